@@ -1,0 +1,7 @@
+"""The checkpoint directory: atomic writes, verification on read, lineage, locks, resumable workspaces."""
+
+from agent_forge.checkpoint.directory import Checkpoint, expand, open, write
+from agent_forge.checkpoint.lock import DirectoryLock
+from agent_forge.checkpoint.workspace import Workspace
+
+__all__ = ["Checkpoint", "DirectoryLock", "Workspace", "expand", "open", "write"]

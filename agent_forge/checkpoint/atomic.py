@@ -1,0 +1,112 @@
+"""Writes that a reader sees whole or not at all: fill a temporary neighbour, fsync, rename, fsync the parent."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent_forge.core.errors import StorageError
+
+TEMPORARY = ".tmp-"
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` atomically and durably. Raises StorageError when the disk is full."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_path(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path, len(content)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+
+
+def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool = True) -> None:
+    """Let `fill` write into a temporary neighbour of `target`, then make it `target` in one rename.
+
+    Every file is fsynced before the rename. An existing `target` is moved aside first and removed afterwards; a
+    kill in between leaves the old directory under a temporary name and the caller's next write restores order.
+    Raises StorageError when the disk is full or the place cannot be written.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        fill(temporary)
+        for path in sorted(temporary.rglob("*")):
+            fsync_path(path)
+        fsync_path(temporary)
+        if target.exists():
+            if not replace:
+                raise StorageError(f"{target} already exists; name another directory or remove it")
+            old = target.with_name(f"{TEMPORARY}old-{target.name}-{secrets.token_hex(4)}")
+            target.rename(old)
+            temporary.rename(target)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(target)
+        fsync_path(target.parent)
+    except OSError as error:
+        needed = sum(p.stat().st_size for p in temporary.rglob("*") if p.is_file()) if temporary.exists() else 0
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise storage_error(error, target, needed) from error
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if "No space left" in str(error) or "File too large" in str(error):
+            raise storage_error(OSError(errno.ENOSPC, str(error)), target, 0) from error
+        raise
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Delete temporary files and directories of killed writers. Call it only while holding the lock."""
+    if not parent.is_dir():
+        return
+    for path in parent.glob(f"{TEMPORARY}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def storage_error(error: OSError, path: Path, needed_bytes: int) -> StorageError:
+    """Turn an OSError of a write into one line with the remedy."""
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        place = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+        free = shutil.disk_usage(place).free
+        return StorageError(
+            f"disk full while writing {path}: needs at least {needed_bytes:,} bytes more than were written, "
+            f"free {free:,} bytes; free some space or set out= to another disk, then run the same command again"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StorageError(f"cannot write {path}: {error.strerror}; set out= to a directory you may write")
+    return StorageError(f"cannot write {path}: {error.strerror or error}")

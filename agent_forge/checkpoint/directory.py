@@ -1,0 +1,214 @@
+"""The checkpoint directory: a Hugging Face model folder plus forge.json, written atomically, verified on read.
+
+forge.json names the phase, config, seed, parents, metrics, deployable bytes, and the size and SHA-256 of every
+other file. The id is a hash of those file hashes: the same weights, config and tokenizer have the same id
+wherever and whenever they were made.
+"""
+
+import hashlib
+import json
+import platform
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from agent_forge.checkpoint import atomic
+from agent_forge.core.errors import CheckpointError, did_you_mean
+
+MANIFEST = "forge.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Manifest:
+    """The content of forge.json."""
+
+    format_version: int
+    id: str
+    phase: str
+    name: str
+    role: str  # "trunk", "specialist", "model", ...
+    seed: int
+    config: dict[str, Any]
+    parents: list[dict[str, str]]  # {"path", "id", "phase", "name"}
+    files: dict[str, dict[str, Any]]  # relative path -> {"sha256", "bytes"}
+    metrics: dict[str, Any]
+    deployable_bytes: int
+    agent: dict[str, Any]  # run-time settings of the agent: tools, persona, scaffold, decoder, memory policy
+    extra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    host: str = ""
+    time: float = 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class Checkpoint:
+    """An opened checkpoint directory."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        """Return the content hash (16 hex digits)."""
+        return self.manifest.id
+
+    @property
+    def name(self) -> str:
+        """Return the checkpoint's name, or its phase when it has none."""
+        return self.manifest.name or self.manifest.phase
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics that the phase recorded."""
+        return self.manifest.metrics
+
+
+def write(
+    target: Path,
+    save: Callable[[Path], None],
+    *,
+    phase: str,
+    seed: int,
+    config: Mapping[str, Any],
+    parents: Sequence[Checkpoint] = (),
+    name: str = "",
+    role: str = "model",
+    metrics: Mapping[str, Any] | None = None,
+    agent: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    deployable_bytes: int | None = None,
+) -> Checkpoint:
+    """Write a checkpoint: `save(directory)` fills a temporary directory, the manifest goes last, then one rename.
+
+    deployable_bytes defaults to the bytes of all weight files. Raises StorageError on a full or read-only disk;
+    `target` then still holds what it held before.
+    """
+    manifest: Manifest | None = None
+
+    def fill(directory: Path) -> None:
+        nonlocal manifest
+        save(directory)
+        files = {
+            str(path.relative_to(directory)): {"sha256": atomic.sha256_file(path), "bytes": path.stat().st_size}
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        weights = sum(entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors"))
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            id=content_id(files),
+            phase=phase,
+            name=name,
+            role=role,
+            seed=seed,
+            config=dict(config),
+            parents=[
+                {"path": str(p.path), "id": p.id, "phase": p.manifest.phase, "name": p.name} for p in parents
+            ],
+            files=files,
+            metrics=dict(metrics or {}),
+            deployable_bytes=weights if deployable_bytes is None else deployable_bytes,
+            agent=dict(agent or {}),
+            extra=dict(extra or {}),
+            versions=_versions(),
+            host=socket.gethostname(),
+            time=time.time(),
+        )
+        (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+
+    atomic.write_directory(target, fill)
+    assert manifest is not None
+    return Checkpoint(target, manifest)
+
+
+def content_id(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the id of a set of files: a hash of their names and hashes."""
+    text = "\n".join(f"{path} {files[path]['sha256']}" for path in sorted(files))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
+    """Open a checkpoint directory and check the size and hash of every file that its manifest names.
+
+    Raises CheckpointError that names the directory and the first broken or missing file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"no checkpoint at {path}{did_you_mean(path.name, siblings)}")
+    manifest = _read_manifest(path)
+    if verify:
+        for relative, entry in manifest.files.items():
+            _verify_file(path, relative, entry)
+        if content_id(manifest.files) != manifest.id:
+            raise CheckpointError(f"{path / MANIFEST} is damaged: its id does not fit its file hashes; restore it")
+    return Checkpoint(path, manifest)
+
+
+def expand(paths: Sequence[str | Path], *, verify: bool = True) -> list[Checkpoint]:
+    """Open checkpoints; a directory without a manifest stands for the checkpoints in it, trunk first.
+
+    Raises CheckpointError when a path holds none.
+    """
+    found: list[Checkpoint] = []
+    for path in map(Path, paths):
+        if (path / MANIFEST).exists() or not path.is_dir():
+            found.append(open(path, verify=verify))
+            continue
+        children = [
+            open(child, verify=verify)
+            for child in sorted(path.iterdir())
+            if (child / MANIFEST).exists() and not child.name.startswith(".")
+        ]
+        if not children:
+            hint = (
+                "; it looks like a plain Hugging Face directory: run `forge import` on it first"
+                if (path / "config.json").exists()
+                else ""
+            )
+            raise CheckpointError(f"{path} is not a checkpoint and holds none ({MANIFEST} is missing){hint}")
+        found += sorted(children, key=lambda c: (c.manifest.role != "trunk", c.path.name))
+    return found
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        content = json.loads(file.read_text())
+        manifest = Manifest(**content)
+    except FileNotFoundError:
+        hint = "; run `forge import` on a plain Hugging Face directory" if (path / "config.json").exists() else ""
+        raise CheckpointError(f"{path} is not a checkpoint: {MANIFEST} is missing{hint}") from None
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore the directory from a copy") from None
+    if manifest.format_version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {manifest.format_version}, this forge reads up to {FORMAT_VERSION}; upgrade"
+        )
+    return manifest
+
+
+def _verify_file(directory: Path, relative: str, entry: Mapping[str, Any]) -> None:
+    file = directory / relative
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing from the checkpoint; restore it or run its phase again")
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        raise CheckpointError(f"{file} is damaged: {size:,} bytes, the manifest says {entry['bytes']:,}")
+    if atomic.sha256_file(file) != entry["sha256"]:
+        raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the manifest's; restore it from a copy")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("agent-forge", "torch", "transformers", "safetensors", "tokenizers", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

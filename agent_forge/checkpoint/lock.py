@@ -1,0 +1,52 @@
+"""One writer a directory: a kernel lock that dies with its process, with the owner's pid and host beside it."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from agent_forge.checkpoint.atomic import storage_error
+from agent_forge.core.errors import LockedError
+
+LOCK_NAME = ".forge.lock"
+
+
+class DirectoryLock:
+    """Hold `directory` for writing. Raises LockedError naming pid and host of the holder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._path = directory / LOCK_NAME
+        self._owner = directory / f"{LOCK_NAME}.owner"
+        self._lock = FileLock(self._path)
+
+    def __enter__(self) -> "DirectoryLock":
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LockedError(
+                f"{self.directory} is being written by {self._describe_owner()}; "
+                "wait for it, stop it, or set out= to another directory"
+            ) from None
+        except OSError as error:
+            raise storage_error(error, self.directory, 0) from error
+        self._owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._owner.unlink(missing_ok=True)
+        self._lock.release()
+        self._path.unlink(missing_ok=True)
+
+    def _describe_owner(self) -> str:
+        try:
+            owner = json.loads(self._owner.read_text())
+            return f"pid {owner['pid']} on {owner['host']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"

@@ -1,0 +1,123 @@
+"""A phase's place to write: results computed once, checkpoints written whole, a stop that is noticed in time.
+
+`state` lies beside the target and survives a kill: a phase that runs again finds there what it had finished. It is
+removed when the phase has succeeded.
+"""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.checkpoint import atomic, directory
+from agent_forge.checkpoint.directory import Checkpoint
+from agent_forge.core.errors import Interrupted
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Workspace:
+    """Where a phase writes.
+
+    path: the checkpoint directory (or, for several checkpoints, the directory that holds them).
+    state: resumable scratch of the phase.
+    stop_signal: 0, or the number of the signal that asked the process to stop.
+    """
+
+    def __init__(
+        self, path: Path | str, *, phase: str, seed: int, config: Any, parents: Sequence[Checkpoint] = ()
+    ) -> None:
+        self.path = Path(path)
+        self.state = self.path.with_name(f".state-{self.path.name}")
+        self.phase = phase
+        self.seed = seed
+        self.config: dict[str, Any] = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+        self.parents = list(parents)
+        self.stop_signal = 0
+        self.save_every_seconds = 60.0
+
+    def write(
+        self,
+        save: Callable[[Path], None],
+        *,
+        name: str = "",
+        role: str = "model",
+        metrics: Mapping[str, Any] | None = None,
+        agent: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        deployable_bytes: int | None = None,
+        parents: Sequence[Checkpoint] | None = None,
+    ) -> Checkpoint:
+        """Write `path` (or `path/name`) as a checkpoint filled by `save(directory)`.
+
+        `agent` settings are laid over those of the first parent, so what an earlier phase baked stays known.
+        """
+        parents = self.parents if parents is None else list(parents)
+        inherited = parents[0].manifest.agent if parents else {}
+        return directory.write(
+            self.path / name if name else self.path,
+            save,
+            phase=self.phase,
+            seed=self.seed,
+            config=self.config,
+            parents=parents,
+            name=name,
+            role=role,
+            metrics=metrics,
+            agent={**inherited, **(agent or {})},
+            extra=extra,
+            deployable_bytes=deployable_bytes,
+        )
+
+    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return the JSON value of `compute()`, computed at most once per workspace, also across restarts."""
+        file = self.state / f"{name}.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        self.check_stop()
+        value = json.loads(json.dumps(compute()))
+        atomic.write_json(file, value)
+        return value
+
+    def remember_tensors(self, name: str, compute: Callable[[], dict[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
+        """Return the tensors of `compute()`, computed at most once per workspace, also across restarts."""
+        from safetensors.torch import load_file, save
+
+        file = self.state / f"{name}.safetensors"
+        if not file.exists():
+            self.check_stop()
+            tensors = {key: value.detach().contiguous().cpu() for key, value in compute().items()}
+            atomic.write_bytes(file, save(tensors))
+        return load_file(file)
+
+    def resume_dir(self, stage: str) -> Path:
+        """Return the directory where `learn` keeps the state of `stage`."""
+        return self.state / stage
+
+    def listen_for_signals(self) -> None:
+        """Note SIGTERM and Ctrl-C; the second one ends the process at once."""
+
+        def note(number: int, frame: object) -> None:
+            if self.stop_signal:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self.stop_signal = number
+
+        signal.signal(signal.SIGTERM, note)
+        signal.signal(signal.SIGINT, note)
+
+    def check_stop(self) -> None:
+        """Raise Interrupted when a signal asked to stop. Call it where everything worth keeping is saved."""
+        if self.stop_signal:
+            name = signal.Signals(self.stop_signal).name
+            error = Interrupted(f"{self.phase} stopped by {name}; the same command goes on from here")
+            error.exit_code = 130 if self.stop_signal == signal.SIGINT else Interrupted.exit_code
+            raise error
+
+    def clear_state(self) -> None:
+        """Remove the scratch of a finished phase."""
+        shutil.rmtree(self.state, ignore_errors=True)

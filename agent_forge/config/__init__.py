@@ -1,0 +1,13 @@
+"""Settings: shared dataclasses, the phase contract, and composition of conf/ into typed objects."""
+
+from agent_forge.config.schema import (
+    DataConfig,
+    GateConfig,
+    OptimConfig,
+    Phase,
+    PhaseConfig,
+    Report,
+    RuntimeConfig,
+)
+
+__all__ = ["DataConfig", "GateConfig", "OptimConfig", "Phase", "PhaseConfig", "Report", "RuntimeConfig"]

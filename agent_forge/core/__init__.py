@@ -1,0 +1,1 @@
+"""What every room stands on: errors, registry, seeds, device, events. Knows nothing of the project."""

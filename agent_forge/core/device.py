@@ -1,0 +1,52 @@
+"""Pick the device, dtype and thread count once; everything below receives them as arguments."""
+
+import os
+from typing import TYPE_CHECKING
+
+from agent_forge.core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def pick_device(wanted: str) -> "torch.device":
+    """Return the torch device for "auto", "cpu", "cuda", "cuda:1", "mps", ...
+
+    Raises ConfigError when the device is named but not present: a setting is never dropped silently.
+    """
+    import torch
+
+    if wanted == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"runtime.device: {error}; try runtime.device=auto") from None
+    if device.type != "cpu" and not (
+        torch.accelerator.is_available() and device.type == torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+    ):
+        raise ConfigError(f"runtime.device={wanted}: no such device here; try runtime.device=auto")
+    return device
+
+
+def pick_dtype(wanted: str) -> "torch.dtype":
+    """Return the torch dtype named `wanted`. Raises ConfigError on any other name."""
+    import torch
+
+    if wanted not in DTYPES:
+        raise ConfigError(
+            f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{wanted}'{did_you_mean(wanted, DTYPES)}"
+        )
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+
+def set_threads(threads: int) -> int:
+    """Use `threads` CPU threads (0: all cores the process may use); return the number set."""
+    import torch
+
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count

@@ -1,0 +1,131 @@
+"""The one stream of progress: typed records with a sequence number, appended to events.jsonl.
+
+The terminal, `--json`, the report and any tracker read this stream; nothing else reports progress.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["start", "progress", "message", "warning", "metrics", "artefact", "gate", "complete", "error"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Event:
+    """One record. `step` and `total` count the unit that `stage` names; `time` is seconds since the epoch."""
+
+    seq: int
+    time: float
+    kind: Kind
+    phase: str
+    stage: str = ""
+    step: int = 0
+    total: int = 0
+    message: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class EventLog:
+    """Append events of one phase to a file and to listeners.
+
+    Appending is one `write` of a whole line, so a killed process leaves at most one torn last line, which
+    readers skip. `progress` records are thinned to `interval_seconds`, except the last of a stage.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        phase: str,
+        listeners: tuple[Callable[[Event], None], ...] = (),
+        interval_seconds: float = 0.5,
+    ) -> None:
+        self.path = path
+        self.phase = phase
+        self.listeners = listeners
+        self.interval_seconds = interval_seconds
+        self._last_progress: dict[str, float] = {}
+        self._seq = 0
+        self._file: int | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _end_torn_line(path)
+            self._seq = max((event.seq for event in read_events(path)), default=0)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def emit(self, kind: Kind, **fields: Any) -> Event:
+        """Append one event and tell the listeners; returns it."""
+        self._seq += 1
+        event = Event(seq=self._seq, time=time.time(), kind=kind, phase=self.phase, **fields)
+        event.metrics = {name: _plain(value) for name, value in event.metrics.items()}
+        if self._file is not None:
+            os.write(self._file, (json.dumps(asdict(event)) + "\n").encode())
+        for listener in self.listeners:
+            listener(event)
+        return event
+
+    def progress(self, stage: str, step: int, total: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Say that `step` of `total` is done in `stage` (thinned in time; the last step is always written)."""
+        now = time.monotonic()
+        if step < total and now - self._last_progress.get(stage, -math.inf) < self.interval_seconds:
+            return
+        self._last_progress[stage] = now
+        self.emit("progress", stage=stage, step=step, total=total, metrics=dict(metrics or {}))
+
+    def message(self, text: str, stage: str = "") -> None:
+        """Say one line to the user."""
+        self.emit("message", stage=stage, message=text)
+
+    def warning(self, text: str, stage: str = "") -> None:
+        """Warn the user in one line."""
+        self.emit("warning", stage=stage, message=text)
+
+    def metrics(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """Record final figures of a stage."""
+        self.emit("metrics", stage=stage, metrics=dict(metrics))
+
+    def artefact(self, path: Path | str, message: str = "") -> None:
+        """Name a file or checkpoint that was written."""
+        self.emit("artefact", message=message or str(path), metrics={"path": str(path)})
+
+    def close(self) -> None:
+        """Close the file; further events go to listeners only."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def read_events(path: Path, after_seq: int = 0) -> Iterator[Event]:
+    """Yield the whole events of a file with a sequence number above `after_seq`; a torn line is skipped."""
+    if not path.exists():
+        return
+    with path.open() as lines:
+        for line in lines:
+            try:
+                event = Event(**json.loads(line))
+            except (json.JSONDecodeError, TypeError):
+                continue
+            if event.seq > after_seq:
+                yield event
+
+
+def _end_torn_line(path: Path) -> None:
+    """Close a line that a killed writer left open, so that the next event starts on its own line."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def _plain(value: Any) -> Any:
+    """Make a metric JSON-safe: numbers of numpy and torch become Python's, NaN and infinities become text."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
