@@ -2,6 +2,6 @@
 
 from agent_forge.checkpoint.directory import Checkpoint, expand, open, write
 from agent_forge.checkpoint.lock import DirectoryLock
-from agent_forge.checkpoint.workspace import Workspace
+from agent_forge.checkpoint.workspace import Workspace, record_dir
 
-__all__ = ["Checkpoint", "DirectoryLock", "Workspace", "expand", "open", "write"]
+__all__ = ["Checkpoint", "DirectoryLock", "Workspace", "expand", "open", "record_dir", "write"]

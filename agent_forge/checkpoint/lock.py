@@ -15,10 +15,14 @@ LOCK_NAME = ".forge.lock"
 
 
 class DirectoryLock:
-    """Hold `directory` for writing. Raises LockedError naming pid and host of the holder."""
+    """Hold `directory` for writing. Raises LockedError naming pid and host of the holder.
 
-    def __init__(self, directory: Path) -> None:
+    wait_seconds: how long to wait for a holder that is just dying.
+    """
+
+    def __init__(self, directory: Path, wait_seconds: float = 0.0) -> None:
         self.directory = directory
+        self.wait_seconds = wait_seconds
         self._path = directory / LOCK_NAME
         self._owner = directory / f"{LOCK_NAME}.owner"
         self._lock = FileLock(self._path)
@@ -26,7 +30,7 @@ class DirectoryLock:
     def __enter__(self) -> "DirectoryLock":
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=self.wait_seconds)
         except Timeout:
             raise LockedError(
                 f"{self.directory} is being written by {self._describe_owner()}; "
@@ -42,7 +46,6 @@ class DirectoryLock:
     ) -> None:
         self._owner.unlink(missing_ok=True)
         self._lock.release()
-        self._path.unlink(missing_ok=True)
 
     def _describe_owner(self) -> str:
         try:

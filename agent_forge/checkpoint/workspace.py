@@ -1,7 +1,8 @@
 """A phase's place to write: results computed once, checkpoints written whole, a stop that is noticed in time.
 
-`state` lies beside the target and survives a kill: a phase that runs again finds there what it had finished. It is
-removed when the phase has succeeded.
+For a target `runs/bitnet` everything about its making is under `runs/.forge/bitnet/`: the job, the events, the outcome,
+and `state`, which survives a kill: a phase that runs again finds there what it had finished. `state` is removed when the
+phase has succeeded.
 """
 
 import json
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 
+def record_dir(out: Path | str) -> Path:
+    """Return the directory that keeps the job, events, outcome and state of the phase that writes `out`."""
+    out = Path(out)
+    return out.parent / ".forge" / out.name
+
+
 class Workspace:
     """Where a phase writes.
 
@@ -32,7 +39,7 @@ class Workspace:
         self, path: Path | str, *, phase: str, seed: int, config: Any, parents: Sequence[Checkpoint] = ()
     ) -> None:
         self.path = Path(path)
-        self.state = self.path.with_name(f".state-{self.path.name}")
+        self.state = record_dir(self.path) / "state"
         self.phase = phase
         self.seed = seed
         self.config: dict[str, Any] = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)

@@ -1,0 +1,66 @@
+"""What is known of one run of a phase, kept as outcome.json in its record directory."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent_forge.checkpoint import atomic
+from agent_forge.config.compose import flatten
+
+OUTCOME = "outcome.json"
+JOB = "job.json"
+EVENTS = "events.jsonl"
+# Settings that change how work is done but not what comes out.
+NOT_INPUT = ("out", "data.cache", "runtime.save_every_seconds", "sources")
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """The end of a phase. status: done, rejected (by its gate), failed or interrupted."""
+
+    phase: str
+    status: str
+    input_hash: str
+    exit_code: int = 0
+    message: str = ""
+    outputs: list[str] = field(default_factory=list)  # the one that goes on first
+    parent: str = ""
+    report: dict[str, Any] = field(default_factory=dict)  # config.Report as plain values
+    verdict: dict[str, Any] | None = None  # evaluate.Verdict as plain values; None when not gated
+    deployable_bytes: int = 0
+    checkpoint_id: str = ""
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    tokens_per_second: float = 0.0
+
+    def save(self, record: Path) -> None:
+        """Write outcome.json into the record directory, atomically."""
+        atomic.write_json(record / OUTCOME, asdict(self))
+
+
+def read_outcome(record: Path) -> Outcome | None:
+    """Return the outcome kept in a record directory, or None."""
+    try:
+        return Outcome(**json.loads((record / OUTCOME).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def input_hash(phase: str, settings: Mapping[str, Any], source_ids: Sequence[str]) -> str:
+    """Return a hash of everything that decides a phase's result: its settings and the content of its sources."""
+    relevant = {name: value for name, value in flatten(settings) if name not in NOT_INPUT}
+    text = json.dumps([phase, relevant, list(source_ids)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ, as "name: old -> new"."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    return [
+        f"{name}: {before.get(name, '(none)')} -> {after.get(name, '(none)')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name) and name not in NOT_INPUT
+    ]

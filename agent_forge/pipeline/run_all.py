@@ -1,0 +1,91 @@
+"""Run all phases in order, each reading what the last accepted one wrote. The same command again goes on.
+
+Every phase's settings are composed and typed before the first one starts. Nothing is kept here but what the phases keep:
+a finished phase is found done by the hash of its settings and sources.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_forge.checkpoint import DirectoryLock
+from agent_forge.config import PhaseConfig
+from agent_forge.config.compose import all_overrides, compose_tree, to_typed
+from agent_forge.core.errors import ConfigError, GateError, did_you_mean
+from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.outcome import Outcome
+from agent_forge.pipeline.run_phase import Listener, check_inputs, run_phase
+
+COMMAND = "run_all"
+
+
+@dataclass(slots=True, kw_only=True)
+class RunAll:
+    """A composed run: where it writes, and the settings of each phase in order."""
+
+    run_dir: Path
+    phases: dict[str, PhaseConfig]
+
+
+def compose_run(overrides: Sequence[str] = (), file: str | None = None) -> RunAll:
+    """Compose conf/run_all.yaml with a file and overrides. Raises ConfigError before anything runs."""
+    return typed_run(compose_tree(COMMAND, all_overrides(overrides, file)))
+
+
+def typed_run(tree: Any) -> RunAll:
+    """Return a composed tree as a RunAll; `out` and `sources` of each phase follow from the order."""
+    known = phases()
+    run_dir = Path(tree.run_dir)
+    chosen: dict[str, PhaseConfig] = {}
+    for position, name in enumerate(tree.phases, start=1):
+        if name not in known:
+            raise ConfigError(f"run_all: no phase '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+        if name in chosen:
+            raise ConfigError(f"run_all: phases names '{name}' twice")
+        tree[name].out = str(run_dir / f"{position}-{name}")
+        chosen[name] = to_typed(tree[name], known[name].config, f"run_all ({name})")
+    if not chosen:
+        raise ConfigError(f"run_all: phases is empty; known: {', '.join(known)}")
+    return RunAll(run_dir=run_dir, phases=chosen)
+
+
+def run_all(
+    run: RunAll,
+    *,
+    listener: Listener | None = None,
+    resume: bool = True,
+    after_phase: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Run the phases; return their outcomes. Stops at the first one that failed or was interrupted.
+
+    A phase that its gate refused is rolled back: the next one reads the refused one's parent.
+    Raises GateError when the policy of a refused phase is to stop.
+    """
+    outcomes: list[Outcome] = []
+    with DirectoryLock(run.run_dir / ".forge", wait_seconds=3.0):
+        current: list[str] = []
+        for position, (name, config) in enumerate(run.phases.items()):
+            if position:
+                config.sources = current
+            if position == 0:
+                check_inputs(name, config)
+            outcome = run_phase(name, config, listener=listener, resume=resume)
+            outcomes.append(outcome)
+            if after_phase:
+                after_phase(outcome)
+            if outcome.status not in ("done", "rejected"):
+                return outcomes
+            if outcome.status == "done":
+                current = outcome.outputs
+            elif config.gate.on_failure == "stop":
+                raise GateError(outcome.message)
+            else:
+                current = current[:1] or outcome.outputs[:1]
+    return outcomes
+
+
+def final_checkpoint(outcomes: Sequence[Outcome]) -> str:
+    """Return the directory of the last accepted checkpoint ("" when there is none)."""
+    accepted = [outcome for outcome in outcomes if outcome.status == "done" and outcome.outputs]
+    return accepted[-1].outputs[0] if accepted else ""

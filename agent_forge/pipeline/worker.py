@@ -1,0 +1,142 @@
+"""The child process of run_phase: run one phase from record/job.json, gate it, write record/outcome.json."""
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agent_forge import checkpoint
+from agent_forge.checkpoint import Checkpoint, DirectoryLock, Workspace, atomic
+from agent_forge.config import Phase, PhaseConfig, Report
+from agent_forge.config.compose import to_typed
+from agent_forge.core import device, registry
+from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.pipeline.catalogue import PACKAGE, phase_named
+from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
+
+LOCK_WAIT_SECONDS = 3.0  # for the worker of a killed run to die
+
+
+def main(record: Path) -> int:
+    """Run the job in `record`; return the exit code."""
+    job = json.loads((record / JOB).read_text())
+    _die_with_parent(job["parent_pid"])
+    started = time.monotonic()
+    outcome = Outcome(phase=job["phase"], status="failed", input_hash=job["input_hash"])
+    try:
+        with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
+            events = EventLog(record / EVENTS, job["phase"])
+            try:
+                _run(job, record, events, outcome)
+            except MemoryError as error:
+                raise PhaseError(f"{job['phase']}: out of memory ({error}); lower the batch rows or length") from error
+            except RuntimeError as error:
+                if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                    raise PhaseError(f"{job['phase']}: out of memory; lower the batch rows or length") from error
+                raise
+            finally:
+                _close(outcome, record, events, started)
+    except ForgeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return _failed(outcome, record, error)
+    return outcome.exit_code
+
+
+def _run(job: dict[str, Any], record: Path, events: EventLog, outcome: Outcome) -> None:
+    import torch
+
+    phase = phase_named(job["phase"])
+    config: PhaseConfig = to_typed(job["config"], phase.config, phase.name)
+    device.set_threads(config.runtime.threads)
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    sources = checkpoint.expand(config.sources, verify=False)
+    out = Workspace(config.out, phase=phase.name, seed=config.seed, config=config, parents=sources)
+    out.save_every_seconds = config.runtime.save_every_seconds
+    out.listen_for_signals()
+    atomic.remove_leftovers(out.path.parent)
+    events.emit("start", message=phase.summary)
+    run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
+    report: Report = run(config, sources, out, events)
+    if not report.outputs:
+        raise PhaseError(f"{phase.name} wrote no checkpoint; this is a defect of the phase")
+    child = checkpoint.open(report.outputs[0])
+    outcome.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    outcome.report = json.loads(json.dumps(asdict(report)))
+    outcome.outputs = [str(path) for path in report.outputs]
+    outcome.deployable_bytes = child.manifest.deployable_bytes
+    outcome.checkpoint_id = child.id
+    outcome.parent = str(sources[0].path) if sources else ""
+    _gate(phase, config, sources, child, out, events, outcome)
+    out.clear_state()
+
+
+def _gate(
+    phase: Phase,
+    config: PhaseConfig,
+    sources: list[Checkpoint],
+    child: Checkpoint,
+    out: Workspace,
+    events: EventLog,
+    outcome: Outcome,
+) -> None:
+    """Score parent and child, judge, and carry out the policy on failure."""
+    from agent_forge.pipeline.gate import judge_child
+
+    outcome.status = "done"
+    if not config.gate.enabled:
+        return
+    verdict, speed = judge_child(phase, config, sources[0] if sources else None, child, events)
+    outcome.verdict, outcome.tokens_per_second = verdict, speed
+    events.emit("gate", message="; ".join(verdict["reasons"]) or "passed", metrics=verdict)
+    if verdict["passed"] or config.gate.on_failure == "continue":
+        return
+    outcome.status, outcome.exit_code = "rejected", 3
+    outcome.message = f"{phase.name}: the gate refused the result: {'; '.join(verdict['reasons'])}"
+    if config.gate.on_failure == "rollback":
+        aside = out.path.with_name(f"{out.path.name}.rejected")
+        out.check_stop()
+        if out.path.exists():
+            if aside.exists():
+                shutil.rmtree(aside)
+            out.path.rename(aside)
+        outcome.outputs = [str(aside / Path(path).relative_to(out.path)) for path in outcome.outputs]
+
+
+def _close(outcome: Outcome, record: Path, events: EventLog, started: float) -> None:
+    outcome.seconds = time.monotonic() - started
+    if sys.exc_info()[0] is None:
+        outcome.save(record)
+        events.emit("complete", message=outcome.report.get("summary", ""), metrics={"status": outcome.status})
+    else:
+        events.emit("error", message=str(sys.exc_info()[1]))
+    events.close()
+
+
+def _failed(outcome: Outcome, record: Path, error: ForgeError) -> int:
+    outcome.status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    outcome.exit_code, outcome.message = error.exit_code, str(error)
+    if not isinstance(error, LockedError):
+        outcome.save(record)
+    return error.exit_code
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Ask Linux to kill this process when its parent dies, so that no orphan goes on writing."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(Interrupted.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
