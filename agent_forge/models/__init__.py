@@ -1,0 +1,29 @@
+"""Models: Cognate, thought wrapper, ternary and compressed linears; load, save, generate, import.
+
+The names below are resolved on first use, so that importing this package needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_forge.models.generation import generate
+    from agent_forge.models.importing import import_model
+    from agent_forge.models.storage import deployable_bytes, load, load_tokenizer, save
+
+__all__ = ["deployable_bytes", "generate", "import_model", "load", "load_tokenizer", "save"]
+
+_HOMES = {
+    "deployable_bytes": "storage",
+    "generate": "generation",
+    "import_model": "importing",
+    "load": "storage",
+    "load_tokenizer": "storage",
+    "save": "storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

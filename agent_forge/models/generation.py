@@ -1,0 +1,165 @@
+"""Generate for many prompts at once, exactly as one by one: no padding, a KV cache, finished rows dropped.
+
+Prompts of similar length share a batch: it starts at the shortest prompt, and longer ones feed their remaining prompt
+tokens while the others already speak. So no row ever sees padding. Sampling draws one number for each (seed, prompt,
+step): the result does not depend on how prompts are batched.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.seeds import numpy_generator, seed_for
+
+# Prompts in one batch differ by at most this many tokens: each is a step in which some rows only read.
+LENGTH_SPREAD_TOKENS = 12
+# The cache is cut down once this share of a batch has finished.
+DROP_SHARE = 0.25
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_rows: int = 32,
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
+
+    temperature 0 is greedy. A model whose class says `thinks = True` generates through its own `generate`. Raises
+    ConfigError for an empty prompt, a negative temperature or a top_p outside (0, 1].
+    """
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ConfigError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
+    empty = [i for i, prompt in enumerate(prompts) if not prompt]
+    if empty:
+        raise ConfigError(f"prompt {empty[0]} of {len(prompts)} is empty; a model needs at least one token to go on from")
+    if max_new_tokens <= 0 or not prompts:
+        return [[] for _ in prompts]
+    thinks = bool(getattr(model, "thinks", False))
+    was_training = model.training
+    model.eval()
+    results: list[list[int]] = [[] for _ in prompts]
+    stops = set(stop_ids)
+    for picked in _batches([len(prompt) for prompt in prompts], batch_rows, 0 if thinks else LENGTH_SPREAD_TOKENS):
+        rows = [prompts[i] for i in picked]
+        if thinks:
+            found = _with_own_generate(model, rows, max_new_tokens, stops, temperature, top_p, seed_for(seed, picked[0]))
+        else:
+            chooser = _Chooser(temperature, top_p, seed, picked, max_new_tokens)
+            found = _with_cache(model, rows, max_new_tokens, stops, chooser)
+        for i, tokens in zip(picked, found, strict=True):
+            results[i] = tokens
+    model.train(was_training)
+    return results
+
+
+def _batches(lengths: Sequence[int], batch_rows: int, spread: int) -> Iterator[list[int]]:
+    """Yield indices in order of length, at most `batch_rows` at a time, lengths within `spread`."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) >= batch_rows or lengths[i] > lengths[batch[0]] + spread):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+class _Chooser:
+    """Pick next tokens: argmax, or by the inverse of the cumulated probability at a number fixed by (seed, prompt, step)."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        if temperature > 0:
+            draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
+            self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64
+
+    def __call__(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+        """Return tokens (n,) from logits (n, vocabulary); rows and steps (n,) say which number each draws."""
+        if self.temperature <= 0:
+            return logits.argmax(-1)
+        probabilities, order = torch.softmax(logits.double() / self.temperature, -1).sort(-1, descending=True)
+        cumulated = probabilities.cumsum(-1)
+        # Smallest set of most likely tokens whose probability reaches top_p.
+        kept = (cumulated - probabilities < self.top_p).sum(-1, keepdim=True)
+        mass = cumulated.gather(-1, kept - 1)
+        wanted = self.draws[rows, steps].to(logits.device)[:, None] * mass
+        picked = torch.minimum((cumulated <= wanted).sum(-1, keepdim=True), kept - 1)
+        return order.gather(-1, picked)[:, 0]
+
+
+def _with_cache(
+    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, stops: set[int], chooser: _Chooser
+) -> list[list[int]]:
+    """Generate for one batch; `found[i]` are the new tokens of prompts[i]."""
+    shortest = min(map(len, prompts))
+    found: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))  # rows of the cache, as indices into prompts
+    running = set(active)
+    ids = torch.tensor([prompt[:shortest] for prompt in prompts], device=model.device)
+    cache = None
+    position = shortest
+    while True:
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        steps = [max(position - len(prompts[i]), 0) for i in active]
+        chosen = chooser(output.logits[:, -1], torch.tensor(active), torch.tensor(steps).clamp(max=max_new_tokens - 1))
+        tokens: list[int] = chosen.tolist()
+        for k, i in enumerate(active):
+            if position < len(prompts[i]):
+                tokens[k] = prompts[i][position]
+            elif i in running:
+                if tokens[k] in stops:
+                    running.discard(i)
+                    continue
+                found[i].append(tokens[k])
+                if len(found[i]) == max_new_tokens:
+                    running.discard(i)
+        if not running:
+            return found
+        position += 1
+        if len(running) <= len(active) * (1 - DROP_SHARE) and hasattr(cache, "batch_select_indices"):
+            kept = [k for k, i in enumerate(active) if i in running]
+            cache.batch_select_indices(torch.tensor(kept, device=model.device))
+            tokens = [tokens[k] for k in kept]
+            active = [active[k] for k in kept]
+        ids = torch.tensor(tokens, device=model.device)[:, None]
+
+
+def _with_own_generate(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stops: set[int],
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> list[list[int]]:
+    """Generate for prompts of one length through the model's own `generate`."""
+    ids = torch.tensor(prompts, device=model.device)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(stops) or None,
+            pad_token_id=min(stops, default=0),
+            **sampling,
+        )
+    found = []
+    for row in output[:, ids.shape[1] :].tolist():
+        end = next((k for k, token in enumerate(row) if token in stops), len(row))
+        found.append(row[:end])
+    return found

@@ -1,0 +1,189 @@
+"""Load and save Hugging Face model directories, strictly: nothing random, nothing executed, nothing non-finite.
+
+Reads and writes config.json, model.safetensors, generation_config.json and the tokenizer's files. Weights travel as
+safetensors only; a config that asks for code of its own (`auto_map`) is refused.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.core.errors import CheckpointError, PhaseError
+
+# Names of dtypes in a safetensors header; only their lengths matter here.
+_DTYPE_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def load(
+    source: Checkpoint | Path | str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Return the causal language model of a checkpoint directory, in eval mode.
+
+    Raises CheckpointError when the directory has no model, asks for remote code, has weights in another format than
+    safetensors, or when a tensor of the model is missing, left over or of another shape.
+    """
+    directory = _directory(source)
+    refuse_remote_code(directory)
+    if not list(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except (ValueError, OSError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"cannot load the model in {directory}: {' '.join(str(error).split())}") from error
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if info.get(what):
+            names = ", ".join(sorted(map(str, info[what]))[:3])
+            raise CheckpointError(
+                f"{directory}: {len(info[what])} {what.replace('_', ' ')} in the weights ({names}, ...); "
+                "config.json and the weights do not belong together"
+            )
+    return model.to(device).eval()
+
+
+def load_tokenizer(source: Checkpoint | Path | str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a checkpoint directory. Raises CheckpointError when there is none."""
+    directory = _directory(source)
+    refuse_remote_code(directory)
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{directory} has no tokenizer.json; copy the tokenizer of the model there")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"cannot load the tokenizer in {directory}: {error}") from error
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> None:
+    """Write a Hugging Face directory; the same model and tokenizer always give the same bytes.
+
+    Raises PhaseError when a weight is NaN or infinite: such a model is never written.
+    """
+    refuse_non_finite(model)
+    _forget_origin(model)
+    with quiet_transformers():
+        model.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+
+
+def deployable_bytes(model: PreTrainedModel) -> int:
+    """Return the size of the safetensors file that would be shipped, header included.
+
+    A module that offers `packed_bytes()` counts those bytes for all tensors of its own except `bias`: its latent weights
+    are not shipped. Tied tensors count once.
+    """
+    packed_bytes = 0
+    hidden: set[str] = set()
+    for name, module in model.named_modules():
+        if callable(getattr(module, "packed_bytes", None)):
+            packed_bytes += int(module.packed_bytes())
+            own = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
+            hidden.update(f"{name}.{key}" if name else key for key in own if key != "bias")
+    tensors = {name: value for name, value in stored_tensors(model).items() if name not in hidden}
+    return packed_bytes + _safetensors_bytes(tensors)
+
+
+def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the state of a model with tied tensors listed once, under the name that `save` keeps."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    state = model.state_dict()
+    seen: dict[tuple[int, torch.Size], str] = {}
+    kept: dict[str, Tensor] = {}
+    for name in sorted(state, key=lambda key: (key in tied, key)):
+        value = state[name]
+        place = (value.data_ptr() if value.device.type != "meta" else id(value), value.shape)
+        if value.numel() and place in seen:
+            continue
+        seen[place] = name
+        kept[name] = value
+    return {name: kept[name] for name in sorted(kept)}
+
+
+def refuse_non_finite(model: torch.nn.Module) -> None:
+    """Raise PhaseError naming the first tensor that holds a NaN or an infinity."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise PhaseError(
+                f"refused to save: {name} holds {bad:,} non-finite values of {value.numel():,}; "
+                "lower the learning rate or go back to the last checkpoint"
+            )
+
+
+def refuse_remote_code(directory: Path) -> None:
+    """Raise CheckpointError when config.json or tokenizer_config.json is missing its data or names code to run."""
+    for file in ("config.json", "tokenizer_config.json"):
+        path = directory / file
+        if not path.is_file():
+            if file == "config.json":
+                raise CheckpointError(f"{directory} holds no model: {file} is missing")
+            continue
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON ({error}); restore it from a copy") from None
+        if "auto_map" in content:
+            raise CheckpointError(
+                f"{path} asks to run code of its own (auto_map), which is never done here; "
+                "use a model type that transformers knows, or convert the model first"
+            )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and advice off the terminal; errors still raise."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _directory(source: Checkpoint | Path | str) -> Path:
+    directory = source.path if isinstance(source, Checkpoint) else Path(source)
+    if not directory.is_dir():
+        raise CheckpointError(f"no model directory at {directory}")
+    return directory
+
+
+def _forget_origin(model: PreTrainedModel) -> None:
+    """Drop what differs between machines: the path that a config was read from."""
+    configs: list[Any] = [model.config, *(getattr(model.config, key) for key in getattr(model.config, "sub_configs", ()))]
+    for config in configs:
+        if config is not None:
+            config._name_or_path = ""
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config._name_or_path = ""  # type: ignore[union-attr]
+
+
+def _safetensors_bytes(tensors: dict[str, Tensor]) -> int:
+    """Return the exact size of a safetensors file of `tensors` with the metadata that transformers writes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    # The format sorts by falling alignment, then name; offsets only need the right number of digits.
+    for name in sorted(tensors, key=lambda key: (-tensors[key].element_size(), key)):
+        value = tensors[name]
+        end = offset + value.numel() * value.element_size()
+        code = _DTYPE_CODES.get(value.dtype, "F8_E4M3")
+        header[name] = {"dtype": code, "shape": list(value.shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":")).encode())
+    return 8 + -(-length // 8) * 8 + offset
