@@ -1,0 +1,83 @@
+"""Run time of the agent: tools, sandbox, memories, the loop around the model, and the terminal chat.
+
+    calls.py      tool calls as text, both ways        tools/        one file a tool; Toolbox runs what is enabled
+    memory.py     episodic, semantic, working          store.py      the SQLite file below memories and documents
+    documents.py  offline search index                 sandbox.py    untrusted code
+    loop.py       Agent, answer_batch                  chat.py       `forge chat`
+
+The names below are resolved on first use, so that importing this package needs neither torch nor numpy. (`chat` is
+not among them: the module of that name would hide it.)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_forge.agent.calls import (
+        BrokenCall,
+        Call,
+        format_call,
+        format_response,
+        parse_calls,
+        parse_response,
+        scan_calls,
+    )
+    from agent_forge.agent.documents import DocumentIndex
+    from agent_forge.agent.loop import Agent, Turn, answer_batch, answer_turns
+    from agent_forge.agent.memory import EpisodicMemory, Memory, SemanticMemory, WorkingMemory
+    from agent_forge.agent.settings import AgentSettings
+    from agent_forge.agent.tools import Result, Toolbox, ToolContext, ToolError
+
+_HOMES = {
+    "Agent": "loop",
+    "AgentSettings": "settings",
+    "BrokenCall": "calls",
+    "Call": "calls",
+    "DocumentIndex": "documents",
+    "EpisodicMemory": "memory",
+    "Memory": "memory",
+    "Result": "tools",
+    "SemanticMemory": "memory",
+    "ToolContext": "tools",
+    "ToolError": "tools",
+    "Toolbox": "tools",
+    "Turn": "loop",
+    "WorkingMemory": "memory",
+    "answer_batch": "loop",
+    "answer_turns": "loop",
+    "format_call": "calls",
+    "format_response": "calls",
+    "parse_calls": "calls",
+    "parse_response": "calls",
+    "scan_calls": "calls",
+}
+
+__all__ = [
+    "Agent",
+    "AgentSettings",
+    "BrokenCall",
+    "Call",
+    "DocumentIndex",
+    "EpisodicMemory",
+    "Memory",
+    "Result",
+    "SemanticMemory",
+    "ToolContext",
+    "ToolError",
+    "Toolbox",
+    "Turn",
+    "WorkingMemory",
+    "answer_batch",
+    "answer_turns",
+    "format_call",
+    "format_response",
+    "parse_calls",
+    "parse_response",
+    "scan_calls",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

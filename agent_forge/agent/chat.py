@@ -1,0 +1,121 @@
+"""Talk to an agent in the terminal: `chat(path)` is a loop on a terminal, one answer for a message or a pipe.
+
+Reads a checkpoint directory; writes the memory file when one is named. Tool calls are shown as they were run.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from agent_forge.agent.calls import BrokenCall, Call
+from agent_forge.agent.loop import Agent, Turn
+from agent_forge.core.errors import ConfigError, did_you_mean
+
+COMMANDS = {
+    "/help": "show this list",
+    "/tools": "show the enabled tools",
+    "/memory": "show the facts the agent remembers",
+    "/reset": "begin a new conversation (memories stay)",
+    "/quit": "leave (as do Ctrl-D and Ctrl-C)",
+}
+
+
+def chat(
+    path: Path | str,
+    *,
+    once: str | None = None,
+    memory: Path | str = ":memory:",
+    documents: Sequence[str] = (),
+    device: str = "cpu",
+    show_calls: bool = True,
+    console: Console | None = None,
+) -> None:
+    """Answer `once`, or the whole of a piped standard input, and return; on a terminal, converse until /quit.
+
+    Raises CheckpointError when `path` holds no agent and ConfigError when there is nothing to answer.
+    """
+    console = console or Console(highlight=False)
+    interactive = once is None and sys.stdin.isatty()
+    if not interactive:
+        once = (sys.stdin.read() if once is None else once).strip()
+        if not once:
+            raise ConfigError("nothing to answer: give a message, pipe one in, or start chat on a terminal")
+    agent = Agent.from_checkpoint(path, memory=memory, documents=documents, device=device)
+    try:
+        if once is not None:
+            show_turn(console, agent.reply([{"role": "user", "content": once}]), show_calls)
+        else:
+            converse(agent, console, str(path), show_calls)
+    finally:
+        agent.memory.close()
+
+
+def converse(agent: Agent, console: Console, title: str, show_calls: bool) -> None:
+    """Read lines from the terminal until /quit, Ctrl-D or Ctrl-C."""
+    enabled = ", ".join(agent.toolbox.names) or "none"
+    head = f"{escape(title)}\ntools: {enabled}\n/help lists the commands"
+    console.print(Panel(head, title="Agent Forge", expand=False))
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            line = console.input("[bold cyan]you[/] › ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if line == "/quit":
+            return
+        if line.startswith("/"):
+            if line == "/reset":
+                messages = []
+            run_command(agent, console, line)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            with console.status("thinking"):
+                turn = agent.reply(messages)
+            messages += turn.messages
+            show_turn(console, turn, show_calls)
+
+
+def run_command(agent: Agent, console: Console, line: str) -> None:
+    """Carry out one / command other than /quit."""
+    if line == "/help":
+        for name, meaning in COMMANDS.items():
+            console.print(f"  [bold]{name:8}[/] {meaning}")
+    elif line == "/tools":
+        for schema in agent.toolbox.schemas():
+            tool = schema["function"]
+            console.print(f"  [bold]{tool['name']:10}[/] {escape(tool['description'])}")
+        if not agent.toolbox.names:
+            console.print("  no tool is enabled")
+    elif line == "/memory":
+        facts = agent.memory.semantic.all()
+        for fact in facts:
+            console.print(f"  {escape(f'{fact.about}: ' if fact.about else '')}{escape(fact.content)}")
+        if not facts:
+            console.print("  nothing is remembered")
+    elif line == "/reset":
+        console.print("  a new conversation")
+    else:
+        console.print(f"  no command {escape(line)}{did_you_mean(line, COMMANDS)}; /help lists them")
+
+
+def show_turn(console: Console, turn: Turn, show_calls: bool) -> None:
+    """Print the calls that were run and the answer."""
+    for result in turn.results if show_calls else ():
+        asked = _call_text(result.call)
+        colour = "red" if result.error else "green"
+        console.print(f"[dim]→ {escape(asked)}[/]")
+        console.print(f"[{colour}]← {escape(result.text)}[/]")
+    console.print(escape(turn.text) if turn.text else "[dim](no answer)[/]")
+    if not turn.finished:
+        console.print("[yellow]stopped: the rounds of tool calls ran out[/]")
+
+
+def _call_text(call: Call | BrokenCall) -> str:
+    if isinstance(call, BrokenCall):
+        return call.text
+    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"

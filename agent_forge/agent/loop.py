@@ -1,0 +1,242 @@
+"""The agent's loop: generate, run the calls, show the results to the model, go on until it answers in words.
+
+Reads a model, a tokenizer, the tools that are enabled and the memories; writes nothing but memories. Control tokens in
+text of users and tools stay plain text (`data.encode_chat`), calls are read from the assistant's own turns only, and a
+tool that is not enabled is refused. The loop of ReAct (Yao et al. 2022, arXiv:2210.03629) in the format of Hermes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_forge import checkpoint, models
+from agent_forge.agent.calls import format_response, scan_calls, text_without_calls
+from agent_forge.agent.documents import DocumentIndex
+from agent_forge.agent.memory import Memory, WorkingMemory
+from agent_forge.agent.settings import AgentSettings
+from agent_forge.agent.tools import Result, Toolbox, ToolContext
+from agent_forge.data.chat import encode_prompt, stop_ids
+from agent_forge.data.documents import read_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Message = Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Turn:
+    """An agent's reply: its words, the tools it ran, and the new messages (calls and results included).
+
+    finished is False where the rounds ran out while the model still called tools.
+    """
+
+    text: str = ""
+    results: list[Result] = field(default_factory=list)
+    messages: list[dict[str, str]] = field(default_factory=list)
+    finished: bool = False
+
+
+def answer_batch(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[Sequence[Message]],
+    tools: Toolbox | Sequence[str] | Sequence[Toolbox],
+    max_rounds: int = 3,
+    max_new_tokens: int = 64,
+    *,
+    batch_rows: int = 64,
+) -> list[list[dict[str, str]]]:
+    """Return the messages that each conversation gains: calls, tool results and the answer, greedily decoded.
+
+    tools: one toolbox or list of enabled names for all, or one toolbox a conversation (own memories).
+    """
+    turns = answer_turns(
+        model, tokenizer, conversations, tools, max_rounds, max_new_tokens, batch_rows=batch_rows
+    )
+    return [turn.messages for turn in turns]
+
+
+def answer_turns(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[Sequence[Message]],
+    tools: Toolbox | Sequence[str] | Sequence[Toolbox],
+    max_rounds: int,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_rows: int = 64,
+) -> list[Turn]:
+    """As `answer_batch`, with sampling, giving whole turns; a round generates for all unfinished ones at once."""
+    boxes = _toolboxes(tools, len(conversations))
+    stops = stop_ids(tokenizer)
+    turns = [Turn() for _ in conversations]
+    active = list(range(len(conversations)))
+    for number in range(max_rounds):
+        if not active:
+            break
+        prompts = [encode_prompt(tokenizer, [*conversations[i], *turns[i].messages]) for i in active]
+        found = models.generate(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stops,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed + number,
+            batch_rows=batch_rows,
+        )
+        for i, tokens in zip(active, found, strict=True):
+            _take(turns[i], str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), boxes[i])
+        active = [i for i in active if not turns[i].finished]
+    return turns
+
+
+def _take(turn: Turn, text: str, toolbox: Toolbox) -> None:
+    """Add one assistant message to `turn` and run its calls."""
+    turn.messages.append({"role": "assistant", "content": text})
+    turn.text = text_without_calls(text)
+    calls = scan_calls(text)
+    for call in calls:
+        result = toolbox.run(call)
+        turn.results.append(result)
+        turn.messages.append({"role": "tool", "content": format_response(result.text)})
+    turn.finished = not calls
+
+
+def _toolboxes(tools: Toolbox | Sequence[str] | Sequence[Toolbox], count: int) -> list[Toolbox]:
+    if isinstance(tools, Toolbox):
+        return [tools] * count
+    boxes = [tool for tool in tools if isinstance(tool, Toolbox)]
+    if boxes:
+        assert len(boxes) == count, "one toolbox a conversation"
+        return boxes
+    return [Toolbox([str(name) for name in tools])] * count
+
+
+class Agent:
+    """A model with tools and memories.
+
+    settings: an AgentSettings, or the `agent` entry of a manifest. `tools` are the enabled names; None takes the
+    settings'.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerFast",
+        tools: Sequence[str] | Toolbox | None = None,
+        memory: Memory | None = None,
+        settings: AgentSettings | Mapping[str, Any] | None = None,
+        *,
+        documents: DocumentIndex | None = None,
+        session: str = "default",
+    ) -> None:
+        if not isinstance(settings, AgentSettings):
+            settings = AgentSettings.from_manifest(settings or {})
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.memory = memory if memory is not None else Memory()
+        self.session = session
+        if isinstance(tools, Toolbox):
+            self.toolbox = tools
+        else:
+            context = ToolContext(memory=self.memory, documents=documents, code_sandbox=settings.code_sandbox)
+            self.toolbox = Toolbox(list(settings.tools if tools is None else tools), context)
+        context_tokens = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+        budget = settings.working_tokens or context_tokens - settings.max_new_tokens * settings.max_rounds
+        self.working = WorkingMemory(max(budget, context_tokens // 4), self._count_tokens)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: Path | str,
+        *,
+        memory: Path | str = ":memory:",
+        documents: Sequence[str] = (),
+        device: str = "cpu",
+        tools: Sequence[str] | None = None,
+    ) -> "Agent":
+        """Build the agent that a checkpoint's manifest describes.
+
+        memory: the SQLite file of its memories. documents: text sources (as in data.text) for search and retrieve;
+        indexed once into the same file. Raises CheckpointError when the checkpoint is damaged.
+        """
+        opened = checkpoint.open(path)
+        store = Memory(memory)
+        index = DocumentIndex(store.store)
+        for name in documents:
+            index.add_all(read_source(name))
+        model = models.load(opened.path, device=device)
+        model.eval()
+        return cls(model, models.load_tokenizer(opened.path), tools, store, opened.manifest.agent, documents=index)
+
+    def reply(self, messages: Sequence[Message]) -> Turn:
+        """Answer a conversation that ends with a user's turn; what was said is kept in the episodic memory."""
+        settings = self.settings
+        conversation = self.working.window(self._with_system(self._scaffolded(messages)))
+        samples = settings.scaffold_samples if settings.scaffold == "self_consistency" else 1
+        turns = [self._turn(conversation, sample) for sample in range(samples)]
+        best = Counter(turn.text for turn in turns).most_common(1)[0][0]
+        turn = next(turn for turn in turns if turn.text == best)
+        if messages and messages[-1]["role"] == "user":
+            self.memory.episodic.add(self.session, "user", messages[-1]["content"])
+        for message in turn.messages:
+            self.memory.episodic.add(self.session, message["role"], message["content"])
+        return turn
+
+    def _turn(self, conversation: Sequence[Message], sample: int) -> Turn:
+        settings = self.settings
+        # Answers can only vote when they may differ, so the first is as configured and the others are sampled.
+        temperature = settings.temperature if sample == 0 else (settings.temperature or 0.7)
+        return answer_turns(
+            self.model,
+            self.tokenizer,
+            [conversation],
+            self.toolbox,
+            settings.max_rounds,
+            settings.max_new_tokens,
+            temperature=temperature,
+            top_p=settings.top_p,
+            seed=settings.seed + 1000 * sample,
+        )[0]
+
+    def _scaffolded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        settings = self.settings
+        copied = [dict(message) for message in messages]
+        if settings.scaffold == "chain_of_thought" and copied and copied[-1]["role"] == "user":
+            copied[-1]["content"] = f"{copied[-1]['content']}\n{settings.scaffold_prompt}"
+        if settings.scaffold == "few_shot":
+            shots = [
+                {"role": role, "content": text}
+                for question, answer in settings.scaffold_examples
+                for role, text in (("user", question), ("assistant", answer))
+            ]
+            first = next((i for i, message in enumerate(copied) if message["role"] != "system"), len(copied))
+            copied[first:first] = shots
+        return copied
+
+    def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        parts = [self.settings.system] if self.settings.system else []
+        if self.settings.recall_facts and messages:
+            facts = self.memory.semantic.recall(messages[-1]["content"], self.settings.recall_facts)
+            parts += [f"{fact.about}: {fact.content}" if fact.about else fact.content for fact in facts]
+        return [{"role": "system", "content": "\n".join(parts)}, *messages] if parts else messages
+
+    def _count_tokens(self, message: Message) -> int:
+        return len(encode_prompt(self.tokenizer, [message]))
+
+    def with_settings(self, **changes: Any) -> "Agent":
+        """Return the same agent with some settings changed."""
+        return Agent(
+            self.model,
+            self.tokenizer,
+            self.toolbox,
+            self.memory,
+            replace(self.settings, **changes),
+            session=self.session,
+        )
