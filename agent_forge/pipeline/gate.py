@@ -40,7 +40,12 @@ def judge_child(
         child_memory=int(child_run["peak_memory_bytes"]),
         seed=config.seed,
     )
-    return json.loads(json.dumps(asdict(verdict))), float(child_run["tokens_per_second"])
+    found = {
+        **asdict(verdict),
+        "scores": {name: scores.as_metric() for name, scores in child_scores.items()},
+        "parent_scores": {name: scores.as_metric() for name, scores in parent_scores.items()},
+    }
+    return json.loads(json.dumps(found)), float(child_run["tokens_per_second"])
 
 
 def score_checkpoint(
@@ -58,6 +63,7 @@ def score_checkpoint(
     )
     tokenizer = models.load_tokenizer(source.path)
     context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
+    evaluate.reset_peak_memory()
     scores: dict[str, evaluate.Scores] = {}
     for number, task in enumerate(config.gate.tasks, start=1):
         scores |= evaluate.score(model, tokenizer, [task], SPLIT, config.gate.items, context)

@@ -66,8 +66,11 @@ def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = Non
     return outcome
 
 
-def check_inputs(name: str, config: PhaseConfig) -> list[Checkpoint]:
-    """Check everything that can be checked before work starts, and return the verified sources."""
+def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) -> list[Checkpoint]:
+    """Check everything that can be checked before work starts, and return the verified sources.
+
+    write_probe=False looks at permissions only, and writes nothing.
+    """
     from agent_forge.core import registry
 
     for task in config.gate.tasks:
@@ -83,7 +86,12 @@ def check_inputs(name: str, config: PhaseConfig) -> list[Checkpoint]:
         raise ConfigError(f"out={config.out} is a file; name a directory")
     if out.is_dir() and any(out.iterdir()) and not (record_dir(out) / JOB).exists():
         raise ConfigError(f"out={config.out} exists and was not written by this phase; name another directory")
-    check_writable(out.parent)
+    if write_probe:
+        check_writable(out.parent)
+    else:
+        place = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not os.access(place, os.W_OK):
+            raise StorageError(f"cannot write below {place}; set out= to a directory you may write")
     return sources
 
 

@@ -1,0 +1,34 @@
+"""Put the subcommands together: one for each phase that the catalogue finds, run-all, and the tools around them."""
+
+import typer
+
+from agent_forge import __version__
+from agent_forge.cli import chatting, doctor, inspection, phase_commands, scoring
+
+app = typer.Typer(
+    name="forge",
+    help="Turn a base language model into a small, compressed, tool-using agent, in eight phases.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"forge {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    del version  # the callback has printed it and left
+
+
+phase_commands.add_to(app)
+inspection.add_to(app)
+scoring.add_to(app)
+chatting.add_to(app)
+doctor.add_to(app)

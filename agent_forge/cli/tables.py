@@ -1,0 +1,65 @@
+"""Tables for the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from agent_forge.pipeline.estimate import Estimate
+from agent_forge.pipeline.outcome import Outcome
+from agent_forge.pipeline.report import quality_cell
+
+
+def gate_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return the phases of a run with their quality, size, time and verdict."""
+    table = Table(title="phases and gates", title_justify="left")
+    for column, side in (
+        ("phase", "left"), ("verdict", "left"), ("quality", "left"), ("deployable", "right"), ("tok/s", "right"),
+        ("memory", "right"), ("time", "right"),
+    ):  # fmt: skip
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for outcome in outcomes:
+        colour = {"done": "green", "rejected": "yellow"}.get(outcome.status, "red")
+        table.add_row(
+            outcome.phase,
+            f"[{colour}]{'passed' if outcome.status == 'done' else outcome.status}[/{colour}]",
+            quality_cell(outcome),
+            human_bytes(outcome.deployable_bytes),
+            f"{outcome.tokens_per_second:,.0f}",
+            human_bytes(outcome.peak_memory_bytes),
+            f"{outcome.seconds:,.0f} s",
+        )
+    return table
+
+
+def estimate_table(estimates: Sequence[Estimate]) -> Table:
+    """Return what a dry run found."""
+    table = Table("phase", "reads", "writes", "time", "memory", "disk")
+    for estimate in estimates:
+        table.add_row(
+            estimate.phase,
+            ", ".join(estimate.sources) or "-",
+            estimate.out,
+            f"~{estimate.seconds:,.0f} s" if estimate.seconds else "?",
+            f"~{human_bytes(estimate.memory_bytes)}",
+            f"~{human_bytes(estimate.disk_bytes)}",
+        )
+    return table
+
+
+def plain_table(rows: Sequence[dict[str, Any]], title: str = "") -> Table:
+    """Return rows of plain values as a table with the keys of the first row as columns."""
+    table = Table(title=title or None, title_justify="left")
+    for key in rows[0] if rows else ():
+        table.add_column(str(key), justify="right" if isinstance(rows[0][key], (int, float)) else "left")
+    for row in rows:
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    return table
+
+
+def human_bytes(count: float) -> str:
+    """Return a size in kB, MB or GB (powers of ten)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:,.0f} B"

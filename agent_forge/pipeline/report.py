@@ -1,0 +1,192 @@
+"""The report of a run: report.md and report.html (one file, plots inside), from outcomes and the event stream.
+
+A row a phase: quality with intervals, what it kept of its parent, deployable bytes, speed, memory, time, verdict. Then,
+per phase, its metrics, tables, samples and curves. Nothing is computed here that the phases did not measure.
+"""
+
+import html
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent_forge.checkpoint import atomic, record_dir
+from agent_forge.core.events import Event, read_events
+from agent_forge.pipeline.outcome import EVENTS, OUTCOME, Outcome, read_outcome
+
+COLUMNS = ("phase", "verdict", "quality", "kept of parent", "deployable", "tok/s", "peak memory", "time")
+
+
+def write(run_dir: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
+    """Write report.md and report.html into `run_dir`; return their paths."""
+    markdown, page = run_dir / "report.md", run_dir / "report.html"
+    atomic.write_bytes(markdown, to_markdown(outcomes).encode())
+    atomic.write_bytes(page, to_html(outcomes, {o.phase: _curves(_events(run_dir, o)) for o in outcomes}).encode())
+    return markdown, page
+
+
+def read_run(run_dir: Path) -> list[Outcome]:
+    """Return the outcomes kept under a run directory, in order."""
+    found = [read_outcome(path.parent) for path in sorted((run_dir / ".forge").glob(f"*/{OUTCOME}"))]
+    return [outcome for outcome in found if outcome is not None]
+
+
+def quality_cell(outcome: Outcome) -> str:
+    """Return the child's scores with their 95% intervals, in one cell."""
+    scores = (outcome.verdict or {}).get("scores", {})
+    return "; ".join(f"{name} {metric_text(metric)}" for name, metric in scores.items()) or "not scored"
+
+
+def kept_cell(outcome: Outcome) -> str:
+    """Return the retention of each task: estimate and lower bound."""
+    kept = (outcome.verdict or {}).get("retentions", {})
+    parts = [f"{name} {row['ratio']:.3f} (≥ {row['low']:.3f})" for name, row in kept.items()]
+    return "; ".join(parts) or "no parent"
+
+
+def metric_text(metric: Any) -> str:
+    """Return a number, or a number with its interval and n."""
+    if isinstance(metric, dict) and "value" in metric:
+        text = f"{metric['value']:.3f}"
+        if metric.get("low") is not None:
+            text += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+        return text + (f" n={metric['n']}" if metric.get("n") else "")
+    return f"{metric:,.4g}" if isinstance(metric, (int, float)) and not isinstance(metric, bool) else str(metric)
+
+
+def row(outcome: Outcome) -> dict[str, str]:
+    """Return the row of one phase, as text under COLUMNS."""
+    verdict = "passed" if outcome.status == "done" else outcome.status
+    if outcome.status == "done" and outcome.verdict is None:
+        verdict = "not gated"
+    if outcome.status == "done" and outcome.verdict and not outcome.verdict["passed"]:
+        verdict = "refused, kept by policy"
+    cells = (
+        outcome.phase, verdict, quality_cell(outcome), kept_cell(outcome), f"{outcome.deployable_bytes / 1e6:.3f} MB",
+        f"{outcome.tokens_per_second:,.0f}", f"{outcome.peak_memory_bytes / 1e6:,.0f} MB", f"{outcome.seconds:,.1f} s",
+    )  # fmt: skip
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def to_markdown(outcomes: Sequence[Outcome]) -> str:
+    """Return the report as Markdown."""
+    lines = ["# Run report", "", *_markdown_table([row(o) for o in outcomes]), "", _totals(outcomes)]
+    for outcome in outcomes:
+        lines += ["", f"## {outcome.phase}", "", outcome.report.get("summary", "") or outcome.message]
+        lines += [f"\n*{hint}*" for hint in [gain_hint(outcome)] if hint]
+        lines += [f"- refused: {reason}" for reason in (outcome.verdict or {}).get("reasons", [])]
+        lines += [f"- {name}: {metric_text(value)}" for name, value in outcome.report.get("metrics", {}).items()]
+        for title, rows in outcome.report.get("tables", {}).items():
+            lines += ["", f"### {title}", "", *_markdown_table(rows)]
+        for sample in outcome.report.get("samples", [])[:5]:
+            lines += ["", "```", sample.replace("```", "'''"), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def to_html(outcomes: Sequence[Outcome], curves: dict[str, dict[str, list[tuple[int, float]]]]) -> str:
+    """Return the report as one HTML page; curves: phase -> stage/metric -> [(step, value)]."""
+    parts = [f"<h1>Run report</h1>{_html_table([row(o) for o in outcomes])}<p>{html.escape(_totals(outcomes))}</p>"]
+    for outcome in outcomes:
+        report = outcome.report
+        parts.append(f"<h2>{html.escape(outcome.phase)}</h2><p>{html.escape(report.get('summary', '') or outcome.message)}</p>")
+        parts += [f"<p class=hint>{html.escape(hint)}</p>" for hint in [gain_hint(outcome)] if hint]
+        parts += [f"<p class=bad>refused: {html.escape(r)}</p>" for r in (outcome.verdict or {}).get("reasons", [])]
+        metrics = [{"metric": name, "value": metric_text(value)} for name, value in report.get("metrics", {}).items()]
+        parts.append(_html_table(metrics))
+        parts += [svg_plot(points, title) for title, points in curves.get(outcome.phase, {}).items() if len(points) > 2]
+        for title, rows in report.get("tables", {}).items():
+            parts.append(f"<h3>{html.escape(title)}</h3>{_html_table(rows)}")
+        parts += [f"<pre>{html.escape(sample)}</pre>" for sample in report.get("samples", [])[:5]]
+    return f"<!doctype html><html lang=en><meta charset=utf-8><title>Run report</title><style>{STYLE}</style>{''.join(parts)}</html>\n"
+
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1c1c1c}"
+    "table{border-collapse:collapse;margin:1rem 0;font-size:13px}td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:left}"
+    "th{background:#f3f3f3}pre{background:#f6f6f6;padding:.6rem;overflow:auto;white-space:pre-wrap}"
+    ".hint{color:#555;font-style:italic}.bad{color:#a11}svg{margin:.4rem 1rem .4rem 0}"
+)
+
+
+def gain_hint(outcome: Outcome) -> str:
+    """Say what the phase gained or lost over its parent, from the paired retentions."""
+    parts = []
+    for name, kept in (outcome.verdict or {}).get("retentions", {}).items():
+        if kept["low"] > 1:
+            parts.append(f"better on {name} ({kept['ratio']:.3f} × the parent)")
+        elif kept["high"] < 1:
+            parts.append(f"worse on {name} ({kept['ratio']:.3f} × the parent)")
+        else:
+            parts.append(f"no clear change on {name}")
+    return f"Over its parent: {'; '.join(parts)}." if parts else ""
+
+
+def svg_plot(points: Sequence[tuple[int, float]], title: str, width: int = 360, height: int = 160) -> str:
+    """Return a line plot of (step, value) points as inline SVG with its range written on it."""
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    x_low, x_span = min(xs), (max(xs) - min(xs)) or 1
+    y_low, y_span = min(ys), (max(ys) - min(ys)) or 1.0
+    path = " ".join(
+        f"{40 + (x - x_low) / x_span * (width - 50):.1f},{height - 25 - (y - y_low) / y_span * (height - 50):.1f}"
+        for x, y in points
+    )
+    return (
+        f'<svg width="{width}" height="{height}" role="img" aria-label="{html.escape(title, quote=True)}">'
+        f'<text x="40" y="14" font-size="12">{html.escape(title)}</text>'
+        f'<text x="2" y="32" font-size="10">{max(ys):.3g}</text><text x="2" y="{height - 25}" font-size="10">{min(ys):.3g}</text>'
+        f'<text x="40" y="{height - 8}" font-size="10">{min(xs)}</text><text x="{width - 40}" y="{height - 8}" font-size="10">{max(xs)}</text>'
+        f'<polyline points="{path}" fill="none" stroke="#2563eb" stroke-width="1.5"/></svg>'
+    )
+
+
+def _events(run_dir: Path, outcome: Outcome) -> Iterable[Event]:
+    for record in (run_dir / ".forge").glob(f"*-{outcome.phase}"):
+        yield from read_events(record / EVENTS)
+
+
+def _curves(events: Iterable[Event]) -> dict[str, list[tuple[int, float]]]:
+    """Collect the loss-like curves of a phase: one for each stage."""
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for event in events:
+        for name in ("loss", "fitness", "gain"):
+            value = event.metrics.get(name)
+            if event.kind == "progress" and isinstance(value, (int, float)):
+                found[f"{event.stage}: {name}"].append((event.step, float(value)))
+    return found
+
+
+def _totals(outcomes: Sequence[Outcome]) -> str:
+    seconds = sum(o.seconds for o in outcomes)
+    memory = max((o.peak_memory_bytes for o in outcomes), default=0)
+    return f"Phases took {seconds:,.0f} s together; the highest peak memory of a phase was {memory / 1e6:,.0f} MB."
+
+
+def _markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    heads = list(rows[0])
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for entry in rows:
+        cells = (metric_text(entry.get(head, "")).replace("|", "\\|").replace("\n", " ") for head in heads)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _html_table(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    head = "".join(f"<th>{html.escape(str(h))}" for h in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(metric_text(entry.get(h, '')))}" for h in heads) for entry in rows
+    )
+    return f"<table><tr>{head}{body}</table>"
+
+
+def record_of(checkpoint_path: Path) -> Outcome | None:
+    """Return the outcome of the phase that wrote a checkpoint, when its record is still beside it."""
+    for place in (checkpoint_path, checkpoint_path.parent):
+        outcome = read_outcome(record_dir(place))
+        if outcome is not None:
+            return outcome
+    return None
