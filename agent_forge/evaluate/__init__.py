@@ -1,0 +1,45 @@
+"""Score models on held-out items and judge a child against its parent.
+
+A task is one file in `tasks/`: items of a split, and a score of (numerator, denominator) an item. Every score carries
+n and a bootstrap interval; a gate compares parent and child on the same items, paired. Importing this needs no torch.
+"""
+
+from agent_forge.evaluate.engine import (
+    choice_log_likelihood,
+    exact_match,
+    generate_replies,
+    load_task,
+    measure_speed,
+    row_nll,
+    score,
+    score_items,
+    task_items,
+)
+from agent_forge.evaluate.judge import Retention, Verdict, judge, retention
+from agent_forge.evaluate.memory import peak_memory_bytes, reset_peak_memory
+from agent_forge.evaluate.scores import Scores, bootstrap_interval, paired_gain, split_hash
+from agent_forge.evaluate.task import EvalContext, Task
+
+__all__ = [
+    "EvalContext",
+    "Retention",
+    "Scores",
+    "Task",
+    "Verdict",
+    "bootstrap_interval",
+    "choice_log_likelihood",
+    "exact_match",
+    "generate_replies",
+    "judge",
+    "load_task",
+    "measure_speed",
+    "paired_gain",
+    "peak_memory_bytes",
+    "reset_peak_memory",
+    "retention",
+    "row_nll",
+    "score",
+    "score_items",
+    "split_hash",
+    "task_items",
+]

@@ -1,0 +1,236 @@
+"""The scorer: batched log-likelihood, choice scoring, generation with exact match.
+
+Rows are sorted by length so that a batch pads little; only masked positions reach the softmax. Reads a model in
+memory and items of a split; writes nothing.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent_forge.core import registry
+from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.core.seeds import seed_for
+from agent_forge.evaluate.scores import Array, Scores, bootstrap_interval, split_hash
+from agent_forge.evaluate.task import EvalContext, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+TASKS = "agent_forge.evaluate.tasks"
+# A batch's logits hold at most this many numbers (256 MB in float32): large vocabularies get smaller batches.
+MAX_LOGITS = 64_000_000
+MaskedRow = tuple[Sequence[int], Sequence[bool]]
+
+
+def load_task(name: str) -> ModuleType:
+    """Return a task's module. Raises ConfigError naming the nearest known task."""
+    return registry.load(TASKS, name, "evaluation task")
+
+
+def task_items(name: str, split: str, n: int, context: EvalContext) -> list[Any]:
+    """Return `n` items of a split (fewer where the task has fewer). Raises DataError when it has none."""
+    if n < 1:
+        raise ConfigError(f"items must be at least 1, got {n}")
+    items: list[Any] = load_task(name).items(split, n, context)
+    if not items:
+        raise DataError(f"task '{name}' has no item in the {split} split")
+    return items
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    task_names: Sequence[str],
+    split: str,
+    n: int,
+    context: EvalContext,
+) -> dict[str, Scores]:
+    """Return each task's Scores on `n` items of `split`."""
+    return {
+        name: score_items(model, tokenizer, name, task_items(name, split, n, context), split, context)
+        for name in task_names
+    }
+
+
+def score_items(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    name: str,
+    items: Sequence[Any],
+    split: str,
+    context: EvalContext,
+) -> Scores:
+    """Return the Scores of given items; what search uses to race candidates on shared items."""
+    module = load_task(name)
+    task: Task = module.TASK
+    with evaluating(model):
+        pairs = np.asarray(module.score(model, tokenizer, items, context), dtype=np.float64)
+    if pairs.shape != (len(items), 2):
+        raise DataError(f"task '{name}' scored {pairs.shape}, expected ({len(items)}, 2)")
+    values, weights = pairs[:, 0], pairs[:, 1]
+    return Scores(
+        task=task.name, version=task.version, metric=task.metric, higher_is_better=task.higher_is_better,
+        chance=task.chance, split=split, items_hash=split_hash(items), mean=float(values.sum() / weights.sum()),
+        interval=bootstrap_interval(values, weights, seed=seed_for(context.seed, "evaluate", name)),
+        values=values.tolist(), weights=weights.tolist(),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Switch to evaluation mode without gradients; the model's own mode returns afterwards."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int = 4096) -> Array:
+    """Return (n, 2) float64: the summed negative log-likelihood (nats) of masked tokens, and how many there are.
+
+    A row is (ids, mask); mask[i] says that token i is scored given those before it. Token 0 cannot be scored.
+    Raises DataError when it is asked for.
+    """
+    import torch
+    from torch.nn import functional
+
+    result = np.zeros((len(rows), 2))
+    device = model.device
+    with evaluating(model):
+        for chosen in batches_by_length([len(ids) for ids, _ in rows], _token_limit(model, batch_tokens)):
+            length = max(len(rows[i][0]) for i in chosen)
+            ids = torch.zeros(len(chosen), length, dtype=torch.long)
+            present = torch.zeros(len(chosen), length, dtype=torch.long)
+            mask = torch.zeros(len(chosen), length, dtype=torch.bool)
+            for place, i in enumerate(chosen):
+                size = len(rows[i][0])
+                ids[place, :size] = torch.as_tensor(list(rows[i][0]))
+                mask[place, :size] = torch.as_tensor(list(rows[i][1]), dtype=torch.bool)
+                present[place, :size] = 1
+            if bool(mask[:, 0].any()):
+                raise DataError("the first token of a row has nothing before it and cannot be scored; put one in front")
+            padded = not bool(present.all())
+            logits = model(
+                input_ids=ids.to(device), attention_mask=present.to(device) if padded else None, use_cache=False
+            ).logits
+            scored = mask[:, 1:].to(device)
+            targets = ids[:, 1:].to(device)[scored]
+            losses = functional.cross_entropy(logits[:, :-1][scored].float(), targets, reduction="none").double()
+            where = scored.nonzero()[:, 0]
+            sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device).index_add_(0, where, losses)
+            result[chosen, 0] = sums.cpu().numpy()
+            result[chosen, 1] = mask.sum(1).numpy()
+    return result
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Return row numbers in batches of similar length, each at most `batch_tokens` with its padding (or one row)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _token_limit(model: "PreTrainedModel", batch_tokens: int) -> int:
+    vocabulary = getattr(model.config, "vocab_size", None) or model.get_output_embeddings().weight.shape[0]
+    return max(1, min(batch_tokens, MAX_LOGITS // int(vocabulary)))
+
+
+def choice_log_likelihood(
+    model: "PreTrainedModel",
+    questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    batch_tokens: int = 4096,
+) -> list[list[float]]:
+    """Return, for each (prompt ids, choices' ids), the log-likelihood in nats of each choice after the prompt."""
+    rows: list[MaskedRow] = []
+    for prompt, choices in questions:
+        rows += [([*prompt, *choice], [False] * len(prompt) + [True] * len(choice)) for choice in choices]
+    totals = -row_nll(model, rows, batch_tokens)[:, 0]
+    found, start = [], 0
+    for _, choices in questions:
+        found.append(totals[start : start + len(choices)].tolist())
+        start += len(choices)
+    return found
+
+
+def generate_replies(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    max_new_tokens: int,
+    context: EvalContext,
+) -> list[list[int]]:
+    """Return the greedy reply to each conversation, as token ids without the stop token."""
+    from agent_forge import models
+    from agent_forge.data import encode_prompt, stop_ids
+
+    prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
+    with evaluating(model):
+        return models.generate(
+            model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids(tokenizer), batch_rows=context.batch_rows
+        )
+
+
+def exact_match(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    context: EvalContext,
+) -> Array:
+    """Return (n, 2): 1 where the last word of the generated reply is the row's answer, and weight 1."""
+    questions = [asked(row["messages"]) for row in rows]
+    replies = generate_replies(model, tokenizer, questions, max_new_tokens, context)
+    right = [
+        len(reply) < max_new_tokens
+        and last_word(str(tokenizer.decode(reply, skip_special_tokens=True))) == row["answer"]
+        for reply, row in zip(replies, rows, strict=True)
+    ]
+    return np.stack([np.asarray(right, np.float64), np.ones(len(rows))], axis=1)
+
+
+def asked(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return the turns before the assistant first speaks."""
+    first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    return list(messages[:first])
+
+
+def last_word(text: str) -> str:
+    """Return the last word of a reply without surrounding punctuation ("" when there is none)."""
+    words = re.findall(r"\S+", text)
+    return words[-1].strip(".,;:!?\"'()") if words else ""
+
+
+def measure_speed(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", *, new_tokens: int = 24, repeats: int = 2
+) -> float:
+    """Return generated tokens per second of one conversation, as its reader sees them: the best of `repeats`.
+
+    Nothing stops the reply early, so every model generates the same number of tokens.
+    """
+    from agent_forge import models
+    from agent_forge.data import encode_prompt
+
+    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "What is the code of the north gate?"}])
+    best = float("inf")
+    with evaluating(model):
+        models.generate(model, [prompt], max_new_tokens=2, stop_ids=[])
+        for _ in range(repeats):
+            start = time.perf_counter()
+            models.generate(model, [prompt], max_new_tokens=new_tokens, stop_ids=[])
+            best = min(best, time.perf_counter() - start)
+    return new_tokens / best

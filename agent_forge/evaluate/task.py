@@ -1,0 +1,35 @@
+"""What a task says about itself, and what it is told."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from agent_forge.config import DataConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task's fixed facts. `version` changes whenever its numbers would.
+
+    chance: the metric of a model that knows the form of an answer and guesses its content.
+    """
+
+    name: str
+    version: int
+    metric: str
+    higher_is_better: bool
+    chance: float
+
+
+@dataclass(slots=True, kw_only=True)
+class EvalContext:
+    """What items and scores may depend on besides the model.
+
+    batch_tokens: most tokens in one forward pass, padding included.
+    batch_rows: most conversations generated at once.
+    """
+
+    data: DataConfig
+    seed: int
+    tokenizer: Any = None
+    batch_tokens: int = 4096
+    batch_rows: int = 64

@@ -1,0 +1,34 @@
+"""Key-value recall: facts are given in the conversation, one is asked for; exact match of the generated value."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.synthetic import memory
+from agent_forge.evaluate.engine import exact_match
+from agent_forge.evaluate.task import EvalContext, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# chance: naming any of the level + 1 codes given, level 1..5 evenly: mean(1/2 .. 1/6).
+TASK = Task(name="memory", version=1, metric="exact match", higher_is_better=True, chance=0.29)
+MAX_NEW_TOKENS = 8
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return `n` generated rows of the split."""
+    return memory.rows(n, split, seed_for(context.seed, "evaluate", "memory"))
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right code, and weight 1."""
+    return exact_match(model, tokenizer, items, MAX_NEW_TOKENS, context)

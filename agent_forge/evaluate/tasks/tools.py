@@ -1,0 +1,62 @@
+"""Tool calls, scored by really running them: the conversation is answered with tools at hand.
+
+An item is right when the final answer is the row's and the row's tool really ran and answered (or, for rows that need
+none, when no tool was called).
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.synthetic import tools
+from agent_forge.evaluate.engine import asked, evaluating
+from agent_forge.evaluate.task import EvalContext, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+TASK = Task(name="tools", version=1, metric="right answers by right calls", higher_is_better=True, chance=0.0)
+MAX_NEW_TOKENS = 48
+MAX_ROUNDS = 2  # a call, then the answer
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return `n` generated rows of the split."""
+    return tools.rows(n, split, seed_for(context.seed, "evaluate", "tools"))
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right answer by the right call, and weight 1."""
+    from agent_forge import agent
+
+    questions = [asked(row["messages"]) for row in items]
+    with evaluating(model):
+        answered = agent.answer_batch(
+            model, tokenizer, questions, ["calculator"], MAX_ROUNDS, MAX_NEW_TOKENS, batch_rows=context.batch_rows
+        )
+    right = [float(is_right(row, messages)) for row, messages in zip(items, answered, strict=True)]
+    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+
+
+def is_right(row: Mapping[str, Any], messages: Sequence[Mapping[str, str]]) -> bool:
+    """Say whether a finished conversation has the right answer, reached by the call that the row asks for."""
+    from agent_forge import agent
+
+    if not messages or messages[-1]["role"] != "assistant" or messages[-1]["content"].strip() != row["answer"]:
+        return False
+    called = [
+        call.name
+        for message, after in itertools.pairwise(messages)
+        if message["role"] == "assistant" and after["role"] == "tool"
+        for call in agent.parse_calls(message["content"])
+    ]
+    return row["tool"] in called if row["tool"] else not called

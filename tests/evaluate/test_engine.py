@@ -1,0 +1,211 @@
+"""The scorer against closed forms and brute force, on a tiny random Llama."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agent_forge import evaluate
+from agent_forge.config import DataConfig, GateConfig
+from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.data import train_tokenizer
+from agent_forge.evaluate.tasks import choice, memory, persona, reasoning, text, tools
+
+WORDS = "the river and the old house stand near a small garden where people met in winter and wrote letters home . "
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    generator = np.random.default_rng(0)
+    words = WORDS.split()
+    for i in range(300):
+        steps = np.where(generator.random(120) < 0.9, 1, generator.integers(1, len(words), 120))
+        order = np.cumsum(steps) % len(words)
+        (folder / f"{i:03}.txt").write_text(" ".join(words[k] for k in order))
+    data = DataConfig(text=[str(folder)], max_text_bytes=0, cache=str(folder / "cache"))
+    return evaluate.EvalContext(data=data, seed=7, batch_tokens=600)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([WORDS * 20, "The code of the red box is 12. Which is largest: 4, 5? Answer: 5"], 400)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def trained(model, tokenizer, context):
+    """A copy of the model that has really learned the words' language."""
+    student = copy.deepcopy(model).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
+    pieces = text.items("train", 64, context)
+    rows = torch.stack([torch.tensor(tokenizer.encode(piece)[:48]) for piece in pieces])
+    for step in range(120):
+        ids = rows[step % 4 :: 4]
+        loss = student(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return student.eval()
+
+
+def one_by_one(model, rows):
+    found = []
+    for ids, mask in rows:
+        log_p = functional.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), -1)
+        found.append(-sum(float(log_p[i - 1, ids[i]]) for i in range(1, len(ids)) if mask[i]))
+    return found
+
+
+def test_batched_log_likelihood_equals_one_row_at_a_time(model):
+    generator = np.random.default_rng(3)
+    rows = []
+    for size in (2, 3, 9, 9, 17, 40, 41):
+        ids = generator.integers(0, 300, size).tolist()
+        rows.append((ids, [False, *(generator.random(size - 1) < 0.7).tolist()]))
+    found = evaluate.row_nll(model, rows, batch_tokens=100)
+    with torch.no_grad():
+        assert found[:, 0] == pytest.approx(one_by_one(model, rows), rel=1e-5)
+    assert found[:, 1].tolist() == [sum(mask) for _, mask in rows]
+
+
+def test_a_row_that_asks_for_its_first_token_is_refused(model):
+    with pytest.raises(DataError, match="first token"):
+        evaluate.row_nll(model, [([1, 2], [True, True])])
+
+
+def test_batches_hold_every_row_once_within_the_limit():
+    lengths = np.random.default_rng(0).integers(1, 50, 100).tolist()
+    batches = evaluate.engine.batches_by_length(lengths, 120)
+    assert sorted(i for batch in batches for i in batch) == list(range(100))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 120 for batch in batches)
+
+
+def test_bits_per_byte_of_a_uniform_model_is_its_closed_form(model, tokenizer, context):
+    uniform = copy.deepcopy(model)
+    torch.nn.init.zeros_(uniform.lm_head.weight)
+    items = text.items("validation", 8, context)
+    found = evaluate.score_items(uniform, tokenizer, "text", items, "validation", context)
+    tokens = sum(len(tokenizer.encode(piece, add_special_tokens=False)) for piece in items)
+    size = sum(len(piece.encode()) for piece in items)
+    assert found.mean == pytest.approx(math.log2(len(tokenizer)) * tokens / size, rel=1e-6)
+    assert found.n == len(items)
+    assert found.items_hash == evaluate.split_hash(items)
+
+
+def test_choice_scores_equal_brute_force(model):
+    generator = np.random.default_rng(4)
+    questions = [
+        (generator.integers(0, 300, 5).tolist(), [generator.integers(0, 300, size).tolist() for size in (1, 4, 2)])
+        for _ in range(5)
+    ]
+    found = evaluate.choice_log_likelihood(model, questions, batch_tokens=40)
+    with torch.no_grad():
+        for (prompt, choices), values in zip(questions, found, strict=True):
+            rows = [(prompt + c, [False] * len(prompt) + [True] * len(c)) for c in choices]
+            assert values == pytest.approx([-nll for nll in one_by_one(model, rows)], rel=1e-5)
+
+
+def test_a_damaged_child_is_refused_and_the_same_child_passes(trained, tokenizer, context):
+    gate = GateConfig(
+        enabled=True, tasks={"text": 0.95}, items=24, samples=400, memory_ratio=3.0, speed_ratio=0.0, on_failure="stop"
+    )
+    damaged = copy.deepcopy(trained)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in damaged.parameters():
+            weight += 0.5 * weight.std() * torch.randn(weight.shape, generator=generator) if weight.dim() > 1 else 0.0
+    parent = evaluate.score(trained, tokenizer, ["text"], "validation", 12, context)
+    assert parent["text"].above_chance
+    again = evaluate.score(copy.deepcopy(trained), tokenizer, ["text"], "validation", 12, context)
+    child = evaluate.score(damaged, tokenizer, ["text"], "validation", 12, context)
+    assert all(evaluate.judge(gate, parent, again, seed=seed).passed for seed in range(200))
+    verdict = evaluate.judge(gate, parent, child)
+    assert not verdict.passed
+    assert verdict.retentions["text"].ratio < 0.95
+
+
+@pytest.mark.parametrize("task", [text, reasoning, memory, tools, persona, choice])
+def test_splits_share_no_item_and_the_seed_fixes_them(task, context):
+    splits = ("validation", "search", "test")
+    found = {split: task.items(split, 10, context) for split in splits}
+    keys = {split: {evaluate.split_hash([item]) for item in items} for split, items in found.items()}
+    assert all(keys[a].isdisjoint(keys[b]) for a in splits for b in splits if a < b)
+    assert task.items("test", 10, context) == found["test"]
+
+
+def test_exact_match_counts_finished_replies_that_end_in_the_answer(monkeypatch, model, tokenizer, context):
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "answer": "12"}] * 4
+    replies = ["Answer: 12", "It is 12.", "12 no", "Answer: 12"]
+    ids = [tokenizer.encode(reply) for reply in replies]
+    ids[3] = (ids[3] * 30)[:30]
+    monkeypatch.setattr(evaluate.engine, "generate_replies", lambda *_: ids)
+    assert evaluate.exact_match(model, tokenizer, rows, 30, context)[:, 0].tolist() == [1, 1, 0, 0]
+
+
+def test_a_tool_answer_counts_only_when_the_tool_really_ran():
+    row = {"answer": "42", "tool": "calculator"}
+    request = '<tool_call>{"name": "calculator", "arguments": {"expression": "40+2"}}</tool_call>'
+    call = {"role": "assistant", "content": request}
+    answer = {"role": "assistant", "content": "42"}
+    result = {"role": "tool", "content": "<tool_response>42</tool_response>"}
+    question = {"role": "user", "content": "What is 40 plus 2?"}
+    assert tools.is_right(row, [question, call, result, answer])
+    assert not tools.is_right(row, [question, answer])
+    assert not tools.is_right(row, [question, call, answer])
+    assert not tools.is_right({**row, "tool": ""}, [question, call, result, answer])
+    assert not tools.is_right({**row, "answer": "43"}, [question, call, result, answer])
+
+
+def test_the_right_choice_is_not_always_in_the_same_place():
+    places = [case["expected"] for case in choice.cases() if case["id"].startswith("truthfulqa")]
+    assert max(places.count(0), places.count(1), places.count(2)) < 0.6 * len(places)
+
+
+def test_a_missing_package_of_questions_names_the_command(monkeypatch, context):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(DataError, match="pip install"):
+        choice.items("test", 3, context)
+
+
+def test_persona_markers_are_what_they_say():
+    assert persona.distinct_pairs(["a", "b", "a", "b"]) == pytest.approx(2 / 3)
+    assert persona.markers("old river.", "old river", "old river", ended=True) == {"helpfulness": 1.0, "precision": 1.0}
+    assert persona.markers("x x x", "old river", "", ended=False) == {"helpfulness": 0.0, "creativity": 0.5}
+
+
+def test_an_unknown_task_is_answered_with_the_nearest(model, tokenizer, context):
+    with pytest.raises(ConfigError, match="did you mean 'reasoning'"):
+        evaluate.score(model, tokenizer, ["resoning"], "test", 3, context)
+
+
+def test_scoring_leaves_training_mode_and_weights_alone(model, tokenizer, context):
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate.score(model, tokenizer, ["text", "memory"], "test", 3, context)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    model.eval()
+
+
+def test_speed_is_positive_and_the_peak_counts_what_was_held(model, tokenizer):
+    assert evaluate.measure_speed(model, tokenizer, new_tokens=4, repeats=1) > 0
+    if not evaluate.reset_peak_memory():
+        pytest.skip("this system cannot forget the peak")
+    before = evaluate.peak_memory_bytes()
+    block = np.ones(12_500_000)
+    after = evaluate.peak_memory_bytes()
+    assert block.nbytes * 0.9 <= after - before <= block.nbytes * 1.5

@@ -1,0 +1,144 @@
+"""Intervals, retention and verdicts, without a model."""
+
+import numpy as np
+import pytest
+
+from agent_forge.config import GateConfig
+from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.evaluate import Scores, bootstrap_interval, judge, paired_gain, retention, split_hash
+
+
+def scores(values, weights=None, *, higher=True, chance=0.0, items="same", task="reasoning"):
+    values = np.asarray(values, float)
+    weights = np.ones_like(values) if weights is None else np.asarray(weights, float)
+    return Scores(
+        task=task, version=1, metric="m", higher_is_better=higher, chance=chance, split="validation", items_hash=items,
+        mean=float(values.sum() / weights.sum()), interval=bootstrap_interval(values, weights, seed=0),
+        values=values.tolist(), weights=weights.tolist(),
+    )  # fmt: skip
+
+
+def gate(**changes):
+    settings = {
+        "enabled": True, "tasks": {"reasoning": 0.95}, "items": 96, "samples": 500, "memory_ratio": 3.0,
+        "speed_ratio": 0.1, "on_failure": "rollback",
+    }  # fmt: skip
+    return GateConfig(**{**settings, **changes})
+
+
+def test_the_95_percent_interval_covers_a_known_bernoulli_about_95_times_in_100():
+    generator = np.random.default_rng(1)
+    trials, covered = 400, 0
+    for trial in range(trials):
+        values = (generator.random(100) < 0.6).astype(float)
+        low, high = bootstrap_interval(values, np.ones(100), seed=trial, samples=400)
+        covered += low <= 0.6 <= high
+    assert 0.91 <= covered / trials <= 0.98
+
+
+def test_the_interval_of_a_ratio_uses_weights_as_its_denominator():
+    low, high = bootstrap_interval(np.array([2.0, 20.0]), np.array([1.0, 10.0]), seed=0)
+    assert low == high == 2.0
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    values = np.random.default_rng(0).random(50)
+    first = bootstrap_interval(values, np.ones(50), seed=3)
+    assert first == bootstrap_interval(values, np.ones(50), seed=3)
+    assert first != bootstrap_interval(values, np.ones(50), seed=4)
+
+
+def test_an_unchanged_child_retains_exactly_all_at_every_seed():
+    parent = scores(np.random.default_rng(0).random(96) < 0.5)
+    rows = [retention("reasoning", parent, parent, 300, seed) for seed in range(200)]
+    assert all((row.ratio, row.low, row.high) == (1.0, 1.0, 1.0) for row in rows)
+    both = {"reasoning": parent}
+    assert all(judge(gate(samples=100), both, both, seed=seed).passed for seed in range(200))
+
+
+def test_retention_turns_over_where_lower_is_better():
+    parent = scores([10.0, 30.0], [10.0, 10.0], higher=False, chance=8.0)
+    child = scores([20.0, 60.0], [10.0, 10.0], higher=False, chance=8.0)
+    assert retention("text", parent, child, 100, 0).ratio == 0.5
+
+
+def test_retention_bounds_match_the_delta_method_for_many_items():
+    generator = np.random.default_rng(5)
+    n = 4000
+    old = (generator.random(n) < 0.8).astype(float)
+    new = np.where(generator.random(n) < 0.1, 0.0, old)
+    row = retention("reasoning", scores(old), scores(new), 1000, 0)
+    ratio = new.mean() / old.mean()
+    error = np.std((new - ratio * old) / old.mean()) / np.sqrt(n)
+    assert row.ratio == pytest.approx(ratio)
+    assert row.low == pytest.approx(ratio - 1.645 * error, abs=0.2 * error)
+
+
+def test_a_child_with_a_score_that_is_not_finite_retains_nothing_and_is_refused():
+    parent = scores([2.0, 2.1], higher=False, chance=8.0)
+    child = scores([float("nan"), 2.0], higher=False, chance=8.0)
+    assert retention("reasoning", parent, child, 50, 0).ratio == 0.0
+    assert not judge(gate(), {"reasoning": parent}, {"reasoning": child}).passed
+
+
+def test_a_worse_child_is_refused_with_figures_and_a_better_one_passes():
+    generator = np.random.default_rng(2)
+    parent = scores(generator.random(96) < 0.8)
+    fewer = np.asarray(parent.values) * (np.arange(96) % 4 > 0)
+    worse = judge(gate(), {"reasoning": parent}, {"reasoning": scores(fewer)})
+    assert not worse.passed
+    assert "0.950" in worse.reasons[0]
+    assert judge(gate(), {"reasoning": parent}, {"reasoning": scores(np.ones(96))}).passed
+
+
+def test_a_task_on_which_the_parent_guesses_is_reported_but_not_gated():
+    parent = scores(np.arange(96) % 4 == 0, chance=0.25)
+    verdict = judge(gate(), {"reasoning": parent}, {"reasoning": scores(np.zeros(96), chance=0.25)})
+    assert verdict.passed
+    assert verdict.retentions["reasoning"].ratio == 0.0
+    assert "chance" in verdict.retentions["reasoning"].note
+
+
+def test_size_speed_and_memory_are_judged_by_their_limits():
+    one = {"reasoning": scores(np.ones(8))}
+    assert judge(gate(), one, one, parent_bytes=10, child_bytes=11).passed
+    assert "grew" in judge(gate(), one, one, parent_bytes=10, child_bytes=11, promises_smaller=True).reasons[0]
+    assert "speed" in judge(gate(), one, one, parent_speed=100, child_speed=9).reasons[0]
+    assert "memory" in judge(gate(), one, one, parent_memory=100, child_memory=301).reasons[0]
+    assert judge(gate(), one, one, parent_speed=100, child_speed=10, parent_memory=100, child_memory=300).passed
+
+
+def test_a_model_made_from_nothing_needs_only_finite_scores():
+    assert judge(gate(), {}, {"reasoning": scores(np.zeros(8))}).passed
+    assert not judge(gate(), {}, {"reasoning": scores([float("inf"), 0.0])}).passed
+
+
+def test_a_gated_task_that_was_not_scored_is_named():
+    one = {"reasoning": scores(np.ones(8))}
+    with pytest.raises(ConfigError, match="did you mean 'reasoning'"):
+        judge(gate(tasks={"reasonin": 0.9}), one, one)
+
+
+def test_scores_of_different_items_cannot_be_paired():
+    with pytest.raises(DataError, match="cannot be paired"):
+        retention("reasoning", scores(np.ones(4)), scores(np.ones(4), items="other"), 10, 0)
+
+
+def test_a_gain_is_positive_for_fewer_bits_and_its_bound_rejects_the_null_about_5_times_in_100():
+    four, three = scores([4.0, 4.0], higher=False), scores([3.0, 3.0], higher=False)
+    assert paired_gain(four, three, samples=50, seed=0) == (1.0, 1.0)
+    generator = np.random.default_rng(9)
+    accepted = 0
+    for trial in range(300):
+        base = generator.normal(1.0, 0.2, 128)
+        bound = paired_gain(scores(base), scores(base + generator.normal(0, 0.1, 128)), samples=200, seed=trial)[1]
+        accepted += bound > 0
+    assert accepted / 300 <= 0.085
+
+
+def test_scores_survive_json_and_the_hash_follows_the_items():
+    import json
+
+    one = scores([1.0, 0.0])
+    assert Scores.from_plain(json.loads(json.dumps(one.to_plain()))) == one
+    assert split_hash([{"a": 1, "b": 2}]) == split_hash([{"b": 2, "a": 1}]) != split_hash([{"a": 1, "b": 3}])
