@@ -1,0 +1,18 @@
+"""One training loop for every phase, with its losses, optimisers, schedule, averaging and resumable state."""
+
+from agent_forge.learn.loop import Batches, LossFn, OnStep, StepRecord, train
+from agent_forge.learn.losses import chunked_cross_entropy, distill_loss, lm_loss
+from agent_forge.learn.optimisers import Optimisers, wsd
+
+__all__ = [
+    "Batches",
+    "LossFn",
+    "OnStep",
+    "Optimisers",
+    "StepRecord",
+    "chunked_cross_entropy",
+    "distill_loss",
+    "lm_loss",
+    "train",
+    "wsd",
+]

@@ -1,0 +1,84 @@
+"""The state of a training stage on disk: safetensors and JSON, written whole, the newest two kept.
+
+`resume_dir/step-00000120/` holds tensors.safetensors and state.json (with the hash of the former); `resume_dir/final/`
+is the result of a finished stage. A damaged state is passed over for the older one; with none left the stage restarts.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from agent_forge.checkpoint import atomic
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.events import EventLog
+
+FORMAT = 1
+FINAL = "final"
+KEEP = 2
+TENSORS = "tensors.safetensors"
+RECORD = "state.json"
+
+
+def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write one state as `directory/name`, then drop what it makes superfluous."""
+    content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    document = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **record}
+
+    def fill(temporary: Path) -> None:
+        (temporary / TENSORS).write_bytes(content)
+        (temporary / RECORD).write_text(json.dumps(document))
+
+    atomic.write_directory(directory / name, fill)
+    kept = [name] if name == FINAL else _names(directory)[:KEEP]
+    for path in directory.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def newest(directory: Path, stage: str, events: EventLog) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return (tensors, record) of the newest whole state, or None. A damaged one is named in a warning."""
+    for name in _names(directory):
+        try:
+            content = (directory / name / TENSORS).read_bytes()
+            record = json.loads((directory / name / RECORD).read_text())
+            if record["format"] != FORMAT:
+                raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+            if record["sha256"] != hashlib.sha256(content).hexdigest():
+                raise ValueError(f"{TENSORS} does not have its recorded hash")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            events.warning(f"{stage}: passed over a damaged training state {directory / name} ({error})", stage=stage)
+            continue
+        return load(content), record
+    return None
+
+
+def refuse_other_settings(stage: str, directory: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError naming what differs between the settings a stage began with and those it is given now."""
+    differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    if differing:
+        shown = ", ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differing[:5])
+        raise ConfigError(
+            f"{stage}: cannot resume with other settings: {shown}; "
+            f"set the old values again, or remove {directory} to restart"
+        )
+
+
+def copy_into(target: Tensor, value: Tensor) -> None:
+    """Overwrite a parameter or buffer in place."""
+    with torch.no_grad():
+        target.copy_(value.to(target.device))
+
+
+def _names(directory: Path) -> list[str]:
+    """Return the states in `directory`: the final one, then the steps from newest to oldest."""
+    if not directory.is_dir():
+        return []
+    steps = sorted((path.name for path in directory.glob("step-*")), reverse=True)
+    return ([FINAL] if (directory / FINAL).exists() else []) + steps

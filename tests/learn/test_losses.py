@@ -1,0 +1,69 @@
+# ruff: noqa: ARG002 - a double has the signature of the contract
+"""Losses against their definitions."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from agent_forge.core.errors import DataError
+from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss
+
+
+def test_lm_loss_equals_the_models_own_shifted_loss(tiny_llama: LlamaForCausalLM) -> None:
+    ids = torch.randint(100, (3, 9), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    ours, metrics = lm_loss(tiny_llama, {"input_ids": ids, "labels": labels}, 0)
+    torch.testing.assert_close(ours, tiny_llama(input_ids=ids, labels=labels).loss)
+    assert metrics == {}
+
+
+def test_lm_loss_uses_the_models_training_loss_when_it_has_one() -> None:
+    class Own(nn.Module):
+        def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            return torch.tensor(3.0), {"depth": 2}
+
+    ids = torch.ones(1, 4, dtype=torch.long)
+    loss, metrics = lm_loss(Own(), {"input_ids": ids, "labels": ids}, 0)
+    assert (float(loss), metrics) == (3.0, {"depth": 2})
+
+
+def test_a_batch_without_a_trained_token_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+    ids = torch.ones(1, 4, dtype=torch.long)
+    with pytest.raises(DataError, match="step 5: no token"):
+        lm_loss(tiny_llama, {"input_ids": ids, "labels": torch.full_like(ids, -100)}, 5)
+
+
+def test_distillation_equals_the_kl_summed_by_hand() -> None:
+    torch.manual_seed(0)
+    teacher, student = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    temperature = 2.0
+    total = 0.0
+    for b, t in mask.nonzero().tolist():
+        p = [math.exp(x / temperature) for x in teacher[b, t].tolist()]
+        q = [math.exp(x / temperature) for x in student[b, t].tolist()]
+        total += sum(a / sum(p) * math.log((a / sum(p)) / (c / sum(q))) for a, c in zip(p, q, strict=True))
+    assert float(distill_loss(teacher, student, mask, temperature)) == pytest.approx(4 * total / 3, rel=1e-5)
+    assert float(distill_loss(teacher, teacher, mask, temperature)) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(DataError, match="mask is empty"):
+        distill_loss(teacher, student, torch.zeros_like(mask), 1.0)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+def test_chunked_cross_entropy_has_the_value_and_gradients_of_the_whole(chunk_tokens: int) -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 7, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
+    labels = torch.randint(11, (2, 7))
+    labels[0, :3] = -100
+    whole = nn.functional.cross_entropy((hidden @ head.T).flatten(0, 1), labels.flatten())
+    expected = torch.autograd.grad(whole, (hidden, head))
+    ours = chunked_cross_entropy(hidden, head, labels, chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(ours, whole)
+    for found, wanted in zip(torch.autograd.grad(ours, (hidden, head)), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(chunked_cross_entropy(hidden, lambda x: x @ head.T, labels), whole)
