@@ -1,0 +1,77 @@
+"""Weight codecs: a matrix to bytes and back, with the bits that it takes and the error that it leaves.
+
+One file a codec, found by its name: `Settings` (a dataclass), `encode(weight, settings, hessian) -> (parts, meta)`,
+`unpack(parts, meta, shape) -> compact tensors`, `dense(tensors, meta, shape, rows) -> Tensor`. The compact tensors are what
+a compressed layer keeps in memory; `decode` is `dense` of `unpack`. All numbers in and out are float32 on the CPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.core import registry
+from agent_forge.core.errors import ConfigError, PhaseError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from agent_forge.codecs.payload import Payload
+
+# Modules of this folder that serve the codecs and are none themselves.
+SERVICES = ("allocate", "compensate", "entropy", "payload")
+
+
+def names() -> list[str]:
+    """Return the names of all codecs, sorted."""
+    return [name for name in registry.names(__name__) if name not in SERVICES]
+
+
+def load(name: str) -> ModuleType:
+    """Return the codec called `name`. Raises ConfigError naming the nearest one when there is none."""
+    if name not in names():
+        raise ConfigError(f"no codec '{name}'{did_you_mean(name, names())}; known: {', '.join(names())}")
+    return registry.load(__name__, name, "codec")
+
+
+def settings(name: str, given: Mapping[str, Any]) -> Any:
+    """Return the codec's typed settings. Raises ConfigError on an unknown name or a value out of range."""
+    module = load(name)
+    known = [field.name for field in fields(module.Settings)]
+    for key in given:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise ConfigError(f"codec {name}: no setting '{key}'{hint}; known: {', '.join(known)}")
+    return module.Settings(**given)
+
+
+def encode(name: str, weight: "Tensor", given: Mapping[str, Any], hessian: "Tensor | None" = None) -> "Payload":
+    """Code `weight` (rows, columns); the payload's relative error is measured on its own bytes, read back.
+
+    hessian: E[x xᵀ] of the layer's inputs, (columns, columns), for codecs that compensate errors.
+    Raises PhaseError when the weight is no matrix or not finite.
+    """
+    from agent_forge.codecs import payload
+
+    if weight.ndim != 2 or not weight.numel():
+        raise PhaseError(f"codec {name}: a matrix with at least one weight is needed, got shape {tuple(weight.shape)}")
+    if not bool(weight.isfinite().all()):
+        raise PhaseError(f"codec {name}: the weight holds NaN or infinity; compress a checkpoint that passed its gate")
+    module = load(name)
+    weight = weight.detach().float().cpu()
+    parts, meta = module.encode(weight, settings(name, given), hessian)
+    shape = (weight.shape[0], weight.shape[1])
+    coded = payload.read(payload.write(name, shape, meta, parts), "a fresh encoding")
+    error = float((decode(coded) - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+    return payload.Payload(name, shape, coded.meta, coded.parts, coded.data, error)
+
+
+def unpack(coded: "Payload") -> "dict[str, Tensor]":
+    """Return the compact tensors of a payload, as a compressed layer keeps them in memory."""
+    return dict(load(coded.codec).unpack(coded.parts, coded.meta, coded.shape))
+
+
+def decode(coded: "Payload") -> "Tensor":
+    """Return the matrix: (rows, columns) float32."""
+    result: Tensor = load(coded.codec).dense(unpack(coded), coded.meta, coded.shape, None)
+    return result

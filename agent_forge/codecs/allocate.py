@@ -1,0 +1,132 @@
+"""Choose a codec and rate for every tensor: least total distortion within a byte budget.
+
+Minimises Σ D + μ Σ R a tensor at a time; bisection finds the μ whose choice just fits the budget (Everett 1963: that choice
+is optimal for the bytes it uses). What the budget leaves over is then spent by exchanges. Codecs that regenerate blocks
+from seeds may take only a share of all blocks; a second multiplier on that share keeps them within it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from agent_forge.core.errors import ConfigError
+
+BISECTIONS = 60
+EXCHANGE_ROUNDS = 50
+EXCHANGE_TENSORS = 24  # pairs are tried among at most this many tensors, those with most distortion left
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to code a tensor. size_bytes: on disk. distortion: estimated loss. seed_blocks: weights coded by seeds."""
+
+    name: str
+    size_bytes: int
+    distortion: float
+    seed_blocks: int = 0
+
+
+Choice = list[int]  # index of the option taken, a tensor each
+
+
+def at_price(tensors: Sequence[Sequence[Option]], mu: float, *, max_seed_blocks: int | None = None) -> Choice:
+    """Return the choice that minimises Σ D + μ Σ R, with at most `max_seed_blocks` weights coded by seeds."""
+    if max_seed_blocks is None or seed_blocks(tensors, _cheapest(tensors, mu, 0.0)) <= max_seed_blocks:
+        return _cheapest(tensors, mu, 0.0)
+    low, high = 0.0, 1.0
+    while seed_blocks(tensors, _cheapest(tensors, mu, high)) > max_seed_blocks:
+        low, high = high, high * 4
+        if high > 1e30:
+            raise ConfigError("seed_ratio cannot be kept: some tensor is offered to seedlm alone; add another codec")
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if seed_blocks(tensors, _cheapest(tensors, mu, middle)) > max_seed_blocks:
+            low = middle
+        else:
+            high = middle
+    return _cheapest(tensors, mu, high)
+
+
+def within_budget(
+    tensors: Sequence[Sequence[Option]], budget_bytes: int, *, max_seed_blocks: int | None = None
+) -> Choice:
+    """Return the choice of least distortion found within `budget_bytes`.
+
+    Raises ConfigError when even the smallest choice is larger, naming the size that would do.
+    """
+    smallest = at_price(tensors, float("inf"), max_seed_blocks=max_seed_blocks)
+    if total_bytes(tensors, smallest) > budget_bytes:
+        raise ConfigError(
+            f"budget.bytes_ratio allows {budget_bytes:,} bytes for the coded tensors, but the smallest choice of the given "
+            f"candidates takes {total_bytes(tensors, smallest):,}; raise it or offer candidates of fewer bits"
+        )
+    low, high, best = 0.0, 1e-12, smallest
+    while total_bytes(tensors, at_price(tensors, high, max_seed_blocks=max_seed_blocks)) > budget_bytes and high < 1e30:
+        low, high = high, high * 8
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        choice = at_price(tensors, middle, max_seed_blocks=max_seed_blocks)
+        if total_bytes(tensors, choice) > budget_bytes:
+            low = middle
+        else:
+            high, best = middle, choice
+    return _exchange(tensors, best, budget_bytes, max_seed_blocks)
+
+
+def total_bytes(tensors: Sequence[Sequence[Option]], choice: Choice) -> int:
+    """Return the bytes of a choice."""
+    return sum(options[i].size_bytes for options, i in zip(tensors, choice, strict=True))
+
+
+def total_distortion(tensors: Sequence[Sequence[Option]], choice: Choice) -> float:
+    """Return the distortion of a choice."""
+    return sum(options[i].distortion for options, i in zip(tensors, choice, strict=True))
+
+
+def seed_blocks(tensors: Sequence[Sequence[Option]], choice: Choice) -> int:
+    """Return how many weights a choice codes by seeds."""
+    return sum(options[i].seed_blocks for options, i in zip(tensors, choice, strict=True))
+
+
+def _cheapest(tensors: Sequence[Sequence[Option]], mu: float, seed_price: float) -> Choice:
+    def cost(option: Option) -> tuple[float, float, str]:
+        if mu == float("inf"):
+            return option.size_bytes + seed_price * option.seed_blocks, option.distortion, option.name
+        price = option.distortion + mu * option.size_bytes + seed_price * option.seed_blocks
+        return price, float(option.size_bytes), option.name
+
+    return [min(range(len(options)), key=lambda i, o=options: cost(o[i])) for options in tensors]  # type: ignore[misc]
+
+
+def _exchange(
+    tensors: Sequence[Sequence[Option]], choice: Choice, budget_bytes: int, max_seed_blocks: int | None
+) -> Choice:
+    """Change one or two tensors at a time while that lowers the distortion and fits both limits."""
+    choice = list(choice)
+    for _ in range(EXCHANGE_ROUNDS):
+        order = sorted(range(len(tensors)), key=lambda t: -tensors[t][choice[t]].distortion)[:EXCHANGE_TENSORS]
+        groups = [(t,) for t in range(len(tensors))] + list(combinations(sorted(order), 2))
+        best_gain, best = 1e-15 * total_distortion(tensors, choice), None
+        spare_bytes = budget_bytes - total_bytes(tensors, choice)
+        spare_seeds = None if max_seed_blocks is None else max_seed_blocks - seed_blocks(tensors, choice)
+        for group in groups:
+            for candidate in _replacements(tensors, group):
+                gain = extra = seeds = 0.0
+                for t, i in zip(group, candidate, strict=True):
+                    old, new = tensors[t][choice[t]], tensors[t][i]
+                    gain += old.distortion - new.distortion
+                    extra += new.size_bytes - old.size_bytes
+                    seeds += new.seed_blocks - old.seed_blocks
+                if gain > best_gain and extra <= spare_bytes and (spare_seeds is None or seeds <= spare_seeds):
+                    best_gain, best = gain, (group, candidate)
+        if best is None:
+            return choice
+        for t, i in zip(*best, strict=True):
+            choice[t] = i
+    return choice
+
+
+def _replacements(tensors: Sequence[Sequence[Option]], group: tuple[int, ...]) -> list[tuple[int, ...]]:
+    if len(group) == 1:
+        return [(i,) for i in range(len(tensors[group[0]]))]
+    return [(i, j) for i in range(len(tensors[group[0]])) for j in range(len(tensors[group[1]]))]

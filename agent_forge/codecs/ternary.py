@@ -1,0 +1,103 @@
+"""Ternary weights: -s, 0 or s in groups of 128 columns, five trits a byte before entropy coding.
+
+Reads a matrix; when it lies on such a grid already, the trits and scales are exactly its own. Otherwise it is rounded,
+with error compensation when a Hessian is given. Source: BitNet b1.58, arXiv:2402.17764 (there one scale a tensor).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent_forge.codecs.compensate import compensate
+from agent_forge.codecs.payload import Parts
+from agent_forge.core.errors import ConfigError
+
+SCALES = ("exact", "float32", "float16")
+REFITS = 6  # alternations of rounding and least squares for the scale; the error has settled by then
+
+
+@dataclass(slots=True, kw_only=True)
+class Settings:
+    """group: columns that share a scale. scales: float16, float32, or exact (float16 when that loses nothing)."""
+
+    group: int = 128
+    scales: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.scales not in SCALES:
+            raise ConfigError(f"codec ternary: scales must be one of {', '.join(SCALES)}, got '{self.scales}'")
+        if self.group < 1:
+            raise ConfigError(f"codec ternary: group must be at least 1 column, got {self.group}")
+
+
+def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
+    """Return trits (rows, columns) in 0..2 and scales (rows, groups)."""
+    found = on_grid(weight, settings.group)
+    trits, scales = found if found is not None else _round(weight, settings, hessian)
+    half = scales.half()
+    if settings.scales == "float16" or (settings.scales == "exact" and torch.equal(half.float(), scales)):
+        scales = half
+    return {"q": (trits + 1).to(torch.uint8).numpy(), "s": scales.numpy()}, {"g": settings.group}
+
+
+def on_grid(weight: Tensor, group: int) -> tuple[Tensor, Tensor] | None:
+    """Return (trits int8, scales float32) when every group of a row holds only -s, 0 and s; otherwise None."""
+    blocks = _blocks(weight, group)
+    scales = blocks.abs().amax(-1)
+    trits = blocks.sign()
+    if not torch.equal(trits * scales[..., None], blocks):
+        return None
+    return trits.flatten(1)[:, : weight.shape[1]].to(torch.int8), scales
+
+
+def _round(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Round to the nearest grid; the scale of a group is its least-squares fit, found by alternation."""
+    columns = weight.shape[1]
+    blocks = _blocks(weight, settings.group)
+    scales = _fit(blocks)
+    if hessian is None:
+        return _trits(blocks, scales[..., None]).flatten(1)[:, :columns].to(torch.int8), scales
+    trits = torch.zeros(weight.shape[0], columns, dtype=torch.int8)
+
+    def quantise(block: Tensor, first: int) -> Tensor:
+        scale = scales[:, first // settings.group, None]
+        trits[:, first : first + 1] = _trits(block, scale).to(torch.int8)
+        return trits[:, first : first + 1] * scale
+
+    compensate(weight, hessian, quantise)
+    return trits, scales
+
+
+def _fit(blocks: Tensor) -> Tensor:
+    """Return the scale of blocks (..., columns) that minimises the squared error, starting from the mean size."""
+    scale = blocks.abs().mean(-1)
+    for _ in range(REFITS):
+        trits = _trits(blocks, scale[..., None])
+        scale = (blocks * trits).sum(-1) / trits.abs().sum(-1).clamp_min(1)
+    return scale.half().float()
+
+
+def _trits(blocks: Tensor, scale: Tensor) -> Tensor:
+    return (blocks / scale.clamp_min(1e-12)).round().clamp(-1, 1)
+
+
+def _blocks(weight: Tensor, group: int) -> Tensor:
+    """Return (rows, groups, group) float32; a ragged last group is filled with zeros."""
+    padded = torch.nn.functional.pad(weight.float(), (0, -weight.shape[1] % group))
+    return padded.reshape(weight.shape[0], -1, group)
+
+
+def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Return {"q": (rows, groups·group) int8, "s": (rows, groups) float32}."""
+    trits = torch.from_numpy(parts["q"].copy()).to(torch.int8) - 1
+    padded = torch.nn.functional.pad(trits, (0, -shape[1] % meta["g"]))
+    return {"q": padded, "s": torch.from_numpy(parts["s"].copy()).float()}
+
+
+def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:
+    """Return the matrix, or the rows named by `rows` (n,): float32."""
+    trits, scales = (tensors[key] if rows is None else tensors[key][rows] for key in ("q", "s"))
+    values = trits.float().view(len(trits), -1, meta["g"])
+    return (values.mul_(scales[..., None].float())).view(len(trits), -1)[:, : shape[1]]
