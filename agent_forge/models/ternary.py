@@ -1,0 +1,344 @@
+"""Linear layers with ternary weights (1.58 bit) that stay trainable, and the quantiser that lets transformers load them.
+
+A `TernaryLinear` keeps a latent float `weight`. Its forward uses codes -1, 0, +1 times one scale a group of 128 inputs, and
+int8 activations; gradients pass straight through to the latents. `ternarise` puts them into any causal LM and notes that in
+config.json (`quantization_config`), so `AutoModelForCausalLM.from_pretrained` builds the same layers again.
+Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
+
+Departures: one scale a group instead of a tensor (outliers stay local); scales are rounded to bfloat16 in the forward too,
+so that the packed file computes exactly what was trained. No SubLN: the norms of the parent's architecture stay.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.models.ternary_packing import multiply_out, packed_length, packing_named
+
+METHOD = "forge_ternary"
+# Latents made for given codes keep this distance from the rounding border, in units of the scale.
+_MARGIN = 0.02
+
+
+@dataclass(slots=True, kw_only=True)
+class TernarySettings:
+    """How linears become ternary. skip: patterns of module names, or of one part of a dotted name, that stay float."""
+
+    group_size: int  # inputs that share one scale; the last group of a row may be smaller
+    activation_bits: int  # of activations, per token by absmax; 0 leaves them float
+    packing: str  # five_trits or two_bit
+    skip: list[str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.group_size, int) or self.group_size < 1:
+            raise ConfigError(f"group_size must be a whole number from 1, got {self.group_size}; try group_size=128")
+        if self.activation_bits != 0 and not 2 <= self.activation_bits <= 16:
+            raise ConfigError(f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8")
+        packing_named(self.packing)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Return `replacement`; the gradient goes to `value` unchanged."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, replacement: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return replacement.view_as(replacement)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+        return gradient, None
+
+    @staticmethod
+    def jvp(ctx: Any, value_tangent: Tensor, replacement_tangent: Any) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return value_tangent.view_as(value_tangent)
+
+
+def _blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
+    """Yield (out, groups, size) views of weight (out, in): whole groups first, then the ragged last one."""
+    whole = weight.shape[1] // group_size * group_size
+    if whole:
+        yield weight[:, :whole].view(weight.shape[0], -1, group_size)
+    if whole < weight.shape[1]:
+        yield weight[:, whole:].unsqueeze(1)
+
+
+def _scale_and_kept(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean|W| of each group, float32, and which codes are not 0. RoundClip(w / s) is 0 exactly when |w| <= s / 2."""
+    magnitude = block.abs()
+    scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32)
+    return scale, magnitude > scale * 0.5
+
+
+def ternary_weight(weight: Tensor, group_size: int) -> Tensor:
+    """Return the ternary weight of latents (out, in), in their dtype: sign * bfloat16(mean|W| of the group), or 0."""
+    parts = []
+    for block in _blocks(weight, group_size):
+        scale, kept = _scale_and_kept(block)
+        signed = torch.copysign(scale.to(torch.bfloat16).to(weight.dtype), block)
+        parts.append(torch.where(kept, signed, 0.0).flatten(1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def ternary_codes(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`."""
+    codes, scales = [], []
+    for block in _blocks(weight, group_size):
+        scale, kept = _scale_and_kept(block)
+        codes.append((block.sign() * kept).to(torch.int8).flatten(1))
+        scales.append(scale.squeeze(-1).to(torch.bfloat16))
+    return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+
+
+def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None) -> Tensor:
+    """Return float32 latents (out, in) whose codes and scales are exactly these, as close to `near` as a rescaling allows.
+
+    Within a group the values keep their order: what stands beyond the border s / 2 is stretched until mean|W| is s.
+    """
+    near = multiply_out(codes, scales, group_size) if near is None else near.float()
+    parts = []
+    for i, (block, code) in enumerate(zip(_blocks(near, group_size), _blocks(codes, group_size), strict=True)):
+        first = i * (near.shape[1] // group_size) if i else 0
+        scale = scales[:, first : first + block.shape[1]].float().unsqueeze(-1)
+        border, margin = scale * 0.5, scale * _MARGIN
+        kept = code != 0
+        zeros = torch.minimum(block.abs(), border - margin) * ~kept
+        beyond = (block.abs() - border).clamp_min(0).maximum(margin) * kept
+        wanted = scale * block.shape[-1] - border * kept.sum(-1, keepdim=True) - zeros.sum(-1, keepdim=True)
+        stretched = beyond * (wanted / beyond.sum(-1, keepdim=True).clamp_min(1e-30))
+        # A group without any code but 0 can only have the scale 0.
+        latents = torch.where(kept, code * (border + stretched), torch.copysign(zeros, block))
+        parts.append(torch.where(kept.any(-1, keepdim=True), latents, 0.0).flatten(1))
+    return torch.cat(parts, dim=1)
+
+
+def quantise_activations(x: Tensor, bits: int) -> Tensor:
+    """Round x (..., in) to the integers of `bits` bits times absmax / (2^(bits-1) - 1) of each token."""
+    top = 2 ** (bits - 1) - 1
+    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-5) / top
+    return (x / step).round_().mul_(step)
+
+
+class TernaryLinear(nn.Linear):
+    """A linear layer that computes with ternary weights and trains its latent `weight` (out, in).
+
+    blend (lambda): 0 is the dense layer on the latents, 1 the ternary layer, between them w + lambda * (ternary - w). A plain
+    attribute: it is not stored, and a loaded layer has 1. Without gradients the ternary weight is kept until the latents
+    change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes unseen.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, settings: TernarySettings, **factory: Any
+    ) -> None:
+        super().__init__(in_features, out_features, bias, **factory)
+        self.group_size = settings.group_size
+        self.activation_bits = settings.activation_bits
+        self.packing = settings.packing
+        self.blend = 1.0
+        self._kept: tuple[tuple[Any, ...], Tensor] | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, settings: TernarySettings) -> "TernaryLinear":
+        """Return a ternary layer that shares the parameters of `linear` (which may be on the meta device)."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, settings=settings, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return input (..., in) times the ternary weight: (..., out)."""
+        if self.blend == 0:
+            return functional.linear(input, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return functional.linear(self._rounded_input(input), self._kept_weight(), self.bias)
+        with torch.no_grad():
+            rounded, weight = self._rounded_input(input), self.quantised_weight()
+        rounded = _StraightThrough.apply(input, rounded) if self.activation_bits else input
+        return functional.linear(rounded, _StraightThrough.apply(self.weight, weight), self.bias)
+
+    def _rounded_input(self, x: Tensor) -> Tensor:
+        if not self.activation_bits:
+            return x
+        rounded = quantise_activations(x, self.activation_bits)
+        return rounded if self.blend == 1 else torch.lerp(x, rounded, self.blend)
+
+    @torch.no_grad()
+    def quantised_weight(self) -> Tensor:
+        """Return what the forward multiplies with: w + lambda * (ternary(w) - w), (out, in)."""
+        ternary = ternary_weight(self.weight, self.group_size)
+        return ternary if self.blend == 1 else torch.lerp(self.weight, ternary, self.blend)
+
+    def ternary_parts(self) -> tuple[Tensor, Tensor]:
+        """Return codes (out, in) int8 and scales (out, groups) bfloat16."""
+        return ternary_codes(self.weight.detach(), self.group_size)
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of codes and bfloat16 scales in the packed file; the bias is not among them."""
+        groups = -(-self.in_features // self.group_size)
+        return packed_length(self.weight.numel(), self.packing) + 2 * groups * self.out_features
+
+    def _kept_weight(self) -> Tensor:
+        weight = self.weight
+        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, self.blend)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self.quantised_weight())
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> "TernaryLinear":
+        """Set the mode, and forget the kept ternary weight."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+    def extra_repr(self) -> str:
+        """Add the group size and activation bits to the printed form."""
+        return f"{super().extra_repr()}, group_size={self.group_size}, activation_bits={self.activation_bits}"
+
+
+def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
+    """Replace the linears of a causal LM by ternary ones in place and note it in its config; return their names.
+
+    The output embedding stays float, and so does everything tied to it. Raises PhaseError when the model is ternary
+    already or has nothing to replace.
+    """
+    already = sum(isinstance(module, TernaryLinear) for module in model.modules())
+    if already:
+        raise PhaseError(f"the model is ternary already ({already} layers); take a float model as the source")
+    head = model.get_output_embeddings()
+    heads = [name for name, module in model.named_modules() if module is head and head is not None]
+    settings = TernarySettings(
+        group_size=settings.group_size,
+        activation_bits=settings.activation_bits,
+        packing=settings.packing,
+        skip=[*settings.skip, *(name for name in heads if not _is_skipped(name, settings.skip))],
+    )
+    names = _replace(model, settings)
+    if not names:
+        sizes = sorted({m.in_features for m in model.modules() if type(m) is nn.Linear})
+        raise PhaseError(
+            f"{type(model).__name__} has nothing to make ternary: looked for torch.nn.Linear with at least group_size="
+            f"{settings.group_size} inputs outside skip={settings.skip}; its nn.Linear layers have {sizes or 'no'} inputs. "
+            "Lower the group size or shorten skip"
+        )
+    quantizer = TernaryHfQuantizer(TernaryConfig(**_as_config(settings)))
+    model.config.quantization_config = quantizer.quantization_config
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = METHOD
+    return names
+
+
+def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
+    """Return the ternary layers of a model by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+
+
+def set_blend(model: nn.Module, blend: float) -> None:
+    """Set lambda of every ternary layer: 0 dense, 1 ternary."""
+    for layer in ternary_layers(model).values():
+        layer.blend = blend
+
+
+def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
+    made: dict[int, TernaryLinear] = {}
+    names = []
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is not nn.Linear or module.in_features < settings.group_size or _is_skipped(name, settings.skip):
+            continue
+        if id(module) not in made:
+            made[id(module)] = TernaryLinear.from_linear(module, settings)
+            names.append(name)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[id(module)])
+    return names
+
+
+def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
+    """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
+    return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
+
+
+def _as_config(settings: TernarySettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("group_size", "activation_bits", "packing", "skip")}
+
+
+class TernaryConfig(QuantizationConfigMixin):
+    """`quantization_config` of a ternary model: the settings, under the method name `forge_ternary`."""
+
+    def __init__(
+        self,
+        group_size: int = 128,
+        activation_bits: int = 8,
+        packing: str = "five_trits",
+        skip: Sequence[str] = ("lm_head",),
+        **unknown: Any,
+    ) -> None:
+        unknown.pop("quant_method", None)
+        if unknown:
+            raise ConfigError(f"quantization_config of a {METHOD} model has unknown keys {sorted(unknown)}; remove them")
+        self.quant_method = METHOD  # type: ignore[assignment]
+        self.group_size = group_size
+        self.activation_bits = activation_bits
+        self.packing = packing
+        self.skip = list(skip)
+
+    def settings(self) -> TernarySettings:
+        """Return the settings, checked."""
+        return TernarySettings(
+            group_size=self.group_size, activation_bits=self.activation_bits, packing=self.packing, skip=self.skip
+        )
+
+
+class TernaryHfQuantizer(HfQuantizer):
+    """Builds the ternary layers before transformers fills in the weights."""
+
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
+        if not _replace(model, self.quantization_config.settings()):
+            raise PhaseError(
+                f"config.json says {METHOD}, but no layer of {type(model).__name__} fits "
+                f"{self.quantization_config.to_dict()}; the config and the model do not belong together"
+            )
+
+    def is_serializable(self) -> bool:
+        """Say that save_pretrained keeps what this quantiser made: latents are plain float tensors."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that the layers train: gradients reach the latents."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Say that training goes through the rounding."""
+        return True
+
+
+def register() -> None:
+    """Tell transformers of the quantiser. Calling it again changes nothing."""
+    registered: Mapping[str, Any] = AUTO_QUANTIZATION_CONFIG_MAPPING
+    if METHOD not in registered:
+        register_quantization_config(METHOD)(TernaryConfig)
+        register_quantizer(METHOD)(TernaryHfQuantizer)

@@ -1,0 +1,140 @@
+"""Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
+
+Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a weight).
+The file is plain safetensors: `<module>.weight.codes` uint8, `<module>.weight.scales` bfloat16 (rows, groups), every other
+tensor as it is, and the shapes in the header. Reads and writes only that file.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from agent_forge.checkpoint import atomic
+from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
+from agent_forge.models.storage import stored_tensors
+
+_FORMAT = "forge_ternary_packed"
+_POWERS = (1, 3, 9, 27, 81)
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """One way to write codes: how many a byte, the digits of a byte, and back."""
+
+    codes_per_byte: int
+    pack: Callable[[Tensor], Tensor]  # (bytes, codes_per_byte) uint8 digits 0..2 -> (bytes,) uint8
+    unpack: Callable[[Tensor], Tensor]  # (bytes,) uint8 -> (bytes, codes_per_byte) digits
+
+
+def _pack_two_bit(digits: Tensor) -> Tensor:
+    return digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6
+
+
+def _unpack_two_bit(packed: Tensor) -> Tensor:
+    return torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], dim=1)
+
+
+def _pack_five_trits(digits: Tensor) -> Tensor:
+    powers = torch.tensor(_POWERS, dtype=torch.uint8, device=digits.device)
+    return (digits * powers).sum(1, dtype=torch.uint8)
+
+
+def _unpack_five_trits(packed: Tensor) -> Tensor:
+    every_byte = torch.arange(256, device=packed.device)
+    table = torch.stack([every_byte // power % 3 for power in _POWERS], dim=1).to(torch.uint8)
+    return table[packed.long()]
+
+
+PACKINGS: Mapping[str, Packing] = {
+    "five_trits": Packing(5, _pack_five_trits, _unpack_five_trits),
+    "two_bit": Packing(4, _pack_two_bit, _unpack_two_bit),
+}
+
+
+def packing_named(name: str) -> Packing:
+    """Return a packing. Raises ConfigError with the nearest known name."""
+    if name not in PACKINGS:
+        raise ConfigError(f"no ternary packing '{name}'{did_you_mean(name, PACKINGS)}; known: {', '.join(PACKINGS)}")
+    return PACKINGS[name]
+
+
+def packed_length(count: int, packing: str) -> int:
+    """Return the bytes that `count` codes take; the last byte may be part empty."""
+    return -(-count // packing_named(packing).codes_per_byte)
+
+
+def pack(codes: Tensor, packing: str) -> Tensor:
+    """Return codes -1, 0, +1 of any shape as (bytes,) uint8, in row-major order.
+
+    Raises ConfigError when a code is none of the three.
+    """
+    kind = packing_named(packing)
+    flat = codes.reshape(-1)
+    if flat.numel() and not bool(((flat == -1) | (flat == 0) | (flat == 1)).all()):
+        raise ConfigError(f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to {flat.max()}; quantise first")
+    digits = torch.zeros(packed_length(flat.numel(), packing) * kind.codes_per_byte, dtype=torch.uint8, device=codes.device)
+    digits[: flat.numel()] = (flat + 1).to(torch.uint8)
+    return kind.pack(digits.view(-1, kind.codes_per_byte))
+
+
+def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...], packing: str) -> Tensor:
+    """Return the codes of `pack` as int8 of `shape`. Raises CheckpointError when the length does not fit or a code is 3."""
+    count = torch.Size(shape).numel()
+    if packed.numel() != packed_length(count, packing):
+        raise CheckpointError(
+            f"{packed.numel():,} bytes of {packing} codes do not hold a tensor of shape {tuple(shape)}, "
+            f"which takes {packed_length(count, packing):,}; the file is damaged"
+        )
+    digits = packing_named(packing).unpack(packed).reshape(-1)[:count]
+    if count and int(digits.max()) > 2:
+        raise CheckpointError(f"a {packing} code is {int(digits.max())}, allowed 0 to 2; the file is damaged")
+    return (digits.to(torch.int8) - 1).reshape(shape)
+
+
+def write_packed(model: nn.Module, path: Path) -> int:
+    """Write the packed file of a ternary model and return its size in bytes."""
+    tensors = stored_tensors(model)
+    header: dict[str, dict[str, object]] = {}
+    for name, module in model.named_modules():
+        if callable(getattr(module, "ternary_parts", None)):
+            codes, scales = module.ternary_parts()
+            tensors.pop(f"{name}.weight")
+            tensors[f"{name}.weight.codes"] = pack(codes, module.packing)
+            tensors[f"{name}.weight.scales"] = scales
+            header[name] = {"shape": list(codes.shape), "group_size": module.group_size, "packing": module.packing}
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = save(ready, metadata={"format": _FORMAT, "ternary": json.dumps(header, sort_keys=True)})
+    atomic.write_bytes(path, content)
+    return len(content)
+
+
+def read_packed(path: Path) -> dict[str, Tensor]:
+    """Return the state of a packed file with every ternary weight multiplied out to float32: name -> tensor.
+
+    Raises CheckpointError naming the file when it is missing, damaged or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise CheckpointError(f"{path} is no packed ternary file (format {metadata.get('format')!r})")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the packed file {path}: {error}; write it again") from None
+    for name, entry in json.loads(metadata["ternary"]).items():
+        codes = unpack(tensors.pop(f"{name}.weight.codes"), tuple(entry["shape"]), entry["packing"])
+        scales = tensors.pop(f"{name}.weight.scales")
+        tensors[f"{name}.weight"] = multiply_out(codes, scales, entry["group_size"])
+    return tensors
+
+
+def multiply_out(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
+    """Return codes (out, in) times the scale of their group, scales (out, groups), as float32."""
+    wide = scales.float().repeat_interleave(group_size, dim=1)[:, : codes.shape[1]]
+    return codes.float() * wide
