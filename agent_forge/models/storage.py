@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import CheckpointError, PhaseError
+from agent_forge.models import registration
 
 # Names of dtypes in a safetensors header; only their lengths matter here.
 _DTYPE_CODES = {
@@ -33,6 +34,7 @@ def load(
     Raises CheckpointError when the directory has no model, asks for remote code, has weights in another format than
     safetensors, or when a tensor of the model is missing, left over or of another shape.
     """
+    registration.register()
     directory = _directory(source)
     refuse_remote_code(directory)
     if not list(directory.glob("*.safetensors")):

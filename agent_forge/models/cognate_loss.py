@@ -1,0 +1,122 @@
+"""What Cognate is trained on: the expected loss over its exits, a halting cost, and the costs of memory.
+
+All tokens take all passes. With p_r the probability of leaving after pass r and CE_r the loss of its logits, the loss of a
+token is sum_r p_r CE_r + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R). The
+entropy keeps p from collapsing before the passes differ (Ouro, arXiv:2510.25741); the ponder cost is PonderNet's
+(arXiv:2107.05407) with a price per pass. Memory adds an even-use cost of the bank and a cost of writing.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from agent_forge.models.memory_bank import MemoryState
+
+if TYPE_CHECKING:
+    from agent_forge.models.cognate import CognateForCausalLM
+
+# Logits of more than this many entries are computed in chunks and again in the backward pass.
+LOGITS_IN_MEMORY = 1 << 25
+
+
+def expected_loss(
+    model: "CognateForCausalLM",
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    memory: MemoryState | None = None,
+    write_memory: bool = False,
+) -> tuple[Tensor, dict[str, float], MemoryState | None]:
+    """Return the training loss of a batch, its metrics, and the memory after it.
+
+    input_ids, labels: (B, T), labels not shifted. Without any label the loss is that of memory alone (0 when nothing is
+    written), so that a segment can be there only to be remembered.
+    """
+    config = model.config
+    targets = labels[:, 1:].flatten()
+    places = (targets != -100).nonzero()[:, 0]
+    targets = targets[places]
+    hidden, halts = all_passes(model, input_ids, attention_mask, memory)
+    loss = hidden[-1].new_zeros(())
+    metrics: dict[str, float] = {}
+    if len(places):
+        at = [h[:, :-1].flatten(0, 1)[places] for h in hidden]
+        losses = torch.stack([token_losses(h, model.lm_head, targets) for h in at])  # (R, n)
+        exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts])  # (R, n)
+        loss = (exits * losses).sum(0).mean()
+        metrics = {"ce": losses[-1].mean().item()}
+        if len(exits) > 1:
+            extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
+            entropy = -(exits * exits.clamp(min=1e-9).log()).sum(0).mean()
+            halting = config.ponder_cost * extra / (len(exits) - 1) - config.entropy_cost * entropy / math.log(len(exits))
+            loss = loss + config.halting_loss_weight * halting
+            metrics |= {"ce_first": losses[0].mean().item(), "passes": 1 + extra.item()}
+    if config.read_loss_weight > 0 and torch.is_grad_enabled():
+        loss = loss + config.read_loss_weight * bank_imbalance(model, hidden[-1])
+    if write_memory:
+        memory, gate = model.write(hidden[-1], input_ids, attention_mask, memory)
+        loss = loss + config.write_loss_weight * gate
+        metrics["write_gate"] = gate.item()
+    return loss, metrics, memory
+
+
+def all_passes(
+    model: "CognateForCausalLM", input_ids: Tensor, attention_mask: Tensor | None, memory: MemoryState | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the normed hidden state after each of R passes, (B, T, d), and the R - 1 halting logits, (B, T)."""
+    stack = model.model
+    x_BTd, rotary, mask, _, readables = stack.prepare(input_ids, attention_mask, memory=memory)
+    hidden, halts = [], []
+    for loop in range(model.config.max_loops):
+        for layer, readable in zip(stack.layers, readables, strict=True):
+            x_BTd = layer(x_BTd, rotary, mask, readable, None, 0)
+        hidden.append(stack.norm(x_BTd))
+        if loop + 1 < model.config.max_loops:
+            halts.append(stack.halting(x_BTd))
+    return hidden, halts
+
+
+def exit_probabilities(halts: list[Tensor]) -> Tensor:
+    """Return the probability of leaving after each pass, (R, n), from R - 1 halting logits (n,); columns sum to 1."""
+    if not halts:
+        return torch.ones(1, 1)
+    logits = torch.stack(halts)
+    stay = F.logsigmoid(-logits).cumsum(0)
+    before = F.pad(stay, (0, 0, 1, 0))[:-1]
+    return torch.cat([F.logsigmoid(logits) + before, stay[-1:]]).exp()
+
+
+def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """Return -log p of each target (n,) float32 from hidden (n, d); logits never exceed a fixed size in memory."""
+
+    def losses(part: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(head(part).float(), wanted, reduction="none")
+
+    rows = max(LOGITS_IN_MEMORY // int(getattr(head, "out_features", 1)), 1)
+    if len(targets) <= rows:
+        return losses(hidden, targets)
+    parts = [
+        checkpoint(losses, hidden[i : i + rows], targets[i : i + rows], use_reentrant=False)
+        for i in range(0, len(targets), rows)
+    ]
+    return torch.cat(parts)
+
+
+def bank_imbalance(model: "CognateForCausalLM", hidden: Tensor) -> Tensor:
+    """Return S sum_s (share of reads)_s (mean attention)_s - 1 over the S trainable slots, 0 when use is even.
+
+    It is taken on the last layer, where the reads decide the output (the load-balancing loss of mixtures of experts).
+    """
+    attention = model.model.layers[-1].memory_attn
+    bank = model.model.memory
+    keys = attention.k_proj(bank.read(bank.slots))
+    scores = attention.q_proj(attention.norm(hidden[:, ::8])) * attention.scale @ keys.T
+    attended = scores.softmax(-1).flatten(0, -2)
+    picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten()
+    share = torch.bincount(picked, minlength=keys.shape[0]) / len(picked)
+    return keys.shape[0] * (share * attended.mean(0)).sum() - 1
