@@ -1,5 +1,6 @@
 """Writes that a reader sees whole or not at all: fill a temporary neighbour, fsync, rename, fsync the parent."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from agent_forge.core.errors import StorageError
 
 TEMPORARY = ".tmp-"
+OLD = f"{TEMPORARY}old-"
 
 
 def sha256_file(path: Path) -> str:
@@ -54,8 +56,8 @@ def write_json(path: Path, value: Any) -> None:
 def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool = True) -> None:
     """Let `fill` write into a temporary neighbour of `target`, then make it `target` in one rename.
 
-    Every file is fsynced before the rename. An existing `target` is moved aside first and removed afterwards; a
-    kill in between leaves the old directory under a temporary name and the caller's next write restores order.
+    Every file is fsynced before the rename. An existing `target` changes places with the new directory in one system
+    call where the kernel can (Linux); elsewhere it is moved aside first, and `remove_leftovers` puts it back after a kill.
     Raises StorageError when the disk is full or the place cannot be written.
     """
     temporary = target.with_name(f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}")
@@ -69,10 +71,7 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool
         if target.exists():
             if not replace:
                 raise StorageError(f"{target} already exists; name another directory or remove it")
-            old = target.with_name(f"{TEMPORARY}old-{target.name}-{secrets.token_hex(4)}")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
+            _replace_directory(temporary, target)
         else:
             temporary.rename(target)
         fsync_path(target.parent)
@@ -87,10 +86,39 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool
         raise
 
 
+def _replace_directory(new: Path, target: Path) -> None:
+    """Put `new` in the place of `target`; a reader finds one or the other at every moment (on Linux)."""
+    if _exchange(new, target):
+        fsync_path(target.parent)
+        shutil.rmtree(new)
+        return
+    old = target.with_name(f"{OLD}{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two directory entries atomically (renameat2 with RENAME_EXCHANGE); say whether the kernel could."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    return bool(libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(two), rename_exchange) == 0)
+
+
 def remove_leftovers(parent: Path) -> None:
-    """Delete temporary files and directories of killed writers. Call it only while holding the lock."""
+    """Clear up after killed writers: put back a directory that was moved aside, delete temporary files.
+
+    Call it only while no one else writes in `parent`.
+    """
     if not parent.is_dir():
         return
+    for path in parent.glob(f"{OLD}*"):
+        target = parent / path.name.removeprefix(OLD)
+        if not target.exists():
+            path.rename(target)
     for path in parent.glob(f"{TEMPORARY}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

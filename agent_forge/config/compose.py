@@ -146,6 +146,9 @@ def _one_line(error: Exception, command: str) -> str:
         folder, _, option = group.group(1).rpartition("/")
         options = groups().get(folder, [])
         return f"{command}: no {group.group(1)}{did_you_mean(option, options)}; known: {', '.join(options) or 'none'}"
+    if "no viable alternative" in text or "mismatched input" in text or "extraneous input" in text:
+        wrong = getattr(error, "override", None) or "an override"
+        return f"{command}: cannot read '{wrong}' (an override is KEY=VALUE; quote lists and spaces for the shell)"
     first = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "object_type" not in line)
     return f"{command}: {first.replace('full_key:', 'at').strip()}"
 

@@ -1,0 +1,74 @@
+"""A workspace computes once, also across restarts, and stops where everything is saved."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent_forge import checkpoint
+from agent_forge.checkpoint import Workspace
+from agent_forge.core.errors import Interrupted
+
+
+def workspace(path: Path, parents=()) -> Workspace:
+    return Workspace(path, phase="test", seed=0, config={}, parents=parents)
+
+
+def test_results_are_remembered_across_restarts(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> dict:
+        calls.append(1)
+        return {"best": [1, 0.1]}
+
+    first = workspace(tmp_path / "out").remember("search", compute)
+    again = workspace(tmp_path / "out").remember("search", compute)
+    assert first == again == {"best": [1, 0.1]}
+    assert len(calls) == 1
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
+    value = {"a": torch.randn(3, 4).t(), "b": torch.tensor([1.5], dtype=torch.bfloat16)}
+    workspace(tmp_path / "out").remember_tensors("t", lambda: value)
+    found = workspace(tmp_path / "out").remember_tensors("t", lambda: pytest.fail("computed again"))
+    assert all(torch.equal(found[name], value[name]) and found[name].dtype == value[name].dtype for name in value)
+
+
+def test_a_failed_computation_is_not_remembered(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        workspace(tmp_path / "out").remember("x", lambda: 1 / 0)
+    assert workspace(tmp_path / "out").remember("x", lambda: 2) == 2
+
+
+def test_state_is_removed_when_the_phase_has_succeeded(tmp_path: Path) -> None:
+    out = workspace(tmp_path / "out")
+    out.remember("x", lambda: 1)
+    out.clear_state()
+    assert not out.state.exists()
+
+
+def test_agent_settings_are_laid_over_the_parents(tmp_path: Path) -> None:
+    def save(directory: Path) -> None:
+        (directory / "config.json").write_text("{}")
+
+    parent = workspace(tmp_path / "parent").write(save, agent={"tools": ["calculator"], "system": "a"})
+    child = workspace(tmp_path / "child", [parent]).write(save, agent={"system": "b"})
+    assert checkpoint.open(child.path).manifest.agent == {"tools": ["calculator"], "system": "b"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_is_noticed_at_the_next_check(tmp_path: Path, number: int, code: int) -> None:
+    previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    out = workspace(tmp_path / "out")
+    try:
+        out.listen_for_signals()
+        out.check_stop()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted) as caught:
+            out.check_stop()
+    finally:
+        for n, handler in previous.items():
+            signal.signal(n, handler)
+    assert caught.value.exit_code == code
