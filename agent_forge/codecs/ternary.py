@@ -7,6 +7,7 @@ with error compensation when a Hessian is given. Source: BitNet b1.58, arXiv:240
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,13 @@ from agent_forge.codecs.compensate import compensate
 from agent_forge.codecs.payload import Parts
 from agent_forge.core.errors import ConfigError
 
-SCALES = ("exact", "float32", "float16")
+SCALES = ("exact", "float32", "bfloat16", "float16")
 REFITS = 6  # alternations of rounding and least squares for the scale; the error has settled by then
 
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """group: columns that share a scale. scales: float16, float32, or exact (float16 when that loses nothing)."""
+    """group: columns that share a scale. scales: their format; exact is the first 16-bit one that loses nothing."""
 
     group: int = 128
     scales: str = "exact"
@@ -36,10 +37,17 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     """Return trits (rows, columns) in 0..2 and scales (rows, groups)."""
     found = on_grid(weight, settings.group)
     trits, scales = found if found is not None else _round(weight, settings, hessian)
-    half = scales.half()
-    if settings.scales == "float16" or (settings.scales == "exact" and torch.equal(half.float(), scales)):
-        scales = half
-    return {"q": (trits + 1).to(torch.uint8).numpy(), "s": scales.numpy()}, {"g": settings.group}
+    stored = {"q": (trits + 1).to(torch.uint8).numpy(), **_stored_scales(scales, settings.scales)}
+    return stored, {"g": settings.group}
+
+
+def _stored_scales(scales: Tensor, wanted: str) -> Parts:
+    """Return {"b": bfloat16 bit patterns} or {"s": float16 or float32}."""
+    if wanted == "bfloat16" or (wanted == "exact" and torch.equal(scales.bfloat16().float(), scales)):
+        return {"b": scales.bfloat16().view(torch.int16).numpy().view(np.uint16)}
+    if wanted == "float16" or (wanted == "exact" and torch.equal(scales.half().float(), scales)):
+        return {"s": scales.half().numpy()}
+    return {"s": scales.numpy()}
 
 
 def on_grid(weight: Tensor, group: int) -> tuple[Tensor, Tensor] | None:
@@ -93,7 +101,11 @@ def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[s
     """Return {"q": (rows, groups·group) int8, "s": (rows, groups) float32}."""
     trits = torch.from_numpy(parts["q"].copy()).to(torch.int8) - 1
     padded = torch.nn.functional.pad(trits, (0, -shape[1] % meta["g"]))
-    return {"q": padded, "s": torch.from_numpy(parts["s"].copy()).float()}
+    if "b" in parts:
+        scales = torch.from_numpy(parts["b"].view(np.int16).copy()).view(torch.bfloat16)
+    else:
+        scales = torch.from_numpy(parts["s"].copy())
+    return {"q": padded, "s": scales.float()}
 
 
 def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:

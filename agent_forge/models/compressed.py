@@ -1,0 +1,362 @@
+"""Compressed models: linears, embeddings and other matrices kept as codes, made dense one layer at a time.
+
+On disk every coded tensor is one `payload` (uint8) in model.safetensors; config.json lists them with their sizes under
+`quantization_config` (method `forge_compressed`), so that plain `from_pretrained` builds the right modules. In memory a
+layer keeps its payload and its codec's compact tensors (int8 codes and scales, indices and codebook, ...), never a dense
+copy; `forward` makes the weight, uses it and drops it. Layers that were ternary go on rounding their activations.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from agent_forge import codecs
+from agent_forge.codecs import payload as payloads
+from agent_forge.codecs.payload import Payload
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
+
+METHOD = "forge_compressed"
+COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensors; they are not stored
+
+
+class Coded(nn.Module):
+    """A matrix held as a codec's compact tensors; `payload` is its stored form, `source` the module that it is tied to."""
+
+    payload: Tensor | None
+
+    def __init__(self, size_bytes: int, source: "Coded | None" = None) -> None:
+        super().__init__()
+        self._source = [source] if source is not None else []  # a list hides it from state_dict: it is stored once
+        empty = torch.empty(size_bytes, dtype=torch.uint8) if source is None else None
+        self.register_buffer("payload", empty)
+        self.codec: ModuleType | None = None
+        self.meta: dict[str, Any] = {}
+        self.shape = (0, 0)
+        self._names: list[str] = []
+
+    def open(self, where: str, coded: Payload | None = None) -> None:
+        """Unpack the payload, or take `coded`. Raises CheckpointError naming `where` when the bytes are damaged."""
+        if self._source:
+            return
+        assert self.payload is not None
+        device = self.payload.device
+        if coded is None:
+            coded = payloads.read(self.payload.cpu().numpy().tobytes(), where)
+        else:
+            self.payload = torch.frombuffer(bytearray(coded.data), dtype=torch.uint8).to(device)
+        self.codec, self.meta, self.shape = codecs.load(coded.codec), coded.meta, coded.shape
+        compact = codecs.unpack(coded)
+        self._names = list(compact)
+        for name, tensor in compact.items():
+            self.register_buffer(COMPACT + name, tensor.to(device), persistent=False)
+
+    def dense(self, rows: Tensor | None = None) -> Tensor:
+        """Return the matrix, or its rows (n,): float32, made anew at every call."""
+        if self._source:
+            return self._source[0].dense(rows)
+        assert self.codec is not None, "a compressed layer was used before its payload was unpacked"
+        with torch.no_grad():
+            compact = {name: getattr(self, COMPACT + name) for name in self._names}
+            matrix: Tensor = self.codec.dense(compact, self.meta, self.shape, rows)
+        return matrix
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, for code that asks for it; it is not kept."""
+        return self.dense()
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of this matrix on disk; 0 for one that is stored with the module it is tied to."""
+        return 0 if self.payload is None else self.payload.numel()
+
+    def memory_bytes(self) -> int:
+        """Return the bytes of payload and compact tensors in memory."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+
+class CompressedLinear(Coded):
+    """A linear layer whose weight (out, in) is coded. activation_bits: per-token rounding of the input, 0 for none."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        *,
+        size_bytes: int = 0,
+        activation_bits: int = 0,
+        source: Coded | None = None,
+    ) -> None:
+        super().__init__(size_bytes, source)
+        self.in_features, self.out_features, self.activation_bits = in_features, out_features, activation_bits
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return input (..., in) times the decoded weight: (..., out)."""
+        if self.activation_bits:
+            from agent_forge.models.ternary import quantise_activations
+
+            rounded = quantise_activations(input, self.activation_bits)
+            input = input + (rounded - input).detach() if torch.is_grad_enabled() and input.requires_grad else rounded
+        return functional.linear(input, self.dense().to(input.dtype), self.bias)
+
+
+class CompressedEmbedding(Coded):
+    """An embedding table (tokens, width) that is coded; a lookup decodes only the rows it needs."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, size_bytes: int = 0, source: Coded | None = None) -> None:
+        super().__init__(size_bytes, source)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = None
+        # The dtype of what a lookup returns follows `model.to(dtype)`, as a table's would.
+        self.register_buffer("dtype_of_output", torch.zeros(()), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rows of token ids (...): (..., width)."""
+        rows = self.dense(input.reshape(-1))
+        return rows.view(*input.shape, -1).to(self.dtype_of_output.dtype)
+
+
+class CompressedConfig(QuantizationConfigMixin):
+    """`quantization_config` of a compressed model.
+
+    tensors: name -> [kind, bytes, activation bits, shape]; kind is linear, embedding or parameter.
+    tied: module name -> name of the module that holds the weight.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any] | None = None,
+        tied: Mapping[str, str] | None = None,
+        version: int = 1,
+        **unknown: Any,
+    ) -> None:
+        unknown.pop("quant_method", None)
+        if unknown or version != 1:
+            raise ConfigError(
+                f"quantization_config of a {METHOD} model has version {version} and unknown keys {sorted(unknown)}; "
+                "this forge reads version 1, upgrade it"
+            )
+        self.quant_method = METHOD  # type: ignore[assignment]
+        self.version = version
+        self.tensors = {name: list(entry) for name, entry in (tensors or {}).items()}
+        self.tied = dict(tied or {})
+
+
+class CompressedHfQuantizer(HfQuantizer):
+    """Builds the coded modules before transformers fills in the payloads, and unpacks them after."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
+        _install(model, self.quantization_config)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
+        for name, (kind, *_) in self.quantization_config.tensors.items():
+            if kind == "parameter":
+                owner, leaf = _owner(model, name)
+                stored = owner.get_buffer(f"{leaf}_payload")
+                _set_parameter(owner, leaf, payloads.read(stored.cpu().numpy().tobytes(), name), owner.get_buffer(leaf))
+            else:
+                model.get_submodule(name).open(name)  # type: ignore[operator]
+        return model
+
+    def is_serializable(self) -> bool:
+        """Say that save_pretrained writes the payloads as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that coded weights do not train; what stayed float still can."""
+        return False
+
+
+def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a codec can take, each tensor once: weights of linears and embeddings, and other float matrices.
+
+    Names are module names for linears and embeddings and full parameter names for the rest; values are what the forward
+    really multiplies with, so a ternary layer gives its ternary weight.
+    """
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            if id(module.weight) not in taken:
+                found[name] = module.quantised_weight() if hasattr(module, "quantised_weight") else module.weight.detach()
+            taken.add(id(module.weight))
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point():
+            found[name] = parameter.detach()
+    return found
+
+
+def tied_modules(model: nn.Module) -> dict[str, str]:
+    """Return, for every linear or embedding that shares its weight with an earlier one, the name of that one."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            source = first.setdefault(id(module.weight), name)
+            if source != name:
+                tied[name] = source
+    return tied
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """Return a tensor of two or more dimensions as (rows, last dimension)."""
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrainedModel:
+    """Replace the tensors named in `coded` by their payloads, in place, and note it in the config; returns the model.
+
+    Raises PhaseError when the model is compressed already or a name is none of its tensors.
+    """
+    if any(isinstance(module, Coded) for module in model.modules()):
+        raise PhaseError("the model is compressed already; take the checkpoint it was compressed from as the source")
+    tensors = coded_tensors(model)
+    unknown = sorted(set(coded) - set(tensors))
+    if unknown:
+        raise PhaseError(f"no matrix {', '.join(unknown[:3])} in this model; it has {', '.join(list(tensors)[:5])}, ...")
+    entries = {name: [*_kind(model, name), list(tensors[name].shape)] for name in coded}
+    for name, entry in entries.items():
+        entry.insert(1, len(coded[name].data))
+    tied = {name: source for name, source in tied_modules(model).items() if source in coded}
+    config = CompressedConfig(entries, tied)
+    # Coded layers go in where the payloads are, so biases and the layers' places stay as they were.
+    _install(model, config)
+    for name, (kind, *_) in entries.items():
+        if kind == "parameter":
+            owner, leaf = _owner(model, name)
+            owner.register_buffer(f"{leaf}_payload", torch.frombuffer(bytearray(coded[name].data), dtype=torch.uint8))
+            _set_parameter(owner, leaf, coded[name], owner.get_buffer(leaf))
+        else:
+            model.get_submodule(name).open(name, coded[name])  # type: ignore[operator]
+    model.config.quantization_config = config
+    model.hf_quantizer = CompressedHfQuantizer(config)
+    model.is_quantized = True
+    model.quantization_method = METHOD
+    return model
+
+
+def coded_modules(model: nn.Module) -> dict[str, Coded]:
+    """Return the coded layers of a model by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Coded)}
+
+
+def _kind(model: nn.Module, name: str) -> list[Any]:
+    """Return [kind, activation bits] of a tensor named as in `coded_tensors`."""
+    module = dict(model.named_modules()).get(name)
+    if isinstance(module, nn.Linear):
+        return ["linear", int(getattr(module, "activation_bits", 0))]
+    return ["embedding", 0] if isinstance(module, nn.Embedding) else ["parameter", 0]
+
+
+def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
+    """Put empty coded modules where the config names them. Raises CheckpointError when the model has no such place."""
+    made: dict[str, Coded] = {}
+    for name, (kind, size_bytes, activation_bits, _) in config.tensors.items():
+        try:
+            if kind == "parameter":
+                _empty_parameter(model, name, size_bytes)
+                continue
+            old = model.get_submodule(name)
+        except AttributeError:
+            raise CheckpointError(
+                f"config.json names the coded tensor {name}, but {type(model).__name__} has none; "
+                "the config and the model do not belong together"
+            ) from None
+        made[name] = _coded_like(old, size_bytes=size_bytes, activation_bits=activation_bits)
+        _replace(model, old, made[name])
+    for name, source in config.tied.items():
+        old = model.get_submodule(name)
+        _replace(model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=made[source]))
+    _untie(model)
+
+
+def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source: Coded | None = None) -> Coded:
+    if isinstance(old, nn.Embedding):
+        table = CompressedEmbedding(old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source)
+        # Gemma-like embeddings carry a scale; a plain table of rows would lose it without a word.
+        if type(old) is not nn.Embedding:
+            raise PhaseError(f"{type(old).__name__} is no plain embedding and cannot be coded; leave it out of `tensors`")
+        return table
+    assert isinstance(old, nn.Linear)
+    layer = CompressedLinear(
+        old.in_features,
+        old.out_features,
+        old.bias is not None,
+        size_bytes=size_bytes,
+        activation_bits=activation_bits or int(getattr(old, "activation_bits", 0)),
+        source=source,
+    )
+    layer.bias = old.bias
+    return layer
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` in every place where `old` stands."""
+    new.train(old.training)
+    for parent in list(model.modules()):
+        for child, module in list(parent.named_children()):
+            if module is old:
+                setattr(parent, child, new)
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _empty_parameter(model: nn.Module, name: str, size_bytes: int) -> None:
+    """Turn a parameter into an unstored buffer of the same name with its payload beside it."""
+    owner, leaf = _owner(model, name)
+    value = getattr(owner, leaf).detach()
+    delattr(owner, leaf)
+    owner.register_buffer(leaf, value, persistent=False)
+    owner.register_buffer(f"{leaf}_payload", torch.empty(size_bytes, dtype=torch.uint8, device=value.device))
+
+
+def _set_parameter(owner: nn.Module, leaf: str, coded: Payload, like: Tensor) -> None:
+    owner.register_buffer(leaf, codecs.decode(coded).to(like.dtype).view(like.shape).to(like.device), persistent=False)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Drop the parameter ties of coded modules: transformers would look for a weight that is not there."""
+    for module in _pretrained(model):
+        for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
+            ties = getattr(module, attribute, None)
+            if isinstance(ties, dict):
+                setattr(module, attribute, {k: v for k, v in ties.items() if not _is_coded(module, k)})
+
+
+def _pretrained(model: nn.Module) -> Iterator[PreTrainedModel]:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            yield module
+
+
+def _is_coded(module: nn.Module, key: str) -> bool:
+    try:
+        return isinstance(module.get_submodule(key.rpartition(".")[0]), Coded)
+    except AttributeError:
+        return False
+
+
+def register() -> None:
+    """Tell transformers of the quantiser. Calling it again changes nothing."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(CompressedConfig)
+        register_quantizer(METHOD)(CompressedHfQuantizer)
