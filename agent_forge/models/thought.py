@@ -1,0 +1,498 @@
+"""A causal language model that can think before each token, around any Hugging Face causal LM.
+
+`forward` is the base model without thinking, so later phases train and score it like any other. `think` samples thoughts
+at many positions at once and returns what the model predicts with and without them; `generate` thinks where the base is
+unsure. A thought is a trained start vector, L sampled tokens and a trained end vector; the vectors go in as embeddings,
+so the vocabulary does not change and no meta token can be emitted. Source: Quiet-STaR, arXiv:2403.09629.
+
+Departures from its reference code: sampling follows the temperature; a thought has the same length in training and in
+generation; the prefix is cached, not encoded again per token; the mixing weight is clamped to [0, 1] with a gradient that
+still leads back inside (the paper's head is unbounded), so the weight 0 is exact and leaves the base's logits untouched.
+
+Shape letters: B rows, T prefix tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V vocabulary, H width.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.models import thought_layout as layout
+
+ATTENTION = ("sdpa", "eager")
+# Read from the base's config, because other code asks the outer config for them.
+_OF_BASE = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "intermediate_size", "max_position_embeddings", "tie_word_embeddings", "initializer_range", "bos_token_id",
+    "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+class ThoughtConfig(PretrainedConfig):
+    """Settings of a thinking model.
+
+    thought_length: sampled tokens of a thought. thoughts: thoughts per generated token, averaged after mixing.
+    temperature: of thought tokens; 0 is greedy. gate_entropy_nats: generate() thinks where the base's next-token entropy is
+    at least this; None never thinks, 0 always does.
+    """
+
+    model_type = "thought"
+    sub_configs_defaults = {"base_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+
+    base_config: dict[str, Any] | PretrainedConfig | None = None
+    thought_length: int = 4
+    thoughts: int = 1
+    temperature: float = 1.0
+    gate_entropy_nats: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("base_config")
+        if name in _OF_BASE and isinstance(base, PretrainedConfig):
+            return getattr(base, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """Return the base's config: caches and generation are sized by it."""
+        assert isinstance(self.base_config, PretrainedConfig)
+        return self.base_config
+
+
+class _Unit(torch.autograd.Function):
+    """Clamp to [0, 1]; outside, only a gradient that leads back inside passes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(value)
+        return value.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (value,) = ctx.saved_tensors
+        outward = ((value < 0) & (gradient > 0)) | ((value > 1) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0)
+
+
+class MixingHead(nn.Module):
+    """How much of the thought's prediction to take: [h_base, h_thought] (2H) -> H -> H -> 1, in [0, 1].
+
+    The last layer starts at zero, so the weight starts at exactly 0. Plain parameters instead of nn.Linear, because
+    quantisers replace every nn.Linear and later phases do not train this head.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight_1 = nn.Parameter(torch.empty(width, 2 * width))
+        self.bias_1 = nn.Parameter(torch.empty(width))
+        self.weight_2 = nn.Parameter(torch.empty(width, width))
+        self.bias_2 = nn.Parameter(torch.empty(width))
+        self.weight_3 = nn.Parameter(torch.empty(1, width))
+        self.bias_3 = nn.Parameter(torch.empty(1))
+
+    def forward(self, h_base: Tensor, h_thought: Tensor) -> Tensor:
+        """Return the weights (...) of hidden states (..., H)."""
+        hidden = torch.cat([h_base, h_thought], dim=-1).to(self.weight_1.dtype)
+        hidden = nn.functional.linear(hidden, self.weight_1, self.bias_1).relu()
+        hidden = nn.functional.linear(hidden, self.weight_2, self.bias_2).relu()
+        return _Unit.apply(nn.functional.linear(hidden, self.weight_3, self.bias_3).squeeze(-1))
+
+
+@dataclass(slots=True)
+class Thoughts:
+    """What thinking gave. Entry a of the A axis predicts the token at column positions + 1 + a."""
+
+    positions: Tensor  # (B, P) prefix columns
+    tokens: Tensor  # (B, P, N, L) sampled thought tokens
+    log_probs: Tensor  # (B, P, N, L) of those tokens, at the sampling temperature, differentiable
+    prefix_logits: Tensor  # (B, T, V) of the base without thinking
+    base_logits: Tensor  # (B, P, A, V) of the base without thinking, at the thinking positions
+    thought_logits: Tensor  # (B, P, N, A, V) after the thought
+    weights: Tensor  # (B, P, N, A) in [0, 1]
+
+    def mixed_logits(self) -> Tensor:
+        """Return (B, P, N, A, V): the base's logits at weight 0 and the thought's at weight 1, both bit for bit."""
+        return mix(self.base_logits[:, :, None], self.thought_logits, self.weights)
+
+
+def mix(base_logits: Tensor, thought_logits: Tensor, weights: Tensor) -> Tensor:
+    """Interpolate logits (..., V) by weights (...); exact at both ends."""
+    weight = weights.to(base_logits.dtype).unsqueeze(-1)
+    return torch.lerp(base_logits.expand_as(thought_logits), thought_logits, weight.expand_as(thought_logits))
+
+
+class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
+    """Any causal LM plus start vector, end vector and mixing head."""
+
+    config_class = ThoughtConfig
+    base_model_prefix = "base"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def __init__(self, config: ThoughtConfig, base: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.base = base if base is not None else AutoModelForCausalLM.from_config(config.base_config)
+        width = config.hidden_size
+        self.start = nn.Parameter(torch.empty(width))
+        self.end = nn.Parameter(torch.empty(width))
+        self.mixing = MixingHead(width)
+        self._thought_seed: int | None = None
+        self._takes_masks = False
+        self.post_init()
+
+    @property
+    def thinks(self) -> bool:
+        """Say whether generate() may think: the gate can open."""
+        return self.config.gate_entropy_nats is not None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MixingHead):
+            for weight in (module.weight_1, module.weight_2):
+                init.normal_(weight, mean=0.0, std=math.sqrt(2.0 / weight.shape[1]))
+            for zero in (module.bias_1, module.bias_2, module.weight_3, module.bias_3):
+                init.zeros_(zero)
+        elif module is self:
+            init.normal_(self.start, mean=0.0, std=0.02)
+            init.normal_(self.end, mean=0.0, std=0.02)
+
+    @classmethod
+    def wrap(
+        cls, base: PreTrainedModel, *, start_ids: list[int], end_ids: list[int], **settings: Any
+    ) -> "ThoughtForCausalLM":
+        """Return a thinking model around `base` (kept, not copied).
+
+        start_ids, end_ids: tokens whose mean embedding the start and end vectors begin as. settings: of ThoughtConfig.
+        """
+        attention = base.config._attn_implementation
+        config = ThoughtConfig(base_config=base.config, attn_implementation=attention, **settings)
+        config.dtype = base.dtype
+        quantised = getattr(base.config, "quantization_config", None)
+        if quantised is not None:
+            config.quantization_config = quantised
+            del base.config.quantization_config
+        # post_init must not draw new weights over trained ones, nor the library's global random state.
+        with torch.random.fork_rng(devices=[]):
+            for module in base.modules():
+                module._is_hf_initialized = True
+            model = cls(config, base)
+        model.to(base.device, base.dtype)
+        embed = base.get_input_embeddings()
+        with torch.no_grad():
+            for vector, ids in ((model.start, start_ids), (model.end, end_ids)):
+                vector.copy_(embed(torch.tensor(ids, device=base.device)).mean(0))
+        if base.generation_config is not None:
+            model.generation_config = base.generation_config
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return the base's output. Inside generate() the last position's logits are mixed with a thought's."""
+        thinking = self._thought_seed is not None and use_cache is not False
+        if thinking:
+            kwargs["output_hidden_states"] = True
+        given = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
+            "past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "labels": labels, "use_cache": use_cache,
+        }  # fmt: skip
+        outputs = self.base(**{name: value for name, value in given.items() if value is not None}, **kwargs)
+        if not thinking:
+            return outputs
+        return self._think_at_end(outputs, attention_mask, {k: v for k, v in kwargs.items() if k == "memory"})
+
+    def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return the base's own training loss where it has one, and next-token cross-entropy otherwise."""
+        if hasattr(self.base, "training_loss"):
+            return self.base.training_loss(input_ids, labels)  # type: ignore[no-any-return, operator]
+        return self.base(input_ids=input_ids, labels=labels, use_cache=False).loss, {}
+
+    def think(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        thoughts: int | None = None,
+        thought_length: int | None = None,
+        lookahead: int = 1,
+        temperature: float | None = None,
+        seed: int = 0,
+        tokens: Tensor | None = None,
+    ) -> Thoughts:
+        """Think at many positions in parallel and return both predictions, differentiable in every parameter.
+
+        input_ids: (B, T). positions: (B, P) columns to think at, all of them by default. lookahead: predicted tokens a
+        position; those after the first are predicted with the true tokens fed in (columns past T repeat the last one: mask
+        them in the loss). tokens: (B, P, N, L) thoughts to use instead of sampled ones.
+        Sampling runs without gradient on a cache; then one forward over prefix and thoughts gives everything else.
+        Raises PhaseError when the base cannot take a four-dimensional mask.
+        """
+        self._require_masks()
+        batch, width = input_ids.shape
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if positions is None:
+            positions = torch.arange(width, device=input_ids.device).expand(batch, width)
+        count = thoughts or self.config.thoughts
+        length = self.config.thought_length if thought_length is None else thought_length
+        heat = self.config.temperature if temperature is None else temperature
+        if tokens is None:
+            tokens = self._sample_thoughts(input_ids, attention_mask, positions, count, length, heat, seed)
+        return self._forward_with_thoughts(input_ids, attention_mask, positions, tokens, lookahead, heat)
+
+    @torch.no_grad()
+    def _sample_thoughts(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, thoughts: int, length: int, heat: float, seed: int
+    ) -> Tensor:
+        """Return thought tokens (B, P, N, L), sampled step by step on the prefix's cache."""
+        embeds = self.base.get_input_embeddings()(input_ids)
+        outputs = self.base(
+            inputs_embeds=embeds,
+            attention_mask=layout.additive(layout.prefix_mask(mask), embeds.dtype),
+            position_ids=layout.token_positions(mask),
+            use_cache=True,
+        )
+        chains = _Chains(self, outputs.past_key_values, mask, positions, thoughts)
+        return chains.think(length, heat, seed)
+
+    def _forward_with_thoughts(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, tokens: Tensor, lookahead: int, heat: float
+    ) -> Thoughts:
+        """Run prefix and thoughts in one forward (columns: see thought_layout)."""
+        batch, places, count, length = tokens.shape
+        width, chains = input_ids.shape[1], places * count
+        embed = self.base.get_input_embeddings()
+        steps = length + 1 + lookahead
+        flat = tokens.reshape(batch, chains, length).transpose(1, 2)  # (B, L, M), step after step
+        ahead = (positions[:, None, :] + torch.arange(1, lookahead, device=positions.device)[None, :, None]).clamp_max(width - 1)
+        true = input_ids.gather(1, ahead.flatten(1)).reshape(ahead.shape).repeat_interleave(count, dim=2)  # (B, A - 1, M)
+        meta = (batch, 1, chains, self.start.shape[0])
+        columns = [self.start.expand(meta), embed(flat), self.end.expand(meta), embed(true)]
+        embeds = torch.cat([embed(input_ids), torch.cat(columns, dim=1).flatten(1, 2)], dim=1)
+        place = layout.token_positions(mask)
+        first = place.gather(1, positions).repeat_interleave(count, dim=1) + 1  # (B, M)
+        later = (first[:, None, :] + torch.arange(steps, device=first.device)[None, :, None]).flatten(1)
+        sees = layout.chain_sees_prefix(mask, positions, count)
+        outputs = self.base(
+            inputs_embeds=embeds,
+            attention_mask=layout.additive(layout.whole_mask(mask, sees, steps), embeds.dtype),
+            position_ids=torch.cat([place, later], dim=1),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+
+        def split(values: Tensor) -> tuple[Tensor, Tensor]:
+            return values[:, :width], values[:, width:].unflatten(1, (steps, places, count))
+
+        base_logits, logits = split(outputs.logits)
+        base_hidden, hidden = split(outputs.hidden_states[-1])
+        at = (positions[:, :, None] + torch.arange(lookahead, device=positions.device)).clamp_max(width - 1).flatten(1)  # (B, P * A)
+
+        def take(values: Tensor) -> Tensor:
+            return values.gather(1, at[:, :, None].expand(-1, -1, values.shape[-1])).unflatten(1, (places, lookahead))
+
+        h_thought = hidden[:, length + 1 :].permute(0, 2, 3, 1, 4)  # (B, P, N, A, H)
+        h_base = take(base_hidden)[:, :, None].expand_as(h_thought)
+        spoken = logits[:, :length].permute(0, 2, 3, 1, 4)  # (B, P, N, L, V): column s predicts thought token s
+        log_probs = torch.log_softmax(spoken / (heat or 1.0), dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
+        return Thoughts(
+            positions=positions,
+            tokens=tokens,
+            log_probs=log_probs,
+            prefix_logits=base_logits,
+            base_logits=take(base_logits),
+            thought_logits=logits[:, length + 1 :].permute(0, 2, 3, 1, 4),
+            weights=self.mixing(h_base, h_thought),
+        )
+
+    def generate(self, *args: Any, thought_seed: int = 0, **kwargs: Any) -> Any:
+        """Generate as any model does; before each token, think where the base's entropy passes the gate.
+
+        thought_seed: seed of the sampled thoughts. Raises ConfigError for assisted decoding, which checks several tokens
+        in one forward where a thought stands behind one.
+        """
+        if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
+            raise ConfigError("generate: a thinking model cannot be assisted; drop assistant_model and prompt_lookup_num_tokens")
+        if self.config.gate_entropy_nats is None or kwargs.get("use_cache") is False:
+            return super().generate(*args, **kwargs)
+        self._require_masks()
+        with self._thinking(thought_seed):
+            return super().generate(*args, **kwargs)
+
+    @contextmanager
+    def _thinking(self, seed: int) -> Iterator[None]:
+        before, self._thought_seed = self._thought_seed, seed
+        try:
+            yield
+        finally:
+            self._thought_seed = before
+
+    @torch.no_grad()
+    def _think_at_end(
+        self, outputs: CausalLMOutputWithPast, attention_mask: Tensor | None, context: dict[str, Any]
+    ) -> CausalLMOutputWithPast:
+        """Mix a thought into the last position's logits of rows whose entropy passes the gate; crop the cache after it.
+
+        context: further inputs of the base that a thought must see too (Cognate's written memory).
+        """
+        assert outputs.logits is not None and outputs.hidden_states is not None and self._thought_seed is not None
+        logits = outputs.logits[:, -1]
+        opened = entropy_nats(logits) >= self.config.gate_entropy_nats
+        if not opened.any():
+            return outputs
+        cache = outputs.past_key_values
+        held = _croppable_length(cache)
+        if attention_mask is None:
+            attention_mask = torch.ones(logits.shape[0], held, dtype=torch.long, device=logits.device)
+        positions = torch.full((logits.shape[0], 1), held - 1, device=logits.device)
+        chains = _Chains(self, cache, attention_mask[:, :held], positions, self.config.thoughts, context)
+        tokens = chains.think(self.config.thought_length, self.config.temperature, self._thought_seed)
+        chains.feed(self.base.get_input_embeddings()(tokens[..., -1].flatten(1)))
+        after = chains.feed(self.end.expand(*chains.shape, -1))
+        cache.crop(held - cache.get_seq_length())
+        h_thought = after.hidden_states[-1]
+        h_base = outputs.hidden_states[-1][:, -1:].expand_as(h_thought)
+        mixed = mix(logits[:, None], after.logits, self.mixing(h_base, h_thought))
+        mean = mixed[:, 0] if self.config.thoughts == 1 else logits + (mixed - logits[:, None]).mean(1)
+        last = torch.where(opened[:, None], mean, logits)
+        outputs.logits = torch.cat([outputs.logits[:, :-1], last[:, None]], dim=1)
+        return outputs
+
+    @torch.no_grad()
+    def _require_masks(self) -> None:
+        """Check once that the base obeys a four-dimensional mask: a hidden token must not change a later prediction."""
+        if self._takes_masks:
+            return
+        name = type(self.base).__name__
+        attention = self.base.config._attn_implementation
+        if attention not in (*ATTENTION, None):
+            raise PhaseError(
+                f"thinking needs attention sdpa or eager, {name} runs {attention}; load it with attn_implementation='sdpa'"
+            )
+        kinds = {kind for kind in getattr(self.base.config, "layer_types", None) or () if kind != "full_attention"}
+        if kinds:
+            raise PhaseError(f"{name} cannot think: thoughts need full attention in every layer, it has {', '.join(sorted(kinds))}")
+        ids = torch.arange(3, device=self.base.device) % self.config.vocab_size
+        embeds = self.base.get_input_embeddings()(ids).expand(2, 3, -1).clone()
+        embeds[1, 0] = 1.0 - embeds[1, 0]
+        sees = torch.tensor([[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], dtype=torch.bool, device=ids.device).expand(2, 3, 3)
+        places = torch.arange(3, device=ids.device).expand(2, 3)
+        mask = layout.additive(sees, embeds.dtype)
+        try:
+            out = self.base(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False).logits[:, 2]
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise PhaseError(f"{name} cannot think: it does not accept a four-dimensional attention mask ({error})") from error
+        if not torch.allclose(out[0], out[1], rtol=1e-3, atol=1e-3 * float(out.abs().max())):
+            raise PhaseError(f"{name} cannot think: it ignores a four-dimensional attention mask; use an attention model")
+        self._takes_masks = True
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the base's own inputs for one step."""
+        return self.base.prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[no-any-return, operator]
+
+    def _supports_logits_to_keep(self) -> bool:
+        return bool(self.base._supports_logits_to_keep())  # type: ignore[operator]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the base's token embedding."""
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's token embedding."""
+        self.base.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the base's output head."""
+        return self.base.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the base's output head."""
+        self.base.set_output_embeddings(value)
+
+
+class _Chains:
+    """Thoughts being written on a cache: P positions times N thoughts, one column each a step."""
+
+    def __init__(
+        self,
+        model: ThoughtForCausalLM,
+        cache: Any,
+        mask: Tensor,
+        positions: Tensor,
+        thoughts: int,
+        context: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.cache, self.context, self.step = model, cache, context or {}, 0
+        self.places, self.thoughts = positions.shape[1], thoughts
+        self.sees_prefix = layout.chain_sees_prefix(mask, positions, thoughts)
+        self.shape = self.sees_prefix.shape[:2]  # (B, M)
+        place = layout.token_positions(mask).gather(1, positions)
+        self.place = place.repeat_interleave(thoughts, dim=1)  # (B, M) position of the token that each chain follows
+
+    def feed(self, embeds: Tensor) -> CausalLMOutputWithPast:
+        """Append one column (B, M, H) to every chain and return the base's output for those columns."""
+        mask = layout.additive(layout.step_mask(self.sees_prefix, self.step), embeds.dtype)
+        self.step += 1
+        return self.model.base(  # type: ignore[no-any-return]
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=self.place + self.step,
+            past_key_values=self.cache,
+            output_hidden_states=True,
+            use_cache=True,
+            **self.context,
+        )
+
+    def think(self, length: int, heat: float, seed: int) -> Tensor:
+        """Feed the start vector, sample `length` tokens and feed all but the last; return the tokens (B, P, N, L)."""
+        embed = self.model.base.get_input_embeddings()
+        rows = torch.arange(self.shape[0], device=self.place.device)[:, None].expand(self.shape)
+        which = torch.arange(self.shape[1], device=self.place.device).remainder(self.thoughts).expand(self.shape)
+        column = self.model.start.expand(*self.shape, -1)
+        tokens = []
+        for step in range(length):
+            logits = self.feed(column).logits
+            tokens.append(layout.draw(logits, layout.uniforms(seed, rows, self.place, step, which), heat))
+            column = embed(tokens[-1])
+        return torch.stack(tokens, dim=-1).unflatten(1, (self.places, self.thoughts))
+
+
+def entropy_nats(logits: Tensor) -> Tensor:
+    """Return the entropy of the distribution of logits (..., V) in nats: (...)."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _croppable_length(cache: Any) -> int:
+    """Return how many tokens the cache holds. Raises PhaseError when it cannot be cropped back to that."""
+    layers = getattr(cache, "layers", None)
+    if not hasattr(cache, "crop") or any(getattr(layer, "is_sliding", False) or hasattr(layer, "max_cache_len") for layer in layers or ()):
+        raise PhaseError(
+            f"thinking needs a cache that can be cropped, {type(cache).__name__} cannot; "
+            "generate with the default dynamic cache, or set config.gate_entropy_nats=None"
+        )
+    return int(cache.get_seq_length())
+
+
+def register() -> None:
+    """Let transformers open checkpoints of model type "thought"."""
+    AutoConfig.register(ThoughtConfig.model_type, ThoughtConfig, exist_ok=True)
+    AutoModelForCausalLM.register(ThoughtConfig, ThoughtForCausalLM, exist_ok=True)

@@ -1,0 +1,95 @@
+"""Where thoughts stand: columns, masks and positions of many thoughts beside one prefix, and their sampling noise.
+
+Reads nothing, writes nothing. A row of T prefix tokens thinks at P positions with N thoughts each: M = P * N chains of
+columns, step after step. Chain m sees the prefix up to its position and its own earlier columns only, so that all chains
+run in one forward exactly as if each ran alone. Source: Quiet-STaR, arXiv:2403.09629 (diagonal mask).
+
+Shape letters: B rows, T prefix columns, P positions, N thoughts, M = P * N chains, S steps of a chain, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def token_positions(attention_mask: Tensor) -> Tensor:
+    """Return the position of every column, counted over real tokens: (B, T) int64; padding in front stands at 0."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def prefix_mask(attention_mask: Tensor) -> Tensor:
+    """Return what prefix columns see: (B, T, T) bool, causal and real; every column sees itself, padding too."""
+    width = attention_mask.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=attention_mask.device).tril()
+    itself = torch.eye(width, dtype=torch.bool, device=attention_mask.device)
+    return (causal & attention_mask.bool()[:, None, :]) | itself
+
+
+def chain_sees_prefix(attention_mask: Tensor, positions: Tensor, thoughts: int) -> Tensor:
+    """Return the prefix columns that each chain sees: (B, M, T) bool. positions: (B, P) columns of the prefix."""
+    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    seen = (columns <= positions[:, :, None]) & attention_mask.bool()[:, None, :]
+    return seen.repeat_interleave(thoughts, dim=1)
+
+
+def step_mask(sees_prefix: Tensor, step: int) -> Tensor:
+    """Return what the columns of one step see in the cache: (B, M, T + (step + 1) * M) bool."""
+    batch, chains, _ = sees_prefix.shape
+    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device).expand(batch, chains, chains)
+    return torch.cat([sees_prefix, *([itself] * (step + 1))], dim=-1)
+
+
+def whole_mask(attention_mask: Tensor, sees_prefix: Tensor, steps: int) -> Tensor:
+    """Return what the prefix and all steps of all chains see: (B, T + S * M, T + S * M) bool."""
+    batch, chains, width = sees_prefix.shape
+    top = torch.nn.functional.pad(prefix_mask(attention_mask), (0, steps * chains))
+    order = torch.ones(steps, steps, dtype=torch.bool, device=sees_prefix.device).tril()
+    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device)
+    own = torch.kron(order, itself).expand(batch, -1, -1)
+    bottom = torch.cat([sees_prefix.repeat(1, steps, 1), own], dim=-1)
+    return torch.cat([top, bottom], dim=1)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a boolean mask (B, Q, K) in the form that eager and sdpa attention both add: (B, 1, Q, K)."""
+    hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return hidden.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
+
+
+def uniforms(seed: int, rows: Tensor, positions: Tensor, step: int, thoughts: Tensor) -> Tensor:
+    """Return numbers in [0, 1), float64, that depend on (seed, row, position, step, thought) and on nothing else.
+
+    The index tensors broadcast. A counter-based hash (SplitMix64, Steele et al. 2014) instead of a stream: a thought
+    sampled alone, in another order or beside others draws the same noise.
+    """
+    state = torch.full((), seed, dtype=torch.int64, device=rows.device)
+    for index in (rows, positions, torch.full_like(rows, step), thoughts):
+        state = _splitmix(state + (index.to(torch.int64) + 1) * _GOLDEN)
+    return _shift(state, 11).to(torch.float64) / 2.0**53
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Return one token per row of logits (..., V) by inverting the distribution at `uniform` (...).
+
+    temperature 0 takes the most probable token. Float64 sums, so that the tail of a large vocabulary is not rounded away.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    point = (uniform * cumulative[..., -1]).unsqueeze(-1)
+    found = torch.searchsorted(cumulative.contiguous(), point, right=True).squeeze(-1)
+    return found.clamp_max(logits.shape[-1] - 1)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Shift right without copying the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _splitmix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _MIX_1
+    value = (value ^ _shift(value, 27)) * _MIX_2
+    return value ^ _shift(value, 31)

@@ -1,0 +1,161 @@
+"""Measure on held-out tokens what thinking changes, and from that decide when the gate opens.
+
+A record holds one entry a token: losses in nats with and without thinking, the base's entropy before it, the mixing weight,
+the window. Intervals resample whole windows, because tokens of one window are not independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agent_forge.core.seeds import seed_for
+from agent_forge.data import Mixture
+from agent_forge.data.sources import IGNORE, Source
+from agent_forge.evaluate import bootstrap_interval
+from agent_forge.models.thought import ThoughtForCausalLM, entropy_nats
+from agent_forge.phases.quietstar import Config
+from agent_forge.phases.quietstar.objective import outcome
+
+Array = NDArray[Any]
+DECILES = 10
+
+
+def held_out(config: Config, sources: Mapping[str, Source], split: str) -> dict[str, dict[str, Tensor]]:
+    """Return measure.windows windows of every kind: kind -> {"input_ids", "labels", "positions"}.
+
+    Positions are spread evenly over the columns whose next token is trained; columns that repeat do not count (-1).
+    """
+    found = {}
+    for kind, source in sources.items():
+        mixture = Mixture(
+            {kind: source}, {kind: 1.0}, rows=config.measure.windows, length_tokens=config.length_tokens,
+            seed=config.seed, name=f"quietstar-{split}-{kind}",
+        )  # fmt: skip
+        batch = mixture.batch(0)
+        rows = [_spread(row, config.measure.positions) for row in batch["labels"]]
+        found[kind] = {**batch, "positions": torch.stack(rows)}
+    return found
+
+
+def _spread(labels: Tensor, count: int) -> Tensor:
+    """Return `count` columns, ascending; where a row has fewer trained tokens, -1 fills up."""
+    trained = (labels[1:] != IGNORE).nonzero().flatten()
+    if len(trained) > count:
+        trained = trained[torch.linspace(0, len(trained) - 1, count).long()]
+    return torch.nn.functional.pad(trained, (0, count - len(trained)), value=-1)
+
+
+@torch.no_grad()
+def base_losses(model: Any, windows: Mapping[str, Mapping[str, Tensor]], rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Return kind -> losses in nats at the measured positions without thinking: (windows, positions), NaN where none."""
+    found = {}
+    for kind, batch in windows.items():
+        parts = []
+        for start in range(0, len(batch["input_ids"]), rows):
+            ids, labels, positions = (batch[key][start : start + rows].to(device) for key in ("input_ids", "labels", "positions"))
+            logits = model(input_ids=ids, use_cache=False).logits
+            at = positions.clamp_min(0)
+            chosen = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1])).float()
+            losses = -chosen.log_softmax(-1).gather(-1, labels.gather(1, at + 1).clamp_min(0)[..., None])[..., 0]
+            parts.append(losses.masked_fill(positions < 0, float("nan")).cpu())
+        found[kind] = torch.cat(parts)
+    return found
+
+
+@torch.no_grad()
+def think_over(
+    model: ThoughtForCausalLM, windows: Mapping[str, Mapping[str, Tensor]], config: Config, split: str, device: torch.device
+) -> dict[str, Tensor]:
+    """Return "kind/name" -> (windows, positions): base, mixed (mean of the thoughts), entropy, weight, helped; NaN where none.
+
+    "kind/tokens" holds the thoughts: (windows, positions, N, L) int64.
+    """
+    found: dict[str, Tensor] = {}
+    for kind, batch in windows.items():
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(batch["input_ids"]), config.batch_rows):
+            chosen = (batch[key][start : start + config.batch_rows].to(device) for key in ("input_ids", "labels", "positions"))
+            ids, labels, positions = chosen
+            thoughts = model.think(
+                ids, positions=positions.clamp_min(0), thoughts=config.thoughts, temperature=config.temperature,
+                seed=seed_for(config.seed, "quietstar", "measure", split, kind, start),
+            )  # fmt: skip
+            result = outcome(thoughts, labels, lookahead=1)
+            values = {
+                "base": result.base[..., 0],
+                "mixed": result.mixed[..., 0].mean(-1),
+                "entropy": entropy_nats(thoughts.base_logits[:, :, 0]),
+                "weight": thoughts.weights[..., 0].mean(-1),
+                "helped": (result.mixed[..., 0] < result.base).float().mean(-1),
+            }
+            for name, value in values.items():
+                parts.setdefault(name, []).append(value.float().masked_fill(positions < 0, float("nan")).cpu())
+            parts.setdefault("tokens", []).append(thoughts.tokens.cpu())
+        found |= {f"{kind}/{name}": torch.cat(values) for name, values in parts.items()}
+    return found
+
+
+def interval(values: Array, chosen: Array, samples: int, seed: int) -> dict[str, Any]:
+    """Return the mean of `values` (windows, positions) over `chosen` tokens with its 95% interval over windows."""
+    weights = chosen.sum(1).astype(np.float64)
+    sums = np.where(chosen, values, 0.0).sum(1).astype(np.float64)
+    kept = weights > 0
+    if not kept.any():
+        return {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
+    low, high = bootstrap_interval(sums[kept], weights[kept], seed=seed, samples=samples)
+    return {"value": float(sums.sum() / weights.sum()), "low": low, "high": high, "n": int(weights.sum())}
+
+
+def stacked(record: Mapping[str, Tensor], kinds: Sequence[str], name: str) -> Array:
+    """Return one measure of all kinds: (windows of all kinds, positions)."""
+    return np.concatenate([record[f"{kind}/{name}"].numpy() for kind in kinds])
+
+
+def choose_gate(record: Mapping[str, Tensor], kinds: Sequence[str], config: Config) -> tuple[float | None, list[dict[str, Any]]]:
+    """Return the entropy in nats from which thinking pays (None: nowhere), and a table row for each share that was tried.
+
+    A share is eligible when the lower bound of its mean gain is above zero; the one with the largest total gain wins. The
+    bound holds for all shares together: each is tested at a level divided by their number (Bonferroni).
+    """
+    base, mixed, entropy = (stacked(record, kinds, name) for name in ("base", "mixed", "entropy"))
+    real = ~np.isnan(base)
+    best, best_gain, rows = None, 0.0, []
+    for share in sorted(config.gate_shares, reverse=True):
+        threshold = 0.0 if share == 1 else float(np.quantile(entropy[real], 1 - share))
+        chosen = real & (np.nan_to_num(entropy) >= threshold)
+        weights = chosen.sum(1).astype(np.float64)
+        gains = np.where(chosen, base - mixed, 0.0).sum(1).astype(np.float64)
+        kept = weights > 0
+        level = 1 - 0.05 / len(config.gate_shares)
+        low, high = bootstrap_interval(
+            gains[kept], weights[kept], seed=config.seed, samples=config.measure.samples, confidence=level
+        )
+        mean = float(gains.sum() / weights.sum())
+        rows.append({"share of tokens": share, "entropy from (nats)": threshold, "gain (nats)": mean, "low": low, "high": high})
+        if low > 0 and mean * share > best_gain:
+            best, best_gain = threshold, mean * share
+    return best, rows
+
+
+def by_decile(record: Mapping[str, Tensor], kinds: Sequence[str], config: Config) -> list[dict[str, Any]]:
+    """Return a table: gain of thinking in each tenth of the tokens, from those the base finds easiest to the hardest."""
+    base, mixed, weight = (stacked(record, kinds, name) for name in ("base", "mixed", "weight"))
+    real = ~np.isnan(base)
+    borders = np.quantile(base[real], np.linspace(0, 1, DECILES + 1))
+    rows = []
+    for tenth in range(DECILES):
+        upper = base <= borders[tenth + 1] if tenth + 1 == DECILES else base < borders[tenth + 1]
+        chosen = real & (base >= borders[tenth]) & upper
+        gain = interval(base - mixed, chosen, config.measure.samples, config.seed)
+        rows.append(
+            {
+                "tenth by base loss": tenth + 1, "base (nats)": interval(base, chosen, 1, 0)["value"], "gain (nats)": gain["value"],
+                "low": gain["low"], "high": gain["high"], "tokens": gain["n"],
+                "mixing weight": interval(weight, chosen, 1, 0)["value"],
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,138 @@
+"""The Quiet-STaR loss: base cross-entropy, mixed cross-entropy, and REINFORCE with a leave-one-out baseline.
+
+Departures from the reference code: advantages are never clamped (that would teach one of two thoughts only), and each
+group of parameters is clipped on its own, so that the policy gradient of the base cannot starve the mixing head.
+Source: arXiv:2403.09629.
+
+Shape letters: B rows, T tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent_forge.core.seeds import seed_for, torch_generator
+from agent_forge.learn import lm_loss
+from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
+from agent_forge.phases.quietstar import Config
+
+IGNORE = -100
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the thoughts did to the loss of the tokens after them, in nats."""
+
+    base: Tensor  # (B, P, A) cross-entropy without thinking
+    mixed: Tensor  # (B, P, N, A) after thinking
+    wanted: Tensor  # (B, P, A) bool: the token counts
+
+    def rewards(self) -> Tensor:
+        """Return how much each thought lowered the loss of the tokens after it: (B, P, N), no gradient."""
+        gain = (self.base[:, :, None] - self.mixed) * self.wanted[:, :, None]
+        return gain.sum(-1).detach()
+
+
+def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
+    """Return the losses of the tokens after each thinking position. labels: (B, T) not shifted, -100 is ignored."""
+    columns = thoughts.positions[:, :, None] + 1 + torch.arange(lookahead, device=labels.device)
+    inside = columns < labels.shape[1]
+    targets = labels.gather(1, columns.clamp_max(labels.shape[1] - 1).flatten(1)).reshape(columns.shape)
+    targets = targets.masked_fill(~inside, IGNORE)
+    mixed = thoughts.mixed_logits()
+    spread = targets[:, :, None].expand(mixed.shape[:-1])
+    return Outcome(
+        base=_cross_entropy(thoughts.base_logits, targets), mixed=_cross_entropy(mixed, spread), wanted=targets != IGNORE
+    )
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Return each thought's reward less the mean reward of the other thoughts at its position: (..., N), N >= 2."""
+    count = rewards.shape[-1]
+    return (rewards - rewards.mean(-1, keepdim=True)) * (count / (count - 1))
+
+
+def policy_loss(log_probs: Tensor, advantage: Tensor) -> Tensor:
+    """Return the REINFORCE loss, a mean over thoughts. log_probs: (..., L) of sampled tokens; advantage: (...)."""
+    return -(advantage.detach() * log_probs.sum(-1)).mean()
+
+
+def draw_positions(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return `count` random columns a row whose next token is trained: (B, P), ascending.
+
+    A row with fewer such columns is filled up with others; their loss does not count.
+    """
+    rank = torch.rand(labels.shape[0], labels.shape[1] - 1, generator=generator).to(labels.device)
+    rank = rank + (labels[:, 1:] != IGNORE)
+    return rank.topk(count, dim=1).indices.sort(dim=1).values
+
+
+class QuietStarLoss:
+    """The loss function that learn.train calls; one step thinks at `config.positions` places a window."""
+
+    def __init__(self, config: Config, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        self.config, self.groups = config, groups
+
+    def __call__(self, model: ThoughtForCausalLM, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the loss in nats (its gradient clipped group by group) and what the thoughts did."""
+        config, labels = self.config, batch["labels"]
+        generator = torch_generator(config.seed, "quietstar", "positions", step)
+        thoughts = model.think(
+            batch["input_ids"],
+            positions=draw_positions(labels, config.positions, generator),
+            thoughts=config.thoughts,
+            lookahead=config.lookahead,
+            temperature=config.temperature,
+            seed=seed_for(config.seed, "quietstar", "thoughts", step),
+        )
+        found = outcome(thoughts, labels, config.lookahead)
+        share = found.wanted[:, :, None].expand_as(found.mixed)
+        mixed = (found.mixed * share).sum() / share.sum().clamp_min(1)
+        rewards = found.rewards()
+        advantage = leave_one_out(rewards)
+        if config.normalise_advantage:
+            advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
+        policy = policy_loss(thoughts.log_probs, advantage)
+        loss = config.mixed_weight * mixed + config.policy_weight * policy
+        if config.base_weight:
+            base, _ = lm_loss(model, batch, step)
+            loss = loss + config.base_weight * base
+        metrics = {
+            "mixed_nats": mixed.detach(),
+            "reward_nats": (rewards.sum() / share[..., 0].sum().clamp_min(1)).detach(),
+            "helped": (rewards > 0).float().mean(),
+            "weight": thoughts.weights.mean().detach(),
+        }
+        return clip_by_group(loss, self.groups, config.group_clip_norm), metrics
+
+
+def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit: float) -> Tensor:
+    """Return a loss of the same value whose gradient has at most the norm `limit` in each group; 0 changes nothing.
+
+    The training loop clips all parameters together, which would let the largest group decide the step of the others. So the
+    gradient is taken here, scaled per group, and handed on as the linear function that has it.
+    """
+    if limit <= 0:
+        return loss
+    handed = torch.zeros((), dtype=loss.dtype, device=loss.device)
+    flat = [parameter for group in groups for parameter in group]
+    gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+    for group in groups:
+        own = [(p, g) for p, g in zip(group, gradients, strict=False) if g is not None]
+        if not own:
+            continue
+        norm = torch.nn.utils.get_total_norm([g for _, g in own])
+        scale = (limit / (norm + 1e-12)).clamp_max(1.0)
+        for parameter, gradient in own:
+            handed = handed + (parameter * (gradient * scale)).sum()
+    return loss.detach() + (handed - handed.detach())
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy (...) of logits (..., V), 0 where the target is -100."""
+    losses = functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=IGNORE)
+    return losses.reshape(targets.shape)

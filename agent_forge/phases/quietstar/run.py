@@ -1,0 +1,194 @@
+"""Run the quietstar phase: wrap the parent, train it to think, set the gate from held-out tokens, write it and say what it gained."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from agent_forge import data, learn, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import Report
+from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.models.thought import ThoughtForCausalLM
+from agent_forge.phases.quietstar import Config, measure
+from agent_forge.phases.quietstar.objective import QuietStarLoss
+
+STAGE = "think"
+SHOWN_CONTEXT_TOKENS = 12
+
+
+def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+    """Read sources[0], write the thinking model.
+
+    Raises CheckpointError when there is no parent or it thinks already, PhaseError when the parent cannot think.
+    """
+    if not sources:
+        raise CheckpointError("quietstar needs a parent checkpoint: sources=[DIRECTORY]")
+    device = pick_device(config.runtime.device)
+    tokenizer = models.load_tokenizer(sources[0])
+    model = _wrapped(config, sources[0], tokenizer).to(device)
+    kinds = [kind for kind, share in config.mix.items() if share > 0]
+    windows = {
+        split: measure.held_out(config, _sources(config, tokenizer, kinds, split), split) for split in ("search", "validation")
+    }
+    parent = out.remember_tensors("parent", lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device))
+    records = _train(config, model, tokenizer, kinds, out, events, device)
+    model.eval()
+    measured = {
+        split: out.remember_tensors(f"measured-{split}", lambda split=split: measure.think_over(model, windows[split], config, split, device))  # type: ignore[misc]
+        for split in windows
+    }
+    gate, gate_table = measure.choose_gate(measured["search"], kinds, config)
+    model.config.gate_entropy_nats = gate
+    report = _report(config, measured["validation"], parent, kinds, gate, records)
+    report.tables["when the gate may open (search split)"] = gate_table
+    report.samples = _samples(config, measured["validation"], windows["validation"], tokenizer, kinds)
+    deployable = models.deployable_bytes(model)
+    written = out.write(
+        lambda directory: models.save(model, tokenizer, directory), metrics=report.metrics, deployable_bytes=deployable
+    )
+    events.metrics("thinking", report.metrics)
+    report.outputs = [str(written.path)]
+    return report
+
+
+def _wrapped(config: Config, parent: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> ThoughtForCausalLM:
+    base = models.load(parent)
+    if isinstance(base, ThoughtForCausalLM):
+        raise CheckpointError(f"{parent.path} is a thinking model already; give quietstar the checkpoint before it")
+    ids = {name: tokenizer.encode(getattr(config, name), add_special_tokens=False) for name in ("start_text", "end_text")}
+    for name, found in ids.items():
+        if not found:
+            raise ConfigError(f"{name}={getattr(config, name)!r} is empty for this tokenizer; try {name}='\\n'")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(config.seed, "quietstar", "head"))
+        model = ThoughtForCausalLM.wrap(
+            base, start_ids=ids["start_text"], end_ids=ids["end_text"], thought_length=config.thought_length,
+            thoughts=config.generate_thoughts, temperature=config.temperature,
+        )  # fmt: skip
+    return model.eval()
+
+
+def _sources(config: Config, tokenizer: PreTrainedTokenizerFast, kinds: list[str], split: str) -> dict[str, Any]:
+    rows = {"rows": 10 * config.measure.windows} if split != "train" else {}
+    return {kind: data.source(kind, config.data, tokenizer, split, config.seed, **rows) for kind in kinds}
+
+
+def _train(
+    config: Config, model: ThoughtForCausalLM, tokenizer: PreTrainedTokenizerFast, kinds: list[str], out: Workspace,
+    events: EventLog, device: torch.device,
+) -> list[learn.StepRecord]:  # fmt: skip
+    """Train head, meta vectors and (unless base_lr is 0) the base, each with its own learning rate and clipping."""
+    head, meta = list(model.mixing.parameters()), [model.start, model.end]
+    base = [parameter for parameter in model.base.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": head, "lr_scale": 1.0}, {"params": meta, "lr_scale": 1.0}]
+    if config.base_lr > 0:
+        groups.append({"params": base, "lr_scale": config.base_lr / config.optim.lr})
+    else:
+        model.base.requires_grad_(False)
+    mixture = data.Mixture(
+        _sources(config, tokenizer, kinds, "train"), config.mix, rows=config.batch_rows, length_tokens=config.length_tokens,
+        seed=config.seed, name="quietstar",
+    )  # fmt: skip
+    shaping = ("thoughts", "thought_length", "lookahead", "temperature", "positions", "base_lr", "policy_weight")
+    return learn.train(
+        model,
+        mixture,
+        QuietStarLoss(config, [group["params"] for group in groups]),
+        stage=STAGE,
+        steps=config.steps,
+        optim=config.optim,
+        out=out,
+        events=events,
+        seed=config.seed,
+        parameters=groups,
+        device=device,
+        dtype=pick_dtype(config.runtime.dtype),
+        settings={name: getattr(config, name) for name in shaping},
+    )
+
+
+def _report(
+    config: Config, record: dict[str, Tensor], parent: dict[str, Tensor], kinds: list[str], gate: float | None,
+    records: list[learn.StepRecord],
+) -> Report:  # fmt: skip
+    """Return what thinking changed on the validation split: over all tokens, by kind, and by difficulty."""
+    samples, seed = config.measure.samples, config.seed
+    rows = []
+    for kind in [*kinds, "all"]:
+        chosen = kinds if kind == "all" else [kind]
+        base, mixed, weight, helped = (measure.stacked(record, chosen, name) for name in ("base", "mixed", "weight", "helped"))
+        before = np.concatenate([parent[name].numpy() for name in chosen])
+        real = ~np.isnan(base)
+        gain = measure.interval(base - mixed, real, samples, seed)
+        kept = measure.interval(before - base, real, samples, seed)
+        mean = {name: measure.interval(v, real, 1, seed)["value"] for name, v in (("weight", weight), ("helped", helped))}
+        rows.append(
+            {
+                "data": kind, "tokens": gain["n"], "parent (nats)": measure.interval(before, real, 1, seed)["value"],
+                "base (nats)": measure.interval(base, real, 1, seed)["value"],
+                "thinking (nats)": measure.interval(mixed, real, 1, seed)["value"],
+                "gain of thinking": gain["value"], "gain low": gain["low"], "gain high": gain["high"],
+                "gain of base over parent": kept["value"], "base low": kept["low"], "base high": kept["high"],
+                "mixing weight": mean["weight"], "share helped": mean["helped"],
+            }
+        )  # fmt: skip
+    entropy = measure.stacked(record, kinds, "entropy")
+    opened = np.zeros(real.shape, bool) if gate is None else real & (np.nan_to_num(entropy) >= gate)
+    inside = measure.interval(base - mixed, opened, samples, seed)
+    metrics = {
+        "thinking_gain_nats": gain, "base_gain_over_parent_nats": kept, "gain_where_gate_opens_nats": inside,
+        "gate_entropy_nats": gate, "gate_open_share": float(opened.sum() / real.sum()), "mixing_weight": mean["weight"],
+        "share_helped": mean["helped"], "reward_nats_last_steps": _last(records, "reward_nats"),
+    }  # fmt: skip
+    tables = {"thinking on held-out tokens (validation split)": rows, "by difficulty": measure.by_decile(record, kinds, config)}
+    return Report(summary=_summary(gain, inside, metrics), outputs=[], metrics=metrics, tables=tables)
+
+
+def _summary(gain: dict[str, Any], inside: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """Say in one or two sentences whether thinking helped."""
+    figures = f"{gain['value']:+.4f} nats a token [{gain['low']:+.4f}, {gain['high']:+.4f}] over {gain['n']} held-out tokens"
+    if metrics["gate_entropy_nats"] is None:
+        return (
+            f"Thinking changed the loss by {figures} (positive is better), but at no tried gate by more than chance: the gate "
+            "stays shut and the model answers without thinking."
+        )
+    return (
+        f"Thinking gained {figures}. The gate opens from {metrics['gate_entropy_nats']:.2f} nats of entropy, on "
+        f"{metrics['gate_open_share']:.0%} of tokens, where it gains {inside['value']:+.4f} [{inside['low']:+.4f}, {inside['high']:+.4f}]."
+    )
+
+
+def _last(records: list[learn.StepRecord], name: str) -> float:
+    """Return the mean of a metric over the last tenth of the steps."""
+    values = [record.metrics[name] for record in records if name in record.metrics]
+    return float(np.mean(values[-max(len(values) // 10, 1) :])) if values else 0.0
+
+
+def _samples(
+    config: Config, record: dict[str, Tensor], windows: dict[str, dict[str, Tensor]], tokenizer: PreTrainedTokenizerFast, kinds: list[str]
+) -> list[str]:
+    """Return thoughts in their context: the first, at evenly spread windows, not the best."""
+    shown = []
+    for number in range(config.measure.shown):
+        kind = kinds[number % len(kinds)]
+        batch, base, mixed = windows[kind], record[f"{kind}/base"], record[f"{kind}/mixed"]
+        row = (number * len(base)) // config.measure.shown
+        real = (~base[row].isnan()).nonzero().flatten()
+        if not len(real):
+            continue
+        at = int(real[len(real) // 2])
+        column = int(batch["positions"][row, at])
+        ids = batch["input_ids"][row].tolist()
+        context, following = ids[max(column - SHOWN_CONTEXT_TOKENS, 0) : column + 1], ids[column + 1]
+        thought = record[f"{kind}/tokens"][row, at, 0].tolist()
+        shown.append(
+            f"{tokenizer.decode(context)!r} thinks {tokenizer.decode(thought)!r}, then {tokenizer.decode([following])!r}: "
+            f"{float(base[row, at]):.3f} nats without, {float(mixed[row, at]):.3f} with"
+        )
+    return shown
