@@ -31,17 +31,18 @@ def expected_loss(
     attention_mask: Tensor | None = None,
     memory: MemoryState | None = None,
     write_memory: bool = False,
+    loops: int | None = None,
 ) -> tuple[Tensor, dict[str, float], MemoryState | None]:
     """Return the training loss of a batch, its metrics, and the memory after it.
 
-    input_ids, labels: (B, T), labels not shifted. Without any label the loss is that of memory alone (0 when nothing is
+    input_ids, labels: (B, T), labels not shifted; loops: passes to take (None: all that the config has). Without any label the loss is that of memory alone (0 when nothing is
     written), so that a segment can be there only to be remembered.
     """
     config = model.config
     targets = labels[:, 1:].flatten()
     places = (targets != -100).nonzero()[:, 0]
     targets = targets[places]
-    hidden, halts = all_passes(model, input_ids, attention_mask, memory)
+    hidden, halts = all_passes(model, input_ids, attention_mask, memory, loops or config.max_loops)
     loss = hidden[-1].new_zeros(())
     metrics: dict[str, float] = {}
     if len(places):
@@ -66,17 +67,21 @@ def expected_loss(
 
 
 def all_passes(
-    model: "CognateForCausalLM", input_ids: Tensor, attention_mask: Tensor | None, memory: MemoryState | None
+    model: "CognateForCausalLM",
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    memory: MemoryState | None,
+    loops: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the normed hidden state after each of R passes, (B, T, d), and the R - 1 halting logits, (B, T)."""
+    """Return the normed hidden state after each of `loops` passes, (B, T, d), and the loops - 1 halting logits, (B, T)."""
     stack = model.model
     x_BTd, rotary, mask, _, readables = stack.prepare(input_ids, attention_mask, memory=memory)
     hidden, halts = [], []
-    for loop in range(model.config.max_loops):
+    for loop in range(loops):
         for layer, readable in zip(stack.layers, readables, strict=True):
             x_BTd = layer(x_BTd, rotary, mask, readable, None, 0)
         hidden.append(stack.norm(x_BTd))
-        if loop + 1 < model.config.max_loops:
+        if loop + 1 < loops:
             halts.append(stack.halting(x_BTd))
     return hidden, halts
 

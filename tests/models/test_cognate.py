@@ -1,0 +1,232 @@
+"""Cognate: counted parameters, exits, cache, memory, save and load."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from agent_forge import models
+from agent_forge.models import cognate_loss
+from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+
+
+def tiny(seed: int = 0, **changes) -> CognateForCausalLM:
+    settings = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "max_loops": 3, "halting_size": 8, "memory_slots": 16, "written_slots": 6, "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    return CognateForCausalLM(CognateConfig(**{**settings, **changes})).eval()
+
+
+def ids(rows: int, length: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def mixed_exits(model: CognateForCausalLM, tokens: torch.Tensor) -> None:
+    """Set the threshold so that tokens really leave after different passes."""
+    with torch.no_grad():
+        _, halts = cognate_loss.all_passes(model, tokens, None, None, 3)
+    model.config.halting_threshold = float(torch.sigmoid(halts[0]).median())
+    passes = model.model(tokens).passes
+    assert set(passes.unique().tolist()) >= {1, 2}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("25m", 25_083_528), ("nano", 1_430_581)])
+def test_the_shipped_sizes_have_exactly_the_stated_parameters(name: str, expected: int) -> None:
+    shape = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    shape.pop("kind")
+    with torch.device("meta"):
+        model = CognateForCausalLM(CognateConfig(**shape))
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_one_loop_equals_the_plain_stack() -> None:
+    model = tiny(max_loops=1)
+    tokens = ids(2, 9)
+    with torch.no_grad():
+        x, rotary, mask, cache, readables = model.model.prepare(tokens)
+        for layer, readable in zip(model.model.layers, readables, strict=True):
+            x = layer(x, rotary, mask, readable, cache, 0)
+        plain = model.lm_head(model.model.norm(x))
+        assert torch.equal(model(tokens).logits, plain)
+
+
+def test_a_threshold_never_reached_uses_every_pass_and_zero_uses_one() -> None:
+    model, tokens = tiny(), ids(2, 9)
+    with torch.no_grad():
+        hidden, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
+        model.config.halting_threshold = 1.1
+        deepest = model(tokens)
+        assert torch.equal(deepest.logits, model.lm_head(hidden[-1]))
+        assert deepest.passes.eq(3).all()
+        model.config.halting_threshold = 0.0
+        assert torch.equal(model(tokens).logits, model.lm_head(hidden[0]))
+
+
+def test_exit_probabilities_sum_to_one_and_follow_the_product_rule() -> None:
+    logits = [torch.tensor([0.3, -40.0, 40.0]), torch.tensor([-1.2, 40.0, 0.0])]
+    exits = cognate_loss.exit_probabilities(logits)
+    assert torch.allclose(exits.sum(0), torch.ones(3))
+    first, second = torch.sigmoid(logits[0]), torch.sigmoid(logits[1])
+    expected = torch.stack([first, (1 - first) * second, (1 - first) * (1 - second)])
+    assert torch.allclose(exits, expected, atol=1e-6)
+
+
+def test_training_loss_is_the_expectation_over_exits() -> None:
+    model = tiny(halting_loss_weight=0.0, read_loss_weight=0.0)
+    tokens = ids(3, 8)
+    labels = tokens.masked_fill(torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.4, -100)
+    with torch.no_grad():
+        loss, _ = model.training_loss(tokens, labels)
+        hidden, halts = cognate_loss.all_passes(model, tokens, None, None, 3)
+        total = count = 0.0
+        for row in range(3):
+            for time in range(7):
+                if labels[row, time + 1] == -100:
+                    continue
+                stay = 1.0
+                for r in range(3):
+                    halt = float(torch.sigmoid(halts[r][row, time])) if r < 2 else 1.0
+                    ce = F.cross_entropy(model.lm_head(hidden[r][row, time]), labels[row, time + 1])
+                    total += stay * halt * float(ce)
+                    stay *= 1 - halt
+                count += 1
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_losses_in_chunks_equal_losses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny(), ids(2, 12)
+    whole, _ = model.training_loss(tokens, tokens)
+    whole.backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    monkeypatch.setattr(cognate_loss, "LOGITS_IN_MEMORY", 5 * 64)
+    parts, _ = model.training_loss(tokens, tokens)
+    parts.backward()
+    assert torch.allclose(whole, parts)
+    assert torch.allclose(gradient, model.lm_head.weight.grad, atol=1e-6)
+
+
+def test_cached_logits_equal_uncached_ones_with_mixed_exits() -> None:
+    model, tokens = tiny(), ids(4, 14)
+    mixed_exits(model, tokens)
+    with torch.no_grad():
+        whole = model(tokens, use_cache=False)
+        cache = DynamicCache(config=model.config)
+        parts = [model(tokens[:, :5], past_key_values=cache, use_cache=True)]
+        parts += [model(tokens[:, i : i + 1], past_key_values=cache, use_cache=True) for i in range(5, 12)]
+        parts.append(model(tokens[:, 12:], past_key_values=cache, use_cache=True))
+    assert torch.allclose(torch.cat([p.logits for p in parts], 1), whole.logits, atol=1e-5)
+    assert torch.equal(torch.cat([p.passes for p in parts], 1), whole.passes)
+
+
+def test_no_token_sees_a_later_one() -> None:
+    model, tokens = tiny(), ids(2, 10)
+    mixed_exits(model, tokens)
+    changed = tokens.clone()
+    changed[:, 6:] = (changed[:, 6:] + 7) % 64
+    with torch.no_grad():
+        assert torch.allclose(model(tokens).logits[:, :6], model(changed).logits[:, :6], atol=1e-6)
+
+
+def test_left_padding_changes_no_logit() -> None:
+    model, tokens = tiny(), ids(2, 8)
+    mixed_exits(model, tokens)
+    padded = F.pad(tokens, (3, 0))
+    mask = F.pad(torch.ones_like(tokens), (3, 0))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        plain = model(tokens).logits
+        shifted = model(padded, attention_mask=mask, position_ids=positions).logits[:, 3:]
+    assert torch.allclose(plain, shifted, atol=1e-5)
+
+
+def test_generation_with_transformers_and_with_ours_agree() -> None:
+    model = tiny()
+    prompts = [ids(1, n, seed=n)[0].tolist() for n in (4, 7, 7, 12, 3)]
+    mixed_exits(model, ids(4, 12))
+    ours = models.generate(model, prompts, max_new_tokens=10, stop_ids=[5])
+    for prompt, tokens in zip(prompts, ours, strict=True):
+        row = torch.tensor([prompt])
+        theirs = model.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=10, do_sample=False, eos_token_id=5, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert tokens == theirs[: theirs.index(5) if 5 in theirs else None]
+
+
+def test_written_memory_changes_a_later_segment_and_writes_off_changes_nothing() -> None:
+    model = tiny(memory_gate_init=1.0)
+    first, other, second = ids(2, 10, 1), ids(2, 10, 2), ids(2, 6, 3)
+    with torch.no_grad():
+        plain = model(second)
+        silent = model(first)
+        assert plain.memory is None
+        assert silent.memory is None
+        written = model(first, write_memory=True).memory
+        otherwise = model(other, write_memory=True).memory
+        after = model(second, memory=written).logits
+        assert not torch.allclose(after, plain.logits, atol=1e-4)
+        assert not torch.allclose(after, model(second, memory=otherwise).logits, atol=1e-4)
+        empty = model.model.memory.empty(2)
+        assert torch.allclose(model(second, memory=empty).logits, plain.logits, atol=1e-6)
+
+
+def test_the_most_surprising_tokens_are_written_and_padding_never() -> None:
+    model = tiny(surprise_weight=1.0, novelty_weight=0.0)
+    tokens = ids(1, 20)
+    mask = torch.ones_like(tokens)
+    mask[:, :8] = 0
+    with torch.no_grad():
+        state = model(tokens, attention_mask=mask, write_memory=True).memory
+        logits = model(tokens, attention_mask=mask).logits
+    losses = F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none")
+    expected = losses[7:].topk(6).values.sort().values / torch.tensor(64.0).log()
+    assert torch.allclose(state.priority[0].sort().values, expected, atol=1e-5)
+    short = torch.ones_like(tokens)
+    short[:, :-3] = 0
+    with torch.no_grad():
+        assert int(model(tokens, attention_mask=short, write_memory=True).memory.priority.isinf().sum()) == 3
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    model = tiny().train()
+    first, second = ids(3, 12, 1), ids(3, 12, 2)
+    before, _, memory = cognate_loss.expected_loss(model, first, first, write_memory=True)
+    after, _, _ = cognate_loss.expected_loss(model, second, second, memory=memory)
+    (before + after).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_the_read_loss_is_zero_for_even_use_and_large_for_collapsed_use() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.model.layers[-1].memory_attn.q_proj.weight.zero_()
+        assert float(cognate_loss.bank_imbalance(model, torch.randn(2, 64, 32))) == pytest.approx(0.0, abs=1e-5)
+        collapsed = tiny(initializer_range=2.0)
+        assert float(cognate_loss.bank_imbalance(collapsed, torch.ones(2, 64, 32))) > 1
+
+
+def test_a_saved_model_loads_bit_exact_through_the_auto_class(tmp_path: Path) -> None:
+    model = tiny()
+    models.save(model, None, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, CognateForCausalLM)
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(loaded(ids(2, 9)).logits, model(ids(2, 9)).logits)
+
+
+def test_hidden_states_have_the_embedding_first_and_the_normed_output_last() -> None:
+    model, tokens = tiny(), ids(2, 5)
+    output = model(tokens, output_hidden_states=True)
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
+    assert torch.equal(output.hidden_states[0], model.model.embed_tokens(tokens))
+    assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
