@@ -1,0 +1,94 @@
+"""Compress a model for shipping: every tensor gets the codec and rate that cost least for what they lose.
+
+Calibration text gives each tensor's second-order sensitivity: the loss of an error ΔW is estimated as
+½ Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ, with g from labels drawn from the model itself (its true Fisher information). Each tensor
+is coded by every candidate; a Lagrangian picks one a tensor, under a byte budget or a floor on measured quality.
+`mode: stacked` runs SeedLM, VPTQ and Hyper one after another instead, for comparison: it only adds their losses.
+Reads sources[0], any Hugging Face causal LM; writes a compressed checkpoint that `from_pretrained` opens and runs as is.
+Sources: Martens and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham and Gersho 1988 (allocation).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from agent_forge.config import Phase, PhaseConfig
+from agent_forge.core.errors import ConfigError
+
+MODES = ("allocate", "stacked")
+
+
+@dataclass(slots=True, kw_only=True)
+class CalibrationConfig:
+    """Text that the sensitivities are measured on."""
+
+    windows: int  # of the train split, drawn by `mix`
+    length_tokens: int  # of a window
+    mix: dict[str, float]  # kind of data -> share of the windows
+
+
+@dataclass(slots=True, kw_only=True)
+class MeasureConfig:
+    """Text that quality is measured on: the search split chooses, the validation split reports."""
+
+    windows: int  # for each kind of `calibration.mix`
+    length_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class BudgetConfig:
+    """What the allocation must keep; exactly one of the two is above 0."""
+
+    quality_floor: float  # lowest exp(-rise of the loss a token), over the kinds of data; 0 is off
+    bytes_ratio: float  # largest share of the fp32 bytes; 0 is off
+    search_steps: int  # allocations measured while looking for the smallest one above the floor
+
+    def __post_init__(self) -> None:
+        values = (self.quality_floor, self.bytes_ratio)
+        if all(isinstance(v, float) for v in values):
+            if (self.quality_floor > 0) == (self.bytes_ratio > 0):
+                raise ConfigError(
+                    "exactly one of budget.quality_floor and budget.bytes_ratio must be above 0, got "
+                    f"{self.quality_floor} and {self.bytes_ratio}; try budget.quality_floor=0.96 budget.bytes_ratio=0"
+                )
+            if not (0 <= self.quality_floor < 1 and 0 <= self.bytes_ratio <= 1):
+                raise ConfigError(f"budget.quality_floor must be in [0, 1) and bytes_ratio in [0, 1], got {values}")
+
+
+@dataclass(slots=True, kw_only=True)
+class CodecConfig:
+    """What each tensor is offered. An entry is {codec: NAME, setting: value, ...} with the codec's own settings."""
+
+    candidates: list[dict[str, Any]]
+    uncalibrated: dict[str, Any]  # for tensors that the calibration text never reaches
+    min_weights: int  # smaller matrices stay as they are
+
+
+@dataclass(slots=True, kw_only=True)
+class Config(PhaseConfig):
+    """Settings of `forge compress`."""
+
+    mode: str  # allocate or stacked
+    seed_ratio: float  # largest share of the weights that may be coded by seeds
+    codebook: int  # centroids of a VPTQ codebook, at most 256
+    hyper_ratio: float  # bytes of what Hyper codes, at most this share of its bfloat16 bytes
+    budget: BudgetConfig
+    calibration: CalibrationConfig
+    measure: MeasureConfig
+    codec: CodecConfig
+
+    def __post_init__(self) -> None:
+        if self.mode not in (*MODES, "???"):
+            raise ConfigError(f"mode must be one of {', '.join(MODES)}, got '{self.mode}'")
+        for name in ("seed_ratio", "hyper_ratio"):
+            value = getattr(self, name)
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], got {value}")
+
+
+PHASE = Phase(
+    name="compress",
+    order=8,
+    summary="code every tensor by the codec that costs least for what it loses",
+    config=Config,
+    promises_smaller=True,
+)

@@ -1,0 +1,175 @@
+"""Code every tensor by every candidate: bytes and estimated loss of each, kept in the workspace for a restart.
+
+A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One that calibration never reached gets the
+`uncalibrated` candidate, for nothing says what an error there would cost.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agent_forge import codecs
+from agent_forge.checkpoint import Workspace
+from agent_forge.codecs import payload, ternary
+from agent_forge.codecs.allocate import Option
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.models.compressed import as_matrix, coded_tensors
+from agent_forge.phases.compress import Config
+from agent_forge.phases.compress.sensitivity import Sensitivity
+
+Candidate = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Offer:
+    """One tensor coded one way. distortion: nats a token, estimated."""
+
+    label: str
+    codec: str
+    data: Tensor  # (bytes,) uint8
+    distortion: float
+    relative_error: float
+
+    def option(self, weights: int) -> Option:
+        """Return what the allocator needs to know."""
+        return Option(self.label, len(self.data), self.distortion, weights if self.codec == "seedlm" else 0)
+
+    def payload(self, where: str) -> payload.Payload:
+        """Return the payload, read back from its bytes."""
+        return payload.read(self.data.numpy().tobytes(), where)
+
+
+def quantisable(model: PreTrainedModel, config: Config) -> dict[str, Tensor]:
+    """Return the tensors that will be coded. Raises PhaseError when there is none, before any long work."""
+    tensors = {name: t for name, t in coded_tensors(model).items() if t.numel() >= config.codec.min_weights}
+    if not tensors:
+        raise PhaseError(
+            f"{type(model).__name__} has nothing to compress: no linear, embedding or other matrix of at least "
+            f"codec.min_weights={config.codec.min_weights} weights; lower it or take another checkpoint"
+        )
+    return tensors
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError when a candidate names no codec or a setting that it has not, before any long work."""
+    if not config.codec.candidates:
+        raise ConfigError("codec.candidates is empty; name at least one, for example [{codec: intk, bits: 4}]")
+    for candidate in [*config.codec.candidates, config.codec.uncalibrated]:
+        if "codec" not in candidate:
+            raise ConfigError(f"codec.candidates: {dict(candidate)} has no `codec`; known: {', '.join(codecs.names())}")
+        codecs.settings(candidate["codec"], _settings(candidate, config))
+
+
+def all_offers(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Tensor],
+    sensitivities: Mapping[str, Sensitivity],
+    config: Config,
+    out: Workspace,
+    events: EventLog,
+) -> dict[str, list[Offer]]:
+    """Return each tensor's offers. What an earlier, killed run had coded is read back."""
+    modules = dict(model.named_modules())
+    offers: dict[str, list[Offer]] = {}
+    for index, (name, tensor) in enumerate(tensors.items()):
+        group = int(getattr(modules.get(name), "group_size", 128))
+        matrix = as_matrix(tensor).float().cpu()
+        candidates = _candidates(matrix, group, sensitivities[name].known, config)
+        stored = out.remember_tensors(
+            f"coded-{index:04}",
+            lambda m=matrix, s=sensitivities[name], c=candidates: _encode(m, s, c, config),  # type: ignore[misc]
+        )
+        offers[name] = _read_back(stored, candidates, matrix.numel(), config)
+        events.progress("code", index + 1, len(tensors))
+    return offers
+
+
+def label(candidate: Candidate) -> str:
+    """Return a short name of a candidate: its codec and settings."""
+    settings = ",".join(f"{key}={value}" for key, value in candidate.items() if key != "codec")
+    return f"{candidate['codec']}({settings})"
+
+
+def _candidates(matrix: Tensor, group: int, known: bool, config: Config) -> Sequence[Candidate]:
+    # A float matrix can hold rows of two values by chance, but not a whole matrix of them.
+    if ternary.on_grid(matrix, group) is not None:
+        return [{"codec": "ternary", "group": group, "scales": "exact"}]
+    return config.codec.candidates if known else [config.codec.uncalibrated]
+
+
+def _settings(candidate: Candidate, config: Config) -> dict[str, Any]:
+    settings = {key: value for key, value in candidate.items() if key != "codec"}
+    if candidate["codec"] == "vptq":
+        settings.setdefault("codebook", config.codebook)
+    return settings
+
+
+def _encode(
+    matrix: Tensor, sensitivity: Sensitivity, candidates: Sequence[Candidate], config: Config
+) -> dict[str, Tensor]:
+    hessian = sensitivity.hessian()
+    tensors: dict[str, Tensor] = {}
+    figures = torch.zeros(len(candidates), 2, dtype=torch.float64)
+    for i, candidate in enumerate(candidates):
+        coded = codecs.encode(candidate["codec"], matrix, _settings(candidate, config), hessian)
+        assert coded.relative_error is not None
+        figures[i, 0] = sensitivity.distortion(codecs.decode(coded) - matrix)
+        figures[i, 1] = coded.relative_error
+        tensors[f"data-{i}"] = torch.frombuffer(bytearray(coded.data), dtype=torch.uint8)
+    return {**tensors, "figures": figures}
+
+
+def _read_back(
+    stored: Mapping[str, Tensor], candidates: Sequence[Candidate], weights: int, config: Config
+) -> list[Offer]:
+    offers = [
+        Offer(label(candidate), candidate["codec"], stored[f"data-{i}"], *stored["figures"][i].tolist())
+        for i, candidate in enumerate(candidates)
+    ]
+    limit = config.hyper_ratio * 2 * weights
+    kept = [offer for offer in offers if offer.codec != "hyper" or len(offer.data) <= limit]
+    if not kept:
+        raise ConfigError(f"hyper_ratio={config.hyper_ratio} leaves no candidate; raise it or offer another codec")
+    return kept
+
+
+def stacked(
+    tensors: Mapping[str, Tensor], sensitivities: Mapping[str, Sensitivity], config: Config, out: Workspace, events: EventLog
+) -> dict[str, list[Offer]]:
+    """Return one offer a tensor: SeedLM's output coded by VPTQ, and that by Hyper, with settings from the candidates."""
+    stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]
+    offers: dict[str, list[Offer]] = {}
+    for index, (name, tensor) in enumerate(tensors.items()):
+        matrix = as_matrix(tensor).float().cpu()
+        stored = out.remember_tensors(
+            f"stacked-{index:04}",
+            lambda m=matrix, s=sensitivities[name]: _encode_stacked(m, s, stages, config),  # type: ignore[misc]
+        )
+        distortion, error = stored["figures"][0].tolist()
+        offers[name] = [Offer(" then ".join(map(label, stages)), "hyper", stored["data-0"], distortion, error)]
+        events.progress("code", index + 1, len(tensors))
+    return offers
+
+
+def _encode_stacked(
+    matrix: Tensor, sensitivity: Sensitivity, stages: Sequence[Candidate], config: Config
+) -> dict[str, Tensor]:
+    current, data = matrix, b""
+    for stage in stages:
+        coded = codecs.encode(stage["codec"], current, _settings(stage, config), sensitivity.hessian())
+        current, data = codecs.decode(coded), coded.data
+    relative = float((current - matrix).square().sum() / matrix.square().sum().clamp_min(1e-30))
+    figures = torch.tensor([[sensitivity.distortion(current - matrix), relative]], dtype=torch.float64)
+    return {"data-0": torch.frombuffer(bytearray(data), dtype=torch.uint8), "figures": figures}
+
+
+def _first(config: Config, codec: str) -> Candidate:
+    for candidate in config.codec.candidates:
+        if candidate["codec"] == codec:
+            return candidate
+    raise ConfigError(f"mode=stacked needs a {codec} entry in codec.candidates; add {{codec: {codec}}}")
