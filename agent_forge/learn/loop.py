@@ -78,6 +78,8 @@ def train(
     dtype: torch.dtype = torch.float32,
     average_decay: float = 0.0,
     settings: Mapping[str, Any] | None = None,
+    after: str = "",
+    keep_optimiser: bool = False,
 ) -> list[StepRecord]:
     """Train `model` in place for `steps` steps and return one record a step; a finished stage is restored instead.
 
@@ -89,14 +91,18 @@ def train(
     dtype: of the forward pass (autocast).
     average_decay: above 0, the average over the last optim.average_share of the steps is exponential, not uniform.
     settings: further values that must not change on resume.
+    after: a finished stage, run with keep_optimiser=True, whose optimiser state this stage goes on from.
     Raises PhaseError on a NaN or infinite loss or gradient, ConfigError on other settings than the stage began with,
     Interrupted after a stop signal, with the state saved.
     """
     stage_run = _Stage(model, stage, steps, optim, out, events, seed, parameters, on_step, torch.device(device), dtype)
     stage_run.average_decay = average_decay
-    stage_run.settings |= {"average_decay": average_decay, **(settings or {})}
+    stage_run.keep_optimiser = keep_optimiser
+    stage_run.settings |= {"average_decay": average_decay, "after": after, **(settings or {})}
     if stage_run.restore():
         return stage_run.records
+    if after and not stage_run.records:
+        stage_run.go_on_from(after)
     training = model.training
     model.train()
     try:
@@ -138,6 +144,7 @@ class _Stage:
         self.average: dict[str, Tensor] = {}
         self.averaged_steps = 0
         self.average_decay = 0.0
+        self.keep_optimiser = False
         self.kept: dict[str, Tensor] = {}
         self.settings: dict[str, Any] = {
             **{f"optim.{key}": value for key, value in asdict(optim).items()},
@@ -250,7 +257,7 @@ class _Stage:
     def save(self, name: str) -> None:
         """Write everything that the next step depends on. The final state holds no optimiser."""
         final = name == states.FINAL
-        tensors = self._weights() if final else self._live()
+        tensors = self._weights() if final and not self.keep_optimiser else self._live()
         tensors |= {f"average/{key}": value for key, value in self.average.items()}
         tensors |= {f"kept/{key}": value for key, value in self.kept.items()}
         own = self.on_step.state_dict() if hasattr(self.on_step, "state_dict") else None
@@ -277,6 +284,16 @@ class _Stage:
         if record["controller"] is not None and hasattr(self.on_step, "load_state_dict"):
             self.on_step.load_state_dict(record["controller"])
         return bool(record["finished"])
+
+    def go_on_from(self, stage: str) -> None:
+        """Take over the optimiser state of a finished stage. Raises PhaseError when it was not kept."""
+        found = states.newest(self.out.resume_dir(stage), stage, self.events)
+        moments = _under("optimiser/", found[0]) if found is not None else {}
+        if not moments:
+            raise PhaseError(
+                f"{self.stage}: no optimiser state of {stage} to go on from; run it with keep_optimiser=True"
+            )
+        self.optimisers.load_tensors(moments)
 
     def _weights(self) -> dict[str, Tensor]:
         found = {f"weight/{name}": parameter.detach() for name, parameter in self.optimisers.named}

@@ -54,11 +54,12 @@ class Optimisers:
             raise ConfigError("nothing to train: no parameter requires a gradient; unfreeze some of the model")
         if len({id(parameter) for _, parameter in self.named}) != len(self.named):
             raise ConfigError("a parameter stands in two groups of `parameters`; name each once")
+        self._fused = _fusable(self.named)
         self.all: list[torch.optim.Optimizer] = []
         self._peaks: list[float] = []
         if adam_groups:
             betas = (config.beta1, config.beta2)
-            self.all.append(torch.optim.AdamW(adam_groups, lr=config.lr, betas=betas, fused=_fusable(self.named)))
+            self.all.append(torch.optim.AdamW(adam_groups, lr=config.lr, betas=betas, fused=self._fused))
             self._peaks.append(config.lr)
         if muon_groups:
             decay = config.weight_decay
@@ -66,6 +67,7 @@ class Optimisers:
                 torch.optim.Muon(muon_groups, lr=config.muon_lr, weight_decay=decay, momentum=MUON_MOMENTUM)
             )
             self._peaks.append(config.muon_lr)
+        self._owner = {id(p): one for one in self.all for group in one.param_groups for p in group["params"]}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -90,23 +92,27 @@ class Optimisers:
             optimiser.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimisers' state as named tensors."""
+        """Return the optimisers' state, named "<parameter>|<entry>"."""
         found: dict[str, Tensor] = {}
-        for number, optimiser in enumerate(self.all):
-            for index, entries in optimiser.state_dict()["state"].items():
-                for key, value in entries.items():
-                    found[f"{number}.{index}.{key}"] = value
+        for name, parameter in self.named:
+            for optimiser in self.all:
+                for key, value in optimiser.state.get(parameter, {}).items():
+                    found[f"{name}|{key}"] = value
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned."""
-        for number, optimiser in enumerate(self.all):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                owner, index, key = name.split(".", 2)
-                if int(owner) == number:
-                    state.setdefault(int(index), {})[key] = value.clone()
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        """Restore what `tensors` returned; parameters without an entry start afresh, unknown entries are left out."""
+        parameters = dict(self.named)
+        for optimiser in self.all:
+            optimiser.state.clear()
+        for full, value in tensors.items():
+            name, key = full.rsplit("|", 1)
+            if name not in parameters:
+                continue
+            parameter = parameters[name]
+            # An unfused AdamW counts its steps on the CPU.
+            device = parameter.device if key != "step" or self._fused else torch.device("cpu")
+            self._owner[id(parameter)].state[parameter][key] = value.detach().to(device, copy=True)
 
 
 def _kind(parameter: nn.Parameter, method: str, embedding: bool) -> str:

@@ -380,3 +380,25 @@ def test_nothing_to_train_is_a_config_error(tiny_llama: LlamaForCausalLM, tmp_pa
 def test_records_survive_json_bit_by_bit() -> None:
     record = StepRecord(step=1, loss=0.1 + 0.2, lr=1e-3, grad_norm=1 / 3, tokens=5, metrics={"a": 0.7})
     assert StepRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_a_stage_that_goes_on_from_another_is_the_same_as_one_long_stage(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, method: str
+) -> None:
+    optim = replace(OPTIM, method=method, warmup_steps=0, cooldown_share=0.0, average_share=0.0)
+
+    class Later(RandomTokens):
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return super().batch(step + 4)
+
+    whole, parts = fresh(tiny_llama), fresh(tiny_llama)
+    expected = go(whole, tmp_path / "whole", optim=optim, loss=lm_loss)
+    first = go(parts, tmp_path / "parts", optim=optim, loss=lm_loss, steps=4, stage="first", keep_optimiser=True)
+    second = go(
+        parts, tmp_path / "parts", optim=optim, loss=lm_loss, steps=4, stage="second", after="first", batches=Later()
+    )
+    assert [record.loss.hex() for record in first + second] == [record.loss.hex() for record in expected]
+    assert_same(weights(parts), weights(whole))
+    with pytest.raises(PhaseError, match="no optimiser state of second"):
+        go(parts, tmp_path / "parts", optim=optim, steps=1, stage="third", after="second")
