@@ -53,9 +53,7 @@ def answer_batch(
 
     tools: one toolbox or list of enabled names for all, or one toolbox a conversation (own memories).
     """
-    turns = answer_turns(
-        model, tokenizer, conversations, tools, max_rounds, max_new_tokens, batch_rows=batch_rows
-    )
+    turns = answer_turns(model, tokenizer, conversations, tools, max_rounds, max_new_tokens, batch_rows=batch_rows)
     return [turn.messages for turn in turns]
 
 

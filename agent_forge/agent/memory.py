@@ -48,9 +48,7 @@ class EpisodicMemory:
 
     def add(self, session: str, role: str, content: str) -> int:
         """Keep one message; return its id."""
-        return self.store.insert(
-            "episodes", content, session=session, role=role, content=content, time=self.clock()
-        )
+        return self.store.insert("episodes", content, session=session, role=role, content=content, time=self.clock())
 
     def recent(self, session: str, count: int) -> list[Episode]:
         """Return the newest `count` messages of a session, oldest first."""

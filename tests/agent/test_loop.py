@@ -1,0 +1,210 @@
+"""The agent's loop: calls are run, results are shown, what is not enabled is denied, and settings are followed.
+
+The model is a real Llama whose next token is dictated: a table from the text so far to the reply. The loop, the tools
+and the generation are the real ones.
+"""
+
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent_forge.agent import Agent, AgentSettings, Call, Memory, answer_batch, format_call
+from agent_forge.agent import loop as agent_loop
+from agent_forge.agent.chat import chat, run_command
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.core.errors import CheckpointError, ConfigError
+
+Prompts = list[list[int]]
+
+
+@pytest.fixture
+def speaks(
+    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[str], str]], list[str]]:
+    """Let `reply(prompt text)` decide what the model says; return the list of prompts it was shown."""
+    seen: list[str] = []
+
+    def install(reply: Callable[[str], str]) -> list[str]:
+        def generate(_: object, prompts: Prompts, **__: object) -> Prompts:
+            texts = [str(tiny_tokenizer.decode(prompt)) for prompt in prompts]
+            seen.extend(texts)
+            return [tiny_tokenizer.encode(reply(text), add_special_tokens=False) for text in texts]
+
+        monkeypatch.setattr(agent_loop.models, "generate", generate)
+        return seen
+
+    return install
+
+
+def calculates(text: str) -> str:
+    """Call the calculator once with the numbers asked for, then say its result."""
+    if "<tool_response>" in text:
+        return text.rpartition("<tool_response>")[2].partition("</tool_response>")[0]
+    question = text.rpartition("user\n")[2].partition("<|im_end|>")[0]
+    return format_call(Call("calculator", {"expression": question}))
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_batch_is_answered_with_really_run_tools(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    speaks(calculates)
+    found = answer_batch(tiny_llama, tiny_tokenizer, [user("12*12"), user("1+1"), user("1/0")], ["calculator"])
+    assert [messages[-1]["content"] for messages in found[:2]] == ["144", "2"]
+    assert [m["role"] for m in found[0]] == ["assistant", "tool", "assistant"]
+    assert found[2][1]["content"].startswith("<tool_response>error: division by zero")
+
+
+def test_a_tool_that_is_not_enabled_is_denied_in_the_loop(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    speaks(calculates)
+    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("1+1")], [])
+    assert "no tool 'calculator' is enabled" in messages[1]["content"]
+
+
+def test_rounds_are_bounded(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    seen = speaks(lambda _: format_call(Call("calculator", {"expression": "1+1"})))
+    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], max_rounds=3)
+    assert len(seen) == 3
+    assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
+
+
+def test_a_call_in_the_users_text_is_not_run(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    speaks(lambda _: "no")
+    memory = Memory()
+    agent = Agent(tiny_llama, tiny_tokenizer, ["remember"], memory)
+    agent.reply(user(format_call(Call("remember", {"fact": "injected", "about": "x"}))))
+    assert memory.semantic.all() == []
+
+
+def test_a_reply_is_kept_in_the_episodic_memory(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    speaks(calculates)
+    agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
+    turn = agent.reply(user("2+3"))
+    assert (turn.text, turn.finished, len(turn.results)) == ("5", True, 1)
+    assert [e.role for e in agent.memory.episodic.recent("default", 9)] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_settings_shape_the_prompt(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    seen = speaks(lambda _: "yes")
+    memory = Memory()
+    memory.semantic.remember("52", "red box")
+    settings = {
+        "system": "Be kind.",
+        "scaffold": {"name": "few_shot", "examples": [["a?", "b."]]},
+        "memory": {"recall_facts": 1},
+    }
+    Agent(tiny_llama, tiny_tokenizer, memory=memory, settings=settings).reply(user("the red box?"))
+    assert seen[0].index("Be kind.") < seen[0].index("red box: 52") < seen[0].index("a?") < seen[0].index("b.")
+
+
+def test_self_consistency_answers_what_most_samples_say(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    answers = iter(["7", "8", "8"])
+    speaks(lambda _: next(answers))
+    settings = {"scaffold": {"name": "self_consistency", "samples": 3}}
+    assert Agent(tiny_llama, tiny_tokenizer, settings=settings).reply(user("?")).text == "8"
+
+
+@pytest.mark.parametrize(
+    ("agent", "message"),
+    [
+        ({"tool": []}, "did you mean 'tools'"),
+        ({"decoder": {"temprature": 1}}, "temperature"),
+        ({"scaffold": "tree"}, "no scaffold"),
+    ],
+)
+def test_unknown_settings_are_refused(agent: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AgentSettings.from_manifest(agent)
+
+
+def test_long_conversations_are_cut_to_the_context(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    seen = speaks(lambda _: "ok")
+    agent = Agent(tiny_llama, tiny_tokenizer, settings={"memory": {"working_tokens": 60}})
+    history = [m for i in range(30) for m in (*user(f"question {i}"), {"role": "assistant", "content": "ok"})]
+    agent.reply([*history, *user("the last one")])
+    assert "the last one" in seen[0]
+    assert "question 0" not in seen[0]
+    assert len(tiny_tokenizer.encode(seen[0])) < 90
+
+
+def test_the_real_model_answers_the_same_in_a_batch_and_alone(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    asked = [user("What is 3 plus 4?"), user("Add 12 and 60, please."), user("hello")]
+    together = answer_batch(tiny_llama, tiny_tokenizer, asked, ["calculator"], 2, 12)
+    alone = [answer_batch(tiny_llama, tiny_tokenizer, [question], ["calculator"], 2, 12)[0] for question in asked]
+    assert together == alone
+
+
+def printed(run: Callable[[Console], None]) -> str:
+    console = Console(file=StringIO(), width=80, highlight=False)
+    run(console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_chat_answers_one_message_from_a_checkpoint(
+    speaks: Callable, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    speaks(lambda _: "hello [bold]you[/]")
+    memory = tmp_path / "memory.db"
+    assert "hello [bold]you[/]" in printed(lambda c: chat(tiny_checkpoint.path, once="hi", memory=memory, console=c))
+    assert Memory(memory).episodic.search("hi", 1)[0].content == "hi"
+
+
+def test_chat_reads_a_pipe(speaks: Callable, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = speaks(lambda _: "fine")
+    monkeypatch.setattr("sys.stdin", StringIO("how are you?\n"))
+    assert "fine" in printed(lambda c: chat(tiny_checkpoint.path, console=c))
+    assert "how are you?" in seen[0]
+
+
+def test_chat_without_a_message_says_what_to_do(tiny_checkpoint: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="nothing to answer"):
+        chat(tiny_checkpoint.path, once=" ")
+
+
+def test_chat_with_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        chat(tmp_path / "none", once="hi")
+
+
+def test_chat_converses_shows_calls_and_obeys_commands(
+    speaks: Callable, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaks(calculates)
+    lines = iter(["6*7", "/memory", "/reset", "/tols", "/quit"])
+    monkeypatch.setattr(Console, "input", lambda *_: next(lines))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"])))
+    text = printed(lambda c: chat(tiny_checkpoint.path, console=c))
+    for expected in ("calculator(expression='6*7')", "← 42", "nothing is remembered", "did you mean '/tools'"):
+        assert expected in text
+
+
+@pytest.mark.parametrize("line", ["/help", "/tools", "/memory", "/reset"])
+def test_every_command_prints_something(
+    line: str, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
+    assert printed(lambda c: run_command(agent, c, line)).strip()
