@@ -90,7 +90,7 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(training)
