@@ -1,22 +1,21 @@
 """A causal language model that can think before each token, around any Hugging Face causal LM.
 
-`forward` is the base model without thinking, so later phases train and score it like any other. `think` samples thoughts
-at many positions at once and returns what the model predicts with and without them; `generate` thinks where the base is
-unsure. A thought is a trained start vector, L sampled tokens and a trained end vector; the vectors go in as embeddings,
-so the vocabulary does not change and no meta token can be emitted. Source: Quiet-STaR, arXiv:2403.09629.
+`forward` is the base model without thinking, so later phases train and score it like any other. `think` samples
+thoughts at many positions at once and returns what the model predicts with and without them; `generate` thinks where
+the base is unsure. A thought is a trained start vector, L sampled tokens and a trained end vector; the vectors go in as
+embeddings, so the vocabulary does not change and no meta token can be emitted.
+Source: Quiet-STaR, arXiv:2403.09629. Departures from its reference code: sampling follows the temperature; a thought
+has the same length in training and in generation; the prefix is cached, not encoded again for each token.
 
-Departures from its reference code: sampling follows the temperature; a thought has the same length in training and in
-generation; the prefix is cached, not encoded again per token; the mixing weight is clamped to [0, 1] with a gradient that
-still leads back inside (the paper's head is unbounded), so the weight 0 is exact and leaves the base's logits untouched.
-
-Shape letters: B rows, T prefix tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V vocabulary, H width.
+Shape letters: B rows, T prefix tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V vocabulary,
+H width.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models import thought_layout as layout
+from agent_forge.models.thought_chains import Chains, croppable_length
+from agent_forge.models.thought_mixing import MixingHead, entropy_nats, mix
 
 ATTENTION = ("sdpa", "eager")
 # Read from the base's config, because other code asks the outer config for them.
@@ -41,12 +42,14 @@ class ThoughtConfig(PretrainedConfig):
     """Settings of a thinking model.
 
     thought_length: sampled tokens of a thought. thoughts: thoughts per generated token, averaged after mixing.
-    temperature: of thought tokens; 0 is greedy. gate_entropy_nats: generate() thinks where the base's next-token entropy is
-    at least this; None never thinks, 0 always does.
+    temperature: of thought tokens; 0 is greedy. gate_entropy_nats: generate() thinks where the base's next-token
+    entropy is at least this; None never thinks, 0 always does.
     """
 
     model_type = "thought"
-    sub_configs_defaults = {"base_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {  # type: ignore[misc]
+        "base_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
 
     base_config: dict[str, Any] | PretrainedConfig | None = None
     thought_length: int = 4
@@ -60,49 +63,14 @@ class ThoughtConfig(PretrainedConfig):
             return getattr(base, name)
         raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
 
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+    def get_text_config(
+        self,
+        decoder: bool | None = None,  # noqa: ARG002 - transformers' signature
+        encoder: bool | None = None,  # noqa: ARG002
+    ) -> PretrainedConfig:
         """Return the base's config: caches and generation are sized by it."""
         assert isinstance(self.base_config, PretrainedConfig)
         return self.base_config
-
-
-class _Unit(torch.autograd.Function):
-    """Clamp to [0, 1]; outside, only a gradient that leads back inside passes."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(value)
-        return value.clamp(0.0, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (value,) = ctx.saved_tensors
-        outward = ((value < 0) & (gradient > 0)) | ((value > 1) & (gradient < 0))
-        return gradient.masked_fill(outward, 0.0)
-
-
-class MixingHead(nn.Module):
-    """How much of the thought's prediction to take: [h_base, h_thought] (2H) -> H -> H -> 1, in [0, 1].
-
-    The last layer starts at zero, so the weight starts at exactly 0. Plain parameters instead of nn.Linear, because
-    quantisers replace every nn.Linear and later phases do not train this head.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight_1 = nn.Parameter(torch.empty(width, 2 * width))
-        self.bias_1 = nn.Parameter(torch.empty(width))
-        self.weight_2 = nn.Parameter(torch.empty(width, width))
-        self.bias_2 = nn.Parameter(torch.empty(width))
-        self.weight_3 = nn.Parameter(torch.empty(1, width))
-        self.bias_3 = nn.Parameter(torch.empty(1))
-
-    def forward(self, h_base: Tensor, h_thought: Tensor) -> Tensor:
-        """Return the weights (...) of hidden states (..., H)."""
-        hidden = torch.cat([h_base, h_thought], dim=-1).to(self.weight_1.dtype)
-        hidden = nn.functional.linear(hidden, self.weight_1, self.bias_1).relu()
-        hidden = nn.functional.linear(hidden, self.weight_2, self.bias_2).relu()
-        return _Unit.apply(nn.functional.linear(hidden, self.weight_3, self.bias_3).squeeze(-1))
 
 
 @dataclass(slots=True)
@@ -120,12 +88,6 @@ class Thoughts:
     def mixed_logits(self) -> Tensor:
         """Return (B, P, N, A, V): the base's logits at weight 0 and the thought's at weight 1, both bit for bit."""
         return mix(self.base_logits[:, :, None], self.thought_logits, self.weights)
-
-
-def mix(base_logits: Tensor, thought_logits: Tensor, weights: Tensor) -> Tensor:
-    """Interpolate logits (..., V) by weights (...); exact at both ends."""
-    weight = weights.to(base_logits.dtype).unsqueeze(-1)
-    return torch.lerp(base_logits.expand_as(thought_logits), thought_logits, weight.expand_as(thought_logits))
 
 
 class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
@@ -174,7 +136,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         start_ids, end_ids: tokens whose mean embedding the start and end vectors begin as. settings: of ThoughtConfig.
         """
         attention = base.config._attn_implementation
-        config = ThoughtConfig(base_config=base.config, attn_implementation=attention, **settings)
+        config = ThoughtConfig(base_config=base.config, attn_implementation=attention, **settings)  # type: ignore[call-arg]
         config.dtype = base.dtype
         quantised = getattr(base.config, "quantization_config", None)
         if quantised is not None:
@@ -183,9 +145,9 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         # post_init must not draw new weights over trained ones, nor the library's global random state.
         with torch.random.fork_rng(devices=[]):
             for module in base.modules():
-                module._is_hf_initialized = True
+                module._is_hf_initialized = True  # type: ignore[assignment]
             model = cls(config, base)
-        model.to(base.device, base.dtype)
+        model.to(base.device, base.dtype)  # type: ignore[arg-type]
         embed = base.get_input_embeddings()
         with torch.no_grad():
             for vector, ids in ((model.start, start_ids), (model.end, end_ids)):
@@ -210,8 +172,8 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         if thinking:
             kwargs["output_hidden_states"] = True
         given = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
-            "past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "labels": labels, "use_cache": use_cache,
+            "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "labels": labels,
+            "past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache,
         }  # fmt: skip
         outputs = self.base(**{name: value for name, value in given.items() if value is not None}, **kwargs)
         if not thinking:
@@ -240,8 +202,8 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         """Think at many positions in parallel and return both predictions, differentiable in every parameter.
 
         input_ids: (B, T). positions: (B, P) columns to think at, all of them by default. lookahead: predicted tokens a
-        position; those after the first are predicted with the true tokens fed in (columns past T repeat the last one: mask
-        them in the loss). tokens: (B, P, N, L) thoughts to use instead of sampled ones.
+        position; those after the first are predicted with the true tokens fed in (columns past T repeat the last one:
+        mask them in the loss). tokens: (B, P, N, L) thoughts to use instead of sampled ones.
         Sampling runs without gradient on a cache; then one forward over prefix and thoughts gives everything else.
         Raises PhaseError when the base cannot take a four-dimensional mask.
         """
@@ -270,7 +232,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids=layout.token_positions(mask),
             use_cache=True,
         )
-        chains = _Chains(self, outputs.past_key_values, mask, positions, thoughts)
+        chains = Chains(self.base, self.start, outputs.past_key_values, mask, positions, thoughts)
         return chains.think(length, heat, seed)
 
     def _forward_with_thoughts(
@@ -282,8 +244,9 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         embed = self.base.get_input_embeddings()
         steps = length + 1 + lookahead
         flat = tokens.reshape(batch, chains, length).transpose(1, 2)  # (B, L, M), step after step
-        ahead = (positions[:, None, :] + torch.arange(1, lookahead, device=positions.device)[None, :, None]).clamp_max(width - 1)
-        true = input_ids.gather(1, ahead.flatten(1)).reshape(ahead.shape).repeat_interleave(count, dim=2)  # (B, A - 1, M)
+        shift = torch.arange(lookahead, device=positions.device)
+        ahead = (positions[:, None, :] + shift[None, 1:, None]).clamp_max(width - 1)  # (B, A - 1, P)
+        true = input_ids.gather(1, ahead.flatten(1)).reshape(ahead.shape).repeat_interleave(count, dim=2)
         meta = (batch, 1, chains, self.start.shape[0])
         columns = [self.start.expand(meta), embed(flat), self.end.expand(meta), embed(true)]
         embeds = torch.cat([embed(input_ids), torch.cat(columns, dim=1).flatten(1, 2)], dim=1)
@@ -304,7 +267,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
         base_logits, logits = split(outputs.logits)
         base_hidden, hidden = split(outputs.hidden_states[-1])
-        at = (positions[:, :, None] + torch.arange(lookahead, device=positions.device)).clamp_max(width - 1).flatten(1)  # (B, P * A)
+        at = (positions[:, :, None] + shift).clamp_max(width - 1).flatten(1)  # (B, P * A)
 
         def take(values: Tensor) -> Tensor:
             return values.gather(1, at[:, :, None].expand(-1, -1, values.shape[-1])).unflatten(1, (places, lookahead))
@@ -326,16 +289,16 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, thought_seed: int = 0, **kwargs: Any) -> Any:
         """Generate as any model does; before each token, think where the base's entropy passes the gate.
 
-        thought_seed: seed of the sampled thoughts. Raises ConfigError for assisted decoding, which checks several tokens
-        in one forward where a thought stands behind one.
+        thought_seed: seed of the sampled thoughts. Raises ConfigError for assisted decoding, which checks several
+        tokens in one forward where a thought stands behind one.
         """
         if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
-            raise ConfigError("generate: a thinking model cannot be assisted; drop assistant_model and prompt_lookup_num_tokens")
+            raise ConfigError("a thinking model cannot be assisted; drop assistant_model and prompt_lookup_num_tokens")
         if self.config.gate_entropy_nats is None or kwargs.get("use_cache") is False:
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
         self._require_masks()
         with self._thinking(thought_seed):
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
     def _thinking(self, seed: int) -> Iterator[None]:
@@ -353,20 +316,26 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
         context: further inputs of the base that a thought must see too (Cognate's written memory).
         """
-        assert outputs.logits is not None and outputs.hidden_states is not None and self._thought_seed is not None
+        assert outputs.logits is not None
+        assert outputs.hidden_states is not None
+        assert self._thought_seed is not None
         logits = outputs.logits[:, -1]
         opened = entropy_nats(logits) >= self.config.gate_entropy_nats
         if not opened.any():
             return outputs
-        cache = outputs.past_key_values
-        held = _croppable_length(cache)
+        cache: Any = outputs.past_key_values
+        held = croppable_length(cache)
         if attention_mask is None:
             attention_mask = torch.ones(logits.shape[0], held, dtype=torch.long, device=logits.device)
         positions = torch.full((logits.shape[0], 1), held - 1, device=logits.device)
-        chains = _Chains(self, cache, attention_mask[:, :held], positions, self.config.thoughts, context)
+        chains = Chains(
+            self.base, self.start, cache, attention_mask[:, :held], positions, self.config.thoughts, context
+        )
         tokens = chains.think(self.config.thought_length, self.config.temperature, self._thought_seed)
         chains.feed(self.base.get_input_embeddings()(tokens[..., -1].flatten(1)))
         after = chains.feed(self.end.expand(*chains.shape, -1))
+        assert after.logits is not None
+        assert after.hidden_states is not None
         cache.crop(held - cache.get_seq_length())
         h_thought = after.hidden_states[-1]
         h_base = outputs.hidden_states[-1][:, -1:].expand_as(h_thought)
@@ -385,23 +354,27 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         attention = self.base.config._attn_implementation
         if attention not in (*ATTENTION, None):
             raise PhaseError(
-                f"thinking needs attention sdpa or eager, {name} runs {attention}; load it with attn_implementation='sdpa'"
+                f"thinking needs attention sdpa or eager, {name} runs {attention}; "
+                "load it with attn_implementation='sdpa'"
             )
         kinds = {kind for kind in getattr(self.base.config, "layer_types", None) or () if kind != "full_attention"}
         if kinds:
-            raise PhaseError(f"{name} cannot think: thoughts need full attention in every layer, it has {', '.join(sorted(kinds))}")
+            found = ", ".join(sorted(kinds))
+            raise PhaseError(f"{name} cannot think: thoughts need full attention in every layer, it has {found}")
         ids = torch.arange(3, device=self.base.device) % self.config.vocab_size
         embeds = self.base.get_input_embeddings()(ids).expand(2, 3, -1).clone()
         embeds[1, 0] = 1.0 - embeds[1, 0]
         sees = torch.tensor([[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], dtype=torch.bool, device=ids.device).expand(2, 3, 3)
         places = torch.arange(3, device=ids.device).expand(2, 3)
         mask = layout.additive(sees, embeds.dtype)
+        what = "a four-dimensional attention mask; use a model with plain attention"
         try:
-            out = self.base(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False).logits[:, 2]
+            out = self.base(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise PhaseError(f"{name} cannot think: it does not accept a four-dimensional attention mask ({error})") from error
-        if not torch.allclose(out[0], out[1], rtol=1e-3, atol=1e-3 * float(out.abs().max())):
-            raise PhaseError(f"{name} cannot think: it ignores a four-dimensional attention mask; use an attention model")
+            raise PhaseError(f"{name} cannot think: it does not accept {what} ({error})") from error
+        last = out.logits[:, 2]
+        if not torch.allclose(last[0], last[1], rtol=1e-3, atol=1e-3 * float(last.abs().max())):
+            raise PhaseError(f"{name} cannot think: it ignores {what}")
         self._takes_masks = True
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -426,70 +399,6 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the base's output head."""
         self.base.set_output_embeddings(value)
-
-
-class _Chains:
-    """Thoughts being written on a cache: P positions times N thoughts, one column each a step."""
-
-    def __init__(
-        self,
-        model: ThoughtForCausalLM,
-        cache: Any,
-        mask: Tensor,
-        positions: Tensor,
-        thoughts: int,
-        context: dict[str, Any] | None = None,
-    ) -> None:
-        self.model, self.cache, self.context, self.step = model, cache, context or {}, 0
-        self.places, self.thoughts = positions.shape[1], thoughts
-        self.sees_prefix = layout.chain_sees_prefix(mask, positions, thoughts)
-        self.shape = self.sees_prefix.shape[:2]  # (B, M)
-        place = layout.token_positions(mask).gather(1, positions)
-        self.place = place.repeat_interleave(thoughts, dim=1)  # (B, M) position of the token that each chain follows
-
-    def feed(self, embeds: Tensor) -> CausalLMOutputWithPast:
-        """Append one column (B, M, H) to every chain and return the base's output for those columns."""
-        mask = layout.additive(layout.step_mask(self.sees_prefix, self.step), embeds.dtype)
-        self.step += 1
-        return self.model.base(  # type: ignore[no-any-return]
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=self.place + self.step,
-            past_key_values=self.cache,
-            output_hidden_states=True,
-            use_cache=True,
-            **self.context,
-        )
-
-    def think(self, length: int, heat: float, seed: int) -> Tensor:
-        """Feed the start vector, sample `length` tokens and feed all but the last; return the tokens (B, P, N, L)."""
-        embed = self.model.base.get_input_embeddings()
-        rows = torch.arange(self.shape[0], device=self.place.device)[:, None].expand(self.shape)
-        which = torch.arange(self.shape[1], device=self.place.device).remainder(self.thoughts).expand(self.shape)
-        column = self.model.start.expand(*self.shape, -1)
-        tokens = []
-        for step in range(length):
-            logits = self.feed(column).logits
-            tokens.append(layout.draw(logits, layout.uniforms(seed, rows, self.place, step, which), heat))
-            column = embed(tokens[-1])
-        return torch.stack(tokens, dim=-1).unflatten(1, (self.places, self.thoughts))
-
-
-def entropy_nats(logits: Tensor) -> Tensor:
-    """Return the entropy of the distribution of logits (..., V) in nats: (...)."""
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def _croppable_length(cache: Any) -> int:
-    """Return how many tokens the cache holds. Raises PhaseError when it cannot be cropped back to that."""
-    layers = getattr(cache, "layers", None)
-    if not hasattr(cache, "crop") or any(getattr(layer, "is_sliding", False) or hasattr(layer, "max_cache_len") for layer in layers or ()):
-        raise PhaseError(
-            f"thinking needs a cache that can be cropped, {type(cache).__name__} cannot; "
-            "generate with the default dynamic cache, or set config.gate_entropy_nats=None"
-        )
-    return int(cache.get_seq_length())
 
 
 def register() -> None:

@@ -1,8 +1,8 @@
 """Where thoughts stand: columns, masks and positions of many thoughts beside one prefix, and their sampling noise.
 
 Reads nothing, writes nothing. A row of T prefix tokens thinks at P positions with N thoughts each: M = P * N chains of
-columns, step after step. Chain m sees the prefix up to its position and its own earlier columns only, so that all chains
-run in one forward exactly as if each ran alone. Source: Quiet-STaR, arXiv:2403.09629 (diagonal mask).
+columns, step after step. Chain m sees the prefix up to its position and its own earlier columns only, so that all
+chains run in one forward exactly as if each ran alone. Source: Quiet-STaR, arXiv:2403.09629 (diagonal mask).
 
 Shape letters: B rows, T prefix columns, P positions, N thoughts, M = P * N chains, S steps of a chain, V vocabulary.
 """
@@ -44,7 +44,7 @@ def step_mask(sees_prefix: Tensor, step: int) -> Tensor:
 
 def whole_mask(attention_mask: Tensor, sees_prefix: Tensor, steps: int) -> Tensor:
     """Return what the prefix and all steps of all chains see: (B, T + S * M, T + S * M) bool."""
-    batch, chains, width = sees_prefix.shape
+    batch, chains, _ = sees_prefix.shape
     top = torch.nn.functional.pad(prefix_mask(attention_mask), (0, steps * chains))
     order = torch.ones(steps, steps, dtype=torch.bool, device=sees_prefix.device).tril()
     itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device)
@@ -74,7 +74,7 @@ def uniforms(seed: int, rows: Tensor, positions: Tensor, step: int, thoughts: Te
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Return one token per row of logits (..., V) by inverting the distribution at `uniform` (...).
 
-    temperature 0 takes the most probable token. Float64 sums, so that the tail of a large vocabulary is not rounded away.
+    temperature 0 takes the most probable token. Sums are float64: the tail of a large vocabulary is not rounded away.
     """
     if temperature == 0:
         return logits.argmax(-1)

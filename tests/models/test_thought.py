@@ -15,7 +15,9 @@ from agent_forge.phases.quietstar.objective import leave_one_out, policy_loss
 VOCAB = 50
 
 
-def tiny_base(attention: str = "sdpa", heads: int = 4, key_heads: int = 2, tied: bool = False, vocab: int = VOCAB) -> LlamaForCausalLM:
+def tiny_base(
+    attention: str = "sdpa", heads: int = 4, key_heads: int = 2, tied: bool = False, vocab: int = VOCAB
+) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=heads,
@@ -25,7 +27,9 @@ def tiny_base(attention: str = "sdpa", heads: int = 4, key_heads: int = 2, tied:
     return LlamaForCausalLM(config).eval()
 
 
-def thinker(base: LlamaForCausalLM | None = None, weight: float | None = None, **settings: object) -> ThoughtForCausalLM:
+def thinker(
+    base: LlamaForCausalLM | None = None, weight: float | None = None, **settings: object
+) -> ThoughtForCausalLM:
     """Return a thinking model; `weight` fixes the mixing weight."""
     settings = {"thought_length": 3, "gate_entropy_nats": 0.0, **settings}
     base = base or tiny_base()
@@ -47,8 +51,13 @@ def random_head(model: ThoughtForCausalLM) -> ThoughtForCausalLM:
 
 
 @torch.no_grad()
-def alone(model: ThoughtForCausalLM, ids: list[int], row: int, which: int, seed: int, heat: float, after: list[int]) -> tuple[list[int], Tensor, Tensor, Tensor]:
-    """Think once after `ids`, alone, with no cache, mask or padding: tokens, base, thought and mixed logits (1 + len(after), V)."""
+def alone(
+    model: ThoughtForCausalLM, ids: list[int], row: int, which: int, seed: int, heat: float, after: list[int]
+) -> tuple[list[int], Tensor, Tensor, Tensor]:
+    """Think once after `ids`, alone, with no cache, mask or padding.
+
+    Returns the thought's tokens and the base, thought and mixed logits (1 + len(after), V) of what follows.
+    """
     embed = model.base.get_input_embeddings()
 
     def run(embeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +97,9 @@ def test_thoughts_in_parallel_equal_thoughts_one_by_one(heat: float, padding: st
     mixed = found.mixed_logits()
     for row, place, which in itertools.product(range(2), range(5), range(2)):
         column = left + place
-        tokens, base, logits, expected = alone(model, rows[row][: place + 1], row, which, 9, heat, rows[row][place + 1 : place + 2])
+        tokens, base, logits, expected = alone(
+            model, rows[row][: place + 1], row, which, 9, heat, rows[row][place + 1 : place + 2]
+        )
         assert found.tokens[row, column, which].tolist() == tokens
         torch.testing.assert_close(found.base_logits[row, column], base, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.thought_logits[row, column, which], logits, rtol=1e-5, atol=1e-5)
@@ -115,7 +126,9 @@ def test_some_positions_think_as_they_do_among_all() -> None:
         every, some = model.think(ids, seed=4), model.think(ids, positions=chosen, seed=4)
     for row, k in itertools.product(range(2), range(2)):
         assert torch.equal(some.tokens[row, k], every.tokens[row, chosen[row, k]])
-        torch.testing.assert_close(some.mixed_logits()[row, k], every.mixed_logits()[row, chosen[row, k]], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            some.mixed_logits()[row, k], every.mixed_logits()[row, chosen[row, k]], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_log_probs_are_those_of_the_sampled_tokens() -> None:
@@ -141,7 +154,9 @@ def test_a_changed_token_changes_no_thought_before_it() -> None:
             first, second = model.think(ids, seed=3), model.think(other, seed=3)
         before, after = slice(0, changed), slice(changed, 8)
         assert torch.equal(first.tokens[:, before], second.tokens[:, before])
-        torch.testing.assert_close(first.mixed_logits()[:, before], second.mixed_logits()[:, before], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            first.mixed_logits()[:, before], second.mixed_logits()[:, before], rtol=1e-6, atol=1e-6
+        )
         assert ((first.mixed_logits() - second.mixed_logits())[:, after].abs().amax((0, 2, 3, 4)) > 1e-3).all()
 
 
@@ -163,7 +178,8 @@ def test_weight_zero_is_the_base_and_weight_one_the_thought_bit_for_bit() -> Non
     ids = torch.arange(6)[None] + 5
     with torch.no_grad():
         start, full = thinker().think(ids, thoughts=2), thinker(weight=1.0).think(ids, thoughts=2)
-    assert not start.weights.any() and (full.weights == 1).all()
+    assert not start.weights.any()
+    assert (full.weights == 1).all()
     assert torch.equal(start.mixed_logits(), start.base_logits[:, :, None].expand_as(start.thought_logits))
     assert torch.equal(full.mixed_logits(), full.thought_logits)
 
@@ -195,13 +211,21 @@ def test_generation_mixes_the_same_thoughts_that_parallel_thinking_does(left: in
     mask = torch.ones_like(prompt)
     mask[0, :left] = 0
     out = model.generate(
-        prompt, attention_mask=mask, max_new_tokens=5, do_sample=False, thought_seed=6, output_logits=True, return_dict_in_generate=True
+        prompt,
+        attention_mask=mask,
+        max_new_tokens=5,
+        do_sample=False,
+        thought_seed=6,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     whole = torch.cat([mask, torch.ones(2, 5, dtype=torch.long)], dim=1)
     with torch.no_grad():
         found = model.think(out.sequences, whole, seed=6)
     for step, logits in enumerate(out.logits):
-        torch.testing.assert_close(logits, found.mixed_logits()[:, prompt.shape[1] - 1 + step, 0, 0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits, found.mixed_logits()[:, prompt.shape[1] - 1 + step, 0, 0], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
@@ -217,7 +241,8 @@ def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
     changed = ~torch.isclose(plain, gated, rtol=0, atol=1e-4).all(-1)
     assert changed.tolist() == (entropy >= border).tolist()
     closed = thinker(base, weight=1.0, gate_entropy_nats=None)
-    assert not closed.thinks and torch.equal(closed.generate(ids, **settings).logits[0], plain)
+    assert not closed.thinks
+    assert torch.equal(closed.generate(ids, **settings).logits[0], plain)
 
 
 def test_the_cache_after_generation_holds_no_thought() -> None:
@@ -233,7 +258,8 @@ def test_no_id_outside_the_vocabulary_is_ever_emitted() -> None:
     assert model.get_output_embeddings().weight.shape[0] == VOCAB == model.base.get_input_embeddings().weight.shape[0]
     ids = torch.arange(4)[None] + 5
     out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=True, temperature=5.0)
-    assert int(out.max()) < VOCAB and int(model.think(ids).tokens.max()) < VOCAB
+    assert int(out.max()) < VOCAB
+    assert int(model.think(ids).tokens.max()) < VOCAB
 
 
 @pytest.mark.parametrize("heat", [0.5, 1.0, 2.0])
@@ -243,7 +269,10 @@ def test_sampled_frequencies_follow_the_temperature(heat: float) -> None:
     count = 4000
     with torch.no_grad():
         found = model.think(ids, positions=torch.tensor([[2]]), thoughts=8, temperature=heat, seed=0)
-        draws = [model.think(ids, positions=torch.tensor([[2]]), thoughts=500, temperature=heat, seed=s).tokens for s in range(count // 500)]
+        draws = [
+            model.think(ids, positions=torch.tensor([[2]]), thoughts=500, temperature=heat, seed=s).tokens
+            for s in range(count // 500)
+        ]
         embeds = torch.cat([model.base.get_input_embeddings()(ids), model.start[None, None]], dim=1)
         expected = torch.softmax(model.base(inputs_embeds=embeds).logits[0, -1] / heat, -1)
     frequency = torch.bincount(torch.cat([d.flatten() for d in draws]), minlength=8) / count
@@ -256,7 +285,9 @@ def test_noise_is_uniform_and_depends_on_its_index_alone() -> None:
     grid = torch.meshgrid(*(torch.arange(n) for n in (4, 50, 20)), indexing="ij")
     every = layout.uniforms(11, grid[0], grid[1], 2, grid[2])
     assert float(every[3, 7, 5]) == float(layout.uniforms(11, torch.tensor(3), torch.tensor(7), 2, torch.tensor(5)))
-    assert len(torch.unique(every)) == every.numel() and 0 <= float(every.min()) and float(every.max()) < 1
+    assert len(torch.unique(every)) == every.numel()
+    assert float(every.min()) >= 0
+    assert float(every.max()) < 1
     assert abs(float(every.mean()) - 0.5) < 4 * 0.2887 / every.numel() ** 0.5
     assert not torch.equal(every, layout.uniforms(12, grid[0], grid[1], 2, grid[2]))
     assert not torch.equal(every, layout.uniforms(11, grid[0], grid[1], 3, grid[2]))
@@ -266,7 +297,13 @@ def test_the_mixing_gradient_leads_back_inside_the_unit_interval() -> None:
     head = MixingHead(4)
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
-    for bias, slope, passes in [(-0.5, -1.0, True), (-0.5, 1.0, False), (1.5, 1.0, True), (1.5, -1.0, False), (0.0, 1.0, True)]:
+    for bias, slope, passes in [
+        (-0.5, -1.0, True),
+        (-0.5, 1.0, False),
+        (1.5, 1.0, True),
+        (1.5, -1.0, False),
+        (0.0, 1.0, True),
+    ]:
         head.zero_grad()
         with torch.no_grad():
             head.bias_3.fill_(bias)
@@ -294,7 +331,9 @@ def test_policy_gradient_is_exact_in_expectation_and_clamping_breaks_it(clamped:
     reward = torch.linspace(-1.0, 2.0, len(every), dtype=torch.float64).sin()
     exact = exact_gradient(model, ids, reward, length)
     with torch.no_grad():
-        chance = model.think(ids, positions=place, tokens=every[None, None], temperature=1.0).log_probs[0, 0].sum(-1).exp()
+        chance = (
+            model.think(ids, positions=place, tokens=every[None, None], temperature=1.0).log_probs[0, 0].sum(-1).exp()
+        )
     estimate = torch.zeros_like(exact)
     for a, b in itertools.product(range(len(every)), repeat=2):
         found = model.think(ids, positions=place, tokens=every[[a, b]][None, None], temperature=1.0)
@@ -319,7 +358,8 @@ def test_save_and_load_keep_every_bit_and_setting(tmp_path: object) -> None:
     model = random_head(thinker(tiny_base(tied=True), gate_entropy_nats=1.5, thoughts=2, temperature=0.8))
     models.save(model, None, tmp_path)  # type: ignore[arg-type]
     again = models.load(tmp_path)  # type: ignore[arg-type]
-    assert isinstance(again, ThoughtForCausalLM) and isinstance(again.base, LlamaForCausalLM)
+    assert isinstance(again, ThoughtForCausalLM)
+    assert isinstance(again.base, LlamaForCausalLM)
     state = again.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert again.base.lm_head.weight is again.base.model.embed_tokens.weight
@@ -343,7 +383,8 @@ def test_wrapping_keeps_the_base_weights_and_the_global_random_state() -> None:
 def test_linears_of_the_base_can_be_replaced_and_the_mixing_head_has_none() -> None:
     model = thinker()
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    assert linears and all(name.startswith("base.") for name in linears)
+    assert linears
+    assert all(name.startswith("base.") for name in linears)
 
 
 def test_a_model_without_attention_is_refused() -> None:
@@ -356,7 +397,7 @@ def test_a_model_without_attention_is_refused() -> None:
 class Unmasked(LlamaForCausalLM):
     """A model that ignores its attention mask."""
 
-    def forward(self, attention_mask: Tensor | None = None, **kwargs: object) -> object:
+    def forward(self, attention_mask: Tensor | None = None, **kwargs: object) -> object:  # noqa: ARG002
         return super().forward(attention_mask=None, **kwargs)
 
 
@@ -372,8 +413,8 @@ def test_a_cognate_thinks_in_parallel_as_one_by_one_whatever_depth_its_tokens_us
 
     torch.manual_seed(2)
     config = CognateConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, memory_slots=16,
-        halting_threshold=0.5, initializer_range=0.3,
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        memory_slots=16, halting_threshold=0.5, initializer_range=0.3,
     )  # fmt: skip
     base = CognateForCausalLM(config).eval()
     model = random_head(thinker(base))  # type: ignore[arg-type]

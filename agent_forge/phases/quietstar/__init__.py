@@ -1,11 +1,12 @@
 """Teach a model to think before it speaks, where that helps, and to stay silent where it does not.
 
-A thought is sampled at many positions at once, the true tokens after it are predicted with and without it, and the model
-learns from both: cross-entropy of the base, cross-entropy of the mixture, and REINFORCE on the thought's tokens with the
-other thoughts of the same position as its baseline. The gate of generate() is set from held-out tokens: it opens at
-the entropies where thinking lowers the loss beyond doubt, and stays shut when there are none.
-Source: Quiet-STaR, arXiv:2403.09629; leave-one-out baseline, arXiv:1901.10450 (Kool et al.).
-Reads sources[0], any Hugging Face causal LM with full attention. Writes the thinking model around it (model type "thought").
+A thought is sampled at many positions at once, the true tokens after it are predicted with and without it, and the
+model learns from both: cross-entropy of the base, cross-entropy of the mixture, and REINFORCE on the thought's tokens
+with the other thoughts of the same position as its baseline. The gate of generate() is set from held-out tokens: it
+opens at the entropies where thinking lowers the loss beyond chance, and stays shut when there are none.
+Source: Quiet-STaR, arXiv:2403.09629; leave-one-out baseline as in Kool et al. 2019, "Buy 4 REINFORCE samples".
+Reads sources[0], any Hugging Face causal LM with full attention. Writes the thinking model around it (model type
+"thought").
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,13 @@ class Config(PhaseConfig):
         if self.objective not in OBJECTIVES:
             hint = did_you_mean(self.objective, OBJECTIVES)
             raise ConfigError(f"objective must be one of {', '.join(OBJECTIVES)}, got '{self.objective}'{hint}")
-        for name, least in (("thoughts", 2), ("thought_length", 1), ("lookahead", 1), ("positions", 1), ("generate_thoughts", 1)):
+        for name, least in (
+            ("thoughts", 2),
+            ("thought_length", 1),
+            ("lookahead", 1),
+            ("positions", 1),
+            ("generate_thoughts", 1),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}; try {name}={least}")
         if self.positions + self.lookahead >= self.length_tokens:
@@ -66,7 +73,9 @@ class Config(PhaseConfig):
                 f"length_tokens={self.length_tokens}; try length_tokens={2 * (self.positions + self.lookahead)}"
             )
         if any(not 0 < share <= 1 for share in self.gate_shares):
-            raise ConfigError(f"gate_shares must lie in (0, 1], got {list(self.gate_shares)}; try gate_shares=[1.0,0.5,0.25]")
+            raise ConfigError(
+                f"gate_shares must lie in (0, 1], got {list(self.gate_shares)}; try gate_shares=[1.0,0.5,0.25]"
+            )
 
 
 PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config)

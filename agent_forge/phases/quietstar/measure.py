@@ -1,7 +1,7 @@
 """Measure on held-out tokens what thinking changes, and from that decide when the gate opens.
 
-A record holds one entry a token: losses in nats with and without thinking, the base's entropy before it, the mixing weight,
-the window. Intervals resample whole windows, because tokens of one window are not independent.
+A record holds one entry a token: losses in nats with and without thinking, the base's entropy before it, the mixing
+weight. Intervals resample whole windows, because tokens of one window are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data import Mixture
 from agent_forge.data.sources import IGNORE, Source
 from agent_forge.evaluate import bootstrap_interval
-from agent_forge.models.thought import ThoughtForCausalLM, entropy_nats
+from agent_forge.models.thought import ThoughtForCausalLM
+from agent_forge.models.thought_mixing import entropy_nats
 from agent_forge.phases.quietstar import Config
 from agent_forge.phases.quietstar.objective import outcome
 
@@ -50,13 +51,17 @@ def _spread(labels: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def base_losses(model: Any, windows: Mapping[str, Mapping[str, Tensor]], rows: int, device: torch.device) -> dict[str, Tensor]:
-    """Return kind -> losses in nats at the measured positions without thinking: (windows, positions), NaN where none."""
+def base_losses(
+    model: Any, windows: Mapping[str, Mapping[str, Tensor]], rows: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Return kind -> losses in nats at the measured positions without thinking: (windows, positions); NaN: none."""
     found = {}
     for kind, batch in windows.items():
         parts = []
         for start in range(0, len(batch["input_ids"]), rows):
-            ids, labels, positions = (batch[key][start : start + rows].to(device) for key in ("input_ids", "labels", "positions"))
+            ids, labels, positions = (
+                batch[key][start : start + rows].to(device) for key in ("input_ids", "labels", "positions")
+            )
             logits = model(input_ids=ids, use_cache=False).logits
             at = positions.clamp_min(0)
             chosen = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1])).float()
@@ -68,9 +73,13 @@ def base_losses(model: Any, windows: Mapping[str, Mapping[str, Tensor]], rows: i
 
 @torch.no_grad()
 def think_over(
-    model: ThoughtForCausalLM, windows: Mapping[str, Mapping[str, Tensor]], config: Config, split: str, device: torch.device
+    model: ThoughtForCausalLM,
+    windows: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    split: str,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return "kind/name" -> (windows, positions): base, mixed (mean of the thoughts), entropy, weight, helped; NaN where none.
+    """Return "kind/name" -> (windows, positions): base, mixed (mean of thoughts), entropy, weight, helped; NaN: none.
 
     "kind/tokens" holds the thoughts: (windows, positions, N, L) int64.
     """
@@ -78,7 +87,9 @@ def think_over(
     for kind, batch in windows.items():
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(batch["input_ids"]), config.batch_rows):
-            chosen = (batch[key][start : start + config.batch_rows].to(device) for key in ("input_ids", "labels", "positions"))
+            chosen = (
+                batch[key][start : start + config.batch_rows].to(device) for key in ("input_ids", "labels", "positions")
+            )
             ids, labels, positions = chosen
             thoughts = model.think(
                 ids, positions=positions.clamp_min(0), thoughts=config.thoughts, temperature=config.temperature,
@@ -115,11 +126,13 @@ def stacked(record: Mapping[str, Tensor], kinds: Sequence[str], name: str) -> Ar
     return np.concatenate([record[f"{kind}/{name}"].numpy() for kind in kinds])
 
 
-def choose_gate(record: Mapping[str, Tensor], kinds: Sequence[str], config: Config) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the entropy in nats from which thinking pays (None: nowhere), and a table row for each share that was tried.
+def choose_gate(
+    record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
+) -> tuple[float | None, list[dict[str, Any]]]:
+    """Return the entropy in nats from which thinking pays (None: nowhere), and a table row for each share tried.
 
-    A share is eligible when the lower bound of its mean gain is above zero; the one with the largest total gain wins. The
-    bound holds for all shares together: each is tested at a level divided by their number (Bonferroni).
+    A share is eligible when the lower bound of its mean gain is above zero; the one with the largest total gain wins.
+    The bound holds for all shares together: each is tested at a level divided by their number (Bonferroni).
     """
     base, mixed, entropy = (stacked(record, kinds, name) for name in ("base", "mixed", "entropy"))
     real = ~np.isnan(base)
@@ -135,14 +148,16 @@ def choose_gate(record: Mapping[str, Tensor], kinds: Sequence[str], config: Conf
             gains[kept], weights[kept], seed=config.seed, samples=config.measure.samples, confidence=level
         )
         mean = float(gains.sum() / weights.sum())
-        rows.append({"share of tokens": share, "entropy from (nats)": threshold, "gain (nats)": mean, "low": low, "high": high})
+        rows.append(
+            {"share of tokens": share, "entropy from (nats)": threshold, "gain (nats)": mean, "low": low, "high": high}
+        )
         if low > 0 and mean * share > best_gain:
             best, best_gain = threshold, mean * share
     return best, rows
 
 
 def by_decile(record: Mapping[str, Tensor], kinds: Sequence[str], config: Config) -> list[dict[str, Any]]:
-    """Return a table: gain of thinking in each tenth of the tokens, from those the base finds easiest to the hardest."""
+    """Return a table: gain of thinking in each tenth of the tokens, from the easiest for the base to the hardest."""
     base, mixed, weight = (stacked(record, kinds, name) for name in ("base", "mixed", "weight"))
     real = ~np.isnan(base)
     borders = np.quantile(base[real], np.linspace(0, 1, DECILES + 1))
@@ -153,7 +168,8 @@ def by_decile(record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
         gain = interval(base - mixed, chosen, config.measure.samples, config.seed)
         rows.append(
             {
-                "tenth by base loss": tenth + 1, "base (nats)": interval(base, chosen, 1, 0)["value"], "gain (nats)": gain["value"],
+                "tenth by base loss": tenth + 1, "base (nats)": interval(base, chosen, 1, 0)["value"],
+                "gain (nats)": gain["value"],
                 "low": gain["low"], "high": gain["high"], "tokens": gain["n"],
                 "mixing weight": interval(weight, chosen, 1, 0)["value"],
             }

@@ -46,7 +46,9 @@ def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
     mixed = thoughts.mixed_logits()
     spread = targets[:, :, None].expand(mixed.shape[:-1])
     return Outcome(
-        base=_cross_entropy(thoughts.base_logits, targets), mixed=_cross_entropy(mixed, spread), wanted=targets != IGNORE
+        base=_cross_entropy(thoughts.base_logits, targets),
+        mixed=_cross_entropy(mixed, spread),
+        wanted=targets != IGNORE,
     )
 
 
@@ -77,7 +79,9 @@ class QuietStarLoss:
     def __init__(self, config: Config, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         self.config, self.groups = config, groups
 
-    def __call__(self, model: ThoughtForCausalLM, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+    def __call__(
+        self, model: ThoughtForCausalLM, batch: Mapping[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Return the loss in nats (its gradient clipped group by group) and what the thoughts did."""
         config, labels = self.config, batch["labels"]
         generator = torch_generator(config.seed, "quietstar", "positions", step)
@@ -113,8 +117,8 @@ class QuietStarLoss:
 def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit: float) -> Tensor:
     """Return a loss of the same value whose gradient has at most the norm `limit` in each group; 0 changes nothing.
 
-    The training loop clips all parameters together, which would let the largest group decide the step of the others. So the
-    gradient is taken here, scaled per group, and handed on as the linear function that has it.
+    The training loop clips all parameters together, which would let the largest group decide the step of the others.
+    So the gradient is taken here, scaled per group, and handed on as the linear function that has it.
     """
     if limit <= 0:
         return loss
@@ -134,5 +138,7 @@ def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy (...) of logits (..., V), 0 where the target is -100."""
-    losses = functional.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=IGNORE)
+    losses = functional.cross_entropy(
+        logits.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=IGNORE
+    )
     return losses.reshape(targets.shape)

@@ -1,5 +1,6 @@
-"""Run the quietstar phase: wrap the parent, train it to think, set the gate from held-out tokens, write it and say what it gained."""
+"""Run the quietstar phase: wrap the parent, train it to think, set the gate from held-out tokens, write and report."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from agent_forge.phases.quietstar import Config, measure
 from agent_forge.phases.quietstar.objective import QuietStarLoss
 
 STAGE = "think"
+TRAIN_ROWS = 4000  # generated rows a kind
 SHOWN_CONTEXT_TOKENS = 12
 
 
@@ -31,18 +33,22 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
         raise CheckpointError("quietstar needs a parent checkpoint: sources=[DIRECTORY]")
     device = pick_device(config.runtime.device)
     tokenizer = models.load_tokenizer(sources[0])
-    model = _wrapped(config, sources[0], tokenizer).to(device)
+    model = _wrapped(config, sources[0], tokenizer).to(device)  # type: ignore[arg-type]
     kinds = [kind for kind, share in config.mix.items() if share > 0]
     windows = {
-        split: measure.held_out(config, _sources(config, tokenizer, kinds, split), split) for split in ("search", "validation")
+        split: measure.held_out(config, _sources(config, tokenizer, kinds, split), split)
+        for split in ("search", "validation")
     }
-    parent = out.remember_tensors("parent", lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device))
+    parent = out.remember_tensors(
+        "parent", lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device)
+    )
     records = _train(config, model, tokenizer, kinds, out, events, device)
     model.eval()
-    measured = {
-        split: out.remember_tensors(f"measured-{split}", lambda split=split: measure.think_over(model, windows[split], config, split, device))  # type: ignore[misc]
-        for split in windows
-    }
+
+    def think_over(split: str) -> dict[str, Tensor]:
+        return measure.think_over(model, windows[split], config, split, device)
+
+    measured = {split: out.remember_tensors(f"measured-{split}", partial(think_over, split)) for split in windows}
     gate, gate_table = measure.choose_gate(measured["search"], kinds, config)
     model.config.gate_entropy_nats = gate
     report = _report(config, measured["validation"], parent, kinds, gate, records)
@@ -61,7 +67,9 @@ def _wrapped(config: Config, parent: Checkpoint, tokenizer: PreTrainedTokenizerF
     base = models.load(parent)
     if isinstance(base, ThoughtForCausalLM):
         raise CheckpointError(f"{parent.path} is a thinking model already; give quietstar the checkpoint before it")
-    ids = {name: tokenizer.encode(getattr(config, name), add_special_tokens=False) for name in ("start_text", "end_text")}
+    ids = {
+        name: tokenizer.encode(getattr(config, name), add_special_tokens=False) for name in ("start_text", "end_text")
+    }
     for name, found in ids.items():
         if not found:
             raise ConfigError(f"{name}={getattr(config, name)!r} is empty for this tokenizer; try {name}='\\n'")
@@ -75,8 +83,8 @@ def _wrapped(config: Config, parent: Checkpoint, tokenizer: PreTrainedTokenizerF
 
 
 def _sources(config: Config, tokenizer: PreTrainedTokenizerFast, kinds: list[str], split: str) -> dict[str, Any]:
-    rows = {"rows": 10 * config.measure.windows} if split != "train" else {}
-    return {kind: data.source(kind, config.data, tokenizer, split, config.seed, **rows) for kind in kinds}
+    rows = TRAIN_ROWS if split == "train" else 10 * config.measure.windows
+    return {kind: data.source(kind, config.data, tokenizer, split, config.seed, rows=rows) for kind in kinds}
 
 
 def _train(
@@ -92,8 +100,8 @@ def _train(
     else:
         model.base.requires_grad_(False)
     mixture = data.Mixture(
-        _sources(config, tokenizer, kinds, "train"), config.mix, rows=config.batch_rows, length_tokens=config.length_tokens,
-        seed=config.seed, name="quietstar",
+        _sources(config, tokenizer, kinds, "train"), config.mix, rows=config.batch_rows,
+        length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
     )  # fmt: skip
     shaping = ("thoughts", "thought_length", "lookahead", "temperature", "positions", "base_lr", "policy_weight")
     return learn.train(
@@ -122,12 +130,16 @@ def _report(
     rows = []
     for kind in [*kinds, "all"]:
         chosen = kinds if kind == "all" else [kind]
-        base, mixed, weight, helped = (measure.stacked(record, chosen, name) for name in ("base", "mixed", "weight", "helped"))
+        base, mixed, weight, helped = (
+            measure.stacked(record, chosen, name) for name in ("base", "mixed", "weight", "helped")
+        )
         before = np.concatenate([parent[name].numpy() for name in chosen])
         real = ~np.isnan(base)
         gain = measure.interval(base - mixed, real, samples, seed)
         kept = measure.interval(before - base, real, samples, seed)
-        mean = {name: measure.interval(v, real, 1, seed)["value"] for name, v in (("weight", weight), ("helped", helped))}
+        mean = {
+            name: measure.interval(v, real, 1, seed)["value"] for name, v in (("weight", weight), ("helped", helped))
+        }
         rows.append(
             {
                 "data": kind, "tokens": gain["n"], "parent (nats)": measure.interval(before, real, 1, seed)["value"],
@@ -146,21 +158,27 @@ def _report(
         "gate_entropy_nats": gate, "gate_open_share": float(opened.sum() / real.sum()), "mixing_weight": mean["weight"],
         "share_helped": mean["helped"], "reward_nats_last_steps": _last(records, "reward_nats"),
     }  # fmt: skip
-    tables = {"thinking on held-out tokens (validation split)": rows, "by difficulty": measure.by_decile(record, kinds, config)}
+    tables = {
+        "thinking on held-out tokens (validation split)": rows,
+        "by difficulty": measure.by_decile(record, kinds, config),
+    }
     return Report(summary=_summary(gain, inside, metrics), outputs=[], metrics=metrics, tables=tables)
 
 
 def _summary(gain: dict[str, Any], inside: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Say in one or two sentences whether thinking helped."""
-    figures = f"{gain['value']:+.4f} nats a token [{gain['low']:+.4f}, {gain['high']:+.4f}] over {gain['n']} held-out tokens"
+    figures = (
+        f"{gain['value']:+.4f} nats a token [{gain['low']:+.4f}, {gain['high']:+.4f}] over {gain['n']} held-out tokens"
+    )
     if metrics["gate_entropy_nats"] is None:
         return (
-            f"Thinking changed the loss by {figures} (positive is better), but at no tried gate by more than chance: the gate "
-            "stays shut and the model answers without thinking."
+            f"Thinking gained {figures}; at no tried gate did it help by more than chance, so the gate stays shut and "
+            "the model answers without thinking."
         )
     return (
         f"Thinking gained {figures}. The gate opens from {metrics['gate_entropy_nats']:.2f} nats of entropy, on "
-        f"{metrics['gate_open_share']:.0%} of tokens, where it gains {inside['value']:+.4f} [{inside['low']:+.4f}, {inside['high']:+.4f}]."
+        f"{metrics['gate_open_share']:.0%} of tokens, where it gains {inside['value']:+.4f} "
+        f"[{inside['low']:+.4f}, {inside['high']:+.4f}]."
     )
 
 
@@ -171,24 +189,28 @@ def _last(records: list[learn.StepRecord], name: str) -> float:
 
 
 def _samples(
-    config: Config, record: dict[str, Tensor], windows: dict[str, dict[str, Tensor]], tokenizer: PreTrainedTokenizerFast, kinds: list[str]
+    config: Config,
+    record: dict[str, Tensor],
+    windows: dict[str, dict[str, Tensor]],
+    tokenizer: PreTrainedTokenizerFast,
+    kinds: list[str],
 ) -> list[str]:
     """Return thoughts in their context: the first, at evenly spread windows, not the best."""
     shown = []
     for number in range(config.measure.shown):
         kind = kinds[number % len(kinds)]
         batch, base, mixed = windows[kind], record[f"{kind}/base"], record[f"{kind}/mixed"]
-        row = (number * len(base)) // config.measure.shown
-        real = (~base[row].isnan()).nonzero().flatten()
-        if not len(real):
+        rows = (~base.isnan()).any(1).nonzero().flatten()
+        if not len(rows):
             continue
+        row = int(rows[number * len(rows) // config.measure.shown])
+        real = (~base[row].isnan()).nonzero().flatten()
         at = int(real[len(real) // 2])
         column = int(batch["positions"][row, at])
         ids = batch["input_ids"][row].tolist()
         context, following = ids[max(column - SHOWN_CONTEXT_TOKENS, 0) : column + 1], ids[column + 1]
         thought = record[f"{kind}/tokens"][row, at, 0].tolist()
-        shown.append(
-            f"{tokenizer.decode(context)!r} thinks {tokenizer.decode(thought)!r}, then {tokenizer.decode([following])!r}: "
-            f"{float(base[row, at]):.3f} nats without, {float(mixed[row, at]):.3f} with"
-        )
+        before, word, after = (tokenizer.decode(part) for part in (context, thought, [following]))
+        without, thinking = float(base[row, at]), float(mixed[row, at])
+        shown.append(f"{before!r} thinks {word!r}, then {after!r}: {without:.3f} nats without, {thinking:.3f} with")
     return shown

@@ -1,0 +1,246 @@
+"""The quietstar phase end to end on a tiny Llama, and its parts against closed forms."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agent_forge import checkpoint, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import DataConfig
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted
+from agent_forge.core.events import EventLog
+from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
+from agent_forge.phases.quietstar import Config, measure
+from agent_forge.phases.quietstar.objective import clip_by_group, draw_positions, outcome
+from agent_forge.phases.quietstar.run import run
+
+TINY = [
+    "steps=4", "batch_rows=2", "length_tokens=64", "positions=4", "thought_length=2", "thoughts=2", "measure.windows=4",
+    "measure.positions=5", "measure.samples=50", "measure.shown=2", "optim.warmup_steps=1", "runtime.device=cpu",
+]  # fmt: skip
+
+
+def settings(data_config: DataConfig, out: Path, parent: Checkpoint, *more: str) -> Config:
+    config = compose("quietstar", Config, [*TINY, f"out={out}", f"sources=[{parent.path}]", *more])
+    return dataclasses.replace(config, data=data_config)
+
+
+def forge(config: Config, parent: Checkpoint) -> Any:
+    out = Workspace(config.out, phase="quietstar", seed=config.seed, config=config, parents=[parent])
+    return run(config, [parent], out, EventLog(None, "quietstar"))
+
+
+@pytest.fixture(scope="module")
+def forged(data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    config = settings(data_config, tmp_path_factory.mktemp("quietstar") / "out", tiny_checkpoint)
+    return config, forge(config, tiny_checkpoint)
+
+
+def test_the_phase_writes_a_thinking_model_that_plain_transformers_opens(
+    forged: Any, tiny_checkpoint: Checkpoint
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config, report = forged
+    written = checkpoint.open(config.out)
+    assert report.outputs == [config.out]
+    assert written.manifest.parents[0]["id"] == tiny_checkpoint.id
+    model = AutoModelForCausalLM.from_pretrained(config.out)
+    assert isinstance(model, ThoughtForCausalLM)
+    assert model.config.thought_length == 2
+    assert written.manifest.deployable_bytes == (Path(config.out) / "model.safetensors").stat().st_size
+    assert model.config.gate_entropy_nats == report.metrics["gate_entropy_nats"]
+
+
+def test_training_changes_base_head_and_meta_vectors(forged: Any, tiny_checkpoint: Checkpoint) -> None:
+    config, _ = forged
+    parent, child = models.load(tiny_checkpoint), models.load(config.out)
+    changed = [
+        name for name, value in parent.state_dict().items() if not torch.equal(value, child.base.state_dict()[name])
+    ]
+    assert len(changed) == len(parent.state_dict())
+    newline = models.load_tokenizer(config.out).encode("\n", add_special_tokens=False)
+    first = parent.get_input_embeddings()(torch.tensor(newline)).mean(0)
+    assert not torch.equal(child.start, first)
+    assert not torch.equal(child.end, first)
+    assert child.mixing.weight_3.any()
+
+
+def test_the_report_speaks_of_the_windows_that_it_measured(forged: Any) -> None:
+    _, report = forged
+    rows = {row["data"]: row for row in report.tables["thinking on held-out tokens (validation split)"]}
+    assert set(rows) == {"reasoning", "text", "all"}
+    assert rows["text"]["tokens"] == 4 * 5
+    assert rows["all"]["tokens"] == rows["text"]["tokens"] + rows["reasoning"]["tokens"]
+    for row in rows.values():
+        assert row["gain of thinking"] == pytest.approx(row["base (nats)"] - row["thinking (nats)"], abs=1e-6)
+        assert row["gain low"] <= row["gain of thinking"] <= row["gain high"]
+        assert row["base (nats)"] == pytest.approx(row["parent (nats)"] - row["gain of base over parent"], abs=1e-6)
+    assert sum(row["tokens"] for row in report.tables["by difficulty"]) == rows["all"]["tokens"]
+    assert len(report.samples) == 2
+    assert "thinks" in report.samples[0]
+
+
+class StopAt:
+    """A workspace attribute that asks to stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+
+    def __get__(self, instance: object, owner: type) -> int:
+        self.looks -= 1
+        return 15 if self.looks <= 0 else 0
+
+    def __set__(self, instance: object, value: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("looks", [1, 3, 7])
+def test_a_stopped_phase_run_again_ends_in_the_same_bytes(
+    looks: int, forged: Any, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config, _ = forged
+    again = dataclasses.replace(config, out=str(tmp_path / "out"))
+    stopping = type("Stopping", (Workspace,), {"stop_signal": StopAt(looks)})
+    out = stopping(again.out, phase="quietstar", seed=again.seed, config=again, parents=[tiny_checkpoint])
+    with pytest.raises(Interrupted):
+        run(again, [tiny_checkpoint], out, EventLog(None, "quietstar"))
+    assert not Path(again.out).exists()
+    forge(again, tiny_checkpoint)
+    assert checkpoint.open(again.out).id == checkpoint.open(config.out).id
+
+
+def test_a_frozen_base_stays_bit_equal(data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    config = settings(data_config, tmp_path / "out", tiny_checkpoint, "base_lr=0")
+    forge(config, tiny_checkpoint)
+    child = models.load(config.out)
+    state = child.base.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in models.load(tiny_checkpoint).state_dict().items())
+    assert child.mixing.weight_3.any()
+
+
+def test_a_thinking_parent_is_refused(forged: Any, data_config: DataConfig, tmp_path: Path) -> None:
+    config, _ = forged
+    parent = checkpoint.open(config.out)
+    with pytest.raises(CheckpointError, match="thinking model already"):
+        forge(settings(data_config, tmp_path / "out", parent), parent)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("objective=rpl", "objective"),
+        ("thoughts=1", "thoughts"),
+        ("positions=63", "length_tokens"),
+        ("gate_shares=[0.0]", "gate_shares"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(override: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        compose("quietstar", Config, [*TINY, "out=x", override])
+
+
+def made_up(batch: int = 2, places: int = 3, count: int = 2, ahead: int = 2, vocab: int = 5) -> tuple[Thoughts, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    positions = torch.tensor([[0, 3, 6]]).expand(batch, places)
+    thoughts = Thoughts(
+        positions=positions, tokens=torch.zeros(batch, places, count, 1, dtype=torch.long),
+        log_probs=normal(batch, places, count, 1),
+        prefix_logits=normal(batch, 8, vocab), base_logits=normal(batch, places, ahead, vocab),
+        thought_logits=normal(batch, places, count, ahead, vocab),
+        weights=torch.rand(batch, places, count, ahead, generator=generator),
+    )  # fmt: skip
+    labels = torch.randint(0, vocab, (batch, 8), generator=generator)
+    labels[0, 4] = -100
+    return thoughts, labels
+
+
+def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
+    thoughts, labels = made_up()
+    found = outcome(thoughts, labels, 2)
+    assert found.wanted[0].tolist() == [[True, True], [False, True], [True, False]]
+    mixed = thoughts.mixed_logits().log_softmax(-1)
+    base = thoughts.base_logits.log_softmax(-1)
+    expected = -mixed[1, 1, 1, 1, labels[1, 5]]
+    torch.testing.assert_close(found.mixed[1, 1, 1, 1], expected)
+    torch.testing.assert_close(found.base[1, 1, 1], -base[1, 1, 1, labels[1, 5]])
+    reward = found.rewards()
+    assert reward[0, 1, 0] == pytest.approx(float(found.base[0, 1, 1] - found.mixed[0, 1, 0, 1]), abs=1e-6)
+
+
+def test_positions_are_drawn_before_trained_tokens_and_evenly() -> None:
+    labels = torch.full((1, 20), -100)
+    labels[0, 10:18] = 1
+    counts = torch.zeros(20)
+    for step in range(800):
+        drawn = draw_positions(labels, 2, torch.Generator().manual_seed(step))
+        assert drawn[0, 0] < drawn[0, 1]
+        counts[drawn[0]] += 1
+    assert counts[:9].sum() == 0
+    assert counts[17:].sum() == 0
+    assert ((counts[9:17] - 200).abs() < 5 * (800 * 0.25 * 0.75) ** 0.5).all()
+
+
+def test_groups_are_clipped_each_on_its_own() -> None:
+    large, small = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([0.1]))
+    unused = nn.Parameter(torch.tensor([1.0]))
+    loss = 100 * (large * torch.tensor([3.0, 4.0])).sum() + 0.5 * small.sum()
+    clipped = clip_by_group(loss, [[large], [small, unused]], 1.0)
+    assert torch.equal(clipped, loss)
+    clipped.backward()
+    assert large.grad is not None
+    assert small.grad is not None
+    assert unused.grad is None
+    torch.testing.assert_close(large.grad, torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(small.grad, torch.tensor([0.5]))
+
+
+def record(gain: Tensor, entropy: Tensor) -> dict[str, Tensor]:
+    base = torch.full_like(gain, 3.0)
+    return {
+        "text/base": base,
+        "text/mixed": base - gain,
+        "text/entropy": entropy,
+        "text/weight": torch.zeros_like(gain),
+    }
+
+
+def test_the_gate_opens_exactly_where_thinking_helps(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0,0.5,0.25]", "measure.samples=400")
+    entropy = torch.rand(40, 20, generator=torch.Generator().manual_seed(0))
+    noise = 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(1))
+    unsure = record(torch.where(entropy > 0.75, 0.4, -0.2) + noise, entropy)
+    gate, rows = measure.choose_gate(unsure, ["text"], config)
+    assert gate == pytest.approx(float(np.quantile(entropy.numpy(), 0.75)))
+    assert [row["share of tokens"] for row in rows] == [1.0, 0.5, 0.25]
+    assert rows[2]["gain (nats)"] == pytest.approx(0.4, abs=0.02)
+    everywhere, _ = measure.choose_gate(record(0.1 + noise, entropy), ["text"], config)
+    assert everywhere == 0.0
+    nowhere, _ = measure.choose_gate(record(noise - noise.mean() - 0.01, entropy), ["text"], config)
+    assert nowhere is None
+
+
+def test_deciles_sort_tokens_by_the_loss_of_the_base(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(data_config, tmp_path, tiny_checkpoint)
+    base = torch.arange(200.0).reshape(20, 10)
+    base[0, 0] = float("nan")
+    found = {"text/base": base, "text/mixed": base - base / 10, "text/weight": torch.ones_like(base)}
+    rows = measure.by_decile(found, ["text"], config)
+    assert sum(row["tokens"] for row in rows) == 199
+    assert all(row["gain (nats)"] == pytest.approx(row["base (nats)"] / 10) for row in rows)
+    assert rows[0]["base (nats)"] == pytest.approx(10.5, abs=0.6)
+    assert rows[9]["base (nats)"] == pytest.approx(189.5, abs=0.6)
