@@ -1,0 +1,20 @@
+"""Drop the largest and smallest entries of each task vector, then elect signs. Source: arXiv:2312.06795."""
+
+from torch import Tensor
+
+from agent_forge.merge.consensus import add_elected, cancelled
+from agent_forge.merge.method import Inputs, Method
+from agent_forge.merge.methods import breadcrumbs
+
+METHOD = Method(
+    summary="task vectors without outliers and noise, sign election",
+    base="required",
+    each=breadcrumbs.METHOD.each,
+    shared=breadcrumbs.METHOD.shared,
+)
+check = cancelled
+
+
+def merge(inputs: Inputs) -> Tensor:
+    """Return the merged tensor."""
+    return add_elected(inputs.origin(), breadcrumbs.trim(inputs), inputs.column("weight"), inputs.shared)

@@ -1,0 +1,14 @@
+"""Take one model's tensor as it is, times `scale`: with slices this stacks layers (frankenmerge)."""
+
+from torch import Tensor
+
+from agent_forge.merge.method import Inputs, Method, Number
+
+METHOD = Method(
+    summary="one model's tensor, scaled; stacks layers", base="unused", models=(1, 1), each={"scale": Number(1.0)}
+)
+
+
+def merge(inputs: Inputs) -> Tensor:
+    """Return the scaled tensor."""
+    return inputs.tensors[0] * inputs.each[0]["scale"]

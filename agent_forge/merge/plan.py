@@ -1,0 +1,205 @@
+"""Turn a recipe into one job a tensor, checked whole before any weight is read.
+
+Every output tensor is named with its sources and its resolved parameters. Nothing is dropped silently: a tensor that
+some model lacks, a filter that fits nothing, a parameter out of range or a misspelt one ends the plan.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.merge.layers import Layers, before_layers, find_layers
+from agent_forge.merge.method import Method, check_count, check_names, load_method
+from agent_forge.merge.recipe import Recipe, Slice, SliceSource
+from agent_forge.merge.values import check_setting, resolve, unused_filters
+from agent_forge.merge.weights import Weights
+
+
+@dataclass(slots=True, kw_only=True)
+class TensorPlan:
+    """One output tensor: its sources as (model, tensor name), its base likewise, and the method's parameters."""
+
+    target: str
+    sources: list[tuple[str, str]]
+    base: tuple[str, str] | None
+    each: list[dict[str, Any]]
+    shared: dict[str, Any]
+    copy: bool = False  # not a floating point tensor: taken as it is
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """A checked merge. `path`: for each output layer the (model, layer) that it comes from first, with slices only."""
+
+    recipe: Recipe
+    method: ModuleType
+    tensors: list[TensorPlan] = field(default_factory=list)
+    path: list[tuple[str, int]] | None = None
+
+
+def make_plan(recipe: Recipe, models: Mapping[str, Weights]) -> Plan:
+    """Return the plan of a recipe over opened models.
+
+    Raises ConfigError for parameters that do not fit, CheckpointError for models that do not.
+    """
+    module = load_method(recipe.method)
+    method: Method = module.METHOD
+    for label in recipe.labels():
+        if label not in models:
+            raise ConfigError(f"the recipe names the model '{label}', which is not one of: {', '.join(models)}")
+    _check_parameters(recipe, method)
+    layers = find_layers(models[recipe.labels()[0]].forms)
+    plan = Plan(recipe=recipe, method=module)
+    slices = recipe.slices or [_whole(recipe, layers)]
+    if recipe.slices:
+        plan.path = _path(slices, layers, models)
+    used: set[int] = set()
+    builder = _Builder(recipe, module, models, used)
+    _add_outside(plan, builder, slices, layers, models)
+    offset = 0
+    for part in slices if layers else []:
+        first, last = part.sources[0].layer_range
+        for i in range(last - first):
+            depth = i / (last - first - 1) if last - first > 1 else 0.0
+            builder.layer(plan, part, layers, i, offset + i, depth)  # type: ignore[arg-type]
+        offset += last - first
+    _check_filters(recipe, used)
+    return plan
+
+
+class _Builder:
+    """Resolves one tensor after another of a recipe."""
+
+    def __init__(self, recipe: Recipe, module: ModuleType, models: Mapping[str, Weights], used: set[int]) -> None:
+        self.recipe, self.models, self.used = recipe, models, used
+        self.method: Method = module.METHOD
+        self.check: Callable[..., str] = getattr(module, "check", lambda _each, _shared: "")
+        self.base = recipe.base if self.method.base != "unused" else ""
+
+    def layer(self, plan: Plan, part: Slice, layers: Layers, i: int, target: int, depth: float) -> None:
+        """Add every tensor of output layer `target`, number `i` of its slice."""
+        first = part.sources[0]
+        start = first.layer_range[0] + i
+        for name in self.models[first.model].forms:
+            place = layers.split(name)
+            if place is not None and place[0] == start:
+                names = {s.model: layers.name(s.layer_range[0] + i, place[1]) for s in part.sources}
+                base_layer = (
+                    next((s.layer_range[0] for s in part.sources if s.model == self.base), first.layer_range[0]) + i
+                )
+                base = layers.name(base_layer, place[1])
+                self.add(plan, part, layers.name(target, place[1]), [names[s.model] for s in part.sources], base, depth)
+
+    def add(self, plan: Plan, part: Slice, target: str, names: Sequence[str], base_name: str, depth: float) -> None:
+        """Add one tensor, merged from `names` (one a source of the slice)."""
+        chosen = [
+            (s, name) for s, name in zip(part.sources, names, strict=True) if not self.base or s.model != self.base
+        ]
+        check_count(self.recipe.method, self.method, len(chosen), bool(self.base))
+        sources = [(source.model, name) for source, name in chosen]
+        base = (self.base, base_name) if self.base else None
+        everyone = [*sources, *([base] if base else [])]
+        forms = [self.models[label].forms.get(name) for label, name in everyone]
+        for (label, name), form in zip(everyone, forms, strict=True):
+            if form is None:
+                raise CheckpointError(
+                    f"{label} has no tensor {name}, which {everyone[0][0]} has; nothing is dropped silently"
+                )
+            if forms[0] is not None and form[0] != forms[0][0]:
+                raise CheckpointError(
+                    f"{name} is {list(form[0])} in {label} and {list(forms[0][0])} in {everyone[0][0]}; shapes must be equal"
+                )
+        assert forms[0] is not None
+        if not forms[0][1].is_floating_point:
+            plan.tensors.append(TensorPlan(target=target, sources=sources, base=base, each=[], shared={}, copy=True))
+            return
+        levels = (part.parameters, self.recipe.parameters)
+        each = [self._resolved(self.method.each, (source.parameters, *levels), target, depth) for source, _ in chosen]
+        shared = self._resolved(self.method.shared, levels, target, depth)
+        reason = self.check(each, shared)
+        if reason:
+            raise ConfigError(f"merge method {self.recipe.method}, {target}: {reason}")
+        plan.tensors.append(TensorPlan(target=target, sources=sources, base=base, each=each, shared=shared))
+
+    def _resolved(
+        self, known: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], target: str, depth: float
+    ) -> dict[str, Any]:
+        """Return every parameter of `known` for one tensor: the innermost level that says something wins."""
+        values: dict[str, Any] = {}
+        for name, parameter in known.items():
+            found = (resolve(level[name], target, depth, self.used) for level in levels if name in level)
+            value = next((value for value in found if value is not None), parameter.default)
+            if value is None:
+                raise ConfigError(
+                    f"merge method {self.recipe.method} needs the parameter '{name}' for {target}; set it"
+                )
+            values[name] = parameter.check(name, value)
+        return values
+
+
+def _check_parameters(recipe: Recipe, method: Method) -> None:
+    """Refuse misspelt parameters and settings of no known form, wherever they stand."""
+    everything = [*method.each, *method.shared]
+    inner = [(m.model, m.parameters) for m in recipe.models]
+    inner += [(s.model, s.parameters) for part in recipe.slices for s in part.sources]
+    outer = [("the slice", part.parameters) for part in recipe.slices] + [("the recipe", recipe.parameters)]
+    for where, parameters in inner:
+        # A base listed among the models takes no parameter of its own.
+        check_names(
+            recipe.method, f"for {where}", list(parameters), everything if not method.each else list(method.each)
+        )
+    for where, parameters in outer:
+        check_names(recipe.method, f"in {where}", list(parameters), everything)
+    for where, parameters in [*inner, *outer]:
+        for name, setting in parameters.items():
+            check_setting(f"{name} ({where})", setting)
+
+
+def _check_filters(recipe: Recipe, used: set[int]) -> None:
+    places = [m.parameters for m in recipe.models] + [part.parameters for part in recipe.slices] + [recipe.parameters]
+    places += [s.parameters for part in recipe.slices for s in part.sources]
+    for parameters in places:
+        for name, setting in parameters.items():
+            for missed in unused_filters(setting, used):
+                raise ConfigError(f"merge parameter {name}: the filter '{missed}' fits no tensor; check the spelling")
+
+
+def _whole(recipe: Recipe, layers: Layers | None) -> Slice:
+    """Return whole models as one slice over every layer."""
+    count = layers.count if layers else 0
+    return Slice(
+        sources=[SliceSource(model=m.model, layer_range=(0, count), parameters=m.parameters) for m in recipe.models]
+    )
+
+
+def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Weights]) -> list[tuple[str, int]]:
+    """Return where each output layer comes from. Raises ConfigError when a range leaves its model."""
+    if layers is None:
+        raise ConfigError("slices need a model with a numbered stack of layers; none was found in the tensor names")
+    path: list[tuple[str, int]] = []
+    for part in slices:
+        lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources}
+        if len(lengths) != 1:
+            raise ConfigError(f"the sources of a slice must have equally many layers, got {sorted(lengths)}")
+        for source in part.sources:
+            stack = find_layers(models[source.model].forms)
+            first, last = source.layer_range
+            if stack is None or stack.prefix != layers.prefix:
+                raise CheckpointError(f"{source.model} has no stack of layers named {layers.prefix}N")
+            if not 0 <= first < last <= stack.count:
+                raise ConfigError(f"layer_range [{first}, {last}) leaves the {stack.count} layers of {source.model}")
+        path += [(part.sources[0].model, layer) for layer in range(*part.sources[0].layer_range)]
+    return path
+
+
+def _add_outside(
+    plan: Plan, builder: _Builder, slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Weights]
+) -> None:
+    """Add the tensors outside the stack: embeddings from the first slice, norm and head from the last, depth 0."""
+    for part, wanted in ((slices[0], True), (slices[-1], False)):
+        names = {name for source in part.sources for name in models[source.model].forms}
+        for name in sorted(names):
+            if (layers is None or layers.split(name) is None) and before_layers(name) is wanted:
+                builder.add(plan, part, name, [name] * len(part.sources), name, 0.0)

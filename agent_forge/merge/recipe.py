@@ -1,0 +1,155 @@
+"""What to merge: method, models, base, parameters, and optionally slices of layers. Reads and writes mergekit's YAML.
+
+Models are named by labels: directories as written in the file. A recipe is plain data; `plan.make_plan` checks it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.merge.values import Setting
+
+Parameters = dict[str, Setting]
+TOP_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
+# Methods that other tools know by another name: a layer path is a passthrough merge of slices.
+FOREIGN_NAMES = {"dfs": "passthrough"}
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelEntry:
+    """One merged model and its own parameters."""
+
+    model: str
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class SliceSource:
+    """Layers [from, to) of one model."""
+
+    model: str
+    layer_range: tuple[int, int]
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Slice:
+    """A stretch of output layers, merged from stretches of equal length."""
+
+    sources: list[SliceSource]
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Recipe:
+    """A merge. Either `models` (whole models) or `slices` (stretches of layers) is filled.
+
+    dtype: what tensors are computed and stored in for other tools; here arithmetic is float32 always.
+    """
+
+    method: str
+    models: list[ModelEntry] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
+    base: str = ""
+    parameters: Parameters = field(default_factory=dict)
+    dtype: str = ""
+    out_dtype: str = ""
+
+    def labels(self) -> list[str]:
+        """Return every model that is named, once, in order."""
+        named = [self.base, *(m.model for m in self.models), *(s.model for part in self.slices for s in part.sources)]
+        return list(dict.fromkeys(label for label in named if label))
+
+    def to_mergekit(self, dtype: str = "float32") -> dict[str, Any]:
+        """Return the recipe as mergekit's YAML has it."""
+        content: dict[str, Any] = {"merge_method": FOREIGN_NAMES.get(self.method, self.method)}
+        if self.base:
+            content["base_model"] = self.base
+        if self.slices:
+            content["slices"] = [
+                {
+                    "sources": [
+                        _filled({"model": s.model, "layer_range": list(s.layer_range), "parameters": s.parameters})
+                        for s in part.sources
+                    ],
+                    **_filled({"parameters": part.parameters}),
+                }
+                for part in self.slices
+            ]
+        else:
+            content["models"] = [_filled({"model": m.model, "parameters": m.parameters}) for m in self.models]
+        return {**content, **_filled({"parameters": self.parameters}), "dtype": self.dtype or dtype}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in a YAML file. Raises ConfigError naming the file and what does not fit."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return parse_recipe(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_recipe(content: Any) -> Recipe:
+    """Return the recipe of a mergekit document. Raises ConfigError on an unknown key or a wrong form."""
+    top = _mapping(content, "the recipe", TOP_KEYS, required=("merge_method",))
+    if bool(top.get("models")) == bool(top.get("slices")):
+        raise ConfigError("a recipe needs either `models` or `slices`")
+    models, slices = [], []
+    for entry in top.get("models") or []:
+        part = _mapping(entry, "models", ("model", "parameters"), required=("model",))
+        models.append(ModelEntry(model=str(part["model"]), parameters=_parameters(part)))
+    for entry in top.get("slices") or []:
+        part = _mapping(entry, "slices", ("sources", "parameters"), required=("sources",))
+        slices.append(
+            Slice(sources=[_slice_source(source) for source in part["sources"]], parameters=_parameters(part))
+        )
+    return Recipe(
+        method=str(top["merge_method"]),
+        models=models,
+        slices=slices,
+        base=str(top.get("base_model") or ""),
+        parameters=_parameters(top),
+        dtype=str(top.get("dtype") or ""),
+        out_dtype=str(top.get("out_dtype") or ""),
+    )
+
+
+def _slice_source(entry: Any) -> SliceSource:
+    part = _mapping(entry, "sources", ("model", "layer_range", "parameters"), required=("model", "layer_range"))
+    bounds = part["layer_range"]
+    if not isinstance(bounds, list) or len(bounds) != 2 or not all(isinstance(n, int) for n in bounds):
+        raise ConfigError(f"layer_range must be [from, to) as two whole numbers, got {bounds!r}")
+    return SliceSource(model=str(part["model"]), layer_range=(bounds[0], bounds[1]), parameters=_parameters(part))
+
+
+def _mapping(value: Any, where: str, known: tuple[str, ...], required: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: KEY: VALUE entries expected, got {value!r}")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}; known: {', '.join(known)}")
+    for key in required:
+        if not value.get(key):
+            raise ConfigError(f"{where}: '{key}' is missing")
+    return value
+
+
+def _parameters(part: Mapping[str, Any]) -> Parameters:
+    value = part.get("parameters") or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"parameters must be KEY: VALUE entries, got {value!r}")
+    return dict(value)
+
+
+def _filled(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if value != {} and value != []}

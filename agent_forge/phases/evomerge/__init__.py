@@ -1,0 +1,68 @@
+"""Evolve merges of models of one shape: parameter space (how to mix weights) and data-flow space (which layers to run).
+
+Candidates are merged in memory into one model, raced on items of the search split, crossed over and mutated; the
+parents and their uniform soup are members from the start, so the winner is never worse than the best parent on the
+search fitness. Source: Akiba et al. 2024, arXiv:2403.13187. Reads the trunk (first of `sources`, the base that task
+vectors need) and its specialists; writes the winner with its recipe, merge_recipe.yml.
+"""
+
+from dataclasses import dataclass
+
+from agent_forge.config import Phase, PhaseConfig
+from agent_forge.core.errors import ConfigError
+from agent_forge.search.settings import EvolveSettings
+
+
+@dataclass(slots=True, kw_only=True)
+class MergeConfig:
+    """The space of recipes. Ranges are [low, high]."""
+
+    techniques: list[str]  # merge methods that may take part
+    anchors: int  # points over depth at which weights are free; between them they are interpolated
+    weight: list[float]  # of a task vector
+    density: list[float]  # share of a task vector that is kept
+    strength: list[float]  # lambda: scale of all task vectors together
+    input_scale: list[float]  # of the input of a layer that a path jumps to
+    extra_layers: int  # most layers that a path may have beyond the trunk's
+    fewer_layers: int  # most layers that a path may leave out
+
+    def __post_init__(self) -> None:
+        for name, least in (("anchors", 1), ("extra_layers", 0), ("fewer_layers", 0)):
+            if isinstance(getattr(self, name), int) and getattr(self, name) < least:
+                raise ConfigError(f"merge.{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("weight", "density", "strength", "input_scale"):
+            bounds = list(getattr(self, name))
+            if len(bounds) != 2 or bounds[0] > bounds[1]:
+                raise ConfigError(f"merge.{name} must be [low, high], got {bounds}; try [0.5, 1.0]")
+        if not 0 < self.density[0] <= self.density[1] <= 1:
+            raise ConfigError(f"merge.density must lie in (0, 1], got {list(self.density)}; try [0.2, 1.0]")
+        if self.input_scale[0] <= 0:
+            raise ConfigError(f"merge.input_scale must be positive, got {list(self.input_scale)}; try [0.5, 2.0]")
+        if not list(self.techniques):
+            raise ConfigError("merge.techniques is empty; name at least one, for example [linear]")
+
+
+@dataclass(slots=True, kw_only=True)
+class Config(PhaseConfig):
+    """Settings of the evomerge phase."""
+
+    fitness: dict[str, float]  # text, or a generated task -> weight in the fitness
+    items: int  # search items a task
+    test_items: int  # held-out test items a task, for the report
+    floor: float  # lowest retention of the trunk on any task that costs no penalty
+    floor_penalty: float  # price of each unit of log retention below the floor
+    batch_tokens: int  # most tokens in one forward pass
+    samples: int  # bootstrap resamples
+    merge: MergeConfig
+    search: EvolveSettings
+
+    def __post_init__(self) -> None:
+        if self.items < 4 or self.test_items < 4:
+            raise ConfigError(f"items and test_items must be at least 4, got {self.items} and {self.test_items}")
+        if not self.fitness or min(self.fitness.values()) < 0 or sum(self.fitness.values()) <= 0:
+            raise ConfigError(f"fitness needs weights that are not negative and not all 0, got {dict(self.fitness)}")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor must lie in [0, 1], got {self.floor}; try floor=0.98")
+
+
+PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config)

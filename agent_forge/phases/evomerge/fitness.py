@@ -1,0 +1,139 @@
+"""Fitness in nats: how well a candidate keeps or improves the trunk's loss on text and generated tasks.
+
+Retention of a task is the trunk's loss over the candidate's (both per token); fitness is the weighted mean of its
+logarithms, less a penalty where a task falls below the floor. A smooth loss on shared items tells candidates apart with
+far fewer tokens than accuracy does. Items are interleaved, so any prefix holds all tasks in equal numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agent_forge import evaluate
+from agent_forge.core import registry
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.data import encode_chat
+from agent_forge.evaluate.tasks import text as text_task
+from agent_forge.phases.evomerge import Config
+
+MaskedRow = tuple[list[int], list[bool]]
+# Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all others.
+SMOOTHING_NATS = 0.01
+WORST = -1e9  # fitness of a candidate whose loss is not finite
+
+
+@dataclass(slots=True, kw_only=True)
+class Yardstick:
+    """Items of one split and what is made of their losses.
+
+    tasks: names in order; item i belongs to task i % len(tasks). rows: (ids, mask) of each item; tokens: how many it
+    scores. trunk_nats: the trunk's summed loss of each item, once it is measured.
+    """
+
+    tasks: list[str]
+    weights: list[float]
+    rows: list[MaskedRow]
+    tokens: NDArray[np.float64]
+    floor: float
+    floor_penalty: float
+    batch_tokens: int
+    trunk_nats: list[float]
+
+    def measure(self, model: PreTrainedModel, start: int, stop: int) -> list[float]:
+        """Return the summed loss (nats) of each item in [start, stop)."""
+        return [float(nats) for nats in evaluate.row_nll(model, self.rows[start:stop], self.batch_tokens)[:, 0]]
+
+    def log_retention(self, nats: Sequence[float], task: int) -> float:
+        """Return log(trunk loss / candidate loss) of one task on the first len(nats) items."""
+        places = slice(task, len(nats), len(self.tasks))
+        tokens = float(self.tokens[places].sum())
+        ours, trunk = (sum(values[places]) / tokens for values in (list(nats), self.trunk_nats))
+        return math.log((trunk + SMOOTHING_NATS) / (ours + SMOOTHING_NATS)) if math.isfinite(ours) else WORST
+
+    def fitness(self, nats: Sequence[float]) -> float:
+        """Return the fitness on the first len(nats) items; 0 is the trunk's, higher is better."""
+        logs = [self.log_retention(nats, task) for task in range(len(self.tasks))]
+        if min(logs) == WORST:
+            return WORST
+        short = sum(max(0.0, math.log(max(self.floor, 1e-9)) - value) for value in logs)
+        return float(np.average(logs, weights=self.weights)) - self.floor_penalty * short
+
+    def gain(self, nats: Sequence[float], other: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
+        """Return the mean log retention that `nats` has over `other`, with the paired-bootstrap 95% interval.
+
+        Items are resampled within their task; the penalty plays no part.
+        """
+        count = len(self.tasks)
+        ours, theirs = (np.asarray(values, np.float64) for values in (nats, other))
+        draws = numpy_generator(seed, "evomerge", "bootstrap").integers(
+            0, len(ours) // count, (samples, len(ours) // count)
+        )
+        total, point = np.zeros(samples), 0.0
+        for task, weight in enumerate(np.asarray(self.weights) / sum(self.weights)):
+            a, b, tokens = (values[task::count] for values in (ours, theirs, self.tokens))
+            point += weight * math.log(_smooth(b.sum(), tokens.sum()) / _smooth(a.sum(), tokens.sum()))
+            drawn = tokens[draws].sum(1)
+            total += weight * np.log(_smooth(b[draws].sum(1), drawn) / _smooth(a[draws].sum(1), drawn))
+        low, high = np.percentile(total, [2.5, 97.5])
+        return {"value": float(point), "low": float(low), "high": float(high), "n": len(ours)}
+
+    def scores(self, nats: Sequence[float], split: str, seed: int) -> dict[str, evaluate.Scores]:
+        """Return each task's loss per token (nats) with its interval."""
+        found = {}
+        for task, name in enumerate(self.tasks):
+            values = np.asarray(nats, np.float64)[task :: len(self.tasks)]
+            tokens = self.tokens[task :: len(self.tasks)]
+            found[name] = evaluate.Scores(
+                task=f"{name} loss", version=1, metric="nats per token", higher_is_better=False, chance=math.inf,
+                split=split, items_hash=evaluate.split_hash([ids for ids, _ in self.rows[task :: len(self.tasks)]]),
+                mean=float(values.sum() / tokens.sum()),
+                interval=evaluate.bootstrap_interval(values, tokens, seed=seed_for(seed, "evomerge", name)),
+                values=values.tolist(), weights=tokens.tolist(),
+            )  # fmt: skip
+        return found
+
+
+def make_yardstick(config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int) -> Yardstick:
+    """Return the yardstick over `items` items a task of `split` (fewer where the text has fewer).
+
+    Raises ConfigError for an unknown task, DataError when the split has no text.
+    """
+    weights = {name: weight for name, weight in config.fitness.items() if weight > 0}
+    by_task = {name: _rows(name, config, tokenizer, split, items) for name in weights}
+    count = min(len(rows) for rows in by_task.values())
+    rows = [by_task[name][i] for i in range(count) for name in by_task]
+    return Yardstick(
+        tasks=list(weights),
+        weights=list(weights.values()),
+        rows=rows,
+        tokens=np.asarray([sum(mask) for _, mask in rows], np.float64),
+        floor=config.floor,
+        floor_penalty=config.floor_penalty,
+        batch_tokens=config.batch_tokens,
+        trunk_nats=[],
+    )
+
+
+def _rows(name: str, config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int) -> list[MaskedRow]:
+    if name == "text":
+        separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        context = evaluate.EvalContext(data=config.data, seed=seed_for(config.seed, "evomerge"), tokenizer=tokenizer)
+        pieces = text_task.items(split, items, context)
+        encoded = [tokenizer.encode(piece, add_special_tokens=False) for piece in pieces]
+        return [([separator, *ids], [False] + [True] * len(ids)) for ids in encoded]
+    try:
+        task = registry.load("agent_forge.data.synthetic", name, "generated task")
+    except ConfigError as error:
+        raise ConfigError(f"fitness: {error} (and text)") from None
+    found: list[Mapping[str, Any]] = task.rows(items, split, seed_for(config.seed, "evomerge", name))
+    return [encode_chat(tokenizer, row["messages"]) for row in found]
+
+
+def _smooth(nats: Any, tokens: Any) -> Any:
+    return nats / tokens + SMOOTHING_NATS

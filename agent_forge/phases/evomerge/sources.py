@@ -1,0 +1,165 @@
+"""Open the models to merge without loading them, and refuse what does not belong together before any work.
+
+Reads config.json, tokenizer.json and the headers of the weights; weights stay memory-mapped.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from transformers import PreTrainedModel
+
+from agent_forge import models
+from agent_forge.checkpoint import Checkpoint, Workspace, atomic
+from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.core.events import EventLog
+from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes
+from agent_forge.models.storage import stored_tensors
+
+# Where a file came from and how it was made, not what the model computes.
+NOT_COMPARED = (
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range",
+    "attention_dropout",
+)  # fmt: skip
+# Settings in which Cognate specialists differ by design; the merged model keeps the trunk's.
+KEPT_FROM_TRUNK = (
+    "halting_threshold", "surprise_weight", "novelty_weight", "write_memory", "halting_loss_weight", "entropy_cost",
+    "ponder_cost", "read_loss_weight", "write_loss_weight",
+)  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Sources:
+    """The opened models, the trunk first. labels: their directories relative to the one that holds them all."""
+
+    checkpoints: list[Checkpoint]
+    labels: list[str]
+    weights: dict[str, Weights]
+    layers: Layers | None
+    trunk: PreTrainedModel
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype in which the trunk stores most of its numbers."""
+        return dominant_dtype(self.weights[self.labels[0]])
+
+
+def dominant_dtype(weights: Weights) -> torch.dtype:
+    """Return the floating point dtype that holds most of a model's numbers."""
+    sizes: dict[torch.dtype, int] = {}
+    for shape, dtype in weights.forms.values():
+        if dtype.is_floating_point:
+            sizes[dtype] = sizes.get(dtype, 0) + torch.Size(shape).numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def open_sources(
+    checkpoints: list[Checkpoint], out: Workspace, events: EventLog, device: torch.device, dtype: torch.dtype
+) -> Sources:
+    """Return the opened models; the trunk is loaded in `dtype` on `device`, for candidates to be merged into.
+
+    Raises ConfigError for fewer than two or repeated sources, CheckpointError naming the first difference of config,
+    tokenizer, tensor names or shapes, or the first tensor that is not finite.
+    """
+    paths = [checkpoint.path.resolve() for checkpoint in checkpoints]
+    if len(paths) < 2:
+        raise ConfigError(
+            f"evomerge merges a trunk and at least one model tuned from it, got {len(paths)} source(s); "
+            "give sources=[DIR] of the cognate phase, or sources=[TRUNK,MODEL,...]"
+        )
+    if len(set(paths)) < len(paths):
+        raise ConfigError("a source is named twice; name each model once")
+    for checkpoint in checkpoints[1:]:
+        if checkpoint.manifest.role == "trunk" and checkpoints[0].manifest.role != "trunk":
+            raise ConfigError(
+                f"{checkpoint.path} is the trunk; put it first in sources, the task vectors start from it"
+            )
+        _compare_configs(checkpoints[0], checkpoint, events)
+        _compare_tokenizers(checkpoints[0], checkpoint)
+    parent = Path(os.path.commonpath(paths))
+    labels = [str(path.relative_to(parent)) for path in paths]
+    require_same_shapes([Weights.open(c.path, label) for label, c in zip(labels, checkpoints, strict=True)])
+    trunk = models.load(checkpoints[0], device=device, dtype=dtype)
+    weights = {label: _weights(c, label, trunk, out) for label, c in zip(labels, checkpoints, strict=True)}
+    require_finite(list(weights.values()))
+    layers = find_layers(weights[labels[0]].forms)
+    return Sources(checkpoints=checkpoints, labels=labels, weights=weights, layers=layers, trunk=trunk)
+
+
+def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> None:
+    ours, theirs = (json.loads((c.path / "config.json").read_text()) for c in (first, other))
+    kept = []
+    for name in sorted(set(ours) | set(theirs)):
+        if name in NOT_COMPARED or ours.get(name) == theirs.get(name):
+            continue
+        if name in KEPT_FROM_TRUNK and ours.get("model_type") == "cognate":
+            kept.append(name)
+            continue
+        raise CheckpointError(
+            f"{other.path / 'config.json'}: {name} is {theirs.get(name)!r}, in {first.path} it is {ours.get(name)!r}; "
+            "only models of one architecture merge"
+        )
+    if kept:
+        events.message(
+            f"{other.name} differs in {', '.join(kept)}; the merged model keeps those of {first.name}", "sources"
+        )
+
+
+def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
+    ours, theirs = (json.loads(_tokenizer_file(c).read_text()) for c in (first, other))
+    where = _first_difference(ours, theirs, "")
+    if where:
+        raise CheckpointError(
+            f"the tokenizers of {first.path} and {other.path} differ at {where}; their token ids mean different things, "
+            "so the models do not merge"
+        )
+
+
+def _tokenizer_file(checkpoint: Checkpoint) -> Path:
+    path = checkpoint.path / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy the tokenizer of the model there")
+    return path
+
+
+def _first_difference(a: Any, b: Any, where: str) -> str:
+    """Return the place of the first difference of two JSON values, "" when they are equal."""
+    if a == b:
+        return ""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in [*a, *b]:
+            if key not in a or key not in b or a[key] != b[key]:
+                return _first_difference(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))
+    if isinstance(a, list) and isinstance(b, list):
+        for i, (left, right) in enumerate(zip(a, b, strict=False)):
+            if left != right:
+                return _first_difference(left, right, f"{where}[{i}]")
+        return f"{where} ({len(a)} and {len(b)} entries)"
+    return f"{where} ({_short(a)} and {_short(b)})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, out: Workspace) -> Weights:
+    """Map a checkpoint's weights under the names that the model in memory has.
+
+    Where the file has other names (transformers renames some on load), the loaded state is written once to the phase's
+    scratch and mapped from there.
+    """
+    names = set(stored_tensors(trunk))
+    weights = Weights.open(checkpoint.path, label)
+    if names <= set(weights.forms) <= set(trunk.state_dict()):
+        return weights.only(names)
+    scratch = out.state / f"source-{checkpoint.id}.safetensors"
+    if not scratch.exists():
+        state = stored_tensors(models.load(checkpoint, dtype=dominant_dtype(weights)))
+        atomic.write_bytes(scratch, save({name: value.contiguous() for name, value in state.items()}))
+    return Weights.open(scratch, label)
