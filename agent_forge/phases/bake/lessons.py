@@ -1,0 +1,145 @@
+"""What one step of baking learns from: trace rows, replay, neutral text and persona answers, and their joint loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from agent_forge import data, learn
+from agent_forge.checkpoint import Workspace
+from agent_forge.core.errors import PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.phases.bake import KINDS, Config, persona, toolformer, traces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+REPLAY_ROWS = 1500
+Lessons = dict[str, dict[str, Tensor]]  # trait -> lesson of persona.teach
+
+
+def enabled_kinds(config: Config) -> list[str]:
+    """Return the kinds of traces that are made. Raises PhaseError when there is none."""
+    kinds = [kind for kind in KINDS if getattr(config.traces, kind).count > 0]
+    if not kinds:
+        raise PhaseError("bake has nothing to bake: every traces.<kind>.count is 0; try traces.calculator.count=2000")
+    return kinds
+
+
+def collect(
+    config: Config,
+    parent: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    out: Workspace,
+    events: EventLog,
+) -> tuple[dict[str, list[traces.Trace]], list[dict[str, Any]]]:
+    """Make the traces of each kind and keep those that help; return them and a table of what was kept."""
+    kept: dict[str, list[traces.Trace]] = {}
+    table = []
+    for kind in enabled_kinds(config):
+
+        def compute(kind: str = kind) -> dict[str, Any]:
+            made = traces.make(kind, getattr(config.traces, kind).count, "train", config.seed, config.data)
+            asked = [i for i, trace in enumerate(made) if trace["filtered"]]
+            gains = toolformer.gains(parent, tokenizer, [made[i] for i in asked])
+            chosen = {asked[k] for k in toolformer.keep(gains, config.traces.tau_nats, config.traces.min_kept_share)}
+            passing = sum(gain >= config.traces.tau_nats for gain in gains)
+            whole = [trace for i, trace in enumerate(made) if i in chosen or not trace["filtered"]]
+            mean = sum(gains) / max(len(gains), 1)
+            return {"kept": whole, "asked": len(asked), "passing": passing, "chosen": len(chosen), "gain": mean}
+
+        found = out.remember(f"traces-{kind}", compute)
+        kept[kind] = found["kept"]
+        if found["passing"] < found["chosen"]:
+            events.warning(
+                f"{kind}: only {found['passing']} of {found['asked']} traces lower the answer's loss by "
+                f"{config.traces.tau_nats:g} nats; the best {found['chosen']} are taken (traces.min_kept_share)"
+            )
+        table.append(
+            {"kind": kind, "made": found["asked"], "pass tau": found["passing"], "trained": len(found["kept"]),
+             "mean gain (nats)": round(found["gain"], 3)}
+        )  # fmt: skip
+        events.progress("traces", len(kept), len(enabled_kinds(config)))
+    return kept, table
+
+
+class Batches:
+    """One step: {"input_ids", "labels"} by cross-entropy, "neutral_ids" of text, "persona_rows" of a lesson."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: "PreTrainedTokenizerFast",
+        kept: Mapping[str, Sequence[traces.Trace]],
+        lessons: Lessons,
+    ) -> None:
+        training = config.training
+        seed = seed_for(config.seed, "bake", "batches")
+        sources: dict[str, data.sources.Source] = {
+            f"traces {kind}": data.RowSource(rows, tokenizer) for kind, rows in kept.items()
+        }
+        weights = {f"traces {kind}": getattr(config.traces, kind).weight for kind in kept}
+        for kind, weight in training.mix.items():
+            if weight > 0:
+                sources[kind] = data.source(kind, config.data, tokenizer, "train", config.seed, rows=REPLAY_ROWS)
+                weights[kind] = weight
+        self.mixture = data.Mixture(
+            sources, weights, rows=training.rows, length_tokens=training.length_tokens, seed=seed, name="bake"
+        )
+        self.neutral: data.Mixture | None = None
+        if training.neutral_rows > 0 and training.neutral_weight > 0:
+            text = sources.get("text") or data.source("text", config.data, tokenizer, "train", config.seed)
+            self.neutral = data.Mixture(
+                {"text": text}, {"text": 1.0}, rows=training.neutral_rows,
+                length_tokens=training.length_tokens, seed=seed, name="bake-neutral",
+            )  # fmt: skip
+        self.lessons, self.seed, self.persona_rows = lessons, seed, config.persona.rows
+        self.traits = list(lessons)
+
+    def trait(self, step: int) -> str:
+        """Return the trait whose turn it is ("" without lessons)."""
+        return self.traits[step % len(self.traits)] if self.traits else ""
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return the tensors of one step: a pure function of step."""
+        found = self.mixture.batch(step)
+        if self.neutral is not None:
+            found["neutral_ids"] = self.neutral.batch(step)["input_ids"]
+        if self.traits:
+            count = len(self.lessons[self.trait(step)]["ids"])
+            generator = numpy_generator(self.seed, "persona", step)
+            rows = generator.choice(count, min(self.persona_rows, count), replace=False)
+            found["persona_rows"] = torch.from_numpy(rows)
+        return found
+
+
+def joint_loss(
+    config: Config, parent: "PreTrainedModel", batches: Batches, weights: Callable[[Any, int], Mapping[str, float]]
+) -> learn.LossFn:
+    """Return the loss of a step: cross-entropy + neutral KL + the KL of the trait whose turn it is.
+
+    weights(model, step) gives each trait's weight now (0 for a trait at its target).
+    """
+
+    def loss_fn(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+        trait = batches.trait(step)
+        weight = weights(model, step).get(trait, 0.0) if trait else 0.0
+        loss, _ = learn.lm_loss(model, {key: batch[key] for key in ("input_ids", "labels")}, step)
+        metrics: dict[str, Any] = {"cross_entropy": loss.detach()}
+        if "neutral_ids" in batch:
+            ids = batch["neutral_ids"]
+            with torch.no_grad():
+                teacher = parent(input_ids=ids).logits
+            everywhere = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
+            kl = learn.distill_loss(teacher, model(input_ids=ids).logits, everywhere, 1.0)
+            loss = loss + config.training.neutral_weight * kl
+            metrics["neutral_kl"] = kl.detach()
+        if weight > 0:
+            total, count = persona.lesson_kl(model, batches.lessons[trait], batch["persona_rows"].cpu())
+            loss = loss + weight * total / max(count, 1)
+            metrics["persona_kl"] = total.detach() / max(count, 1)
+        return loss, metrics
+
+    return loss_fn

@@ -1,0 +1,127 @@
+"""Bake a trait: KL between the parent under a system prompt and the student without it, on the parent's own answers.
+
+The teacher answers questions under the prompt; of its distribution at every token of its answer the top K and the tail
+are kept. Strength is measured on questions of other topics: s = 1 − KL(P_u ‖ P_s) / KL(P_u ‖ P_0), 0 for the parent, 1
+for a student that behaves as if prompted. Source: prompt baking (arXiv:2409.13697), which trains adapters; here all
+weights learn, because the text and tool losses of the same step hold them in place.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from agent_forge import models
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.data import IM_END, encode_prompt, split_of, stop_ids
+from agent_forge.evaluate.tasks.persona import KINDS, TOPICS
+from agent_forge.phases.bake import PersonaConfig, TraitConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SMALLEST = 1e-8  # of a tail's probability
+
+
+def questions(trait: TraitConfig, count: int, split: str, seed: int, name: str) -> list[str]:
+    """Return `count` questions of a split; the split goes by topic, as in the persona task. Raises ConfigError."""
+    topics = [f"{kind} {noun}" for kind in KINDS for noun in TOPICS]
+    topics = [topic for topic in topics if split_of(f"persona/{topic}") == split]
+    found = [form.format(topic) for topic in topics for form in trait.questions]
+    if not found:
+        raise ConfigError(f"persona.traits.{name}.questions is empty; give at least one question with {{}} for a topic")
+    order = numpy_generator(seed, "bake", "persona", name, split).permutation(len(found))
+    return [found[i] for i in order[:count]]
+
+
+@torch.no_grad()
+def teach(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    trait: TraitConfig,
+    asked: Sequence[str],
+    config: PersonaConfig,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Return the prompted parent's answers, as the unprompted student sees them.
+
+    ids: (N, T) int64, question and answer, zero-padded; mask: (N, T) bool, True where the next token is the answer's;
+    tokens: (N, A, K) int64 and log_probs: (N, A, K) float32, the teacher's top K at the answer's positions in order.
+    """
+    plain = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+    system = {"role": "system", "content": trait.system}
+    prompted = [encode_prompt(tokenizer, [system, {"role": "user", "content": text}]) for text in asked]
+    answers = models.generate(
+        model, prompted, max_new_tokens=config.reply_tokens, stop_ids=stop_ids(tokenizer),
+        temperature=config.temperature, seed=seed,
+    )  # fmt: skip
+    end = tokenizer.encode(IM_END, add_special_tokens=False)
+    answers = [[*answer, *end] if len(answer) < config.reply_tokens else answer for answer in answers]
+    length = max(len(p) + len(a) for p, a in zip(plain, answers, strict=True))
+    most = max(map(len, answers))
+    kept = min(config.top_k, int(model.config.vocab_size))
+    ids = torch.zeros(len(asked), length, dtype=torch.int64)
+    mask = torch.zeros(len(asked), length, dtype=torch.bool)
+    tokens = torch.zeros(len(asked), most, kept, dtype=torch.int64)
+    log_probs = torch.zeros(len(asked), most, kept)
+    model.eval()
+    for i, (before, prompt, answer) in enumerate(zip(plain, prompted, answers, strict=True)):
+        ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)
+        mask[i, len(before) - 1 : len(before) + len(answer) - 1] = True
+        row = torch.tensor([prompt + answer], device=model.device)
+        logits = model(input_ids=row).logits[0, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
+        top = torch.log_softmax(logits, -1).topk(kept, -1)
+        tokens[i, : len(answer)], log_probs[i, : len(answer)] = top.indices.cpu(), top.values.cpu()
+    return {"ids": ids, "mask": mask, "tokens": tokens, "log_probs": log_probs}
+
+
+def top_kl(log_probs: Tensor, student_logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return KL(teacher ‖ student) in nats at each position, over the teacher's top K tokens and one tail: (n,).
+
+    log_probs: (n, K) of the teacher; tokens: (n, K) their ids; student_logits: (n, V). It never exceeds the full KL,
+    and equals it when K = V.
+    """
+    student_all = torch.log_softmax(student_logits.float(), -1)
+    student = student_all.gather(-1, tokens)
+    shared = (log_probs.exp() * (log_probs - student)).sum(-1)
+    if tokens.shape[-1] == student_logits.shape[-1]:
+        return shared
+    teacher_tail = (1.0 - log_probs.exp().sum(-1)).clamp(min=SMALLEST)
+    student_tail = (1.0 - student.exp().sum(-1)).clamp(min=SMALLEST)
+    return shared + teacher_tail * (teacher_tail.log() - student_tail.log())
+
+
+def lesson_kl(
+    model: "PreTrainedModel", lesson: Mapping[str, Tensor], rows: Sequence[int] | Tensor
+) -> tuple[Tensor, int]:
+    """Return the summed KL (nats) over the answer tokens of some rows of a lesson, and the number of tokens."""
+    picked = torch.as_tensor(rows)
+    mask = lesson["mask"][picked]
+    length = int(mask.any(0).nonzero().max()) + 1
+    ids, mask = lesson["ids"][picked][:, :length].to(model.device), mask[:, :length]
+    logits = model(input_ids=ids).logits
+    counts = mask.sum(1)
+    filled = torch.arange(lesson["tokens"].shape[1])[None] < counts[:, None]
+    tokens = lesson["tokens"][picked][filled].to(model.device)
+    log_probs = lesson["log_probs"][picked][filled].to(model.device)
+    return top_kl(log_probs, logits[mask.to(model.device)], tokens).sum(), int(counts.sum())
+
+
+@torch.no_grad()
+def effect(model: "PreTrainedModel", lesson: Mapping[str, Tensor], batch_rows: int = 16) -> float:
+    """Return KL(prompted parent ‖ model) per answer token (nats) over a whole lesson."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(lesson["ids"]), batch_rows):
+        part, tokens = lesson_kl(model, lesson, range(start, min(start + batch_rows, len(lesson["ids"]))))
+        total, count = total + float(part), count + tokens
+    model.train(was_training)
+    return total / max(count, 1)
+
+
+def strength(student_kl: float, parent_kl: float) -> float:
+    """Return s = 1 − KL(P_u ‖ P_s) / KL(P_u ‖ P_0). parent_kl must be above zero."""
+    return 1.0 - student_kl / parent_kl

@@ -1,0 +1,178 @@
+"""Run the bake phase: traces, filter, persona lessons, one joint training, measurement, one checkpoint."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agent_forge import evaluate, learn, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import Report
+from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.errors import PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.phases.bake import Config, lessons, measure, persona, traces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+HELDOUT = "validation"
+
+
+def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+    """Bake `sources[0]`. Raises PhaseError without a source or without anything to bake."""
+    if not sources:
+        raise PhaseError("bake needs a checkpoint to bake into; set sources=[DIR]")
+    device = pick_device(config.runtime.device)
+    tokenizer = models.load_tokenizer(sources[0].path)
+    parent = models.load(sources[0].path, device=device)
+    parent.eval().requires_grad_(False)
+    model = models.load(sources[0].path, device=device)
+    before = out.remember("before", lambda: _measure(config, parent, tokenizer))
+    kept, table = lessons.collect(config, parent, tokenizer, out, events)
+    traits = _Traits(config, parent, tokenizer, out, events)
+    batches = lessons.Batches(config, tokenizer, kept, traits.lessons)
+    learn.train(
+        model, batches, lessons.joint_loss(config, parent, batches, traits.weights),
+        stage="bake", steps=config.training.steps, optim=config.training.optim, out=out, events=events,
+        seed=seed_for(config.seed, "bake", "train"), device=device, dtype=pick_dtype(config.runtime.dtype),
+    )  # fmt: skip
+    after = out.remember("after", lambda: _measure(config, model, tokenizer))
+    reached = out.remember("strengths", lambda: traits.measure(model))
+    metrics = _metrics(before, after, reached)
+    written = out.write(
+        lambda directory: models.save(model, tokenizer, directory),
+        metrics=metrics,
+        agent=agent_settings(config),
+        deployable_bytes=models.deployable_bytes(model),
+    )
+    accuracy = ", ".join(
+        f"{kind} {after['tools'][kind]['value']:.1%} (n={after['tools'][kind]['n']})" for kind in after["tools"]
+    )
+    return Report(
+        summary=f"held-out calls right: {accuracy}",
+        outputs=[str(written.path)],
+        metrics=metrics,
+        tables={"traces": table, "held-out tools": _tool_rows(before, after), "persona": traits.rows(reached)},
+        samples=after["samples"],
+    )
+
+
+def agent_settings(config: Config) -> dict[str, Any]:
+    """Return the manifest's `agent` entry: the tools that were baked, and how the agent decodes."""
+    tools = [tool for kind in lessons.enabled_kinds(config) for tool in traces.TOOLS[kind]]
+    return {
+        "tools": tools,
+        "system": "",
+        "decoder": {"temperature": 0.0, "max_new_tokens": config.measure.max_new_tokens},
+        "scaffold": {"name": "direct"},
+        "memory": {"recall_facts": 0},
+    }
+
+
+class _Traits:
+    """The persona lessons, and the thermostat that pauses a trait at its target strength."""
+
+    def __init__(
+        self,
+        config: Config,
+        parent: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerFast",
+        out: Workspace,
+        events: EventLog,
+    ) -> None:
+        self.config, self.out, self.events = config.persona, out, events
+        self.lessons: lessons.Lessons = {}
+        self.heldout: lessons.Lessons = {}
+        self.base: dict[str, float] = {}
+        for name, trait in self.config.traits.items() if self.config.enabled else ():
+            seed = seed_for(config.seed, "bake", "teacher", name)
+
+            def lesson(split: str, count: int, name: str = name, trait: Any = trait, seed: int = seed) -> Any:
+                asked = persona.questions(trait, count, split, config.seed, name)
+                return out.remember_tensors(
+                    f"persona-{name}-{split}",
+                    lambda: persona.teach(parent, tokenizer, trait, asked, self.config, seed),
+                )
+
+            self.heldout[name] = lesson(HELDOUT, self.config.heldout)
+            self.base[name] = out.remember(
+                f"persona-{name}-effect", partial(persona.effect, parent, self.heldout[name])
+            )
+            if self.base[name] < self.config.min_effect_nats:
+                events.warning(
+                    f"persona {name}: the system prompt moves the parent by {self.base[name]:.4f} nats a token only; "
+                    "the trait is not baked"
+                )
+                continue
+            self.lessons[name] = lesson("train", self.config.prompts)
+
+    def measure(self, model: "PreTrainedModel") -> dict[str, float]:
+        """Return each baked trait's strength on held-out questions."""
+        return {
+            name: persona.strength(persona.effect(model, self.heldout[name]), self.base[name]) for name in self.lessons
+        }
+
+    def weights(self, model: "PreTrainedModel", step: int) -> Mapping[str, float]:
+        """Return each trait's weight at `step`: 0 while its last measured strength is at the target."""
+        every = self.config.check_every_steps
+        if step < every:
+            return dict.fromkeys(self.lessons, self.config.weight)
+        check = step // every
+        strengths = self.out.remember(f"strengths-{check}", lambda: self.measure(model))
+        return {
+            name: 0.0 if strengths[name] >= self.config.traits[name].strength else self.config.weight
+            for name in self.lessons
+        }
+
+    def rows(self, reached: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Return the report's table of strengths: reached, wanted, and how far the prompt moves the parent."""
+        return [
+            {
+                "trait": name,
+                "strength": round(reached[name], 3) if name in reached else "not baked",
+                "target": self.config.traits[name].strength,
+                "prompt effect (nats/token)": round(self.base[name], 4),
+                "held-out answers": len(self.heldout[name]["ids"]),
+            }
+            for name in self.base
+        ]
+
+
+def _measure(config: Config, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
+    """Return held-out tool accuracy by kind, text bits per byte, and sample conversations."""
+    tools: dict[str, Any] = {}
+    samples: list[str] = []
+    for kind in lessons.enabled_kinds(config):
+        heldout = heldout_traces(config, kind)
+        tools[kind], shown = measure.accuracy(
+            model, tokenizer, kind, heldout, HELDOUT, config.data, config.measure.max_new_tokens
+        )
+        samples += shown
+    context = evaluate.EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
+    text = evaluate.score(model, tokenizer, ["text"], HELDOUT, config.measure.text_items, context)["text"]
+    return {"tools": tools, "text": text.as_metric(), "samples": samples}
+
+
+def heldout_traces(config: Config, kind: str) -> list[traces.Trace]:
+    """Return the held-out traces of a kind: of memory, only the recalls, which run the writes before them."""
+    items = config.measure.items
+    made = traces.make(kind, 3 * items if kind == "memory" else items, HELDOUT, config.seed, config.data)
+    return [trace for trace in made if kind != "memory" or trace["filtered"]][:items]
+
+
+def _metrics(before: dict[str, Any], after: dict[str, Any], reached: Mapping[str, float]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {f"tools/{kind}": value for kind, value in after["tools"].items()}
+    metrics |= {f"tools before/{kind}": value for kind, value in before["tools"].items()}
+    metrics["text bits per byte"] = after["text"]
+    metrics["text bits per byte before"] = before["text"]
+    metrics["text bits per byte change"] = after["text"]["value"] / before["text"]["value"] - 1.0
+    return metrics | {f"persona strength/{name}": value for name, value in reached.items()}
+
+
+def _tool_rows(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"kind": kind, "before": before["tools"][kind]["value"], "after": value["value"],
+         "low": value["low"], "high": value["high"], "n": value["n"]}
+        for kind, value in after["tools"].items()
+    ]  # fmt: skip

@@ -1,0 +1,94 @@
+"""Keep a tool call only where it helps: L⁻ − L⁺ ≥ τ, in nats of the answer under the parent model.
+
+L⁺ is the loss of the answer after call and result; L⁻ the lesser of the losses without a call and with a call that gave
+nothing. Token t of the answer weighs w_t = max(0, 1 − .2 t), normalised. Source: Toolformer (arXiv:2302.04761).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agent_forge.agent import format_response
+from agent_forge.data import IM_END, encode_prompt
+from agent_forge.data.chat import encode_content
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+WEIGHT_FALL = 0.2  # a token of the answer weighs this much less than the one before it
+
+
+def answer_weights(count: int) -> Tensor:
+    """Return the normalised weights of `count` answer tokens: (count,) float32."""
+    weights = (1.0 - WEIGHT_FALL * torch.arange(count, dtype=torch.float32)).clamp(min=0.0)
+    return weights / weights.sum()
+
+
+def gains(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    traces: Sequence[dict[str, Any]],
+    batch_rows: int = 64,
+) -> list[float]:
+    """Return L⁻ − L⁺ of each trace (question, call, result, answer), in nats."""
+    variants: list[list[dict[str, str]]] = []
+    for trace in traces:
+        question, call, response = trace["messages"][:3]
+        variants += [
+            [question, call, response],
+            [question],
+            [question, call, {"role": "tool", "content": format_response("")}],
+        ]
+    answers = [trace["messages"][-1]["content"] for trace in traces for _ in range(3)]
+    losses = answer_losses(model, tokenizer, variants, answers, batch_rows)
+    plus, without, empty = losses[0::3], losses[1::3], losses[2::3]
+    return [min(b, c) - a for a, b, c in zip(plus, without, empty, strict=True)]
+
+
+@torch.no_grad()
+def answer_losses(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[Sequence[dict[str, str]]],
+    answers: Sequence[str],
+    batch_rows: int = 64,
+) -> list[float]:
+    """Return the weighted loss (nats) of each answer as the assistant's next turn, end token included."""
+    end = tokenizer.encode(IM_END, add_special_tokens=False)
+    rows = []
+    for messages, answer in zip(conversations, answers, strict=True):
+        prompt = encode_prompt(tokenizer, messages)
+        rows.append((prompt, [*encode_content(tokenizer, "assistant", answer), *end]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    found = [0.0] * len(rows)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_rows):
+        picked = order[start : start + batch_rows]
+        length = max(len(rows[i][0]) + len(rows[i][1]) for i in picked)
+        ids = torch.zeros(len(picked), length, dtype=torch.int64)
+        for k, i in enumerate(picked):
+            whole = rows[i][0] + rows[i][1]
+            ids[k, : len(whole)] = torch.tensor(whole)
+        # Padding stands on the right, where a causal model's earlier positions cannot see it.
+        logits = model(input_ids=ids.to(model.device)).logits
+        for k, i in enumerate(picked):
+            first, count = len(rows[i][0]), len(rows[i][1])
+            losses = functional.cross_entropy(
+                logits[k, first - 1 : first + count - 1].float().cpu(), ids[k, first : first + count], reduction="none"
+            )
+            found[i] = float((losses * answer_weights(count)).sum())
+    model.train(was_training)
+    return found
+
+
+def keep(found: Sequence[float], tau_nats: float, min_share: float) -> list[int]:
+    """Return the indices whose gain is at least tau; where they are too few, the best ones up to `min_share` of all."""
+    passing = [i for i, gain in enumerate(found) if gain >= tau_nats]
+    least = round(min_share * len(found))
+    if len(passing) >= least:
+        return passing
+    return sorted(sorted(range(len(found)), key=lambda i: (-found[i], i))[:least])

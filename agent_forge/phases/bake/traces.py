@@ -1,0 +1,191 @@
+"""Traces of tool use: generated questions, answered by really running the tools.
+
+A trace is {"kind", "messages", "answer", "filtered", "stages"}: what is trained, the final answer, whether the
+Toolformer filter applies, and (held-out use) the user turns of each conversation in order. Memory traces come in three
+conversations on one SQLite store: write, replace, recall.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from agent_forge.agent import Call, DocumentIndex, Memory, Toolbox, ToolContext, format_call, format_response
+from agent_forge.config import DataConfig
+from agent_forge.core.errors import DataError, PhaseError
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.data import documents, split_of
+from agent_forge.data.synthetic import memory, tools
+
+Trace = dict[str, Any]
+TOOLS = {
+    "calculator": ("calculator",),
+    "memory": ("remember", "recall"),
+    "code": ("code",),
+    "retrieve": ("retrieve",),
+}
+STORED = "Stored."
+WRITE = (
+    "Remember that the {key} is {value}.",
+    "Keep in mind: the {key} is {value}.",
+    "Note that the {key} is {value}.",
+)
+REPLACE = ("Remember that the {key} is now {value}.", "Note that the {key} changed to {value}.")
+RECALL = ("Recall the {key}.", "What did I tell you about the {key}?", "Look up the {key} in your memory.")
+WORDS = ("river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window", "bridge")
+PASSAGE_WORDS = 12
+STORE_DOCUMENTS = 24
+
+
+def make(kind: str, count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
+    """Return `count` traces of a kind. Raises PhaseError when a tool gives another result than it must."""
+    return _MAKERS[kind](count, split, seed, data)
+
+
+def toolbox(kind: str, split: str, data: DataConfig) -> Callable[[], Toolbox]:
+    """Return what makes the toolbox of one conversation of a kind: an own memory each, one document store for all."""
+    if kind == "memory":
+        return lambda: Toolbox(TOOLS[kind], ToolContext(memory=Memory()))
+    context = ToolContext(documents=passage_store(data, split)) if kind == "retrieve" else ToolContext()
+    box = Toolbox(TOOLS[kind], context)
+    return lambda: box
+
+
+def passage_store(data: DataConfig, split: str) -> DocumentIndex:
+    """Return a store of short passages from real documents of a split."""
+    index = DocumentIndex(Memory().store, PASSAGE_WORDS)
+    for number, text in enumerate(documents(data, split)):
+        if number == STORE_DOCUMENTS:
+            break
+        index.add(text[:4000])
+    return index
+
+
+def _calculator(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
+    """Generated sums; questions that need no tool stay as they are."""
+    box = Toolbox(TOOLS["calculator"])
+    found = []
+    for row in tools.rows(count, split, seed):
+        question = row["messages"][0]["content"]
+        if not row["tool"]:
+            found.append(_trace("calculator", row["messages"], row["answer"], filtered=False))
+            continue
+        messages, result = _ask(box, question, Call("calculator", {"expression": row["expression"]}))
+        if result != row["answer"]:
+            raise PhaseError(f"the calculator says {row['expression']} = {result}, the question says {row['answer']}")
+        found.append(_trace("calculator", [*messages, _says(result)], result, filtered=True))
+    return found
+
+
+def _memory(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
+    """Write a fact, in half of the cases replace it, then recall it in a new conversation."""
+    generator = numpy_generator(seed, "bake", "memory", split)
+    found: list[Trace] = []
+    while len(found) < count:
+        name = memory.KEYS[int(generator.integers(len(memory.KEYS)))]
+        key = f"code of the {name}"
+        old, new = (str(int(n)) for n in generator.choice(np.arange(10, 100), 2, replace=False))
+        if split_of(f"bake/memory/{name}/{old}") != split:
+            continue
+        box = Toolbox(TOOLS["memory"], ToolContext(memory=Memory()))
+        replaced = bool(generator.integers(2))
+        parts = [(WRITE, old), (REPLACE, new)] if replaced else [(WRITE, old)]
+        turns: list[list[dict[str, str]]] = []
+        for forms, value in parts:
+            asked = _pick(generator, forms).format(key=key, value=value)
+            messages, _ = _ask(box, asked, Call("remember", {"about": name, "fact": value}))
+            turns.append([*messages, _says(STORED)])
+        messages, result = _ask(box, _pick(generator, RECALL).format(key=key), Call("recall", {"query": name}))
+        answer = result.rpartition(": ")[2]
+        if answer != (new if replaced else old):
+            raise PhaseError(f"the memory recalls '{result}' for {name}, the newest fact is {new if replaced else old}")
+        turns.append([*messages, _says(answer)])
+        stages = [turn[0]["content"] for turn in turns]
+        found += [_trace("memory", turn, STORED, filtered=False) for turn in turns[:-1]]
+        found.append(_trace("memory", turns[-1], answer, filtered=True, stages=stages))
+    return found[:count]
+
+
+def _code(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
+    """Small programs whose output only running them gives."""
+    generator = numpy_generator(seed, "bake", "code", split)
+    box = Toolbox(TOOLS["code"])
+    found: list[Trace] = []
+    while len(found) < count:
+        numbers = [int(n) for n in generator.integers(1, 100, 3)]
+        word = _pick(generator, WORDS)
+        question, code = (
+            (f"Run code to add {numbers[0]}, {numbers[1]} and {numbers[2]}.", f"print(sum({numbers}))"),
+            (f"Run code to sort {numbers[0]}, {numbers[1]} and {numbers[2]}.", f"print(sorted({numbers}))"),
+            (f"Run code to write {word} {numbers[0] % 5 + 1} times.", f"print('{word}' * {numbers[0] % 5 + 1})"),
+        )[int(generator.integers(3))]
+        if split_of(f"bake/code/{question}") != split:
+            continue
+        messages, result = _ask(box, question, Call("code", {"code": code}))
+        found.append(_trace("code", [*messages, _says(result)], result, filtered=True))
+    return found
+
+
+def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
+    """Questions by the two rarest words of a passage; kept when the store really gives that passage back."""
+    generator = numpy_generator(seed, "bake", "retrieve", split)
+    index = passage_store(data, split)
+    box = Toolbox(TOOLS["retrieve"], ToolContext(documents=index))
+    passages = [str(text) for (text,) in index.store.rows("SELECT content FROM passages ORDER BY id")]
+    counts = Counter(word for passage in passages for word in set(_long_words(passage)))
+    found: list[Trace] = []
+    for i in generator.permutation(len(passages)):
+        rare = sorted(set(_long_words(passages[i])), key=lambda word: (counts[word], word))[:2]
+        if len(rare) < 2 or len(found) == count:
+            continue
+        query = " ".join(rare)
+        messages, result = _ask(
+            box, f"Find the passage with {rare[0]} and {rare[1]}.", Call("retrieve", {"query": query})
+        )
+        if result == passages[i]:
+            found.append(_trace("retrieve", [*messages, _says(result)], result, filtered=True))
+    if not found:
+        raise DataError(f"no passage of the {split} split can be found by two of its words; give data.text more prose")
+    return found
+
+
+def _ask(box: Toolbox, question: str, call: Call) -> tuple[list[dict[str, str]], str]:
+    """Run `call` for `question`; return the conversation so far and the result. Raises PhaseError if the tool fails."""
+    result = box.run(call)
+    if result.error:
+        raise PhaseError(f"a trace cannot be made: {call.name} on '{question}' gave {result.text}")
+    messages = [
+        {"role": "user", "content": question},
+        _says(format_call(call)),
+        {"role": "tool", "content": format_response(result.text)},
+    ]
+    return messages, result.text
+
+
+def _trace(
+    kind: str, messages: Sequence[dict[str, str]], answer: str, *, filtered: bool, stages: Sequence[str] = ()
+) -> Trace:
+    asked = list(stages) or [messages[0]["content"]]
+    return {"kind": kind, "messages": list(messages), "answer": answer, "filtered": filtered, "stages": asked}
+
+
+def _says(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _pick(generator: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(generator.integers(len(options)))]
+
+
+def _long_words(text: str) -> list[str]:
+    return [word for word in re.findall(r"[a-z]+", text.lower()) if len(word) > 3]
+
+
+_MAKERS: dict[str, Callable[[int, str, int, DataConfig], list[Trace]]] = {
+    "calculator": _calculator,
+    "memory": _memory,
+    "code": _code,
+    "retrieve": _retrieve,
+}

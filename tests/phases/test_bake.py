@@ -1,0 +1,350 @@
+"""Bake: traces come from real tools, the filter and the KL are the formulas, and the phase really teaches."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent_forge import checkpoint, models
+from agent_forge.agent import Call, Turn, parse_calls
+from agent_forge.agent.tools import Result
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import DataConfig, Report
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.data import encode_chat
+from agent_forge.phases.bake import Config, lessons, measure, persona, toolformer, traces
+from agent_forge.phases.bake.run import run
+
+SMALL = [
+    "traces.calculator.count=40", "traces.memory.count=20", "traces.code.count=4", "traces.retrieve.count=4",
+    "training.steps=6", "training.rows=4", "training.neutral_rows=2", "training.optim.warmup_steps=1",
+    "persona.prompts=4", "persona.heldout=3", "persona.reply_tokens=6", "persona.rows=2", "persona.check_every_steps=2",
+    "persona.min_effect_nats=0", "measure.items=6", "measure.text_items=6", "measure.max_new_tokens=8",
+    "runtime.device=cpu", "runtime.save_every_seconds=1000",
+]  # fmt: skip
+
+
+@pytest.fixture
+def settings(data_config: DataConfig, tmp_path: Path) -> Callable[..., Config]:
+    def make(*overrides: str) -> Config:
+        config = compose("bake", Config, [*SMALL, f"out={tmp_path / 'bake'}", *overrides])
+        config.data = data_config
+        return config
+
+    return make
+
+
+def forge(config: Config, source: Checkpoint, where: Path, stop_at: int = 0) -> tuple[Report, Workspace]:
+    """Run the phase; with `stop_at`, ask it to stop once the training has taken that many steps."""
+    out = Workspace(where, phase="bake", seed=config.seed, config=config, parents=[source])
+
+    def stop(event: object) -> None:
+        if getattr(event, "stage", "") == "bake" and getattr(event, "step", 0) >= stop_at > 0:
+            out.stop_signal = 15
+
+    events = EventLog(None, "bake", (stop,), interval_seconds=0.0)
+    return run(config, [source], out, events), out
+
+
+# traces
+
+
+@pytest.mark.parametrize("kind", ["calculator", "memory", "code", "retrieve"])
+def test_traces_hold_what_the_real_tool_answered(kind: str, data_config: DataConfig) -> None:
+    made = traces.make(kind, 12, "train", 0, data_config)
+    make_box = traces.toolbox(kind, "train", data_config)
+    assert made
+    for trace in made:
+        if kind == "memory" or measure.wanted_call(trace) is None:
+            continue
+        (call,) = parse_calls(trace["messages"][1]["content"])
+        assert make_box().run(call).text == trace["answer"] == trace["messages"][-1]["content"]
+
+
+def test_calculator_traces_carry_the_right_expression(data_config: DataConfig) -> None:
+    for trace in traces.make("calculator", 60, "train", 0, data_config):
+        wanted = measure.wanted_call(trace)
+        if wanted is not None:
+            numbers = eval(wanted.arguments["expression"])  # noqa: S307 - Python itself is the reference here
+            assert str(numbers) == trace["answer"]
+
+
+def test_traces_of_two_splits_share_no_question(data_config: DataConfig) -> None:
+    for kind in ("calculator", "code"):
+        expressions = [
+            {
+                measure.wanted_call(t).arguments.popitem()[1]
+                for t in traces.make(kind, 200, split, 0, data_config)
+                if measure.wanted_call(t)
+            }  # type: ignore[union-attr]
+            for split in ("train", "validation")
+        ]
+        assert not expressions[0] & expressions[1]
+
+
+def test_a_recalled_fact_is_the_newest_one(data_config: DataConfig) -> None:
+    recalls = [t for t in traces.make("memory", 60, "train", 1, data_config) if t["filtered"]]
+    assert {len(trace["stages"]) for trace in recalls} == {2, 3}
+    for trace in recalls:
+        assert trace["answer"] in trace["stages"][-2]
+
+
+def test_a_tool_that_answers_wrongly_stops_the_phase(data_config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_forge.agent.tools.calculator.run", lambda *_: "0")
+    with pytest.raises(PhaseError, match="the calculator says"):
+        traces.make("calculator", 20, "train", 0, data_config)
+
+
+# the filter
+
+
+def test_answer_weights_are_toolformers() -> None:
+    assert toolformer.answer_weights(3).tolist() == pytest.approx([1 / 2.4, 0.8 / 2.4, 0.6 / 2.4])
+    assert toolformer.answer_weights(9)[5:].tolist() == [0.0] * 4
+
+
+def test_answer_loss_is_the_weighted_loss_of_the_assistants_turn(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    asked = [
+        [{"role": "user", "content": text}] for text in ("What is 3 plus 4?", "Hi", "Add 100 and 200 now, please.")
+    ]
+    answers = ["7", "hello there", "300"]
+    found = toolformer.answer_losses(tiny_llama, tiny_tokenizer, asked, answers, batch_rows=2)
+    for messages, answer, loss in zip(asked, answers, found, strict=True):
+        ids, mask = encode_chat(tiny_tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        with torch.no_grad():
+            log_probs = torch.log_softmax(tiny_llama(input_ids=torch.tensor([ids])).logits[0].double(), -1)
+        losses = [-float(log_probs[i - 1, ids[i]]) for i in range(len(ids)) if mask[i]]
+        weights = [max(0.0, 1 - 0.2 * t) for t in range(len(losses))]
+        expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+        assert loss == pytest.approx(expected, abs=1e-4)
+
+
+def test_keep_takes_what_passes_and_else_the_best() -> None:
+    assert toolformer.keep([0.6, 0.1, 0.5, -1.0], 0.5, 0.25) == [0, 2]
+    assert toolformer.keep([0.1, 0.4, -1.0, 0.2], 0.5, 0.5) == [1, 3]
+    assert toolformer.keep([], 0.5, 0.5) == []
+
+
+# persona
+
+
+def brute_kl(teacher: torch.Tensor, student: torch.Tensor) -> list[float]:
+    p, q = torch.softmax(teacher.double(), -1), torch.softmax(student.double(), -1)
+    return [
+        sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(x, y, strict=True))
+        for x, y in zip(p, q, strict=True)
+    ]
+
+
+def test_top_kl_with_every_token_is_the_brute_force_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    top = torch.log_softmax(teacher, -1).topk(7, -1)
+    assert persona.top_kl(top.values, student, top.indices).tolist() == pytest.approx(
+        brute_kl(teacher, student), rel=1e-5
+    )
+    assert brute_kl(teacher, student) != pytest.approx(brute_kl(student, teacher), rel=1e-2)
+
+
+def test_top_kl_grows_with_k_up_to_the_full_kl_and_is_zero_for_equals() -> None:
+    generator = torch.Generator().manual_seed(1)
+    teacher, student = torch.randn(6, 20, generator=generator), torch.randn(6, 20, generator=generator)
+    last = torch.zeros(6)
+    for k in (1, 4, 19, 20):
+        top = torch.log_softmax(teacher, -1).topk(k, -1)
+        value = persona.top_kl(top.values, student, top.indices)
+        assert (value >= last - 1e-5).all()
+        assert persona.top_kl(top.values, teacher, top.indices).abs().max() < 1e-5
+        last = value
+
+
+def lesson_of(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: Config, count: int = 5) -> dict:
+    trait = config.persona.traits["helpfulness"]
+    asked = persona.questions(trait, count, "train", 0, "helpfulness")
+    return persona.teach(model, tokenizer, trait, asked, config.persona, 0)
+
+
+def test_effect_is_the_kl_over_answer_tokens_whatever_the_batch(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, settings: Callable[..., Config]
+) -> None:
+    config = settings("persona.top_k=100000")
+    lesson = lesson_of(tiny_llama, tiny_tokenizer, config)
+    assert persona.effect(tiny_llama, lesson, 1) == pytest.approx(persona.effect(tiny_llama, lesson, 5), rel=1e-4)
+    trait = config.persona.traits["helpfulness"]
+    total, count = 0.0, 0
+    for row, mask in zip(lesson["ids"], lesson["mask"], strict=True):
+        first, length = int(mask.nonzero()[0]), int(mask.sum())
+        question, answer = row[: first + 1], row[first + 1 : first + 1 + length]
+        system, _ = encode_chat(tiny_tokenizer, [{"role": "system", "content": trait.system}])
+        prompted = torch.cat([torch.tensor(system), question, answer])[None]
+        with torch.no_grad():
+            teacher = tiny_llama(input_ids=prompted).logits[0, -length - 1 : -1]
+            student = tiny_llama(input_ids=row[None]).logits[0, first : first + length]
+        total, count = total + sum(brute_kl(teacher, student)), count + length
+    assert persona.effect(tiny_llama, lesson) == pytest.approx(total / count, rel=1e-3)
+
+
+def test_strength_is_zero_for_the_parent_and_one_for_the_prompted() -> None:
+    assert persona.strength(0.4, 0.4) == 0.0
+    assert persona.strength(0.0, 0.4) == 1.0
+
+
+def test_persona_training_raises_the_strength_on_unseen_topics(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, settings: Callable[..., Config]
+) -> None:
+    config = settings("persona.reply_tokens=8")
+    # A larger embedding scale makes the system prompt move the random model, so that there is a trait to bake.
+    with torch.no_grad():
+        for parameter in tiny_llama.parameters():
+            parameter.mul_(12.0 if parameter.dim() == 2 else 1.0)
+    trait = config.persona.traits["helpfulness"]
+    seen, unseen = (
+        persona.teach(tiny_llama, tiny_tokenizer, trait, persona.questions(trait, 24, split, 0, "h"), config.persona, 0)
+        for split in ("train", "validation")
+    )
+    base = persona.effect(tiny_llama, unseen)
+    assert base > 0.05
+    optimiser = torch.optim.Adam(tiny_llama.parameters(), lr=1e-3)
+    for _ in range(25):
+        total, count = persona.lesson_kl(tiny_llama, seen, range(24))
+        optimiser.zero_grad()
+        (total / count).backward()
+        optimiser.step()
+    assert persona.strength(persona.effect(tiny_llama, unseen), base) > 0.1
+
+
+def test_questions_of_two_splits_share_no_topic(settings: Callable[..., Config]) -> None:
+    trait = settings().persona.traits["precision"]
+    train, held = (set(persona.questions(trait, 9999, split, 0, "p")) for split in ("train", "validation"))
+    assert train
+    assert held
+    assert not train & held
+
+
+# measurement
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (0, 0, 0.0, 1.0)],
+)
+def test_wilson_intervals_are_the_published_ones(right: int, n: int, low: float, high: float) -> None:
+    assert measure.wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_an_answer_counts_only_with_the_right_call(data_config: DataConfig) -> None:
+    trace = next(t for t in traces.make("calculator", 9, "train", 0, data_config) if measure.wanted_call(t))
+    box = traces.toolbox("calculator", "train", data_config)()
+    wanted = measure.wanted_call(trace)
+    assert wanted is not None
+    right = Result(wanted, trace["answer"])
+    wrong = Result(Call("calculator", {"expression": f"0+{trace['answer']}"}), trace["answer"])
+    assert measure.is_right(trace, Turn(trace["answer"], [right], [], True), box)
+    assert not measure.is_right(trace, Turn(trace["answer"], [wrong], [], True), box)
+    assert not measure.is_right(trace, Turn(trace["answer"], [], [], True), box)
+    assert not measure.is_right(trace, Turn("nope", [right], [], True), box)
+    assert not measure.is_right(trace, Turn(trace["answer"], [right], [], False), box)
+
+
+# the phase
+
+
+def test_the_phase_writes_an_agent_with_its_tools_and_measures(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in tiny_checkpoint.path.iterdir()}
+    report, _ = forge(settings(), tiny_checkpoint, tmp_path / "baked")
+    written = checkpoint.open(report.outputs[0])
+    assert written.manifest.agent["tools"] == ["calculator", "remember", "recall", "code", "retrieve"]
+    assert written.metrics["tools/calculator"]["n"] == 6
+    assert {row["trait"] for row in report.tables["persona"]} == {"helpfulness", "creativity", "precision"}
+    assert [row["kind"] for row in report.tables["traces"]] == ["calculator", "memory", "code", "retrieve"]
+    assert models.load(written.path).config.vocab_size == models.load(tiny_checkpoint.path).config.vocab_size
+    assert before == {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in tiny_checkpoint.path.iterdir()}
+
+
+def test_a_stopped_phase_ends_in_the_same_bytes(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings("traces.code.count=0", "traces.retrieve.count=0")
+    whole, _ = forge(config, tiny_checkpoint, tmp_path / "whole")
+    for stop_at in (3, 5):
+        with pytest.raises(Exception, match="stopped by SIGTERM"):
+            forge(config, tiny_checkpoint, tmp_path / "parts", stop_at)
+    parts, _ = forge(config, tiny_checkpoint, tmp_path / "parts")
+    first, second = (load_file(Path(r.outputs[0]) / "model.safetensors") for r in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert checkpoint.open(whole.outputs[0]).id == checkpoint.open(parts.outputs[0]).id
+    assert whole.metrics == parts.metrics
+
+
+def test_training_teaches_the_call(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(
+        "persona.enabled=false", "traces.memory.count=0", "traces.code.count=0", "traces.retrieve.count=0",
+        "training.mix={}", "training.neutral_weight=0", "training.steps=60", "training.rows=8",
+        "training.optim.lr=1e-2", "measure.items=8",
+    )  # fmt: skip
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "taught")
+    model, tokenizer = models.load(report.outputs[0]), models.load_tokenizer(report.outputs[0])
+    held = [t for t in traces.make("calculator", 20, "validation", 0, config.data) if measure.wanted_call(t)]
+    calls = [[t["messages"][0]] for t in held]
+    answers = [t["messages"][1]["content"] for t in held]
+    parent = models.load(tiny_checkpoint.path)
+    taught, untaught = (sum(toolformer.answer_losses(m, tokenizer, calls, answers)) for m in (model, parent))
+    assert taught < 0.2 * untaught
+
+
+def test_a_trait_that_the_prompt_does_not_show_is_not_baked(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    report, _ = forge(settings("persona.min_effect_nats=100", "training.steps=1"), tiny_checkpoint, tmp_path / "plain")
+    assert {row["strength"] for row in report.tables["persona"]} == {"not baked"}
+
+
+def test_a_trait_that_is_strong_enough_pauses(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(*(f"persona.traits.{name}.strength=-1000" for name in ("helpfulness", "creativity", "precision")))
+    seen: list[dict] = []
+    original = lessons.joint_loss
+
+    def spy(*arguments: object) -> object:
+        inner = original(*arguments)  # type: ignore[arg-type]
+
+        def loss_fn(model: object, batch: dict, step: int) -> object:
+            loss, metrics = inner(model, batch, step)
+            seen.append(metrics)
+            return loss, metrics
+
+        return loss_fn
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent_forge.phases.bake.run.lessons.joint_loss", spy)
+        forge(config, tiny_checkpoint, tmp_path / "paused")
+    assert ["persona_kl" in metrics for metrics in seen] == [True, True, False, False, False, False]
+
+
+def test_nothing_to_bake_is_an_error(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(*(f"traces.{kind}.count=0" for kind in ("calculator", "memory", "code", "retrieve")))
+    with pytest.raises(PhaseError, match="nothing to bake"):
+        forge(config, tiny_checkpoint, tmp_path / "none")
+
+
+def test_a_phase_without_a_source_is_an_error(settings: Callable[..., Config], tmp_path: Path) -> None:
+    config = settings()
+    out = Workspace(tmp_path / "x", phase="bake", seed=0, config=config)
+    with pytest.raises(PhaseError, match="needs a checkpoint"):
+        run(config, [], out, EventLog(None, "bake"))
