@@ -5,15 +5,16 @@ is optimal for the bytes it uses). What the budget leaves over is then spent by 
 from seeds may take only a share of all blocks; a second multiplier on that share keeps them within it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 from agent_forge.core.errors import ConfigError
 
 BISECTIONS = 60
 EXCHANGE_ROUNDS = 50
-EXCHANGE_TENSORS = 24  # pairs are tried among at most this many tensors, those with most distortion left
+# Pairs and triples are tried among this many tensors, those with most distortion left; triples only when no pair helps.
+PAIR_TENSORS, TRIPLE_TENSORS = 24, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +102,39 @@ def _cheapest(tensors: Sequence[Sequence[Option]], mu: float, seed_price: float)
 def _exchange(
     tensors: Sequence[Sequence[Option]], choice: Choice, budget_bytes: int, max_seed_blocks: int | None
 ) -> Choice:
-    """Change one or two tensors at a time while that lowers the distortion and fits both limits."""
+    """Change one, two or three tensors at a time while that lowers the distortion and fits both limits."""
     choice = list(choice)
     for _ in range(EXCHANGE_ROUNDS):
-        order = sorted(range(len(tensors)), key=lambda t: -tensors[t][choice[t]].distortion)[:EXCHANGE_TENSORS]
-        groups = [(t,) for t in range(len(tensors))] + list(combinations(sorted(order), 2))
-        best_gain, best = 1e-15 * total_distortion(tensors, choice), None
         spare_bytes = budget_bytes - total_bytes(tensors, choice)
-        spare_seeds = None if max_seed_blocks is None else max_seed_blocks - seed_blocks(tensors, choice)
-        for group in groups:
-            for candidate in _replacements(tensors, group):
-                gain = extra = seeds = 0.0
-                for t, i in zip(group, candidate, strict=True):
-                    old, new = tensors[t][choice[t]], tensors[t][i]
-                    gain += old.distortion - new.distortion
-                    extra += new.size_bytes - old.size_bytes
-                    seeds += new.seed_blocks - old.seed_blocks
-                if gain > best_gain and extra <= spare_bytes and (spare_seeds is None or seeds <= spare_seeds):
-                    best_gain, best = gain, (group, candidate)
-        if best is None:
+        spare_seeds = float("inf") if max_seed_blocks is None else max_seed_blocks - seed_blocks(tensors, choice)
+        order = sorted(range(len(tensors)), key=lambda t: -tensors[t][choice[t]].distortion)
+        for size, width in ((1, len(tensors)), (2, PAIR_TENSORS), (3, TRIPLE_TENSORS)):
+            better = _best_change(tensors, choice, combinations(sorted(order[:width]), size), spare_bytes, spare_seeds)
+            if better is not None:
+                choice = better
+                break
+        else:
             return choice
-        for t, i in zip(*best, strict=True):
-            choice[t] = i
     return choice
 
 
-def _replacements(tensors: Sequence[Sequence[Option]], group: tuple[int, ...]) -> list[tuple[int, ...]]:
-    if len(group) == 1:
-        return [(i,) for i in range(len(tensors[group[0]]))]
-    return [(i, j) for i in range(len(tensors[group[0]])) for j in range(len(tensors[group[1]]))]
+def _best_change(
+    tensors: Sequence[Sequence[Option]],
+    choice: Choice,
+    groups: Iterable[tuple[int, ...]],
+    spare_bytes: int,
+    spare_seeds: float,
+) -> Choice | None:
+    """Return the choice after the best change of one of `groups` of tensors, None when no change helps."""
+    best_gain, best = 1e-15 * total_distortion(tensors, choice), None
+    for group in groups:
+        for candidate in product(*(range(len(tensors[t])) for t in group)):
+            gain = extra = seeds = 0.0
+            for t, i in zip(group, candidate, strict=True):
+                old, new = tensors[t][choice[t]], tensors[t][i]
+                gain += old.distortion - new.distortion
+                extra += new.size_bytes - old.size_bytes
+                seeds += new.seed_blocks - old.seed_blocks
+            if gain > best_gain and extra <= spare_bytes and seeds <= spare_seeds:
+                best_gain, best = gain, dict(zip(group, candidate, strict=True))
+    return None if best is None else [best.get(t, i) for t, i in enumerate(choice)]

@@ -14,6 +14,7 @@ from agent_forge import data
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.phases.compress import Config
 
+MAX_LOGITS = 1 << 25  # numbers of logits held at once
 Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (windows, length) int64
 
 
@@ -36,10 +37,11 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
     found = {}
     for kind, (ids, labels) in windows.items():
         parts = []
-        for row, target in zip(ids, labels, strict=True):
-            logits = model(input_ids=row[None].to(model.device), use_cache=False).logits[0, :-1].float().cpu()
-            scored = target[1:] != -100
-            nll = functional.cross_entropy(logits[scored], target[1:][scored], reduction="none")
+        rows = max(1, MAX_LOGITS // (ids.shape[1] * int(model.config.get_text_config().vocab_size)))
+        for batch, target in zip(ids.split(rows), labels.split(rows), strict=True):
+            logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
+            scored = target[:, 1:] != -100
+            nll = functional.cross_entropy(logits[scored], target[:, 1:][scored], reduction="none")
             parts.append(torch.stack([nll, logits[scored].argmax(-1).float()], 1))
         found[kind] = torch.cat(parts)
     return found

@@ -1,0 +1,89 @@
+"""The allocator against brute force, and its limits."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from agent_forge.codecs import allocate
+from agent_forge.codecs.allocate import Option
+from agent_forge.core.errors import ConfigError
+
+
+def instance(seed: int, tensors: int = 3, rates: int = 4, *, seeds: bool = False) -> list[list[Option]]:
+    generator = np.random.default_rng(seed)
+    made = []
+    for t in range(tensors):
+        bits = np.sort(generator.uniform(1, 8, rates))
+        variance, weights = 10 ** generator.uniform(-3, 0), int(generator.integers(100, 2000))
+        made.append([
+            Option(f"{t}-{i}", int(weights * b / 8), float(weights * variance * 4**-b * generator.uniform(0.7, 1.4)),
+                   weights if seeds and i == 1 else 0)
+            for i, b in enumerate(bits)
+        ])  # fmt: skip
+    return made
+
+
+def brute_force(tensors: list[list[Option]], budget: int, max_seeds: int | None = None) -> float:
+    best = float("inf")
+    for choice in itertools.product(*(range(len(o)) for o in tensors)):
+        fits = max_seeds is None or allocate.seed_blocks(tensors, list(choice)) <= max_seeds
+        if fits and allocate.total_bytes(tensors, list(choice)) <= budget:
+            best = min(best, allocate.total_distortion(tensors, list(choice)))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_three_tensors_of_four_rates_equal_brute_force(seed: int) -> None:
+    tensors = instance(seed)
+    sizes = [[o.size_bytes for o in options] for options in tensors]
+    for share in (0.1, 0.35, 0.6, 0.9):
+        low, high = sum(map(min, sizes)), sum(map(max, sizes))
+        budget = int(low + share * (high - low))
+        choice = allocate.within_budget(tensors, budget)
+        assert allocate.total_bytes(tensors, choice) <= budget
+        assert allocate.total_distortion(tensors, choice) == pytest.approx(brute_force(tensors, budget), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_choice_at_a_price_is_optimal_for_the_bytes_it_uses(seed: int) -> None:
+    tensors = instance(seed, tensors=4)
+    for mu in (1e-5, 1e-3, 1e-1):
+        choice = allocate.at_price(tensors, mu)
+        used = allocate.total_bytes(tensors, choice)
+        assert allocate.total_distortion(tensors, choice) == pytest.approx(brute_force(tensors, used), rel=1e-12)
+
+
+def test_a_higher_price_never_buys_more_bytes() -> None:
+    tensors = instance(7, tensors=20, rates=6)
+    sizes = [allocate.total_bytes(tensors, allocate.at_price(tensors, 10.0**e)) for e in np.linspace(-8, 3, 45)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
+    assert sizes[0] > sizes[-1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_seeds_keep_their_share(seed: int) -> None:
+    tensors = instance(seed, tensors=8, seeds=True)
+    free = allocate.at_price(tensors, 1e-3)
+    total = sum(max(o.seed_blocks for o in options) for options in tensors)
+    for share in (0.0, 0.05, 0.3):
+        limit = int(share * total)
+        choice = allocate.at_price(tensors, 1e-3, max_seed_blocks=limit)
+        assert allocate.seed_blocks(tensors, choice) <= limit
+    assert allocate.at_price(tensors, 1e-3, max_seed_blocks=total) == free
+
+
+def test_the_order_of_options_and_tensors_changes_nothing() -> None:
+    tensors = instance(3, tensors=6, rates=5)
+    budget = sum(o[2].size_bytes for o in tensors)
+    names = lambda ts: {o[i].name for o, i in zip(ts, allocate.within_budget(ts, budget), strict=True)}  # noqa: E731
+    turned = [list(reversed(options)) for options in reversed(tensors)]
+    assert names(tensors) == names(turned)
+
+
+def test_a_budget_below_everything_names_the_smallest_size() -> None:
+    tensors = instance(1)
+    smallest = sum(min(o.size_bytes for o in options) for options in tensors)
+    with pytest.raises(ConfigError, match=f"takes {smallest:,}"):
+        allocate.within_budget(tensors, smallest - 1)
+    assert allocate.total_bytes(tensors, allocate.within_budget(tensors, smallest)) == smallest

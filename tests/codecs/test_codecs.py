@@ -1,0 +1,289 @@
+"""Codecs against closed forms, brute force and their own stated bounds."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agent_forge import codecs
+from agent_forge.codecs import compensate, hyper, intk, payload, seedlm, ternary, vptq
+from agent_forge.core.errors import ConfigError, PhaseError
+
+torch.set_num_threads(1)
+
+SMALL: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "intk": {"bits": 4, "group": 16},
+    "ternary": {"group": 16},
+    "vptq": {"vector": 4, "codebook": 16},
+    "hyper": {"bits": 6, "group": 16},
+    "seedlm": {"seeds": 200},
+}
+
+
+def gaussian(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def correlated_hessian(columns: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Return (inputs, E[x xᵀ]) of inputs that share directions."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator) / torch.arange(1, columns + 1)[:, None]
+    x = torch.randn(32 * columns, columns, generator=generator) @ mix
+    return x, x.T @ x / len(x)
+
+
+def test_every_codec_is_found_by_its_file_name() -> None:
+    assert codecs.names() == sorted(SMALL)
+    with pytest.raises(ConfigError, match="no codec 'terary'; did you mean 'ternary'"):
+        codecs.load("terary")
+    with pytest.raises(ConfigError, match="no setting 'bit'; did you mean 'bits'"):
+        codecs.settings("intk", {"bit": 4})
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (5, 48), (16, 72), (2, 576)])
+def test_any_shape_decodes_to_what_the_encoder_reported(name: str, rows: int, columns: int) -> None:
+    weight = gaussian(rows, columns)
+    coded = codecs.encode(name, weight, SMALL[name])
+    read = payload.read(coded.data, "x")
+    decoded = codecs.decode(read)
+    assert decoded.shape == weight.shape
+    error = float((decoded - weight).square().sum() / weight.square().sum())
+    assert coded.relative_error == pytest.approx(error, rel=1e-5, abs=1e-12)
+    assert coded.bits == 8 * len(coded.data) / weight.numel()
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_rows_decoded_alone_equal_rows_of_the_whole(name: str) -> None:
+    coded = codecs.encode(name, gaussian(20, 72), SMALL[name])
+    compact, whole = codecs.unpack(coded), codecs.decode(coded)
+    rows = torch.tensor([3, 3, 0, 19])
+    assert torch.equal(codecs.load(name).dense(compact, coded.meta, coded.shape, rows), whole[rows])
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_the_same_weight_gives_the_same_bytes(name: str) -> None:
+    _, hessian = correlated_hessian(24)
+    first = codecs.encode(name, gaussian(8, 24), SMALL[name], hessian)
+    again = codecs.encode(name, gaussian(8, 24).clone(), SMALL[name], hessian.clone())
+    assert first.data == again.data
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_extreme_weights_stay_finite(name: str) -> None:
+    for weight in (torch.zeros(3, 16), torch.full((3, 16), 1e-7), gaussian(3, 16) * 1e4):
+        assert bool(codecs.decode(codecs.encode(name, weight, SMALL[name])).isfinite().all())
+    with pytest.raises(PhaseError, match="NaN or infinity"):
+        codecs.encode(name, torch.full((2, 16), math.nan), SMALL[name])
+
+
+def test_raw_float32_is_exact_and_bfloat16_is_its_rounding() -> None:
+    weight = gaussian(9, 13)
+    assert torch.equal(codecs.decode(codecs.encode("raw", weight, {"dtype": "float32"})), weight)
+    assert torch.equal(codecs.decode(codecs.encode("raw", weight, {})), weight.bfloat16().float())
+
+
+def test_the_shift_register_visits_every_state_once_and_matches_a_hand_run() -> None:
+    states = seedlm.sequence()
+    assert len(np.unique(states)) == 2**16 - 1
+    assert states.min() == 1
+    # By hand: taps at bits 16, 15, 13, 4; 1 doubles until bit 4 (state 8) feeds a one back in.
+    assert states[:6].tolist() == [1, 2, 4, 8, 17, 34]
+    bit = lambda s, i: int(s) >> (i - 1) & 1  # noqa: E731
+    for i in range(1000, 1050):
+        fed = bit(states[i], 16) ^ bit(states[i], 15) ^ bit(states[i], 13) ^ bit(states[i], 4)
+        assert states[i + 1] == (int(states[i]) << 1 & 0xFFFF) | fed
+
+
+def test_a_seed_block_decodes_to_scale_times_projection_times_coefficients() -> None:
+    weight = gaussian(4, 16)
+    coded = codecs.encode("seedlm", weight, {"seeds": 300})
+    j, e, t = (coded.parts[key].astype(np.int64) for key in ("j", "e", "t"))
+    states = seedlm.sequence().astype(np.float64)
+    for row in range(4):
+        for block in range(2):
+            follow = states[(j[row, block] + 1 + np.arange(24)) % 65535].reshape(8, 3)
+            u = (follow - 32768) / 32767
+            value = u @ (t[row, 3 * block : 3 * block + 3] - 8) * 2.0 ** e[row, block] * coded.meta["u"]
+            assert np.allclose(value, codecs.decode(coded)[row, 8 * block : 8 * block + 8].numpy(), rtol=1e-5, atol=1e-7)
+    assert np.abs(u).max() <= 1
+
+
+def test_the_seed_search_finds_the_best_span_of_all_seeds() -> None:
+    blocks = gaussian(5, 8) * 1000
+    settings = seedlm.Settings(seeds=500)
+    chosen, exponents, coefficients = seedlm.search(blocks, settings)
+    bases = seedlm.projection(torch.arange(500), 8, 3)
+    decoded = torch.einsum("ncp,np->nc", bases[chosen], coefficients * torch.exp2(exponents.float())[:, None])
+    error = (decoded - blocks).square().sum(1)
+    for block, achieved in zip(blocks, error, strict=True):
+        span = torch.linalg.lstsq(bases, block[None, :, None].expand(500, -1, -1)).solution
+        residual = (torch.einsum("ncp,npk->nck", bases, span)[..., 0] - block).square().sum(1)
+        assert residual.min() <= achieved * 1.0001 + 1e-3
+        assert achieved <= 2.5 * residual.min() + 0.02 * block.square().sum()
+
+
+def test_published_seed_rates_are_four_and_three_bits_before_entropy_coding() -> None:
+    for block, coefficients, bits in ((8, 3, 4.0), (12, 4, 3.0)):
+        assert (16 + 4 + 4 * coefficients) / block == bits
+        settings = seedlm.Settings(block=block, coefficients=coefficients)
+        assert settings.seeds == 65535
+
+
+def test_all_seeds_beat_a_few() -> None:
+    weight = gaussian(2, 24)
+    few = codecs.encode("seedlm", weight, {"seeds": 64})
+    many = codecs.encode("seedlm", weight, {"seeds": 8192})
+    assert many.relative_error < 0.7 * few.relative_error  # type: ignore[operator]
+
+
+def test_the_kmeans_objective_never_rises_when_no_cluster_is_empty() -> None:
+    vectors = gaussian(4000, 4, 3)
+    weights = torch.rand(4000, 4, generator=torch.Generator().manual_seed(4)) + 0.1
+    _, objective = vptq.kmeans(vectors, weights, 16, 15)
+    assert all(after <= before * (1 + 1e-6) for before, after in zip(objective, objective[1:], strict=False))
+    assert objective[-1] < 0.9 * objective[0]
+
+
+def test_assignment_is_the_weighted_nearest_by_brute_force() -> None:
+    vectors, centroids = gaussian(50, 3, 5), gaussian(7, 3, 6)
+    weights = torch.rand(50, 3, generator=torch.Generator().manual_seed(7)) + 0.01
+    brute = (weights[:, None] * (vectors[:, None] - centroids).square()).sum(-1).argmin(1)
+    assert torch.equal(vptq.assign(vectors, weights, centroids), brute)
+
+
+def test_weights_from_few_vectors_are_coded_without_loss() -> None:
+    book = torch.tensor([[1.0, -1.0], [0.5, 0.25], [-0.5, 0.75], [0.125, 1.0]])
+    picks = torch.randint(0, 4, (8, 12), generator=torch.Generator().manual_seed(0))
+    weight = book[picks].reshape(8, 24)
+    assert codecs.encode("vptq", weight, {"vector": 2, "codebook": 64}).relative_error < 1e-5  # type: ignore[operator]
+
+
+def test_every_winding_point_is_its_own_nearest_and_the_bound_holds() -> None:
+    for bits in (4, 6, 8):
+        assert torch.equal(hyper.nearest(hyper.winding(bits), bits), torch.arange(2**bits))
+        pairs = torch.rand(3000, 2, generator=torch.Generator().manual_seed(bits)) * 2 - 1
+        distance = (hyper.winding(bits)[hyper.nearest(pairs, bits)] - pairs).norm(dim=1)
+        bound = hyper.covering_radius(bits)
+        assert distance.max() <= bound
+        assert bound < 2.0 * math.sqrt(4 / 2**bits)  # even cover: within a factor of the square lattice's
+
+
+def test_hyper_errors_stay_within_scale_times_covering_radius() -> None:
+    weight = gaussian(16, 32)
+    coded = codecs.encode("hyper", weight, {"bits": 8, "group": 16})
+    error = (codecs.decode(coded) - weight).view(16, 16, 2).norm(dim=-1)
+    sizes = weight.view(16, 16, 2).abs().amax(-1)
+    scales = torch.from_numpy(coded.parts["s"].astype(np.float32)).repeat_interleave(8, 1)
+    classes = torch.from_numpy(coded.parts["m"].astype(np.float32))
+    assert bool((error <= scales * 0.5**classes * hyper.covering_radius(8) + 1e-6).all())
+    assert bool((sizes <= scales * 0.5**classes + 1e-6).all())
+
+
+@pytest.mark.parametrize("columns", [128, 576, 200, 5])
+def test_ternary_weights_are_coded_without_loss(columns: int) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    trits = torch.randint(-1, 2, (11, columns), generator=generator).float()
+    groups = -(-columns // 128)
+    for scales in (torch.rand(11, groups, generator=generator), torch.rand(11, groups, generator=generator).bfloat16().float()):
+        weight = trits * scales.repeat_interleave(128, 1)[:, :columns]
+        coded = codecs.encode("ternary", weight, {"group": 128})
+        assert torch.equal(codecs.decode(payload.read(coded.data, "x")), weight)
+        assert coded.relative_error == 0
+
+
+def test_ternary_codes_cost_their_entropy_and_scales() -> None:
+    trits = torch.randint(-1, 2, (256, 512), generator=torch.Generator().manual_seed(0)).float()
+    weight = trits * 0.25
+    bits = codecs.encode("ternary", weight, {"group": 128}).bits
+    assert math.log2(3) <= bits < math.log2(3) + 0.02
+
+
+def test_ternary_rounding_is_no_worse_than_absmean() -> None:
+    weight = gaussian(32, 128)
+    scale = weight.abs().mean(1, keepdim=True)
+    absmean = (weight / scale).round().clamp(-1, 1) * scale
+    error = codecs.encode("ternary", weight, {}).relative_error
+    assert error is not None
+    assert error < float((absmean - weight).square().sum() / weight.square().sum())
+
+
+def test_integer_rounding_matches_the_formula() -> None:
+    weight = torch.tensor([[-0.3, 0.0, 0.15, 0.6]])
+    decoded = codecs.decode(codecs.encode("intk", weight, {"bits": 2, "group": 4}))
+    scale = float(np.float16(0.3))  # (0.6 + 0.3) / 3
+    assert torch.allclose(decoded, torch.tensor([[-1.0, 0.0, 0.0 if 0.15 / scale < 0.5 else 1.0, 2.0]]) * scale)
+    even = codecs.decode(codecs.encode("intk", weight, {"bits": 3, "group": 4, "asymmetric": False}))
+    step = float(np.float16(0.2))
+    assert torch.allclose(even, (weight / step).round() * step)
+
+
+@pytest.mark.parametrize("settings", [{"bits": 8, "group": 32}, {"bits": 8, "step": 0.2}])
+def test_integer_errors_stay_within_half_a_step(settings: dict[str, Any]) -> None:
+    weight = gaussian(16, 96)
+    coded = codecs.encode("intk", weight, settings)
+    compact = codecs.unpack(coded)
+    half = compact["s"].repeat_interleave(coded.meta["g"], 1)[:, :96] / 2
+    slack = 1.0 if "step" in settings else 2.0  # asymmetric grids round their zero point too
+    assert bool(((codecs.decode(coded) - weight).abs() <= slack * half * 1.001).all())
+
+
+def test_an_entropy_coded_step_beats_plain_groups_at_equal_error() -> None:
+    weight = gaussian(128, 512)
+    grouped = codecs.encode("intk", weight, {"bits": 4, "group": 128})
+    stepped = codecs.encode("intk", weight, {"bits": 8, "step": 0.34})
+    assert stepped.relative_error <= grouped.relative_error  # type: ignore[operator]
+    assert stepped.bits < grouped.bits
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("intk", {"bits": 3, "group": 32}), ("ternary", {"group": 32}), ("vptq", {"codebook": 32}), ("hyper", {"bits": 6})],
+)
+def test_compensation_lowers_the_output_error_on_fresh_inputs(name: str, settings: dict[str, Any]) -> None:
+    weight = gaussian(48, 64)
+    x, _ = correlated_hessian(64)
+    fit, fresh = x[:1024], x[1024:]
+    plain = codecs.decode(codecs.encode(name, weight, settings))
+    better = codecs.decode(codecs.encode(name, weight, settings, fit.T @ fit / len(fit)))
+    error = lambda w: float((fresh @ (w - weight).T).square().sum())  # noqa: E731
+    assert error(better) < 0.7 * error(plain)
+
+
+def test_a_diagonal_hessian_leaves_rounding_as_it_is() -> None:
+    weight = gaussian(6, 32)
+    diagonal = torch.diag(torch.rand(32, generator=torch.Generator().manual_seed(2)) + 0.5)
+    assert torch.equal(
+        codecs.decode(codecs.encode("intk", weight, {"group": 8}, diagonal)),
+        codecs.decode(codecs.encode("intk", weight, {"group": 8})),
+    )
+
+
+def test_block_compensation_is_optimal_for_the_remaining_columns() -> None:
+    """Coding one block with a given error, the rest must move to the least-squares optimum."""
+    weight, (_, hessian) = gaussian(3, 6), correlated_hessian(6)
+    damped = hessian + compensate.DAMPING * hessian.diagonal().mean() * torch.eye(6)
+    first = torch.round(weight[:, :2] * 4) / 4
+
+    def quantise(block: Tensor, column: int) -> Tensor:
+        return first if column == 0 else block
+
+    coded = compensate.compensate(weight, hessian, quantise, step=2, lazy=2)
+    error = first - weight[:, :2]
+    best = weight[:, 2:] - error @ damped[:2, 2:] @ torch.linalg.inv(damped[2:, 2:])
+    assert torch.allclose(coded[:, 2:], best, atol=1e-4)
+
+
+def test_settings_out_of_range_say_what_is_allowed() -> None:
+    for name, bad in (
+        ("intk", {"bits": 9}), ("vptq", {"codebook": 512}), ("hyper", {"bits": 9}), ("ternary", {"scales": "int4"}),
+        ("seedlm", {"coefficients": 8}), ("seedlm", {"seeds": 0}), ("raw", {"dtype": "int8"}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"codec {name}: .* got"):
+            codecs.settings(name, bad)
+    assert intk.Settings().bits == 4
+    assert ternary.Settings().group == 128
