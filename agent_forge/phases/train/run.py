@@ -1,0 +1,158 @@
+"""Run the ten stages one after another, measure after each, and write the model."""
+
+import math
+from typing import Any
+
+import torch
+
+from agent_forge import evaluate, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import Report
+from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.learn import StepRecord, train
+from agent_forge.phases.train import Config
+from agent_forge.phases.train.control import Rollback
+from agent_forge.phases.train.measure import Bench, scores_of
+from agent_forge.phases.train.stages import (
+    STAGES,
+    Plan,
+    Planner,
+    mechanism_settings,
+    mixture,
+    plain_sources,
+    self_model_error,
+    stage_optim,
+)
+
+SAMPLES = 1000  # bootstrap resamples of the gain over the parent
+
+
+def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+    """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step to take."""
+    if not sources:
+        raise ConfigError("train needs a model to start from: set sources=[DIRECTORY]")
+    stages = [stage for stage in STAGES if getattr(config.steps, stage) > 0]
+    if not stages:
+        raise ConfigError(
+            "train has no step to take: every stage of `steps` is 0; set one, for example steps.settle=40"
+        )
+    device, dtype = pick_device(config.runtime.device), pick_dtype(config.runtime.dtype)
+    model = models.load(sources[0], device=device)
+    tokenizer = models.load_tokenizer(sources[0])
+    kinds = plain_sources(config, tokenizer)
+    bench = Bench(config, tokenizer, mixture(config, kinds, config.mix, "probes"))
+    planner = Planner(config, tokenizer, bench, kinds, events)
+    before = out.remember("measured-start", lambda: bench.everything(model, "start"))
+    rows = [_row("start", before, {})]
+    measured = before
+    for previous, stage in zip(["", *stages], stages, strict=False):
+        plan, records = _train_stage(config, planner, stage, previous, stages, model, out, events, device, dtype)
+        measured = out.remember(f"measured-{stage}", lambda name=stage: bench.everything(model, name))  # type: ignore[misc]
+        rows.append(_row(stage, measured, _facts(stage, plan, records)))
+        events.metrics(stage, {key: value for key, value in rows[-1].items() if value is not None})
+    return _write(config, model, tokenizer, out, before, measured, rows)
+
+
+def _train_stage(
+    config: Config,
+    planner: Planner,
+    stage: str,
+    previous: str,
+    stages: list[str],
+    model: Any,
+    out: Workspace,
+    events: EventLog,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Plan, list[StepRecord]]:
+    plan = planner.plan(stage, model, out)
+    records = train(
+        model,
+        plan.batches,
+        plan.loss,
+        stage=stage,
+        steps=getattr(config.steps, stage),
+        optim=stage_optim(config, stage, stages),
+        out=out,
+        events=events,
+        seed=seed_for(config.seed, "train"),
+        parameters=plan.parameters(model) if plan.parameters else None,
+        on_step=plan.together,
+        device=device,
+        dtype=dtype,
+        average_decay=config.average_decay if config.average == "exponential" else 0.0,
+        settings={"mix": dict(config.mix), **mechanism_settings(config, STAGES[stage])},
+        after=previous,
+        keep_optimiser=stage != stages[-1],
+    )
+    return plan, records
+
+
+def _facts(stage: str, plan: Plan, records: list[StepRecord]) -> dict[str, Any]:
+    """Return what a stage did, for its row."""
+    tail = [record.loss for record in records[-max(len(records) // 4, 1) :] if math.isfinite(record.loss)]
+    guard = plan.controllers.get("rollback")
+    return {
+        "mechanism": STAGES[stage],
+        "on": plan.active,
+        "steps": len(records),
+        "loss": sum(tail) / len(tail) if tail else None,
+        "rollbacks": guard.count if isinstance(guard, Rollback) else None,
+        "self-model error": self_model_error(records),
+        "notes": ", ".join(f"{key} {value}" for key, value in plan.notes().items()),
+    }
+
+
+def _row(stage: str, measured: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Return one line of the table of stages."""
+    tasks = {f"{task} right": scores_of(measured, task).mean for task in measured["scores"] if task != "text"}
+    exponents = measured["exponents"]
+    return {
+        "stage": stage,
+        "mechanism": facts.get("mechanism", ""),
+        "on": facts.get("on"),
+        "steps": facts.get("steps", 0),
+        "loss": facts.get("loss"),
+        "bits per byte": scores_of(measured, "text").mean,
+        **tasks,
+        "depth exponent": exponents["depth"],
+        "logit sensitivity": exponents["sensitivity"],
+        "twin exponent": exponents.get("twin"),
+        "rollbacks": facts.get("rollbacks"),
+        "self-model error": facts.get("self-model error"),
+        "notes": facts.get("notes", ""),
+    }
+
+
+def _write(
+    config: Config,
+    model: Any,
+    tokenizer: Any,
+    out: Workspace,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    rows: list[dict[str, Any]],
+) -> Report:
+    metrics: dict[str, Any] = {}
+    said = []
+    for task in after["scores"]:
+        parent, child = scores_of(before, task), scores_of(after, task)
+        gain, low = evaluate.paired_gain(parent, child, samples=SAMPLES, seed=config.seed)
+        metrics[task] = child.as_metric()
+        metrics[f"{task} gain"] = {"value": gain, "low": low, "n": child.n}
+        said.append(f"{task} {parent.mean:.3f} -> {child.mean:.3f} {child.metric} (n={child.n})")
+    metrics |= {f"{name} exponent": value for name, value in after["exponents"].items()}
+    written = out.write(
+        lambda directory: models.save(model, tokenizer, directory),
+        metrics=metrics,
+        deployable_bytes=models.deployable_bytes(model),
+    )
+    steps = sum(row["steps"] for row in rows)
+    off = sorted({row["mechanism"].replace("_", " ") for row in rows[1:] if not row["on"]})
+    summary = f"{steps} steps in {len(rows) - 1} stages; {'; '.join(said)}"
+    if off:
+        summary += f"; switched off, so plain training in their stages: {', '.join(off)}"
+    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables={"stages": rows})

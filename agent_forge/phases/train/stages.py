@@ -1,0 +1,186 @@
+"""The ten stages as settings of the one loop: which batches, loss, controllers and schedule each of them has."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from agent_forge import data
+from agent_forge.checkpoint import Workspace
+from agent_forge.config import OptimConfig
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.data import Mixture
+from agent_forge.data.sources import Source
+from agent_forge.learn import Batches, lm_loss
+from agent_forge.phases.train import Config
+from agent_forge.phases.train.control import Controller, ExponentControl, Rollback, Together
+from agent_forge.phases.train.curriculum import Curriculum, LevelSource
+from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
+from agent_forge.phases.train.measure import Bench, without_thinking
+from agent_forge.phases.train.self_model import SelfModel
+
+# Stage -> its mechanism, in order.
+STAGES = {
+    "adapt_1": "curriculum", "adapt_2": "curriculum", "adapt_3": "curriculum",
+    "chaos_1": "chaos", "chaos_2": "chaos", "chaos_3": "chaos",
+    "dream_1": "dream", "dream_2": "dream",
+    "self_model": "self_model", "settle": "average",
+}  # fmt: skip
+HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
+
+
+@dataclass(slots=True)
+class Plan:
+    """How one stage trains. `notes` are figures of its mechanism for the report, read after training."""
+
+    batches: Batches
+    controllers: dict[str, Controller]
+    loss: Callable[..., Any] = lm_loss
+    parameters: Callable[[nn.Module], list[nn.Parameter]] | None = None
+    active: bool = False
+    notes: Callable[[], dict[str, Any]] = field(default=dict)
+
+    @property
+    def together(self) -> Together:
+        """Return the controllers as one."""
+        return Together(self.controllers)
+
+
+def is_on(config: Config, mechanism: str) -> bool:
+    """Say whether a mechanism is switched on."""
+    if mechanism == "self_model":
+        return config.self_model.weight > 0
+    if mechanism == "average":
+        return config.average != "none" and config.optim.average_share > 0
+    return bool(getattr(config, mechanism).enabled)
+
+
+def mechanism_settings(config: Config, mechanism: str) -> dict[str, Any]:
+    """Return the settings that must not change while a stage is resumed; {} when its mechanism is off."""
+    if not is_on(config, mechanism) or mechanism == "average":
+        return {}
+    return {f"{mechanism}.{key}": value for key, value in asdict(getattr(config, mechanism)).items()}
+
+
+def stage_optim(config: Config, stage: str, stages: list[str]) -> OptimConfig:
+    """Return the schedule of one stage: warm-up in the first, cool-down and averaging in the last, flat between."""
+    first, last = stage == stages[0], stage == stages[-1]
+    return replace(
+        config.optim,
+        warmup_steps=config.optim.warmup_steps if first else 0,
+        cooldown_share=config.optim.cooldown_share if last else 0.0,
+        average_share=config.optim.average_share if last and config.average != "none" else 0.0,
+    )
+
+
+def plain_sources(config: Config, tokenizer: Any) -> dict[str, Source]:
+    """Return the source of every kind in `mix`, of the train split."""
+    return {
+        kind: data.source(
+            kind, config.data, tokenizer, "train", seed_for(config.seed, "train", kind), rows=config.mix_rows
+        )
+        for kind in config.mix
+    }
+
+
+def mixture(config: Config, sources: Mapping[str, Source], weights: Mapping[str, float], name: str) -> Mixture:
+    """Return batches of this phase's shape."""
+    return Mixture(
+        sources,
+        weights,
+        rows=config.batch_rows,
+        length_tokens=config.length_tokens,
+        seed=config.seed,
+        name=f"train {name}",
+    )
+
+
+class Planner:
+    """Make the plan of each stage; the curriculum and the exponent controller go on from stage to stage."""
+
+    def __init__(
+        self, config: Config, tokenizer: Any, bench: Bench, sources: dict[str, Source], events: EventLog
+    ) -> None:
+        self.config, self.tokenizer, self.bench, self.sources, self.events = config, tokenizer, bench, sources, events
+        self.curriculum: Curriculum | None = None
+        self.control = ExponentControl(config.chaos, bench.depth)
+
+    def plan(self, stage: str, model: Any, out: Workspace) -> Plan:
+        """Return how `stage` trains."""
+        config, mechanism = self.config, STAGES[stage]
+        controllers: dict[str, Controller] = {}
+        if config.rollback.enabled:
+            controllers["rollback"] = Rollback(config.rollback, stage, self.events)
+        plan = Plan(mixture(config, self.sources, config.mix, stage), controllers, active=is_on(config, mechanism))
+        if not plan.active:
+            self.events.message(f"{mechanism.replace('_', ' ')} is off: plain training with telemetry", stage=stage)
+        elif mechanism == "curriculum":
+            self._steer_difficulty(plan, stage)
+        elif mechanism == "chaos":
+            controllers["chaos"] = self.control
+            plan.notes = lambda: {"control": [round(u, 3) for _, _, u in self.control.log]}
+        elif mechanism == "dream":
+            self._dream(plan, stage, model, out)
+        elif mechanism == "self_model":
+            settings = config.self_model
+            own = SelfModel(model, weight=settings.weight, targets=settings.targets, seed=config.seed)
+            plan.loss, plan.parameters = own.loss, own.parameters
+        return plan
+
+    def _steer_difficulty(self, plan: Plan, stage: str) -> None:
+        config = self.config
+        if self.curriculum is None:
+            levels = {
+                kind: LevelSource(
+                    kind,
+                    self.tokenizer,
+                    config.mix_rows,
+                    seed_for(config.seed, "train", kind),
+                    config.curriculum.uniform_share,
+                    config.curriculum.start,
+                )
+                for kind in config.curriculum.kinds
+            }
+            self.curriculum = Curriculum(config.curriculum, levels, self.bench.success, self.events)
+        curriculum = self.curriculum
+        plan.batches = mixture(config, {**self.sources, **curriculum.sources}, config.mix, stage)
+        plan.controllers["curriculum"] = curriculum
+        plan.notes = lambda: {f"difficulty {k}": round(s.difficulty, 3) for k, s in curriculum.sources.items()}
+
+    def _dream(self, plan: Plan, stage: str, model: Any, out: Workspace) -> None:
+        config, settings = self.config, self.config.dream
+        plain = without_thinking(model)
+        text: Any = data.source("text", config.data, self.tokenizer, "train", config.seed)
+        dreamt = out.remember_tensors(
+            f"dreams-{stage}",
+            lambda: dream(plain, text, settings, length_tokens=config.length_tokens, seed=config.seed, stage=stage),
+        )
+        share = distinct_bigrams(dreamt["dreams"]) / distinct_bigrams(dreamt["real"])
+        text_weight = config.mix.get("text", 0.0)
+        if share < settings.distinct_share or not text_weight:
+            plan.active = False
+            why = f"distinct bigrams {share:.2f} of real text" if text_weight else "no text in mix to replace"
+            self.events.warning(f"{stage}: dreams are not replayed ({why}); plain training", stage=stage)
+            plan.notes = lambda: {"distinct": round(share, 3)}
+            return
+        weights = {**config.mix, "text": text_weight * (1 - settings.share), "dream": text_weight * settings.share}
+        sources = {**self.sources, "dream": DreamSource(dreamt["dreams"], settings.prompt_tokens)}
+        held_out = self.bench.held_out_windows(HELD_OUT_WINDOWS)
+        before = out.remember(f"real-text-{stage}", lambda: text_loss(plain, held_out))
+        with_dreams, without = mixture(config, sources, weights, stage), plan.batches
+        guard = ReplayGuard(settings, with_dreams, without, held_out, before, stage, self.events)
+        plan.batches, plan.controllers["dream"] = guard, guard
+        plan.notes = lambda: {"distinct": round(share, 3), "replay ended at": guard.ended_at}
+
+
+def self_model_error(records: list[Any]) -> float | None:
+    """Return the mean error of the self-model over the last quarter of a stage; None when it was off."""
+    tail = [
+        record.metrics["self_model_error"]
+        for record in records[-max(len(records) // 4, 1) :]
+        if "self_model_error" in record.metrics
+    ]
+    return float(torch.tensor(tail).mean()) if tail else None

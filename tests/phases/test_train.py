@@ -1,0 +1,540 @@
+# ruff: noqa: ARG002, ARG005 - callbacks and doubles have the signature of the contract
+"""The train phase: exponents against closed forms, controllers, and ten stages that end in the same bytes."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent_forge import checkpoint, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import DataConfig, OptimConfig, Report
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.core.events import EventLog, read_events
+from agent_forge.core.seeds import torch_generator
+from agent_forge.data import Mixture, RowSource, TextSource
+from agent_forge.data.synthetic import reasoning
+from agent_forge.learn import StepRecord, lm_loss, train
+from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.phases.train import Config
+from agent_forge.phases.train.control import ExponentControl, Rollback, Together
+from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
+from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
+from agent_forge.phases.train.exponents import decoder_blocks, depth_exponent, logit_sensitivity, twin_exponent
+from agent_forge.phases.train.run import run
+from agent_forge.phases.train.self_model import SelfModel, rms_normalised
+from agent_forge.phases.train.stages import STAGES
+
+SMALL = [
+    "out=unused", "batch_rows=2", "length_tokens=48", "mix_rows=60", "dream.prompt_tokens=8", "dream.windows=4",
+    "measure.text_items=2", "measure.tasks=[reasoning]", "measure.task_items=2", "measure.probe_rows=2",
+    "measure.probe_tokens=16", "measure.twin_steps=1", "runtime.device=cpu", "optim.warmup_steps=1",
+]  # fmt: skip
+ALL_ON = [
+    "curriculum.enabled=true", "curriculum.every_steps=1", "curriculum.items=2", "chaos.enabled=true",
+    "chaos.every_steps=1", "dream.enabled=true", "dream.distinct_share=0", "dream.every_steps=1",
+    "self_model.weight=0.1", "average=exponential", "average_decay=0.5", "optim.average_share=1.0",
+]  # fmt: skip
+
+
+def small_config(data_config: DataConfig, *overrides: str, steps: int = 1) -> Config:
+    given = [f"steps.{stage}={steps}" for stage in STAGES]
+    return replace(compose("train", Config, [*SMALL, *given, *overrides]), data=data_config)
+
+
+def go(config: Config, source: Checkpoint, path: Path, events: EventLog | None = None) -> Report:
+    out = Workspace(path / "out", phase="train", seed=config.seed, config=config, parents=[source])
+    out.save_every_seconds = 0.0
+    return run(config, [source], out, events or EventLog(None, "train"))
+
+
+# Exponents
+
+
+class Stack(nn.Module):
+    """Blocks on a stream (B, T, d) that starts as a table lookup; its loss is not of interest."""
+
+    def __init__(self, blocks: list[nn.Module], start: Tensor) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.start = start
+
+    def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        x = self.start[input_ids]
+        for block in self.blocks:
+            x = block(x)
+        return x.square().mean(), {}
+
+
+class Orthogonal(nn.Module):
+    def __init__(self, width: int, scale: float, seed: int) -> None:
+        super().__init__()
+        q, _ = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))
+        self.weight = nn.Parameter(scale * q)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Logistic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * x * (1 - x)
+
+
+def ids(rows: int, tokens: int, vocabulary: int = 16) -> dict[str, Tensor]:
+    found = torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(3))
+    return {"input_ids": found, "labels": found}
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_the_depth_exponent_of_scaled_orthogonal_blocks_is_ln_of_the_scale(scale: float) -> None:
+    model = Stack([Orthogonal(8, scale, i) for i in range(5)], torch.randn(16, 8, dtype=torch.float32))
+    found = depth_exponent(model, ids(3, 4), relative_step=1e-2, seed=0)
+    assert found == pytest.approx(math.log(scale), abs=1e-5)
+
+
+def test_the_depth_exponent_of_the_logistic_map_at_four_is_ln_two() -> None:
+    start = torch.rand(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+    model = Stack([Logistic() for _ in range(400)], start)
+    found = depth_exponent(model, ids(60, 2), relative_step=1e-7, seed=0)
+    # Two tokens make one vector of two maps, whose exponent is again that of one map.
+    assert found == pytest.approx(math.log(2), abs=0.01)
+
+
+def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(tiny_llama: LlamaForCausalLM) -> None:
+    batch = ids(2, 6)
+    model = tiny_llama.double()
+    found = depth_exponent(model, batch, relative_step=1e-3, seed=5)
+    captured: list[Any] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda m, args, kwargs: captured.append((m, args, kwargs)), with_kwargs=True)
+        for block in model.model.layers
+    ]
+    with torch.no_grad():
+        model(input_ids=batch["input_ids"], use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    tangent = torch.randn(captured[0][1][0].shape, generator=torch_generator(5, "depth exponent")).double()
+    logs = []
+    for block, args, kwargs in captured:
+        tangent = tangent / tangent.flatten(1).norm(dim=1)[:, None, None]
+        function = lambda x, block=block, args=args, kwargs=kwargs: block(x, *args[1:], **kwargs)  # noqa: E731
+        with sdpa_kernel(SDPBackend.MATH):  # the only attention with a second derivative
+            _, tangent = torch.autograd.functional.jvp(function, args[0], tangent)
+        logs.append(tangent.flatten(1).norm(dim=1).log())
+    # transformers norms in float32 even here, so a smaller step would drown in rounding.
+    assert found == pytest.approx(float(torch.stack(logs).mean()), abs=2e-5)
+
+
+def test_probes_change_neither_weights_nor_mode_nor_rounding(tiny_llama: LlamaForCausalLM) -> None:
+    ternarise(tiny_llama, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=["lm_head"]))
+    before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
+    tiny_llama.train()
+    plain = tiny_llama(**ids(1, 5)).loss
+    depth_exponent(tiny_llama, ids(2, 6), relative_step=1e-3, seed=0)
+    logit_sensitivity(tiny_llama, ids(2, 6)["input_ids"], relative_step=1e-3, seed=0)
+    assert tiny_llama.training
+    assert torch.equal(plain, tiny_llama(**ids(1, 5)).loss)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_llama.state_dict().items())
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in tiny_llama.model.layers)
+
+
+def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() -> None:
+    """p = softmax(W h): KL(h || h + d) -> d' W' (diag p - p p') W d / 2 for small d."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Identity()])
+            self.blocks[0].register_parameter("unused", nn.Parameter(torch.zeros(1)))
+            self.table = torch.randn(16, 4, dtype=torch.float64)
+            self.head = torch.randn(6, 4, dtype=torch.float64)
+
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            from types import SimpleNamespace
+
+            return SimpleNamespace(logits=self.blocks[0](self.table[input_ids]) @ self.head.T)
+
+    torch.manual_seed(0)
+    model, given = Linear(), ids(2, 3)["input_ids"]
+    found = logit_sensitivity(model, given, relative_step=1e-4, seed=9)
+    h = model.table[given]
+    d = torch.randn(h.shape, generator=torch_generator(9, "logit sensitivity")).double()
+    d = d * 1e-4 * h.square().mean(-1, keepdim=True).sqrt()
+    p = (h @ model.head.T).softmax(-1)
+    moved = d @ model.head.T
+    fisher = ((p * moved**2).sum(-1) - (p * moved).sum(-1) ** 2) / 2
+    assert found == pytest.approx(float((fisher / d.square().sum(-1)).mean()), rel=1e-3)
+
+
+def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says() -> None:
+    """With lr 0 the distance stays, so the exponent is 0; deterministic and without touching the model."""
+
+    class Bowl(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(1, 2, 12).reshape(3, 4))
+
+        def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            return self.weight.square().sum(), {}
+
+    class Batches:
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return ids(1, 3)
+
+    model = Bowl()
+    optim = OptimConfig(
+        method="adamw", lr=0.0, muon_lr=0.0, warmup_steps=0, cooldown_share=0.0, weight_decay=0.0, beta1=0.9,
+        beta2=0.95, clip_norm=0.0, average_share=0.0,
+    )  # fmt: skip
+    still = twin_exponent(model, Batches(), optim, steps=3, relative_step=1e-3, seed=0)
+    assert still == pytest.approx(0.0, abs=1e-6)
+    decayed = twin_exponent(
+        model, Batches(), replace(optim, lr=1e-2, weight_decay=50.0), steps=3, relative_step=1e-3, seed=0
+    )
+    # Decoupled decay shrinks every difference by 1 - lr * decay = 1/2 a step; Adam's own part adds little.
+    assert decayed == pytest.approx(math.log(0.5), abs=0.05)
+    assert torch.equal(model.weight, torch.linspace(1, 2, 12).reshape(3, 4))
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(PhaseError, match="no list of blocks"):
+        decoder_blocks(nn.Linear(2, 2))
+
+
+# Controllers
+
+
+def record(step: int, loss: float = 1.0) -> StepRecord:
+    return StepRecord(step=step, loss=loss, lr=1e-3, grad_norm=1.0, tokens=4)
+
+
+def chaos_settings(data_config: DataConfig) -> Any:
+    return small_config(data_config, "chaos.every_steps=1", "chaos.proportional=0.5", "chaos.integral=0.5").chaos
+
+
+def test_the_controller_recovers_from_a_step_disturbance(data_config: DataConfig) -> None:
+    """Plant: exponent = base + 0.4 u. A disturbance of +0.2 comes at step 30 and is worked off into the deadband."""
+    control = ExponentControl(chaos_settings(data_config), lambda model: 0.0)
+    exponent, seen = 0.1, []
+    for step in range(80):
+        u = control.control(exponent)
+        exponent = 0.1 + (0.2 if step >= 30 else 0.0) + 0.4 * u
+        seen.append(exponent)
+    assert abs(seen[29]) <= 0.02
+    assert max(seen[30:33]) > 0.1
+    assert all(abs(value) <= 0.02 for value in seen[-20:])
+
+
+def test_an_unreachable_target_keeps_the_rate_in_its_range_and_does_not_wind_up(data_config: DataConfig) -> None:
+    control = ExponentControl(chaos_settings(data_config), lambda model: 5.0)
+    answers = [control(record(step), None) for step in range(50)]
+    assert all(0.5 <= answer["lr_scale"] <= 1.5 and answer["noise"] == 0.0 for answer in answers)
+    assert answers[-1]["lr_scale"] == 0.5
+    control.measure = lambda model: -5.0
+    assert control(record(50), None)["lr_scale"] == 1.5
+    again = ExponentControl(chaos_settings(data_config), lambda model: 0.3)
+    again.load_state_dict(json.loads(json.dumps(control.state_dict())))
+    assert again.control(0.3) == control.control(0.3)
+
+
+def test_rollback_keeps_on_time_goes_back_on_a_leap_and_gives_up_at_last(data_config: DataConfig) -> None:
+    settings = replace(small_config(data_config).rollback, every_steps=4, limit_nats=1.0, lr_factor=0.5, most=2)
+    guard = Rollback(settings, "chaos_1", EventLog(None, "train"))
+    assert [guard(record(step), None).get("keep", False) for step in range(8)] == [1, 0, 0, 1, 0, 0, 0, 1]
+    assert guard(record(8, 1.9), None) == {}
+    assert guard(record(9, 5.0), None) == {"rollback": True, "lr_scale": 0.5}
+    assert guard(record(10, math.nan), None) == {"rollback": True, "lr_scale": 0.25}
+    with pytest.raises(PhaseError, match="chaos_1, step 11: diverged again after 2 rollbacks"):
+        guard(record(11, math.inf), None)
+
+
+def test_together_multiplies_rates_and_hides_a_broken_loss_from_those_who_cannot_mend_it() -> None:
+    class Fixed:
+        def __init__(self, answer: dict[str, Any]) -> None:
+            self.answer, self.heard = answer, 0
+
+        def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
+            self.heard += 1
+            return self.answer
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"heard": self.heard}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.heard = state["heard"]
+
+    one, two = Fixed({"lr_scale": 0.5, "noise": 0.1}), Fixed({"lr_scale": 0.5, "noise": 0.3, "keep": True})
+    both = Together({"one": one, "two": two})
+    assert both(record(0), None) == {"lr_scale": 0.25, "noise": 0.3, "keep": True}
+    both(record(1, math.nan), None)
+    assert (one.heard, two.heard) == (1, 1)
+    again = Together({"one": Fixed({}), "two": Fixed({})})
+    again.load_state_dict(json.loads(json.dumps(both.state_dict())))
+    assert again(record(2), None) == {"lr_scale": 0.25, "noise": 0.3}
+
+
+def test_the_curriculum_finds_the_level_of_the_target_success(
+    data_config: DataConfig, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A pupil who gets 1, .8, .5, .1, 0 of levels 1..5 right is led to level 3, from either end."""
+    skill = {1: 1.0, 2: 0.8, 3: 0.5, 4: 0.1, 5: 0.0}
+    for start in (0.0, 1.0):
+        settings = replace(small_config(data_config).curriculum, every_steps=1, start=start, rate=0.1)
+        source = LevelSource("reasoning", tiny_tokenizer, 50, 0, 0.0, start)
+        curriculum = Curriculum(
+            settings, {"reasoning": source}, lambda model, kind, level: skill[level], EventLog(None, "train")
+        )
+        for step in range(60):
+            assert curriculum(record(step), None) == {}
+        assert 1 + round(source.difficulty * 4) == 3
+        again = LevelSource("reasoning", tiny_tokenizer, 50, 0, 0.0, start)
+        Curriculum(settings, {"reasoning": again}, curriculum.success, EventLog(None, "train")).load_state_dict(
+            json.loads(json.dumps(curriculum.state_dict()))
+        )
+        assert again.difficulty == source.difficulty
+
+
+def test_windows_come_from_the_level_that_is_asked_for(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert hardest_level("reasoning", 0) == 5
+    assert hardest_level("tools", 0) == 3
+    source = LevelSource("reasoning", tiny_tokenizer, 50, 0, 0.0, 0.0)
+    drawn = [source.level_at(draw) for draw in np.linspace(0, 0.999, 1000)]
+    assert set(drawn) == {0}
+    source.difficulty = 1.0
+    assert {source.level_at(draw) for draw in (0.0, 0.5, 0.999)} == {4}
+    source.difficulty = 0.5625  # 2.25 levels up: a quarter of the windows from the harder neighbour
+    drawn = [source.level_at(draw) for draw in np.linspace(0, 0.9999, 1000)]
+    assert set(drawn) == {2, 3}
+    assert np.mean(drawn) == pytest.approx(2.25, abs=0.01)
+    easiest = RowSource(reasoning.rows(10, "train", 0, difficulty=1), tiny_tokenizer)
+    source.difficulty = 0.0
+    found, wanted = (s.take(np.random.default_rng(4), 48) for s in (source, easiest))
+    assert (found[1] != -100).any()
+    assert found[0].shape == wanted[0].shape
+
+
+# Dreams
+
+
+def test_dreams_begin_with_real_text_are_reproducible_and_fill_their_window(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig
+) -> None:
+    settings = small_config(data_config).dream
+    text = TextSource(data_config, tiny_tokenizer, "train")
+    first, again = (dream(tiny_llama, text, settings, length_tokens=24, seed=1, stage="dream_1") for _ in range(2))
+    assert first["dreams"].shape == first["real"].shape == (4, 24)
+    assert torch.equal(first["dreams"], again["dreams"])
+    assert torch.equal(first["dreams"][:, :8], first["real"][:, :8])
+    assert not torch.equal(first["dreams"], first["real"])
+    ids_T, labels_T = DreamSource(first["dreams"], 8).take(np.random.default_rng(0), 24)
+    assert (labels_T[:8] == -100).all()
+    assert (labels_T[8:] == ids_T[8:]).all()
+
+
+def test_distinct_bigrams_is_one_without_and_small_with_repetition() -> None:
+    assert distinct_bigrams(torch.arange(20).reshape(2, 10)) == 1.0
+    assert distinct_bigrams(torch.zeros(2, 11, dtype=torch.long)) == 1 / 20
+
+
+def test_replay_ends_for_good_when_real_text_gets_worse(data_config: DataConfig) -> None:
+    class Constant:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return {"input_ids": torch.full((1, 1), self.value)}
+
+    settings = replace(small_config(data_config).dream, every_steps=2, limit_nats=0.1)
+    guard = ReplayGuard(settings, Constant(1), Constant(0), torch.zeros(1, 4), 2.0, "dream_1", EventLog(None, "train"))
+    losses = iter([2.05, 2.2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent_forge.phases.train.dreams.text_loss", lambda model, windows: next(losses))
+        seen = []
+        for step in range(6):
+            seen.append(int(guard.batch(step)["input_ids"]))
+            guard(record(step), None)
+    assert seen == [1, 1, 1, 1, 0, 0]
+    assert guard.state_dict() == {"ended_at": 3}
+
+
+def test_the_loss_on_real_text_is_the_models_mean_loss(tiny_llama: LlamaForCausalLM) -> None:
+    windows = ids(3, 10)["input_ids"]
+    expected = tiny_llama(input_ids=windows, labels=windows).loss.item()
+    assert text_loss(tiny_llama, windows) == pytest.approx(expected, rel=1e-5)
+
+
+# Self-model
+
+
+def test_the_self_model_reaches_the_backbone_and_its_error_is_the_formula(tiny_llama: LlamaForCausalLM) -> None:
+    batch = ids(2, 6)
+    own = SelfModel(tiny_llama, weight=0.5, targets=1, seed=0)
+    loss, metrics = own.loss(tiny_llama, batch, 0)
+    plain, _ = lm_loss(tiny_llama, batch, 0)
+    with torch.no_grad():
+        states = tiny_llama.model(batch["input_ids"], output_hidden_states=True).hidden_states
+        first = states[1]
+        captured: list[Tensor] = []
+        hook = tiny_llama.model.layers[-1].register_forward_hook(lambda m, a, out: captured.append(out))
+        tiny_llama(**batch)
+        hook.remove()
+        error = (own.head(rms_normalised(captured[0])) - rms_normalised(first)).square().mean()
+    torch.testing.assert_close(metrics["self_model_error"], error)
+    torch.testing.assert_close(loss, plain + 0.5 * error)
+    up = tiny_llama.model.layers[0].mlp.up_proj.weight
+    (gradient,) = torch.autograd.grad(loss - plain, up)
+    assert gradient.abs().max() > 0
+
+
+def test_self_modelling_lowers_its_own_error(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, data_config: DataConfig
+) -> None:
+    class Batches:
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return ids(2, 12)
+
+    config = small_config(data_config)
+    own = SelfModel(tiny_llama, weight=1.0, targets=2, seed=0)
+    out = Workspace(tmp_path / "out", phase="train", seed=0, config={})
+    records = train(
+        tiny_llama, Batches(), own.loss, stage="self", steps=30, optim=replace(config.optim, lr=1e-2), out=out,
+        events=EventLog(None, "train"), seed=0, parameters=own.parameters(tiny_llama),
+    )  # fmt: skip
+    assert records[-1].metrics["self_model_error"] < 0.7 * records[0].metrics["self_model_error"]
+
+
+# The phase
+
+
+def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
+    tiny_checkpoint: Checkpoint, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig, tmp_path: Path
+) -> None:
+    """Bit for bit what learn.train gives without any controller on the same batches, at a self-model weight of 0."""
+    config = small_config(data_config, "average=none", "measure.twin_steps=0")
+    written = go(config, tiny_checkpoint, tmp_path / "phase")
+    model = models.load(tiny_checkpoint)
+    from agent_forge.core.seeds import seed_for
+    from agent_forge.phases.train.stages import mixture, plain_sources, stage_optim
+
+    sources = plain_sources(config, tiny_tokenizer)
+    out = Workspace(tmp_path / "plain" / "out", phase="train", seed=0, config={})
+    names = list(STAGES)
+    for previous, stage in zip(["", *names], names, strict=False):
+        train(
+            model, mixture(config, sources, config.mix, stage), lm_loss, stage=stage, steps=1,
+            optim=stage_optim(config, stage, names), out=out, events=EventLog(None, "train"),
+            seed=seed_for(config.seed, "train"), after=previous, keep_optimiser=stage != names[-1],
+        )  # fmt: skip
+    found = models.load(Path(written.outputs[0])).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    assert [row["on"] for row in written.tables["stages"][1:]] == [False] * 10
+    assert "switched off" in written.summary
+
+
+def test_a_run_killed_in_any_stage_ends_in_the_same_checkpoint(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(data_config, *ALL_ON, "steps.adapt_3=0", "steps.chaos_3=0", "measure.twin_steps=0", steps=2)
+    whole = go(config, tiny_checkpoint, tmp_path / "whole")
+    assert all(row["on"] for row in whole.tables["stages"][1:])
+
+    class Killed(Exception):
+        pass
+
+    inner, calls, limit = Mixture.batch, [0], [3]
+
+    def counted(self: Mixture, step: int) -> dict[str, Tensor]:
+        if self.name.startswith("train "):
+            calls[0] += 1
+            if calls[0] == limit[0]:
+                raise Killed
+        return inner(self, step)
+
+    monkeypatch.setattr(Mixture, "batch", counted)
+    killed = 0
+    while True:
+        try:
+            calls[0], limit[0] = 0, limit[0] + 1
+            parts = go(config, tiny_checkpoint, tmp_path / "parts")
+            break
+        except Killed:
+            killed += 1
+    assert killed >= 3
+    assert parts.tables == whole.tables
+    assert parts.metrics == whole.metrics
+    assert checkpoint.open(parts.outputs[0]).id == checkpoint.open(whole.outputs[0]).id
+
+
+def test_the_report_has_a_row_for_every_stage_and_the_parent_is_untouched(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in tiny_checkpoint.path.iterdir()}
+    log = EventLog(tmp_path / "events.jsonl", "train")
+    report = go(small_config(data_config, "steps.chaos_2=0"), tiny_checkpoint, tmp_path, log)
+    rows = report.tables["stages"]
+    assert [row["stage"] for row in rows] == ["start", *(stage for stage in STAGES if stage != "chaos_2")]
+    for row in rows:
+        assert 0 < row["bits per byte"] < 20
+        assert 0 <= row["reasoning right"] <= 1
+        assert all(math.isfinite(row[name]) for name in ("depth exponent", "logit sensitivity", "twin exponent"))
+    assert rows[-1]["mechanism"] == "average"
+    assert rows[-1]["on"] is True
+    assert {path.name: path.read_bytes() for path in tiny_checkpoint.path.iterdir()} == before
+    assert report.metrics["text"]["n"] == 2
+    said = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "message"]
+    assert sum("plain training" in text for text in said) == 8
+
+
+def test_a_ternary_model_stays_ternary(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig, tmp_path: Path
+) -> None:
+    ternarise(tiny_llama, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=["lm_head"]))
+    source = checkpoint.write(
+        tmp_path / "ternary",
+        lambda d: models.save(tiny_llama, tiny_tokenizer, d),
+        phase="bitnet",
+        seed=0,
+        config={},
+        name="t",
+    )
+    keep = ["steps.adapt_1=3", "steps.settle=1"]
+    zero = [f"steps.{stage}=0" for stage in STAGES if stage not in ("adapt_1", "settle")]
+    report = go(small_config(data_config, *zero, *keep), source, tmp_path / "trained")
+    trained = models.load(Path(report.outputs[0]))
+    name = "model.layers.0.mlp.up_proj"
+    assert type(trained.get_submodule(name)).__name__ == "TernaryLinear"
+    assert not torch.equal(trained.get_submodule(name).weight, tiny_llama.get_submodule(name).weight)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("average=median", "average must be one of"),
+        ("chaos.lr_range=1.0", "chaos.lr_range"),
+        ("dream.prompt_tokens=48", "dream.prompt_tokens"),
+        ("rollback.every_steps=0", "rollback.every_steps"),
+        ("optim.average_share=1.5", "optim.average_share"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(data_config: DataConfig, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_config(data_config, override)
+
+
+def test_a_run_without_steps_is_refused(tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no step to take"):
+        go(small_config(data_config, steps=0), tiny_checkpoint, tmp_path)
