@@ -109,7 +109,8 @@ class _Builder:
                 )
             if forms[0] is not None and form[0] != forms[0][0]:
                 raise CheckpointError(
-                    f"{name} is {list(form[0])} in {label} and {list(forms[0][0])} in {everyone[0][0]}; shapes must be equal"
+                    f"{name} is {list(form[0])} in {label} and {list(forms[0][0])} in {everyone[0][0]}; "
+                    "shapes must be equal"
                 )
         assert forms[0] is not None
         if not forms[0][1].is_floating_point:

@@ -50,7 +50,7 @@ def evolve(
     seed: int,
     on_generation: Callable[[Generation], None] = lambda _generation: None,
 ) -> Evolution[G]:
-    """Search from `initial` members (name, genome), which are all measured in full, and random ones up to the population.
+    """Search from `initial` members (name, genome), all measured in full, and random ones up to the population.
 
     Returns a result that is at least as fit as every initial member.
     """
@@ -82,7 +82,7 @@ def evolve(
 def _children(
     space: Space[G], members: Sequence[Individual[G]], settings: EvolveSettings, seed: int, number: int
 ) -> list[tuple[str, G]]:
-    """Return one generation's candidates, each from a random stream of its own, none equal to another or to a member."""
+    """Return a generation's candidates, each from a random stream of its own, none equal to another or to a member."""
     progress = (number - 1) / max(settings.generations - 1, 1)
     step = settings.mutation + progress * (settings.mutation_end - settings.mutation)
     taken = {member.key for member in members}

@@ -1,6 +1,8 @@
 """Data-flow space: a path through (model, layer) pairs, the input of each jump scaled.
 
-Source: Akiba et al. 2024, arXiv:2403.13187. The scales are folded into weights, so that the result is a plain model. With c the product of the input scales so far,
+Source: Akiba et al. 2024, arXiv:2403.13187.
+
+The scales are folded into weights, so that the result is a plain model. With c the product of the input scales so far,
 the residual stream is carried as h / c: each layer after a jump writes 1/c of its output, and because every layer reads
 through a scale-free norm, and the head too, nothing else changes (exactly so up to the norm's epsilon). That needs a
 pre-norm model whose layers write through the modules that `writers` names.

@@ -79,7 +79,8 @@ class Stage:
         if plan.path is None:
             return self._flat
         path = tuple(layer for _, layer in plan.path)
-        if path == tuple(range(self.depth)):
+        content = self.sources.trunk.config.to_dict()
+        if resize_config(content, path) == content:
             return self._flat
         if self._stack is None or self._stack[0] != path:
             self._stack = None
@@ -101,4 +102,6 @@ def build_like(
         model: PreTrainedModel = type(trunk)(config)
     if trunk.generation_config is not None:
         model.generation_config = trunk.generation_config
-    return model.to(device=device, dtype=dtype).eval()
+    model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    model.eval()
+    return model

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,8 +42,8 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     yardstick = make_yardstick(config, tokenizer, "search", config.items)
     evolution = search(config, opened, stage, space, yardstick, out, events)
     winner = evolution.best.genome
-    tested = out.remember("test", partial(_test, config, opened, stage, space, winner, tokenizer))
-    written = _write(config, opened, stage, space, evolution, tokenizer, tested, out)
+    tested = out.remember(f"test-{evolution.best.key}", partial(_test, config, opened, stage, space, winner, tokenizer))
+    written = _write(opened, stage, space, evolution, tokenizer, tested, out)
     events.artefact(written.path)
     return _report(opened, space, evolution, tested, written)
 
@@ -75,16 +74,14 @@ def search(
         metrics = {key: value for key, value in asdict(generation).items() if key != "number"}
         events.progress("generations", generation.number, total, metrics)
 
-    return evolve(space, evaluator, _initial(config, opened, space), config.search, config.seed, tell)
+    return evolve(space, evaluator, _initial(opened, space), config.search, config.seed, tell)
 
 
-def _initial(config: Config, opened: Sources, space: GenomeSpace) -> list[tuple[str, Genome]]:
+def _initial(opened: Sources, space: GenomeSpace) -> list[tuple[str, Genome]]:
     """Return the named first members: every source, the uniform soup, and task-vector sums where they take part."""
     named = [(label, space.parent(i)) for i, label in enumerate(opened.labels)]
     named.append(("soup", space.soup()))
-    return (
-        named + [(name, space.summed(name)) for name in SUMMED if name in space.techniques][: config.search.population]
-    )
+    return named + [(name, space.summed(name)) for name in SUMMED if name in space.techniques]
 
 
 def _fingerprint(config: Config, opened: Sources, yardstick: Yardstick) -> str:
@@ -128,7 +125,6 @@ def _test(
 
 
 def _write(
-    config: Config,
     opened: Sources,
     stage: Stage,
     space: GenomeSpace,
@@ -159,7 +155,8 @@ def _recipe_text(content: dict[str, Any], method: str, seed: int) -> str:
     """Return the recipe as YAML that mergekit reads, from the directory that holds the models it names."""
     return (
         f"# The merge that made this model ({method}). Paths are relative to the directory that holds the sources.\n"
-        f"# Random masks, where the method has any, are those of seed {seed}.\n{yaml.safe_dump(content, sort_keys=False)}"
+        f"# Random masks, where the method has any, are those of seed {seed}.\n"
+        f"{yaml.safe_dump(content, sort_keys=False)}"
     )
 
 
@@ -176,9 +173,9 @@ def _report(
     best_label = min((label for label in opened.labels), key=lambda label: gains[label]["value"])
     measured = evolution.history[-1].measured_items
     summary = (
-        f"Winner: {best.genome.technique}{f' (which is {same} itself: no merge beat it)' if same else ''}; on the test split its "
-        f"mean log retention is {_interval(over_trunk)} over the trunk, {_interval(gains[best_label])} over the best source "
-        f"({best_label}) and {_interval(gains['soup'])} over the uniform soup."
+        f"Winner: {best.genome.technique}{f' (which is {same} itself: no merge beat it)' if same else ''}. On the test split "
+        f"its mean log retention is {_interval(over_trunk)} over the trunk, {_interval(gains[best_label])} over the best "
+        f"source ({best_label}) and {_interval(gains['soup'])} over the uniform soup."
     )
     metrics = {
         "search_fitness": best.fitness,
@@ -187,9 +184,14 @@ def _report(
         **{f"gain_over_{Path(name).name}": gain for name, gain in gains.items()},
     }
     tables = {
-        "Winner against its parents on the test split (ratio of losses, above 1 is better)": [_plain_row(row) for row in tested["gains"]],
+        "Winner on the test split: gain in mean log retention, and ratio of losses a task": [
+            _plain_row(row) for row in tested["gains"]
+        ],
         "Generations": [
-            {"generation": g.number, "best": round(g.best, 5), "mean": round(g.mean, 5), "diversity": round(g.diversity, 3), "from": g.best_origin}
+            {
+                "generation": g.number, "best": round(g.best, 5), "mean": round(g.mean, 5),
+                "diversity": round(g.diversity, 3), "best from": g.best_origin,
+            }
             for g in evolution.history
         ],
     }  # fmt: skip
@@ -200,6 +202,5 @@ def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
     return {key: _interval(value) if isinstance(value, dict) else value for key, value in row.items()}
 
 
-def _interval(metric: dict[str, Any] | Sequence[float]) -> str:
-    assert isinstance(metric, dict)
+def _interval(metric: dict[str, Any]) -> str:
     return f"{metric['value']:+.3f} [{metric['low']:+.3f}, {metric['high']:+.3f}]"

@@ -115,8 +115,8 @@ def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
     where = _first_difference(ours, theirs, "")
     if where:
         raise CheckpointError(
-            f"the tokenizers of {first.path} and {other.path} differ at {where}; their token ids mean different things, "
-            "so the models do not merge"
+            f"the tokenizers of {first.path} and {other.path} differ at {where}; their token ids mean different "
+            "things, so the models do not merge"
         )
 
 

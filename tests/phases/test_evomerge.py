@@ -1,0 +1,261 @@
+"""The evomerge phase: elitism, resume, recipes that rebuild the winner, refusals before any work."""
+
+import copy
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent_forge import checkpoint, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import DataConfig
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.core.events import EventLog
+from agent_forge.data import encode_chat
+from agent_forge.data.synthetic import memory, reasoning
+from agent_forge.merge import Weights, make_plan, merge_tensor
+from agent_forge.merge.recipe import parse_recipe
+from agent_forge.phases.evomerge import Config
+from agent_forge.phases.evomerge.candidates import Stage
+from agent_forge.phases.evomerge.fitness import make_yardstick
+from agent_forge.phases.evomerge.genome import Genome, GenomeSpace
+from agent_forge.phases.evomerge.run import run
+from agent_forge.phases.evomerge.sources import open_sources
+
+
+def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, steps: int) -> LlamaForCausalLM:
+    """Return a copy trained for some steps on one task."""
+    model = copy.deepcopy(model).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rows = [encode_chat(tokenizer, row["messages"]) for row in task.rows(steps * 8, "train", 0)]
+    for step in range(steps):
+        part = rows[step * 8 : step * 8 + 8]
+        length = max(len(ids) for ids, _ in part)
+        ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in part])
+        labels = torch.tensor([[i if m else -100 for i, m in zip(*row, strict=True)] + [-100] * (length - len(row[0])) for row in part])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model.eval()
+
+
+def put(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, role: str) -> Checkpoint:
+    return checkpoint.write(
+        path, lambda directory: models.save(model, tokenizer, directory), phase="cognate", seed=0, config={}, name=path.name, role=role
+    )
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory, llama_config, tiny_tokenizer) -> list[Checkpoint]:
+    """Return a trunk and two specialists that learned different things."""
+    folder = tmp_path_factory.mktemp("family")
+    torch.manual_seed(0)
+    trunk = tuned(LlamaForCausalLM(llama_config), tiny_tokenizer, reasoning, 4)
+    return [
+        put(trunk, tiny_tokenizer, folder / "trunk", "trunk"),
+        put(tuned(trunk, tiny_tokenizer, reasoning, 25), tiny_tokenizer, folder / "reasoning", "specialist"),
+        put(tuned(trunk, tiny_tokenizer, memory, 25), tiny_tokenizer, folder / "memory", "specialist"),
+    ]
+
+
+def settings(data_config: DataConfig, out: Path, *overrides: str) -> Config:
+    small = (
+        f"out={out}", "items=8", "test_items=16", "search.generations=3", "search.children=4", "samples=200",
+        "fitness.text=0.5", "fitness.tools=0", "floor=0.5", "runtime.device=cpu",
+    )  # fmt: skip
+    config = compose("evomerge", Config, [*small, *overrides])
+    config.data = data_config
+    return config
+
+
+def workspace(config: Config, family: list[Checkpoint]) -> Workspace:
+    return Workspace(config.out, phase="evomerge", seed=config.seed, config=config, parents=family)
+
+
+@pytest.fixture(scope="module")
+def finished(family, data_config, tmp_path_factory):
+    """Return one finished run: its config, its workspace and its report."""
+    config = settings(data_config, tmp_path_factory.mktemp("runs") / "evomerge")
+    out = workspace(config, family)
+    return config, out, run(config, family, out, EventLog(None, "evomerge"))
+
+
+def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(finished, family, tiny_tokenizer) -> None:
+    config, out, report = finished
+    opened = open_sources(family, out, EventLog(None, "evomerge"), torch.device("cpu"), torch.float32)
+    measured: dict[str, dict[int, list[float]]] = {}
+    for file in out.state.glob("evaluations-*.jsonl"):
+        for line in map(json.loads, file.read_text().splitlines()):
+            measured.setdefault(line["key"], {})[line["start"]] = line["values"]
+    stage = Stage(opened, 0)
+    space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
+    yardstick = make_yardstick(config, tiny_tokenizer, "search", config.items)
+
+    def nats(genome: Genome) -> list[float]:
+        found = measured[space.key(genome)]
+        return [value for start in sorted(found) for value in found[start]]
+
+    yardstick.trunk_nats = nats(space.parent(0))
+    fitness = [yardstick.fitness(nats(genome)) for genome in [*(space.parent(i) for i in range(3)), space.soup()]]
+    assert fitness[0] == 0.0
+    assert len(yardstick.trunk_nats) == 8 * 3
+    assert report.metrics["search_fitness"] >= max(fitness) > 0
+    history = [row["best"] for row in report.tables["Generations"]]
+    assert history == sorted(history)
+
+
+def test_the_winner_beats_the_trunk_on_the_test_split(finished) -> None:
+    _, _, report = finished
+    gain = report.metrics["gain_over_trunk"]
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["low"] > 0
+    assert gain["n"] == 16 * 3
+
+
+def test_the_written_recipe_rebuilds_the_winners_weights(finished, family) -> None:
+    _, out, _ = finished
+    recipe = parse_recipe(yaml.safe_load((out.path / "merge_recipe.yml").read_text()))
+    seed = checkpoint.open(out.path).manifest.extra["mask_seed"]
+    sources = {c.path.name: Weights.open(c.path, c.path.name) for c in family}
+    plan = make_plan(recipe, sources)
+    written = Weights.open(out.path)
+    assert {tensor.target for tensor in plan.tensors} == set(written.forms)
+    for tensor in plan.tensors:
+        torch.testing.assert_close(merge_tensor(plan, tensor, sources, seed), written.get(tensor.target), rtol=0, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_checkpoint_and_parents_stay_untouched(finished, family, data_config, tmp_path) -> None:
+    config, out, _ = finished
+    again = settings(data_config, tmp_path / "evomerge")
+    report = run(again, family, workspace(again, family), EventLog(None, "evomerge"))
+    assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
+    for parent in family:
+        assert checkpoint.open(parent.path).id == parent.id
+
+
+def test_a_search_cut_off_after_any_evaluation_ends_in_the_same_checkpoint(finished, family, data_config, tmp_path) -> None:
+    _, out, _ = finished
+    journal = next(out.state.glob("evaluations-*.jsonl"))
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for kept in (1, len(lines) // 2, len(lines) - 1):
+        config = settings(data_config, tmp_path / str(kept) / "evomerge")
+        again = workspace(config, family)
+        again.state.mkdir(parents=True)
+        torn = b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2]
+        (again.state / journal.name).write_bytes(torn)
+        report = run(config, family, again, EventLog(None, "evomerge"))
+        assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
+        assert (again.state / journal.name).read_bytes() == journal.read_bytes()
+
+
+def test_a_killed_process_resumes_to_the_same_checkpoint(finished, family, data_config, tmp_path) -> None:
+    _, out, _ = finished
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "import os, signal\n"
+        "from agent_forge import checkpoint\n"
+        "from agent_forge.checkpoint import Workspace\n"
+        "from agent_forge.config import DataConfig\n"
+        "from agent_forge.config.compose import compose\n"
+        "from agent_forge.core.events import EventLog\n"
+        "from agent_forge.phases.evomerge import Config\n"
+        "from agent_forge.phases.evomerge.run import run\n"
+        "from agent_forge.search.journal import Journal\n"
+        "put, kill_at, count = Journal.put, int(sys.argv[1]), [0]\n"
+        "def dying(self, *args):\n"
+        "    put(self, *args)\n"
+        "    count[0] += 1\n"
+        "    if count[0] == kill_at:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Journal.put = dying\n"
+        "config = compose('evomerge', Config, sys.argv[2].split(';'))\n"
+        "family = checkpoint.expand(config.sources)\n"
+        "out = Workspace(config.out, phase='evomerge', seed=config.seed, config=config, parents=family)\n"
+        "run(config, family, out, EventLog(None, 'evomerge'))\n"
+    )
+    target = tmp_path / "evomerge"
+    config = settings(data_config, target)
+    overrides = [
+        f"sources=[{','.join(str(c.path) for c in family)}]", f"out={target}", "items=8", "test_items=16",
+        "search.generations=3", "search.children=4", "samples=200", "fitness.text=0.5", "fitness.tools=0",
+        "floor=0.5", "runtime.device=cpu", f"data.text=[{data_config.text[0]}]", "data.max_text_bytes=0",
+        f"data.cache={data_config.cache}",
+    ]  # fmt: skip
+    killed = subprocess.run([sys.executable, str(script), "23", ";".join(overrides)], check=False, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    report = run(config, family, workspace(config, family), EventLog(None, "evomerge"))
+    assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
+
+
+def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(family, data_config, tmp_path, tiny_tokenizer) -> None:
+    config = settings(data_config, tmp_path / "out", "merge=paths")
+    out = workspace(config, family)
+    opened = open_sources(family, out, EventLog(None, "evomerge"), torch.device("cpu"), torch.float32)
+    stage = Stage(opened, 0)
+    space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
+    assert stage.layers == 2
+    assert stage.scalable
+    genome = dataclasses.replace(
+        space.parent(1), technique="dfs", path=((1, 0), (2, 0), (2, 1)), input_scales=(1.0, 1.5, 1.0)
+    )
+    model = stage.make(space.recipe(genome), torch.float32)
+    assert model.config.num_hidden_layers == 3
+    assert len(model.config.to_dict().get("layer_types") or [0] * 3) == 3
+    models.save(model, tiny_tokenizer, tmp_path / "long")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
+    ids = torch.arange(5, 25)[None]
+    # The truth: run the layers by hand, the input of the jump (layer 1) scaled by 1.5.
+    parts = [models.load(c) for c in family]
+    stream = parts[1].model.embed_tokens(ids)
+    rotary = parts[1].model.rotary_emb(stream, torch.arange(20)[None])
+    with torch.no_grad():
+        for source, layer, scale in ((1, 0, 1.0), (2, 0, 1.5), (2, 1, 1.0)):
+            result = parts[source].model.layers[layer](stream * scale, position_embeddings=rotary, attention_mask=None)
+            stream = result[0] if isinstance(result, tuple) else result
+        truth = parts[1].lm_head(parts[2].model.norm(stream))
+        torch.testing.assert_close(loaded(ids).logits, truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(stage.show(space.recipe(genome))(ids).logits, truth, rtol=1e-3, atol=1e-3)
+
+
+def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference(family, data_config, tmp_path, tiny_tokenizer) -> None:
+    config = settings(data_config, tmp_path / "out")
+    log = EventLog(None, "evomerge")
+    with pytest.raises(ConfigError, match="at least one model tuned from it, got 1"):
+        run(config, family[:1], workspace(config, family), log)
+    with pytest.raises(ConfigError, match="named twice"):
+        run(config, [family[0], family[1], family[1]], workspace(config, family), log)
+    with pytest.raises(ConfigError, match="is the trunk; put it first"):
+        run(config, family[::-1], workspace(config, family), log)
+    model = models.load(family[1])
+    model.config.rope_parameters = {"rope_theta": 500.0, "rope_type": "default"}
+    with pytest.raises(CheckpointError, match=r"rope_parameters is .*500"):
+        run(config, [family[0], put(model, tiny_tokenizer, tmp_path / "rope", "specialist")], workspace(config, family), log)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<other>"])
+    with pytest.raises(CheckpointError, match="tokenizers .* differ at added_tokens"):
+        other = put(models.load(family[1]), tokenizer, tmp_path / "tokens", "specialist")
+        run(config, [family[0], other], workspace(config, family), log)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_technique_or_task_is_refused_with_the_nearest_name(family, data_config, tmp_path) -> None:
+    log = EventLog(None, "evomerge")
+    config = settings(data_config, tmp_path / "out", "merge.techniques=[linaer]")
+    with pytest.raises(ConfigError, match="no merge method 'linaer'; did you mean 'linear'"):
+        run(config, family, workspace(config, family), log)
+    config = settings(data_config, tmp_path / "out", "fitness.tools=0")
+    config.fitness = {"reasonin": 1.0}
+    with pytest.raises(ConfigError, match="no generated task 'reasonin'; did you mean 'reasoning'"):
+        run(config, family, workspace(config, family), log)
