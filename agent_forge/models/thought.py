@@ -147,6 +147,9 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             for module in base.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
             model = cls(config, base)
+        if quantised is not None:
+            for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+                setattr(model, name, getattr(base, name))
         model.to(base.device, base.dtype)  # type: ignore[arg-type]
         embed = base.get_input_embeddings()
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """The thinking model against a plain sequential computation, closed forms and exact enumeration."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,12 +353,12 @@ def test_leave_one_out_is_each_reward_less_the_mean_of_the_others() -> None:
     torch.testing.assert_close(leave_one_out(rewards)[0, 0], torch.tensor(expected))
 
 
-def test_save_and_load_keep_every_bit_and_setting(tmp_path: object) -> None:
+def test_save_and_load_keep_every_bit_and_setting(tmp_path: Path) -> None:
     from agent_forge import models
 
     model = random_head(thinker(tiny_base(tied=True), gate_entropy_nats=1.5, thoughts=2, temperature=0.8))
-    models.save(model, None, tmp_path)  # type: ignore[arg-type]
-    again = models.load(tmp_path)  # type: ignore[arg-type]
+    models.save(model, None, tmp_path)
+    again = models.load(tmp_path)
     assert isinstance(again, ThoughtForCausalLM)
     assert isinstance(again.base, LlamaForCausalLM)
     state = again.state_dict()
@@ -385,6 +386,31 @@ def test_linears_of_the_base_can_be_replaced_and_the_mixing_head_has_none() -> N
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     assert linears
     assert all(name.startswith("base.") for name in linears)
+
+
+@pytest.mark.parametrize("first", ["ternary", "thinking"])
+def test_ternary_linears_and_thoughts_go_together_in_either_order(first: str, tmp_path: Path) -> None:
+    from agent_forge import models
+    from agent_forge.models.ternary import TernaryLinear, TernarySettings, ternarise
+
+    settings = TernarySettings(group_size=16, activation_bits=8, packing="two_bit", skip=[])
+    base = tiny_base(tied=True)
+    if first == "ternary":
+        ternarise(base, settings)
+    model = random_head(thinker(base))
+    if first == "thinking":
+        ternarise(model, settings)
+    models.save(model, None, tmp_path)
+    again = models.load(tmp_path)
+    assert isinstance(again, ThoughtForCausalLM)
+    kinds = {name: type(module) for name, module in again.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {kind for name, kind in kinds.items() if name != "base.lm_head"} == {TernaryLinear}
+    assert kinds["base.lm_head"] is torch.nn.Linear
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        assert torch.equal(again.think(ids).mixed_logits(), model.think(ids).mixed_logits())
+    assert torch.equal(again.mixing.weight_3, model.mixing.weight_3)
 
 
 def test_a_model_without_attention_is_refused() -> None:

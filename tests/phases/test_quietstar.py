@@ -244,3 +244,13 @@ def test_deciles_sort_tokens_by_the_loss_of_the_base(
     assert all(row["gain (nats)"] == pytest.approx(row["base (nats)"] / 10) for row in rows)
     assert rows[0]["base (nats)"] == pytest.approx(10.5, abs=0.6)
     assert rows[9]["base (nats)"] == pytest.approx(189.5, abs=0.6)
+
+
+def test_the_figures_of_the_specification_fit_the_settings() -> None:
+    import yaml
+
+    from agent_forge.config.compose import CONF, flatten
+
+    changed = yaml.safe_load((CONF / "experiment" / "quietstar_full.yaml").read_text())["quietstar"]
+    config = compose("quietstar", Config, ["out=x", *(f"{name}={value}" for name, value in flatten(changed))])
+    assert (config.thought_length, config.thoughts, config.steps) == (32, 4, 1000)
