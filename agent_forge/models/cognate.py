@@ -196,8 +196,8 @@ class CognatePreTrainedModel(PreTrainedModel):
     config: CognateConfig
     config_class = CognateConfig
     base_model_prefix = "model"
-    _no_split_modules = ("CognateLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["CognateLayer"]  # noqa: RUF012 - lists are transformers' protocol
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ class CognatePreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=std)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
@@ -274,6 +274,10 @@ class CognateModel(CognatePreTrainedModel):
             passes=passes,
         )
 
+    def each_layer(self) -> list[CognateLayer]:
+        """Return the layers, typed."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def prepare(
         self,
         input_ids: Tensor | None,
@@ -293,7 +297,7 @@ class CognateModel(CognatePreTrainedModel):
             # transformers sizes a cache by num_hidden_layers; every pass needs its own.
             missing = len(self.layers) * self.config.max_loops - len(past_key_values.layers)
             past_key_values.layers.extend(DynamicLayer() for _ in range(missing))
-        mask = None
+        mask: Any = None
         if attention_mask is not None or position_ids is not None or (past and x_BTd.shape[1] > 1):
             mask = create_causal_mask(
                 config=self.config,
@@ -309,24 +313,24 @@ class CognateModel(CognatePreTrainedModel):
 
     def _readables(self, memory: MemoryState | None, cache: Cache | None) -> list[Readable]:
         """Return each layer's keys and values of memory; those of the bank are kept with the cache while generating."""
-        attentions = [layer.memory_attn for layer in self.layers]
+        attentions: list[MemoryAttention] = [layer.memory_attn for layer in self.each_layer()]
         kept: list[Readable] | None = getattr(cache, "cognate_bank", None)
         if kept is None or torch.is_grad_enabled():
             bank = self.memory.read(self.memory.slots)
-            kept = [attention.readable(bank, None, None) for attention in attentions]
+            kept = [attention.readable(bank) for attention in attentions]
             if cache is not None and not torch.is_grad_enabled():
                 cache.cognate_bank = kept  # type: ignore[attr-defined]
         if memory is None:
             return kept
         written = self.memory.read(memory.slots)
         return [
-            Readable(bank.keys, bank.values, attention.k_proj(written), attention.v_proj(written), memory.log_gate)
+            attention.with_written(bank, written, memory.log_gate)
             for bank, attention in zip(kept, attentions, strict=True)
         ]
 
     def _fill_cache(self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, place: int) -> None:
         """Store the keys and values of a pass in which no token takes part."""
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.each_layer()):
             layer.self_attn.keys_values(layer.input_layernorm(x_BTd), rotary, cache, place + index)
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """What Cognate is trained on: the expected loss over its exits, a halting cost, and the costs of memory.
 
-All tokens take all passes. With p_r the probability of leaving after pass r and CE_r the loss of its logits, the loss of a
-token is sum_r p_r CE_r + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R). The
-entropy keeps p from collapsing before the passes differ (Ouro, arXiv:2510.25741); the ponder cost is PonderNet's
+All tokens take all passes. With p_r the probability of leaving after pass r and CE_r the loss of its logits, the loss
+of a token is sum_r p_r CE_r + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R).
+The entropy keeps p from collapsing before the passes differ (Ouro, arXiv:2510.25741); the ponder cost is PonderNet's
 (arXiv:2107.05407) with a price per pass. Memory adds an even-use cost of the bank and a cost of writing.
 """
 
@@ -35,8 +35,8 @@ def expected_loss(
 ) -> tuple[Tensor, dict[str, float], MemoryState | None]:
     """Return the training loss of a batch, its metrics, and the memory after it.
 
-    input_ids, labels: (B, T), labels not shifted; loops: passes to take (None: all that the config has). Without any label the loss is that of memory alone (0 when nothing is
-    written), so that a segment can be there only to be remembered.
+    input_ids, labels: (B, T), labels not shifted; loops: passes to take (None: all that the config has). Without any
+    label the loss is that of memory alone, so that a segment can be there only to be remembered.
     """
     config = model.config
     targets = labels[:, 1:].flatten()
@@ -54,7 +54,9 @@ def expected_loss(
         if len(exits) > 1:
             extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
             entropy = -(exits * exits.clamp(min=1e-9).log()).sum(0).mean()
-            halting = config.ponder_cost * extra / (len(exits) - 1) - config.entropy_cost * entropy / math.log(len(exits))
+            halting = config.ponder_cost * extra / (len(exits) - 1) - config.entropy_cost * entropy / math.log(
+                len(exits)
+            )
             loss = loss + config.halting_loss_weight * halting
             metrics |= {"ce_first": losses[0].mean().item(), "passes": 1 + extra.item()}
     if config.read_loss_weight > 0 and torch.is_grad_enabled():
@@ -73,7 +75,7 @@ def all_passes(
     memory: MemoryState | None,
     loops: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the normed hidden state after each of `loops` passes, (B, T, d), and the loops - 1 halting logits, (B, T)."""
+    """Return the normed hidden state after each of `loops` passes, (B, T, d), and loops - 1 halting logits, (B, T)."""
     stack = model.model
     x_BTd, rotary, mask, _, readables = stack.prepare(input_ids, attention_mask, memory=memory)
     hidden, halts = [], []

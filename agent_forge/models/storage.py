@@ -41,11 +41,12 @@ def load(
         raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"cannot load the model in {directory}: {' '.join(str(error).split())}") from error
+    model, info = loaded
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info.get(what):
             names = ", ".join(sorted(map(str, info[what]))[:3])
@@ -84,8 +85,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, dire
 def deployable_bytes(model: PreTrainedModel) -> int:
     """Return the size of the safetensors file that would be shipped, header included.
 
-    A module that offers `packed_bytes()` counts those bytes for all tensors of its own except `bias`: its latent weights
-    are not shipped. Tied tensors count once.
+    A module that offers `packed_bytes()` counts those bytes for all tensors of its own except `bias`: its latent
+    weights are not shipped. Tied tensors count once.
     """
     packed_bytes = 0
     hidden: set[str] = set()
@@ -168,12 +169,11 @@ def _directory(source: Checkpoint | Path | str) -> Path:
 
 def _forget_origin(model: PreTrainedModel) -> None:
     """Drop what differs between machines: the path that a config was read from."""
-    configs: list[Any] = [model.config, *(getattr(model.config, key) for key in getattr(model.config, "sub_configs", ()))]
+    parts = [getattr(model.config, key, None) for key in getattr(model.config, "sub_configs", ())]
+    configs: list[Any] = [model.config, *parts, getattr(model, "generation_config", None)]
     for config in configs:
-        if config is not None:
+        if getattr(config, "_name_or_path", None):
             config._name_or_path = ""
-    if getattr(getattr(model, "generation_config", None), "_name_or_path", None):
-        model.generation_config._name_or_path = ""  # type: ignore[union-attr]
 
 
 def _safetensors_bytes(tensors: dict[str, Tensor]) -> int:

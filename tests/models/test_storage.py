@@ -111,7 +111,7 @@ def test_the_tokenizer_round_trips_for_us_and_for_the_auto_class(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     models.save(small(False), tiny_tokenizer, tmp_path)
-    text = "The union is strong <tool_call>{\"a\": 12}</tool_call><|im_end|>"
+    text = 'The union is strong <tool_call>{"a": 12}</tool_call><|im_end|>'
     wanted = tiny_tokenizer.encode(text)
     assert models.load_tokenizer(tmp_path).encode(text) == wanted
     assert AutoTokenizer.from_pretrained(tmp_path).encode(text) == wanted
@@ -145,6 +145,7 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 def test_a_loaded_model_is_the_one_the_auto_class_loads(tmp_path: Path) -> None:
     models.save(small(True), None, tmp_path)
+    ours, theirs = models.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(10)[None]
     with torch.no_grad():
-        assert torch.equal(models.load(tmp_path)(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits)
+        assert torch.equal(ours(ids).logits, theirs(ids).logits)

@@ -1,10 +1,10 @@
 """Create the foundation models: one trunk, and three specialists branched from it so that they can be merged.
 
 Pretrains a Cognate trunk on real text and generated tasks (or takes an imported model as trunk), then trains three
-copies of equal shape: reasoning (chain-of-thought data, deeper loops), memory_integration (recall across segments through
-written memory) and adaptive_computation (mixed difficulty with a price on passes). Branching from one trunk is what
-makes them mergeable: branch-train-merge, arXiv:2208.03306. Reads text, and sources[0] when model=imported; writes
-out/trunk, out/reasoning, out/memory_integration, out/adaptive_computation.
+copies of equal shape: reasoning (chain-of-thought data, deeper loops), memory_integration (recall across segments
+through written memory) and adaptive_computation (mixed difficulty with a price on passes). Branching from one trunk
+is what makes them mergeable: branch-train-merge, arXiv:2208.03306. Reads text, and sources[0] when model=imported;
+writes out/trunk, out/reasoning, out/memory_integration, out/adaptive_computation.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Measure trunk and specialists on the same held-out items: text, reasoning, recall across segments, mixed difficulty.
+"""Measure trunk and specialists on the same held-out items: text, reasoning, recall over segments, mixed difficulty.
 
-Each specialist should beat its siblings on its own probe; the table of all against all is in the report. Losses are nats
-per trained token of the validation split.
+Each specialist should beat its siblings on its own probe; the table of all against all is in the report. Losses are
+nats per trained token of the validation split.
 """
 
 from collections.abc import Sequence

@@ -38,7 +38,9 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     device = pick_device(config.runtime.device)
     if config.model.kind == "imported":
         if not sources:
-            raise ConfigError("model=imported takes its trunk from a checkpoint; give sources=[DIR] (see `forge import`)")
+            raise ConfigError(
+                "model=imported takes its trunk from a checkpoint; give sources=[DIR] (see `forge import`)"
+            )
         tokenizer = models.load_tokenizer(sources[0])
         trunk = models.load(sources[0], device=device)
         losses: list[float] = []
@@ -85,7 +87,7 @@ def pretrained_trunk(
     """Return the trunk after pretraining, and its loss at every step (nats)."""
     shape = {key: value for key, value in asdict(config.model).items() if key != "kind"}
     torch.manual_seed(seed_for(config.seed, "cognate", "weights"))
-    model = CognateForCausalLM(
+    model: Any = CognateForCausalLM(
         CognateConfig(
             **{**shape, "vocab_size": max(config.model.vocab_size, len(tokenizer))},
             pad_token_id=tokenizer.pad_token_id,
@@ -93,7 +95,8 @@ def pretrained_trunk(
             eos_token_id=tokenizer.eos_token_id,
             **{key: getattr(config.reasoning, key) for key in MODEL_SETTINGS},
         )
-    ).to(device)
+    )
+    model.to(device)
     grow_step = round(config.trunk.one_pass_share * config.trunk.steps)
 
     def loss_fn(model: CognateForCausalLM, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
@@ -156,7 +159,7 @@ def specialist(
     return model.eval(), [record.loss for record in records]
 
 
-def _source(kind: str, config: Config, tokenizer: PreTrainedTokenizerFast, segmented: bool = False) -> data.sources.Source:
+def _source(kind: str, config: Config, tokenizer: PreTrainedTokenizerFast, segmented: bool = False) -> Any:
     seed = seed_for(config.seed, "cognate", "rows", kind)
     if segmented:
         return SegmentRows(memory.rows(config.generated_rows, "train", seed), tokenizer)
@@ -201,14 +204,15 @@ def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint]) -> R
         metrics[f"{name}_{probe}_loss_nats"] = losses[name]
         own.append(
             {
-                "specialist": name, "probe": probe, "loss_nats": round(losses[name], 4),
-                "best_sibling": round(best, 4), "trunk": round(losses["trunk"], 4), "beats_siblings": losses[name] < best,
+                "specialist": name, "probe": probe, "loss_nats": round(losses[name], 4), "best_sibling": round(best, 4),
+                "trunk": round(losses["trunk"], 4), "beats_siblings": losses[name] < best,
             }
         )  # fmt: skip
     won = sum(bool(row["beats_siblings"]) for row in own)
     rows = [{"model": name, **{key: round(value, 4) for key, value in found.items()}} for name, found in tables.items()]
     return Report(
-        summary=f"Trunk at {trunk['text_bits_per_byte']:.3f} bits per byte; {won} of 3 specialists beat their siblings on their own probe.",
+        summary=f"Trunk at {trunk['text_bits_per_byte']:.3f} bits per byte; "
+        f"{won} of 3 specialists beat their siblings on their own probe.",
         outputs=[str(checkpoint.path) for checkpoint in written],
         metrics=metrics,
         tables={"Own probes": own, "All probes": rows},
