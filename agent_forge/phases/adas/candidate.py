@@ -1,0 +1,90 @@
+"""A candidate, and how it is put into the model: always rebuilt from the input, never from another candidate."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agent_forge.phases.adas.experts import ExpertBank
+from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Subject
+from agent_forge.phases.adas.targets import Matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """technique: a composition's name. alpha: strength of each domain's expert. edits: names, in order."""
+
+    technique: str
+    alpha: tuple[float, ...]
+    edits: tuple[str, ...] = ()
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Say whether this is the input itself."""
+        return not any(self.alpha) and not self.edits
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> "Candidate":
+        """Return what `to_plain` wrote."""
+        return cls(technique=content["technique"], alpha=tuple(content["alpha"]), edits=tuple(content["edits"]))
+
+
+class Bench:
+    """The model with what is needed to make any candidate of it and to take it back exactly.
+
+    subject: builds an edit's view from a reader of current weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        bank: ExpertBank,
+        matrices: Sequence[Matrix],
+        subject: Callable[[Callable[[str], Tensor]], Subject],
+    ) -> None:
+        self.model, self.bank, self._subject = model, bank, subject
+        self.known = {matrix.name for matrix in matrices}
+        self._kept: dict[str, Tensor] = {}
+
+    @contextmanager
+    def made(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
+        """Give the model as `candidate`; the input's bytes return afterwards."""
+        self.put(candidate)
+        try:
+            yield self.model
+        finally:
+            self.take_back()
+
+    @torch.no_grad()
+    def put(self, candidate: Candidate) -> None:
+        """Write the candidate's weights into the model."""
+        self.take_back()
+        if any(candidate.alpha):
+            for name, delta in COMPOSITIONS[candidate.technique](self.bank, candidate.alpha).items():
+                self._write(name, self.bank.base[name] + delta)
+        for edit in candidate.edits:
+            view = self._subject(lambda name: self.model.get_parameter(name).detach().float())
+            for name, weight in EDITS[edit].apply(view).items():
+                self._write(name, weight)
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Restore the input weights bit for bit."""
+        for name, kept in self._kept.items():
+            self.model.get_parameter(name).copy_(kept)
+        self._kept.clear()
+
+    def _write(self, name: str, weight: Tensor) -> None:
+        assert name in self.known, name
+        parameter = self.model.get_parameter(name)
+        if name not in self._kept:
+            self._kept[name] = parameter.detach().clone()
+        parameter.copy_(weight)

@@ -1,0 +1,190 @@
+"""Train expert vectors: SVF gains and task vectors, one of each for every domain.
+
+SVF: W' = W + U diag(S * g) V^T, the delta form of W' = U diag(S * z) V^T with g = z - 1, so g = 0 is exactly W.
+Task vector: W' = W + D. Loss: cross-entropy on the domain plus KL(base || expert) at the same positions, so that an
+expert does not wander off. Reads a model that stays untouched; gives an ExpertBank.
+Sources: Transformer^2, arXiv:2501.06252 (we train by cross-entropy where it uses REINFORCE); arXiv:2212.04089.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agent_forge import data, learn
+from agent_forge.checkpoint import Workspace
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for, torch_generator
+from agent_forge.phases.adas import Config
+from agent_forge.phases.adas.targets import Matrix
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(slots=True, kw_only=True)
+class ExpertBank:
+    """Everything that techniques compose. All tensors float32 on the model's device.
+
+    base: weight (out, in) by name. factors: its U (out, r), S (r), V^T (r, in). gains[k]: g (r) of domain k.
+    deltas[k]: task vector (out, in) of domain k.
+    """
+
+    domains: list[str]
+    matrices: list[Matrix]
+    base: Tensors
+    factors: dict[str, tuple[Tensor, Tensor, Tensor]]
+    gains: list[Tensors]
+    deltas: list[Tensors]
+    density: float
+    rank_share: float
+    seed: int
+
+    @property
+    def depth(self) -> int:
+        """Return the number of the deepest layer, at least 1."""
+        return max(1, *(matrix.layer for matrix in self.matrices))
+
+    def spread(self, name: str, gain: Tensor) -> Tensor:
+        """Return U diag(S * gain) V^T of one matrix: what singular gains add to it."""
+        u, s, vh = self.factors[name]
+        return (u * (s * gain)) @ vh
+
+    def randomised(self, label: str) -> "ExpertBank":
+        """Return a bank whose vectors are random, each with the norm of the one it stands for."""
+        generator = torch_generator(self.seed, "adas", "random vectors", label)
+
+        def noise(tensors: Tensors) -> Tensors:
+            drawn = {k: torch.randn(v.shape, generator=generator).to(v.device) for k, v in tensors.items()}
+            return {k: drawn[k] * (v.norm() / drawn[k].norm().clamp_min(1e-12)) for k, v in tensors.items()}
+
+        gains, deltas = [noise(g) for g in self.gains], [noise(d) for d in self.deltas]
+        return replace(self, gains=gains, deltas=deltas)
+
+
+class Adapted(nn.Module):
+    """A frozen model computed with changed matrices; only `vectors` train, the model's tensors are never written."""
+
+    model: PreTrainedModel
+    bank: ExpertBank
+
+    def __init__(self, model: PreTrainedModel, bank: ExpertBank, kind: str) -> None:
+        super().__init__()
+        # Kept out of the module tree: its mode and its gradients' flags stay as they are.
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "bank", bank)
+        self.kind = kind
+        shapes = {name: bank.factors[name][1] if kind == "svf" else weight for name, weight in bank.base.items()}
+        self.names = list(shapes)
+        self.vectors = nn.ParameterList(nn.Parameter(torch.zeros_like(shape)) for shape in shapes.values())
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return logits (B, T, V) with the changed matrices."""
+        changed = {}
+        for name, vector in zip(self.names, self.vectors, strict=True):
+            delta = self.bank.spread(name, vector) if self.kind == "svf" else vector
+            changed[name] = (self.bank.base[name] + delta).to(self.model.get_parameter(name).dtype)
+        return torch.func.functional_call(self.model, changed, (), {"input_ids": input_ids, "use_cache": False}).logits
+
+    def tensors(self) -> Tensors:
+        """Return the trained vectors by matrix name."""
+        return {name: vector.detach().clone() for name, vector in zip(self.names, self.vectors, strict=True)}
+
+
+def anchored_loss(kl_weight: float) -> learn.LossFn:
+    """Return a loss function: cross-entropy plus `kl_weight` * KL(base || expert), both over the trained positions."""
+
+    def loss(adapted: Adapted, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG001
+        wanted = batch["labels"][:, 1:] != -100
+        logits = adapted(batch["input_ids"])[:, :-1][wanted].float()
+        cross_entropy = functional.cross_entropy(logits, batch["labels"][:, 1:][wanted])
+        if kl_weight == 0:
+            return cross_entropy, {"cross_entropy": cross_entropy.detach()}
+        with torch.no_grad():
+            before = adapted.model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1][wanted].float()
+        drift = functional.kl_div(
+            logits.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
+        )
+        return cross_entropy + kl_weight * drift, {"cross_entropy": cross_entropy.detach(), "kl": drift.detach()}
+
+    return loss
+
+
+def empty_bank(model: PreTrainedModel, matrices: Sequence[Matrix], config: Config) -> ExpertBank:
+    """Return a bank with base weights and their singular value decompositions, and no expert yet."""
+    base = {matrix.name: model.get_parameter(matrix.name).detach().float().clone() for matrix in matrices}
+    return ExpertBank(
+        domains=list(config.domains), matrices=list(matrices), base=base,
+        factors={name: torch.linalg.svd(weight, full_matrices=False) for name, weight in base.items()},
+        gains=[], deltas=[], density=config.experts.density, rank_share=config.experts.rank_share, seed=config.seed,
+    )  # fmt: skip
+
+
+def train_bank(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    matrices: Sequence[Matrix],
+    config: Config,
+    out: Workspace,
+    events: EventLog,
+) -> tuple[ExpertBank, list[dict[str, Any]]]:
+    """Return the trained bank and a table: domain, kind, loss at the first and the last step (nats a token).
+
+    The decompositions are kept in the workspace with the experts: another run of the same numbers could flip a sign.
+    """
+    bank = empty_bank(model, matrices, config)
+    parts = out.remember_tensors(
+        "factors", lambda: {f"{k}/{n}": v for n, f in bank.factors.items() for k, v in zip("usv", f, strict=True)}
+    )
+    bank.factors = {
+        name: tuple(parts[f"{k}/{name}"].to(model.device) for k in "usv")  # type: ignore[misc]
+        for name in bank.base
+    }
+    table = []
+    for domain in config.domains:
+        for kind in ("svf", "task"):
+            vectors, row = _train_one(model, tokenizer, bank, domain, kind, config, out, events)
+            (bank.gains if kind == "svf" else bank.deltas).append(vectors)
+            table.append(row)
+    return bank, table
+
+
+def _train_one(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    bank: ExpertBank,
+    domain: str,
+    kind: str,
+    config: Config,
+    out: Workspace,
+    events: EventLog,
+) -> tuple[Tensors, dict[str, Any]]:
+    experts = config.experts
+    steps, lr = (experts.svf_steps, experts.svf_lr) if kind == "svf" else (experts.task_steps, experts.task_lr)
+    adapted = Adapted(model, bank, kind)
+    stage = f"expert-{domain}-{kind}"
+    source = data.source(
+        domain, config.data, tokenizer, "train", seed_for(config.seed, "adas", "rows", domain), rows=experts.rows
+    )
+    batches = data.Mixture(
+        {domain: source}, {domain: 1.0}, rows=experts.batch_rows, length_tokens=experts.length_tokens,
+        seed=seed_for(config.seed, "adas", "batches"), name=domain,
+    )  # fmt: skip
+    # Frozen weights: no gradient is computed for them.
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        records = learn.train(
+            adapted, batches, anchored_loss(experts.kl_weight), stage=stage, steps=steps,
+            optim=replace(experts.optim, lr=lr), out=out, events=events, seed=config.seed,
+            parameters=list(adapted.vectors), device=model.device,
+        )  # fmt: skip
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+    losses = [record.metrics["cross_entropy"] for record in records]
+    row = {"domain": domain, "kind": kind, "steps": steps, "first_loss_nats": losses[0], "last_loss_nats": losses[-1]}
+    return adapted.tensors(), row

@@ -1,0 +1,62 @@
+"""Ways to join SVF experts: operators on the gains g_k = z_k - 1 of singular values before they reach the matrix."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from agent_forge.phases.adas.experts import ExpertBank, Tensors
+from agent_forge.phases.adas.pool.technique import Composition
+
+
+def joined(join: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[ExpertBank, Sequence[float]], Tensors]:
+    """Return a composition. join(g (k, r), alpha (k), depth in [0, 1]) -> gain (r)."""
+
+    def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
+        found = {}
+        for matrix in bank.matrices:
+            gains = torch.stack([gain[matrix.name] for gain in bank.gains])
+            strengths = torch.tensor(list(alpha), dtype=gains.dtype, device=gains.device)
+            found[matrix.name] = bank.spread(matrix.name, join(gains, strengths, matrix.layer / bank.depth))
+        return found
+
+    return compose
+
+
+def _global(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    return alpha.mean() * gains.sum(0)
+
+
+def _per_layer(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:
+    return 2 * depth * (alpha[:, None] * gains).sum(0)
+
+
+def _softmax(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    # Scaled by the largest strength, so that strengths of 0 add nothing.
+    return alpha.abs().max() * (torch.softmax(alpha, 0)[:, None] * gains).sum(0)
+
+
+def _geometric(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    return (alpha[:, None] * (1 + gains).clamp_min(0.1).log()).sum(0).expm1()
+
+
+def _sign_consensus(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    weighted = alpha[:, None] * gains
+    return torch.where(weighted.sign() == weighted.sum(0).sign(), weighted, 0.0).sum(0)
+
+
+def _top_sigma(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    total = (alpha[:, None] * gains).sum(0)
+    # Singular values come sorted: the first half of them.
+    return torch.where(torch.arange(len(total), device=total.device) < (len(total) + 1) // 2, total, 0.0)
+
+
+FAMILY = "singular"
+TECHNIQUES = (
+    Composition("z_global", FAMILY, "one strength for all experts", joined(_global)),
+    Composition("z_per_layer", FAMILY, "strength rising with depth", joined(_per_layer)),
+    Composition("z_softmax", FAMILY, "experts compete by softmax", joined(_softmax)),
+    Composition("z_geometric", FAMILY, "product of z to the power of its strength", joined(_geometric)),
+    Composition("z_sign_consensus", FAMILY, "gains that agree with the majority", joined(_sign_consensus), 2),
+    Composition("z_top_sigma", FAMILY, "gains of the larger half of singular values", joined(_top_sigma)),
+)

@@ -1,0 +1,66 @@
+"""Where a vector comes from: singular gains or task vectors, whole or reduced. Each adds sum_k alpha_k * vector_k."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from agent_forge.merge import sparsify
+from agent_forge.phases.adas.experts import ExpertBank, Tensors
+from agent_forge.phases.adas.pool.technique import Composition, cut_rank
+
+Compose = Callable[[ExpertBank, Sequence[float]], Tensors]
+
+
+def svf(parts: tuple[str, ...]) -> Compose:
+    """Return the weighted sum of singular gains, in matrices of some parts of the layers."""
+
+    def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
+        names = [matrix.name for matrix in bank.matrices if matrix.part in parts]
+        return {
+            name: bank.spread(name, sum_of([a * g[name] for a, g in zip(alpha, bank.gains, strict=True)]))
+            for name in names
+        }
+
+    return compose
+
+
+def task(
+    reduce: Callable[[Tensor, ExpertBank], Tensor], parts: tuple[str, ...] = ("attention", "mlp", "other")
+) -> Compose:
+    """Return the weighted sum of task vectors, each reduced first."""
+
+    def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
+        names = [matrix.name for matrix in bank.matrices if matrix.part in parts]
+        return {
+            name: sum_of([a * reduce(d[name], bank) for a, d in zip(alpha, bank.deltas, strict=True) if a != 0])
+            for name in names
+        }
+
+    return compose
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of at least one tensor."""
+    total = tensors[0].clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total
+
+
+def _ranked(delta: Tensor, bank: ExpertBank) -> Tensor:
+    return cut_rank(delta, max(1, round(bank.rank_share * min(delta.shape))))
+
+
+EVERY = ("attention", "mlp", "other")
+TECHNIQUES = (
+    Composition("svf_all", "source", "singular gains of every matrix", svf(EVERY)),
+    Composition("svf_attention", "source", "singular gains of attention only", svf(("attention",))),
+    Composition("svf_mlp", "source", "singular gains of the MLPs only", svf(("mlp",))),
+    Composition("task_full", "source", "whole task vectors", task(lambda delta, _: delta)),
+    Composition("task_trimmed", "source", "largest entries of task vectors",
+                task(lambda delta, bank: sparsify.top_share(delta, bank.density))),
+    Composition("task_rank", "source", "leading singular directions of task vectors", task(_ranked)),
+    Composition("task_sign", "source", "signs of task vectors at their mean size",
+                task(lambda delta, _: delta.sign() * delta.abs().mean())),
+    Composition("task_mlp", "source", "task vectors of the MLPs only", task(lambda delta, _: delta, ("mlp",))),
+)  # fmt: skip

@@ -1,0 +1,205 @@
+"""Run the adas phase: train experts, search, race scaffolds, open the test split once, write the winner."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agent_forge import evaluate, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import Report
+from agent_forge.core import device, registry
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.events import EventLog
+from agent_forge.phases.adas import Config, runtime_search
+from agent_forge.phases.adas.candidate import Bench, Candidate
+from agent_forge.phases.adas.experts import ExpertBank, train_bank
+from agent_forge.phases.adas.influence import look
+from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
+from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
+from agent_forge.phases.adas.targets import Matrix, find_matrices, within_budget
+from agent_forge.phases.adas.trust import Search, State, anywhere, around_incumbent
+
+LOOKED_AT = 4  # texts of each sort from which block influence and directions are measured
+
+
+def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+    """Compose experts into sources[0]; write the model that the search accepted, or the input itself."""
+    if not sources:
+        raise ConfigError("adas reads a checkpoint: give sources=[DIR]")
+    runtime_search.check(config)
+    for kind in {*config.domains, *config.fitness} - {"text"}:
+        registry.load("agent_forge.data.synthetic", kind, "generated task")
+    source = sources[0]
+    model = models.load(
+        source, device=device.pick_device(config.runtime.device), dtype=device.pick_dtype(config.runtime.dtype)
+    )
+    tokenizer = models.load_tokenizer(source)
+    every = find_matrices(model)
+    context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
+    chosen = within_budget(every, config.experts.max_parameters)
+    bank, expert_rows = train_bank(model, tokenizer, chosen, config, out, events)
+    objective = _objective(config, tokenizer, "search", config.search.pool_items, context)
+    bench = Bench(model, bank, every, _subject_maker(model, tokenizer, every, config, context, out))
+    drift = Drift(
+        model, [encode(tokenizer, text) for text in rows_of("text", "search", config.search.drift_items, context)]
+    )
+    runs = _search_all(bench, objective, drift, config, out, events)
+    winner = runs["adas"][1].incumbent
+    test = out.remember("test", lambda: _open_test(bench, runs, tokenizer, config, context))
+    bench.put(winner)
+    found = out.remember(
+        "runtime", lambda: runtime_search.search_settings(model, tokenizer, source.manifest.agent, config, context)
+    )
+    metrics = _metrics(test, runs, winner, len(chosen))
+    written = out.write(
+        lambda directory: models.save(model, tokenizer, directory),
+        metrics=metrics,
+        agent=found["settings"],
+        extra={"candidate": winner.to_plain(), "runtime": found["accepted"], "search_items": objective.items_hash},
+        deployable_bytes=models.deployable_bytes(model),
+    )
+    accepted = sum(step["accepted"] for step in runs["adas"][0].log)
+    return Report(
+        summary=_summary(winner, accepted, config, test["adas"], found["accepted"]),
+        outputs=[str(written.path)],
+        metrics=metrics,
+        tables={
+            "experts": expert_rows,
+            "search": [_row(step) for step in runs["adas"][0].log],
+            "pool screened": runs["adas"][2],
+            "test split, against baselines at equal budget": [{"search": label, **row} for label, row in test.items()],
+            "scaffolds and decoders": found["rows"],
+        },
+    )
+
+
+def _objective(
+    config: Config, tokenizer: PreTrainedTokenizerFast, split: str, count: int, context: evaluate.EvalContext
+) -> Objective:
+    return make_objective(
+        config.fitness,
+        tokenizer,
+        split,
+        count,
+        context,
+        samples=config.search.samples,
+        confidence=config.search.confidence,
+    )
+
+
+def _subject_maker(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    matrices: list[Matrix],
+    config: Config,
+    context: evaluate.EvalContext,
+    out: Workspace,
+) -> Any:
+    """Return what builds an edit's view of the model; the measurements are made once, on the input."""
+
+    def measure() -> dict[str, Tensor]:
+        plain = [encode(tokenizer, item)[0] for item in rows_of("text", "train", LOOKED_AT, context)]
+        kinds = [kind for kind in config.domains if kind != "text"] or ["reasoning"]
+        tasks = [encode(tokenizer, row)[0] for kind in kinds for row in rows_of(kind, "train", LOOKED_AT, context)]
+        return look(model, matrices, plain, tasks)
+
+    seen = out.remember_tensors("influence", measure)
+
+    def named(kind: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{kind}/"): value for key, value in seen.items() if key.startswith(f"{kind}/")}
+
+    heads = int(model.config.num_attention_heads)
+    shared: dict[str, Any] = {
+        "matrices": matrices, "heads": heads,
+        "kv_heads": int(getattr(model.config, "num_key_value_heads", None) or heads),
+        "influence": {int(key): float(value) for key, value in named("influence").items()},
+        "share": {key: float(value) for key, value in named("share").items()},
+        "stream": {int(key): value.to(model.device) for key, value in named("stream").items()},
+        "rank_share": config.experts.rank_share, "density": config.experts.density,
+    }  # fmt: skip
+    return lambda weight: Subject(weight=weight, **shared)
+
+
+Runs = dict[str, tuple[Search, State, list[dict[str, Any]], ExpertBank]]
+
+
+def _search_all(
+    bench: Bench, objective: Objective, drift: Drift, config: Config, out: Workspace, events: EventLog
+) -> Runs:
+    """Run the search, and its baselines: random search, and the same search with random vectors of equal norm."""
+    size, runs = len(config.domains), Runs()
+    labels = ("adas", "random search", "random vectors") if config.search.baselines else ("adas",)
+    real = bench.bank
+    for label in labels:
+        bench.bank = real.randomised(label) if label == "random vectors" else real
+        search = Search(label.replace(" ", "-"), bench, objective, drift, config.search, out, events)
+        state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * size))
+        screened: list[dict[str, Any]] = []
+        if label == "random search":
+            search.run(state, anywhere(config.search), budget_rows=runs["adas"][0].rows_scored)
+        else:
+            screened = search.screen(size)
+            state.ranking = [row["technique"] for row in screened if row["technique"] in COMPOSITIONS]
+            state.edits = [row["technique"] for row in screened if row["technique"] in EDITS]
+            search.run(state, around_incumbent(config.search))
+        runs[label] = (search, state, screened, bench.bank)
+    bench.bank = real
+    return runs
+
+
+def _open_test(
+    bench: Bench, runs: Runs, tokenizer: PreTrainedTokenizerFast, config: Config, context: evaluate.EvalContext
+) -> dict[str, dict[str, Any]]:
+    """Score what each search ended with on the test split: gain over the input in nats a token, with bounds."""
+    objective = _objective(config, tokenizer, "test", config.test_items, context)
+    picks, real = objective.everything(), bench.bank
+    bench.take_back()
+    before = objective.losses(bench.model, picks)
+    found = {}
+    for label, (search, state, _, bank) in runs.items():
+        bench.bank = bank
+        with bench.made(state.incumbent) as model:
+            after = objective.losses(model, picks)
+        low, high = objective.bounds(before, after, "test", label)
+        found[label] = {
+            "gain_nats": objective.gain(before, after), "low": low, "high": high,
+            "n": sum(len(part) for part in picks.values()), "rows_scored": search.rows_scored,
+            "accepted": sum(step["accepted"] for step in search.log), "items": objective.items_hash,
+        }  # fmt: skip
+    bench.bank = real
+    return found
+
+
+def _metrics(test: dict[str, dict[str, Any]], runs: Runs, winner: Candidate, changed: int) -> dict[str, Any]:
+    ours = test["adas"]
+    return {
+        "test_gain_nats": {"value": ours["gain_nats"], "low": ours["low"], "high": ours["high"], "n": ours["n"]},
+        **{f"test_gain_nats {label}": row["gain_nats"] for label, row in test.items() if label != "adas"},
+        "accepted": sum(step["accepted"] for step in runs["adas"][0].log),
+        "strength": sum(map(abs, winner.alpha)) / len(winner.alpha),
+        "expert_matrices": changed,
+        "pool": len(COMPOSITIONS) + len(EDITS) + len(RUNTIME),
+    }
+
+
+def _row(step: dict[str, Any]) -> dict[str, Any]:
+    candidate = step.get("candidate") or {"technique": "", "alpha": [], "edits": []}
+    return {
+        "iteration": step["iteration"], "technique": candidate["technique"],
+        "strengths": " ".join(f"{a:+.2f}" for a in candidate["alpha"]), "edits": " ".join(candidate["edits"]),
+        "gain_nats": step["gain"], "low": step["low"], "drift_nats": step.get("drift_nats", 0.0),
+        "accepted": step["accepted"],
+    }  # fmt: skip
+
+
+def _summary(winner: Candidate, accepted: int, config: Config, test: dict[str, Any], scaffold: str) -> str:
+    run_time = f"; the agent's run time uses {scaffold}" if scaffold else ""
+    if winner.changes_nothing:
+        return f"no composition was better beyond doubt: the weights are the input's{run_time}"
+    strengths = ", ".join(f"{d} {a:+.2f}" for d, a in zip(config.domains, winner.alpha, strict=True))
+    edits = f" and {', '.join(winner.edits)}" if winner.edits else ""
+    return (
+        f"{winner.technique} ({strengths}){edits} after {accepted} of {config.search.iterations} iterations: "
+        f"{test['gain_nats']:+.4f} nats a token on the test split (at least {test['low']:+.4f}){run_time}"
+    )

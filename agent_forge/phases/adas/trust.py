@@ -1,0 +1,182 @@
+"""The trust-region search: strengths move by at most `scale` an iteration, and only when the bound says so.
+
+Each iteration proposes candidates around the incumbent, races them on shared rows (many candidates on few rows, few on
+many), and accepts the last one standing if the lower bound of its gain, on the rows of the last round, is above zero
+and its drift is within the limit. Ten accepts move a strength from 0 to 1. Also here: the baselines at equal budget.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.checkpoint import Workspace
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.phases.adas import SearchConfig
+from agent_forge.phases.adas.candidate import Bench, Candidate
+from agent_forge.phases.adas.objective import Drift, Losses, Objective, Picks
+from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Composition, Edit
+
+Propose = Callable[["State", np.random.Generator], list[Candidate]]
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Where a search stands. direction: the last accepted move of the strengths."""
+
+    incumbent: Candidate
+    direction: tuple[float, ...] = ()
+    ranking: list[str] = field(default_factory=list)  # compositions, best of the screening first
+    edits: list[str] = field(default_factory=list)  # edits, likewise
+
+
+class Search:
+    """One search with its log. `label` names it in seeds and in the workspace."""
+
+    def __init__(
+        self,
+        label: str,
+        bench: Bench,
+        objective: Objective,
+        drift: Drift,
+        settings: SearchConfig,
+        out: Workspace,
+        events: EventLog,
+    ) -> None:
+        self.label, self.bench, self.objective, self.drift = label, bench, objective, drift
+        self.settings, self.out, self.events = settings, out, events
+        self.log: list[dict[str, Any]] = []
+        self.rows_scored = 0
+
+    def run(self, state: State, propose: Propose, budget_rows: int = 0) -> State:
+        """Run every iteration, and more until `budget_rows` are scored; each is kept in the workspace when it ends."""
+        number = 0
+        while number < self.settings.iterations or self.rows_scored < budget_rows:
+            step = self.out.remember(f"{self.label}-{number:03}", partial(self._iterate, number, state, propose))
+            if not step["rows_scored"]:
+                break
+            self.log.append(step)
+            self.rows_scored += step["rows_scored"]
+            if step["accepted"]:
+                winner = Candidate.from_plain(step["candidate"])
+                pairs = zip(winner.alpha, state.incumbent.alpha, strict=True)
+                state.direction = tuple((new - old) / self.settings.scale for new, old in pairs)
+                state.incumbent = winner
+            shown = {key: step[key] for key in ("gain", "low", "accepted") if key in step}
+            number += 1
+            self.events.progress(self.label, number, max(number, self.settings.iterations), shown)
+        return state
+
+    def _iterate(self, number: int, state: State, propose: Propose) -> dict[str, Any]:
+        generator = numpy_generator(self.objective.seed, "adas", self.label, number)
+        before_rows = self.objective.scored
+        arms = list(dict.fromkeys(c for c in propose(state, generator) if c != state.incumbent))
+        step: dict[str, Any] = {"iteration": number + 1, "accepted": False, "gain": 0.0, "low": 0.0, "high": 0.0}
+        if arms:
+            winner, before, after = self.race(state.incumbent, arms, number)
+            low, high = self.objective.bounds(before, after, self.label, number)
+            gain = self.objective.gain(before, after)
+            step |= {"candidate": winner.to_plain(), "gain": gain, "low": low, "high": high}
+            if low > 0:
+                with self.bench.made(winner) as model:
+                    step["drift_nats"] = self.drift(model)
+                step["accepted"] = step["drift_nats"] <= self.settings.drift_limit_nats
+        return step | {"rows_scored": self.objective.scored - before_rows}
+
+    def race(self, incumbent: Candidate, arms: Sequence[Candidate], number: int) -> tuple[Candidate, Losses, Losses]:
+        """Return the winner, and the losses of incumbent and winner on the rows of the last round alone."""
+        rounds = self.objective.draw(self.settings.race_items, self.label, number)
+        left = list(arms)
+        for place, picks in enumerate(rounds):
+            before = self._losses(incumbent, picks)
+            afters = [self._losses(arm, picks) for arm in left]
+            gains = [self.objective.gain(before, after) for after in afters]
+            order = sorted(range(len(left)), key=lambda i: (-gains[i], i))
+            if place == len(rounds) - 1:
+                return left[order[0]], before, afters[order[0]]
+            left = [left[i] for i in order[: self.settings.race_keep[place]]]
+        raise AssertionError("a race has at least one round")
+
+    def _losses(self, candidate: Candidate, picks: Picks) -> Losses:
+        with self.bench.made(candidate) as model:
+            return self.objective.losses(model, picks)
+
+    def screen(self, domains: int) -> list[dict[str, Any]]:
+        """Try every composition (all strengths at one step) and every edit on a few rows; return name, family, gain."""
+
+        def compute() -> list[dict[str, Any]]:
+            picks = self.objective.draw(self.settings.race_items[:1], self.label, "screen")[0]
+            start = Candidate(technique="svf_all", alpha=(0.0,) * domains)
+            before, alpha = self._losses(start, picks), (self.settings.scale,) * domains
+            rows: list[tuple[Composition | Edit, float]] = []
+            for technique in COMPOSITIONS.values():
+                made = Candidate(technique=technique.name, alpha=alpha)
+                rows.append((technique, self.objective.gain(before, self._losses(made, picks))))
+            for edit in EDITS.values() if self.settings.edits else ():
+                made = Candidate(technique="svf_all", alpha=start.alpha, edits=(edit.name,))
+                rows.append((edit, self.objective.gain(before, self._losses(made, picks))))
+            return [{"technique": t.name, "family": t.family, "gain_nats": gain, "does": t.summary} for t, gain in rows]
+
+        found = self.out.remember(f"{self.label}-screen", compute)
+        self.rows_scored += len(found) * self.settings.race_items[0] * len(self.objective.rows)
+        return sorted(found, key=lambda row: -row["gain_nats"])
+
+
+def around_incumbent(settings: SearchConfig) -> Propose:
+    """Return proposals near the incumbent: its last move again, one expert, several, another technique, an edit."""
+
+    def propose(state: State, generator: np.random.Generator) -> list[Candidate]:
+        now, size = state.incumbent, len(state.incumbent.alpha)
+        technique = now.technique if any(now.alpha) else state.ranking[0]
+        found = [moved(now, state.direction or (1.0,) * size, technique, settings)]
+        better = state.ranking[: max(1, len(state.ranking) // 2)]
+        while len(found) < settings.candidates:
+            kind = generator.integers(4)
+            other = better[int(generator.integers(len(better)))]
+            if kind == 0:
+                step = np.zeros(size)
+                step[int(generator.integers(size))] = 1.0 if generator.random() < 0.75 else -1.0
+                found.append(moved(now, step, technique, settings))
+            elif kind == 1:
+                found.append(moved(now, generator.uniform(-1, 1, size), technique, settings))
+            elif kind == 2:
+                found.append(moved(now, generator.uniform(0, 1, size), other, settings))
+            elif state.edits and len(now.edits) < settings.edits:
+                edit = state.edits[int(generator.integers(max(1, len(state.edits) // 3)))]
+                found.append(Candidate(technique=now.technique, alpha=now.alpha, edits=(*now.edits, edit)))
+            else:
+                found.append(moved(now, generator.uniform(-1, 1, size), other, settings))
+        return found
+
+    return propose
+
+
+def moved(
+    now: Candidate, direction: Sequence[float] | NDArray[np.float64], technique: str, settings: SearchConfig
+) -> Candidate:
+    """Return alpha + scale * direction, directions cut to [-1, 1], strengths to the whole region."""
+    step = settings.scale * np.clip(np.asarray(direction, float), -1.0, 1.0)
+    reach = settings.scale * settings.iterations
+    alpha = np.clip(np.asarray(now.alpha) + step, -reach, reach)
+    return Candidate(technique=technique, alpha=tuple(float(round(a, 6)) for a in alpha), edits=now.edits)
+
+
+def anywhere(settings: SearchConfig) -> Propose:
+    """Return proposals of the random-search baseline: any technique, any strengths, any edits."""
+    names, edits = sorted(COMPOSITIONS), sorted(EDITS)
+
+    def propose(state: State, generator: np.random.Generator) -> list[Candidate]:
+        size, reach = len(state.incumbent.alpha), settings.scale * settings.iterations
+        found = []
+        for _ in range(settings.candidates):
+            alpha = tuple(float(round(a, 6)) for a in generator.uniform(-reach, reach, size))
+            chosen = generator.permutation(len(edits))[: int(generator.integers(0, settings.edits + 1))]
+            technique = names[int(generator.integers(len(names)))]
+            found.append(Candidate(technique=technique, alpha=alpha, edits=tuple(edits[i] for i in chosen)))
+        return found
+
+    return propose

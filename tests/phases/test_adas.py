@@ -1,0 +1,407 @@
+"""Experts, pool, trust region and the whole phase, on a tiny Llama."""
+
+import contextlib
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agent_forge import agent, checkpoint, evaluate, models
+from agent_forge.checkpoint import Workspace
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.phases.adas import Config, runtime_search
+from agent_forge.phases.adas.candidate import Bench, Candidate
+from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
+from agent_forge.phases.adas.influence import look
+from agent_forge.phases.adas.objective import Drift, Objective, make_objective
+from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
+from agent_forge.phases.adas.pool.activation import scaled_along
+from agent_forge.phases.adas.run import run
+from agent_forge.phases.adas.targets import find_matrices, within_budget
+from agent_forge.phases.adas.trust import Search, State, around_incumbent, moved
+
+DOMAINS = 3
+TINY = [
+    "domains=[text,tools]", "fitness={text:1.0,tools:1.0,reasoning:0,memory:0}", "experts.batch_rows=4",
+    "experts.length_tokens=48", "experts.rows=40", "experts.svf_steps=3", "experts.task_steps=3", "search.iterations=3",
+    "search.candidates=3", "search.race_items=[2,4]", "search.race_keep=[1]", "search.pool_items=12",
+    "search.samples=200", "search.drift_items=2", "runtime_search.techniques=[role]", "runtime_search.items=1",
+    "runtime_search.final_items=1", "test_items=6", "runtime.device=cpu", "runtime.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128, max_position_embeddings=256, initializer_range=0.2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def settings(data_config, out, *more):
+    config = compose("adas", Config, [*TINY, *more, f"out={out}"])
+    config.data = data_config
+    return config
+
+
+@pytest.fixture(scope="module")
+def bank(model, data_config):
+    """Experts that nobody trained: seeded vectors, which is all that the algebra needs."""
+    made = empty_bank(model, find_matrices(model), settings(data_config, "unused"))
+    generator = torch.Generator().manual_seed(1)
+    made.domains = ["a", "b", "c"]
+    made.gains = [
+        {n: 0.3 * torch.randn(f[1].shape, generator=generator) for n, f in made.factors.items()} for _ in range(DOMAINS)
+    ]
+    made.deltas = [
+        {n: 0.1 * torch.randn(w.shape, generator=generator) for n, w in made.base.items()} for _ in range(DOMAINS)
+    ]
+    return made
+
+
+@pytest.fixture(scope="module")
+def bench(model, bank):
+    matrices = find_matrices(model)
+    generator = np.random.default_rng(0)
+    plain, tasks = ([generator.integers(0, 128, 12).tolist() for _ in range(2)] for _ in range(2))
+    seen = look(model, matrices, plain, tasks)
+
+    def named(kind):
+        return {key.split("/")[1]: value for key, value in seen.items() if key.startswith(kind)}
+
+    def subject(weight):
+        return Subject(
+            matrices=matrices, weight=weight, heads=4, kv_heads=2, rank_share=0.25, density=0.2,
+            influence={int(k): float(v) for k, v in named("influence").items()},
+            share={k: float(v) for k, v in named("share").items()},
+            stream={int(k): v for k, v in named("stream").items()},
+        )  # fmt: skip
+
+    return Bench(model, bank, matrices, subject)
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(40)[None] % 128, use_cache=False).logits
+
+
+def bytes_of(model):
+    return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+
+def test_matrices_are_found_with_their_roles_and_the_budget_spreads_over_depth(model):
+    found = find_matrices(model)
+    assert len(found) == 3 * 7
+    roles = {m.name.split(".")[-2]: m.role for m in found}
+    assert roles == {
+        "q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "attention_out", "gate_proj": "mlp_in",
+        "up_proj": "mlp_in", "down_proj": "mlp_out",
+    }  # fmt: skip
+    one_layer = sum(m.numel for m in found if m.layer == 0)
+    assert {m.layer for m in within_budget(found, 2 * one_layer)} == {0, 2}
+    assert {m.layer for m in within_budget(found, 1)} == {2}
+    with pytest.raises(PhaseError, match="no layer matrices"):
+        find_matrices(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_gains_of_zero_are_the_model_exactly_and_match_the_z_form(model, bank):
+    adapted = Adapted(model, bank, "svf")
+    with torch.no_grad():
+        assert torch.equal(adapted(torch.arange(9)[None]), model(input_ids=torch.arange(9)[None]).logits)
+    name = next(iter(bank.base))
+    u, s, vh = bank.factors[name]
+    gain = bank.gains[0][name]
+    assert torch.allclose(bank.base[name] + bank.spread(name, gain), (u * (s * (1 + gain))) @ vh, atol=1e-5)
+
+
+def test_the_gradient_of_a_gain_equals_a_finite_difference(model, bank):
+    adapted = Adapted(model, bank, "svf")
+    ids = torch.randint(0, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids}
+    loss_of = anchored_loss(0.5)
+    with torch.no_grad():
+        for vector in adapted.vectors:
+            vector.fill_(0.05)
+    loss_of(adapted, batch, 0)[0].backward()
+    vector = adapted.vectors[5]
+    slope = float(vector.grad.sum())
+    losses = []
+    for shift in (0.01, -0.01):
+        with torch.no_grad():
+            vector += shift
+            losses.append(float(loss_of(adapted, batch, 0)[0]))
+            vector -= shift
+    assert (losses[0] - losses[1]) / 0.02 == pytest.approx(slope, rel=2e-2)
+
+
+def test_the_anchor_is_zero_for_an_unchanged_model(model, bank):
+    ids = torch.arange(24)[None]
+    _, metrics = anchored_loss(1.0)(Adapted(model, bank, "task"), {"input_ids": ids, "labels": ids}, 0)
+    assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_pool_has_at_least_thirty_techniques_in_eight_families():
+    everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
+    assert len({t.name for t in everything}) == len(everything) >= 30
+    assert len({t.family for t in everything}) >= 7
+
+
+def test_every_composition_and_edit_changes_the_logits_and_no_two_alike(model, bench):
+    before = logits_of(model)
+    alpha = (1.0, 0.7, 0.4)
+    found = {"identity": before}
+    for name in COMPOSITIONS:
+        with bench.made(Candidate(technique=name, alpha=alpha)):
+            found[name] = logits_of(model)
+    for name in EDITS:
+        with bench.made(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=(name,))):
+            found[name] = logits_of(model)
+    same = [(a, b) for a, b in itertools.combinations(found, 2) if float((found[a] - found[b]).abs().max()) < 1e-4]
+    assert same == []
+    assert torch.equal(logits_of(model), before)
+
+
+def test_strengths_of_zero_add_nothing_whatever_the_technique(model, bench):
+    before = bytes_of(model)
+    for name in COMPOSITIONS:
+        bench.put(Candidate(technique=name, alpha=(0.0,) * DOMAINS))
+        assert bytes_of(model) == before
+
+
+@pytest.mark.parametrize("name", [n for n in COMPOSITIONS if n not in ("by_depth", "z_per_layer")])
+def test_small_strengths_make_small_changes(bank, name):
+    added = COMPOSITIONS[name](bank, (0.001, 0.001, 0.001))
+    limit = 0.01 * max(float(w.abs().max()) for w in bank.base.values())
+    assert max(float(delta.abs().max()) for delta in added.values()) < limit
+
+
+def test_full_strength_of_one_task_vector_is_that_vector(bank):
+    added = COMPOSITIONS["task_full"](bank, (0.0, 1.0, 0.0))
+    assert all(torch.equal(added[name], delta) for name, delta in bank.deltas[1].items())
+
+
+@pytest.mark.parametrize(
+    "name", ["uniform_soup", "ties", "breadcrumbs", "sce", "model_stock", "strongest", "z_softmax"]
+)
+def test_the_order_of_experts_does_not_matter(bank, name):
+    order = [2, 0, 1]
+    turned = replace(
+        bank, domains=[bank.domains[i] for i in order], gains=[bank.gains[i] for i in order],
+        deltas=[bank.deltas[i] for i in order],
+    )  # fmt: skip
+    alpha = (1.0, 0.5, 0.25)
+    one, other = COMPOSITIONS[name](bank, alpha), COMPOSITIONS[name](turned, [alpha[i] for i in order])
+    assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
+def test_skipping_a_layer_equals_the_model_without_it(model, bench):
+    with bench.made(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=("skip_layer",))):
+        zeroed = [i for i, layer in enumerate(model.model.layers) if not layer.mlp.down_proj.weight.any()]
+        found = logits_of(model)
+    assert len(zeroed) == 1
+    layers = model.model.layers
+    model.model.layers = torch.nn.ModuleList(layer for i, layer in enumerate(layers) if i not in zeroed)
+    expected = logits_of(model)
+    model.model.layers = layers
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_an_ablated_direction_is_never_written():
+    weight, direction = torch.randn(8, 5), torch.nn.functional.normalize(torch.randn(8), dim=0)
+    assert (direction @ scaled_along(weight, direction, 0.0)).abs().max() < 1e-5
+    assert torch.allclose(direction @ scaled_along(weight, direction, 1.5), 1.5 * (direction @ weight), atol=1e-5)
+
+
+def test_random_vectors_have_the_norms_of_those_they_stand_for(bank):
+    drawn = bank.randomised("x")
+    for real, noise in zip(bank.deltas, drawn.deltas, strict=True):
+        assert all(float(noise[n].norm()) == pytest.approx(float(real[n].norm()), rel=1e-4) for n in real)
+        assert not any(torch.equal(noise[n], real[n]) for n in real)
+
+
+def test_a_move_stays_within_the_trust_region(data_config):
+    search = settings(data_config, "unused").search
+    now = Candidate(technique="svf_all", alpha=(0.25, 0.0))
+    step = moved(now, [9.0, -0.5], "svf_all", search)
+    assert step.alpha == (0.3, -0.05)  # 3 iterations of .1 reach .3
+
+
+class Planted(Objective):
+    """Losses known in closed form: quadratic in the strengths around a planted optimum, with shared and own noise."""
+
+    def plant(self, optimum, noise):
+        self.optimum, self.noise = np.asarray(optimum), noise
+        return self
+
+    def losses(self, model, picks):
+        numbers = picks["x"]
+        self.scored += len(numbers)
+        shared = np.random.default_rng(7).normal(0, 1, 4096)[numbers]
+        own = numpy_generator(0, str(model)).normal(0, self.noise, 4096)[numbers]
+        value = 5 + ((np.asarray(model.alpha) - self.optimum) ** 2).sum() + shared + own
+        return {"x": np.stack([value, np.ones(len(numbers))], axis=1)}
+
+
+class NoModel:
+    """A bench whose models are the candidates themselves."""
+
+    def made(self, candidate):
+        return contextlib.nullcontext(candidate)
+
+
+class InMemory:
+    """A workspace that keeps nothing: the null test makes hundreds of steps."""
+
+    def remember(self, _name, compute):
+        return compute()
+
+
+def planted_search(tmp_path, data_config, optimum, noise, seed, *more, out=None):
+    search = settings(
+        data_config, "unused", "search.iterations=10", "search.candidates=6", "search.race_items=[4,8,32]",
+        "search.race_keep=[3,1]", "search.pool_items=2000", *more,
+    ).search  # fmt: skip
+    objective = Planted(
+        rows={"x": [None] * 4096}, weights={"x": 1.0}, items_hash="", seed=seed, samples=400, confidence=0.95
+    ).plant(optimum, noise)
+    out = out or Workspace(tmp_path / f"w{seed}", phase="adas", seed=seed, config={})
+    state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS))
+    one = Search("adas", NoModel(), objective, lambda _: 0.0, search, out, EventLog(None, "adas"))
+    return one, one.run(state, around_incumbent(search))
+
+
+def test_a_planted_optimum_is_found(tmp_path, data_config):
+    search, state = planted_search(tmp_path, data_config, (0.6, 0.3), 0.0, 0)
+    start, end = 0.6**2 + 0.3**2, ((np.asarray(state.incumbent.alpha) - (0.6, 0.3)) ** 2).sum()
+    assert end < 0.1 * start
+    for old, new in itertools.pairwise([s["candidate"]["alpha"] for s in search.log if s["accepted"]]):
+        assert max(abs(a - b) for a, b in zip(old, new, strict=True)) <= 0.1 + 1e-9
+
+
+def test_under_a_null_at_most_about_five_percent_of_iterations_accept(tmp_path, data_config):
+    accepted = total = 0
+    for seed in range(30):
+        search, _ = planted_search(tmp_path, data_config, (0.0, 0.0), 0.5, seed, "search.scale=0.00001", out=InMemory())
+        accepted += sum(step["accepted"] for step in search.log)
+        total += len(search.log)
+    assert accepted / total <= 0.08  # 300 decisions: .05 plus two standard errors
+
+
+def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path, data_config):
+    search, whole = planted_search(tmp_path, data_config, (0.6, 0.3), 0.05, 4)
+    for number in range(6, 10):
+        (search.out.state / f"adas-{number:03}.json").unlink()
+    again, resumed = planted_search(tmp_path, data_config, (0.6, 0.3), 0.05, 4)
+    assert resumed.incumbent == whole.incumbent
+    assert [s["gain"] for s in again.log] == [s["gain"] for s in search.log]
+
+
+def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(tiny_llama, tiny_tokenizer, data_config):
+    context = evaluate.EvalContext(data=data_config, seed=0)
+    objective = make_objective(
+        {"text": 1.0, "tools": 2.0}, tiny_tokenizer, "search", 6, context, samples=200, confidence=0.95
+    )
+    losses = objective.losses(tiny_llama, objective.everything())
+    assert objective.bounds(losses, losses) == (0.0, 0.0)
+    better = {kind: found - np.asarray([[0.1, 0.0]]) * found[:, 1:] for kind, found in losses.items()}
+    assert objective.gain(losses, better) == pytest.approx(0.1)
+    assert objective.bounds(losses, better)[0] == pytest.approx(0.1)
+    drift = Drift(tiny_llama, objective.rows["text"][:2])
+    assert drift(tiny_llama) == pytest.approx(0.0, abs=1e-6)
+    with torch.no_grad():
+        tiny_llama.model.layers[0].mlp.down_proj.weight += 0.3
+    assert drift(tiny_llama) > 1e-3
+
+
+def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, tiny_tokenizer):
+    examples = [("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")]
+    plain = agent.AgentSettings.from_manifest({})
+    found = [agent.AgentSettings.from_manifest(t.settings(examples)) for t in RUNTIME.values()]
+    assert all(a != b for a, b in itertools.combinations([plain, *found], 2))
+    talks = []
+    for one in [plain, *found]:
+        made = agent.Agent(tiny_llama, tiny_tokenizer, settings=one)
+        prompt = made._with_system(made._scaffolded([{"role": "user", "content": "Add 4 + 5."}]))
+        sampling = (one.temperature, one.top_p, one.scaffold == "self_consistency")
+        talks.append((str(prompt), sampling))
+        made.memory.close()
+    assert len(set(talks)) == len(talks)
+
+
+@pytest.mark.parametrize("name", ["few_shot", "self_consistency", "role"])
+def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name):
+    wanted = {"tools": ["calculator"], **RUNTIME[name].settings([("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")])}
+    wanted["decoder"] = {**wanted.get("decoder", {}), "max_new_tokens": 6}
+    talks = [[{"role": "user", "content": text}] for text in ("Add 4 + 5.", "Repeat the words river house.")]
+    found = runtime_search.answers(tiny_llama, tiny_tokenizer, wanted, talks)
+    one = agent.Agent(tiny_llama, tiny_tokenizer, settings=wanted)
+    assert found[0].text == one.reply(talks[0]).text
+    one.memory.close()
+
+
+def test_settings_that_cannot_be_followed_are_refused(data_config):
+    with pytest.raises(ConfigError, match="did you mean 'few_shot'"):
+        runtime_search.check(settings(data_config, "unused", "runtime_search.techniques=[few_shots]"))
+    with pytest.raises(ConfigError, match="race_keep"):
+        settings(data_config, "unused", "search.race_keep=[2,1]")
+    with pytest.raises(ConfigError, match="pool_items"):
+        settings(data_config, "unused", "search.pool_items=3")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_checkpoint, data_config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("adas")
+    config = settings(data_config, out / "one")
+    workspace = Workspace(out / "one", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
+    report = run(config, [tiny_checkpoint], workspace, EventLog(None, "adas"))
+    return report, workspace, config
+
+
+def test_the_phase_writes_a_model_and_says_what_it_measured(finished, tiny_checkpoint):
+    report, _, config = finished
+    written = checkpoint.open(report.outputs[0])
+    assert written.manifest.parents[0]["id"] == tiny_checkpoint.id
+    assert len(report.tables["search"]) == config.search.iterations
+    assert len(report.tables["pool screened"]) == len(COMPOSITIONS) + len(EDITS)
+    baselines = report.tables["test split, against baselines at equal budget"]
+    assert [row["search"] for row in baselines] == ["adas", "random search", "random vectors"]
+    assert min(row["rows_scored"] for row in baselines) >= baselines[0]["rows_scored"]
+    for row in report.tables["experts"]:
+        assert row["last_loss_nats"] < row["first_loss_nats"] + 0.05
+    models.load(written)
+
+
+def test_the_same_seed_gives_the_same_bytes_also_after_a_kill(finished, tiny_checkpoint, tmp_path):
+    report, workspace, config = finished
+    config = replace(config, out=str(tmp_path / "two"))
+    again = Workspace(Path(config.out), phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
+    again.state.mkdir(parents=True)
+    shutil.copytree(workspace.state, again.state, dirs_exist_ok=True)
+    for late in ("random-search-001.json", "random-search-002.json", "test.json", "runtime.json"):
+        (again.state / late).unlink(missing_ok=True)
+    other = run(config, [tiny_checkpoint], again, EventLog(None, "adas"))
+    assert checkpoint.open(other.outputs[0]).id == checkpoint.open(report.outputs[0]).id
+    assert other.metrics == report.metrics
+
+
+def test_when_nothing_is_accepted_the_input_comes_back_bit_for_bit(tiny_checkpoint, data_config, tmp_path):
+    config = settings(
+        data_config, tmp_path / "none", "search.drift_limit_nats=-1", "search.baselines=false", "search.iterations=2",
+        "runtime_search.techniques=[]", "experts.svf_steps=1", "experts.task_steps=1",
+    )  # fmt: skip
+    out = Workspace(tmp_path / "none", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
+    report = run(config, [tiny_checkpoint], out, EventLog(None, "adas"))
+    assert report.metrics["accepted"] == 0
+    before, after = models.load(tiny_checkpoint).state_dict(), models.load(report.outputs[0]).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
