@@ -19,6 +19,10 @@ from agent_forge.models.compressed import coded_modules
 from agent_forge.phases.compress import Config, choose, measure, offers, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
+HEADER_BYTES = 160  # what a tensor takes in the header of a safetensors file, at most: its name, type, shape and place
+
+ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into one
+
 
 def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
     """Read sources[0], write the compressed checkpoint.
@@ -63,10 +67,11 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
 def _calibration(config: Config, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Return calibration windows (n, length) int64 of the train split."""
     settings = config.calibration
-    kinds = {kind for kind, weight in settings.mix.items() if weight > 0}
-    sources = {kind: data.source(kind, config.data, tokenizer, "train", config.seed) for kind in sorted(kinds)}
+    mix = {kind: weight for kind, weight in settings.mix.items() if weight > 0}
+    rows = ROWS_PER_WINDOW * settings.windows
+    sources = {kind: data.source(kind, config.data, tokenizer, "train", config.seed, rows=rows) for kind in sorted(mix)}
     mixture = data.Mixture(
-        sources, settings.mix, rows=settings.windows, length_tokens=settings.length_tokens, seed=config.seed, name="compress"
+        sources, mix, rows=settings.windows, length_tokens=settings.length_tokens, seed=config.seed, name="compress"
     )
     return mixture.batch(0)["input_ids"]
 
@@ -94,11 +99,11 @@ def _choose(
         return out.remember(name, lambda: _point(model, coded, choice, search, parent, size, total_weights, tensors))
 
     if config.budget.bytes_ratio > 0 or config.mode == "stacked":
-        fixed = fp32_bytes - 4 * total_weights
+        fixed = fp32_bytes - 4 * total_weights + HEADER_BYTES * len(model.state_dict())
         budget = int(config.budget.bytes_ratio * fp32_bytes) - fixed if config.mode == "allocate" else 2**62
         if budget <= 0:
             raise ConfigError(
-                f"budget.bytes_ratio={config.budget.bytes_ratio} is below the {fixed:,} bytes of what is not coded; raise it"
+                f"budget.bytes_ratio={config.budget.bytes_ratio} is below the {fixed:,} bytes of what is not coded and of the file's header; raise it"
             )
         choice = allocate.within_budget(tensors, budget, max_seed_blocks=max_seeds)
         return choice, [measured(choice)]

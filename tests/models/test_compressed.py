@@ -1,0 +1,210 @@
+"""Compressed models: the same outputs as the tensors they were made from, opened by plain transformers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from agent_forge import codecs, models
+from agent_forge.codecs import ternary as ternary_codec
+from agent_forge.codecs.payload import Payload
+from agent_forge.core.errors import CheckpointError, PhaseError
+from agent_forge.models import compressed
+from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.storage import quiet_transformers
+from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.models.thought import ThoughtForCausalLM
+
+torch.set_num_threads(1)
+IDS = torch.randint(0, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+CHANGES = {
+    "raw": {"dtype": "float32"}, "intk": {"bits": 6, "group": 16}, "ternary": {"group": 16},
+    "vptq": {"codebook": 16}, "hyper": {}, "seedlm": {"seeds": 64},
+}  # fmt: skip
+
+
+def llama(*, tie: bool = False, bias: bool = False) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=96, tie_word_embeddings=tie, mlp_bias=bias, attention_bias=bias,
+        )
+    ).eval()  # fmt: skip
+
+
+def cognate() -> CognateForCausalLM:
+    torch.manual_seed(0)
+    return CognateForCausalLM(
+        CognateConfig(
+            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_loops=2,
+            memory_slots=16, memory_top_k=2, written_slots=4, halting_size=8, initializer_range=0.1,
+        )
+    ).eval()  # fmt: skip
+
+
+def ternary_llama() -> LlamaForCausalLM:
+    model = llama()
+    ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[]))
+    return model
+
+
+def thinking_ternary_cognate() -> PreTrainedModel:
+    model = ThoughtForCausalLM.wrap(cognate(), start_ids=[1], end_ids=[2], thought_length=2, thoughts=1, temperature=1.0)
+    ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[]))
+    return model.eval()
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": llama,
+    "tied": lambda: llama(tie=True),
+    "biased": lambda: llama(bias=True),
+    "cognate": cognate,
+    "ternary": ternary_llama,
+    "thinking": thinking_ternary_cognate,
+}
+
+
+def lossless(model: nn.Module) -> dict[str, Payload]:
+    """Return payloads that lose nothing: ternary where the weights are, raw float32 elsewhere."""
+    coded = {}
+    for name, tensor in compressed.coded_tensors(model).items():
+        matrix = compressed.as_matrix(tensor)
+        on_grid = ternary_codec.on_grid(matrix, 16) is not None
+        coded[name] = codecs.encode("ternary" if on_grid else "raw", matrix, {"group": 16} if on_grid else CHANGES["raw"])
+    return coded
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    return model(input_ids=IDS, use_cache=False).logits
+
+
+def opened(directory: Path) -> PreTrainedModel:
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_lossless_codes_give_the_parents_logits_in_memory_and_from_disk(kind: str, tmp_path: Path) -> None:
+    model = MODELS[kind]()
+    expected = logits(model)
+    coded = lossless(model)
+    if kind in ("ternary", "thinking"):
+        assert sum(p.codec == "ternary" for p in coded.values()) > 10
+    compressed.compress(model, coded)
+    assert (logits(model) - expected).abs().max() <= 1e-5
+    models.save(model, None, tmp_path / "one")
+    again = opened(tmp_path / "one")
+    assert (logits(again) - expected).abs().max() <= 1e-5
+    assert not any(type(m) is nn.Linear for m in again.modules())
+    models.save(again, None, tmp_path / "two")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert again.config.quantization_config.to_dict() == model.config.quantization_config.to_dict()
+
+
+@pytest.mark.parametrize("codec", sorted(CHANGES))
+def test_a_reloaded_model_multiplies_with_what_the_codec_decodes(codec: str, tmp_path: Path) -> None:
+    model = llama()
+    coded = {n: codecs.encode(codec, t, CHANGES[codec]) for n, t in compressed.coded_tensors(model).items()}
+    dense = llama()
+    for name, payload in coded.items():
+        dense.get_submodule(name).weight.data.copy_(codecs.decode(payload))  # type: ignore[union-attr, operator]
+    models.save(compressed.compress(model, coded), None, tmp_path)
+    assert torch.allclose(logits(opened(tmp_path)), logits(dense), atol=1e-5)
+
+
+def test_a_tied_head_is_stored_once_and_uses_the_embedding(tmp_path: Path) -> None:
+    model = compressed.compress(llama(tie=True), lossless(llama(tie=True)))
+    models.save(model, None, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert not [key for key in file.keys() if key.startswith("lm_head")]  # noqa: SIM118
+    again = opened(tmp_path)
+    assert torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
+    assert again.lm_head.packed_bytes() == 0
+
+
+def test_stated_bytes_are_the_bytes_in_the_file(tmp_path: Path) -> None:
+    model = compressed.compress(cognate(), lossless(cognate()))
+    models.save(model, None, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    again = opened(tmp_path)
+    for name, module in compressed.coded_modules(again).items():
+        assert module.packed_bytes() == stored[f"{name}.payload"].numel()
+    file_bytes = (tmp_path / "model.safetensors").stat().st_size
+    assert models.deployable_bytes(again) == pytest.approx(file_bytes, rel=0.1)
+
+
+def test_memory_holds_codes_and_no_dense_copy(tmp_path: Path) -> None:
+    model = ternary_llama()
+    compressed.compress(model, lossless(model))
+    models.save(model, None, tmp_path)
+    again = opened(tmp_path)
+    for module in compressed.coded_modules(again).values():
+        if module.codec is ternary_codec:
+            rows, columns = module.shape
+            assert module.memory_bytes() < 2.2 * rows * columns  # an int8 a weight, padding, scales and the payload
+            before = module.memory_bytes()
+            module.dense()
+            assert module.memory_bytes() == before
+
+
+def test_generation_with_a_cache_follows_the_parent(tmp_path: Path) -> None:
+    model = cognate()
+    prompts = [[3, 4, 5], [7, 8, 9, 10]]
+    expected = models.generate(model, prompts, max_new_tokens=6, stop_ids=[])
+    models.save(compressed.compress(model, lossless(model)), None, tmp_path)
+    assert models.generate(models.load(tmp_path), prompts, max_new_tokens=6, stop_ids=[]) == expected
+
+
+def test_a_model_in_bfloat16_computes_in_bfloat16(tmp_path: Path) -> None:
+    models.save(compressed.compress(llama(), lossless(llama())), None, tmp_path)
+    model = models.load(tmp_path, dtype=torch.bfloat16)
+    result = logits(model)
+    assert result.dtype == torch.bfloat16
+    assert torch.allclose(result.float(), logits(llama()), atol=0.05)
+
+
+def test_a_damaged_payload_is_named(tmp_path: Path) -> None:
+    models.save(compressed.compress(llama(), lossless(llama())), None, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    tensors[f"{name}.payload"][200] ^= 4
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: its checksum differs"):
+        models.load(tmp_path)
+
+
+def test_a_config_that_names_another_models_tensors_is_refused(tmp_path: Path) -> None:
+    models.save(compressed.compress(llama(), lossless(llama())), None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    entry = config["quantization_config"]["tensors"].pop("model.layers.0.mlp.up_proj")
+    config["quantization_config"]["tensors"]["model.layers.0.mlp.sideways"] = entry
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="names the coded tensor model.layers.0.mlp.sideways"):
+        models.load(tmp_path)
+
+
+def test_compressing_twice_or_an_unknown_tensor_is_refused() -> None:
+    model = compressed.compress(llama(), lossless(llama()))
+    with pytest.raises(PhaseError, match="compressed already"):
+        compressed.compress(model, {})
+    with pytest.raises(PhaseError, match="no matrix nowhere"):
+        compressed.compress(llama(), {"nowhere": codecs.encode("raw", torch.ones(2, 2), {})})
+
+
+def test_what_stayed_float_still_trains() -> None:
+    model = compressed.compress(ternary_llama(), lossless(ternary_llama()))
+    model.train()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    gradient = model.model.layers[0].input_layernorm.weight.grad
+    assert gradient is not None
+    assert float(gradient.abs().sum()) > 0

@@ -1,0 +1,261 @@
+"""The compress phase: sensitivities against finite differences, budgets kept, the written file scored, restarts exact."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agent_forge import checkpoint, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.codecs import allocate
+from agent_forge.codecs.allocate import Option
+from agent_forge.config import DataConfig, Report
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.models import compressed
+from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.phases.compress import PHASE, Config, choose, measure, offers, sensitivity
+from agent_forge.phases.compress.run import run
+
+CANDIDATES = [
+    {"codec": "raw"}, {"codec": "intk", "bits": 8, "step": 0.1}, {"codec": "intk", "bits": 8, "step": 0.6},
+    {"codec": "ternary", "group": 32}, {"codec": "seedlm", "seeds": 64}, {"codec": "vptq"}, {"codec": "hyper"},
+]  # fmt: skip
+
+
+@pytest.fixture
+def config(data_config: DataConfig, tmp_path: Path) -> Config:
+    made = compose("compress", Config, [f"out={tmp_path / 'out'}", "calibration.mix={text:0.5,tools:0.5}"])
+    made.data = data_config
+    made.calibration.windows, made.calibration.length_tokens = 4, 48
+    made.calibration.mix = {"text": 0.5, "tools": 0.5}
+    made.measure.windows, made.measure.length_tokens = 3, 48
+    made.codec.candidates, made.codec.min_weights = CANDIDATES, 64
+    made.budget.search_steps = 4
+    return made
+
+
+def space(config: Config, parent: Checkpoint, place: Path) -> Workspace:
+    return Workspace(place, phase="compress", seed=config.seed, config=config, parents=[parent])
+
+
+def forge(config: Config, parent: Checkpoint, place: Path) -> tuple[Report, Workspace]:
+    out = space(config, parent, place)
+    return run(config, [parent], out, EventLog(None, "compress")), out
+
+
+def test_the_written_file_is_what_was_scored_and_opens_by_itself(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "out")
+    written = checkpoint.open(report.outputs[0])
+    size = (written.path / "model.safetensors").stat().st_size
+    assert report.metrics["bytes"] == size == written.manifest.deployable_bytes
+    assert size < 0.5 * tiny_checkpoint.manifest.deployable_bytes
+    assert PHASE.promises_smaller
+    windows = measure.held_out(config, tiny_tokenizer, "validation")
+    before = measure.losses(models.load(tiny_checkpoint), windows)
+    again = measure.quality(measure.losses(models.load(written), windows), before)
+    assert again["quality"] == report.metrics["quality"]
+    assert again["quality"] >= 0.9
+    stored = sum(row["bytes"] for row in report.tables["tensors"])
+    assert stored <= size <= stored + 16_000
+    assert {row["codec"].split("(")[0] for row in report.tables["tensors"]} <= {c["codec"] for c in CANDIDATES}
+    assert len(report.tables["rate and quality (search split)"]) >= 2
+
+
+def test_a_run_killed_while_coding_ends_in_the_same_checkpoint(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    whole, _ = forge(config, tiny_checkpoint, tmp_path / "a" / "out")
+    out = space(config, tiny_checkpoint, tmp_path / "b" / "out")
+    events = EventLog(None, "compress", (lambda e: setattr(out, "stop_signal", 15 if e.stage == "code" else 0),), 0)
+    with pytest.raises(Interrupted):
+        run(config, [tiny_checkpoint], out, events)
+    assert not out.path.exists()
+    resumed, _ = forge(config, tiny_checkpoint, tmp_path / "b" / "out")
+    assert checkpoint.open(resumed.outputs[0]).id == checkpoint.open(whole.outputs[0]).id
+
+
+def test_a_byte_budget_is_kept_and_a_larger_one_is_no_worse(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config.budget.quality_floor = 0.0
+    estimated = []
+    for ratio in (0.16, 0.25, 0.4):
+        config.budget.bytes_ratio = ratio
+        report, _ = forge(config, tiny_checkpoint, tmp_path / f"out-{ratio}")
+        (point,) = report.tables["rate and quality (search split)"]
+        fp32 = report.metrics["bytes"] / report.metrics["bytes_of_fp32"]
+        assert point["bytes"] < report.metrics["bytes"] <= ratio * fp32
+        estimated.append(point["estimated_nats"])
+    assert estimated == sorted(estimated, reverse=True)
+    config.budget.bytes_ratio = 0.01
+    with pytest.raises(ConfigError, match="bytes_ratio"):
+        forge(config, tiny_checkpoint, tmp_path / "out-none")
+
+
+def test_stacking_the_three_codecs_loses_more_than_choosing(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config.mode = "stacked"
+    stacked, _ = forge(config, tiny_checkpoint, tmp_path / "stacked")
+    assert stacked.metrics["bytes"] > 0
+    config.mode, config.budget.quality_floor = "allocate", 0.0
+    config.budget.bytes_ratio = stacked.metrics["bytes_of_fp32"]
+    chosen, _ = forge(config, tiny_checkpoint, tmp_path / "chosen")
+    assert chosen.metrics["bytes"] <= stacked.metrics["bytes"]
+    worst = stacked.tables["rate and quality (search split)"][0]["estimated_nats"]
+    assert chosen.tables["rate and quality (search split)"][0]["estimated_nats"] < worst
+
+
+def test_ternary_layers_stay_ternary_to_the_bit(
+    config: Config, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    ternarise(tiny_llama, TernarySettings(group_size=32, activation_bits=8, packing="five_trits", skip=[]))
+    parent = checkpoint.write(
+        tmp_path / "parent", lambda d: models.save(tiny_llama, tiny_tokenizer, d), phase="bitnet", seed=0, config={}
+    )
+    config.codec.candidates = [{"codec": "raw", "dtype": "float32"}]
+    report, _ = forge(config, parent, tmp_path / "out")
+    rows = {row["tensor"]: row for row in report.tables["tensors"]}
+    assert rows["model.layers.0.mlp.up_proj"]["codec"] == "ternary(group=32,scales=exact)"
+    assert rows["model.layers.0.mlp.up_proj"]["relative_error"] == 0
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        difference = models.load(report.outputs[0])(ids).logits - models.load(parent)(ids).logits
+    assert difference.abs().max() <= 1e-5
+
+
+def test_the_estimated_loss_matches_the_measured_one_for_small_errors(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    """On the model's own distribution the loss rises by ½ΔᵀFΔ; the factored estimate must be near it, and quadratic."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in tiny_llama.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    windows = torch.randint(0, 200, (24, 32))
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    found = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    with torch.no_grad():
+        base = tiny_llama(windows).logits.log_softmax(-1)
+        for name in ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"):
+            changed = copy.deepcopy(tiny_llama)
+            layer = changed.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            error = 0.02 * layer.weight.std() * torch.randn(layer.weight.shape)
+            layer.weight.add_(error)
+            new = changed(windows).logits.log_softmax(-1)
+            rise = float(functional.kl_div(new, base, log_target=True, reduction="sum")) / windows.numel()
+            estimate = found[name].distortion(error)
+            assert 0.5 < estimate / rise < 2.0
+            assert found[name].distortion(2 * error) == pytest.approx(4 * estimate, rel=1e-4)
+
+
+def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    windows = torch.randint(0, 200, (3, 16))
+    found = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    uses = found["model.embed_tokens"].uses
+    assert len(uses) == 2
+    assert "lm_head" not in found
+    counts = torch.bincount(windows.flatten(), minlength=tiny_llama.config.vocab_size)
+    assert any(torch.allclose(use.rows * windows.numel(), counts + sensitivity.UNSEEN_TOKENS) for use in uses)
+
+
+def test_seeds_and_hyper_keep_their_limits(config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    config.codec.candidates = [{"codec": "raw"}, {"codec": "seedlm", "seeds": 64}, {"codec": "hyper", "bits": 8}]
+    config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.4
+    config.hyper_ratio, config.seed_ratio = 0.0, 0.3
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "out")
+    used = {row["codec"].split("(")[0] for row in report.tables["tensors"]}
+    assert "hyper" not in used
+    assert 0 < report.metrics["seed_share"] <= 0.3
+
+
+def test_the_floor_search_takes_the_smallest_choice_that_keeps_it(config: Config) -> None:
+    tensors = [[Option(f"{i}", 100 - 10 * i, float(i)) for i in range(9)]]
+    choices = choose.hull(tensors, 10**9)
+    assert [c[0] for c in choices] in ([*range(9)], [0, 8])
+    config.budget.quality_floor, config.budget.search_steps = 0.9, 8
+    all_choices = [[i] for i in range(9)]
+    quality = [1.0, 0.99, 0.97, 0.95, 0.92, 0.91, 0.7, 0.5, 0.2]
+    chosen, points = choose.smallest_above_floor(
+        all_choices, tensors, lambda c: {"quality": quality[c[0]]}, config, EventLog(None, "compress")
+    )
+    assert chosen == [5]
+    assert len(points) <= 4
+    warned: list[str] = []
+    events = EventLog(None, "compress", (lambda e: warned.append(e.message) if e.kind == "warning" else None,))
+    chosen, _ = choose.smallest_above_floor(all_choices, tensors, lambda _: {"quality": 0.5}, config, events)
+    assert chosen == [0]
+    assert "keeps quality 0.9" in warned[0]
+
+
+def test_quality_is_the_worst_kinds_perplexity_ratio() -> None:
+    parent = {"text": torch.tensor([[1.0, 3.0], [2.0, 4.0]]), "tools": torch.tensor([[0.5, 1.0]])}
+    child = {"text": torch.tensor([[1.1, 3.0], [2.1, 9.0]]), "tools": torch.tensor([[0.7, 1.0]])}
+    figures = measure.quality(child, parent)
+    assert figures["text_kept"] == pytest.approx(math.exp(-0.1), abs=1e-4)
+    assert figures["quality"] == pytest.approx(math.exp(-0.2), abs=1e-4)
+    assert (figures["text_top1_kept"], figures["tools_top1_kept"]) == (0.5, 1.0)
+
+
+def test_wrong_settings_and_parents_are_refused_before_any_work(
+    config: Config, tiny_checkpoint: Checkpoint, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="needs a parent"):
+        run(config, [], space(config, tiny_checkpoint, tmp_path / "x"), EventLog(None, "compress"))
+    config.codec.candidates = [{"codec": "intk", "bits": 4, "groups": 32}]
+    with pytest.raises(ConfigError, match="no setting 'groups'; did you mean 'group'"):
+        forge(config, tiny_checkpoint, tmp_path / "x")
+    config.codec.candidates, config.codec.min_weights = CANDIDATES, 10**9
+    with pytest.raises(PhaseError, match="nothing to compress"):
+        forge(config, tiny_checkpoint, tmp_path / "x")
+    config.codec.min_weights = 64
+    config.codec.candidates = [{"codec": "raw"}]
+    with pytest.raises(ConfigError, match="stacked needs a seedlm entry"):
+        config.mode = "stacked"
+        forge(config, tiny_checkpoint, tmp_path / "x")
+    config.mode = "allocate"
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "once")
+    with pytest.raises(CheckpointError, match="compressed already"):
+        forge(config, checkpoint.open(report.outputs[0]), tmp_path / "twice")
+
+
+def test_settings_contradict_each_other_with_a_remedy() -> None:
+    for overrides, message in (
+        (["budget.bytes_ratio=0.5"], "exactly one of budget"),
+        (["mode=stack"], "mode must be one of allocate, stacked"),
+        (["seed_ratio=2.0"], "seed_ratio must be in"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compose("compress", Config, ["out=x", *overrides])
+
+
+def test_every_shipped_candidate_list_names_real_settings() -> None:
+    for group in ("nano", "light"):
+        config = compose("compress", Config, ["out=x", f"codec={group}"])
+        offers.check(config)
+        assert len(config.codec.candidates) >= 4
+
+
+def test_price_zero_takes_the_least_distortion_and_the_hull_ends_at_the_fewest_bytes() -> None:
+    tensors = [[Option("a", 10, 1.0), Option("b", 20, 0.5), Option("c", 40, 0.1)] for _ in range(3)]
+    choices = choose.hull(tensors, 10**9)
+    assert choices[0] == [2, 2, 2]
+    assert choices[-1] == [0, 0, 0]
+    sizes = [allocate.total_bytes(tensors, c) for c in choices]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_ties_and_names_of_tensors_are_those_of_the_model(tiny_llama: LlamaForCausalLM) -> None:
+    tensors = compressed.coded_tensors(tiny_llama)
+    assert compressed.tied_modules(tiny_llama) == {"lm_head": "model.embed_tokens"}
+    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in tiny_llama.parameters() if p.ndim == 2)
