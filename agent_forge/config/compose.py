@@ -58,7 +58,7 @@ def to_typed(tree: Any, schema: type[T], command: str) -> T:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.create(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
+        plain = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(tree), resolve=True))  # type: ignore[arg-type]
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:

@@ -26,4 +26,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module("transformers")  # first, so that our types are registered before any of ours loads
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

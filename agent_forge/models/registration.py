@@ -1,12 +1,12 @@
 """Tell transformers of our model types and quantisers, so that plain `from_pretrained` opens our checkpoints.
 
 Each module registers what it defines; `register()` only calls them. It runs when transformers is imported, and again
-before a load: a model module that was itself the first to import transformers was not whole the first time.
+before a load: while one of our own model modules is being imported (and was the first to import transformers), it waits.
 """
 
 import importlib
-import importlib.util
 import sys
+from types import ModuleType
 
 # cognate: model type; thought: wrapper; ternary, compressed: quantisers.
 MODULES = ("cognate", "thought", "ternary", "compressed")
@@ -15,13 +15,21 @@ _done: set[str] = set()
 
 def register() -> None:
     """Register every model type and quantiser of this package. Calling it again changes nothing."""
-    for name in MODULES:
-        full = f"agent_forge.models.{name}"
-        if name in _done or importlib.util.find_spec(full) is None or _is_being_imported(full):
-            continue
-        importlib.import_module(full).register()
+    names = [name for name in MODULES if name not in _done]
+    if not names or _room_is_being_imported():
+        return
+    for name in names:
+        importlib.import_module(f"agent_forge.models.{name}").register()
         _done.add(name)
 
 
-def _is_being_imported(full: str) -> bool:
-    return bool(getattr(getattr(sys.modules.get(full), "__spec__", None), "_initializing", False))
+def _room_is_being_imported() -> bool:
+    """Say whether a module of this room, other than this one, is half imported: importing more now would be circular."""
+    return any(
+        name.startswith("agent_forge.models.") and name != __name__ and _initialising(module)
+        for name, module in list(sys.modules.items())
+    )
+
+
+def _initialising(module: ModuleType) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))

@@ -172,14 +172,15 @@ def _run_child(record: Path, listener: Listener | None, after_seq: int) -> int:
 
 def _died(name: str, wanted: str, exit_code: int, record: Path) -> Outcome:
     """Describe a worker that ended without an outcome of its own."""
-    tail = (record / "stderr.log").read_text(errors="replace").strip().splitlines()[-1:]
+    log = record / "stderr.log"
+    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
     if exit_code < 0:
         cause = f"was killed by {signal.Signals(-exit_code).name}"
         if -exit_code == signal.SIGKILL:
             cause += " (often the system running out of memory: lower the batch size)"
         status, code = "interrupted", 130 if -exit_code == signal.SIGINT else 75
     else:
-        cause, status, code = f"ended with exit code {exit_code}: {' '.join(tail)}", "failed", exit_code or 1
+        cause, status, code = f"ended with exit code {exit_code}: {' '.join(tail)} (see {log})", "failed", exit_code or 1
     return Outcome(
         phase=name,
         status=status,
