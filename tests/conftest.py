@@ -40,7 +40,9 @@ def data_config(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(data_config: DataConfig) -> PreTrainedTokenizerFast:
     """Return a tokenizer of at most 512 tokens, with ChatML and tool tokens."""
-    rows = [m["content"] for task in (reasoning, memory, tools) for r in task.rows(50, "train", 0) for m in r["messages"]]
+    rows = [
+        m["content"] for task in (reasoning, memory, tools) for r in task.rows(50, "train", 0) for m in r["messages"]
+    ]
     return data.train_tokenizer([*data.documents(data_config, "train"), *rows], 512)
 
 

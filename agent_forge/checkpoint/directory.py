@@ -107,9 +107,7 @@ def write(
             role=role,
             seed=seed,
             config=dict(config),
-            parents=[
-                {"path": str(p.path), "id": p.id, "phase": p.manifest.phase, "name": p.name} for p in parents
-            ],
+            parents=[{"path": str(p.path), "id": p.id, "phase": p.manifest.phase, "name": p.name} for p in parents],
             files=files,
             metrics=dict(metrics or {}),
             deployable_bytes=weights if deployable_bytes is None else deployable_bytes,

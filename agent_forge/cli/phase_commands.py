@@ -24,7 +24,9 @@ def add_to(app: typer.Typer) -> None:
     """Add one subcommand for each phase, and run-all."""
     for phase in phases().values():
         app.command(phase.name, help=phase.summary, rich_help_panel="Phases")(_command(phase))
-    app.command("run-all", help="Run all phases with gates between them; the same command again goes on.")(run_all_command)
+    app.command("run-all", help="Run all phases with gates between them; the same command again goes on.")(
+        run_all_command
+    )
 
 
 def _command(phase: Phase) -> Any:

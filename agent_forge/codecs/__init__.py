@@ -1,8 +1,8 @@
 """Weight codecs: a matrix to bytes and back, with the bits that it takes and the error that it leaves.
 
 One file a codec, found by its name: `Settings` (a dataclass), `encode(weight, settings, hessian) -> (parts, meta)`,
-`unpack(parts, meta, shape) -> compact tensors`, `dense(tensors, meta, shape, rows) -> Tensor`. The compact tensors are what
-a compressed layer keeps in memory; `decode` is `dense` of `unpack`. All numbers in and out are float32 on the CPU.
+`unpack(parts, meta, shape) -> compact tensors`, `dense(tensors, meta, shape, rows) -> Tensor`. The compact tensors are
+what a compressed layer keeps in memory; `decode` is `dense` of `unpack`. Numbers in and out are float32 on the CPU.
 """
 
 from collections.abc import Mapping

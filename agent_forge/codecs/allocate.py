@@ -1,8 +1,8 @@
 """Choose a codec and rate for every tensor: least total distortion within a byte budget.
 
-Minimises Σ D + μ Σ R a tensor at a time; bisection finds the μ whose choice just fits the budget (Everett 1963: that choice
-is optimal for the bytes it uses). What the budget leaves over is then spent by exchanges. Codecs that regenerate blocks
-from seeds may take only a share of all blocks; a second multiplier on that share keeps them within it.
+Minimises Σ D + μ Σ R a tensor at a time; bisection finds the μ whose choice just fits the budget (Everett 1963: that
+choice is optimal for the bytes it uses). What the budget leaves over is then spent by exchanges. Codecs that regenerate
+blocks from seeds may take only a share of all blocks; a second multiplier on that share keeps them within it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ PAIR_TENSORS, TRIPLE_TENSORS = 24, 5
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to code a tensor. size_bytes: on disk. distortion: estimated loss. seed_blocks: weights coded by seeds."""
+    """One way to code a tensor. size_bytes: on disk. distortion: estimated loss. seed_blocks: weights under seeds."""
 
     name: str
     size_bytes: int
@@ -58,7 +58,7 @@ def within_budget(
     smallest = at_price(tensors, float("inf"), max_seed_blocks=max_seed_blocks)
     if total_bytes(tensors, smallest) > budget_bytes:
         raise ConfigError(
-            f"budget.bytes_ratio allows {budget_bytes:,} bytes for the coded tensors, but the smallest choice of the given "
+            f"budget.bytes_ratio allows {budget_bytes:,} bytes for the coded tensors, but the smallest choice of the "
             f"candidates takes {total_bytes(tensors, smallest):,}; raise it or offer candidates of fewer bits"
         )
     low, high, best = 0.0, 1e-12, smallest

@@ -1,8 +1,8 @@
 """Error compensation: quantise columns left to right and let the columns not yet coded absorb each error.
 
-For a layer y = Wx with H = E[x xᵀ], the loss tr(ΔW H ΔWᵀ) left by coding a block B of columns with error E is least when
-the remaining columns R move by -E (H⁻¹_BB)⁻¹ H⁻¹_BR. With the upper Cholesky factor U of H⁻¹ that is -E U_BB⁻¹ U_BR.
-Source: Frantar et al. 2022, arXiv:2210.17323 (one column at a time); van Baalen et al. 2024, arXiv:2402.15319 (vectors).
+For a layer y = Wx with H = E[x xᵀ], the loss tr(ΔW H ΔWᵀ) left by coding a block B of columns with error E is least
+when the remaining columns R move by -E (H⁻¹_BB)⁻¹ H⁻¹_BR. With the upper Cholesky factor U of H⁻¹: -E U_BB⁻¹ U_BR.
+Source: Frantar et al. 2022, arXiv:2210.17323 (single columns); van Baalen et al. 2024, arXiv:2402.15319 (vectors).
 """
 
 from collections.abc import Callable
@@ -55,7 +55,9 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     damped.diagonal().add_(DAMPING * mean)
     lower, failed = torch.linalg.cholesky_ex(damped)
     if int(failed):
-        raise PhaseError("a layer's input Hessian has no Cholesky factor; are there NaNs in the calibration activations?")
+        raise PhaseError(
+            "a layer's input Hessian has no Cholesky factor; are there NaNs in the calibration activations?"
+        )
     inverse = torch.cholesky_inverse(lower)
     return torch.linalg.cholesky(inverse, upper=True).float()
 

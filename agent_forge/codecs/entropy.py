@@ -38,7 +38,9 @@ def compress(symbols: Symbols) -> bytes:
 def expand(data: bytes, count: int) -> Symbols:
     """Return the `count` symbols that `compress` was given. Raises CheckpointError when `data` cannot be theirs."""
     if len(data) < 2 or data[0] > CONSTANT:
-        raise CheckpointError("an entropy-coded stream has no known method; the file is damaged, restore it from a copy")
+        raise CheckpointError(
+            "an entropy-coded stream has no known method; the file is damaged, restore it from a copy"
+        )
     method, alphabet, body = data[0], data[1] + 1, data[2:]
     if method == CONSTANT:
         return np.full(count, data[1], np.uint8)

@@ -1,7 +1,7 @@
 """Hyper-compression: a pair of weights is one integer θ, a point on a line that winds round the unit square.
 
-The point of θ is (θ·a₁ mod 1, θ·a₂ mod 1). With an irrational direction the winding comes near every point of the square, so
-θ alone codes the pair; groups have a scale, and pairs fall into classes by size so that small pairs get finer steps.
+The point of θ is (θ·a₁ mod 1, θ·a₂ mod 1). With an irrational direction the winding comes near every point of the
+square, so θ alone codes the pair; groups have a scale, and pairs fall into classes by size: small pairs, finer steps.
 Reads a matrix, with error compensation when a Hessian is given. It is a lattice quantiser with an implicit codebook.
 Source: arXiv:2409.00592. Direction: 1/ρ and 1/ρ² with ρ the plastic number, the evenest known pair (Roberts 2018).
 """
@@ -24,7 +24,7 @@ CHUNK_PAIRS = 1 << 14
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """bits: of θ, for two weights (4..8). classes: sizes of the square, each `shrink` of the one before. group: columns."""
+    """bits: of θ, for two weights. classes: sizes of the square, each `shrink` of the one before. group: columns."""
 
     bits: int = 8
     classes: int = 2
@@ -35,7 +35,9 @@ class Settings:
         if not 4 <= self.bits <= 8:
             raise ConfigError(f"codec hyper: bits must be in 4..8, got {self.bits}")
         if not 1 <= self.classes <= 8 or not 0 < self.shrink < 1:
-            raise ConfigError(f"codec hyper: classes must be in 1..8 and shrink in (0, 1), got {self.classes}, {self.shrink}")
+            raise ConfigError(
+                f"codec hyper: classes must be in 1..8 and shrink in (0, 1), got {self.classes}, {self.shrink}"
+            )
         if self.group < 2 or self.group % 2:
             raise ConfigError(f"codec hyper: group must be an even number of columns, got {self.group}")
 
@@ -76,7 +78,7 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
         unit = block / scales[:, first // settings.group, None]
         size = unit.abs().amax(1).clamp_min(1e-30)
         level = (torch.log(size) / np.log(settings.shrink)).floor().clamp(0, settings.classes - 1)
-        shrunk = settings.shrink**level[:, None]
+        shrunk = settings.shrink ** level[:, None]
         code = nearest((unit / shrunk).clamp(-1, 1), settings.bits)
         theta[:, first // 2], classes[:, first // 2] = code, level.long()
         return winding(settings.bits)[code] * shrunk * scales[:, first // settings.group, None]
@@ -86,7 +88,11 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
             quantise(padded[:, first : first + 2], first)
     else:
         compensate(padded, wide, quantise, step=2)
-    parts: Parts = {"o": theta.to(torch.uint8).numpy(), "m": classes.to(torch.uint8).numpy(), "s": scales.half().numpy()}
+    parts: Parts = {
+        "o": theta.to(torch.uint8).numpy(),
+        "m": classes.to(torch.uint8).numpy(),
+        "s": scales.half().numpy(),
+    }
     return parts, {"b": settings.bits, "h": settings.shrink, "g": settings.group}
 
 
@@ -101,9 +107,7 @@ def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[s
     """Return {"o", "m": (rows, pairs) uint8, padded to whole groups, "s": (rows, groups) float32}."""
     del shape
     missing = -parts["o"].shape[1] % (meta["g"] // 2)
-    theta, classes = (
-        torch.nn.functional.pad(torch.from_numpy(parts[key].copy()), (0, missing)) for key in ("o", "m")
-    )
+    theta, classes = (torch.nn.functional.pad(torch.from_numpy(parts[key].copy()), (0, missing)) for key in ("o", "m"))
     return {"o": theta, "m": classes, "s": torch.from_numpy(parts["s"].copy()).float()}
 
 

@@ -1,9 +1,9 @@
 """k-bit integers: codes times a scale, in groups of columns or with one step a row.
 
-Reads a matrix, optionally with the Hessian of the layer's inputs for error compensation. Two grids: `step: 0` spans each
-group's range with 2^k levels (asymmetric or symmetric); `step > 0` uses a step of that many row RMS and leaves the rate
-to the entropy coder, which at equal error is the cheaper of the two. Source: GPTQ, arXiv:2210.17323; uniform scalar
-quantisation with entropy coding, Gish and Pierce 1968.
+Reads a matrix, optionally with the Hessian of the layer's inputs for error compensation. Two grids: `step: 0` spans
+each group's range with 2^k levels (asymmetric or symmetric); `step > 0` uses a step of that many row RMS and leaves the
+rate to the entropy coder, which at equal error is the cheaper of the two. Source: GPTQ, arXiv:2210.17323; uniform
+scalar quantisation with entropy coding, Gish and Pierce 1968.
 """
 
 from collections.abc import Callable

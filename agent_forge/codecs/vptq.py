@@ -40,7 +40,9 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     rows, v = weight.shape[0], settings.vector
     scales = weight.float().square().mean(1).sqrt().clamp(6.2e-5, 6.5e4).half().float()
     unit, wide = pad_columns(weight.float() / scales[:, None], hessian, v)
-    importance = torch.ones(unit.shape[1]) if wide is None else wide.diagonal().clamp_min(1e-9 * float(wide.trace()) + 1e-30)
+    importance = (
+        torch.ones(unit.shape[1]) if wide is None else wide.diagonal().clamp_min(1e-9 * float(wide.trace()) + 1e-30)
+    )
     importance = importance / importance.mean()
     vectors = unit.reshape(-1, v)
     weights = importance.view(-1, v).expand(rows, -1, -1).reshape(-1, v)

@@ -93,7 +93,9 @@ def _file_overrides(file: str) -> list[str]:
     if not path.suffix and not path.exists():
         known = groups().get("experiment", [])
         if file not in known:
-            raise ConfigError(f"--config {file}: no such file, and no experiment of that name{did_you_mean(file, known)}")
+            raise ConfigError(
+                f"--config {file}: no such file, and no experiment of that name{did_you_mean(file, known)}"
+            )
         return [f"experiment={file}"]
     try:
         content = yaml.safe_load(path.read_text())
@@ -106,7 +108,12 @@ def _file_overrides(file: str) -> list[str]:
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: settings are expected as KEY: VALUE lines")
     chosen = content.pop("defaults", [])
-    choices = [f"{str(k).removeprefix('override ').strip('/')}={v}" for e in chosen if isinstance(e, dict) for k, v in e.items()]
+    choices = [
+        f"{str(k).removeprefix('override ').strip('/')}={v}"
+        for e in chosen
+        if isinstance(e, dict)
+        for k, v in e.items()
+    ]
     return choices + [f"{name}={_hydra_value(value)}" for name, value in flatten(content)]
 
 
@@ -137,7 +144,9 @@ def _force_free_mapping(override: str) -> str:
 def _one_line(error: Exception, command: str) -> str:
     """Reduce an error of Hydra or OmegaConf to one line that names the key and the nearest known one."""
     text = f"{error}\n{error.__cause__ or ''}"
-    key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text)
+    key = re.search(r"full_key: (\S+)", text) or re.search(
+        r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text
+    )
     name = next((group for group in key.groups() if group), "") if key else ""
     if name and re.search(r"not in|Could not override", text):
         return f"{command}: unknown key '{name}'{did_you_mean(name, _known_keys(command))}"

@@ -109,7 +109,9 @@ def _read_jsonl(file: Path) -> Iterator[str]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number}: not JSON ({error.msg}); one JSON object a line is expected") from None
+                raise DataError(
+                    f"{file}:{number}: not JSON ({error.msg}); one JSON object a line is expected"
+                ) from None
             text = row_text(row)
             if text:
                 usable += 1

@@ -85,7 +85,9 @@ class RowSource:
             labels = np.where(mask, ids, IGNORE)
             self._rows.append((np.asarray(ids, np.int64), labels.astype(np.int64)))
         if not any((labels != IGNORE).any() for _, labels in self._rows):
-            raise DataError(f"no token of these {len(rows)} rows is trained: none has a turn of {', '.join(mask_roles)}")
+            raise DataError(
+                f"no token of these {len(rows)} rows is trained: none has a turn of {', '.join(mask_roles)}"
+            )
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":

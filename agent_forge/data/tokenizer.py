@@ -18,9 +18,7 @@ SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, *, context_tokens: int = 2048
-) -> "PreTrainedTokenizerFast":
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, context_tokens: int = 2048) -> "PreTrainedTokenizerFast":
     """Return a byte-level BPE tokenizer of exactly `vocab_size` tokens (or fewer when `texts` is too small).
 
     Raises ConfigError when vocab_size cannot hold the 256 bytes and the fixed tokens.

@@ -1,9 +1,9 @@
 """Compressed models: linears, embeddings and other matrices kept as codes, made dense one layer at a time.
 
 On disk every coded tensor is one `payload` (uint8) in model.safetensors; config.json lists them with their sizes under
-`quantization_config` (method `forge_compressed`), so that plain `from_pretrained` builds the right modules. In memory a
-layer keeps its payload and its codec's compact tensors (int8 codes and scales, indices and codebook, ...), never a dense
-copy; `forward` makes the weight, uses it and drops it. Layers that were ternary go on rounding their activations.
+`quantization_config` (method `forge_compressed`), so that plain `from_pretrained` builds the right modules. In memory
+a layer keeps its payload and its codec's compact tensors (int8 codes and scales, indices and codebook, ...), never a
+dense copy; `forward` makes the weight, uses it and drops it. Layers that were ternary go on rounding activations.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensor
 
 
 class Coded(nn.Module):
-    """A matrix held as a codec's compact tensors; `payload` is its stored form, `source` the module that it is tied to."""
+    """A matrix held as a codec's compact tensors; `payload` is its stored form, `source` the module it is tied to."""
 
     payload: Tensor | None
 
@@ -116,7 +116,9 @@ class CompressedLinear(Coded):
 class CompressedEmbedding(Coded):
     """An embedding table (tokens, width) that is coded; a lookup decodes only the rows it needs."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, size_bytes: int = 0, source: Coded | None = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, size_bytes: int = 0, source: Coded | None = None
+    ) -> None:
         super().__init__(size_bytes, source)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = None
@@ -194,7 +196,9 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if id(module.weight) not in taken:
-                found[name] = module.quantised_weight() if hasattr(module, "quantised_weight") else module.weight.detach()
+                found[name] = (
+                    module.quantised_weight() if hasattr(module, "quantised_weight") else module.weight.detach()
+                )
             taken.add(id(module.weight))
     for name, parameter in model.named_parameters():
         if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point():
@@ -229,7 +233,9 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
     tensors = coded_tensors(model)
     unknown = sorted(set(coded) - set(tensors))
     if unknown:
-        raise PhaseError(f"no matrix {', '.join(unknown[:3])} in this model; it has {', '.join(list(tensors)[:5])}, ...")
+        raise PhaseError(
+            f"no matrix {', '.join(unknown[:3])} in this model; it has {', '.join(list(tensors)[:5])}, ..."
+        )
     entries = {name: [*_kind(model, name), list(tensors[name].shape)] for name in coded}
     for name, entry in entries.items():
         entry.insert(1, len(coded[name].data))
@@ -291,7 +297,9 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
         table = CompressedEmbedding(old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source)
         # Gemma-like embeddings carry a scale; a plain table of rows would lose it without a word.
         if type(old) is not nn.Embedding:
-            raise PhaseError(f"{type(old).__name__} is no plain embedding and cannot be coded; leave it out of `tensors`")
+            raise PhaseError(
+                f"{type(old).__name__} is no plain embedding and cannot be coded; leave it out of `tensors`"
+            )
         return table
     assert isinstance(old, nn.Linear)
     layer = CompressedLinear(

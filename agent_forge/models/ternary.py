@@ -1,14 +1,15 @@
-"""Linear layers with ternary weights (1.58 bit) that stay trainable, and the quantiser that lets transformers load them.
+"""Linear layers with trainable ternary weights (1.58 bit), and the quantiser that lets transformers load them.
 
-A `TernaryLinear` keeps a latent float `weight`. Its forward uses codes -1, 0, +1 times one scale a group of 128 inputs, and
-int8 activations; gradients pass straight through to the latents. `ternarise` puts them into any causal LM and notes that in
-config.json (`quantization_config`), so `AutoModelForCausalLM.from_pretrained` builds the same layers again.
-Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
+A `TernaryLinear` keeps a latent float `weight`. Its forward uses codes -1, 0, +1 times one scale a group of 128
+inputs, and int8 activations; gradients pass straight through to the latents. `ternarise` puts them into any causal LM
+and notes that in config.json (`quantization_config`), so `AutoModelForCausalLM.from_pretrained` builds the same layers
+again. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
 
-Departures: one scale a group instead of a tensor (outliers stay local); scales are rounded to bfloat16 in the forward too,
-so that the packed file computes exactly what was trained. No SubLN: the norms of the parent's architecture stay.
+Departures: one scale a group instead of a tensor (outliers stay local); scales are rounded to bfloat16 in the forward
+too, so that the packed file computes exactly what was trained. No SubLN: the norms of the parent's architecture stay.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
     register_quantizer,
 )
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.core.errors import ConfigError, PhaseError
@@ -83,7 +84,7 @@ def _blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
 
 
 def _scale_and_kept(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean|W| of each group, float32, and which codes are not 0. RoundClip(w / s) is 0 exactly when |w| <= s / 2."""
+    """Return mean|W| of each group, float32, and which codes are not 0: RoundClip(w / s) is 0 where |w| <= s / 2."""
     magnitude = block.abs()
     scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32)
     return scale, magnitude > scale * 0.5
@@ -110,7 +111,7 @@ def ternary_codes(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None) -> Tensor:
-    """Return float32 latents (out, in) whose codes and scales are exactly these, as close to `near` as a rescaling allows.
+    """Return float32 latents (out, in) whose codes and scales are exactly these, near to `near`.
 
     Within a group the values keep their order: what stands beyond the border s / 2 is stretched until mean|W| is s.
     """
@@ -141,9 +142,10 @@ def quantise_activations(x: Tensor, bits: int) -> Tensor:
 class TernaryLinear(nn.Linear):
     """A linear layer that computes with ternary weights and trains its latent `weight` (out, in).
 
-    blend (lambda): 0 is the dense layer on the latents, 1 the ternary layer, between them w + lambda * (ternary - w). A plain
-    attribute: it is not stored, and a loaded layer has 1. Without gradients the ternary weight is kept until the latents
-    change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes unseen.
+    blend (lambda): 0 is the dense layer on the latents, 1 the ternary layer, between them w + lambda * (ternary - w).
+    A plain attribute: it is not stored, and a loaded layer has 1. Without gradients the ternary weight is kept until
+    the latents change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes
+    unseen.
     """
 
     def __init__(
@@ -237,14 +239,14 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
         sizes = sorted({m.in_features for m in model.modules() if type(m) is nn.Linear})
         raise PhaseError(
             f"{type(model).__name__} has nothing to make ternary: looked for torch.nn.Linear with at least group_size="
-            f"{settings.group_size} inputs outside skip={settings.skip}; its nn.Linear layers have {sizes or 'no'} inputs. "
-            "Lower the group size or shorten skip"
+            f"{settings.group_size} inputs outside skip={settings.skip}; its nn.Linear layers have {sizes or 'no'} "
+            "inputs. Lower the group size or shorten skip"
         )
     quantizer = TernaryHfQuantizer(TernaryConfig(**_as_config(settings)))
-    model.config.quantization_config = quantizer.quantization_config
-    model.hf_quantizer = quantizer
-    model.is_quantized = True
-    model.quantization_method = METHOD
+    _own_config(model).quantization_config = quantizer.quantization_config
+    # What from_pretrained leaves on a quantised model; save_pretrained and the Trainer look for it.
+    noted: Any = model
+    noted.hf_quantizer, noted.is_quantized, noted.quantization_method = quantizer, True, METHOD
     return names
 
 
@@ -263,7 +265,11 @@ def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
     made: dict[int, TernaryLinear] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is not nn.Linear or module.in_features < settings.group_size or _is_skipped(name, settings.skip):
+        if (
+            type(module) is not nn.Linear
+            or module.in_features < settings.group_size
+            or _is_skipped(name, settings.skip)
+        ):
             continue
         if id(module) not in made:
             made[id(module)] = TernaryLinear.from_linear(module, settings)
@@ -271,6 +277,15 @@ def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[id(module)])
     return names
+
+
+def _own_config(model: PreTrainedModel) -> Any:
+    """Give the model a config object of its own: the one it has may belong to other models that stay float."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own  # type: ignore[assignment]
+    return own
 
 
 def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
@@ -295,7 +310,9 @@ class TernaryConfig(QuantizationConfigMixin):
     ) -> None:
         unknown.pop("quant_method", None)
         if unknown:
-            raise ConfigError(f"quantization_config of a {METHOD} model has unknown keys {sorted(unknown)}; remove them")
+            raise ConfigError(
+                f"quantization_config of a {METHOD} model has unknown keys {sorted(unknown)}; remove them"
+            )
         self.quant_method = METHOD  # type: ignore[assignment]
         self.group_size = group_size
         self.activation_bits = activation_bits
@@ -313,6 +330,7 @@ class TernaryHfQuantizer(HfQuantizer):
     """Builds the ternary layers before transformers fills in the weights."""
 
     requires_calibration = False
+    quantization_config: TernaryConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
         if not _replace(model, self.quantization_config.settings()):

@@ -1,8 +1,8 @@
 """Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
 
-Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a weight).
-The file is plain safetensors: `<module>.weight.codes` uint8, `<module>.weight.scales` bfloat16 (rows, groups), every other
-tensor as it is, and the shapes in the header. Reads and writes only that file.
+Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
+weight). The file is plain safetensors: `<module>.weight.codes` uint8, `<module>.weight.scales` bfloat16 (rows,
+groups), every other tensor as it is, and the shapes in the header. Reads and writes only that file.
 """
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
@@ -77,14 +78,21 @@ def pack(codes: Tensor, packing: str) -> Tensor:
     kind = packing_named(packing)
     flat = codes.reshape(-1)
     if flat.numel() and not bool(((flat == -1) | (flat == 0) | (flat == 1)).all()):
-        raise ConfigError(f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to {flat.max()}; quantise first")
-    digits = torch.zeros(packed_length(flat.numel(), packing) * kind.codes_per_byte, dtype=torch.uint8, device=codes.device)
+        raise ConfigError(
+            f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to {flat.max()}; quantise first"
+        )
+    digits = torch.zeros(
+        packed_length(flat.numel(), packing) * kind.codes_per_byte, dtype=torch.uint8, device=codes.device
+    )
     digits[: flat.numel()] = (flat + 1).to(torch.uint8)
     return kind.pack(digits.view(-1, kind.codes_per_byte))
 
 
 def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...], packing: str) -> Tensor:
-    """Return the codes of `pack` as int8 of `shape`. Raises CheckpointError when the length does not fit or a code is 3."""
+    """Return the codes of `pack` as int8 of `shape`.
+
+    Raises CheckpointError when the length does not fit or a code is 3.
+    """
     count = torch.Size(shape).numel()
     if packed.numel() != packed_length(count, packing):
         raise CheckpointError(
@@ -97,7 +105,7 @@ def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...], packing: str) ->
     return (digits.to(torch.int8) - 1).reshape(shape)
 
 
-def write_packed(model: nn.Module, path: Path) -> int:
+def write_packed(model: PreTrainedModel, path: Path) -> int:
     """Write the packed file of a ternary model and return its size in bytes."""
     tensors = stored_tensors(model)
     header: dict[str, dict[str, object]] = {}

@@ -36,7 +36,9 @@ def estimate_phase(name: str, config: PhaseConfig, parameters: int = 0, check: b
     sources = check_inputs(name, config, write_probe=False) if check else []
     next(iter(documents(config.data, "train")))
     stored = max((s.manifest.deployable_bytes for s in sources), default=0)
-    weights = max((sum(f["bytes"] for p, f in s.manifest.files.items() if p.endswith(".safetensors")) for s in sources), default=0)
+    weights = max(
+        (sum(f["bytes"] for p, f in s.manifest.files.items() if p.endswith(".safetensors")) for s in sources), default=0
+    )
     parameters = parameters or max(weights, stored) // 4 or DEFAULT_PARAMETERS
     tokens = training_tokens(asdict(config))
     return Estimate(

@@ -88,7 +88,9 @@ def to_html(outcomes: Sequence[Outcome], curves: dict[str, dict[str, list[tuple[
     parts = [f"<h1>Run report</h1>{_html_table([row(o) for o in outcomes])}<p>{html.escape(_totals(outcomes))}</p>"]
     for outcome in outcomes:
         report = outcome.report
-        parts.append(f"<h2>{html.escape(outcome.phase)}</h2><p>{html.escape(report.get('summary', '') or outcome.message)}</p>")
+        parts.append(
+            f"<h2>{html.escape(outcome.phase)}</h2><p>{html.escape(report.get('summary', '') or outcome.message)}</p>"
+        )
         parts += [f"<p class=hint>{html.escape(hint)}</p>" for hint in [gain_hint(outcome)] if hint]
         parts += [f"<p class=bad>refused: {html.escape(r)}</p>" for r in (outcome.verdict or {}).get("reasons", [])]
         metrics = [{"metric": name, "value": metric_text(value)} for name, value in report.get("metrics", {}).items()]

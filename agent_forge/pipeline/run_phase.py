@@ -180,7 +180,11 @@ def _died(name: str, wanted: str, exit_code: int, record: Path) -> Outcome:
             cause += " (often the system running out of memory: lower the batch size)"
         status, code = "interrupted", 130 if -exit_code == signal.SIGINT else 75
     else:
-        cause, status, code = f"ended with exit code {exit_code}: {' '.join(tail)} (see {log})", "failed", exit_code or 1
+        cause, status, code = (
+            f"ended with exit code {exit_code}: {' '.join(tail)} (see {log})",
+            "failed",
+            exit_code or 1,
+        )
     return Outcome(
         phase=name,
         status=status,

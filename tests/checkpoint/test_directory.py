@@ -30,10 +30,14 @@ def write(target: Path, *contents: bytes, **settings) -> Checkpoint:
 
 def test_a_written_checkpoint_opens_with_its_manifest(tmp_path: Path) -> None:
     parent = write(tmp_path / "parent", b"weights")
-    child = write(tmp_path / "child", b"other", parents=[parent], metrics={"loss": 0.5}, agent={"tools": ["calculator"]})
+    child = write(
+        tmp_path / "child", b"other", parents=[parent], metrics={"loss": 0.5}, agent={"tools": ["calculator"]}
+    )
     found = checkpoint.open(tmp_path / "child")
     assert found.manifest == child.manifest
-    assert found.manifest.parents == [{"path": str(tmp_path / "parent"), "id": parent.id, "phase": "test", "name": "test"}]
+    assert found.manifest.parents == [
+        {"path": str(tmp_path / "parent"), "id": parent.id, "phase": "test", "name": "test"}
+    ]
     assert found.metrics == {"loss": 0.5}
     assert found.manifest.deployable_bytes == len(b"other")
 
@@ -115,7 +119,16 @@ def _killed_at(point: int, target: Path) -> int:
 
         def hook(event: str, arguments: tuple) -> None:  # noqa: ARG001
             nonlocal seen
-            if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "ctypes.dlsym"):
+            if event in (
+                "open",
+                "os.mkdir",
+                "os.rename",
+                "os.remove",
+                "os.rmdir",
+                "os.listdir",
+                "os.scandir",
+                "ctypes.dlsym",
+            ):
                 seen += 1
                 if seen == point:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Codecs against closed forms, brute force and their own stated bounds."""
 
+import itertools
 import math
 from typing import Any
 
@@ -109,7 +110,9 @@ def test_a_seed_block_decodes_to_scale_times_projection_times_coefficients() -> 
             follow = states[(j[row, block] + 1 + np.arange(24)) % 65535].reshape(8, 3)
             u = (follow - 32768) / 32767
             value = u @ (t[row, 3 * block : 3 * block + 3] - 8) * 2.0 ** e[row, block] * coded.meta["u"]
-            assert np.allclose(value, codecs.decode(coded)[row, 8 * block : 8 * block + 8].numpy(), rtol=1e-5, atol=1e-7)
+            assert np.allclose(
+                value, codecs.decode(coded)[row, 8 * block : 8 * block + 8].numpy(), rtol=1e-5, atol=1e-7
+            )
     assert np.abs(u).max() <= 1
 
 
@@ -145,7 +148,7 @@ def test_the_kmeans_objective_never_rises_when_no_cluster_is_empty() -> None:
     vectors = gaussian(4000, 4, 3)
     weights = torch.rand(4000, 4, generator=torch.Generator().manual_seed(4)) + 0.1
     _, objective = vptq.kmeans(vectors, weights, 16, 15)
-    assert all(after <= before * (1 + 1e-6) for before, after in zip(objective, objective[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(objective))
     assert objective[-1] < 0.9 * objective[0]
 
 
@@ -189,7 +192,10 @@ def test_ternary_weights_are_coded_without_loss(columns: int) -> None:
     generator = torch.Generator().manual_seed(columns)
     trits = torch.randint(-1, 2, (11, columns), generator=generator).float()
     groups = -(-columns // 128)
-    for scales in (torch.rand(11, groups, generator=generator), torch.rand(11, groups, generator=generator).bfloat16().float()):
+    for scales in (
+        torch.rand(11, groups, generator=generator),
+        torch.rand(11, groups, generator=generator).bfloat16().float(),
+    ):
         weight = trits * scales.repeat_interleave(128, 1)[:, :columns]
         coded = codecs.encode("ternary", weight, {"group": 128})
         assert torch.equal(codecs.decode(payload.read(coded.data, "x")), weight)
@@ -242,7 +248,12 @@ def test_an_entropy_coded_step_beats_plain_groups_at_equal_error() -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("intk", {"bits": 3, "group": 32}), ("ternary", {"group": 32}), ("vptq", {"codebook": 32}), ("hyper", {"bits": 6})],
+    [
+        ("intk", {"bits": 3, "group": 32}),
+        ("ternary", {"group": 32}),
+        ("vptq", {"codebook": 32}),
+        ("hyper", {"bits": 6}),
+    ],
 )
 def test_compensation_lowers_the_output_error_on_fresh_inputs(name: str, settings: dict[str, Any]) -> None:
     weight = gaussian(48, 64)

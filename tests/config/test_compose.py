@@ -15,7 +15,7 @@ def base(*overrides: str, file: str | None = None) -> PhaseConfig:
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_conf(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
-    file.write_text("seed: 3\ngate: {items: 7}\ndata: {text: [\"it's a, b.txt\"]}\n")
+    file.write_text('seed: 3\ngate: {items: 7}\ndata: {text: ["it\'s a, b.txt"]}\n')
     assert base().seed == 0
     assert base(file=str(file)).seed == 3
     found = base("seed=5", file=str(file))

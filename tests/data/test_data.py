@@ -130,7 +130,9 @@ def test_generated_answers_are_right() -> None:
 
 def test_batches_depend_on_seed_and_step_alone(data_config: DataConfig, tiny_tokenizer) -> None:
     def mixture(seed: int) -> data.Mixture:
-        sources = {kind: data.source(kind, data_config, tiny_tokenizer, "train", 0, rows=50) for kind in ("text", "tools")}
+        sources = {
+            kind: data.source(kind, data_config, tiny_tokenizer, "train", 0, rows=50) for kind in ("text", "tools")
+        }
         return data.Mixture(sources, {"text": 1, "tools": 1}, rows=4, length_tokens=96, seed=seed, name="t")
 
     one, two = mixture(0), mixture(0)
@@ -148,7 +150,9 @@ def test_a_mixture_holds_its_sources_in_proportion() -> None:
         def take(self, generator, length):  # noqa: ARG002
             return np.full(length, self.value), np.full(length, self.value)
 
-    mixture = data.Mixture({"a": Constant(1), "b": Constant(2)}, {"a": 3, "b": 1}, rows=8, length_tokens=2, seed=0, name="x")
+    mixture = data.Mixture(
+        {"a": Constant(1), "b": Constant(2)}, {"a": 3, "b": 1}, rows=8, length_tokens=2, seed=0, name="x"
+    )
     for step in range(20):
         assert (mixture.batch(step)["input_ids"][:, 0] == 1).sum() == 6
     with pytest.raises(ConfigError, match="mix names"):

@@ -56,7 +56,9 @@ def ternary_llama() -> LlamaForCausalLM:
 
 
 def thinking_ternary_cognate() -> PreTrainedModel:
-    model = ThoughtForCausalLM.wrap(cognate(), start_ids=[1], end_ids=[2], thought_length=2, thoughts=1, temperature=1.0)
+    model = ThoughtForCausalLM.wrap(
+        cognate(), start_ids=[1], end_ids=[2], thought_length=2, thoughts=1, temperature=1.0
+    )
     ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[]))
     return model.eval()
 
@@ -77,7 +79,9 @@ def lossless(model: nn.Module) -> dict[str, Payload]:
     for name, tensor in compressed.coded_tensors(model).items():
         matrix = compressed.as_matrix(tensor)
         on_grid = ternary_codec.on_grid(matrix, 16) is not None
-        coded[name] = codecs.encode("ternary" if on_grid else "raw", matrix, {"group": 16} if on_grid else CHANGES["raw"])
+        coded[name] = codecs.encode(
+            "ternary" if on_grid else "raw", matrix, {"group": 16} if on_grid else CHANGES["raw"]
+        )
     return coded
 
 
@@ -188,7 +192,7 @@ def test_a_config_that_names_another_models_tensors_is_refused(tmp_path: Path) -
     entry = config["quantization_config"]["tensors"].pop("model.layers.0.mlp.up_proj")
     config["quantization_config"]["tensors"]["model.layers.0.mlp.sideways"] = entry
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="names the coded tensor model.layers.0.mlp.sideways"):
+    with pytest.raises(CheckpointError, match=r"names the coded tensor model\.layers\.0\.mlp\.sideways"):
         models.load(tmp_path)
 
 

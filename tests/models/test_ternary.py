@@ -62,7 +62,9 @@ def by_the_formula(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(3, 8, 4), (5, 13, 4), (2, 576, 128), (4, 3, 8), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(3, 8, 4), (5, 13, 4), (2, 576, 128), (4, 3, 8), (1, 1, 1)]
+)
 def test_ternary_weight_equals_the_formula_group_by_group(rows: int, columns: int, group_size: int) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns))
     expected = by_the_formula(weight, group_size)
@@ -193,7 +195,9 @@ def test_latents_made_for_codes_and_scales_quantise_to_exactly_these(
         assert torch.equal(found_scales, scales.masked_fill(empty, 0.0))
 
 
-@given(st.lists(st.integers(0, 7), min_size=1, max_size=3), st.sampled_from(["two_bit", "five_trits"]), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 7), min_size=1, max_size=3), st.sampled_from(["two_bit", "five_trits"]), st.integers(0, 99)
+)
 @settings(max_examples=80, deadline=None)
 def test_pack_then_unpack_is_exact_at_every_shape(shape: list[int], packing: str, seed: int) -> None:
     codes = torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
@@ -253,7 +257,7 @@ def test_damaged_or_foreign_packed_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "packed.safetensors"
     write_packed(model, path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="packed.safetensors"):
+    with pytest.raises(CheckpointError, match=r"packed\.safetensors"):
         read_packed(path)
     save(make_llama(), None, tmp_path / "plain")
     with pytest.raises(CheckpointError, match="no packed ternary file"):
@@ -269,7 +273,8 @@ def test_ternary_checkpoint_opens_through_transformers_and_keeps_its_layers(tied
     save(model, None, tmp_path / "a")
     stored = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
     assert stored == {
-        "quant_method": "forge_ternary", "group_size": 16, "activation_bits": 8, "packing": "five_trits", "skip": ["lm_head"],
+        "quant_method": "forge_ternary", "group_size": 16, "activation_bits": 8, "packing": "five_trits",
+        "skip": ["lm_head"],
     }  # fmt: skip
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()
     assert list(ternary_layers(opened)) == names
@@ -326,6 +331,15 @@ def test_model_with_nothing_to_ternarise_says_what_was_looked_for() -> None:
     ternarise(model, make_settings())
     with pytest.raises(PhaseError, match="ternary already"):
         ternarise(model, make_settings())
+
+
+def test_config_that_other_models_share_stays_theirs() -> None:
+    one = make_llama()
+    other = LlamaForCausalLM(one.config)
+    ternarise(one, make_settings())
+    assert not hasattr(other.config, "quantization_config")
+    assert one.model.config is one.config
+    assert one.config.quantization_config.group_size == 16
 
 
 def test_config_that_fits_no_layer_is_refused_at_load(tmp_path: Path) -> None:

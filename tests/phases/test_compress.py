@@ -1,4 +1,4 @@
-"""The compress phase: sensitivities against finite differences, budgets kept, the written file scored, restarts exact."""
+"""The compress phase: estimates against measured losses, budgets kept, the written file scored, restarts exact."""
 
 import copy
 import math
@@ -133,7 +133,9 @@ def test_ternary_layers_stay_ternary_to_the_bit(
     assert difference.abs().max() <= 1e-5
 
 
-def test_the_estimated_loss_matches_the_measured_one_for_small_errors(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     """On the model's own distribution the loss rises by ½ΔᵀFΔ; the factored estimate must be near it, and quadratic."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -208,7 +210,7 @@ def test_quality_is_the_worst_kinds_perplexity_ratio() -> None:
 
 
 def test_wrong_settings_and_parents_are_refused_before_any_work(
-    config: Config, tiny_checkpoint: Checkpoint, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="needs a parent"):
         run(config, [], space(config, tiny_checkpoint, tmp_path / "x"), EventLog(None, "compress"))
@@ -219,9 +221,8 @@ def test_wrong_settings_and_parents_are_refused_before_any_work(
     with pytest.raises(PhaseError, match="nothing to compress"):
         forge(config, tiny_checkpoint, tmp_path / "x")
     config.codec.min_weights = 64
-    config.codec.candidates = [{"codec": "raw"}]
+    config.codec.candidates, config.mode = [{"codec": "raw"}], "stacked"
     with pytest.raises(ConfigError, match="stacked needs a seedlm entry"):
-        config.mode = "stacked"
         forge(config, tiny_checkpoint, tmp_path / "x")
     config.mode = "allocate"
     report, _ = forge(config, tiny_checkpoint, tmp_path / "once")

@@ -41,7 +41,9 @@ def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, ste
         part = rows[step * 8 : step * 8 + 8]
         length = max(len(ids) for ids, _ in part)
         ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in part])
-        labels = torch.tensor([[i if m else -100 for i, m in zip(*row, strict=True)] + [-100] * (length - len(row[0])) for row in part])
+        labels = torch.tensor(
+            [[i if m else -100 for i, m in zip(*row, strict=True)] + [-100] * (length - len(row[0])) for row in part]
+        )
         model(input_ids=ids, labels=labels).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -50,7 +52,13 @@ def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, ste
 
 def put(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, role: str) -> Checkpoint:
     return checkpoint.write(
-        path, lambda directory: models.save(model, tokenizer, directory), phase="cognate", seed=0, config={}, name=path.name, role=role
+        path,
+        lambda directory: models.save(model, tokenizer, directory),
+        phase="cognate",
+        seed=0,
+        config={},
+        name=path.name,
+        role=role,
     )
 
 
@@ -130,10 +138,14 @@ def test_the_written_recipe_rebuilds_the_winners_weights(finished, family) -> No
     written = Weights.open(out.path)
     assert {tensor.target for tensor in plan.tensors} == set(written.forms)
     for tensor in plan.tensors:
-        torch.testing.assert_close(merge_tensor(plan, tensor, sources, seed), written.get(tensor.target), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            merge_tensor(plan, tensor, sources, seed), written.get(tensor.target), rtol=0, atol=1e-6
+        )
 
 
-def test_the_same_seed_gives_the_same_checkpoint_and_parents_stay_untouched(finished, family, data_config, tmp_path) -> None:
+def test_the_same_seed_gives_the_same_checkpoint_and_parents_stay_untouched(
+    finished, family, data_config, tmp_path
+) -> None:
     config, out, _ = finished
     again = settings(data_config, tmp_path / "evomerge")
     report = run(again, family, workspace(again, family), EventLog(None, "evomerge"))
@@ -142,7 +154,9 @@ def test_the_same_seed_gives_the_same_checkpoint_and_parents_stay_untouched(fini
         assert checkpoint.open(parent.path).id == parent.id
 
 
-def test_a_search_cut_off_after_any_evaluation_ends_in_the_same_checkpoint(finished, family, data_config, tmp_path) -> None:
+def test_a_search_cut_off_after_any_evaluation_ends_in_the_same_checkpoint(
+    finished, family, data_config, tmp_path
+) -> None:
     _, out, _ = finished
     journal = next(out.state.glob("evaluations-*.jsonl"))
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -199,7 +213,9 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(finished, family, data_
     assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
 
 
-def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(family, data_config, tmp_path, tiny_tokenizer) -> None:
+def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(
+    family, data_config, tmp_path, tiny_tokenizer
+) -> None:
     config = settings(data_config, tmp_path / "out", "merge=paths")
     out = workspace(config, family)
     opened = open_sources(family, out, EventLog(None, "evomerge"), torch.device("cpu"), torch.float32)
@@ -229,7 +245,9 @@ def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(fami
         torch.testing.assert_close(stage.show(space.recipe(genome))(ids).logits, truth, rtol=1e-3, atol=1e-3)
 
 
-def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference(family, data_config, tmp_path, tiny_tokenizer) -> None:
+def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference(
+    family, data_config, tmp_path, tiny_tokenizer
+) -> None:
     config = settings(data_config, tmp_path / "out")
     log = EventLog(None, "evomerge")
     with pytest.raises(ConfigError, match="at least one model tuned from it, got 1"):
@@ -241,7 +259,12 @@ def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference
     model = models.load(family[1])
     model.config.rope_parameters = {"rope_theta": 500.0, "rope_type": "default"}
     with pytest.raises(CheckpointError, match=r"rope_parameters is .*500"):
-        run(config, [family[0], put(model, tiny_tokenizer, tmp_path / "rope", "specialist")], workspace(config, family), log)
+        run(
+            config,
+            [family[0], put(model, tiny_tokenizer, tmp_path / "rope", "specialist")],
+            workspace(config, family),
+            log,
+        )
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<other>"])
     with pytest.raises(CheckpointError, match="tokenizers .* differ at added_tokens"):

@@ -136,7 +136,7 @@ def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(tiny_llama: Llama
             _, tangent = torch.autograd.functional.jvp(function, args[0], tangent)
         logs.append(tangent.flatten(1).norm(dim=1).log())
     # transformers norms in float32 even here, so a smaller step would drown in rounding.
-    assert found == pytest.approx(float(torch.stack(logs).mean()), abs=2e-5)
+    assert found == pytest.approx(float(torch.stack(logs).mean()), abs=2e-4)
 
 
 def test_probes_change_neither_weights_nor_mode_nor_rounding(tiny_llama: LlamaForCausalLM) -> None:

@@ -53,15 +53,14 @@ def smallest_above_floor(
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Return the smallest measured choice whose quality is at the floor or above, and all points measured.
 
-    Bisects the hull, taking quality as falling with bytes. When no measured choice reaches the floor, the largest is taken
-    with a warning: the gate decides.
+    Bisects the hull, taking quality as falling with bytes. When no measured choice reaches the floor, the largest is
+    taken with a warning: the gate decides.
     """
     floor, points = config.budget.quality_floor, []
     low, high, best = 0, len(choices) - 1, None
     for step in range(config.budget.search_steps):
         if low > high:
             break
-        # The first look is at the middle in bytes of what is left, the estimate knows no better before it is checked.
         middle = (low + high) // 2
         figures = measured(choices[middle])
         points.append(figures)
@@ -77,7 +76,7 @@ def smallest_above_floor(
         if figures["quality"] < floor:
             size = allocate.total_bytes(tensors, choices[best])
             events.warning(
-                f"no allocation of these candidates keeps quality {floor}: the best has {figures['quality']} at {size:,} "
-                "bytes; add candidates of more bits to codec.candidates"
+                f"no allocation of these candidates keeps quality {floor}: the best has {figures['quality']} at "
+                f"{size:,} bytes; add candidates of more bits to codec.candidates"
             )
     return choices[best], points

@@ -139,7 +139,11 @@ def _read_back(
 
 
 def stacked(
-    tensors: Mapping[str, Tensor], sensitivities: Mapping[str, Sensitivity], config: Config, out: Workspace, events: EventLog
+    tensors: Mapping[str, Tensor],
+    sensitivities: Mapping[str, Sensitivity],
+    config: Config,
+    out: Workspace,
+    events: EventLog,
 ) -> dict[str, list[Offer]]:
     """Return one offer a tensor: SeedLM's output coded by VPTQ, and that by Hyper, with settings from the candidates."""
     stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]

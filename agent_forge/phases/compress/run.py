@@ -1,4 +1,4 @@
-"""Run the compress phase: calibrate, code every tensor by every candidate, choose, write, and score what was written."""
+"""Run the compress phase: calibrate, code every tensor by every candidate, choose, write, score what was written."""
 
 import shutil
 from pathlib import Path
@@ -123,7 +123,12 @@ def _point(
 ) -> dict[str, Any]:
     figures = measure.quality(measure.losses(choose.build(model, coded, choice), search), parent)
     estimated = allocate.total_distortion(tensors, choice)
-    return {"bytes": size_bytes, "bits": round(8 * size_bytes / weights, 3), "estimated_nats": round(estimated, 5), **figures}
+    return {
+        "bytes": size_bytes,
+        "bits": round(8 * size_bytes / weights, 3),
+        "estimated_nats": round(estimated, 5),
+        **figures,
+    }
 
 
 def _report(

@@ -2,7 +2,7 @@
 
 A linear layer used N times over T tokens, with inputs x and output gradients g, costs
 ½ N/T Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats a token; an embedding the same with its rows' counts and E[g gᵀ]; any other
-tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not read from the text.
+tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ UNSEEN_TOKENS = 0.5  # added to every token's count: a token the windows lack st
 
 @dataclass(slots=True)
 class Use:
-    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in); nats a token when combined."""
+    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in); together nats a token."""
 
     rows: Tensor
     columns: Tensor
@@ -138,7 +138,9 @@ def measure(
                 labels = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             if not bool(loss.isfinite()):
-                raise PhaseError("the loss on calibration text is not finite; compress a checkpoint that passed its gate")
+                raise PhaseError(
+                    "the loss on calibration text is not finite; compress a checkpoint that passed its gate"
+                )
             loss.backward()
             collector.note_parameters()
             events.progress("calibrate", step + 1, len(windows))
@@ -164,4 +166,3 @@ def _assemble(model: PreTrainedModel, collector: Collector, tokens: int) -> dict
 def _use(sums: _Sums, embedding: bool, tokens: int) -> Use:
     rows = sums.rows + UNSEEN_TOKENS if embedding else sums.rows
     return Use((rows / tokens).cpu(), (sums.second / sums.uses).cpu())
-

@@ -1,0 +1,160 @@
+"""Error-compensated ternary rounding: round column by column and let later columns make up for the error.
+
+The error that counts is that of a layer's outputs, tr(dW H dWᵀ) with H = XᵀX of its inputs. GPTQ (arXiv:2210.17323)
+rounds the columns in order and moves the rest against each error along H⁻¹. Reads a model whose ternary layers are
+still dense (lambda 0) and calibration windows; returns latents whose rounding is the compensated code. Departure: when
+the codes are known, the scales of each row are fitted anew by least squares in H.
+
+Waves: the layers are compensated in the order they run, some at a time, so that later ones see inputs with errors in
+them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agent_forge.models.ternary import TernaryLinear, latents_for, quantise_activations, ternary_codes, ternary_layers
+from agent_forge.models.ternary_packing import multiply_out
+
+
+@torch.no_grad()
+def compensated_latents(
+    model: nn.Module, windows: Sequence[Tensor], *, waves: int, damping: float, say: Callable[[int, int], None]
+) -> dict[str, Tensor]:
+    """Return new latents by layer name and leave the model with them, ternary.
+
+    windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and are not returned.
+    say(done, total) is called after each layer.
+    """
+    layers = ternary_layers(model)
+    for layer in layers.values():
+        layer.blend = 0.0
+    order = _order_of_use(model, layers, windows[0])
+    found: dict[str, Tensor] = {}
+    size = -(-len(order) // waves)
+    for start in range(0, len(order), size):
+        names = order[start : start + size]
+        hessians = input_hessians(model, {name: layers[name] for name in names}, windows)
+        for name in names:
+            layer = layers[name]
+            latents = compensate(layer.weight, hessians.pop(name), layer.group_size, damping)
+            found[name] = latents.to(layer.weight.dtype)
+            layer.weight.copy_(found[name])
+            layer.blend = 1.0
+            say(len(found), len(order))
+    for layer in layers.values():
+        layer.blend = 1.0
+    return found
+
+
+def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return XᵀX / n of each layer's inputs, rounded as the layer will round them: name -> (in, in) float32."""
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(layers, 0)
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(layer: TernaryLinear, inputs: tuple[Tensor, ...], _: Any) -> None:
+            x = inputs[0].detach().reshape(-1, layer.in_features).float()
+            if layer.activation_bits:
+                x = quantise_activations(x, layer.activation_bits)
+            if name not in sums:
+                sums[name] = torch.zeros(layer.in_features, layer.in_features, device=x.device)
+            sums[name].addmm_(x.T, x)
+            counts[name] += len(x)
+
+        return note
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        for ids in windows:
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def compensate(weight: Tensor, hessian: Tensor, group_size: int, damping: float) -> Tensor:
+    """Return float32 latents (out, in) that round to compensated codes. hessian: (in, in)."""
+    original = weight.detach().float()
+    hessian = hessian.float().clone()
+    # An input that never speaks has no say: its weights are rounded alone.
+    silent = hessian.diagonal() <= 0
+    hessian.diagonal()[silent] = 1.0
+    hessian.diagonal().add_(damping * hessian.diagonal().mean())
+    factor = _inverse_factor(hessian)
+    codes, moved = _round_in_order(original, factor, group_size)
+    scales = _fit_scales(original, codes, hessian, group_size)
+    return latents_for(codes, scales, group_size, near=moved)
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """Return the upper factor U of H⁻¹ = UᵀU, in float64 on the way."""
+    lower = torch.linalg.cholesky(hessian.double())
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+
+
+def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Return codes (out, in) int8 and the weights as they were when their turn came."""
+    weight, codes = original.clone(), torch.empty_like(original, dtype=torch.int8)
+    for start in range(0, weight.shape[1], group_size):
+        end = min(start + group_size, weight.shape[1])
+        block = weight[:, start:end]
+        errors = torch.empty_like(block)
+        scale = block.abs().mean(1)
+        for j in range(end - start):
+            column, row = block[:, j], factor[start + j, start + j : end]
+            code = column.sign() * (column.abs() > scale / 2)
+            codes[:, start + j] = code.to(torch.int8)
+            errors[:, j] = (column - code * scale) / row[0]
+            block[:, j + 1 :].addr_(errors[:, j], row[1:], alpha=-1)
+        weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+    return codes, weight
+
+
+def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int) -> Tensor:
+    """Return scales (out, groups) bfloat16 that minimise each row's output error for these codes.
+
+    A row whose best scales are not all positive keeps mean|W|.
+    """
+    columns = [slice(start, start + group_size) for start in range(0, codes.shape[1], group_size)]
+    products = torch.empty(len(codes), len(columns), len(columns), device=codes.device)
+    targets = torch.empty(len(codes), len(columns), device=codes.device)
+    signs = codes.float()
+    for g, own in enumerate(columns):
+        pushed = signs[:, own] @ hessian[own]
+        targets[:, g] = (pushed * original).sum(1)
+        for h, other in enumerate(columns):
+            products[:, g, h] = (pushed[:, other] * signs[:, other]).sum(1)
+    empty = products.diagonal(dim1=1, dim2=2) <= 0
+    products = products + torch.diag_embed(empty.float())
+    fitted = torch.linalg.solve(products.double(), targets.double()[..., None])[..., 0].float()
+    plain = ternary_codes(original, group_size)[1].float()
+    usable = ((fitted > 0) | empty).all(1, keepdim=True) & fitted.isfinite().all(1, keepdim=True)
+    return torch.where(usable, fitted, plain).masked_fill(empty, 0.0).to(torch.bfloat16)
+
+
+def output_error(weight: Tensor, latents: Tensor, hessian: Tensor, group_size: int) -> float:
+    """Return tr(dW H dWᵀ) / tr(W H Wᵀ) of rounding `latents` in place of `weight`."""
+    codes, scales = ternary_codes(latents.float(), group_size)
+    change = multiply_out(codes, scales, group_size) - weight.float()
+    error = ((change @ hessian) * change).sum()
+    return float(error / ((weight.float() @ hessian) * weight.float()).sum())
+
+
+def _order_of_use(model: nn.Module, layers: dict[str, TernaryLinear], ids: Tensor) -> list[str]:
+    """Return the names of the layers that a forward pass runs, by first use."""
+    seen: dict[str, None] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda *_: seen.setdefault(name)
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        model(input_ids=ids[:1], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(seen)

@@ -1,0 +1,129 @@
+"""What the ternary student learns from: its parent's logits and attention relations, and the real next tokens.
+
+loss = kl_weight T² KL(parent || student) + ce_weight CE + relation_weight KL(relations). The relation of queries, keys
+or values is softmax(A Aᵀ / sqrt(width)) over the tokens of a window (MiniLM, arXiv:2012.15828), taken at the last
+layer that has these projections; its width need not fit between the two models. Reads a batch, writes nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent_forge import learn
+from agent_forge.core.errors import ConfigError
+from agent_forge.models.ternary import set_blend
+from agent_forge.phases.bitnet import DistillConfig
+
+IGNORE = -100
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def blend_at(step: int, steps: int, share: float) -> float:
+    """Return lambda at a step: it rises from near 0 to 1 over the first `share` of the steps, then stays."""
+    rising = share * steps
+    return min(1.0, (step + 1) / (rising + 1)) if rising > 0 else 1.0
+
+
+class Distillation:
+    """The loss function of the training: also sets lambda, which depends on the step alone.
+
+    parent: the float model, in eval mode. pad: the token id of padding, where nothing is learned, or None.
+    """
+
+    def __init__(
+        self, parent: nn.Module, config: DistillConfig, *, pad: int | None, steps: int, blend_share: float
+    ) -> None:
+        self.parent, self.config, self.pad = parent, config, pad
+        self.steps, self.blend_share = steps, blend_share
+
+    def __call__(self, model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the loss of a batch of {"input_ids", "labels"}, each (B, T) int64, and its parts."""
+        set_blend(model, blend_at(step, self.steps, self.blend_share))
+        ids, labels = batch["input_ids"], batch["labels"]
+        relations = self.config.relation_weight > 0
+        with projections(model, relations) as own:
+            logits = model(input_ids=ids, use_cache=False).logits
+        parts: dict[str, Tensor] = {}
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if self.config.kl_weight > 0 or relations:
+            with torch.no_grad(), projections(self.parent, relations) as wanted:
+                taught = self.parent(input_ids=ids, use_cache=False).logits
+        if self.config.kl_weight > 0:
+            parts["kl"] = learn.distill_loss(taught, logits, self._present(ids), self.config.temperature)
+            loss = loss + self.config.kl_weight * parts["kl"]
+        kept = labels[:, 1:] != IGNORE
+        if self.config.ce_weight > 0 and bool(kept.any()):
+            parts["ce"] = functional.cross_entropy(logits[:, :-1][kept].float(), labels[:, 1:][kept])
+            loss = loss + self.config.ce_weight * parts["ce"]
+        if relations:
+            parts["relation"] = relation_loss(wanted, own, self.config.relation_heads)
+            loss = loss + self.config.relation_weight * parts["relation"]
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _present(self, ids: Tensor) -> Tensor:
+        """Return where a token stands, (B, T) bool; the first token of a window always counts."""
+        if self.pad is None:
+            return torch.ones_like(ids, dtype=torch.bool)
+        present = ids != self.pad
+        present[:, 0] = True
+        return present
+
+
+@contextmanager
+def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
+    """Collect queries, keys and values (B, T, D) of the last attention that runs over tokens inside the block."""
+    found: dict[str, Tensor] = {}
+    if not wanted:
+        yield found
+        return
+    outputs: dict[str, dict[str, Tensor]] = {}
+
+    def hook(owner: str, kind: str) -> Callable[..., None]:
+        def note(_: nn.Module, __: Any, output: Tensor) -> None:
+            # Attention over a bank of slots has keys without a batch: it is not the one that is meant.
+            if output.dim() == 3:
+                outputs.setdefault(owner, {})[kind] = output
+
+        return note
+
+    handles = []
+    for name, module in model.named_modules():
+        owner, _, kind = name.rpartition(".")
+        if kind in PROJECTIONS:
+            handles.append(module.register_forward_hook(hook(owner, kind)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    whole = [of for of in outputs.values() if len(of) == len(PROJECTIONS)]
+    if not whole:
+        raise ConfigError(
+            f"distill.relation_weight is above 0, but no attention of {type(model).__name__} has "
+            f"{', '.join(PROJECTIONS)}; set distill.relation_weight=0"
+        )
+    found.update(whole[-1])
+
+
+def relation_loss(parent: dict[str, Tensor], student: dict[str, Tensor], heads: int) -> Tensor:
+    """Return the mean KL in nats between the relations of parent and student, over projections, heads and tokens."""
+    losses = []
+    for kind in PROJECTIONS:
+        wanted, found = _relations(parent[kind], heads), _relations(student[kind], heads)
+        losses.append(functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1).mean())
+    return torch.stack(losses).mean()
+
+
+def _relations(projected: Tensor, heads: int) -> Tensor:
+    """Return log softmax(A Aᵀ / sqrt(width)): (B, heads, T, T), from (B, T, D)."""
+    if projected.shape[-1] % heads:
+        raise ConfigError(
+            f"distill.relation_heads={heads} does not divide the projections' width {projected.shape[-1]}; "
+            "try distill.relation_heads=1"
+        )
+    split = projected.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    return functional.log_softmax(split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5, dim=-1)

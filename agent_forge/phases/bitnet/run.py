@@ -1,0 +1,175 @@
+"""Run the phase: measure the parent, make its linears ternary, start the codes well, distil, measure, pack, write."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agent_forge import data, evaluate, learn, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import Report
+from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.errors import PhaseError
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.sources import Source
+from agent_forge.evaluate import EvalContext, Scores
+from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
+from agent_forge.phases.bitnet import Config, measure
+from agent_forge.phases.bitnet.compensate import compensated_latents
+from agent_forge.phases.bitnet.distill import Distillation
+
+
+def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+    """Make sources[0] ternary. Raises PhaseError when there is no source or nothing in it to make ternary."""
+    if not sources:
+        raise PhaseError("bitnet needs a model to make ternary: set sources=[CHECKPOINT]")
+    device = pick_device(config.runtime.device)
+    settings = TernarySettings(**asdict(config.linear))
+    tokenizer = models.load_tokenizer(sources[0])
+    parent = models.load(sources[0], device=device)
+    parent.requires_grad_(False)
+    model = models.load(sources[0], device=device)
+    names = ternarise(model, settings)
+    events.message(f"{len(names)} linear layers become ternary")
+    texts = _sources(config, tokenizer)
+    context = EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
+
+    def scored(name: str, which: PreTrainedModel) -> Scores:
+        found = out.remember(
+            f"score-{name}", lambda: measure.text_scores(which, tokenizer, config.measure_items, context).to_plain()
+        )
+        return Scores.from_plain(found)
+
+    stages: dict[str, Scores] = {}
+    before = scored("parent", parent)
+    stages["rounded"] = scored("rounded", model)
+    if config.init.method == "gptq":
+        _start_compensated(config, model, texts, out, events)
+        stages["compensated"] = scored("compensated", model)
+    start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
+    if config.train.steps:
+        _distil(config, parent, model, texts, tokenizer.pad_token_id, out, events)
+        stages["trained"] = scored("trained", model)
+    return _write(config, parent, model, tokenizer, before, stages, start, out, events)
+
+
+def _sources(config: Config, tokenizer: PreTrainedTokenizerFast) -> dict[str, Source]:
+    return {
+        kind: data.source(kind, config.data, tokenizer, "train", seed_for(config.seed, "bitnet", kind))
+        for kind, share in config.train.mix.items()
+        if share > 0
+    }
+
+
+def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixture:
+    train = config.train
+    return data.Mixture(
+        sources,
+        {kind: train.mix[kind] for kind in sources},
+        rows=train.rows,
+        length_tokens=train.length_tokens,
+        seed=seed_for(config.seed, "bitnet", name),
+        name=name,
+    )
+
+
+def _start_compensated(
+    config: Config, model: PreTrainedModel, texts: dict[str, Source], out: Workspace, events: EventLog
+) -> None:
+    """Give every layer latents that round to compensated codes; computed once, also across restarts."""
+
+    def compute() -> dict[str, torch.Tensor]:
+        mixture = _mixture(config, texts, "calibration")
+        batches = -(-config.init.rows // config.train.rows)
+        windows = [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)]
+
+        def say(done: int, total: int) -> None:
+            events.progress("compensate", done, total)
+            out.check_stop()
+
+        return compensated_latents(model, windows, waves=config.init.waves, damping=config.init.damping, say=say)
+
+    latents = out.remember_tensors("compensated", compute)
+    layers = ternary_layers(model)
+    with torch.no_grad():
+        for name, value in latents.items():
+            layers[name].weight.copy_(value)
+    missed = sorted(set(layers) - set(latents))
+    if missed:
+        events.message(
+            f"{len(missed)} layers are not reached by calibration and start from plain rounding ({missed[0]}, ...)"
+        )
+
+
+def _distil(
+    config: Config,
+    parent: PreTrainedModel,
+    model: PreTrainedModel,
+    texts: dict[str, Source],
+    pad: int | None,
+    out: Workspace,
+    events: EventLog,
+) -> None:
+    train = config.train
+    loss = Distillation(parent, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
+    learn.train(
+        model,
+        _mixture(config, texts, "train"),
+        loss,
+        stage="distil",
+        steps=train.steps,
+        optim=train.optim,
+        out=out,
+        events=events,
+        seed=config.seed,
+        device=model.device,
+        dtype=pick_dtype(config.runtime.dtype),
+        settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
+    )
+    set_blend(model, 1.0)
+
+
+def _write(
+    config: Config,
+    parent: PreTrainedModel,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    before: Scores,
+    stages: dict[str, Scores],
+    start: dict[str, torch.Tensor],
+    out: Workspace,
+    events: EventLog,
+) -> Report:
+    last = list(stages)[-1]
+    size = measure.packed_file_bytes(model, out.state / "packed.safetensors")
+    parent_size = models.deployable_bytes(parent)
+    codes = measure.code_figures(model)
+    now = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
+    flipped = sum(int((now[name] != start[name]).sum()) for name in now) / codes["ternary_weights"]
+    kept = evaluate.retention(measure.TASK, before, stages[last], config.gate.samples, config.seed)
+    metrics: dict[str, Any] = {
+        "bits_per_byte_parent": before.as_metric(),
+        **{f"bits_per_byte_{name}": scores.as_metric() for name, scores in stages.items()},
+        "kept": {"value": kept.ratio, "low": kept.low, "high": kept.high, "n": before.n},
+        "zeros": codes["zeros"],
+        "entropy_bits": codes["entropy_bits"],
+        "stored_bits": codes["stored_bits"],
+        "codes_changed_in_training": flipped,
+        "packed_file_bytes": size,
+        "parent_bytes": parent_size,
+        "size_ratio": size / parent_size,
+    }
+    events.metrics("bitnet", {key: value for key, value in metrics.items() if not isinstance(value, dict)})
+    written = out.write(
+        lambda directory: models.save(model, tokenizer, directory), metrics=metrics, deployable_bytes=size
+    )
+    events.artefact(written.path)
+    summary = (
+        f"{len(now)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit a weight), "
+        f"{size:,} bytes packed, {size / parent_size:.1%} of the parent; bits per byte {before.mean:.3f} -> "
+        f"{stages[last].mean:.3f} ({kept.ratio:.1%} kept, n={before.n})"
+    )
+    table = measure.comparison(before, stages, config.gate.samples, config.seed)
+    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables={"Bits per byte": table})

@@ -1,0 +1,326 @@
+"""The bitnet phase: compensation against algebra, losses against closed forms, and whole runs on a tiny model."""
+
+import copy
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from agent_forge import checkpoint, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import DataConfig, Report
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
+from agent_forge.core.events import Event, EventLog
+from agent_forge.data import TextSource
+from agent_forge.learn import distill_loss
+from agent_forge.models.ternary import TernarySettings, ternarise, ternary_codes, ternary_layers, ternary_weight
+from agent_forge.models.ternary_packing import multiply_out
+from agent_forge.phases.bitnet import Config, DistillConfig, measure
+from agent_forge.phases.bitnet.compensate import compensate, compensated_latents, input_hessians, output_error
+from agent_forge.phases.bitnet.distill import Distillation, blend_at, relation_loss
+from agent_forge.phases.bitnet.run import run
+
+SETTINGS = TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[])
+
+
+def correlated_inputs(count: int, width: int, seed: int) -> torch.Tensor:
+    """Return (count, width) rows of one fixed covariance with a falling spectrum; the seed draws the rows alone."""
+    basis = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(7)))[0]
+    spectrum = torch.arange(1, width + 1, dtype=torch.float32) ** -0.7
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * spectrum @ basis.T
+
+
+def hessian_of(x: torch.Tensor) -> torch.Tensor:
+    return x.T @ x / len(x)
+
+
+@pytest.mark.parametrize(("rows", "columns", "group_size"), [(24, 48, 16), (24, 40, 16), (8, 16, 64)])
+def test_compensated_codes_err_less_on_fresh_inputs_than_rounding(rows: int, columns: int, group_size: int) -> None:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(3))
+    latents = compensate(weight, hessian_of(correlated_inputs(400, columns, seed=0)), group_size, damping=0.01)
+    fresh = hessian_of(correlated_inputs(400, columns, seed=1))
+    rounded = output_error(weight, weight, fresh, group_size)
+    assert output_error(weight, latents, fresh, group_size) < 0.75 * rounded
+
+
+def test_output_error_is_the_relative_squared_error_of_the_outputs() -> None:
+    weight, x = torch.randn(5, 12), torch.randn(30, 12)
+    outputs, changed = x @ weight.T, x @ ternary_weight(weight, 4).T
+    expected = ((changed - outputs).square().sum() / outputs.square().sum()).item()
+    assert output_error(weight, weight, hessian_of(x), 4) == pytest.approx(expected, rel=1e-4)
+
+
+def test_uncorrelated_inputs_leave_plain_codes_with_least_squares_scales() -> None:
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    codes, scales = ternary_codes(compensate(weight, torch.eye(20), 8, damping=0.01), 8)
+    assert torch.equal(codes, ternary_codes(weight, 8)[0])
+    # Without correlation the best scale of a group is the mean magnitude of what is kept.
+    for group, scale in zip(range(3), scales.float().T, strict=True):
+        columns = slice(8 * group, 8 * group + 8)
+        kept = codes[:, columns] != 0
+        expected = (weight[:, columns].abs() * kept).sum(1) / kept.sum(1)
+        assert torch.allclose(scale, expected, rtol=2**-8)
+
+
+def test_inputs_that_are_always_zero_do_not_break_compensation() -> None:
+    x = correlated_inputs(100, 16, seed=0)
+    x[:, [2, 9]] = 0.0
+    latents = compensate(torch.randn(4, 16), hessian_of(x), 8, damping=0.01)
+    assert bool(latents.isfinite().all())
+
+
+def test_hessians_are_those_of_the_rounded_inputs_of_every_call(tiny_llama: Any) -> None:
+    ternarise(tiny_llama, TernarySettings(group_size=16, activation_bits=0, packing="two_bit", skip=[]))
+    layer = ternary_layers(tiny_llama)["model.layers.0.self_attn.q_proj"]
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
+    windows = [torch.arange(12).view(2, 6), torch.arange(20, 32).view(2, 6)]
+    with torch.no_grad():
+        found = input_hessians(tiny_llama, {"q": layer}, windows)["q"]
+    handle.remove()
+    x = torch.cat([part.reshape(-1, 32) for part in seen])
+    assert len(x) == 24
+    assert torch.allclose(found, hessian_of(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("waves", [1, 3, 100])
+def test_compensation_leaves_the_model_with_the_latents_it_returns(tiny_llama: Any, waves: int) -> None:
+    ternarise(tiny_llama, SETTINGS)
+    windows = [torch.randint(0, 100, (4, 24), generator=torch.Generator().manual_seed(0))]
+    calls: list[tuple[int, int]] = []
+    found = compensated_latents(tiny_llama, windows, waves=waves, damping=0.01, say=lambda *done: calls.append(done))
+    layers = ternary_layers(tiny_llama)
+    assert set(found) == set(layers)
+    assert calls[-1] == (len(layers), len(layers))
+    assert all(torch.equal(layer.weight, found[name]) and layer.blend == 1.0 for name, layer in layers.items())
+
+
+def test_lambda_rises_to_one_over_its_share_and_stays() -> None:
+    values = [blend_at(step, 100, 0.4) for step in range(100)]
+    assert 0 < values[0] < 0.03
+    assert values == sorted(values)
+    assert values[39] < 1.0
+    assert set(values[40:]) == {1.0}
+    assert {blend_at(step, 100, 0.0) for step in range(100)} == {1.0}
+
+
+def ternarised(model: Any) -> Any:
+    ternarise(model, SETTINGS)
+    return model
+
+
+def distillation(parent: nn.Module, **changes: float) -> Distillation:
+    weights = {"kl_weight": 1.0, "ce_weight": 0.0, "relation_weight": 1.0, "relation_heads": 2, "temperature": 2.0}
+    return Distillation(parent, DistillConfig(**{**weights, **changes}), pad=0, steps=10, blend_share=0.0)  # type: ignore[arg-type]
+
+
+def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(1, 100, (3, 16), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def test_teacher_that_is_the_student_gives_no_loss_and_no_gradient(tiny_llama: Any) -> None:
+    ternarise(tiny_llama, SETTINGS)
+    teacher = copy.deepcopy(tiny_llama).requires_grad_(False)
+    loss, parts = distillation(teacher)(tiny_llama, make_batch(), 0)
+    loss.backward()
+    assert abs(float(parts["kl"])) < 1e-6
+    assert abs(float(parts["relation"])) < 1e-6
+    largest = max(p.grad.abs().max().item() for p in tiny_llama.parameters() if p.grad is not None)
+    assert largest < 1e-6
+
+
+def test_loss_is_the_weighted_sum_of_its_parts_by_hand(tiny_llama: Any) -> None:
+    parent = copy.deepcopy(tiny_llama).requires_grad_(False)
+    ternarise(tiny_llama, SETTINGS)
+    batch = make_batch()
+    batch["input_ids"][0, 10:] = 0
+    batch["labels"][0, 5:] = -100
+    loss, parts = distillation(parent, kl_weight=0.7, ce_weight=0.4, relation_weight=0.0)(tiny_llama, batch, 0)
+    with torch.no_grad():
+        student, teacher = tiny_llama(batch["input_ids"]).logits, parent(batch["input_ids"]).logits
+    p, q = (torch.softmax(logits.double() / 2.0, -1) for logits in (teacher, student))
+    present = batch["input_ids"] != 0
+    kl = 4.0 * (p * (p.log() - q.log())).sum(-1)[present].mean()
+    kept = batch["labels"][:, 1:] != -100
+    ce = -torch.log_softmax(student.double(), -1)[:, :-1][kept].gather(1, batch["labels"][:, 1:][kept][:, None]).mean()
+    assert float(parts["kl"]) == pytest.approx(kl.item(), abs=1e-5)
+    assert float(parts["ce"]) == pytest.approx(ce.item(), abs=1e-5)
+    assert loss.item() == pytest.approx(0.7 * kl.item() + 0.4 * ce.item(), abs=1e-5)
+
+
+def test_relations_need_an_attention_with_the_three_projections(tiny_llama: Any) -> None:
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has q_proj, k_proj, v_proj"):
+        distillation(other.requires_grad_(False))(ternarised(tiny_llama), make_batch(), 0)
+
+
+def test_relations_do_not_change_when_a_head_is_rotated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = {kind: torch.randn(2, 5, 8, generator=generator) for kind in ("q_proj", "k_proj", "v_proj")}
+    turn = torch.block_diag(*[torch.linalg.qr(torch.randn(4, 4, generator=generator))[0] for _ in range(2)])
+    rotated = {kind: value @ turn for kind, value in one.items()}
+    assert relation_loss(one, rotated, heads=2).item() == pytest.approx(0.0, abs=1e-6)
+    scaled = {kind: 2 * value for kind, value in one.items()}
+    assert relation_loss(one, scaled, heads=2).item() > 0.01
+    with pytest.raises(ConfigError, match="does not divide"):
+        relation_loss(one, rotated, heads=3)
+
+
+def test_code_figures_match_a_hand_count(tiny_llama: Any) -> None:
+    ternarise(tiny_llama, SETTINGS)
+    layers = ternary_layers(tiny_llama)
+    with torch.no_grad():
+        for layer in layers.values():
+            # In each group of 16: 8 zeros, 4 of +1, 4 of -1.
+            pattern = torch.tensor([0.0] * 8 + [1.0] * 4 + [-1.0] * 4)
+            layer.weight.copy_(pattern.repeat(layer.in_features // 16).expand_as(layer.weight))
+    figures = measure.code_figures(tiny_llama)
+    assert figures["zeros"] == 0.5
+    assert figures["entropy_bits"] == pytest.approx(1.5)
+    assert figures["ternary_weights"] == sum(layer.weight.numel() for layer in layers.values())
+    assert 1.6 + 1.0 <= figures["stored_bits"] < 1.6 + 1.0 + 0.1  # one 16-bit scale a group of 16
+
+
+def config_for(source: Path, out: Path, data: DataConfig, *overrides: str) -> Config:
+    config = compose(
+        "bitnet", Config,
+        [
+            f"sources=[{source}]", f"out={out}", f"data.text=[{data.text[0]}]", f"data.cache={data.cache}",
+            "data.max_text_bytes=0", "linear.group_size=16", "init.rows=8", "train.steps=8",
+            *(f"train.mix.{kind}=0" for kind in ("reasoning", "memory", "tools")), "train.rows=4",
+            "train.length_tokens=48", "train.optim.warmup_steps=2", "measure_items=8", "runtime.device=cpu", *overrides,
+        ],
+    )  # fmt: skip
+    config.runtime.save_every_seconds = 0.0
+    return config
+
+
+def run_phase(config: Config, stop_after: str = "") -> tuple[Report, Workspace, list[Event]]:
+    """Run the phase; a stop signal arrives with the first progress event of the stage `stop_after`."""
+    sources = checkpoint.expand(config.sources)
+    out = Workspace(config.out, phase="bitnet", seed=config.seed, config=asdict(config), parents=sources)
+    out.save_every_seconds = 0.0
+    seen: list[Event] = []
+
+    def listen(event: Event) -> None:
+        seen.append(event)
+        if stop_after and event.stage == stop_after:
+            out.stop_signal = 15
+
+    return run(config, sources, out, EventLog(None, "bitnet", (listen,), interval_seconds=0)), out, seen
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Report, Workspace, list[Event]]:
+    """Return one whole run of the phase."""
+    out = tmp_path_factory.mktemp("bitnet") / "out"
+    return run_phase(config_for(tiny_checkpoint.path, out, data_config))
+
+
+def test_phase_writes_a_ternary_checkpoint_whose_size_is_that_of_the_packed_file(
+    trained: tuple[Report, Workspace, list[Event]], tiny_checkpoint: Checkpoint
+) -> None:
+    report, out, _ = trained
+    child = checkpoint.open(report.outputs[0])
+    model = models.load(child)
+    assert len(ternary_layers(model)) == 14
+    assert child.manifest.deployable_bytes == measure.packed_file_bytes(model, out.state / "again.safetensors")
+    assert child.manifest.deployable_bytes < models.deployable_bytes(models.load(tiny_checkpoint))
+    assert child.manifest.parents[0]["id"] == tiny_checkpoint.id
+    assert checkpoint.open(tiny_checkpoint.path).id == tiny_checkpoint.id
+    codes = torch.cat([layer.ternary_parts()[0].flatten() for layer in ternary_layers(model).values()])
+    share = (codes == 0).double().mean().item()
+    assert report.metrics["zeros"] == pytest.approx(share)
+    assert 0 < report.metrics["entropy_bits"] <= math.log2(3)
+
+
+def test_phase_reports_each_stage_with_its_interval(trained: tuple[Report, Workspace, list[Event]]) -> None:
+    report, _, _ = trained
+    table = report.tables["Bits per byte"]
+    assert [row["model"] for row in table] == ["parent", "rounded", "compensated", "trained"]
+    assert all(row["n"] == 8 and row["low"] <= row["bits_per_byte"] <= row["high"] for row in table)
+    assert report.metrics["codes_changed_in_training"] > 0
+    json.dumps(report.metrics)
+
+
+def test_scores_in_the_report_are_those_of_the_written_checkpoint(
+    trained: tuple[Report, Workspace, list[Event]], data_config: DataConfig
+) -> None:
+    report, _, _ = trained
+    tokenizer = models.load_tokenizer(report.outputs[0])
+    context = measure.EvalContext(data=data_config, seed=0, tokenizer=tokenizer)
+    again = measure.text_scores(models.load(report.outputs[0]), tokenizer, 8, context)
+    assert again.mean == pytest.approx(report.metrics["bits_per_byte_trained"]["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["compensate", "distil"])
+def test_stopped_run_ends_in_the_same_bytes_as_an_uninterrupted_one(
+    stage: str,
+    trained: tuple[Report, Workspace, list[Event]],
+    tiny_checkpoint: Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+) -> None:
+    config = config_for(tiny_checkpoint.path, tmp_path / "out", data_config)
+    with pytest.raises(Interrupted):
+        run_phase(config, stop_after=stage)
+    assert not (tmp_path / "out").exists()
+    report, _, _ = run_phase(config)
+    assert checkpoint.open(report.outputs[0]).id == checkpoint.open(trained[0].outputs[0]).id
+
+
+def test_distillation_brings_the_student_closer_to_its_parent(
+    llama_config: LlamaConfig, tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    shape = copy.deepcopy(llama_config)
+    shape.initializer_range = 0.2  # so that the parent has opinions that rounding can hurt
+    torch.manual_seed(0)
+    tokenizer = models.load_tokenizer(tiny_checkpoint)
+    parent = LlamaForCausalLM(shape).eval()
+    source = checkpoint.write(
+        tmp_path / "parent", lambda at: models.save(parent, tokenizer, at), phase="import", seed=0, config={}
+    )
+    overrides = ("train.steps=60", "init.method=absmean", "distill.ce_weight=0", "train.blend_share=0.3")
+    report, _, _ = run_phase(config_for(source.path, tmp_path / "out", data_config, *overrides))
+    windows = TextSource(data_config, tokenizer, "validation").windows(48, 8)
+    ids = torch.from_numpy(windows)
+    child, rounded = models.load(report.outputs[0]), copy.deepcopy(parent)
+    ternarise(rounded, SETTINGS)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        taught = parent(ids).logits
+        before, after = (distill_loss(taught, model(ids).logits, mask, 1.0).item() for model in (rounded, child))
+    assert after < 0.5 * before
+
+
+def test_model_without_a_wide_enough_layer_is_refused_before_any_work(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    config = config_for(tiny_checkpoint.path, tmp_path / "out", data_config, "linear.group_size=128")
+    with pytest.raises(PhaseError, match="nothing to make ternary"):
+        run_phase(config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["init.method=gptk", "init.damping=0", "train.blend_share=2", "distill.temperature=0", "distill.kl_weight=-1"],
+)
+def test_setting_outside_its_range_is_named(override: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[0]):
+        compose("bitnet", Config, [f"out={tmp_path}", override])
+
+
+def test_multiply_out_of_codes_and_scales_is_the_ternary_weight() -> None:
+    weight = torch.randn(3, 21)
+    assert torch.equal(multiply_out(*ternary_codes(weight, 8), 8), ternary_weight(weight, 8))
