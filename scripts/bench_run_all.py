@@ -35,7 +35,8 @@ def main() -> int:
     outcomes = read_run(run_dir)
     total = sum(outcome.seconds for outcome in outcomes) or 1.0
     print(
-        "| phase | verdict | time | share | peak memory | deployable | quality | kept of parent |\n|---|---|---|---|---|---|---|---|"
+        "| phase | verdict | time | share | peak memory | deployable | quality | kept of parent |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for o in outcomes:
         print(

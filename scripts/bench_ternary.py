@@ -35,7 +35,8 @@ def main() -> None:
     torch.manual_seed(0)
     settings = TernarySettings(group_size=128, activation_bits=8, packing="five_trits", skip=[])
     print(
-        f"{'tokens':>6} {'in':>5} {'out':>5} {'infer':>7} {'train':>7}   (ternary / dense, {torch.get_num_threads()} threads)"
+        f"{'tokens':>6} {'in':>5} {'out':>5} {'infer':>7} {'train':>7}   "
+        f"(ternary / dense, {torch.get_num_threads()} threads)"
     )
     for tokens in TOKENS:
         for inputs, outputs in SHAPES:

@@ -93,7 +93,7 @@ def write(
     def fill(directory: Path) -> None:
         nonlocal manifest
         save(directory)
-        files = {
+        files: dict[str, dict[str, Any]] = {
             str(path.relative_to(directory)): {"sha256": atomic.sha256_file(path), "bytes": path.stat().st_size}
             for path in sorted(directory.rglob("*"))
             if path.is_file()

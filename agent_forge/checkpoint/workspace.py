@@ -112,7 +112,7 @@ class Workspace:
     def listen_for_signals(self) -> None:
         """Note SIGTERM and Ctrl-C; the second one ends the process at once."""
 
-        def note(number: int, frame: object) -> None:
+        def note(number: int, frame: object) -> None:  # noqa: ARG001
             if self.stop_signal:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)

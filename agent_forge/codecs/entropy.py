@@ -98,32 +98,32 @@ def _zstd_may_win(packed: bytes, best_bytes: int) -> bool:
 
 
 def _model(levels: Symbols) -> Any:
-    import constriction
+    from constriction import stream  # type: ignore[attr-defined]
 
     weights = np.where(levels > 0, np.exp2((levels.astype(np.float64) - 255) / STEPS_PER_OCTAVE), 0.0)
-    return constriction.stream.model.Categorical((weights / weights.sum()).astype(np.float32), perfect=False)
+    return stream.model.Categorical((weights / weights.sum()).astype(np.float32), perfect=False)
 
 
 def _range_encode(symbols: Symbols, alphabet: int) -> bytes:
-    import constriction
+    from constriction import stream  # type: ignore[attr-defined]
 
     counts = np.bincount(symbols, minlength=max(alphabet, 2)).astype(np.float64)
     with np.errstate(divide="ignore"):
         below = np.round(STEPS_PER_OCTAVE * np.log2(counts.max() / counts))
     levels = np.where(counts > 0, np.maximum(255 - below, 1), 0).astype(np.uint8)
-    encoder = constriction.stream.queue.RangeEncoder()
+    encoder = stream.queue.RangeEncoder()
     encoder.encode(symbols.astype(np.int32), _model(levels))
     words: bytes = encoder.get_compressed().astype("<u4").tobytes()
     return levels.tobytes() + words
 
 
 def _range_decode(body: bytes, alphabet: int, count: int) -> Symbols:
-    import constriction
+    from constriction import stream  # type: ignore[attr-defined]
 
     size = max(alphabet, 2)
     levels = np.frombuffer(body[:size], np.uint8)
     if len(levels) < size or (len(body) - size) % 4:
         raise CheckpointError("a range-coded stream is cut short; the file is damaged, restore it from a copy")
-    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(body[size:], "<u4").astype(np.uint32))
+    decoder = stream.queue.RangeDecoder(np.frombuffer(body[size:], "<u4").astype(np.uint32))
     decoded: Symbols = decoder.decode(_model(levels), count).astype(np.uint8)
     return decoded

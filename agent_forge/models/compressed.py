@@ -35,6 +35,8 @@ class Coded(nn.Module):
     """A matrix held as a codec's compact tensors; `payload` is its stored form, `source` the module it is tied to."""
 
     payload: Tensor | None
+    bias: Tensor | None
+    dtype_of_output: Tensor
 
     def __init__(self, size_bytes: int, source: "Coded | None" = None) -> None:
         super().__init__()
@@ -161,6 +163,7 @@ class CompressedHfQuantizer(HfQuantizer):
     """Builds the coded modules before transformers fills in the payloads, and unpacks them after."""
 
     requires_calibration = True
+    quantization_config: "CompressedConfig"
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
         _install(model, self.quantization_config)
@@ -196,9 +199,8 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if id(module.weight) not in taken:
-                found[name] = (
-                    module.quantised_weight() if hasattr(module, "quantised_weight") else module.weight.detach()
-                )
+                ternary: Any = getattr(module, "quantised_weight", None)
+                found[name] = ternary() if ternary else module.weight.detach()
             taken.add(id(module.weight))
     for name, parameter in model.named_parameters():
         if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point():
@@ -251,9 +253,10 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
         else:
             model.get_submodule(name).open(name, coded[name])  # type: ignore[operator]
     model.config.quantization_config = config
-    model.hf_quantizer = CompressedHfQuantizer(config)
-    model.is_quantized = True
-    model.quantization_method = METHOD
+    transformers_model: Any = model
+    transformers_model.hf_quantizer = CompressedHfQuantizer(config)
+    transformers_model.is_quantized = True
+    transformers_model.quantization_method = METHOD
     return model
 
 

@@ -99,12 +99,14 @@ def to_html(outcomes: Sequence[Outcome], curves: dict[str, dict[str, list[tuple[
         for title, rows in report.get("tables", {}).items():
             parts.append(f"<h3>{html.escape(title)}</h3>{_html_table(rows)}")
         parts += [f"<pre>{html.escape(sample)}</pre>" for sample in report.get("samples", [])[:5]]
-    return f"<!doctype html><html lang=en><meta charset=utf-8><title>Run report</title><style>{STYLE}</style>{''.join(parts)}</html>\n"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Run report</title><style>{STYLE}</style>"
+    return f"{head}{''.join(parts)}</html>\n"
 
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1c1c1c}"
-    "table{border-collapse:collapse;margin:1rem 0;font-size:13px}td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:left}"
+    "table{border-collapse:collapse;margin:1rem 0;font-size:13px}"
+    "td,th{border:1px solid #ccc;padding:.25rem .5rem;text-align:left}"
     "th{background:#f3f3f3}pre{background:#f6f6f6;padding:.6rem;overflow:auto;white-space:pre-wrap}"
     ".hint{color:#555;font-style:italic}.bad{color:#a11}svg{margin:.4rem 1rem .4rem 0}"
 )
@@ -135,8 +137,10 @@ def svg_plot(points: Sequence[tuple[int, float]], title: str, width: int = 360, 
     return (
         f'<svg width="{width}" height="{height}" role="img" aria-label="{html.escape(title, quote=True)}">'
         f'<text x="40" y="14" font-size="12">{html.escape(title)}</text>'
-        f'<text x="2" y="32" font-size="10">{max(ys):.3g}</text><text x="2" y="{height - 25}" font-size="10">{min(ys):.3g}</text>'
-        f'<text x="40" y="{height - 8}" font-size="10">{min(xs)}</text><text x="{width - 40}" y="{height - 8}" font-size="10">{max(xs)}</text>'
+        f'<text x="2" y="32" font-size="10">{max(ys):.3g}</text>'
+        f'<text x="2" y="{height - 25}" font-size="10">{min(ys):.3g}</text>'
+        f'<text x="40" y="{height - 8}" font-size="10">{min(xs)}</text>'
+        f'<text x="{width - 40}" y="{height - 8}" font-size="10">{max(xs)}</text>'
         f'<polyline points="{path}" fill="none" stroke="#2563eb" stroke-width="1.5"/></svg>'
     )
 

@@ -35,7 +35,7 @@ def main(record: Path) -> int:
         with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
             events = EventLog(record / EVENTS, job["phase"])
             try:
-                _run(job, record, events, outcome)
+                _run(job, events, outcome)
             except MemoryError as error:
                 raise PhaseError(f"{job['phase']}: out of memory ({error}); lower the batch rows or length") from error
             except RuntimeError as error:
@@ -50,7 +50,7 @@ def main(record: Path) -> int:
     return outcome.exit_code
 
 
-def _run(job: dict[str, Any], record: Path, events: EventLog, outcome: Outcome) -> None:
+def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     import torch
 
     phase = phase_named(job["phase"])

@@ -125,7 +125,8 @@ def test_generated_answers_are_right() -> None:
     for row in reasoning.rows(200, "train", 0):
         assert row["messages"][1]["content"].split()[-1] == row["answer"]
     for row in memory.rows(50, "train", 0):
-        assert f"{row['question'][12:-1]}" and row["answer"] in row["facts"]
+        assert row["question"][12:-1]
+        assert row["answer"] in row["facts"]
 
 
 def test_batches_depend_on_seed_and_step_alone(data_config: DataConfig, tiny_tokenizer) -> None:

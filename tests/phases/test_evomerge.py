@@ -146,7 +146,7 @@ def test_the_written_recipe_rebuilds_the_winners_weights(finished, family) -> No
 def test_the_same_seed_gives_the_same_checkpoint_and_parents_stay_untouched(
     finished, family, data_config, tmp_path
 ) -> None:
-    config, out, _ = finished
+    _, out, _ = finished
     again = settings(data_config, tmp_path / "evomerge")
     report = run(again, family, workspace(again, family), EventLog(None, "evomerge"))
     assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
@@ -267,8 +267,8 @@ def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference
         )
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<other>"])
-    with pytest.raises(CheckpointError, match="tokenizers .* differ at added_tokens"):
-        other = put(models.load(family[1]), tokenizer, tmp_path / "tokens", "specialist")
+    other = put(models.load(family[1]), tokenizer, tmp_path / "tokens", "specialist")
+    with pytest.raises(CheckpointError, match=r"tokenizers .* differ at added_tokens"):
         run(config, [family[0], other], workspace(config, family), log)
     assert not (tmp_path / "out").exists()
 

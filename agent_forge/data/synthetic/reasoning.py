@@ -3,6 +3,7 @@
 The answer is the last word of the reply; what stands before it is the chain of thought.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def _compare(generator: np.random.Generator, level: int) -> tuple[str, str, str]
 def _order(generator: np.random.Generator, level: int) -> tuple[str, str, str]:
     """Follow a chain of "taller than" to its top."""
     people = [NAMES[i] for i in generator.permutation(len(NAMES))[: level + 1]]
-    facts = [f"{a} is taller than {b}." for a, b in zip(people, people[1:], strict=False)]
+    facts = [f"{a} is taller than {b}." for a, b in pairwise(people)]
     facts = [facts[i] for i in generator.permutation(len(facts))]
     return f"{' '.join(facts)} Who is tallest?", "Answer:", people[0]
 

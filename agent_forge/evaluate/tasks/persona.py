@@ -1,7 +1,8 @@
 """Persona without a judge: is a reply finished, on the topic, and free of repetition?
 
-Markers in [0, 1], averaged over a reply: helpfulness (it ends by itself and takes up a word of the
-question), creativity (open prompts: share of distinct word pairs) and precision (exact prompts: the words asked for, to the letter).
+Markers in [0, 1], averaged over a reply: helpfulness (it ends by itself and takes up a word of the question),
+creativity (open prompts: share of distinct word pairs) and precision (exact prompts: the words asked for, to the
+letter).
 """
 
 import itertools

@@ -103,7 +103,8 @@ def _choose(
         budget = int(config.budget.bytes_ratio * fp32_bytes) - fixed if config.mode == "allocate" else 2**62
         if budget <= 0:
             raise ConfigError(
-                f"budget.bytes_ratio={config.budget.bytes_ratio} is below the {fixed:,} bytes of what is not coded and of the file's header; raise it"
+                f"budget.bytes_ratio={config.budget.bytes_ratio} is below the {fixed:,} bytes of what is not coded and "
+                "of the file's header; raise it"
             )
         choice = allocate.within_budget(tensors, budget, max_seed_blocks=max_seeds)
         return choice, [measured(choice)]

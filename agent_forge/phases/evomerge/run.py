@@ -173,9 +173,10 @@ def _report(
     best_label = min((label for label in opened.labels), key=lambda label: gains[label]["value"])
     measured = evolution.history[-1].measured_items
     summary = (
-        f"Winner: {best.genome.technique}{f' (which is {same} itself: no merge beat it)' if same else ''}. On the test split "
-        f"its mean log retention is {_interval(over_trunk)} over the trunk, {_interval(gains[best_label])} over the best "
-        f"source ({best_label}) and {_interval(gains['soup'])} over the uniform soup."
+        f"Winner: {best.genome.technique}{f' (which is {same} itself: no merge beat it)' if same else ''}. On the "
+        f"test split its mean log retention is {_interval(over_trunk)} over the trunk, "
+        f"{_interval(gains[best_label])} over the best source ({best_label}) and "
+        f"{_interval(gains['soup'])} over the uniform soup."
     )
     metrics = {
         "search_fitness": best.fitness,
