@@ -58,7 +58,9 @@ def to_typed(tree: Any, schema: type[T], command: str) -> T:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(tree), resolve=True))  # type: ignore[arg-type]
+        # A part of a larger tree is resolved where it stands: its interpolations point outside of it.
+        node = tree if OmegaConf.is_config(tree) else OmegaConf.create(tree)
+        plain = OmegaConf.create(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
