@@ -79,6 +79,13 @@ class PhaseConfig:
     runtime: RuntimeConfig
     gate: GateConfig
 
+    def work_tokens(self) -> float:
+        """Return the phase's main work in trained tokens (forward and backward; a forward pass counts a third).
+
+        `--dry-run` turns it into a rough time; 0 means unknown.
+        """
+        return 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:

@@ -94,5 +94,14 @@ class Config(PhaseConfig):
             if not 0 < value <= 1:
                 raise ConfigError(f"experts.{name} must be in (0, 1], got {value}")
 
+    def work_tokens(self) -> float:
+        """Return the experts' trained tokens and the search's forward passes, at about 100 tokens an item."""
+        experts, search = self.experts, self.search
+        trained = len(self.domains) * (experts.svf_steps + experts.task_steps) * experts.batch_rows
+        entrants = [search.candidates, *search.race_keep]
+        raced = sum(n * items for n, items in zip(entrants, search.race_items, strict=True))
+        runs = 3 if search.baselines else 1
+        return trained * experts.length_tokens + runs * search.iterations * raced * len(self.fitness) * 100 / 3
+
 
 PHASE = Phase("adas", 7, "compose expert vectors and techniques that really help", Config)

@@ -100,5 +100,12 @@ class Config(PhaseConfig):
     persona: PersonaConfig
     measure: MeasureConfig
 
+    def work_tokens(self) -> float:
+        """Return the trained tokens, those of the parent on neutral text, and the persona's answers."""
+        training, persona = self.training, self.persona
+        rows = training.rows + 4 / 3 * training.neutral_rows
+        answers = persona.rows * (persona.reply_tokens + 32) * len(persona.traits) if persona.enabled else 0
+        return training.steps * (rows * training.length_tokens + answers)
+
 
 PHASE = Phase(name="bake", order=6, summary="bake tools, memory use and persona into the weights", config=Config)

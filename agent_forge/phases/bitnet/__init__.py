@@ -94,5 +94,10 @@ class Config(PhaseConfig):
     distill: DistillConfig
     measure_items: int  # held-out pieces of text that bits per byte are measured on
 
+    def work_tokens(self) -> float:
+        """Return the student's trained tokens and the parent's forward passes."""
+        calibration = self.init.rows * self.train.length_tokens / 3 if self.init.method == "gptq" else 0
+        return self.train.steps * self.train.rows * self.train.length_tokens * 4 / 3 + calibration
+
 
 PHASE = Phase("bitnet", 4, "make the weights ternary and train them back", Config, promises_smaller=True)

@@ -98,5 +98,14 @@ class Config(PhaseConfig):
         """Say whether the phase needs no source."""
         return self.model.kind != "imported"
 
+    def work_tokens(self) -> float:
+        """Return trained tokens, times the passes of the stack that each takes."""
+        imported = self.model.kind == "imported"
+        passes = 1 if imported else self.model.max_loops
+        branch = 3 * self.branch.steps * self.branch.rows * self.branch.length_tokens * passes
+        share = self.trunk.one_pass_share
+        trunk = self.trunk.steps * self.trunk.rows * self.trunk.length_tokens * (share + (1 - share) * passes)
+        return branch + (0 if imported else trunk)
+
 
 PHASE = Phase("cognate", 1, "Pretrain a trunk and branch three specialists from it", Config)

@@ -84,6 +84,12 @@ class Config(PhaseConfig):
             if isinstance(value, float) and not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {value}")
 
+    def work_tokens(self) -> float:
+        """Return the calibration's passes and those that measure allocations; coding itself is not in it."""
+        calibration = self.calibration.windows * self.calibration.length_tokens
+        measured = self.measure.windows * self.measure.length_tokens * len(self.calibration.mix) / 3
+        return calibration + (self.budget.search_steps + 2) * measured
+
 
 PHASE = Phase(
     name="compress",

@@ -7,6 +7,7 @@ vectors need) and its specialists; writes the winner with its recipe, merge_reci
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from agent_forge.config import Phase, PhaseConfig
 from agent_forge.core.errors import ConfigError
@@ -63,6 +64,13 @@ class Config(PhaseConfig):
             raise ConfigError(f"fitness needs weights that are not negative and not all 0, got {dict(self.fitness)}")
         if not 0 <= self.floor <= 1:
             raise ConfigError(f"floor must lie in [0, 1], got {self.floor}; try floor=0.98")
+
+    def work_tokens(self) -> float:
+        """Return the forward passes over search items, at about 100 tokens an item, as trained tokens."""
+        shares = self.search.race
+        raced = sum(share * 0.5**i for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)]))
+        candidates = self.search.population + self.search.generations * self.search.children * raced
+        return candidates * self.items * len(self.fitness) * 100 / 3
 
 
 PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config)

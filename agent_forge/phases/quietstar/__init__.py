@@ -77,5 +77,11 @@ class Config(PhaseConfig):
                 f"gate_shares must lie in (0, 1], got {list(self.gate_shares)}; try gate_shares=[1.0,0.5,0.25]"
             )
 
+    def work_tokens(self) -> float:
+        """Return the trained tokens: windows, and the thoughts with the true tokens after them, sampled and re-read."""
+        thought = self.thought_length + self.lookahead + 2
+        columns = self.positions * self.thoughts * thought
+        return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3)
+
 
 PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config)

@@ -9,7 +9,7 @@ stable, decay), Benettin et al. 1980 (renormalised tangent vectors).
 Reads sources[0], any Hugging Face causal LM (thinking or ternary ones too). Writes the trained model.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
 from agent_forge.core.errors import ConfigError, did_you_mean
@@ -152,6 +152,10 @@ class Config(PhaseConfig):
         missing = [kind for kind in self.curriculum.kinds if kind not in self.mix]
         if self.curriculum.enabled and missing:
             raise ConfigError(f"curriculum.kinds names {missing}, but mix has {sorted(self.mix)}; add them to mix")
+
+    def work_tokens(self) -> float:
+        """Return the trained tokens of all stages."""
+        return sum(asdict(self.steps).values()) * self.batch_rows * self.length_tokens
 
 
 PHASE = Phase("train", 5, "train further in ten measured stages", Config)
