@@ -48,8 +48,11 @@ def metric_text(metric: Any) -> str:
     """Return a number, or a number with its interval and n."""
     if isinstance(metric, dict) and "value" in metric:
         text = f"{metric['value']:.3f}"
-        if metric.get("low") is not None:
-            text += f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+        low, high = metric.get("low"), metric.get("high")
+        if low is not None and high is not None:
+            text += f" [{low:.3f}, {high:.3f}]"
+        elif low is not None:
+            text += f" (≥ {low:.3f})"
         return text + (f" n={metric['n']}" if metric.get("n") else "")
     return f"{metric:,.4g}" if isinstance(metric, (int, float)) and not isinstance(metric, bool) else str(metric)
 
