@@ -45,7 +45,8 @@ def at_price(tensors: Sequence[Sequence[Option]], mu: float, *, max_seed_blocks:
             low = middle
         else:
             high = middle
-    return _cheapest(tensors, mu, high)
+    chosen = _cheapest(tensors, mu, high)
+    return _spend_seeds(tensors, chosen, mu, max_seed_blocks - seed_blocks(tensors, chosen))
 
 
 def within_budget(
@@ -91,12 +92,35 @@ def seed_blocks(tensors: Sequence[Sequence[Option]], choice: Choice) -> int:
 
 def _cheapest(tensors: Sequence[Sequence[Option]], mu: float, seed_price: float) -> Choice:
     def cost(option: Option) -> tuple[float, float, str]:
-        if mu == float("inf"):
-            return option.size_bytes + seed_price * option.seed_blocks, option.distortion, option.name
-        price = option.distortion + mu * option.size_bytes + seed_price * option.seed_blocks
-        return price, float(option.size_bytes), option.name
+        tie = option.distortion if mu == float("inf") else float(option.size_bytes)
+        return _price(option, mu) + seed_price * option.seed_blocks, tie, option.name
 
     return [min(range(len(options)), key=lambda i, o=options: cost(o[i])) for options in tensors]  # type: ignore[misc]
+
+
+def _price(option: Option, mu: float) -> float:
+    """Return D + μ R; at an infinite μ only the bytes count."""
+    return float(option.size_bytes) if mu == float("inf") else option.distortion + mu * option.size_bytes
+
+
+def _spend_seeds(tensors: Sequence[Sequence[Option]], choice: Choice, mu: float, spare: int) -> Choice:
+    """Give the seed weights that are left over to the tensors that gain most by each of them.
+
+    One multiplier for the share can jump from none to too many: one large tensor, or several of equal gain, go together.
+    """
+    gains = []
+    for t, (options, taken) in enumerate(zip(tensors, choice, strict=True)):
+        for i, option in enumerate(options):
+            extra = option.seed_blocks - options[taken].seed_blocks
+            gain = _price(options[taken], mu) - _price(option, mu)
+            if extra > 0 and gain > 0:
+                gains.append((gain / extra, t, i, extra))
+    choice, changed = list(choice), set[int]()
+    for _, t, i, extra in sorted(gains, key=lambda entry: (-entry[0], entry[1], entry[2])):
+        if t not in changed and extra <= spare:
+            choice[t], spare = i, spare - extra
+            changed.add(t)
+    return choice
 
 
 def _exchange(

@@ -73,6 +73,14 @@ def test_seeds_keep_their_share(seed: int) -> None:
     assert allocate.at_price(tensors, 1e-3, max_seed_blocks=total) == free
 
 
+def test_seeds_are_used_up_to_their_share_even_where_tensors_gain_alike() -> None:
+    """One multiplier for the share would take all of the equal tensors or none."""
+    alike = [[Option("raw", 300, 0.0), Option("seeds", 100, 1.0, 100)] for _ in range(10)]
+    choice = allocate.at_price(alike, float("inf"), max_seed_blocks=350)
+    assert allocate.seed_blocks(alike, choice) == 300
+    assert allocate.total_bytes(alike, allocate.within_budget(alike, 2500, max_seed_blocks=350)) <= 2500
+
+
 def test_the_order_of_options_and_tensors_changes_nothing() -> None:
     tensors = instance(3, tensors=6, rates=5)
     budget = sum(o[2].size_bytes for o in tensors)
