@@ -10,7 +10,7 @@ from agent_forge.pipeline.run_all import final_checkpoint
 def main() -> int:
     """Print the path, or say that there is none."""
     run_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/run_all")
-    final = final_checkpoint(read_run(run_dir))
+    final, _ = final_checkpoint(read_run(run_dir))
     if not final:
         print(f"no finished phase below {run_dir}; run `forge run-all` first", file=sys.stderr)
         return 74

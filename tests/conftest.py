@@ -1,12 +1,17 @@
-"""Shared fixtures: one tiny tokenizer, one tiny Llama, and a checkpoint of it."""
+"""Shared fixtures: one tiny tokenizer, one tiny Llama, a checkpoint of it, and one finished run of all phases."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import agent_forge  # noqa: F401 - registers our model types
@@ -87,3 +92,101 @@ def tiny_checkpoint(
         name="tiny",
         role="trunk",
     )
+
+
+Forge = Callable[..., "subprocess.CompletedProcess[str]"]
+# A run of minutes on a busy machine; the tests that need one wait for whoever makes it.
+RUN_SECONDS = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests that may have to make the shared run the time for it."""
+    for item in items:
+        if "tiny_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(RUN_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def forge() -> Forge:
+    """Return a function that runs `forge ARGUMENTS` in a process of its own, with output captured apart."""
+
+    def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            forge_command(*arguments), cwd=cwd, env=forge_environment(**environment), capture_output=True, text=True,
+            timeout=RUN_SECONDS, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def forge_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "agent_forge", *arguments]
+
+
+def forge_environment(**changes: str) -> dict[str, str]:
+    root = str(Path(agent_forge.__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **changes}
+
+
+@pytest.fixture(scope="session")
+def start_forge() -> Callable[..., "subprocess.Popen[str]"]:
+    """Return a function that starts `forge ARGUMENTS` and returns the process, its output piped."""
+
+    def start(*arguments: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            forge_command(*arguments), cwd=cwd, env=forge_environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+def tiny_settings(place: Path) -> list[str]:
+    """Return the overrides of a run of all phases in `place` that takes a minute."""
+    return [
+        "experiment=tiny", f"run_dir={place / 'run'}", f"data.cache={place / 'cache'}", "runtime.threads=1",
+        "runtime.save_every_seconds=1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, forge: Forge) -> Path:
+    """Return the directory of one finished `forge run-all`, shared by all workers of a session. Do not write into it."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = root / "tiny-run"
+    with FileLock(root / "tiny-run.lock"):
+        if not (place / "run" / "done").exists():
+            made = forge("run-all", *tiny_settings(place))
+            assert made.returncode == 0, made.stderr
+            (place / "run" / "done").touch()
+    return place / "run"
+
+
+@contextmanager
+def mounted_tmpfs(place: Path, options: str) -> Iterator[Path]:
+    """Mount a small file system of memory at `place`. Skips the test where mounting is not allowed."""
+    place.mkdir(parents=True, exist_ok=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"mounting a tmpfs is not allowed here: {mount.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory on a disk of 3 MB."""
+    with mounted_tmpfs(tmp_path / "small", "size=3m") as place:
+        yield place
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory that not even root can write."""
+    with mounted_tmpfs(tmp_path / "read-only", "ro,size=1m") as place:
+        yield place

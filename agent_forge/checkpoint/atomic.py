@@ -1,10 +1,13 @@
 """Writes that a reader sees whole or not at all: fill a temporary neighbour, fsync, rename, fsync the parent."""
 
+import contextlib
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -44,7 +47,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
         fsync_path(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only place refuses even this
+            temporary.unlink()
         raise storage_error(error, path, len(content)) from error
 
 
@@ -108,18 +112,21 @@ def _exchange(one: Path, two: Path) -> bool:
     return bool(libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(two), rename_exchange) == 0)
 
 
-def remove_leftovers(parent: Path) -> None:
+def remove_leftovers(parent: Path, name: str = "") -> None:
     """Clear up after killed writers: put back a directory that was moved aside, delete temporary files.
 
-    Call it only while no one else writes in `parent`.
+    name: clear up after the writers of `parent/name` only. Without it no one else may write in `parent` meanwhile.
     """
     if not parent.is_dir():
         return
-    for path in parent.glob(f"{OLD}*"):
+    for path in parent.glob(f"{OLD}{glob.escape(name)}" if name else f"{OLD}*"):
         target = parent / path.name.removeprefix(OLD)
         if not target.exists():
             path.rename(target)
+    mine = re.compile(rf"{re.escape(TEMPORARY)}(old-{re.escape(name)}|{re.escape(name)}-[0-9a-f]{{8}})")
     for path in parent.glob(f"{TEMPORARY}*"):
+        if name and not mine.fullmatch(path.name):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -15,7 +15,7 @@ LOCK_NAME = ".forge.lock"
 
 
 class DirectoryLock:
-    """Hold `directory` for writing. Raises LockedError naming pid and host of the holder.
+    """Hold `directory` for writing. Raises LockedError naming pid and host of the holder, StorageError on a full disk.
 
     wait_seconds: how long to wait for a holder that is just dying.
     """
@@ -38,7 +38,11 @@ class DirectoryLock:
             ) from None
         except OSError as error:
             raise storage_error(error, self.directory, 0) from error
-        self._owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        try:
+            self._owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        except OSError as error:
+            self._lock.release()
+            raise storage_error(error, self._owner, 100) from error
         return self
 
     def __exit__(

@@ -5,6 +5,7 @@ and `state`, which survives a kill: a phase that runs again finds there what it 
 phase has succeeded.
 """
 
+import hashlib
 import json
 import shutil
 import signal
@@ -33,6 +34,7 @@ class Workspace:
     path: the checkpoint directory (or, for several checkpoints, the directory that holds them).
     state: resumable scratch of the phase.
     stop_signal: 0, or the number of the signal that asked the process to stop.
+    warn: told in one line of damaged state that is passed over.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Workspace:
         self.parents = list(parents)
         self.stop_signal = 0
         self.save_every_seconds = 60.0
+        self.warn: Callable[[str], None] = lambda text: None  # noqa: ARG005
 
     def write(
         self,
@@ -85,25 +88,42 @@ class Workspace:
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the JSON value of `compute()`, computed at most once per workspace, also across restarts."""
         file = self.state / f"{name}.json"
-        if file.exists():
-            return json.loads(file.read_text())
+        kept = self._kept(file)
+        if kept is not None:
+            return json.loads(kept)
         self.check_stop()
-        value = json.loads(json.dumps(compute()))
-        atomic.write_json(file, value)
-        return value
+        text = json.dumps(compute(), indent=2)
+        self._keep(file, text.encode())
+        return json.loads(text)
 
     def remember_tensors(
         self, name: str, compute: Callable[[], dict[str, "torch.Tensor"]]
     ) -> dict[str, "torch.Tensor"]:
         """Return the tensors of `compute()`, computed at most once per workspace, also across restarts."""
-        from safetensors.torch import load_file, save
+        from safetensors.torch import load, save
 
-        file = self.state / f"{name}.safetensors"
-        if not file.exists():
+        file = self.state / f"{name}.tensors"
+        kept = self._kept(file)
+        if kept is None:
             self.check_stop()
-            tensors = {key: value.detach().contiguous().cpu() for key, value in compute().items()}
-            atomic.write_bytes(file, save(tensors))
-        return load_file(file)
+            kept = save({key: value.detach().contiguous().cpu() for key, value in compute().items()})
+            self._keep(file, kept)
+        return load(kept)
+
+    def _keep(self, file: Path, content: bytes) -> None:
+        """Write `content` after a line with its hash."""
+        atomic.write_bytes(file, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+    def _kept(self, file: Path) -> bytes | None:
+        """Return what `_keep` wrote; None when there is nothing, or when it is damaged (then it is computed anew)."""
+        try:
+            digest, _, content = file.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(content).hexdigest().encode() == digest:
+            return content
+        self.warn(f"{file} is damaged; what it held is computed again")
+        return None
 
     def resume_dir(self, stage: str) -> Path:
         """Return the directory where `learn` keeps the state of `stage`."""

@@ -3,13 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose
 from agent_forge.cli.render import Display, console, print_json
+
+if TYPE_CHECKING:
+    from agent_forge.checkpoint import Checkpoint
 
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
 Root = Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")]
@@ -39,18 +42,22 @@ def list_command(root: Root = Path("outputs"), as_json: Json = False, verbose: V
         for manifest in sorted(root.rglob("forge.json"), key=lambda path: path.stat().st_mtime):
             if any(part.startswith(".") for part in manifest.relative_to(root).parts):
                 continue
-            found = checkpoint.open(manifest.parent, verify=False)
-            rows.append(
-                {
-                    "path": str(found.path),
-                    "id": found.id,
-                    "phase": found.manifest.phase,
-                    "name": found.name,
-                    "deployable_bytes": found.manifest.deployable_bytes,
-                    "parents": " ".join(parent["id"] for parent in found.manifest.parents) or "-",
-                }
-            )
+            try:
+                rows.append(_list_row(checkpoint.open(manifest.parent, verify=False)))
+            except CheckpointError as error:  # one damaged manifest must not hide the others
+                console().print(f"forge: {error}", markup=False)
         _show(rows, as_json, f"{len(rows)} checkpoints below {root}")
+
+
+def _list_row(found: "Checkpoint") -> dict[str, Any]:
+    return {
+        "path": str(found.path),
+        "id": found.id,
+        "phase": found.manifest.phase,
+        "name": found.name,
+        "deployable_bytes": found.manifest.deployable_bytes,
+        "parents": " ".join(parent["id"] for parent in found.manifest.parents) or "-",
+    }
 
 
 def status_command(

@@ -4,6 +4,7 @@ Works with every Hydra 1.3.8 launcher that is installed (basic, joblib, submitit
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -21,7 +22,7 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     """Run `command` once for each combination of the swept overrides; print a summary; return the worst exit code."""
     import hydra
 
-    folder = Path("outputs") / "multirun" / command / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path("outputs") / "multirun" / command / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
     arguments = [
         "--multirun",
         *all_overrides(overrides, file),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.render import Display, console, print_json
+from agent_forge.cli.render import Display, console, print_json, print_json_line
 from agent_forge.config import Phase
 from agent_forge.pipeline.catalogue import phases
 
@@ -41,9 +41,7 @@ def _command(phase: Phase) -> Any:
     ) -> None:
         with one_line_errors(verbose):
             if multirun:
-                from agent_forge.cli.multirun import sweep
-
-                raise typer.Exit(sweep(phase.name, overrides or [], config, as_json=as_json))
+                raise typer.Exit(_sweep(phase.name, overrides, config, dry_run=dry_run, as_json=as_json))
             _run_phase(phase, overrides or [], config, dry_run=dry_run, resume=resume, as_json=as_json)
 
     command.__name__ = phase.name
@@ -76,7 +74,7 @@ def _run_phase(
     with Display(as_json=as_json) as display:
         outcome = run_phase(phase.name, config, listener=display, resume=resume)
     if as_json:
-        print_json(asdict(outcome))
+        print_json_line(asdict(outcome))
     elif outcome.status == "done":
         console(stderr=False).print(f"{phase.name}: {', '.join(outcome.outputs)} (id {outcome.checkpoint_id})")
     _leave(outcome.exit_code, outcome.message)
@@ -96,9 +94,7 @@ def run_all_command(
 
     with one_line_errors(verbose):
         if multirun:
-            from agent_forge.cli.multirun import sweep
-
-            raise typer.Exit(sweep(run_all.COMMAND, overrides or [], config, as_json=as_json))
+            raise typer.Exit(_sweep(run_all.COMMAND, overrides, config, dry_run=dry_run, as_json=as_json))
         run = run_all.compose_run(overrides or [], config)
         if dry_run:
             from agent_forge.pipeline.estimate import estimate_run
@@ -106,6 +102,16 @@ def run_all_command(
             _show_estimates(estimate_run(run), as_json)
             return
         _run_all(run, resume=resume, as_json=as_json)
+
+
+def _sweep(command: str, overrides: list[str] | None, file: str | None, *, dry_run: bool, as_json: bool) -> int:
+    """Run a multirun; return the worst exit code of its jobs."""
+    from agent_forge.cli.multirun import sweep
+    from agent_forge.core.errors import ConfigError
+
+    if dry_run:
+        raise ConfigError("--dry-run checks one run: leave out -m and give each key one value")
+    return sweep(command, overrides or [], file, as_json=as_json)
 
 
 def _run_all(run: Any, *, resume: bool, as_json: bool) -> None:
@@ -126,12 +132,12 @@ def _run_all(run: Any, *, resume: bool, as_json: bool) -> None:
         if done and not as_json:
             console(stderr=False).print(gate_table(done))
     failed = next((o for o in outcomes if o.status not in ("done", "rejected")), None)
-    final = final_checkpoint(outcomes)
+    final, final_id = final_checkpoint(outcomes)
     if as_json:
-        print_json({"final": final, "phases": [asdict(outcome) for outcome in outcomes]})
+        print_json_line({"final": final, "id": final_id, "phases": [asdict(outcome) for outcome in outcomes]})
     elif failed is None:
         out = console(stderr=False)
-        out.print(f"agent: {final}")
+        out.print(f"agent: {final} (id {final_id})")
         out.print(f"report: {run.run_dir / 'report.html'} and {run.run_dir / 'report.md'}")
         out.print(f"chat with it: forge chat {final}")
     if failed is not None:

@@ -126,6 +126,11 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
+def print_json_line(value: object) -> None:
+    """Print a value as one JSON line on stdout, after the events that went there."""
+    print(json.dumps(value, default=str), flush=True)
+
+
 def print_json(value: object) -> None:
     """Print a value as one JSON document on stdout."""
     json.dump(value, sys.stdout, indent=2, default=str)

@@ -33,6 +33,8 @@ def all_overrides(overrides: Sequence[str], file: str | None) -> list[str]:
     for override in found:
         if "_target_" in override:
             raise ConfigError(f"{override}: _target_ is not accepted; settings name phases, methods and codecs only")
+        if override.lstrip("+~").startswith("hydra.searchpath"):
+            raise ConfigError(f"{override}: settings come from conf/ and --config FILE only")
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
     return [_force_free_mapping(override) for override in found]

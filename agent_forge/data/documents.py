@@ -71,6 +71,20 @@ def read_source(name: str) -> Iterator[str]:
         )
 
 
+def source_files(name: str) -> list[Path]:
+    """Return the files that one source is read from, sorted; none for a hub name or a source that is not there."""
+    if name.startswith("hf:"):
+        return []
+    place = _package_folder(name) if name in PACKAGES else Path(name)
+    if place.is_dir():
+        return _text_files(place)
+    return [place] if place.is_file() else []
+
+
+def _text_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
 def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -79,7 +93,7 @@ def _package_folder(name: str) -> Path:
 
 
 def _read_folder(folder: Path, name: str) -> Iterator[str]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    files = _text_files(folder)
     if not files:
         raise DataError(f"data.text={name}: no {', '.join(SUFFIXES)} file under {folder}")
     for file in files:

@@ -1,6 +1,6 @@
 """The state of a training stage on disk: safetensors and JSON, written whole, the newest two kept.
 
-`resume_dir/step-00000120/` holds tensors.safetensors and state.json (with the hash of the former); `resume_dir/final/`
+`resume_dir/step-00000120/` holds tensors.safetensors and state.json (with the hashes of both); `resume_dir/final/`
 is the result of a finished stage. A damaged state is passed over for the older one; with none left the stage restarts.
 """
 
@@ -29,7 +29,8 @@ RECORD = "state.json"
 def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Write one state as `directory/name`, then drop what it makes superfluous."""
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    document = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **record}
+    hashes = {"sha256": hashlib.sha256(content).hexdigest(), "record_sha256": _record_hash(record)}
+    document = {"format": FORMAT, **hashes, **record}
 
     def fill(temporary: Path) -> None:
         (temporary / TENSORS).write_bytes(content)
@@ -52,11 +53,19 @@ def newest(directory: Path, stage: str, events: EventLog) -> tuple[dict[str, Ten
                 raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
             if record["sha256"] != hashlib.sha256(content).hexdigest():
                 raise ValueError(f"{TENSORS} does not have its recorded hash")
+            if record["record_sha256"] != _record_hash(record):
+                raise ValueError(f"{RECORD} does not have its recorded hash")
         except (OSError, ValueError, KeyError, TypeError) as error:
             events.warning(f"{stage}: passed over a damaged training state {directory / name} ({error})", stage=stage)
             continue
         return load(content), record
     return None
+
+
+def _record_hash(record: Mapping[str, Any]) -> str:
+    """Return a hash of a record as it looks after a round trip through JSON, without format and hashes."""
+    own = {key: value for key, value in record.items() if key not in ("format", "sha256", "record_sha256")}
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(own)), sort_keys=True).encode()).hexdigest()
 
 
 def refuse_other_settings(stage: str, directory: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -60,7 +60,7 @@ def run_all(
     """Run the phases; return their outcomes. Stops at the first one that failed or was interrupted.
 
     A phase that its gate refused is rolled back: the next one reads the refused one's parent.
-    Raises GateError when the policy of a refused phase is to stop.
+    Raises GateError when the policy of a refused phase is to stop, or when it has no parent to go back to.
     """
     outcomes: list[Outcome] = []
     with DirectoryLock(run.run_dir / ".forge", wait_seconds=3.0):
@@ -80,12 +80,14 @@ def run_all(
                 current = outcome.outputs
             elif config.gate.on_failure == "stop":
                 raise GateError(outcome.message)
+            elif not outcome.parent:
+                raise GateError(f"{outcome.message}; there is no parent to go back to")
             else:
-                current = current[:1] or outcome.outputs[:1]
+                current = [outcome.parent]
     return outcomes
 
 
-def final_checkpoint(outcomes: Sequence[Outcome]) -> str:
-    """Return the directory of the last accepted checkpoint ("" when there is none)."""
+def final_checkpoint(outcomes: Sequence[Outcome]) -> tuple[str, str]:
+    """Return the directory and id of the last accepted checkpoint ("" and "" when there is none)."""
     accepted = [outcome for outcome in outcomes if outcome.status == "done" and outcome.outputs]
-    return accepted[-1].outputs[0] if accepted else ""
+    return (accepted[-1].outputs[0], accepted[-1].checkpoint_id) if accepted else ("", "")

@@ -4,28 +4,36 @@ The same call after a kill goes on where the phase stopped; after success it doe
 phase's memory, threads and crashes away from the next, and dies with its parent.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, DirectoryLock, atomic, record_dir
+from agent_forge.checkpoint.lock import LOCK_NAME
 from agent_forge.config import PhaseConfig
-from agent_forge.core.errors import CheckpointError, ConfigError, StorageError
+from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, LockedError, StorageError
 from agent_forge.core.events import Event, read_events
-from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome, differences, input_hash, read_outcome
+from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome, differences, input_hash, read_outcome
 
 Listener = Callable[[Event], None]
 POLL_SECONDS = 0.1
+LOCK_WAIT_SECONDS = 3.0  # for the worker of a killed run to die
+STDERR = "stderr.log"
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)  # signals that stop a process, not crashes
+EXPECTED_EXITS = (LockedError.exit_code, StorageError.exit_code)  # of a worker that could not write its outcome
 
 
 def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = None, resume: bool = True) -> Outcome:
@@ -33,37 +41,44 @@ def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = Non
 
     resume=False drops what an earlier run of other (or the same) settings left at `config.out`.
     Raises ConfigError when settings differ from those of an unfinished or finished run there, CheckpointError for a
-    missing or damaged source, StorageError when `out` cannot be written. Failures inside the phase are in the outcome.
+    missing or damaged source, StorageError when `out` cannot be written, LockedError when another process writes there.
+    Failures inside the phase are in the outcome.
     """
     sources = check_inputs(name, config)
-    settings = asdict(config)
-    wanted = input_hash(name, settings, [source.id for source in sources])
+    job: dict[str, Any] = {
+        "phase": name,
+        "config": asdict(config),
+        "sources": [source.id for source in sources],
+        "data": data_fingerprint(config.data.text),
+        "parent_pid": os.getpid(),
+    }
+    job["input_hash"] = wanted = input_hash(name, job["config"], [*job["sources"], *job["data"]])
     record = record_dir(config.out)
-    if not resume:
-        with DirectoryLock(record):
-            pass  # raises when somebody is writing there
-        shutil.rmtree(record, ignore_errors=True)
-        shutil.rmtree(config.out, ignore_errors=True)
-    found = read_outcome(record)
-    if found is not None and found.status in ("done", "rejected") and found.input_hash == wanted and _whole(found):
-        return found
-    _refuse_other_settings(record, name, settings, wanted, sources)
-    atomic.write_json(
-        record / JOB,
-        {
-            "phase": name,
-            "config": settings,
-            "input_hash": wanted,
-            "sources": [source.id for source in sources],
-            "parent_pid": os.getpid(),
-        },
-    )
+    with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
+        if not resume:
+            _drop(record, Path(config.out))
+        found = read_outcome(record)
+        if found is not None and found.status in ("done", "rejected") and found.input_hash == wanted and _whole(found):
+            return found
+        _refuse_other_settings(record, job)
+        (record / OUTCOME).unlink(missing_ok=True)  # what an earlier attempt said is no answer to this one
+        atomic.write_json(record / JOB, job)
     started_seq = max((event.seq for event in read_events(record / EVENTS)), default=0)
-    exit_code = _run_child(record, listener, started_seq)
+    exit_code, errors = _run_child(record, listener, started_seq)
     outcome = read_outcome(record)
-    if outcome is None or outcome.input_hash != wanted or (exit_code and outcome.status in ("done", "rejected")):
-        outcome = _died(name, wanted, exit_code, record)
+    if outcome is None or outcome.input_hash != wanted:
+        outcome = _died(name, wanted, exit_code, errors, record)
     return outcome
+
+
+def _drop(record: Path, out: Path) -> None:
+    """Remove an earlier run of the phase that writes `out`, but for the lock that is held."""
+    shutil.rmtree(out, ignore_errors=True)
+    for path in record.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.name.startswith(LOCK_NAME):
+            path.unlink(missing_ok=True)
 
 
 def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) -> list[Checkpoint]:
@@ -80,12 +95,13 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
     out = Path(config.out)
     for source in sources:
-        if out.resolve() == source.path.resolve():
-            raise ConfigError(f"out={config.out} is also a source; a phase never overwrites its parent")
+        here, there = out.resolve(), source.path.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise ConfigError(f"out={config.out} is or holds a source; a phase never overwrites its parent")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={config.out} is a file; name a directory")
-    if out.is_dir() and any(out.iterdir()) and not (record_dir(out) / JOB).exists():
-        raise ConfigError(f"out={config.out} exists and was not written by this phase; name another directory")
+    if out.is_dir() and any(out.iterdir()) and _written_by(out) != name:
+        raise ConfigError(f"out={config.out} exists and was not written by {name}; name another directory")
     if write_probe:
         check_writable(out.parent)
     else:
@@ -93,6 +109,14 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
         if not os.access(place, os.W_OK):
             raise StorageError(f"cannot write below {place}; set out= to a directory you may write")
     return sources
+
+
+def _written_by(out: Path) -> str:
+    """Return the phase whose record lies beside `out`, or ""."""
+    try:
+        return str(json.loads((record_dir(out) / JOB).read_text())["phase"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def needs_source(name: str, config: PhaseConfig) -> bool:
@@ -116,6 +140,19 @@ def check_writable(directory: Path) -> None:
         raise StorageError(f"{directory}: less than 1 MiB is free; free some space or set out= to another disk")
 
 
+def data_fingerprint(sources: Sequence[str]) -> list[str]:
+    """Return a line for each text source that changes when its content does; hub names stand for themselves."""
+    from agent_forge.data.documents import source_files
+
+    lines = []
+    for name in sources:
+        digest = hashlib.sha256()
+        for file in source_files(name):
+            digest.update(f"{file.name} {atomic.sha256_file(file)}\n".encode())
+        lines.append(f"{name} {digest.hexdigest()[:16]}")
+    return lines
+
+
 def _whole(outcome: Outcome) -> bool:
     """Say whether a finished phase's outputs are still there and undamaged."""
     try:
@@ -124,30 +161,45 @@ def _whole(outcome: Outcome) -> bool:
         return False
 
 
-def _refuse_other_settings(
-    record: Path, name: str, settings: dict[str, Any], wanted: str, sources: Sequence[Checkpoint]
-) -> None:
+def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
+    """Raise ConfigError with a diff when `record` was begun with other settings, sources or data than `job` has."""
     try:
-        job = json.loads((record / JOB).read_text())
+        begun = json.loads((record / JOB).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return
-    if job["input_hash"] == wanted:
+    if begun["input_hash"] == job["input_hash"]:
         return
-    changed = differences(job["config"], settings)
-    if job["sources"] != [source.id for source in sources]:
+    changed = differences(begun["config"], job["config"])
+    if begun["sources"] != job["sources"]:
         changed.append("the content of its sources")
+    if begun.get("data") != job["data"] and not any(text.startswith("data.text") for text in changed):
+        changed.append("the content of data.text")
     raise ConfigError(
-        f"{name}: {settings['out']} was begun with other settings ({'; '.join(changed)}); "
+        f"{job['phase']}: {job['config']['out']} was begun with other settings ({'; '.join(changed)}); "
         "use those, or another out=, or --no-resume to drop it and start again"
     )
 
 
-def _run_child(record: Path, listener: Listener | None, after_seq: int) -> int:
-    """Run the worker on record/job.json, hand its events to `listener`, forward signals once; return its exit code."""
+def _run_child(record: Path, listener: Listener | None, after_seq: int) -> tuple[int, str]:
+    """Run the worker on record/job.json, hand its events to `listener`, pass signals on.
+
+    Returns its exit code and what it wrote on stderr, which is also kept as record/stderr.log.
+    """
     command = [sys.executable, "-m", "agent_forge.pipeline.worker", str(record)]
+    # Errors go to a temporary file first: the disk of the record may be the one that is full.
+    with tempfile.TemporaryFile() as errors:
+        exit_code = _watch_child(command, errors, record, listener, after_seq)
+        errors.seek(0)
+        text = errors.read()
+    if text:
+        with contextlib.suppress(OSError):
+            (record / STDERR).write_bytes(text)
+    return exit_code, text.decode(errors="replace")
+
+
+def _watch_child(command: list[str], errors: IO[bytes], record: Path, listener: Listener | None, after_seq: int) -> int:
     # A session of its own: a terminal's Ctrl-C reaches only us, and we pass it on exactly once.
-    with (record / "stderr.log").open("wb") as errors:
-        child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=errors)
+    child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=errors)
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         child.send_signal(number)
@@ -170,25 +222,20 @@ def _run_child(record: Path, listener: Listener | None, after_seq: int) -> int:
             child.wait()
 
 
-def _died(name: str, wanted: str, exit_code: int, record: Path) -> Outcome:
+def _died(name: str, wanted: str, exit_code: int, errors: str, record: Path) -> Outcome:
     """Describe a worker that ended without an outcome of its own."""
-    log = record / "stderr.log"
-    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-    if exit_code < 0:
+    last = " ".join(errors.strip().splitlines()[-1:])
+    status, code, go_on = "failed", exit_code if exit_code > 0 else 1, ""
+    if -exit_code in STOPPING:
         cause = f"was killed by {signal.Signals(-exit_code).name}"
         if -exit_code == signal.SIGKILL:
             cause += " (often the system running out of memory: lower the batch size)"
-        status, code = "interrupted", 130 if -exit_code == signal.SIGINT else 75
+        status, code = "interrupted", 130 if -exit_code == signal.SIGINT else Interrupted.exit_code
+        go_on = "; the same command goes on from its last saved state"
+    elif exit_code < 0:
+        cause = f"crashed with {signal.Signals(-exit_code).name} (see {record / STDERR})"
+    elif exit_code in EXPECTED_EXITS:
+        cause = f"stopped: {last.partition(': ')[2] or last}"
     else:
-        cause, status, code = (
-            f"ended with exit code {exit_code}: {' '.join(tail)} (see {log})",
-            "failed",
-            exit_code or 1,
-        )
-    return Outcome(
-        phase=name,
-        status=status,
-        input_hash=wanted,
-        exit_code=code,
-        message=f"{name} {cause}; the same command goes on from its last saved state",
-    )
+        cause = f"ended with exit code {exit_code}: {last} (see {record / STDERR}); this is a defect"
+    return Outcome(phase=name, status=status, input_hash=wanted, exit_code=code, message=f"{name} {cause}{go_on}")

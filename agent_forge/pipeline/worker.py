@@ -1,6 +1,8 @@
 """The child process of run_phase: run one phase from record/job.json, gate it, write record/outcome.json."""
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -17,12 +19,13 @@ from agent_forge.checkpoint import Checkpoint, DirectoryLock, Workspace, atomic
 from agent_forge.config import Phase, PhaseConfig, Report
 from agent_forge.config.compose import to_typed
 from agent_forge.core import device, registry
-from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError
+from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import EventLog
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
 
 LOCK_WAIT_SECONDS = 3.0  # for the worker of a killed run to die
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(record: Path) -> int:
@@ -38,6 +41,10 @@ def main(record: Path) -> int:
                 _run(job, events, outcome)
             except MemoryError as error:
                 raise PhaseError(f"{job['phase']}: out of memory ({error}); lower the batch rows or length") from error
+            except OSError as error:
+                if error.errno in DISK_ERRORS:
+                    raise atomic.storage_error(error, Path(error.filename or record), 0) from error
+                raise
             except RuntimeError as error:
                 if "out of memory" in str(error) or "can't allocate memory" in str(error):
                     raise PhaseError(f"{job['phase']}: out of memory; lower the batch rows or length") from error
@@ -61,8 +68,10 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     sources = checkpoint.expand(config.sources, verify=False)
     out = Workspace(config.out, phase=phase.name, seed=config.seed, config=config, parents=sources)
     out.save_every_seconds = config.runtime.save_every_seconds
+    out.warn = events.warning
     out.listen_for_signals()
-    atomic.remove_leftovers(out.path.parent)
+    atomic.remove_leftovers(out.path.parent, out.path.name)
+    atomic.remove_leftovers(out.path)
     events.emit("start", message=phase.summary)
     run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
     report: Report = run(config, sources, out, events)
@@ -117,7 +126,8 @@ def _close(outcome: Outcome, record: Path, events: EventLog, started: float) -> 
         outcome.save(record)
         events.emit("complete", message=outcome.report.get("summary", ""), metrics={"status": outcome.status})
     else:
-        events.emit("error", message=str(sys.exc_info()[1]))
+        with contextlib.suppress(OSError):  # the error that is on its way may be the full disk itself
+            events.emit("error", message=str(sys.exc_info()[1]))
     events.close()
 
 
@@ -125,7 +135,8 @@ def _failed(outcome: Outcome, record: Path, error: ForgeError) -> int:
     outcome.status = "interrupted" if isinstance(error, Interrupted) else "failed"
     outcome.exit_code, outcome.message = error.exit_code, str(error)
     if not isinstance(error, LockedError):
-        outcome.save(record)
+        with contextlib.suppress(StorageError):  # then the exit code and stderr tell the parent
+            outcome.save(record)
     return error.exit_code
 
 

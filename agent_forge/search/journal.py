@@ -5,7 +5,9 @@ A killed process leaves at most one torn last line, which is cut off when the fi
 
 import json
 import os
+import zlib
 from pathlib import Path
+from typing import Any
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError
@@ -34,7 +36,8 @@ class Journal:
         self._values[(key, start, stop)] = values
         if self.path is None:
             return
-        line = json.dumps({"key": key, "start": start, "stop": stop, "values": values}) + "\n"
+        entry = {"key": key, "start": start, "stop": stop, "values": values}
+        line = json.dumps({**entry, "crc": _checksum(entry)}) + "\n"
         try:
             with self.path.open("ab") as file:
                 file.write(line.encode())
@@ -52,6 +55,13 @@ class Journal:
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 entry = json.loads(line)
+                if entry.pop("crc") != _checksum(entry):
+                    raise ValueError("checksum")
                 self._values[(entry["key"], entry["start"], entry["stop"])] = entry["values"]
             except (ValueError, KeyError, TypeError):
                 raise CheckpointError(f"{path}, line {number} is damaged; remove the file to search anew") from None
+
+
+def _checksum(entry: dict[str, Any]) -> int:
+    """Return the CRC-32 of an entry, so that a flipped digit is not taken for a measurement."""
+    return zlib.crc32(json.dumps(entry, sort_keys=True).encode())

@@ -62,7 +62,7 @@ def trained_tokenizer(config: Config, out: Workspace, events: EventLog) -> PreTr
     """Return the tokenizer, trained once on text and rendered rows and kept in the phase's state."""
     directory = out.state / "tokenizer"
 
-    def train() -> dict[str, int]:
+    def train() -> dict[str, str]:
         events.message("training the tokenizer", stage="tokenizer")
         rows = [
             message["content"]
@@ -75,9 +75,11 @@ def trained_tokenizer(config: Config, out: Workspace, events: EventLog) -> PreTr
             texts, config.model.vocab_size, context_tokens=config.model.max_position_embeddings
         )
         tokenizer.save_pretrained(directory)
-        return {"size": len(tokenizer)}
+        return {file.name: file.read_text() for file in sorted(directory.iterdir())}
 
-    out.remember("tokenizer", train)
+    for name, content in out.remember("tokenizer", train).items():
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(content)
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 

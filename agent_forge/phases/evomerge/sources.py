@@ -151,7 +151,7 @@ def _short(value: Any) -> str:
 def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, out: Workspace) -> Weights:
     """Map a checkpoint's weights under the names that the model in memory has.
 
-    Where the file has other names (transformers renames some on load), the loaded state is written once to the phase's
+    Where the file has other names (transformers renames some on load), the loaded state is written to the phase's
     scratch and mapped from there.
     """
     names = set(stored_tensors(trunk))
@@ -159,7 +159,6 @@ def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, out: Wo
     if names <= set(weights.forms) <= set(trunk.state_dict()):
         return weights.only(names)
     scratch = out.state / f"source-{checkpoint.id}.safetensors"
-    if not scratch.exists():
-        state = stored_tensors(models.load(checkpoint, dtype=dominant_dtype(weights)))
-        atomic.write_bytes(scratch, save({name: value.contiguous() for name, value in state.items()}))
+    state = stored_tensors(models.load(checkpoint, dtype=dominant_dtype(weights)))
+    atomic.write_bytes(scratch, save({name: value.contiguous() for name, value in state.items()}))
     return Weights.open(scratch, label)
