@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import agent_forge  # noqa: F401 - registers our model types
+import agent_forge
 from agent_forge import checkpoint, data, models
 from agent_forge.config import DataConfig
 from agent_forge.data.synthetic import memory, reasoning, tools
