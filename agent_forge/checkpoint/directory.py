@@ -43,6 +43,7 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     host: str = ""
     time: float = 0.0
+    sha256: str = ""  # of all the fields above; "" in a manifest that was written without it
 
 
 @dataclass(slots=True, frozen=True)
@@ -117,6 +118,7 @@ def write(
             host=socket.gethostname(),
             time=time.time(),
         )
+        manifest.sha256 = manifest_hash(manifest)
         (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
 
     atomic.write_directory(target, fill)
@@ -130,8 +132,14 @@ def content_id(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def manifest_hash(manifest: Manifest) -> str:
+    """Return the SHA-256 of a manifest's fields, its own hash left out."""
+    content = {key: value for key, value in json.loads(json.dumps(asdict(manifest))).items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
-    """Open a checkpoint directory and check the size and hash of every file that its manifest names.
+    """Open a checkpoint directory and check the size and hash of every file that its manifest names, and its own.
 
     Raises CheckpointError that names the directory and the first broken or missing file.
     """
@@ -141,6 +149,8 @@ def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
         raise CheckpointError(f"no checkpoint at {path}{did_you_mean(path.name, siblings)}")
     manifest = _read_manifest(path)
     if verify:
+        if manifest.sha256 and manifest.sha256 != manifest_hash(manifest):
+            raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its recorded hash; restore it")
         for relative, entry in manifest.files.items():
             _verify_file(path, relative, entry)
         if content_id(manifest.files) != manifest.id:
@@ -196,9 +206,9 @@ def _verify_file(directory: Path, relative: str, entry: Mapping[str, Any]) -> No
     if not file.is_file():
         raise CheckpointError(f"{file} is missing from the checkpoint; restore it or run its phase again")
     size = file.stat().st_size
-    if size != entry["bytes"]:
-        raise CheckpointError(f"{file} is damaged: {size:,} bytes, the manifest says {entry['bytes']:,}")
-    if atomic.sha256_file(file) != entry["sha256"]:
+    if size != entry.get("bytes"):
+        raise CheckpointError(f"{file} is damaged: {size:,} bytes, the manifest says {entry.get('bytes')}")
+    if atomic.sha256_file(file) != entry.get("sha256"):
         raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the manifest's; restore it from a copy")
 
 

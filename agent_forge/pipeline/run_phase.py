@@ -87,9 +87,12 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     write_probe=False looks at permissions only, and writes nothing.
     """
     from agent_forge.core import registry
+    from agent_forge.data.documents import check_source
 
     for task in config.gate.tasks:
         registry.load("agent_forge.evaluate.tasks", task, "gate task")
+    for text in config.data.text:
+        check_source(text)
     sources = checkpoint.expand(config.sources)
     if not sources and needs_source(name, config):
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
@@ -105,10 +108,15 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     if write_probe:
         check_writable(out.parent)
     else:
-        place = next(path for path in (out, *out.absolute().parents) if path.exists())
-        if not os.access(place, os.W_OK):
+        place = nearest(out)
+        if not place.is_dir() or not os.access(place, os.W_OK):
             raise StorageError(f"cannot write below {place}; set out= to a directory you may write")
     return sources
+
+
+def nearest(path: Path) -> Path:
+    """Return `path`, or the nearest of its parents that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _written_by(out: Path) -> str:

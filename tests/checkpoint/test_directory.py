@@ -70,6 +70,9 @@ def test_a_damaged_or_missing_manifest_is_refused(tmp_path: Path) -> None:
     content = json.loads(manifest.read_text())
     content["files"]["part-0.safetensors"]["sha256"] = content["files"]["config.json"]["sha256"]
     manifest.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"forge\.json is damaged: it does not have its recorded hash"):
+        checkpoint.open(tmp_path / "model")
+    manifest.write_text(json.dumps({**content, "sha256": ""}))  # as written before manifests had a hash
     with pytest.raises(CheckpointError, match=r"part-0\.safetensors is damaged"):
         checkpoint.open(tmp_path / "model")
     manifest.write_text("{")
@@ -78,6 +81,30 @@ def test_a_damaged_or_missing_manifest_is_refused(tmp_path: Path) -> None:
     manifest.unlink()
     with pytest.raises(CheckpointError, match="forge import"):
         checkpoint.open(tmp_path / "model")
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "model", b"weights", metrics={"loss": {"value": 0.5, "n": 12}})
+    manifest = tmp_path / "model" / "forge.json"
+    whole = manifest.read_bytes()
+    for place in range(0, len(whole) - 1, 7):
+        content = bytearray(whole)
+        content[place] ^= 1 << (place % 7)
+        manifest.write_bytes(content)
+        if _same_json(content, whole):
+            continue
+        with pytest.raises(CheckpointError):
+            checkpoint.open(tmp_path / "model")
+    manifest.write_bytes(whole)
+    checkpoint.open(tmp_path / "model")
+
+
+def _same_json(one: bytes, two: bytes) -> bool:
+    """Say whether a flip changed nothing but white space."""
+    try:
+        return json.loads(one) == json.loads(two)
+    except ValueError:
+        return False
 
 
 def test_a_missing_checkpoint_suggests_its_neighbour(tmp_path: Path) -> None:

@@ -36,6 +36,26 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value[name]) and found[name].dtype == value[name].dtype for name in value)
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_damaged_results_are_named_and_computed_again(tmp_path: Path, damage: str) -> None:
+    value = {"a": torch.arange(6.0)}
+    workspace(tmp_path / "out").remember("x", lambda: {"best": 12})
+    workspace(tmp_path / "out").remember_tensors("t", lambda: value)
+    again = workspace(tmp_path / "out")
+    files = sorted(again.state.iterdir())
+    assert len(files) == 2
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes({"flip": content, "cut": content[:-3], "empty": b""}[damage])
+    told: list[str] = []
+    again.warn = told.append
+    assert again.remember("x", lambda: {"best": 13}) == {"best": 13}
+    assert torch.equal(again.remember_tensors("t", lambda: value)["a"], value["a"])
+    assert [str(file) in line for file, line in zip(sorted(files, key=lambda f: f.name != "x.json"), told, strict=True)]
+    assert again.remember("x", lambda: pytest.fail("computed again")) == {"best": 13}
+
+
 def test_a_failed_computation_is_not_remembered(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         workspace(tmp_path / "out").remember("x", lambda: 1 / 0)

@@ -77,7 +77,7 @@ def test_other_text_is_refused_though_its_name_is_the_same(
     content["config"]["data"]["text"] = [str(copied)]
     job.write_text(json.dumps(content))
     (copied / "000.txt").write_text("another document")
-    with pytest.raises(ConfigError, match="the content of data.text"):
+    with pytest.raises(ConfigError, match=r"the content of data\.text"):
         run_phase("bitnet", config)
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_ends_in_74_and_the_same_command_goes_on_when_there_is_space
     assert checkpoint.open(source).id == tiny_checkpoint.id
     filler.unlink()
     assert run_phase("bitnet", config).checkpoint_id == finished[1].checkpoint_id
-    assert not [path for path in small_disk.rglob(".tmp-*")]
+    assert not list(small_disk.rglob(".tmp-*"))
 
 
 def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_neighbour_stay(quick: Quick, tmp_path: Path) -> None:

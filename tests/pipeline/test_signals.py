@@ -20,17 +20,19 @@ from agent_forge.core.events import read_events
 from agent_forge.pipeline.outcome import EVENTS
 from agent_forge.pipeline.run_phase import _died, run_phase
 
+pytestmark = pytest.mark.timeout(900)
 Quick = Callable[..., PhaseConfig]
 AsFile = Callable[[PhaseConfig], str]
 Forge = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
 LONG = "train.steps=150"
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 240
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str, process: "subprocess.Popen[str] | None" = None) -> None:
     end = time.monotonic() + DEADLINE_SECONDS
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"waited in vain for {what}"
         time.sleep(0.02)
 
@@ -54,7 +56,7 @@ def test_sigterm_saves_and_the_resumed_run_passes_over_a_damaged_state(
     out = tmp_path / "bitnet"
     file = as_file(quick(out, LONG, "gate.enabled=false", "runtime.save_every_seconds=0"))
     process = start_forge("bitnet", "--config", file)
-    wait_for(lambda: training(out), "training")
+    wait_for(lambda: training(out), "training", process)
     os.killpg(process.pid, signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 75, stderr
@@ -82,7 +84,7 @@ def test_a_second_process_is_refused_and_the_lock_is_free_after_kill_9(
     out = tmp_path / "bitnet"
     file = as_file(quick(out, LONG, "gate.enabled=false"))
     first = start_forge("bitnet", "--config", file)
-    wait_for(lambda: training(out), "training")
+    wait_for(lambda: training(out), "training", first)
     (worker,) = psutil.Process(first.pid).children()
     worker.suspend()
     second = forge("bitnet", "--config", file)
@@ -103,7 +105,7 @@ def test_a_second_process_is_refused_and_the_lock_is_free_after_kill_9(
 def test_ctrl_c_ends_in_130_and_is_resumable(quick: Quick, tmp_path: Path, start_forge: Start, as_file: AsFile) -> None:
     out = tmp_path / "bitnet"
     process = start_forge("bitnet", "--config", as_file(quick(out, LONG, "gate.enabled=false")))
-    wait_for(lambda: training(out), "training")
+    wait_for(lambda: training(out), "training", process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130, stderr

@@ -1,0 +1,163 @@
+"""Bad input ends in one line (what, where, what to do) with its exit code, and nothing is half written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import Result
+
+from agent_forge import checkpoint, models
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.pipeline import run_phase as controller
+
+Cli = Callable[..., Result]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(cli: Cli, tmp_path: Path, text_folder: Path) -> Refused:
+    """Return a function that runs a phase into `out`, checks that it is refused cleanly, and returns the one line."""
+
+    def run(exit_code: int, phase: str, *settings: str) -> str:
+        found = cli(
+            phase, f"out={tmp_path / 'runs' / 'out'}", f"data.text=[{text_folder}]",
+            f"data.cache={tmp_path / 'cache'}", "runtime.threads=1", *settings,
+        )  # fmt: skip
+        last = found.stderr.strip().splitlines()[-1]
+        assert found.exit_code == exit_code, found.stderr
+        assert last.startswith("forge: ")
+        assert "Traceback" not in found.stderr
+        assert not (tmp_path / "runs" / "out").exists()
+        assert not list(tmp_path.rglob(".tmp-*"))
+        return last
+
+    return run
+
+
+@pytest.fixture
+def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make starting a worker a failure of the test: the fault must be found before."""
+    monkeypatch.setattr(controller, "_run_child", lambda *_: pytest.fail("a worker was started"))
+
+
+def write_model(place: Path, config: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> Checkpoint:
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(config).eval()
+    return checkpoint.write(
+        place, lambda directory: models.save(model, tokenizer, directory), phase="import", seed=0, config={},
+        name=place.name,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_child")
+def test_a_wrong_key(refused: Refused) -> None:
+    assert "did you mean 'train.steps'" in refused(2, "bitnet", "train.step=3")
+
+
+@pytest.mark.usefixtures("no_child")
+def test_a_missing_and_a_corrupt_checkpoint(refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint.path, tmp_path / "model")
+    line = refused(74, "bitnet", f"sources=[{tmp_path / 'modle'}]")
+    assert f"no checkpoint at {tmp_path / 'modle'}; did you mean 'model'?" in line
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    line = refused(74, "bitnet", f"sources=[{tmp_path / 'model'}]")
+    assert f"{weights} is damaged: 100 bytes, the manifest says" in line
+
+
+@pytest.mark.usefixtures("no_child")
+def test_an_unwritable_place(refused: Refused, tiny_checkpoint: Checkpoint, read_only_disk: Path) -> None:
+    line = refused(74, "bitnet", f"sources=[{tiny_checkpoint.path}]", f"out={read_only_disk / 'x'}")
+    assert "Read-only file system; set out= to a directory you may write" in line
+
+
+@pytest.mark.usefixtures("no_child")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", '{"txt": "a"}\n{"text": ""}\n', "no usable row; a row needs a non-empty 'text'"),
+        ("rows.jsonl", '{"text": "a"\n', "rows.jsonl:1: not JSON"),
+        ("rows.csv", "a,b\n", "unknown kind of file; known: .txt, .md, .jsonl, .parquet"),
+        ("rows.parquet", "PAR1 but not really", "rows.parquet"),
+        ("empty.txt", " \n", "no usable document"),
+    ],
+)
+def test_a_data_file_without_a_usable_row(
+    refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    line = refused(74, "bitnet", f"sources=[{tiny_checkpoint.path}]", f"data.text=[{file}]")
+    assert message in line
+    assert str(file) in line
+
+
+@pytest.mark.usefixtures("no_child")
+def test_data_that_is_not_there(refused: Refused, tiny_checkpoint: Checkpoint) -> None:
+    assert "'sotuu' is neither a known package" in refused(
+        74, "bitnet", f"sources=[{tiny_checkpoint.path}]", "data.text=[sotuu]"
+    )
+
+
+def test_sources_with_other_tokenizers(
+    refused: Refused, tiny_checkpoint: Checkpoint, llama_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    content = json.loads(tiny_tokenizer.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    plain = [token for token in vocabulary if token.isalpha()]
+    vocabulary[plain[0]], vocabulary[plain[1]] = vocabulary[plain[1]], vocabulary[plain[0]]
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
+    stranger = write_model(tmp_path / "stranger", llama_config, other)
+    line = refused(74, "evomerge", f"sources=[{tiny_checkpoint.path},{stranger.path}]", "experiment=null")
+    assert "tokenizer" in line
+
+
+def test_a_model_without_a_layer_to_quantise(refused: Refused, tiny_checkpoint: Checkpoint) -> None:
+    line = refused(1, "bitnet", f"sources=[{tiny_checkpoint.path}]", "linear.skip=['*']")
+    assert "linear" in line
+    line = refused(1, "compress", f"sources=[{tiny_checkpoint.path}]", "codec.min_weights=1000000000")
+    assert "nothing to compress" in line
+    assert "lower it or take another checkpoint" in line
+
+
+def test_weights_that_are_not_numbers_are_never_written(
+    refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Fault 7, through a phase: a parent with NaN in it ends in one line, not in a child with NaN in it."""
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+
+    def save(directory: Path) -> None:
+        shutil.copytree(tiny_checkpoint.path, directory, dirs_exist_ok=True)
+        (directory / "forge.json").unlink()
+        tensors = load_file(directory / "model.safetensors")
+        tensors["model.norm.weight"][3] = float("nan")
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+    checkpoint.write(broken, save, phase="import", seed=0, config={})
+    line = refused(
+        1, "bitnet", f"sources=[{broken}]", "train.steps=0", "init.method=absmean", "measure_items=2",
+        "gate.enabled=false",
+    )  # fmt: skip
+    assert "non-finite" in line or "not finite" in line or "not a finite" in line
+
+
+def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(cli: Cli, tmp_path: Path) -> None:
+    checkpoint.write(
+        tmp_path / "empty",
+        lambda d: (d / "config.json").write_text("{}"),
+        phase="x",
+        seed=0,
+        config={},  # type: ignore[arg-type,return-value]
+    )
+    for arguments in (["eval", str(tmp_path / "empty"), "--tasks", "text"], ["chat", str(tmp_path / "empty"), "hi"]):
+        found = cli(*arguments)
+        assert found.exit_code == 74
+        assert len(found.stderr.strip().splitlines()) == 1
