@@ -6,13 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
+from agent_forge.cli.completion import complete_config, complete_override
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.render import Display, console, print_json, print_json_line
 from agent_forge.config import Phase
 from agent_forge.pipeline.catalogue import phases
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, Hydra's grammar.")]
-ConfigOption = Annotated[str | None, typer.Option("--config", "-c", help="A YAML file, or a name in conf/experiment.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, Hydra's grammar.", autocompletion=complete_override),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", "-c", help="A YAML file, or a name in conf/experiment.", autocompletion=complete_config),
+]
 Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Hydra multirun: KEY=a,b,c sweeps.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate, write nothing.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with an earlier run (default), or drop it.")]

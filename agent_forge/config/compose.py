@@ -37,7 +37,7 @@ def all_overrides(overrides: Sequence[str], file: str | None) -> list[str]:
             raise ConfigError(f"{override}: settings come from conf/ and --config FILE only")
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
-    return [_force_free_mapping(override) for override in found]
+    return [_force_free_mapping(_quote_option(override)) for override in found]
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> Any:
@@ -50,7 +50,7 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> Any:
     try:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             return hydra_compose(command, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises bare ValueErrors too
         raise ConfigError(_one_line(error, command)) from None
 
 
@@ -136,6 +136,12 @@ def _hydra_value(value: Any) -> str:
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def _quote_option(override: str) -> str:
+    """Let `model=25` be the name of an option, which Hydra takes for a number and breaks on."""
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if key in groups() and re.fullmatch(r"[-+.\d]+", value) else override
+
+
 def _force_free_mapping(override: str) -> str:
     """Let `gate.tasks.choice=0.9` add an entry: the keys of these mappings are not fixed by the defaults."""
     key = override.split("=", 1)[0]
@@ -153,6 +159,8 @@ def _one_line(error: Exception, command: str) -> str:
     )
     name = next((group for group in key.groups() if group), "") if key else ""
     if name and re.search(r"not in|Could not override", text):
+        if name == "experiment":
+            return f"{command}: experiments set all phases at once; use them with `forge run-all experiment=NAME`"
         return f"{command}: unknown key '{name}'{did_you_mean(name, _known_keys(command))}"
     group = re.search(r"Could not find '([^']+)'", text)
     if group:

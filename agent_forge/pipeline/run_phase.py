@@ -177,6 +177,8 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
         return
     if begun["input_hash"] == job["input_hash"]:
         return
+    if begun["phase"] != job["phase"]:
+        raise ConfigError(f"{job['config']['out']} was begun by {begun['phase']}; set out= to another directory")
     changed = differences(begun["config"], job["config"])
     if begun["sources"] != job["sources"]:
         changed.append("the content of its sources")

@@ -67,6 +67,8 @@ def test_unknown_commands_and_options_suggest(cli: Cli) -> None:
         (["run-all", "experiment=tinny"], "did you mean 'tiny'"),
         (["run-all", "phases=[cognate,bitnte]"], "no phase 'bitnte'; did you mean 'bitnet'"),
         (["cognate", "model=25"], "did you mean '25m'"),
+        (["bitnet", "experiment=tiny"], "use them with `forge run-all experiment=NAME`"),
+        (["bitnet", "experiment=null"], "experiment"),
         (["bitnet", "--config", "tinny"], "did you mean 'tiny'"),
         (["bitnet", "--config", "none.yaml"], "No such file"),
         (["bitnet", "train.steps"], "is not KEY=VALUE"),

@@ -41,6 +41,10 @@ def training(out: Path) -> bool:
     return any(event.kind == "progress" and event.total == 150 for event in read_events(record_dir(out) / EVENTS))
 
 
+def saved(out: Path) -> list[Path]:
+    return sorted((record_dir(out) / "state").rglob("step-*"))
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the id that the long phase ends in when nobody stops it."""
@@ -56,14 +60,14 @@ def test_sigterm_saves_and_the_resumed_run_passes_over_a_damaged_state(
     out = tmp_path / "bitnet"
     file = as_file(quick(out, LONG, "gate.enabled=false", "runtime.save_every_seconds=0"))
     process = start_forge("bitnet", "--config", file)
-    wait_for(lambda: training(out), "training", process)
+    wait_for(lambda: len(saved(out)) == 2, "two saved states", process)
     os.killpg(process.pid, signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 75, stderr
     assert "bitnet stopped by SIGTERM; the same command goes on from here" in stderr
     assert stdout == ""
     assert not out.exists()
-    states = sorted((record_dir(out) / "state").rglob("step-*"))
+    states = saved(out)
     assert len(states) == 2
     tensors = states[-1] / "tensors.safetensors"
     content = bytearray(tensors.read_bytes())
@@ -111,7 +115,7 @@ def test_ctrl_c_ends_in_130_and_is_resumable(quick: Quick, tmp_path: Path, start
     assert process.returncode == 130, stderr
     assert "stopped by SIGINT; the same command goes on from here" in stderr
     assert "Traceback" not in stderr
-    assert sorted((record_dir(out) / "state").rglob("step-*"))
+    assert saved(out)
 
 
 def test_the_first_ctrl_c_is_noted_and_the_second_ends_the_process_at_once(tmp_path: Path) -> None:

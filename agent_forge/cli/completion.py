@@ -1,0 +1,83 @@
+"""What the shell offers after `forge <phase> `: config keys, options of groups, and values where they are known.
+
+Read from the YAML files of conf/ alone, so that a press of the tab key loads neither Hydra nor torch.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import typer
+import yaml
+
+from agent_forge.config.compose import CONF, flatten, groups
+
+RUN_ALL = "run_all"
+
+
+def complete_override(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return (completion, help) for a KEY=VALUE that is being typed to `forge <phase>` or `forge run-all`."""
+    command = (context.info_name or "").replace("-", "_")
+    if not (CONF / f"{command}.yaml").is_file():
+        command = "base"
+    key, given, _ = incomplete.partition("=")
+    if given:
+        return [(f"{key}={value}", "") for value in _values(command, key) if f"{key}={value}".startswith(incomplete)]
+    found = {name: _shown(value) for name, value in flatten(tree(command))}
+    found |= {name: f"one of {', '.join(_values(command, name))}" for name in _chosen(command)}
+    return [(f"{name}=", text) for name, text in sorted(found.items()) if name.startswith(incomplete)]
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Return the names of conf/experiment for `--config`; the shell itself completes files."""
+    return [name for name in groups().get("experiment", []) if name.startswith(incomplete)]
+
+
+@cache
+def tree(command: str) -> dict[str, Any]:
+    """Return the defaults of one command: its own file over those that its defaults list names."""
+    content = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
+    merged: dict[str, Any] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            name, _, package = entry.partition("@")
+            _lay_over(merged, {package: tree(name)} if package else tree(name))
+        elif isinstance(entry, Mapping):
+            for group, option in entry.items():
+                if option is not None:
+                    _lay_over(merged, {group: tree(f"{group}/{option}")})
+    _lay_over(merged, content)
+    return merged
+
+
+def _chosen(command: str) -> list[str]:
+    """Return the groups that a command's defaults list takes an option of."""
+    content = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
+    return [str(group) for entry in content.get("defaults", []) if isinstance(entry, Mapping) for group in entry]
+
+
+def _values(command: str, key: str) -> list[str]:
+    if key in _chosen(command):
+        return groups().get(key, [])
+    value = dict(flatten(tree(command))).get(key)
+    if isinstance(value, bool):
+        return ["true", "false"]
+    if key == "gate.on_failure" or key.endswith(".gate.on_failure"):
+        return ["stop", "rollback", "continue"]
+    return []
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Merge `above` into `below`; an interpolation of a whole mapping (`${data}`) leaves its keys as they are."""
+    for key, value in above.items():
+        if isinstance(value, Mapping):
+            inner = below.get(key)
+            below[key] = dict(inner) if isinstance(inner, Mapping) else {}
+            _lay_over(below[key], value)
+        elif not (isinstance(value, str) and value.startswith("${") and isinstance(below.get(key), Mapping)):
+            below[key] = value
+
+
+def _shown(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
