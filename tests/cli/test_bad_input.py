@@ -147,7 +147,8 @@ def test_weights_that_are_not_numbers_are_never_written(
 
     checkpoint.write(broken, save, phase="import", seed=0, config={})
     line = refused(
-        1, "bitnet", f"sources=[{broken}]", "train.steps=0", "init.method=absmean", "measure_items=2", "linear.group_size=32",
+        1, "bitnet", f"sources=[{broken}]", "train.steps=0", "init.method=absmean", "measure_items=2",
+        "linear.group_size=32",
         "gate.enabled=false",
     )  # fmt: skip
     assert "non-finite" in line or "not finite" in line or "not a finite" in line
