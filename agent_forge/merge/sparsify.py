@@ -38,8 +38,13 @@ def at_random(delta: Tensor, density: float, rescale: Rescale, seed: int, *names
     """Keep each entry with probability `density`; the mask depends on (seed, names) alone."""
     if density >= 1.0:
         return delta
-    draws = torch.rand(delta.shape, generator=torch_generator(seed, "dare", *names)).to(delta.device)
-    return _rescaled(delta, torch.where(draws < density, delta, 0.0), torch.tensor(density), rescale)
+    kept = uniform_draws(delta, seed, *names) < density
+    return _rescaled(delta, torch.where(kept, delta, 0.0), torch.tensor(density), rescale)
+
+
+def uniform_draws(delta: Tensor, seed: int, *names: str) -> Tensor:
+    """Return the numbers in [0, 1) that decide which entries `at_random` keeps: those below the density."""
+    return torch.rand(delta.shape, generator=torch_generator(seed, "dare", *names)).to(delta.device)
 
 
 def at_random_by_rank(

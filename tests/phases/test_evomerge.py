@@ -78,7 +78,7 @@ def family(tmp_path_factory, llama_config, tiny_tokenizer) -> list[Checkpoint]:
 def settings(data_config: DataConfig, out: Path, *overrides: str) -> Config:
     small = (
         f"out={out}", "items=8", "test_items=16", "search.generations=3", "search.children=4", "samples=200",
-        "fitness.text=0.5", "fitness.tools=0", "floor=0.5", "runtime.device=cpu",
+        "fitness.text=0.5", "fitness.tools=0", "floor=0.5", "runtime.device=cpu", "runtime.threads=1",
     )  # fmt: skip
     config = compose("evomerge", Config, [*small, *overrides])
     config.data = data_config
@@ -99,7 +99,7 @@ def finished(family, data_config, tmp_path_factory):
 
 def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(finished, family, tiny_tokenizer) -> None:
     config, out, report = finished
-    opened = open_sources(family, out, EventLog(None, "evomerge"), torch.device("cpu"), torch.float32)
+    opened = open_sources(family, out.state, torch.device("cpu"), torch.float32)
     measured: dict[str, dict[int, list[float]]] = {}
     for file in out.state.glob("evaluations-*.jsonl"):
         for line in map(json.loads, file.read_text().splitlines()):
@@ -110,7 +110,7 @@ def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(finished, fa
 
     def nats(genome: Genome) -> list[float]:
         found = measured[space.key(genome)]
-        return [value for start in sorted(found) for value in found[start]]
+        return [value for start in sorted(found) for value in found[start]][: len(yardstick.rows)]
 
     yardstick.trunk_nats = nats(space.parent(0))
     fitness = [yardstick.fitness(nats(genome)) for genome in [*(space.parent(i) for i in range(3)), space.soup()]]
@@ -131,7 +131,7 @@ def test_the_winner_beats_the_trunk_on_the_test_split(finished) -> None:
 
 def test_the_written_recipe_rebuilds_the_winners_weights(finished, family) -> None:
     _, out, _ = finished
-    recipe = parse_recipe(yaml.safe_load((out.path / "merge_recipe.yml").read_text()))
+    recipe = parse_recipe(yaml.safe_load((out.path / "merge.yaml").read_text()))
     seed = checkpoint.open(out.path).manifest.extra["mask_seed"]
     sources = {c.path.name: Weights.open(c.path, c.path.name) for c in family}
     plan = make_plan(recipe, sources)
@@ -203,7 +203,8 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(finished, family, data_
     overrides = [
         f"sources=[{','.join(str(c.path) for c in family)}]", f"out={target}", "items=8", "test_items=16",
         "search.generations=3", "search.children=4", "samples=200", "fitness.text=0.5", "fitness.tools=0",
-        "floor=0.5", "runtime.device=cpu", f"data.text=[{data_config.text[0]}]", "data.max_text_bytes=0",
+        "floor=0.5", "runtime.device=cpu", "runtime.threads=1", f"data.text=[{data_config.text[0]}]",
+        "data.max_text_bytes=0",
         f"data.cache={data_config.cache}",
     ]  # fmt: skip
     killed = subprocess.run([sys.executable, str(script), "23", ";".join(overrides)], check=False, env=os.environ)
@@ -218,7 +219,7 @@ def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(
 ) -> None:
     config = settings(data_config, tmp_path / "out", "merge=paths")
     out = workspace(config, family)
-    opened = open_sources(family, out, EventLog(None, "evomerge"), torch.device("cpu"), torch.float32)
+    opened = open_sources(family, out.state, torch.device("cpu"), torch.float32)
     stage = Stage(opened, 0)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     assert stage.layers == 2
@@ -242,7 +243,7 @@ def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(
             stream = result[0] if isinstance(result, tuple) else result
         truth = parts[1].lm_head(parts[2].model.norm(stream))
         torch.testing.assert_close(loaded(ids).logits, truth, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(stage.show(space.recipe(genome))(ids).logits, truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(stage.show(space.recipe(genome), "long")(ids).logits, truth, rtol=1e-3, atol=1e-3)
 
 
 def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference(

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from agent_forge import evaluate
 from agent_forge.core import registry
-from agent_forge.core.errors import ConfigError
+from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_chat
 from agent_forge.evaluate.tasks import text as text_task
 from agent_forge.phases.evomerge import Config
+from agent_forge.search.race import Yard
 
 MaskedRow = tuple[list[int], list[bool]]
 # Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all others.
@@ -42,12 +43,15 @@ class Yardstick:
     tokens: NDArray[np.float64]
     floor: float
     floor_penalty: float
-    batch_tokens: int
     trunk_nats: list[float]
 
-    def measure(self, model: PreTrainedModel, start: int, stop: int) -> list[float]:
-        """Return the summed loss (nats) of each item in [start, stop)."""
-        return [float(nats) for nats in evaluate.row_nll(model, self.rows[start:stop], self.batch_tokens)[:, 0]]
+    def log_retentions(self, nats: Sequence[float]) -> tuple[float, ...]:
+        """Return log(trunk loss / candidate loss) of every task on the first len(nats) items."""
+        return tuple(self.log_retention(nats, task) for task in range(len(self.tasks)))
+
+    def yard(self) -> Yard[Any]:
+        """Return what a search makes of an item's numbers; the trunk's must be known."""
+        return Yard(self.fitness, self.log_retentions, self.difference)
 
     def log_retention(self, nats: Sequence[float], task: int) -> float:
         """Return log(trunk loss / candidate loss) of one task on the first len(nats) items."""
@@ -58,11 +62,32 @@ class Yardstick:
 
     def fitness(self, nats: Sequence[float]) -> float:
         """Return the fitness on the first len(nats) items; 0 is the trunk's, higher is better."""
-        logs = [self.log_retention(nats, task) for task in range(len(self.tasks))]
+        logs = self.log_retentions(nats)
         if min(logs) == WORST:
             return WORST
         short = sum(max(0.0, math.log(max(self.floor, 1e-9)) - value) for value in logs)
         return float(np.average(logs, weights=self.weights)) - self.floor_penalty * short
+
+    def difference(self, nats: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+        """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item by item.
+
+        The error is that of the fitness linearised at the mean of both; below the floor the penalty steepens it.
+        """
+        mean = self.fitness(nats) - self.fitness(other)
+        if not (math.isfinite(sum(nats)) and math.isfinite(sum(other))):
+            return mean, 0.0
+        variance, low = 0.0, math.log(max(self.floor, 1e-9))
+        for task, weight in enumerate(self.weights):
+            places = slice(task, len(nats), len(self.tasks))
+            ours, theirs, tokens = (np.asarray(v, np.float64)[places] for v in (nats, other, self.tokens[: len(nats)]))
+            if len(ours) < 2:
+                return mean, math.inf
+            steep = min(self.log_retention(nats, task), self.log_retention(other, task)) < low
+            slope = weight / sum(self.weights) + (self.floor_penalty if steep else 0.0)
+            level = (_smooth(ours.sum(), tokens.sum()) + _smooth(theirs.sum(), tokens.sum())) / 2
+            gaps = slope * (theirs - ours) * len(ours) / (tokens.sum() * level)
+            variance += float(gaps.var(ddof=1)) / len(ours)
+        return mean, math.sqrt(variance)
 
     def gain(self, nats: Sequence[float], other: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
         """Return the mean log retention that `nats` has over `other`, with the paired-bootstrap 95% interval.
@@ -115,9 +140,19 @@ def make_yardstick(config: Config, tokenizer: PreTrainedTokenizerFast, split: st
         tokens=np.asarray([sum(mask) for _, mask in rows], np.float64),
         floor=config.floor,
         floor_penalty=config.floor_penalty,
-        batch_tokens=config.batch_tokens,
         trunk_nats=[],
     )
+
+
+def require_disjoint(a: Yardstick, b: Yardstick) -> None:
+    """Raise DataError when an item is in both: a winner must be judged on what the search never saw."""
+    seen = {tuple(ids) for ids, _ in a.rows}
+    for i, (ids, _) in enumerate(b.rows):
+        if tuple(ids) in seen:
+            raise DataError(
+                f"item {i // len(b.tasks)} of {b.tasks[i % len(b.tasks)]} is in the search split and in the test split; "
+                "remove repeated text from data.text"
+            )
 
 
 def _rows(name: str, config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int) -> list[MaskedRow]:

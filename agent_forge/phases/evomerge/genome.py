@@ -6,12 +6,15 @@ parameters name. Decoding gives a plain recipe (`agent_forge.merge.Recipe`).
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.merge import Method, Recipe, load_method
+from agent_forge.merge import GRID, Method, Recipe, load_method
 from agent_forge.merge.methods import dfs
 from agent_forge.merge.recipe import ModelEntry
 from agent_forge.phases.evomerge import MergeConfig
@@ -20,6 +23,7 @@ PATHS = ("passthrough", "dfs")
 # Methods that average whole models take no negative weight; where all are (nearly) 0 at some depth, all count alike.
 LEAST_MEAN_WEIGHT = 1e-3
 FIRST_MOVES = 2  # layers changed in a random path
+GAMMA, EPSILON = [0.0, 0.1], [0.0, 0.2]  # ranges of a dropped top share, and of a spread of keep-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,13 @@ class GenomeSpace:
 
     def parent(self, source: int) -> Genome:
         """Return the genome that is source number `source` itself."""
-        weights = tuple(tuple(float(i == source) for _ in range(self.config.anchors)) for i in range(len(self.labels)))
-        return replace(self._plain(source), technique="linear", weights=weights)
+        technique = self.techniques[0] if set(self.techniques) <= set(PATHS) else "linear"
+        return replace(self._plain(source), technique=technique, weights=self.soup([source]).weights)
 
-    def soup(self) -> Genome:
-        """Return the plain mean of the specialists."""
-        weights = tuple(tuple(float(i > 0) for _ in range(self.config.anchors)) for i in range(len(self.labels)))
+    def soup(self, sources: Sequence[int] | None = None) -> Genome:
+        """Return the plain mean of some sources (default: of the specialists)."""
+        chosen = range(1, len(self.labels)) if sources is None else sources
+        weights = tuple((float(i in chosen),) * self.config.anchors for i in range(len(self.labels)))
         return replace(self._plain(1), technique="linear", weights=weights)
 
     def summed(self, technique: str) -> Genome:
@@ -86,8 +91,8 @@ class GenomeSpace:
             pair=self._pair(generator),
             density=_draws(generator, config.density, count),
             strength=_draws(generator, config.strength, 1)[0],
-            gamma=float(generator.uniform(0.0, 0.1)),
-            epsilon=float(generator.uniform(0.0, 0.2)),
+            gamma=_draws(generator, GAMMA, 1)[0],
+            epsilon=_draws(generator, EPSILON, 1)[0],
             path=(),
             input_scales=(),
         )
@@ -117,7 +122,7 @@ class GenomeSpace:
 
     def mutate(self, genome: Genome, generator: np.random.Generator, strength: float) -> Genome:
         """Return a changed copy: perhaps another technique, and a step in the genes that the technique reads."""
-        if generator.random() < 0.2 * strength + 0.05:
+        if generator.random() < 0.2 * strength + 0.05 or genome.technique not in self.techniques:
             genome = replace(genome, technique=self.techniques[int(generator.integers(len(self.techniques)))])
         if genome.technique in PATHS:
             for _ in range(1 + int(generator.integers(1 + round(2 * strength)))):
@@ -132,8 +137,8 @@ class GenomeSpace:
             mix=_stepped(generator, genome.mix, [0.0, 1.0], strength),
             density=_stepped(generator, genome.density, config.density, strength),
             strength=_stepped(generator, (genome.strength,), config.strength, strength)[0],
-            gamma=_stepped(generator, (genome.gamma,), [0.0, 0.1], strength)[0],
-            epsilon=_stepped(generator, (genome.epsilon,), [0.0, 0.2], strength)[0],
+            gamma=_stepped(generator, (genome.gamma,), GAMMA, strength)[0],
+            epsilon=_stepped(generator, (genome.epsilon,), EPSILON, strength)[0],
         )
 
     def cross(self, a: Genome, b: Genome, generator: np.random.Generator) -> Genome:
@@ -203,16 +208,8 @@ class GenomeSpace:
             steps = [(self.labels[source], layer) for source, layer in genome.path]
             scaled = genome.technique == "dfs" and self.scalable
             return dfs.path_recipe(steps, genome.input_scales if scaled else [1.0] * len(steps))
-        method = load_method(genome.technique).METHOD
-        everyone = list(range(len(self.labels)))
-        if method.models == (1, 1):
-            base, chosen = genome.pair[0], [genome.pair[1]]
-        elif method.models == (2, 2):
-            base, chosen = (-1 if 0 in genome.pair else 0), list(genome.pair)
-        elif method.base == "unused":
-            base, chosen = -1, everyone
-        else:
-            base, chosen = 0, everyone[1:]
+        method = self.methods_of(genome)
+        base, chosen = self._chosen(genome, method)
         shared = {name: value for name in method.shared if (value := self._shared(genome, method, name)) is not None}
         models = [
             ModelEntry(
@@ -224,6 +221,15 @@ class GenomeSpace:
         label = self.labels[base] if base >= 0 else ""
         return Recipe(method=genome.technique, models=models, base=label, parameters=shared)
 
+    def _chosen(self, genome: Genome, method: Method) -> tuple[int, list[int]]:
+        """Return the base (-1: none) and the models that a technique merges."""
+        everyone = list(range(len(self.labels)))
+        if method.models == (1, 1):
+            return genome.pair[0], [genome.pair[1]]
+        if method.models == (2, 2):
+            return (-1 if 0 in genome.pair else 0), list(genome.pair)
+        return (-1, everyone) if method.base == "unused" else (0, everyone[1:])
+
     def _each(self, genome: Genome, method: Method, name: str, source: int, chosen: list[int]) -> object:
         if name == "weight":
             added = "lambda" in method.shared  # weights of task vectors; whole models are averaged
@@ -232,13 +238,13 @@ class GenomeSpace:
                 totals = [sum(max(genome.weights[i][at], 0.0) for i in chosen) for at in range(len(values))]
                 values = [max(v, 0.0) if t > LEAST_MEAN_WEIGHT else 1.0 for v, t in zip(values, totals, strict=True)]
             return values[0] if len(set(values)) == 1 else values
+        density = max(_on_grid(genome.density[source]), 1 / GRID)
         if name == "density":
-            return round(genome.density[source], 6)
+            return density
         if name == "gamma":
-            return round(genome.gamma, 6)
+            return min(_on_grid(genome.gamma), 1.0 - density)
         if name == "epsilon":
-            density = round(genome.density[source], 6)
-            return round(max(0.0, min(genome.epsilon, density - 0.01, 1.0 - density)), 6)
+            return round(max(0.0, min(genome.epsilon, density - 0.5 / GRID, 1.0 - density)), 6)
         raise ConfigError(f"merge.techniques: the parameter '{name}' of {genome.technique} has no gene; leave it out")
 
     def _shared(self, genome: Genome, method: Method, name: str) -> object:
@@ -250,8 +256,58 @@ class GenomeSpace:
         if name == "normalize" and "lambda" in method.shared:
             return False
         if name == "select_topk":
-            return round(genome.density[1], 6)
+            return max(_on_grid(genome.density[1]), 1 / GRID)
         return None
+
+    # -- numbers of a genome ------------------------------------------------------------------------------------
+
+    def kind(self, genome: Genome) -> str:
+        """Return technique, pair of models, or layer path: all that `vector` does not hold."""
+        if genome.technique in PATHS:
+            return f"{genome.technique} {genome.path}"
+        return f"{genome.technique} {genome.pair if self.methods_of(genome).models[1] in (1, 2) else ''}"
+
+    def vector(self, genome: Genome) -> NDArray[np.float64]:
+        """Return the numbers that the technique reads, each scaled to [0, 1] by its range."""
+        slots = self._slots(genome)
+        values = np.asarray([_read(genome, slot) for slot in slots], np.float64)
+        low, high = (np.asarray([slot[i] for slot in slots], np.float64) for i in (2, 3))
+        return np.asarray(np.clip((values - low) / np.maximum(high - low, 1e-12), 0.0, 1.0))
+
+    def with_vector(self, genome: Genome, vector: NDArray[np.float64]) -> Genome:
+        """Return the genome with the numbers of `vector`."""
+        for (name, place, low, high), share in zip(self._slots(genome), vector, strict=True):
+            genome = _written(genome, name, place, low + float(np.clip(share, 0.0, 1.0)) * (high - low))
+        return genome
+
+    def methods_of(self, genome: Genome) -> Method:
+        """Return what the technique of a genome says about itself."""
+        found: Method = load_method(genome.technique).METHOD
+        return found
+
+    def _slots(self, genome: Genome) -> list["Slot"]:
+        """Return where each number stands that the technique reads, with its range."""
+        config, method = self.config, self.methods_of(genome)
+        if genome.technique in PATHS:
+            steps = [(self.labels[source], layer) for source, layer in genome.path]
+            scaled = genome.technique == "dfs" and self.scalable
+            return [
+                ("input_scales", (i,), *config.input_scale)
+                for i, jump in enumerate(dfs.jumps(steps))
+                if jump and scaled
+            ]
+        chosen = self._chosen(genome, method)[1]
+        low = config.weight[0] if "lambda" in method.shared else max(config.weight[0], 0.0)
+        found: list[Slot] = []
+        if "weight" in method.each:
+            found += [("weights", (i, at), low, config.weight[1]) for i in chosen for at in range(config.anchors)]
+        if "density" in method.each:
+            found += [("density", (i,), *config.density) for i in chosen]
+        found += [("mix", (at,), 0.0, 1.0) for at in range(config.anchors) if "t" in method.shared]
+        found += [("strength", (), *config.strength)] if "lambda" in method.shared else []
+        found += [("gamma", (), *GAMMA)] if "gamma" in method.each else []
+        found += [("epsilon", (), *EPSILON)] if "epsilon" in method.each else []
+        return found + ([("density", (1,), *config.density)] if "select_topk" in method.shared else [])
 
     def key(self, genome: Genome) -> str:
         """Return a hash of the recipe: genes that the technique does not read do not matter."""
@@ -293,3 +349,29 @@ def _stepped(
     moved = generator.random(len(values)) < 0.5
     steps = generator.normal(0.0, strength * (high - low) / 3, len(values))
     return tuple(float(np.clip(v + s, low, high)) if m else v for v, s, m in zip(values, steps, moved, strict=True))
+
+
+Slot = tuple[str, tuple[int, ...], float, float]  # field of a genome, place in it, lowest and highest value
+
+
+def _read(genome: Genome, slot: Slot) -> float:
+    value = getattr(genome, slot[0])
+    for index in slot[1]:
+        value = value[index]
+    return float(value)
+
+
+def _written(genome: Genome, name: str, place: tuple[int, ...], value: float) -> Genome:
+    """Return the genome with one number changed."""
+
+    def put(old: Any, where: tuple[int, ...]) -> Any:
+        if not where:
+            return value
+        return (*old[: where[0]], put(old[where[0]], where[1:]), *old[where[0] + 1 :])
+
+    return replace(genome, **{name: put(getattr(genome, name), place)})
+
+
+def _on_grid(share: float) -> float:
+    """Round a share to what merges in memory decide by one byte an entry (see merge.bank)."""
+    return round(share * GRID) / GRID
