@@ -34,7 +34,12 @@ def card_text(
     head = {"base_model": labels, "tags": ["merge", "evomerge"], "pipeline_tag": "text-generation"}
     merged = yaml.safe_dump(recipe.to_mergekit(dtype), sort_keys=False)
     gains = [
-        [row["over"], _interval(row["gain"]), *(_interval(row[task], "") for task in config.fitness if task in row)]
+        [
+            row["over"],
+            _interval(row["fitness"]),
+            _interval(row["gain"]),
+            *(_interval(row[task], "") for task in config.fitness if task in row),
+        ]
         for row in tested["gains"]
     ]
     tasks = [task for task in config.fitness if task in tested["gains"][0]]
@@ -49,9 +54,10 @@ def card_text(
         f"Found by evolutionary search over merge recipes (arXiv:2403.13187); technique of the winner: `{recipe.method}`. "
         "Candidates were scored on a search split; everything below was measured on a test split that no candidate saw.",
         "## Gain on the test split",
-        "Mean log retention of the winner over each, and the ratio of losses a task (above 1: the winner is better), with "
-        f"paired-bootstrap 95% intervals over {tested['gains'][0]['gain']['n']} items.",
-        _table(["over", "gain", *tasks], gains),
+        "Fitness is the mean logarithm of what a model keeps of the trunk's losses, less a penalty where a task falls below "
+        f"{config.floor:g} of it; retention is the same without the penalty; for each task the ratio of losses (above 1: "
+        f"the winner is better). Paired-bootstrap 95% intervals over {tested['gains'][0]['gain']['n']} items.",
+        _table(["over", "fitness", "retention", *tasks], gains),
         "## Loss on the test split (nats a token)",
         _table(["model", *tasks], losses),
         "## Recipe",

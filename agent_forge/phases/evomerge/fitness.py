@@ -71,7 +71,7 @@ class Yardstick:
     def difference(self, nats: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
         """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item by item.
 
-        The error is that of the fitness linearised at the mean of both; below the floor the penalty steepens it.
+        The error is that of the linearised log ratio of summed losses; below the floor the penalty steepens it.
         """
         mean = self.fitness(nats) - self.fitness(other)
         if not (math.isfinite(sum(nats)) and math.isfinite(sum(other))):
@@ -84,29 +84,36 @@ class Yardstick:
                 return mean, math.inf
             steep = min(self.log_retention(nats, task), self.log_retention(other, task)) < low
             slope = weight / sum(self.weights) + (self.floor_penalty if steep else 0.0)
-            level = (_smooth(ours.sum(), tokens.sum()) + _smooth(theirs.sum(), tokens.sum())) / 2
-            gaps = slope * (theirs - ours) * len(ours) / (tokens.sum() * level)
-            variance += float(gaps.var(ddof=1)) / len(ours)
+            ours, theirs = (values + SMOOTHING_NATS * tokens for values in (ours, theirs))
+            pull = slope * len(ours) * (theirs / theirs.sum() - ours / ours.sum())  # of each item on the log ratio
+            variance += float(pull.var(ddof=1)) / len(ours)
         return mean, math.sqrt(variance)
 
-    def gain(self, nats: Sequence[float], other: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
-        """Return the mean log retention that `nats` has over `other`, with the paired-bootstrap 95% interval.
+    def gain(
+        self, nats: Sequence[float], other: Sequence[float], floor_penalty: float, samples: int, seed: int
+    ) -> dict[str, Any]:
+        """Return the fitness that `nats` has over `other` on all items, with the paired-bootstrap 95% interval.
 
-        Items are resampled within their task; the penalty plays no part.
+        Items are resampled within their task. With a penalty of 0 this is the gain in mean log retention.
         """
-        count = len(self.tasks)
-        ours, theirs = (np.asarray(values, np.float64) for values in (nats, other))
-        draws = numpy_generator(seed, "evomerge", "bootstrap").integers(
-            0, len(ours) // count, (samples, len(ours) // count)
-        )
-        total, point = np.zeros(samples), 0.0
-        for task, weight in enumerate(np.asarray(self.weights) / sum(self.weights)):
-            a, b, tokens = (values[task::count] for values in (ours, theirs, self.tokens))
-            point += weight * math.log(_smooth(b.sum(), tokens.sum()) / _smooth(a.sum(), tokens.sum()))
-            drawn = tokens[draws].sum(1)
-            total += weight * np.log(_smooth(b[draws].sum(1), drawn) / _smooth(a[draws].sum(1), drawn))
-        low, high = np.percentile(total, [2.5, 97.5])
-        return {"value": float(point), "low": float(low), "high": float(high), "n": len(ours)}
+        count, items = len(self.tasks), len(self.rows) // len(self.tasks)
+        draws = numpy_generator(seed, "evomerge", "bootstrap").integers(0, items, (count, samples + 1, items))
+        draws[:, 0] = np.arange(items)  # the first is the sample itself
+        shares, low = np.asarray(self.weights) / sum(self.weights), math.log(max(self.floor, 1e-9))
+        fitness = []
+        for values in (nats, other):
+            total = np.zeros(samples + 1)
+            for task in range(count):
+                ours, trunk, tokens = (
+                    np.asarray(v, np.float64)[task::count][draws[task]].sum(1)
+                    for v in (values, self.trunk_nats, self.tokens)
+                )
+                kept = np.log(_smooth(trunk, tokens) / _smooth(ours, tokens))
+                total += shares[task] * kept - floor_penalty * np.maximum(0.0, low - kept)
+            fitness.append(total)
+        gains = fitness[0] - fitness[1]
+        bounds = np.percentile(gains[1:], [2.5, 97.5])
+        return {"value": float(gains[0]), "low": float(bounds[0]), "high": float(bounds[1]), "n": len(self.rows)}
 
     def scores(self, nats: Sequence[float], split: str, seed: int) -> dict[str, evaluate.Scores]:
         """Return each task's loss per token (nats) with its interval."""

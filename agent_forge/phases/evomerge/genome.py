@@ -133,12 +133,25 @@ class GenomeSpace:
             genome = replace(genome, pair=self._pair(generator))
         return replace(
             genome,
-            weights=tuple(_stepped(generator, row, config.weight, strength) for row in genome.weights),
+            weights=self._moved(genome.weights, generator, strength),
             mix=_stepped(generator, genome.mix, [0.0, 1.0], strength),
             density=_stepped(generator, genome.density, config.density, strength),
             strength=_stepped(generator, (genome.strength,), config.strength, strength)[0],
             gamma=_stepped(generator, (genome.gamma,), GAMMA, strength)[0],
             epsilon=_stepped(generator, (genome.epsilon,), EPSILON, strength)[0],
+        )
+
+    def _moved(
+        self, rows: tuple[tuple[float, ...], ...], generator: np.random.Generator, strength: float
+    ) -> tuple[tuple[float, ...], ...]:
+        """Step the weights: half of the time each at its own depth, else whole sources, the same at every depth."""
+        if generator.random() < 0.5:
+            return tuple(_stepped(generator, row, self.config.weight, strength) for row in rows)
+        low, high = self.config.weight
+        steps = _stepped(generator, (0.0,) * len(rows), [low - high, high - low], strength / 2)
+        return tuple(
+            tuple(float(np.clip(value + step, low, high)) for value in row)
+            for row, step in zip(rows, steps, strict=True)
         )
 
     def cross(self, a: Genome, b: Genome, generator: np.random.Generator) -> Genome:

@@ -155,13 +155,15 @@ def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
     start = len(work.yardstick.rows)
     spans = ((start, start + len(exam.rows)),)
     nats = dict(zip(named, work.scorer().measure_spans(list(named.values()), spans), strict=True))
+    exam.trunk_nats = next(iter(nats.values()))
     scores = {name: exam.scores(values, "test", config.seed) for name, values in nats.items()}
     winner = list(named)[-1]
     rows = []
     for name in list(named)[:-1]:
         row: dict[str, Any] = {
             "over": name,
-            "gain": exam.gain(nats[winner], nats[name], config.samples, config.seed),
+            "fitness": exam.gain(nats[winner], nats[name], config.floor_penalty, config.samples, config.seed),
+            "gain": exam.gain(nats[winner], nats[name], 0.0, config.samples, config.seed),
         }
         for task in exam.tasks:
             kept = evaluate.retention(task, scores[name][task], scores[winner][task], config.samples, config.seed)
@@ -212,7 +214,7 @@ def _report(
     opened: Sources, space: GenomeSpace, yardstick: Yardstick, found: Found, tested: dict[str, Any], written: Checkpoint
 ) -> Report:
     evolution, best = found.evolution, found.evolution.best
-    gains = {row["over"]: row["gain"] for row in tested["gains"]}
+    gains = {row["over"]: row["fitness"] for row in tested["gains"]}
     same = next((name for name, genome in list(found.named.items())[:-1] if space.key(genome) == best.key), "")
     best_label = min(opened.labels, key=lambda label: gains[label]["value"])
     compared = {
@@ -222,7 +224,7 @@ def _report(
     parts = [f"{_interval(gains[name])} over {words}" for words, name in compared.items() if name in gains]
     summary = (
         f"Winner: {best.genome.technique}{f' (which is {same} itself: nothing beat it)' if same else ''}. On the "
-        f"test split its mean log retention is {', '.join(parts[:-1])} and {parts[-1]}."
+        f"test split its fitness is {', '.join(parts[:-1])} and {parts[-1]}."
     )
     metrics = {
         "search_fitness": best.fitness,
@@ -231,7 +233,7 @@ def _report(
         **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
     }
     tables = {
-        "Winner on the test split: gain in mean log retention, and ratio of losses a task": [
+        "Winner on the test split: gain in fitness, in mean log retention, and ratio of losses a task": [
             {key: _interval(value) if isinstance(value, dict) else value for key, value in row.items()}
             for row in tested["gains"]
         ],

@@ -4,6 +4,7 @@ A job whose actor or node dies goes to another actor, and a new actor is asked f
 be readable at the same paths on each (a shared file system). Needs the extra `dist`.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,17 +38,21 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, settings: EvolveSettings) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    if settings.ray_address:
-        try:
-            ray.init(address=settings.ray_address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"search.ray_address={settings.ray_address}: {' '.join(str(error).split())}") from None
-        return
-    ray.init(
-        address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1",
-        num_cpus=settings.workers or None, **quiet,
-    )  # fmt: skip
+    """Start or join Ray, without its signal handlers: a stop is noticed by the phase, which saves first."""
+    options: dict[str, Any] = {"address": settings.ray_address}
+    if not settings.ray_address:
+        options = {
+            "address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES,
+            "num_cpus": settings.workers or None,
+        }  # fmt: skip
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ray.init(**options, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"search.ray_address={settings.ray_address}: {' '.join(str(error).split())}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Worker:

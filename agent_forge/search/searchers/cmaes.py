@@ -5,16 +5,20 @@ starts again from the fittest member of a kind not tried yet, then from the best
 candidates that a race stopped count below all that went on. Source: Hansen 2016, arXiv:1604.00772 (package `cma`).
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Generic
 
-import cma
 import numpy as np
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.search.population import G, Individual, Space, fittest_first
 from agent_forge.search.settings import EvolveSettings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="Could not import matplotlib")  # it only plots
+    import cma
 
 STALE_GENERATIONS = 12  # without a better best before a new start
 SMALLEST_STEP = 1e-4  # share of a gene's range
