@@ -6,7 +6,6 @@ Arithmetic is float32; the result is cast once. Sources: METHODS 2 and the paper
 """
 
 from agent_forge.merge.apply import merge_into, merge_tensor
-from agent_forge.merge.bank import GRID, Bank
 from agent_forge.merge.layers import Layers, find_layers
 from agent_forge.merge.method import Flag, Inputs, Method, Number, load_method, method_names
 from agent_forge.merge.plan import Plan, TensorPlan, make_plan
@@ -14,8 +13,6 @@ from agent_forge.merge.recipe import Recipe, Slice, SliceSource, read_recipe
 from agent_forge.merge.weights import Weights, require_finite, require_same_shapes
 
 __all__ = [
-    "GRID",
-    "Bank",
     "Flag",
     "Inputs",
     "Layers",

@@ -180,8 +180,9 @@ class Bank:
 
     def _draws(self, label: str, name: str) -> Tensor:
         def draw() -> Tensor:
-            draws = sparsify.uniform_draws(self._delta(label, name), self.seed, name, label)
-            return (draws.view(-1) * GRID).to(torch.uint8).add_(1)
+            count = self._delta(label, name).numel()
+            draws = sparsify.draws(self.seed, ("dare", name, label), 0, count)
+            return torch.from_numpy((draws * GRID).astype(np.uint8) + np.uint8(1)).to(self.device)
 
         return self._keep(("draws", label, name), draw)
 

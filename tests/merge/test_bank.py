@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from agent_forge.merge import GRID, Bank, Weights, make_plan, merge_tensor
-from agent_forge.merge.bank import rank_classes, stand_ins
+from agent_forge.merge import Weights, make_plan, merge_tensor
+from agent_forge.merge.bank import GRID, Bank, rank_classes, stand_ins
 from agent_forge.merge.recipe import ModelEntry, Recipe, Slice, SliceSource
-from agent_forge.merge.sparsify import top_share
 
 SHAPES = {
     "embed_tokens.weight": (40, 16), "layers.0.a.weight": (16, 16), "layers.0.norm.weight": (16,),
@@ -111,7 +110,10 @@ def test_rank_classes_give_the_mask_of_every_density_on_the_grid(count: int) -> 
     ranks = rank_classes(delta)
     for density in range(1, GRID + 1):
         kept = ranks.classes <= density
-        assert torch.equal(kept, top_share(delta, density / GRID) != 0)
+        # The first among equals, exactly so many.
+        wanted = max(1, density * count // GRID)
+        first = torch.argsort(delta.abs(), descending=True, stable=True)[:wanted]
+        assert sorted(first.tolist()) == kept.nonzero().flatten().tolist()
         if int(kept.sum()) > int((ranks.classes < density).sum()):
             smallest = delta.abs()[ranks.classes == density].min()
             assert delta.abs()[ranks.last[density]] == smallest

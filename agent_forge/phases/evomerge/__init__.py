@@ -72,7 +72,9 @@ class Config(PhaseConfig):
         shares = self.search.race
         raced = sum(share * 0.5**i for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)]))
         candidates = self.search.population + self.search.generations * self.search.children * raced
-        return candidates * self.items * len(self.fitness) * 100 / 3
+        searched = candidates * self.items * self.search.islands * (2 if self.baseline else 1)
+        examined = self.test_items * 8  # the winner, four sources, two soups, random search
+        return (searched + examined) * len(self.fitness) * 100 / 3
 
 
 PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config)

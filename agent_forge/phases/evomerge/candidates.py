@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from agent_forge.core.errors import CheckpointError
-from agent_forge.merge import Bank, Plan, Recipe, find_layers, make_plan, merge_into
+from agent_forge.merge import Plan, Recipe, find_layers, make_plan, merge_into
+from agent_forge.merge.bank import Bank
 from agent_forge.merge.layers import COUNT_KEYS, resize_config
 from agent_forge.merge.methods.dfs import WRITERS
 from agent_forge.models.storage import stored_tensors

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.merge import GRID, Method, Recipe, load_method
+from agent_forge.merge import Method, Recipe, load_method
+from agent_forge.merge.bank import GRID
 from agent_forge.merge.methods import dfs
 from agent_forge.merge.recipe import ModelEntry
 from agent_forge.phases.evomerge import MergeConfig
