@@ -15,14 +15,14 @@ def fronts(points: Points) -> list[list[int]]:
     """Return the places of `points` by front: the first holds those that no other dominates, and so on."""
     values = np.asarray(points, np.float64).reshape(len(points), -1)
     better = (values[:, None] >= values[None]).all(-1) & (values[:, None] > values[None]).any(-1)
-    losses = better.sum(0)  # how many dominate each point
+    losses = np.asarray(better).sum(0)  # how many dominate each point
     found: list[list[int]] = []
     left = np.ones(len(values), bool)
     while left.any():
         front = np.flatnonzero(left & (losses == 0))
         found.append([int(i) for i in front])
         left[front] = False
-        losses = losses - better[front].sum(0)
+        losses = losses - np.asarray(better)[front].sum(0)
     return found
 
 
@@ -62,7 +62,7 @@ def hypervolume(points: Points, reference: Sequence[float]) -> float:
     floors = [*levels[1:], low[-1]]
     return float(
         sum(
-            (level - floor) * hypervolume(values[values[:, -1] >= level][:, :-1], low[:-1])
+            (level - floor) * hypervolume(values[values[:, -1] >= level][:, :-1].tolist(), low[:-1].tolist())
             for level, floor in zip(levels, floors, strict=True)
         )
     )

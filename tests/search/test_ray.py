@@ -1,9 +1,14 @@
-"""Ray: a cluster of two nodes on this machine, one of which is killed in the middle of the search."""
+"""Ray: a search on a cluster of two nodes, one of which is killed, and a search whose own process is killed."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agent_forge.search.evolve import evolve
@@ -55,3 +60,39 @@ def test_a_search_on_two_nodes_survives_the_death_of_one(tmp_path: Path) -> None
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from agent_forge.search.evolve import evolve
+from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
+
+if __name__ == "__main__":
+    chosen = settings(backend="ray", workers=1, generations=4)
+    with Bench(Planted(quadratic, noise=0.1, seconds=0.02), chosen, Vectors(), journal=Path(sys.argv[1])) as scorer:
+        evolve(Vectors(), scorer, (), chosen, 3)
+"""
+
+
+def test_a_killed_search_leaves_no_process_and_ends_in_the_same_genome(tmp_path: Path) -> None:
+    script, journal, space = tmp_path / "child.py", tmp_path / "journal.jsonl", Vectors()
+    script.write_text(CHILD)
+    child = subprocess.Popen([sys.executable, str(script), str(journal)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 30:
+        assert child.poll() is None
+        time.sleep(0.02)
+    # Agents of Ray notice the death of their raylet on their own, some time later.
+    started = [p for p in psutil.Process(child.pid).children(recursive=True) if "Agent" not in p.name()]
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    measured = journal.read_bytes().count(b"\n")
+    chosen = settings(generations=4)
+    found = []
+    for path in (journal, None):
+        with Bench(Planted(quadratic, noise=0.1), chosen, space, journal=path) as scorer:
+            found.append(evolve(space, scorer, (), chosen, 3))
+    assert journal.read_bytes().count(b"\n") > measured
+    assert [m.key for m in found[0].members] == [m.key for m in found[1].members]
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive

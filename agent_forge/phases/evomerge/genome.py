@@ -47,6 +47,15 @@ class Genome:
     input_scales: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a number of a genome stands: its field, the place in it, lowest and highest value."""
+
+    name: str
+    place: tuple[int, ...]
+    bounds: list[float]
+
+
 class GenomeSpace:
     """Draws, changes and compares genomes over `labels` (trunk first); see `agent_forge.search.population.Space`."""
 
@@ -285,13 +294,14 @@ class GenomeSpace:
         """Return the numbers that the technique reads, each scaled to [0, 1] by its range."""
         slots = self._slots(genome)
         values = np.asarray([_read(genome, slot) for slot in slots], np.float64)
-        low, high = (np.asarray([slot[i] for slot in slots], np.float64) for i in (2, 3))
+        low, high = (np.asarray([slot.bounds[i] for slot in slots], np.float64) for i in (0, 1))
         return np.asarray(np.clip((values - low) / np.maximum(high - low, 1e-12), 0.0, 1.0))
 
     def with_vector(self, genome: Genome, vector: NDArray[np.float64]) -> Genome:
         """Return the genome with the numbers of `vector`."""
-        for (name, place, low, high), share in zip(self._slots(genome), vector, strict=True):
-            genome = _written(genome, name, place, low + float(np.clip(share, 0.0, 1.0)) * (high - low))
+        for slot, share in zip(self._slots(genome), vector, strict=True):
+            low, high = slot.bounds
+            genome = _written(genome, slot, low + float(np.clip(share, 0.0, 1.0)) * (high - low))
         return genome
 
     def methods_of(self, genome: Genome) -> Method:
@@ -299,29 +309,26 @@ class GenomeSpace:
         found: Method = load_method(genome.technique).METHOD
         return found
 
-    def _slots(self, genome: Genome) -> list["Slot"]:
+    def _slots(self, genome: Genome) -> list[Slot]:
         """Return where each number stands that the technique reads, with its range."""
         config, method = self.config, self.methods_of(genome)
         if genome.technique in PATHS:
             steps = [(self.labels[source], layer) for source, layer in genome.path]
             scaled = genome.technique == "dfs" and self.scalable
-            return [
-                ("input_scales", (i,), *config.input_scale)
-                for i, jump in enumerate(dfs.jumps(steps))
-                if jump and scaled
-            ]
+            jumps = [i for i, jump in enumerate(dfs.jumps(steps)) if jump and scaled]
+            return [Slot("input_scales", (i,), config.input_scale) for i in jumps]
         chosen = self._chosen(genome, method)[1]
-        low = config.weight[0] if "lambda" in method.shared else max(config.weight[0], 0.0)
-        found: list[Slot] = []
-        if "weight" in method.each:
-            found += [("weights", (i, at), low, config.weight[1]) for i in chosen for at in range(config.anchors)]
-        if "density" in method.each:
-            found += [("density", (i,), *config.density) for i in chosen]
-        found += [("mix", (at,), 0.0, 1.0) for at in range(config.anchors) if "t" in method.shared]
-        found += [("strength", (), *config.strength)] if "lambda" in method.shared else []
-        found += [("gamma", (), *GAMMA)] if "gamma" in method.each else []
-        found += [("epsilon", (), *EPSILON)] if "epsilon" in method.each else []
-        return found + ([("density", (1,), *config.density)] if "select_topk" in method.shared else [])
+        weight = config.weight if "lambda" in method.shared else [max(config.weight[0], 0.0), config.weight[1]]
+        depths = range(config.anchors)
+        return [
+            *(Slot("weights", (i, at), weight) for i in chosen for at in depths if "weight" in method.each),
+            *(Slot("density", (i,), config.density) for i in chosen if "density" in method.each),
+            *(Slot("mix", (at,), [0.0, 1.0]) for at in depths if "t" in method.shared),
+            *(Slot("strength", (), config.strength) for _ in [0] if "lambda" in method.shared),
+            *(Slot("gamma", (), GAMMA) for _ in [0] if "gamma" in method.each),
+            *(Slot("epsilon", (), EPSILON) for _ in [0] if "epsilon" in method.each),
+            *(Slot("density", (1,), config.density) for _ in [0] if "select_topk" in method.shared),
+        ]
 
     def key(self, genome: Genome) -> str:
         """Return a hash of the recipe: genes that the technique does not read do not matter."""
@@ -365,17 +372,14 @@ def _stepped(
     return tuple(float(np.clip(v + s, low, high)) if m else v for v, s, m in zip(values, steps, moved, strict=True))
 
 
-Slot = tuple[str, tuple[int, ...], float, float]  # field of a genome, place in it, lowest and highest value
-
-
 def _read(genome: Genome, slot: Slot) -> float:
-    value = getattr(genome, slot[0])
-    for index in slot[1]:
+    value = getattr(genome, slot.name)
+    for index in slot.place:
         value = value[index]
     return float(value)
 
 
-def _written(genome: Genome, name: str, place: tuple[int, ...], value: float) -> Genome:
+def _written(genome: Genome, slot: Slot, value: float) -> Genome:
     """Return the genome with one number changed."""
 
     def put(old: Any, where: tuple[int, ...]) -> Any:
@@ -383,7 +387,7 @@ def _written(genome: Genome, name: str, place: tuple[int, ...], value: float) ->
             return value
         return (*old[: where[0]], put(old[where[0]], where[1:]), *old[where[0] + 1 :])
 
-    return replace(genome, **{name: put(getattr(genome, name), place)})
+    return replace(genome, **{slot.name: put(getattr(genome, slot.name), slot.place)})
 
 
 def _on_grid(share: float) -> float:

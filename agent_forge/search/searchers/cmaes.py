@@ -18,7 +18,7 @@ from agent_forge.search.settings import EvolveSettings
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Could not import matplotlib")  # it only plots
-    import cma
+    from cma.evolution_strategy import CMAEvolutionStrategy
 
 STALE_GENERATIONS = 12  # without a better best before a new start
 SMALLEST_STEP = 1e-4  # share of a gene's range
@@ -93,7 +93,7 @@ class CMAES(Generic[G]):
             "bounds": [0.0, 1.0], "popsize": self.settings.children, "seed": np.nan, "verbose": -9, "CMA_mirrors": 0,
             "randn": lambda *shape: generator.standard_normal(shape),
         }  # fmt: skip
-        self._strategy = cma.CMAEvolutionStrategy(_padded(start), self.settings.cma_step, options)
+        self._strategy = CMAEvolutionStrategy(_padded(start), self.settings.cma_step, options)
 
     def _genome(self, vector: np.ndarray) -> G:
         assert self._centre is not None, "a search begins before it is asked"
