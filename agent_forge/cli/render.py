@@ -4,11 +4,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,10 +18,26 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from agent_forge.core.events import Event
 
 LINE_SECONDS = 5.0
+
+
+class Board(Progress):
+    """A bar with a table of rows below it, where the event brings rows (a population)."""
+
+    rows: Sequence[Mapping[str, object]] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar, and the table when there is one."""
+        yield from super().get_renderables()
+        if self.rows:
+            table = Table(*map(str, self.rows[0]), box=None, pad_edge=False, header_style="dim")
+            for row in self.rows:
+                table.add_row(*map(_escape, map(str, row.values())))
+            yield table
 
 
 def console(*, stderr: bool = True) -> Console:
@@ -35,7 +51,7 @@ class Display:
     def __init__(self, *, as_json: bool = False, out: Console | None = None) -> None:
         self.as_json = as_json
         self.console = out or console()
-        self._progress: Progress | None = None
+        self._progress: Board | None = None
         self._bar: TaskID | None = None
         self._stage = ""
         self._last_line = 0.0
@@ -67,7 +83,7 @@ class Display:
             return
         stage = f"{event.phase} · {event.stage}"
         if self._progress is None:
-            self._progress = Progress(
+            self._progress = Board(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
@@ -83,6 +99,7 @@ class Display:
                 self._progress.remove_task(self._bar)
             self._bar = self._progress.add_task(stage, total=event.total, figures="")
             self._stage = stage
+        self._progress.rows = event.metrics.get("population", ())
         self._progress.update(self._bar, completed=event.step, total=event.total, figures=_figures(event))
 
     def _lines(self, event: Event) -> None:
@@ -117,7 +134,7 @@ class Display:
 def _figures(event: Event) -> str:
     """Return the metrics of an event in a few characters each."""
     parts = []
-    for name, value in list(event.metrics.items())[:4]:
+    for name, value in [pair for pair in event.metrics.items() if not isinstance(pair[1], list)][:4]:
         parts.append(f"{name} {value:,.4g}" if isinstance(value, (int, float)) else f"{name} {value}")
     return _escape("  ".join(parts))
 

@@ -5,9 +5,12 @@ Sources: TIES (arXiv:2306.01708), Model Breadcrumbs (arXiv:2312.06795), DARE (ar
 (arXiv:2406.11617).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agent_forge.core.seeds import torch_generator
@@ -38,8 +41,14 @@ def at_random(delta: Tensor, density: float, rescale: Rescale, seed: int, *names
     """Keep each entry with probability `density`; the mask depends on (seed, names) alone."""
     if density >= 1.0:
         return delta
-    draws = torch.rand(delta.shape, generator=torch_generator(seed, "dare", *names)).to(delta.device)
-    return _rescaled(delta, torch.where(draws < density, delta, 0.0), torch.tensor(density), rescale)
+    kept = torch.from_numpy(draws(seed, ("dare", *names), 0, delta.numel())).view_as(delta).to(delta.device) < density
+    return _rescaled(delta, torch.where(kept, delta, 0.0), torch.tensor(density), rescale)
+
+
+def draws(seed: int, names: Sequence[str], start: int, count: int) -> NDArray[np.float32]:
+    """Return uniform draws in [0, 1), float32, for the entries start..start+count of what (seed, names) name."""
+    found: NDArray[np.float32] = torch.rand(start + count, generator=torch_generator(seed, *names)).numpy()[start:]
+    return found
 
 
 def at_random_by_rank(

@@ -154,14 +154,14 @@ def _events(run_dir: Path, outcome: Outcome) -> Iterable[Event]:
 
 
 def _curves(events: Iterable[Event]) -> dict[str, list[tuple[int, float]]]:
-    """Collect the loss-like curves of a phase: one for each stage."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    """Collect the loss-like curves of a phase: one for each stage. A resumed phase may tell a step twice."""
+    found: dict[str, dict[int, float]] = defaultdict(dict)
     for event in events:
         for name in ("loss", "fitness", "gain"):
             value = event.metrics.get(name)
             if event.kind == "progress" and isinstance(value, (int, float)):
-                found[f"{event.stage}: {name}"].append((event.step, float(value)))
-    return found
+                found[f"{event.stage}: {name}"][event.step] = float(value)
+    return {title: sorted(points.items()) for title, points in found.items()}
 
 
 def _totals(outcomes: Sequence[Outcome]) -> str:

@@ -1,13 +1,10 @@
 """The child process of run_phase: run one phase from record/job.json, gate it, write record/outcome.json."""
 
 import contextlib
-import ctypes
 import errno
 import json
-import os
 import resource
 import shutil
-import signal
 import sys
 import time
 from dataclasses import asdict
@@ -21,6 +18,7 @@ from agent_forge.config.compose import to_typed
 from agent_forge.core import device, registry
 from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import EventLog
+from agent_forge.core.lifetime import die_with_parent
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
 
@@ -31,7 +29,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def main(record: Path) -> int:
     """Run the job in `record`; return the exit code."""
     job = json.loads((record / JOB).read_text())
-    _die_with_parent(job["parent_pid"])
+    die_with_parent(job["parent_pid"])
     started = time.monotonic()
     outcome = Outcome(phase=job["phase"], status="failed", input_hash=job["input_hash"])
     try:
@@ -138,15 +136,6 @@ def _failed(outcome: Outcome, record: Path, error: ForgeError) -> int:
         with contextlib.suppress(StorageError):  # then the exit code and stderr tell the parent
             outcome.save(record)
     return error.exit_code
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Ask Linux to kill this process when its parent dies, so that no orphan goes on writing."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

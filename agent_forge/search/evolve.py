@@ -1,6 +1,7 @@
-"""One evolution: seeded members, then generations of children that are raced, and survivors that stay diverse.
+"""One evolution: first members measured in full, then generations that are raced, on one island or several.
 
-The best member never gets worse (elitism), and nothing depends on the clock or on what a killed run had done.
+The winner is the fittest of all that were ever measured on every item, so it is never worse than a first member; nothing
+depends on the clock, on the backend, or on what a killed run had done.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,17 +10,18 @@ from typing import Generic
 
 import numpy as np
 
-from agent_forge.core.seeds import numpy_generator
-from agent_forge.search.population import G, Individual, Space, diversity, survivors, tournament
-from agent_forge.search.race import Evaluator, race
+from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.search.population import G, Individual, Space, diversity, fittest_first
+from agent_forge.search.race import Heat, Scorer, race
+from agent_forge.search.searcher import Searcher, make_searcher, new
 from agent_forge.search.settings import EvolveSettings
 
-TRIES = 20  # draws of a child before a repeated candidate is accepted
+BARREN = 20  # generations without a new candidate after which a search by items ends: the space is exhausted
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a generation came to."""
+    """What a generation came to; `best` is the fittest so far, `mean` and `diversity` are of the members."""
 
     number: int
     best: float
@@ -31,121 +33,97 @@ class Generation:
 
 @dataclass(slots=True, kw_only=True)
 class Evolution(Generic[G]):
-    """A finished search: members best first, and one record a generation."""
+    """A finished search: members of all islands best first, and one record a generation."""
 
     members: list[Individual[G]]
     history: list[Generation] = field(default_factory=list)
 
     @property
     def best(self) -> Individual[G]:
-        """Return the fittest member of all that were ever measured on every item."""
+        """Return the fittest of all that were ever measured on every item."""
         return self.members[0]
+
+
+Listener = Callable[[Generation, Sequence[Individual[G]]], None]
 
 
 def evolve(
     space: Space[G],
-    evaluator: Evaluator[G],
+    scorer: Scorer[G],
     initial: Sequence[tuple[str, G]],
     settings: EvolveSettings,
     seed: int,
-    on_generation: Callable[[Generation], None] = lambda _generation: None,
+    on_generation: Listener[G] = lambda _generation, _members: None,
+    least_items: int = 0,
 ) -> Evolution[G]:
     """Search from `initial` members (name, genome), all measured in full, and random ones up to the population.
 
-    Returns a result that is at least as fit as every initial member.
+    least_items: when given, the search goes on until that many items were needed, instead of `settings.generations`.
     """
-    generator = numpy_generator(seed, "evolve", "initial")
-    named = list(initial)
-    while len(named) < settings.population:
-        named.append(
-            ("random", _new(space, {space.key(genome) for _, genome in named}, lambda: space.random(generator)))
-        )
-    everyone = [_individual(space, evaluator, genome, origin) for origin, genome in named]
-    result = Evolution(
-        members=survivors(everyone, settings.population, settings.elites, settings.min_distance, space.distance)
-    )
-    _record(result, 0, evaluator, space, on_generation)
-    for number in range(1, settings.generations + 1):
-        children = _children(space, result.members, settings, seed, number)
-        origins = {space.key(genome): origin for origin, genome in children}
-        finished = race([genome for _, genome in children], evaluator)
-        grown = [
-            Individual(genome, space.key(genome), fitness, origins[space.key(genome)]) for genome, fitness in finished
-        ]
-        result.members = survivors(
-            [*result.members, *grown], settings.population, settings.elites, settings.min_distance, space.distance
-        )
-        _record(result, number, evaluator, space, on_generation)
+    islands = [make_searcher(space, settings, island_seed(seed, i, settings.islands)) for i in range(settings.islands)]
+    named = [_first(space, initial, settings, island_seed(seed, i, settings.islands)) for i in range(len(islands))]
+    scorer.measure([genome for group in named for _, genome in group])
+    for island, group in zip(islands, named, strict=True):
+        island.start(scorer.individuals(group))
+    result = Evolution(members=_together(islands, []))
+    _record(result, 0, scorer, space, on_generation)
+    number, barren = 0, 0
+    while _goes_on(number, scorer.measured_items, settings, least_items) and barren < BARREN:
+        number += 1
+        before = scorer.measured_items
+        heats = [Heat(island.ask(), island.order, island.weakest()) for island in islands]
+        everyone = race(heats, scorer, settings.race_confidence)
+        for island, raced in zip(islands, everyone, strict=True):
+            island.tell(raced)
+        if settings.migrate_every and len(islands) > 1 and number % settings.migrate_every == 0:
+            migrate(islands, settings.migrants)
+        finished = [one for raced in everyone for one in raced if one.finished]
+        result.members = _together(islands, fittest_first([*result.members[:1], *finished])[:1])
+        barren = barren + 1 if least_items and scorer.measured_items == before else 0
+        _record(result, number, scorer, space, on_generation)
     return result
 
 
-def _children(
-    space: Space[G], members: Sequence[Individual[G]], settings: EvolveSettings, seed: int, number: int
+def _goes_on(number: int, measured_items: int, settings: EvolveSettings, least_items: int) -> bool:
+    return measured_items < least_items if least_items else number < settings.generations
+
+
+def island_seed(seed: int, island: int, islands: int) -> int:
+    """Return the seed of an island: a lone one has the run's own."""
+    return seed if islands == 1 else seed_for(seed, "island", island)
+
+
+def migrate(islands: Sequence[Searcher[G]], migrants: int) -> None:
+    """Let each island receive the fittest of the one before it, all at once, in a ring."""
+    leaving = [fittest_first(island.members)[:migrants] for island in islands]
+    for number, island in enumerate(islands):
+        island.receive(leaving[number - 1])
+
+
+def _first(
+    space: Space[G], initial: Sequence[tuple[str, G]], settings: EvolveSettings, seed: int
 ) -> list[tuple[str, G]]:
-    """Return a generation's candidates, each from a random stream of its own, none equal to another or to a member."""
-    progress = (number - 1) / max(settings.generations - 1, 1)
-    step = settings.mutation + progress * (settings.mutation_end - settings.mutation)
-    taken = {member.key for member in members}
-    children: list[tuple[str, G]] = []
-    for index in range(settings.children):
-        generator = numpy_generator(seed, "evolve", number, index)
-        draw = generator.random()
-        if draw < settings.immigrants:
-            origin, child = "immigrant", _new(space, taken, lambda g=generator: space.random(g))  # type: ignore[misc]
-        else:
-            crossed = draw < settings.immigrants + (1 - settings.immigrants) * settings.crossover
-            origin = "crossover" if crossed else "mutation"
-            child = _new(space, taken, lambda g=generator, c=crossed: _bred(space, members, settings, g, c, step))  # type: ignore[misc]
-        taken.add(space.key(child))
-        children.append((origin, child))
-    return children
+    generator = numpy_generator(seed, "evolve", "initial")
+    named = list(initial)
+    while len(named) < settings.population:
+        taken = {space.key(genome) for _, genome in named}
+        named.append(("random", new(space, taken, lambda: space.random(generator))))
+    return named
 
 
-def _bred(
-    space: Space[G],
-    members: Sequence[Individual[G]],
-    settings: EvolveSettings,
-    generator: np.random.Generator,
-    crossed: bool,
-    step: float,
-) -> G:
-    """Return a mutant of one parent, or of the child of two."""
-    first = tournament(members, settings.tournament, generator)
-    genome = first.genome
-    if crossed and len(members) > 1:
-        others = [member for member in members if member.key != first.key]
-        genome = space.cross(genome, tournament(others, settings.tournament, generator).genome, generator)
-    return space.mutate(genome, generator, step)
+def _together(islands: Sequence[Searcher[G]], champion: Sequence[Individual[G]]) -> list[Individual[G]]:
+    """Return the members of all islands and the fittest so far, which a searcher may have let go; best first."""
+    return fittest_first([*champion, *(member for island in islands for member in island.members)])
 
 
-def _new(space: Space[G], taken: set[str], draw: Callable[[], G]) -> G:
-    """Return the first of several draws that is not `taken`."""
-    for _ in range(TRIES):
-        candidate = draw()
-        if space.key(candidate) not in taken:
-            return candidate
-    return candidate
-
-
-def _individual(space: Space[G], evaluator: Evaluator[G], genome: G, origin: str) -> Individual[G]:
-    return Individual(genome, space.key(genome), evaluator.score(genome), origin)
-
-
-def _record(
-    result: Evolution[G],
-    number: int,
-    evaluator: Evaluator[G],
-    space: Space[G],
-    on_generation: Callable[[Generation], None],
-) -> None:
-    fitness = [member.fitness for member in result.members]
+def _record(result: Evolution[G], number: int, scorer: Scorer[G], space: Space[G], on_generation: Listener[G]) -> None:
     generation = Generation(
         number=number,
-        best=max(fitness),
-        mean=float(np.mean(fitness)),
+        best=result.best.fitness,
+        mean=float(np.mean([member.fitness for member in result.members])),
         diversity=diversity(result.members, space.distance),
-        measured_items=evaluator.measured_items,
+        measured_items=scorer.measured_items,
         best_origin=result.best.origin,
     )
     result.history.append(generation)
-    on_generation(generation)
+    on_generation(generation, result.members)

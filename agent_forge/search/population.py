@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 G = TypeVar("G")
 
@@ -32,21 +33,44 @@ class Space(Protocol[G]):
         """Return how different two genomes are, in [0, 1]."""
         ...
 
+    def kind(self, genome: G) -> str:
+        """Return what of a genome is no number: genomes of one kind have the same numbers."""
+        ...
+
+    def vector(self, genome: G) -> NDArray[np.float64]:
+        """Return the numbers of a genome, each scaled to [0, 1] by its range; empty when it has none."""
+        ...
+
+    def with_vector(self, genome: G, vector: NDArray[np.float64]) -> G:
+        """Return the genome of the same kind with other numbers."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Individual(Generic[G]):
-    """A genome with its fitness on all items (higher is better) and where it came from."""
+    """A measured genome and where it came from.
+
+    fitness and objectives (all: higher is better) are those of its first `items` items; finished: these are all.
+    """
 
     genome: G
     key: str
     fitness: float
     origin: str
+    objectives: tuple[float, ...] = ()
+    items: int = 0
+    finished: bool = True
 
 
 def tournament(members: Sequence[Individual[G]], size: int, generator: np.random.Generator) -> Individual[G]:
     """Return the fittest of `size` members drawn without replacement."""
     drawn = generator.choice(len(members), min(size, len(members)), replace=False)
-    return min((members[i] for i in drawn), key=_rank)
+    return min((members[i] for i in drawn), key=rank)
+
+
+def fittest_first(members: Sequence[Individual[G]]) -> list[Individual[G]]:
+    """Return distinct members by falling fitness, equal ones by key: no result hangs on the order of evaluation."""
+    return sorted({member.key: member for member in members}.values(), key=rank)
 
 
 def survivors(
@@ -55,20 +79,37 @@ def survivors(
     elites: int,
     min_distance: float,
     distance: Callable[[G, G], float],
+    novelty: float = 0.0,
 ) -> list[Individual[G]]:
-    """Return the next population, best first: the elites, then the fittest that are `min_distance` from all chosen.
+    """Return the next population, best first: the elites, then the best that are `min_distance` from all chosen.
 
-    Equal candidates survive once. Places that diversity leaves empty go to the fittest of the rest.
+    "Best" weighs two ranks among the candidates, each in [0, 1]: fitness by 1 - novelty, and the distance to the nearest
+    one already chosen by novelty. Equal candidates survive once. Places that diversity leaves empty go to the fittest
+    of the rest.
     """
-    unique = list({member.key: member for member in sorted(members, key=_rank, reverse=True)}.values())
-    unique.sort(key=_rank)
-    chosen = unique[:elites]
-    for member in unique[elites:]:
-        if len(chosen) < count and all(distance(member.genome, kept.genome) >= min_distance for kept in chosen):
-            chosen.append(member)
-    keys = {member.key for member in chosen}
-    rest = [member for member in unique if member.key not in keys]
-    return sorted([*chosen, *rest[: max(0, count - len(chosen))]], key=_rank)
+    unique = fittest_first(members)
+    chosen, rest = unique[:elites], unique[elites:]
+    nearest = [min((distance(m.genome, kept.genome) for kept in chosen), default=1.0) for m in rest]
+    passed: list[Individual[G]] = []
+    while rest and len(chosen) < count:
+        at = _best_of(nearest, novelty)
+        member, gap = rest.pop(at), nearest.pop(at)
+        if gap < min_distance:
+            passed.append(member)
+            continue
+        chosen.append(member)
+        nearest = [min(near, distance(m.genome, member.genome)) for near, m in zip(nearest, rest, strict=True)]
+    return sorted([*chosen, *fittest_first(passed)[: max(0, count - len(chosen))]], key=rank)
+
+
+def _best_of(nearest: Sequence[float], novelty: float) -> int:
+    """Return the place that wins among candidates listed fittest first; ties go to the fitter one."""
+    if not novelty or len(nearest) == 1:
+        return 0
+    last = len(nearest) - 1
+    by_distance = np.argsort(np.argsort(np.asarray(nearest), kind="stable"), kind="stable")
+    scores = [(1 - novelty) * (1 - i / last) + novelty * by_distance[i] / last for i in range(len(nearest))]
+    return int(np.argmax(scores))
 
 
 def diversity(members: Sequence[Individual[G]], distance: Callable[[G, G], float]) -> float:
@@ -77,6 +118,6 @@ def diversity(members: Sequence[Individual[G]], distance: Callable[[G, G], float
     return float(np.mean(pairs)) if pairs else 0.0
 
 
-def _rank(member: Individual[G]) -> tuple[float, str]:
-    """Order by falling fitness, equal ones by key, so that no result hangs on the order of evaluation."""
+def rank(member: Individual[G]) -> tuple[float, str]:
+    """Order by falling fitness, equal ones by key."""
     return (-member.fitness, member.key)

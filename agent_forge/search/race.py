@@ -1,36 +1,60 @@
 """Measure candidates on shared items, and race them: all start on few items, the better half goes on.
 
 Every candidate meets the same items in the same order, so comparisons are paired: what is hard about an item cancels.
-Source: successive halving, arXiv:1502.07943.
+Source: successive halving, arXiv:1502.07943. On top of it, a child whose paired difference from the weakest member is
+surely negative stops at once: it could not survive.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic
 
+import numpy as np
+
 from agent_forge.core.errors import ConfigError
+from agent_forge.search.evaluator import Evaluator, Job
 from agent_forge.search.journal import Journal
-from agent_forge.search.population import G, Space
+from agent_forge.search.population import G, Individual, Space
+
+Values = list[float]
+Order = Callable[[Sequence[Individual[G]]], list[Individual[G]]]  # best first
 
 
-class Evaluator(Generic[G]):
-    """Measures genomes slice by slice and remembers the results.
+@dataclass(frozen=True, slots=True)
+class Yard(Generic[G]):
+    """What is made of the numbers of the first items; all higher is better.
 
-    measure(genome, start, stop): one number for each item in [start, stop).
-    fitness(values): the fitness (higher is better) on the first len(values) items.
+    fitness: one number. objectives: one a task. difference: (mean, standard error) of the fitness of the first list over
+    the second, item by item.
+    """
+
+    fitness: Callable[[Sequence[float]], float]
+    objectives: Callable[[Sequence[float]], tuple[float, ...]]
+    difference: Callable[[Sequence[float], Sequence[float]], tuple[float, float]]
+
+
+def mean_yard() -> "Yard[G]":
+    """Return the yard of the plain mean."""
+
+    def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+        gaps = np.asarray(ours) - np.asarray(theirs)
+        return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else np.inf
+
+    return Yard(lambda v: float(np.mean(v)), lambda v: (float(np.mean(v)),), difference)
+
+
+class Scorer(Generic[G]):
+    """Measures genomes up to a border of the items, each slice once, and remembers the results in the journal.
+
     borders: rising item counts; a candidate is always measured from border to border, so that a number does not
     depend on what else was asked for. The last border is all items.
     """
 
     def __init__(
-        self,
-        space: Space[G],
-        measure: Callable[[G, int, int], Sequence[float]],
-        fitness: Callable[[Sequence[float]], float],
-        borders: Sequence[int],
-        journal: Journal,
+        self, space: Space[G], evaluator: Evaluator[G], yard: Yard[G], borders: Sequence[int], journal: Journal
     ) -> None:
-        self.space, self.measure, self.fitness, self.journal = space, measure, fitness, journal
+        self.space, self.evaluator, self.yard, self.journal = space, evaluator, yard, journal
         self.borders = list(borders)
         self._touched: set[tuple[str, int, int]] = set()
 
@@ -39,23 +63,52 @@ class Evaluator(Generic[G]):
         """Return how many items were needed so far, journalled ones included."""
         return sum(stop - start for _, start, stop in self._touched)
 
-    def values(self, genome: G, rung: int | None = None) -> list[float]:
-        """Return a candidate's numbers on all items up to the border of `rung` (default: all items)."""
-        key = self.space.key(genome)
+    def measure(self, genomes: Sequence[G], rung: int | None = None) -> list[Values]:
+        """Return each candidate's numbers on all items up to the border of `rung` (default: all items)."""
+        return self.measure_spans(genomes, self._spans(rung))
+
+    def measure_spans(self, genomes: Sequence[G], spans: tuple[tuple[int, int], ...]) -> list[Values]:
+        """Return each candidate's numbers on ranges [start, stop) of the items; what the journal has is not measured."""
+        jobs: dict[str, Job[G]] = {}
+        keys = [self.space.key(genome) for genome in genomes]
+        for genome, key in zip(genomes, keys, strict=True):
+            self._touched.update((key, *span) for span in spans)
+            missing = tuple(span for span in spans if self.journal.get(key, *span) is None)
+            if missing:
+                jobs[key] = Job(genome, key, missing)
+        if jobs:
+            for job, found in self.evaluator.measure(list(jobs.values())):
+                for span, values in zip(job.spans, found, strict=True):
+                    self.journal.put(job.key, *span, [float(value) for value in values])
+        return [self._known(key, spans) for key in keys]
+
+    def individuals(self, proposals: Sequence[tuple[str, G]], rung: int | None = None) -> list[Individual[G]]:
+        """Return measured individuals of (origin, genome), on the items up to the border of `rung`."""
         rung = len(self.borders) - 1 if rung is None else rung
-        found: list[float] = []
-        for start, stop in zip([0, *self.borders[:rung]], self.borders[: rung + 1], strict=True):
-            self._touched.add((key, start, stop))
-            part = self.journal.get(key, start, stop)
-            if part is None:
-                part = [float(value) for value in self.measure(genome, start, stop)]
-                self.journal.put(key, start, stop, part)
+        found = self.measure([genome for _, genome in proposals], rung)
+        return [
+            Individual(
+                genome, self.space.key(genome), self.yard.fitness(values), origin, self.yard.objectives(values),
+                len(values), rung == len(self.borders) - 1,
+            )
+            for (origin, genome), values in zip(proposals, found, strict=True)
+        ]  # fmt: skip
+
+    def values(self, key: str, items: int) -> Values:
+        """Return a measured candidate's numbers on the first `items` items, which must be a border."""
+        return self._known(key, self._spans(self.borders.index(items)))
+
+    def _spans(self, rung: int | None) -> tuple[tuple[int, int], ...]:
+        rung = len(self.borders) - 1 if rung is None else rung
+        return tuple(pairwise([0, *self.borders[: rung + 1]]))
+
+    def _known(self, key: str, spans: Sequence[tuple[int, int]]) -> Values:
+        found: Values = []
+        for span in spans:
+            part = self.journal.get(key, *span)
+            assert part is not None, "what was asked for has been measured"
             found += part
         return found
-
-    def score(self, genome: G, rung: int | None = None) -> float:
-        """Return a candidate's fitness up to the border of `rung` (default: on all items)."""
-        return self.fitness(self.values(genome, rung))
 
 
 def rung_borders(shares: Sequence[float], items: int) -> list[int]:
@@ -67,11 +120,43 @@ def rung_borders(shares: Sequence[float], items: int) -> list[int]:
     return sorted({max(1, round(share * items)) for share in shares})
 
 
-def race(candidates: Sequence[G], evaluator: Evaluator[G]) -> list[tuple[G, float]]:
-    """Return the candidates that reached the end, with their fitness on all items; the better half passes each rung."""
-    running = list(candidates)
-    for rung in range(len(evaluator.borders) - 1):
-        scored = [(-evaluator.score(genome, rung), evaluator.space.key(genome), i) for i, genome in enumerate(running)]
-        passed = sorted(scored)[: max(1, -(-len(scored) // 2))]
-        running = [running[i] for i in sorted(i for _, _, i in passed)]
-    return [(genome, evaluator.score(genome)) for genome in running]
+@dataclass(frozen=True, slots=True)
+class Heat(Generic[G]):
+    """Candidates (origin, genome) that race each other.
+
+    order: who leads. weakest: key of the member that a child must beat, "" where nobody needs to be beaten.
+    """
+
+    proposals: Sequence[tuple[str, G]]
+    order: Order[G]
+    weakest: str = ""
+
+
+def race(heats: Sequence[Heat[G]], scorer: Scorer[G], confidence: float = 0.0) -> list[list[Individual[G]]]:
+    """Return each heat's candidates best first: those that reached the end, then those stopped later before earlier.
+
+    Heats do not race each other, but their candidates are measured together. confidence: standard errors by which a
+    candidate must fall short of the weakest member to stop; 0 stops none for that.
+    """
+    running = [list(heat.proposals) for heat in heats]
+    stopped: list[list[Individual[G]]] = [[] for _ in heats]
+    for rung in range(len(scorer.borders)):
+        last = rung == len(scorer.borders) - 1
+        scorer.measure([genome for group in running for _, genome in group], rung)
+        for number, heat in enumerate(heats):
+            ordered = heat.order(scorer.individuals(running[number], rung))
+            kept = ordered if last else ordered[: -(-len(ordered) // 2)]
+            going = [one for one in kept if last or not _hopeless(one, heat, scorer, confidence)]
+            names = {one.key for one in going}
+            stopped[number] = [*[one for one in ordered if one.key not in names], *stopped[number]]
+            running[number] = [] if last else [(one.origin, one.genome) for one in going]
+            if last:
+                stopped[number] = [*going, *stopped[number]]
+    return stopped
+
+
+def _hopeless(one: Individual[G], heat: Heat[G], scorer: Scorer[G], confidence: float) -> bool:
+    if not confidence or not heat.weakest:
+        return False
+    mean, error = scorer.yard.difference(scorer.values(one.key, one.items), scorer.values(heat.weakest, one.items))
+    return mean + confidence * error < 0

@@ -1,9 +1,10 @@
 """Evolve merges of models of one shape: parameter space (how to mix weights) and data-flow space (which layers to run).
 
-Candidates are merged in memory into one model, raced on items of the search split, crossed over and mutated; the
-parents and their uniform soup are members from the start, so the winner is never worse than the best parent on the
-search fitness. Source: Akiba et al. 2024, arXiv:2403.13187. Reads the trunk (first of `sources`, the base that task
-vectors need) and its specialists; writes the winner with its recipe, merge_recipe.yml.
+Candidates are merged in memory from shared task vectors and raced on items of the search split, in this process, a
+process pool or on Ray. The parents, their uniform soup and the greedy soup are members from the start, so the winner is
+never worse than they are on the search fitness; it is judged on the test split, against them and random search.
+Source: Akiba et al. 2024, arXiv:2403.13187. Reads the trunk (first of `sources`, the base that task vectors need) and
+its specialists; writes the winner with its recipe, merge.yaml, and a model card, README.md.
 """
 
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Config(PhaseConfig):
     floor_penalty: float  # price of each unit of log retention below the floor
     batch_tokens: int  # most tokens in one forward pass
     samples: int  # bootstrap resamples
+    baseline: bool  # also run random search on as many items, and report the winner against what it finds
     merge: MergeConfig
     search: EvolveSettings
 
@@ -70,7 +72,9 @@ class Config(PhaseConfig):
         shares = self.search.race
         raced = sum(share * 0.5**i for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)]))
         candidates = self.search.population + self.search.generations * self.search.children * raced
-        return candidates * self.items * len(self.fitness) * 100 / 3
+        searched = candidates * self.items * self.search.islands * (2 if self.baseline else 1)
+        examined = self.test_items * 8  # the winner, four sources, two soups, random search
+        return (searched + examined) * len(self.fitness) * 100 / 3
 
 
 PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config)

@@ -1,8 +1,10 @@
-"""Merge candidates in memory, one after another, into one model; write nothing.
+"""Merge candidates in memory from what they share; write nothing.
 
-A layer path of another depth than the trunk's gets a model of that depth, of which only the latest is kept.
+A merged candidate stays until its place is needed, so that the next rung of a race finds it: never more than
+`candidates` models are alive.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -10,25 +12,29 @@ from transformers import PreTrainedModel
 
 from agent_forge.core.errors import CheckpointError
 from agent_forge.merge import Plan, Recipe, find_layers, make_plan, merge_into
+from agent_forge.merge.bank import Bank
 from agent_forge.merge.layers import COUNT_KEYS, resize_config
 from agent_forge.merge.methods.dfs import WRITERS
 from agent_forge.models.storage import stored_tensors
-from agent_forge.phases.evomerge.sources import Sources
+from agent_forge.phases.evomerge.sources import LayerPath, Sources
 
 
 class Stage:
-    """Turns recipes into a model. The model that `show` returns is overwritten by the next call."""
+    """Turns recipes into models. A model that `show` returned may be overwritten by the next call."""
 
-    def __init__(self, sources: Sources, seed: int, between: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, sources: Sources, seed: int, candidates: int = 1, between: Callable[[], None] = lambda: None
+    ) -> None:
         self.sources, self.seed, self.between = sources, seed, between
         self.depth = sources.layers.count if sources.layers else 0
-        self._flat = sources.trunk
-        self._stack: tuple[tuple[int, ...], PreTrainedModel] | None = None
+        self.bank = Bank(sources.weights, sources.labels[0], seed, sources.form.device)
+        self.candidates = candidates
+        self.alive: OrderedDict[str, tuple[LayerPath, PreTrainedModel]] = OrderedDict()
 
     @property
     def layers(self) -> int:
         """Return the depth of the models, 0 where their layers cannot be rearranged."""
-        config = self.sources.trunk.config.to_dict()
+        config = self.sources.form.config.to_dict()
         counted = [config[key] for key in COUNT_KEYS if isinstance(config.get(key), int)]
         return self.depth if self.depth in counted[:1] else 0
 
@@ -51,57 +57,47 @@ class Stage:
         """Return the checked plan of a recipe over the sources."""
         return make_plan(recipe, self.sources.weights)
 
-    def show(self, recipe: Recipe) -> PreTrainedModel:
-        """Return the merged model, in the dtype of the search."""
+    def show(self, recipe: Recipe, key: str) -> PreTrainedModel:
+        """Return the merged model, in the dtype of the search. `key`: what names the candidate; it may still be here."""
+        if key in self.alive:
+            self.alive.move_to_end(key)
+            return self.alive[key][1]
         plan = self.plan(recipe)
-        model = self._model(plan)
-        self._fill(plan, model)
+        path, model = self._place(self._path(plan))
+        self._check(plan, model)
+        self.bank.merge_into(plan, model.state_dict(), self.between)
+        self.alive[key] = (path, model)
         return model
 
     def make(self, recipe: Recipe, dtype: torch.dtype) -> PreTrainedModel:
         """Return the merged model as one of its own on the CPU, in `dtype`: what is written."""
         plan = self.plan(recipe)
-        path = [layer for _, layer in plan.path] if plan.path else list(range(self.depth))
-        model = build_like(self.sources.trunk, path if plan.path else None, dtype, torch.device("cpu"))
-        self._fill(plan, model)
+        model = self.sources.form.build(self._path(plan), dtype, torch.device("cpu"))
+        self._check(plan, model)
+        merge_into(plan, self.sources.weights, model.state_dict(), self.seed, self.between)
         return model
 
-    def _fill(self, plan: Plan, model: PreTrainedModel) -> None:
+    def _check(self, plan: Plan, model: PreTrainedModel) -> None:
         made, wanted = {tensor.target for tensor in plan.tensors}, set(stored_tensors(model))
         if made != wanted:
             first = sorted(made ^ wanted)[0]
             raise CheckpointError(
                 f"the merge {'makes' if first in made else 'lacks'} the tensor {first}, against its model"
             )
-        merge_into(plan, self.sources.weights, model.state_dict(), self.seed, self.between)
 
-    def _model(self, plan: Plan) -> PreTrainedModel:
+    def _path(self, plan: Plan) -> LayerPath:
         if plan.path is None:
-            return self._flat
+            return None
         path = tuple(layer for _, layer in plan.path)
-        content = self.sources.trunk.config.to_dict()
-        if resize_config(content, path) == content:
-            return self._flat
-        if self._stack is None or self._stack[0] != path:
-            self._stack = None
-            trunk = self.sources.trunk
-            self._stack = (path, build_like(trunk, list(path), trunk.dtype, trunk.device))
-        return self._stack[1]
+        content = self.sources.form.config.to_dict()
+        return None if resize_config(content, path) == content else path
 
-
-def build_like(
-    trunk: PreTrainedModel, path: list[int] | None, dtype: torch.dtype, device: torch.device
-) -> PreTrainedModel:
-    """Return a model of the trunk's kind with random weights, made of the layers `path` (None: all, in order).
-
-    Every per-layer list of the config follows the path. The caller's random state is left alone.
-    """
-    content = trunk.config.to_dict()
-    config = type(trunk.config).from_dict(resize_config(content, path) if path is not None else content)
-    with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = type(trunk)(config)
-    if trunk.generation_config is not None:
-        model.generation_config = trunk.generation_config
-    model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
-    model.eval()
-    return model
+    def _place(self, path: LayerPath) -> tuple[LayerPath, PreTrainedModel]:
+        """Return a model of the wanted layers to merge into: a new one while there is room, else the stalest."""
+        if len(self.alive) >= self.candidates:
+            alike = next((key for key, (other, _) in self.alive.items() if other == path), None)
+            if alike is not None:
+                return self.alive.pop(alike)
+            self.alive.popitem(last=False)
+        form = self.sources.form
+        return path, form.build(path, form.dtype, form.device)

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from agent_forge import evaluate
 from agent_forge.core import registry
-from agent_forge.core.errors import ConfigError
+from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_chat
 from agent_forge.evaluate.tasks import text as text_task
 from agent_forge.phases.evomerge import Config
+from agent_forge.search.race import Yard
 
 MaskedRow = tuple[list[int], list[bool]]
 # Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all others.
@@ -42,12 +43,15 @@ class Yardstick:
     tokens: NDArray[np.float64]
     floor: float
     floor_penalty: float
-    batch_tokens: int
     trunk_nats: list[float]
 
-    def measure(self, model: PreTrainedModel, start: int, stop: int) -> list[float]:
-        """Return the summed loss (nats) of each item in [start, stop)."""
-        return [float(nats) for nats in evaluate.row_nll(model, self.rows[start:stop], self.batch_tokens)[:, 0]]
+    def log_retentions(self, nats: Sequence[float]) -> tuple[float, ...]:
+        """Return log(trunk loss / candidate loss) of every task on the first len(nats) items."""
+        return tuple(self.log_retention(nats, task) for task in range(len(self.tasks)))
+
+    def yard(self) -> Yard[Any]:
+        """Return what a search makes of an item's numbers; the trunk's must be known."""
+        return Yard(self.fitness, self.log_retentions, self.difference)
 
     def log_retention(self, nats: Sequence[float], task: int) -> float:
         """Return log(trunk loss / candidate loss) of one task on the first len(nats) items."""
@@ -58,30 +62,58 @@ class Yardstick:
 
     def fitness(self, nats: Sequence[float]) -> float:
         """Return the fitness on the first len(nats) items; 0 is the trunk's, higher is better."""
-        logs = [self.log_retention(nats, task) for task in range(len(self.tasks))]
+        logs = self.log_retentions(nats)
         if min(logs) == WORST:
             return WORST
         short = sum(max(0.0, math.log(max(self.floor, 1e-9)) - value) for value in logs)
         return float(np.average(logs, weights=self.weights)) - self.floor_penalty * short
 
-    def gain(self, nats: Sequence[float], other: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
-        """Return the mean log retention that `nats` has over `other`, with the paired-bootstrap 95% interval.
+    def difference(self, nats: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+        """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item by item.
 
-        Items are resampled within their task; the penalty plays no part.
+        The error is that of the linearised log ratio of summed losses; below the floor the penalty steepens it.
         """
-        count = len(self.tasks)
-        ours, theirs = (np.asarray(values, np.float64) for values in (nats, other))
-        draws = numpy_generator(seed, "evomerge", "bootstrap").integers(
-            0, len(ours) // count, (samples, len(ours) // count)
-        )
-        total, point = np.zeros(samples), 0.0
-        for task, weight in enumerate(np.asarray(self.weights) / sum(self.weights)):
-            a, b, tokens = (values[task::count] for values in (ours, theirs, self.tokens))
-            point += weight * math.log(_smooth(b.sum(), tokens.sum()) / _smooth(a.sum(), tokens.sum()))
-            drawn = tokens[draws].sum(1)
-            total += weight * np.log(_smooth(b[draws].sum(1), drawn) / _smooth(a[draws].sum(1), drawn))
-        low, high = np.percentile(total, [2.5, 97.5])
-        return {"value": float(point), "low": float(low), "high": float(high), "n": len(ours)}
+        mean = self.fitness(nats) - self.fitness(other)
+        if not (math.isfinite(sum(nats)) and math.isfinite(sum(other))):
+            return mean, 0.0
+        variance, low = 0.0, math.log(max(self.floor, 1e-9))
+        for task, weight in enumerate(self.weights):
+            places = slice(task, len(nats), len(self.tasks))
+            ours, theirs, tokens = (np.asarray(v, np.float64)[places] for v in (nats, other, self.tokens[: len(nats)]))
+            if len(ours) < 2:
+                return mean, math.inf
+            steep = min(self.log_retention(nats, task), self.log_retention(other, task)) < low
+            slope = weight / sum(self.weights) + (self.floor_penalty if steep else 0.0)
+            ours, theirs = (values + SMOOTHING_NATS * tokens for values in (ours, theirs))
+            pull = slope * len(ours) * (theirs / theirs.sum() - ours / ours.sum())  # of each item on the log ratio
+            variance += float(pull.var(ddof=1)) / len(ours)
+        return mean, math.sqrt(variance)
+
+    def gain(
+        self, nats: Sequence[float], other: Sequence[float], floor_penalty: float, samples: int, seed: int
+    ) -> dict[str, Any]:
+        """Return the fitness that `nats` has over `other` on all items, with the paired-bootstrap 95% interval.
+
+        Items are resampled within their task. With a penalty of 0 this is the gain in mean log retention.
+        """
+        count, items = len(self.tasks), len(self.rows) // len(self.tasks)
+        draws = numpy_generator(seed, "evomerge", "bootstrap").integers(0, items, (count, samples + 1, items))
+        draws[:, 0] = np.arange(items)  # the first is the sample itself
+        shares, low = np.asarray(self.weights) / sum(self.weights), math.log(max(self.floor, 1e-9))
+        fitness = []
+        for values in (nats, other):
+            total = np.zeros(samples + 1)
+            for task in range(count):
+                ours, trunk, tokens = (
+                    np.asarray(v, np.float64)[task::count][draws[task]].sum(1)
+                    for v in (values, self.trunk_nats, self.tokens)
+                )
+                kept = np.log(_smooth(trunk, tokens) / _smooth(ours, tokens))
+                total += shares[task] * kept - floor_penalty * np.maximum(0.0, low - kept)
+            fitness.append(total)
+        gains = fitness[0] - fitness[1]
+        bounds = np.percentile(gains[1:], [2.5, 97.5])
+        return {"value": float(gains[0]), "low": float(bounds[0]), "high": float(bounds[1]), "n": len(self.rows)}
 
     def scores(self, nats: Sequence[float], split: str, seed: int) -> dict[str, evaluate.Scores]:
         """Return each task's loss per token (nats) with its interval."""
@@ -115,9 +147,19 @@ def make_yardstick(config: Config, tokenizer: PreTrainedTokenizerFast, split: st
         tokens=np.asarray([sum(mask) for _, mask in rows], np.float64),
         floor=config.floor,
         floor_penalty=config.floor_penalty,
-        batch_tokens=config.batch_tokens,
         trunk_nats=[],
     )
+
+
+def require_disjoint(a: Yardstick, b: Yardstick) -> None:
+    """Raise DataError when an item is in both: a winner must be judged on what the search never saw."""
+    seen = {tuple(ids) for ids, _ in a.rows}
+    for i, (ids, _) in enumerate(b.rows):
+        if tuple(ids) in seen:
+            raise DataError(
+                f"item {i // len(b.tasks)} of {b.tasks[i % len(b.tasks)]} is in the search split and in the test split; "
+                "remove repeated text from data.text"
+            )
 
 
 def _rows(name: str, config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int) -> list[MaskedRow]:

@@ -6,12 +6,16 @@ parameters name. Decoding gives a plain recipe (`agent_forge.merge.Recipe`).
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.merge import Method, Recipe, load_method
+from agent_forge.merge.bank import GRID
 from agent_forge.merge.methods import dfs
 from agent_forge.merge.recipe import ModelEntry
 from agent_forge.phases.evomerge import MergeConfig
@@ -20,6 +24,7 @@ PATHS = ("passthrough", "dfs")
 # Methods that average whole models take no negative weight; where all are (nearly) 0 at some depth, all count alike.
 LEAST_MEAN_WEIGHT = 1e-3
 FIRST_MOVES = 2  # layers changed in a random path
+GAMMA, EPSILON = [0.0, 0.1], [0.0, 0.2]  # ranges of a dropped top share, and of a spread of keep-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,15 @@ class Genome:
     input_scales: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a number of a genome stands: its field, the place in it, lowest and highest value."""
+
+    name: str
+    place: tuple[int, ...]
+    bounds: list[float]
+
+
 class GenomeSpace:
     """Draws, changes and compares genomes over `labels` (trunk first); see `agent_forge.search.population.Space`."""
 
@@ -62,12 +76,13 @@ class GenomeSpace:
 
     def parent(self, source: int) -> Genome:
         """Return the genome that is source number `source` itself."""
-        weights = tuple(tuple(float(i == source) for _ in range(self.config.anchors)) for i in range(len(self.labels)))
-        return replace(self._plain(source), technique="linear", weights=weights)
+        technique = self.techniques[0] if set(self.techniques) <= set(PATHS) else "linear"
+        return replace(self._plain(source), technique=technique, weights=self.soup([source]).weights)
 
-    def soup(self) -> Genome:
-        """Return the plain mean of the specialists."""
-        weights = tuple(tuple(float(i > 0) for _ in range(self.config.anchors)) for i in range(len(self.labels)))
+    def soup(self, sources: Sequence[int] | None = None) -> Genome:
+        """Return the plain mean of some sources (default: of the specialists)."""
+        chosen = range(1, len(self.labels)) if sources is None else sources
+        weights = tuple((float(i in chosen),) * self.config.anchors for i in range(len(self.labels)))
         return replace(self._plain(1), technique="linear", weights=weights)
 
     def summed(self, technique: str) -> Genome:
@@ -86,8 +101,8 @@ class GenomeSpace:
             pair=self._pair(generator),
             density=_draws(generator, config.density, count),
             strength=_draws(generator, config.strength, 1)[0],
-            gamma=float(generator.uniform(0.0, 0.1)),
-            epsilon=float(generator.uniform(0.0, 0.2)),
+            gamma=_draws(generator, GAMMA, 1)[0],
+            epsilon=_draws(generator, EPSILON, 1)[0],
             path=(),
             input_scales=(),
         )
@@ -117,7 +132,7 @@ class GenomeSpace:
 
     def mutate(self, genome: Genome, generator: np.random.Generator, strength: float) -> Genome:
         """Return a changed copy: perhaps another technique, and a step in the genes that the technique reads."""
-        if generator.random() < 0.2 * strength + 0.05:
+        if generator.random() < 0.2 * strength + 0.05 or genome.technique not in self.techniques:
             genome = replace(genome, technique=self.techniques[int(generator.integers(len(self.techniques)))])
         if genome.technique in PATHS:
             for _ in range(1 + int(generator.integers(1 + round(2 * strength)))):
@@ -128,12 +143,25 @@ class GenomeSpace:
             genome = replace(genome, pair=self._pair(generator))
         return replace(
             genome,
-            weights=tuple(_stepped(generator, row, config.weight, strength) for row in genome.weights),
+            weights=self._moved(genome.weights, generator, strength),
             mix=_stepped(generator, genome.mix, [0.0, 1.0], strength),
             density=_stepped(generator, genome.density, config.density, strength),
             strength=_stepped(generator, (genome.strength,), config.strength, strength)[0],
-            gamma=_stepped(generator, (genome.gamma,), [0.0, 0.1], strength)[0],
-            epsilon=_stepped(generator, (genome.epsilon,), [0.0, 0.2], strength)[0],
+            gamma=_stepped(generator, (genome.gamma,), GAMMA, strength)[0],
+            epsilon=_stepped(generator, (genome.epsilon,), EPSILON, strength)[0],
+        )
+
+    def _moved(
+        self, rows: tuple[tuple[float, ...], ...], generator: np.random.Generator, strength: float
+    ) -> tuple[tuple[float, ...], ...]:
+        """Step the weights: half of the time each at its own depth, else whole sources, the same at every depth."""
+        if generator.random() < 0.5:
+            return tuple(_stepped(generator, row, self.config.weight, strength) for row in rows)
+        low, high = self.config.weight
+        steps = _stepped(generator, (0.0,) * len(rows), [low - high, high - low], strength / 2)
+        return tuple(
+            tuple(float(np.clip(value + step, low, high)) for value in row)
+            for row, step in zip(rows, steps, strict=True)
         )
 
     def cross(self, a: Genome, b: Genome, generator: np.random.Generator) -> Genome:
@@ -203,16 +231,8 @@ class GenomeSpace:
             steps = [(self.labels[source], layer) for source, layer in genome.path]
             scaled = genome.technique == "dfs" and self.scalable
             return dfs.path_recipe(steps, genome.input_scales if scaled else [1.0] * len(steps))
-        method = load_method(genome.technique).METHOD
-        everyone = list(range(len(self.labels)))
-        if method.models == (1, 1):
-            base, chosen = genome.pair[0], [genome.pair[1]]
-        elif method.models == (2, 2):
-            base, chosen = (-1 if 0 in genome.pair else 0), list(genome.pair)
-        elif method.base == "unused":
-            base, chosen = -1, everyone
-        else:
-            base, chosen = 0, everyone[1:]
+        method = self.methods_of(genome)
+        base, chosen = self._chosen(genome, method)
         shared = {name: value for name in method.shared if (value := self._shared(genome, method, name)) is not None}
         models = [
             ModelEntry(
@@ -224,6 +244,15 @@ class GenomeSpace:
         label = self.labels[base] if base >= 0 else ""
         return Recipe(method=genome.technique, models=models, base=label, parameters=shared)
 
+    def _chosen(self, genome: Genome, method: Method) -> tuple[int, list[int]]:
+        """Return the base (-1: none) and the models that a technique merges."""
+        everyone = list(range(len(self.labels)))
+        if method.models == (1, 1):
+            return genome.pair[0], [genome.pair[1]]
+        if method.models == (2, 2):
+            return (-1 if 0 in genome.pair else 0), list(genome.pair)
+        return (-1, everyone) if method.base == "unused" else (0, everyone[1:])
+
     def _each(self, genome: Genome, method: Method, name: str, source: int, chosen: list[int]) -> object:
         if name == "weight":
             added = "lambda" in method.shared  # weights of task vectors; whole models are averaged
@@ -232,13 +261,13 @@ class GenomeSpace:
                 totals = [sum(max(genome.weights[i][at], 0.0) for i in chosen) for at in range(len(values))]
                 values = [max(v, 0.0) if t > LEAST_MEAN_WEIGHT else 1.0 for v, t in zip(values, totals, strict=True)]
             return values[0] if len(set(values)) == 1 else values
+        density = max(_on_grid(genome.density[source]), 1 / GRID)
         if name == "density":
-            return round(genome.density[source], 6)
+            return density
         if name == "gamma":
-            return round(genome.gamma, 6)
+            return min(_on_grid(genome.gamma), 1.0 - density)
         if name == "epsilon":
-            density = round(genome.density[source], 6)
-            return round(max(0.0, min(genome.epsilon, density - 0.01, 1.0 - density)), 6)
+            return round(max(0.0, min(genome.epsilon, density - 0.5 / GRID, 1.0 - density)), 6)
         raise ConfigError(f"merge.techniques: the parameter '{name}' of {genome.technique} has no gene; leave it out")
 
     def _shared(self, genome: Genome, method: Method, name: str) -> object:
@@ -250,8 +279,56 @@ class GenomeSpace:
         if name == "normalize" and "lambda" in method.shared:
             return False
         if name == "select_topk":
-            return round(genome.density[1], 6)
+            return max(_on_grid(genome.density[1]), 1 / GRID)
         return None
+
+    # -- numbers of a genome ------------------------------------------------------------------------------------
+
+    def kind(self, genome: Genome) -> str:
+        """Return technique, pair of models, or layer path: all that `vector` does not hold."""
+        if genome.technique in PATHS:
+            return f"{genome.technique} {genome.path}"
+        return f"{genome.technique} {genome.pair if self.methods_of(genome).models[1] in (1, 2) else ''}"
+
+    def vector(self, genome: Genome) -> NDArray[np.float64]:
+        """Return the numbers that the technique reads, each scaled to [0, 1] by its range."""
+        slots = self._slots(genome)
+        values = np.asarray([_read(genome, slot) for slot in slots], np.float64)
+        low, high = (np.asarray([slot.bounds[i] for slot in slots], np.float64) for i in (0, 1))
+        return np.asarray(np.clip((values - low) / np.maximum(high - low, 1e-12), 0.0, 1.0))
+
+    def with_vector(self, genome: Genome, vector: NDArray[np.float64]) -> Genome:
+        """Return the genome with the numbers of `vector`."""
+        for slot, share in zip(self._slots(genome), vector, strict=True):
+            low, high = slot.bounds
+            genome = _written(genome, slot, low + float(np.clip(share, 0.0, 1.0)) * (high - low))
+        return genome
+
+    def methods_of(self, genome: Genome) -> Method:
+        """Return what the technique of a genome says about itself."""
+        found: Method = load_method(genome.technique).METHOD
+        return found
+
+    def _slots(self, genome: Genome) -> list[Slot]:
+        """Return where each number stands that the technique reads, with its range."""
+        config, method = self.config, self.methods_of(genome)
+        if genome.technique in PATHS:
+            steps = [(self.labels[source], layer) for source, layer in genome.path]
+            scaled = genome.technique == "dfs" and self.scalable
+            jumps = [i for i, jump in enumerate(dfs.jumps(steps)) if jump and scaled]
+            return [Slot("input_scales", (i,), config.input_scale) for i in jumps]
+        chosen = self._chosen(genome, method)[1]
+        weight = config.weight if "lambda" in method.shared else [max(config.weight[0], 0.0), config.weight[1]]
+        depths = range(config.anchors)
+        return [
+            *(Slot("weights", (i, at), weight) for i in chosen for at in depths if "weight" in method.each),
+            *(Slot("density", (i,), config.density) for i in chosen if "density" in method.each),
+            *(Slot("mix", (at,), [0.0, 1.0]) for at in depths if "t" in method.shared),
+            *(Slot("strength", (), config.strength) for _ in [0] if "lambda" in method.shared),
+            *(Slot("gamma", (), GAMMA) for _ in [0] if "gamma" in method.each),
+            *(Slot("epsilon", (), EPSILON) for _ in [0] if "epsilon" in method.each),
+            *(Slot("density", (1,), config.density) for _ in [0] if "select_topk" in method.shared),
+        ]
 
     def key(self, genome: Genome) -> str:
         """Return a hash of the recipe: genes that the technique does not read do not matter."""
@@ -293,3 +370,26 @@ def _stepped(
     moved = generator.random(len(values)) < 0.5
     steps = generator.normal(0.0, strength * (high - low) / 3, len(values))
     return tuple(float(np.clip(v + s, low, high)) if m else v for v, s, m in zip(values, steps, moved, strict=True))
+
+
+def _read(genome: Genome, slot: Slot) -> float:
+    value = getattr(genome, slot.name)
+    for index in slot.place:
+        value = value[index]
+    return float(value)
+
+
+def _written(genome: Genome, slot: Slot, value: float) -> Genome:
+    """Return the genome with one number changed."""
+
+    def put(old: Any, where: tuple[int, ...]) -> Any:
+        if not where:
+            return value
+        return (*old[: where[0]], put(old[where[0]], where[1:]), *old[where[0] + 1 :])
+
+    return replace(genome, **{slot.name: put(getattr(genome, slot.name), slot.place)})
+
+
+def _on_grid(share: float) -> float:
+    """Round a share to what merges in memory decide by one byte an entry (see merge.bank)."""
+    return round(share * GRID) / GRID

@@ -1,13 +1,13 @@
-"""Search, write the winner with its recipe, and report it on the test split against its parents and their soup."""
+"""Search, write the winner with its recipe and card, and report it on the test split against what it must beat."""
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerFast
 
 from agent_forge import evaluate, models
@@ -17,107 +17,156 @@ from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.phases.evomerge import Config
+from agent_forge.phases.evomerge.baselines import greedy_soup, random_search
 from agent_forge.phases.evomerge.candidates import Stage
-from agent_forge.phases.evomerge.fitness import Yardstick, make_yardstick
+from agent_forge.phases.evomerge.card import CARD_FILE, RECIPE_FILE, card_text, recipe_text
+from agent_forge.phases.evomerge.evaluation import CandidateTask
+from agent_forge.phases.evomerge.fitness import Yardstick, make_yardstick, require_disjoint
 from agent_forge.phases.evomerge.genome import Genome, GenomeSpace
-from agent_forge.phases.evomerge.sources import Sources, open_sources
+from agent_forge.phases.evomerge.sources import Sources, check_sources, open_sources
+from agent_forge.search.evaluator import Evaluator, open_evaluator
 from agent_forge.search.evolve import Evolution, Generation, evolve
 from agent_forge.search.journal import Journal
-from agent_forge.search.race import Evaluator, rung_borders
+from agent_forge.search.population import Individual
+from agent_forge.search.race import Scorer, rung_borders
 
 SUMMED = ("task_arithmetic", "ties")  # members from the start, with weights that sum to about 2
-RECIPE_FILE = "merge_recipe.yml"
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """What a search works with. evaluator: measures items of `yardstick`, then those of `exam` (the test split)."""
+
+    config: Config
+    space: GenomeSpace
+    yardstick: Yardstick
+    exam: Yardstick
+    evaluator: Evaluator[Genome]
+    journal: Journal
+    events: EventLog
+
+    def scorer(self) -> Scorer[Genome]:
+        """Return a scorer on the search split whose count of items starts at 0."""
+        per_task = len(self.yardstick.rows) // len(self.yardstick.tasks)
+        borders = [border * len(self.yardstick.tasks) for border in rung_borders(self.config.search.race, per_task)]
+        return Scorer(self.space, self.evaluator, self.yardstick.yard(), borders, self.journal)
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """What a search found. named: every model that the winner is compared with, the trunk first; the winner last."""
+
+    evolution: Evolution[Genome]
+    named: dict[str, Genome]
+    items: dict[str, int]  # measured by the evolution, and by random search
 
 
 def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
     """Evolve a merge of `sources` (trunk first) and write the winner.
 
-    Raises ConfigError or CheckpointError before any work when the models do not belong together.
+    Raises ConfigError, CheckpointError or DataError before any work when models or splits do not belong together.
     """
-    device, dtype = pick_device(config.runtime.device), pick_dtype(config.runtime.dtype)
-    opened = open_sources(sources, out, events, device, dtype)
+    device = pick_device(config.runtime.device)
+    check_sources(sources, events)
     tokenizer = models.load_tokenizer(sources[0])
-    stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), out.check_stop)
-    space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     yardstick = make_yardstick(config, tokenizer, "search", config.items)
-    evolution = search(config, opened, stage, space, yardstick, out, events)
-    winner = evolution.best.genome
-    tested = out.remember(f"test-{evolution.best.key}", partial(_test, config, opened, stage, space, winner, tokenizer))
-    written = _write(opened, stage, space, evolution, tokenizer, tested, out)
+    exam = make_yardstick(config, tokenizer, "test", config.test_items)
+    require_disjoint(yardstick, exam)
+    opened = open_sources(sources, out.state, device, pick_dtype(config.runtime.dtype))
+    stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
+    space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
+    task = CandidateTask(
+        sources=[str(source.path) for source in sources], scratch=str(out.state), merge=config.merge,
+        mask_seed=stage.seed, rows=[*yardstick.rows, *exam.rows], batch_tokens=config.batch_tokens,
+        device=str(device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
+    )  # fmt: skip
+    journal = Journal(out.state / f"evaluations-{_fingerprint(config, opened, yardstick, exam)}.jsonl")
+    evaluator = open_evaluator(task, config.search, out.check_stop)
+    try:
+        work = Search(
+            config=config, space=space, yardstick=yardstick, exam=exam, evaluator=evaluator, journal=journal,
+            events=events,
+        )  # fmt: skip
+        found = search(work)
+        best = found.evolution.best
+        tested = out.remember(f"test-{best.key}", partial(examine, work, found.named))
+    finally:
+        evaluator.close()
+    written = _write(config, opened, stage, space, found, tokenizer, tested, out)
     events.artefact(written.path)
-    return _report(opened, space, evolution, tested, written)
+    return _report(opened, space, yardstick, found, tested, written)
 
 
-def search(
-    config: Config,
-    opened: Sources,
-    stage: Stage,
-    space: GenomeSpace,
-    yardstick: Yardstick,
-    out: Workspace,
-    events: EventLog,
-) -> Evolution[Genome]:
-    """Return the evolution, resumed from the journal in the phase's state."""
-    per_task = len(yardstick.rows) // len(yardstick.tasks)
-    borders = [border * len(yardstick.tasks) for border in rung_borders(config.search.race, per_task)]
-    journal = Journal(out.state / f"evaluations-{_fingerprint(config, opened, yardstick)}.jsonl")
+def search(work: Search) -> Found:
+    """Return what the evolution and its baselines found, resumed from the journal in the phase's state."""
+    space, config, scorer = work.space, work.config, work.scorer()
+    trunk = space.parent(0)
+    work.yardstick.trunk_nats = scorer.measure([trunk])[0]
+    initial = [(label, space.parent(i)) for i, label in enumerate(space.labels)]
+    soups = [("uniform soup", space.soup()), ("greedy soup", greedy_soup(space, scorer))]
+    initial += soups + [(name, space.summed(name)) for name in SUMMED if name in space.techniques]
+    evolution = evolve(space, scorer, initial, config.search, config.seed, partial(_tell, work))
+    items = {"evolution": scorer.measured_items}
+    named = dict([*initial[: len(space.labels)], *soups])
+    if config.baseline:
+        other = work.scorer()
 
-    def measure(genome: Genome, start: int, stop: int) -> list[float]:
-        out.check_stop()
-        return yardstick.measure(stage.show(space.recipe(genome)), start, stop)
+        def tell(measured: int) -> None:
+            work.events.progress("random search (items)", min(measured, items["evolution"]), items["evolution"])
 
-    evaluator = Evaluator(space, measure, yardstick.fitness, borders, journal)
-    yardstick.trunk_nats = evaluator.values(space.parent(0))
-    total = config.search.generations
-
-    def tell(generation: Generation) -> None:
-        metrics = {key: value for key, value in asdict(generation).items() if key != "number"}
-        events.progress("generations", generation.number, total, metrics)
-
-    return evolve(space, evaluator, _initial(opened, space), config.search, config.seed, tell)
+        best = random_search(space, other, initial, config.search, config.seed, items["evolution"], tell)
+        named["random search"], items["random search"] = best.genome, other.measured_items
+    return Found(evolution=evolution, named={**named, "winner": evolution.best.genome}, items=items)
 
 
-def _initial(opened: Sources, space: GenomeSpace) -> list[tuple[str, Genome]]:
-    """Return the named first members: every source, the uniform soup, and task-vector sums where they take part."""
-    named = [(label, space.parent(i)) for i, label in enumerate(opened.labels)]
-    named.append(("soup", space.soup()))
-    return named + [(name, space.summed(name)) for name in SUMMED if name in space.techniques]
+def _tell(work: Search, generation: Generation, members: Sequence[Individual[Genome]]) -> None:
+    """Emit a generation: the curve of the best fitness, and the population as rows."""
+    metrics: dict[str, Any] = {
+        "fitness": generation.best, "mean": generation.mean, "diversity": generation.diversity,
+        "items": generation.measured_items, "population": _population(work.yardstick.tasks, members),
+    }  # fmt: skip
+    work.events.progress("generations", generation.number, work.config.search.generations, metrics)
 
 
-def _fingerprint(config: Config, opened: Sources, yardstick: Yardstick) -> str:
+def _population(tasks: Sequence[str], members: Sequence[Individual[Genome]]) -> list[dict[str, Any]]:
+    """Return the members as rows of a table; a task's figure is the mean log retention of the trunk."""
+    return [
+        {
+            "#": place, "technique": member.genome.technique, "from": member.origin, "fitness": round(member.fitness, 4),
+            **{task: round(value, 3) for task, value in zip(tasks, member.objectives, strict=True)},
+        }
+        for place, member in enumerate(members, 1)
+    ]  # fmt: skip
+
+
+def _fingerprint(config: Config, opened: Sources, yardstick: Yardstick, exam: Yardstick) -> str:
     """Return a hash of all that a measurement depends on: another setting starts another journal."""
     parts: list[Any] = [
         [checkpoint.id for checkpoint in opened.checkpoints], opened.labels, config.seed, asdict(config.merge),
-        yardstick.tasks, config.batch_tokens, config.search.race, asdict(config.runtime)["dtype"],
-        evaluate.split_hash([ids for ids, _ in yardstick.rows]),
+        yardstick.tasks, config.batch_tokens, config.search.race, config.runtime.dtype,
+        [evaluate.split_hash([ids for ids, _ in part.rows]) for part in (yardstick, exam)],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _test(
-    config: Config,
-    opened: Sources,
-    stage: Stage,
-    space: GenomeSpace,
-    winner: Genome,
-    tokenizer: PreTrainedTokenizerFast,
-) -> dict[str, Any]:
-    """Return the winner's losses on the test split, and what it gains over each source and over the soup."""
-    yardstick = make_yardstick(config, tokenizer, "test", config.test_items)
-    named = {label: space.parent(i) for i, label in enumerate(opened.labels)} | {"soup": space.soup()}
-    nats = {
-        name: yardstick.measure(stage.show(space.recipe(genome)), 0, len(yardstick.rows))
-        for name, genome in {**named, "winner": winner}.items()
-    }
-    scores = {name: yardstick.scores(values, "test", config.seed) for name, values in nats.items()}
+def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
+    """Return the losses of named models on the test split, and what the last one (the winner) gains over each."""
+    config, exam = work.config, work.exam
+    start = len(work.yardstick.rows)
+    spans = ((start, start + len(exam.rows)),)
+    nats = dict(zip(named, work.scorer().measure_spans(list(named.values()), spans), strict=True))
+    exam.trunk_nats = next(iter(nats.values()))
+    scores = {name: exam.scores(values, "test", config.seed) for name, values in nats.items()}
+    winner = list(named)[-1]
     rows = []
-    for name in named:
+    for name in list(named)[:-1]:
         row: dict[str, Any] = {
             "over": name,
-            "gain": yardstick.gain(nats["winner"], nats[name], config.samples, config.seed),
+            "fitness": exam.gain(nats[winner], nats[name], config.floor_penalty, config.samples, config.seed),
+            "gain": exam.gain(nats[winner], nats[name], 0.0, config.samples, config.seed),
         }
-        for task in yardstick.tasks:
-            kept = evaluate.retention(task, scores[name][task], scores["winner"][task], config.samples, config.seed)
+        for task in exam.tasks:
+            kept = evaluate.retention(task, scores[name][task], scores[winner][task], config.samples, config.seed)
             row[task] = {"value": kept.ratio, "low": kept.low, "high": kept.high, "n": scores[name][task].n}
         rows.append(row)
     losses = {name: {task: score.as_metric() for task, score in found.items()} for name, found in scores.items()}
@@ -125,82 +174,81 @@ def _test(
 
 
 def _write(
+    config: Config,
     opened: Sources,
     stage: Stage,
     space: GenomeSpace,
-    evolution: Evolution[Genome],
+    found: Found,
     tokenizer: PreTrainedTokenizerFast,
     tested: dict[str, Any],
     out: Workspace,
 ) -> Checkpoint:
-    recipe = space.recipe(evolution.best.genome)
+    best, history = found.evolution.best, found.evolution.history
+    recipe = space.recipe(best.genome)
     model = stage.make(recipe, opened.dtype)
-    content = recipe.to_mergekit(str(opened.dtype).removeprefix("torch."))
+    dtype = str(opened.dtype).removeprefix("torch.")
+    figures = {
+        "method": config.search.method, "population": config.search.population, "generations": len(history) - 1,
+        "islands": config.search.islands, "measured items": found.items["evolution"], "seed": config.seed,
+        "mask seed": stage.seed, "fitness on the search split": round(best.fitness, 6), "winner came from": best.origin,
+    }  # fmt: skip
 
     def save(directory: Path) -> None:
         models.save(model, tokenizer, directory)
-        (directory / RECIPE_FILE).write_text(_recipe_text(content, recipe.method, stage.seed))
+        (directory / RECIPE_FILE).write_text(recipe_text(recipe, dtype, stage.seed))
+        card = card_text(config, opened.checkpoints, opened.labels, recipe, dtype, tested, figures)
+        (directory / CARD_FILE).write_text(card)
 
     metrics: dict[str, Any] = {f"test_{task}_nats": score for task, score in tested["losses"]["winner"].items()}
-    metrics["search_fitness"] = evolution.best.fitness
+    metrics["search_fitness"] = best.fitness
+    content = recipe.to_mergekit(dtype)
     return out.write(
         save,
         metrics=metrics,
-        extra={"recipe": content, "technique": recipe.method, "origin": evolution.best.origin, "mask_seed": stage.seed},
+        extra={"recipe": content, "technique": recipe.method, "origin": best.origin, "mask_seed": stage.seed},
         deployable_bytes=models.deployable_bytes(model),
     )
 
 
-def _recipe_text(content: dict[str, Any], method: str, seed: int) -> str:
-    """Return the recipe as YAML that mergekit reads, from the directory that holds the models it names."""
-    return (
-        f"# The merge that made this model ({method}). Paths are relative to the directory that holds the sources.\n"
-        f"# Random masks, where the method has any, are those of seed {seed}.\n"
-        f"{yaml.safe_dump(content, sort_keys=False)}"
-    )
-
-
 def _report(
-    opened: Sources, space: GenomeSpace, evolution: Evolution[Genome], tested: dict[str, Any], written: Checkpoint
+    opened: Sources, space: GenomeSpace, yardstick: Yardstick, found: Found, tested: dict[str, Any], written: Checkpoint
 ) -> Report:
-    best = evolution.best
-    gains = {row["over"]: row["gain"] for row in tested["gains"]}
-    named = {label: space.key(space.parent(i)) for i, label in enumerate(opened.labels)} | {
-        "soup": space.key(space.soup())
-    }
-    same = next((name for name, key in named.items() if key == best.key), "")
-    over_trunk = gains[opened.labels[0]]
-    best_label = min((label for label in opened.labels), key=lambda label: gains[label]["value"])
-    measured = evolution.history[-1].measured_items
+    evolution, best = found.evolution, found.evolution.best
+    gains = {row["over"]: row["fitness"] for row in tested["gains"]}
+    same = next((name for name, genome in list(found.named.items())[:-1] if space.key(genome) == best.key), "")
+    best_label = min(opened.labels, key=lambda label: gains[label]["value"])
+    compared = {
+        "the trunk": opened.labels[0], f"the best source ({best_label})": best_label, "the uniform soup": "uniform soup",
+        "the greedy soup": "greedy soup", "random search on as many items": "random search",
+    }  # fmt: skip
+    parts = [f"{_interval(gains[name])} over {words}" for words, name in compared.items() if name in gains]
     summary = (
-        f"Winner: {best.genome.technique}{f' (which is {same} itself: no merge beat it)' if same else ''}. On the "
-        f"test split its mean log retention is {_interval(over_trunk)} over the trunk, "
-        f"{_interval(gains[best_label])} over the best source ({best_label}) and "
-        f"{_interval(gains['soup'])} over the uniform soup."
+        f"Winner: {best.genome.technique}{f' (which is {same} itself: nothing beat it)' if same else ''}. On the "
+        f"test split its fitness is {', '.join(parts[:-1])} and {parts[-1]}."
     )
     metrics = {
         "search_fitness": best.fitness,
         "generations": len(evolution.history) - 1,
-        "measured_items": measured,
-        **{f"gain_over_{Path(name).name}": gain for name, gain in gains.items()},
+        **{f"measured_items_of_{name.replace(' ', '_')}": items for name, items in found.items.items()},
+        **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
     }
     tables = {
-        "Winner on the test split: gain in mean log retention, and ratio of losses a task": [
-            _plain_row(row) for row in tested["gains"]
+        "Winner on the test split: gain in fitness, in mean log retention, and ratio of losses a task": [
+            {key: _interval(value) if isinstance(value, dict) else value for key, value in row.items()}
+            for row in tested["gains"]
         ],
+        "Population at the end: log retention of the trunk on the search split": _population(
+            yardstick.tasks, evolution.members
+        ),
         "Generations": [
             {
                 "generation": g.number, "best": round(g.best, 5), "mean": round(g.mean, 5),
-                "diversity": round(g.diversity, 3), "best from": g.best_origin,
+                "diversity": round(g.diversity, 3), "measured items": g.measured_items, "best from": g.best_origin,
             }
             for g in evolution.history
         ],
     }  # fmt: skip
     return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables)
-
-
-def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: _interval(value) if isinstance(value, dict) else value for key, value in row.items()}
 
 
 def _interval(metric: dict[str, Any]) -> str:

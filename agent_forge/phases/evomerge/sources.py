@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from agent_forge import models
-from agent_forge.checkpoint import Checkpoint, Workspace, atomic
+from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes
+from agent_forge.merge.layers import resize_config
 from agent_forge.models.storage import stored_tensors
 
 # Where a file came from and how it was made, not what the model computes.
@@ -33,6 +34,34 @@ KEPT_FROM_TRUNK = (
 )  # fmt: skip
 
 
+LayerPath = tuple[int, ...] | None  # the layers of a model whose depth is not the trunk's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelForm:
+    """What it takes to build models like the trunk; dtype and device are those of the search."""
+
+    kind: type[PreTrainedModel]
+    config: PretrainedConfig
+    generation_config: GenerationConfig | None
+    dtype: torch.dtype
+    device: torch.device
+
+    def build(self, path: LayerPath, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """Return a model with random weights, made of the layers `path` (None: all, in order).
+
+        Every per-layer list of the config follows the path. The caller's random state is left alone.
+        """
+        content = self.config.to_dict()
+        config = type(self.config).from_dict(resize_config(content, path) if path is not None else content)
+        with torch.random.fork_rng(devices=[]):
+            model: PreTrainedModel = self.kind(config)
+        if self.generation_config is not None:
+            model.generation_config = self.generation_config
+        model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+        return model.eval()
+
+
 @dataclass(slots=True, kw_only=True)
 class Sources:
     """The opened models, the trunk first. labels: their directories relative to the one that holds them all."""
@@ -41,7 +70,7 @@ class Sources:
     labels: list[str]
     weights: dict[str, Weights]
     layers: Layers | None
-    trunk: PreTrainedModel
+    form: ModelForm
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,10 +87,8 @@ def dominant_dtype(weights: Weights) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def open_sources(
-    checkpoints: list[Checkpoint], out: Workspace, events: EventLog, device: torch.device, dtype: torch.dtype
-) -> Sources:
-    """Return the opened models; the trunk is loaded in `dtype` on `device`, for candidates to be merged into.
+def check_sources(checkpoints: list[Checkpoint], events: EventLog) -> None:
+    """Refuse sources that do not belong together, before any work.
 
     Raises ConfigError for fewer than two or repeated sources, CheckpointError naming the first difference of config,
     tokenizer, tensor names or shapes, or the first tensor that is not finite.
@@ -81,14 +108,28 @@ def open_sources(
             )
         _compare_configs(checkpoints[0], checkpoint, events)
         _compare_tokenizers(checkpoints[0], checkpoint)
+    weights = [Weights.open(c.path, label) for label, c in zip(labels_of(checkpoints), checkpoints, strict=True)]
+    require_same_shapes(weights)
+    require_finite(weights)
+
+
+def labels_of(checkpoints: list[Checkpoint]) -> list[str]:
+    """Return what recipes call the sources: their directories relative to the one that holds them all."""
+    paths = [checkpoint.path.resolve() for checkpoint in checkpoints]
     parent = Path(os.path.commonpath(paths))
-    labels = [str(path.relative_to(parent)) for path in paths]
-    require_same_shapes([Weights.open(c.path, label) for label, c in zip(labels, checkpoints, strict=True)])
-    trunk = models.load(checkpoints[0], device=device, dtype=dtype)
-    weights = {label: _weights(c, label, trunk, out) for label, c in zip(labels, checkpoints, strict=True)}
-    require_finite(list(weights.values()))
+    return [str(path.relative_to(parent)) for path in paths]
+
+
+def open_sources(checkpoints: list[Checkpoint], scratch: Path, device: torch.device, dtype: torch.dtype) -> Sources:
+    """Return the opened models, checked before; candidates will be in `dtype` on `device`."""
+    labels = labels_of(checkpoints)
+    trunk = models.load(checkpoints[0])
+    form = ModelForm(
+        kind=type(trunk), config=trunk.config, generation_config=trunk.generation_config, dtype=dtype, device=device
+    )
+    weights = {label: _weights(c, label, trunk, scratch) for label, c in zip(labels, checkpoints, strict=True)}
     layers = find_layers(weights[labels[0]].forms)
-    return Sources(checkpoints=checkpoints, labels=labels, weights=weights, layers=layers, trunk=trunk)
+    return Sources(checkpoints=checkpoints, labels=labels, weights=weights, layers=layers, form=form)
 
 
 def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> None:
@@ -148,7 +189,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, out: Workspace) -> Weights:
+def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, scratch: Path) -> Weights:
     """Map a checkpoint's weights under the names that the model in memory has.
 
     Where the file has other names (transformers renames some on load), the loaded state is written to the phase's
@@ -158,7 +199,8 @@ def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, out: Wo
     weights = Weights.open(checkpoint.path, label)
     if names <= set(weights.forms) <= set(trunk.state_dict()):
         return weights.only(names)
-    scratch = out.state / f"source-{checkpoint.id}.safetensors"
-    state = stored_tensors(models.load(checkpoint, dtype=dominant_dtype(weights)))
-    atomic.write_bytes(scratch, save({name: value.contiguous() for name, value in state.items()}))
-    return Weights.open(scratch, label)
+    file = scratch / f"source-{checkpoint.id}.safetensors"
+    if not file.exists():
+        state = stored_tensors(models.load(checkpoint, dtype=dominant_dtype(weights)))
+        atomic.write_bytes(file, save({name: value.contiguous() for name, value in state.items()}))
+    return Weights.open(file, label)

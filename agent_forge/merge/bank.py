@@ -1,0 +1,280 @@
+"""Merge many candidates of one family fast: what they share is computed once and kept.
+
+Kept for each specialist: its task vector, on first use the rank class of each entry by magnitude, and that of its random
+draw (one byte each). Three kinds of methods then cost a few passes over memory:
+
+- methods that treat a tensor as one vector (linear, slerp, Karcher, ...) commute with rotations, so their result is a
+  combination of the base and the task vectors whose coefficients follow from the inner products alone: the method
+  runs on stand-ins of a few numbers with the same inner products;
+- masked sums (TIES, DARE, Breadcrumbs) compare rank classes with the density, which must lie on a grid of 1/GRID;
+- a layer path copies.
+
+Every other recipe runs as a one-shot merge does. Arithmetic is float32; the result is cast once into the place given.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent_forge.merge import sparsify
+from agent_forge.merge.apply import merge_tensor
+from agent_forge.merge.plan import Plan, TensorPlan
+from agent_forge.merge.weights import Weights
+
+GRID = 128  # densities that candidates use are multiples of 1 / GRID, so that one byte an entry decides a mask
+CHUNK = 1 << 18  # entries worked on at once: they stay in the cache between the steps
+COMBINATIONS = ("linear", "task_arithmetic", "slerp", "nuslerp", "multislerp", "karcher", "model_stock")
+SUMS = {"dare_linear": False, "breadcrumbs": False, "ties": True, "dare_ties": True, "breadcrumbs_ties": True}
+COPIES = ("passthrough", "dfs")
+EXCEPTIONS = {"nuslerp_flatten": False, "filter_wise": True}  # then a combination is none: it works row by row
+
+
+@dataclass(frozen=True, slots=True)
+class StandIns:
+    """Models of one tensor, a few numbers long, with the inner products of the real ones.
+
+    back: what turns a vector among them into its shares of the base and of each task vector.
+    """
+
+    models: dict[str, Weights]
+    back: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """classes: for each entry the least d in 1..GRID with entry among the top floor(d * n / GRID) (at least 1), uint8.
+
+    last: the entry of lowest magnitude in each class, -1 where a class is empty; [0] is unused.
+    """
+
+    classes: Tensor
+    last: np.ndarray
+
+
+class Bank:
+    """What candidates merged from `models` share. base: label of the model that task vectors start from."""
+
+    def __init__(self, models: Mapping[str, Weights], base: str, seed: int, device: torch.device | str = "cpu") -> None:
+        self.models, self.base, self.seed, self.device = models, base, seed, torch.device(device)
+        self._kept: dict[tuple[str, ...], Any] = {}
+
+    def merge_into(self, plan: Plan, target: Mapping[str, Tensor], between: Callable[[], None] = lambda: None) -> None:
+        """Copy every merged tensor into `target`, as `agent_forge.merge.merge_into` does; `between` runs before each."""
+        with torch.no_grad():
+            for tensor in plan.tensors:
+                between()
+                self._merge(plan, tensor, target[tensor.target])
+
+    def _merge(self, plan: Plan, tensor: TensorPlan, place: Tensor) -> None:
+        name, method = tensor.target, plan.recipe.method
+        alike = all(at == name for _, at in [*tensor.sources, *([tensor.base] if tensor.base else [])])
+        odd = any(tensor.shared.get(key) == value for key, value in EXCEPTIONS.items())
+        family = "" if tensor.copy or not alike or odd else method
+        masks = self._masks(method, tensor) if family in SUMS and tensor.base == (self.base, name) else []
+        if method in COPIES and not tensor.copy:
+            self._copy(tensor, place)
+        elif family in COMBINATIONS:
+            self._combine(plan, tensor, place)
+        elif masks:
+            self._sum(tensor, masks, place, method)
+        else:
+            place.copy_(merge_tensor(plan, tensor, self.models, self.seed, place.device))
+
+    def _copy(self, tensor: TensorPlan, place: Tensor) -> None:
+        label, name = tensor.sources[0]
+        place.copy_(self.models[label].get(name))
+        scale = tensor.each[0].get("scale", 1.0)
+        if scale != 1.0:
+            place.mul_(scale)
+
+    # -- combinations -------------------------------------------------------------------------------------------
+
+    def _combine(self, plan: Plan, tensor: TensorPlan, place: Tensor) -> None:
+        name = tensor.target
+        labels = [self.base, *(label for label in self.models if label != self.base)]
+        vectors = self._stand_ins(name, labels)
+        merged = merge_tensor(plan, tensor, vectors.models, self.seed)
+        shares = (merged.double() @ vectors.back).tolist()
+        parts = [self._base(name), *(self._delta(label, name) for label in labels[1:])]
+        result = place if place.dtype == torch.float32 and place.is_contiguous() else torch.empty_like(parts[0])
+        torch.mul(parts[0], shares[0], out=result)
+        for part, share in zip(parts[1:], shares[1:], strict=True):
+            result.add_(part, alpha=share)
+        if result is not place:
+            place.copy_(result)
+
+    def _stand_ins(self, name: str, labels: list[str]) -> "StandIns":
+        def compute() -> StandIns:
+            parts = [self._base(name), *(self._delta(label, name) for label in labels[1:])]
+            rows, back = stand_ins(_products(parts))
+            rows[1:] += rows[0]
+            models = {
+                label: Weights(label, {name: torch.from_numpy(row)}) for label, row in zip(labels, rows, strict=True)
+            }
+            return StandIns(models, torch.from_numpy(back))
+
+        return self._keep(("stand-ins", name), compute)  # type: ignore[no-any-return]
+
+    # -- masked sums --------------------------------------------------------------------------------------------
+
+    def _sum(self, tensor: TensorPlan, masks: "list[Mask]", place: Tensor, method: str) -> None:
+        """Write base + lambda * (sum of w_k M_k D_k), or of those with the elected sign; M_k is a mask."""
+        name = tensor.target
+        base = self._base(name).view(-1)
+        deltas = [self._delta(label, name).view(-1) for label, _ in tensor.sources]
+        scales = [
+            each["weight"] * tensor.shared["lambda"] / (each["density"] if method.startswith("dare") else 1.0)
+            for each in tensor.each
+        ]
+        result = place.view(-1) if place.is_contiguous() else torch.empty_like(base, dtype=place.dtype)
+        for start in range(0, base.numel(), CHUNK):
+            part = slice(start, start + CHUNK)
+            kept = [_masked(d[part], mask, start, scale) for d, mask, scale in zip(deltas, masks, scales, strict=True)]
+            total = _elect(kept, tensor.shared["lambda"] >= 0) if SUMS[method] else _added(kept)
+            result[part] = total.add_(base[part])
+        if not place.is_contiguous():
+            place.copy_(result.view_as(place))
+
+    def _masks(self, method: str, tensor: TensorPlan) -> "list[Mask]":
+        """Return each model's mask; empty when some parameter needs the one-shot way."""
+        shared, found = tensor.shared, []
+        rescaled = shared.get("rescale", False) is not method.startswith("dare")
+        if shared["normalize"] or rescaled or shared.get("rescale_l1", False):
+            return []
+        for (label, name), each in zip(tensor.sources, tensor.each, strict=True):
+            density, above = each["density"] * GRID, each.get("gamma", 0.0) * GRID
+            if density % 1 or above % 1 or density + above > GRID:
+                return []
+            mask = self._mask(method, label, name, int(density), int(above))
+            if mask is None:
+                return []
+            found.append(mask)
+        return found
+
+    def _mask(self, method: str, label: str, name: str, density: int, above: int) -> "Mask | None":
+        """Return the mask of a density and a dropped top, both in units of 1 / GRID."""
+        if method.startswith("dare"):
+            return Mask(self._draws(label, name), 0, density, -1)
+        ranks = self._ranks(label, name)
+        count = ranks.classes.numel()
+        top = above * count // GRID
+        if not top:
+            return Mask(ranks.classes, 0, density, -1)
+        # Two floors may be one short of the floor of the sum: that entry, the smallest of its class, is left out.
+        surplus = max(1, (density + above) * count // GRID) - max(1, density * count // GRID) - top
+        if surplus < 0:
+            return None
+        return Mask(ranks.classes, above, density + above, int(ranks.last[density + above]) if surplus else -1)
+
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    def _base(self, name: str) -> Tensor:
+        return self._keep(("base", name), lambda: self._float(self.base, name))
+
+    def _delta(self, label: str, name: str) -> Tensor:
+        return self._keep(("delta", label, name), lambda: self._float(label, name) - self._base(name))
+
+    def _draws(self, label: str, name: str) -> Tensor:
+        def draw() -> Tensor:
+            count = self._delta(label, name).numel()
+            draws = sparsify.draws(self.seed, ("dare", name, label), 0, count)
+            return torch.from_numpy((draws * GRID).astype(np.uint8) + np.uint8(1)).to(self.device)
+
+        return self._keep(("draws", label, name), draw)
+
+    def _ranks(self, label: str, name: str) -> Ranks:
+        return self._keep(("ranks", label, name), lambda: rank_classes(self._delta(label, name)))
+
+    def _float(self, label: str, name: str) -> Tensor:
+        return self.models[label].get(name).to(device=self.device, dtype=torch.float32)
+
+    def _keep(self, key: tuple[str, ...], compute: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Entries whose class lies in (above, upto], but not entry number `without` (-1: none)."""
+
+    classes: Tensor
+    above: int
+    upto: int
+    without: int
+
+
+def stand_ins(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors, as rows, that have the inner products (m, m), and the matrix that gives a vector's shares in them.
+
+    A vector of length 0 gets zeros, and no share.
+    """
+    lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
+    safe = np.where(lengths > 0, lengths, 1.0)
+    values, axes = np.linalg.eigh(products / np.outer(safe, safe))
+    roots = np.sqrt(np.where(values > 1e-14 * max(values.max(), 1e-300), values, 0.0))
+    inverse = np.where(roots > 0, 1.0 / np.where(roots > 0, roots, 1.0), 0.0)
+    back = np.where(lengths > 0, inverse[:, None] * axes.T / safe, 0.0)
+    return axes * roots * lengths[:, None], back
+
+
+def rank_classes(delta: Tensor) -> Ranks:
+    """Return the rank class of each entry by magnitude; among equals the first ones rank higher, as in `top_share`."""
+    bits = delta.detach().abs().flatten().cpu().numpy().view(np.int32).astype(np.int64)
+    count = len(bits)
+    # Magnitudes order as their bits do; the low half makes first ones greater among equals.
+    keys = (bits << 32) | (count - 1 - np.arange(count, dtype=np.int64))
+    keys.sort()
+    falling = count - 1 - (keys[::-1] & 0xFFFFFFFF)
+    ends = np.maximum(1, np.arange(GRID + 1, dtype=np.int64) * count // GRID)
+    classes = np.empty(count, np.uint8)
+    classes[falling] = np.searchsorted(ends[1:], np.arange(count), side="right") + 1
+    last = np.where(np.diff(ends, prepend=0) > 0, falling[ends - 1], -1)
+    last[1] = falling[ends[1] - 1]
+    return Ranks(torch.from_numpy(classes).to(delta.device), last)
+
+
+def _products(parts: list[Tensor]) -> np.ndarray:
+    """Return the inner products of tensors of one shape, summed in float64: (m, m)."""
+    found = np.zeros((len(parts), len(parts)))
+    flat = [part.reshape(-1) for part in parts]
+    for start in range(0, flat[0].numel(), CHUNK):
+        rows = torch.stack([part[start : start + CHUNK] for part in flat]).double()
+        found += (rows @ rows.T).cpu().numpy()
+    return found
+
+
+def _masked(delta: Tensor, mask: Mask, start: int, scale: float) -> Tensor:
+    classes = mask.classes[start : start + len(delta)]
+    kept = classes <= mask.upto
+    if mask.above:
+        kept &= classes > mask.above
+    result = torch.where(kept, delta, 0.0).mul_(scale)
+    if start <= mask.without < start + len(delta):
+        result[mask.without - start] = 0.0
+    return result
+
+
+def _added(kept: list[Tensor]) -> Tensor:
+    total = kept[0]
+    for part in kept[1:]:
+        total += part
+    return total
+
+
+def _elect(kept: list[Tensor], forward: bool) -> Tensor:
+    """Return at each entry the sum of the positive parts, or of the negative ones, whichever is greater.
+
+    When even the positive ones win; all the other way round unless `forward` (lambda is negative, and already in them).
+    """
+    total = kept[0].clone()
+    above, below = kept[0].clamp(min=0.0), kept[0].clamp(max=0.0)
+    for part in kept[1:]:
+        total += part
+        above += part.clamp(min=0.0)
+        below += part.clamp(max=0.0)
+    return torch.where(total >= 0, above, below) if forward else torch.where(total <= 0, below, above)

@@ -1,0 +1,63 @@
+"""Where candidates are measured: one interface over this process, a process pool and Ray.
+
+What a candidate scores is a pure function of its genome and the items, so every backend and any number of workers gives
+the same numbers; only the order in which they arrive differs. A backend is one file in `evaluators/` with `open`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol
+
+from agent_forge.core import registry
+from agent_forge.search.population import G
+from agent_forge.search.settings import EvolveSettings
+
+PACKAGE = "agent_forge.search.evaluators"
+Spans = tuple[tuple[int, int], ...]
+Measure = Callable[[Any, str, Spans], list[list[float]]]  # (genome, its key, item ranges) -> a number an item
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[G]):
+    """Measure one candidate on ranges [start, stop) of the items."""
+
+    genome: G
+    key: str
+    spans: Spans
+
+
+class Task(Protocol):
+    """What a worker is told; for workers in other processes it must travel by pickle."""
+
+    def open(self, worker: int, candidates: int) -> Measure:
+        """Return what measures, called once a worker. candidates: how many it may keep merged."""
+        ...
+
+
+class Evaluator(Protocol[G]):
+    """Measures jobs; `width` is how many it works on at once."""
+
+    width: int
+
+    def measure(self, jobs: Sequence[Job[G]]) -> Iterator[tuple[Job[G], list[list[float]]]]:
+        """Yield each job with its numbers, one list a span, in whatever order they are ready."""
+        ...
+
+    def close(self) -> None:
+        """End the workers."""
+        ...
+
+
+def open_evaluator(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> Evaluator[Any]:
+    """Return the backend that `settings.backend` names. `check_stop` is called often, and may raise.
+
+    Raises ConfigError for an unknown backend, or one whose package is not installed.
+    """
+    found: Evaluator[Any] = registry.load(PACKAGE, settings.backend, "search backend").open(task, settings, check_stop)
+    return found
+
+
+def shares(wanted: int, available: int, batch_candidates: int) -> tuple[int, int]:
+    """Return (workers, candidates that each may keep): together never more than `batch_candidates` are alive."""
+    workers = max(1, min(wanted or available, batch_candidates))
+    return workers, batch_candidates // workers

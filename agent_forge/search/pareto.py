@@ -1,0 +1,68 @@
+"""Non-dominated sorting, crowding distance and hypervolume; every objective is to be maximised.
+
+Source: Deb et al. 2002, A fast and elitist multiobjective genetic algorithm: NSGA-II.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Points = Sequence[Sequence[float]]
+
+
+def fronts(points: Points) -> list[list[int]]:
+    """Return the places of `points` by front: the first holds those that no other dominates, and so on."""
+    values = np.asarray(points, np.float64).reshape(len(points), -1)
+    better = (values[:, None] >= values[None]).all(-1) & (values[:, None] > values[None]).any(-1)
+    losses = np.asarray(better).sum(0)  # how many dominate each point
+    found: list[list[int]] = []
+    left = np.ones(len(values), bool)
+    while left.any():
+        front = np.flatnonzero(left & (losses == 0))
+        found.append([int(i) for i in front])
+        left[front] = False
+        losses = losses - np.asarray(better)[front].sum(0)
+    return found
+
+
+def crowding(points: Points) -> NDArray[np.float64]:
+    """Return each point's crowding distance: the mean side of the box its neighbours span, infinite at the ends.
+
+    Sides are shares of the range of each objective; one that does not vary counts nothing. A point equal to another
+    in everything adds nothing to the front, and has 0.
+    """
+    values = np.asarray(points, np.float64).reshape(len(points), -1)
+    distinct, first = np.unique(values, axis=0, return_index=True)
+    gaps = np.zeros(len(distinct))
+    for column in distinct.T:
+        span = column.max() - column.min()
+        if span == 0:
+            continue
+        order = np.argsort(column, kind="stable")
+        gaps[order[[0, -1]]] = np.inf
+        gaps[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span / len(distinct.T)
+    if len(distinct) == 1:
+        gaps[:] = np.inf
+    found = np.zeros(len(values))
+    found[first] = gaps
+    return found
+
+
+def hypervolume(points: Points, reference: Sequence[float]) -> float:
+    """Return the volume that `points` dominate above `reference` (exact, by slicing along the last objective)."""
+    low = np.asarray(reference, np.float64)
+    values = np.asarray(points, np.float64).reshape(-1, len(low))
+    values = values[(values > low).all(1)]
+    if not len(values):
+        return 0.0
+    if values.shape[1] == 1:
+        return float(values.max() - low[0])
+    levels = np.unique(values[:, -1])[::-1]
+    floors = [*levels[1:], low[-1]]
+    return float(
+        sum(
+            (level - floor) * hypervolume(values[values[:, -1] >= level][:, :-1].tolist(), low[:-1].tolist())
+            for level, floor in zip(levels, floors, strict=True)
+        )
+    )

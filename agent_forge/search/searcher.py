@@ -1,0 +1,111 @@
+"""A search method: it is started with measured members, asked for candidates, and told how they raced.
+
+A method is one file in `searchers/` with `make(space, settings, seed)`. Its state is what it was told, so replaying the
+journal restores it; nothing else is saved.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from agent_forge.core import registry
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.search.population import G, Individual, Space
+from agent_forge.search.settings import EvolveSettings
+
+PACKAGE = "agent_forge.search.searchers"
+TRIES = 20  # draws of a child before a repeated candidate is accepted
+Select = Callable[[Sequence[Individual[G]], np.random.Generator], Individual[G]]
+
+
+class Searcher(Protocol[G]):
+    """One population and its way on. `members`: what it keeps, all measured on every item."""
+
+    members: list[Individual[G]]
+
+    def start(self, members: Sequence[Individual[G]]) -> None:
+        """Take the first members."""
+        ...
+
+    def ask(self) -> list[tuple[str, G]]:
+        """Return the next generation's candidates as (origin, genome)."""
+        ...
+
+    def order(self, raced: Sequence[Individual[G]]) -> list[Individual[G]]:
+        """Return candidates measured on equally many items, best first: who goes on in a race."""
+        ...
+
+    def tell(self, raced: Sequence[Individual[G]]) -> None:
+        """Take what became of the candidates, best first, unfinished ones last."""
+        ...
+
+    def receive(self, migrants: Sequence[Individual[G]]) -> None:
+        """Take members from another island."""
+        ...
+
+    def weakest(self) -> str:
+        """Return the key of the member that a candidate must beat to survive, "" when there is no such member."""
+        ...
+
+
+def make_searcher(space: Space[G], settings: EvolveSettings, seed: int) -> Searcher[G]:
+    """Return the method that `settings.method` names. Raises ConfigError naming the nearest known one."""
+    found: Searcher[Any] = registry.load(PACKAGE, settings.method, "search method").make(space, settings, seed)
+    return found
+
+
+def breed(
+    space: Space[G],
+    members: Sequence[Individual[G]],
+    settings: EvolveSettings,
+    seed: int,
+    number: int,
+    select: Select[G],
+) -> list[tuple[str, G]]:
+    """Return generation `number`'s children, each from a random stream of its own, none equal to another or to a member.
+
+    select: picks a parent. The step of mutations falls from `mutation` to `mutation_end` over the generations.
+    """
+    progress = (number - 1) / max(settings.generations - 1, 1)
+    step = settings.mutation + min(progress, 1.0) * (settings.mutation_end - settings.mutation)
+    taken = {member.key for member in members}
+    children: list[tuple[str, G]] = []
+    for index in range(settings.children):
+        generator = numpy_generator(seed, "evolve", number, index)
+        draw = generator.random()
+        if draw < settings.immigrants:
+            origin, child = "immigrant", new(space, taken, lambda g=generator: space.random(g))  # type: ignore[misc]
+        else:
+            crossed = draw < settings.immigrants + (1 - settings.immigrants) * settings.crossover
+            origin = "crossover" if crossed else "mutation"
+            child = new(space, taken, lambda g=generator, c=crossed: _child(space, members, select, g, c, step))  # type: ignore[misc]
+        taken.add(space.key(child))
+        children.append((origin, child))
+    return children
+
+
+def _child(
+    space: Space[G],
+    members: Sequence[Individual[G]],
+    select: Select[G],
+    generator: np.random.Generator,
+    crossed: bool,
+    step: float,
+) -> G:
+    """Return a mutant of one parent, or of the child of two."""
+    first = select(members, generator)
+    genome = first.genome
+    if crossed and len(members) > 1:
+        others = [member for member in members if member.key != first.key]
+        genome = space.cross(genome, select(others, generator).genome, generator)
+    return space.mutate(genome, generator, step)
+
+
+def new(space: Space[G], taken: set[str], draw: Callable[[], G]) -> G:
+    """Return the first of several draws that is not `taken`."""
+    for _ in range(TRIES):
+        candidate = draw()
+        if space.key(candidate) not in taken:
+            return candidate
+    return candidate

@@ -1,0 +1,177 @@
+"""Measure the evolution of merges: what a candidate costs, and whether the winner beats what it is compared with.
+
+    python scripts/bench_evolve.py --cost DIR             merge against evaluation, for the models in DIR (trunk first)
+    python scripts/bench_evolve.py --cost MODEL --copies 3    the same for a lone model and noisy copies of it
+    python scripts/bench_evolve.py --seeds 5 DIR [KEY=VALUE ...]    evolve with every seed, and test over the seeds
+
+--cost prints, for each technique, the median time of a merge (planning included, everything shared already built), as a
+share of the time to evaluate it on 4,096 tokens, and once the time to build what is shared. --seeds prints the winner's
+gain on the test split over the best source, the soups and random search, and a paired t test of the gains over the seeds.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agent_forge import checkpoint, evaluate, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config.compose import compose
+from agent_forge.core.events import EventLog
+from agent_forge.phases.evomerge import Config
+from agent_forge.phases.evomerge.candidates import Stage
+from agent_forge.phases.evomerge.genome import GenomeSpace
+from agent_forge.phases.evomerge.run import run
+from agent_forge.phases.evomerge.sources import open_sources
+
+TOKENS, ROW = 4096, 256
+REPEATS = 5
+# The 97.5th percentile of Student's t, by degrees of freedom.
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def main() -> None:
+    """Read the arguments and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--copies", type=int, default=0, help="noisy copies of a lone model")
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path, help="directory for the runs of --seeds; they resume there")
+    chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    if chosen.cost:
+        with tempfile.TemporaryDirectory() as folder:
+            sources = (
+                noisy_copies(chosen.directory, chosen.copies, Path(folder)) if chosen.copies else [chosen.directory]
+            )
+            cost(checkpoint.expand([str(path) for path in sources]), getattr(torch, chosen.dtype))
+    if chosen.seeds:
+        compare(chosen)
+
+
+def noisy_copies(directory: Path, count: int, folder: Path) -> list[Path]:
+    """Write `count` copies of a model with every weight moved by about 1%, in bfloat16; return the trunk and them."""
+    tokenizer = models.load_tokenizer(directory)
+    paths = []
+    for number in range(count + 1):
+        model = models.load(directory)
+        generator = torch.Generator().manual_seed(number)
+        for value in model.parameters() if number else ():
+            noise = torch.randn(value.shape, generator=generator) * float(value.detach().std()) * 0.01
+            value.data.add_(noise)
+        model.to(torch.bfloat16)
+        paths.append(folder / (f"copy-{number}" if number else "trunk"))
+        checkpoint.write(
+            paths[-1], lambda path, m=model: models.save(m, tokenizer, path), phase="bench", seed=0, config={},
+            name=paths[-1].name, role="specialist" if number else "trunk",
+        )  # fmt: skip
+    return paths
+
+
+def cost(sources: list[Checkpoint], dtype: torch.dtype) -> None:
+    """Print what merging a candidate costs against evaluating it on TOKENS tokens."""
+    config = compose("evomerge", Config, ["out=unused"])
+    with tempfile.TemporaryDirectory() as scratch:
+        opened = open_sources(sources, Path(scratch), torch.device("cpu"), dtype)
+        stage = Stage(opened, 0)
+        space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
+        generator = np.random.default_rng(0)
+        size = int(opened.form.config.vocab_size)
+        rows = [([int(i) for i in generator.integers(0, size, ROW)], [False, *[True] * (ROW - 1)])] * (TOKENS // ROW)
+        model = stage.show(space.recipe(space.parent(1)), "first")
+        seconds = statistics.median(timed(lambda: evaluate.row_nll(model, rows)) for _ in range(3))
+        parameters = sum(value.numel() for value in model.parameters())
+        print(
+            f"{parameters:,} parameters, {len(opened.labels)} checkpoints, {torch.get_num_threads()} threads, {dtype}: "
+            f"evaluating {TOKENS:,} tokens takes {seconds:.2f} s"
+        )
+        print(f"{'technique':18} {'first':>9} {'merge':>9} {'share of evaluation':>20}")
+        for technique in space.techniques:
+            times = []
+            for number in range(REPEATS + 1):
+                genome = dataclasses.replace(space.random(generator), technique=technique)
+                times.append(timed(lambda g=genome, n=number, t=technique: stage.show(space.recipe(g), f"{t} {n}")))
+            merge = statistics.median(times[1:])
+            print(f"{technique:18} {times[0]:7.3f} s {merge:7.3f} s {merge / seconds:19.1%}")
+
+
+def timed(call: Any) -> float:
+    """Return the seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def compare(chosen: argparse.Namespace) -> None:
+    """Evolve once a seed, and print the winner's gains on the test split with a paired t test over the seeds."""
+    folder = chosen.out or Path(tempfile.mkdtemp(prefix="bench-evolve-"))
+    gains: dict[str, dict[str, list[float]]] = {"fitness": {}, "gain": {}}
+    for seed in range(chosen.seeds):
+        found = evolved(chosen, folder / f"seed-{seed}", seed)
+        print(f"seed {seed}: winner {found['technique']}, {found['seconds']:.0f} s", flush=True)
+        for measure, by_seed in gains.items():
+            by_name = {row["over"]: row[measure]["value"] for row in found["gains"]}
+            sources = [name for name in by_name if name not in ("uniform soup", "greedy soup", "random search")]
+            best = min(sources, key=lambda name: by_name[name])
+            print(f"  {measure:8}" + "  ".join(f"{name} {value:+.4f}" for name, value in by_name.items()), flush=True)
+            for name, value in {**by_name, "best source of each seed": by_name[best]}.items():
+                by_seed.setdefault(name, []).append(value)
+    for measure, by_seed in gains.items():
+        title = {"fitness": "gain in fitness over", "gain": "gain in log retention over"}[measure]
+        print(f"{title:28} {'mean':>8} {'95% interval':>20} {'t':>7} {'p (two-sided)':>14}  wins")
+        for name, values in by_seed.items() if chosen.seeds > 1 else ():
+            mean, low, high, t, p = paired(values)
+            wins = sum(value > 0 for value in values)
+            print(f"{name:28} {mean:+8.4f}   [{low:+.4f}, {high:+.4f}] {t:7.2f} {p:14.4f}  {wins} of {len(values)}")
+
+
+def evolved(chosen: argparse.Namespace, out: Path, seed: int) -> dict[str, Any]:
+    """Return the test figures of one evolution; a finished one is read back."""
+    result = out.with_suffix(".json")
+    if not result.exists():
+        config = compose("evomerge", Config, [f"out={out}", f"seed={seed}", *chosen.overrides])
+        sources = checkpoint.expand([str(chosen.directory)])
+        workspace = Workspace(out, phase="evomerge", seed=seed, config=config, parents=sources)
+        start = time.perf_counter()
+        run(config, sources, workspace, EventLog(None, "evomerge"))
+        tested = json.loads(next(workspace.state.glob("test-*.json")).read_text())
+        tested["technique"] = checkpoint.open(out).manifest.extra["technique"]
+        tested["seconds"] = time.perf_counter() - start
+        result.write_text(json.dumps(tested))
+    found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def paired(gains: list[float]) -> tuple[float, float, float, float, float]:
+    """Return mean, 95% interval, t and two-sided p of paired gains (one a seed)."""
+    count = len(gains)
+    mean, error = statistics.mean(gains), statistics.stdev(gains) / math.sqrt(count)
+    if error == 0:
+        return mean, mean, mean, math.inf if mean else 0.0, 0.0 if mean else 1.0
+    half = T_975.get(count - 1, 1.96) * error
+    return mean, mean - half, mean + half, mean / error, student_p(mean / error, count - 1)
+
+
+def student_p(t: float, freedom: int) -> float:
+    """Return the two-sided p of Student's t, by summing its density (to 1e-6)."""
+    x = np.linspace(0.0, abs(t), 200_001)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    density = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    return float(max(0.0, 1 - 2 * np.trapezoid(density, x)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Search methods on planted landscapes: optima, fronts, islands, novelty, determinism."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from agent_forge.core.errors import ConfigError
+from agent_forge.search.evolve import Evolution, evolve, island_seed
+from agent_forge.search.pareto import crowding, fronts, hypervolume
+from agent_forge.search.population import Individual, survivors
+from agent_forge.search.race import Yard, mean_yard
+from agent_forge.search.settings import EvolveSettings
+from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic, settings
+
+METHODS = ("ga", "cmaes", "nsga2", "random_search")
+
+
+def run(task: Planted, chosen: EvolveSettings, space: Vectors, seed: int = 0, initial: tuple = ()) -> Evolution:
+    with Bench(task, chosen, space) as scorer:
+        return evolve(space, scorer, initial, chosen, seed)
+
+
+def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((a >= b).all() and (a > b).any())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_best_never_gets_worse_and_the_same_seed_gives_the_same_search(method: str) -> None:
+    task, chosen, space = Planted(quadratic), settings(method=method), Vectors(kinds=("a", "b"))
+    first = ("first", ("a", (0.5,) * 6))
+    found = run(task, chosen, space, seed=4, initial=(first,))
+    best = [generation.best for generation in found.history]
+    assert best == sorted(best)
+    assert found.best.fitness == best[-1] > best[0]
+    np.random.seed(123)
+    again = run(task, chosen, space, seed=4, initial=(first,))
+    assert [m.key for m in again.members] == [m.key for m in found.members]
+    assert run(task, chosen, space, seed=5, initial=(first,)).best.key != found.best.key
+
+
+def test_cma_es_reaches_the_top_of_a_quadratic_and_random_search_at_equal_budget_does_not() -> None:
+    space = Vectors(size=6)
+    task = Planted(quadratic)
+    chosen = settings(method="cmaes", generations=50, race=[1.0])
+    offset = np.mean([task.item("", i) for i in range(16)])
+    found = run(task, chosen, space)
+    other = run(task, settings(method="random_search", generations=50, race=[1.0]), space)
+    assert found.best.fitness - offset > -3e-3
+    assert other.best.fitness - offset < -0.03
+    top = 0.3 + 0.1 * np.arange(6) % 0.5
+    np.testing.assert_allclose(found.best.genome[1], top, atol=0.03)
+
+
+def test_cma_es_starts_again_from_another_kind_when_the_first_is_exhausted() -> None:
+    space = Vectors(size=2, kinds=("a", "b"))
+    low = Planted(lambda kind, x: quadratic("a", x) - (0.0 if kind == "b" else 5.0))
+    first = (("near", ("a", (0.3, 0.4))), ("far", ("b", (0.9, 0.9))))
+    found = run(low, settings(method="cmaes", generations=60, population=2, elites=1), space, initial=first)
+    assert found.best.genome[0] == "b"
+
+
+def test_cma_es_refuses_what_it_cannot_move() -> None:
+    with pytest.raises(ConfigError, match=r"children of at least 4, got 3"):
+        run(Planted(flat), settings(method="cmaes", children=3), Vectors())
+    with pytest.raises(ConfigError, match="no genome has any"):
+        run(Planted(lambda kind, x: 0.0), settings(method="cmaes"), Vectors(size=0))  # noqa: ARG005
+
+
+def test_an_unknown_method_or_backend_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="no search method 'nsga'; did you mean 'nsga2'"):
+        run(Planted(flat), settings(method="nsga"), Vectors())
+    with pytest.raises(ConfigError, match="no search backend 'pol'; did you mean 'pool'"):
+        run(Planted(flat), settings(backend="pol"), Vectors())
+
+
+def test_fronts_equal_brute_force() -> None:
+    generator = np.random.default_rng(0)
+    for objectives in (1, 2, 3):
+        points = generator.integers(0, 5, (30, objectives)).astype(float)  # many equal ones
+        left, expected = set(range(30)), []
+        while left:
+            front = {i for i in left if not any(dominates(points[j], points[i]) for j in left)}
+            expected.append(sorted(front))
+            left -= front
+        assert [sorted(front) for front in fronts(points.tolist())] == expected
+    assert fronts([[1.0, 2.0]]) == [[0]]
+
+
+def test_crowding_equals_the_sides_of_the_box_between_neighbours() -> None:
+    points = np.array([[0.0, 4.0], [1.0, 3.0], [1.5, 1.0], [4.0, 0.0]])
+    expected = [np.inf, (1.5 / 4 + 3 / 4) / 2, (3 / 4 + 3 / 4) / 2, np.inf]
+    np.testing.assert_allclose(crowding(points.tolist()), expected)
+    shuffled = [2, 0, 3, 1]
+    np.testing.assert_allclose(crowding(points[shuffled].tolist()), np.asarray(expected)[shuffled])
+    assert crowding([[1.0, 1.0], [1.0, 1.0], [2.0, 0.0], [0.0, 2.0], [1.5, 0.5]])[1] == 0.0
+
+
+def test_hypervolume_equals_counting_cells() -> None:
+    generator = np.random.default_rng(1)
+    for objectives in (1, 2, 3):
+        points = generator.integers(-1, 6, (8, objectives))
+        cells = itertools.product(range(6), repeat=objectives)
+        expected = sum(any((np.asarray(cell) < point).all() for point in points) for cell in cells)
+        assert hypervolume(points.tolist(), [0.0] * objectives) == pytest.approx(expected)
+    assert hypervolume([[-1.0, 5.0]], [0.0, 0.0]) == 0.0
+
+
+def test_nsga2_covers_the_front_of_zdt1_where_random_search_does_not() -> None:
+    """ZDT1 turned upside down: the front is f2 = 1 - sqrt(f1), hypervolume 2/3 against the corner (1, 1)."""
+    space = Vectors(size=5)
+
+    def both(vector: np.ndarray) -> tuple[float, float]:
+        g = 1 + 9 * vector[1:].mean()
+        return -float(vector[0]), -float(g * (1 - np.sqrt(vector[0] / g)))
+
+    class Halves(Planted):
+        """Even items score the first objective, odd ones the second."""
+
+        def open(self, worker: int, candidates: int):  # noqa: ARG002
+            return lambda genome, key, spans: [  # noqa: ARG005
+                [both(np.asarray(genome[1]))[i % 2] for i in range(*span)] for span in spans
+            ]
+
+    yard = Yard(
+        lambda v: float(np.mean(v)), lambda v: (float(np.mean(v[::2])), float(np.mean(v[1::2]))), mean_yard().difference
+    )
+    areas = {}
+    for method in ("nsga2", "random_search"):
+        chosen = settings(method=method, population=16, children=16, generations=40, race=[1.0])
+        with Bench(Halves(flat), chosen, space, yard) as scorer:
+            found = evolve(space, scorer, (), chosen, 0)
+        areas[method] = hypervolume([m.objectives for m in found.members], [-1.0, -1.0])
+    assert areas["nsga2"] > 0.9 * 2 / 3
+    assert areas["nsga2"] > areas["random_search"] + 0.3
+
+
+@pytest.mark.parametrize("method", ["ga", "nsga2", "cmaes"])
+def test_islands_without_migration_equal_separate_runs(method: str) -> None:
+    task, space = Planted(quadratic, noise=0.1), Vectors()
+    chosen = settings(method=method, islands=3, migrate_every=0)
+    together = run(task, chosen, space, seed=7)
+    alone = [run(task, settings(method=method), space, seed=island_seed(7, i, 3)) for i in range(3)]
+    assert {m.key for one in alone for m in one.members} >= {m.key for m in together.members}
+    assert together.best.key == max((one.best for one in alone), key=lambda m: m.fitness).key
+    assert len({one.best.key for one in alone}) == 3
+
+
+def test_migration_brings_the_best_of_one_island_to_the_next() -> None:
+    task, space = Planted(quadratic), Vectors()
+    apart = run(task, settings(islands=3, migrate_every=0, generations=4), space)
+    mixed = run(task, settings(islands=3, migrate_every=4, generations=4), space)
+    assert mixed.best.key == apart.best.key  # migration after the last children moves members, makes none
+    assert mixed.history[-1].diversity < apart.history[-1].diversity
+
+
+def test_novelty_finds_more_of_many_equal_peaks() -> None:
+    space, task = Vectors(size=2), Planted(peaks)
+
+    def corners(novelty: float, seed: int) -> int:
+        chosen = settings(novelty=novelty, generations=30, population=8, immigrants=0.2, race=[1.0], min_distance=0.0)
+        members = run(task, chosen, space, seed).members
+        top = [m.genome[1] for m in members if peaks("", np.asarray(m.genome[1])) > 0.8]
+        return len({tuple(x > 0.5 for x in vector) for vector in top})
+
+    plain, novel = (np.mean([corners(novelty, seed) for seed in range(5)]) for novelty in (0.0, 0.5))
+    assert novel >= plain + 1
+
+
+def test_survival_by_novelty_alone_takes_the_farthest_and_keeps_the_elite() -> None:
+    space = Vectors(size=1)
+    members = [Individual(("a", (x,)), str(x), -x, "") for x in (0.0, 0.1, 0.2, 0.5, 1.0)]
+    kept = survivors(members, 3, 1, 0.0, space.distance, novelty=1.0)
+    assert [m.genome[1][0] for m in kept] == [0.0, 0.5, 1.0]
+    kept = survivors(members, 3, 1, 0.15, space.distance)
+    assert [m.genome[1][0] for m in kept] == [0.0, 0.2, 0.5]
+    assert len(survivors(members, 5, 1, 0.9, space.distance)) == 5  # the fittest of the rest fill up
