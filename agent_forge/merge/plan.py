@@ -7,14 +7,30 @@ some model lacks, a filter that fits nothing, a parameter out of range or a miss
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.merge.layers import Layers, before_layers, find_layers
 from agent_forge.merge.method import Method, check_count, check_names, load_method
 from agent_forge.merge.recipe import Recipe, Slice, SliceSource
 from agent_forge.merge.values import check_setting, resolve, unused_filters
-from agent_forge.merge.weights import Weights
+
+
+class Kind(Protocol):
+    """What a plan asks of a dtype: torch's and our own both answer."""
+
+    @property
+    def is_floating_point(self) -> bool: ...
+
+    @property
+    def itemsize(self) -> int: ...
+
+
+class Forms(Protocol):
+    """What a plan asks of an opened model: the shape and dtype of each tensor, by name."""
+
+    @property
+    def forms(self) -> Mapping[str, tuple[tuple[int, ...], Any]]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +55,17 @@ class Plan:
     path: list[tuple[str, int]] | None = None
 
 
-def make_plan(recipe: Recipe, models: Mapping[str, Weights]) -> Plan:
+def is_wide(tensor: TensorPlan, models: Mapping[str, Forms]) -> bool:
+    """Say whether a tensor is merged in float64: when every source is stored in 16 bits.
+
+    Sums of 16-bit weights are often exact ties between two 16-bit numbers; float32 would break them wrongly.
+    """
+    everyone = [*tensor.sources, *([tensor.base] if tensor.base else [])]
+    kinds: list[Kind] = [models[label].forms[name][1] for label, name in everyone]
+    return all(kind.itemsize != 4 for kind in kinds)
+
+
+def make_plan(recipe: Recipe, models: Mapping[str, Forms]) -> Plan:
     """Return the plan of a recipe over opened models.
 
     Raises ConfigError for parameters that do not fit, CheckpointError for models that do not.
@@ -72,7 +98,7 @@ def make_plan(recipe: Recipe, models: Mapping[str, Weights]) -> Plan:
 class _Builder:
     """Resolves one tensor after another of a recipe."""
 
-    def __init__(self, recipe: Recipe, module: ModuleType, models: Mapping[str, Weights], used: set[int]) -> None:
+    def __init__(self, recipe: Recipe, module: ModuleType, models: Mapping[str, Forms], used: set[int]) -> None:
         self.recipe, self.models, self.used = recipe, models, used
         self.method: Method = module.METHOD
         self.check: Callable[..., str] = getattr(module, "check", lambda _each, _shared: "")
@@ -175,7 +201,7 @@ def _whole(recipe: Recipe, layers: Layers | None) -> Slice:
     )
 
 
-def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Weights]) -> list[tuple[str, int]]:
+def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Forms]) -> list[tuple[str, int]]:
     """Return where each output layer comes from. Raises ConfigError when a range leaves its model."""
     if layers is None:
         raise ConfigError("slices need a model with a numbered stack of layers; none was found in the tensor names")
@@ -196,7 +222,7 @@ def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, W
 
 
 def _add_outside(
-    plan: Plan, builder: _Builder, slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Weights]
+    plan: Plan, builder: _Builder, slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Forms]
 ) -> None:
     """Add the tensors outside the stack: embeddings from the first slice, norm and head from the last, depth 0."""
     for part, wanted in ((slices[0], True), (slices[-1], False)):
