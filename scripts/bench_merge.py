@@ -99,30 +99,35 @@ def random_weights() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
 
 
-def recipe(method: str) -> dict[str, Any]:
-    """Return the recipe of a method over the three models (and the base where it needs one)."""
+def recipe(method: str, folder: Path) -> dict[str, Any]:
+    """Return the recipe of a method over the three models (and the base where it needs one).
+
+    Paths are absolute: mergekit asks the hub about a name that is not.
+    """
     found: dict[str, Any] = {"merge_method": method, "dtype": "bfloat16"}
-    names = ["m1", "m2", "m3"]
+    base, *names = (str(folder / name) for name in ("base", "m1", "m2", "m3"))
     if method == "passthrough":
-        parts = [("m1", 0, 20), ("m2", 10, 30)]
+        parts = [(names[0], 0, 20), (names[1], 10, 30)]
         return found | {
             "slices": [{"sources": [{"model": name, "layer_range": [low, high]}]} for name, low, high in parts]
         }
     if method == "slerp":
-        return found | {"base_model": "m1", "models": [{"model": "m1"}, {"model": "m2"}], "parameters": {"t": 0.4}}
+        return found | {
+            "base_model": names[0], "models": [{"model": name} for name in names[:2]], "parameters": {"t": 0.4},
+        }  # fmt: skip
     own = {
         "linear": {"weight": 0.3}, "task_arithmetic": {"weight": 0.5}, "ties": {"weight": 0.5, "density": 0.4},
         "dare_ties": {"weight": 0.5, "density": 0.4}, "della": {"weight": 0.5, "density": 0.4, "epsilon": 0.1},
         "breadcrumbs": {"weight": 0.5, "density": 0.8, "gamma": 0.02},
     }.get(method)  # fmt: skip
     found["models"] = [{"model": name, **({"parameters": own} if own else {})} for name in names]
-    return found if method in ("linear", "karcher") else found | {"base_model": "base"}
+    return found if method in ("linear", "karcher") else found | {"base_model": base}
 
 
 def row(method: str, folder: Path, args: argparse.Namespace) -> str:
     """Run both tools in turn and return their medians as a row of the table."""
     file = folder / f"{method}.yml"
-    file.write_text(yaml.safe_dump(recipe(method)))
+    file.write_text(yaml.safe_dump(recipe(method, folder)))
     commands = {
         "mergekit": [args.mergekit, file.name, "out-mergekit"],
         "forge": [

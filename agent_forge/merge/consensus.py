@@ -61,13 +61,14 @@ def add_elected(base: Array, deltas: Sequence[Array], weights: Sequence[float], 
     total, divisor = np.zeros_like(base), np.zeros_like(base)
     for delta, weight in zip(deltas, weights, strict=True):
         delta *= weight
-        agrees = (delta * sign) > 0
-        delta *= agrees
-        total += delta
-        divisor += agrees * base.dtype.type(weight)
+        delta *= sign  # what agrees is positive now
+        if shared["normalize"]:
+            divisor += np.multiply(delta > 0, weight, dtype=base.dtype)
+        total += np.maximum(delta, 0.0, out=delta)
     if shared["normalize"]:
         divisor += np.abs(divisor) < CANCELLED
         total /= divisor
+    total *= sign
     total *= shared["lambda"]
     total += base
     return total

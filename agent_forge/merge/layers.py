@@ -16,6 +16,7 @@ NOT_PER_LAYER = (
     "architectures", "attn_config", "mrope_section", "rope_scaling", "short_factor", "long_factor", "time_step_limit",
     "time_step_range", "keys_to_ignore_at_inference",
 )  # fmt: skip
+OUTPUT_EMBEDDINGS = ("embed_out", "unembed")  # GPT-NeoX's name for the head
 PATTERNS = ("hybrid_override_pattern",)  # a text with one letter a layer
 # Settings by which a layer computes something else at another place in the stack.
 BY_PLACE = ("scale_attn_by_inverse_layer_idx", "num_kv_shared_layers", "attn_type_list_offset")
@@ -74,7 +75,7 @@ def find_layers(names: Iterable[str]) -> Layers | None:
 
 def before_layers(name: str) -> bool:
     """Say whether a tensor outside the stack belongs to its input side (embeddings) rather than its output side."""
-    return any(part in name for part in ("embed", "wte", "wpe"))
+    return any(part in name for part in ("embed", "wte", "wpe")) and not any(part in name for part in OUTPUT_EMBEDDINGS)
 
 
 def resize_config(config: Mapping[str, Any], path: Sequence[int]) -> dict[str, Any]:

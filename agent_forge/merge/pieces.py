@@ -41,7 +41,8 @@ class Stored:
 class Whole:
     """One tensor of every model, read in pieces. The other fields are those of Inputs.
 
-    wide: compute in float64. pool: where pieces are worked on side by side; None: here, one after another.
+    wide: compute in float64 (unless the method is narrow).
+    pool: where pieces are worked on side by side; None: here, one after another.
     """
 
     method: ModuleType
@@ -75,7 +76,7 @@ class Whole:
 
     def piece(self, start: int, stop: int, *, single: bool = False, facts: Any = None) -> Inputs:
         """Return the inputs of one piece; `single` asks for float32 whatever the tensor is merged in."""
-        wanted = np.float64 if self.wide and not single else np.float32
+        wanted = np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
         shape = (-1, *self.shape[1:]) if self.method.METHOD.rows and len(self.shape) > 1 else (-1,)
 
         def load(stored: Stored) -> Array:

@@ -1,14 +1,17 @@
 """Keep part of a task vector: by magnitude, by magnitude without outliers, at random, at random by rank.
 
-Cuts by magnitude are found by counting bit patterns, not by sorting: non-negative float32 numbers are ordered as their
-bits are, so the upper 16 bits name the bin that holds the cut, and the lower 16 bits of that bin's entries the cut.
+Cuts by magnitude are found without sorting: a sample brackets the cut, one pass counts what lies above the bracket and
+collects the few entries in it, and the cut is selected among those (Floyd and Rivest 1975). Should the cut lie outside its
+bracket, everything is collected: the result is exact in any case.
 Random masks come from Philox, a counter-based generator: the draw of an entry depends on (seed, tensor, model, place)
 alone. Sources: TIES (arXiv:2306.01708), Model Breadcrumbs (arXiv:2312.06795), DARE (arXiv:2311.03099), DELLA
 (arXiv:2406.11617), Philox (Salmon et al. 2011).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,9 @@ from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs
 from agent_forge.merge.pieces import Whole
 
-UPPER_BINS, LOWER_BINS = 1 << 15, 1 << 16  # the sign bit is 0
+SAMPLE_ENTRIES = 1 << 14  # of a tensor, from which the place of a cut is guessed
+SAMPLE_DEVIATIONS = 4.0  # of the guess, that its bracket is wide
+EVERYTHING = (0.0, math.inf)
 DRAWS_PER_COUNT = 8  # one step of Philox's counter gives four 64-bit numbers: eight float32 draws
 PACKED_BITS = 20  # of a magnitude's bits that must be left beside the place in the row, to sort both in 32 bits
 
@@ -53,52 +58,77 @@ def largest(
 
     magnitudes: a piece (float32) -> non-negative float32 arrays of its shape, one for each entry of `counts`.
     """
-
-    def tally(inputs: Inputs) -> Array:
-        return np.stack([np.bincount(_bits(m) >> 16, minlength=UPPER_BINS) for m in magnitudes(inputs)])
-
-    coarse = whole.total(tally, single=True)
-    wanted = [
-        [_bin(row, min(count, whole.entries)) for count in each] for row, each in zip(coarse, counts, strict=True)
-    ]
-
-    def collect(inputs: Inputs) -> list[list[Array]]:
-        found = []
-        for array, each in zip(magnitudes(inputs), wanted, strict=True):
-            bits = _bits(array)
-            upper = bits >> 16
-            found.append([(bits[upper == bin_] & 0xFFFF).astype(np.uint16) for bin_, _ in each])
-        return found
-
-    pieces = list(whole.map(collect, single=True))
+    wanted = [[min(count, whole.entries) for count in each] for each in counts]
+    brackets = _brackets(whole, magnitudes, wanted)
+    cuts: list[list[Cut | None]] = [[None] * len(each) for each in wanted]
     starts = [start for start, _ in whole.borders()]
-    return [
-        [_cut(bin_, need, starts, [piece[k][j] for piece in pieces]) for j, (bin_, need) in enumerate(each)]
-        for k, each in enumerate(wanted)
-    ]
+    for tried in (brackets, [[EVERYTHING] * len(each) for each in wanted]):
+        missing = [(k, j) for k, each in enumerate(cuts) for j, cut in enumerate(each) if cut is None]
+        if not missing:
+            break
+        found = list(whole.map(partial(_inside, magnitudes, tried, missing), single=True))
+        for place, (k, j) in enumerate(missing):
+            above = sum(piece[place][0] for piece in found)
+            cuts[k][j] = _cut(wanted[k][j] - above, starts, [piece[place][1] for piece in found])
+    return [[cut for cut in each if cut is not None] for each in cuts]
 
 
-def _bits(magnitudes: Array) -> Array:
-    return magnitudes.reshape(-1).view(np.uint32)
+def _brackets(
+    whole: Whole, magnitudes: Callable[[Inputs], Sequence[Array]], wanted: Sequence[Sequence[int]]
+) -> list[list[tuple[float, float]]]:
+    """Return bounds between which each cut lies almost certainly, from a sample of entries of every piece."""
+    borders = whole.borders()
+    if len(borders) < 2:
+        return [[EVERYTHING] * len(each) for each in wanted]
+    step = max(1, SAMPLE_ENTRIES // len(borders))
+    pieces = [magnitudes(whole.piece(a, min(b, a + step), single=True)) for a, b in borders]
+    found = []
+    for k, each in enumerate(wanted):
+        sample = np.sort(np.concatenate([piece[k] for piece in pieces]))
+        bounds = []
+        for count in each:
+            share = 1.0 - count / whole.entries
+            slack = SAMPLE_DEVIATIONS * math.sqrt(share * (1.0 - share) / len(sample)) + 2.0 / len(sample)
+            low, high = (round((share + sign * slack) * len(sample)) for sign in (-1, 1))
+            bounds.append(
+                (float(sample[low]) if low > 0 else 0.0, float(sample[high]) if high < len(sample) else math.inf)
+            )
+        found.append(bounds)
+    return found
 
 
-def _bin(tally: Array, count: int) -> tuple[int, int]:
-    """Return the bin that holds the count-th largest, and how many of its entries are among the `count` largest."""
-    above = np.cumsum(tally[::-1])
-    place = int(np.searchsorted(above, count))
-    return len(tally) - 1 - place, count - (int(above[place - 1]) if place else 0)
+def _inside(
+    magnitudes: Callable[[Inputs], Sequence[Array]],
+    brackets: Sequence[Sequence[tuple[float, float]]],
+    which: Sequence[tuple[int, int]],
+    inputs: Inputs,
+) -> list[tuple[int, Array]]:
+    """Return for each bracket how many entries of the piece lie above it, and those that lie in it, in order."""
+    found = []
+    arrays = magnitudes(inputs)
+    for k, j in which:
+        low, high = brackets[k][j]
+        array = arrays[k].reshape(-1)
+        above = int(np.count_nonzero(array > np.float32(high)))
+        # Both bounds before selecting: selecting few entries is many times cheaper than selecting half of them.
+        found.append((above, array[(array >= np.float32(low)) & (array <= np.float32(high))]))
+    return found
 
 
-def _cut(upper: int, need: int, starts: Sequence[int], lower: Sequence[Array]) -> Cut:
-    """Return the cut inside one bin: `need` of its entries are kept, whose lower bits are given piece by piece."""
-    low, still = _bin(np.bincount(np.concatenate(lower), minlength=LOWER_BINS), need)
+def _cut(need: int, starts: Sequence[int], pieces: Sequence[Array]) -> Cut | None:
+    """Return the cut that keeps `need` of the entries given piece by piece; None when it lies elsewhere."""
+    values = np.concatenate(pieces)
+    if not 0 < need <= values.size:
+        return None
+    threshold = np.partition(values, values.size - need)[values.size - need]
+    still = need - int(np.count_nonzero(values > threshold))
     equals = {}
-    for start, piece in zip(starts, lower, strict=True):
-        here = min(still, int(np.count_nonzero(piece == low)))
+    for start, piece in zip(starts, pieces, strict=True):
+        here = min(still, int(np.count_nonzero(piece == threshold)))
         if here:
             equals[start] = here
             still -= here
-    return Cut(np.array([upper << 16 | low], np.uint32).view(np.float32)[0], equals)
+    return Cut(threshold, equals)
 
 
 def kept_count(density: float, entries: int) -> int:
@@ -150,7 +180,7 @@ def keep_probabilities(delta: Array, density: float, epsilon: float) -> Array:
     order = _order(single_magnitude(rows).reshape(-1, width))
     order += (np.arange(len(order)) * width)[:, None]
     found = np.empty(rows.size, np.float32)
-    found[order] = rising
+    found[order.reshape(-1)] = np.tile(rising, len(order))  # two flat arrays: twice as fast as broadcasting
     return found.reshape(delta.shape)
 
 
@@ -162,7 +192,10 @@ def _order(magnitudes: Array) -> Array:
     places = np.arange(width, dtype=np.uint32)
     if 31 - place_bits >= PACKED_BITS:
         # The sign bit is free: the magnitude moves up by one.
-        keys = ((bits << 1) >> place_bits << place_bits) | places
+        keys = bits << 1
+        keys >>= place_bits
+        keys <<= place_bits
+        keys |= places
         keys.sort(axis=-1)
         keys &= (1 << place_bits) - 1
         return keys.astype(np.int64)

@@ -13,6 +13,7 @@ METHOD = Method(
     base="required",
     each={"weight": WEIGHT, "density": DENSITY, "gamma": Number(0.01, low=0.0, high=1.0)},
     shared=shared_parameters(normalize=False),
+    narrow=True,
 )
 check = cancelled
 

@@ -10,6 +10,7 @@ METHOD = Method(
     base="required",
     each=breadcrumbs.METHOD.each,
     shared=breadcrumbs.METHOD.shared,
+    narrow=True,
 )
 check = cancelled
 survey = breadcrumbs.survey

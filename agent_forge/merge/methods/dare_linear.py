@@ -15,6 +15,7 @@ METHOD = Method(
     base="required",
     each={"weight": WEIGHT, "density": DENSITY},
     shared={**shared_parameters(normalize=False), "rescale": Flag(True), "rescale_l1": Flag(False)},
+    narrow=True,
 )
 check = cancelled
 

@@ -10,6 +10,7 @@ METHOD = Method(
     base="required",
     each=dare_linear.METHOD.each,
     shared=dare_linear.METHOD.shared,
+    narrow=True,
 )
 check = cancelled
 survey = dare_linear.survey

@@ -11,6 +11,7 @@ METHOD = Method(
     each=della_linear.METHOD.each,
     shared=della_linear.METHOD.shared,
     rows=True,
+    narrow=True,
 )
 check = della_linear.check
 survey = della_linear.survey

@@ -20,6 +20,7 @@ METHOD = Method(
     each={**dare_linear.METHOD.each, "epsilon": Number(None, low=0.0, high=0.5)},
     shared=dare_linear.METHOD.shared,
     rows=True,
+    narrow=True,
 )
 
 

@@ -17,6 +17,7 @@ METHOD = Method(
     summary="variance selection, energy weights, sign election",
     base="required",
     shared={"select_topk": Number(1.0, low=0.0, high=1.0, above=True)},
+    narrow=True,
 )
 
 

@@ -16,6 +16,7 @@ METHOD = Method(
     base="required",
     each={"weight": WEIGHT, "density": DENSITY},
     shared={**shared_parameters(normalize=True), "rescale": Flag(False)},
+    narrow=True,
 )
 check = cancelled
 
