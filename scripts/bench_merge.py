@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +147,26 @@ def row(method: str, folder: Path, args: argparse.Namespace) -> str:
     )
 
 
+# Runs a command from a small process: Linux counts the memory of the process that started a program as the program's.
+LAUNCHER = """
+import json, os, sys, time
+began = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ), 0)
+json.dump([os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss / 1024], sys.stderr)
+"""
+
+
 def timed(command: list[str], folder: Path, threads: int) -> tuple[float, float]:
     """Return the wall seconds and the peak resident MB of a command."""
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
-    began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    text = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{text.decode()[-2000:]}")
-    return seconds, usage.ru_maxrss / 1024
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, "sh", "-c", 'exec "$@" >log 2>&1', "sh", *command],
+        cwd=folder, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    code, seconds, memory = json.loads(done.stderr)
+    if code:
+        sys.exit(f"{' '.join(command)} failed:\n{(folder / 'log').read_text()[-2000:]}")
+    return seconds, memory
 
 
 def agreement(method: str, folder: Path) -> str:

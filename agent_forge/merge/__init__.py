@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent_forge.merge.layers import Layers, find_layers
 from agent_forge.merge.method import Flag, Inputs, Method, Number, load_method, method_names
 from agent_forge.merge.plan import Plan, TensorPlan, make_plan
-from agent_forge.merge.recipe import Recipe, Slice, SliceSource, read_recipe
+from agent_forge.merge.recipe import Recipe, Slice, SliceSource, parse_recipe, read_recipe
 
 if TYPE_CHECKING:
     from agent_forge.merge.apply import merge_into, merge_tensor, merge_tensors
@@ -43,6 +43,7 @@ __all__ = [
     "merge_tensor",
     "merge_tensors",
     "method_names",
+    "parse_recipe",
     "read_recipe",
     "require_finite",
     "require_same_shapes",

@@ -103,20 +103,39 @@ class _Builder:
         self.method: Method = module.METHOD
         self.check: Callable[..., str] = getattr(module, "check", lambda _each, _shared: "")
         self.base = recipe.base if self.method.base != "unused" else ""
+        self._by_layer: dict[str, dict[int, list[str]]] = {}
 
     def layer(self, plan: Plan, part: Slice, layers: Layers, i: int, target: int, depth: float) -> None:
-        """Add every tensor of output layer `target`, number `i` of its slice."""
+        """Add every tensor of output layer `target`, number `i` of its slice.
+
+        Raises CheckpointError when one of the models has a tensor in its layer that another has not.
+        """
         first = part.sources[0]
-        start = first.layer_range[0] + i
-        for name in self.models[first.model].forms:
-            place = layers.split(name)
-            if place is not None and place[0] == start:
-                names = {s.model: layers.name(s.layer_range[0] + i, place[1]) for s in part.sources}
-                base_layer = (
-                    next((s.layer_range[0] for s in part.sources if s.model == self.base), first.layer_range[0]) + i
+        places = {source.model: source.layer_range[0] + i for source in part.sources}
+        everyone = places if not self.base else {**places, self.base: places.get(self.base, first.layer_range[0] + i)}
+        rests = {label: self._rests(label, layers).get(layer, []) for label, layer in everyone.items()}
+        for label, found in rests.items():
+            extra = sorted(set(found) - set(rests[first.model]))
+            if extra:
+                raise CheckpointError(
+                    f"{label} has the tensor {layers.name(everyone[label], extra[0])}, {first.model} lacks it; nothing "
+                    "is dropped silently: only models of one architecture merge"
                 )
-                base = layers.name(base_layer, place[1])
-                self.add(plan, part, layers.name(target, place[1]), [names[s.model] for s in part.sources], base, depth)
+        for rest in rests[first.model]:
+            names = [layers.name(places[source.model], rest) for source in part.sources]
+            base = layers.name(everyone[self.base or first.model], rest)
+            self.add(plan, part, layers.name(target, rest), names, base, depth)
+
+    def _rests(self, label: str, layers: Layers) -> dict[int, list[str]]:
+        """Return what the tensors of each layer of a model are called behind the layer's number."""
+        if label not in self._by_layer:
+            found: dict[int, list[str]] = {}
+            for name in self.models[label].forms:
+                place = layers.split(name)
+                if place is not None:
+                    found.setdefault(place[0], []).append(place[1])
+            self._by_layer[label] = found
+        return self._by_layer[label]
 
     def add(self, plan: Plan, part: Slice, target: str, names: Sequence[str], base_name: str, depth: float) -> None:
         """Add one tensor, merged from `names` (one a source of the slice)."""
@@ -226,7 +245,8 @@ def _add_outside(
 ) -> None:
     """Add the tensors outside the stack: embeddings from the first slice, norm and head from the last, depth 0."""
     for part, wanted in ((slices[0], True), (slices[-1], False)):
-        names = {name for source in part.sources for name in models[source.model].forms}
+        labels = [source.model for source in part.sources] + ([builder.base] if builder.base else [])
+        names = {name for label in labels for name in models[label].forms}
         for name in sorted(names):
             if (layers is None or layers.split(name) is None) and before_layers(name) is wanted:
                 builder.add(plan, part, name, [name] * len(part.sources), name, 0.0)
