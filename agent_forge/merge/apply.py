@@ -5,6 +5,7 @@ merge in memory gives the numbers that a merge from files gives.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from types import ModuleType
@@ -92,7 +93,7 @@ def _whole(plan: Plan, tensor: TensorPlan, models: Mapping[str, Weights], seed: 
     return Whole(
         method=plan.method, tensors=sources, base=base, each=tensor.each, shared=tensor.shared,
         keys=[label for label, _ in tensor.sources], name=tensor.target, seed=seed,
-        wide=is_wide(tensor, models), pool=_pool(sources[0].shape and int(np.prod(sources[0].shape))),
+        wide=is_wide(tensor, models), pool=_pool(math.prod(sources[0].shape)),
     )  # fmt: skip
 
 

@@ -203,7 +203,7 @@ def _settle_ties(sources: Mapping[str, Source], notes: list[str]) -> bool:
 
 
 def _ties(config: Mapping[str, Any]) -> bool:
-    inner = next((config[key] for key in NESTED if isinstance(config.get(key), dict)), {})
+    inner: Mapping[str, Any] = next((config[key] for key in NESTED if isinstance(config.get(key), dict)), {})
     return bool(config.get("tie_word_embeddings", inner.get("tie_word_embeddings", False)))
 
 

@@ -70,10 +70,7 @@ def stacked(first: PreTrainedModel, second: PreTrainedModel, path: list[tuple[in
     layers = [copy.deepcopy(getattr(*parts[model])[layer]) for model, layer in path]
     truth = copy.deepcopy(first)
     holder, name = layer_list(truth)
-    other, _ = layer_list(second)
-    for key, child in other.named_children():
-        if key != name and not _is_input(key):
-            setattr(holder, key, copy.deepcopy(child))
+    _copy_outputs(truth, second)
     setattr(holder, name, nn.ModuleList(layers))
     config = truth.config
     for key in ("layer_types", "mlp_layer_types", "no_rope_layers"):
@@ -82,14 +79,21 @@ def stacked(first: PreTrainedModel, second: PreTrainedModel, path: list[tuple[in
     for key in ("num_hidden_layers", "n_layer", "num_layers"):
         if isinstance(config.to_dict().get(key), int):
             setattr(config, key, len(path))
-    head = truth.get_output_embeddings()
-    if not getattr(config, "tie_word_embeddings", False):
-        head.load_state_dict(second.get_output_embeddings().state_dict())
     return truth
 
 
-def _is_input(name: str) -> bool:
-    return any(part in name for part in ("embed", "wte", "wpe", "rotary", "drop", "project_in", "word_embeddings"))
+def _copy_outputs(truth: PreTrainedModel, second: PreTrainedModel) -> None:
+    """Give `truth` the final norm and the head of `second`: all that is neither a layer nor an embedding."""
+    tied = {id(parameter) for parameter in truth.get_input_embeddings().parameters()}
+    theirs = dict(second.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in truth.named_parameters(remove_duplicate=False):
+            of_input = any(part in name for part in INPUTS) and "embed_out" not in name
+            if not of_input and id(parameter) not in tied and not any(part.isdigit() for part in name.split(".")):
+                parameter.copy_(theirs[name])
+
+
+INPUTS = ("embed", "wte", "wpe", "project_in")
 
 
 def save(model: PreTrainedModel, directory: Path) -> Path:
