@@ -16,6 +16,7 @@ from agent_forge.core.errors import CheckpointError, did_you_mean
 from agent_forge.merge.arrays import BY_CODE, Array, DType, all_finite
 from agent_forge.merge.pieces import Stored
 
+IMPORTANCE = "fisher"  # subdirectory of a model that rates its weights
 INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 Form = tuple[tuple[int, ...], DType]
@@ -32,6 +33,12 @@ class ModelFiles:
         self._open: list[int] = []
         for file in self.files:
             self._read_header(file)
+        self.importance = ModelFiles(directory / IMPORTANCE, label) if (directory / IMPORTANCE).is_dir() else None
+
+    def rated(self, name: str) -> Stored:
+        """Return the measured importance of a tensor; the plan has checked that there is one."""
+        assert self.importance is not None
+        return self.importance.stored(name)
 
     def stored(self, name: str) -> Stored:
         """Return a tensor where it lies. Reading it raises CheckpointError when it holds a NaN or an infinity."""
@@ -44,6 +51,8 @@ class ModelFiles:
 
     def close(self) -> None:
         """Close the files."""
+        if self.importance is not None:
+            self.importance.close()
         while self._open:
             os.close(self._open.pop())
 

@@ -68,6 +68,7 @@ class Method:
     rows: whether a piece must hold whole rows of the first dimension; otherwise a piece is any run of entries.
     narrow: whether float32 does for models stored in 16 bits too: where sparse task vectors are added to the base, its
     error is a millionth of the change, far below a 16-bit step.
+    importance: whether each model must bring a measured importance of every weight.
     """
 
     summary: str
@@ -77,6 +78,7 @@ class Method:
     shared: Mapping[str, Parameter] = field(default_factory=dict)
     rows: bool = False
     narrow: bool = False
+    importance: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,13 +86,15 @@ class Inputs:
     """One piece of a tensor of every model, all of one shape and dtype: float32, float64 for models stored in 16 bits.
 
     A piece is a flat run of entries, or whole rows with the tensor's other dimensions (Method.rows). Do not write into
-    the arrays. base: the base model's piece, or None. each: parameters of each model; shared: of the merge.
-    keys: what names each model in random masks; name: the tensor's name; seed: the run's seed.
-    start: place of the piece's first entry in the flattened tensor; facts: what the method's survey found.
+    the arrays. base: the base model's piece, or None. importance: of each model's entries, where the method asks for it.
+    each: parameters of each model; shared: of the merge. keys: what names each model in random masks; name: the
+    tensor's name; seed: the run's seed. start: place of the piece's first entry in the flattened tensor; facts: what the
+    method's survey found.
     """
 
     tensors: list[Array]
     base: Array | None = None
+    importance: list[Array] = field(default_factory=list)
     each: list[dict[str, Any]] = field(default_factory=list)
     shared: dict[str, Any] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)

@@ -48,6 +48,7 @@ class Whole:
     method: ModuleType
     tensors: list[Stored]
     base: Stored | None = None
+    importance: list[Stored] = field(default_factory=list)
     each: list[dict[str, Any]] = field(default_factory=list)
     shared: dict[str, Any] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
@@ -85,6 +86,7 @@ class Whole:
         return Inputs(
             tensors=[load(stored) for stored in self.tensors],
             base=load(self.base) if self.base else None,
+            importance=[load(stored) for stored in self.importance],
             each=self.each, shared=self.shared, keys=self.keys, name=self.name, seed=self.seed,
             start=start, facts=facts,
         )  # fmt: skip

@@ -161,6 +161,8 @@ class _Builder:
         if not forms[0][1].is_floating_point:
             plan.tensors.append(TensorPlan(target=target, sources=sources, base=base, each=[], shared={}, copy=True))
             return
+        if self.method.importance:
+            self._require_importance(sources, forms[0][0])
         levels = (part.parameters, self.recipe.parameters)
         each = [self._resolved(self.method.each, (source.parameters, *levels), target, depth) for source, _ in chosen]
         shared = self._resolved(self.method.shared, levels, target, depth)
@@ -168,6 +170,15 @@ class _Builder:
         if reason:
             raise ConfigError(f"merge method {self.recipe.method}, {target}: {reason}")
         plan.tensors.append(TensorPlan(target=target, sources=sources, base=base, each=each, shared=shared))
+
+    def _require_importance(self, sources: Sequence[tuple[str, str]], shape: tuple[int, ...]) -> None:
+        for label, name in sources:
+            rated = getattr(self.models[label], "importance", None)
+            if rated is None or name not in rated.forms or rated.forms[name][0] != shape:
+                raise CheckpointError(
+                    f"merge method {self.recipe.method} needs the importance of {name} in {label}; measure it with "
+                    "scripts/measure_fisher.py"
+                )
 
     def _resolved(
         self, known: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], target: str, depth: float

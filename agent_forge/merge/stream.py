@@ -158,8 +158,10 @@ def _pieces(
         for start in range(0, math.prod(output.shape), PIECE_ENTRIES):
             yield lambda start=start: _copied(tensor, sources, start)  # type: ignore[misc]
         return
+    rated = plan.method.METHOD.importance
     whole = Whole(
         method=plan.method, tensors=sources, base=models[tensor.base[0]].stored(tensor.base[1]) if tensor.base else None,
+        importance=[models[label].rated(name) for label, name in tensor.sources] if rated else [],
         each=tensor.each, shared=tensor.shared, keys=[label for label, _ in tensor.sources], name=tensor.target,
         seed=settings.seed, wide=settings.wide or is_wide(tensor, models), pool=pool,
     )  # fmt: skip

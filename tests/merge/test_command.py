@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from agent_forge import checkpoint, models
 from agent_forge.cli.app import app
 from agent_forge.core.errors import CheckpointError, ConfigError, ForgeError, StorageError
+from agent_forge.learn.fisher import fisher_diagonal
 from agent_forge.merge import Weights, make_plan, merge_tensor, parse_recipe
 from agent_forge.pipeline import merging
 
@@ -469,3 +470,21 @@ def test_a_merge_process_imports_no_torch_and_its_memory_does_not_grow_with_the_
 
 def _noise(generator: np.random.Generator, shape: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(generator.standard_normal(shape, np.float32)).bfloat16()
+
+
+def test_a_fisher_merge_reads_the_measured_importance_and_refuses_without_it(family: Path) -> None:
+    entries = [{"model": name} for name in ("m1", "m2")]
+    file = recipe(family, "fisher", base_model=None, models=entries)
+    with pytest.raises(CheckpointError, match=r"needs the importance of model\.\S+ in m1; measure it with"):
+        merge(file)
+    rows = [torch.arange(5, 25), torch.arange(40, 60)]
+    rates = {}
+    for name in ("m1", "m2"):
+        rates[name] = fisher_diagonal(models.load(family / name), rows)
+        (family / name / "fisher").mkdir()
+        save_file(rates[name], family / name / "fisher" / "model.safetensors")
+    written = weights_of(merge(file).path)
+    for name, value in written.items():
+        one, two = (weights_of(family / m)[name].double() for m in ("m1", "m2"))
+        f1, f2 = (rates[m][name].double() + 1e-20 for m in ("m1", "m2"))
+        torch.testing.assert_close(value.double(), (f1 * one + f2 * two) / (f1 + f2), rtol=0, atol=1e-6)

@@ -23,6 +23,10 @@ def tensor(seed: int, shape: tuple[int, ...] = SHAPE, steps: int = 0) -> Stored:
     return Stored.of(values.astype(np.float32).reshape(-1), shape, F32)
 
 
+def squared(seed: int) -> Stored:
+    return Stored.of(np.square(tensor(seed).read(0, 300 * 700)), SHAPE, F32)
+
+
 def whole(name: str, count: int, order: list[int] | None = None, pool: Any = None, **changes: Any) -> Whole:
     """Return a merge of `count` random models by method `name`, listed in `order`."""
     method = load_method(name)
@@ -33,6 +37,7 @@ def whole(name: str, count: int, order: list[int] | None = None, pool: Any = Non
     return Whole(
         method=method, tensors=[tensor(1 + i) for i in order], base=tensor(0) if method.METHOD.base != "unused" else None,
         each=[{**each, **({"weight": 0.5 + 0.1 * i} if "weight" in each else {})} for i in order], shared=shared,
+        importance=[squared(10 + i) for i in order] if method.METHOD.importance else [],
         keys=[f"m{i}" for i in order], name="layer.weight", seed=7, pool=pool,
     )  # fmt: skip
 
@@ -194,3 +199,14 @@ def test_the_method_in_the_contributing_guide_works_as_it_stands() -> None:
     values = np.stack([t.read(0, job.entries) for t in tensors]).astype(np.float64)
     truth = 0.75 * (values.min(0) + values.max(0)) / 2 + 0.25 * values.mean(0)
     np.testing.assert_allclose(merged(job), truth, rtol=0, atol=1e-6)
+
+
+def test_a_fisher_merge_is_the_mean_weighted_by_information_and_the_plain_mean_where_there_is_none() -> None:
+    job = whole("fisher", 2)
+    values = np.stack([t.read(0, job.entries) for t in job.tensors]).astype(np.float64)
+    rates = np.stack([t.read(0, job.entries) for t in job.importance]).astype(np.float64)
+    weights = np.array([[0.5], [0.6]])
+    truth = (weights * rates * values).sum(0) / (weights * rates).sum(0)
+    np.testing.assert_allclose(merged(job), truth, rtol=0, atol=1e-6)
+    job.importance = [Stored.of(np.zeros(job.entries, np.float32), SHAPE, F32)] * 2
+    np.testing.assert_allclose(merged(job), (weights * values).sum(0) / weights.sum(), rtol=0, atol=1e-6)
