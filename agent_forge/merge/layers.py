@@ -20,6 +20,8 @@ OUTPUT_EMBEDDINGS = ("embed_out", "unembed")  # GPT-NeoX's name for the head
 PATTERNS = ("hybrid_override_pattern",)  # a text with one letter a layer
 # Settings by which a layer computes something else at another place in the stack.
 BY_PLACE = ("scale_attn_by_inverse_layer_idx", "num_kv_shared_layers", "attn_type_list_offset")
+# Model types whose code reads a layer's number: residual scale of Beam, lambda of differential attention.
+NUMBERED_TYPES = ("beam", "diffllama")
 BY_COUNT = ("scale_depth", "use_mup_depth")
 # "every n-th layer is another": setting -> the setting that shifts the count.
 PERIODS = {
@@ -171,8 +173,13 @@ _FOLLOW: dict[str, Callable[[str, Sequence[tuple[Mapping[str, Any], int]]], Any]
 
 def _refuse_places(donor: Mapping[str, Any], path: Sequence[tuple[Mapping[str, Any], int]], count: int) -> None:
     """Refuse a path where a setting depends on a layer's number and the new numbers would change what layers are."""
+    moved = any(i != layer for i, (_, layer) in enumerate(path))
+    if donor.get("model_type") in NUMBERED_TYPES and moved:
+        raise ConfigError(
+            f"config.json: model_type {donor['model_type']} computes by a layer's number; keep the layers' order"
+        )
     for name in BY_PLACE:
-        if donor.get(name) and any(i != layer for i, (_, layer) in enumerate(path)):
+        if donor.get(name) and moved:
             raise ConfigError(
                 f"config.json: {name} makes a layer depend on its number; its layers cannot be rearranged"
             )

@@ -34,6 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "OlmoConfig": {}, "Olmo2Config": {}, "GraniteConfig": {}, "SmolLM3Config": {}, "Starcoder2Config": {},
     "MixtralConfig": {}, "Qwen2MoeConfig": {"mlp_only_layers": [0]}, "Qwen3MoeConfig": {"mlp_only_layers": [1]},
     "OlmoeConfig": {}, "DeepseekV3Config": {"first_k_dense_replace": 1, "num_key_value_heads": 4},
+    "DiffLlamaConfig": {},
     "Gemma3TextConfig": {}, "Exaone4Config": {}, "Lfm2Config": {"layer_types": ["conv", "full_attention"] * 2},
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from agent_forge.pipeline import merging
 from . import families
 
 # Families whose layers depend on their number in the stack in a way that no config can say otherwise.
-REFUSED_STACKS: tuple[str, ...] = ("DeepseekV3Config",)
+REFUSED_STACKS = ("DeepseekV3Config", "DiffLlamaConfig")
 
 
 def merge(recipe: dict[str, object], folder: Path) -> Path:
