@@ -7,6 +7,8 @@ restored. Masks are keyed by (seed, tensor, model, place).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from agent_forge.merge import sparsify
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_weighted, cancelled
@@ -57,7 +59,8 @@ def _thinned(inputs: Inputs, *, rescale: bool) -> list[Array]:
         names = ("della", inputs.name, key)
         delta *= sparsify.draws(inputs.seed, names, inputs.start, delta.size).reshape(delta.shape) < probability
         if rescale:
-            delta /= probability
+            # A probability of 0 keeps nothing: there is only 0 to divide.
+            delta /= np.maximum(probability, np.finfo(np.float32).tiny)
         kept.append(delta)
     return kept
 
