@@ -76,18 +76,20 @@ def write(
     phase: str,
     seed: int,
     config: Mapping[str, Any],
-    parents: Sequence[Checkpoint] = (),
+    parents: Sequence[Checkpoint | Mapping[str, str]] = (),
     name: str = "",
     role: str = "model",
     metrics: Mapping[str, Any] | None = None,
     agent: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     deployable_bytes: int | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint: `save(directory)` fills a temporary directory, the manifest goes last, then one rename.
 
-    deployable_bytes defaults to the bytes of all weight files. Raises StorageError on a full or read-only disk;
-    `target` then still holds what it held before.
+    deployable_bytes defaults to the bytes of all weight files. parents that are no checkpoints are given as the
+    manifest names them. hashes: SHA-256 of files that `save` knows from writing them, by name; the others are read.
+    Raises StorageError on a full or read-only disk; `target` then still holds what it held before.
     """
     manifest: Manifest | None = None
 
@@ -95,7 +97,10 @@ def write(
         nonlocal manifest
         save(directory)
         files: dict[str, dict[str, Any]] = {
-            str(path.relative_to(directory)): {"sha256": atomic.sha256_file(path), "bytes": path.stat().st_size}
+            str(path.relative_to(directory)): {
+                "sha256": (hashes or {}).get(str(path.relative_to(directory))) or atomic.sha256_file(path),
+                "bytes": path.stat().st_size,
+            }
             for path in sorted(directory.rglob("*"))
             if path.is_file()
         }
@@ -108,7 +113,7 @@ def write(
             role=role,
             seed=seed,
             config=dict(config),
-            parents=[{"path": str(p.path), "id": p.id, "phase": p.manifest.phase, "name": p.name} for p in parents],
+            parents=[_parent(parent) for parent in parents],
             files=files,
             metrics=dict(metrics or {}),
             deployable_bytes=weights if deployable_bytes is None else deployable_bytes,
@@ -124,6 +129,12 @@ def write(
     atomic.write_directory(target, fill)
     assert manifest is not None
     return Checkpoint(target, manifest)
+
+
+def _parent(parent: Checkpoint | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(parent, Checkpoint):
+        return {"path": str(parent.path), "id": parent.id, "phase": parent.manifest.phase, "name": parent.name}
+    return dict(parent)
 
 
 def content_id(files: Mapping[str, Mapping[str, Any]]) -> str:

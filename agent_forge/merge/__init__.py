@@ -1,16 +1,28 @@
 """Merge models of one shape: a recipe is planned and checked whole, then carried out tensor by tensor.
 
 A method is one file in `methods/`, found by its name: `METHOD` (what it needs, its parameters and their ranges) and
-`merge(inputs) -> tensor`. Reads weights as name -> tensor mappings; writes into tensors that the caller owns.
-Arithmetic is float32; the result is cast once. Sources: METHODS 2 and the papers named in each file.
+`merge(inputs) -> piece`. `stream` merges from files into files; `apply` merges tensors in memory and alone needs torch.
+Arithmetic is float32, or float64 for models stored in 16 bits; the result is cast once. Sources: the papers named in
+each file.
 """
 
-from agent_forge.merge.apply import merge_into, merge_tensor
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from agent_forge.merge.layers import Layers, find_layers
 from agent_forge.merge.method import Flag, Inputs, Method, Number, load_method, method_names
 from agent_forge.merge.plan import Plan, TensorPlan, make_plan
-from agent_forge.merge.recipe import Recipe, Slice, SliceSource, read_recipe
-from agent_forge.merge.weights import Weights, require_finite, require_same_shapes
+from agent_forge.merge.recipe import Recipe, Slice, SliceSource, parse_recipe, read_recipe
+
+if TYPE_CHECKING:
+    from agent_forge.merge.apply import merge_into, merge_tensor, merge_tensors
+    from agent_forge.merge.weights import Weights, require_finite, require_same_shapes
+
+# What needs torch is imported on first use: a merge of files starts without it.
+_NEEDS_TORCH = {
+    "merge_into": "apply", "merge_tensor": "apply", "merge_tensors": "apply", "Weights": "weights",
+    "require_finite": "weights", "require_same_shapes": "weights",
+}  # fmt: skip
 
 __all__ = [
     "Flag",
@@ -29,8 +41,16 @@ __all__ = [
     "make_plan",
     "merge_into",
     "merge_tensor",
+    "merge_tensors",
     "method_names",
+    "parse_recipe",
     "read_recipe",
     "require_finite",
     "require_same_shapes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        return getattr(importlib.import_module(f"agent_forge.merge.{_NEEDS_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,17 +1,24 @@
-"""Carry out a plan: read each tensor's sources, merge, cast once into the place that the caller gives.
+"""Carry out a plan on tensors in memory: merge each, cast it once into the place that the caller gives.
 
-Arithmetic is float32; float64 when every source is stored in 16 bits, so that the result is
-the truth, correctly rounded.
+Torch tensors cross into NumPy without a copy (16-bit floats as their bits); the arithmetic is the one of `pieces`, so a
+merge in memory gives the numbers that a merge from files gives.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from agent_forge.core.errors import CheckpointError
-from agent_forge.merge.method import Inputs
-from agent_forge.merge.plan import Plan, TensorPlan
+from agent_forge.merge.arrays import BY_NAME, Array
+from agent_forge.merge.pieces import PIECE_ENTRIES, Stored, Whole
+from agent_forge.merge.plan import Plan, TensorPlan, is_wide
 from agent_forge.merge.weights import Weights
 
 
@@ -20,33 +27,17 @@ def merge_tensor(
 ) -> Tensor:
     """Return one merged tensor: float32, or the source itself where it holds no floating point numbers."""
     label, name = tensor.base or tensor.sources[0]
+    original = models[label].get(name)
     if tensor.copy:
-        original = models[label].get(name)
         for other, other_name in tensor.sources:
             if not torch.equal(original, models[other].get(other_name)):
                 raise CheckpointError(
                     f"{name} holds whole numbers that differ between {label} and {other}: no merge of them exists"
                 )
         return original
-
-    # Sums of 16-bit weights are often exact ties between two 16-bit numbers: float32 weights would break them wrongly.
-    halves = all(models[key].forms[at][1].itemsize < 4 for key, at in [*tensor.sources, (label, name)])
-    dtype = torch.float64 if halves else torch.float32
-
-    def read(label: str, name: str) -> Tensor:
-        return models[label].get(name).to(device=device, dtype=dtype)
-
-    inputs = Inputs(
-        tensors=[read(*source) for source in tensor.sources],
-        base=read(*tensor.base) if tensor.base else None,
-        each=tensor.each,
-        shared=tensor.shared,
-        keys=[label for label, _ in tensor.sources],
-        name=tensor.target,
-        seed=seed,
-    )
-    result: Tensor = plan.method.merge(inputs)
-    return result.float()
+    out = np.empty(original.numel(), np.float32)
+    _whole(plan, tensor, models, seed).merge_into(out)
+    return torch.from_numpy(out).view(original.shape).to(device)
 
 
 def merge_into(
@@ -67,4 +58,59 @@ def merge_into(
         for tensor in plan.tensors:
             between()
             place = target[tensor.target]
-            place.copy_(merge_tensor(plan, tensor, models, seed, place.device))
+            straight = place.device.type == "cpu" and place.dtype == torch.float32 and place.is_contiguous()
+            if straight and not tensor.copy:
+                _whole(plan, tensor, models, seed).merge_into(place.detach().view(-1).numpy())
+            else:
+                place.copy_(merge_tensor(plan, tensor, models, seed, place.device))
+
+
+def merge_tensors(
+    method: ModuleType,
+    tensors: Sequence[Tensor],
+    base: Tensor | None = None,
+    *,
+    each: Sequence[Mapping[str, Any]],
+    shared: Mapping[str, Any],
+    keys: Sequence[str] = (),
+    name: str = "",
+    seed: int = 0,
+) -> Tensor:
+    """Return the merge of one tensor of every model, given as they are: float32, on the device of the first."""
+    whole = Whole(
+        method=method, tensors=[_stored(tensor) for tensor in tensors],
+        base=None if base is None else _stored(base), each=[dict(entry) for entry in each], shared=dict(shared),
+        keys=list(keys), name=name, seed=seed, pool=_pool(tensors[0].numel()),
+    )  # fmt: skip
+    out = np.empty(tensors[0].numel(), np.float32)
+    whole.merge_into(out)
+    return torch.from_numpy(out).view(tensors[0].shape).to(tensors[0].device)
+
+
+def _whole(plan: Plan, tensor: TensorPlan, models: Mapping[str, Weights], seed: int) -> Whole:
+    sources = [_stored(models[label].get(name)) for label, name in tensor.sources]
+    base = _stored(models[tensor.base[0]].get(tensor.base[1])) if tensor.base else None
+    return Whole(
+        method=plan.method, tensors=sources, base=base, each=tensor.each, shared=tensor.shared,
+        keys=[label for label, _ in tensor.sources], name=tensor.target, seed=seed,
+        wide=is_wide(tensor, models), pool=_pool(math.prod(sources[0].shape)),
+    )  # fmt: skip
+
+
+def _stored(tensor: Tensor) -> Stored:
+    """Return a view of a tensor (a copy where it is not contiguous or not in the processor's memory)."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    dtype = BY_NAME[str(flat.dtype).removeprefix("torch.")]
+    values: Array = flat.view(torch.int16).numpy().view(np.uint16) if flat.dtype == torch.bfloat16 else flat.numpy()
+    return Stored.of(values, tuple(tensor.shape), dtype)
+
+
+def _pool(entries: int) -> Executor | None:
+    """Return where pieces of a tensor run: torch's number of threads, none for a tensor of few pieces."""
+    threads = torch.get_num_threads()
+    return _executor(threads) if threads > 1 and entries > 2 * PIECE_ENTRIES else None
+
+
+@functools.cache
+def _executor(threads: int) -> Executor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="merge")

@@ -1,55 +1,74 @@
 """Combine task vectors: a weighted sum, or a weighted sum of those that agree with the elected sign.
 
-Sources: task arithmetic (arXiv:2212.04089), TIES (arXiv:2306.01708).
+Sources: task arithmetic (arXiv:2212.04089), TIES (arXiv:2306.01708). Masks multiply rather than select: on random masks
+that is several times faster, and every input is finite.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Flag, Number, Parameter
 
 WEIGHT = Number(1.0)
 DENSITY = Number(1.0, low=0.0, high=1.0, above=True)
 LAMBDA = Number(1.0)
+CANCELLED = 1e-8  # sums of weights below this count as 0
 
 
 def shared_parameters(normalize: bool) -> dict[str, Parameter]:
-    """Return what all methods that add task vectors share."""
-    return {"normalize": Flag(normalize), "lambda": LAMBDA}
+    """Return what all methods that add task vectors share.
+
+    `int8_mask` saves memory in other tools; here no mask outlives its piece, and the flag changes nothing.
+    """
+    return {"normalize": Flag(normalize), "lambda": LAMBDA, "int8_mask": Flag(False)}
 
 
 def cancelled(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> str:
     """Return what is wrong when weights that are to be normalised sum to 0."""
     total = sum(parameters["weight"] for parameters in each)
-    if shared["normalize"] and abs(total) < 1e-8:
+    if shared["normalize"] and abs(total) < CANCELLED:
         return "the weights sum to 0 and normalize is true; change a weight or set normalize: false"
     return ""
 
 
-def add_weighted(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], shared: Mapping[str, Any]) -> Tensor:
-    """Return base + lambda * sum(w * delta), divided by sum(w) when `normalize`."""
-    total = torch.zeros_like(base)
-    for delta, weight in zip(deltas, weights, strict=True):
-        total.add_(delta, alpha=weight)
-    factor = shared["lambda"] / (sum(weights) if shared["normalize"] else 1.0)
-    return base + total.mul_(factor)
+def add_weighted(base: Array, deltas: Sequence[Array], weights: Sequence[float], shared: Mapping[str, Any]) -> Array:
+    """Return base + lambda * sum(w * delta), divided by sum(w) when `normalize`. Overwrites the deltas."""
+    total = weighted_sum(deltas, weights)
+    total *= shared["lambda"] / (sum(weights) if shared["normalize"] else 1.0)
+    total += base
+    return total
 
 
-def add_elected(base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], shared: Mapping[str, Any]) -> Tensor:
+def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Return the sum of w * array, a new array."""
+    total = arrays[0] * weights[0]
+    for array, weight in zip(arrays[1:], weights[1:], strict=True):
+        total += array * weight
+    return total
+
+
+def add_elected(base: Array, deltas: Sequence[Array], weights: Sequence[float], shared: Mapping[str, Any]) -> Array:
     """Return base + lambda * (sum of the weighted deltas whose sign is that of their sum; zero counts as +).
 
-    `normalize` divides each entry by the summed weights of the agreeing models.
+    `normalize` divides each entry by the summed weights of the agreeing models. Overwrites the deltas.
     """
-    weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
-    positive = torch.stack(weighted).sum(0) >= 0
-    total, divisor = torch.zeros_like(base), torch.zeros_like(base)
-    for delta, weight in zip(weighted, weights, strict=True):
-        agrees = torch.where(positive, delta > 0, delta < 0)
-        total += torch.where(agrees, delta, 0.0)
-        divisor += agrees * weight
+    sign = weighted_sum(deltas, weights)
+    sign += 0.0  # turns -0 into 0, which counts as +
+    np.copysign(sign.dtype.type(1.0), sign, out=sign)
+    total, divisor = np.zeros_like(base), np.zeros_like(base)
+    for delta, weight in zip(deltas, weights, strict=True):
+        delta *= weight
+        delta *= sign  # what agrees is positive now
+        if shared["normalize"]:
+            divisor += np.multiply(delta > 0, weight, dtype=base.dtype)
+        total += np.maximum(delta, 0.0, out=delta)
     if shared["normalize"]:
-        total = total / torch.where(divisor.abs() < 1e-8, 1.0, divisor)
-    return base + total.mul_(shared["lambda"])
+        divisor += np.abs(divisor) < CANCELLED
+        total /= divisor
+    total *= sign
+    total *= shared["lambda"]
+    total += base
+    return total

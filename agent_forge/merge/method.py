@@ -1,6 +1,7 @@
 """What a merge method says about itself and what it is given: parameters with ranges, tensors of one name.
 
-A method is a module of `methods/` with `METHOD` and `merge(inputs: Inputs) -> Tensor`, and optionally
+A method is a module of `methods/` with `METHOD` and `merge(inputs: Inputs) -> Array`, and optionally
+`survey(whole: Whole) -> Any`, what must be known of the whole tensor before any piece of it is merged, and
 `check(each, shared) -> str` that names a bad combination ("" when there is none).
 """
 
@@ -10,10 +11,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
-from torch import Tensor
-
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.merge.arrays import Array
 
 PACKAGE = "agent_forge.merge.methods"
 
@@ -65,6 +65,10 @@ class Method:
     base: whether a base model is required, optional, or unused; it is then never one of the merged models.
     models: fewest and most models merged, the base not counted (None: no limit).
     each: parameters that every model has; shared: parameters of the whole merge.
+    rows: whether a piece must hold whole rows of the first dimension; otherwise a piece is any run of entries.
+    narrow: whether float32 does for models stored in 16 bits too: where sparse task vectors are added to the base, its
+    error is a millionth of the change, far below a 16-bit step.
+    importance: whether each model must bring a measured importance of every weight.
     """
 
     summary: str
@@ -72,35 +76,44 @@ class Method:
     models: tuple[int, int | None] = (1, None)
     each: Mapping[str, Parameter] = field(default_factory=dict)
     shared: Mapping[str, Parameter] = field(default_factory=dict)
+    rows: bool = False
+    narrow: bool = False
+    importance: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class Inputs:
-    """One tensor of every model, all of one shape and dtype: float32, or float64 for models stored in 16 bits.
+    """One piece of a tensor of every model, all of one shape and dtype: float32, float64 for models stored in 16 bits.
 
-    base: the base model's tensor, or None. each: parameters of each model; shared: of the merge.
-    keys: what names each model in random masks; name: the tensor's name; seed: the run's seed.
+    A piece is a flat run of entries, or whole rows with the tensor's other dimensions (Method.rows). Do not write into
+    the arrays. base: the base model's piece, or None. importance: of each model's entries, where the method asks for it.
+    each: parameters of each model; shared: of the merge. keys: what names each model in random masks; name: the
+    tensor's name; seed: the run's seed. start: place of the piece's first entry in the flattened tensor; facts: what the
+    method's survey found.
     """
 
-    tensors: list[Tensor]
-    base: Tensor | None = None
+    tensors: list[Array]
+    base: Array | None = None
+    importance: list[Array] = field(default_factory=list)
     each: list[dict[str, Any]] = field(default_factory=list)
     shared: dict[str, Any] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     name: str = ""
     seed: int = 0
+    start: int = 0
+    facts: Any = None
 
     def column(self, name: str) -> list[Any]:
         """Return one parameter of every model."""
         return [parameters[name] for parameters in self.each]
 
-    def origin(self) -> Tensor:
-        """Return the base tensor of a method that requires one."""
+    def origin(self) -> Array:
+        """Return the base piece of a method that requires one."""
         assert self.base is not None, "the plan admits no merge without its base"
         return self.base
 
-    def deltas(self) -> list[Tensor]:
-        """Return the task vectors: each model minus the base."""
+    def deltas(self) -> list[Array]:
+        """Return the task vectors, each model minus the base, as new arrays."""
         return [tensor - self.origin() for tensor in self.tensors]
 
 

@@ -7,14 +7,30 @@ some model lacks, a filter that fits nothing, a parameter out of range or a miss
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.merge.layers import Layers, before_layers, find_layers
 from agent_forge.merge.method import Method, check_count, check_names, load_method
 from agent_forge.merge.recipe import Recipe, Slice, SliceSource
 from agent_forge.merge.values import check_setting, resolve, unused_filters
-from agent_forge.merge.weights import Weights
+
+
+class Kind(Protocol):
+    """What a plan asks of a dtype: torch's and our own both answer."""
+
+    @property
+    def is_floating_point(self) -> bool: ...
+
+    @property
+    def itemsize(self) -> int: ...
+
+
+class Forms(Protocol):
+    """What a plan asks of an opened model: the shape and dtype of each tensor, by name."""
+
+    @property
+    def forms(self) -> Mapping[str, tuple[tuple[int, ...], Any]]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +55,17 @@ class Plan:
     path: list[tuple[str, int]] | None = None
 
 
-def make_plan(recipe: Recipe, models: Mapping[str, Weights]) -> Plan:
+def is_wide(tensor: TensorPlan, models: Mapping[str, Forms]) -> bool:
+    """Say whether a tensor is merged in float64: when every source is stored in 16 bits.
+
+    Sums of 16-bit weights are often exact ties between two 16-bit numbers; float32 would break them wrongly.
+    """
+    everyone = [*tensor.sources, *([tensor.base] if tensor.base else [])]
+    kinds: list[Kind] = [models[label].forms[name][1] for label, name in everyone]
+    return all(kind.itemsize != 4 for kind in kinds)
+
+
+def make_plan(recipe: Recipe, models: Mapping[str, Forms]) -> Plan:
     """Return the plan of a recipe over opened models.
 
     Raises ConfigError for parameters that do not fit, CheckpointError for models that do not.
@@ -72,25 +98,44 @@ def make_plan(recipe: Recipe, models: Mapping[str, Weights]) -> Plan:
 class _Builder:
     """Resolves one tensor after another of a recipe."""
 
-    def __init__(self, recipe: Recipe, module: ModuleType, models: Mapping[str, Weights], used: set[int]) -> None:
+    def __init__(self, recipe: Recipe, module: ModuleType, models: Mapping[str, Forms], used: set[int]) -> None:
         self.recipe, self.models, self.used = recipe, models, used
         self.method: Method = module.METHOD
         self.check: Callable[..., str] = getattr(module, "check", lambda _each, _shared: "")
         self.base = recipe.base if self.method.base != "unused" else ""
+        self._by_layer: dict[str, dict[int, list[str]]] = {}
 
     def layer(self, plan: Plan, part: Slice, layers: Layers, i: int, target: int, depth: float) -> None:
-        """Add every tensor of output layer `target`, number `i` of its slice."""
+        """Add every tensor of output layer `target`, number `i` of its slice.
+
+        Raises CheckpointError when one of the models has a tensor in its layer that another has not.
+        """
         first = part.sources[0]
-        start = first.layer_range[0] + i
-        for name in self.models[first.model].forms:
-            place = layers.split(name)
-            if place is not None and place[0] == start:
-                names = {s.model: layers.name(s.layer_range[0] + i, place[1]) for s in part.sources}
-                base_layer = (
-                    next((s.layer_range[0] for s in part.sources if s.model == self.base), first.layer_range[0]) + i
+        places = {source.model: source.layer_range[0] + i for source in part.sources}
+        everyone = places if not self.base else {**places, self.base: places.get(self.base, first.layer_range[0] + i)}
+        rests = {label: self._rests(label, layers).get(layer, []) for label, layer in everyone.items()}
+        for label, found in rests.items():
+            extra = sorted(set(found) - set(rests[first.model]))
+            if extra:
+                raise CheckpointError(
+                    f"{label} has the tensor {layers.name(everyone[label], extra[0])}, {first.model} lacks it; nothing "
+                    "is dropped silently: only models of one architecture merge"
                 )
-                base = layers.name(base_layer, place[1])
-                self.add(plan, part, layers.name(target, place[1]), [names[s.model] for s in part.sources], base, depth)
+        for rest in rests[first.model]:
+            names = [layers.name(places[source.model], rest) for source in part.sources]
+            base = layers.name(everyone[self.base or first.model], rest)
+            self.add(plan, part, layers.name(target, rest), names, base, depth)
+
+    def _rests(self, label: str, layers: Layers) -> dict[int, list[str]]:
+        """Return what the tensors of each layer of a model are called behind the layer's number."""
+        if label not in self._by_layer:
+            found: dict[int, list[str]] = {}
+            for name in self.models[label].forms:
+                place = layers.split(name)
+                if place is not None:
+                    found.setdefault(place[0], []).append(place[1])
+            self._by_layer[label] = found
+        return self._by_layer[label]
 
     def add(self, plan: Plan, part: Slice, target: str, names: Sequence[str], base_name: str, depth: float) -> None:
         """Add one tensor, merged from `names` (one a source of the slice)."""
@@ -116,6 +161,8 @@ class _Builder:
         if not forms[0][1].is_floating_point:
             plan.tensors.append(TensorPlan(target=target, sources=sources, base=base, each=[], shared={}, copy=True))
             return
+        if self.method.importance:
+            self._require_importance(sources, forms[0][0])
         levels = (part.parameters, self.recipe.parameters)
         each = [self._resolved(self.method.each, (source.parameters, *levels), target, depth) for source, _ in chosen]
         shared = self._resolved(self.method.shared, levels, target, depth)
@@ -123,6 +170,15 @@ class _Builder:
         if reason:
             raise ConfigError(f"merge method {self.recipe.method}, {target}: {reason}")
         plan.tensors.append(TensorPlan(target=target, sources=sources, base=base, each=each, shared=shared))
+
+    def _require_importance(self, sources: Sequence[tuple[str, str]], shape: tuple[int, ...]) -> None:
+        for label, name in sources:
+            rated = getattr(self.models[label], "importance", None)
+            if rated is None or name not in rated.forms or rated.forms[name][0] != shape:
+                raise CheckpointError(
+                    f"merge method {self.recipe.method} needs the importance of {name} in {label}; measure it with "
+                    "scripts/measure_fisher.py"
+                )
 
     def _resolved(
         self, known: Mapping[str, Any], levels: Sequence[Mapping[str, Any]], target: str, depth: float
@@ -175,7 +231,7 @@ def _whole(recipe: Recipe, layers: Layers | None) -> Slice:
     )
 
 
-def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Weights]) -> list[tuple[str, int]]:
+def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Forms]) -> list[tuple[str, int]]:
     """Return where each output layer comes from. Raises ConfigError when a range leaves its model."""
     if layers is None:
         raise ConfigError("slices need a model with a numbered stack of layers; none was found in the tensor names")
@@ -196,11 +252,12 @@ def _path(slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, W
 
 
 def _add_outside(
-    plan: Plan, builder: _Builder, slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Weights]
+    plan: Plan, builder: _Builder, slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Forms]
 ) -> None:
     """Add the tensors outside the stack: embeddings from the first slice, norm and head from the last, depth 0."""
     for part, wanted in ((slices[0], True), (slices[-1], False)):
-        names = {name for source in part.sources for name in models[source.model].forms}
+        labels = [source.model for source in part.sources] + ([builder.base] if builder.base else [])
+        names = {name for label in labels for name in models[label].forms}
         for name in sorted(names):
             if (layers is None or layers.split(name) is None) and before_layers(name) is wanted:
                 builder.add(plan, part, name, [name] * len(part.sources), name, 0.0)

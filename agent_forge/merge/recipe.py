@@ -14,7 +14,11 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.merge.values import Setting
 
 Parameters = dict[str, Setting]
-TOP_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
+TOP_KEYS = (
+    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
+    "tokenizer", "chat_template",
+)  # fmt: skip
+TOKENIZER_KEYS = ("source", "pad_to_multiple_of")
 # Methods that other tools know by another name: a layer path is a passthrough merge of slices.
 FOREIGN_NAMES = {"dfs": "passthrough"}
 
@@ -48,7 +52,10 @@ class Slice:
 class Recipe:
     """A merge. Either `models` (whole models) or `slices` (stretches of layers) is filled.
 
-    dtype: what tensors are computed and stored in for other tools; here arithmetic is float32 always.
+    dtype: what results are stored in unless out_dtype says otherwise; other tools compute in it too, here arithmetic is
+    float32, or float64 for models stored in 16 bits and where dtype is float64.
+    tokenizer_source: "" (all must be equal), "base", "union", or a model of the recipe. pad_to_multiple_of: 0 for none.
+    chat_template: "" (that of the tokenizer), "auto" (the most frequent one), or the template itself.
     """
 
     method: str
@@ -58,6 +65,9 @@ class Recipe:
     parameters: Parameters = field(default_factory=dict)
     dtype: str = ""
     out_dtype: str = ""
+    tokenizer_source: str = ""
+    pad_to_multiple_of: int = 0
+    chat_template: str = ""
 
     def labels(self) -> list[str]:
         """Return every model that is named, once, in order."""
@@ -105,6 +115,9 @@ def parse_recipe(content: Any) -> Recipe:
     if bool(top.get("models")) == bool(top.get("slices")):
         raise ConfigError("a recipe needs either `models` or `slices`")
     models, slices = [], []
+    for key in ("models", "slices"):
+        if not isinstance(top.get(key) or [], list):
+            raise ConfigError(f"{key}: a list expected, got {top[key]!r}")
     for entry in top.get("models") or []:
         part = _mapping(entry, "models", ("model", "parameters"), required=("model",))
         models.append(ModelEntry(model=str(part["model"]), parameters=_parameters(part)))
@@ -113,6 +126,7 @@ def parse_recipe(content: Any) -> Recipe:
         slices.append(
             Slice(sources=[_slice_source(source) for source in part["sources"]], parameters=_parameters(part))
         )
+    tokenizer, multiple = _tokenizer(top)
     return Recipe(
         method=str(top["merge_method"]),
         models=models,
@@ -121,7 +135,21 @@ def parse_recipe(content: Any) -> Recipe:
         parameters=_parameters(top),
         dtype=str(top.get("dtype") or ""),
         out_dtype=str(top.get("out_dtype") or ""),
+        tokenizer_source=tokenizer,
+        pad_to_multiple_of=multiple,
+        chat_template=str(top.get("chat_template") or ""),
     )
+
+
+def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int]:
+    """Return where the tokenizer comes from, and what its size is rounded up to (0: nothing)."""
+    if top.get("tokenizer") and top.get("tokenizer_source"):
+        raise ConfigError("give either `tokenizer` or `tokenizer_source`")
+    part = _mapping(top.get("tokenizer") or {}, "tokenizer", TOKENIZER_KEYS, required=())
+    multiple = part.get("pad_to_multiple_of") or 0
+    if not isinstance(multiple, int) or multiple < 0:
+        raise ConfigError(f"tokenizer: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
+    return str(part.get("source") or top.get("tokenizer_source") or ""), multiple
 
 
 def _slice_source(entry: Any) -> SliceSource:

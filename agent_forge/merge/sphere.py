@@ -1,37 +1,107 @@
-"""Walk on the sphere: dot products, norms and spherical interpolation along one dimension of tensors.
+"""Geometry of whole tensors: inner products, spherical interpolation, and means that lie in the span of the models.
 
-Sums run in float64, so that the angle of two nearly equal tensors is not lost.
+Everything is found from the matrix of inner products (Gram matrix), which is summed piece by piece in float64, so that
+the angle of two nearly equal tensors is not lost. The result is a weighted sum of the models.
 """
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from agent_forge.merge.arrays import Array
+from agent_forge.merge.method import Inputs
+from agent_forge.merge.pieces import Whole
 
 # Beyond this cosine slerp is linear by definition; NEARLY_EQUAL is only where the sine leaves float64's precision.
 COLINEAR = 0.9995
 NEARLY_EQUAL = 1.0 - 1e-9
 
 
-def norms(vectors: Tensor) -> Tensor:
-    """Return the L2 norms along the last dimension, kept: (..., 1) float64."""
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
+def gram(whole: Whole, vectors: Callable[[Inputs], Sequence[Array]]) -> Array:
+    """Return the inner products of the tensors that `vectors` makes of each piece: (n, n) float64."""
+
+    def products(inputs: Inputs) -> Array:
+        flat = [vector.reshape(-1).astype(np.float64, copy=False) for vector in vectors(inputs)]
+        found = np.empty((len(flat), len(flat)))
+        for i, left in enumerate(flat):
+            for j, right in enumerate(flat[: i + 1]):
+                found[i, j] = found[j, i] = np.dot(left, right)
+        return found
+
+    return whole.total(products)
 
 
-def dots(a: Tensor, b: Tensor) -> Tensor:
-    """Return the dot products along the last dimension, kept: (..., 1) float64."""
-    return (a.double() * b.double()).sum(-1, keepdim=True)
+def slerp_weights(t: float, cosine: Array, threshold: float) -> tuple[Array, Array]:
+    """Return the weights sin((1-t)θ)/sin θ and sin(tθ)/sin θ; linear ones where |cosine| is above the threshold.
 
-
-def slerp(t: float, a: Tensor, b: Tensor, threshold: float = COLINEAR) -> Tensor:
-    """Interpolate each vector of the last dimension from a (t = 0) to b (t = 1).
-
-    The angle is that of the directions, the weights sin((1-t)θ)/sin θ and sin(tθ)/sin θ act on the vectors themselves.
-    Vectors of length 0 and nearly (anti)parallel ones are interpolated linearly.
+    cosine: any shape, of the directions; NaN where one of them has length 0, which is interpolated linearly.
     """
-    length = norms(a) * norms(b)
-    cosine = (dots(a, b) / length.clamp_min(1e-300)).clamp(-1.0, 1.0)
-    flat = (cosine.abs() > threshold) | (length == 0)
-    angle = torch.acos(cosine)
-    sine = torch.where(flat, 1.0, torch.sin(angle))
-    of_a = torch.where(flat, 1.0 - t, torch.sin((1.0 - t) * angle) / sine)
-    of_b = torch.where(flat, t, torch.sin(t * angle) / sine)
-    return (a * of_a + b * of_b).to(a.dtype)
+    flat = ~(np.abs(cosine) <= threshold)
+    angle = np.arccos(np.where(flat, 0.0, cosine))
+    sine = np.sin(angle)
+    return (
+        np.where(flat, 1.0 - t, np.sin((1.0 - t) * angle) / sine),
+        np.where(flat, t, np.sin(t * angle) / sine),
+    )
+
+
+def cosine_of(dot: Array, square_a: Array, square_b: Array) -> Array:
+    """Return the cosine from inner products, NaN where a length is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (dot / np.sqrt(square_a * square_b)).clip(-1.0, 1.0)
+
+
+def karcher_weights(products: Array, max_iter: int, tol: float) -> list[float]:
+    """Return the weights of the tensors in the Riemannian mean of their directions, scaled to their mean length.
+
+    Iterates m <- exp_m(mean of log_m(u_k)) from the normalised mean; tensors of length 0 count for the length only.
+    """
+    lengths = np.sqrt(np.diag(products))
+    used = np.flatnonzero(lengths > 0)
+    weights = np.zeros(len(lengths))
+    if not used.size:
+        return weights.tolist()
+    cosines = products[np.ix_(used, used)] / np.outer(lengths[used], lengths[used])
+    mean = np.full(len(used), 1.0 / len(used))
+    norm = _length(mean, cosines)
+    mean = mean / norm if norm > 0 else np.eye(len(used))[0]
+    for _ in range(max_iter):
+        tangent = np.zeros(len(used))
+        for k, cosine in enumerate((cosines @ mean).clip(-1.0, 1.0)):
+            angle = math.acos(cosine)
+            if 1e-12 < angle < math.pi:
+                tangent += angle / math.sin(angle) * (np.eye(len(used))[k] - cosine * mean)
+        tangent /= len(used)
+        step = _length(tangent, cosines)
+        if step < tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) / step * tangent
+        mean /= _length(mean, cosines)
+    weights[used] = mean / lengths[used] * lengths.mean()
+    return weights.tolist()
+
+
+def tangent_mean_weights(products: Array, shares: Sequence[float], eps: float) -> list[float]:
+    """Return the weights of the tensors in their barycentre on the sphere, by one step in the tangent space.
+
+    The tangent space is the one at the shares' mean direction; the length is the shares' mean of the lengths.
+    """
+    lengths = np.sqrt(np.diag(products))
+    scale = 1.0 / (lengths + eps)
+    cosines = products * np.outer(scale, scale)
+    share = np.asarray(shares, np.float64)
+    norm = _length(share, cosines)
+    if norm < eps:
+        return share.tolist()
+    mean = share / norm
+    along = cosines @ mean
+    tangent = share - float(share @ along) * mean
+    step = _length(tangent, cosines)
+    if step > eps:
+        mean = mean * math.cos(step) + tangent * (math.sin(step) / step)
+    return (mean * scale * float(share @ lengths)).tolist()
+
+
+def _length(weights: Array, products: Array) -> float:
+    return math.sqrt(max(0.0, float(weights @ products @ weights)))

@@ -1,7 +1,6 @@
 """Drop by magnitude rank, then elect signs. Source: DELLA, arXiv:2406.11617."""
 
-from torch import Tensor
-
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_elected
 from agent_forge.merge.method import Inputs, Method
 from agent_forge.merge.methods import della_linear
@@ -11,10 +10,13 @@ METHOD = Method(
     base="required",
     each=della_linear.METHOD.each,
     shared=della_linear.METHOD.shared,
+    rows=True,
+    narrow=True,
 )
 check = della_linear.check
+survey = della_linear.survey
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor."""
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece."""
     return add_elected(inputs.origin(), della_linear.drop(inputs), inputs.column("weight"), inputs.shared)

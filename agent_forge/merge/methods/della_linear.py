@@ -1,24 +1,28 @@
 """DARE with a keep-probability that rises with the magnitude rank inside each row: density ± epsilon, then a sum.
 
 Source: DELLA, arXiv:2406.11617. `rescale` divides by each entry's probability; with `rescale_l1` the L1 norm is
-restored.
+restored. Masks are keyed by (seed, tensor, model, place).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from agent_forge.merge import sparsify
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_weighted, cancelled
 from agent_forge.merge.method import Inputs, Method, Number
 from agent_forge.merge.methods import dare_linear
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="drop by magnitude rank, then a weighted sum",
     base="required",
     each={**dare_linear.METHOD.each, "epsilon": Number(None, low=0.0, high=0.5)},
     shared=dare_linear.METHOD.shared,
+    rows=True,
+    narrow=True,
 )
 
 
@@ -33,19 +37,34 @@ def check(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> str:
     return cancelled(each, shared)
 
 
-def drop(inputs: Inputs) -> list[Tensor]:
+def survey(whole: Whole) -> list[float] | None:
+    """Return what restores the L1 norm of each task vector, where the recipe asks for that."""
+    if not (whole.shared["rescale"] and whole.shared["rescale_l1"]):
+        return None
+    return sparsify.l1_factors(whole, lambda inputs: _thinned(inputs, rescale=False))
+
+
+def drop(inputs: Inputs) -> list[Array]:
     """Return the task vectors with dropped entries, rescaled as the recipe says."""
-    rescale: sparsify.Rescale = "none"
-    if inputs.shared["rescale"]:
-        rescale = "l1" if inputs.shared["rescale_l1"] else "density"
-    return [
-        sparsify.at_random_by_rank(
-            delta, parameters["density"], parameters["epsilon"], rescale, inputs.seed, inputs.name, key
-        )
-        for delta, parameters, key in zip(inputs.deltas(), inputs.each, inputs.keys, strict=True)
-    ]
+    kept = _thinned(inputs, rescale=inputs.shared["rescale"] and not inputs.shared["rescale_l1"])
+    for delta, factor in zip(kept, inputs.facts or [], strict=False):
+        delta *= factor
+    return kept
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor."""
+def _thinned(inputs: Inputs, *, rescale: bool) -> list[Array]:
+    kept = []
+    for delta, parameters, key in zip(inputs.deltas(), inputs.each, inputs.keys, strict=True):
+        probability = sparsify.keep_probabilities(delta, parameters["density"], parameters["epsilon"])
+        names = ("della", inputs.name, key)
+        delta *= sparsify.draws(inputs.seed, names, inputs.start, delta.size).reshape(delta.shape) < probability
+        if rescale:
+            # A probability of 0 keeps nothing: there is only 0 to divide.
+            delta /= np.maximum(probability, np.finfo(np.float32).tiny)
+        kept.append(delta)
+    return kept
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece."""
     return add_weighted(inputs.origin(), drop(inputs), inputs.column("weight"), inputs.shared)

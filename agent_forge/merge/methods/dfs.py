@@ -11,9 +11,8 @@ pre-norm model whose layers write through the modules that `writers` names.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from agent_forge.core.errors import ConfigError
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 from agent_forge.merge.recipe import Recipe, Slice, SliceSource
 
@@ -27,7 +26,7 @@ METHOD = Method(
 WRITERS = ("o_proj", "down_proj")
 
 
-def merge(inputs: Inputs) -> Tensor:
+def merge(inputs: Inputs) -> Array:
     """Return the tensor of the layer that the path visits, times its folded scale."""
     return inputs.tensors[0] * inputs.each[0]["scale"]
 

@@ -1,14 +1,13 @@
 """Riemannian (Karcher) mean of the models' directions, scaled to their mean length.
 
-Iterates m <- exp_m(mean of log_m(u_k)) from the normalised mean until the step is below `tol` or `max_iter` is reached.
+The iteration stays in the span of the models, so it runs on their inner products and ends in one weight a model.
 """
 
-import math
-
-import torch
-from torch import Tensor
-
+from agent_forge.merge import sphere
+from agent_forge.merge.arrays import Array
+from agent_forge.merge.consensus import weighted_sum
 from agent_forge.merge.method import Inputs, Method, Number
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="Riemannian mean of the directions",
@@ -17,27 +16,12 @@ METHOD = Method(
 )
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the mean. Tensors of length 0 count for the length only."""
-    vectors = [tensor.flatten().double() for tensor in inputs.tensors]
-    lengths = [float(vector.norm()) for vector in vectors]
-    units = [vector / length for vector, length in zip(vectors, lengths, strict=True) if length > 0]
-    shape = inputs.tensors[0].shape
-    if not units:
-        return torch.zeros_like(inputs.tensors[0])
-    mean = torch.stack(units).mean(0)
-    mean = mean / mean.norm() if float(mean.norm()) > 0 else units[0].clone()
-    for _ in range(inputs.shared["max_iter"]):
-        tangent = torch.zeros_like(mean)
-        for unit in units:
-            cosine = min(1.0, max(-1.0, float(torch.dot(mean, unit))))
-            angle = math.acos(cosine)
-            if angle > 1e-12:
-                tangent += (angle / math.sin(angle)) * (unit - cosine * mean) if angle < math.pi else 0.0
-        tangent /= len(units)
-        step = float(tangent.norm())
-        if step < inputs.shared["tol"]:
-            break
-        mean = math.cos(step) * mean + math.sin(step) / step * tangent
-        mean /= mean.norm()
-    return (mean * (sum(lengths) / len(lengths))).to(inputs.tensors[0].dtype).view(shape)
+def survey(whole: Whole) -> list[float]:
+    """Return the weight of each model in the mean."""
+    products = sphere.gram(whole, lambda inputs: inputs.tensors)
+    return sphere.karcher_weights(products, whole.shared["max_iter"], whole.shared["tol"])
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the mean."""
+    return weighted_sum(inputs.tensors, inputs.facts)

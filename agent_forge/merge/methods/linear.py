@@ -1,9 +1,7 @@
 """Weighted mean of whole models (model soup, arXiv:2203.05482): sum of w_k X_k, divided by sum w_k when `normalize`."""
 
-import torch
-from torch import Tensor
-
-from agent_forge.merge.consensus import WEIGHT, cancelled
+from agent_forge.merge.arrays import Array
+from agent_forge.merge.consensus import WEIGHT, cancelled, weighted_sum
 from agent_forge.merge.method import Flag, Inputs, Method
 
 METHOD = Method(
@@ -12,11 +10,8 @@ METHOD = Method(
 check = cancelled
 
 
-def merge(inputs: Inputs) -> Tensor:
+def merge(inputs: Inputs) -> Array:
     """Return the weighted sum or mean."""
     weights = inputs.column("weight")
     total = sum(weights) if inputs.shared["normalize"] else 1.0
-    result = torch.zeros_like(inputs.tensors[0])
-    for tensor, weight in zip(inputs.tensors, weights, strict=True):
-        result.add_(tensor, alpha=weight / total)
-    return result
+    return weighted_sum(inputs.tensors, [weight / total for weight in weights])

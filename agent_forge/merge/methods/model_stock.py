@@ -5,32 +5,52 @@ t = N c / (1 + (N - 1) c), c the mean pairwise cosine; per tensor, or per row wi
 
 from itertools import combinations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from agent_forge.merge import sphere
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Flag, Inputs, Method
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="geometry-weighted mean of models and base",
     base="required",
     models=(2, None),
     shared={"filter_wise": Flag(False)},
+    rows=True,
 )
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor, float32. A task vector of zeros has cosine 0 with every other."""
-    base = inputs.origin()
-    per_row = inputs.shared["filter_wise"] and base.dim() > 1
-    rows = [delta.flatten(1) if per_row else delta.flatten() for delta in inputs.deltas()]
-    lengths = [sphere.norms(row) for row in rows]
-    count = len(rows)
-    cosines = [
-        sphere.dots(rows[i], rows[j]) / (lengths[i] * lengths[j]).clamp_min(1e-300)
-        for i, j in combinations(range(count), 2)
-    ]
-    c = torch.stack(cosines).mean(0)
-    t = count * c / (1 + (count - 1) * c)
-    mean_delta = torch.stack(rows).double().mean(0)
-    return (base.double() + (mean_delta * t).view_as(base)).to(base.dtype)
+def survey(whole: Whole) -> Array | None:
+    """Return the share of the models' mean for the whole tensor; None where each row has its own."""
+    if whole.shared["filter_wise"] and len(whole.shape) > 1:
+        return None
+    products = sphere.gram(whole, Inputs.deltas)
+    return _share([products[i, j] for i, j in _pairs(products)], list(np.diag(products)))
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece. A task vector of zeros has cosine 0 with every other."""
+    base, deltas = inputs.origin(), inputs.deltas()
+    share = inputs.facts
+    if share is None:
+        rows = [delta.reshape(len(delta), -1).astype(np.float64, copy=False) for delta in deltas]
+        share = _share([(rows[i] * rows[j]).sum(1) for i, j in _pairs(rows)], [(row * row).sum(1) for row in rows])
+        share = share.reshape(-1, *[1] * (base.ndim - 1))
+    mean = deltas[0].astype(np.float64, copy=False)
+    for delta in deltas[1:]:
+        mean = mean + delta
+    return base + mean * (share / len(deltas))
+
+
+def _pairs(things: object) -> list[tuple[int, int]]:
+    return list(combinations(range(len(things)), 2))  # type: ignore[arg-type]
+
+
+def _share(dots: list[Array], squares: list[Array]) -> Array:
+    """Return t from the inner products of the pairs and the squared lengths (numbers, or one a row)."""
+    cosines = []
+    for (i, j), dot in zip(_pairs(squares), dots, strict=True):
+        cosines.append(dot / np.maximum(np.sqrt(squares[i] * squares[j]), 1e-300))
+    count, c = len(squares), np.mean(cosines, axis=0)
+    return np.asarray(count * c / (1 + (count - 1) * c))

@@ -6,10 +6,11 @@ Works on task vectors when there is a base. The length is the weighted mean of t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from agent_forge.merge import sphere
+from agent_forge.merge.arrays import Array
+from agent_forge.merge.consensus import CANCELLED, weighted_sum
 from agent_forge.merge.method import Flag, Inputs, Method, Number
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="barycentric spherical mean of many models",
@@ -23,32 +24,22 @@ METHOD = Method(
 def check(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> str:
     """Say when weights that are to be normalised cancel."""
     total = sum(parameters["weight"] for parameters in each)
-    return "the weights sum to 0" if shared["normalize_weights"] and abs(total) < 1e-8 else ""
+    return "the weights sum to 0" if shared["normalize_weights"] and abs(total) < CANCELLED else ""
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the spherical mean; sums over a tensor run in float64."""
-    chosen = inputs.tensors if inputs.base is None else inputs.deltas()
-    weights = inputs.column("weight")
-    total = sum(weights) if inputs.shared["normalize_weights"] else 1.0
+def survey(whole: Whole) -> list[float]:
+    """Return the weight of each model (or task vector) in the spherical mean."""
+    weights = [parameters["weight"] for parameters in whole.each]
+    total = sum(weights) if whole.shared["normalize_weights"] else 1.0
     shares = [weight / total for weight in weights]
-    vectors = [tensor.flatten().double() for tensor in chosen]
-    lengths = [float(vector.norm()) for vector in vectors]
-    tiny = inputs.shared["eps"]
-    units = [vector / (length + tiny) for vector, length in zip(vectors, lengths, strict=True)]
-    mean = sum(unit * share for unit, share in zip(units, shares, strict=True))
-    assert isinstance(mean, Tensor)
-    if float(mean.norm()) < tiny:
-        result = sum(vector * share for vector, share in zip(vectors, shares, strict=True))
-    else:
-        mean = mean / mean.norm()
-        tangent = torch.zeros_like(mean)
-        for unit, share in zip(units, shares, strict=True):
-            tangent += share * (unit - torch.dot(unit, mean) * mean)
-        step = float(tangent.norm())
-        if step > tiny:
-            mean = mean * torch.cos(torch.tensor(step)).double() + tangent * (torch.sin(torch.tensor(step)) / step)
-        result = mean * sum(length * share for length, share in zip(lengths, shares, strict=True))
-    assert isinstance(result, Tensor)
-    mixed = result.to(chosen[0].dtype).view_as(chosen[0])
+    return sphere.tangent_mean_weights(sphere.gram(whole, _vectors), shares, whole.shared["eps"])
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the spherical mean."""
+    mixed = weighted_sum(_vectors(inputs), inputs.facts)
     return mixed if inputs.base is None else inputs.base + mixed
+
+
+def _vectors(inputs: Inputs) -> list[Array]:
+    return inputs.tensors if inputs.base is None else inputs.deltas()

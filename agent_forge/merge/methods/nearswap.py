@@ -1,8 +1,8 @@
 """Pull entries of the base to the other model where they nearly agree: w = clip(t / |B - X|, 0, 1), w X + (1 - w) B."""
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 
 METHOD = Method(
@@ -13,9 +13,9 @@ METHOD = Method(
 )
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor."""
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece; where both agree exactly it is their value."""
     base, other = inputs.origin(), inputs.tensors[0]
-    distance = (base - other).abs()
-    share = torch.where(distance > 0, inputs.shared["t"] / distance.clamp_min(1e-38), 1.0).clamp(0.0, 1.0)
+    distance = np.abs(base - other)
+    share = np.minimum(inputs.shared["t"] / np.maximum(distance, 1e-38), 1.0)
     return share * other + (1 - share) * base

@@ -7,10 +7,12 @@ Flattened, or with `nuslerp_flatten: false` vector by vector: along the first di
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from agent_forge.merge import sphere
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Flag, Inputs, Method, Number
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="weighted slerp of two models or two task vectors",
@@ -18,6 +20,7 @@ METHOD = Method(
     models=(2, 2),
     each={"weight": Number(None, low=0.0)},
     shared={"nuslerp_flatten": Flag(True), "nuslerp_row_wise": Flag(False)},
+    rows=True,
 )
 
 
@@ -26,16 +29,31 @@ def check(each: Sequence[Mapping[str, Any]], _shared: Mapping[str, Any]) -> str:
     return "" if sum(parameters["weight"] for parameters in each) else "both weights are 0; raise one"
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the interpolated tensor."""
-    first, second = inputs.tensors if inputs.base is None else inputs.deltas()
-    a, b = inputs.column("weight")
-    t = b / (a + b)
-    if inputs.shared["nuslerp_flatten"] or first.dim() < 2:
-        mixed = sphere.slerp(t, first.flatten(), second.flatten(), sphere.NEARLY_EQUAL).view_as(first)
-    else:
-        axis = 0 if inputs.shared["nuslerp_row_wise"] else -1
-        mixed = sphere.slerp(t, first.movedim(axis, -1), second.movedim(axis, -1), sphere.NEARLY_EQUAL).movedim(
-            -1, axis
-        )
+def survey(whole: Whole) -> Array | None:
+    """Return the cosine of the whole tensors, or of each vector along the first dimension; None for the last."""
+    flatten = whole.shared["nuslerp_flatten"] or len(whole.shape) < 2
+    if not flatten and not whole.shared["nuslerp_row_wise"]:
+        return None
+
+    def products(inputs: Inputs) -> Array:
+        a, b = (vector.astype(np.float64, copy=False) for vector in _pair(inputs))
+        return np.stack([(x * y).sum(None if flatten else 0) for x, y in ((a, b), (a, a), (b, b))])
+
+    return sphere.cosine_of(*whole.total(products))
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the interpolated piece."""
+    first, second = _pair(inputs)
+    w1, w2 = inputs.column("weight")
+    cosine = inputs.facts
+    if cosine is None:
+        a, b = first.astype(np.float64, copy=False), second.astype(np.float64, copy=False)
+        cosine = sphere.cosine_of(*((x * y).sum(-1, keepdims=True) for x, y in ((a, b), (a, a), (b, b))))
+    of_first, of_second = sphere.slerp_weights(w2 / (w1 + w2), cosine, sphere.NEARLY_EQUAL)
+    mixed = first * of_first + second * of_second
     return mixed if inputs.base is None else inputs.base + mixed
+
+
+def _pair(inputs: Inputs) -> list[Array]:
+    return inputs.tensors if inputs.base is None else inputs.deltas()

@@ -1,7 +1,6 @@
 """Take one model's tensor as it is, times `scale`: with slices this stacks layers (frankenmerge)."""
 
-from torch import Tensor
-
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 
 METHOD = Method(
@@ -9,6 +8,6 @@ METHOD = Method(
 )
 
 
-def merge(inputs: Inputs) -> Tensor:
+def merge(inputs: Inputs) -> Array:
     """Return the scaled tensor."""
     return inputs.tensors[0] * inputs.each[0]["scale"]

@@ -1,16 +1,17 @@
 """Add changes that only one model made whole, and average those that several made. A change is |X - B| > epsilon."""
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 
 EPSILON = Number(1e-5, low=0.0)
 METHOD = Method(summary="unique changes whole, shared ones averaged", base="required", shared={"epsilon": EPSILON})
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor."""
-    deltas = torch.stack(inputs.deltas())
-    changed = deltas.abs() > inputs.shared["epsilon"]
-    return inputs.origin() + torch.where(changed, deltas, 0.0).sum(0) / changed.sum(0).clamp_min(1)
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece."""
+    deltas = np.stack(inputs.deltas())
+    changed = np.abs(deltas) > inputs.shared["epsilon"]
+    average = (deltas * changed).sum(0) / np.maximum(changed.sum(0), 1).astype(deltas.dtype)
+    return inputs.origin() + average

@@ -1,10 +1,11 @@
 """RAM with unique changes enlarged by 1 + r * clip(rho, 0, alpha), rho = overlapping / unique changes of that model."""
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 from agent_forge.merge.methods.ram import EPSILON
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="RAM with enlarged unique changes",
@@ -13,15 +14,32 @@ METHOD = Method(
 )
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor."""
-    deltas = torch.stack(inputs.deltas())
-    changed = deltas.abs() > inputs.shared["epsilon"]
-    count = changed.sum(0)
-    result = inputs.origin() + torch.where((count > 1) & changed, deltas, 0.0).sum(0) / count.clamp_min(1)
-    for delta, mask in zip(deltas, changed, strict=True):
-        unique, overlapping = int((mask & (count == 1)).sum()), int((mask & (count > 1)).sum())
+def survey(whole: Whole) -> list[float]:
+    """Return by what each model's unique changes are multiplied."""
+
+    def tally(inputs: Inputs) -> Array:
+        _, changed, count = _changes(inputs)
+        return np.array([[int((m & (count == 1)).sum()), int((m & (count > 1)).sum())] for m in changed])
+
+    factors = []
+    for unique, overlapping in whole.total(tally):
         ratio = overlapping / unique if unique else 0.0
-        factor = 1 + inputs.shared["r"] * min(max(ratio, 0.0), inputs.shared["alpha"])
-        result += torch.where(mask & (count == 1), delta * factor, 0.0)
+        factors.append(1 + whole.shared["r"] * float(min(ratio, whole.shared["alpha"])))
+    return factors
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece."""
+    deltas, changed, count = _changes(inputs)
+    shared = (deltas * (changed & (count > 1))).sum(0) / np.maximum(count, 1).astype(deltas.dtype)
+    result: Array = inputs.origin() + shared
+    for delta, mask, factor in zip(deltas, changed, inputs.facts, strict=True):
+        result += delta * (mask & (count == 1)) * factor
     return result
+
+
+def _changes(inputs: Inputs) -> tuple[Array, Array, Array]:
+    """Return the task vectors, which entries each changed, and by how many models each entry was."""
+    deltas = np.stack(inputs.deltas())
+    changed = np.abs(deltas) > inputs.shared["epsilon"]
+    return deltas, changed, changed.sum(0)

@@ -3,35 +3,75 @@
 Source: arXiv:2408.07990.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from agent_forge.merge import sparsify
+from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
+from agent_forge.merge.pieces import Whole
 
 METHOD = Method(
     summary="variance selection, energy weights, sign election",
     base="required",
     shared={"select_topk": Number(1.0, low=0.0, high=1.0, above=True)},
+    narrow=True,
 )
 
 
-def merge(inputs: Inputs) -> Tensor:
-    """Return the merged tensor."""
-    deltas = torch.stack(inputs.deltas())
-    share = inputs.shared["select_topk"]
-    if share < 1 and len(deltas) > 1:
-        # The share counts the entries that vary at all.
-        spread = deltas.var(0, unbiased=False)
-        kept = max(1, int(share * int((spread > 0).sum())))
-        deltas = torch.where(sparsify.largest(spread.flatten(), kept).view_as(spread), deltas, 0.0)
-    energy = deltas.double().square().flatten(1).mean(1)
-    weights = (energy / energy.sum() if float(energy.sum()) > 0 else torch.full_like(energy, 1 / len(energy))).to(
-        deltas.dtype
-    )
-    weights = weights.view(-1, *[1] * (deltas.dim() - 1))
-    positive = deltas.sum(0) >= 0
-    agrees = torch.where(positive, deltas > 0, deltas < 0)
-    divisor = (agrees * weights).sum(0)
-    total = torch.where(agrees, deltas * weights, 0.0).sum(0)
-    return inputs.origin() + total / torch.where(divisor < 1e-12, 1.0, divisor)
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which entries take part (None: all), and the weight of each model by its energy there."""
+
+    cut: sparsify.Cut | None
+    weights: list[float]
+
+
+def survey(whole: Whole) -> Selection:
+    """Return the cut by variance and the energy weights."""
+    cut = _variance_cut(whole)
+
+    def energies(inputs: Inputs) -> Array:
+        chosen = _selected(inputs, cut)
+        return np.array([np.square(delta, dtype=np.float64).sum() for delta in chosen])
+
+    energy = whole.total(energies)
+    share = energy / energy.sum() if energy.sum() > 0 else np.full(len(energy), 1 / len(energy))
+    return Selection(cut, share.tolist())
+
+
+def _variance_cut(whole: Whole) -> sparsify.Cut | None:
+    share = whole.shared["select_topk"]
+    if share >= 1 or len(whole.tensors) < 2:
+        return None
+    # The share counts the entries that vary at all.
+    varying = sum(whole.map(lambda inputs: int(np.count_nonzero(_spread(inputs.deltas()))), single=True))
+    count = max(1, int(share * varying))
+    return sparsify.largest(whole, lambda inputs: [_spread(inputs.deltas())], [[count]])[0][0]
+
+
+def _spread(deltas: Sequence[Array]) -> Array:
+    """Return the variance of each entry over the models, float32."""
+    return np.stack([delta.astype(np.float32, copy=False) for delta in deltas]).var(0)
+
+
+def _selected(inputs: Inputs, cut: sparsify.Cut | None) -> list[Array]:
+    deltas = inputs.deltas()
+    if cut is None:
+        return deltas
+    mask = cut.mask(_spread(deltas), inputs.start)
+    return [sparsify.masked(delta, mask) for delta in deltas]
+
+
+def merge(inputs: Inputs) -> Array:
+    """Return the merged piece."""
+    deltas = _selected(inputs, inputs.facts.cut)
+    positive = np.sum(deltas, axis=0) >= 0
+    result, divisor = np.zeros_like(deltas[0]), np.zeros_like(deltas[0])
+    for delta, weight in zip(deltas, inputs.facts.weights, strict=True):
+        agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
+        result += delta * agrees * weight
+        divisor += agrees * weight
+    return inputs.origin() + result / np.where(divisor < 1e-12, 1.0, divisor)

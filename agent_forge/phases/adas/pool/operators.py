@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent_forge.merge import method as merging
+from agent_forge import merge as merging
 from agent_forge.phases.adas.experts import ExpertBank, Tensors
 from agent_forge.phases.adas.pool.sources import sum_of
 from agent_forge.phases.adas.pool.technique import Composition, cut_rank
@@ -30,11 +30,11 @@ def merged(name: str, *, with_base: bool = True, **settings: Any) -> Compose:
         for matrix in bank.matrices:
             base = bank.base[matrix.name]
             tensors = [base + alpha[k] * bank.deltas[k][matrix.name] for k in active]
-            inputs = merging.Inputs(
-                tensors=tensors, base=base if with_base else None, each=[dict(each) for _ in active],
-                shared=dict(shared), keys=[bank.domains[k] for k in active], name=matrix.name, seed=bank.seed,
+            merged = merging.merge_tensors(
+                module, tensors, base if with_base else None, each=[each] * len(active), shared=shared,
+                keys=[bank.domains[k] for k in active], name=matrix.name, seed=bank.seed,
             )  # fmt: skip
-            found[matrix.name] = module.merge(inputs) - base
+            found[matrix.name] = merged - base
         return found
 
     return compose

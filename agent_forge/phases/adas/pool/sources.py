@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from agent_forge.merge import sparsify
+from agent_forge.merge import load_method, merge_tensors
 from agent_forge.phases.adas.experts import ExpertBank, Tensors
 from agent_forge.phases.adas.pool.technique import Composition, cut_rank
 
@@ -47,6 +48,13 @@ def sum_of(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def _trimmed(delta: Tensor, bank: ExpertBank) -> Tensor:
+    """Return the largest entries of a task vector: TIES of one model that starts from 0."""
+    density = {"weight": 1.0, "density": bank.density}
+    shared = {"normalize": False, "lambda": 1.0, "rescale": False}
+    return merge_tensors(load_method("ties"), [delta], torch.zeros_like(delta), each=[density], shared=shared)
+
+
 def _ranked(delta: Tensor, bank: ExpertBank) -> Tensor:
     return cut_rank(delta, max(1, round(bank.rank_share * min(delta.shape))))
 
@@ -57,8 +65,7 @@ TECHNIQUES = (
     Composition("svf_attention", "source", "singular gains of attention only", svf(("attention",))),
     Composition("svf_mlp", "source", "singular gains of the MLPs only", svf(("mlp",))),
     Composition("task_full", "source", "whole task vectors", task(lambda delta, _: delta)),
-    Composition("task_trimmed", "source", "largest entries of task vectors",
-                task(lambda delta, bank: sparsify.top_share(delta, bank.density))),
+    Composition("task_trimmed", "source", "largest entries of task vectors", task(_trimmed)),
     Composition("task_rank", "source", "leading singular directions of task vectors", task(_ranked)),
     Composition("task_sign", "source", "signs of task vectors at their mean size",
                 task(lambda delta, _: delta.sign() * delta.abs().mean())),

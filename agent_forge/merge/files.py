@@ -1,0 +1,123 @@
+"""Read a model's safetensors piece by piece: headers first, numbers by place, nothing mapped and nothing kept.
+
+A mapped file's pages count as this process's memory; reads by place do not. Torch is not needed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent_forge.core.errors import CheckpointError, did_you_mean
+from agent_forge.merge.arrays import BY_CODE, Array, DType, all_finite
+from agent_forge.merge.pieces import Stored
+
+IMPORTANCE = "fisher"  # subdirectory of a model that rates its weights
+INDEX = "model.safetensors.index.json"
+MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+Form = tuple[tuple[int, ...], DType]
+
+
+class ModelFiles:
+    """The tensors of one model directory. `forms`: name -> (shape, dtype); `label`: what the recipe calls the model."""
+
+    def __init__(self, directory: Path, label: str) -> None:
+        self.directory, self.label = directory, label
+        self.files = _weight_files(directory)
+        self.forms: dict[str, Form] = {}
+        self._stored: dict[str, Stored] = {}
+        self._open: list[int] = []
+        for file in self.files:
+            self._read_header(file)
+        self.importance = ModelFiles(directory / IMPORTANCE, label) if (directory / IMPORTANCE).is_dir() else None
+
+    def rated(self, name: str) -> Stored:
+        """Return the measured importance of a tensor; the plan has checked that there is one."""
+        assert self.importance is not None
+        return self.importance.stored(name)
+
+    def stored(self, name: str) -> Stored:
+        """Return a tensor where it lies. Reading it raises CheckpointError when it holds a NaN or an infinity."""
+        return self._stored[name]
+
+    def put(self, name: str, stored: Stored) -> None:
+        """Let `name` stand for another tensor: a tied one, or one with its rows rearranged."""
+        self.forms[name] = (stored.shape, stored.dtype)
+        self._stored[name] = stored
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.importance is not None:
+            self.importance.close()
+        while self._open:
+            os.close(self._open.pop())
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+            self._open.append(descriptor)
+            size = os.fstat(descriptor).st_size
+            length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{file} is damaged: its header does not fit into the file; restore it from a copy"
+                )
+            header = json.loads(os.pread(descriptor, length, 8))
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}; restore it from a copy") from None
+        except ValueError:
+            raise CheckpointError(f"{file} is damaged: its header is not JSON; restore it from a copy") from None
+        for name, entry in header.items():
+            if name != "__metadata__":
+                self._add(file, descriptor, 8 + length, size, name, entry)
+
+    def _add(self, file: Path, descriptor: int, origin: int, size: int, name: str, entry: Mapping[str, Any]) -> None:
+        dtype = BY_CODE.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(
+                f"{file}: {name} has dtype {entry['dtype']}, which cannot be merged; convert it to bfloat16 first"
+            )
+        shape = tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if end - begin != math.prod(shape) * dtype.itemsize or not 0 <= begin <= end <= size - origin:
+            raise CheckpointError(
+                f"{file} is damaged: {name} does not lie where its header says; restore it from a copy"
+            )
+        if name in self.forms:
+            raise CheckpointError(f"{file}: {name} is also in another file of {self.directory}; remove one of them")
+        where = f"{self.label}: {name}"
+
+        def read(start: int, stop: int) -> Array:
+            count = (stop - start) * dtype.itemsize
+            raw = os.pread(descriptor, count, origin + begin + start * dtype.itemsize)
+            if len(raw) != count:
+                raise CheckpointError(f"{file} became shorter while it was read; restore it from a copy")
+            values = np.frombuffer(raw, dtype.stored)
+            if not all_finite(values, dtype):
+                raise CheckpointError(f"{where} holds NaN or infinity; merge a sound checkpoint")
+            return values
+
+        self.put(name, Stored(shape, dtype, read))
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a directory. Raises CheckpointError when there are none, or one is missing."""
+    index = directory / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise CheckpointError(f"{index} is damaged; restore it from a copy") from None
+        here = [path.name for path in directory.iterdir()]
+        for name in names:
+            if name not in here:
+                raise CheckpointError(f"{directory / name} is missing{did_you_mean(name, here)}")
+        return [directory / name for name in names]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
+    return files

@@ -1,0 +1,41 @@
+"""The model card of a merge: what was merged and how, parents with their hashes, whose config it has."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent_forge.pipeline.merging import Job
+
+
+def merge_card(job: "Job", parents: list[dict[str, str]]) -> str:
+    """Return README.md of a merged model."""
+    method = job.recipe.method
+    names = ", ".join(parent["name"] for parent in parents)
+    rows = "\n".join(f"| {parent['name']} | `{parent['id']}` | {_role(job, i)} |" for i, parent in enumerate(parents))
+    notes = "\n".join(f"- {note}" for note in job.notes)
+    parameters = sum(output.size_bytes // output.dtype.itemsize for output in job.layout.outputs)
+    return f"""---
+tags: [merge, agent-forge, {method}]
+---
+# A merge of {names}
+
+Method: {method} ({job.plan.method.METHOD.summary}). {parameters:,} stored numbers,
+{job.layout.size_bytes:,} bytes. Random masks, where the method has any, are those of seed {job.settings.seed}.
+
+| parent | content id | role |
+|---|---|---|
+{rows}
+
+## Notes
+{notes}
+
+## Recipe
+```yaml
+{job.text.rstrip()}
+```
+"""
+
+
+def _role(job: "Job", place: int) -> str:
+    label = list(job.sources)[place]
+    roles = ["base"] if label == job.recipe.base else ["merged"]
+    return ", ".join([*roles, "config"] if label == job.donor else roles)
