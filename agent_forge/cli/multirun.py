@@ -43,6 +43,9 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     rows = [
         json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"), key=lambda p: int(p.parent.name))
     ]
+    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
+    for row in rows:  # what all jobs have in common says nothing about any of them
+        row["overrides"] = ", ".join(override for override in row["overrides"] if override not in shared)
     atomic.write_json(folder / "summary.json", rows)
     if as_json:
         print_json(rows)
@@ -66,7 +69,7 @@ class _Job:
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        row: dict[str, Any] = {"job": hydra_config.job.num, "overrides": hydra_config.job.override_dirname}
+        row: dict[str, Any] = {"job": hydra_config.job.num, "overrides": list(hydra_config.overrides.task)}
         OmegaConf.set_struct(tree, False)
         try:
             row |= self._run(tree, folder)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from agent_forge.pipeline.estimate import Estimate
@@ -49,11 +50,11 @@ def estimate_table(estimates: Sequence[Estimate]) -> Table:
 
 def plain_table(rows: Sequence[dict[str, Any]], title: str = "") -> Table:
     """Return rows of plain values as a table with the keys of the first row as columns."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=escape(title) or None, title_justify="left")
     for key in rows[0] if rows else ():
         table.add_column(str(key), justify="right" if isinstance(rows[0][key], (int, float)) else "left")
     for row in rows:
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else escape(str(v)) for v in row.values()))
     return table
 
 

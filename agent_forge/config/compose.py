@@ -167,6 +167,8 @@ def _one_line(error: Exception, command: str) -> str:
         folder, _, option = group.group(1).rpartition("/")
         options = groups().get(folder, [])
         return f"{command}: no {group.group(1)}{did_you_mean(option, options)}; known: {', '.join(options) or 'none'}"
+    if "Config group override must be" in text:
+        return f"{command}: a config group is chosen by name, GROUP=NAME; groups: {', '.join(groups())}"
     if "no viable alternative" in text or "mismatched input" in text or "extraneous input" in text:
         wrong = getattr(error, "override", None) or "an override"
         return f"{command}: cannot read '{wrong}' (an override is KEY=VALUE; quote lists and spaces for the shell)"
