@@ -4,8 +4,9 @@
     python scripts/bench_evolve.py --cost MODEL --copies 3    the same for a lone model and noisy copies of it
     python scripts/bench_evolve.py --seeds 5 DIR [KEY=VALUE ...]    evolve with every seed, and test over the seeds
 
---cost prints, for each technique, the median time of a merge (planning included, everything shared already built), as a
-share of the time to evaluate it on 4,096 tokens, and once the time to build what is shared. --seeds prints the winner's
+--cost prints, for each technique, the median CPU time of a merge (planning included, everything shared already built), as
+a share of that of evaluating it on 4,096 tokens, and first the time of a merge that builds what is shared. CPU seconds on
+one thread do not depend on what else the machine does. --seeds prints the winner's
 gain on the test split over the best source, the soups and random search, and a paired t test of the gains over the seeds.
 """
 
@@ -46,12 +47,11 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--copies", type=int, default=0, help="noisy copies of a lone model")
     parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="directory for the runs of --seeds; they resume there")
     chosen = parser.parse_args()
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    torch.set_num_threads(chosen.threads)
     if chosen.cost:
         with tempfile.TemporaryDirectory() as folder:
             sources = (
@@ -96,7 +96,8 @@ def cost(sources: list[Checkpoint], dtype: torch.dtype) -> None:
         parameters = sum(value.numel() for value in model.parameters())
         print(
             f"{parameters:,} parameters, {len(opened.labels)} checkpoints, {torch.get_num_threads()} threads, {dtype}: "
-            f"evaluating {TOKENS:,} tokens takes {seconds:.2f} s"
+            f"evaluating {TOKENS:,} tokens takes {seconds:.2f} CPU s",
+            flush=True,
         )
         print(f"{'technique':18} {'first':>9} {'merge':>9} {'share of evaluation':>20}")
         for technique in space.techniques:
@@ -105,14 +106,14 @@ def cost(sources: list[Checkpoint], dtype: torch.dtype) -> None:
                 genome = dataclasses.replace(space.random(generator), technique=technique)
                 times.append(timed(lambda g=genome, n=number, t=technique: stage.show(space.recipe(g), f"{t} {n}")))
             merge = statistics.median(times[1:])
-            print(f"{technique:18} {times[0]:7.3f} s {merge:7.3f} s {merge / seconds:19.1%}")
+            print(f"{technique:18} {times[0]:7.3f} s {merge:7.3f} s {merge / seconds:19.1%}", flush=True)
 
 
 def timed(call: Any) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
+    """Return the CPU seconds of one call."""
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def compare(chosen: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ draw (one byte each). Three kinds of methods then cost a few passes over memory:
 Every other recipe runs as a one-shot merge does. Arithmetic is float32; the result is cast once into the place given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,16 +126,13 @@ class Bank:
         name = tensor.target
         base = self._base(name).view(-1)
         deltas = [self._delta(label, name).view(-1) for label, _ in tensor.sources]
-        scales = [
-            each["weight"] * tensor.shared["lambda"] / (each["density"] if method.startswith("dare") else 1.0)
-            for each in tensor.each
-        ]
+        scales = [each["weight"] / (each["density"] if method.startswith("dare") else 1.0) for each in tensor.each]
         result = place.view(-1) if place.is_contiguous() else torch.empty_like(base, dtype=place.dtype)
         for start in range(0, base.numel(), CHUNK):
             part = slice(start, start + CHUNK)
-            kept = [_masked(d[part], mask, start, scale) for d, mask, scale in zip(deltas, masks, scales, strict=True)]
-            total = _elect(kept, tensor.shared["lambda"] >= 0) if SUMS[method] else _added(kept)
-            result[part] = total.add_(base[part])
+            kept = (_masked(delta[part], mask, start) for delta, mask in zip(deltas, masks, strict=True))
+            total = _elected(kept, scales) if SUMS[method] else _added(kept, scales)
+            result[part] = torch.add(base[part], total, alpha=tensor.shared["lambda"])
         if not place.is_contiguous():
             place.copy_(result.view_as(place))
 
@@ -248,33 +245,32 @@ def _products(parts: list[Tensor]) -> np.ndarray:
     return found
 
 
-def _masked(delta: Tensor, mask: Mask, start: int, scale: float) -> Tensor:
+def _masked(delta: Tensor, mask: Mask, start: int) -> Tensor:
     classes = mask.classes[start : start + len(delta)]
     kept = classes <= mask.upto
     if mask.above:
         kept &= classes > mask.above
-    result = torch.where(kept, delta, 0.0).mul_(scale)
+    result = kept.to(torch.float32).mul_(delta)  # a fifth of the time of torch.where
     if start <= mask.without < start + len(delta):
         result[mask.without - start] = 0.0
     return result
 
 
-def _added(kept: list[Tensor]) -> Tensor:
-    total = kept[0]
-    for part in kept[1:]:
-        total += part
+def _added(parts: Iterable[Tensor], scales: Sequence[float]) -> Tensor:
+    """Return the scaled sum."""
+    total = torch.zeros(())
+    for part, scale in zip(parts, scales, strict=True):
+        total = total.add_(part, alpha=scale) if total.dim() else part.mul_(scale)
     return total
 
 
-def _elect(kept: list[Tensor], forward: bool) -> Tensor:
-    """Return at each entry the sum of the positive parts, or of the negative ones, whichever is greater.
+def _elected(parts: Iterable[Tensor], scales: Sequence[float]) -> Tensor:
+    """Return at each entry the scaled sum of the positive ones, or of the negative ones, whichever is greater.
 
-    When even the positive ones win; all the other way round unless `forward` (lambda is negative, and already in them).
+    Of the sum S and the sum A of magnitudes these are (S + A) / 2 and (S - A) / 2; when even the positive ones win.
     """
-    total = kept[0].clone()
-    above, below = kept[0].clamp(min=0.0), kept[0].clamp(max=0.0)
-    for part in kept[1:]:
-        total += part
-        above += part.clamp(min=0.0)
-        below += part.clamp(max=0.0)
-    return torch.where(total >= 0, above, below) if forward else torch.where(total <= 0, below, above)
+    total = size = torch.zeros(())
+    for part, scale in zip(parts, scales, strict=True):
+        total = total.add_(part, alpha=scale) if total.dim() else part * scale
+        size = size.add_(part.abs_(), alpha=abs(scale)) if size.dim() else part.abs_().mul_(abs(scale))
+    return total.add_(torch.copysign(size, total)).mul_(0.5)

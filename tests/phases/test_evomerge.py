@@ -205,12 +205,17 @@ def test_the_numbers_of_a_genome_go_to_a_vector_and_back() -> None:
     assert sizes["passthrough"] == sizes["model_stock"] == 0
 
 
-@pytest.mark.parametrize("method", ["cmaes", "nsga2"])
+@pytest.mark.parametrize(("method", "space"), [("cmaes", "all"), ("nsga2", "all"), ("ga", "paths")])
 def test_every_search_method_writes_a_winner_no_worse_than_the_first_members(
-    method: str, family, data_config, tmp_path
+    method: str, space: str, family, data_config, tmp_path
 ) -> None:
     config = settings(
-        data_config, tmp_path / "out", f"search.method={method}", "search.generations=2", "baseline=false"
+        data_config,
+        tmp_path / "out",
+        f"search.method={method}",
+        f"merge={space}",
+        "search.generations=2",
+        "baseline=false",
     )
     report = run(config, family, workspace(config, family), EventLog(None, "evomerge"))
     best = [row["best"] for row in report.tables["Generations"]]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from agent_forge import evaluate, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.device import pick_device, pick_dtype, set_threads
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.phases.evomerge import Config
@@ -76,7 +76,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     task = CandidateTask(
-        sources=[str(source.path) for source in sources], scratch=str(out.state), merge=config.merge,
+        sources=[str(source.path.resolve()) for source in sources], scratch=str(out.state.resolve()), merge=config.merge,
         mask_seed=stage.seed, rows=[*yardstick.rows, *exam.rows], batch_tokens=config.batch_tokens,
         device=str(device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
     )  # fmt: skip
@@ -92,6 +92,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
         tested = out.remember(f"test-{best.key}", partial(examine, work, found.named))
     finally:
         evaluator.close()
+        set_threads(config.runtime.threads)
     written = _write(config, opened, stage, space, found, tokenizer, tested, out)
     events.artefact(written.path)
     return _report(opened, space, yardstick, found, tested, written)
