@@ -9,6 +9,7 @@ from typing import Any
 from agent_forge.core.errors import ConfigError
 
 SPLITS = ("train", "validation", "search", "test")
+COMPILE = ("auto", "on", "off")
 ON_FAILURE = ("stop", "rollback", "continue")
 
 
@@ -23,12 +24,32 @@ class DataConfig:
 
 @dataclass(slots=True, kw_only=True)
 class RuntimeConfig:
-    """How the work is run; none of these changes a result except `dtype` and `threads` (summation order)."""
+    """How the work is run. `dtype`, `threads`, `compile`, `accumulate` and `shard` change the order of sums, so the last
+    bits of a result; the budgets and `rollbacks` change how far training goes.
+    """
 
     device: str  # auto, cpu, cuda, cuda:1, mps
     dtype: str  # dtype of the forward pass: float32, bfloat16, float16
     threads: int  # CPU threads; 0 uses every core of the process
     save_every_seconds: float  # how often training state is saved for --resume
+    compile: str  # torch.compile of the model's blocks while training: off, on, or auto (measured in the first steps)
+    workers: int  # processes that prepare batches; 0 prepares them in line; never changes a result
+    accumulate: int  # parts that a batch is cut into, one after the other: less memory, the same gradient
+    checkpoint_activations: bool  # compute a block's activations again in the backward pass: less memory, same bits
+    shard: bool  # under torchrun: shard weights and optimiser over the processes (FSDP2) instead of copying (DDP)
+    rollbacks: int  # how often training may go back to its last saved state after a NaN or infinite loss; 0 ends it
+    budget_tokens: int  # a stage ends its schedule after this many tokens; 0: no such limit
+    budget_minutes: float  # a stage ends its schedule after this time, so its result depends on the machine; 0: none
+    resume_anyway: bool  # resume a stage although its settings, data or number of processes have changed
+
+    def __post_init__(self) -> None:
+        if self.compile not in (*COMPILE, "???"):
+            raise ConfigError(f"runtime.compile must be one of {', '.join(COMPILE)}, got '{self.compile}'")
+        lowest = {"accumulate": 1, "workers": 0, "rollbacks": 0, "budget_tokens": 0, "budget_minutes": 0}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value < least:
+                raise ConfigError(f"runtime.{name} must be at least {least}, got {value}")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,9 +21,7 @@ ENTRIES_AT_ONCE = 1 << 24  # of a stack of matrices: 32 MiB in bfloat16
 class Muon(torch.optim.Optimizer):
     """The optimiser; every parameter is a matrix."""
 
-    def __init__(
-        self, params: Iterable[Any], *, lr: float, weight_decay: float, momentum: float = 0.95
-    ) -> None:
+    def __init__(self, params: Iterable[Any], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -65,7 +63,9 @@ def orthogonalised(updates: Sequence[Tensor]) -> list[Tensor]:
     tall = updates[0].shape[0] > updates[0].shape[1]
     rounded = [update.bfloat16() for update in updates]
     norms = torch._foreach_norm(rounded)
-    x_NRC = torch.stack([(update.T if tall else update) / norm.clamp(min=EPS) for update, norm in zip(rounded, norms, strict=True)])
+    x_NRC = torch.stack(
+        [(update.T if tall else update) / norm.clamp(min=EPS) for update, norm in zip(rounded, norms, strict=True)]
+    )
     for _ in range(ITERATIONS):
         gram_NRR = x_NRC @ x_NRC.mT
         poly_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=second, alpha=third)

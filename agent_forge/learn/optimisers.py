@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ConfigError
+from agent_forge.learn.distribution import laid_out_like
 from agent_forge.learn.muon import Muon
 
 MUON_MOMENTUM = 0.95
@@ -111,7 +112,17 @@ class Optimisers:
             parameter = parameters[name]
             # An unfused AdamW counts its steps on the CPU.
             device = parameter.device if key != "step" or self._fused else torch.device("cpu")
-            self._owner[id(parameter)].state[parameter][key] = value.detach().to(device, copy=True)
+            self._owner[id(parameter)].state[parameter][key] = laid_out_like(
+                value.detach().to(device, copy=True), parameter
+            )
+
+
+def outside(model: nn.Module, parameters: Sequence[Any] | None) -> list[nn.Parameter]:
+    """Return those of `parameters` that are not the model's own."""
+    if parameters is None:
+        return []
+    own = {id(parameter) for parameter in model.parameters()}
+    return [p for _, group in _groups(model, parameters) for p in group if id(p) not in own]
 
 
 def _kind(parameter: nn.Parameter, method: str, embedding: bool) -> str:
