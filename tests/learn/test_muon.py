@@ -40,7 +40,7 @@ def test_an_update_has_singular_values_near_one_and_its_own_singular_vectors() -
     values = torch.linalg.svdvals(turned.float())
     assert float(values.min()) > 0.6
     assert float(values.max()) < 1.25
-    u, s, v = torch.linalg.svd(update, full_matrices=False)
+    u, _, v = torch.linalg.svd(update, full_matrices=False)
     inside = u.T @ turned.float() @ v.T
     assert float((inside - inside.diag().diag()).abs().max()) < 0.05
 
