@@ -20,7 +20,7 @@ from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator, seed_for
-from agent_forge.data.chat import encode_chat
+from agent_forge.data.chat import encode_chats
 from agent_forge.data.documents import documents
 from agent_forge.data.rows import read
 from agent_forge.data.sampler import item_at
@@ -105,8 +105,7 @@ class RowSource:
         if not rows:
             raise DataError("no row to train on")
         self._rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for row in rows:
-            ids, mask = encode_chat(tokenizer, row["messages"], mask_roles)
+        for ids, mask in encode_chats(tokenizer, [row["messages"] for row in rows], mask_roles):
             labels = np.where(mask, ids, IGNORE)
             self._rows.append((np.asarray(ids, np.int64), labels.astype(np.int64)))
         if not any((labels != IGNORE).any() for _, labels in self._rows):
