@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(same, group)
 
     def _update(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         buffers = [self._buffer(parameter) for parameter in parameters]
         momentum, lr = group["momentum"], group["lr"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter.grad, memory_format=torch.preserve_format)
+            state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
 
 

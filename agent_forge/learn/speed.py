@@ -132,12 +132,13 @@ def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
 @contextmanager
 def no_memory_fill() -> Iterator[None]:
     """Stop deterministic mode from writing NaN into every fresh tensor: training reads none before writing it."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before
+        settings.fill_uninitialized_memory = before
 
 
 def _has_compiler() -> bool:

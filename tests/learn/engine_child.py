@@ -21,7 +21,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ForgeError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import lm_loss, train
+from agent_forge.learn import lm_loss, state, train
 from agent_forge.learn.loop import PLAIN
 
 STEPS = 8
@@ -64,6 +64,11 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
         if os.environ.get("DIE_AT") == f"{os.environ.get('RANK', '0')}:{record.step}":
             os._exit(9)
 
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("only rank 0 may write or delete")
+
+    if os.environ.get("RANK", "0") != "0":
+        state.write = forbidden
     runtime = replace(PLAIN, workers=int(workers), shard=bool(shard))
     try:
         records = train(
