@@ -9,6 +9,7 @@ from agent_forge.config.schema import SPLITS
 from agent_forge.core.errors import DataError
 from agent_forge.data import rows as raw
 from agent_forge.data.chat import encode_chat
+from agent_forge.data.documents import split_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,7 +34,7 @@ def inspect_rows(
             dialects[raw.dialect(row)] += 1
             key = raw.key_of(turns)
             if key not in seen:
-                splits[raw.split_of(key)] += 1
+                splits[split_of(key)] += 1
             seen.add(key)
             ids, mask = encode_chat(tokenizer, turns, mask_roles)
             tokens, trained, longest = tokens + len(ids), trained + sum(mask), max(longest, len(ids))
