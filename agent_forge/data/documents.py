@@ -217,7 +217,7 @@ def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"hf:{name} needs the datasets package; pip install 'agent-forge[data]'") from None
     try:
         found = datasets.load_dataset(name, split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"hf:{name} cannot be read ({reason}); check the name and the network, or use a file") from None
     for row in found:
