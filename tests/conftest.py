@@ -39,7 +39,14 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data_config(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """Return data settings over `text_folder`, with a cache of the session's own."""
-    return DataConfig(text=[str(text_folder)], max_text_bytes=0, cache=str(tmp_path_factory.mktemp("cache")))
+    return DataConfig(
+        text=[str(text_folder)],
+        max_text_bytes=0,
+        cache=str(tmp_path_factory.mktemp("cache")),
+        rows=[],
+        near_duplicates=0.0,
+        sampling="random",
+    )
 
 
 @pytest.fixture(scope="session")

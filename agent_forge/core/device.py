@@ -20,7 +20,7 @@ def pick_device(wanted: str) -> "torch.device":
 
     if wanted == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+        return torch.device("cpu") if accelerator is None else _own(accelerator)
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -29,7 +29,17 @@ def pick_device(wanted: str) -> "torch.device":
         torch.accelerator.is_available() and device.type == torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
     ):
         raise ConfigError(f"runtime.device={wanted}: no such device here; try runtime.device=auto")
-    return device
+    return _own(device)
+
+
+def _own(device: "torch.device") -> "torch.device":
+    """Return this process's device under torchrun: one accelerator each."""
+    import torch
+
+    place = os.environ.get("LOCAL_RANK")
+    if place is None or device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device(device.type, int(place))
 
 
 def pick_dtype(wanted: str) -> "torch.dtype":

@@ -5,10 +5,12 @@
 (the convention of Hermes and Qwen).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 IM_START = "<|im_start|>"
@@ -41,12 +43,40 @@ def encode_chat(
 
     Text of users and tools cannot forge turn borders: control tokens inside it are encoded as plain text.
     """
+    return _assembled(partial(_encode, tokenizer), messages, mask_roles)
+
+
+def encode_chats(
+    tokenizer: "PreTrainedTokenizerFast",
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    mask_roles: Collection[str] = ("assistant",),
+) -> list[tuple[list[int], list[bool]]]:
+    """Return `encode_chat` of every conversation. Each distinct text is encoded once, all of them on all cores."""
+    texts: dict[str, list[int]] = {}
+
+    def note(text: str) -> list[int]:
+        return texts.setdefault(text, [])
+
+    for messages in conversations:
+        _assembled(note, messages, mask_roles)
+    backend = _plain_backend(tokenizer)
+    if backend is None:
+        texts = {text: _encode(tokenizer, text) for text in texts}
+    else:
+        found = backend.encode_batch(list(texts), add_special_tokens=False)
+        texts = {text: encoded.ids for text, encoded in zip(texts, found, strict=True)}
+    return [_assembled(texts.__getitem__, messages, mask_roles) for messages in conversations]
+
+
+def _assembled(
+    encode: Callable[[str], list[int]], messages: Sequence[Mapping[str, str]], mask_roles: Collection[str]
+) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     mask: list[bool] = []
     for message in messages:
-        head = _encode(tokenizer, f"{IM_START}{message['role']}\n")
-        body = encode_content(tokenizer, message["role"], message["content"]) + _encode(tokenizer, IM_END)
-        tail = _encode(tokenizer, "\n")
+        head = encode(f"{IM_START}{message['role']}\n")
+        body = _content(encode, message["role"], message["content"]) + encode(IM_END)
+        tail = encode("\n")
         trained = message["role"] in mask_roles
         ids += head + body + tail
         mask += [False] * len(head) + [trained] * len(body) + [False] * len(tail)
@@ -61,13 +91,17 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Mappi
 
 def encode_content(tokenizer: "PreTrainedTokenizerFast", role: str, content: str) -> list[int]:
     """Return the ids of one turn's text; control tokens in text that we did not write stay plain text."""
+    return _content(partial(_encode, tokenizer), role, content)
+
+
+def _content(encode: Callable[[str], list[int]], role: str, content: str) -> list[int]:
     if role in ("user", "tool") and "<|" in content:
         parts = content.split("<|")
-        ids = _encode(tokenizer, parts[0]) if parts[0] else []
+        ids = list(encode(parts[0])) if parts[0] else []
         for part in parts[1:]:
-            ids += _encode(tokenizer, "<") + _encode(tokenizer, f"|{part}")
+            ids += encode("<") + encode(f"|{part}")
         return ids
-    return _encode(tokenizer, content) if content else []
+    return encode(content) if content else []
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -78,4 +112,15 @@ def stop_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+    """Return the ids of a text. The Rust tokenizer is asked directly: its wrapper takes several times as long."""
+    backend = _plain_backend(tokenizer)
+    if backend is None:
+        return tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer | None":
+    """Return the Rust tokenizer, or None where the wrapper does more than call it (truncation, padding)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None or backend.truncation is not None or backend.padding is not None else backend

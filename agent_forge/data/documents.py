@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from agent_forge.config import DataConfig
 from agent_forge.config.schema import SPLITS
@@ -36,11 +37,15 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
     chosen: dict[bytes, str] = {}
+    near = config.near_duplicates > 0
     for name in config.text:
         for text in read_source(name):
             text = text.strip()
-            if text and split_of(text) == split:
+            # Near duplicates are sought over all splits: else a test document could stand, reworded, in training.
+            if text and (near or split_of(text) == split):
                 chosen[hashlib.sha256(text.encode()).digest()] = text
+    if near:
+        chosen = {key: text for key, text in _distinct(chosen, config.near_duplicates) if split_of(text) == split}
     if not chosen:
         raise DataError(
             f"data.text={list(config.text)}: no usable document for the {split} split; "
@@ -54,6 +59,15 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
             return
         used += len(chosen[key].encode())
         yield chosen[key]
+
+
+def _distinct(chosen: dict[bytes, str], overlap: float) -> Iterator[tuple[bytes, str]]:
+    """Yield the documents that resemble none before them, in the order of their hash."""
+    from agent_forge.data.duplicates import keep_first
+
+    keys = sorted(chosen)
+    for index in keep_first([chosen[key] for key in keys], overlap):
+        yield keys[index], chosen[keys[index]]
 
 
 def read_source(name: str) -> Iterator[str]:
@@ -92,6 +106,28 @@ def _text_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
 
 
+def read_raw(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .jsonl or .parquet file, a folder of them, or hf:<data set>. Raises DataError otherwise."""
+    path = Path(name)
+    if name.startswith("hf:"):
+        yield from _hub_rows(name.removeprefix("hf:"))
+    elif path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".jsonl", ".parquet") and file.is_file())
+        if not files:
+            raise DataError(f"data.rows={name}: no .jsonl or .parquet file under it")
+        for file in files:
+            yield from read_raw(str(file))
+    elif path.suffix == ".parquet" and path.is_file():
+        yield from _parquet_rows(path)
+    elif path.suffix == ".jsonl" and path.is_file():
+        for _, row in _jsonl_rows(path):
+            yield row
+    else:
+        raise DataError(
+            f"data.rows: '{name}' is neither a .jsonl or .parquet file, a folder of them, nor hf:<data set>"
+        )
+
+
 def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -122,7 +158,21 @@ def _read_file(file: Path) -> Iterator[str]:
 
 
 def _read_jsonl(file: Path) -> Iterator[str]:
+    yield from _usable(file, (row for _, row in _jsonl_rows(file)))
+
+
+def _usable(file: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield the text of every row that has some. Raises DataError when none has."""
     usable = 0
+    for text in filter(None, map(row_text, rows)):
+        usable += 1
+        yield text
+    if not usable:
+        raise DataError(f"{file}: no usable row; {USABLE}")
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, row)."""
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -133,40 +183,45 @@ def _read_jsonl(file: Path) -> Iterator[str]:
                 raise DataError(
                     f"{file}:{number}: not JSON ({error.msg}); one JSON object a line is expected"
                 ) from None
-            text = row_text(row)
-            if text:
-                usable += 1
-                yield text
-    if not usable:
-        raise DataError(f"{file}: no usable row; {USABLE}")
+            if isinstance(row, dict):
+                yield number, row
 
 
 def _read_parquet(file: Path) -> Iterator[str]:
+    yield from _usable(file, _parquet_rows(file))
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise DataError(f"{file}: reading parquet needs pyarrow; pip install pyarrow") from None
+        raise DataError(f"{file}: reading parquet needs pyarrow; pip install 'agent-forge[data]'") from None
     from pyarrow.lib import ArrowException
 
     try:
-        rows = parquet.read_table(file).to_pylist()
+        # A row group at a time: the file may be larger than the memory.
+        for batch in parquet.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
     except ArrowException as error:
         raise DataError(f"{file} is no readable parquet file ({error}); write it again") from None
-    texts = [text for row in rows if (text := row_text(row))]
-    if not texts:
-        raise DataError(f"{file}: no usable row; {USABLE}")
-    yield from texts
 
 
 def _read_hub(name: str) -> Iterator[str]:
+    yield from filter(None, map(row_text, _hub_rows(name)))
+
+
+def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"data.text=hf:{name} needs the datasets package; pip install datasets") from None
-    for row in datasets.load_dataset(name, split="train"):
-        text = row_text(row)
-        if text:
-            yield text
+        raise DataError(f"hf:{name} needs the datasets package; pip install 'agent-forge[data]'") from None
+    try:
+        found = datasets.load_dataset(name, split="train")
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"hf:{name} cannot be read ({reason}); check the name and the network, or use a file") from None
+    for row in found:
+        yield dict(row)
 
 
 def row_text(row: object) -> str:

@@ -1,6 +1,6 @@
 """Token windows from text and rows, mixed into batches that depend on nothing but (seed, step).
 
-Text is tokenised once into a memory-mapped file under `data.cache`; rows are encoded once in memory and packed, several
+Text is tokenised once into memory-mapped shards under `data.cache`; rows are encoded once in memory and packed, several
 to a window. Labels follow Hugging Face: not shifted, -100 where nothing is learned.
 """
 
@@ -8,18 +8,23 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from agent_forge.checkpoint import atomic
 from agent_forge.config import DataConfig
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
-from agent_forge.core.seeds import numpy_generator
-from agent_forge.data.chat import encode_chat
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.data.chat import encode_chats
 from agent_forge.data.documents import documents
+from agent_forge.data.rows import read
+from agent_forge.data.sampler import item_at
+from agent_forge.data.shards import Shards, build
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORE = -100
+CHECKED_BATCHES = 16
 Row = Mapping[str, Any]
 
 
@@ -39,17 +45,23 @@ class Source(Protocol):
 
 
 class TextSource:
-    """Windows of running text of one split. `tokens` is a memory-mapped array of token ids."""
+    """Windows of running text of one split. `tokens` is a memory-mapped sequence of token ids.
 
-    def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str) -> None:
-        path = Path(config.cache) / f"text-{split}-{_cache_key(config, tokenizer, split)}.npy"
-        if not path.exists():
-            _tokenise(config, tokenizer, split, path)
+    events: hears the progress of a first tokenisation.
+    """
+
+    def __init__(
+        self, config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str, events: EventLog | None = None
+    ) -> None:
+        self.key = f"text-{split}-{_cache_key(config, tokenizer, split)}"
+        self.epochs = config.sampling == "epoch"
+        folder = Path(config.cache) / self.key
         try:
-            self.tokens: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError):
-            _tokenise(config, tokenizer, split, path)
-            self.tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+            self.tokens = Shards(folder)
+        except (OSError, ValueError, KeyError, EOFError):
+            progress = partial(events.progress, "tokenise") if events is not None else None
+            build(folder, list(documents(config, split)), tokenizer, progress)
+            self.tokens = Shards(folder)
 
     def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return a random window as (ids, labels)."""
@@ -58,6 +70,19 @@ class TextSource:
         start = int(generator.integers(0, len(self.tokens) - length + 1))
         ids = self.tokens[start : start + length].astype(np.int64)
         return ids, ids.copy()
+
+    def take_at(self, position: int, length: int, seed: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return the window at a running position: every window of the text once an epoch, in a new order each."""
+        available = len(self.tokens) // length
+        if not available:
+            raise DataError(f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; add more text")
+        start = item_at(position, available, seed) * length
+        ids = self.tokens[start : start + length].astype(np.int64)
+        return ids, ids.copy()
+
+    def fingerprint(self) -> str:
+        """Return what names the tokens: the text's files, the tokenizer and the split."""
+        return f"{self.key}-{'epoch' if self.epochs else 'random'}"
 
     def windows(self, length: int, count: int) -> "NDArray[np.int64]":
         """Return up to `count` non-overlapping windows, spread evenly over the text: (count, length) int64."""
@@ -80,8 +105,7 @@ class RowSource:
         if not rows:
             raise DataError("no row to train on")
         self._rows: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        for row in rows:
-            ids, mask = encode_chat(tokenizer, row["messages"], mask_roles)
+        for ids, mask in encode_chats(tokenizer, [row["messages"] for row in rows], mask_roles):
             labels = np.where(mask, ids, IGNORE)
             self._rows.append((np.asarray(ids, np.int64), labels.astype(np.int64)))
         if not any((labels != IGNORE).any() for _, labels in self._rows):
@@ -89,6 +113,13 @@ class RowSource:
                 f"no token of these {len(rows)} rows is trained: none has a turn of {', '.join(mask_roles)}"
             )
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def fingerprint(self) -> str:
+        """Return a hash of all ids and labels."""
+        digest = hashlib.sha256()
+        for ids, labels in self._rows:
+            digest.update(ids.tobytes() + labels.tobytes())
+        return digest.hexdigest()[:16]
 
     def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return whole rows packed into (ids, labels); the rest is padding. A first row that is too long is cut."""
@@ -108,7 +139,13 @@ class RowSource:
 
 
 class Mixture:
-    """Batches whose rows are drawn from several sources by weight; `batch(step)` is a pure function of step."""
+    """Batches whose rows are drawn from several sources by weight; `batch(step)` is a pure function of step.
+
+    With a source that counts epochs (data.sampling=epoch) every source gets its exact share of rows, and that source
+    its windows in order of position. Raises DataError when the first batches hold no trained token at all.
+    """
+
+    pure = True  # other processes may prepare any step
 
     def __init__(
         self,
@@ -130,18 +167,53 @@ class Mixture:
         self.sources = [sources[key] for key in self.names]
         self._borders = np.cumsum([weights[key] / total for key in self.names])
         self.rows, self.length_tokens, self.seed, self.name = rows, length_tokens, seed, name
+        self._weights = [weights[key] / total for key in self.names]
+        self._counted = any(getattr(one, "epochs", False) for one in self.sources)
+        if not any(bool((self.batch(step)["labels"][:, 1:] != IGNORE).any()) for step in range(CHECKED_BATCHES)):
+            raise DataError(
+                f"no token of the mix {', '.join(self.names)} is trained in its first {CHECKED_BATCHES} batches of "
+                f"{rows} x {length_tokens} tokens; use longer windows, or rows whose assistant turns come earlier"
+            )
+
+    def fingerprint(self) -> str:
+        """Return a hash of the sources, their weights and the shape of a batch."""
+        parts = [one.fingerprint() if hasattr(one, "fingerprint") else type(one).__name__ for one in self.sources]
+        text = json.dumps([parts, self.names, self._weights, self.rows, self.length_tokens, self.seed, self.name])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def batch(self, step: int) -> "dict[str, torch.Tensor]":
         """Return {"input_ids", "labels"}: (rows, length_tokens) int64 each."""
         import torch
 
         generator = numpy_generator(self.seed, "mixture", self.name, step)
+        if self._counted:
+            taken = self._take_counted(generator, step)
+            ids, labels = (np.stack(part) for part in zip(*taken, strict=True))
+            return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
         # One stratified draw: row i lands in ((i + u) / rows), so a batch holds its sources in proportion.
         points = (np.arange(self.rows) + generator.random()) / self.rows
         picks = np.minimum(np.searchsorted(self._borders, points), len(self.sources) - 1)
         taken = [self.sources[pick].take(generator, self.length_tokens) for pick in picks]
         ids, labels = (np.stack(part) for part in zip(*taken, strict=True))
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+    def _take_counted(self, generator: np.random.Generator, step: int) -> "list[Any]":
+        """Return the windows of a step when positions are counted: source k owns rows border(k-1) .. border(k)."""
+        taken: list[Any] = []
+        before, after = (self._drawn(step), self._drawn(step + 1))
+        for index, one in enumerate(self.sources):
+            for position in range(before[index], after[index]):
+                if getattr(one, "epochs", False):
+                    seed = seed_for(self.seed, "epoch", self.name, self.names[index])
+                    taken.append(one.take_at(position, self.length_tokens, seed))  # type: ignore[attr-defined]
+                else:
+                    taken.append(one.take(generator, self.length_tokens))
+        return taken
+
+    def _drawn(self, step: int) -> list[int]:
+        """Return how many rows each source has given before `step`: its exact share, rounded at the borders."""
+        borders = [0, *(round(border * self.rows * step) for border in self._borders[:-1].tolist()), self.rows * step]
+        return [high - low for low, high in pairwise(borders)]
 
 
 def source(
@@ -153,10 +225,15 @@ def source(
     *,
     rows: int = 4000,
     mask_roles: Collection[str] = ("assistant",),
+    events: EventLog | None = None,
 ) -> Source:
-    """Return the source named `kind`: "text", or a generated task (a module of data/synthetic)."""
+    """Return the source named `kind`: "text", "rows" (data.rows), or a generated task (a module of data/synthetic)."""
     if kind == "text":
-        return TextSource(config, tokenizer, split)
+        return TextSource(config, tokenizer, split, events)
+    if kind == "rows":
+        if not config.rows:
+            raise ConfigError("the mix names 'rows', but data.rows is empty; give files: data.rows=[chats.jsonl]")
+        return RowSource(read(config.rows, split), tokenizer, mask_roles)
     task = registry.load("agent_forge.data.synthetic", kind, "generated task")
     return RowSource(task.rows(rows, split, seed), tokenizer, mask_roles)
 
@@ -167,7 +244,7 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _cache_key(config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str) -> str:
-    settings = {key: value for key, value in asdict(config).items() if key != "cache"}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("cache", "rows", "sampling")}
     stamps = [_stamp(name) for name in config.text]
     text = json.dumps([settings, stamps, split, tokenizer_hash(tokenizer)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -178,17 +255,3 @@ def _stamp(name: str) -> list[Any]:
     path = Path(name)
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
-
-
-def _tokenise(config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str, path: Path) -> None:
-    """Write the token ids of a split's documents, each followed by the end-of-text token, to `path`."""
-    import io
-
-    separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    dtype = np.uint16 if len(tokenizer) <= 65536 else np.uint32
-    parts = []
-    for encoded in tokenizer.backend_tokenizer.encode_batch(list(documents(config, split)), add_special_tokens=False):
-        parts += [np.asarray(encoded.ids, dtype), np.asarray([separator], dtype)]
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate(parts), allow_pickle=False)
-    atomic.write_bytes(path, buffer.getvalue())

@@ -2,63 +2,42 @@
 
 Reads `batches.batch(step)`, a pure function of step; changes the model in place; writes its state under
 `out.resume_dir(stage)`. torch is reseeded from (seed, stage, step) before every step, so a run that was killed and
-resumed gives the same bytes on CPU as one that was not. Sources: warm-up-stable-decay (arXiv:2404.06395), tail
-averaging (SWA, arXiv:1803.05407).
+resumed gives the same bytes on CPU as one that was not. How the work is run (compiled, in parts, by several processes,
+how long) is read from the phase's `runtime` settings. Sources: warm-up-stable-decay (arXiv:2404.06395), tail averaging
+(SWA, arXiv:1803.05407).
 """
 
 import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agent_forge.checkpoint.workspace import Workspace
-from agent_forge.config import OptimConfig
+from agent_forge.config import OptimConfig, RuntimeConfig
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
+from agent_forge.learn import distribution, feed
 from agent_forge.learn import state as states
-from agent_forge.learn.optimisers import Optimisers, Parameters, wsd
+from agent_forge.learn.distribution import World, whole
+from agent_forge.learn.optimisers import Optimisers, Parameters, outside
+from agent_forge.learn.plan import Plan
+from agent_forge.learn.records import Batches, LossFn, OnStep, StepRecord
+from agent_forge.learn.speed import Compiler, no_memory_fill, recomputing
 
-LossFn = Callable[[Any, dict[str, Tensor], int], tuple[Tensor, Mapping[str, Any]]]
-
-
-class Batches(Protocol):
-    """A source of batches; `batch(step)` depends on step alone (and on a controller's saved state)."""
-
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """Return the tensors of one step, rows first."""
-        ...
-
-
-@dataclass(slots=True, kw_only=True)
-class StepRecord:
-    """What one step did. `loss` is in nats, `grad_norm` before clipping, `metrics` the loss function's."""
-
-    step: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values; floats as hex, so that a log can be compared bit by bit."""
-        return {**asdict(self), "loss": self.loss.hex(), "lr": self.lr.hex(), "grad_norm": self.grad_norm.hex()}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "StepRecord":
-        """Return what `to_json` wrote."""
-        return cls(**{**content, **{key: float.fromhex(content[key]) for key in ("loss", "lr", "grad_norm")}})
-
-
-# May return {"lr_scale": x, "noise": s, "keep": True, "rollback": True}; see `train`.
-OnStep = Callable[[StepRecord, Any], Mapping[str, Any] | None]
+# Where a caller's workspace carries no runtime settings.
+PLAIN = RuntimeConfig(
+    device="cpu", dtype="float32", threads=0, save_every_seconds=60.0, compile="off", workers=0, accumulate=1,
+    checkpoint_activations=False, shard=False, rollbacks=0, budget_tokens=0, budget_minutes=0.0, resume_anyway=False,
+)  # fmt: skip
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+LOST = ("Connection closed", "Connection reset", "Timed out", "timeout", "NCCL", "peer")
 
 
 def train(
@@ -80,6 +59,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     after: str = "",
     keep_optimiser: bool = False,
+    runtime: RuntimeConfig | None = None,
 ) -> list[StepRecord]:
     """Train `model` in place for `steps` steps and return one record a step; a finished stage is restored instead.
 
@@ -92,23 +72,34 @@ def train(
     average_decay: above 0, the average over the last optim.average_share of the steps is exponential, not uniform.
     settings: further values that must not change on resume.
     after: a finished stage, run with keep_optimiser=True, whose optimiser state this stage goes on from.
-    Raises PhaseError on a NaN or infinite loss or gradient, ConfigError on other settings than the stage began with,
-    Interrupted after a stop signal, with the state saved.
+    runtime: how the work is run; None takes the settings of the phase, which `out` carries.
+    With several parts or processes a loss must be a mean over trained tokens: that is how the parts are weighted.
+    Raises PhaseError on a NaN or infinite loss or gradient, out of memory, or a lost process; ConfigError on other
+    settings than the stage began with; Interrupted after a stop signal, with the state saved.
     """
-    stage_run = _Stage(model, stage, steps, optim, out, events, seed, parameters, on_step, torch.device(device), dtype)
+    if runtime is None:
+        carried = out.config.get("runtime")
+        runtime = RuntimeConfig(**carried) if carried else PLAIN
+    given = None if parameters is None else list(parameters)
+    stage_run = _Stage(
+        model, batches, loss_fn, stage, steps, optim, out, events, seed, given, on_step, torch.device(device), dtype,
+        runtime,
+    )  # fmt: skip
     stage_run.average_decay = average_decay
     stage_run.keep_optimiser = keep_optimiser
     stage_run.settings |= {"average_decay": average_decay, "after": after, **(settings or {})}
-    if stage_run.restore():
-        return stage_run.records
-    if after and not stage_run.records:
-        stage_run.go_on_from(after)
-    training = model.training
-    model.train()
-    try:
-        stage_run.run(batches, loss_fn)
-    finally:
-        model.train(training)
+    finished = stage_run.restore()
+    if not finished:
+        if after and not stage_run.records:
+            stage_run.go_on_from(after)
+        training = model.training
+        stage_run.model.train()
+        try:
+            stage_run.run()
+        finally:
+            stage_run.model.train(training)
+            model.train(training)
+    stage_run.hand_back(model)
     return stage_run.records
 
 
@@ -118,27 +109,41 @@ class _Stage:
     def __init__(
         self,
         model: nn.Module,
+        batches: Batches,
+        loss_fn: LossFn,
         stage: str,
         steps: int,
         optim: OptimConfig,
         out: Workspace,
         events: EventLog,
         seed: int,
-        parameters: Parameters | None,
+        parameters: list[Any] | None,
         on_step: OnStep | None,
         device: torch.device,
         dtype: torch.dtype,
+        runtime: RuntimeConfig,
     ) -> None:
         if dtype == torch.float16:
             raise ConfigError("runtime.dtype=float16 cannot train (it needs loss scaling); use bfloat16 or float32")
-        self.model, self.stage, self.steps, self.optim = model, stage, steps, optim
-        self.out, self.events, self.seed, self.device, self.dtype = out, events, seed, device, dtype
+        self.world = World(device)
+        if runtime.shard and self.world.size > 1 and parameters is not None:
+            raise ConfigError(f"runtime.shard=true cannot train chosen parameters ({stage}); set it to false")
+        self.stage, self.optim, self.batches = stage, optim, batches
+        self.out, self.seed, self.device, self.dtype, self.runtime = out, seed, device, dtype, runtime
+        self.events = events if self.world.rank == 0 else EventLog(None, out.phase)
         self.on_step: Any = on_step
         self.directory = out.resume_dir(stage)
-        self.optimisers = Optimisers(model, optim, parameters)
-        stored = set(model.state_dict())
-        self.buffers = {name: value for name, value in model.named_buffers() if name in stored}
-        self.next_step = 0
+        self.model = distribution.working_copy(model, self.world, runtime.shard)
+        objective = distribution.Objective(self.model, loss_fn, outside(self.model, parameters))
+        self.called = distribution.spread(objective, self.world, runtime.shard)
+        self.optimisers = Optimisers(self.model, optim, parameters)
+        stored = set(self.model.state_dict())
+        self.buffers = {name: value for name, value in self.model.named_buffers() if name in stored}
+        self.plan = Plan(steps, optim, tokens=runtime.budget_tokens, minutes=runtime.budget_minutes)
+        if runtime.budget_tokens:
+            self.plan.limit_tokens(batches.batch(0)["input_ids"].numel())
+        self.next_step = self.rolled_back = 0
+        self.compile_choice = runtime.compile
         self.controls = {"lr_scale": 1.0, "noise": 0.0}
         self.records: list[StepRecord] = []
         self.average: dict[str, Tensor] = {}
@@ -146,50 +151,76 @@ class _Stage:
         self.average_decay = 0.0
         self.keep_optimiser = False
         self.kept: dict[str, Tensor] = {}
+        fingerprint: Any = getattr(batches, "fingerprint", None)
         self.settings: dict[str, Any] = {
             **{f"optim.{key}": value for key, value in asdict(optim).items()},
-            "steps": steps, "seed": seed, "dtype": str(dtype),
+            "steps": self.plan.steps, "seed": seed, "dtype": str(dtype),
             "parameters": {name: list(parameter.shape) for name, parameter in self.optimisers.named},
+            "compile": runtime.compile, "accumulate": runtime.accumulate, "budget_minutes": runtime.budget_minutes,
+            "processes": self.world.size, "data": fingerprint() if fingerprint else "",
         }  # fmt: skip
 
-    def run(self, batches: Batches, loss_fn: LossFn) -> None:
+    def run(self) -> None:
         """Take the steps that are left, save on time and on a stop signal, and leave the final state."""
-        saved_at = time.monotonic()
-        for step in range(self.next_step, self.steps):
-            if self.out.stop_signal:
-                self.save(f"step-{step:08}")
-                self.out.check_stop()
-            started = time.monotonic()
-            record = self.take_step(step, batches, loss_fn)
-            self.records.append(record)
-            self.next_step = step + 1
-            seconds = max(time.monotonic() - started, 1e-9)
-            shown = {"loss": record.loss, "tokens_per_second": record.tokens / seconds}
-            self.events.progress(self.stage, self.next_step, self.steps, shown)
-            if self.next_step < self.steps and time.monotonic() - saved_at >= self.out.save_every_seconds:
-                self.save(f"step-{self.next_step:08}")
-                saved_at = time.monotonic()
+        self._warn_of_slow_dtype()
+        compiler = Compiler(self.compile_choice, self.model, self.stage, self.events, self.world.same)
+        workers = feed.usable_workers(self.batches, self.runtime.workers, self.stage, self.events)
+        self.feed = feed.Feed(self.batches, self.next_step, self.plan.steps, workers, self.device)
+        if self.runtime.rollbacks and not self.next_step:
+            self.save("step-00000000")
+        try:
+            with no_memory_fill(), recomputing(self.model, self.runtime.checkpoint_activations):
+                compiler.start(self.device)
+                self._take_steps(compiler)
+        finally:
+            compiler.stop()
+            self.feed.close()
         self.finish()
 
-    def take_step(self, step: int, batches: Batches, loss_fn: LossFn) -> StepRecord:
+    def _take_steps(self, compiler: Compiler) -> None:
+        saved_at = time.monotonic()
+        while not self.plan.over(self.next_step):
+            due = time.monotonic() - saved_at >= self.out.save_every_seconds
+            stop, save_now, self.plan.seconds = self.world.largest(
+                [float(self.out.stop_signal), float(due and self.next_step > 0), self.plan.seconds]
+            )
+            if stop or save_now:
+                self.save(f"step-{self.next_step:08}")
+                saved_at = time.monotonic()
+            if stop:
+                self.out.stop_signal = int(stop)
+                self.out.check_stop()
+            started = time.monotonic()
+            with self._named_errors():
+                record = self.take_step(self.next_step)
+            self.records.append(record)
+            self.next_step += 1
+            seconds = max(time.monotonic() - started, 1e-9)
+            self.plan.seconds += seconds
+            compiler.note(seconds, self.plan.steps - self.next_step)
+            self.compile_choice = compiler.choice
+            shown = {"loss": record.loss, "tokens_per_second": record.tokens / seconds}
+            self.events.progress(self.stage, self.next_step, self.plan.steps, shown)
+
+    def take_step(self, step: int) -> StepRecord:
         """Do one update and let the controller speak."""
-        torch.manual_seed(seed_for(self.seed, self.stage, step))
-        schedule = wsd(step, self.steps, self.optim.warmup_steps, self.optim.cooldown_share)
-        lr = self.optimisers.set_scale(schedule * self.controls["lr_scale"])
-        batch = {key: value.to(self.device) for key, value in batches.batch(step).items()}
+        self._reseed(step)
+        lr = self.optimisers.set_scale(self.plan.lr_share(step) * self.controls["lr_scale"])
+        batch = self.feed.batch(step)
         self.optimisers.zero_grad()
-        reduced = self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype) if reduced else contextlib.nullcontext():
-            loss, metrics = loss_fn(self.model, batch, step)
-        loss.backward()
+        loss, metrics = self._gradients(batch, step)
+        if step + 1 < self.plan.steps:
+            self.feed.prepare(step + 1)
         if self.controls["noise"]:
+            if self.world.size > 1:
+                torch.manual_seed(seed_for(self.seed, self.stage, step, "noise"))  # the same noise everywhere
             _add_noise(self.optimisers.parameters, self.controls["noise"])
         record = StepRecord(
-            step=step, loss=float(loss.detach()), lr=lr, grad_norm=self._clip(), tokens=batch["input_ids"].numel(),
+            step=step, loss=float(loss), lr=lr, grad_norm=self._clip(), tokens=batch["input_ids"].numel(),
             metrics={key: float(value) for key, value in metrics.items()},
         )  # fmt: skip
         if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
-            self._diverged(record)
+            self._diverged(record, batch)
             return record
         self.optimisers.step()
         self._update_average(step)
@@ -197,26 +228,106 @@ class _Stage:
             self._obey(self.on_step(record, self.model) or {})
         return record
 
+    def _reseed(self, step: int) -> None:
+        others = (self.world.rank,) if self.world.rank else ()
+        torch.manual_seed(seed_for(self.seed, self.stage, step, *others))
+
+    def _gradients(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
+        """Leave the gradient of the whole batch in the parameters; return its loss and metrics."""
+        if self.world.size == 1 and self.runtime.accumulate == 1:
+            loss, metrics = self._forward(batch, step)
+            loss.backward()
+            return loss.detach(), metrics
+        mine = feed.parts_of(batch, self.world.size, "number of processes")[self.world.rank]
+        parts = feed.parts_of(mine, self.runtime.accumulate, "runtime.accumulate")
+        counts = [feed.trained_tokens(part) for part in parts]
+        total = self.world.sums([float(sum(counts))])[0]
+        sums: dict[str, float] = {}
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            if not count:
+                # Every process must take part in every exchange: an empty part trains on its ids with weight 0.
+                part = {**part, "labels": part["input_ids"]}
+            share = count / max(total, 1.0)
+            last = number + 1 == len(parts)
+            with contextlib.nullcontext() if last else distribution.unsynchronised(self.called):
+                loss, metrics = self._forward(part, step)
+                # DDP and FSDP average over processes; the shares already add up to 1.
+                (loss * (share * self.world.size)).backward()
+            for key, value in {**metrics, "": loss.detach()}.items():
+                sums[key] = sums.get(key, 0.0) + share * float(value) if count else sums.get(key, 0.0)
+        names = sorted(sums)
+        found = dict(zip(names, self.world.sums([sums[name] for name in names]), strict=True))
+        return found.pop(""), found
+
+    def _forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+        reduced = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype) if reduced else contextlib.nullcontext():
+            found: tuple[Tensor, Mapping[str, Any]] = self.called(batch, step)
+        return found
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turn what torch says of memory and lost processes into one line with the remedy."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            text = str(error)
+            if self.out.stop_signal and "DataLoader worker" in text:
+                # The signal reached a worker that was just being born; the step was not taken.
+                self.save(f"step-{self.next_step:08}")
+                self.out.check_stop()
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in OUT_OF_MEMORY):
+                raise self._out_of_memory() from error
+            if self.world.size > 1 and any(sign in text for sign in LOST):
+                raise distribution.lost(self.world.rank, error) from error
+            raise
+
+    def _out_of_memory(self) -> PhaseError:
+        rows, length = self.batches.batch(self.next_step)["input_ids"].shape[:2]
+        parts = self.runtime.accumulate
+        cut = f"runtime.accumulate={2 * parts} (the same gradient from half the rows at a time), " if rows > 1 else ""
+        return PhaseError(
+            f"{self.out.phase}, stage {self.stage}, step {self.next_step}: out of memory with {rows} rows of {length} "
+            f"tokens in {parts} part(s); try {cut}runtime.checkpoint_activations=true, or fewer rows "
+            f"(batch size {max(rows // 2, 1)})"
+        )
+
+    def _warn_of_slow_dtype(self) -> None:
+        if self.dtype == torch.bfloat16 and self.device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+            self.events.warning(f"{self.stage}: this processor has no bfloat16 arithmetic; float32 is faster here")
+
     def _clip(self) -> float:
         gradients = [p.grad for p in self.optimisers.parameters if p.grad is not None]
         if not gradients:
             raise PhaseError(f"{self.stage}: no trained parameter has a gradient; the loss does not depend on them")
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if self.optim.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.optimisers.parameters, self.optim.clip_norm, norm)
         return float(norm)
 
-    def _diverged(self, record: StepRecord) -> None:
-        """Let the controller go back to kept weights; without that, end the phase."""
+    def _diverged(self, record: StepRecord, batch: Mapping[str, Tensor]) -> None:
+        """Let the controller go back to kept weights, or go back to the last saved state; else end the phase."""
         answer = (self.on_step(record, self.model) or {}) if self.on_step is not None and self.kept else {}
-        if not answer.get("rollback"):
-            what = "loss" if not math.isfinite(record.loss) else "gradient norm"
-            value = record.loss if what == "loss" else record.grad_norm
+        if answer.get("rollback"):
+            self._obey(answer)
+            return
+        what = "loss" if not math.isfinite(record.loss) else "gradient norm"
+        value = record.loss if what == "loss" else record.grad_norm
+        where = f"{self.out.phase}, stage {self.stage}, step {record.step}: the {what} is {value}"
+        where += f" (batch {record.step}, ids {feed.describe(batch)})"
+        saved = states.newest(self.directory, self.stage, self.events) if self.runtime.rollbacks else None
+        if self.rolled_back >= self.runtime.rollbacks or saved is None:
+            again = f" after {self.rolled_back} rollback(s)" if self.rolled_back else ""
             raise PhaseError(
-                f"{self.out.phase}, stage {self.stage}, step {record.step}: the {what} is {value}; try a lower "
-                f"learning rate (now {record.lr:.3g}), more warm-up, clip_norm=1.0 or dtype=float32"
+                f"{where}{again}; try a lower learning rate (now {record.lr:.3g}), more warm-up, clip_norm=1.0, "
+                "dtype=float32, or runtime.rollbacks=3"
             )
-        self._obey(answer)
+        self.rolled_back += 1
+        self._restore_tensors(*saved)
+        self.events.warning(
+            f"{where}; went back to the weights of step {saved[1]['next_step']} "
+            f"(rollback {self.rolled_back} of {self.runtime.rollbacks}) and skip this batch"
+        )
 
     def _obey(self, answer: Mapping[str, Any]) -> None:
         unknown = set(answer) - {"lr_scale", "noise", "keep", "rollback"}
@@ -231,8 +342,7 @@ class _Stage:
         self.controls |= {key: float(answer[key]) for key in ("lr_scale", "noise") if key in answer}
 
     def _update_average(self, step: int) -> None:
-        first = self.steps - round(self.optim.average_share * self.steps)
-        if step < first:
+        if not self.plan.averages(step):
             return
         self.averaged_steps += 1
         weight = 1.0 / self.averaged_steps
@@ -249,41 +359,84 @@ class _Stage:
         """Put the average in place and leave the final state, which a second run restores."""
         for name, parameter in self.optimisers.named:
             if name in self.average:
-                states.copy_into(parameter, self.average[name])
+                states.copy_into(parameter, whole(self.average[name]))
         self.optimisers.zero_grad()
         self.average, self.kept = {}, {}
         self.save(states.FINAL)
 
+    def hand_back(self, model: nn.Module) -> None:
+        """Put the result of a sharded working copy into the caller's model."""
+        if model is self.model:
+            return
+        targets = dict(model.named_parameters())
+        for name, parameter in self.optimisers.named:
+            states.copy_into(targets[name], whole(parameter.detach()))
+        buffers = dict(model.named_buffers())
+        for name, value in self.buffers.items():
+            states.copy_into(buffers[name], value)
+
     def save(self, name: str) -> None:
-        """Write everything that the next step depends on. The final state holds no optimiser."""
+        """Write everything that the next step depends on; rank 0 alone writes. The final state holds no optimiser.
+
+        Raises PhaseError, writing nothing, when a weight is NaN or infinite.
+        """
         final = name == states.FINAL
-        tensors = self._weights() if final and not self.keep_optimiser else self._live()
-        tensors |= {f"average/{key}": value for key, value in self.average.items()}
-        tensors |= {f"kept/{key}": value for key, value in self.kept.items()}
+        live = self._weights() if final and not self.keep_optimiser else self._live()
+        live |= {f"average/{key}": value for key, value in self.average.items()}
+        live |= {f"kept/{key}": value for key, value in self.kept.items()}
+        tensors = {key: whole(value) for key, value in live.items()}
+        self._refuse_non_finite(tensors)
         own = self.on_step.state_dict() if hasattr(self.on_step, "state_dict") else None
         record = {
             "stage": self.stage, "next_step": self.next_step, "finished": final, "settings": self.settings,
             "controls": self.controls, "averaged_steps": self.averaged_steps, "controller": own,
+            "rolled_back": self.rolled_back, "compile": self.compile_choice, "seconds": self.plan.seconds,
             "records": [record.to_json() for record in self.records],
         }  # fmt: skip
-        states.write(self.directory, name, tensors, record)
+        if self.world.rank == 0:
+            states.write(self.directory, name, tensors, record)
+        self.world.barrier()
+
+    def _refuse_non_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        for key, value in tensors.items():
+            if key.startswith("weight/") and not bool(torch.isfinite(value).all()):
+                raise PhaseError(
+                    f"{self.out.phase}, stage {self.stage}, step {self.next_step}: {key.removeprefix('weight/')} holds "
+                    "NaN or infinite weights, so no state was saved; the last one is whole: lower the learning rate"
+                )
 
     def restore(self) -> bool:
         """Load the newest state, if any; return whether the stage is finished."""
+        self.world.barrier()
         found = states.newest(self.directory, self.stage, self.events)
         if found is None:
             return False
         tensors, record = found
-        states.refuse_other_settings(self.stage, self.directory, record["settings"], _plain(self.settings))
+        changed = states.changes(record["settings"], _plain(self.settings))
+        if changed and not self.runtime.resume_anyway:
+            states.refuse(self.stage, self.directory, changed)
+        if changed:
+            self.events.warning(f"{self.stage}: resumes with other settings, as asked: {'; '.join(changed)}")
         self.next_step, self.controls = record["next_step"], record["controls"]
-        self.averaged_steps = record["averaged_steps"]
         self.records = [StepRecord.from_json(entry) for entry in record["records"]]
-        on_device = {key: value.to(self.device) for key, value in tensors.items()}
-        self.average, self.kept = _under("average/", on_device), _under("kept/", on_device)
-        self._load_live(tensors)
+        self.rolled_back, self.plan.seconds = record["rolled_back"], record["seconds"]
+        if record["settings"]["compile"] == self.runtime.compile:
+            self.compile_choice = record["compile"]
+        self.kept = _under("kept/", {key: value.to(self.device) for key, value in tensors.items()})
+        self._restore_tensors(tensors, record)
         if record["controller"] is not None and hasattr(self.on_step, "load_state_dict"):
             self.on_step.load_state_dict(record["controller"])
         return bool(record["finished"])
+
+    def _restore_tensors(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Take weights, optimiser and average from a saved state."""
+        self.averaged_steps = record["averaged_steps"]
+        parameters = dict(self.optimisers.named)
+        self.average = {
+            name: distribution.laid_out_like(value.to(self.device), parameters[name])
+            for name, value in _under("average/", tensors).items()
+        }
+        self._load_live(tensors)
 
     def go_on_from(self, stage: str) -> None:
         """Take over the optimiser state of a finished stage. Raises PhaseError when it was not kept."""

@@ -1,6 +1,6 @@
 """AdamW, or Muon for hidden matrices with AdamW for the rest; warm-up, flat, linear cool-down (WSD).
 
-Muon (`torch.optim.Muon`, Jordan 2024) is meant for 2-D hidden matrices only; embeddings, the head, gates and 1-D
+Muon (muon.py) is meant for 2-D hidden matrices only; embeddings, the head, gates and 1-D
 parameters stay with AdamW (arXiv:2509.02046). Weight decay acts on matrices, not on embeddings, norms and biases.
 """
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ConfigError
+from agent_forge.learn.distribution import laid_out_like
+from agent_forge.learn.muon import Muon
 
 MUON_MOMENTUM = 0.95
 Parameters = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
@@ -63,9 +65,7 @@ class Optimisers:
             self._peaks.append(config.lr)
         if muon_groups:
             decay = config.weight_decay
-            self.all.append(
-                torch.optim.Muon(muon_groups, lr=config.muon_lr, weight_decay=decay, momentum=MUON_MOMENTUM)
-            )
+            self.all.append(Muon(muon_groups, lr=config.muon_lr, weight_decay=decay, momentum=MUON_MOMENTUM))
             self._peaks.append(config.muon_lr)
         self._owner = {id(p): one for one in self.all for group in one.param_groups for p in group["params"]}
 
@@ -112,7 +112,17 @@ class Optimisers:
             parameter = parameters[name]
             # An unfused AdamW counts its steps on the CPU.
             device = parameter.device if key != "step" or self._fused else torch.device("cpu")
-            self._owner[id(parameter)].state[parameter][key] = value.detach().to(device, copy=True)
+            self._owner[id(parameter)].state[parameter][key] = laid_out_like(
+                value.detach().to(device, copy=True), parameter
+            )
+
+
+def outside(model: nn.Module, parameters: Sequence[Any] | None) -> list[nn.Parameter]:
+    """Return those of `parameters` that are not the model's own."""
+    if parameters is None:
+        return []
+    own = {id(parameter) for parameter in model.parameters()}
+    return [p for _, group in _groups(model, parameters) for p in group if id(p) not in own]
 
 
 def _kind(parameter: nn.Parameter, method: str, embedding: bool) -> str:

@@ -7,7 +7,7 @@ is the result of a finished stage. A damaged state is passed over for the older 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from agent_forge.checkpoint import atomic
-from agent_forge.core.errors import ConfigError
+from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
+from agent_forge.learn.distribution import laid_out_like
 
 FORMAT = 1
 FINAL = "final"
@@ -27,7 +28,10 @@ RECORD = "state.json"
 
 
 def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write one state as `directory/name`, then drop what it makes superfluous."""
+    """Write one state as `directory/name`, read it back, and only then drop what it makes superfluous.
+
+    Raises CheckpointError when what is on the disk is not what was written; older states are kept then.
+    """
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     hashes = {"sha256": hashlib.sha256(content).hexdigest(), "record_sha256": _record_hash(record)}
     document = {"format": FORMAT, **hashes, **record}
@@ -37,7 +41,10 @@ def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Map
         (temporary / RECORD).write_text(json.dumps(document))
 
     atomic.write_directory(directory / name, fill)
-    kept = [name] if name == FINAL else _names(directory)[:KEEP]
+    with (directory / name / TENSORS).open("rb") as written:
+        if hashlib.file_digest(written, "sha256").hexdigest() != document["sha256"]:
+            raise CheckpointError(f"{directory / name}: the disk does not hold what was written; check the disk")
+    kept = [name] if name == FINAL else [name, *(other for other in _names(directory) if other != name)][:KEEP]
     for path in directory.iterdir():
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -68,21 +75,24 @@ def _record_hash(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(own)), sort_keys=True).encode()).hexdigest()
 
 
-def refuse_other_settings(stage: str, directory: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ConfigError naming what differs between the settings a stage began with and those it is given now."""
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the settings a stage began with and those it is given now, one line each."""
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-    if differing:
-        shown = ", ".join(f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differing[:5])
-        raise ConfigError(
-            f"{stage}: cannot resume with other settings: {shown}; "
-            f"set the old values again, or remove {directory} to restart"
-        )
+    return [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differing]
+
+
+def refuse(stage: str, directory: Path, changed: Sequence[str]) -> None:
+    """Raise ConfigError naming the changes that make a resumed stage another one."""
+    raise ConfigError(
+        f"{stage}: cannot resume with other settings: {', '.join(changed[:5])}; set the old values again, remove "
+        f"{directory} to restart, or take the changes with runtime.resume_anyway=true"
+    )
 
 
 def copy_into(target: Tensor, value: Tensor) -> None:
     """Overwrite a parameter or buffer in place."""
     with torch.no_grad():
-        target.copy_(value.to(target.device))
+        target.copy_(laid_out_like(value.to(target.device), target))
 
 
 def _names(directory: Path) -> list[str]:

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from agent_forge.models.cross_entropy import weighted_cross_entropy
 from agent_forge.models.memory_bank import MemoryState
 
 if TYPE_CHECKING:
     from agent_forge.models.cognate import CognateForCausalLM
 
-# Logits of more than this many entries are computed in chunks and again in the backward pass.
-LOGITS_IN_MEMORY = 1 << 25
+# Logits of more than this many entries (64 MiB in float32, several times over in training) are computed in chunks.
+LOGITS_IN_MEMORY = 1 << 24
 
 
 def expected_loss(
@@ -47,9 +48,8 @@ def expected_loss(
     metrics: dict[str, float] = {}
     if len(places):
         at = [h[:, :-1].flatten(0, 1)[places] for h in hidden]
-        losses = torch.stack([token_losses(h, model.lm_head, targets) for h in at])  # (R, n)
         exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts])  # (R, n)
-        loss = (exits * losses).sum(0).mean()
+        loss, losses = _exit_losses(model, at, exits, targets)
         metrics = {"ce": losses[-1].mean().item()}
         if len(exits) > 1:
             extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
@@ -66,6 +66,22 @@ def expected_loss(
         loss = loss + config.write_loss_weight * gate
         metrics["write_gate"] = gate.item()
     return loss, metrics, memory
+
+
+def _exit_losses(
+    model: "CognateForCausalLM", at: list[Tensor], exits: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the mean over tokens of sum_r exits_r CE_r, and all CE_r (R, n) for the metrics.
+
+    at: R tensors (n, d); exits: (R, n), or (1, 1) with one pass. Small logits are held whole; large ones never exist.
+    """
+    head = model.lm_head
+    if len(targets) * head.weight.shape[0] <= LOGITS_IN_MEMORY or type(head) is not nn.Linear:
+        losses = torch.stack([token_losses(h, head, targets) for h in at])
+        return (exits * losses).sum(0).mean(), losses
+    weights = exits.expand(len(at), len(targets)).to(at[0].device) / len(targets)
+    found = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
+    return torch.stack([loss for loss, _ in found]).sum(), torch.stack([each for _, each in found])
 
 
 def all_passes(

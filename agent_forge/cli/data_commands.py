@@ -1,0 +1,60 @@
+"""`forge data inspect`: look at training rows before a long job learns from them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.render import console, print_json
+
+BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the group of this file."""
+    group = typer.Typer(help="Look at training data.", no_args_is_help=True)
+    group.command("inspect", help="Count rows, tokens and trained tokens; show which text is learned.")(inspect_command)
+    group.callback()(lambda: None)  # keeps `inspect` a subcommand while it is the only one
+    app.add_typer(group, name="data")
+
+
+def inspect_command(
+    sources: Annotated[list[str], typer.Argument(metavar="ROWS...", help=".jsonl, .parquet, a folder, or hf:NAME.")],
+    show_mask: Annotated[
+        bool, typer.Option("--show-mask", help="Show the first rows with their trained text.")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="How many rows --show-mask shows.")] = 3,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
+    ] = None,
+    roles: Annotated[str, typer.Option(help="Roles that are learned, with commas.")] = "assistant",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Inspect rows of chat, sharegpt, alpaca or pair form. Fails when no token would be trained."""
+    with one_line_errors(verbose):
+        from agent_forge import data, models
+        from agent_forge.data.inspection import inspect_rows
+
+        found_tokenizer = models.load_tokenizer(tokenizer) if tokenizer else data.train_tokenizer([], BYTE_VOCABULARY)
+        found = inspect_rows(sources, found_tokenizer, rows if show_mask else 0, roles.split(","))
+        if as_json:
+            print_json(found)
+            return
+        out = console(stderr=False)
+        unit = "tokens" if tokenizer else "bytes (no --tokenizer)"
+        dialects = ", ".join(f"{name} {count}" for name, count in found["dialects"].items())
+        splits = ", ".join(f"{name} {count}" for name, count in found["splits"].items())
+        out.print(f"{found['rows']:,} rows ({dialects}), {found['distinct']:,} distinct; {splits}")
+        out.print(
+            f"{found['tokens']:,} {unit}, {found['trained_tokens']:,} trained ({found['trained_share']:.1%}); "
+            f"the longest row has {found['longest_tokens']:,}"
+        )
+        for number, mask in enumerate(found["masks"], start=1):
+            out.print(f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]")
+            for part in mask:
+                text = f"»{part['text']}«" if part["trained"] else part["text"]
+                out.print(text, style="green" if part["trained"] else "", markup=False, end="")
+            out.print()

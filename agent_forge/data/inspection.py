@@ -1,0 +1,60 @@
+"""What training would make of rows: their dialect, splits, lengths, and which tokens are learned. Writes nothing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.config.schema import SPLITS
+from agent_forge.core.errors import DataError
+from agent_forge.data import rows as raw
+from agent_forge.data.chat import encode_chat
+from agent_forge.data.documents import split_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def inspect_rows(
+    names: Sequence[str], tokenizer: "PreTrainedTokenizerFast", shown: int, mask_roles: Sequence[str] = ("assistant",)
+) -> dict[str, Any]:
+    """Return counts over all rows and the masks of the first `shown`. Raises DataError when no token is trained.
+
+    A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts and stops.
+    """
+    dialects: Counter[str] = Counter()
+    splits: Counter[str] = Counter()
+    seen: set[str] = set()
+    tokens = trained = longest = count = 0
+    masks: list[list[dict[str, Any]]] = []
+    for name in names:
+        for row in raw.all_rows(name):
+            turns = raw.messages(row)
+            count += 1
+            dialects[raw.dialect(row)] += 1
+            key = raw.key_of(turns)
+            if key not in seen:
+                splits[split_of(key)] += 1
+            seen.add(key)
+            ids, mask = encode_chat(tokenizer, turns, mask_roles)
+            tokens, trained, longest = tokens + len(ids), trained + sum(mask), max(longest, len(ids))
+            if len(masks) < shown:
+                masks.append(segments(tokenizer, ids, mask))
+    if not trained:
+        raise DataError(
+            f"{', '.join(names)}: none of {tokens:,} tokens in {count} rows is trained: no row has a turn of "
+            f"{', '.join(mask_roles)}; see --roles"
+        )
+    return {
+        "rows": count, "distinct": len(seen), "dialects": dict(dialects),
+        "splits": {split: splits[split] for split in SPLITS}, "tokens": tokens, "trained_tokens": trained,
+        "trained_share": trained / tokens, "longest_tokens": longest, "masks": masks,
+    }  # fmt: skip
+
+
+def segments(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], mask: Sequence[bool]) -> list[dict[str, Any]]:
+    """Return the text of `ids` in runs of equal mask."""
+    return [
+        {"text": tokenizer.decode([token for token, _ in run]), "trained": learned}
+        for learned, run in ((key, list(group)) for key, group in groupby(zip(ids, mask, strict=True), lambda x: x[1]))
+    ]

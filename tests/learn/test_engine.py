@@ -1,0 +1,345 @@
+# ruff: noqa: ARG001, ARG002 - callbacks have the signature of the contract
+"""How the work is run must not change what is learned: parts, recomputation, compiling, workers, budgets, faults."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from agent_forge.checkpoint import Workspace
+from agent_forge.config import OptimConfig, RuntimeConfig
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
+from agent_forge.core.events import EventLog, read_events
+from agent_forge.core.seeds import torch_generator
+from agent_forge.learn import StepRecord, lm_loss, speed, state, train
+from agent_forge.learn.loop import PLAIN
+from agent_forge.learn.plan import Plan
+
+OPTIM = OptimConfig(
+    method="adamw", lr=3e-3, muon_lr=2e-2, warmup_steps=2, cooldown_share=0.4, weight_decay=0.1, beta1=0.9, beta2=0.95,
+    clip_norm=1.0, average_share=0.5,
+)  # fmt: skip
+STEPS = 6
+
+
+class Tokens:
+    """Seeded random tokens; half of them have no label, unevenly over the rows."""
+
+    pure = True
+
+    def __init__(self, name: str = "one") -> None:
+        self.name = name
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        ids = torch.randint(64, (4, 12), generator=torch_generator(0, self.name, step))
+        labels = ids.clone()
+        for row in range(4):
+            labels[row, : 2 * row] = -100
+        return {"input_ids": ids, "labels": labels}
+
+    def fingerprint(self) -> str:
+        return self.name
+
+
+def workspace(path: Path) -> Workspace:
+    out = Workspace(path / "out", phase="test", seed=0, config={})
+    out.save_every_seconds = 0.0
+    return out
+
+
+def fresh(tiny_llama: LlamaForCausalLM) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_llama.config).eval()
+
+
+def go(model: nn.Module, path: Path, *, runtime: RuntimeConfig = PLAIN, **keys: Any) -> list[StepRecord]:
+    settings: dict[str, Any] = {
+        "stage": "stage", "steps": STEPS, "optim": OPTIM, "seed": 7, "out": workspace(path),
+        "events": EventLog(None, "test"), "batches": Tokens(), "loss_fn": lm_loss, "runtime": runtime, **keys,
+    }  # fmt: skip
+    return train(model, settings.pop("batches"), settings.pop("loss_fn"), **settings)
+
+
+def losses(records: list[StepRecord]) -> list[str]:
+    return [record.loss.hex() for record in records]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, parts: int
+) -> None:
+    whole = go(fresh(tiny_llama), tmp_path / "whole")
+    cut = go(fresh(tiny_llama), tmp_path / "parts", runtime=replace(PLAIN, accumulate=parts))
+    for one, other in zip(whole, cut, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+
+
+def test_more_parts_than_rows_are_refused(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.accumulate=5 .* has only 4"):
+        go(fresh(tiny_llama), tmp_path, runtime=replace(PLAIN, accumulate=5))
+
+
+def test_recomputed_activations_give_the_same_bits_from_less_memory(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    plain, saving = fresh(tiny_llama), fresh(tiny_llama)
+    expected = go(plain, tmp_path / "plain")
+    kept: dict[str, int] = {}
+
+    def measured(model: Any, batch: dict[str, Tensor], step: int) -> Any:
+        total = [0]
+
+        def pack(tensor: Tensor) -> Tensor:
+            total[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            found = lm_loss(model, batch, step)
+        kept["saving"] = total[0]
+        return found
+
+    found = go(saving, tmp_path / "saving", runtime=replace(PLAIN, checkpoint_activations=True), loss_fn=measured)
+    assert losses(found) == losses(expected)
+    one_layer = kept["saving"]
+    go(fresh(tiny_llama), tmp_path / "again", loss_fn=measured)
+    assert one_layer < 0.5 * kept["saving"]
+    assert all("forward" not in vars(block) for block in speed.blocks(saving))
+
+
+def test_workers_change_no_bit_also_across_a_restart(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    expected = go(fresh(tiny_llama), tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(record: StepRecord, model: Any) -> None:
+        if record.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        go(fresh(tiny_llama), tmp_path / "parts", runtime=replace(PLAIN, workers=2), on_step=kill)
+    found = go(fresh(tiny_llama), tmp_path / "parts", runtime=replace(PLAIN, workers=1))
+    assert losses(found) == losses(expected)
+
+
+def test_batches_that_depend_on_training_stay_in_line_and_say_so(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    class Steered(Tokens):
+        pure = False
+
+    log = EventLog(tmp_path / "events.jsonl", "test")
+    go(fresh(tiny_llama), tmp_path, runtime=replace(PLAIN, workers=2), batches=Steered(), events=log)
+    assert [e.message for e in read_events(tmp_path / "events.jsonl") if "workers=2 is not used" in e.message]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's gradient
+def test_compiled_blocks_learn_the_same_and_are_left_as_they_were(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    plain, compiled = fresh(tiny_llama), fresh(tiny_llama)
+    expected = go(plain, tmp_path / "plain")
+    found = go(compiled, tmp_path / "compiled", runtime=replace(PLAIN, compile="on"))
+    for one, other in zip(expected, found, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-4)
+    assert all(block._compiled_call_impl is None for block in speed.blocks(compiled))
+
+
+def test_compiling_without_a_compiler_says_so_and_goes_on(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    log = EventLog(tmp_path / "events.jsonl", "test")
+    found = go(fresh(tiny_llama), tmp_path / "on", runtime=replace(PLAIN, compile="on"), events=log)
+    assert losses(found) == losses(go(fresh(tiny_llama), tmp_path / "off"))
+    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    assert len(warnings) == 1
+    assert "no C++ compiler" in warnings[0]
+
+
+class Switched(nn.Module):
+    """A block that counts how often it is compiled, for a compiler that only measures."""
+
+    _no_split_modules = ("Switched",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def compile(self, *args: Any, **keys: Any) -> None:
+        self.calls.append("compile")
+
+
+@pytest.mark.parametrize(
+    ("eager", "compiled", "left", "choice"),
+    [(1.0, 0.7, 1000, "on"), (1.0, 1.2, 1000, "off"), (0.01, 0.001, 100, "off")],
+)
+def test_auto_keeps_the_faster_way_and_does_not_try_where_it_cannot_pay(
+    tmp_path: Path, eager: float, compiled: float, left: int, choice: str
+) -> None:
+    block, log = Switched(), EventLog(tmp_path / "events.jsonl", "test")
+    compiler = speed.Compiler("auto", block, "stage", log, lambda value: value)
+    compiler.start(torch.device("cpu"))
+    for _ in range(speed.MEASURED):
+        compiler.note(eager, left)
+    tried = bool(block.calls)
+    if tried:
+        for seconds in (30.0, *[compiled] * (speed.MEASURED - 1)):
+            compiler.note(seconds, left)
+    assert compiler.choice == choice
+    assert tried == (eager == 1.0)
+    assert [event for event in read_events(tmp_path / "events.jsonl") if f"torch.compile {choice}" in event.message]
+
+
+def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    shorter = go(fresh(tiny_llama), tmp_path / "budget", runtime=replace(PLAIN, budget_tokens=3 * 48 + 1))
+    assert losses(shorter) == losses(go(fresh(tiny_llama), tmp_path / "steps", steps=4))
+
+
+def test_a_budget_of_minutes_cools_down_in_time() -> None:
+    plan = Plan(1000, replace(OPTIM, cooldown_share=0.5, warmup_steps=0), minutes=1.0)
+    shares = []
+    for step in range(8):
+        if plan.over(step):
+            break
+        shares.append(plan.lr_share(step))
+        plan.seconds += 10
+    assert shares == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    assert plan.averages(7)
+
+
+def test_other_data_is_refused_with_the_difference_unless_asked_for(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    def kill(record: StepRecord, model: Any) -> None:
+        if record.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(fresh(tiny_llama), tmp_path, on_step=kill)
+    with pytest.raises(ConfigError, match=r"data was 'one', is 'two'.*runtime\.resume_anyway=true"):
+        go(fresh(tiny_llama), tmp_path, batches=Tokens("two"))
+    log = EventLog(tmp_path / "events.jsonl", "test")
+    anyway = replace(PLAIN, resume_anyway=True)
+    assert len(go(fresh(tiny_llama), tmp_path, batches=Tokens("two"), runtime=anyway, events=log)) == STEPS
+    assert [e for e in read_events(tmp_path / "events.jsonl") if e.kind == "warning" and "data was 'one'" in e.message]
+
+
+def test_a_non_finite_loss_names_its_batch(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    ids = Tokens().batch(2)["input_ids"]
+    named = hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:12]
+    with pytest.raises(PhaseError, match=rf"step 2: the loss is nan \(batch 2, ids {named}\)"):
+        go(fresh(tiny_llama), tmp_path, loss_fn=poisoned({2}))
+
+
+def poisoned(steps: set[int]) -> Any:
+    def loss(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        value, metrics = lm_loss(model, batch, step)
+        return value * (float("nan") if step in steps else 1.0), metrics
+
+    return loss
+
+
+def test_a_rollback_goes_on_from_the_last_saved_state_and_skips_the_batch(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    seen: dict[int, Tensor] = {}
+
+    def loss(model: Any, batch: dict[str, Tensor], step: int) -> Any:
+        seen[step] = model.model.norm.weight.detach().clone()
+        return poisoned({3})(model, batch, step)
+
+    log = EventLog(tmp_path / "events.jsonl", "test")
+    records = go(fresh(tiny_llama), tmp_path, loss_fn=loss, runtime=replace(PLAIN, rollbacks=1), events=log)
+    assert torch.equal(seen[4], seen[3])
+    assert [record.loss != record.loss for record in records] == [False, False, False, True, False, False]
+    assert [e for e in read_events(tmp_path / "events.jsonl") if "rollback 1 of 1" in e.message]
+
+
+def test_rollbacks_run_out(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(PhaseError, match=r"step 4: the loss is nan.*after 1 rollback"):
+        go(fresh(tiny_llama), tmp_path, loss_fn=poisoned({2, 4}), runtime=replace(PLAIN, rollbacks=1))
+
+
+def test_out_of_memory_suggests_parts_and_leaves_no_half_state(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    def loss(model: Any, batch: dict[str, Tensor], step: int) -> Any:
+        if step == 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return lm_loss(model, batch, step)
+
+    with pytest.raises(PhaseError, match=r"4 rows of 12 tokens in 1 part\(s\); try runtime\.accumulate=2 .*size 2\)"):
+        go(fresh(tiny_llama), tmp_path, loss_fn=loss)
+    found = go(fresh(tiny_llama), tmp_path)
+    assert losses(found) == losses(go(fresh(tiny_llama), tmp_path / "whole"))
+
+
+def test_non_finite_weights_are_not_saved(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    def spoil(record: StepRecord, model: Any) -> None:
+        if record.step == 3:
+            with torch.no_grad():
+                model.model.norm.weight[0] = float("inf")
+
+    with pytest.raises(PhaseError, match=r"step 4: model\.norm\.weight holds NaN or infinite weights"):
+        go(fresh(tiny_llama), tmp_path, on_step=spoil)
+    names = sorted(path.name for path in workspace(tmp_path).resume_dir("stage").iterdir())
+    assert names[-1] == "step-00000003"
+
+
+def test_retention_never_deletes_the_only_state_that_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"weight/x": torch.ones(3)}
+    for name in ("step-00000001", "step-00000002"):
+        state.write(tmp_path, name, tensors, {"next_step": 1})
+    real = state.atomic.write_directory
+
+    def rotten(target: Path, fill: Any) -> None:
+        real(target, fill)
+        content = bytearray((target / state.TENSORS).read_bytes())
+        content[-1] ^= 1
+        (target / state.TENSORS).write_bytes(bytes(content))
+
+    monkeypatch.setattr(state.atomic, "write_directory", rotten)
+    for name in ("step-00000003", "final"):
+        with pytest.raises(CheckpointError, match="does not hold what was written"):
+            state.write(tmp_path, name, tensors, {"next_step": 3})
+    found = state.newest(tmp_path, "stage", EventLog(None, "test"))
+    assert found is not None
+    assert {path.name for path in tmp_path.iterdir()} >= {"step-00000001", "step-00000002"}
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_with_live_workers_is_resumable(tmp_path: Path) -> None:
+    """The signal reaches trainer and workers alike: exit 75, a whole state, and the same losses after a resume."""
+    script = Path(__file__).with_name("engine_child.py")
+
+    def start(folder: str, pause: float, workers: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / folder), str(pause), str(workers)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    stopped = start("stopped", 0.3, 2)
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        if line.strip() == "step 3":
+            break
+    os.killpg(stopped.pid, signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 75, errors
+    resumed, _ = start("stopped", 0.0, 0).communicate(timeout=120)
+    whole, _ = start("whole", 0.0, 0).communicate(timeout=120)
+    assert json.loads(resumed.splitlines()[-1]) == json.loads(whole.splitlines()[-1])
+    time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(stopped.pid, 0)
