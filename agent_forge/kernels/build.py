@@ -106,8 +106,9 @@ def _level(compiler: str) -> int:
 def _compiled(compiler: str, source: str, flags: tuple[str, ...]) -> Path:
     """Return the shared library of a C file of this folder, compiled now unless the cache has it."""
     path = Path(__file__).with_name(source)
+    sources = [path, *(sorted(path.parent.glob("*.h")) if source == "engine.c" else ())]
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS, check=True).stdout
-    key = hashlib.sha256(b"\0".join([path.read_bytes(), version, " ".join((*COMMON, *flags)).encode()])).hexdigest()[:24]
+    key = hashlib.sha256(b"\0".join([*(s.read_bytes() for s in sources), version, " ".join((*COMMON, *flags)).encode()])).hexdigest()[:24]
     target = _cache() / f"{path.stem}-{key}.so"
     if target.is_file():
         return target

@@ -5,6 +5,7 @@ indices: the product then uses the very numbers that the codec would decode. Flo
 its own (hyper, seedlm) is decoded once, at load, into float16 with a scale a row, 16 bits a weight.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -219,7 +220,7 @@ def from_codes(
         activation_bits=activation_bits,
     )  # fmt: skip
     tiles = -(-rows // ROWS)
-    packed = np.empty((tiles, layout.padded * bits // 32, ROWS, 4), np.uint8)
+    packed = aligned((tiles, layout.padded * bits // 32, ROWS, 4))
     for first in range(0, rows, SLAB_ROWS):
         packed[first // ROWS : -(-min(first + SLAB_ROWS, rows) // ROWS)] = _tiled(
             codes[first : first + SLAB_ROWS] - np.uint8(lowest), layout
@@ -228,6 +229,14 @@ def from_codes(
     if zeros is not None:
         arrays["zeros"] = _tiled_groups(zeros)
     return PackedMatrix(layout, arrays)
+
+
+def aligned(shape: tuple[int, ...]) -> Array:
+    """Return an uninitialised uint8 array that begins at a multiple of 64: a load then stays within a cache line."""
+    size = math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].reshape(shape)
 
 
 def _tiled(codes: Array, layout: Layout) -> Array:
@@ -266,7 +275,9 @@ def from_indices(
     layout = Layout(
         kind="vq", rows=rows, columns=columns, vector=codebook.shape[1], activation_bits=activation_bits
     )  # fmt: skip
-    arrays = {"codes": np.ascontiguousarray(tiles), "scales": scales.astype(np.float32), "codebook": entries}
+    codes = aligned(tiles.shape)
+    codes[:] = tiles
+    arrays = {"codes": codes, "scales": scales.astype(np.float32), "codebook": entries}
     return PackedMatrix(layout, arrays)
 
 

@@ -70,6 +70,7 @@ class Pool:
             raise PhaseError("no memory for the threads of packed inference; free some or set threads=1")
         self._lock = threading.Lock()
         self._process = os.getpid()
+        self._held: ModelStruct | None = None
         self.threads: int = self._engine.forge_pool_threads(self._address)
         weakref.finalize(self, _free, self._engine, self._address, self._process)
 
@@ -100,6 +101,10 @@ class Pool:
         values = (ctypes.c_void_p * len(caches))(*(pointer(v) for _, v in caches))
         capacities = np.asarray([k.shape[2] for k, _ in caches], np.int32)
         with self._lock:
+            if self._held is not model:
+                # A thread that was put aside in an earlier call still carries the address of that call's layers.
+                self._engine.forge_settle(self._address)
+                self._held = model
             done = self._engine.forge_forward(
                 self._address, ctypes.byref(model), len(ids), pointer(ids), pointer(positions), pointer(sequences), keys,
                 values, pointer(capacities), pointer(wanted), len(wanted), pointer(logits),
@@ -130,6 +135,7 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "forge_pool_new": (address, [number]),
         "forge_pool_free": (None, [address]),
+        "forge_settle": (None, [address]),
         "forge_pool_threads": (number, [address]),
         "forge_matmul": (number, [address, address, address, number, address]),
         "forge_rows": (None, [address, address, number, address]),

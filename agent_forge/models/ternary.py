@@ -232,7 +232,7 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
         group_size=settings.group_size,
         activation_bits=settings.activation_bits,
         packing=settings.packing,
-        skip=[*settings.skip, *(name for name in heads if not _is_skipped(name, settings.skip))],
+        skip=[*settings.skip, *(name for name in heads if not is_skipped(name, settings.skip))],
     )
     names = _replace(model, settings)
     if not names:
@@ -268,7 +268,7 @@ def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
         if (
             type(module) is not nn.Linear
             or module.in_features < settings.group_size
-            or _is_skipped(name, settings.skip)
+            or is_skipped(name, settings.skip)
         ):
             continue
         if id(module) not in made:
@@ -288,7 +288,7 @@ def _own_config(model: PreTrainedModel) -> Any:
     return own
 
 
-def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
+def is_skipped(name: str, patterns: Sequence[str]) -> bool:
     """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
 

@@ -1,0 +1,235 @@
+"""Decode speed, memory and size of packed inference against transformers and llama.cpp, in one run on the same text.
+
+    python scripts/bench_decode.py outputs/smollm2 --work outputs/bench_decode [--llama-python PYTHON] [--threads 2]
+
+Rates are made by plain rounding (speed needs no quality) and kept in --work: ternary with an 8-bit or 4-bit embedding, int4, int8,
+VPTQ. Each case runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp runs through a
+Python that has llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints one table.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROMPT = (
+    "Fellow citizens of the Senate and of the House of Representatives. Among the vicissitudes incident to life no "
+    "event could have filled me with greater anxieties than that of which the notification was transmitted by your order."
+)
+EMBEDDING = "model.embed_tokens"
+RATES = {
+    "ternary + int8 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 8, "group": 0}}),
+    "ternary + int4 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 4, "group": 64}}),
+    "int4 + int8 embedding": ({"intk": {"bits": 4, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
+    "int8": ({"intk": {"bits": 8, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
+    "vptq v4 + int8 embedding": ({"vptq": {"vector": 4, "iterations": 2}}, {"intk": {"bits": 8, "group": 0}}),
+}
+LLAMA_TYPES = ("Q4_0", "Q8_0", "F16")
+# Which llama.cpp type has the same bits a weight, or the nearest that is faster.
+SAME_BITS = {
+    "ternary + int8 embedding": "Q4_0", "ternary + int4 embedding": "Q4_0", "int4 + int8 embedding": "Q4_0",
+    "int8": "Q8_0", "vptq v4 + int8 embedding": "Q4_0",
+}  # fmt: skip
+
+
+def rss_bytes() -> int:
+    """Return the resident memory of this process, mapped files included."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def make_rate(source: Path, name: str, out: Path) -> None:
+    """Write the checkpoint of one rate by plain rounding."""
+    from agent_forge import checkpoint, codecs, models
+    from agent_forge.models import compressed
+    from agent_forge.models.ternary import TernarySettings, ternarise
+
+    model, tokenizer = models.load(source), models.load_tokenizer(source)
+    linears, embedding = RATES[name]
+    if "ternary" in linears:
+        ternarise(model, TernarySettings(group_size=128, activation_bits=8, packing="five_trits", skip=[]))
+    coded = {}
+    for tensor, weight in compressed.coded_tensors(model).items():
+        ((codec, settings),) = (embedding if tensor == EMBEDDING else linears).items()
+        coded[tensor] = codecs.encode(codec, weight, settings)
+    compressed.compress(model, coded)
+    checkpoint.write(out, lambda d: models.save(model, tokenizer, d), phase="compress", seed=0, config={}, name=name)
+
+
+def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """Measure the packed engine."""
+    from agent_forge import runtime
+
+    start = time.perf_counter()
+    model = runtime.load(path, threads=threads)
+    loaded = time.perf_counter() - start
+
+    def once() -> tuple[float, float]:
+        times: list[float] = []
+        began = time.perf_counter()
+        model.generate(prompt, max_new_tokens=new_tokens, on_token=lambda _: times.append(time.perf_counter()))
+        return times[0] - began, times[-1] - times[0]
+
+    return measured(once, new_tokens, repeats, len(prompt)) | {"load_s": loaded}
+
+
+def run_transformers(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """Measure transformers in float32, by its own cache and greedy choice."""
+    import torch
+
+    from agent_forge import models
+
+    torch.set_num_threads(threads)
+    model = models.load(path)
+
+    @torch.no_grad()
+    def once() -> tuple[float, float]:
+        began = time.perf_counter()
+        output = model(input_ids=torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        first = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+        return first - began, time.perf_counter() - first
+
+    return measured(once, new_tokens, repeats, len(prompt))
+
+
+def run_llama(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """Measure llama.cpp; imports nothing of this project, so it runs under another Python."""
+    import numpy as np
+    from llama_cpp import Llama
+
+    llm = Llama(model_path=str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def once() -> tuple[float, float]:
+        llm.reset()
+        began = time.perf_counter()
+        llm.eval(prompt)
+        first = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            llm.eval([int(np.argmax(llm.scores[llm.n_tokens - 1]))] if llm._logits_all else [greedy(llm)])
+        return first - began, time.perf_counter() - first
+
+    return measured(once, new_tokens, repeats, len(prompt))
+
+
+def greedy(llm) -> int:  # type: ignore[no-untyped-def]
+    """Return the likeliest next token of llama.cpp's last evaluation."""
+    import llama_cpp
+    import numpy as np
+
+    pointer = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
+    return int(np.ctypeslib.as_array(pointer, (llm.n_vocab(),)).argmax())
+
+
+def measured(once, new_tokens: int, repeats: int, prompt_tokens: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Return medians after one run to warm up."""
+    once()
+    runs = [once() for _ in range(repeats)]
+    return {
+        "tokens_per_s": (new_tokens - 1) / statistics.median(decode for _, decode in runs),
+        "best_tokens_per_s": (new_tokens - 1) / min(decode for _, decode in runs),
+        "prompt_tokens_per_s": prompt_tokens / statistics.median(prefill for prefill, _ in runs),
+        "rss_bytes": rss_bytes(),
+    }
+
+
+RUNNERS = {"packed": run_packed, "transformers": run_transformers, "llama": run_llama}
+
+
+def in_process(python: str, kind: str, path: Path, options: argparse.Namespace, prompt: list[int]) -> dict[str, float]:
+    """Run one case in a process of its own."""
+    command = [python, __file__, "--case", kind, str(path), "--prompt-ids", ",".join(map(str, prompt))]
+    command += ["--tokens", str(options.tokens), "--repeats", str(options.repeats), "--threads", str(options.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{kind} {path} failed: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of the weights."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.glob("*.safetensors"))
+
+
+def prepare(options: argparse.Namespace) -> dict[str, tuple[str, str, Path]]:
+    """Make what is missing in the work folder; return label -> (kind, Python, path)."""
+    from agent_forge import runtime
+    from agent_forge.runtime import loading
+
+    cases = {"transformers fp32": ("transformers", sys.executable, options.model)}
+    for name in RATES:
+        folder = options.work / name.replace(" ", "_").replace("+_", "")
+        if not (folder / "config.json").exists():
+            make_rate(options.model, name, folder)
+        cases[name] = ("packed", sys.executable, folder)
+    packed = options.work / "ternary.forge"
+    if not packed.exists():
+        loading.save(runtime.load(options.work / "ternary_int8_embedding"), packed)
+    cases["ternary + int8 embedding, packed file"] = ("packed", sys.executable, packed)
+    if options.llama_python:
+        from agent_forge.export import gguf_file
+
+        for kind in LLAMA_TYPES:
+            path = options.work / f"model-{kind}.gguf"
+            if not path.exists():
+                gguf_file.write(options.model, path, kind)
+            cases[f"llama.cpp {kind}"] = ("llama", options.llama_python, path)
+    return cases
+
+
+def main() -> None:
+    """Prepare, run every case, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--work", type=Path, default=Path("outputs/bench_decode"))
+    parser.add_argument("--llama-python", default="")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="run only the cases whose label holds this")
+    parser.add_argument("--case", choices=list(RUNNERS), help=argparse.SUPPRESS)
+    parser.add_argument("--prompt-ids", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        prompt = [int(token) for token in options.prompt_ids.split(",")]
+        found = RUNNERS[options.case](options.model, prompt, options.tokens, options.repeats, options.threads)
+        print(json.dumps(found))
+        return
+    cases = prepare(options)
+    from tokenizers import Tokenizer
+
+    prompt = Tokenizer.from_file(str(options.model / "tokenizer.json")).encode(PROMPT).ids
+    rows = {}
+    for label, (kind, python, path) in cases.items():
+        if options.only in label:
+            rows[label] = in_process(python, kind, path, options, prompt) | {"size": size_of(path)}
+            print(f"measured {label}: {rows[label]['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
+    print_table(rows, len(prompt), options)
+
+
+def print_table(rows: dict[str, dict[str, float]], prompt_tokens: int, options: argparse.Namespace) -> None:
+    """Print markdown: one row a case, ratios to transformers and to llama.cpp at the same bits."""
+    print(f"{options.tokens} tokens after {prompt_tokens}, {options.threads} threads, medians of {options.repeats}:\n")
+    print("| case | tok/s | ms/token | x transformers | x llama.cpp | prompt tok/s | file MB | RSS MB | RSS - file |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    base = rows.get("transformers fp32", {}).get("tokens_per_s")
+    for label, row in rows.items():
+        rate = row["tokens_per_s"]
+        kind = SAME_BITS.get(label.removesuffix(", packed file"))
+        peer = rows.get(f"llama.cpp {kind}", {}).get("tokens_per_s")
+        print(
+            f"| {label} | {rate:.1f} | {1000 / rate:.2f} | {f'{rate / base:.2f}' if base else '-'} | "
+            f"{f'{rate / peer:.2f} ({kind})' if peer else '-'} | {row['prompt_tokens_per_s']:.0f} | {row['size'] / 1e6:.1f} "
+            f"| {row['rss_bytes'] / 1e6:.0f} | {(row['rss_bytes'] - row['size']) / 1e6:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
