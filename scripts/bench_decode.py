@@ -2,9 +2,10 @@
 
     python scripts/bench_decode.py outputs/smollm2 --work outputs/bench_decode [--llama-python PYTHON] [--threads 2]
 
-Rates are made by plain rounding (speed needs no quality) and kept in --work: ternary with an 8-bit or 4-bit embedding, int4, int8,
-VPTQ. Each case runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp runs through a
-Python that has llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints one table.
+Rates are made by plain rounding (speed needs no quality) and kept in --work: ternary with an 8-bit or 4-bit embedding,
+int4, int8, VPTQ. Each case runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp
+runs through a Python that has llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints
+one table.
 """
 
 import argparse

@@ -47,4 +47,6 @@ def export_command(
             show.print(f"  {line}", markup=False)
         if done.check:
             for name, value in done.check.items():
-                show.print(f"  check {name}: {value if isinstance(value, (bool, int)) else f'{value:.4g}'}", markup=False)
+                show.print(
+                    f"  check {name}: {value if isinstance(value, (bool, int)) else f'{value:.4g}'}", markup=False
+                )

@@ -96,7 +96,9 @@ def llama_answer(gguf: Path, ids: list[list[int]], texts: tuple[str, ...], pytho
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-            raise GateError(f"llama.cpp cannot run {gguf}: {lines[-1]}; export again, or report this with the file's size")
+            raise GateError(
+                f"llama.cpp cannot run {gguf}: {lines[-1]}; export again, or report this with the file's size"
+            )
         with np.load(out) as found:
             return dict(found)
 

@@ -239,7 +239,9 @@ def pre_tokenizer_name(content: dict[str, Any]) -> str:
     given = content.get("pre_tokenizer") or {}
     steps = given.get("pretokenizers", [given])
     kinds = [step.get("type") for step in steps]
-    byte_level = kinds[-1:] == ["ByteLevel"] and steps[-1].get("use_regex", True) and not steps[-1].get("add_prefix_space")
+    byte_level = (
+        kinds[-1:] == ["ByteLevel"] and steps[-1].get("use_regex", True) and not steps[-1].get("add_prefix_space")
+    )
     plain_model = content["model"]["type"] == "BPE" and content.get("normalizer") is None
     if byte_level and plain_model and kinds[:-1] == []:
         return "gpt-2"
@@ -269,5 +271,3 @@ def _summary(written: Written, kind: str) -> list[str]:
             f"({missed[0]}, ...)"
         )
     return lines
-
-

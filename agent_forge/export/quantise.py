@@ -65,7 +65,10 @@ def store(weight: Array, kind: str) -> Stored:
 
 
 def _error(weight: Array, values: Array) -> float:
-    return float(np.square(weight - values, dtype=np.float64).sum() / max(float(np.square(weight, dtype=np.float64).sum()), 1e-30))
+    return float(
+        np.square(weight - values, dtype=np.float64).sum()
+        / max(float(np.square(weight, dtype=np.float64).sum()), 1e-30)
+    )
 
 
 def _pack(blocks: Array, kind: str) -> Array:

@@ -108,7 +108,9 @@ def _compiled(compiler: str, source: str, flags: tuple[str, ...]) -> Path:
     path = Path(__file__).with_name(source)
     sources = [path, *(sorted(path.parent.glob("*.h")) if source == "engine.c" else ())]
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS, check=True).stdout
-    key = hashlib.sha256(b"\0".join([*(s.read_bytes() for s in sources), version, " ".join((*COMMON, *flags)).encode()])).hexdigest()[:24]
+    key = hashlib.sha256(
+        b"\0".join([*(s.read_bytes() for s in sources), version, " ".join((*COMMON, *flags)).encode()])
+    ).hexdigest()[:24]
     target = _cache() / f"{path.stem}-{key}.so"
     if target.is_file():
         return target

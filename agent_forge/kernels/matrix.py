@@ -116,7 +116,7 @@ class PackedMatrix:
     def take(self, rows: Array) -> Array:
         """Return the rows named by `rows` (n,), float32."""
         rows = np.ascontiguousarray(rows, np.int32)
-        if rows.size and not (0 <= rows.min() and rows.max() < self.layout.rows):
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.layout.rows):
             raise PhaseError(f"a matrix of {self.layout.rows} rows has no row {rows.min()} to {rows.max()}")
         if build.library() is None:
             return self.decoded(rows)
@@ -171,7 +171,9 @@ def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
     Raises PhaseError for activations of 16 bits, which two planes of int8 do not hold.
     """
     if activation_bits not in ACTIVATION_BITS:
-        raise PhaseError(f"packed inference holds activations of up to 15 bits, got {activation_bits}; use engine=torch")
+        raise PhaseError(
+            f"packed inference holds activations of up to 15 bits, got {activation_bits}; use engine=torch"
+        )
     parts = coded.parts
     if coded.codec == "ternary":
         scales, form = (parts["b"], "bfloat16") if "b" in parts else _narrowest(parts["s"])

@@ -29,13 +29,13 @@ _POINTERS = ("codes", "scales", "zeros", "bias", "codebook")
 class MatrixStruct(ctypes.Structure):
     """Mirror of `Matrix` in engine.c."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in _INTS] + [(name, ctypes.c_void_p) for name in _POINTERS]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_int32) for name in _INTS] + [(name, ctypes.c_void_p) for name in _POINTERS]
 
 
 class LayerStruct(ctypes.Structure):
     """Mirror of `Layer` in engine.c."""
 
-    _fields_ = [(name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down")] + [  # noqa: RUF012
+    _fields_ = [(name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down")] + [
         (name, ctypes.c_void_p) for name in ("norm_before", "norm_after", "q_norm", "k_norm")
     ]
 
@@ -43,7 +43,7 @@ class LayerStruct(ctypes.Structure):
 class ModelStruct(ctypes.Structure):
     """Mirror of `Model` in engine.c."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int32) for name in ("hidden", "layers", "heads", "kv_heads", "head_size", "inner")),
         *((name, ctypes.c_int32) for name in ("vocabulary", "unused")),
         *((name, ctypes.c_float) for name in ("epsilon", "unused_float")),
@@ -77,9 +77,7 @@ class Pool:
     def matmul(self, matrix: MatrixStruct, x: Array, out: Array) -> None:
         """Fill out (T, rows) with x (T, columns) times the matrix; both float32 and contiguous."""
         with self._lock:
-            done = self._engine.forge_matmul(
-                self._address, ctypes.byref(matrix), pointer(x), len(x), pointer(out)
-            )
+            done = self._engine.forge_matmul(self._address, ctypes.byref(matrix), pointer(x), len(x), pointer(out))
         _refuse(done)
 
     def forward(

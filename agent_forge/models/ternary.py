@@ -265,11 +265,7 @@ def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
     made: dict[int, TernaryLinear] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if (
-            type(module) is not nn.Linear
-            or module.in_features < settings.group_size
-            or is_skipped(name, settings.skip)
-        ):
+        if type(module) is not nn.Linear or module.in_features < settings.group_size or is_skipped(name, settings.skip):
             continue
         if id(module) not in made:
             made[id(module)] = TernaryLinear.from_linear(module, settings)

@@ -91,7 +91,9 @@ class PackedModel:
         Returns logits (wanted, vocabulary) of the tokens numbered in `wanted`, which ascends.
         """
         if not len(ids) or ids.min() < 0 or ids.max() >= self.shape.vocabulary:
-            raise ConfigError(f"token ids must be 0 to {self.shape.vocabulary - 1} and at least one, got {ids.tolist()[:8]}")
+            raise ConfigError(
+                f"token ids must be 0 to {self.shape.vocabulary - 1} and at least one, got {ids.tolist()[:8]}"
+            )
         positions = np.empty(len(ids), np.int32)
         counts = np.bincount(sequences, minlength=len(caches))
         for number, cache in enumerate(caches):
@@ -133,7 +135,13 @@ class PackedModel:
         return found
 
     def _forward(
-        self, ids: Array, positions: Array, sequences: Array, caches: list[tuple[Array, Array]], wanted: Array, out: Array
+        self,
+        ids: Array,
+        positions: Array,
+        sequences: Array,
+        caches: list[tuple[Array, Array]],
+        wanted: Array,
+        out: Array,
     ) -> None:
         """Run one chunk; fill out (wanted, vocabulary)."""
         if build.library() is None:
@@ -166,7 +174,13 @@ class PackedModel:
         return np.asarray(self.shape.frequencies, np.float32)
 
     def _forward_in_numpy(
-        self, ids: Array, positions: Array, sequences: Array, caches: list[tuple[Array, Array]], wanted: Array, out: Array
+        self,
+        ids: Array,
+        positions: Array,
+        sequences: Array,
+        caches: list[tuple[Array, Array]],
+        wanted: Array,
+        out: Array,
     ) -> None:
         one = self.shape
         angles = positions[:, None].astype(np.float32) * self._frequencies

@@ -77,7 +77,9 @@ class Tensors:
 
     def _entry(self, name: str) -> tuple[Array, int, dict[str, Any]]:
         if name not in self._entries:
-            raise CheckpointError(f"the weights have no tensor {name}; config.json and the weights do not belong together")
+            raise CheckpointError(
+                f"the weights have no tensor {name}; config.json and the weights do not belong together"
+            )
         return self._entries[name]
 
 

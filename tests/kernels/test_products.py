@@ -1,7 +1,6 @@
 """Packed products against float64, on every build that this machine can run, at odd shapes."""
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.fixture(params=build.available())
-def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(build.BUILD, request.param)
-    yield request.param
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,8 @@ def relative(found: Any, expected: Any) -> float:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{n}-{s}" for n, s in CASES])
-def test_products_agree_with_float64_to_1e_3_at_every_odd_shape(each_build: str, coded: Any, number: int) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_products_agree_with_float64_to_1e_3_at_every_odd_shape(coded: Any, number: int) -> None:
     rng = np.random.default_rng(number)
     for rows, columns in SHAPES:
         payload, dense = coded[number, rows, columns]
@@ -61,7 +61,8 @@ def test_products_agree_with_float64_to_1e_3_at_every_odd_shape(each_build: str,
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{n}-{s}" for n, s in CASES])
-def test_rows_are_the_codecs_own(each_build: str, coded: Any, number: int) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_rows_are_the_codecs_own(coded: Any, number: int) -> None:
     # Codecs without a layout go through float16 with a scale a row: 11 bits of mantissa.
     tolerance = 6e-4 if CASES[number][0] == "hyper" else 1e-6
     for rows, columns in SHAPES:
@@ -70,7 +71,8 @@ def test_rows_are_the_codecs_own(each_build: str, coded: Any, number: int) -> No
         assert np.allclose(matrix.from_payload(payload).take(picked), dense[picked], rtol=tolerance, atol=1e-6)
 
 
-def test_ternary_with_int8_activations_is_an_exact_integer_product(each_build: str) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_ternary_with_int8_activations_is_an_exact_integer_product() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, (48, 256)).astype(np.uint8)
     ones = np.full((48, 2), 0x3F80, np.uint16)  # 1.0 in bfloat16
@@ -80,7 +82,8 @@ def test_ternary_with_int8_activations_is_an_exact_integer_product(each_build: s
     assert np.array_equal(packed.multiply(x, 1), x @ (codes.astype(np.float32) - 1).T)
 
 
-def test_activations_of_up_to_15_bits_are_rounded_as_their_layer_does(each_build: str) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_activations_of_up_to_15_bits_are_rounded_as_their_layer_does() -> None:
     weight = torch.randn(20, 80, generator=torch.Generator().manual_seed(1))
     payload = codecs.encode("intk", weight, {"bits": 4, "group": 16})
     x = np.random.default_rng(1).normal(size=(3, 80)).astype(np.float32)
@@ -91,7 +94,8 @@ def test_activations_of_up_to_15_bits_are_rounded_as_their_layer_does(each_build
         matrix.from_payload(payload, 16)
 
 
-def test_threads_change_no_bit(each_build: str, coded: Any) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_threads_change_no_bit(coded: Any) -> None:
     x = np.random.default_rng(2).normal(size=(35, 333)).astype(np.float32)
     for number in range(len(CASES)):
         packed = matrix.from_payload(coded[number, 130, 333][0], 8)
@@ -99,14 +103,16 @@ def test_threads_change_no_bit(each_build: str, coded: Any) -> None:
             assert np.array_equal(packed.multiply(x[:batch], 1), packed.multiply(x[:batch], 3)), CASES[number]
 
 
-def test_a_bias_is_added_once(each_build: str, coded: Any) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_a_bias_is_added_once(coded: Any) -> None:
     payload, dense = coded[5, 70, 200]
     bias = np.arange(70, dtype=np.float32)
     x = np.random.default_rng(3).normal(size=(4, 200)).astype(np.float32)
     assert relative(matrix.from_payload(payload).with_bias(bias).multiply(x, 2), x @ dense.T + bias) <= 1e-3
 
 
-def test_a_zero_token_gives_zeros(each_build: str, coded: Any) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_a_zero_token_gives_zeros(coded: Any) -> None:
     for number in range(len(CASES)):
         for bits in (0, 8):
             packed = matrix.from_payload(coded[number, 17, 65][0], bits)
@@ -131,7 +137,7 @@ def test_a_wrong_width_or_row_is_refused(coded: Any) -> None:
 def test_a_corrupt_payload_is_named_and_not_decoded(coded: Any) -> None:
     data = bytearray(coded[0, 70, 200][0].data)
     data[len(data) // 2] ^= 1
-    with pytest.raises(CheckpointError, match="payload of layer.seven is damaged"):
+    with pytest.raises(CheckpointError, match=r"payload of layer\.seven is damaged"):
         payloads.read(bytes(data), "layer.seven")
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,9 @@ IDS = np.random.default_rng(0).integers(0, 96, 45).tolist()  # longer than one c
 
 
 @pytest.fixture(params=build.available())
-def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(build.BUILD, request.param)
-    yield request.param
+    return str(request.param)
 
 
 def made(family: str) -> PreTrainedModel:
@@ -109,30 +109,32 @@ def compressed_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float_checkpoints_of_every_family_give_the_logits_of_transformers(family: str, each_build: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_float_checkpoints_of_every_family_give_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
     models.save(made(family), None, tmp_path)
     packed = runtime.load(tmp_path, threads=1)
     assert relative(packed.logits(IDS), reference(tmp_path)) <= 1e-5
 
 
 @pytest.mark.parametrize("codec", RATES)
-def test_compressed_checkpoints_of_every_codec_give_the_logits_of_transformers(
-    codec: str, each_build: str, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_compressed_checkpoints_of_every_codec_give_the_logits_of_transformers(codec: str, tmp_path: Path) -> None:
     models.save(coded_as(made("biased" if codec == "intk" else "llama"), codec), None, tmp_path)
     packed = runtime.load(tmp_path, threads=1)
     assert relative(packed.logits(IDS), reference(tmp_path)) <= (5e-3 if codec in ("hyper", "seedlm") else 1e-3)
     assert len(packed.notes) == (15 if codec in ("hyper", "seedlm") else 0)
 
 
-def test_rounded_activations_are_rounded_alike(each_build: str, compressed_llama: Path) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_rounded_activations_are_rounded_alike(compressed_llama: Path) -> None:
     found, expected = runtime.load(compressed_llama, threads=1).logits(IDS), reference(compressed_llama)
     # A float that falls on the other side of a rounding border moves one activation by one step of 1/127.
     assert relative(found, expected) <= 0.02
     assert np.median(np.abs(found - expected) / np.abs(expected).max()) <= 1e-4
 
 
-def test_ternary_latents_give_the_logits_of_their_layers(each_build: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_ternary_latents_give_the_logits_of_their_layers(tmp_path: Path) -> None:
     model = made("llama")
     ternarise(model, TernarySettings(group_size=16, activation_bits=0, packing="two_bit", skip=["v_proj"]))
     models.save(model, None, tmp_path)
@@ -142,7 +144,8 @@ def test_ternary_latents_give_the_logits_of_their_layers(each_build: str, tmp_pa
     assert relative(packed.logits(IDS), reference(tmp_path)) <= 1e-3
 
 
-def test_tokens_one_by_one_give_the_logits_of_all_at_once(each_build: str, compressed_llama: Path) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_tokens_one_by_one_give_the_logits_of_all_at_once(compressed_llama: Path) -> None:
     packed = runtime.load(compressed_llama, threads=1)
     cache = packed.new_cache(4)  # grows on the way
     single = np.concatenate([packed.logits([token], cache) for token in IDS])
@@ -164,7 +167,8 @@ def test_many_rounds_on_more_threads_than_cores_end_and_agree(compressed_llama: 
 
 
 @pytest.mark.parametrize("codec", ["intk", "vptq", "raw"])
-def test_greedy_generation_is_that_of_torch(codec: str, each_build: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_greedy_generation_is_that_of_torch(codec: str, tmp_path: Path) -> None:
     models.save(coded_as(made("llama"), codec), None, tmp_path)
     prompts = [IDS[:7], IDS[7:9], IDS[9:20], IDS[20:27]]
     settings: dict[str, Any] = {"max_new_tokens": 12, "stop_ids": []}
@@ -180,13 +184,15 @@ def test_generation_stops_before_a_stop_token_and_tells_of_each(compressed_llama
     packed = runtime.load(compressed_llama, threads=1)
     free = packed.generate(IDS[:4], max_new_tokens=10)
     heard: list[int] = []
-    assert packed.generate(IDS[:4], max_new_tokens=10, stop_ids=[free[3]], on_token=heard.append) == free[: free.index(free[3])]
+    assert (
+        packed.generate(IDS[:4], max_new_tokens=10, stop_ids=[free[3]], on_token=heard.append)
+        == free[: free.index(free[3])]
+    )
     assert heard == free[: free.index(free[3])]
 
 
-def test_a_packed_file_gives_the_same_logits_and_a_flipped_bit_is_named(
-    each_build: str, compressed_llama: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("each_build")
+def test_a_packed_file_gives_the_same_logits_and_a_flipped_bit_is_named(compressed_llama: Path, tmp_path: Path) -> None:
     direct = runtime.load(compressed_llama, threads=1)
     size = loading.save(direct, tmp_path / "model.forge")
     assert size == (tmp_path / "model.forge").stat().st_size
@@ -197,7 +203,7 @@ def test_a_packed_file_gives_the_same_logits_and_a_flipped_bit_is_named(
     content = bytearray((tmp_path / "model.forge").read_bytes())
     content[-3] ^= 4
     (tmp_path / "bad.forge").write_bytes(content)
-    with pytest.raises(CheckpointError, match="checksum of .* differs"):
+    with pytest.raises(CheckpointError, match=r"checksum of .* differs"):
         runtime.load(tmp_path / "bad.forge")
     with pytest.raises(CheckpointError, match="is no packed file"):
         runtime.load(compressed_llama / "model.safetensors")
@@ -219,7 +225,10 @@ def test_a_damaged_payload_is_named(compressed_llama: Path, tmp_path: Path) -> N
     [
         ({"model_type": "cognate"}, "model type 'cognate'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type yarn"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, "rotary positions of type dynamic"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None},
+            "rotary positions of type dynamic",
+        ),
         ({"hidden_act": "gelu"}, "activation gelu"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
         ({"model_type": "mistral", "sliding_window": 64}, "sliding windows"),
@@ -288,6 +297,8 @@ def test_resident_memory_stays_within_the_file_and_150_megabytes(tmp_path: Path)
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size > 40e6
     root = str(Path(runtime.__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path), root], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path), root], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= size + 150e6
