@@ -21,6 +21,7 @@ PROMPT = (
     "event could have filled me with greater anxieties than that of which the notification was transmitted by your order."
 )
 EMBEDDING = "model.embed_tokens"
+CHECKPOINT = "ternary + int8 embedding"  # the rate that is also written as a whole compressed checkpoint
 RATES = {
     "ternary + int8 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 8, "group": 0}}),
     "ternary + int4 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 4, "group": 64}}),
@@ -44,22 +45,69 @@ def rss_bytes() -> int:
     return 0
 
 
-def make_rate(source: Path, name: str, out: Path) -> None:
-    """Write the checkpoint of one rate by plain rounding."""
+def make_checkpoint(source: Path, name: str, out: Path) -> None:
+    """Write the compressed checkpoint of one rate by plain rounding: entropy-coded, as `forge compress` writes it."""
     from agent_forge import checkpoint, codecs, models
     from agent_forge.models import compressed
-    from agent_forge.models.ternary import TernarySettings, ternarise
 
     model, tokenizer = models.load(source), models.load_tokenizer(source)
-    linears, embedding = RATES[name]
-    if "ternary" in linears:
-        ternarise(model, TernarySettings(group_size=128, activation_bits=8, packing="five_trits", skip=[]))
     coded = {}
-    for tensor, weight in compressed.coded_tensors(model).items():
-        ((codec, settings),) = (embedding if tensor == EMBEDDING else linears).items()
+    for tensor, weight, codec, settings in tensors_of_rate(model, name):
         coded[tensor] = codecs.encode(codec, weight, settings)
     compressed.compress(model, coded)
     checkpoint.write(out, lambda d: models.save(model, tokenizer, d), phase="compress", seed=0, config={}, name=name)
+
+
+def make_packed(source: Path, name: str, out: Path) -> None:
+    """Write the packed file of one rate: the codes of `make_checkpoint` without the minutes of entropy coding."""
+    import torch
+
+    from agent_forge import codecs, models
+    from agent_forge.codecs.payload import Payload
+    from agent_forge.kernels import matrix
+    from agent_forge.runtime import loading
+    from agent_forge.runtime.model import PackedModel
+    from agent_forge.runtime.shape import shape_of
+
+    model = models.load(source)
+    bits = 8 if "ternary" in RATES[name][0] else 0
+    places = {module: f"{i}.{part}" for i, part, module in linear_modules(model.config.num_hidden_layers)}
+    matrices, norms = {}, {}
+    for tensor, weight, codec, settings in tensors_of_rate(model, name):
+        parts, meta = codecs.load(codec).encode(weight.float(), codecs.settings(codec, settings), None)
+        made = matrix.from_payload(
+            Payload(codec, tuple(weight.shape), meta, parts, b""), 0 if tensor == EMBEDDING else bits
+        )
+        matrices[places.get(tensor, "embedding")] = made
+    matrices["head"] = matrices["embedding"]
+    for parameter, value in model.named_parameters():
+        if value.ndim == 1:
+            layer = parameter.split(".")[2]
+            kind = "norm_before" if "input" in parameter else "norm_after"
+            norms["final_norm" if "layers" not in parameter else f"{layer}.{kind}"] = (
+                value.detach().to(torch.float32).numpy()
+            )
+    loading.save(PackedModel(shape_of(model.config.to_dict()), matrices, norms), out)
+
+
+def linear_modules(layers: int) -> list[tuple[int, str, str]]:
+    """Return (layer, part, module name) of every linear."""
+    from agent_forge.runtime.loading import MODULES
+
+    return [(i, part, f"model.layers.{i}.{module}") for i in range(layers) for part, module in MODULES.items()]
+
+
+def tensors_of_rate(model, name: str):  # type: ignore[no-untyped-def]
+    """Yield (tensor, weight, codec, settings) of a rate."""
+    from agent_forge.models import compressed
+    from agent_forge.models.ternary import TernarySettings, ternarise
+
+    linears, embedding = RATES[name]
+    if "ternary" in linears:
+        ternarise(model, TernarySettings(group_size=128, activation_bits=8, packing="five_trits", skip=[]))
+    for tensor, weight in compressed.coded_tensors(model).items():
+        ((codec, settings),) = (embedding if tensor == EMBEDDING else linears).items()
+        yield tensor, weight, codec, settings
 
 
 def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
@@ -161,19 +209,16 @@ def size_of(path: Path) -> int:
 
 def prepare(options: argparse.Namespace) -> dict[str, tuple[str, str, Path]]:
     """Make what is missing in the work folder; return label -> (kind, Python, path)."""
-    from agent_forge import runtime
-    from agent_forge.runtime import loading
-
     cases = {"transformers fp32": ("transformers", sys.executable, options.model)}
+    folder = options.work / "ternary_int8_embedding"
+    if not (folder / "config.json").exists():
+        make_checkpoint(options.model, CHECKPOINT, folder)
+    cases[f"{CHECKPOINT}, checkpoint"] = ("packed", sys.executable, folder)
     for name in RATES:
-        folder = options.work / name.replace(" ", "_").replace("+_", "")
-        if not (folder / "config.json").exists():
-            make_rate(options.model, name, folder)
-        cases[name] = ("packed", sys.executable, folder)
-    packed = options.work / "ternary.forge"
-    if not packed.exists():
-        loading.save(runtime.load(options.work / "ternary_int8_embedding"), packed)
-    cases["ternary + int8 embedding, packed file"] = ("packed", sys.executable, packed)
+        path = options.work / f"{name.replace(' ', '_').replace('+_', '')}.forge"
+        if not path.exists():
+            make_packed(options.model, name, path)
+        cases[name] = ("packed", sys.executable, path)
     if options.llama_python:
         from agent_forge.export import gguf_file
 
@@ -223,7 +268,7 @@ def print_table(rows: dict[str, dict[str, float]], prompt_tokens: int, options: 
     base = rows.get("transformers fp32", {}).get("tokens_per_s")
     for label, row in rows.items():
         rate = row["tokens_per_s"]
-        kind = SAME_BITS.get(label.removesuffix(", packed file"))
+        kind = SAME_BITS.get(label.removesuffix(", checkpoint"))
         peer = rows.get(f"llama.cpp {kind}", {}).get("tokens_per_s")
         print(
             f"| {label} | {rate:.1f} | {1000 / rate:.2f} | {f'{rate / base:.2f}' if base else '-'} | "
