@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 PROMPT = (
@@ -118,13 +119,12 @@ def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, thr
     model = runtime.load(path, threads=threads)
     loaded = time.perf_counter() - start
 
-    def once() -> tuple[float, float]:
-        times: list[float] = []
-        began = time.perf_counter()
-        model.generate(prompt, max_new_tokens=new_tokens, on_token=lambda _: times.append(time.perf_counter()))
-        return times[0] - began, times[-1] - times[0]
+    def once() -> list[Moment]:
+        moments = [now()]
+        model.generate(prompt, max_new_tokens=new_tokens, on_token=lambda _: moments.append(now()))
+        return moments
 
-    return measured(once, new_tokens, repeats, len(prompt)) | {"load_s": loaded}
+    return measured(once, repeats, len(prompt)) | {"load_s": loaded}
 
 
 def run_transformers(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
@@ -137,54 +137,61 @@ def run_transformers(path: Path, prompt: list[int], new_tokens: int, repeats: in
     model = models.load(path)
 
     @torch.no_grad()
-    def once() -> tuple[float, float]:
-        began = time.perf_counter()
+    def once() -> list[Moment]:
+        moments = [now()]
         output = model(input_ids=torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        first = time.perf_counter()
+        moments.append(now())
         for _ in range(new_tokens - 1):
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-        return first - began, time.perf_counter() - first
+            moments.append(now())
+        return moments
 
-    return measured(once, new_tokens, repeats, len(prompt))
+    return measured(once, repeats, len(prompt))
 
 
 def run_llama(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
     """Measure llama.cpp; imports nothing of this project, so it runs under another Python."""
-    import numpy as np
-    from llama_cpp import Llama
-
-    llm = Llama(model_path=str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
-
-    def once() -> tuple[float, float]:
-        llm.reset()
-        began = time.perf_counter()
-        llm.eval(prompt)
-        first = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            llm.eval([int(np.argmax(llm.scores[llm.n_tokens - 1]))] if llm._logits_all else [greedy(llm)])
-        return first - began, time.perf_counter() - first
-
-    return measured(once, new_tokens, repeats, len(prompt))
-
-
-def greedy(llm) -> int:  # type: ignore[no-untyped-def]
-    """Return the likeliest next token of llama.cpp's last evaluation."""
     import llama_cpp
     import numpy as np
 
-    pointer = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
-    return int(np.ctypeslib.as_array(pointer, (llm.n_vocab(),)).argmax())
+    llm = llama_cpp.Llama(model_path=str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def greedy() -> int:
+        logits = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, (llm.n_vocab(),)).argmax())
+
+    def once() -> list[Moment]:
+        llm.reset()
+        moments = [now()]
+        llm.eval(prompt)
+        moments.append(now())
+        for _ in range(new_tokens - 1):
+            llm.eval([greedy()])
+            moments.append(now())
+        return moments
+
+    return measured(once, repeats, len(prompt))
 
 
-def measured(once, new_tokens: int, repeats: int, prompt_tokens: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """Return medians after one run to warm up."""
+Moment = tuple[float, float]
+
+
+def now() -> Moment:
+    """Return the clock and the processor time of all threads, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def measured(once, repeats: int, prompt_tokens: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Return medians after one run to warm up, and the fastest token: what a busy machine does not slow down."""
     once()
     runs = [once() for _ in range(repeats)]
+    seconds = [[b[0] - a[0] for a, b in pairwise(run[1:])] for run in runs]
     return {
-        "tokens_per_s": (new_tokens - 1) / statistics.median(decode for _, decode in runs),
-        "best_tokens_per_s": (new_tokens - 1) / min(decode for _, decode in runs),
-        "prompt_tokens_per_s": prompt_tokens / statistics.median(prefill for prefill, _ in runs),
+        "tokens_per_s": 1 / statistics.median(sum(run) / len(run) for run in seconds),
+        "best_tokens_per_s": 1 / min(min(run) for run in seconds),
+        "prompt_tokens_per_s": prompt_tokens / min(run[1][0] - run[0][0] for run in runs),
+        "cpu_ms": 1000 * statistics.median((run[-1][1] - run[1][1]) / (len(run) - 2) for run in runs),
         "rss_bytes": rss_bytes(),
     }
 
@@ -262,19 +269,27 @@ def main() -> None:
 
 def print_table(rows: dict[str, dict[str, float]], prompt_tokens: int, options: argparse.Namespace) -> None:
     """Print markdown: one row a case, ratios to transformers and to llama.cpp at the same bits."""
-    print(f"{options.tokens} tokens after {prompt_tokens}, {options.threads} threads, medians of {options.repeats}:\n")
-    print("| case | tok/s | ms/token | x transformers | x llama.cpp | prompt tok/s | file MB | RSS MB | RSS - file |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    base = rows.get("transformers fp32", {}).get("tokens_per_s")
+    print(f"{options.tokens} tokens after {prompt_tokens}, {options.threads} threads, medians of {options.repeats};")
+    print("fastest: of single tokens; cpu: processor time a token, all threads (waiting ones included).\n")
+    print(
+        "| case | tok/s | fastest | cpu ms | x transformers | x llama.cpp | fastest x llama.cpp | prompt tok/s | MB | RSS - MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    base = rows.get("transformers fp32")
     for label, row in rows.items():
-        rate = row["tokens_per_s"]
         kind = SAME_BITS.get(label.removesuffix(", checkpoint"))
-        peer = rows.get(f"llama.cpp {kind}", {}).get("tokens_per_s")
+        peer = rows.get(f"llama.cpp {kind}")
         print(
-            f"| {label} | {rate:.1f} | {1000 / rate:.2f} | {f'{rate / base:.2f}' if base else '-'} | "
-            f"{f'{rate / peer:.2f} ({kind})' if peer else '-'} | {row['prompt_tokens_per_s']:.0f} | {row['size'] / 1e6:.1f} "
-            f"| {row['rss_bytes'] / 1e6:.0f} | {(row['rss_bytes'] - row['size']) / 1e6:.0f} |"
+            f"| {label} | {row['tokens_per_s']:.1f} | {row['best_tokens_per_s']:.0f} | {row['cpu_ms']:.2f} "
+            f"| {ratio(row, base, 'tokens_per_s')} | {ratio(row, peer, 'tokens_per_s')}{f' ({kind})' if peer else ''} "
+            f"| {ratio(row, peer, 'best_tokens_per_s')} | {row['prompt_tokens_per_s']:.0f} | {row['size'] / 1e6:.1f} "
+            f"| {(row['rss_bytes'] - row['size']) / 1e6:.0f} |"
         )
+
+
+def ratio(row: dict[str, float], other: dict[str, float] | None, figure: str) -> str:
+    """Return how many times the other's figure this row has."""
+    return f"{row[figure] / other[figure]:.2f}" if other else "-"
 
 
 if __name__ == "__main__":
