@@ -272,7 +272,8 @@ def print_table(rows: dict[str, dict[str, float]], prompt_tokens: int, options: 
     print(f"{options.tokens} tokens after {prompt_tokens}, {options.threads} threads, medians of {options.repeats};")
     print("fastest: of single tokens; cpu: processor time a token, all threads (waiting ones included).\n")
     print(
-        "| case | tok/s | fastest | cpu ms | x transformers | x llama.cpp | fastest x llama.cpp | prompt tok/s | MB | RSS - MB |"
+        "| case | tok/s | fastest | cpu ms | x transformers | x llama.cpp | fastest x llama.cpp | prompt tok/s "
+        "| MB | RSS - MB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     base = rows.get("transformers fp32")
