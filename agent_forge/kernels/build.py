@@ -65,7 +65,8 @@ def _library(wanted: str, compiler_wanted: str) -> ctypes.CDLL | None:
         return None
     compiler = _compiler(compiler_wanted)
     if compiler is None:
-        return _none_found(wanted, f"no C compiler (looked for {', '.join(COMPILERS)})")
+        _say_portable(wanted, f"no C compiler (looked for {', '.join(COMPILERS)})")
+        return None
     level = _level(compiler)
     name = wanted or list(BUILDS)[level]
     if list(BUILDS).index(name) > level:
@@ -73,12 +74,13 @@ def _library(wanted: str, compiler_wanted: str) -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(_compiled(compiler, "engine.c", BUILDS[name])))
     except (OSError, subprocess.SubprocessError) as error:
-        return _none_found(wanted, f"{compiler} cannot compile engine.c ({_reason(error)})")
+        _say_portable(wanted, f"{compiler} cannot compile engine.c ({_reason(error)})")
+        return None
     loaded.forge_build = name  # type: ignore[attr-defined]
     return loaded
 
 
-def _none_found(wanted: str, why: str) -> None:
+def _say_portable(wanted: str, why: str) -> None:
     """Go on without compiled code, saying so once; raise ConfigError where a build was asked for by name."""
     if wanted:
         raise ConfigError(f"{BUILD}={wanted}: {why}; install gcc or set {BUILD}={PORTABLE}")

@@ -140,10 +140,12 @@ class PackedMatrix:
         parts = [packed >> np.uint8(one.bits * i) & np.uint8(2**one.bits - 1) for i in range(8 // one.bits)]
         codes = np.stack(parts, axis=2).reshape(len(rows), -1)[:, one.places()].astype(np.float32)
         scales = _as_float32(arrays["scales"][tile, :, lane], one.scale_format)
-        zeros = arrays["zeros"][tile, :, lane].astype(np.float32) if "zeros" in arrays else np.float32(one.zero)
         group = np.arange(one.columns) // one.group
-        codes -= zeros[:, group] if "zeros" in arrays else zeros
-        return codes * scales[:, group]
+        codes -= (
+            arrays["zeros"][tile, :, lane].astype(np.float32)[:, group] if "zeros" in arrays else np.float32(one.zero)
+        )
+        values: Array = codes * scales[:, group]
+        return values
 
     def _multiply_in_blocks(self, x: Array) -> Array:
         out = np.empty((len(x), self.layout.rows), np.float32)
@@ -162,7 +164,8 @@ def round_activations(x: Array, bits: int) -> Array:
     if not bits:
         return x
     step = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-5)) / np.float32(2 ** (bits - 1) - 1)
-    return (np.rint(x / step) * step).astype(np.float32)
+    rounded: Array = (np.rint(x / step) * step).astype(np.float32)
+    return rounded
 
 
 def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:

@@ -122,7 +122,8 @@ class PackedModel:
         on_token: Callable[[int], None] | None = None,
     ) -> list[int]:
         """Return the greedy continuation of a prompt, without the stop token; `on_token` hears of each as it is made."""
-        cache, found = self.new_cache(len(prompt) + max_new_tokens), []
+        cache = self.new_cache(len(prompt) + max_new_tokens)
+        found: list[int] = []
         fed: Sequence[int] = prompt
         while len(found) < max_new_tokens:
             token = int(self.logits(fed, cache, last_only=True)[0].argmax())
@@ -147,8 +148,8 @@ class PackedModel:
         if build.library() is None:
             self._forward_in_numpy(ids, positions, sequences, caches, wanted, out)
             return
-        contiguous = [np.ascontiguousarray(a) for a in (ids, positions, sequences, wanted)]
-        native.pool(self.threads).forward(self._struct, *contiguous[:3], caches, contiguous[3], out)
+        tokens, places, owners, picked = (np.ascontiguousarray(a) for a in (ids, positions, sequences, wanted))
+        native.pool(self.threads).forward(self._struct, tokens, places, owners, caches, picked, out)
 
     @cached_property
     def _struct(self) -> native.ModelStruct:
