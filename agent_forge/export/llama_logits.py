@@ -27,7 +27,7 @@ def main(model: str, request: str, out: str) -> None:
     for number, text in enumerate(asked["texts"]):
         tokens = llm.tokenize(text.encode(), add_bos=False, special=True)
         found[f"tokens_{number}"] = np.array(tokens, np.int64)
-    np.savez(out, **found)  # type: ignore[arg-type] - numpy's stub takes the names for its flag
+    np.savez(out, **found)  # type: ignore[arg-type]  # numpy's stub takes the names for its flag
 
 
 if __name__ == "__main__":

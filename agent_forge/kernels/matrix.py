@@ -144,8 +144,8 @@ class PackedMatrix:
         codes -= (
             arrays["zeros"][tile, :, lane].astype(np.float32)[:, group] if "zeros" in arrays else np.float32(one.zero)
         )
-        values: Array = codes * scales[:, group]
-        return values
+        products: Array = codes * scales[:, group]
+        return products
 
     def _multiply_in_blocks(self, x: Array) -> Array:
         out = np.empty((len(x), self.layout.rows), np.float32)
