@@ -281,27 +281,35 @@ static void vq_tile(const uint8_t *indices, const uint8_t *table, int positions,
 
 /* Fill this thread's positions of the table with products of x and all centroids; return the largest of them. */
 static float fill_table(const Matrix *m, const float *x, int first, int last, float *table) {
-    float top = 0;
+    i32x16 tops = {0};
     for (int j = first; j < last; j++) {
-        float *entries = table + (size_t)j * CENTROIDS;
-        for (int k = 0; k < CENTROIDS; k++) entries[k] = 0;
-        for (int i = 0; i < m->vector && j * m->vector + i < m->columns; i++) {
-            float value = x[j * m->vector + i];
-            const float *centres = m->codebook + (size_t)i * CENTROIDS;
-            for (int k = 0; k < CENTROIDS; k++) entries[k] += value * centres[k];
+        int begin = j * m->vector, count = m->columns - begin < m->vector ? m->columns - begin : m->vector;
+        for (int k = 0; k < CENTROIDS; k += 16) {
+            f32x16 sum = {0};
+            for (int i = 0; i < count; i++) sum += x[begin + i] * load16(m->codebook + (size_t)i * CENTROIDS + k);
+            memcpy(table + (size_t)j * CENTROIDS + k, &sum, sizeof sum);
+            i32x16 size = (i32x16)sum & 0x7fffffff; /* without the sign, floats are ordered as their bit patterns are */
+            i32x16 larger = size > tops;
+            tops = (size & larger) | (tops & ~larger);
         }
-        for (int k = 0; k < CENTROIDS; k++) top = fabsf(entries[k]) > top ? fabsf(entries[k]) : top;
     }
+    float found[16], top = 0;
+    memcpy(found, &tops, sizeof found);
+    for (int i = 0; i < 16; i++) top = found[i] > top ? found[i] : top;
     return top;
 }
 
 static void round_table(const float *table, int first, int last, float step, uint8_t *bytes) {
-    for (int j = first; j < last; j++)
+    float factor = 1 / step;
+    for (int j = first; j < last; j++) {
+        const float *entries = table + (size_t)j * CENTROIDS;
+        uint8_t *high = bytes + (size_t)j * 2 * CENTROIDS, *low = high + CENTROIDS;
         for (int k = 0; k < CENTROIDS; k++) {
-            int32_t value = (int32_t)rintf(table[(size_t)j * CENTROIDS + k] / step);
-            bytes[(size_t)j * 2 * CENTROIDS + k] = (uint8_t)(value >> 8);
-            bytes[(size_t)j * 2 * CENTROIDS + CENTROIDS + k] = (uint8_t)value;
+            int32_t value = (int32_t)rintf(entries[k] * factor);
+            high[k] = (uint8_t)(value >> 8);
+            low[k] = (uint8_t)value;
         }
+    }
 }
 
 static void vq_rows(const Matrix *m, int tile, const float *table, const uint8_t *bytes, float step, float *products) {
