@@ -31,6 +31,7 @@ def chat(
     memory: Path | str = ":memory:",
     documents: Sequence[str] = (),
     device: str = "cpu",
+    engine: str = "auto",
     show_calls: bool = True,
     console: Console | None = None,
 ) -> None:
@@ -44,7 +45,7 @@ def chat(
         once = (sys.stdin.read() if once is None else once).strip()
         if not once:
             raise ConfigError("nothing to answer: give a message, pipe one in, or start chat on a terminal")
-    agent = Agent.from_checkpoint(path, memory=memory, documents=documents, device=device)
+    agent = Agent.from_checkpoint(path, memory=memory, documents=documents, device=device, engine=engine)
     try:
         if once is not None:
             show_turn(console, agent.reply([{"role": "user", "content": once}]), show_calls)

@@ -19,6 +19,7 @@ from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.tools import Result, Toolbox, ToolContext
 from agent_forge.data.chat import encode_prompt, stop_ids
 from agent_forge.data.documents import read_source
+from agent_forge.runtime import causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -157,20 +158,21 @@ class Agent:
         memory: Path | str = ":memory:",
         documents: Sequence[str] = (),
         device: str = "cpu",
+        engine: str = "auto",
         tools: Sequence[str] | None = None,
     ) -> "Agent":
         """Build the agent that a checkpoint's manifest describes.
 
         memory: the SQLite file of its memories. documents: text sources (as in data.text) for search and retrieve;
-        indexed once into the same file. Raises CheckpointError when the checkpoint is damaged.
+        indexed once into the same file. engine: auto, packed or torch, as in runtime.causal. Raises CheckpointError when
+        the checkpoint is damaged.
         """
         opened = checkpoint.open(path)
         store = Memory(memory)
         index = DocumentIndex(store.store)
         for name in documents:
             index.add_all(read_source(name))
-        model = models.load(opened.path, device=device)
-        model.eval()
+        model: Any = causal.open_model(opened.path, device=device, engine=engine)
         return cls(model, models.load_tokenizer(opened.path), tools, store, opened.manifest.agent, documents=index)
 
     def reply(self, messages: Sequence[Message]) -> Turn:

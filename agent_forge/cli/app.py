@@ -3,7 +3,7 @@
 import typer
 
 from agent_forge import __version__
-from agent_forge.cli import chatting, data_commands, doctor, inspection, merging, phase_commands, scoring
+from agent_forge.cli import chatting, data_commands, doctor, exporting, inspection, merging, phase_commands, scoring
 
 app = typer.Typer(
     name="forge",
@@ -33,4 +33,5 @@ merging.add_to(app)
 scoring.add_to(app)
 chatting.add_to(app)
 data_commands.add_to(app)
+exporting.add_to(app)
 doctor.add_to(app)

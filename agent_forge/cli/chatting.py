@@ -24,6 +24,9 @@ def chat_command(
         list[str] | None, typer.Option("--documents", "-d", help="Text for search and retrieval (as in data.text).")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto: packed codes on the CPU where possible; packed; torch.")
+    ] = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Chat with an agent."""
@@ -31,4 +34,6 @@ def chat_command(
         from agent_forge.agent.chat import chat
         from agent_forge.core.device import pick_device
 
-        chat(path, once=message, memory=memory, documents=documents or (), device=str(pick_device(device)))
+        chat(
+            path, once=message, memory=memory, documents=documents or (), device=str(pick_device(device)), engine=engine
+        )

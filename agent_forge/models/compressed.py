@@ -4,6 +4,7 @@ On disk every coded tensor is one `payload` (uint8) in model.safetensors; config
 `quantization_config` (method `forge_compressed`), so that plain `from_pretrained` builds the right modules. In memory
 a layer keeps its payload and its codec's compact tensors (int8 codes and scales, indices and codebook, ...), never a
 dense copy; `forward` makes the weight, uses it and drops it. Layers that were ternary go on rounding activations.
+A few tokens on the CPU (a step of generation) are multiplied with the codes themselves, by agent_forge.kernels.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,9 +27,14 @@ from agent_forge import codecs
 from agent_forge.codecs import payload as payloads
 from agent_forge.codecs.payload import Payload
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
+from agent_forge.kernels import build
+from agent_forge.kernels import matrix as packing
+from agent_forge.kernels.matrix import PackedMatrix
 
 METHOD = "forge_compressed"
 COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensors; they are not stored
+PACKABLE = ("ternary", "intk", "vptq")  # codecs whose codes the kernels multiply with
+PACKED_TOKENS = 32  # more are a batch, for which making the matrix once is cheap
 
 
 class Coded(nn.Module):
@@ -47,6 +53,7 @@ class Coded(nn.Module):
         self.meta: dict[str, Any] = {}
         self.shape = (0, 0)
         self._names: list[str] = []
+        self._packed: dict[int, PackedMatrix] = {}
 
     def open(self, where: str, coded: Payload | None = None) -> None:
         """Unpack the payload, or take `coded`. Raises CheckpointError naming `where` when the bytes are damaged."""
@@ -73,6 +80,19 @@ class Coded(nn.Module):
             compact = {name: getattr(self, COMPACT + name) for name in self._names}
             matrix: Tensor = self.codec.dense(compact, self.meta, self.shape, rows)
         return matrix
+
+    def packed(self, activation_bits: int) -> PackedMatrix | None:
+        """Return the matrix for the kernels, or None where its codec has no layout, or it is not on the CPU."""
+        if self._source:
+            return self._source[0].packed(activation_bits)
+        if self.payload is None or self.payload.device.type != "cpu" or self.codec is None:
+            return None
+        if self.codec.__name__.rpartition(".")[2] not in PACKABLE or activation_bits not in packing.ACTIVATION_BITS:
+            return None
+        if activation_bits not in self._packed:
+            coded = payloads.read(self.payload.numpy().tobytes(), "a compressed layer")
+            self._packed[activation_bits] = packing.from_payload(coded, activation_bits)
+        return self._packed[activation_bits]
 
     @property
     def weight(self) -> Tensor:
@@ -107,12 +127,25 @@ class CompressedLinear(Coded):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input (..., in) times the decoded weight: (..., out)."""
+        packed = self._packed_for(input)
+        if packed is not None:
+            flat = input.reshape(-1, self.in_features).numpy()
+            out = torch.from_numpy(packed.multiply(flat, torch.get_num_threads())).view(*input.shape[:-1], -1)
+            return out if self.bias is None else out + self.bias
         if self.activation_bits:
             from agent_forge.models.ternary import quantise_activations
 
             rounded = quantise_activations(input, self.activation_bits)
             input = input + (rounded - input).detach() if torch.is_grad_enabled() and input.requires_grad else rounded
         return functional.linear(input, self.dense().to(input.dtype), self.bias)
+
+    def _packed_for(self, input: Tensor) -> PackedMatrix | None:
+        """Return the packed matrix for a few float32 tokens on the CPU without gradients, where there is compiled code."""
+        few = 0 < input.numel() <= PACKED_TOKENS * self.in_features
+        plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_grad_enabled()
+        if not (few and plain) or torch.compiler.is_compiling() or build.library() is None:
+            return None
+        return self.packed(self.activation_bits)
 
 
 class CompressedEmbedding(Coded):

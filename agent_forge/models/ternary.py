@@ -232,7 +232,7 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
         group_size=settings.group_size,
         activation_bits=settings.activation_bits,
         packing=settings.packing,
-        skip=[*settings.skip, *(name for name in heads if not _is_skipped(name, settings.skip))],
+        skip=[*settings.skip, *(name for name in heads if not is_skipped(name, settings.skip))],
     )
     names = _replace(model, settings)
     if not names:
@@ -265,11 +265,7 @@ def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
     made: dict[int, TernaryLinear] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if (
-            type(module) is not nn.Linear
-            or module.in_features < settings.group_size
-            or _is_skipped(name, settings.skip)
-        ):
+        if type(module) is not nn.Linear or module.in_features < settings.group_size or is_skipped(name, settings.skip):
             continue
         if id(module) not in made:
             made[id(module)] = TernaryLinear.from_linear(module, settings)
@@ -288,7 +284,7 @@ def _own_config(model: PreTrainedModel) -> Any:
     return own
 
 
-def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
+def is_skipped(name: str, patterns: Sequence[str]) -> bool:
     """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
 

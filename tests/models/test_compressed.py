@@ -15,6 +15,7 @@ from agent_forge import codecs, models
 from agent_forge.codecs import ternary as ternary_codec
 from agent_forge.codecs.payload import Payload
 from agent_forge.core.errors import CheckpointError, PhaseError
+from agent_forge.kernels import build
 from agent_forge.models import compressed
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.storage import quiet_transformers
@@ -115,7 +116,10 @@ def test_lossless_codes_give_the_parents_logits_in_memory_and_from_disk(kind: st
 
 
 @pytest.mark.parametrize("codec", sorted(CHANGES))
-def test_a_reloaded_model_multiplies_with_what_the_codec_decodes(codec: str, tmp_path: Path) -> None:
+def test_a_reloaded_model_multiplies_with_what_the_codec_decodes(
+    codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressed, "PACKED_TOKENS", 0)
     model = llama()
     coded = {n: codecs.encode(codec, t, CHANGES[codec]) for n, t in compressed.coded_tensors(model).items()}
     dense = llama()
@@ -212,3 +216,38 @@ def test_what_stayed_float_still_trains() -> None:
     gradient = model.model.layers[0].input_layernorm.weight.grad
     assert gradient is not None
     assert float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize("codec", ["intk", "vptq", "ternary"])
+def test_a_few_tokens_through_the_kernels_give_the_logits_of_the_dense_weights(
+    kind: str, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if build.library() is None:
+        pytest.skip("no C compiler: there is one path only")
+    model = MODELS[kind]()
+    coded = {
+        name: codecs.encode(codec, compressed.as_matrix(tensor), CHANGES[codec])
+        for name, tensor in compressed.coded_tensors(model).items()
+    }
+    compressed.compress(model, coded)
+    with monkeypatch.context() as patch:
+        patch.setattr(compressed, "PACKED_TOKENS", 0)
+        expected = logits(model)
+        assert not any(module._packed for module in compressed.coded_modules(model).values())
+    found = logits(model)
+    assert sum(bool(module._packed) for module in compressed.coded_modules(model).values()) > 10
+    # Rounded activations may fall on the other side of a border: then one of them differs by 1/127.
+    tolerance = 0.03 if kind in ("ternary", "thinking") else 1e-3
+    assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_gradients_and_batches_take_the_dense_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+    compressed.compress(
+        model, {n: codecs.encode("intk", w, CHANGES["intk"]) for n, w in compressed.coded_tensors(model).items()}
+    )
+    monkeypatch.setattr(compressed.CompressedLinear, "packed", lambda *_: pytest.fail("the kernels were called"))
+    model(input_ids=IDS, use_cache=False)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(3, 33, dtype=torch.long), use_cache=False)

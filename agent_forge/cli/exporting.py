@@ -1,0 +1,52 @@
+"""`forge export`: a checkpoint as GGUF, Ollama model, Hugging Face folder or packed file."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.render import console, print_json
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the subcommand of this file."""
+    app.command("export", help="Export a checkpoint as GGUF, Ollama model, Hugging Face folder or packed file.")(
+        export_command
+    )
+
+
+def export_command(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf, packed) or folder (hf, ollama) to write.")],
+    format_name: Annotated[str, typer.Option("--format", "-f", help="gguf, ollama, hf or packed.")] = "gguf",
+    kind: Annotated[
+        str, typer.Option("--type", "-t", help="gguf: F16 Q8_0 Q4_0 Q4_K TQ1_0 TQ2_0; hf: F32 F16 BF16.")
+    ] = "",
+    check: Annotated[bool, typer.Option("--check", help="Load the file in llama.cpp and compare logits.")] = False,
+    llama_python: Annotated[
+        str, typer.Option("--llama-python", help="A Python with llama-cpp-python, when this one has none.")
+    ] = "",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Export a checkpoint; exit 3 when the check finds other logits."""
+    with one_line_errors(verbose):
+        from agent_forge.cli.tables import human_bytes
+        from agent_forge.export.run import export
+
+        done = export(path, out, format_name, kind, check=check, llama_python=llama_python)
+        if as_json:
+            print_json(asdict(done))
+            return
+        show = console(stderr=False)
+        show.print(f"wrote {', '.join(done.files)} ({human_bytes(done.size_bytes)}, {done.type})", markup=False)
+        for line in done.lines:
+            show.print(f"  {line}", markup=False)
+        if done.check:
+            for name, value in done.check.items():
+                show.print(
+                    f"  check {name}: {value if isinstance(value, (bool, int)) else f'{value:.4g}'}", markup=False
+                )

@@ -1,0 +1,44 @@
+"""The model card: what the checkpoint's manifest knows, in the README.md that model hubs show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+USES = {
+    "gguf": "llama-cli -m {file} -cnv",
+    "ollama": "ollama create agent -f Modelfile && ollama run agent",
+    "hf": "AutoModelForCausalLM.from_pretrained({file!r})",
+    "packed": "agent_forge.runtime.load({file!r}).generate(ids, max_new_tokens=64)",
+}
+
+
+def text(source: Path, format_name: str, kind: str, file: str, lines: list[str], check: dict[str, Any] | None) -> str:
+    """Return the card of an export."""
+    manifest = _manifest(source)
+    name = manifest.get("name") or source.name
+    parts = [
+        "---", "library_name: transformers", "tags: [agent-forge]", "pipeline_tag: text-generation", "---",
+        f"# {name}", "",
+        f"Exported by Agent Forge from the checkpoint `{source.name}`"
+        + (f" (id {manifest['id']}, phase {manifest['phase']}, seed {manifest['seed']})" if manifest else "")
+        + f", format {format_name}, type {kind}.",
+        "", "## Use", "```", USES[format_name].format(file=file), "```",
+        "Chat format: ChatML (`<|im_start|>role`, newline, content, `<|im_end|>`).", "",
+        "## What the export did", *(f"- {line}" for line in lines),
+    ]  # fmt: skip
+    if check:
+        parts += ["", "## Check against llama.cpp", *(f"- {key}: {_short(value)}" for key, value in check.items())]
+    if manifest.get("metrics"):
+        parts += ["", "## Measured on the checkpoint", *(f"- {k}: {_short(v)}" for k, v in manifest["metrics"].items())]
+    if manifest.get("parents"):
+        parts += ["", "## Parents", *(f"- {p['name']} ({p['phase']}, id {p['id']})" for p in manifest["parents"])]
+    return "\n".join(parts) + "\n"
+
+
+def _manifest(source: Path) -> dict[str, Any]:
+    path = source / "forge.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, dict) else str(value)

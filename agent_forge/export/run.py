@@ -1,0 +1,112 @@
+"""Export one checkpoint in one format: the door that `forge export` uses."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent_forge.checkpoint import atomic
+from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did_you_mean
+from agent_forge.export import FORMATS, card
+
+DEFAULT_TYPES = {"gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes"}
+# Ollama's template language is Go's. Every model here speaks ChatML.
+MODELFILE = '''FROM ./{file}
+TEMPLATE """{{{{- range .Messages }}}}<|im_start|>{{{{ .Role }}}}
+{{{{ .Content }}}}<|im_end|>
+{{{{ end }}}}<|im_start|>assistant
+"""
+PARAMETER stop "<|im_end|>"
+PARAMETER stop "<|im_start|>"
+PARAMETER num_ctx {context}
+'''
+
+
+@dataclass(slots=True)
+class Exported:
+    """What was written. files: every file. check: the comparison with llama.cpp, when asked for."""
+
+    format: str
+    type: str
+    files: list[str]
+    size_bytes: int
+    lines: list[str]
+    tensors: dict[str, tuple[str, float]] = field(default_factory=dict)
+    check: dict[str, Any] | None = None
+
+
+def export(
+    source: Path, out: Path, format_name: str, kind: str = "", *, check: bool = False, llama_python: str = ""
+) -> Exported:
+    """Write `out`: a file for gguf and packed, a folder for hf and ollama.
+
+    Raises ConfigError for an unknown format or type and for a model the format cannot hold, GateError when the check finds
+    other logits than the file's weights give.
+    """
+    if format_name not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ConfigError(f"no format '{format_name}'{did_you_mean(format_name, FORMATS)}; known: {known}")
+    if not (source / "config.json").is_file():
+        raise CheckpointError(f"{source} holds no model: config.json is missing")
+    if check and format_name not in ("gguf", "ollama"):
+        raise ConfigError(f"--check compares a GGUF file with llama.cpp; format {format_name} writes none")
+    kind = kind or DEFAULT_TYPES[format_name]
+    done = _WRITERS[format_name](source, out, kind)
+    if check:
+        from agent_forge.export.check import compare
+
+        file = Path(next(name for name in done.files if name.endswith(".gguf")))
+        found = compare(source, file, python=llama_python)
+        done.check = found.as_dict()
+    _write_card(source, out, done)
+    if done.check and not done.check["passed"]:
+        raise GateError(
+            f"llama.cpp does not give the logits of {out}: relative error {done.check['file_error']:.3g}, same tokens: "
+            f"{done.check['same_tokens']}; do not use the file, and report this"
+        )
+    return done
+
+
+def _gguf(source: Path, out: Path, kind: str) -> Exported:
+    from agent_forge.export import gguf_file
+
+    written = gguf_file.write(source, out, kind)
+    return Exported("gguf", kind, [str(out)], written.size_bytes, written.lines, written.tensors)
+
+
+def _ollama(source: Path, out: Path, kind: str) -> Exported:
+    import json
+
+    done = _gguf(source, out / "model.gguf", kind)
+    context = json.loads((source / "config.json").read_text()).get("max_position_embeddings", 2048)
+    atomic.write_bytes(out / "Modelfile", MODELFILE.format(file="model.gguf", context=context).encode())
+    return Exported("ollama", kind, [*done.files, str(out / "Modelfile")], done.size_bytes, done.lines, done.tensors)
+
+
+def _hf(source: Path, out: Path, kind: str) -> Exported:
+    from agent_forge.export import hf_folder
+
+    lines = hf_folder.write(source, out, kind)
+    files = sorted(str(path) for path in out.iterdir())
+    return Exported("hf", kind, files, sum(Path(f).stat().st_size for f in files), lines)
+
+
+def _packed(source: Path, out: Path, kind: str) -> Exported:
+    from agent_forge.runtime.loading import load, save
+
+    if kind != "codes":
+        raise ConfigError(f"the packed format keeps the checkpoint's own codes; leave --type away, got {kind}")
+    model = load(source)
+    size = save(model, out)
+    return Exported("packed", kind, [str(out)], size, [f"{len(model.matrices)} matrices", *model.notes])
+
+
+_WRITERS = {"gguf": _gguf, "ollama": _ollama, "hf": _hf, "packed": _packed}
+
+
+def _write_card(source: Path, out: Path, done: Exported) -> None:
+    """Write README.md into a folder, or <file>.md beside a file."""
+    file = "model.gguf" if done.format == "ollama" else out.name
+    content = card.text(source, done.format, done.type, file, done.lines, done.check)
+    path = out / "README.md" if out.is_dir() else out.with_name(f"{out.name}.md")
+    atomic.write_bytes(path, content.encode())
+    done.files.append(str(path))

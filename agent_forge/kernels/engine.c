@@ -1,0 +1,303 @@
+/* Packed inference on the CPU: products with coded matrices, and the whole forward pass of a Llama-family model.
+
+   Weights stay as codes. A tile holds ROWS rows; four neighbouring columns of a row share a 32-bit lane, so one
+   instruction multiplies four columns of 16 rows with four broadcast activations, and no lane is ever summed across.
+   Activations are integers of each token: int8 where the model rounds them itself (the product is then exact), else
+   16 bits in two planes of int8, high and low, which keeps the product within 1e-4 of the float one.
+   Vector-quantised matrices (kind VQ) sum table entries: the table of a token holds its product with every centroid.
+
+   One source, three builds: AVX-512 (VNNI, VBMI), AVX2, and plain C. A row, token or head is computed by one thread, so
+   the result does not depend on their number. Shapes: T tokens of a call, d hidden width. */
+
+#include "pool.h"
+#include "product.h"
+
+/* ---- one matrix ------------------------------------------------------------------------------------------------ */
+
+/* Where activations come from. READY: `x` holds them. NORM, GATED: made from the streams, for all tokens by a phase of
+   their own, for one token by each thread for itself. */
+typedef struct {
+    uint64_t stamp; /* first: see Stamped */
+    enum { READY, NORM, GATED } kind;
+    const struct Call *call;
+    const float *weight;
+    const int32_t *picked; /* NORM: the tokens; NULL: all, in order */
+} Source;
+
+typedef struct { Matrix matrix; const float *x; int tokens; float *out; } Single;
+
+static int single_job(Team *team, const void *data) {
+    const Single *s = data;
+    for (int t = 0; t < s->tokens; t += CHUNK) {
+        Source source = {.stamp = ++team->stamps, .kind = READY};
+        Use use = {.matrix = &s->matrix, .x = s->x + (size_t)t * s->matrix.columns, .source = &source,
+                   .tokens = s->tokens - t < CHUNK ? s->tokens - t : CHUNK,
+                   .out = s->out + (size_t)t * s->matrix.rows, .stride = s->matrix.rows};
+        if (!product(team, &use)) return 0;
+    }
+    return 1;
+}
+
+/* out (tokens, rows) = x (tokens, columns) times the matrix. Returns 0, or -1 when there is no memory. */
+int forge_matmul(Pool *pool, const Matrix *m, const float *x, int tokens, float *out) {
+    if (!reserve_for(pool, m, tokens < CHUNK ? tokens : CHUNK)) return -1;
+    Single single = {*m, x, tokens, out};
+    int chunks = (tokens + CHUNK - 1) / CHUNK;
+    return run(pool, single_job, &single, sizeof single, chunks * phases_of(CHUNK)) ? 0 : -1;
+}
+
+/* out (count, columns) = the rows named. */
+void forge_rows(const Matrix *m, const int32_t *rows, int count, float *out) {
+    for (int i = 0; i < count; i++) take_row(m, rows[i], out + (size_t)i * m->columns);
+}
+
+/* ---- a Llama-family model -------------------------------------------------------------------------------------- */
+
+typedef struct Call {
+    const Model *model;
+    int tokens, wanted;
+    const int32_t *ids, *positions, *sequences, *capacities, *wanted_tokens;
+    float **keys, **values; /* a sequence's cache: (layers, kv_heads, capacity, head_size) */
+    float *logits;          /* (wanted, vocabulary) */
+    float *stream, *q, *k, *v, *mixed, *gate, *up, *turns; /* (T, ...) shared */
+} Call;
+
+typedef struct { const Call *call; int layer; } Place;
+
+static void rms_norm(const float *x, const float *weight, int width, float epsilon, float *out) {
+    f32x16 squares = {0};
+    float total = 0;
+    int c = 0;
+    for (; c + 16 <= width; c += 16) squares += load16(x + c) * load16(x + c);
+    for (; c < width; c++) total += x[c] * x[c];
+    float factor = 1.0f / sqrtf((total + sum16(squares)) / (float)width + epsilon);
+    for (c = 0; c < width; c++) out[c] = x[c] * factor * weight[c];
+}
+
+/* Turn one head by its position: cosines (half), then sines (half). */
+static void rotate(float *head, const float *turn, int half) {
+    for (int i = 0; i < half; i++) {
+        float left = head[i], right = head[i + half];
+        head[i] = left * turn[i] - right * turn[half + i];
+        head[i + half] = right * turn[i] + left * turn[half + i];
+    }
+}
+
+static size_t cache_place(const Model *m, int layer, int head, int capacity) {
+    return ((size_t)layer * m->kv_heads + head) * capacity * m->head_size;
+}
+
+/* Turn queries and keys, and store keys and values in the caches. Items: (token, query heads then key heads). */
+static void place_piece(Team *team, const void *data, int first, int last) {
+    const Call *call = ((const Place *)data)->call;
+    const Model *m = call->model;
+    int index = ((const Place *)data)->layer, heads = m->heads + m->kv_heads, size = m->head_size;
+    const Layer *layer = m->layer + index;
+    (void)team;
+    for (int item = first; item < last; item++) {
+        int t = item / heads, head = item % heads, sequence = call->sequences[t], capacity = call->capacities[sequence];
+        const float *turn = call->turns + (size_t)t * size;
+        if (head < m->heads) {
+            float *q = call->q + ((size_t)t * m->heads + head) * size;
+            if (layer->q_norm) rms_norm(q, layer->q_norm, size, m->epsilon, q);
+            rotate(q, turn, size / 2);
+            continue;
+        }
+        head -= m->heads;
+        float *k = call->k + ((size_t)t * m->kv_heads + head) * size;
+        if (layer->k_norm) rms_norm(k, layer->k_norm, size, m->epsilon, k);
+        rotate(k, turn, size / 2);
+        size_t place = cache_place(m, index, head, capacity) + (size_t)call->positions[t] * size;
+        memcpy(call->keys[sequence] + place, k, 4 * (size_t)size);
+        memcpy(call->values[sequence] + place, call->v + ((size_t)t * m->kv_heads + head) * size, 4 * (size_t)size);
+    }
+}
+
+INLINE float dot_floats(const float *a, const float *b, int width) {
+    f32x16 sum = {0};
+    float total = 0;
+    int i = 0;
+    for (; i + 16 <= width; i += 16) sum += load16(a + i) * load16(b + i);
+    for (; i < width; i++) total += a[i] * b[i];
+    return total + sum16(sum);
+}
+
+static void attend(const float *q, const float *keys, const float *values, int count, int size, float *scores, float *out) {
+    float factor = 1.0f / sqrtf((float)size), top = -INFINITY, total = 0;
+    for (int i = 0; i < count; i++) {
+        scores[i] = factor * dot_floats(q, keys + (size_t)i * size, size);
+        top = scores[i] > top ? scores[i] : top;
+    }
+    for (int i = 0; i < count; i++) scores[i] = exponential(scores[i] - top);
+    for (int i = 0; i < count; i++) total += scores[i];
+    for (int i = 0; i < size; i++) out[i] = 0;
+    for (int i = 0; i < count; i++) {
+        float weight = scores[i] / total;
+        const float *value = values + (size_t)i * size;
+        for (int c = 0; c < size; c++) out[c] += weight * value[c];
+    }
+}
+
+/* Items: (head, token); heads vary slowest, so that neighbours share keys. */
+static void attention_piece(Team *team, const void *data, int first, int last) {
+    const Call *call = ((const Place *)data)->call;
+    const Model *m = call->model;
+    int index = ((const Place *)data)->layer, size = m->head_size;
+    for (int item = first; item < last; item++) {
+        int head = item / call->tokens, t = item % call->tokens, sequence = call->sequences[t];
+        size_t place = cache_place(m, index, head * m->kv_heads / m->heads, call->capacities[sequence]);
+        size_t mine = ((size_t)t * m->heads + head) * size;
+        attend(call->q + mine, call->keys[sequence] + place, call->values[sequence] + place, call->positions[t] + 1, size,
+               team->own->scores, call->mixed + mine);
+    }
+}
+
+/* Make token t of a source. */
+static void make_source(const Source *s, int t, float *out) {
+    const Call *call = s->call;
+    const Model *m = call->model;
+    if (s->kind == NORM) {
+        const float *x = call->stream + (size_t)(s->picked ? s->picked[t] : t) * m->hidden;
+        rms_norm(x, s->weight, m->hidden, m->epsilon, out);
+        return;
+    }
+    const float *gate = call->gate + (size_t)t * m->inner, *up = call->up + (size_t)t * m->inner;
+    for (int c = 0; c < m->inner; c++) out[c] = gate[c] / (1.0f + exponential(-gate[c])) * up[c];
+}
+
+static const float *own_source(Team *team, const void *source) {
+    const Source *s = source;
+    if (team->own->stamp != s->stamp) {
+        make_source(s, 0, team->own->memory);
+        team->own->stamp = s->stamp;
+    }
+    return team->own->memory;
+}
+
+static void source_piece(Team *team, const void *data, int first, int last) {
+    const Source *s = data;
+    int width = s->kind == NORM ? s->call->model->hidden : s->call->model->inner;
+    for (int t = first; t < last; t++) make_source(s, t, team->shared->memory + (size_t)t * width);
+}
+
+/* Multiply a source by up to three matrices. */
+static int products(Team *team, Source *source, int tokens, const Matrix *matrices, int count, float *const *outs,
+                    int add_to) {
+    const float *x = NULL;
+    source->stamp = ++team->stamps;
+    if (source->kind == READY) {
+        x = source->weight;
+    } else if (tokens > 1) {
+        if (!together(team, tokens, 1, source_piece, source)) return 0;
+        x = team->shared->memory;
+    }
+    for (int i = 0; i < count; i++) {
+        Use use = {.matrix = matrices + i, .x = x, .source = source, .tokens = tokens, .add_to = add_to, .out = outs[i],
+                   .stride = matrices[i].rows};
+        if (!product(team, &use)) return 0;
+    }
+    return 1;
+}
+
+static int layer_pass(Team *team, const Call *call, int index) {
+    const Model *m = call->model;
+    const Layer *layer = m->layer + index;
+    int tokens = call->tokens, heads = m->heads + m->kv_heads;
+    Place place = {call, index};
+    Source before = {.kind = NORM, .call = call, .weight = layer->norm_before};
+    Source mixed = {.kind = READY, .call = call, .weight = call->mixed};
+    Source after = {.kind = NORM, .call = call, .weight = layer->norm_after};
+    Source gated = {.kind = GATED, .call = call};
+    return products(team, &before, tokens, &layer->q, 3, (float *const[]){call->q, call->k, call->v}, 0)
+           && together(team, tokens * heads, piece_of(team, tokens * heads, 64), place_piece, &place)
+           && together(team, tokens * m->heads, piece_of(team, tokens * m->heads, 8), attention_piece, &place)
+           && products(team, &mixed, tokens, &layer->o, 1, &call->stream, 1)
+           && products(team, &after, tokens, &layer->gate, 2, (float *const[]){call->gate, call->up}, 0)
+           && products(team, &gated, tokens, &layer->down, 1, &call->stream, 1);
+}
+
+static void begin_piece(Team *team, const void *data, int first, int last) {
+    const Call *call = data;
+    const Model *m = call->model;
+    int half = m->head_size / 2;
+    (void)team;
+    for (int t = first; t < last; t++) {
+        float *turn = call->turns + (size_t)t * m->head_size;
+        take_row(&m->embedding, call->ids[t], call->stream + (size_t)t * m->hidden);
+        for (int i = 0; i < half; i++) {
+            float angle = (float)call->positions[t] * m->frequencies[i];
+            turn[i] = cosf(angle);
+            turn[half + i] = sinf(angle);
+        }
+    }
+}
+
+static int forward_job(Team *team, const void *data) {
+    const Call *call = data;
+    const Model *m = call->model;
+    if (!together(team, call->tokens, 1, begin_piece, call)) return 0;
+    for (int index = 0; index < m->layers; index++)
+        if (!layer_pass(team, call, index)) return 0;
+    Source last = {.kind = NORM, .call = call, .weight = m->final_norm, .picked = call->wanted_tokens};
+    return !call->wanted || products(team, &last, call->wanted, &m->head, 1, &call->logits, 0);
+}
+
+/* Reserve what a call of `tokens` tokens needs, and point the call into it. Returns 0 when there is no memory. */
+static int reserve_call(Pool *pool, Call *call, int longest) {
+    const Model *m = call->model;
+    size_t tokens = call->tokens, size = m->head_size, floats = 0, widest = m->hidden > m->inner ? m->hidden : m->inner;
+    const size_t widths[8] = {m->hidden, m->heads * size, m->kv_heads * size, m->kv_heads * size, m->heads * size,
+                              m->inner, m->inner, size};
+    float **places[8] = {&call->stream, &call->q, &call->k, &call->v, &call->mixed, &call->gate, &call->up, &call->turns};
+    for (int i = 0; i < 8; i++) floats += (tokens * widths[i] + 15) / 16 * 16;
+    if (!reserve((void **)&pool->streams, &pool->streams_bytes, 4 * floats)) return 0;
+    float *next = pool->streams;
+    for (int i = 0; i < 8; i++) {
+        *places[i] = next;
+        next += (tokens * widths[i] + 15) / 16 * 16;
+    }
+    for (int i = 0; i <= pool->threads; i++) {
+        Worker *w = pool->workers + i;
+        size_t own = i < pool->threads ? 1 : tokens;
+        if (!reserve((void **)&w->memory, &w->memory_bytes, 4 * own * widest)) return 0;
+        if (!reserve((void **)&w->scores, &w->scores_bytes, 4 * (size_t)((longest + 255) / 256 * 256))) return 0;
+    }
+    return 1;
+}
+
+static int reserve_model(Pool *pool, const Model *m, int tokens) {
+    Matrix widest = {.kind = CODES};
+    for (int i = 0; i <= m->layers; i++) {
+        const Matrix *matrices = i < m->layers ? &m->layer[i].q : &m->head;
+        for (int k = 0; k < (i < m->layers ? 7 : 1); k++) {
+            const Matrix *one = matrices + k;
+            if (one->kind != CODES && !reserve_for(pool, one, tokens)) return 0;
+            if (one->kind == CODES && one->padded > widest.padded) widest.padded = one->padded;
+            if (one->kind == CODES && one->groups > widest.groups) widest.groups = one->groups;
+        }
+    }
+    return !widest.padded || reserve_for(pool, &widest, tokens);
+}
+
+/* Run `tokens` (at most CHUNK) tokens through the model; logits (wanted, vocabulary) of the tokens named.
+   Tokens of one sequence stand in order of their positions. The model's layers must live until the pool is settled.
+   Returns 0, -1 without memory, -2 on a wrong argument. */
+int forge_forward(Pool *pool, const Model *model, int tokens, const int32_t *ids, const int32_t *positions,
+                  const int32_t *sequences, float **keys, float **values, const int32_t *capacities,
+                  const int32_t *wanted_tokens, int wanted, float *logits) {
+    int longest = 0;
+    if (tokens < 1 || tokens > CHUNK || wanted > tokens) return -2;
+    for (int t = 0; t < tokens; t++) {
+        if (ids[t] < 0 || ids[t] >= model->vocabulary || positions[t] < 0 || positions[t] >= capacities[sequences[t]])
+            return -2;
+        longest = positions[t] + 1 > longest ? positions[t] + 1 : longest;
+    }
+    Call call = {.model = model, .tokens = tokens, .wanted = wanted, .ids = ids, .positions = positions,
+                 .sequences = sequences, .capacities = capacities, .wanted_tokens = wanted_tokens, .keys = keys,
+                 .values = values, .logits = logits};
+    if (!reserve_call(pool, &call, longest) || !reserve_model(pool, model, tokens)) return -1;
+    int phases = 2 + phases_of(tokens) + model->layers * (7 * phases_of(tokens) + 5);
+    return run(pool, forward_job, &call, sizeof call, phases) ? 0 : -1;
+}
+
+_Static_assert(sizeof(Call) <= TASK_BYTES && sizeof(Single) <= TASK_BYTES, "a job's data must fit into a task");

@@ -1,0 +1,202 @@
+/* Numbers: float formats, exp, and the vector unit: LANES rows at once, in AVX-512, AVX2 or plain C. */
+
+#pragma once
+#include "layout.h"
+
+#include <math.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+
+INLINE f32x16 load16(const float *p) {
+    f32x16 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE float sum16(f32x16 v) {
+    float total = 0;
+    for (int i = 0; i < 8; i++) total += v[i] + v[i + 8];
+    return total;
+}
+
+INLINE float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023, bits;
+    float value;
+    if (exponent == 0) {
+        value = (float)fraction * 0x1p-24f;
+        memcpy(&bits, &value, 4);
+        bits |= sign;
+    } else {
+        bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
+    }
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Return 16 values of a float format as float32. */
+INLINE f32x16 load_as_float(const void *base, size_t index, int format) {
+    if (format == F32) return load16((const float *)base + index);
+    const uint16_t *p = (const uint16_t *)base + index;
+#if defined(__AVX512F__) && defined(__F16C__)
+    __m256i raw = _mm256_loadu_si256((const void *)p);
+    if (format == F16) return (f32x16)_mm512_cvtph_ps(raw);
+    return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
+#elif defined(__AVX2__) && defined(__F16C__)
+    f32x16 v;
+    for (int half = 0; half < 2; half++) {
+        __m128i raw = _mm_loadu_si128((const void *)(p + 8 * half));
+        __m256 part = format == F16 ? _mm256_cvtph_ps(raw)
+                                    : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+        memcpy((char *)&v + 32 * half, &part, 32);
+    }
+    return v;
+#else
+    f32x16 v;
+    for (int i = 0; i < 16; i++) {
+        if (format == F16) {
+            v[i] = half_to_float(p[i]);
+        } else {
+            uint32_t bits = (uint32_t)p[i] << 16;
+            memcpy((char *)&v + 4 * i, &bits, 4);
+        }
+    }
+    return v;
+#endif
+}
+
+INLINE float one_as_float(const void *base, size_t index, int format) {
+    if (format == F32) return ((const float *)base)[index];
+    uint16_t raw = ((const uint16_t *)base)[index];
+    if (format == F16) return half_to_float(raw);
+    uint32_t bits = (uint32_t)raw << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* e^x to 2e-7 of itself, without a branch, so that loops over it become vector code. Cephes' expf polynomial. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504088896341f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+/* ---- the vector unit: LANES rows at once ----------------------------------------------------------------------- */
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define LANES 16
+#define WIDE_BATCH 8
+typedef __m512i Ints;
+typedef __m512 Floats;
+INLINE Ints zero_ints(void) { return _mm512_setzero_si512(); }
+INLINE Floats zero_floats(void) { return _mm512_setzero_ps(); }
+INLINE Ints load_codes(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE Ints part_of(Ints v, int shift, int bits) {
+    return bits == 8 ? v : _mm512_and_si512(_mm512_srli_epi16(v, shift), _mm512_set1_epi8((char)((1 << bits) - 1)));
+}
+INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
+    (void)bits;
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm512_dpbusd_epi32(total, codes, _mm512_set1_epi32(four));
+}
+INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+INLINE Ints all(int32_t v) { return _mm512_set1_epi32(v); }
+INLINE Ints load_zeros(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
+INLINE Ints minus_product(Ints total, Ints zero, int32_t sum) {
+    return _mm512_sub_epi32(total, _mm512_mullo_epi32(zero, _mm512_set1_epi32(sum)));
+}
+INLINE Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+INLINE Floats all_floats(float v) { return _mm512_set1_ps(v); }
+INLINE Floats times_plus(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Floats load_scales(const void *p, size_t i, int format) { return (Floats)load_as_float(p, i, format); }
+INLINE void put(float *out, Floats v) { _mm512_storeu_ps(out, v); }
+#elif defined(__AVX2__)
+#define LANES 8
+#define WIDE_BATCH 4
+typedef __m256i Ints;
+typedef __m256 Floats;
+INLINE Ints zero_ints(void) { return _mm256_setzero_si256(); }
+INLINE Floats zero_floats(void) { return _mm256_setzero_ps(); }
+INLINE Ints load_codes(const uint8_t *p) { return _mm256_loadu_si256((const void *)p); }
+INLINE Ints part_of(Ints v, int shift, int bits) {
+    return bits == 8 ? v : _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8((char)((1 << bits) - 1)));
+}
+/* Codes below 16 times int8 fit a pair in int16; bytes do not, so they are widened first. */
+INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    Ints x = _mm256_set1_epi32(four);
+    if (bits < 8)
+        return _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
+    Ints even = _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)),
+                                  _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+    Ints odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(x, 8));
+    return _mm256_add_epi32(total, _mm256_add_epi32(even, odd));
+}
+INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+INLINE Ints all(int32_t v) { return _mm256_set1_epi32(v); }
+INLINE Ints load_zeros(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
+INLINE Ints minus_product(Ints total, Ints zero, int32_t sum) {
+    return _mm256_sub_epi32(total, _mm256_mullo_epi32(zero, _mm256_set1_epi32(sum)));
+}
+INLINE Floats to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
+INLINE Floats all_floats(float v) { return _mm256_set1_ps(v); }
+INLINE Floats times_plus(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE Floats load_scales(const void *p, size_t i, int format) {
+    if (format == F32) return _mm256_loadu_ps((const float *)p + i);
+    __m128i raw = _mm_loadu_si128((const void *)((const uint16_t *)p + i));
+    if (format == F16) return _mm256_cvtph_ps(raw);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+INLINE void put(float *out, Floats v) { _mm256_storeu_ps(out, v); }
+#else
+#define LANES 4
+#define WIDE_BATCH 4
+typedef int32_t Ints __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(16)));
+INLINE Ints zero_ints(void) { return (Ints){0, 0, 0, 0}; }
+INLINE Floats zero_floats(void) { return (Floats){0, 0, 0, 0}; }
+INLINE Ints load_codes(const uint8_t *p) {
+    Ints v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+INLINE Ints part_of(Ints v, int shift, int bits) {
+    int32_t one = (1 << bits) - 1;
+    return bits == 8 ? v : v >> shift & (one | one << 8 | one << 16 | one << 24);
+}
+INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
+    (void)bits;
+    return total + (codes & 255) * a[0] + (codes >> 8 & 255) * a[1] + (codes >> 16 & 255) * a[2] + (codes >> 24 & 255) * a[3];
+}
+INLINE Ints add(Ints a, Ints b) { return a + b; }
+INLINE Ints all(int32_t v) { return (Ints){v, v, v, v}; }
+INLINE Ints load_zeros(const uint8_t *p) { return (Ints){p[0], p[1], p[2], p[3]}; }
+INLINE Ints minus_product(Ints total, Ints zero, int32_t sum) { return total - zero * sum; }
+INLINE Floats to_floats(Ints v) { return (Floats){(float)v[0], (float)v[1], (float)v[2], (float)v[3]}; }
+INLINE Floats all_floats(float v) { return (Floats){v, v, v, v}; }
+INLINE Floats times_plus(Floats a, Floats b, Floats c) { return a * b + c; }
+INLINE Floats load_scales(const void *p, size_t i, int format) {
+    Floats v;
+    for (int k = 0; k < 4; k++) v[k] = one_as_float(p, i + k, format);
+    return v;
+}
+INLINE void put(float *out, Floats v) { memcpy(out, &v, sizeof v); }
+#endif

@@ -1,0 +1,319 @@
+"""One matrix in the layout of engine.c: codes in tiles of 16 rows, scales and zero points a group.
+
+Made from the payload of any codec. Ternary and k-bit integers keep their codes (in 2, 4 or 8 bits) and VPTQ its
+indices: the product then uses the very numbers that the codec would decode. Floats stay floats. What has no layout of
+its own (hyper, seedlm) is decoded once, at load, into float16 with a scale a row, 16 bits a weight.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.codecs.payload import Payload
+from agent_forge.core.errors import PhaseError
+from agent_forge.kernels import build, native
+
+Array = NDArray[Any]
+KINDS = ("codes", "vq", "floats")
+FORMATS = ("float32", "float16", "bfloat16")  # of scales, and of the values of kind floats
+ROWS, VQ_ROWS, CENTROIDS, STEP = 16, 64, 256, 16
+SLAB_ROWS = 2048  # rows laid out, or decoded by the portable path, at a time
+# Row 16 k + 4 l + e of a VQ tile stands at byte 16 l + 4 k + e: where the byte shuffles of engine.c leave it.
+VQ_ORDER = np.arange(VQ_ROWS).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
+ACTIVATION_BITS = tuple(b for b in range(16) if b != 1)
+
+
+@dataclass(slots=True, kw_only=True)
+class Layout:
+    """Numbers of a packed matrix. bits: of a code; for kind floats an index into FORMATS. vector: columns an index."""
+
+    kind: str
+    rows: int
+    columns: int
+    bits: int = 0
+    group: int = 0
+    scale_format: str = "float32"
+    zero: int = 0
+    vector: int = 1
+    activation_bits: int = 0
+
+    @property
+    def groups(self) -> int:
+        """Return the scales of a row."""
+        return -(-self.columns // self.group)
+
+    @property
+    def padded_group(self) -> int:
+        """Return the columns of a group in the layout."""
+        return -(-self.group // STEP) * STEP
+
+    @property
+    def padded(self) -> int:
+        """Return the columns of a row in the layout."""
+        if self.kind == "vq":
+            return -(-self.columns // self.vector) * self.vector
+        last = self.columns - self.group * (self.groups - 1)
+        return self.padded_group * (self.groups - 1) + -(-last // STEP) * STEP
+
+    def places(self) -> Array:
+        """Return where each column stands in the layout: (columns,) int64."""
+        column = np.arange(self.columns)
+        return column // self.group * self.padded_group + column % self.group
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A matrix (rows, columns) as engine.c reads it. `arrays`: codes, scales, and where there are any zeros, codebook."""
+
+    layout: Layout
+    arrays: Mapping[str, Array]
+    bias: Array | None = field(default=None)
+
+    @cached_property
+    def struct(self) -> native.MatrixStruct:
+        """Return the structure of engine.c; it points into the arrays of this matrix."""
+        one = self.layout
+        coded = one.kind == "codes"
+        return native.MatrixStruct(
+            kind=KINDS.index(one.kind),
+            bits=one.bits,
+            rows=one.rows,
+            columns=one.columns,
+            group=one.group,
+            padded_group=one.padded_group if coded else 0,
+            groups=one.groups if coded else 0,
+            padded=one.padded if one.kind != "floats" else one.columns,
+            activation_top=2 ** (one.activation_bits - 1) - 1 if one.activation_bits else 0,
+            scale_kind=FORMATS.index(one.scale_format),
+            zero=one.zero,
+            vector=one.vector,
+            bias=native.pointer(self.bias),
+            **{name: native.pointer(array) for name, array in self.arrays.items()},
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def multiply(self, x: Array, threads: int = 0) -> Array:
+        """Return x (T, columns) float32 times the matrix, plus the bias: (T, rows) float32."""
+        x = np.ascontiguousarray(x, np.float32)
+        if x.ndim != 2 or x.shape[1] != self.layout.columns:
+            raise PhaseError(f"a matrix of {self.layout.columns} columns cannot take inputs of shape {x.shape}")
+        if build.library() is None:
+            return self._multiply_in_blocks(round_activations(x, self.layout.activation_bits))
+        out = np.empty((len(x), self.layout.rows), np.float32)
+        if len(x):
+            native.pool(threads).matmul(self.struct, x, out)
+        return out
+
+    def take(self, rows: Array) -> Array:
+        """Return the rows named by `rows` (n,), float32."""
+        rows = np.ascontiguousarray(rows, np.int32)
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.layout.rows):
+            raise PhaseError(f"a matrix of {self.layout.rows} rows has no row {rows.min()} to {rows.max()}")
+        if build.library() is None:
+            return self.decoded(rows)
+        out = np.empty((len(rows), self.layout.columns), np.float32)
+        native.rows(self.struct, rows, out)
+        return out
+
+    def decoded(self, rows: Array) -> Array:
+        """Return the rows named by `rows` (n,) as float32, made by numpy."""
+        one, arrays = self.layout, self.arrays
+        if one.kind == "floats":
+            values = _as_float32(arrays["codes"][rows], FORMATS[one.bits])
+            return values * arrays["scales"][rows, None] if "scales" in arrays else values
+        if one.kind == "vq":
+            place = np.argsort(VQ_ORDER)[rows % VQ_ROWS]
+            indices = arrays["codes"][rows // VQ_ROWS, :, place]  # (n, positions)
+            values = arrays["codebook"].T[indices].reshape(len(rows), -1)[:, : one.columns]
+            return np.ascontiguousarray(values * arrays["scales"][rows, None])
+        tile, lane = rows // ROWS, rows % ROWS
+        packed = arrays["codes"][tile, :, lane]  # (n, blocks, 4)
+        parts = [packed >> np.uint8(one.bits * i) & np.uint8(2**one.bits - 1) for i in range(8 // one.bits)]
+        codes = np.stack(parts, axis=2).reshape(len(rows), -1)[:, one.places()].astype(np.float32)
+        scales = _as_float32(arrays["scales"][tile, :, lane], one.scale_format)
+        group = np.arange(one.columns) // one.group
+        codes -= (
+            arrays["zeros"][tile, :, lane].astype(np.float32)[:, group] if "zeros" in arrays else np.float32(one.zero)
+        )
+        products: Array = codes * scales[:, group]
+        return products
+
+    def _multiply_in_blocks(self, x: Array) -> Array:
+        out = np.empty((len(x), self.layout.rows), np.float32)
+        for first in range(0, self.layout.rows, SLAB_ROWS):
+            rows = np.arange(first, min(first + SLAB_ROWS, self.layout.rows))
+            out[:, first : first + len(rows)] = x @ self.decoded(rows).T
+        return out if self.bias is None else out + self.bias
+
+    def with_bias(self, bias: Array | None) -> "PackedMatrix":
+        """Return the matrix with this bias (rows,) float32."""
+        return replace(self, bias=None if bias is None else np.ascontiguousarray(bias, np.float32))
+
+
+def round_activations(x: Array, bits: int) -> Array:
+    """Round x (T, columns) as a layer with `activation_bits` does: per token by absmax; 0 bits leave it."""
+    if not bits:
+        return x
+    step = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-5)) / np.float32(2 ** (bits - 1) - 1)
+    rounded: Array = (np.rint(x / step) * step).astype(np.float32)
+    return rounded
+
+
+def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
+    """Lay out what a codec wrote. activation_bits: of the layer's input, 0 for none.
+
+    Raises PhaseError for activations of 16 bits, which two planes of int8 do not hold.
+    """
+    if activation_bits not in ACTIVATION_BITS:
+        raise PhaseError(
+            f"packed inference holds activations of up to 15 bits, got {activation_bits}; use engine=torch"
+        )
+    parts = coded.parts
+    if coded.codec == "ternary":
+        scales, form = (parts["b"], "bfloat16") if "b" in parts else _narrowest(parts["s"])
+        return from_codes(parts["q"], scales, form, group=coded.meta["g"], zero=1, activation_bits=activation_bits)
+    if coded.codec == "intk":
+        zero = 2 ** (coded.meta["k"] - 1)
+        return from_codes(
+            parts["q"], parts["s"].view(np.uint16), "float16", group=coded.meta["g"], zero=zero, zeros=parts.get("z"),
+            activation_bits=activation_bits,
+        )  # fmt: skip
+    if coded.codec == "vptq":
+        return from_indices(parts["i"], parts["c"], parts["s"], coded.shape[1], activation_bits)
+    if coded.codec == "raw":
+        values = parts["w"].view(np.float32) if coded.meta["t"] == "float32" else parts["w"]
+        return from_floats(values, coded.meta["t"], activation_bits)
+    from agent_forge import codecs  # torch, for the codecs without a layout
+
+    return from_dense(codecs.decode(coded).numpy(), activation_bits)
+
+
+def from_codes(
+    codes: Array,
+    scales: Array,
+    scale_format: str,
+    *,
+    group: int,
+    zero: int = 0,
+    zeros: Array | None = None,
+    activation_bits: int = 0,
+) -> PackedMatrix:
+    """Lay out codes (rows, columns) uint8 with weight (code - zero) * scale.
+
+    scales: (rows, groups), float32 or the bit patterns of float16 or bfloat16; zeros: (rows, groups) uint8, or `zero`
+    for all.
+    """
+    rows, columns = codes.shape
+    if zeros is None:
+        lowest = int(codes.min())  # a narrow range fits fewer bits, wherever it lies
+        zero -= lowest
+    else:
+        lowest = 0
+    top = int(codes.max()) - lowest
+    bits = 2 if top < 4 else 4 if top < 16 else 8
+    layout = Layout(
+        kind="codes", rows=rows, columns=columns, bits=bits, group=group, scale_format=scale_format, zero=zero,
+        activation_bits=activation_bits,
+    )  # fmt: skip
+    tiles = -(-rows // ROWS)
+    packed = aligned((tiles, layout.padded * bits // 32, ROWS, 4))
+    for first in range(0, rows, SLAB_ROWS):
+        packed[first // ROWS : -(-min(first + SLAB_ROWS, rows) // ROWS)] = _tiled(
+            codes[first : first + SLAB_ROWS] - np.uint8(lowest), layout
+        )
+    arrays: dict[str, Array] = {"codes": packed, "scales": _tiled_groups(scales)}
+    if zeros is not None:
+        arrays["zeros"] = _tiled_groups(zeros)
+    return PackedMatrix(layout, arrays)
+
+
+def aligned(shape: tuple[int, ...]) -> Array:
+    """Return an uninitialised uint8 array that begins at a multiple of 64: a load then stays within a cache line."""
+    size = math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].reshape(shape)
+
+
+def _tiled(codes: Array, layout: Layout) -> Array:
+    """Return codes (rows, columns) as (tiles, blocks, ROWS, 4) bytes; a byte holds 8 / bits codes, 4 columns apart."""
+    rows, bits, parts = len(codes), layout.bits, 8 // layout.bits
+    padded = np.zeros((-(-rows // ROWS) * ROWS, layout.padded), np.uint8)
+    if layout.padded_group == layout.group:
+        padded[:rows, : layout.columns] = codes
+    else:
+        padded[:rows, layout.places()] = codes
+    split = padded.reshape(-1, ROWS, layout.padded // (4 * parts), parts, 4).transpose(0, 2, 3, 1, 4)
+    packed = split[:, :, 0].copy()
+    for part in range(1, parts):
+        packed |= split[:, :, part] << np.uint8(bits * part)
+    return packed
+
+
+def _tiled_groups(values: Array) -> Array:
+    """Return (rows, groups) as (tiles, groups, ROWS)."""
+    rows, groups = values.shape
+    padded = np.zeros((-(-rows // ROWS) * ROWS, groups), values.dtype)
+    padded[:rows] = values
+    return np.ascontiguousarray(padded.reshape(-1, ROWS, groups).transpose(0, 2, 1))
+
+
+def from_indices(
+    indices: Array, codebook: Array, scales: Array, columns: int, activation_bits: int = 0
+) -> PackedMatrix:
+    """Lay out VPTQ: indices (rows, positions) uint8, codebook (k, v), scales (rows,)."""
+    rows, positions = indices.shape
+    padded = np.zeros((-(-rows // VQ_ROWS) * VQ_ROWS, positions), np.uint8)
+    padded[:rows] = indices
+    tiles = padded.reshape(-1, VQ_ROWS, positions)[:, VQ_ORDER].transpose(0, 2, 1)
+    entries = np.zeros((codebook.shape[1], CENTROIDS), np.float32)
+    entries[:, : len(codebook)] = codebook.astype(np.float32).T
+    layout = Layout(
+        kind="vq", rows=rows, columns=columns, vector=codebook.shape[1], activation_bits=activation_bits
+    )  # fmt: skip
+    codes = aligned(tiles.shape)
+    codes[:] = tiles
+    arrays = {"codes": codes, "scales": scales.astype(np.float32), "codebook": entries}
+    return PackedMatrix(layout, arrays)
+
+
+def from_floats(values: Array, dtype: str, activation_bits: int = 0) -> PackedMatrix:
+    """Take values (rows, columns) as they are, memory-mapped ones too: float32, or bit patterns of 16-bit floats."""
+    layout = Layout(
+        kind="floats", rows=values.shape[0], columns=values.shape[1], bits=FORMATS.index(dtype),
+        activation_bits=activation_bits,
+    )  # fmt: skip
+    return PackedMatrix(layout, {"codes": np.ascontiguousarray(values)})
+
+
+def from_dense(weight: Array, activation_bits: int = 0) -> PackedMatrix:
+    """Keep a float32 matrix as float16 with a scale a row: within 5e-4 of every weight that is not tiny."""
+    scales = np.maximum(np.abs(weight).max(1), 1e-30).astype(np.float32)
+    values = (weight / scales[:, None]).astype(np.float16).view(np.uint16)
+    packed = from_floats(values, "float16", activation_bits)
+    return PackedMatrix(packed.layout, {**packed.arrays, "scales": scales})
+
+
+def _narrowest(scales: Array) -> tuple[Array, str]:
+    """Return scales in float16 when that loses nothing, else in float32."""
+    if scales.dtype == np.float16:
+        return scales.view(np.uint16), "float16"
+    return scales.astype(np.float32), "float32"
+
+
+def _as_float32(values: Array, form: str) -> Array:
+    """Return stored floats, or their bit patterns, as float32."""
+    if form == "float32":
+        return values.astype(np.float32)
+    if form == "float16":
+        return values.view(np.float16).astype(np.float32)
+    return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)

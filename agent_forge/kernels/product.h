@@ -1,0 +1,508 @@
+/* Products of activations with one matrix: coded, vector-quantised or floats, shared out among the threads. */
+
+#pragma once
+#include "lanes.h"
+#include "pool.h"
+
+#define VQ_BATCH 4  /* tokens whose tables are held at once */
+#define VQ_PIECE 64 /* most positions that one thread fills at a time */
+
+/* ---- integers of activations ----------------------------------------------------------------------------------- */
+
+INLINE int planes_of(const Matrix *m) { return m->activation_top > 0 && m->activation_top <= 127 ? 1 : 2; }
+
+static int reserve_input(Input *input, int tokens, int padded, int groups) {
+    size_t plane = ((size_t)tokens * padded + 63) / 64 * 64, sums = ((size_t)tokens * groups * 4 + 63) / 64 * 64;
+    size_t wanted = 2 * plane + 2 * sums + 4 * (size_t)tokens;
+    if (!reserve((void **)&input->low, &input->size_bytes, wanted)) return 0;
+    input->high = input->low + plane;
+    input->low_sums = (int32_t *)(input->high + plane);
+    input->high_sums = (int32_t *)((char *)input->low_sums + sums);
+    input->steps = (float *)((char *)input->high_sums + sums);
+    return 1;
+}
+
+/* Return the step of a token's integers. */
+static float step_of(const Matrix *m, const float *x) {
+    float largest = 0;
+    for (int c = 0; c < m->columns; c++) {
+        float size = fabsf(x[c]);
+        largest = size > largest ? size : largest;
+    }
+    if (m->activation_top > 0) return (largest < 1e-5f ? 1e-5f : largest) / (float)m->activation_top;
+    return largest > 1e-35f ? largest / (float)FULL_TOP : 1;
+}
+
+/* Round one token x (columns) to integers, laid out in groups padded with zeros, and sum each group. */
+static void round_token(const Matrix *m, const float *x, Input *input, int token) {
+    int8_t *low = input->low + (size_t)token * m->padded, *high = input->high + (size_t)token * m->padded;
+    int two = planes_of(m) == 2;
+    float step = step_of(m, x);
+    input->steps[token] = step;
+    for (int g = 0; g < m->groups; g++) {
+        int first = g * m->group, count = m->columns - first < m->group ? m->columns - first : m->group;
+        int width = (count + COLUMNS - 1) / COLUMNS * COLUMNS;
+        int32_t low_sum = 0, high_sum = 0;
+        int8_t *l = low + (size_t)g * m->padded_group, *h = high + (size_t)g * m->padded_group;
+        if (two) {
+            for (int c = 0; c < count; c++) {
+                int32_t value = (int32_t)rintf(x[first + c] / step), upper = (value + 128) >> 8;
+                h[c] = (int8_t)upper;
+                l[c] = (int8_t)(value - 256 * upper);
+                high_sum += upper;
+                low_sum += value - 256 * upper;
+            }
+            for (int c = count; c < width; c++) h[c] = 0;
+        } else {
+            for (int c = 0; c < count; c++) {
+                int32_t value = (int32_t)rintf(x[first + c] / step);
+                l[c] = (int8_t)value;
+                low_sum += value;
+            }
+        }
+        for (int c = count; c < width; c++) l[c] = 0;
+        input->low_sums[(size_t)token * m->groups + g] = low_sum;
+        input->high_sums[(size_t)token * m->groups + g] = high_sum;
+    }
+}
+
+/* ---- coded matrices -------------------------------------------------------------------------------------------- */
+
+#define SPLIT_MAX 4
+
+/* Write one tile's products with `count` tokens, scaled by the tokens' steps, into products (count, ROWS).
+   bits, planes and count are constants at every call: the loops over them vanish. */
+INLINE void tile_product(const Matrix *m, int tile, const Input *in, int token, float *products, int bits, int planes,
+                         int count) {
+    const int per_step = bits == 2 ? 1 : bits == 4 ? 2 : 4, parts = 8 / bits;
+    /* One token: independent sums hide the latency of the multiply-add. */
+    const int split = count > 1 ? 1 : planes == 1 ? 4 : 2;
+    const size_t tile_bytes = (size_t)m->padded * ROWS * bits / 8;
+    const int8_t *planes_of_input[2] = {in->low + (size_t)token * m->padded, in->high + (size_t)token * m->padded};
+    const int32_t *sums[2] = {in->low_sums + (size_t)token * m->groups, in->high_sums + (size_t)token * m->groups};
+    for (int half = 0; half < ROWS; half += LANES) {
+        const uint8_t *codes = m->codes + (size_t)tile * tile_bytes + 4 * half;
+        Floats total[WIDE_BATCH];
+        for (int t = 0; t < count; t++) total[t] = zero_floats();
+        for (int g = 0; g < m->groups; g++) {
+            size_t column = (size_t)g * m->padded_group;
+            int steps = ((g + 1 < m->groups ? m->padded_group : m->padded - (int)column)) / COLUMNS;
+            Ints sum[WIDE_BATCH][2][SPLIT_MAX];
+            for (int t = 0; t < count; t++)
+                for (int p = 0; p < planes; p++)
+                    for (int s = 0; s < split; s++) sum[t][p][s] = zero_ints();
+            for (int step = 0; step < steps; step++, column += COLUMNS) {
+#pragma GCC unroll 4
+                for (int block = 0; block < per_step; block++, codes += 4 * ROWS) {
+                    Ints packed = load_codes(codes);
+#pragma GCC unroll 4
+                    for (int part = 0; part < parts; part++) {
+                        Ints values = part_of(packed, part * bits, bits);
+                        size_t at = column + 4 * (block * parts + part);
+#pragma GCC unroll 8
+                        for (int t = 0; t < count; t++)
+#pragma GCC unroll 2
+                            for (int p = 0; p < planes; p++) {
+                                Ints *s = &sum[t][p][(block * parts + part) % split];
+                                *s = dot(*s, values, planes_of_input[p] + (size_t)t * m->padded + at, bits);
+                            }
+                    }
+                }
+            }
+            size_t place = ((size_t)tile * m->groups + g) * ROWS + half;
+            Ints zero = m->zeros ? load_zeros(m->zeros + place) : all(m->zero);
+            Floats scale = load_scales(m->scales, place, m->scale_kind);
+#pragma GCC unroll 8
+            for (int t = 0; t < count; t++) {
+                Floats value = zero_floats();
+#pragma GCC unroll 2
+                for (int p = planes - 1; p >= 0; p--) {
+                    Ints whole = sum[t][p][0];
+#pragma GCC unroll 4
+                    for (int s = 1; s < split; s++) whole = add(whole, sum[t][p][s]);
+                    whole = minus_product(whole, zero, sums[p][(size_t)t * m->groups + g]);
+                    value = times_plus(value, all_floats(256), to_floats(whole));
+                }
+                total[t] = times_plus(value, scale, total[t]);
+            }
+        }
+        for (int t = 0; t < count; t++)
+            put(products + (size_t)t * ROWS + half, times_plus(total[t], all_floats(in->steps[token + t]), zero_floats()));
+    }
+}
+
+/* Put a tile's products into out (T, stride): bias added, rows beyond the matrix dropped; `add_to` keeps what is there. */
+INLINE void write_tile(const Matrix *m, int first_row, int tile_rows, const float *products, int count, float *out,
+                       size_t stride, int add_to) {
+    int rows = m->rows - first_row < tile_rows ? m->rows - first_row : tile_rows;
+    for (int t = 0; t < count; t++) {
+        float *to = out + (size_t)t * stride + first_row;
+        for (int r = 0; r < rows; r++) {
+            float value = products[(size_t)t * tile_rows + r] + (m->bias ? m->bias[first_row + r] : 0);
+            to[r] = add_to ? to[r] + value : value;
+        }
+    }
+}
+
+/* A product asked for: out (tokens, stride) = x (tokens, columns) times the matrix, or added to what is there. */
+typedef struct {
+    const Matrix *matrix;
+    const float *x; /* shared by all threads; one token of a source that is not made yet: NULL */
+    const void *source;
+    int tokens, add_to, size;
+    float *out;
+    size_t stride;
+} Use;
+
+#define TILES(NAME, BITS, PLANES)                                                                                     \
+    static void NAME(const Use *u, const Input *input, int first, int last) {                                         \
+        float products[WIDE_BATCH * ROWS];                                                                            \
+        for (int tile = first; tile < last; tile++) {                                                                 \
+            int token = 0;                                                                                            \
+            for (; token + WIDE_BATCH <= u->tokens; token += WIDE_BATCH) {                                            \
+                tile_product(u->matrix, tile, input, token, products, BITS, PLANES, WIDE_BATCH);                      \
+                write_tile(u->matrix, tile * ROWS, ROWS, products, WIDE_BATCH, u->out + token * u->stride, u->stride, \
+                           u->add_to);                                                                                \
+            }                                                                                                         \
+            for (; token < u->tokens; token++) {                                                                      \
+                tile_product(u->matrix, tile, input, token, products, BITS, PLANES, 1);                               \
+                write_tile(u->matrix, tile * ROWS, ROWS, products, 1, u->out + token * u->stride, u->stride,          \
+                           u->add_to);                                                                                \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+TILES(tiles_2_1, 2, 1)
+TILES(tiles_2_2, 2, 2)
+TILES(tiles_4_1, 4, 1)
+TILES(tiles_4_2, 4, 2)
+TILES(tiles_8_1, 8, 1)
+TILES(tiles_8_2, 8, 2)
+
+/* Copy row `row` of a matrix, as float32, to out (columns). */
+static void take_row(const Matrix *m, int row, float *out) {
+    if (m->kind == FLOATS) {
+        float scale = m->scales ? ((const float *)m->scales)[row] : 1;
+        for (int c = 0; c < m->columns; c++)
+            out[c] = scale * one_as_float(m->codes, (size_t)row * m->columns + c, m->bits);
+        return;
+    }
+    if (m->kind == VQ) {
+        int r = row % VQ_ROWS, positions = m->padded / m->vector;
+        int place = r % 16 / 4 * 16 + r / 16 * 4 + r % 4;
+        const uint8_t *indices = m->codes + (size_t)(row / VQ_ROWS) * positions * VQ_ROWS + place;
+        for (int c = 0; c < m->columns; c++)
+            out[c] = ((const float *)m->scales)[row]
+                     * m->codebook[(size_t)(c % m->vector) * CENTROIDS + indices[(size_t)(c / m->vector) * VQ_ROWS]];
+        return;
+    }
+    int tile = row / ROWS, lane = row % ROWS, parts = 8 / m->bits, mask = (1 << m->bits) - 1;
+    const uint8_t *codes = m->codes + (size_t)tile * m->padded * ROWS * m->bits / 8 + 4 * lane;
+    for (int c = 0; c < m->columns; c++) {
+        int g = c / m->group, at = g * m->padded_group + c % m->group;
+        size_t place = ((size_t)tile * m->groups + g) * ROWS + lane;
+        int zero = m->zeros ? m->zeros[place] : m->zero, block = at / (4 * parts), part = at / 4 % parts;
+        int code = codes[(size_t)block * 4 * ROWS + at % 4] >> (part * m->bits) & mask;
+        out[c] = one_as_float(m->scales, place, m->scale_kind) * (float)(code - zero);
+    }
+}
+
+/* ---- float matrices -------------------------------------------------------------------------------------------- */
+
+INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
+                       int add_to, int format) {
+    for (int row = first; row < last; row++) {
+        size_t base = (size_t)row * m->columns;
+        float scale = m->scales ? ((const float *)m->scales)[row] : 1, bias = m->bias ? m->bias[row] : 0;
+        for (int t = 0; t < tokens; t += 4) {
+            int count = tokens - t < 4 ? tokens - t : 4, c = 0;
+            f32x16 sums[4] = {{0}, {0}, {0}, {0}};
+            for (; c + 16 <= m->columns; c += 16) {
+                f32x16 w = load_as_float(m->codes, base + c, format);
+                for (int k = 0; k < count; k++) sums[k] += w * load16(x + (size_t)(t + k) * m->columns + c);
+            }
+            for (int k = 0; k < count; k++) {
+                float total = sum16(sums[k]);
+                for (int rest = c; rest < m->columns; rest++)
+                    total += one_as_float(m->codes, base + rest, format) * x[(size_t)(t + k) * m->columns + rest];
+                float *to = out + (size_t)(t + k) * stride + row;
+                *to = (add_to ? *to : 0) + total * scale + bias;
+            }
+        }
+    }
+}
+
+static void floats_product(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
+                           int add_to) {
+    if (m->bits == F32) float_rows(m, x, first, last, tokens, out, stride, add_to, F32);
+    else if (m->bits == F16) float_rows(m, x, first, last, tokens, out, stride, add_to, F16);
+    else float_rows(m, x, first, last, tokens, out, stride, add_to, BF16);
+}
+
+/* ---- vector-quantised matrices --------------------------------------------------------------------------------- */
+
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+#define BYTE_TABLES 1
+/* Look 64 indices up in a table of 256 bytes. */
+INLINE __m512i look_up(const __m512i *table, __m512i indices, __mmask64 upper) {
+    __m512i low = _mm512_permutex2var_epi8(table[0], indices, table[1]);
+    __m512i high = _mm512_permutex2var_epi8(table[2], indices, table[3]);
+    return _mm512_mask_blend_epi8(upper, low, high);
+}
+
+/* Add up the table entries of 64 rows: sums[k][i] is row 16 k + i. table: (positions, high and low, 256) bytes. */
+static void vq_tile(const uint8_t *indices, const uint8_t *table, int positions, int32_t *sums) {
+    __m512i total[4] = {zero_ints(), zero_ints(), zero_ints(), zero_ints()}, one = _mm512_set1_epi16(1);
+    __m512i words[2][2] = {{zero_ints(), zero_ints()}, {zero_ints(), zero_ints()}};
+    for (int j = 0; j < positions; j += 2) {
+        for (int k = 0; k < 2; k++) {
+            if (j + k >= positions) {
+                words[k][0] = words[k][1] = zero_ints();
+                continue;
+            }
+            const __m512i *high = (const __m512i *)(table + (size_t)(j + k) * 2 * CENTROIDS), *low = high + 4;
+            __m512i at = load_codes(indices + (size_t)(j + k) * VQ_ROWS);
+            __mmask64 upper = _mm512_movepi8_mask(at);
+            __m512i h = look_up(high, at, upper), l = look_up(low, at, upper);
+            words[k][0] = _mm512_unpacklo_epi8(l, h);
+            words[k][1] = _mm512_unpackhi_epi8(l, h);
+        }
+        for (int k = 0; k < 2; k++) {
+            __m512i a = _mm512_unpacklo_epi16(words[0][k], words[1][k]);
+            __m512i b = _mm512_unpackhi_epi16(words[0][k], words[1][k]);
+            total[2 * k] = _mm512_dpwssd_epi32(total[2 * k], a, one);
+            total[2 * k + 1] = _mm512_dpwssd_epi32(total[2 * k + 1], b, one);
+        }
+    }
+    for (int k = 0; k < 4; k++) _mm512_storeu_si512(sums + 16 * k, total[k]);
+}
+#else
+#define BYTE_TABLES 0
+#endif
+
+/* Fill this thread's positions of the table with products of x and all centroids; return the largest of them. */
+static float fill_table(const Matrix *m, const float *x, int first, int last, float *table) {
+    i32x16 tops = {0};
+    for (int j = first; j < last; j++) {
+        int begin = j * m->vector, count = m->columns - begin < m->vector ? m->columns - begin : m->vector;
+        for (int k = 0; k < CENTROIDS; k += 16) {
+            f32x16 sum = {0};
+            for (int i = 0; i < count; i++) sum += x[begin + i] * load16(m->codebook + (size_t)i * CENTROIDS + k);
+            memcpy(table + (size_t)j * CENTROIDS + k, &sum, sizeof sum);
+            i32x16 size = (i32x16)sum & 0x7fffffff; /* without the sign, floats are ordered as their bit patterns are */
+            i32x16 larger = size > tops;
+            tops = (size & larger) | (tops & ~larger);
+        }
+    }
+    float found[16], top = 0;
+    memcpy(found, &tops, sizeof found);
+    for (int i = 0; i < 16; i++) top = found[i] > top ? found[i] : top;
+    return top;
+}
+
+static void round_table(const float *table, int first, int last, float step, uint8_t *bytes) {
+    float factor = 1 / step;
+    for (int j = first; j < last; j++) {
+        const float *entries = table + (size_t)j * CENTROIDS;
+        uint8_t *high = bytes + (size_t)j * 2 * CENTROIDS, *low = high + CENTROIDS;
+        for (int k = 0; k < CENTROIDS; k++) {
+            int32_t value = (int32_t)rintf(entries[k] * factor);
+            high[k] = (uint8_t)(value >> 8);
+            low[k] = (uint8_t)value;
+        }
+    }
+}
+
+static void vq_rows(const Matrix *m, int tile, const float *table, const uint8_t *bytes, float step, float *products) {
+    int positions = m->padded / m->vector, rows = m->rows - tile * VQ_ROWS < VQ_ROWS ? m->rows - tile * VQ_ROWS : VQ_ROWS;
+    const uint8_t *indices = m->codes + (size_t)tile * positions * VQ_ROWS;
+    const float *scales = (const float *)m->scales + (size_t)tile * VQ_ROWS;
+#if BYTE_TABLES
+    int32_t sums[VQ_ROWS];
+    (void)table;
+    vq_tile(indices, bytes, positions, sums);
+    for (int r = 0; r < rows; r++) products[r] = scales[r] * step * (float)sums[r];
+#else
+    float sums[VQ_ROWS] = {0};
+    (void)bytes;
+    (void)step;
+    for (int j = 0; j < positions; j++)
+        for (int place = 0; place < VQ_ROWS; place++)
+            sums[place] += table[(size_t)j * CENTROIDS + indices[(size_t)j * VQ_ROWS + place]];
+    for (int r = 0; r < rows; r++) products[r] = scales[r] * sums[r % 16 / 4 * 16 + r / 16 * 4 + r % 4];
+#endif
+}
+
+/* ---- any matrix ------------------------------------------------------------------------------------------------ */
+
+/* Make one token's source in this thread's memory, unless it is there. Defined where sources are. */
+static const float *own_source(Team *team, const void *source);
+
+INLINE const float *activations(Team *team, const Use *u) { return u->x ? u->x : own_source(team, u->source); }
+
+INLINE int same_key(const Key *a, const Key *b) {
+    return a->stamp == b->stamp && a->group == b->group && a->top == b->top && a->columns == b->columns;
+}
+
+/* A source has a number: what was made from it is known by that number. */
+typedef struct { uint64_t stamp; } Stamped;
+
+INLINE Key key_of(const Use *u) {
+    return (Key){((const Stamped *)u->source)->stamp, u->matrix->group, u->matrix->activation_top, u->matrix->columns};
+}
+
+static void round_floats(const Matrix *m, const float *from, float *to) {
+    float step = step_of(m, from);
+    for (int c = 0; c < m->columns; c++) to[c] = rintf(from[c] / step) * step;
+}
+
+static void round_piece(Team *team, const void *data, int first, int last) {
+    const Use *u = data;
+    const Matrix *m = u->matrix;
+    for (int t = first; t < last; t++) {
+        size_t at = (size_t)t * m->columns;
+        if (m->kind == CODES) round_token(m, u->x + at, &team->shared->input, t);
+        else round_floats(m, u->x + at, team->shared->rounded + at);
+    }
+}
+
+/* Return the integers of the activations: with one token each thread makes its own, once it has work with them. */
+static const Input *integers(Team *team, const Use *u) {
+    if (u->tokens > 1) return &team->shared->input;
+    Key key = key_of(u);
+    if (!same_key(&team->own->key, &key)) {
+        round_token(u->matrix, activations(team, u), &team->own->input, 0);
+        team->own->key = key;
+    }
+    return &team->own->input;
+}
+
+/* Return the activations in floats, rounded where the model rounds them. */
+static const float *plain_or_rounded(Team *team, const Use *u) {
+    if (u->matrix->activation_top <= 0) return activations(team, u);
+    if (u->tokens > 1) return team->shared->rounded;
+    Key key = key_of(u);
+    if (!same_key(&team->own->rounded_key, &key)) {
+        round_floats(u->matrix, activations(team, u), team->own->rounded);
+        team->own->rounded_key = key;
+    }
+    return team->own->rounded;
+}
+
+static void codes_piece(Team *team, const void *data, int first, int last) {
+    const Use *u = data;
+    const Input *input = integers(team, u);
+    int two = planes_of(u->matrix) == 2;
+    switch (u->matrix->bits) {
+    case 2: two ? tiles_2_2(u, input, first, last) : tiles_2_1(u, input, first, last); break;
+    case 4: two ? tiles_4_2(u, input, first, last) : tiles_4_1(u, input, first, last); break;
+    default: two ? tiles_8_2(u, input, first, last) : tiles_8_1(u, input, first, last);
+    }
+}
+
+static void floats_piece(Team *team, const void *data, int first, int last) {
+    const Use *u = data;
+    floats_product(u->matrix, plain_or_rounded(team, u), first, last, u->tokens, u->out, u->stride, u->add_to);
+}
+
+/* VQ, three phases a batch of tokens: fill the tables, round them to bytes (where bytes are looked up), sum the rows. */
+typedef struct {
+    Use use;
+    int from, count, positions, pieces;
+} Batch;
+
+INLINE float *table_of(const Team *team, const Batch *b, int token) {
+    return team->pool->table + (size_t)token * b->positions * CENTROIDS;
+}
+
+INLINE uint8_t *bytes_of(const Team *team, const Batch *b, int token) {
+    return (uint8_t *)table_of(team, b, VQ_BATCH) + (size_t)token * b->positions * 2 * CENTROIDS;
+}
+
+static float step_of_table(const Team *team, const Batch *b, int token) {
+    float top = 0;
+    for (int i = 0; i < b->pieces; i++) {
+        float one = team->pool->tops[(size_t)token * b->pieces + i];
+        top = one > top ? one : top;
+    }
+    return top > 0 ? top / 32767.0f : 1;
+}
+
+static void fill_piece(Team *team, const void *data, int first, int last) {
+    const Batch *b = data;
+    const float *x = plain_or_rounded(team, &b->use) + (size_t)b->from * b->use.matrix->columns;
+    for (int t = 0; t < b->count; t++)
+        for (int j = first; j < last; j += b->use.size) { /* one thread alone gets all pieces at once */
+            int end = j + b->use.size < last ? j + b->use.size : last;
+            team->pool->tops[(size_t)t * b->pieces + j / b->use.size] =
+                fill_table(b->use.matrix, x + (size_t)t * b->use.matrix->columns, j, end, table_of(team, b, t));
+        }
+}
+
+static void round_table_piece(Team *team, const void *data, int first, int last) {
+    const Batch *b = data;
+    for (int t = 0; t < b->count; t++)
+        round_table(table_of(team, b, t), first, last, step_of_table(team, b, t), bytes_of(team, b, t));
+}
+
+static void vq_piece(Team *team, const void *data, int first, int last) {
+    const Batch *b = data;
+    float products[VQ_ROWS];
+    for (int t = 0; t < b->count; t++) {
+        float step = step_of_table(team, b, t);
+        for (int tile = first; tile < last; tile++) {
+            vq_rows(b->use.matrix, tile, table_of(team, b, t), bytes_of(team, b, t), step, products);
+            write_tile(b->use.matrix, tile * VQ_ROWS, VQ_ROWS, products, 1,
+                       b->use.out + (size_t)(b->from + t) * b->use.stride, b->use.stride, b->use.add_to);
+        }
+    }
+}
+
+static int vq_product(Team *team, const Use *use) {
+    const Matrix *m = use->matrix;
+    Batch b = {.use = *use, .positions = m->padded / m->vector};
+    int tiles = (m->rows + VQ_ROWS - 1) / VQ_ROWS;
+    b.use.size = piece_of(team, b.positions, VQ_PIECE);
+    b.pieces = (b.positions + b.use.size - 1) / b.use.size;
+    for (b.from = 0; b.from < use->tokens; b.from += VQ_BATCH) {
+        b.count = use->tokens - b.from < VQ_BATCH ? use->tokens - b.from : VQ_BATCH;
+        if (!together(team, b.positions, b.use.size, fill_piece, &b)) return 0;
+        if (BYTE_TABLES && !together(team, b.positions, b.use.size, round_table_piece, &b)) return 0;
+        if (!together(team, tiles, piece_of(team, tiles, 16), vq_piece, &b)) return 0;
+    }
+    return 1;
+}
+
+/* Multiply; return when all of out is there, 0 when the round is over. Every thread calls it. */
+static int product(Team *team, const Use *use) {
+    const Matrix *m = use->matrix;
+    if (use->tokens > 1 && (m->kind == CODES || m->activation_top > 0)) {
+        Key key = key_of(use), *held = m->kind == CODES ? &team->key : &team->rounded_key;
+        if (!same_key(held, &key) && !together(team, use->tokens, 1, round_piece, use)) return 0;
+        *held = key;
+    }
+    if (m->kind == VQ) return vq_product(team, use);
+    if (m->kind == FLOATS) return together(team, m->rows, piece_of(team, m->rows, 512), floats_piece, use);
+    int tiles = (m->rows + ROWS - 1) / ROWS;
+    return together(team, tiles, piece_of(team, tiles, 64), codes_piece, use);
+}
+
+/* Most phases of a product with so many tokens. */
+INLINE int phases_of(int tokens) { return 1 + 3 * ((tokens + VQ_BATCH - 1) / VQ_BATCH); }
+
+/* Reserve what a product with `tokens` tokens needs. Returns 0 when there is no memory. */
+static int reserve_for(Pool *pool, const Matrix *m, int tokens) {
+    if (m->kind == VQ) {
+        size_t positions = (size_t)(m->padded / m->vector), entries = VQ_BATCH * positions * CENTROIDS;
+        if (!reserve((void **)&pool->table, &pool->table_bytes, 6 * entries)) return 0;
+        if (!reserve((void **)&pool->tops, &pool->tops_bytes, 4 * VQ_BATCH * positions)) return 0;
+    }
+    for (int i = 0; i <= pool->threads; i++) {
+        Worker *w = pool->workers + i;
+        int own = i < pool->threads ? 1 : tokens;
+        if (m->kind == CODES && !reserve_input(&w->input, own, m->padded, m->groups)) return 0;
+        if (m->kind != CODES && m->activation_top > 0
+            && !reserve((void **)&w->rounded, &w->rounded_bytes, 4 * (size_t)own * m->columns))
+            return 0;
+    }
+    return 1;
+}

@@ -1,0 +1,144 @@
+"""A packed model in the shoes of a transformers one: `models.generate` and the agent call it without knowing.
+
+`open_model` chooses: the packed engine for compressed and ternary checkpoints on the CPU that it computes, torch for
+everything else. Both give the same logits within the rounding that tests/runtime states.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.kernels import build
+from agent_forge.runtime.loading import load
+from agent_forge.runtime.model import Cache, PackedModel
+from agent_forge.runtime.shape import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENGINES = ("auto", "packed", "torch")
+QUANTISED = ("forge_compressed", "forge_ternary")
+_log = logging.getLogger("agent_forge")
+
+
+class PackedCache:
+    """The caches of a batch of sequences."""
+
+    def __init__(self, caches: list[Cache]) -> None:
+        self.caches = caches
+
+    def get_seq_length(self) -> int:
+        """Return the tokens held."""
+        return self.caches[0].length
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences named, in that order."""
+        self.caches = [self.caches[i] for i in indices.tolist()]
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens of each sequence."""
+        for cache in self.caches:
+            cache.crop(length)
+
+
+@dataclass(slots=True)
+class PackedOutput:
+    """logits: (batch, kept, vocabulary) float32."""
+
+    logits: Tensor
+    past_key_values: PackedCache | None
+
+
+class PackedCausalLM:
+    """What `models.generate` needs of a model: a forward pass with a cache, a device, and modes that change nothing."""
+
+    thinks = False
+    training = False
+
+    def __init__(self, packed: PackedModel) -> None:
+        self.packed = packed
+        self.device = torch.device("cpu")
+        shape = packed.shape
+        self.config = SimpleNamespace(max_position_embeddings=shape.longest, vocab_size=shape.vocabulary)
+
+    def eval(self) -> "PackedCausalLM":
+        """Return itself: there is no other mode."""
+        return self
+
+    def train(self, mode: bool = True) -> "PackedCausalLM":
+        """Return itself. Raises ConfigError when asked to train."""
+        if mode:
+            raise ConfigError("a packed model does not train; load the checkpoint with engine=torch")
+        return self
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        *,
+        past_key_values: PackedCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
+    ) -> PackedOutput:
+        """Return logits of input_ids (batch, time) after what the cache holds.
+
+        Raises ConfigError for a mask that hides tokens: rows of unequal length go in separately here.
+        """
+        if attention_mask is not None and not bool(attention_mask.all()):
+            raise ConfigError("a packed model takes no padding; give rows of one length, or one at a time")
+        rows, length = input_ids.shape
+        cache = past_key_values or PackedCache([self.packed.new_cache() for _ in range(rows)])
+        kept = min(logits_to_keep or length, length)
+        wanted = [row * length + t for row in range(rows) for t in range(length - kept, length)]
+        logits = self.packed.step(
+            input_ids.reshape(-1).numpy().astype(np.int32),
+            np.repeat(np.arange(rows, dtype=np.int32), length),
+            cache.caches,
+            wanted,
+        )
+        shaped = torch.from_numpy(logits).view(rows, kept, -1)
+        return PackedOutput(shaped, cache if use_cache or past_key_values is not None else None)
+
+
+def open_model(
+    path: Path | str, *, device: str | torch.device = "cpu", engine: str = "auto", threads: int = 0
+) -> "PreTrainedModel | PackedCausalLM":
+    """Return a checkpoint's model for generation.
+
+    engine: auto takes the packed engine for a compressed or ternary checkpoint on the CPU when there is compiled code for
+    it and it computes the model; packed insists; torch never does. Raises ConfigError when packed cannot be had.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"no engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}")
+    path, on_cpu = Path(path), torch.device(device).type == "cpu"
+    if engine == "packed" and not on_cpu:
+        raise ConfigError(f"the packed engine runs on the CPU, got device {device}; use device=cpu or engine=torch")
+    if engine == "packed" or (engine == "auto" and on_cpu and _is_quantised(path) and build.library() is not None):
+        try:
+            packed = load(path, threads=threads or torch.get_num_threads())
+        except UnsupportedModelError as error:
+            if engine == "packed":
+                raise
+            _log.info("%s: %s", path, error)
+        else:
+            for note in packed.notes:
+                _log.info("%s: %s", path, note)
+            return PackedCausalLM(packed)
+    from agent_forge import models
+
+    return models.load(path, device=device)
+
+
+def _is_quantised(path: Path) -> bool:
+    if path.is_file():
+        return True
+    config: dict[str, Any] = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    return (config.get("quantization_config") or {}).get("quant_method") in QUANTISED

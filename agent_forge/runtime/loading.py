@@ -1,0 +1,187 @@
+"""Read a checkpoint directory, or a packed file, into a PackedModel.
+
+A compressed checkpoint keeps its codes: they are unpacked from the entropy coder and laid out, never multiplied out.
+Ternary latents become codes as their layer makes them; float weights are used where they lie, memory-mapped. A packed
+file (written by `save`) holds the layout itself: it is memory-mapped whole and checked by CRC-32.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.codecs import payload as payloads
+from agent_forge.core.errors import CheckpointError
+from agent_forge.kernels import matrix as packing
+from agent_forge.kernels.matrix import Layout, PackedMatrix
+from agent_forge.runtime.model import PackedModel
+from agent_forge.runtime.shape import Shape, UnsupportedModelError, shape_of
+from agent_forge.runtime.tensors import Tensors, write
+
+Array = NDArray[Any]
+FORMAT, VERSION = "forge_packed", 1
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MODULES = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+}  # fmt: skip
+LAYER_NORMS = {
+    "norm_before": "input_layernorm", "norm_after": "post_attention_layernorm", "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+}  # fmt: skip
+WITHOUT_LAYOUT = ("hyper", "seedlm")
+
+
+def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
+    """Return the packed model of a checkpoint directory or of a packed file.
+
+    Raises UnsupportedModelError when the engine does not compute the model (torch does), CheckpointError naming what is
+    missing or damaged.
+    """
+    path = source.path if isinstance(source, Checkpoint) else Path(source)
+    if path.is_file():
+        return _open_packed(path, threads)
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no model: config.json cannot be read ({error})") from None
+    shape = shape_of(config)
+    reader = _Reader(Tensors(path), config)
+    matrices = {"embedding": reader.matrix("model.embed_tokens")}
+    matrices["head"] = matrices["embedding"] if reader.is_tied("lm_head", shape) else reader.matrix("lm_head")
+    norms = {"final_norm": reader.tensors.floats("model.norm.weight")}
+    for index in range(shape.layers):
+        for name, module in MODULES.items():
+            matrices[f"{index}.{name}"] = reader.matrix(f"model.layers.{index}.{module}")
+        for name, module in LAYER_NORMS.items():
+            stored = f"model.layers.{index}.{module}.weight"
+            if stored in reader.tensors:
+                norms[f"{index}.{name}"] = reader.tensors.floats(stored)
+    _check_sizes(shape, matrices)
+    return PackedModel(shape, matrices, norms, threads, reader.notes)
+
+
+class _Reader:
+    """Packed matrices by module name, from the tensors of a checkpoint."""
+
+    def __init__(self, tensors: Tensors, config: Mapping[str, Any]) -> None:
+        self.tensors = tensors
+        self.quantization: dict[str, Any] = dict(config.get("quantization_config") or {})
+        self.method = self.quantization.get("quant_method")
+        self.notes: list[str] = []
+        if self.method not in (None, "forge_compressed", "forge_ternary"):
+            raise UnsupportedModelError(f"the packed engine does not read weights of {self.method}; use engine=torch")
+
+    def is_tied(self, module: str, shape: Shape) -> bool:
+        """Say whether a head is the embedding: noted in the compressed config, or tied and not stored."""
+        if module in (self.quantization.get("tied") or {}):
+            return True
+        return shape.tied and module not in (self.quantization.get("tensors") or {})
+
+    def matrix(self, module: str) -> PackedMatrix:
+        entry = (self.quantization.get("tensors") or {}).get(module)
+        if entry is not None:
+            made = self._from_payload(module, int(entry[2]))
+        elif self.method == "forge_ternary" and not _is_skipped(module, self.quantization.get("skip", ["lm_head"])):
+            made = self._from_latents(module)
+        else:
+            made = self._from_floats(module)
+        bias = f"{module}.bias"
+        return made.with_bias(self.tensors.floats(bias)) if bias in self.tensors else made
+
+    def _from_payload(self, module: str, activation_bits: int) -> PackedMatrix:
+        coded = payloads.read(self.tensors.get(f"{module}.payload").tobytes(), module)
+        if coded.codec in WITHOUT_LAYOUT:
+            self.notes.append(f"{module}: {coded.codec} has no packed layout, kept as float16 with a scale a row")
+        return packing.from_payload(coded, activation_bits)
+
+    def _from_latents(self, module: str) -> PackedMatrix:
+        import torch
+
+        from agent_forge.models.ternary import ternary_codes
+
+        latents = torch.from_numpy(self.tensors.floats(f"{module}.weight"))
+        group = int(self.quantization.get("group_size", 128))
+        if module.endswith("embed_tokens") or latents.shape[1] < group:
+            return self._from_floats(module)
+        codes, scales = ternary_codes(latents, group)
+        return packing.from_codes(
+            (codes + 1).to(torch.uint8).numpy(), scales.view(torch.int16).numpy().view(np.uint16), "bfloat16",
+            group=group, zero=1, activation_bits=int(self.quantization.get("activation_bits", 8)),
+        )  # fmt: skip
+
+    def _from_floats(self, module: str) -> PackedMatrix:
+        name = f"{module}.weight"
+        values, dtype = self.tensors.get(name), self.tensors.dtype(name)
+        if dtype not in FLOATS:
+            raise CheckpointError(f"{name} is of type {dtype}, expected one of {', '.join(FLOATS)}")
+        return packing.from_floats(values.view(np.uint16) if dtype == "F16" else values, FLOATS[dtype])
+
+
+def _is_skipped(name: str, patterns: list[str]) -> bool:
+    from agent_forge.models.ternary import is_skipped
+
+    return is_skipped(name, patterns)
+
+
+def _check_sizes(shape: Shape, matrices: Mapping[str, PackedMatrix]) -> None:
+    """Raise CheckpointError when a matrix does not have the shape of the config: the engine would read beyond it."""
+    one = shape
+    queries, keys = one.heads * one.head_size, one.kv_heads * one.head_size
+    expected = {
+        "q": (queries, one.hidden), "k": (keys, one.hidden), "v": (keys, one.hidden), "o": (one.hidden, queries),
+        "gate": (one.inner, one.hidden), "up": (one.inner, one.hidden), "down": (one.hidden, one.inner),
+        "embedding": (one.vocabulary, one.hidden), "head": (one.vocabulary, one.hidden),
+    }  # fmt: skip
+    for name, made in matrices.items():
+        wanted = expected[name.rpartition(".")[2]]
+        if (made.layout.rows, made.layout.columns) != wanted:
+            raise CheckpointError(
+                f"matrix {name} is {made.layout.rows} x {made.layout.columns}, config.json says {wanted[0]} x {wanted[1]}"
+            )
+
+
+def save(model: PackedModel, path: Path) -> int:
+    """Write a packed file, to be memory-mapped by `load`; return its bytes."""
+    tensors: dict[str, Array] = {f"norm/{name}": array for name, array in model.norms.items()}
+    layouts = {}
+    for name, made in model.matrices.items():
+        if name == "head" and made is model.matrices["embedding"]:
+            continue
+        layouts[name] = asdict(made.layout)
+        arrays = {**made.arrays, **({} if made.bias is None else {"bias": made.bias})}
+        tensors |= {f"{name}/{part}": array for part, array in arrays.items()}
+    checks = {name: zlib.crc32(np.ascontiguousarray(array).data) for name, array in tensors.items()}
+    metadata = {
+        "format": FORMAT, "version": str(VERSION), "shape": json.dumps(asdict(model.shape)),
+        "layouts": json.dumps(layouts), "crc32": json.dumps(checks), "notes": json.dumps(list(model.notes)),
+    }  # fmt: skip
+    return write(path, tensors, metadata)
+
+
+def _open_packed(path: Path, threads: int) -> PackedModel:
+    tensors = Tensors(path)
+    if tensors.metadata.get("format") != FORMAT or tensors.metadata.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{path} is no packed file of version {VERSION}; write one with `forge export DIR --format packed --out FILE`"
+        )
+    arrays = {name: tensors.get(name) for name in tensors.names()}
+    for name, expected in json.loads(tensors.metadata["crc32"]).items():
+        if zlib.crc32(arrays[name].data) != expected:
+            raise CheckpointError(f"{path}: the checksum of {name} differs, the file is damaged; export it again")
+    given = json.loads(tensors.metadata["shape"])
+    shape = Shape(**{**given, "frequencies": tuple(given["frequencies"])})
+    matrices = {}
+    for name, layout in json.loads(tensors.metadata["layouts"]).items():
+        own = {key.partition("/")[2]: array for key, array in arrays.items() if key.startswith(f"{name}/")}
+        bias = own.pop("bias", None)
+        matrices[name] = replace(PackedMatrix(Layout(**layout), own), bias=bias)
+    matrices.setdefault("head", matrices["embedding"])
+    norms = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith("norm/")}
+    return PackedModel(shape, matrices, norms, threads, json.loads(tensors.metadata["notes"]))

@@ -1,0 +1,231 @@
+"""A Llama-family model as packed matrices: logits of given tokens, with a cache, and greedy generation.
+
+The forward pass is one call of engine.c for up to 32 tokens; without compiled code it is the numpy below, over the same
+packed matrices (which are also what the native pass is tested against).
+"""
+
+import ctypes
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.errors import ConfigError
+from agent_forge.kernels import build, native
+from agent_forge.kernels.matrix import PackedMatrix
+from agent_forge.runtime.shape import Shape
+
+Array = NDArray[Any]
+FIRST_CAPACITY = 256  # tokens; a cache that is full doubles
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+NORMS = ("norm_before", "norm_after", "q_norm", "k_norm")
+
+
+class Cache:
+    """Keys and values of one sequence: (layers, kv_heads, capacity, head_size) float32, `length` tokens of them used."""
+
+    def __init__(self, shape: Shape, capacity: int = FIRST_CAPACITY) -> None:
+        self.shape, self.length = shape, 0
+        self.keys, self.values = self._empty(capacity), self._empty(capacity)
+
+    def _empty(self, capacity: int) -> Array:
+        return np.empty((self.shape.layers, self.shape.kv_heads, capacity, self.shape.head_size), np.float32)
+
+    def make_room(self, tokens: int) -> None:
+        """Hold `tokens` tokens in all."""
+        capacity = self.keys.shape[2]
+        if tokens <= capacity:
+            return
+        for name in ("keys", "values"):
+            grown = self._empty(max(tokens, 2 * capacity))
+            grown[:, :, : self.length] = getattr(self, name)[:, :, : self.length]
+            setattr(self, name, grown)
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        self.length = min(self.length, length)
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A model ready to run.
+
+    matrices: `embedding`, `head`, and `0.q` ... `<layer>.down`. norms: `final_norm`, and `0.norm_before` ... float32.
+    threads: 0 takes every core of the process.
+    """
+
+    shape: Shape
+    matrices: Mapping[str, PackedMatrix]
+    norms: Mapping[str, Array]
+    threads: int = 0
+    notes: Sequence[str] = field(default=())  # what was repacked at a loss, one line each
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes of all weights in memory; shared ones count once."""
+        arrays = [array for matrix in self.matrices.values() for array in matrix.arrays.values()]
+        biases = [matrix.bias for matrix in self.matrices.values() if matrix.bias is not None]
+        unique = {id(array): array.nbytes for array in [*arrays, *biases, *self.norms.values()]}
+        return sum(unique.values())
+
+    def new_cache(self, capacity: int = FIRST_CAPACITY) -> Cache:
+        """Return an empty cache."""
+        return Cache(self.shape, capacity)
+
+    def logits(self, ids: Sequence[int] | Array, cache: Cache | None = None, *, last_only: bool = False) -> Array:
+        """Return logits (T, vocabulary) float32 of ids (T,) after what the cache holds, which is added to it.
+
+        Raises ConfigError for no ids or ids outside the vocabulary.
+        """
+        tokens = np.asarray(ids, np.int32).reshape(-1)
+        cache = self.new_cache(max(FIRST_CAPACITY, len(tokens))) if cache is None else cache
+        wanted = [len(tokens) - 1] if last_only else range(len(tokens))
+        return self.step(tokens, np.zeros(len(tokens), np.int32), [cache], wanted)
+
+    def step(self, ids: Array, sequences: Array, caches: Sequence[Cache], wanted: Collection[int]) -> Array:
+        """Run ids (n,) int32, each appended to the cache its entry of sequences (n,) names.
+
+        Returns logits (wanted, vocabulary) of the tokens numbered in `wanted`, which ascends.
+        """
+        if not len(ids) or ids.min() < 0 or ids.max() >= self.shape.vocabulary:
+            raise ConfigError(
+                f"token ids must be 0 to {self.shape.vocabulary - 1} and at least one, got {ids.tolist()[:8]}"
+            )
+        positions = np.empty(len(ids), np.int32)
+        counts = np.bincount(sequences, minlength=len(caches))
+        for number, cache in enumerate(caches):
+            positions[sequences == number] = np.arange(cache.length, cache.length + counts[number])
+            cache.make_room(cache.length + int(counts[number]))
+        picked = np.asarray(list(wanted), np.int32)
+        logits = np.empty((len(picked), self.shape.vocabulary), np.float32)
+        pairs = [(cache.keys, cache.values) for cache in caches]
+        for first in range(0, len(ids), native.CHUNK):
+            part = slice(first, first + native.CHUNK)
+            low, high = np.searchsorted(picked, [first, first + native.CHUNK])
+            self._forward(
+                ids[part], positions[part], sequences[part].astype(np.int32), pairs, picked[low:high] - np.int32(first),
+                logits[low:high],
+            )  # fmt: skip
+        for number, cache in enumerate(caches):
+            cache.length += int(counts[number])
+        return logits
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_ids: Collection[int] = (),
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[int]:
+        """Return the greedy continuation of a prompt, without the stop token; `on_token` hears of each as it is made."""
+        cache = self.new_cache(len(prompt) + max_new_tokens)
+        found: list[int] = []
+        fed: Sequence[int] = prompt
+        while len(found) < max_new_tokens:
+            token = int(self.logits(fed, cache, last_only=True)[0].argmax())
+            if token in stop_ids:
+                break
+            found.append(token)
+            if on_token is not None:
+                on_token(token)
+            fed = [token]
+        return found
+
+    def _forward(
+        self,
+        ids: Array,
+        positions: Array,
+        sequences: Array,
+        caches: list[tuple[Array, Array]],
+        wanted: Array,
+        out: Array,
+    ) -> None:
+        """Run one chunk; fill out (wanted, vocabulary)."""
+        if build.library() is None:
+            self._forward_in_numpy(ids, positions, sequences, caches, wanted, out)
+            return
+        tokens, places, owners, picked = (np.ascontiguousarray(a) for a in (ids, positions, sequences, wanted))
+        native.pool(self.threads).forward(self._struct, tokens, places, owners, caches, picked, out)
+
+    @cached_property
+    def _struct(self) -> native.ModelStruct:
+        """Return the structure of engine.c; it points into this model's arrays, which live as long as it."""
+        one = self.shape
+        layers = (native.LayerStruct * one.layers)()
+        for index in range(one.layers):
+            for name in LINEARS:
+                setattr(layers[index], name, self.matrices[f"{index}.{name}"].struct)
+            for name in NORMS:
+                setattr(layers[index], name, native.pointer(self.norms.get(f"{index}.{name}")))
+        struct = native.ModelStruct(
+            hidden=one.hidden, layers=one.layers, heads=one.heads, kv_heads=one.kv_heads, head_size=one.head_size,
+            inner=one.inner, vocabulary=one.vocabulary, epsilon=one.epsilon, embedding=self.matrices["embedding"].struct,
+            head=self.matrices["head"].struct, final_norm=native.pointer(self.norms["final_norm"]),
+            frequencies=native.pointer(self._frequencies), layer=ctypes.cast(layers, ctypes.POINTER(native.LayerStruct)),
+        )  # fmt: skip
+        struct.owner = layers  # type: ignore[attr-defined]
+        return struct
+
+    @cached_property
+    def _frequencies(self) -> Array:
+        return np.asarray(self.shape.frequencies, np.float32)
+
+    def _forward_in_numpy(
+        self,
+        ids: Array,
+        positions: Array,
+        sequences: Array,
+        caches: list[tuple[Array, Array]],
+        wanted: Array,
+        out: Array,
+    ) -> None:
+        one = self.shape
+        angles = positions[:, None].astype(np.float32) * self._frequencies
+        turns = (np.cos(angles)[:, None], np.sin(angles)[:, None])
+        x = self.matrices["embedding"].take(ids)
+        for index in range(one.layers):
+            linears = {name: self.matrices[f"{index}.{name}"].multiply for name in LINEARS}
+            normed = _rms_norm(x, self.norms[f"{index}.norm_before"], one.epsilon)
+            q, k, v = (linears[name](normed).reshape(len(ids), -1, one.head_size) for name in "qkv")
+            q, k = (
+                _rotate(_rms_norm(a, self.norms.get(f"{index}.{name}_norm"), one.epsilon), turns)
+                for name, a in (("q", q), ("k", k))
+            )
+            mixed = np.empty_like(q)
+            for t, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
+                keys, values = (array[index] for array in caches[sequence])
+                keys[:, position], values[:, position] = k[t], v[t]
+                mixed[t] = _attend(q[t], keys[:, : position + 1], values[:, : position + 1])
+            x = x + linears["o"](mixed.reshape(len(ids), -1))
+            normed = _rms_norm(x, self.norms[f"{index}.norm_after"], one.epsilon)
+            gate = linears["gate"](normed)
+            x = x + linears["down"](gate / (1 + np.exp(-gate)) * linears["up"](normed))
+        if len(wanted):
+            out[:] = self.matrices["head"].multiply(_rms_norm(x[wanted], self.norms["final_norm"], one.epsilon))
+
+
+def _rms_norm(x: Array, weight: Array | None, epsilon: float) -> Array:
+    if weight is None:
+        return x
+    factor = 1 / np.sqrt(np.square(x).mean(-1, keepdims=True, dtype=np.float32) + np.float32(epsilon))
+    return (x * factor * weight).astype(np.float32)
+
+
+def _rotate(heads: Array, turns: tuple[Array, Array]) -> Array:
+    """Turn heads (T, H, D) by cosines and sines (T, 1, D / 2)."""
+    cosine, sine = turns
+    left, right = np.split(heads, 2, axis=-1)
+    return np.concatenate([left * cosine - right * sine, right * cosine + left * sine], axis=-1)
+
+
+def _attend(q: Array, keys: Array, values: Array) -> Array:
+    """Return attention of q (H, D) over keys and values (kv_heads, n, D): (H, D)."""
+    grouped = q.reshape(len(keys), -1, q.shape[1])
+    scores = grouped @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[1]))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return (weights @ values).reshape(q.shape)

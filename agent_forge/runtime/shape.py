@@ -1,0 +1,104 @@
+"""The shape of a Llama-family model from its config.json, and a refusal of everything that would compute otherwise.
+
+Reads a config as a dictionary. Families: llama, mistral, qwen2, qwen3; no sliding windows; rotary positions of type
+default, linear or llama3 (formulas: Hugging Face transformers' modeling_rope_utils).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.errors import ConfigError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROTARY = ("default", "linear", "llama3")
+
+
+class UnsupportedModelError(ConfigError):
+    """The packed engine does not compute this model; torch does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of a Llama-family model, in values. inner: of the SwiGLU. frequencies: (head_size / 2,), radians a token."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    inner: int
+    vocabulary: int
+    epsilon: float
+    longest: int  # tokens of context
+    frequencies: tuple[float, ...]
+    tied: bool
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """Return the shape. Raises UnsupportedModelError naming what the engine does not compute."""
+    _refuse_others(config)
+    heads = int(config["num_attention_heads"])
+    head_size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    if head_size % 2 or heads % kv_heads:
+        raise UnsupportedModelError(
+            f"the packed engine needs even heads in whole groups, got head size {head_size} and {heads} heads on "
+            f"{kv_heads}; use engine=torch"
+        )
+    return Shape(
+        hidden=int(config["hidden_size"]),
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        inner=int(config["intermediate_size"]),
+        vocabulary=int(config["vocab_size"]),
+        epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        longest=int(config.get("max_position_embeddings") or 2048),
+        frequencies=tuple(float(f) for f in _frequencies(config, head_size)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _refuse_others(config: Mapping[str, Any]) -> None:
+    family = config.get("model_type")
+    rope = _rope(config)
+    windows = config.get("layer_types") or []
+    problems = {
+        f"model type '{family}' (it computes {', '.join(FAMILIES)})": family not in FAMILIES,
+        f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") not in ("silu", "swish"),
+        f"rotary positions of type {rope['rope_type']}": rope["rope_type"] not in ROTARY,
+        "rotary positions on part of a head": float(config.get("partial_rotary_factor") or 1) != 1,
+        "sliding windows": bool(config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window"))
+        or any(kind != "full_attention" for kind in windows),
+    }  # fmt: skip
+    found = [what for what, wrong in problems.items() if wrong]
+    if found:
+        raise UnsupportedModelError(f"the packed engine does not compute {found[0]}; use engine=torch")
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rope_type, rope_theta and the factors, from the new form of the config or the older one."""
+    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given.setdefault("rope_type", given.get("type", "default"))
+    given.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    return given
+
+
+def _frequencies(config: Mapping[str, Any], head_size: int) -> NDArray[np.float32]:
+    rope = _rope(config)
+    steps = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    frequencies = (1.0 / np.float32(rope["rope_theta"]) ** steps).astype(np.float32)
+    if rope["rope_type"] == "default":
+        return frequencies
+    if rope["rope_type"] == "linear":
+        return (frequencies / np.float32(rope["factor"])).astype(np.float32)
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - share) * frequencies / float(rope["factor"]) + share * frequencies).astype(np.float32)

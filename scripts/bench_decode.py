@@ -1,0 +1,297 @@
+"""Decode speed, memory and size of packed inference against transformers and llama.cpp, in one run on the same text.
+
+    python scripts/bench_decode.py outputs/smollm2 --work outputs/bench_decode [--llama-python PYTHON] [--threads 2]
+
+Rates are made by plain rounding (speed needs no quality) and kept in --work: ternary with an 8-bit or 4-bit embedding,
+int4, int8, VPTQ. Each case runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp
+runs through a Python that has llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints
+one table.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+PROMPT = (
+    "Fellow citizens of the Senate and of the House of Representatives. Among the vicissitudes incident to life no "
+    "event could have filled me with greater anxieties than that of which the notification was transmitted by your order."
+)
+EMBEDDING = "model.embed_tokens"
+CHECKPOINT = "ternary + int8 embedding"  # the rate that is also written as a whole compressed checkpoint
+RATES = {
+    "ternary + int8 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 8, "group": 0}}),
+    "ternary + int4 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 4, "group": 64}}),
+    "int4 + int8 embedding": ({"intk": {"bits": 4, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
+    "int8": ({"intk": {"bits": 8, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
+    "vptq v4 + int8 embedding": ({"vptq": {"vector": 4, "iterations": 2}}, {"intk": {"bits": 8, "group": 0}}),
+}
+LLAMA_TYPES = ("Q4_0", "Q8_0", "F16")
+# Which llama.cpp type has the same bits a weight, or the nearest that is faster.
+SAME_BITS = {
+    "ternary + int8 embedding": "Q4_0", "ternary + int4 embedding": "Q4_0", "int4 + int8 embedding": "Q4_0",
+    "int8": "Q8_0", "vptq v4 + int8 embedding": "Q4_0",
+}  # fmt: skip
+
+
+def rss_bytes() -> int:
+    """Return the resident memory of this process, mapped files included."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def make_checkpoint(source: Path, name: str, out: Path) -> None:
+    """Write the compressed checkpoint of one rate by plain rounding: entropy-coded, as `forge compress` writes it."""
+    from agent_forge import checkpoint, codecs, models
+    from agent_forge.models import compressed
+
+    model, tokenizer = models.load(source), models.load_tokenizer(source)
+    coded = {}
+    for tensor, weight, codec, settings in tensors_of_rate(model, name):
+        coded[tensor] = codecs.encode(codec, weight, settings)
+    compressed.compress(model, coded)
+    checkpoint.write(out, lambda d: models.save(model, tokenizer, d), phase="compress", seed=0, config={}, name=name)
+
+
+def make_packed(source: Path, name: str, out: Path) -> None:
+    """Write the packed file of one rate: the codes of `make_checkpoint` without the minutes of entropy coding."""
+    import torch
+
+    from agent_forge import codecs, models
+    from agent_forge.codecs.payload import Payload
+    from agent_forge.kernels import matrix
+    from agent_forge.runtime import loading
+    from agent_forge.runtime.model import PackedModel
+    from agent_forge.runtime.shape import shape_of
+
+    model = models.load(source)
+    bits = 8 if "ternary" in RATES[name][0] else 0
+    places = {module: f"{i}.{part}" for i, part, module in linear_modules(model.config.num_hidden_layers)}
+    matrices, norms = {}, {}
+    for tensor, weight, codec, settings in tensors_of_rate(model, name):
+        parts, meta = codecs.load(codec).encode(weight.float(), codecs.settings(codec, settings), None)
+        made = matrix.from_payload(
+            Payload(codec, tuple(weight.shape), meta, parts, b""), 0 if tensor == EMBEDDING else bits
+        )
+        matrices[places.get(tensor, "embedding")] = made
+    matrices["head"] = matrices["embedding"]
+    for parameter, value in model.named_parameters():
+        if value.ndim == 1:
+            layer = parameter.split(".")[2]
+            kind = "norm_before" if "input" in parameter else "norm_after"
+            norms["final_norm" if "layers" not in parameter else f"{layer}.{kind}"] = (
+                value.detach().to(torch.float32).numpy()
+            )
+    loading.save(PackedModel(shape_of(model.config.to_dict()), matrices, norms), out)
+
+
+def linear_modules(layers: int) -> list[tuple[int, str, str]]:
+    """Return (layer, part, module name) of every linear."""
+    from agent_forge.runtime.loading import MODULES
+
+    return [(i, part, f"model.layers.{i}.{module}") for i in range(layers) for part, module in MODULES.items()]
+
+
+def tensors_of_rate(model, name: str):  # type: ignore[no-untyped-def]
+    """Yield (tensor, weight, codec, settings) of a rate."""
+    from agent_forge.models import compressed
+    from agent_forge.models.ternary import TernarySettings, ternarise
+
+    linears, embedding = RATES[name]
+    if "ternary" in linears:
+        ternarise(model, TernarySettings(group_size=128, activation_bits=8, packing="five_trits", skip=[]))
+    for tensor, weight in compressed.coded_tensors(model).items():
+        ((codec, settings),) = (embedding if tensor == EMBEDDING else linears).items()
+        yield tensor, weight, codec, settings
+
+
+def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """Measure the packed engine."""
+    from agent_forge import runtime
+
+    start = time.perf_counter()
+    model = runtime.load(path, threads=threads)
+    loaded = time.perf_counter() - start
+
+    def once() -> list[Moment]:
+        moments = [now()]
+        model.generate(prompt, max_new_tokens=new_tokens, on_token=lambda _: moments.append(now()))
+        return moments
+
+    return measured(once, repeats, len(prompt)) | {"load_s": loaded}
+
+
+def run_transformers(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """Measure transformers in float32, by its own cache and greedy choice."""
+    import torch
+
+    from agent_forge import models
+
+    torch.set_num_threads(threads)
+    model = models.load(path)
+
+    @torch.no_grad()
+    def once() -> list[Moment]:
+        moments = [now()]
+        output = model(input_ids=torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        moments.append(now())
+        for _ in range(new_tokens - 1):
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
+            moments.append(now())
+        return moments
+
+    return measured(once, repeats, len(prompt))
+
+
+def run_llama(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+    """Measure llama.cpp; imports nothing of this project, so it runs under another Python."""
+    import llama_cpp
+    import numpy as np
+
+    llm = llama_cpp.Llama(model_path=str(path), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def greedy() -> int:
+        logits = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, (llm.n_vocab(),)).argmax())
+
+    def once() -> list[Moment]:
+        llm.reset()
+        moments = [now()]
+        llm.eval(prompt)
+        moments.append(now())
+        for _ in range(new_tokens - 1):
+            llm.eval([greedy()])
+            moments.append(now())
+        return moments
+
+    return measured(once, repeats, len(prompt))
+
+
+Moment = tuple[float, float]
+
+
+def now() -> Moment:
+    """Return the clock and the processor time of all threads, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def measured(once, repeats: int, prompt_tokens: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Return medians after one run to warm up, and the fastest token: what a busy machine does not slow down."""
+    once()
+    runs = [once() for _ in range(repeats)]
+    seconds = [[b[0] - a[0] for a, b in pairwise(run[1:])] for run in runs]
+    return {
+        "tokens_per_s": 1 / statistics.median(sum(run) / len(run) for run in seconds),
+        "best_tokens_per_s": 1 / min(min(run) for run in seconds),
+        "prompt_tokens_per_s": prompt_tokens / min(run[1][0] - run[0][0] for run in runs),
+        "cpu_ms": 1000 * statistics.median((run[-1][1] - run[1][1]) / (len(run) - 2) for run in runs),
+        "rss_bytes": rss_bytes(),
+    }
+
+
+RUNNERS = {"packed": run_packed, "transformers": run_transformers, "llama": run_llama}
+
+
+def in_process(python: str, kind: str, path: Path, options: argparse.Namespace, prompt: list[int]) -> dict[str, float]:
+    """Run one case in a process of its own."""
+    command = [python, __file__, "--case", kind, str(path), "--prompt-ids", ",".join(map(str, prompt))]
+    command += ["--tokens", str(options.tokens), "--repeats", str(options.repeats), "--threads", str(options.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{kind} {path} failed: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of the weights."""
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.glob("*.safetensors"))
+
+
+def prepare(options: argparse.Namespace) -> dict[str, tuple[str, str, Path]]:
+    """Make what is missing in the work folder; return label -> (kind, Python, path)."""
+    cases = {"transformers fp32": ("transformers", sys.executable, options.model)}
+    folder = options.work / "ternary_int8_embedding"
+    if not (folder / "config.json").exists():
+        make_checkpoint(options.model, CHECKPOINT, folder)
+    cases[f"{CHECKPOINT}, checkpoint"] = ("packed", sys.executable, folder)
+    for name in RATES:
+        path = options.work / f"{name.replace(' ', '_').replace('+_', '')}.forge"
+        if not path.exists():
+            make_packed(options.model, name, path)
+        cases[name] = ("packed", sys.executable, path)
+    if options.llama_python:
+        from agent_forge.export import gguf_file
+
+        for kind in LLAMA_TYPES:
+            path = options.work / f"model-{kind}.gguf"
+            if not path.exists():
+                gguf_file.write(options.model, path, kind)
+            cases[f"llama.cpp {kind}"] = ("llama", options.llama_python, path)
+    return cases
+
+
+def main() -> None:
+    """Prepare, run every case, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--work", type=Path, default=Path("outputs/bench_decode"))
+    parser.add_argument("--llama-python", default="")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="run only the cases whose label holds this")
+    parser.add_argument("--case", choices=list(RUNNERS), help=argparse.SUPPRESS)
+    parser.add_argument("--prompt-ids", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        prompt = [int(token) for token in options.prompt_ids.split(",")]
+        found = RUNNERS[options.case](options.model, prompt, options.tokens, options.repeats, options.threads)
+        print(json.dumps(found))
+        return
+    cases = prepare(options)
+    from tokenizers import Tokenizer
+
+    prompt = Tokenizer.from_file(str(options.model / "tokenizer.json")).encode(PROMPT).ids
+    rows = {}
+    for label, (kind, python, path) in cases.items():
+        if options.only in label:
+            rows[label] = in_process(python, kind, path, options, prompt) | {"size": size_of(path)}
+            print(f"measured {label}: {rows[label]['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
+    print_table(rows, len(prompt), options)
+
+
+def print_table(rows: dict[str, dict[str, float]], prompt_tokens: int, options: argparse.Namespace) -> None:
+    """Print markdown: one row a case, ratios to transformers and to llama.cpp at the same bits."""
+    print(f"{options.tokens} tokens after {prompt_tokens}, {options.threads} threads, medians of {options.repeats};")
+    print("fastest: of single tokens; cpu: processor time a token, all threads (waiting ones included).\n")
+    print(
+        "| case | tok/s | fastest | cpu ms | x transformers | x llama.cpp | fastest x llama.cpp | prompt tok/s "
+        "| MB | RSS - MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    base = rows.get("transformers fp32")
+    for label, row in rows.items():
+        kind = SAME_BITS.get(label.removesuffix(", checkpoint"))
+        peer = rows.get(f"llama.cpp {kind}")
+        print(
+            f"| {label} | {row['tokens_per_s']:.1f} | {row['best_tokens_per_s']:.0f} | {row['cpu_ms']:.2f} "
+            f"| {ratio(row, base, 'tokens_per_s')} | {ratio(row, peer, 'tokens_per_s')}{f' ({kind})' if peer else ''} "
+            f"| {ratio(row, peer, 'best_tokens_per_s')} | {row['prompt_tokens_per_s']:.0f} | {row['size'] / 1e6:.1f} "
+            f"| {(row['rss_bytes'] - row['size']) / 1e6:.0f} |"
+        )
+
+
+def ratio(row: dict[str, float], other: dict[str, float] | None, figure: str) -> str:
+    """Return how many times the other's figure this row has."""
+    return f"{row[figure] / other[figure]:.2f}" if other else "-"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Exports: blocks against gguf's own reader, files against llama.cpp where a Python has it, refusals by name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from agent_forge import codecs, models, runtime
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.cli.app import app
+from agent_forge.core.errors import ConfigError
+from agent_forge.export import check, gguf_file, quantise
+from agent_forge.export.run import export
+from agent_forge.models import compressed
+from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.storage import quiet_transformers
+from agent_forge.models.ternary import TernarySettings, ternarise
+
+gguf = pytest.importorskip("gguf", reason="the extra 'export' is not installed")
+torch.set_num_threads(1)
+LLAMA_PYTHON = os.environ.get("FORGE_LLAMA_PYTHON", sys.executable)
+HAS_LLAMA = (
+    subprocess.run([LLAMA_PYTHON, "-I", "-c", "import llama_cpp"], capture_output=True, check=False).returncode == 0
+)
+needs_llama = pytest.mark.skipif(
+    not HAS_LLAMA, reason="needs llama-cpp-python (compiled); FORGE_LLAMA_PYTHON names a Python that has it"
+)
+
+
+def read_back(stored: quantise.Stored) -> Any:
+    kind = gguf.GGMLQuantizationType[stored.kind]
+    return gguf.quants.dequantize(stored.data, kind).reshape(stored.values.shape)
+
+
+@pytest.mark.parametrize("kind", quantise.TYPES)
+def test_stored_values_and_error_are_those_that_gguf_reads_back(kind: str) -> None:
+    weight = np.random.default_rng(0).normal(size=(7, 512)).astype(np.float32)
+    stored = quantise.store(weight, kind)
+    again = read_back(stored)
+    assert np.array_equal(again.astype(np.float32), stored.values)
+    assert stored.relative_error == pytest.approx(float(((weight - again) ** 2).sum() / (weight**2).sum()), rel=1e-4)
+
+
+def test_q4_k_is_finer_than_q4_0_and_holds_the_edges() -> None:
+    weight = np.random.default_rng(1).normal(size=(16, 1024)).astype(np.float32) + 0.3
+    assert quantise.store(weight, "Q4_K").relative_error < 0.8 * quantise.store(weight, "Q4_0").relative_error
+    for edge in (np.zeros((1, 256)), np.full((1, 256), 2.0), np.full((1, 256), -3.0), np.eye(1, 256) * 1e4):
+        stored = quantise.store(edge.astype(np.float32), "Q4_K")
+        assert np.allclose(stored.values, edge, rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "TQ1_0", "TQ2_0"])
+def test_ternary_blocks_are_exact_where_a_block_has_one_scale(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    scale = rng.uniform(0.01, 2, (8, 4)).astype(np.float16).astype(np.float32)
+    codes = rng.integers(-1, 2, (8, 4, 256)).astype(np.float32)
+    exact = quantise.store((codes * scale[..., None]).reshape(8, -1), kind)
+    assert exact.relative_error == 0
+    assert np.array_equal(read_back(exact), exact.values)
+    halves = np.repeat(scale, 2, 1) * np.tile([1, 1.5], 4)  # groups of 128 inside blocks of 256
+    mixed = quantise.store(
+        (codes.reshape(8, 8, 128) * halves.astype(np.float16)[..., None]).reshape(8, -1).astype(np.float32), kind
+    )
+    assert (mixed.relative_error == 0) == (kind in ("Q4_0", "Q8_0"))
+
+
+def test_columns_that_blocks_do_not_divide_get_the_type_llama_cpp_would_take() -> None:
+    assert quantise.fitting("Q4_K", 576) == "Q5_0"
+    assert quantise.fitting("TQ1_0", 576) == "Q4_0"
+    assert quantise.fitting("TQ2_0", 40) == "F16"
+    assert quantise.fitting("Q4_K", 1536) == "Q4_K"
+    with pytest.raises(ConfigError, match="did you mean 'Q4_K'"):
+        quantise.checked_type("Q4K")
+
+
+def test_reordered_rows_come_back_and_turn_as_llama_cpp_turns_them() -> None:
+    rows = np.random.default_rng(3).normal(size=(24, 5)).astype(np.float32)
+    assert np.array_equal(gguf_file.halves_again(gguf_file.reordered(rows, 3), 3), rows)
+    half_turned = rows.reshape(3, 2, 4, 5)  # (heads, half, pair, columns): Hugging Face pairs i with i + size/2
+    neighbours = gguf_file.reordered(rows, 3).reshape(3, 4, 2, 5)  # llama.cpp pairs 2i with 2i + 1
+    assert np.array_equal(neighbours, half_turned.swapaxes(1, 2))
+
+
+def test_the_file_holds_shape_tokenizer_and_weights_of_the_checkpoint(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    written = gguf_file.write(tiny_checkpoint.path, tmp_path / "m.gguf", "F16")
+    reader = gguf.GGUFReader(str(written.path))
+    config = json.loads((tiny_checkpoint.path / "config.json").read_text())
+    fields = {name: reader.fields[name].contents() for name in reader.fields if "." in name}
+    assert fields["llama.block_count"] == config["num_hidden_layers"]
+    assert fields["llama.attention.head_count_kv"] == config["num_key_value_heads"]
+    assert len(fields["tokenizer.ggml.tokens"]) == config["vocab_size"]
+    assert fields["tokenizer.ggml.pre"] == "smollm"
+    model = models.load(tiny_checkpoint)
+    expected = check.logits_of(model, [[5, 6, 7, 8]])[0]
+    assert check.fill_with_file(model, written.path) == "F16"
+    found = check.logits_of(model, [[5, 6, 7, 8]])[0]
+    assert 0 < np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def wide(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a compressed ternary Llama whose widths hold blocks of 256, untied, with grouped queries."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
+        bos_token_id=tiny_tokenizer.bos_token_id, eos_token_id=tiny_tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    ternarise(model, TernarySettings(group_size=256, activation_bits=8, packing="two_bit", skip=[]))
+    coded = {}
+    for name, weight in compressed.coded_tensors(model).items():
+        ternary = name.startswith("model.layers")
+        coded[name] = codecs.encode(
+            "ternary" if ternary else "intk", weight, {"group": 256} if ternary else {"bits": 8}
+        )
+    path = tmp_path_factory.mktemp("wide") / "model"
+    models.save(compressed.compress(model, coded), tiny_tokenizer, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0", "Q4_0", "Q8_0"])
+def test_ternary_groups_of_256_are_exact_in_every_type_that_can_hold_them(
+    kind: str, wide: Path, tmp_path: Path
+) -> None:
+    written = gguf_file.write(wide, tmp_path / "m.gguf", kind)
+    blocks = {name: entry for name, entry in written.tensors.items() if ".ffn_" in name and "norm" not in name}
+    assert set(blocks.values()) == {(kind, 0.0)}
+    assert any("of them exact" in line for line in written.lines)
+
+
+def test_a_type_that_does_not_fit_is_said_with_its_loss(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    written = gguf_file.write(tiny_checkpoint.path, tmp_path / "m.gguf", "Q4_K")
+    assert {kind for name, (kind, _) in written.tensors.items() if name.startswith("blk.") and "norm" not in name} == {
+        "Q5_0"
+    }
+    assert any("are not Q4_K: its blocks of 256 do not divide" in line for line in written.lines)
+
+
+@needs_llama
+@pytest.mark.parametrize("kind", quantise.TYPES)
+def test_llama_cpp_gives_the_logits_of_the_file(kind: str, wide: Path, tmp_path: Path) -> None:
+    gguf_file.write(wide, tmp_path / "m.gguf", kind)
+    found = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
+    assert found.same_tokens
+    assert found.passed, found
+
+
+@needs_llama
+def test_the_check_notices_rows_in_the_wrong_order(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_file, "reordered", lambda rows, _: rows)
+        gguf_file.write(wide, tmp_path / "m.gguf", "F16")
+        # The reader of the check must undo what the writer should have done, not what it did.
+        patch.setattr(gguf_file, "halves_again", lambda rows, _: rows)
+        found = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
+    assert not found.passed, found
+
+
+@pytest.mark.skipif(HAS_LLAMA and sys.executable == LLAMA_PYTHON, reason="this Python has llama-cpp-python")
+def test_the_check_without_llama_cpp_says_what_to_install(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pip install llama-cpp-python"):
+        export(tiny_checkpoint.path, tmp_path / "m.gguf", "gguf", "F16", check=True)
+
+
+def test_ollama_gets_a_modelfile_in_chatml(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    done = export(tiny_checkpoint.path, tmp_path / "agent", "ollama", "Q8_0")
+    text = (tmp_path / "agent" / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\n")
+    assert "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>" in text
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert "PARAMETER num_ctx 512" in text
+    assert {Path(file).name for file in done.files} == {"model.gguf", "Modelfile", "README.md"}
+
+
+def test_the_hugging_face_folder_opens_without_our_quantiser_and_gives_the_same_logits(
+    wide: Path, tmp_path: Path
+) -> None:
+    done = export(wide, tmp_path / "plain", "hf", "F32")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    with quiet_transformers():
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    model = models.load(wide)
+    for module in compressed.coded_modules(model).values():
+        module.activation_bits = 0  # type: ignore[assignment]
+    ids = [[1, 5, 9, 30]]
+    found, expected = check.logits_of(plain, ids)[0], check.logits_of(model, ids)[0]
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+    assert any("no longer rounded to 8 bits" in line for line in done.lines)
+    assert "# model" in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_a_cognate_is_refused_as_gguf_and_written_as_a_folder(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = CognateConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        memory_slots=16, written_slots=4, halting_size=8,
+    )  # fmt: skip
+    model = CognateForCausalLM(config).eval()
+    models.save(model, tiny_tokenizer, tmp_path / "cognate")
+    with pytest.raises(ConfigError, match="no architecture for model type 'cognate'"):
+        export(tmp_path / "cognate", tmp_path / "m.gguf", "gguf")
+    done = export(tmp_path / "cognate", tmp_path / "plain", "hf", "F32")
+    assert any("opens where agent-forge is installed" in line for line in done.lines)
+    ids = [[1, 2, 3]]
+    assert np.allclose(
+        check.logits_of(models.load(tmp_path / "plain"), ids)[0], check.logits_of(model, ids)[0], atol=1e-5
+    )
+
+
+def test_a_packed_export_runs(wide: Path, tmp_path: Path) -> None:
+    done = export(wide, tmp_path / "m.forge", "packed")
+    ids = [3, 4, 5]
+    assert np.array_equal(runtime.load(tmp_path / "m.forge").logits(ids), runtime.load(wide).logits(ids))
+    assert done.size_bytes < 1.2 * sum(p.stat().st_size for p in wide.glob("*.safetensors")) * 2 / 1.6
+
+
+def test_the_command_writes_the_file_its_card_and_json(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    result = CliRunner().invoke(
+        app, ["export", str(tiny_checkpoint.path), "--out", str(out), "--type", "Q8_0", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["size_bytes"] == out.stat().st_size
+    card = (tmp_path / "m.gguf.md").read_text()
+    assert f"id {tiny_checkpoint.id}" in card
+    assert told["lines"][0] in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--format", "ggfu"], "did you mean 'gguf'"),
+        (["--type", "Q9"], "no GGUF type 'Q9'"),
+        (["--format", "hf", "--type", "Q8_0"], "no type 'Q8_0' for hf"),
+        (["--format", "hf", "--check"], "writes none"),
+    ],
+)
+def test_wrong_arguments_leave_with_2_and_name_themselves(
+    arguments: list[str], named: str, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, ["export", str(tiny_checkpoint.path), "--out", str(tmp_path / "x"), *arguments])
+    assert result.exit_code == 2
+    assert named in result.stderr

@@ -1,0 +1,183 @@
+"""Packed products against float64, on every build that this machine can run, at odd shapes."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agent_forge import codecs
+from agent_forge.codecs import payload as payloads
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
+from agent_forge.kernels import build, matrix, native
+
+SHAPES = ((1, 1), (3, 7), (16, 64), (17, 65), (33, 127), (70, 200), (130, 333))
+BATCHES = (1, 2, 3, 5, 8, 17, 33)
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("ternary", {"group": 64}), ("ternary", {"group": 128}), ("ternary", {"group": 20}),
+    ("intk", {"bits": 2, "group": 64}), ("intk", {"bits": 3, "group": 128, "asymmetric": False}),
+    ("intk", {"bits": 4, "group": 128}), ("intk", {"bits": 4, "group": 13}), ("intk", {"bits": 8, "group": 32}),
+    ("intk", {"bits": 8, "step": 0.1}), ("vptq", {"vector": 4, "iterations": 1}),
+    ("vptq", {"vector": 3, "codebook": 100, "iterations": 1}), ("raw", {}), ("raw", {"dtype": "float32"}),
+    ("raw", {"dtype": "float16"}), ("hyper", {}),
+]  # fmt: skip
+
+
+@pytest.fixture(params=build.available())
+def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(build.BUILD, request.param)
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def coded() -> dict[tuple[int, int, int], tuple[Any, Any]]:
+    """Return (payload, decoded float64) of every case and shape, made once for all builds."""
+    made = {}
+    generator = torch.Generator().manual_seed(0)
+    for number, (name, settings) in enumerate(CASES):
+        for rows, columns in SHAPES:
+            payload = codecs.encode(name, torch.randn(rows, columns, generator=generator), settings)
+            made[number, rows, columns] = payload, codecs.decode(payload).double().numpy()
+    return made
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{n}-{s}" for n, s in CASES])
+@pytest.mark.usefixtures("each_build")
+def test_products_agree_with_float64_to_1e_3_at_every_odd_shape(coded: Any, number: int) -> None:
+    rng = np.random.default_rng(number)
+    for rows, columns in SHAPES:
+        payload, dense = coded[number, rows, columns]
+        for bits in (0, 8):
+            packed = matrix.from_payload(payload, bits)
+            for batch in BATCHES:
+                x = rng.normal(size=(batch, columns)).astype(np.float32) * 10 ** rng.uniform(-3, 3)
+                expected = matrix.round_activations(x, bits).astype(np.float64) @ dense.T
+                assert relative(packed.multiply(x, 1), expected) <= 1e-3, (rows, columns, batch, bits)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{n}-{s}" for n, s in CASES])
+@pytest.mark.usefixtures("each_build")
+def test_rows_are_the_codecs_own(coded: Any, number: int) -> None:
+    # Codecs without a layout go through float16 with a scale a row: 11 bits of mantissa.
+    tolerance = 6e-4 if CASES[number][0] == "hyper" else 1e-6
+    for rows, columns in SHAPES:
+        payload, dense = coded[number, rows, columns]
+        picked = np.array([rows - 1, 0, rows // 2])
+        assert np.allclose(matrix.from_payload(payload).take(picked), dense[picked], rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.usefixtures("each_build")
+def test_ternary_with_int8_activations_is_an_exact_integer_product() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, (48, 256)).astype(np.uint8)
+    ones = np.full((48, 2), 0x3F80, np.uint16)  # 1.0 in bfloat16
+    packed = matrix.from_codes(codes, ones, "bfloat16", group=128, zero=1, activation_bits=8)
+    x = rng.integers(-127, 128, (9, 256)).astype(np.float32)
+    x[:, 0] = 127  # a step of 1
+    assert np.array_equal(packed.multiply(x, 1), x @ (codes.astype(np.float32) - 1).T)
+
+
+@pytest.mark.usefixtures("each_build")
+def test_activations_of_up_to_15_bits_are_rounded_as_their_layer_does() -> None:
+    weight = torch.randn(20, 80, generator=torch.Generator().manual_seed(1))
+    payload = codecs.encode("intk", weight, {"bits": 4, "group": 16})
+    x = np.random.default_rng(1).normal(size=(3, 80)).astype(np.float32)
+    for bits in (2, 4, 9, 12, 15):
+        expected = matrix.round_activations(x, bits).astype(np.float64) @ codecs.decode(payload).double().numpy().T
+        assert relative(matrix.from_payload(payload, bits).multiply(x, 1), expected) <= 1e-5
+    with pytest.raises(PhaseError, match="up to 15 bits, got 16"):
+        matrix.from_payload(payload, 16)
+
+
+@pytest.mark.usefixtures("each_build")
+def test_threads_change_no_bit(coded: Any) -> None:
+    x = np.random.default_rng(2).normal(size=(35, 333)).astype(np.float32)
+    for number in range(len(CASES)):
+        packed = matrix.from_payload(coded[number, 130, 333][0], 8)
+        for batch in (1, 35):
+            assert np.array_equal(packed.multiply(x[:batch], 1), packed.multiply(x[:batch], 3)), CASES[number]
+
+
+@pytest.mark.usefixtures("each_build")
+def test_a_bias_is_added_once(coded: Any) -> None:
+    payload, dense = coded[5, 70, 200]
+    bias = np.arange(70, dtype=np.float32)
+    x = np.random.default_rng(3).normal(size=(4, 200)).astype(np.float32)
+    assert relative(matrix.from_payload(payload).with_bias(bias).multiply(x, 2), x @ dense.T + bias) <= 1e-3
+
+
+@pytest.mark.usefixtures("each_build")
+def test_a_zero_token_gives_zeros(coded: Any) -> None:
+    for number in range(len(CASES)):
+        for bits in (0, 8):
+            packed = matrix.from_payload(coded[number, 17, 65][0], bits)
+            assert not packed.multiply(np.zeros((2, 65), np.float32), 1).any()
+
+
+def test_a_narrow_range_of_byte_codes_is_kept_in_fewer_bits() -> None:
+    codes = np.random.default_rng(0).integers(120, 136, (16, 64)).astype(np.uint8)
+    packed = matrix.from_codes(codes, np.ones((16, 1), np.float32), "float32", group=64, zero=128)
+    assert packed.layout.bits == 4
+    assert np.array_equal(packed.take(np.arange(16)), codes.astype(np.float32) - 128)
+
+
+def test_a_wrong_width_or_row_is_refused(coded: Any) -> None:
+    packed = matrix.from_payload(coded[0, 17, 65][0])
+    with pytest.raises(PhaseError, match="65 columns cannot take inputs of shape"):
+        packed.multiply(np.zeros((1, 64), np.float32))
+    with pytest.raises(PhaseError, match="17 rows has no row"):
+        packed.take(np.array([17]))
+
+
+def test_a_corrupt_payload_is_named_and_not_decoded(coded: Any) -> None:
+    data = bytearray(coded[0, 70, 200][0].data)
+    data[len(data) // 2] ^= 1
+    with pytest.raises(CheckpointError, match=r"payload of layer\.seven is damaged"):
+        payloads.read(bytes(data), "layer.seven")
+
+
+def test_structures_have_the_sizes_of_the_c_ones() -> None:
+    assert ctypes.sizeof(native.MatrixStruct) == 12 * 4 + 5 * 8
+    assert ctypes.sizeof(native.LayerStruct) == 7 * ctypes.sizeof(native.MatrixStruct) + 4 * 8
+
+
+def test_an_unknown_build_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(build.BUILD, "avx51")
+    with pytest.raises(ConfigError, match="did you mean 'avx512'"):
+        build.library()
+
+
+def test_without_a_compiler_the_portable_path_is_taken_and_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(build.BUILD, raising=False)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    build._said.clear()
+    assert build.library() is None
+    build._library.cache_clear()
+    assert build.in_use() == "portable"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 1
+    assert "using the portable numpy path" in warnings[0]
+
+
+@pytest.mark.skipif(build.available() == [build.PORTABLE], reason="no C compiler here")
+def test_compiled_code_is_kept_by_its_content_and_not_in_a_folder_that_others_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = build._compiler("")
+    assert compiler is not None
+    first = build._compiled(compiler, "level.c", ())
+    stamp = first.stat().st_mtime_ns
+    assert build._compiled(compiler, "level.c", ()) == first
+    assert first.stat().st_mtime_ns == stamp
+    assert build._compiled(compiler, "level.c", ("-g",)) != first
+    (tmp_path / "agent-forge" / "kernels").chmod(0o777)
+    with pytest.raises(ConfigError, match="can be written by others"):
+        build._compiled(compiler, "level.c", ())
