@@ -3,13 +3,13 @@
     python scripts/fetch_debian_text.py outputs/text/debian.jsonl
     python scripts/bench_compress.py outputs/smollm2 outputs/text/debian.jsonl [--megabytes 27 37 50 62 88 105]
 
-Every file is written, reloaded and scored on 8,176 held-out tokens (16 windows of 512); documents are split by a hash of
+Every file is written, reloaded and scored on 8,176 held-out tokens (--windows 16, of 512); documents are split by a hash of
 their names, so calibration and scoring never share one. Everything long is kept in --work and not done twice: the
 sensitivities, the codes of each rate (--losses), each scored file. Perplexity has an interval from the spread over windows
 of the rise in loss against the parent. Prints rows of JSON and a table; megabytes are millions of bytes.
---llama-python PYTHON adds llama.cpp, converted, quantised and scored on the same tokens by that interpreter
-(llama-cpp-python and gguf installed). Its figures with importance matrix and padded rows, which that route cannot make,
-stand as published in the project's notes: another sample of the same kind of text, so compare ratios to fp32.
+--llama-python PYTHON adds llama.cpp, quantised (rows padded, importance matrix from our calibration) and scored on the same
+tokens by that interpreter, which needs llama-cpp-python. Without it llama.cpp's figures stand as published in the project's
+notes: another sample of the same kind of text, so compare ratios to fp32.
 """
 
 import argparse
@@ -23,11 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import llama_convert
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent_forge import models
+from agent_forge import codecs, models
 from agent_forge.checkpoint import Workspace
 from agent_forge.codecs import allocate
 from agent_forge.config.compose import compose
@@ -36,7 +38,7 @@ from agent_forge.models import compressed
 from agent_forge.phases.compress import Config, offers, sensitivity
 
 LENGTH = 512
-EVAL_WINDOWS, CALIBRATION_WINDOWS = 16, 12
+CALIBRATION_WINDOWS = 12
 HELD_OUT = 26  # of 256 hash values
 HEADER_BYTES = 160  # of a tensor in a safetensors header, at most
 # (case, MB, perplexity / fp32 perplexity, top-1 kept %) of llama.cpp, 8,192 other tokens of the same kind of text.
@@ -101,7 +103,7 @@ class Bench:
         tokenizer = models.load_tokenizer(args.model)
         rows = [json.loads(line) for line in Path(args.text).read_text(encoding="utf-8").splitlines()]
         held = [hashlib.sha256(row["source"].encode()).digest()[0] < HELD_OUT for row in rows]
-        self.evaluation = windows([r for r, h in zip(rows, held, strict=True) if h], tokenizer, EVAL_WINDOWS)
+        self.evaluation = windows([r for r, h in zip(rows, held, strict=True) if h], tokenizer, args.windows)
         self.calibration = windows(
             [r for r, h in zip(rows, held, strict=True) if not h], tokenizer, CALIBRATION_WINDOWS
         )
@@ -109,7 +111,7 @@ class Bench:
         self.events = EventLog(None, "compress", (self._show,), interval_seconds=20)
         self.model = models.load(args.model)
         self.parent = self.space.remember_tensors(
-            f"parent-{args.dtype}", lambda: {"scores": scored(self.model, self.evaluation, self.dtype)}
+            f"parent-{args.windows}-{args.dtype}", lambda: {"scores": scored(self.model, self.evaluation, self.dtype)}
         )["scores"]
 
     def workspace(self, name: str) -> Workspace:
@@ -120,7 +122,7 @@ class Bench:
         if event.kind == "progress":
             print(f"{event.stage} {event.step}/{event.total} at {time.process_time():.0f} CPU s", file=sys.stderr)
 
-    def offers(self, losses: list[float]) -> dict[str, list[offers.Offer]]:
+    def coded(self, losses: list[float]) -> dict[str, list[offers.Offer]]:
         """Return every tensor's codes at the rates of `losses`, each rate in a folder of its own."""
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             sensitivities = sensitivity.remembered(self.model, self.calibration, 0, self.space, self.events)
@@ -171,18 +173,85 @@ class Bench:
         }
 
     def llama(self, kind: str) -> dict[str, Any]:
-        """Score a llama.cpp quantisation on the same tokens; see scripts/llama_reference.py."""
-        tokens = Path(self.args.work) / "tokens.json"
-        tokens.write_text(json.dumps(self.evaluation.tolist()))
+        """Score a llama.cpp quantisation, padded and with an importance matrix from our calibration, on the same tokens."""
+        work = Path(self.args.work) / "llama"
+        work.mkdir(exist_ok=True)
+        source = work / "padded.gguf"
+        if not source.exists():
+            shares = llama_convert.convert(self.model, source)
+            (work / "shares.json").write_text(json.dumps(shares))
+            np.savez(work / "importance.npz", **self._importance())
+        (work / "tokens.json").write_text(json.dumps(self.evaluation.tolist()))
         script = Path(__file__).with_name("llama_reference.py")
-        command = [self.args.llama_python, str(script), self.args.model, str(tokens), kind, str(self.args.work)]
+        command = [self.args.llama_python, str(script), str(source), kind, str(work)]
         result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        shares = json.loads((work / "shares.json").read_text())
+        size = llama_convert.true_bytes(work / f"padded-{kind}.gguf", shares)
         child = torch.tensor([result["nll"], result["top1"]], dtype=torch.float32).permute(1, 2, 0)
-        return {
-            "case": f"llama.cpp {kind}",
-            "megabytes": round(result["bytes"] / 1e6, 2),
-            **figures(child, self.parent),
-        }
+        return {"case": f"llama.cpp {kind}+im padded", "megabytes": round(size / 1e6, 2), **figures(child, self.parent)}
+
+    def _importance(self) -> dict[str, Any]:
+        """Return the mean square of every input of every linear, zero in the padding, by llama.cpp's names."""
+        read = sensitivity.remembered(self.model, self.calibration, 0, self.space, self.events)
+        found = {}
+        for name in compressed.coded_tensors(self.model):
+            if name.startswith("model.layers."):
+                _, _, index, ours = name.split(".", 3)
+                target = f"blk.{index}.{llama_convert.NAMES[ours]}.weight"
+                (use,) = read(name).uses
+                width = use.columns.shape[0]
+                padded = (
+                    width
+                    if width % llama_convert.BLOCK == 0
+                    else -(-width // llama_convert.BLOCK) * llama_convert.BLOCK
+                )
+                found[target] = np.pad(use.columns.diagonal().numpy(), (0, padded - width))
+        return found
+
+
+CODECS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
+    ("waterfill, 0.16 nats a model", ({"codec": "waterfill", "loss": 0.16},)),
+    ("waterfill, 0.64", ({"codec": "waterfill", "loss": 0.64},)),
+    ("int4, groups of 128, compensated", ({"codec": "intk", "bits": 4},)),
+    ("int3, groups of 128, compensated", ({"codec": "intk", "bits": 3},)),
+    ("one step a row, entropy coded, compensated", ({"codec": "intk", "bits": 8, "step": 0.5},)),
+    ("SeedLM C 8 P 3 (1,024 seeds)", ({"codec": "seedlm", "block": 8, "coefficients": 3, "seeds": 1024},)),
+    ("SeedLM C 12 P 4 (1,024 seeds)", ({"codec": "seedlm", "block": 12, "coefficients": 4, "seeds": 1024},)),
+    ("VPTQ v 4, 256 centroids", ({"codec": "vptq", "vector": 4},)),
+    ("Hyper, 8 bits a pair", ({"codec": "hyper", "bits": 8},)),
+    ("Hyper, 6 bits a pair", ({"codec": "hyper", "bits": 6},)),
+    ("ternary, groups of 128", ({"codec": "ternary"},)),
+    ("stacked: SeedLM 4 bit, then VPTQ, then Hyper 8", (
+        {"codec": "seedlm", "block": 8, "coefficients": 3, "seeds": 1024}, {"codec": "vptq", "vector": 4},
+        {"codec": "hyper", "bits": 8})),
+)  # fmt: skip
+CODEC_TENSORS = ("model.layers.15.self_attn.o_proj", "model.layers.15.mlp.up_proj")
+
+
+def codec_table(bench: Bench) -> str:
+    """Return what each codec takes and costs on two real matrices: bits, relative error, second-order rise of the loss."""
+    read = sensitivity.remembered(bench.model, bench.calibration, 0, bench.space, bench.events)
+    tensors = compressed.coded_tensors(bench.model)
+    weights = sum(tensor.numel() for tensor in tensors.values())
+    lines = ["| codec | bits | relative weight error | loss, micro-nats |", "|---|---|---|---|"]
+    for label, stages in CODECS:
+        size = count = error = energy = nats = 0.0
+        for name in CODEC_TENSORS:
+            found = read(name)
+            importance, hessian = found.curvature() or (None, None)
+            current = tensors[name].float()
+            for stage in stages:
+                given = {key: value for key, value in stage.items() if key != "codec"}
+                if "loss" in given:
+                    given["loss"] /= weights
+                coded = codecs.encode(stage["codec"], current, given, hessian, importance)
+                current = codecs.decode(coded)
+            change = current - tensors[name].float()
+            size, count = size + 8 * len(coded.data), count + change.numel()
+            error, energy = error + float(change.square().sum()), energy + float(tensors[name].float().square().sum())
+            nats += found.distortion(change)
+        lines.append(f"| {label} | {size / count:.2f} | {error / energy:.4f} | {1e6 * nats:.1f} |")
+    return "\n".join(lines)
 
 
 def table(rows: list[dict[str, Any]], base: float) -> str:
@@ -210,24 +279,29 @@ def main() -> None:
     parser.add_argument("--losses", type=float, nargs="+", default=[1.28, 0.64, 0.32, 0.16, 0.08, 0.04, 0.02, 0.01])
     parser.add_argument("--megabytes", type=float, nargs="*", default=[27, 37, 44, 50, 62, 71, 88, 105])
     parser.add_argument("--llama-python", default="")
-    parser.add_argument("--llama-types", nargs="*", default=["Q4_0", "Q4_K_M", "Q3_K_S", "Q2_K"])
+    parser.add_argument("--llama-types", nargs="*", default=["Q4_K_M", "Q3_K_S", "Q2_K", "IQ2_XXS"])
+    parser.add_argument("--codecs", action="store_true", help="only the table of all codecs on two matrices")
+    parser.add_argument("--windows", type=int, default=16, help="of 512 held-out tokens")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the arithmetic")
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args)
+    if args.codecs:
+        print(codec_table(bench))
+        return
     base = float(bench.parent[..., 0].double().mean())
     rows: list[dict[str, Any]] = [
         {"case": f"parent, {args.dtype} arithmetic", "megabytes": 4e-6 * sum(p.numel() for p in bench.model.parameters()),
          **figures(bench.parent, bench.parent)}
     ]  # fmt: skip
     print(json.dumps(rows[0]), flush=True)
-    coded = bench.offers(args.losses) if args.losses else {}
+    coded = bench.coded(args.losses) if args.losses else {}
     for megabytes in args.megabytes:
-        key = f"{megabytes:g}-{'-'.join(f'{loss:g}' for loss in args.losses)}-{args.dtype}"
+        key = f"{megabytes:g}-{'-'.join(f'{loss:g}' for loss in args.losses)}-{args.windows}-{args.dtype}"
         rows.append(bench.space.remember(f"scored-{key}", lambda m=megabytes: bench.ours(coded, m)))  # type: ignore[misc]
         print(json.dumps(rows[-1]), flush=True)
     for kind in args.llama_types if args.llama_python else []:
-        rows.append(bench.space.remember(f"llama-{kind}", lambda k=kind: bench.llama(k)))  # type: ignore[misc]
+        rows.append(bench.space.remember(f"llama-{kind}-{args.windows}", lambda k=kind: bench.llama(k)))  # type: ignore[misc]
         print(json.dumps(rows[-1]), flush=True)
     print(table(rows, math.exp(base)))
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -74,6 +74,14 @@ class RecoverConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class CurveConfig:
+    """Further files that are written and measured for the report, none kept."""
+
+    bytes_ratios: list[float]  # shares of the fp32 bytes; empty is no curve
+    speed_tokens: int  # generated for the tokens a second
+
+
+@dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of `forge compress`."""
 
@@ -86,6 +94,7 @@ class Config(PhaseConfig):
     measure: MeasureConfig
     codec: CodecConfig
     recover: RecoverConfig
+    curve: CurveConfig
 
     def __post_init__(self) -> None:
         if self.mode not in (*MODES, "???"):

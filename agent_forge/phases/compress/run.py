@@ -18,7 +18,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
 from agent_forge.models.compressed import coded_modules
-from agent_forge.phases.compress import Config, choose, measure, offers, recover, sensitivity
+from agent_forge.phases.compress import Config, choose, curve, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
 HEADER_BYTES = 160  # what a tensor takes in the header of a safetensors file, at most: its name, type, shape and place
@@ -57,6 +57,12 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
     report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
+    if config.curve.bytes_ratios:
+        tensors = [[offer.option() for offer in options] for options in coded.values()]
+        fixed = _fixed_bytes(config, model, coded, fp32)
+        report.tables["curve: bytes, quality, speed"] = curve.points(
+            model, coded, tensors, fixed, validation, before, config, out, events
+        )
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
         metrics=report.metrics,
@@ -132,9 +138,7 @@ def _choose(
         return out.remember(name, lambda: _point(model, coded, choice, search, parent, size, total_weights, tensors))
 
     if config.budget.bytes_ratio > 0 or config.mode == "stacked":
-        fixed = fp32_bytes - 4 * total_weights + HEADER_BYTES * len(model.state_dict())
-        if config.recover.steps:  # trained scales compress a little worse than fitted ones
-            fixed += sum(options[0].shape[0] for options in coded.values()) // 2
+        fixed = _fixed_bytes(config, model, coded, fp32_bytes)
         budget = int(config.budget.bytes_ratio * fp32_bytes) - fixed if config.mode == "allocate" else 2**62
         if budget <= 0:
             raise ConfigError(
@@ -145,6 +149,15 @@ def _choose(
         return choice, [measured(choice)]
     choices = choose.hull(tensors, max_seeds)
     return choose.smallest_above_floor(choices, tensors, measured, config, events)
+
+
+def _fixed_bytes(config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int) -> int:
+    """Return the bytes of a file beside the coded tensors, at most."""
+    shapes = [options[0].shape for options in coded.values()]
+    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + HEADER_BYTES * len(model.state_dict())
+    if config.recover.steps:  # trained scales compress a little worse than fitted ones
+        fixed += sum(rows for rows, _ in shapes) // 2
+    return fixed
 
 
 def _point(
