@@ -6,11 +6,9 @@ A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -31,12 +29,13 @@ Candidate = Mapping[str, Any]
 class Offer:
     """One tensor coded one way; its bytes stay on disk until they are asked for.
 
-    file, key: where they lie. size_bytes: how many. distortion: nats a token, estimated.
+    stored, key: where they lie in the workspace. size_bytes: how many. distortion: nats a token, estimated.
     """
 
     label: str
     codec: str
-    file: Path
+    out: Workspace
+    stored: str
     key: str
     shape: tuple[int, int]
     size_bytes: int
@@ -49,9 +48,14 @@ class Offer:
         return Option(self.label, self.size_bytes, self.distortion, seeds)
 
     def payload(self, where: str) -> payload.Payload:
-        """Return the payload, read back from its bytes."""
-        with safe_open(self.file, "pt") as stored:
-            return payload.read(stored.get_tensor(self.key).numpy().tobytes(), where)
+        """Return the payload, read back from its bytes. Raises PhaseError when they are gone."""
+
+        def lost() -> dict[str, Tensor]:
+            raise PhaseError(
+                f"the codes of {where} in {self.out.state} are gone or damaged; run `forge compress` again"
+            )
+
+        return payload.read(self.out.remember_tensors(self.stored, lost)[self.key].numpy().tobytes(), where)
 
 
 def quantisable(model: PreTrainedModel, config: Config) -> dict[str, Tensor]:
@@ -93,13 +97,12 @@ def all_offers(
         sensitivity = sensitivities(name)
         candidates = _candidates(matrix, group, sensitivity.known, config)
         file = f"coded-{index:04}"
-        out.remember_tensors(
+        stored = out.remember_tensors(
             file,
             lambda m=matrix, s=sensitivity, c=candidates: _encode(m, s, c, config, weights),  # type: ignore[misc]
         )
-        offers[name] = _read_back(
-            out.state / f"{file}.safetensors", candidates, (matrix.shape[0], matrix.shape[1]), config
-        )
+        shape = (matrix.shape[0], matrix.shape[1])
+        offers[name] = _read_back(out, file, stored, candidates, shape, config)
         events.progress("code", index + 1, len(tensors))
     return offers
 
@@ -143,13 +146,19 @@ def _encode(
     return {**tensors, "figures": figures}
 
 
-def _read_back(file: Path, candidates: Sequence[Candidate], shape: tuple[int, int], config: Config) -> list[Offer]:
-    offers = []
-    with safe_open(file, "pt") as stored:
-        figures = stored.get_tensor("figures").tolist()
-        for i, candidate in enumerate(candidates):
-            size = stored.get_slice(f"data-{i}").get_shape()[0]
-            offers.append(Offer(label(candidate), candidate["codec"], file, f"data-{i}", shape, size, *figures[i]))
+def _read_back(
+    out: Workspace,
+    file: str,
+    stored: Mapping[str, Tensor],
+    candidates: Sequence[Candidate],
+    shape: tuple[int, int],
+    config: Config,
+) -> list[Offer]:
+    figures = stored["figures"].tolist()
+    offers = [
+        Offer(label(one), one["codec"], out, file, f"data-{i}", shape, len(stored[f"data-{i}"]), *figures[i])
+        for i, one in enumerate(candidates)
+    ]
     limit = config.hyper_ratio * 2 * shape[0] * shape[1]
     kept = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
     if not kept:
@@ -173,9 +182,9 @@ def stacked(
             f"stacked-{index:04}",
             lambda m=matrix, s=sensitivity: _encode_stacked(m, s, stages, config),  # type: ignore[misc]
         )
-        file, shape = out.state / f"stacked-{index:04}.safetensors", (matrix.shape[0], matrix.shape[1])
+        file, shape = f"stacked-{index:04}", (matrix.shape[0], matrix.shape[1])
         size, figures = len(stored["data-0"]), stored["figures"][0].tolist()
-        offers[name] = [Offer(" then ".join(map(label, stages)), "hyper", file, "data-0", shape, size, *figures)]
+        offers[name] = [Offer(" then ".join(map(label, stages)), "hyper", out, file, "data-0", shape, size, *figures)]
         events.progress("code", index + 1, len(tensors))
     return offers
 

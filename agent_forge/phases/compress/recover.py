@@ -23,6 +23,7 @@ from agent_forge.models.compressed import Coded, CompressedEmbedding, Compressed
 from agent_forge.phases.compress import RecoverConfig
 
 STAGE = "recover"
+GAIN = "row_gain"
 
 
 def recovered(
@@ -66,11 +67,11 @@ def trainable(student: PreTrainedModel, picked: Mapping[str, Payload]) -> list[n
     gains = []
     for name, module in modules.items():
         if name in picked and codecs.scaled(picked[name], torch.ones(picked[name].shape[0])) is not None:
-            module.row_gain = nn.Parameter(torch.ones(picked[name].shape[0], device=student.device))
-            gains.append(module.row_gain)
+            gains.append(nn.Parameter(torch.ones(picked[name].shape[0], device=student.device)))
+            module.register_parameter(GAIN, gains[-1])
     for module in modules.values():
         holder = module._source[0] if module._source else module
-        if hasattr(holder, "row_gain"):
+        if hasattr(holder, GAIN):
             module.register_forward_hook(_times_gain(module, holder))
     return [*own, *gains]
 
@@ -79,7 +80,7 @@ def _times_gain(module: Coded, holder: Coded) -> Callable[..., Tensor]:
     """Return a hook that multiplies a layer's rows by the gains of the layer that holds its weight."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        gain = holder.row_gain
+        gain = holder.get_parameter(GAIN)
         if isinstance(module, CompressedEmbedding):
             return output * gain[inputs[0]][..., None]
         assert isinstance(module, CompressedLinear)
@@ -93,7 +94,7 @@ def rescaled(student: PreTrainedModel, picked: Mapping[str, Payload]) -> dict[st
     """Return the payloads with the gains of `student` in their scales."""
     found = dict(picked)
     for name, module in coded_modules(student).items():
-        gain = getattr(module, "row_gain", None)
+        gain = getattr(module, GAIN, None)
         if gain is not None:
             scaled = codecs.scaled(picked[name], gain.detach().float().cpu())
             assert scaled is not None

@@ -58,10 +58,10 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     figures = measure.quality(measure.losses(reloaded, validation), before)
     report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
     if config.curve.bytes_ratios:
-        tensors = [[offer.option() for offer in options] for options in coded.values()]
+        options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
         report.tables["curve: bytes, quality, speed"] = curve.points(
-            model, coded, tensors, fixed, validation, before, config, out, events
+            model, coded, options, fixed, validation, before, config, out, events
         )
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
