@@ -80,7 +80,7 @@ def _times_gain(module: Coded, holder: Coded) -> Callable[..., Tensor]:
     """Return a hook that multiplies a layer's rows by the gains of the layer that holds its weight."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        gain = holder.get_parameter(GAIN)
+        gain: Tensor = holder.get_parameter(GAIN)
         if isinstance(module, CompressedEmbedding):
             return output * gain[inputs[0]][..., None]
         assert isinstance(module, CompressedLinear)

@@ -105,7 +105,7 @@ class Collector:
         # Layers that share an input (queries, keys and values) share its product as well: the last one is kept.
         self._last: tuple[Tensor, Tensor] | None = None
         self.outputs: dict[str, Tensor] = {}
-        self._frozen: list[nn.Parameter] = []
+        self._frozen: list[Tensor] = []
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
