@@ -45,10 +45,17 @@ def settings(name: str, given: Mapping[str, Any]) -> Any:
     return module.Settings(**given)
 
 
-def encode(name: str, weight: "Tensor", given: Mapping[str, Any], hessian: "Tensor | None" = None) -> "Payload":
+def encode(
+    name: str,
+    weight: "Tensor",
+    given: Mapping[str, Any],
+    hessian: "Tensor | None" = None,
+    importance: "Tensor | None" = None,
+) -> "Payload":
     """Code `weight` (rows, columns); the payload's relative error is measured on its own bytes, read back.
 
     hessian: E[x xᵀ] of the layer's inputs, (columns, columns), for codecs that compensate errors.
+    importance: (rows,) with mean 1, for codecs that spend bits where a row matters (`weighs_rows` in their module).
     Raises PhaseError when the weight is no matrix or not finite.
     """
     from agent_forge.codecs import payload
@@ -59,7 +66,8 @@ def encode(name: str, weight: "Tensor", given: Mapping[str, Any], hessian: "Tens
         raise PhaseError(f"codec {name}: the weight holds NaN or infinity; compress a checkpoint that passed its gate")
     module = load(name)
     weight = weight.detach().float().cpu()
-    parts, meta = module.encode(weight, settings(name, given), hessian)
+    weights = {"importance": importance} if getattr(module, "weighs_rows", False) else {}
+    parts, meta = module.encode(weight, settings(name, given), hessian, **weights)
     shape = (weight.shape[0], weight.shape[1])
     coded = payload.read(payload.write(name, shape, meta, parts), "a fresh encoding")
     error = float((decode(coded) - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
@@ -75,3 +83,21 @@ def decode(coded: "Payload") -> "Tensor":
     """Return the matrix: (rows, columns) float32."""
     result: Tensor = load(coded.codec).dense(unpack(coded), coded.meta, coded.shape, None)
     return result
+
+
+def scaled(coded: "Payload", gains: "Tensor") -> "Payload | None":
+    """Return the payload of the same codes with each row times its gain (rows,); None when no float16 scales lie in it.
+
+    Scales are rounded to float16 as stored, and kept within its range.
+    """
+    import numpy as np
+
+    from agent_forge.codecs import payload
+
+    scales = coded.parts.get("s")
+    if scales is None or scales.dtype != np.float16 or len(scales) != coded.shape[0]:
+        return None
+    factors = gains.numpy().reshape(-1, *[1] * (scales.ndim - 1))
+    changed = np.clip(scales.astype(np.float32) * factors, 6.2e-5, 6.5e4).astype(np.float16)
+    data = payload.write(coded.codec, coded.shape, coded.meta, {**coded.parts, "s": changed})
+    return payload.read(data, "a rescaled encoding")

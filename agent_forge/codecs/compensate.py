@@ -14,7 +14,10 @@ from agent_forge.core.errors import PhaseError
 
 Quantise = Callable[[Tensor, int], Tensor]  # (block (rows, step), first column) -> coded block, same shape
 
-DAMPING = 0.01  # of the mean diagonal, as in the GPTQ paper
+# Of each column's own diagonal. GPTQ adds a share of the mean: where a few inputs are a thousand times the others, as after
+# an attention sink, that drowns the rest.
+DAMPING = 0.01
+SILENT = 1e-6  # of the mean diagonal, for inputs that calibration never saw
 
 
 def compensate(weight: Tensor, hessian: Tensor, quantise: Quantise, *, step: int = 1, lazy: int = 128) -> Tensor:
@@ -49,17 +52,35 @@ def compensate(weight: Tensor, hessian: Tensor, quantise: Quantise, *, step: int
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """Return U, upper triangular, with UᵀU = (H + damping)⁻¹: (columns, columns) float32."""
-    damped = hessian.detach().double().clone()
-    mean = damped.diagonal().mean().clamp_min(1e-12)
-    damped.diagonal().add_(DAMPING * mean)
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    """Return U, upper triangular, with UᵀU = (H + damping)⁻¹: (columns, columns) float32.
+
+    The last answer is kept: a matrix is coded by many candidates in a row.
+    """
+    global _last_factor
+    known = _last_factor
+    if known is None or known[0] is not hessian or known[1] != hessian._version:
+        known = _last_factor = (hessian, hessian._version, _inverse_factor(hessian))
+    return known[2]
+
+
+_last_factor: tuple[Tensor, int, Tensor] | None = None
+
+
+def damped(hessian: Tensor) -> Tensor:
+    """Return the Hessian with its diagonal raised so that it has an inverse: float64."""
+    raised = hessian.detach().double().clone()
+    diagonal = raised.diagonal()
+    diagonal += DAMPING * diagonal + SILENT * diagonal.mean().clamp_min(1e-24)
+    return raised
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    lower, failed = torch.linalg.cholesky_ex(damped(hessian))
     if int(failed):
         raise PhaseError(
             "a layer's input Hessian has no Cholesky factor; are there NaNs in the calibration activations?"
         )
-    inverse = torch.cholesky_inverse(lower)
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
 
 
 def pad_columns(weight: Tensor, hessian: Tensor | None, multiple: int) -> tuple[Tensor, Tensor | None]:

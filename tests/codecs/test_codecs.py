@@ -2,15 +2,16 @@
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent_forge import codecs
-from agent_forge.codecs import compensate, hyper, intk, payload, seedlm, ternary, vptq
+from agent_forge.codecs import compensate, entropy, hyper, intk, payload, seedlm, ternary, vptq
 from agent_forge.core.errors import ConfigError, PhaseError
 
 torch.set_num_threads(1)
@@ -22,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vptq": {"vector": 4, "codebook": 16},
     "hyper": {"bits": 6, "group": 16},
     "seedlm": {"seeds": 200},
+    "waterfill": {},
 }
 
 
@@ -253,6 +255,7 @@ def test_an_entropy_coded_step_beats_plain_groups_at_equal_error() -> None:
         ("ternary", {"group": 32}),
         ("vptq", {"codebook": 32}),
         ("hyper", {"bits": 6}),
+        ("waterfill", {"step": 0.8}),
     ],
 )
 def test_compensation_lowers_the_output_error_on_fresh_inputs(name: str, settings: dict[str, Any]) -> None:
@@ -277,7 +280,7 @@ def test_a_diagonal_hessian_leaves_rounding_as_it_is() -> None:
 def test_block_compensation_is_optimal_for_the_remaining_columns() -> None:
     """Coding one block with a given error, the rest must move to the least-squares optimum."""
     weight, (_, hessian) = gaussian(3, 6), correlated_hessian(6)
-    damped = hessian + compensate.DAMPING * hessian.diagonal().mean() * torch.eye(6)
+    damped = compensate.damped(hessian).float()
     first = torch.round(weight[:, :2] * 4) / 4
 
     def quantise(block: Tensor, column: int) -> Tensor:
@@ -289,10 +292,102 @@ def test_block_compensation_is_optimal_for_the_remaining_columns() -> None:
     assert torch.allclose(coded[:, 2:], best, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_any_float_type_and_memory_layout_gives_the_same_payload(name: str, tmp_path: Path) -> None:
+    weight = gaussian(12, 40).bfloat16().float()
+    expected = codecs.encode(name, weight, SMALL[name]).data
+    turned = weight.T.contiguous().T
+    assert not turned.is_contiguous()
+    for same in (weight.bfloat16(), weight.double(), turned, nn.Parameter(weight)):
+        assert codecs.encode(name, same, SMALL[name]).data == expected
+    file = tmp_path / "payload"
+    file.write_bytes(expected)
+    assert payload.read(file.read_bytes(), "x").bits == 8 * file.stat().st_size / weight.numel()
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_gains_scale_the_decoded_rows_or_are_refused(name: str) -> None:
+    coded = codecs.encode(name, gaussian(6, 40), SMALL[name])
+    gains = torch.tensor([1.0, 0.5, 2.0, 1.25, 0.75, 1.0])
+    changed = codecs.scaled(coded, gains)
+    if name in ("raw", "seedlm"):
+        assert changed is None
+        return
+    assert changed is not None
+    assert torch.allclose(codecs.decode(changed), codecs.decode(coded) * gains[:, None], rtol=2e-3, atol=1e-6)
+
+
+def test_water_filled_columns_share_the_loss_evenly() -> None:
+    """A step as U_ii / √r_o: the loss of each column and each row is then the same, whatever its inputs are."""
+    weight, (_, hessian) = gaussian(400, 24), correlated_hessian(24)
+    importance = torch.rand(400, generator=torch.Generator().manual_seed(3)) + 0.2
+    importance = importance / importance.mean()
+    loss = 1e-6
+    coded = codecs.encode("waterfill", weight, {"loss": loss}, hessian, importance)
+    error = codecs.decode(coded) - weight
+    whole = 0.5 * float((importance * ((error @ compensate.damped(hessian).float()) * error).sum(1)).sum())
+    assert whole == pytest.approx(loss * weight.numel(), rel=0.1)
+    upper = compensate.inverse_factor(hessian)
+    fed_back = torch.linalg.solve_triangular(upper, error, upper=True, left=False)  # rounding errors over U_ii
+    by_column = (importance[:, None] * fed_back.square()).mean(0) / 2
+    by_row = (importance[:, None] * fed_back.square()).mean(1) / 2
+    assert float(by_column.max() / by_column.min()) < 1.6  # the stored steps are an eighth of an octave apart
+    assert float(by_row[:200].mean() / by_row[200:].mean()) == pytest.approx(1.0, rel=0.1)
+
+
+def test_water_filling_takes_fewer_bits_than_one_step_a_row_at_equal_loss() -> None:
+    weight, (_, hessian) = gaussian(256, 96), correlated_hessian(96)
+    importance = torch.exp(1.5 * torch.randn(256, generator=torch.Generator().manual_seed(5)))
+    importance = importance / importance.mean()
+
+    def loss(coded: payload.Payload) -> float:
+        error = codecs.decode(coded) - weight
+        return float((importance * ((error @ hessian) * error).sum(1)).sum())
+
+    even = codecs.encode("intk", weight, {"bits": 8, "step": 0.5}, hessian)
+    filled = codecs.encode("waterfill", weight, {"step": 0.55}, hessian, importance)
+    assert loss(filled) < loss(even)
+    assert filled.bits < even.bits - 0.5
+
+
+def test_blocks_of_unlike_size_are_coded_near_their_entropy_and_without_loss() -> None:
+    generator = np.random.default_rng(0)
+    sizes = 2.0 ** generator.uniform(-2, 4, 300)[:, None] * 2.0 ** generator.uniform(-1, 1, 200)[None]
+    codes = np.clip(np.round(generator.normal(size=(300, 200)) * sizes), -127, 127).astype(np.int8)
+    by_row, by_column = entropy.size_classes(codes)
+    data = entropy.compress_blocks(codes, by_row, by_column)
+    assert np.array_equal(entropy.expand_blocks(data, by_row, by_column), codes)
+    one_table = len(entropy.compress((codes.astype(np.int16) + 128).astype(np.uint8).ravel()))
+    ideal = float(np.mean(np.maximum(0.5 * np.log2(2 * np.pi * np.e * sizes**2), 0))) * codes.size / 8
+    assert len(data) < 0.85 * one_table
+    assert len(data) < 1.25 * ideal
+
+
+@pytest.mark.parametrize("value", [0, 1, -127, 127, -128])
+def test_constant_blocks_and_the_largest_codes_survive(value: int) -> None:
+    codes = np.full((3, 5), value, np.int8)
+    classes = entropy.size_classes(codes)
+    assert np.array_equal(entropy.expand_blocks(entropy.compress_blocks(codes, *classes), *classes), codes)
+
+
+def test_the_published_seed_settings_take_four_and_three_bits_in_the_file() -> None:
+    """C 8, P 3 and C 12, P 4 with all 65,535 seeds; the payload must not exceed the paper's count but for its header."""
+    for block, coefficients, bits in ((8, 3, 4.0), (12, 4, 3.0)):
+        weight = gaussian(2, 24 * 20)
+        coded = codecs.encode("seedlm", weight, {"block": block, "coefficients": coefficients})
+        blocks = weight.numel() // block
+        assert coded.parts["j"].size == coded.parts["e"].size == blocks
+        assert coded.parts["t"].size == blocks * coefficients
+        assert int(coded.parts["t"].max()) < 16
+        assert int(coded.parts["e"].max()) < 16
+        header = 250
+        assert 8 * (len(coded.data) - header) / weight.numel() <= bits * 1.005
+
+
 def test_settings_out_of_range_say_what_is_allowed() -> None:
     for name, bad in (
         ("intk", {"bits": 9}), ("vptq", {"codebook": 512}), ("hyper", {"bits": 9}), ("ternary", {"scales": "int4"}),
-        ("seedlm", {"coefficients": 8}), ("seedlm", {"seeds": 0}), ("raw", {"dtype": "int8"}),
+        ("seedlm", {"coefficients": 8}), ("seedlm", {"seeds": 0}), ("raw", {"dtype": "int8"}), ("waterfill", {"step": 0}),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=f"codec {name}: .* got"):
             codecs.settings(name, bad)

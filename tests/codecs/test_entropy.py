@@ -74,3 +74,18 @@ def test_any_flipped_bit_and_any_cut_is_named() -> None:
     for length in range(len(data)):
         with pytest.raises(CheckpointError, match="is damaged"):
             payload.read(data[:length], "model.layers.0.mlp")
+
+
+@given(
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+    spread=st.integers(0, 127),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_size_sorted_blocks_of_any_shape_come_back_whole(rows: int, columns: int, spread: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(0, spread + 1, (rows, 1)) * generator.random((1, columns))
+    codes = np.round(sizes * generator.uniform(-1, 1, (rows, columns))).astype(np.int8)
+    classes = entropy.size_classes(codes)
+    assert np.array_equal(entropy.expand_blocks(entropy.compress_blocks(codes, *classes), *classes), codes)

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 IDS = torch.randint(0, 90, (2, 12), generator=torch.Generator().manual_seed(0))
 CHANGES = {
     "raw": {"dtype": "float32"}, "intk": {"bits": 6, "group": 16}, "ternary": {"group": 16},
-    "vptq": {"codebook": 16}, "hyper": {}, "seedlm": {"seeds": 64},
+    "vptq": {"codebook": 16}, "hyper": {}, "seedlm": {"seeds": 64}, "waterfill": {},
 }  # fmt: skip
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge import checkpoint, models
+from agent_forge import checkpoint, codecs, models
 from agent_forge.checkpoint import Checkpoint, Workspace
-from agent_forge.codecs import allocate
+from agent_forge.codecs import allocate, payload
 from agent_forge.codecs.allocate import Option
 from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
@@ -20,7 +20,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, P
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
 from agent_forge.models.ternary import TernarySettings, ternarise
-from agent_forge.phases.compress import PHASE, Config, choose, measure, offers, sensitivity
+from agent_forge.phases.compress import PHASE, Config, choose, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.run import run
 
 CANDIDATES = [
@@ -167,8 +167,116 @@ def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_pa
     uses = found["model.embed_tokens"].uses
     assert len(uses) == 2
     assert "lm_head" not in found
-    counts = torch.bincount(windows.flatten(), minlength=tiny_llama.config.vocab_size)
-    assert any(torch.allclose(use.rows * windows.numel(), counts + sensitivity.UNSEEN_TOKENS) for use in uses)
+    counts = torch.bincount(windows.flatten(), minlength=tiny_llama.config.vocab_size).float()
+    assert any(torch.allclose(use.rows * windows.numel(), sensitivity.good_turing(counts)) for use in uses)
+    with torch.no_grad():
+        p = tiny_llama(windows).logits.softmax(-1).flatten(0, 1)
+    assert any(torch.allclose(use.rows, (p - p**2).mean(0), atol=1e-6) for use in uses)  # of the head, without labels
+
+
+def test_unseen_tokens_together_get_what_was_seen_once() -> None:
+    counts = torch.tensor([5.0, 1.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    smoothed = sensitivity.good_turing(counts)
+    assert torch.allclose(smoothed, torch.tensor([4.0, 0.8, 0.8, 2.4, 0.5, 0.5, 0.5, 0.5]))
+    assert torch.equal(sensitivity.good_turing(counts[:4]), counts[:4])
+
+
+def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() -> None:
+    use = sensitivity.Use(torch.tensor([2.0, 4.0, 0.0]), torch.eye(2) * 3)
+    found = sensitivity.Sensitivity([use]).curvature()
+    assert found is not None
+    rows, columns = found
+    assert torch.allclose(columns, torch.eye(2) * 6)  # E[g²] of the mean row is in it
+    assert float(rows.mean()) == pytest.approx(1.0)
+    assert rows[1] / rows[0] == pytest.approx(2.0)
+    assert rows[2] / rows.mean() == pytest.approx(sensitivity.ROW_FLOOR, rel=0.05)
+    assert sensitivity.Sensitivity().curvature() is None
+
+
+def test_calibration_leaves_the_model_as_it_was(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    before = {name: p.requires_grad for name, p in tiny_llama.named_parameters()}
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    windows = torch.randint(0, 200, (2, 16))
+    read = sensitivity.remembered(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    assert {name: p.requires_grad for name, p in tiny_llama.named_parameters()} == before
+    assert all(p.grad is None for p in tiny_llama.parameters())
+    again = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    error = torch.randn_like(tiny_llama.model.layers[0].mlp.up_proj.weight)
+    name = "model.layers.0.mlp.up_proj"
+    assert read(name).distortion(error) == pytest.approx(again[name].distortion(error), rel=1e-6)
+
+
+def test_a_models_water_filled_loss_is_near_what_its_setting_asks_for(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config.codec.candidates = [{"codec": "waterfill", "loss": 0.002}]
+    config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 1.0
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "out")
+    (point,) = report.tables["rate and quality (search split)"]
+    assert 0.5 * 0.002 < point["estimated_nats"] < 1.5 * 0.002
+
+
+def test_recovery_finds_scales_back_that_were_put_wrong(
+    config: Config, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        for parameter in tiny_llama.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    torch.manual_seed(0)
+    wrong = {}
+    for name, weight in compressed.coded_tensors(tiny_llama).items():
+        gains = 1 + 0.3 * torch.randn(len(weight), 1)
+        wrong[name] = codecs.encode("waterfill", weight * gains, {"step": 0.05})
+
+    class Windows:
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return {"input_ids": torch.randint(0, 200, (8, 24), generator=torch.Generator().manual_seed(step))}
+
+    settings = config.recover
+    settings.steps, settings.optim.lr, settings.optim.warmup_steps = 40, 0.03, 1
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    log = EventLog(None, "compress")
+    dense, better = recover.recovered(
+        tiny_llama, wrong, Windows(), settings, out, log, seed=0, dtype=torch.float32
+    )  # fmt: skip
+    ids = Windows().batch(1000)["input_ids"]
+
+    @torch.no_grad()
+    def divergence(base: LlamaForCausalLM, payloads: dict[str, payload.Payload]) -> float:
+        child = compressed.compress(copy.deepcopy(base), payloads)
+        wanted, given = (m(ids).logits.log_softmax(-1) for m in (tiny_llama, child))
+        return float(functional.kl_div(given, wanted, log_target=True, reduction="sum"))
+
+    assert divergence(dense, better) < 0.3 * divergence(tiny_llama, wrong)  # type: ignore[arg-type]
+    for name, old in wrong.items():
+        assert torch.equal(codecs.unpack(better[name])["q"], codecs.unpack(old)["q"])
+
+
+def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config.codec.candidates = [{"codec": "waterfill", "step": 3.0}]
+    config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.5
+    plain, _ = forge(config, tiny_checkpoint, tmp_path / "plain")
+    config.recover.steps, config.recover.rows, config.recover.length_tokens = 30, 4, 48
+    config.recover.optim.lr = 1e-2
+    better, _ = forge(config, tiny_checkpoint, tmp_path / "better")
+    windows = measure.held_out(config, tiny_tokenizer, "validation")
+    divergence = []
+    parent = models.load(tiny_checkpoint)
+    for report in (plain, better):
+        child, total = models.load(report.outputs[0]), 0.0
+        with torch.no_grad():
+            for ids, _ in windows.values():
+                wanted, given = (m(ids).logits.log_softmax(-1) for m in (parent, child))
+                total += float(functional.kl_div(given, wanted, log_target=True, reduction="sum"))
+        divergence.append(total)
+    assert divergence[1] < divergence[0]
+    before = measure.losses(parent, windows)
+    again = measure.quality(measure.losses(models.load(better.outputs[0]), windows), before)
+    assert again["quality"] == better.metrics["quality"]
+    assert better.metrics["bytes"] <= 0.5 * better.metrics["bytes"] / better.metrics["bytes_of_fp32"]
 
 
 def test_seeds_and_hyper_keep_their_limits(config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -265,6 +373,21 @@ def test_price_zero_takes_the_least_distortion_and_the_hull_ends_at_the_fewest_b
     assert choices[-1] == [0, 0, 0]
     sizes = [allocate.total_bytes(tensors, c) for c in choices]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_curve_falls_with_the_bytes_and_each_point_keeps_its_ratio(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config.codec.candidates = [{"codec": "waterfill", "loss": x} for x in (5e-6, 5e-5, 5e-4)]
+    config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.5
+    config.curve.bytes_ratios, config.curve.speed_tokens = [0.13, 0.19, 0.001], 4
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "out")
+    high, low = report.tables["curve: bytes, quality, speed"]
+    assert low["bytes"] < high["bytes"]
+    assert low["bytes_of_fp32"] <= 0.13
+    assert high["bytes_of_fp32"] <= 0.19
+    assert low["estimated_nats"] > high["estimated_nats"]
+    assert min(low["tokens_per_second"], high["tokens_per_second"]) > 0
 
 
 def test_ties_and_names_of_tensors_are_those_of_the_model(tiny_llama: LlamaForCausalLM) -> None:

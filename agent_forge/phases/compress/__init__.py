@@ -11,7 +11,7 @@ Sources: Martens and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham a
 from dataclasses import dataclass
 from typing import Any
 
-from agent_forge.config import Phase, PhaseConfig
+from agent_forge.config import OptimConfig, Phase, PhaseConfig
 from agent_forge.core.errors import ConfigError
 
 MODES = ("allocate", "stacked")
@@ -64,6 +64,24 @@ class CodecConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class RecoverConfig:
+    """End-to-end distillation after coding: scales of rows and uncoded parameters, on the calibration's mix."""
+
+    steps: int  # optimiser steps; 0 leaves the codes as they are
+    rows: int  # windows a step
+    length_tokens: int  # of a window
+    optim: OptimConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class CurveConfig:
+    """Further files that are written and measured for the report, none kept."""
+
+    bytes_ratios: list[float]  # shares of the fp32 bytes; empty is no curve
+    speed_tokens: int  # generated for the tokens a second
+
+
+@dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of `forge compress`."""
 
@@ -75,6 +93,8 @@ class Config(PhaseConfig):
     calibration: CalibrationConfig
     measure: MeasureConfig
     codec: CodecConfig
+    recover: RecoverConfig
+    curve: CurveConfig
 
     def __post_init__(self) -> None:
         if self.mode not in (*MODES, "???"):
@@ -88,7 +108,8 @@ class Config(PhaseConfig):
         """Return the calibration's passes and those that measure allocations; coding itself is not in it."""
         calibration = self.calibration.windows * self.calibration.length_tokens
         measured = self.measure.windows * self.measure.length_tokens * len(self.calibration.mix) / 3
-        return calibration + (self.budget.search_steps + 2) * measured
+        recovery = 4 / 3 * self.recover.steps * self.recover.rows * self.recover.length_tokens
+        return calibration + (self.budget.search_steps + 2) * measured + recovery
 
 
 PHASE = Phase(

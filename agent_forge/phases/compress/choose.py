@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Choice, Option
+from agent_forge.codecs.payload import Payload
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
 from agent_forge.phases.compress import Config
@@ -17,10 +18,14 @@ from agent_forge.phases.compress.offers import Offer
 HULL_PRICES = 400  # prices tried between the dearest and the cheapest choice
 
 
+def picked(offers: Mapping[str, list[Offer]], choice: Choice) -> dict[str, Payload]:
+    """Return the payload that the choice takes of each tensor."""
+    return {name: options[i].payload(name) for (name, options), i in zip(offers.items(), choice, strict=True)}
+
+
 def build(model: PreTrainedModel, offers: Mapping[str, list[Offer]], choice: Choice) -> PreTrainedModel:
     """Return a compressed copy of `model`; the model itself stays as it is."""
-    picked = {name: options[i].payload(name) for (name, options), i in zip(offers.items(), choice, strict=True)}
-    return compressed.compress(copy.deepcopy(model), picked)
+    return compressed.compress(copy.deepcopy(model), picked(offers, choice))
 
 
 def hull(tensors: Sequence[Sequence[Option]], max_seed_blocks: int) -> list[Choice]:

@@ -4,7 +4,7 @@ A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One
 `uncalibrated` candidate, for nothing says what an error there would cost.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,21 +27,35 @@ Candidate = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Offer:
-    """One tensor coded one way. distortion: nats a token, estimated."""
+    """One tensor coded one way; its bytes stay on disk until they are asked for.
+
+    stored, key: where they lie in the workspace. size_bytes: how many. distortion: nats a token, estimated.
+    """
 
     label: str
     codec: str
-    data: Tensor  # (bytes,) uint8
+    out: Workspace
+    stored: str
+    key: str
+    shape: tuple[int, int]
+    size_bytes: int
     distortion: float
     relative_error: float
 
-    def option(self, weights: int) -> Option:
+    def option(self) -> Option:
         """Return what the allocator needs to know."""
-        return Option(self.label, len(self.data), self.distortion, weights if self.codec == "seedlm" else 0)
+        seeds = self.shape[0] * self.shape[1] if self.codec == "seedlm" else 0
+        return Option(self.label, self.size_bytes, self.distortion, seeds)
 
     def payload(self, where: str) -> payload.Payload:
-        """Return the payload, read back from its bytes."""
-        return payload.read(self.data.numpy().tobytes(), where)
+        """Return the payload, read back from its bytes. Raises PhaseError when they are gone."""
+
+        def lost() -> dict[str, Tensor]:
+            raise PhaseError(
+                f"the codes of {where} in {self.out.state} are gone or damaged; run `forge compress` again"
+            )
+
+        return payload.read(self.out.remember_tensors(self.stored, lost)[self.key].numpy().tobytes(), where)
 
 
 def quantisable(model: PreTrainedModel, config: Config) -> dict[str, Tensor]:
@@ -62,29 +76,33 @@ def check(config: Config) -> None:
     for candidate in [*config.codec.candidates, config.codec.uncalibrated]:
         if "codec" not in candidate:
             raise ConfigError(f"codec.candidates: {dict(candidate)} has no `codec`; known: {', '.join(codecs.names())}")
-        codecs.settings(candidate["codec"], _settings(candidate, config))
+        codecs.settings(candidate["codec"], _settings(candidate, config, 1))
 
 
 def all_offers(
     model: PreTrainedModel,
     tensors: Mapping[str, Tensor],
-    sensitivities: Mapping[str, Sensitivity],
+    sensitivities: Callable[[str], Sensitivity],
     config: Config,
     out: Workspace,
     events: EventLog,
 ) -> dict[str, list[Offer]]:
-    """Return each tensor's offers. What an earlier, killed run had coded is read back."""
+    """Return each tensor's offers, a tensor at a time. What an earlier, killed run had coded is read back."""
     modules = dict(model.named_modules())
+    weights = sum(tensor.numel() for tensor in tensors.values())
     offers: dict[str, list[Offer]] = {}
     for index, (name, tensor) in enumerate(tensors.items()):
         group = int(getattr(modules.get(name), "group_size", 128))
         matrix = as_matrix(tensor).float().cpu()
-        candidates = _candidates(matrix, group, sensitivities[name].known, config)
+        sensitivity = sensitivities(name)
+        candidates = _candidates(matrix, group, sensitivity.known, config)
+        file = f"coded-{index:04}"
         stored = out.remember_tensors(
-            f"coded-{index:04}",
-            lambda m=matrix, s=sensitivities[name], c=candidates: _encode(m, s, c, config),  # type: ignore[misc]
+            file,
+            lambda m=matrix, s=sensitivity, c=candidates: _encode(m, s, c, config, weights),  # type: ignore[misc]
         )
-        offers[name] = _read_back(stored, candidates, matrix.numel(), config)
+        shape = (matrix.shape[0], matrix.shape[1])
+        offers[name] = _read_back(out, file, stored, candidates, shape, config)
         events.progress("code", index + 1, len(tensors))
     return offers
 
@@ -102,21 +120,25 @@ def _candidates(matrix: Tensor, group: int, known: bool, config: Config) -> Sequ
     return config.codec.candidates if known else [config.codec.uncalibrated]
 
 
-def _settings(candidate: Candidate, config: Config) -> dict[str, Any]:
+def _settings(candidate: Candidate, config: Config, weights: int) -> dict[str, Any]:
+    """Return the codec's settings. A candidate's `loss` is the whole model's; the codec wants a weight's share of it."""
     settings = {key: value for key, value in candidate.items() if key != "codec"}
     if candidate["codec"] == "vptq":
         settings.setdefault("codebook", config.codebook)
+    if candidate["codec"] == "waterfill" and "loss" in settings:
+        settings["loss"] = settings["loss"] / weights
     return settings
 
 
 def _encode(
-    matrix: Tensor, sensitivity: Sensitivity, candidates: Sequence[Candidate], config: Config
+    matrix: Tensor, sensitivity: Sensitivity, candidates: Sequence[Candidate], config: Config, weights: int
 ) -> dict[str, Tensor]:
-    hessian = sensitivity.hessian()
+    importance, hessian = sensitivity.curvature() or (None, None)
     tensors: dict[str, Tensor] = {}
     figures = torch.zeros(len(candidates), 2, dtype=torch.float64)
     for i, candidate in enumerate(candidates):
-        coded = codecs.encode(candidate["codec"], matrix, _settings(candidate, config), hessian)
+        settings = _settings(candidate, config, weights)
+        coded = codecs.encode(candidate["codec"], matrix, settings, hessian, importance)
         assert coded.relative_error is not None
         figures[i, 0] = sensitivity.distortion(codecs.decode(coded) - matrix)
         figures[i, 1] = coded.relative_error
@@ -125,14 +147,20 @@ def _encode(
 
 
 def _read_back(
-    stored: Mapping[str, Tensor], candidates: Sequence[Candidate], weights: int, config: Config
+    out: Workspace,
+    file: str,
+    stored: Mapping[str, Tensor],
+    candidates: Sequence[Candidate],
+    shape: tuple[int, int],
+    config: Config,
 ) -> list[Offer]:
+    figures = stored["figures"].tolist()
     offers = [
-        Offer(label(candidate), candidate["codec"], stored[f"data-{i}"], *stored["figures"][i].tolist())
-        for i, candidate in enumerate(candidates)
+        Offer(label(one), one["codec"], out, file, f"data-{i}", shape, len(stored[f"data-{i}"]), *figures[i])
+        for i, one in enumerate(candidates)
     ]
-    limit = config.hyper_ratio * 2 * weights
-    kept = [offer for offer in offers if offer.codec != "hyper" or len(offer.data) <= limit]
+    limit = config.hyper_ratio * 2 * shape[0] * shape[1]
+    kept = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
     if not kept:
         raise ConfigError(f"hyper_ratio={config.hyper_ratio} leaves no candidate; raise it or offer another codec")
     return kept
@@ -140,7 +168,7 @@ def _read_back(
 
 def stacked(
     tensors: Mapping[str, Tensor],
-    sensitivities: Mapping[str, Sensitivity],
+    sensitivities: Callable[[str], Sensitivity],
     config: Config,
     out: Workspace,
     events: EventLog,
@@ -149,13 +177,14 @@ def stacked(
     stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]
     offers: dict[str, list[Offer]] = {}
     for index, (name, tensor) in enumerate(tensors.items()):
-        matrix = as_matrix(tensor).float().cpu()
+        matrix, sensitivity = as_matrix(tensor).float().cpu(), sensitivities(name)
         stored = out.remember_tensors(
             f"stacked-{index:04}",
-            lambda m=matrix, s=sensitivities[name]: _encode_stacked(m, s, stages, config),  # type: ignore[misc]
+            lambda m=matrix, s=sensitivity: _encode_stacked(m, s, stages, config),  # type: ignore[misc]
         )
-        distortion, error = stored["figures"][0].tolist()
-        offers[name] = [Offer(" then ".join(map(label, stages)), "hyper", stored["data-0"], distortion, error)]
+        file, shape = f"stacked-{index:04}", (matrix.shape[0], matrix.shape[1])
+        size, figures = len(stored["data-0"]), stored["figures"][0].tolist()
+        offers[name] = [Offer(" then ".join(map(label, stages)), "hyper", out, file, "data-0", shape, size, *figures)]
         events.progress("code", index + 1, len(tensors))
     return offers
 
@@ -164,8 +193,9 @@ def _encode_stacked(
     matrix: Tensor, sensitivity: Sensitivity, stages: Sequence[Candidate], config: Config
 ) -> dict[str, Tensor]:
     current, data = matrix, b""
+    importance, hessian = sensitivity.curvature() or (None, None)
     for stage in stages:
-        coded = codecs.encode(stage["codec"], current, _settings(stage, config), sensitivity.hessian())
+        coded = codecs.encode(stage["codec"], current, _settings(stage, config, 1), hessian, importance)
         current, data = codecs.decode(coded), coded.data
     relative = float((current - matrix).square().sum() / matrix.square().sum().clamp_min(1e-30))
     figures = torch.tensor([[sensitivity.distortion(current - matrix), relative]], dtype=torch.float64)

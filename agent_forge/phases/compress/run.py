@@ -1,5 +1,6 @@
 """Run the compress phase: calibrate, code every tensor by every candidate, choose, write, score what was written."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Choice
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device
+from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
+from agent_forge.models import compressed
 from agent_forge.models.compressed import coded_modules
-from agent_forge.phases.compress import Config, choose, measure, offers, sensitivity
+from agent_forge.phases.compress import Config, choose, curve, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
 HEADER_BYTES = 160  # what a tensor takes in the header of a safetensors file, at most: its name, type, shape and place
@@ -40,21 +42,27 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     tensors = offers.quantisable(model, config)
     search, validation = (measure.held_out(config, tokenizer, split) for split in ("search", "validation"))
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
-    sensitivities = sensitivity.measure(model, _calibration(config, tokenizer), config.seed, out, events)
+    sensitivities = sensitivity.remembered(model, _calibration(config, tokenizer), config.seed, out, events)
     if config.mode == "stacked":
         coded = offers.stacked(tensors, sensitivities, config, out, events)
     else:
         coded = offers.all_offers(model, tensors, sensitivities, config, out, events)
-    del sensitivities
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
     choice, points = _choose(config, model, coded, search, parent, fp32, out, events)
     before = out.remember_tensors("parent-validation", lambda: measure.losses(model, validation))
     packed = out.state / "packed"
     shutil.rmtree(packed, ignore_errors=True)
-    models.save(choose.build(model, coded, choice), tokenizer, packed)
+    built, rows = _built(config, model, tokenizer, coded, choice, out, events)
+    models.save(built, tokenizer, packed)
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
-    report = _report(config, model, reloaded, coded, choice, figures, points, fp32, packed, sources[0])
+    report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
+    if config.curve.bytes_ratios:
+        options = [[offer.option() for offer in offered] for offered in coded.values()]
+        fixed = _fixed_bytes(config, model, coded, fp32)
+        report.tables["curve: bytes, quality, speed"] = curve.points(
+            model, coded, options, fixed, validation, before, config, out, events
+        )
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
         metrics=report.metrics,
@@ -67,13 +75,45 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
 def _calibration(config: Config, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """Return calibration windows (n, length) int64 of the train split."""
     settings = config.calibration
-    mix = {kind: weight for kind, weight in settings.mix.items() if weight > 0}
-    rows = ROWS_PER_WINDOW * settings.windows
-    sources = {kind: data.source(kind, config.data, tokenizer, "train", config.seed, rows=rows) for kind in sorted(mix)}
-    mixture = data.Mixture(
-        sources, mix, rows=settings.windows, length_tokens=settings.length_tokens, seed=config.seed, name="compress"
-    )
-    return mixture.batch(0)["input_ids"]
+    return _mixture(config, tokenizer, settings.windows, settings.length_tokens, "compress").batch(0)["input_ids"]
+
+
+def _mixture(config: Config, tokenizer: PreTrainedTokenizerFast, rows: int, length: int, name: str) -> data.Mixture:
+    """Return batches of `rows` windows of the train split, in the calibration's mix."""
+    mix = {kind: weight for kind, weight in config.calibration.mix.items() if weight > 0}
+    drawn = ROWS_PER_WINDOW * config.calibration.windows
+    sources = {k: data.source(k, config.data, tokenizer, "train", config.seed, rows=drawn) for k in sorted(mix)}
+    return data.Mixture(sources, mix, rows=rows, length_tokens=length, seed=config.seed, name=name)
+
+
+def _built(
+    config: Config,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    coded: dict[str, list[Offer]],
+    choice: Choice,
+    out: Workspace,
+    events: EventLog,
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """Return the compressed model, recovered when the settings ask for it, and a row of the report a tensor."""
+    picked = choose.picked(coded, choice)
+    dense = model
+    if config.recover.steps:
+        settings = config.recover
+        batches = _mixture(config, tokenizer, settings.rows, settings.length_tokens, recover.STAGE)
+        dense, picked = recover.recovered(
+            model, picked, batches, settings, out, events, seed=config.seed, dtype=pick_dtype(config.runtime.dtype)
+        )
+    rows = []
+    for (name, options), i in zip(coded.items(), choice, strict=True):
+        offer, size = options[i], len(picked[name].data)
+        weights = offer.shape[0] * offer.shape[1]
+        rows.append({
+            "tensor": name, "shape": f"{offer.shape[0]}x{offer.shape[1]}", "codec": offer.label, "bytes": size,
+            "bits": round(8 * size / weights, 3), "relative_error": round(offer.relative_error, 6),
+            "estimated_nats": round(offer.distortion, 6),
+        })  # fmt: skip
+    return compressed.compress(copy.deepcopy(dense), picked), rows
 
 
 def _choose(
@@ -87,9 +127,8 @@ def _choose(
     events: EventLog,
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Return the allocation and the rate-quality points that were measured on the way (search split)."""
-    weights = [options[0].payload(name).shape for name, options in coded.items()]
-    tensors = [[o.option(r * c) for o in options] for options, (r, c) in zip(coded.values(), weights, strict=True)]
-    total_weights = sum(r * c for r, c in weights)
+    tensors = [[offer.option() for offer in options] for options in coded.values()]
+    total_weights = sum(options[0].shape[0] * options[0].shape[1] for options in coded.values())
     max_seeds = int(config.seed_ratio * total_weights) if config.mode == "allocate" else total_weights
 
     def measured(choice: Choice) -> dict[str, Any]:
@@ -99,7 +138,7 @@ def _choose(
         return out.remember(name, lambda: _point(model, coded, choice, search, parent, size, total_weights, tensors))
 
     if config.budget.bytes_ratio > 0 or config.mode == "stacked":
-        fixed = fp32_bytes - 4 * total_weights + HEADER_BYTES * len(model.state_dict())
+        fixed = _fixed_bytes(config, model, coded, fp32_bytes)
         budget = int(config.budget.bytes_ratio * fp32_bytes) - fixed if config.mode == "allocate" else 2**62
         if budget <= 0:
             raise ConfigError(
@@ -110,6 +149,15 @@ def _choose(
         return choice, [measured(choice)]
     choices = choose.hull(tensors, max_seeds)
     return choose.smallest_above_floor(choices, tensors, measured, config, events)
+
+
+def _fixed_bytes(config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int) -> int:
+    """Return the bytes of a file beside the coded tensors, at most."""
+    shapes = [options[0].shape for options in coded.values()]
+    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + HEADER_BYTES * len(model.state_dict())
+    if config.recover.steps:  # trained scales compress a little worse than fitted ones
+        fixed += sum(rows for rows, _ in shapes) // 2
+    return fixed
 
 
 def _point(
@@ -134,10 +182,8 @@ def _point(
 
 def _report(
     config: Config,
-    model: PreTrainedModel,
     reloaded: PreTrainedModel,
-    coded: dict[str, list[Offer]],
-    choice: Choice,
+    rows: list[dict[str, Any]],
     figures: dict[str, Any],
     points: list[dict[str, Any]],
     fp32_bytes: int,
@@ -146,16 +192,11 @@ def _report(
 ) -> Report:
     size = sum(file.stat().st_size for file in packed.glob("*.safetensors"))
     memory = sum(t.numel() * t.element_size() for t in [*reloaded.parameters(), *reloaded.buffers()])
-    rows, by_codec = [], dict[str, int]()
-    for (name, options), i in zip(coded.items(), choice, strict=True):
-        offer = options[i]
-        shape = offer.payload(name).shape
-        by_codec[offer.codec] = by_codec.get(offer.codec, 0) + shape[0] * shape[1]
-        rows.append({
-            "tensor": name, "shape": f"{shape[0]}x{shape[1]}", "codec": offer.label, "bytes": len(offer.data),
-            "bits": round(8 * len(offer.data) / (shape[0] * shape[1]), 3), "relative_error": round(offer.relative_error, 6),
-            "estimated_nats": round(offer.distortion, 6),
-        })  # fmt: skip
+    by_codec = dict[str, int]()
+    for row in rows:
+        height, width = map(int, row["shape"].split("x"))
+        codec = row["codec"].split("(")[0]
+        by_codec[codec] = by_codec.get(codec, 0) + height * width
     total = sum(by_codec.values())
     metrics = {
         "bytes": size,
@@ -170,7 +211,6 @@ def _report(
         f"{size:,} bytes: {100 * size / fp32_bytes:.1f}% of fp32, {100 * metrics['bytes_of_parent']:.0f}% of the parent's "
         f"{parent.manifest.deployable_bytes:,}; quality {figures['quality']:.3f} of the parent's (perplexity, worst kind)"
     )
-    del model
     shares = [{"codec": name, "weights": n, "share": round(n / total, 4)} for name, n in sorted(by_codec.items())]
     tables = {
         "rate and quality (search split)": sorted(points, key=lambda p: -p["bytes"]),

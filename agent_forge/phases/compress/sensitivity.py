@@ -2,9 +2,12 @@
 
 A linear layer used N times over T tokens, with inputs x and output gradients g, costs
 ½ N/T Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats a token; an embedding the same with its rows' counts and E[g gᵀ]; any other
-tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text.
+tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text;
+the output head needs none of them, its E[g²] is E[p (1 - p)]. A token that the windows lack counts as often as the share
+of tokens seen once says (Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +23,8 @@ from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.models.compressed import as_matrix, coded_tensors, tied_modules
 
-UNSEEN_TOKENS = 0.5  # added to every token's count: a token the windows lack still matters
+# Least importance of a row, as a share of the mean row's: text other than the calibration's uses other rows.
+ROW_FLOOR = 0.02
 
 
 @dataclass(slots=True)
@@ -43,6 +47,19 @@ class Sensitivity:
         """Say whether calibration reached the tensor."""
         return bool(self.uses) or self.fisher is not None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `of` makes the same sensitivity from."""
+        found = {"none": torch.zeros(0)} if self.fisher is None else {"fisher": self.fisher}
+        for index, use in enumerate(self.uses):
+            found |= {f"rows-{index}": use.rows, f"columns-{index}": use.columns}
+        return found
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Sensitivity":
+        """Return the sensitivity that `tensors` gave."""
+        count = sum(name.startswith("rows-") for name in tensors)
+        return cls([Use(tensors[f"rows-{i}"], tensors[f"columns-{i}"]) for i in range(count)], tensors.get("fisher"))
+
     def distortion(self, error: Tensor) -> float:
         """Return the estimated rise of the loss in nats a token for an error (rows, columns) of the weights."""
         total = sum(float(use.rows @ ((error @ use.columns) * error).sum(1)) for use in self.uses)
@@ -50,11 +67,22 @@ class Sensitivity:
             total += float((self.fisher * error.square()).sum())
         return 0.5 * max(total, 0.0)
 
-    def hessian(self) -> Tensor | None:
-        """Return what error compensation needs, (columns, columns); None when only a diagonal is known."""
-        if not self.uses:
+    def curvature(self) -> tuple[Tensor, Tensor] | None:
+        """Return (rows, columns (in, in)) whose product stands for the second derivative in nats a token, or None.
+
+        Several uses, and a Fisher matrix without structure, are replaced by the product that agrees with them in every
+        row's trace and in the sum over rows.
+        """
+        if self.fisher is not None:
+            rows, columns = self.fisher.mean(1), torch.diag(self.fisher.mean(0))
+        elif self.uses:
+            rows = torch.stack([use.rows * use.columns.trace() for use in self.uses]).sum(0)
+            columns = torch.stack([use.columns * use.rows.mean() for use in self.uses]).sum(0)
+        else:
             return None
-        return torch.stack([use.columns * use.rows.mean() for use in self.uses]).sum(0)
+        rows = rows / rows.mean().clamp_min(1e-30)
+        rows = rows.clamp_min(ROW_FLOOR)
+        return rows / rows.mean(), columns
 
 
 @dataclass(slots=True)
@@ -64,6 +92,7 @@ class _Sums:
     second: Tensor
     rows: Tensor  # Σ g² of a linear's outputs, or token counts of an embedding
     uses: int = 0
+    exact: bool = False  # rows come from the probabilities themselves
 
 
 class Collector:
@@ -73,29 +102,60 @@ class Collector:
         self.sums: dict[str, _Sums] = {}
         self.fisher: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        # Layers that share an input (queries, keys and values) share its product as well: the last one is kept.
+        self._last: tuple[Tensor, Tensor] | None = None
+        self.outputs: dict[str, Tensor] = {}
+        self._frozen: list[Tensor] = []
+        head = model.get_output_embeddings()
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 out, width = module.weight.shape
                 device = module.weight.device
                 self.sums[name] = _Sums(torch.zeros(width, width, device=device), torch.zeros(out, device=device))
                 self._handles.append(module.register_forward_hook(self._forward_hook(self.sums[name])))
+                # Gradients of outputs are wanted, not of weights: that saves a third of the work, and their memory.
+                if module.weight.requires_grad:
+                    module.weight.requires_grad_(False)
+                    self._frozen.append(module.weight)
+                if module is head:
+                    self._handles.append(module.register_forward_hook(self._keep_output(name)))
         coded = set(coded_tensors(model))
         self.others = {name: p for name, p in model.named_parameters() if name in coded}
 
-    @staticmethod
-    def _forward_hook(sums: _Sums) -> Any:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0].detach()
+    def _forward_hook(self, sums: _Sums) -> Any:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if isinstance(module, nn.Embedding):
-                sums.rows += torch.bincount(x.flatten(), minlength=len(sums.rows))
+                output = output.detach().requires_grad_()
+                sums.rows += torch.bincount(inputs[0].flatten(), minlength=len(sums.rows))
             else:
-                flat = x.flatten(0, -2).float()
-                sums.second += flat.T @ flat
-                sums.uses += len(flat)
+                sums.second += self._product(inputs[0])
+                sums.uses += inputs[0].numel() // inputs[0].shape[-1]
             if output.requires_grad:
                 output.register_hook(lambda gradient: _note_gradient(sums, gradient, isinstance(module, nn.Embedding)))
+            return output
 
         return note
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Return Σ x xᵀ over the tokens of x (..., width): (width, width) float32."""
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, _second_moment(x))
+        return self._last[1]
+
+    def _keep_output(self, name: str) -> Any:
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+            self.outputs[name] = output
+
+        return keep
+
+    def note_head(self, logits: Tensor, probabilities: Tensor) -> None:
+        """Add E[g²] = p (1 - p) when the logits are a head's very output; a drawn label would only add noise."""
+        self._last = None
+        for name, output in self.outputs.items():
+            if output is logits:
+                self.sums[name].exact = True
+                self.sums[name].rows += (probabilities - probabilities.square()).sum(0)
+        self.outputs.clear()
 
     def note_parameters(self) -> None:
         """Add the squared gradients of the other tensors after one window's backward pass."""
@@ -105,18 +165,26 @@ class Collector:
                 self.fisher[name] = self.fisher.get(name, torch.zeros_like(square)) + square
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks and let the weights train again."""
         for handle in self._handles:
             handle.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+
+def _second_moment(x: Tensor) -> Tensor:
+    """Return Σ x xᵀ over x (..., width) in float32, also where the model itself runs in bfloat16."""
+    flat = x.detach().flatten(0, -2).float()
+    with torch.autocast(x.device.type, enabled=False):
+        return flat.T @ flat
 
 
 def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool) -> None:
-    flat = gradient.detach().flatten(0, -2).float()
     if of_embedding:
-        sums.second += flat.T @ flat
-        sums.uses += len(flat)
-    else:
-        sums.rows += flat.square().sum(0)
+        sums.second += _second_moment(gradient)
+        sums.uses += gradient.numel() // gradient.shape[-1]
+    elif not sums.exact:
+        sums.rows += gradient.detach().flatten(0, -2).float().square().sum(0)
 
 
 def measure(
@@ -132,10 +200,13 @@ def measure(
         for step, window in enumerate(windows):
             out.check_stop()
             model.zero_grad(set_to_none=True)
-            logits = model(input_ids=window[None].to(model.device), use_cache=False).logits[0].float()
+            raw = model(input_ids=window[None].to(model.device), use_cache=False).logits
+            logits = raw[0].float()
             with torch.no_grad():
                 generator = torch_generator(seed, "compress", "labels", step)
-                labels = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+                probabilities = logits.softmax(-1)
+                labels = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
+                collector.note_head(raw, probabilities)
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             if not bool(loss.isfinite()):
                 raise PhaseError(
@@ -148,6 +219,40 @@ def measure(
         collector.close()
         model.zero_grad(set_to_none=True)
     return _assemble(model, collector, windows.numel())
+
+
+def remembered(
+    model: PreTrainedModel, windows: Tensor, seed: int, out: Workspace, events: EventLog
+) -> Callable[[str], Sensitivity]:
+    """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file a tensor."""
+    files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
+
+    def measured(wanted: str) -> dict[str, Tensor]:
+        found = measure(model, windows, seed, out, events)
+        for name, file in files.items():
+            if name != wanted:
+                out.remember_tensors(file, lambda n=name: found.pop(n).tensors())  # type: ignore[misc]
+        return found[wanted].tensors()
+
+    def read(name: str) -> Sensitivity:
+        return Sensitivity.of(out.remember_tensors(files[name], lambda: measured(name)))
+
+    for name in list(files)[:1]:
+        read(name)
+    return read
+
+
+def good_turing(counts: Tensor) -> Tensor:
+    """Return expected counts (rows,) of seen and unseen tokens; they sum to what was counted.
+
+    The unseen together get as much as was seen once, spread evenly; the seen are scaled down to make room.
+    """
+    unseen, once = counts == 0, float((counts == 1).sum())
+    total, missing = float(counts.sum()), int(unseen.sum())
+    if not missing or not total:
+        return counts
+    share = min(max(once, 1.0) / total, 0.5)
+    return torch.where(unseen, counts.new_full((), share * total / missing), counts * (1 - share))
 
 
 def _assemble(model: PreTrainedModel, collector: Collector, tokens: int) -> dict[str, Sensitivity]:
@@ -164,5 +269,5 @@ def _assemble(model: PreTrainedModel, collector: Collector, tokens: int) -> dict
 
 
 def _use(sums: _Sums, embedding: bool, tokens: int) -> Use:
-    rows = sums.rows + UNSEEN_TOKENS if embedding else sums.rows
+    rows = good_turing(sums.rows) if embedding else sums.rows
     return Use((rows / tokens).cpu(), (sums.second / sums.uses).cpu())

@@ -1,0 +1,76 @@
+"""The curve of a model: bytes against quality against tokens a second, one written and reloaded file a point."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agent_forge import models
+from agent_forge.checkpoint import Workspace
+from agent_forge.codecs import allocate
+from agent_forge.codecs.allocate import Option
+from agent_forge.core.errors import ConfigError
+from agent_forge.core.events import EventLog
+from agent_forge.phases.compress import Config, choose, measure
+from agent_forge.phases.compress.offers import Offer
+
+PROMPT_TOKENS = 16
+
+
+def points(
+    model: PreTrainedModel,
+    coded: Mapping[str, list[Offer]],
+    tensors: Sequence[Sequence[Option]],
+    fixed_bytes: int,
+    windows: measure.Windows,
+    parent: Mapping[str, Tensor],
+    config: Config,
+    out: Workspace,
+    events: EventLog,
+) -> list[dict[str, Any]]:
+    """Return a row for each of `curve.bytes_ratios`, largest first, without recovery.
+
+    fixed_bytes: of the file beside the coded tensors. A ratio that the candidates cannot reach is left out with a warning.
+    """
+    fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
+    seeds = int(config.seed_ratio * sum(o[0].shape[0] * o[0].shape[1] for o in coded.values()))
+    rows = []
+    ratios = sorted(config.curve.bytes_ratios, reverse=True)
+    for index, ratio in enumerate(ratios):
+        try:
+            choice = allocate.within_budget(tensors, int(ratio * fp32) - fixed_bytes, max_seed_blocks=seeds)
+        except ConfigError as error:
+            events.warning(f"curve: no point at {ratio} of fp32: {error}")
+            continue
+
+        def measured(choice: allocate.Choice = choice) -> dict[str, Any]:
+            directory = out.state / "curve"
+            shutil.rmtree(directory, ignore_errors=True)
+            models.save(choose.build(model, coded, choice), None, directory)
+            size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+            child = models.load(directory, device=model.device)
+            figures = measure.quality(measure.losses(child, windows), parent)
+            speed = tokens_per_second(child, next(iter(windows.values()))[0][0], config.curve.speed_tokens)
+            return {
+                "bytes": size, "bytes_of_fp32": round(size / fp32, 4), "bits_per_weight": round(32 * size / fp32, 3),
+                "tokens_per_second": speed, "estimated_nats": round(allocate.total_distortion(tensors, choice), 5),
+                **figures,
+            }  # fmt: skip
+
+        rows.append(out.remember(f"curve-{ratio}", measured))
+        events.progress("curve", index + 1, len(ratios), rows[-1])
+    return rows
+
+
+def tokens_per_second(model: PreTrainedModel, ids: Tensor, tokens: int) -> float:
+    """Return the speed of greedy generation with a cache from the first tokens of `ids` (length,), one sequence."""
+    prompt = ids[:PROMPT_TOKENS].tolist()
+    with torch.no_grad():
+        models.generate(model, [prompt], max_new_tokens=1, stop_ids=[])
+        began = time.perf_counter()
+        models.generate(model, [prompt], max_new_tokens=tokens, stop_ids=[])
+    return round(tokens / (time.perf_counter() - began), 2)

@@ -1,0 +1,113 @@
+"""Recover what coding lost, end to end: scales of coded rows and all that stayed float learn to give the parent's logits.
+
+Codes do not change, so neither does the rate: a row's scale is a factor on one output of a linear, or on one token's
+embedding, and is written back into the payload. Reads the parent and the chosen payloads; gives new payloads and the
+values of the parameters that are not coded.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from agent_forge import codecs, learn
+from agent_forge.checkpoint import Workspace
+from agent_forge.codecs.payload import Payload
+from agent_forge.core.events import EventLog
+from agent_forge.learn import Batches
+from agent_forge.models import compressed
+from agent_forge.models.compressed import Coded, CompressedEmbedding, CompressedLinear, coded_modules
+from agent_forge.phases.compress import RecoverConfig
+
+STAGE = "recover"
+GAIN = "row_gain"
+
+
+def recovered(
+    parent: PreTrainedModel,
+    picked: Mapping[str, Payload],
+    batches: Batches,
+    config: RecoverConfig,
+    out: Workspace,
+    events: EventLog,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+) -> tuple[PreTrainedModel, dict[str, Payload]]:
+    """Return a dense copy of `parent` with the trained uncoded parameters, and payloads with the trained scales.
+
+    `compressed.compress` of the two is the recovered model. Training survives a kill (see learn.train).
+    """
+    student = compressed.compress(copy.deepcopy(parent), picked)
+    parameters = trainable(student, picked)
+
+    def loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+        del step
+        ids = batch["input_ids"]
+        with torch.no_grad():
+            wanted = parent(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False).logits
+        kl = learn.distill_loss(wanted, logits, torch.ones_like(ids, dtype=torch.bool), 1.0)
+        return kl, {"kl_nats": kl.detach()}
+
+    learn.train(
+        student, batches, loss, stage=STAGE, steps=config.steps, optim=config.optim, out=out, events=events, seed=seed,
+        parameters=parameters, device=parent.device, dtype=dtype,
+    )  # fmt: skip
+    return _dense_copy(parent, student), rescaled(student, picked)
+
+
+def trainable(student: PreTrainedModel, picked: Mapping[str, Payload]) -> list[nn.Parameter]:
+    """Give every coded layer with stored scales a gain a row, and return those gains and what stayed float."""
+    own = [p for p in student.parameters() if p.requires_grad]
+    modules = coded_modules(student)
+    gains = []
+    for name, module in modules.items():
+        if name in picked and codecs.scaled(picked[name], torch.ones(picked[name].shape[0])) is not None:
+            gains.append(nn.Parameter(torch.ones(picked[name].shape[0], device=student.device)))
+            module.register_parameter(GAIN, gains[-1])
+    for module in modules.values():
+        holder = module._source[0] if module._source else module
+        if hasattr(holder, GAIN):
+            module.register_forward_hook(_times_gain(module, holder))
+    return [*own, *gains]
+
+
+def _times_gain(module: Coded, holder: Coded) -> Callable[..., Tensor]:
+    """Return a hook that multiplies a layer's rows by the gains of the layer that holds its weight."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        gain: Tensor = holder.get_parameter(GAIN)
+        if isinstance(module, CompressedEmbedding):
+            return output * gain[inputs[0]][..., None]
+        assert isinstance(module, CompressedLinear)
+        gain = gain.to(output.dtype)
+        return output * gain if module.bias is None else (output - module.bias) * gain + module.bias
+
+    return hook
+
+
+def rescaled(student: PreTrainedModel, picked: Mapping[str, Payload]) -> dict[str, Payload]:
+    """Return the payloads with the gains of `student` in their scales."""
+    found = dict(picked)
+    for name, module in coded_modules(student).items():
+        gain = getattr(module, GAIN, None)
+        if gain is not None:
+            scaled = codecs.scaled(picked[name], gain.detach().float().cpu())
+            assert scaled is not None
+            found[name] = scaled
+    return found
+
+
+@torch.no_grad()
+def _dense_copy(parent: PreTrainedModel, student: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of `parent` whose uncoded parameters are those of `student`."""
+    dense = copy.deepcopy(parent)
+    trained = dict(student.named_parameters())
+    for name, parameter in dense.named_parameters():
+        if name in trained:
+            parameter.copy_(trained[name])
+    return dense
