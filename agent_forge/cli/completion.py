@@ -41,6 +41,7 @@ def tree(command: str) -> dict[str, Any]:
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
             name, _, package = entry.partition("@")
+            name = f"{command.rpartition('/')[0]}/{name}".lstrip("/")  # in a group's file, an option of that group
             _lay_over(merged, {package: tree(name)} if package else tree(name))
         elif isinstance(entry, Mapping):
             for group, option in entry.items():
