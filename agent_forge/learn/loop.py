@@ -25,6 +25,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.learn import distribution, feed
 from agent_forge.learn import state as states
+from agent_forge.learn.attention import fast_bfloat16_attention
 from agent_forge.learn.distribution import World, whole
 from agent_forge.learn.optimisers import Optimisers, Parameters, outside
 from agent_forge.learn.plan import Plan
@@ -169,7 +170,11 @@ class _Stage:
         if self.runtime.rollbacks and not self.next_step:
             self.save("step-00000000")
         try:
-            with no_memory_fill(), recomputing(self.model, self.runtime.checkpoint_activations):
+            reduced = self.dtype == torch.bfloat16
+            with (
+                no_memory_fill(), recomputing(self.model, self.runtime.checkpoint_activations),
+                fast_bfloat16_attention(reduced),
+            ):  # fmt: skip
                 compiler.start(self.device)
                 self._take_steps(compiler)
         finally:

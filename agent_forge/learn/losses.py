@@ -13,11 +13,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from agent_forge.core.errors import DataError
-from agent_forge.models.cross_entropy import CHUNK_ENTRIES, weighted_cross_entropy
+from agent_forge.models.cross_entropy import weighted_cross_entropy
 
 IGNORE = -100
-# Logits of more entries than this are never held whole: 64 MiB in float32, and training holds several such tensors.
-LOGITS_IN_MEMORY = 1 << 24
+# From this share of trained tokens on it is cheaper to give the others no weight than to pick the trained ones out.
+DENSE_SHARE = 0.75
 # Models of transformers whose logits are lm_head(base(x)) and nothing else (no scale, no soft cap).
 PLAIN_HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 
@@ -34,9 +34,9 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
     if hasattr(model, "training_loss"):
         loss, metrics = model.training_loss(input_ids, labels)
         return loss, dict(metrics)
-    chunked = _large_vocabulary_loss(model, batch)
-    if chunked is not None:
-        return chunked, {}
+    without_logits = _loss_without_logits(model, batch)
+    if without_logits is not None:
+        return without_logits, {}
     logits_BTV = model(input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=False).logits
     loss = functional.cross_entropy(logits_BTV[:, :-1][wanted].float(), labels[:, 1:][wanted])
     return loss, {}
@@ -68,10 +68,9 @@ def chunked_cross_entropy(
     count = int(wanted.sum())
     if count == 0:
         raise DataError(f"cross-entropy has no label to learn from: all are {IGNORE}")
-    rows_ND, targets_N = hidden[wanted], labels[wanted]
     if isinstance(head, Tensor):
-        even = torch.full((count,), 1.0 / count, device=hidden.device)
-        return weighted_cross_entropy(rows_ND, head, targets_N, even, chunk_rows=chunk_tokens)[0]
+        return _mean_cross_entropy(hidden, head, labels, wanted, count, chunk_tokens)
+    rows_ND, targets_N = hidden[wanted], labels[wanted]
 
     def chunk_loss(rows: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(head(rows).float(), targets, reduction="sum")
@@ -83,22 +82,33 @@ def chunked_cross_entropy(
     return total / count
 
 
-def _large_vocabulary_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the chunked loss of a plain Hugging Face model whose logits would be large, else None.
+def _mean_cross_entropy(
+    hidden: Tensor, head: Tensor, labels: Tensor, wanted: Tensor, count: int, chunk_rows: int
+) -> Tensor:
+    """Return the mean cross-entropy over the `count` positions where `wanted`; chunk_rows 0 chooses."""
+    if count < DENSE_SHARE * labels.numel():
+        even = torch.full((count,), 1.0 / count, device=hidden.device)
+        return weighted_cross_entropy(hidden[wanted], head, labels[wanted], even, chunk_rows=chunk_rows)[0]
+    targets, weights = labels.flatten().clamp(min=0), wanted.flatten() / count
+    return weighted_cross_entropy(hidden.flatten(0, -2), head, targets, weights, chunk_rows=chunk_rows)[0]
+
+
+def _loss_without_logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the chunked loss of a plain Hugging Face model, else None.
 
     Only where the head is a bias-free linear layer right after the base model, with nothing done to the logits: then
     head(base(x)) is the model.
     """
     base, head = getattr(model, "base_model", None), _plain_head(model)
-    labels = batch["labels"][:, 1:]
-    if head is None or base is None or base is model or labels.numel() * head.weight.shape[0] <= LOGITS_IN_MEMORY:
+    if head is None or base is None or base is model:
         return None
     hidden_BTD = base(
         input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False
     ).last_hidden_state
-    return chunked_cross_entropy(
-        hidden_BTD[:, :-1], head.weight, labels, chunk_tokens=max(CHUNK_ENTRIES // head.weight.shape[0], 1)
-    )
+    # Labels move, not the hidden states: those stay one block that needs no copy.
+    next_BT = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+    wanted = next_BT != IGNORE
+    return _mean_cross_entropy(hidden_BTD, head.weight, next_BT, wanted, int(wanted.sum()), 0)
 
 
 def _plain_head(model: Any) -> nn.Linear | None:

@@ -2,7 +2,8 @@
 
 The loss is sum_n w_n CE_n with weights w that are known beforehand, so the gradients of hidden states and head follow
 from each chunk's probabilities in the forward pass: three products a chunk, as without chunks, and nothing is computed
-twice. At most `chunk_rows` rows of logits live at any time. Source of the idea: Cut Your Losses, arXiv:2411.09009.
+twice, the exponentials included. At most `chunk_rows` rows of logits live at any time. Source of the idea: Cut Your
+Losses, arXiv:2411.09009.
 
 Shapes: N tokens, d hidden, V vocabulary.
 """
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_ENTRIES = 1 << 23  # logits held at once: 32 MiB in float32
+CHUNK_ROWS = 1024  # of a small vocabulary: what a chunk holds then stays in the cache
 
 
 def weighted_cross_entropy(
@@ -24,7 +26,7 @@ def weighted_cross_entropy(
     hidden: (N, d); head: (V, d); targets: (N,) int64; weights: (N,), which get their gradient too; chunk_rows: 0
     chooses. Logits are computed in the autocast dtype where autocast is on, and summed up in float32.
     """
-    rows = chunk_rows or max(CHUNK_ENTRIES // head.shape[0], 1)
+    rows = chunk_rows or max(min(CHUNK_ENTRIES // head.shape[0], CHUNK_ROWS), 1)
     total, losses = _WeightedCrossEntropy.apply(hidden, head, targets, weights, rows)  # type: ignore[no-untyped-call]
     return total, losses
 
@@ -40,24 +42,22 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         losses = hidden.new_empty(len(targets), dtype=torch.float32)
         wants_hidden, wants_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        to_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
+        to_head: Tensor | None = None
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(targets), rows):
                 part = slice(start, start + rows)
                 inputs, goal = hidden[part].to(dtype), targets[part, None]
                 logits = F.linear(inputs, wide).float()
-                norm = logits.logsumexp(-1, keepdim=True)
-                losses[part] = (norm - logits.gather(1, goal))[:, 0]
-                if to_hidden is None and to_head is None:
+                chances, losses[part] = _chances(logits, goal)
+                if not wants_hidden and not wants_head:
                     continue
-                # From here on `logits` holds the gradient of the weighted sum with respect to the logits.
-                logits.sub_(norm).exp_()
-                logits.scatter_add_(1, goal, -torch.ones_like(norm))
-                slope = logits.mul_(wanted[part, None]).to(dtype)
+                # The gradient of the weighted sum with respect to the logits.
+                chances.scatter_add_(1, goal, chances.new_full(goal.shape, -1.0))
+                slope = chances.mul_(wanted[part, None]).to(dtype)
                 if to_hidden is not None:
                     to_hidden[part] = (slope @ wide).to(hidden.dtype)
-                if to_head is not None:
-                    _add_product(to_head, slope, inputs)
+                if wants_head:
+                    to_head = _plus_product(to_head, slope, inputs)
         ctx.save_for_backward(to_hidden, to_head, losses)
         ctx.head_dtype, ctx.weights_dtype = head.dtype, weights.dtype
         ctx.mark_non_differentiable(losses)
@@ -66,18 +66,28 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_head, losses = ctx.saved_tensors
+        # In place: a copy of the head's gradient would be the largest tensor of all. Autograd refuses a second pass.
         return (
-            None if to_hidden is None else to_hidden * gradient.to(to_hidden.dtype),
-            None if to_head is None else (to_head * gradient).to(ctx.head_dtype),
+            None if to_hidden is None else to_hidden.mul_(gradient.to(to_hidden.dtype)),
+            None if to_head is None else to_head.mul_(gradient).to(ctx.head_dtype),
             None,
             (losses * gradient).to(ctx.weights_dtype) if ctx.needs_input_grad[3] else None,
             None,
         )
 
 
-def _add_product(total: Tensor, slope: Tensor, inputs: Tensor) -> None:
-    """Add slope^T inputs to `total` (V, d) in place."""
-    if slope.dtype == torch.float32:
-        total.addmm_(slope.T, inputs)
-    else:
-        total.add_((slope.T @ inputs).float())
+def _chances(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the softmax of logits (n, V) float32 and -log of it at goal (n, 1): (n, V), (n,).
+
+    The likeliest entry has exp(0) / sum, so log(sum) is minus the log of the largest chance: no second exponential.
+    """
+    chances = logits.softmax(-1)
+    norm = logits.amax(-1, keepdim=True) - chances.amax(-1, keepdim=True).log()
+    return chances, (norm - logits.gather(1, goal))[:, 0]
+
+
+def _plus_product(total: Tensor | None, slope: Tensor, inputs: Tensor) -> Tensor:
+    """Return total + slope^T inputs, (V, d) float32, in place of `total` where there is one."""
+    if total is None:
+        return (slope.T @ inputs).float()
+    return total.addmm_(slope.T, inputs) if slope.dtype == torch.float32 else total.add_(slope.T @ inputs)

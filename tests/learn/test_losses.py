@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from agent_forge.core.errors import DataError
-from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss, losses
+from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss
+from agent_forge.models import cross_entropy
 from agent_forge.models.cross_entropy import weighted_cross_entropy
 
 
@@ -98,16 +99,18 @@ def test_weighted_cross_entropy_follows_autocast_within_its_precision() -> None:
         assert float((found - wanted).norm()) < 0.02 * float(wanted.norm())
 
 
-def test_the_loss_of_a_large_vocabulary_is_the_same_without_its_logits(
-    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trained", [27, 20, 4])  # of 27 labels: both ways of leaving out the others
+def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
+    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, trained: int
 ) -> None:
     ids = torch.randint(100, (3, 9), generator=torch.Generator().manual_seed(0))
-    whole, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": ids}, 0)
+    labels = ids.clone()
+    labels.view(-1)[torch.randperm(27, generator=torch.Generator().manual_seed(1))[trained:]] = -100
+    whole = tiny_llama(input_ids=ids, labels=labels).loss
     expected = torch.autograd.grad(whole, list(tiny_llama.parameters()))
-    monkeypatch.setattr(losses, "LOGITS_IN_MEMORY", 10)
-    monkeypatch.setattr(losses, "CHUNK_ENTRIES", 5 * 512)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 5)
     monkeypatch.setattr(tiny_llama.lm_head, "forward", None)  # whoever computes logits fails
-    chunked, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": ids}, 0)
+    chunked, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": labels}, 0)
     torch.testing.assert_close(chunked, whole)
     for found, wanted in zip(torch.autograd.grad(chunked, list(tiny_llama.parameters())), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

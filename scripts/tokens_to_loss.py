@@ -1,0 +1,115 @@
+"""How many tokens Muon with our schedule needs for the loss that a tuned AdamW ends with.
+
+Called by `bench_train.py --tokens-to-loss`. Both are tuned on a seed of their own, each over four learning rates at its
+own budget: AdamW with warm-up and cosine to zero in the plain loop; ours with Muon for hidden matrices, warm-up, flat,
+linear cool-down and tail averaging in learn.train. Then both train from equal weights on equal batches, a seed at a
+time: AdamW its whole budget, ours each share of it in SHARES. All in bfloat16 products where the processor has them.
+Every finished run is a line of CACHE/tokens-to-loss.jsonl: a killed comparison goes on, and other settings start afresh.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from train_engines import SHAPES, ours, plain, prepare, text_settings
+
+ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+MUON_RATES = (0.01, 0.02, 0.04, 0.08)
+SHARES = (0.5, 0.75)  # of the baseline's tokens; tuning happens at the last
+TUNING_SEED = 100
+WINDOWS = 128  # held-out windows that measure the loss
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # two-sided 95% quantile, by number of seeds
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train what is not yet trained, and print the comparison."""
+    runs = Runs(options)
+    adam = {rate: runs.loss("adamw", rate, TUNING_SEED, 1.0) for rate in ADAMW_RATES}
+    muon = {rate: runs.loss("muon", rate, TUNING_SEED, SHARES[-1]) for rate in MUON_RATES}
+    print(f"AdamW tuned on seed {TUNING_SEED}: {_listed(adam)}")
+    print(f"ours tuned on seed {TUNING_SEED}, {SHARES[-1]:.0%} of the tokens: {_listed(muon)}")
+    adam_rate, muon_rate = min(adam, key=adam.__getitem__), min(muon, key=muon.__getitem__)
+    ratios, differences = [], []
+    for seed in range(options.seeds):
+        baseline = runs.loss("adamw", adam_rate, seed, 1.0)
+        found = {share: runs.loss("muon", muon_rate, seed, share) for share in SHARES}
+        ratios.append(needed_share(found, baseline))
+        differences.append(found[SHARES[-1]] - baseline)
+        shown = ", ".join(f"{share:.0%}: {loss:.4f}" for share, loss in found.items())
+        print(f"seed {seed}: AdamW {baseline:.4f}; ours {shown}; share of tokens needed {ratios[-1]:.3f}")
+    print(f"ours - AdamW at {SHARES[-1]:.0%} of the tokens: {_with_interval(differences)} nats")
+    print(f"tokens for AdamW's final loss: x {_with_interval(ratios)}")
+    print(json.dumps({"options": vars(options), "ratios": ratios, "differences": differences, "seconds": runs.seconds}))
+
+
+def needed_share(found: dict[float, float], goal: float) -> float:
+    """Return the share of tokens at which our loss meets `goal`, linear in the logarithm of the share."""
+    (low, high), (first, last) = found.keys(), found.values()
+    if first == last:
+        return low
+    place = (first - goal) / (first - last)
+    return math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+
+
+def _with_interval(values: list[float]) -> str:
+    """Return the mean with its 95% interval over seeds (Student)."""
+    if len(values) not in STUDENT:
+        return f"{statistics.mean(values):+.4f} (no interval for {len(values)} seeds)"
+    half = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}], {len(values)} seeds"
+
+
+def _listed(losses: dict[float, float]) -> str:
+    return ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in losses.items())
+
+
+class Runs:
+    """Trainings by (method, rate, seed, share of the baseline's steps), each done once and kept in a file."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from agent_forge.core import device
+
+        device.set_threads(options.threads)
+        self.options, self.seconds = options, 0.0
+        self.file = Path(options.cache) / "tokens-to-loss.jsonl"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.known = {line["key"]: line for line in map(json.loads, lines)}
+
+    def loss(self, method: str, rate: float, seed: int, share: float) -> float:
+        """Return the held-out loss in nats a token at the end of one training."""
+        steps = round(share * self.options.steps)
+        key = f"{self.options.shape} {self.options.steps} {method} {rate:g} {seed} {steps} {self.options.dtype}"
+        if key not in self.known:
+            started = time.process_time()
+            line = {"key": key, "loss": self._trained(method, rate, seed, steps)}
+            line["seconds"] = time.process_time() - started
+            with self.file.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+            self.known[key] = line
+        self.seconds += self.known[key]["seconds"]
+        return float(self.known[key]["loss"])
+
+    def _trained(self, method: str, rate: float, seed: int, steps: int) -> float:
+        import torch
+
+        from agent_forge import data
+        from agent_forge.learn.attention import fast_bfloat16_attention
+
+        options = argparse.Namespace(**{**vars(self.options), "steps": steps, "compile": "off", "method": method})
+        model, mixture, tokenizer = prepare(options, seed)
+        if method == "adamw":
+            with fast_bfloat16_attention(options.dtype == "bfloat16"):
+                plain(model, mixture, options, lambda: None, seed, lr=rate)
+        else:
+            ours(model, mixture, options, lambda: None, seed, muon_lr=rate, cooldown_share=0.5, average_share=0.1)
+        text = data.TextSource(text_settings(options), tokenizer, "validation")
+        ids = torch.from_numpy(text.windows(SHAPES[options.shape].length, WINDOWS))
+        with torch.no_grad():
+            found: Any = model.eval()(input_ids=ids, labels=ids).loss
+        return float(found)
