@@ -119,7 +119,9 @@ def print_ratios(medians: dict[str, dict[str, float]]) -> None:
     for peer, least in BARS:
         if mine and peer in medians:
             best = max(medians[own]["tokens_per_second"] for own in mine) / medians[peer]["tokens_per_second"]
-            print(f"bar against {peer}, as users get it: x {best:.3f}, asked {least}: {'met' if best >= least else 'missed'}")
+            print(
+                f"bar against {peer}, as users get it: x {best:.3f}, asked {least}: {'met' if best >= least else 'missed'}"
+            )
 
 
 class Clock:

@@ -39,7 +39,7 @@ class RuntimeConfig:
     """
 
     device: str  # auto, cpu, cuda, cuda:1, mps
-    dtype: str  # dtype of the forward pass: float32, bfloat16, float16
+    dtype: str  # of the forward pass: float32, bfloat16, float16; auto: training measures whether bfloat16 pays
     threads: int  # CPU threads; 0 uses every core of the process
     save_every_seconds: float  # how often training state is saved for --resume
     compile: str  # torch.compile of the model's blocks while training: off, on, or auto (measured in the first steps)

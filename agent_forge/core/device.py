@@ -8,7 +8,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 def pick_device(wanted: str) -> "torch.device":
@@ -43,14 +43,17 @@ def _own(device: "torch.device") -> "torch.device":
 
 
 def pick_dtype(wanted: str) -> "torch.dtype":
-    """Return the torch dtype named `wanted`. Raises ConfigError on any other name."""
+    """Return the torch dtype named `wanted`. Raises ConfigError on any other name.
+
+    "auto" is float32 for weights and scoring; training alone may take bfloat16 for its products (learn/precision.py).
+    """
     import torch
 
     if wanted not in DTYPES:
         raise ConfigError(
             f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{wanted}'{did_you_mean(wanted, DTYPES)}"
         )
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    return torch.float32 if wanted == "auto" else getattr(torch, wanted)
 
 
 def set_threads(threads: int) -> int:

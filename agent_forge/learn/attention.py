@@ -83,7 +83,7 @@ class _WrittenOut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q_NTD, k_NTD, v_NTD, weights_NTT = ctx.saved_tensors
-        batch, heads, length, width = ctx.shape
+        batch, heads, length, _ = ctx.shape
         g_NTD = gradient.reshape(batch * heads, length, -1)
         to_value = (weights_NTT.mT @ g_NTD).view(batch, heads, length, -1)
         to_weights = g_NTD @ v_NTD.mT

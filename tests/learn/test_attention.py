@@ -40,7 +40,9 @@ def test_output_and_gradients_are_those_of_float32_within_bfloat16(
     )
     for rounded, wanted in pairs:
         # With one token the gradients of queries and keys are exactly 0: compare with the size of the slope.
-        assert float((rounded - wanted).detach().norm()) <= 0.015 * max(float(wanted.detach().norm()), 0.1 * float(slope.norm()))
+        assert float((rounded - wanted).detach().norm()) <= 0.015 * max(
+            float(wanted.detach().norm()), 0.1 * float(slope.norm())
+        )
 
 
 def test_a_mask_is_obeyed() -> None:

@@ -23,7 +23,7 @@ from agent_forge.config import OptimConfig, RuntimeConfig
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, lm_loss, speed, state, train
+from agent_forge.learn import StepRecord, lm_loss, precision, speed, state, train
 from agent_forge.learn.loop import PLAIN
 from agent_forge.learn.plan import Plan
 
@@ -343,3 +343,33 @@ def test_sigterm_to_the_whole_group_with_live_workers_is_resumable(tmp_path: Pat
     time.sleep(0.1)
     with pytest.raises(ProcessLookupError):
         os.killpg(stopped.pid, 0)
+
+
+@pytest.mark.parametrize(("gain", "taken"), [(2.0, "bfloat16"), (1.1, "float32")])
+def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, taken: str
+) -> None:
+    auto = replace(PLAIN, dtype="auto")
+    monkeypatch.setattr(precision, "measured_gain", lambda *_: gain)
+    events = EventLog(tmp_path / "events.jsonl", "test")
+    expected = fresh(tiny_llama), fresh(tiny_llama)
+    found = go(expected[0], tmp_path / "auto", runtime=auto, events=events)
+    assert losses(found) == losses(go(expected[1], tmp_path / "named", dtype=getattr(torch, taken)))
+    said = [event.message for event in read_events(tmp_path / "events.jsonl") if "products" in event.message]
+    assert said == [f"stage: {taken} products (bfloat16 measured {gain:.1f} times as fast as float32)"]
+
+    class Stop:
+        def __call__(self, record: StepRecord, model: Any) -> None:
+            if record.step == 2:
+                raise KeyboardInterrupt
+
+    model = fresh(tiny_llama)
+    with pytest.raises(KeyboardInterrupt):
+        go(model, tmp_path / "cut", runtime=auto, on_step=Stop())
+    monkeypatch.setattr(precision, "measured_gain", lambda *_: 3.1 - gain)  # would choose the other one now
+    assert losses(go(model, tmp_path / "cut", runtime=auto)) == losses(found)
+
+
+def test_the_measurement_is_a_ratio_of_this_models_products(tiny_llama: LlamaForCausalLM) -> None:
+    assert 0.01 < precision.measured_gain(tiny_llama, torch.device("cpu")) < 100
+    assert precision.measured_gain(nn.LayerNorm(3), torch.device("cpu")) == 1.0

@@ -1,0 +1,80 @@
+"""The gradient of a whole batch: in one piece, in parts one after the other, or by several processes; then clipped.
+
+Parts are weighted by their trained tokens, so their sum is the gradient of the mean over all trained tokens.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agent_forge.learn import distribution, feed
+from agent_forge.learn.distribution import World, whole
+
+
+class Gradients:
+    """Runs the objective forward and backward. `dtype` is that of products (autocast)."""
+
+    def __init__(
+        self, objective: nn.Module, world: World, parts: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.objective, self.world, self.parts = objective, world, parts
+        self.device, self.dtype = device, dtype
+
+    def leave(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
+        """Leave the gradient of the whole batch in the parameters; return its loss and metrics."""
+        if self.world.size == 1 and self.parts == 1:
+            loss, metrics = self._forward(batch, step)
+            loss.backward()
+            return loss.detach(), metrics
+        mine = feed.parts_of(batch, self.world.size, "number of processes")[self.world.rank]
+        parts = feed.parts_of(mine, self.parts, "runtime.accumulate")
+        counts = [feed.trained_tokens(part) for part in parts]
+        total = self.world.sums([float(sum(counts))])[0]
+        sums: dict[str, float] = {}
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            if not count:
+                # Every process must take part in every exchange: an empty part trains on its ids with weight 0.
+                part = {**part, "labels": part["input_ids"]}
+            share = count / max(total, 1.0)
+            last = number + 1 == len(parts)
+            with contextlib.nullcontext() if last else distribution.unsynchronised(self.objective):
+                loss, metrics = self._forward(part, step)
+                # DDP and FSDP average over processes; the shares already add up to 1.
+                (loss * (share * self.world.size)).backward()
+            for key, value in {**metrics, "": loss.detach()}.items():
+                sums[key] = sums.get(key, 0.0) + share * float(value) if count else sums.get(key, 0.0)
+        names = sorted(sums)
+        found = dict(zip(names, self.world.sums([sums[name] for name in names]), strict=True))
+        return found.pop(""), found
+
+    def _forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            found: tuple[Tensor, Mapping[str, Any]] = self.objective(batch, step)
+        return found
+
+
+def clip(parameters: Sequence[nn.Parameter], most: float) -> float | None:
+    """Scale all gradients so that their norm is at most `most` (0: leave them); return the norm before.
+
+    None when no parameter has a gradient.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return None
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    found = float(norm)
+    # Below the limit the factor is exactly 1, and multiplying by it would only cost time.
+    if most > 0 and not found + 1e-6 <= most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return found
+
+
+def add_noise(parameters: Sequence[nn.Parameter], relative: float) -> None:
+    """Add Gaussian noise to each gradient, `relative` times its root mean square."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            scale = relative * parameter.grad.float().square().mean().sqrt()
+            parameter.grad.add_(torch.randn_like(parameter.grad) * scale.to(parameter.grad.dtype))

@@ -1,0 +1,75 @@
+"""Which arithmetic the products of a step use: as asked, or by a measurement of this model's products on this machine.
+
+`auto` starts from float32 and takes bfloat16 (autocast: weights, sums of losses and the optimiser stay float32) where it
+multiplies clearly faster. Processors with bfloat16 arithmetic are about twice as fast or not faster at all, so the choice
+does not hang on a crowded moment; it is kept with the state, and a resumed stage does not measure again.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from agent_forge.core.events import EventLog
+
+LEAST_GAIN = 1.2  # bfloat16 costs casts around its products
+MEASURED_SHAPES = 3  # the kinds of linear layer with the most work
+MEASURED_ROWS = 256
+TRIALS = 5
+
+
+def chosen(
+    model: nn.Module, device: torch.device, stage: str, events: EventLog, decide: Callable[[float], float]
+) -> torch.dtype:
+    """Return bfloat16 or float32 by measurement, and say so in one line. decide: makes several processes agree."""
+    gain = decide(measured_gain(model, device))
+    dtype = torch.bfloat16 if gain >= LEAST_GAIN else torch.float32
+    name = str(dtype).removeprefix("torch.")
+    events.message(f"{stage}: {name} products (bfloat16 measured {gain:.1f} times as fast as float32)", stage=stage)
+    return dtype
+
+
+def warn_of_slow(dtype: torch.dtype, device: torch.device, stage: str, events: EventLog) -> None:
+    """Say where bfloat16 was asked for and the processor has none."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        events.warning(
+            f"{stage}: this processor has no bfloat16 arithmetic; float32 is faster here (runtime.dtype=auto measures)"
+        )
+
+
+def measured_gain(model: nn.Module, device: torch.device) -> float:
+    """Return float32 seconds over bfloat16 seconds, casts included, for the products of the model's linear layers.
+
+    1.0 for a model without linear layers.
+    """
+    counts = Counter(tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear))
+    most = sorted(counts, key=lambda shape: (counts[shape] * shape[0] * shape[1], shape), reverse=True)
+    wide = narrow = 0.0
+    for shape in most[:MEASURED_SHAPES]:
+        rows = torch.full((MEASURED_ROWS, shape[1]), 0.5, device=device)
+        weight = torch.full(shape, 0.5, device=device)
+        wide += counts[shape] * _seconds(rows, weight, torch.float32)
+        narrow += counts[shape] * _seconds(rows, weight, torch.bfloat16)
+    return wide / narrow if narrow else 1.0
+
+
+def _seconds(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> float:
+    """Return the least time of a product in `dtype`; the weight is cast once, as autocast does in a step."""
+    cast = weight.to(dtype)
+    best = float("inf")
+    with torch.no_grad():
+        for _ in range(TRIALS):
+            _wait(rows.device)
+            started = time.perf_counter()
+            functional.linear(rows.to(dtype), cast)
+            _wait(rows.device)
+            best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

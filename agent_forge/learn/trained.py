@@ -1,0 +1,81 @@
+"""What training changes: weights, buffers, the optimisers' moments, the average of the last steps, what is kept aside.
+
+All of it has a name, so that a stage is saved, restored, rolled back and handed on as one flat dict of tensors.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from agent_forge.config import OptimConfig
+from agent_forge.learn import state as states
+from agent_forge.learn.averaging import TailAverage
+from agent_forge.learn.distribution import whole
+from agent_forge.learn.optimisers import Optimisers
+
+
+class Trained:
+    """The model (or working copy) of a stage and what belongs to it."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig, parameters: list[Any] | None, decay: float) -> None:
+        self.model = model
+        self.optimisers = Optimisers(model, optim, parameters)
+        stored = set(model.state_dict())
+        self.buffers = {name: value for name, value in model.named_buffers() if name in stored}
+        self.average = TailAverage(decay)
+        self.kept: dict[str, Tensor] = {}
+
+    def keep(self) -> None:
+        """Remember weights and optimiser as they are."""
+        self.kept = {key: value.detach().clone() for key, value in self._live().items()}
+
+    def go_back(self) -> None:
+        """Return to what `keep` remembered."""
+        self._load(self.kept)
+
+    def finish(self) -> None:
+        """Put the average in place, and drop all but weights and moments."""
+        self.average.put_into(self.optimisers.named)
+        self.optimisers.zero_grad()
+        self.kept = {}
+
+    def tensors(self, *, moments: bool) -> dict[str, Tensor]:
+        """Return everything by name, whole tensors; all processes must call it. moments: the optimisers' state too."""
+        found = self._live() if moments else self._weights()
+        found |= {f"average/{key}": value for key, value in self.average.tensors.items()}
+        found |= {f"kept/{key}": value for key, value in self.kept.items()}
+        return {key: whole(value) for key, value in found.items()}
+
+    def load(self, tensors: Mapping[str, Tensor], averaged_steps: int) -> None:
+        """Take weights, moments and average from a saved state; what is kept aside stays."""
+        parameters: dict[str, Tensor] = dict(self.optimisers.named)
+        self.average.load(under("average/", tensors), averaged_steps, parameters)
+        self._load(tensors)
+
+    def hand_back(self, model: nn.Module) -> None:
+        """Put the result of a sharded working copy into the caller's model."""
+        if model is self.model:
+            return
+        targets = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, value in [*self.optimisers.named, *self.buffers.items()]:
+            states.copy_into(targets[name], whole(value.detach()))
+
+    def _weights(self) -> dict[str, Tensor]:
+        found = {f"weight/{name}": parameter.detach() for name, parameter in self.optimisers.named}
+        return found | {f"buffer/{name}": value for name, value in self.buffers.items()}
+
+    def _live(self) -> dict[str, Tensor]:
+        return self._weights() | {f"optimiser/{key}": value for key, value in self.optimisers.tensors().items()}
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.optimisers.named:
+            states.copy_into(parameter, tensors[f"weight/{name}"])
+        for name, buffer in self.buffers.items():
+            states.copy_into(buffer, tensors[f"buffer/{name}"])
+        self.optimisers.load_tensors(under("optimiser/", tensors))
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose name begins with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
