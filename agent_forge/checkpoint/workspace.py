@@ -35,13 +35,25 @@ class Workspace:
     state: resumable scratch of the phase.
     stop_signal: 0, or the number of the signal that asked the process to stop.
     warn: told in one line of damaged state that is passed over.
+    rank: of several processes that run the phase together, only 0 writes what they share; the others wait for it with
+        `meet`, a barrier, and have scratch of their own.
     """
 
     def __init__(
-        self, path: Path | str, *, phase: str, seed: int, config: Any, parents: Sequence[Checkpoint] = ()
+        self,
+        path: Path | str,
+        *,
+        phase: str,
+        seed: int,
+        config: Any,
+        parents: Sequence[Checkpoint] = (),
+        rank: int = 0,
+        meet: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = Path(path)
-        self.state = record_dir(self.path) / "state"
+        self.rank, self.meet = rank, meet
+        self._shared = record_dir(self.path) / "state"
+        self.state = self._shared / f"rank-{rank}" if rank else self._shared
         self.phase = phase
         self.seed = seed
         self.config: dict[str, Any] = (
@@ -68,10 +80,14 @@ class Workspace:
 
         `agent` settings are laid over those of the first parent, so what an earlier phase baked stays known.
         """
+        target = self.path / name if name else self.path
+        if self.rank:
+            self.meet()
+            return directory.open(target)
         parents = self.parents if parents is None else list(parents)
         inherited = parents[0].manifest.agent if parents else {}
-        return directory.write(
-            self.path / name if name else self.path,
+        written = directory.write(
+            target,
             save,
             phase=self.phase,
             seed=self.seed,
@@ -84,17 +100,12 @@ class Workspace:
             extra=extra,
             deployable_bytes=deployable_bytes,
         )
+        self.meet()
+        return written
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the JSON value of `compute()`, computed at most once per workspace, also across restarts."""
-        file = self.state / f"{name}.json"
-        kept = self._kept(file)
-        if kept is not None:
-            return json.loads(kept)
-        self.check_stop()
-        text = json.dumps(compute(), indent=2)
-        self._keep(file, text.encode())
-        return json.loads(text)
+        return json.loads(self._once(f"{name}.json", lambda: json.dumps(compute(), indent=2).encode()))
 
     def remember_tensors(
         self, name: str, compute: Callable[[], dict[str, "torch.Tensor"]]
@@ -102,13 +113,25 @@ class Workspace:
         """Return the tensors of `compute()`, computed at most once per workspace, also across restarts."""
         from safetensors.torch import load, save
 
-        file = self.state / f"{name}.tensors"
-        kept = self._kept(file)
-        if kept is None:
+        def content() -> bytes:
+            return save({key: value.detach().contiguous().cpu() for key, value in compute().items()})
+
+        return load(self._once(f"{name}.tensors", content))
+
+    def _once(self, name: str, compute: Callable[[], bytes]) -> bytes:
+        """Return what is kept under `name`; rank 0 computes it where it is missing, the others wait and read."""
+        file = self._shared / name
+        if self.rank:
+            self.meet()
+        content = self._kept(file)
+        if content is None:
             self.check_stop()
-            kept = save({key: value.detach().contiguous().cpu() for key, value in compute().items()})
-            self._keep(file, kept)
-        return load(kept)
+            content = compute()
+            if not self.rank:
+                self._keep(file, content)
+        if not self.rank:
+            self.meet()
+        return content
 
     def _keep(self, file: Path, content: bytes) -> None:
         """Write `content` after a line with its hash."""
@@ -127,7 +150,7 @@ class Workspace:
 
     def resume_dir(self, stage: str) -> Path:
         """Return the directory where `learn` keeps the state of `stage`."""
-        return self.state / stage
+        return self._shared / stage
 
     def listen_for_signals(self) -> None:
         """Note SIGTERM and Ctrl-C; the second one ends the process at once."""

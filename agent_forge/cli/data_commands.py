@@ -21,11 +21,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def inspect_command(
-    sources: Annotated[list[str], typer.Argument(metavar="ROWS...", help=".jsonl, .parquet, a folder, or hf:NAME.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="ROWS...", help=".jsonl, .json, .parquet, a folder, or hf:NAME.")
+    ],
     show_mask: Annotated[
         bool, typer.Option("--show-mask", help="Show the first rows with their trained text.")
     ] = False,
-    rows: Annotated[int, typer.Option(help="How many rows --show-mask shows.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows --show-mask shows.")] = 3,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
     ] = None,

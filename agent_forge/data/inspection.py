@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.config.schema import SPLITS
-from agent_forge.core.errors import DataError
+from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.data import rows as raw
 from agent_forge.data.chat import encode_chat
 from agent_forge.data.documents import split_of
@@ -22,14 +22,17 @@ def inspect_rows(
 
     A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts and stops.
     """
+    unknown = set(mask_roles) - set(raw.SPEAKERS.values())
+    if unknown:
+        known = ", ".join(sorted(set(raw.SPEAKERS.values())))
+        raise ConfigError(f"--roles: no turn ever has the role {', '.join(sorted(unknown))}; roles: {known}")
     dialects: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     seen: set[str] = set()
     tokens = trained = longest = count = 0
     masks: list[list[dict[str, Any]]] = []
     for name in names:
-        for row in raw.all_rows(name):
-            turns = raw.messages(row)
+        for row, turns in raw.conversations(name):
             count += 1
             dialects[raw.dialect(row)] += 1
             key = raw.key_of(turns)

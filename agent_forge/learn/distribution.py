@@ -8,6 +8,7 @@ arXiv:2304.11277.
 
 import copy
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from agent_forge.core import ranks
 from agent_forge.core.errors import PhaseError
 from agent_forge.learn.records import LossFn
 from agent_forge.learn.speed import blocks
@@ -28,8 +30,7 @@ class World:
     """The processes of a run. Without torchrun: one, and nothing is communicated."""
 
     def __init__(self, device: torch.device) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
+        self.size, self.rank = ranks.size(), ranks.rank()
         self.device = device
         if self.size > 1 and not dist.is_initialized():
             seconds = float(os.environ.get("FORGE_RANK_TIMEOUT_SECONDS", TIMEOUT_SECONDS))
@@ -60,6 +61,27 @@ class World:
         except RuntimeError as error:
             raise lost(self.rank, error) from error
         return [float(value) for value in shared.tolist()]
+
+
+def barrier_for_long_work(world: World) -> Callable[[], None]:
+    """Return a barrier at which others may wait for hours while one works; a process that dies still ends the wait."""
+    if world.size == 1:
+        return lambda: None
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    def meet() -> None:
+        try:
+            dist.barrier(group=group)
+        except RuntimeError as error:
+            raise lost(world.rank, error) from error
+
+    return meet
+
+
+def leave() -> None:
+    """Take leave of the other processes, where there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def lost(rank: int, error: Exception) -> PhaseError:

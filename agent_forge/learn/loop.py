@@ -35,7 +35,7 @@ from agent_forge.learn.trained import Trained, under
 
 # Where a caller's workspace carries no runtime settings.
 PLAIN = RuntimeConfig(
-    device="cpu", dtype="float32", threads=0, save_every_seconds=60.0, compile="off", workers=0, accumulate=1,
+    device="cpu", dtype="float32", threads=0, save_every_seconds=60.0, compile="off", workers=0, processes=1, accumulate=1,
     checkpoint_activations=False, shard=False, rollbacks=0, budget_tokens=0, budget_minutes=0.0, resume_anyway=False,
 )  # fmt: skip
 CONTROLS = {"lr_scale", "noise", "keep", "rollback"}

@@ -24,12 +24,15 @@ from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, DirectoryLock, atomic, record_dir
 from agent_forge.checkpoint.lock import LOCK_NAME
 from agent_forge.config import PhaseConfig
-from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, LockedError, StorageError
+from agent_forge.core import ranks
+from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import Event, read_events
+from agent_forge.pipeline.catalogue import phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome, differences, input_hash, read_outcome
 
 Listener = Callable[[Event], None]
 POLL_SECONDS = 0.1
+FOLLOW_WAIT_SECONDS = 60.0  # for rank 0 to check its inputs and begin
 LOCK_WAIT_SECONDS = 3.0  # for the worker of a killed run to die
 STDERR = "stderr.log"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)  # signals that stop a process, not crashes
@@ -42,33 +45,72 @@ def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = Non
     resume=False drops what an earlier run of other (or the same) settings left at `config.out`.
     Raises ConfigError when settings differ from those of an unfinished or finished run there, CheckpointError for a
     missing or damaged source, StorageError when `out` cannot be written, LockedError when another process writes there.
-    Failures inside the phase are in the outcome.
+    Failures inside the phase are in the outcome. Under torchrun rank 0 does all this; the others only train with it.
     """
-    sources = check_inputs(name, config)
+    check_processes(name, config)
+    sources = check_inputs(name, config, write_probe=ranks.rank() == 0)
     job: dict[str, Any] = {
         "phase": name,
         "config": asdict(config),
         "sources": [source.id for source in sources],
-        "data": data_fingerprint(config.data.text),
+        "data": data_fingerprint([*config.data.text, *config.data.rows]),
         "parent_pid": os.getpid(),
     }
     job["input_hash"] = wanted = input_hash(name, job["config"], [*job["sources"], *job["data"]])
     record = record_dir(config.out)
+    if ranks.rank():
+        return _follow(name, wanted, record, resume)
     with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
         if not resume:
             _drop(record, Path(config.out))
         found = read_outcome(record)
-        if found is not None and found.status in ("done", "rejected") and found.input_hash == wanted and _whole(found):
+        if found is not None and _stands(found, wanted):
             return found
         _refuse_other_settings(record, job)
         (record / OUTCOME).unlink(missing_ok=True)  # what an earlier attempt said is no answer to this one
         atomic.write_json(record / JOB, job)
     started_seq = max((event.seq for event in read_events(record / EVENTS)), default=0)
-    exit_code, errors = _run_child(record, listener, started_seq)
+    processes = config.runtime.processes if phase_named(name).several_processes else 1
+    exit_code, errors = _run_child(record, listener, started_seq, processes)
     outcome = read_outcome(record)
     if outcome is None or outcome.input_hash != wanted:
         outcome = _died(name, wanted, exit_code, errors, record)
     return outcome
+
+
+def check_processes(name: str, config: PhaseConfig) -> None:
+    """Raise ConfigError where several processes are asked for and this phase, or this launch, cannot use them."""
+    asked = config.runtime.processes
+    if ranks.size() > 1 and asked > 1:
+        raise ConfigError(f"runtime.processes={asked} starts processes itself: leave it at 1 under torchrun")
+    if ranks.size() > 1 and not phase_named(name).several_processes:
+        raise ConfigError(f"{name} does not train with several processes; run it without torchrun")
+
+
+def _follow(name: str, wanted: str, record: Path, resume: bool) -> Outcome:
+    """Train with rank 0 once it has written its job; or find, as it does, that there is nothing to do."""
+    done = Outcome(phase=name, status="done", input_hash=wanted)
+    end = time.monotonic() + FOLLOW_WAIT_SECONDS
+    while True:
+        found = read_outcome(record)
+        if resume and found is not None and _stands(found, wanted):
+            return done
+        if found is None and _begun_with(record, wanted):
+            break
+        if time.monotonic() > end:
+            raise PhaseError(f"rank {ranks.rank()}: rank 0 began no {name} in {record}; do all see the same disk?")
+        time.sleep(POLL_SECONDS)
+    done.exit_code, errors = _run_child(record, None, 0, 1)
+    if done.exit_code:
+        done.status, done.message = "failed", " ".join(errors.strip().splitlines()[-1:])
+    return done
+
+
+def _begun_with(record: Path, wanted: str) -> bool:
+    try:
+        return bool(json.loads((record / JOB).read_text())["input_hash"] == wanted)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _drop(record: Path, out: Path) -> None:
@@ -87,12 +129,15 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     write_probe=False looks at permissions only, and writes nothing.
     """
     from agent_forge.core import registry
+    from agent_forge.data import rows
     from agent_forge.data.documents import check_source
 
     for task in config.gate.tasks:
         registry.load("agent_forge.evaluate.tasks", task, "gate task")
     for text in config.data.text:
         check_source(text)
+    for row_source in config.data.rows:
+        rows.check_source(row_source)
     sources = checkpoint.expand(config.sources)
     if not sources and needs_source(name, config):
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
@@ -129,8 +174,6 @@ def _written_by(out: Path) -> str:
 
 def needs_source(name: str, config: PhaseConfig) -> bool:
     """Say whether the phase reads a checkpoint; only the first one may begin from nothing."""
-    from agent_forge.pipeline.catalogue import phase_named
-
     asks = getattr(config, "starts_from_nothing", None)
     return phase_named(name).order > 1 if asks is None else not asks()
 
@@ -149,7 +192,7 @@ def check_writable(directory: Path) -> None:
 
 
 def data_fingerprint(sources: Sequence[str]) -> list[str]:
-    """Return a line for each text source that changes when its content does; hub names stand for themselves."""
+    """Return a line for each source of text or rows that changes when its content does; hub names stand for themselves."""
     from agent_forge.data.documents import source_files
 
     lines = []
@@ -161,8 +204,10 @@ def data_fingerprint(sources: Sequence[str]) -> list[str]:
     return lines
 
 
-def _whole(outcome: Outcome) -> bool:
-    """Say whether a finished phase's outputs are still there and undamaged."""
+def _stands(outcome: Outcome, wanted: str) -> bool:
+    """Say whether this is the end of the same job and its outputs are still there and undamaged."""
+    if outcome.status not in ("done", "rejected") or outcome.input_hash != wanted:
+        return False
     try:
         return bool(outcome.outputs) and all(checkpoint.open(path) for path in outcome.outputs)
     except CheckpointError:
@@ -183,25 +228,27 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
     if begun["sources"] != job["sources"]:
         changed.append("the content of its sources")
     if begun.get("data") != job["data"] and not any(text.startswith("data.text") for text in changed):
-        changed.append("the content of data.text")
+        changed.append("the content of data.text or data.rows")
     raise ConfigError(
         f"{job['phase']}: {job['config']['out']} was begun with other settings ({'; '.join(changed)}); "
         "use those, or another out=, or --no-resume to drop it and start again"
     )
 
 
-def _run_child(record: Path, listener: Listener | None, after_seq: int) -> tuple[int, str]:
-    """Run the worker on record/job.json, hand its events to `listener`, pass signals on.
+def _run_child(record: Path, listener: Listener | None, after_seq: int, processes: int) -> tuple[int, str]:
+    """Run the worker (or several) on record/job.json, hand its events to `listener`, pass signals on.
 
     Returns its exit code and what it wrote on stderr, which is also kept as record/stderr.log.
     """
     command = [sys.executable, "-m", "agent_forge.pipeline.worker", str(record)]
+    if processes > 1:
+        command = [sys.executable, "-m", "agent_forge.pipeline.launch", str(record), str(processes), str(os.getpid())]
     # Errors go to a temporary file first: the disk of the record may be the one that is full.
     with tempfile.TemporaryFile() as errors:
         exit_code = _watch_child(command, errors, record, listener, after_seq)
         errors.seek(0)
         text = errors.read()
-    if text:
+    if text and not ranks.rank():
         with contextlib.suppress(OSError):
             (record / STDERR).write_bytes(text)
     return exit_code, text.decode(errors="replace")

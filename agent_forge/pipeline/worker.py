@@ -1,12 +1,18 @@
-"""The child process of run_phase: run one phase from record/job.json, gate it, write record/outcome.json."""
+"""The child process of run_phase: run one phase from record/job.json, gate it, write record/outcome.json.
+
+Under torchrun there are several of them. Rank 0 does all that one alone would; the others train with it, and write and
+print nothing: no lock, no events, no outcome, no gate.
+"""
 
 import contextlib
 import errno
 import json
+import os
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +21,7 @@ from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, DirectoryLock, Workspace, atomic
 from agent_forge.config import Phase, PhaseConfig, Report
 from agent_forge.config.compose import to_typed
-from agent_forge.core import device, registry
+from agent_forge.core import device, ranks, registry
 from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import EventLog
 from agent_forge.core.lifetime import die_with_parent
@@ -29,7 +35,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def main(record: Path) -> int:
     """Run the job in `record`; return the exit code."""
     job = json.loads((record / JOB).read_text())
-    die_with_parent(job["parent_pid"])
+    if ranks.rank():
+        return _follow(job)
+    die_with_parent(os.getppid() if ranks.size() > 1 else job["parent_pid"])
     started = time.monotonic()
     outcome = Outcome(phase=job["phase"], status="failed", input_hash=job["input_hash"])
     try:
@@ -55,7 +63,19 @@ def main(record: Path) -> int:
     return outcome.exit_code
 
 
-def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
+def _follow(job: dict[str, Any]) -> int:
+    """Train with rank 0; return the exit code. An error is one line on stderr with the rank."""
+    die_with_parent(os.getppid())
+    try:
+        phase, config, sources, out = _prepared(job)
+        _work(phase, config, sources, out, EventLog(None, phase.name))
+    except ForgeError as error:
+        print(f"rank {ranks.rank()}: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _prepared(job: dict[str, Any]) -> tuple[Phase, PhaseConfig, list[Checkpoint], Workspace]:
     import torch
 
     phase = phase_named(job["phase"])
@@ -64,17 +84,44 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     sources = checkpoint.expand(config.sources, verify=False)
-    out = Workspace(config.out, phase=phase.name, seed=config.seed, config=config, parents=sources)
+    out = Workspace(
+        config.out, phase=phase.name, seed=config.seed, config=config, parents=sources, rank=ranks.rank(),
+        meet=_barrier(config),
+    )  # fmt: skip
     out.save_every_seconds = config.runtime.save_every_seconds
-    out.warn = events.warning
     out.listen_for_signals()
-    atomic.remove_leftovers(out.path.parent, out.path.name)
-    atomic.remove_leftovers(out.path)
-    events.emit("start", message=phase.summary)
+    return phase, config, sources, out
+
+
+def _barrier(config: PhaseConfig) -> Callable[[], None]:
+    """Return how the processes of a run wait for one another; a single one does not."""
+    if ranks.size() == 1:
+        return lambda: None
+    from agent_forge.learn.distribution import World, barrier_for_long_work
+
+    return barrier_for_long_work(World(device.pick_device(config.runtime.device)))
+
+
+def _work(phase: Phase, config: PhaseConfig, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+    """Run the phase itself."""
     run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
     report: Report = run(config, sources, out, events)
     if not report.outputs:
         raise PhaseError(f"{phase.name} wrote no checkpoint; this is a defect of the phase")
+    if ranks.size() > 1:
+        from agent_forge.learn import distribution
+
+        distribution.leave()
+    return report
+
+
+def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
+    phase, config, sources, out = _prepared(job)
+    out.warn = events.warning
+    atomic.remove_leftovers(out.path.parent, out.path.name)
+    atomic.remove_leftovers(out.path)
+    events.emit("start", message=phase.summary)
+    report = _work(phase, config, sources, out, events)
     child = checkpoint.open(report.outputs[0])
     outcome.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outcome.report = json.loads(json.dumps(asdict(report)))

@@ -108,4 +108,10 @@ class Config(PhaseConfig):
         return training.steps * (rows * training.length_tokens + answers)
 
 
-PHASE = Phase(name="bake", order=6, summary="bake tools, memory use and persona into the weights", config=Config)
+PHASE = Phase(
+    name="bake",
+    order=6,
+    summary="bake tools, memory use and persona into the weights",
+    config=Config,
+    several_processes=True,
+)

@@ -100,4 +100,6 @@ class Config(PhaseConfig):
         return self.train.steps * self.train.rows * self.train.length_tokens * 4 / 3 + calibration
 
 
-PHASE = Phase("bitnet", 4, "make the weights ternary and train them back", Config, promises_smaller=True)
+PHASE = Phase(
+    "bitnet", 4, "make the weights ternary and train them back", Config, promises_smaller=True, several_processes=True
+)

@@ -108,4 +108,4 @@ class Config(PhaseConfig):
         return branch + (0 if imported else trunk)
 
 
-PHASE = Phase("cognate", 1, "Pretrain a trunk and branch three specialists from it", Config)
+PHASE = Phase("cognate", 1, "Pretrain a trunk and branch three specialists from it", Config, several_processes=True)

@@ -84,4 +84,4 @@ class Config(PhaseConfig):
         return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3)
 
 
-PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config)
+PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config, several_processes=True)

@@ -158,4 +158,4 @@ class Config(PhaseConfig):
         return sum(asdict(self.steps).values()) * self.batch_rows * self.length_tokens
 
 
-PHASE = Phase("train", 5, "train further in ten measured stages", Config)
+PHASE = Phase("train", 5, "train further in ten measured stages", Config, several_processes=True)
