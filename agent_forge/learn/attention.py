@@ -5,7 +5,6 @@ width 32: 21.5 ms forward and backward, in float32 8.9; written out as below 6.4
 T x T a head; long ones take the fused kernel in float32, which never does.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,8 +27,14 @@ def fast_bfloat16_attention(wanted: bool) -> Iterator[None]:
     the CPU is computed another way.
     """
     original: Any = functional.scaled_dot_product_attention
+
+    def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any) -> Tensor:
+        return attend(original, query, key, value, *args, **keys)
+
     if wanted:
-        functional.scaled_dot_product_attention = functools.partial(attend, original)
+        # torch.compile makes its list of torch's functions once: with torch's own in it.
+        torch.overrides.get_overridable_functions()
+        functional.scaled_dot_product_attention = scaled_dot_product_attention
     try:
         yield
     finally:
@@ -38,9 +43,11 @@ def fast_bfloat16_attention(wanted: bool) -> Iterator[None]:
 
 def attend(original: Attention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any) -> Tensor:
     """Return scaled_dot_product_attention(query, key, value, ...), (B, H, T, D), by the fastest way for training."""
-    slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.requires_grad
-    if not slow or not torch.is_autocast_enabled("cpu"):
+    reduced = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if not reduced or query.device.type != "cpu" or not query.requires_grad:
         return original(query, key, value, *args, **keys)
+    # Rotary positions may have widened queries and keys: autocast itself would round them here.
+    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
     if _is_plain(query, key, args, keys):
         scale = keys.get("scale")
         return _WrittenOut.apply(  # type: ignore[no-any-return,no-untyped-call]

@@ -209,7 +209,10 @@ class _Stage:
             precision.warn_of_slow(self.asked.dtype, self.asked.device, self.stage, self.events)
             return
         if not self.at.dtype_choice:
-            found = precision.chosen(self.model, self.asked.device, self.stage, self.events, self.world.same)
+            tokens = self.asked.batches.batch(self.at.next_step)["input_ids"].numel()
+            tokens //= self.world.size * self.runtime.accumulate
+            device, events = self.asked.device, self.events
+            found = precision.chosen(self.model, tokens, device, self.stage, events, self.world.same)
             self.at.dtype_choice = str(found).removeprefix("torch.")
         self.gradients.dtype = getattr(torch, self.at.dtype_choice)
 

@@ -17,15 +17,18 @@ from agent_forge.core.events import EventLog
 
 LEAST_GAIN = 1.2  # bfloat16 costs casts around its products
 MEASURED_SHAPES = 3  # the kinds of linear layer with the most work
-MEASURED_ROWS = 256
+MEASURED_FLOP = 2e9  # a product is measured with the rows of a step, or with as many as this allows
 TRIALS = 5
 
 
 def chosen(
-    model: nn.Module, device: torch.device, stage: str, events: EventLog, decide: Callable[[float], float]
+    model: nn.Module, tokens: int, device: torch.device, stage: str, events: EventLog, decide: Callable[[float], float]
 ) -> torch.dtype:
-    """Return bfloat16 or float32 by measurement, and say so in one line. decide: makes several processes agree."""
-    gain = decide(measured_gain(model, device))
+    """Return bfloat16 or float32 by measurement, and say so in one line.
+
+    tokens: in one forward pass of this process; decide: makes several processes agree.
+    """
+    gain = decide(measured_gain(model, tokens, device))
     dtype = torch.bfloat16 if gain >= LEAST_GAIN else torch.float32
     name = str(dtype).removeprefix("torch.")
     events.message(f"{stage}: {name} products (bfloat16 measured {gain:.1f} times as fast as float32)", stage=stage)
@@ -40,7 +43,7 @@ def warn_of_slow(dtype: torch.dtype, device: torch.device, stage: str, events: E
         )
 
 
-def measured_gain(model: nn.Module, device: torch.device) -> float:
+def measured_gain(model: nn.Module, tokens: int, device: torch.device) -> float:
     """Return float32 seconds over bfloat16 seconds, casts included, for the products of the model's linear layers.
 
     1.0 for a model without linear layers.
@@ -49,7 +52,8 @@ def measured_gain(model: nn.Module, device: torch.device) -> float:
     most = sorted(counts, key=lambda shape: (counts[shape] * shape[0] * shape[1], shape), reverse=True)
     wide = narrow = 0.0
     for shape in most[:MEASURED_SHAPES]:
-        rows = torch.full((MEASURED_ROWS, shape[1]), 0.5, device=device)
+        count = max(min(tokens, int(MEASURED_FLOP / (2 * shape[0] * shape[1]))), 1)
+        rows = torch.full((count, shape[1]), 0.5, device=device)
         weight = torch.full(shape, 0.5, device=device)
         wide += counts[shape] * _seconds(rows, weight, torch.float32)
         narrow += counts[shape] * _seconds(rows, weight, torch.bfloat16)

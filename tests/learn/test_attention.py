@@ -54,11 +54,21 @@ def test_a_mask_is_obeyed() -> None:
     torch.testing.assert_close(found, causal, atol=0.02, rtol=0.02)
 
 
+def test_queries_that_rotary_positions_widened_are_rounded_as_autocast_does() -> None:
+    given = inputs(4, 4, 9)
+    wide = [given[0].detach().float().requires_grad_(), given[1].float(), given[2]]
+    with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = functional.scaled_dot_product_attention(*wide, is_causal=True)
+        assert torch.equal(found, functional.scaled_dot_product_attention(*given, is_causal=True))
+    assert found.grad_fn is not None
+    assert "WrittenOut" in found.grad_fn.name()
+
+
 def test_nothing_but_bfloat16_training_is_computed_another_way() -> None:
     wide = [part.detach().float().requires_grad_() for part in inputs(4, 4, 9)]
     still = [part.detach() for part in inputs(4, 4, 9)]
     expected = ORIGINAL(*wide, is_causal=True), ORIGINAL(*still, is_causal=True)
-    with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16, enabled=True):
-        assert torch.equal(functional.scaled_dot_product_attention(*still, is_causal=True), expected[1])
     with fast_bfloat16_attention(True):
         assert torch.equal(functional.scaled_dot_product_attention(*wide, is_causal=True), expected[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(functional.scaled_dot_product_attention(*still, is_causal=True), expected[1])
