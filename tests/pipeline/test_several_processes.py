@@ -12,10 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from agent_forge.checkpoint import record_dir
+from agent_forge.checkpoint import Checkpoint, record_dir
 from agent_forge.config import PhaseConfig
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import read_events
@@ -55,22 +54,28 @@ def torchrun(settings: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4, msg=name)
+def assert_same_training(one: Path, other: Path, parent: Path) -> None:
+    """Compare losses, and what training moved: sums in another order may flip single ternary codes on the way."""
+    last = [
+        [event.metrics["loss"] for event in read_events(record_dir(out) / EVENTS) if "loss" in event.metrics][-1]
+        for out in (one, other)
+    ]
+    assert last[1] == pytest.approx(last[0], rel=1e-3)
+    first, second, start = (load_file(place / "model.safetensors") for place in (one, other, parent))
+    moved = sum(float((first[name] - start[name]).square().sum()) for name in first)
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
+    assert apart < 0.01 * moved
 
 
 def test_torchrun_trains_one_model_and_rank_0_alone_writes_and_speaks(
-    alone: Path, quick: Quick, as_file: AsFile, tmp_path: Path
+    alone: Path, quick: Quick, as_file: AsFile, tmp_path: Path, tiny_checkpoint: Checkpoint
 ) -> None:
     out = tmp_path / "bitnet"
     started = torchrun(as_file(quick(out, "gate.enabled=false")))
     output, errors = started.communicate(timeout=500)
     assert started.returncode == 0, errors
     assert output.count("bitnet: ") == 1
-    assert_same_weights(alone, out)
+    assert_same_training(alone, out, tiny_checkpoint.path)
     events = list(read_events(record_dir(out) / EVENTS))
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert sum(event.kind == "start" for event in events) == 1
@@ -81,13 +86,15 @@ def test_torchrun_trains_one_model_and_rank_0_alone_writes_and_speaks(
     assert len(list(read_events(record_dir(out) / EVENTS))) == len(events)
 
 
-def test_runtime_processes_starts_them_and_the_gate_runs_once(alone: Path, quick: Quick, tmp_path: Path) -> None:
+def test_runtime_processes_starts_them_and_the_gate_runs_once(
+    alone: Path, quick: Quick, tmp_path: Path, tiny_checkpoint: Checkpoint
+) -> None:
     out = tmp_path / "bitnet"
-    outcome = run_phase("bitnet", quick(out, "runtime.processes=2"))
-    assert outcome.status in ("done", "rejected"), outcome.message
+    outcome = run_phase("bitnet", quick(out, "runtime.processes=2", "gate.on_failure=continue"))
+    assert outcome.status == "done", outcome.message
     events = list(read_events(record_dir(out) / EVENTS))
     assert sum(event.kind == "gate" for event in events) == 1
-    assert_same_weights(alone, Path(outcome.outputs[0]))
+    assert_same_training(alone, out, tiny_checkpoint.path)
 
 
 def test_a_killed_rank_ends_the_others_and_nothing_is_marked_complete(
