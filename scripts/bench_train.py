@@ -172,9 +172,15 @@ def memory_bytes(entry: str) -> float:
     return 1024.0 * int(line.split()[1])
 
 
-def forget_peak() -> None:
-    """Let the peak of memory count from here (Linux)."""
+def held_bytes(device: str) -> float:
+    """Return what the process (or the accelerator) holds now, and let the peak count from here (Linux)."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated())
     Path("/proc/self/clear_refs").write_text("5")
+    return memory_bytes("VmRSS")
 
 
 def peak_bytes(device: str) -> float:
@@ -207,8 +213,7 @@ def run_case(options: argparse.Namespace) -> dict[str, Any]:
     importlib.import_module("transformers.trainer")  # heavy: held by every case before memory is counted
     clock = Clock(options.device)
     engine = {"ours": ours, "plain": plain, "trainer": trainer}[name]
-    before = memory_bytes("VmRSS") if options.device == "cpu" else 0.0
-    forget_peak()
+    before = held_bytes(options.device)
     loss, note = engine(model, clock.timed(mixture), options, clock.tick, 0)
     peak = peak_bytes(options.device)
     found = clock.result(options.shape)

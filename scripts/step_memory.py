@@ -40,7 +40,7 @@ def step(dtype: str, threads: int) -> dict[str, object]:
     """Train two steps and return what they took."""
     import torch
     import yaml
-    from bench_train import forget_peak, memory_bytes
+    from bench_train import held_bytes, memory_bytes
 
     from agent_forge.checkpoint import Workspace
     from agent_forge.config import OptimConfig
@@ -70,8 +70,7 @@ def step(dtype: str, threads: int) -> dict[str, object]:
         method="muon", lr=3e-3, muon_lr=0.02, warmup_steps=1, cooldown_share=0.0, weight_decay=0.05, beta1=0.9,
         beta2=0.95, clip_norm=1.0, average_share=0.0,
     )  # fmt: skip
-    before = memory_bytes("VmRSS")
-    forget_peak()
+    before = held_bytes("cpu")
     with tempfile.TemporaryDirectory() as folder:
         train(
             model, Same(), lm_loss, stage="s", steps=2, optim=optim, seed=0,

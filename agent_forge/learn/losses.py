@@ -29,12 +29,14 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
     wanted = labels[:, 1:] != IGNORE
-    if not bool(wanted.any()):
+    # Before the forward pass: an accelerator would have to finish it first to answer.
+    count = int(wanted.sum())
+    if not count:
         raise DataError(f"step {step}: no token of this batch is trained (all labels are {IGNORE}); use longer windows")
     if hasattr(model, "training_loss"):
         loss, metrics = model.training_loss(input_ids, labels)
         return loss, dict(metrics)
-    without_logits = _loss_without_logits(model, batch)
+    without_logits = _loss_without_logits(model, batch, count)
     if without_logits is not None:
         return without_logits, {}
     logits_BTV = model(input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=False).logits
@@ -93,8 +95,8 @@ def _mean_cross_entropy(
     return weighted_cross_entropy(hidden.flatten(0, -2), head, targets, weights, chunk_rows=chunk_rows)[0]
 
 
-def _loss_without_logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the chunked loss of a plain Hugging Face model, else None.
+def _loss_without_logits(model: Any, batch: Mapping[str, Tensor], count: int) -> Tensor | None:
+    """Return the chunked loss of a plain Hugging Face model over its `count` trained tokens, else None.
 
     Only where the head is a bias-free linear layer right after the base model, with nothing done to the logits: then
     head(base(x)) is the model.
@@ -107,8 +109,7 @@ def _loss_without_logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor | No
     ).last_hidden_state
     # Labels move, not the hidden states: those stay one block that needs no copy.
     next_BT = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
-    wanted = next_BT != IGNORE
-    return _mean_cross_entropy(hidden_BTD, head.weight, next_BT, wanted, int(wanted.sum()), 0)
+    return _mean_cross_entropy(hidden_BTD, head.weight, next_BT, next_BT != IGNORE, count, 0)
 
 
 def _plain_head(model: Any) -> nn.Linear | None:
