@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -155,7 +154,7 @@ class Collector:
         for name, output in self.outputs.items():
             if output is logits:
                 self.sums[name].exact = True
-                self.sums[name].rows += (probabilities - probabilities.square()).sum(0)
+                self.sums[name].rows += (probabilities.sum(0) - probabilities.square().sum(0)).clamp_min_(0)
         self.outputs.clear()
 
     def note_parameters(self) -> None:
@@ -199,7 +198,7 @@ def measure(
     """Return the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
 
     counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts.
-    Raises PhaseError when the loss is not finite: a model that is broken already cannot be calibrated.
+    Raises PhaseError when the logits are not finite: a model that is broken already cannot be calibrated.
     """
     collector = Collector(model)
     model.eval()
@@ -208,18 +207,18 @@ def measure(
             out.check_stop()
             model.zero_grad(set_to_none=True)
             raw = model(input_ids=window[None].to(model.device), use_cache=False).logits
-            logits = raw[0].float()
-            with torch.no_grad():
-                generator = torch_generator(seed, "compress", "labels", step)
-                probabilities = logits.softmax(-1)
-                labels = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
-                collector.note_head(raw, probabilities)
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            if not bool(loss.isfinite()):
+            # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for memory's sake.
+            gradient = raw.detach()[0].float().softmax(-1)
+            generator = torch_generator(seed, "compress", "labels", step)
+            if not bool(gradient.isfinite().all()):
                 raise PhaseError(
-                    "the loss on calibration text is not finite; compress a checkpoint that passed its gate"
+                    "the logits on calibration text are not finite; compress a checkpoint that passed its gate"
                 )
-            loss.backward()
+            labels = torch.multinomial(gradient.cpu(), 1, generator=generator).to(gradient.device)
+            collector.note_head(raw, gradient)
+            gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+            raw.backward(gradient[None].to(raw.dtype))
+            del raw, gradient
             collector.note_parameters()
             events.progress("calibrate", step + 1, len(windows))
     finally:
@@ -273,13 +272,14 @@ def _assemble(
     modules = dict(model.named_modules())
     found = {name: Sensitivity() for name in coded_tensors(model)}
     shared = tied_modules(model)
-    for name, sums in collector.sums.items():
+    for name in list(collector.sums):
+        sums = collector.sums.pop(name)  # as one is assembled, its sums are let go
         if sums.uses:
             rows = sums.rows
             if isinstance(modules[name], nn.Embedding):
                 of_tokens = counts if modules[name] is model.get_input_embeddings() else None
                 rows = _expected_counts(sums.rows, of_tokens)
-            use = Use((rows / tokens).cpu(), (sums.second / sums.uses).cpu())
+            use = Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu())
             found[shared.get(name, name)].uses.append(use)
     for name, square in collector.fisher.items():
         found[name].fisher = (square / tokens).cpu()
@@ -290,5 +290,5 @@ def _expected_counts(seen: Tensor, counts: Tensor | None) -> Tensor:
     """Return expected counts (rows,) that sum to what the windows `seen` sum to, in the shares of `counts` when given."""
     if counts is None:
         return good_turing(seen)
-    counts = torch.nn.functional.pad(counts.to(seen), (0, len(seen) - len(counts)))
+    counts = nn.functional.pad(counts.to(seen), (0, len(seen) - len(counts)))
     return good_turing(counts) * (seen.sum() / counts.sum().clamp_min(1))
