@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge import codecs
-from agent_forge.codecs import compensate, entropy, hyper, intk, payload, seedlm, ternary, vptq
+from agent_forge.codecs import compensate, entropy, hyper, intk, payload, seedlm, ternary, vptq, waterfill
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.kernels import matrix
 
@@ -419,6 +419,32 @@ def test_water_filling_takes_fewer_bits_than_one_step_a_row_at_equal_loss() -> N
     filled = codecs.encode("waterfill", weight, {"step": 0.55}, hessian, importance)
     assert loss(filled) < loss(even)
     assert filled.bits < even.bits - 0.5
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (16, 200), (200, 16)])
+def test_codes_that_overflow_widen_rows_and_columns_by_what_loses_least(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input a thousand times the others wants steps too fine for 8 bits: against every split of the widening."""
+    weight, hessian = gaussian(*shape), torch.eye(shape[1])
+    weight[3, 7] = 2.0
+    hessian[7, 7] = 1e6
+
+    def loss() -> float:
+        error = codecs.decode(codecs.encode("waterfill", weight, {"loss": 1e-6}, hessian)) - weight
+        return float((error.square() * hessian.diagonal()).sum())
+
+    chosen, split = loss(), {}
+    for octaves in range(13):  # of the column's widening; the rows take what is left
+
+        def widened(_: Tensor, __: Tensor, levels: Tensor, octaves: int = octaves) -> Tensor:
+            levels[7] += 8 * octaves
+            return levels
+
+        monkeypatch.setattr(waterfill, "_widened", widened)
+        split[octaves] = loss()
+    assert chosen <= 1.3 * min(split.values())
+    assert chosen < 0.1 * split[0]
 
 
 def test_blocks_of_unlike_size_are_coded_near_their_entropy_and_without_loss() -> None:
