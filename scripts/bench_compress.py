@@ -24,19 +24,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_codecs
 import llama_convert
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent_forge import codecs, models
+from agent_forge import models
 from agent_forge.checkpoint import Workspace
 from agent_forge.codecs import allocate
 from agent_forge.config.compose import compose
 from agent_forge.core.events import Event, EventLog
 from agent_forge.models import compressed
-from agent_forge.phases.compress import Config, offers, sensitivity
+from agent_forge.phases.compress import Config, measure, offers, sensitivity
+from agent_forge.phases.compress.run import calibration_windows
 
 LENGTH = 512
 CALIBRATION_WINDOWS = 24
@@ -109,6 +111,24 @@ class Bench:
         self.dtype = getattr(torch, args.dtype)
         self.config = compose("compress", Config, [f"out={args.work}/model", "codec=light"])
         tokenizer = models.load_tokenizer(args.model)
+        self.space = self.workspace("work")
+        self._read_text(tokenizer)
+        self.events = EventLog(None, "compress", (self._show,), interval_seconds=20)
+        self.model = models.load(args.model)
+        self.parent = self.space.remember_tensors(
+            f"parent-{args.windows}-{args.dtype}", lambda: {"scores": scored(self.model, self.evaluation, self.dtype)}
+        )["scores"]
+        self.perplexity = math.exp(float(self.parent[..., 0].double().mean()))
+
+    def _read_text(self, tokenizer: Any) -> None:
+        """Set windows to score and to calibrate on, and token counts of all the text that is not held out."""
+        args = self.args
+        if args.text == "phase":
+            self.config.measure.windows = args.windows
+            self.config.calibration.mix = {"text": 1.0}
+            self.evaluation, _ = measure.held_out(self.config, tokenizer, "validation")["text"]
+            self.calibration, self.counts = calibration_windows(self.config, tokenizer)
+            return
         rows = [json.loads(line) for line in Path(args.text).read_text(encoding="utf-8").splitlines()]
         held = [hashlib.sha256(row["source"].encode()).digest()[0] < HELD_OUT for row in rows]
         self.evaluation = windows([r for r, h in zip(rows, held, strict=True) if h], tokenizer, args.windows)
@@ -116,13 +136,7 @@ class Bench:
             [r for r, h in zip(rows, held, strict=True) if not h], tokenizer, CALIBRATION_WINDOWS
         )
         texts = [row["text"] for row, h in zip(rows, held, strict=True) if not h]
-        self.space = self.workspace("work")
         self.counts = self.space.remember_tensors("counts", lambda: {"counts": counted(texts, tokenizer)})["counts"]
-        self.events = EventLog(None, "compress", (self._show,), interval_seconds=20)
-        self.model = models.load(args.model)
-        self.parent = self.space.remember_tensors(
-            f"parent-{args.windows}-{args.dtype}", lambda: {"scores": scored(self.model, self.evaluation, self.dtype)}
-        )["scores"]
 
     def workspace(self, name: str) -> Workspace:
         """Return a place for results under --work."""
@@ -224,49 +238,15 @@ class Bench:
         return {**found, "model.embed_tokens": head.columns.diagonal()}
 
 
-CODECS: tuple[tuple[str, tuple[dict[str, Any], ...]], ...] = (
-    ("waterfill, 0.16 nats a model", ({"codec": "waterfill", "loss": 0.16},)),
-    ("waterfill, 0.64", ({"codec": "waterfill", "loss": 0.64},)),
-    ("int4, groups of 128, compensated", ({"codec": "intk", "bits": 4},)),
-    ("int3, groups of 128, compensated", ({"codec": "intk", "bits": 3},)),
-    ("one step a row, entropy coded, compensated", ({"codec": "intk", "bits": 8, "step": 0.5},)),
-    ("SeedLM C 8 P 3 (1,024 seeds)", ({"codec": "seedlm", "block": 8, "coefficients": 3, "seeds": 1024},)),
-    ("SeedLM C 12 P 4 (1,024 seeds)", ({"codec": "seedlm", "block": 12, "coefficients": 4, "seeds": 1024},)),
-    ("VPTQ v 4, 256 centroids", ({"codec": "vptq", "vector": 4},)),
-    ("Hyper, 8 bits a pair", ({"codec": "hyper", "bits": 8},)),
-    ("Hyper, 6 bits a pair", ({"codec": "hyper", "bits": 6},)),
-    ("ternary, groups of 128", ({"codec": "ternary"},)),
-    ("stacked: SeedLM 4 bit, then VPTQ, then Hyper 8", (
-        {"codec": "seedlm", "block": 8, "coefficients": 3, "seeds": 1024}, {"codec": "vptq", "vector": 4},
-        {"codec": "hyper", "bits": 8})),
-)  # fmt: skip
-CODEC_TENSORS = ("model.layers.15.self_attn.o_proj", "model.layers.15.mlp.up_proj")
+def codec_table(bench: Bench, wanted: list[str], *, combined: bool) -> str:
+    """Return what each codec alone, the spec's settings and stacking take and lose on the whole model."""
 
+    def score(model: Any) -> dict[str, float]:
+        found = figures(scored(model, bench.evaluation, bench.dtype), bench.parent)
+        return {"ratio_low": found["low"] / bench.perplexity, "ratio_high": found["high"] / bench.perplexity, **found}
 
-def codec_table(bench: Bench) -> str:
-    """Return what each codec takes and costs on two real matrices: bits, relative error, second-order rise of the loss."""
-    read = bench.sensitivities()
-    tensors = compressed.coded_tensors(bench.model)
-    weights = sum(tensor.numel() for tensor in tensors.values())
-    lines = ["| codec | bits | relative weight error | loss, micro-nats |", "|---|---|---|---|"]
-    for label, stages in CODECS:
-        size = count = error = energy = nats = 0.0
-        for name in CODEC_TENSORS:
-            found = read(name)
-            importance, hessian = found.curvature() or (None, None)
-            current = tensors[name].float()
-            for stage in stages:
-                given = {key: value for key, value in stage.items() if key != "codec"}
-                if "loss" in given:
-                    given["loss"] /= weights
-                coded = codecs.encode(stage["codec"], current, given, hessian, importance)
-                current = codecs.decode(coded)
-            change = current - tensors[name].float()
-            size, count = size + 8 * len(coded.data), count + change.numel()
-            error, energy = error + float(change.square().sum()), energy + float(tensors[name].float().square().sum())
-            nats += found.distortion(change)
-        lines.append(f"| {label} | {size / count:.2f} | {error / energy:.4f} | {1e6 * nats:.1f} |")
-    return "\n".join(lines)
+    table = bench_codecs.Table(bench.model, bench.sensitivities(), bench.config, bench.workspace, bench.events, score)
+    return bench_codecs.text(bench_codecs.rows(table, wanted, combined=combined))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -311,7 +291,7 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("text")
+    parser.add_argument("text", help="JSON lines, or `phase` for the windows that `forge compress` itself takes")
     parser.add_argument("--work", default="outputs/bench")
     parser.add_argument(
         "--losses", type=float, nargs="+", default=[0.5, 0.3, 0.16, 0.08, 0.04, 0.02, 0.008, 0.0018, 0.0004]
@@ -319,14 +299,14 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, nargs="*", default=[27, 37, 44.3, 50, 54.8, 62, 71, 88, 92, 105])
     parser.add_argument("--llama-python", default="")
     parser.add_argument("--llama-types", nargs="*", default=LLAMA_TYPES)
-    parser.add_argument("--codecs", action="store_true", help="only the table of all codecs on two matrices")
+    parser.add_argument("--codecs", nargs="*", metavar="CODEC", help="only the table of codecs: these, or all of them")
     parser.add_argument("--windows", type=int, default=16, help="of 512 held-out tokens")
     parser.add_argument("--dtype", default="float32", choices=["bfloat16", "float32"], help="of the arithmetic")
     args = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(args)
-    if args.codecs:
-        print(codec_table(bench))
+    if args.codecs is not None:
+        print(codec_table(bench, args.codecs or list(bench_codecs.ALONE), combined=not args.codecs))
         return
     weights = sum(p.numel() for p in bench.model.parameters())
     rows: list[dict[str, Any]] = [

@@ -443,7 +443,7 @@ def test_codes_that_overflow_widen_rows_and_columns_by_what_loses_least(
 
         monkeypatch.setattr(waterfill, "_widened", widened)
         split[octaves] = loss()
-    assert chosen <= 1.3 * min(split.values())
+    assert chosen <= 1.6 * min(split.values())
     assert chosen < 0.1 * split[0]
 
 

@@ -41,7 +41,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     tensors = offers.quantisable(model, config)
     search, validation = (measure.held_out(config, tokenizer, split) for split in ("search", "validation"))
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
-    calibration, counts = _calibration(config, tokenizer)
+    calibration, counts = calibration_windows(config, tokenizer)
     sensitivities = sensitivity.remembered(model, calibration, config.seed, out, events, counts)
     if config.mode == "stacked":
         coded = offers.stacked(tensors, sensitivities, config, out, events)
@@ -73,7 +73,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     return report
 
 
-def _calibration(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+def calibration_windows(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
     """Return calibration windows (n, length) int64 of the train split, and the counts of each token in more of them."""
     settings = config.calibration
 
