@@ -37,11 +37,12 @@ from agent_forge.codecs import allocate
 from agent_forge.config.compose import compose
 from agent_forge.core.events import Event, EventLog
 from agent_forge.models import compressed
-from agent_forge.phases.compress import Config, measure, offers, sensitivity
+from agent_forge.phases.compress import Config, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.run import calibration_windows
 
 LENGTH = 512
 CALIBRATION_WINDOWS = 24
+TRAINING_WINDOWS = 200
 HELD_OUT = 26  # of 256 hash values
 HEADER_BYTES = 160  # of a tensor in a safetensors header, at most
 # (MB, perplexity) to reach, set on another sample of the same kind of text, where fp32 has NAMED_BARS_FP32: ratios count.
@@ -103,6 +104,18 @@ def figures(child: Tensor, parent: Tensor) -> dict[str, float]:
     }
 
 
+class Batches:
+    """Windows of the text that calibration may see, `rows` a step, in order."""
+
+    def __init__(self, ids: Tensor, rows: int) -> None:
+        self.ids, self.rows = ids, rows
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return the windows of one step."""
+        places = (torch.arange(self.rows) + step * self.rows) % len(self.ids)
+        return {"input_ids": self.ids[places]}
+
+
 class Bench:
     """The state of a run: text, model, and where results lie."""
 
@@ -111,6 +124,10 @@ class Bench:
         self.dtype = getattr(torch, args.dtype)
         self.config = compose("compress", Config, [f"out={args.work}/model", "codec=light"])
         tokenizer = models.load_tokenizer(args.model)
+        settings = self.config.recover
+        settings.block_steps, settings.steps = args.recover
+        settings.optim.lr = args.recover_lr
+        self.recovery = f"{settings.block_steps} steps a block, {settings.steps} end to end"
         self.space = self.workspace("work")
         self._read_text(tokenizer)
         self.events = EventLog(None, "compress", (self._show,), interval_seconds=20)
@@ -135,6 +152,8 @@ class Bench:
         self.calibration = windows(
             [r for r, h in zip(rows, held, strict=True) if not h], tokenizer, CALIBRATION_WINDOWS
         )
+        rest = [r for r, h in zip(rows, held, strict=True) if not h]
+        self.training = Batches(windows(rest, tokenizer, TRAINING_WINDOWS), rows=2)
         texts = [row["text"] for row, h in zip(rows, held, strict=True) if not h]
         self.counts = self.space.remember_tensors("counts", lambda: {"counts": counted(texts, tokenizer)})["counts"]
 
@@ -170,22 +189,36 @@ class Bench:
                   f"{time.process_time() - began:.0f} CPU s", flush=True)  # fmt: skip
         return found
 
-    def file_of(self, coded: dict[str, list[offers.Offer]], megabytes: float) -> tuple[Path, float]:
-        """Write the best file within a budget; return its directory and the estimated rise in loss."""
-        weights = sum(options[0].shape[0] * options[0].shape[1] for options in coded.values())
-        plain = sum(t.numel() for t in models.storage.stored_tensors(self.model).values()) - weights
+    def file_of(self, coded: dict[str, list[offers.Offer]], megabytes: float, recovered: bool) -> tuple[Path, float]:
+        """Write the best file within a budget; return its directory and the estimated rise in loss before recovery."""
+        shapes = [options[0].shape for options in coded.values()]
+        plain = sum(t.numel() for t in models.storage.stored_tensors(self.model).values())
+        plain -= sum(rows * columns for rows, columns in shapes)
         budget = int(megabytes * 1e6) - 4 * plain - HEADER_BYTES * len(self.model.state_dict())
+        if recovered:  # trained scales compress a little worse than fitted ones
+            budget -= sum(rows for rows, _ in shapes) // 2
         tensors = [[offer.option() for offer in options] for options in coded.values()]
         choice = allocate.within_budget(tensors, budget)
         picked = {n: options[i].payload(n) for (n, options), i in zip(coded.items(), choice, strict=True)}
-        place = Path(self.args.work) / f"ours-{megabytes:g}"
-        models.save(compressed.compress(models.load(self.args.model), picked), None, place)
+        dense = self.model
+        if recovered:
+            dense, picked = recover.recovered(
+                self.model, picked, self.calibration, self.training, self.config.recover,
+                self.workspace(f"recover-{megabytes:g}-{self.recovery}"), self.events, seed=0, dtype=torch.bfloat16,
+            )  # fmt: skip
+        place = Path(self.args.work) / f"ours-{megabytes:g}{f'-{self.recovery}' if recovered else ''}"
+        models.save(compressed.compress(recover.light_copy(dense, picked), picked), None, place)
         return place, allocate.total_distortion(tensors, choice)
 
-    def ours(self, coded: dict[str, list[offers.Offer]], megabytes: float) -> dict[str, Any]:
+    def ours(
+        self, coded: dict[str, list[offers.Offer]], megabytes: float, *, recovered: bool = False
+    ) -> dict[str, Any]:
         """Write, reload and score one file."""
-        place, nats = self.file_of(coded, megabytes)
-        return {"case": f"ours {megabytes:g} MB", **self.score_directory(place), "estimated_nats": round(nats, 4)}
+        began = time.process_time()
+        place, nats = self.file_of(coded, megabytes, recovered)
+        label = f"ours {megabytes:g} MB" + (f", recovered ({self.recovery})" if recovered else "")
+        seconds = round(time.process_time() - began)
+        return {"case": label, **self.score_directory(place), "estimated_nats": round(nats, 4), "cpu_seconds": seconds}
 
     def score_directory(self, place: Path) -> dict[str, Any]:
         """Reload a checkpoint directory and score it."""
@@ -297,6 +330,11 @@ def main() -> None:
         "--losses", type=float, nargs="+", default=[0.5, 0.3, 0.16, 0.08, 0.04, 0.02, 0.008, 0.0018, 0.0004]
     )
     parser.add_argument("--megabytes", type=float, nargs="*", default=[27, 37, 44.3, 50, 54.8, 62, 71, 88, 92, 105])
+    parser.add_argument("--recover", type=int, nargs=2, default=[0, 0], metavar=("BLOCK_STEPS", "STEPS"))
+    parser.add_argument("--recover-lr", type=float, default=2e-3, help="end to end")
+    parser.add_argument(
+        "--recover-megabytes", type=float, nargs="*", default=[27], help="sizes that are recovered as well"
+    )
     parser.add_argument("--llama-python", default="")
     parser.add_argument("--llama-types", nargs="*", default=LLAMA_TYPES)
     parser.add_argument("--codecs", nargs="*", metavar="CODEC", help="only the table of codecs: these, or all of them")
@@ -318,6 +356,10 @@ def main() -> None:
     for megabytes in args.megabytes:
         key = f"{megabytes:g}-{'-'.join(f'{loss:g}' for loss in args.losses)}-{args.windows}-{args.dtype}"
         rows.append(bench.space.remember(f"scored-{key}", lambda m=megabytes: bench.ours(coded, m)))  # type: ignore[misc]
+        print(json.dumps(rows[-1]), flush=True)
+    for megabytes in args.recover_megabytes if any(args.recover) else []:
+        key = f"recovered-{megabytes:g}-{bench.recovery}-{args.recover_lr}-{args.windows}-{args.dtype}"
+        rows.append(bench.space.remember(key, lambda m=megabytes: bench.ours(coded, m, recovered=True)))  # type: ignore[misc]
         print(json.dumps(rows[-1]), flush=True)
     for kind in args.llama_types if args.llama_python else []:
         key = f"llama-{kind.replace(':', '-')}-{args.windows}-{args.dtype}"

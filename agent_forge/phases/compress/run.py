@@ -54,6 +54,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     shutil.rmtree(packed, ignore_errors=True)
     built, rows = _built(config, model, tokenizer, calibration, coded, choice, out, events)
     models.save(built, tokenizer, packed)
+    del built  # what is scored is the file
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
     report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
