@@ -38,13 +38,12 @@ from agent_forge.config.compose import compose
 from agent_forge.core.events import Event, EventLog
 from agent_forge.models import compressed
 from agent_forge.phases.compress import Config, measure, offers, recover, sensitivity
-from agent_forge.phases.compress.run import calibration_windows
+from agent_forge.phases.compress.run import calibration_windows, header_bytes
 
 LENGTH = 512
 CALIBRATION_WINDOWS = 24
 TRAINING_WINDOWS = 200
 HELD_OUT = 26  # of 256 hash values
-HEADER_BYTES = 160  # of a tensor in a safetensors header, at most
 # (MB, perplexity) to reach, set on another sample of the same kind of text, where fp32 has NAMED_BARS_FP32: ratios count.
 NAMED_BARS, NAMED_BARS_FP32 = ((50.0, 45.0), (62.0, 36.0), (88.0, 27.0)), 26.44
 LARGEST_COMPARED = 106.0  # MB: above it both sides are near the parent
@@ -192,9 +191,9 @@ class Bench:
     def file_of(self, coded: dict[str, list[offers.Offer]], megabytes: float, recovered: bool) -> tuple[Path, float]:
         """Write the best file within a budget; return its directory and the estimated rise in loss before recovery."""
         shapes = [options[0].shape for options in coded.values()]
-        plain = sum(t.numel() for t in models.storage.stored_tensors(self.model).values())
-        plain -= sum(rows * columns for rows, columns in shapes)
-        budget = int(megabytes * 1e6) - 4 * plain - HEADER_BYTES * len(self.model.state_dict())
+        everything = sum(t.numel() for t in models.storage.stored_tensors(self.model).values())
+        plain = everything - sum(rows * columns for rows, columns in shapes)
+        budget = int(megabytes * 1e6) - 4 * plain - header_bytes(self.model, 4 * everything)
         if recovered:  # trained scales compress a little worse than fitted ones
             budget -= sum(rows for rows, _ in shapes) // 2
         tensors = [[offer.option() for offer in options] for options in coded.values()]

@@ -20,7 +20,8 @@ from agent_forge.models.compressed import coded_modules
 from agent_forge.phases.compress import Config, choose, curve, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
-HEADER_BYTES = 160  # what a tensor takes in the header of a safetensors file, at most: its name, type, shape and place
+# What a tensor takes in the header of a safetensors file beside its name and numbers: "N.payload":{"dtype":"BF16", ...},
+HEADER_WORDS_BYTES = 60
 
 ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into one
 
@@ -164,10 +165,17 @@ def _choose(
 def _fixed_bytes(config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int) -> int:
     """Return the bytes of a file beside the coded tensors, at most."""
     shapes = [options[0].shape for options in coded.values()]
-    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + HEADER_BYTES * len(model.state_dict())
+    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + header_bytes(model, fp32_bytes)
     if config.recover.steps or config.recover.block_steps:  # trained scales compress a little worse than fitted ones
         fixed += sum(rows for rows, _ in shapes) // 2
     return fixed
+
+
+def header_bytes(model: PreTrainedModel, fp32_bytes: int) -> int:
+    """Return the bytes of a compressed file's header, at most: for each tensor its name, type, shape and place."""
+    digits = len(str(fp32_bytes))
+    tensors = models.storage.stored_tensors(model)
+    return 16 + sum(len(name) + HEADER_WORDS_BYTES + 3 * digits + 2 * tensor.ndim for name, tensor in tensors.items())
 
 
 def _point(
