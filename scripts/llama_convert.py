@@ -5,12 +5,15 @@ word. Padded to 768 (and 9 heads to 12) the same function comes out: new columns
 √(576/768) because they now average over more numbers. Token ids only: no vocabulary is written.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 256
@@ -42,7 +45,7 @@ def resized(weight: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def convert(model: Any, target: Path) -> dict[str, float]:
-    """Write `model` in float16; return for each matrix the share of its elements that is no padding."""
+    """Write `model` in float16; return for each tensor the share of its elements that is no padding."""
     config = model.config
     width, heads, kv_heads = padded_shape(config)
     head = config.hidden_size // config.num_attention_heads
@@ -69,6 +72,7 @@ def convert(model: Any, target: Path) -> dict[str, float]:
     def add_norm(name: str, weight: Tensor) -> None:
         scaled = weight * (config.hidden_size / width) ** 0.5
         writer.add_tensor(name, torch.nn.functional.pad(scaled, (0, width - len(weight))).numpy().astype(np.float32))
+        shares[name] = len(weight) / width
 
     add("token_embd.weight", model.model.embed_tokens.weight.detach(), config.vocab_size, width)
     add_norm("output_norm.weight", model.model.norm.weight.detach())
@@ -93,6 +97,28 @@ def convert(model: Any, target: Path) -> dict[str, float]:
     return shares
 
 
-def true_bytes(file: Path, shares: dict[str, float]) -> int:
-    """Return the bytes of a GGUF's tensors without their padding: each tensor's share of what it takes."""
-    return int(sum(t.n_bytes * shares.get(t.name, 1.0) for t in gguf.GGUFReader(file).tensors))
+def importance(uses: Mapping[str, Tensor], width: int) -> dict[str, NDArray[np.float32]]:
+    """Return llama.cpp's importance matrix: by its names, the mean square of each input column, zero in the padding.
+
+    uses: our name of a linear -> E[x²] of its inputs, (columns,). `model.embed_tokens` stands for the head tied to it.
+    """
+    found = {}
+    for name, squares in uses.items():
+        if name == "model.embed_tokens":
+            target = "token_embd.weight"
+        else:
+            _, _, index, ours = name.split(".", 3)
+            target = f"blk.{index}.{NAMES[ours]}.weight"
+        columns = len(squares) if len(squares) % BLOCK == 0 else width
+        found[target] = np.pad(squares.numpy().astype(np.float32), (0, columns - len(squares)))
+    return found
+
+
+def true_bytes(file: Path, shares: dict[str, float]) -> tuple[int, dict[str, int]]:
+    """Return the bytes of a GGUF's tensors without their padding, and how many tensors have which type.
+
+    Each tensor counts with the share of it that is no padding; the file's header is not counted.
+    """
+    tensors = gguf.GGUFReader(file).tensors
+    types = Counter(t.tensor_type.name for t in tensors)
+    return int(sum(t.n_bytes * shares[t.name] for t in tensors)), dict(sorted(types.items()))

@@ -1,5 +1,6 @@
 """`forge <phase>` for every phase found, and `forge run-all`: compose, check, run, show."""
 
+import inspect
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,13 +48,25 @@ def _command(phase: Phase) -> Any:
         resume: Resume = True,
         as_json: Json = False,
         verbose: Verbose = False,
+        **flags: bool,
     ) -> None:
+        given = [*(overrides or []), *(flag.override for flag in phase.flags if flags[flag.name])]
         with one_line_errors(verbose):
             if multirun:
-                raise typer.Exit(_sweep(phase.name, overrides, config, dry_run=dry_run, as_json=as_json))
-            _run_phase(phase, overrides or [], config, dry_run=dry_run, resume=resume, as_json=as_json)
+                raise typer.Exit(_sweep(phase.name, given, config, dry_run=dry_run, as_json=as_json))
+            _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
 
     command.__name__ = phase.name
+    signature = inspect.signature(command)
+    options = [
+        inspect.Parameter(
+            flag.name, inspect.Parameter.KEYWORD_ONLY, default=False,
+            annotation=Annotated[bool, typer.Option(f"--{flag.name}", help=flag.help)],
+        )
+        for flag in phase.flags
+    ]  # fmt: skip
+    shared = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = signature.replace(parameters=[*shared, *options])  # type: ignore[attr-defined]
     return command
 
 
@@ -88,8 +101,18 @@ def _run_phase(
     if as_json:
         print_json_line(asdict(outcome))
     elif outcome.status == "done":
+        _show_curves(outcome)
         console(stderr=False).print(f"{phase.name}: {', '.join(outcome.outputs)} (id {outcome.checkpoint_id})")
     _leave(outcome.exit_code, outcome.message)
+
+
+def _show_curves(outcome: Any) -> None:
+    """Print the tables that have a plot in the report: a curve is what the user asked for, not a detail."""
+    from agent_forge.cli.tables import plain_table
+
+    for title, rows in outcome.report.get("tables", {}).items():
+        if title in outcome.report.get("plots", {}):
+            console(stderr=False).print(plain_table(rows, title))
 
 
 def run_all_command(

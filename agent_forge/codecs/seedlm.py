@@ -24,7 +24,7 @@ TAPS = (16, 15, 13, 4)  # x^16 + x^15 + x^13 + x^4 + 1 is primitive, so the sequ
 EXPONENTS = 16
 COEFFICIENT_LOW, COEFFICIENT_HIGH = -8, 7
 BEST = 4  # seeds kept by projection, then compared with quantised coefficients
-CHUNK_FLOATS = 1 << 24  # size of the (blocks, seeds·P) projections held at once
+CHUNK_FLOATS = 1 << 20  # size of the (blocks, seeds) projections held at once: small enough for the cache
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,13 +94,14 @@ def _unit(blocks: Tensor) -> float:
 def search(blocks: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Return for blocks (n, C), in coefficient units, the best seeds (n,), exponents (n,) and coefficients (n, P)."""
     bases = projection(torch.arange(settings.seeds), settings.block, settings.coefficients)
-    orthonormal = torch.linalg.qr(bases).Q  # (seeds, C, P)
-    flat = orthonormal.permute(1, 0, 2).reshape(settings.block, -1)
-    chunk = max(1, CHUNK_FLOATS // flat.shape[1])
+    directions = torch.linalg.qr(bases).Q.permute(2, 1, 0).contiguous()  # (P, C, seeds): sums run along the seeds
+    chunk = max(1, CHUNK_FLOATS // settings.seeds)
     best = min(BEST, settings.seeds)
     found = []
     for part in blocks.split(chunk):
-        energy = (part @ flat).square_().view(len(part), settings.seeds, -1).sum(-1)
+        energy = (part @ directions[0]).square_()  # (blocks, seeds)
+        for direction in directions[1:]:
+            energy.add_((part @ direction).square_())
         candidates = energy.topk(best, dim=1).indices  # what a seed's span captures of the block
         found.append(_quantised_best(part, candidates, bases))
     seeds, exponents, coefficients = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -1,8 +1,10 @@
 """VPTQ: vectors of v neighbouring weights of a row are entries of a codebook of k centroids.
 
 Reads a matrix, optionally with the Hessian of the layer's inputs: its diagonal weighs the k-means, and errors of coded
-columns are compensated in those still to come. Bits: log2(k)/v, plus the codebook, plus one scale a row.
-Source: arXiv:2409.17066. No residual codebook and no outlier columns here.
+columns are compensated in those still to come. Two additions of the paper are settings: a second codebook for what the
+first leaves of each vector (`residual`), and the columns of largest Hessian diagonal coded first and finer, by a codebook
+of pairs of their own (`outliers`). Bits: (log2 k + log2 residual)/v, plus the codebooks, plus one scale a row.
+Source: arXiv:2409.17066.
 """
 
 from dataclasses import dataclass
@@ -18,58 +20,163 @@ from agent_forge.core.errors import ConfigError
 
 FIT_VECTORS = 1 << 16  # k-means sees at most this many vectors, evenly spread
 CHUNK_VECTORS = 1 << 16
+LAZY_COLUMNS = 128  # columns coded before the rest of the matrix is updated
+OUTLIER_VECTOR, OUTLIER_CENTROIDS = 2, 256  # four bits a weight
 
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """vector: weights an index. codebook: centroids, at most 256 (an index is a byte). iterations: of k-means."""
+    """vector: weights an index. codebook: centroids, at most 256 (an index is a byte). iterations: of k-means.
+
+    residual: centroids of the second codebook, 0 for none. outliers: share of the columns that are coded apart.
+    """
 
     vector: int = 4
     codebook: int = 256
     iterations: int = 12
+    residual: int = 0
+    outliers: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.codebook <= 256:
             raise ConfigError(f"codec vptq: codebook must be in 2..256, got {self.codebook}")
         if self.vector < 1:
             raise ConfigError(f"codec vptq: vector must be at least 1, got {self.vector}")
+        if self.residual and not 2 <= self.residual <= 256:
+            raise ConfigError(f"codec vptq: residual must be 0 or in 2..256, got {self.residual}")
+        if not 0 <= self.outliers <= 0.5:
+            raise ConfigError(f"codec vptq: outliers must be in [0, 0.5], got {self.outliers}")
+
+
+@dataclass(slots=True)
+class Stages:
+    """Codebooks (k, v) that are applied one after another: each codes what the ones before it left."""
+
+    books: list[Tensor]
+
+    @classmethod
+    def fit(cls, vectors: Tensor, weights: Tensor, sizes: list[int], iterations: int) -> "Stages":
+        """Return codebooks of `sizes` centroids for vectors (n, v) with a weight for every entry (n, v)."""
+        books, left = [], vectors
+        for size in sizes:
+            centroids, _ = kmeans(left, weights, size, iterations)
+            books.append(centroids.half().float())
+            left = left - books[-1][assign(left, weights, books[-1])]
+        return cls(books)
+
+    def code(self, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return indices (n, stages) and the coded vectors (n, v)."""
+        coded, indices = torch.zeros_like(vectors), []
+        for book in self.books:
+            indices.append(assign(vectors - coded, weights, book))
+            coded = coded + book[indices[-1]]
+        return torch.stack(indices, 1), coded
 
 
 def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
-    """Return indices (rows, vectors) uint8, the codebook (k, v) float16 and scales (rows,) float16."""
-    rows, v = weight.shape[0], settings.vector
+    """Return indices (rows, vectors) uint8, the codebook (k, v) float16 and scales (rows,) float16.
+
+    With a residual also its indices "r" and codebook "d"; with outliers their columns "o", indices "x" and codebook "p".
+    """
     scales = weight.float().square().mean(1).sqrt().clamp(6.2e-5, 6.5e4).half().float()
-    unit, wide = pad_columns(weight.float() / scales[:, None], hessian, v)
-    importance = (
-        torch.ones(unit.shape[1]) if wide is None else wide.diagonal().clamp_min(1e-9 * float(wide.trace()) + 1e-30)
-    )
-    importance = importance / importance.mean()
-    vectors = unit.reshape(-1, v)
-    weights = importance.view(-1, v).expand(rows, -1, -1).reshape(-1, v)
-    codebook, _ = kmeans(vectors, weights, settings.codebook, settings.iterations)
-    codebook = codebook.half().float()
-    if wide is None:
-        indices = assign(vectors, weights, codebook).view(rows, -1)
-    else:
-        indices = _compensated(unit, wide, importance, codebook, v)
-    parts: Parts = {
-        "i": indices.to(torch.uint8).numpy(),
-        "c": codebook.half().numpy(),
+    unit = weight.float() / scales[:, None]
+    parts: Parts = {}
+    apart = _outlier_columns(unit, hessian, settings.outliers)
+    if len(apart):
+        unit, hessian = _code_outliers(unit, hessian, apart, settings.iterations, parts)
+    unit, wide = pad_columns(unit, hessian, settings.vector)
+    sizes = [settings.codebook, settings.residual] if settings.residual else [settings.codebook]
+    indices, books = _coded(unit, wide, settings.vector, sizes, settings.iterations)
+    parts |= {
+        "i": indices[..., 0].to(torch.uint8).numpy(),
+        "c": books[0].half().numpy(),
         "s": scales.half().numpy(),
     }
+    if settings.residual:
+        parts |= {"r": indices[..., 1].to(torch.uint8).numpy(), "d": books[1].half().numpy()}
     return parts, {}
 
 
-def _compensated(unit: Tensor, hessian: Tensor, importance: Tensor, codebook: Tensor, v: int) -> Tensor:
-    indices = torch.empty(unit.shape[0], unit.shape[1] // v, dtype=torch.long)
+def _outlier_columns(unit: Tensor, hessian: Tensor | None, share: float) -> Tensor:
+    """Return the columns to code apart, in order: an even number, those that weigh most in the loss."""
+    columns = unit.shape[1]
+    count = min(OUTLIER_VECTOR * round(share * columns / OUTLIER_VECTOR + 0.5), columns - 1) if share else 0
+    count -= count % OUTLIER_VECTOR
+    weights = unit.square().mean(0) if hessian is None else hessian.diagonal()
+    return weights.topk(count).indices.sort().values
+
+
+def _code_outliers(
+    unit: Tensor, hessian: Tensor | None, apart: Tensor, iterations: int, parts: Parts
+) -> tuple[Tensor, Tensor | None]:
+    """Code the columns `apart` into `parts`; return the other columns, compensated, and their Hessian.
+
+    With the outliers fixed and the others at their optimum, what an error of the others costs is their own block of H.
+    """
+    rest = _others(unit.shape[1], apart)
+    order = torch.cat([apart, rest])
+    moved = unit[:, order]
+    turned = None if hessian is None else hessian[order][:, order].contiguous()
+    first = turned if turned is None else turned[: len(apart), : len(apart)].contiguous()
+    weights = _importance(first, len(apart))
+    pairs = weights.view(-1, OUTLIER_VECTOR).expand(len(unit), -1, -1).reshape(-1, OUTLIER_VECTOR)
+    book = Stages.fit(
+        moved[:, : len(apart)].reshape(-1, OUTLIER_VECTOR), pairs, [OUTLIER_CENTROIDS], iterations
+    )  # fmt: skip
+    indices = torch.empty(len(unit), len(apart) // OUTLIER_VECTOR, dtype=torch.uint8)
+
+    def quantise(block: Tensor, start: int) -> Tensor:
+        if start >= len(apart):
+            return block
+        found, coded = book.code(block, weights[start : start + OUTLIER_VECTOR].expand(len(block), -1))
+        indices[:, start // OUTLIER_VECTOR] = found[:, 0]
+        return coded
+
+    if turned is None:
+        for start in range(0, len(apart), OUTLIER_VECTOR):
+            quantise(moved[:, start : start + OUTLIER_VECTOR], start)
+    else:
+        moved, turned = pad_columns(moved, turned, OUTLIER_VECTOR)  # type: ignore[assignment]
+        moved = compensate(moved, turned, quantise, step=OUTLIER_VECTOR, lazy=LAZY_COLUMNS)
+    parts |= {"o": apart.numpy().astype(np.uint16), "x": indices.numpy(), "p": book.books[0].half().numpy()}
+    others = slice(len(apart), len(order))
+    return moved[:, others], None if turned is None else turned[others, others].contiguous()
+
+
+def _others(columns: int, apart: Tensor) -> Tensor:
+    """Return the columns that are not in `apart`, in order."""
+    kept = torch.ones(columns, dtype=torch.bool, device=apart.device)
+    kept[apart.long()] = False
+    return kept.nonzero().flatten()
+
+
+def _importance(hessian: Tensor | None, columns: int) -> Tensor:
+    """Return the weight of each column in the k-means, with mean 1: (columns,)."""
+    if hessian is None:
+        return torch.ones(columns)
+    weights = hessian.diagonal().clamp_min(1e-9 * float(hessian.trace()) + 1e-30)
+    return weights / weights.mean()
+
+
+def _coded(
+    unit: Tensor, hessian: Tensor | None, v: int, sizes: list[int], iterations: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Return indices (rows, vectors, stages) of unit (rows, columns), a multiple of v, and the codebooks."""
+    rows = len(unit)
+    importance = _importance(hessian, unit.shape[1])
+    vectors = unit.reshape(-1, v)
+    weights = importance.view(-1, v).expand(rows, -1, -1).reshape(-1, v)
+    stages = Stages.fit(vectors, weights, sizes, iterations)
+    if hessian is None:
+        return stages.code(vectors, weights)[0].view(rows, -1, len(sizes)), stages.books
+    indices = torch.empty(rows, unit.shape[1] // v, len(sizes), dtype=torch.long)
 
     def quantise(block: Tensor, first: int) -> Tensor:
-        chosen = assign(block, importance[first : first + v].expand(len(block), -1), codebook)
-        indices[:, first // v] = chosen
-        return codebook[chosen]
+        indices[:, first // v], coded = stages.code(block, importance[first : first + v].expand(rows, -1))
+        return coded
 
-    compensate(unit, hessian, quantise, step=v, lazy=v * max(1, 128 // v))
-    return indices
+    compensate(unit, hessian, quantise, step=v, lazy=v * max(1, LAZY_COLUMNS // v))
+    return indices, stages.books
 
 
 def kmeans(vectors: Tensor, weights: Tensor, k: int, iterations: int) -> tuple[Tensor, list[float]]:
@@ -109,15 +216,30 @@ def assign(vectors: Tensor, weights: Tensor, centroids: Tensor) -> Tensor:
 
 
 def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Return {"i": (rows, vectors) uint8, "c": (k, v) float32, "s": (rows,) float32}."""
+    """Return {"i": (rows, vectors) uint8, "c": (k, v) float32, "s": (rows,) float32}, and the parts of `encode`."""
     del meta, shape
-    scales, codebook = parts["s"].astype(np.float32), parts["c"].astype(np.float32)
-    return {"i": torch.from_numpy(parts["i"].copy()), "c": torch.from_numpy(codebook), "s": torch.from_numpy(scales)}
+    found = {}
+    for name, array in parts.items():
+        values = array.astype(np.float32) if array.dtype == np.float16 else array
+        found[name] = torch.from_numpy((values.astype(np.int32) if name == "o" else values).copy())
+    return found
 
 
 def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:
     """Return the matrix, or the rows named by `rows` (n,): float32."""
     del meta
-    indices, scales = (tensors[key] if rows is None else tensors[key][rows] for key in ("i", "s"))
-    values = tensors["c"].float()[indices.int()].flatten(1)[:, : shape[1]]
-    return values * scales[:, None].float()
+
+    def entries(book: str, indices: str) -> Tensor:
+        chosen = tensors[indices] if rows is None else tensors[indices][rows]
+        return tensors[book].float()[chosen.int()].flatten(1)
+
+    values = entries("c", "i")
+    if "r" in tensors:
+        values = values + entries("d", "r")
+    if "o" in tensors:
+        apart, narrow = tensors["o"].long(), values
+        values = narrow.new_empty(len(narrow), shape[1])
+        values[:, apart] = entries("p", "x")
+        values[:, _others(shape[1], apart)] = narrow[:, : shape[1] - len(apart)]
+    scales = tensors["s"] if rows is None else tensors["s"][rows]
+    return values[:, : shape[1]] * scales[:, None].float()

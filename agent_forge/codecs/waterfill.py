@@ -22,6 +22,7 @@ from agent_forge.core.errors import ConfigError
 weighs_rows = True
 LARGEST_CODE = 127
 COLUMN_LEVELS_PER_OCTAVE = 8  # of the stored column steps, a byte each
+WIDENING_LEVELS = 4  # apart are the wider column steps that are tried: half an octave
 LAZY_COLUMNS = 64  # columns coded before the rest of the matrix is updated
 # A Gaussian of σ steps is coded best, at the price of its own rate, with the threshold of code 1 this much over ½: times
 # 1/σ². (Price ln 2/6 of a step² a bit; code 1 costs 1/(2 σ² ln 2) bits more than 0.)
@@ -55,13 +56,14 @@ def encode(
     diagonal = upper.diagonal()
     typical = float(diagonal.log().mean().exp())
     levels = (COLUMN_LEVELS_PER_OCTAVE * (diagonal / typical).log2()).round().clamp(-128, 127) + 128
-    columns = column_steps(levels)
     # A rounding error is uniform: its square is step²/12 on average, and the loss takes half of that.
     by_loss = settings.loss > 0 and hessian is not None
     base = (24 * settings.loss) ** 0.5 * typical if by_loss else settings.step * float(weight.square().mean().sqrt())
     rows = torch.full((len(weight),), max(base, 1e-30))
     if importance is not None:
         rows = rows / importance.clamp_min(1e-12).sqrt()
+    levels = _widened(weight, rows, levels)
+    columns = column_steps(levels)
     rows = torch.maximum(rows, (weight.abs() / columns).amax(1) / LARGEST_CODE)
     unit = int(rows.log2().median().floor())
     rows = _stored(rows, unit)
@@ -77,6 +79,28 @@ def encode(
         "q": np.frombuffer(entropy.compress_blocks(codes.numpy(), by_row, by_column), np.uint8),
     }
     return parts, {"u": unit}
+
+
+def _widened(weight: Tensor, rows: Tensor, levels: Tensor) -> Tensor:
+    """Return column levels with those raised whose codes would overflow, as far as that is cheaper than raising rows.
+
+    All weights cost the same loss, so a step wider by f adds f² - 1 shares of it for every weight of its row or column,
+    but no row can lose more than all its weights are worth.
+    """
+    over = weight.abs() / (rows[:, None] * column_steps(levels) * LARGEST_CODE)
+    worth = 12 * (over * LARGEST_CODE).square().mean(1, keepdim=True)
+    found = (over.amax(0) > 1).nonzero().flatten()
+    over, best = over[:, found], torch.full((len(found),), float("inf"))
+    raised = torch.zeros(len(found))
+    widest = COLUMN_LEVELS_PER_OCTAVE * float(over.max().log2()) if len(found) else 0.0
+    for level in range(0, int(widest) + WIDENING_LEVELS + 1, WIDENING_LEVELS):
+        wider = 2.0 ** (level / COLUMN_LEVELS_PER_OCTAVE)
+        left = ((over / wider).square() - 1).clamp_min(0).minimum(worth)
+        cost = len(weight) * (wider**2 - 1) + weight.shape[1] * left.sum(0)
+        raised, best = torch.where(cost < best, level, raised), torch.minimum(cost, best)
+    levels = levels.clone()
+    levels[found] += raised
+    return levels.clamp_max(255)
 
 
 def column_steps(levels: Tensor) -> Tensor:

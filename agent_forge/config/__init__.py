@@ -2,6 +2,7 @@
 
 from agent_forge.config.schema import (
     DataConfig,
+    Flag,
     GateConfig,
     OptimConfig,
     Phase,
@@ -10,4 +11,4 @@ from agent_forge.config.schema import (
     RuntimeConfig,
 )
 
-__all__ = ["DataConfig", "GateConfig", "OptimConfig", "Phase", "PhaseConfig", "Report", "RuntimeConfig"]
+__all__ = ["DataConfig", "Flag", "GateConfig", "OptimConfig", "Phase", "PhaseConfig", "Report", "RuntimeConfig"]

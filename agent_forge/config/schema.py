@@ -129,6 +129,15 @@ class PhaseConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag of a phase's command that stands for one setting."""
+
+    name: str  # without dashes
+    help: str
+    override: str  # KEY=VALUE that it sets
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """What the command line and the pipeline know of a phase before its code is loaded."""
 
@@ -138,6 +147,7 @@ class Phase:
     config: type[PhaseConfig]
     promises_smaller: bool = False  # the gate then refuses a larger deployable size
     several_processes: bool = False  # its work is training, which runtime.processes (or torchrun) spreads
+    flags: tuple[Flag, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,6 +157,7 @@ class Report:
     outputs: checkpoint directories, the one that the next phase takes first.
     metrics: name -> number, or {"value", "low", "high", "n"} where an interval is known.
     tables: title -> list of rows (dicts of plain values), shown in the report.
+    plots: title -> points (x, y), drawn in report.html.
     """
 
     summary: str
@@ -154,3 +165,4 @@ class Report:
     metrics: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
+    plots: dict[str, list[tuple[float, float]]] = field(default_factory=dict)

@@ -187,7 +187,7 @@ def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
             parts["q"], parts["s"].view(np.uint16), "float16", group=coded.meta["g"], zero=zero, zeros=parts.get("z"),
             activation_bits=activation_bits,
         )  # fmt: skip
-    if coded.codec == "vptq":
+    if coded.codec == "vptq" and not {"r", "o"} & set(parts):  # a residual and outlier columns have no layout
         return from_indices(parts["i"], parts["c"], parts["s"], coded.shape[1], activation_bits)
     if coded.codec == "raw":
         values = parts["w"].view(np.float32) if coded.meta["t"] == "float32" else parts["w"]

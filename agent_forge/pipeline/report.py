@@ -99,6 +99,7 @@ def to_html(outcomes: Sequence[Outcome], curves: dict[str, dict[str, list[tuple[
         metrics = [{"metric": name, "value": metric_text(value)} for name, value in report.get("metrics", {}).items()]
         parts.append(_html_table(metrics))
         parts += [svg_plot(points, title) for title, points in curves.get(outcome.phase, {}).items() if len(points) > 2]
+        parts += [svg_plot(points, title) for title, points in report.get("plots", {}).items() if len(points) > 1]
         for title, rows in report.get("tables", {}).items():
             parts.append(f"<h3>{html.escape(title)}</h3>{_html_table(rows)}")
         parts += [f"<pre>{html.escape(sample)}</pre>" for sample in report.get("samples", [])[:5]]
@@ -128,8 +129,8 @@ def gain_hint(outcome: Outcome) -> str:
     return f"Over its parent: {'; '.join(parts)}." if parts else ""
 
 
-def svg_plot(points: Sequence[tuple[int, float]], title: str, width: int = 360, height: int = 160) -> str:
-    """Return a line plot of (step, value) points as inline SVG with its range written on it."""
+def svg_plot(points: Sequence[tuple[float, float]], title: str, width: int = 360, height: int = 160) -> str:
+    """Return a line plot of (x, value) points as inline SVG with its range written on it."""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     x_low, x_span = min(xs), (max(xs) - min(xs)) or 1
     y_low, y_span = min(ys), (max(ys) - min(ys)) or 1.0
@@ -142,8 +143,8 @@ def svg_plot(points: Sequence[tuple[int, float]], title: str, width: int = 360, 
         f'<text x="40" y="14" font-size="12">{html.escape(title)}</text>'
         f'<text x="2" y="32" font-size="10">{max(ys):.3g}</text>'
         f'<text x="2" y="{height - 25}" font-size="10">{min(ys):.3g}</text>'
-        f'<text x="40" y="{height - 8}" font-size="10">{min(xs)}</text>'
-        f'<text x="{width - 40}" y="{height - 8}" font-size="10">{max(xs)}</text>'
+        f'<text x="40" y="{height - 8}" font-size="10">{min(xs):,}</text>'
+        f'<text x="{width - 10}" y="{height - 8}" font-size="10" text-anchor="end">{max(xs):,}</text>'
         f'<polyline points="{path}" fill="none" stroke="#2563eb" stroke-width="1.5"/></svg>'
     )
 

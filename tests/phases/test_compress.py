@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import checkpoint, codecs, models
 from agent_forge.checkpoint import Checkpoint, Workspace
@@ -18,9 +18,21 @@ from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import EventLog
+from agent_forge.kernels import build
 from agent_forge.models import compressed
 from agent_forge.models.ternary import TernarySettings, ternarise
-from agent_forge.phases.compress import PHASE, Config, choose, measure, offers, recover, sensitivity
+from agent_forge.phases.compress import (
+    PHASE,
+    Config,
+    CurveConfig,
+    blockwise,
+    choose,
+    curve,
+    measure,
+    offers,
+    recover,
+    sensitivity,
+)
 from agent_forge.phases.compress.run import run
 
 CANDIDATES = [
@@ -237,9 +249,11 @@ def test_recovery_finds_scales_back_that_were_put_wrong(
     settings.steps, settings.optim.lr, settings.optim.warmup_steps = 40, 0.03, 1
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     log = EventLog(None, "compress")
+    before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
     dense, better = recover.recovered(
-        tiny_llama, wrong, Windows(), settings, out, log, seed=0, dtype=torch.float32
+        tiny_llama, wrong, Windows().batch(0)["input_ids"], Windows(), settings, out, log, seed=0, dtype=torch.float32
     )  # fmt: skip
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
     ids = Windows().batch(1000)["input_ids"]
 
     @torch.no_grad()
@@ -253,6 +267,87 @@ def test_recovery_finds_scales_back_that_were_put_wrong(
         assert torch.equal(codecs.unpack(better[name])["q"], codecs.unpack(old)["q"])
 
 
+def coarse_codes(model: LlamaForCausalLM) -> dict[str, payload.Payload]:
+    return {
+        name: codecs.encode("intk", weight, {"bits": 2, "group": 16})
+        for name, weight in compressed.coded_tensors(model).items()
+    }
+
+
+def grown(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    return model
+
+
+def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
+    config: Config, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    parent = grown(tiny_llama)
+    picked = coarse_codes(parent)
+    windows = torch.randint(0, 200, (40, 24), generator=torch.Generator().manual_seed(3))
+    config.recover.block_steps, config.recover.block_lr = 60, 0.02
+
+    def student() -> PreTrainedModel:
+        made = compressed.compress(recover.light_copy(parent, picked), picked)
+        recover.trainable(made, picked)
+        return made.eval()
+
+    plain, better = student(), student()
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    log = EventLog(None, "compress")
+    errors = blockwise.align(parent, better, windows[:32], config.recover, out, log)
+    assert list(errors) == ["model.layers.0", "model.layers.1"] == blockwise.blocks(better)
+    assert all(after < 0.9 * before for before, after in errors.values())
+    with torch.no_grad():
+        wanted, first, last = (m.model(windows[32:]).last_hidden_state for m in (parent, plain, better))
+    assert float((last - wanted).square().sum()) < float((first - wanted).square().sum())
+    # A killed run reads the finished blocks back: the same values, without a step.
+    again = student()
+    config.recover.block_steps = 0
+    assert blockwise.align(parent, again, windows[:32], config.recover, out, log) == errors
+    for (name, a), b in zip(again.named_parameters(), better.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_block_that_training_would_worsen_keeps_its_values(
+    config: Config, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    picked = coarse_codes(tiny_llama)
+    student = compressed.compress(recover.light_copy(tiny_llama, picked), picked)
+    recover.trainable(student, picked)
+    before = [p.clone() for p in student.parameters()]
+    config.recover.block_steps, config.recover.block_lr = 3, 1e4
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    windows = torch.randint(0, 200, (2, 12))
+    errors = blockwise.align(tiny_llama, student, windows, config.recover, out, EventLog(None, "compress"))
+    assert all(after == first for first, after in errors.values())
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), before, strict=True))
+
+
+def test_a_light_copy_shares_what_is_coded_and_copies_the_rest(tiny_llama: LlamaForCausalLM) -> None:
+    copied = recover.light_copy(tiny_llama, compressed.coded_tensors(tiny_llama))
+    assert copied.model.embed_tokens.weight is tiny_llama.model.embed_tokens.weight
+    assert copied.model.layers[0].mlp.up_proj.weight is tiny_llama.model.layers[0].mlp.up_proj.weight
+    assert copied.model.norm.weight is not tiny_llama.model.norm.weight
+    compressed.compress(copied, coarse_codes(tiny_llama))
+    assert isinstance(tiny_llama.model.layers[0].mlp.up_proj, nn.Linear)
+    assert not compressed.coded_modules(tiny_llama)
+
+
+def test_token_counts_of_more_text_weigh_the_embeddings_rows(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    windows = torch.randint(0, 50, (3, 16))
+    counts = torch.bincount(torch.randint(0, 200, (5000,), generator=torch.Generator().manual_seed(2))).float()
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    found = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts)
+    rows = found["model.embed_tokens"].uses[0].rows
+    wanted = nn.functional.pad(counts, (0, len(rows) - len(counts)))
+    assert torch.allclose(rows, sensitivity.good_turing(wanted) / 5000, rtol=1e-4)
+    assert float(rows.sum()) == pytest.approx(1.0, rel=1e-4)
+
+
 def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored(
     config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -260,7 +355,7 @@ def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored
     config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.5
     plain, _ = forge(config, tiny_checkpoint, tmp_path / "plain")
     config.recover.steps, config.recover.rows, config.recover.length_tokens = 30, 4, 48
-    config.recover.optim.lr = 1e-2
+    config.recover.optim.lr, config.recover.block_steps = 1e-2, 4
     better, _ = forge(config, tiny_checkpoint, tmp_path / "better")
     windows = measure.held_out(config, tiny_tokenizer, "validation")
     divergence = []
@@ -320,12 +415,26 @@ def test_the_floor_search_takes_the_smallest_choice_that_keeps_it(config: Config
 
 
 def test_quality_is_the_worst_kinds_perplexity_ratio() -> None:
-    parent = {"text": torch.tensor([[1.0, 3.0], [2.0, 4.0]]), "tools": torch.tensor([[0.5, 1.0]])}
-    child = {"text": torch.tensor([[1.1, 3.0], [2.1, 9.0]]), "tools": torch.tensor([[0.7, 1.0]])}
+    parent = {"text": torch.tensor([[1.0, 3.0, 0], [2.0, 4.0, 1]]), "tools": torch.tensor([[0.5, 1.0, 0]])}
+    child = {"text": torch.tensor([[1.1, 3.0, 0], [2.1, 9.0, 1]]), "tools": torch.tensor([[0.7, 1.0, 0]])}
     figures = measure.quality(child, parent)
     assert figures["text_kept"] == pytest.approx(math.exp(-0.1), abs=1e-4)
     assert figures["quality"] == pytest.approx(math.exp(-0.2), abs=1e-4)
     assert (figures["text_top1_kept"], figures["tools_top1_kept"]) == (0.5, 1.0)
+
+
+def test_the_interval_of_quality_is_that_of_the_mean_over_windows() -> None:
+    """Tokens of a window hang together: with as many tokens a window, the spread of the windows' means decides."""
+    rises = torch.tensor([[0.1, 0.3], [0.0, 0.2], [0.4, 0.6]])
+    window = torch.arange(3.0).repeat_interleave(2)
+    parent = {"text": torch.stack([torch.ones(6), torch.zeros(6), window], 1)}
+    child = {"text": torch.stack([1 + rises.flatten(), torch.zeros(6), window], 1)}
+    figures = measure.quality(child, parent)
+    means = rises.mean(1)
+    half = 1.96 * float(means.std()) / math.sqrt(3)
+    assert figures["quality"] == pytest.approx(math.exp(-float(means.mean())), abs=1e-4)
+    assert figures["quality_low"] == pytest.approx(math.exp(-float(means.mean()) - half), abs=1e-4)
+    assert figures["quality_high"] == pytest.approx(math.exp(-float(means.mean()) + half), abs=1e-4)
 
 
 def test_wrong_settings_and_parents_are_refused_before_any_work(
@@ -354,6 +463,12 @@ def test_settings_contradict_each_other_with_a_remedy() -> None:
         (["budget.bytes_ratio=0.5"], "exactly one of budget"),
         (["mode=stack"], "mode must be one of allocate, stacked"),
         (["seed_ratio=2.0"], "seed_ratio must be in"),
+        (["curve.bytes_ratios=[0.1,1.5]"], "curve.bytes_ratios must be in"),
+        (["curve.bytes_ratios=[]", "curve.enabled=true"], "--curve needs at least one size"),
+        (["curve.speed_tokens=0"], "curve.speed_tokens must be at least 1"),
+        (["mode=stacked", "curve.enabled=true"], "--curve needs mode=allocate"),
+        (["recover.block_windows=0"], "recover.block_windows must be at least 1"),
+        (["recover.block_lr=0.0"], "recover.block_lr must be above 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             compose("compress", Config, ["out=x", *overrides])
@@ -380,13 +495,17 @@ def test_the_curve_falls_with_the_bytes_and_each_point_keeps_its_ratio(
 ) -> None:
     config.codec.candidates = [{"codec": "waterfill", "loss": x} for x in (5e-6, 5e-5, 5e-4)]
     config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.5
-    config.curve.bytes_ratios, config.curve.speed_tokens = [0.13, 0.19, 0.001], 4
+    config.curve = CurveConfig(enabled=True, bytes_ratios=[0.13, 0.19, 0.001], speed_tokens=4)
     report, _ = forge(config, tiny_checkpoint, tmp_path / "out")
-    high, low = report.tables["curve: bytes, quality, speed"]
+    high, low = report.tables[curve.TITLE]
     assert low["bytes"] < high["bytes"]
-    assert low["bytes_of_fp32"] <= 0.13
-    assert high["bytes_of_fp32"] <= 0.19
+    assert low["of_fp32"] <= 0.13
+    assert high["of_fp32"] <= 0.19
     assert low["estimated_nats"] > high["estimated_nats"]
+    assert all(row["low"] <= row["quality"] <= row["high"] for row in (low, high))
+    assert {low["engine"], high["engine"]} == {"packed" if build.library() is not None else "torch"}
+    assert report.plots[curve.TITLE] == [(low["bytes"], low["quality"]), (high["bytes"], high["quality"])]
+    assert checkpoint.open(report.outputs[0]).manifest.extra["curve"] == [high, low]
     assert min(low["tokens_per_second"], high["tokens_per_second"]) > 0
 
 

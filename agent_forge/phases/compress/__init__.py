@@ -11,7 +11,7 @@ Sources: Martens and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham a
 from dataclasses import dataclass
 from typing import Any
 
-from agent_forge.config import OptimConfig, Phase, PhaseConfig
+from agent_forge.config import Flag, OptimConfig, Phase, PhaseConfig
 from agent_forge.core.errors import ConfigError
 
 MODES = ("allocate", "stacked")
@@ -22,6 +22,9 @@ class CalibrationConfig:
     """Text that the sensitivities are measured on."""
 
     windows: int  # of the train split, drawn by `mix`
+    count_windows: (
+        int  # more of them in which tokens are only counted, to weigh the embedding's rows; no model reads them
+    )
     length_tokens: int  # of a window
     mix: dict[str, float]  # kind of data -> share of the windows
 
@@ -65,20 +68,42 @@ class CodecConfig:
 
 @dataclass(slots=True, kw_only=True)
 class RecoverConfig:
-    """End-to-end distillation after coding: scales of rows and uncoded parameters, on the calibration's mix."""
+    """Recovery after coding, first block by block, then end to end: scales of rows and uncoded parameters learn."""
 
-    steps: int  # optimiser steps; 0 leaves the codes as they are
+    block_steps: int  # optimiser steps for each block, to the parent block's outputs; 0 is none
+    block_windows: int  # of the calibration's, taken in turn
+    block_lr: float  # learning rate of the first of these steps; it falls to zero
+    steps: int  # optimiser steps end to end, to the parent's logits, on the calibration's mix; 0 is none
     rows: int  # windows a step
     length_tokens: int  # of a window
     optim: OptimConfig
 
+    def __post_init__(self) -> None:
+        lowest = {"block_steps": 0, "block_windows": 1, "steps": 0}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ConfigError(f"recover.{name} must be at least {least}, got {value}")
+        if isinstance(self.block_lr, float) and self.block_lr <= 0:
+            raise ConfigError(f"recover.block_lr must be above 0, got {self.block_lr}; try 1.0e-3")
+
 
 @dataclass(slots=True, kw_only=True)
 class CurveConfig:
-    """Further files that are written and measured for the report, none kept."""
+    """Further files that are written, reloaded and measured, none kept: bytes against quality against speed."""
 
-    bytes_ratios: list[float]  # shares of the fp32 bytes; empty is no curve
+    enabled: bool  # `--curve`
+    bytes_ratios: list[float]  # shares of the fp32 bytes, a file each
     speed_tokens: int  # generated for the tokens a second
+
+    def __post_init__(self) -> None:
+        ratios = list(self.bytes_ratios) if isinstance(self.bytes_ratios, list) else []
+        if not all(0 < ratio <= 1 for ratio in ratios):
+            raise ConfigError(f"curve.bytes_ratios must be in (0, 1], got {ratios}; try curve.bytes_ratios=[0.05,0.1]")
+        if self.enabled is True and not ratios:
+            raise ConfigError("--curve needs at least one size; try curve.bytes_ratios=[0.05,0.07,0.1,0.14,0.2]")
+        if isinstance(self.speed_tokens, int) and self.speed_tokens < 1:
+            raise ConfigError(f"curve.speed_tokens must be at least 1, got {self.speed_tokens}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,13 +128,18 @@ class Config(PhaseConfig):
             value = getattr(self, name)
             if isinstance(value, float) and not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], got {value}")
+        if self.mode == "stacked" and getattr(self.curve, "enabled", False) is True:
+            raise ConfigError("--curve needs mode=allocate: stacked codecs give one file, whatever the budget")
 
     def work_tokens(self) -> float:
         """Return the calibration's passes and those that measure allocations; coding itself is not in it."""
         calibration = self.calibration.windows * self.calibration.length_tokens
         measured = self.measure.windows * self.measure.length_tokens * len(self.calibration.mix) / 3
-        recovery = 4 / 3 * self.recover.steps * self.recover.rows * self.recover.length_tokens
-        return calibration + (self.budget.search_steps + 2) * measured + recovery
+        files = len(self.curve.bytes_ratios) if self.curve.enabled else 0
+        recover = self.recover
+        recovery = 4 / 3 * recover.steps * recover.rows * recover.length_tokens
+        recovery += recover.block_steps * self.calibration.length_tokens
+        return calibration + (self.budget.search_steps + 2 + files) * measured + recovery
 
 
 PHASE = Phase(
@@ -118,4 +148,7 @@ PHASE = Phase(
     summary="code every tensor by the codec that costs least for what it loses",
     config=Config,
     promises_smaller=True,
+    flags=(
+        Flag("curve", "Also measure bytes against quality against speed, at curve.bytes_ratios.", "curve.enabled=true"),
+    ),
 )

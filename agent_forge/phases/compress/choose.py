@@ -1,6 +1,5 @@
 """Find the allocation: at a byte budget straight away, at a quality floor by measuring allocations along the hull."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
 from agent_forge.phases.compress import Config
 from agent_forge.phases.compress.offers import Offer
+from agent_forge.phases.compress.recover import light_copy
 
 HULL_PRICES = 400  # prices tried between the dearest and the cheapest choice
 
@@ -25,7 +25,7 @@ def picked(offers: Mapping[str, list[Offer]], choice: Choice) -> dict[str, Paylo
 
 def build(model: PreTrainedModel, offers: Mapping[str, list[Offer]], choice: Choice) -> PreTrainedModel:
     """Return a compressed copy of `model`; the model itself stays as it is."""
-    return compressed.compress(copy.deepcopy(model), picked(offers, choice))
+    return compressed.compress(light_copy(model, offers), picked(offers, choice))
 
 
 def hull(tensors: Sequence[Sequence[Option]], max_seed_blocks: int) -> list[Choice]:

@@ -1,4 +1,7 @@
-"""The curve of a model: bytes against quality against tokens a second, one written and reloaded file a point."""
+"""The curve of a model: bytes against quality against tokens a second, one written and reloaded file a point.
+
+Speed is that of generation as the agent does it: the packed engine where it computes the model, torch elsewhere.
+"""
 
 import shutil
 import time
@@ -17,7 +20,9 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.phases.compress import Config, choose, measure
 from agent_forge.phases.compress.offers import Offer
+from agent_forge.runtime import causal
 
+TITLE = "curve: bytes, quality, speed"
 PROMPT_TOKENS = 16
 
 
@@ -52,13 +57,15 @@ def points(
             shutil.rmtree(directory, ignore_errors=True)
             models.save(choose.build(model, coded, choice), None, directory)
             size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-            child = models.load(directory, device=model.device)
-            figures = measure.quality(measure.losses(child, windows), parent)
-            speed = tokens_per_second(child, next(iter(windows.values()))[0][0], config.curve.speed_tokens)
+            figures = measure.quality(measure.losses(models.load(directory, device=model.device), windows), parent)
+            fast = causal.open_model(directory, device=model.device)
+            prompt = next(iter(windows.values()))[0][0, :PROMPT_TOKENS].tolist()
             return {
-                "bytes": size, "bytes_of_fp32": round(size / fp32, 4), "bits_per_weight": round(32 * size / fp32, 3),
-                "tokens_per_second": speed, "estimated_nats": round(allocate.total_distortion(tensors, choice), 5),
-                **figures,
+                "bytes": size, "of_fp32": round(size / fp32, 4), "bits": round(32 * size / fp32, 3),
+                "quality": figures["quality"], "low": figures["quality_low"], "high": figures["quality_high"],
+                "tokens_per_second": tokens_per_second(fast, prompt, config.curve.speed_tokens),
+                "engine": "packed" if isinstance(fast, causal.PackedCausalLM) else "torch",
+                "estimated_nats": round(allocate.total_distortion(tensors, choice), 5),
             }  # fmt: skip
 
         rows.append(out.remember(f"curve-{ratio}", measured))
@@ -66,9 +73,17 @@ def points(
     return rows
 
 
-def tokens_per_second(model: PreTrainedModel, ids: Tensor, tokens: int) -> float:
-    """Return the speed of greedy generation with a cache from the first tokens of `ids` (length,), one sequence."""
-    prompt = ids[:PROMPT_TOKENS].tolist()
+def plots(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Return the report's plots of the rows, the table's title first."""
+    by_size = sorted(rows, key=lambda row: row["bytes"])
+    return {
+        TITLE: [(row["bytes"], row["quality"]) for row in by_size],
+        "tokens a second by bytes": [(row["bytes"], row["tokens_per_second"]) for row in by_size],
+    }
+
+
+def tokens_per_second(model: Any, prompt: list[int], tokens: int) -> float:
+    """Return the speed of greedy generation with a cache after `prompt`, one sequence, the prompt's own time included."""
     with torch.no_grad():
         models.generate(model, [prompt], max_new_tokens=1, stop_ids=[])
         began = time.perf_counter()

@@ -32,17 +32,18 @@ def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> 
 
 @torch.no_grad()
 def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
-    """Return for each kind (tokens, 2) float32: loss in nats of every labelled token, and the top-1 token."""
+    """Return for each kind (tokens, 3) float32: loss in nats of every labelled token, the top-1 token, and its window."""
     model.eval()
     found = {}
     for kind, (ids, labels) in windows.items():
-        parts = []
+        parts: list[Tensor] = []
         rows = max(1, MAX_LOGITS // (ids.shape[1] * int(model.config.get_text_config().vocab_size)))
-        for batch, target in zip(ids.split(rows), labels.split(rows), strict=True):
+        for index, (batch, target) in enumerate(zip(ids.split(rows), labels.split(rows), strict=True)):
             logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
             scored = target[:, 1:] != -100
             nll = functional.cross_entropy(logits[scored], target[:, 1:][scored], reduction="none")
-            parts.append(torch.stack([nll, logits[scored].argmax(-1).float()], 1))
+            window = (scored.nonzero()[:, 0] + index * rows).float()
+            parts.append(torch.stack([nll, logits[scored].argmax(-1).float(), window], 1))
         found[kind] = torch.cat(parts)
     return found
 
@@ -51,12 +52,36 @@ def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[s
     """Return the child's figures by kind, and `quality`: the lowest exp(-rise of the loss) over the kinds.
 
     exp(-rise) is the parent's perplexity over the child's. It is asked of every kind, so a tool call that
-    the parent is sure of is not traded for text.
+    the parent is sure of is not traded for text. `quality_low` and `quality_high` are its 95% interval.
     """
     figures: dict[str, Any] = {}
+    intervals = {}
     for kind in parent:
-        rise = float((child[kind][:, 0] - parent[kind][:, 0]).double().mean())
-        figures[f"{kind}_kept"] = round(math.exp(min(-rise, 50.0)), 5)
+        rises = (child[kind][:, 0] - parent[kind][:, 0]).double()
+        rise, half = float(rises.mean()), _half_interval(rises, parent[kind][:, 2].long())
+        figures[f"{kind}_kept"] = _kept(rise)
         figures[f"{kind}_top1_kept"] = round(float((child[kind][:, 1] == parent[kind][:, 1]).double().mean()), 5)
-    figures["quality"] = min(figures[f"{kind}_kept"] for kind in parent)
+        intervals[kind] = (_kept(rise + half), _kept(rise - half))
+    worst = min(parent, key=lambda kind: figures[f"{kind}_kept"])
+    figures["quality"] = figures[f"{worst}_kept"]
+    figures["quality_low"], figures["quality_high"] = intervals[worst]
     return figures
+
+
+def _kept(rise: float) -> float:
+    return round(math.exp(min(-rise, 50.0)), 5)
+
+
+def _half_interval(rises: Tensor, windows: Tensor) -> float:
+    """Return half the 95% interval of the mean of rises (tokens,): windows are drawn, their tokens hang together.
+
+    One window alone says nothing of the spread: the interval is then infinite.
+    """
+    counts = torch.bincount(windows).double()
+    used = counts > 0
+    sums = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, windows, rises)
+    n = int(used.sum())
+    if n < 2:
+        return math.inf
+    residuals = (sums - rises.mean() * counts)[used]  # of a ratio of sums over windows
+    return 1.96 * float((residuals.square().sum() * n / (n - 1)).sqrt()) / len(rises)

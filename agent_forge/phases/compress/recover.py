@@ -1,4 +1,4 @@
-"""Recover what coding lost, end to end: scales of coded rows and all that stayed float learn to give the parent's logits.
+"""Recover what coding lost: scales of coded rows and all that stayed float learn, block by block and then end to end.
 
 Codes do not change, so neither does the rate: a row's scale is a factor on one output of a linear, or on one token's
 embedding, and is written back into the payload. Reads the parent and the chosen payloads; gives new payloads and the
@@ -6,7 +6,7 @@ values of the parameters that are not coded.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.learn import Batches
 from agent_forge.models import compressed
 from agent_forge.models.compressed import Coded, CompressedEmbedding, CompressedLinear, coded_modules
-from agent_forge.phases.compress import RecoverConfig
+from agent_forge.phases.compress import RecoverConfig, blockwise
 
 STAGE = "recover"
 GAIN = "row_gain"
@@ -29,6 +29,7 @@ GAIN = "row_gain"
 def recovered(
     parent: PreTrainedModel,
     picked: Mapping[str, Payload],
+    windows: Tensor,
     batches: Batches,
     config: RecoverConfig,
     out: Workspace,
@@ -39,10 +40,31 @@ def recovered(
 ) -> tuple[PreTrainedModel, dict[str, Payload]]:
     """Return a dense copy of `parent` with the trained uncoded parameters, and payloads with the trained scales.
 
-    `compressed.compress` of the two is the recovered model. Training survives a kill (see learn.train).
+    windows: (n, length) int64, for the blocks; batches: for the whole model. `compressed.compress` of the two results is
+    the recovered model. Both stages survive a kill (see blockwise.align and learn.train).
     """
-    student = compressed.compress(copy.deepcopy(parent), picked)
+    student = compressed.compress(light_copy(parent, picked), picked)
     parameters = trainable(student, picked)
+    student.eval()
+    if config.block_steps:
+        blockwise.align(parent, student, windows[: config.block_windows], config, out, events)
+    if config.steps:
+        _distil(parent, student, parameters, batches, config, out, events, seed, dtype)
+    return _dense_copy(parent, student, picked), rescaled(student, picked)
+
+
+def _distil(
+    parent: PreTrainedModel,
+    student: PreTrainedModel,
+    parameters: list[nn.Parameter],
+    batches: Batches,
+    config: RecoverConfig,
+    out: Workspace,
+    events: EventLog,
+    seed: int,
+    dtype: torch.dtype,
+) -> None:
+    """Train `parameters` of `student` so that its logits are the parent's."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
         del step
@@ -57,7 +79,13 @@ def recovered(
         student, batches, loss, stage=STAGE, steps=config.steps, optim=config.optim, out=out, events=events, seed=seed,
         parameters=parameters, device=parent.device, dtype=dtype,
     )  # fmt: skip
-    return _dense_copy(parent, student), rescaled(student, picked)
+
+
+def light_copy(model: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:
+    """Return a copy that shares with `model` the tensors named, which `compressed.compress` will put codes in place of."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shared = [parameters[name] if name in parameters else parameters[f"{name}.weight"] for name in coded]
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
 
 
 def trainable(student: PreTrainedModel, picked: Mapping[str, Payload]) -> list[nn.Parameter]:
@@ -103,11 +131,11 @@ def rescaled(student: PreTrainedModel, picked: Mapping[str, Payload]) -> dict[st
 
 
 @torch.no_grad()
-def _dense_copy(parent: PreTrainedModel, student: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of `parent` whose uncoded parameters are those of `student`."""
-    dense = copy.deepcopy(parent)
+def _dense_copy(parent: PreTrainedModel, student: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:
+    """Return a light copy of `parent` whose uncoded parameters are those of `student`."""
+    dense, coded = light_copy(parent, coded), set(coded)
     trained = dict(student.named_parameters())
     for name, parameter in dense.named_parameters():
-        if name in trained:
+        if name in trained and name not in coded:
             parameter.copy_(trained[name])
     return dense

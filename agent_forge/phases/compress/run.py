@@ -1,6 +1,5 @@
 """Run the compress phase: calibrate, code every tensor by every candidate, choose, write, score what was written."""
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from agent_forge.models.compressed import coded_modules
 from agent_forge.phases.compress import Config, choose, curve, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
-HEADER_BYTES = 160  # what a tensor takes in the header of a safetensors file, at most: its name, type, shape and place
+# What a tensor takes in the header of a safetensors file beside its name and numbers: "N.payload":{"dtype":"BF16", ...},
+HEADER_WORDS_BYTES = 60
 
 ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into one
 
@@ -42,7 +42,8 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     tensors = offers.quantisable(model, config)
     search, validation = (measure.held_out(config, tokenizer, split) for split in ("search", "validation"))
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
-    sensitivities = sensitivity.remembered(model, _calibration(config, tokenizer), config.seed, out, events)
+    calibration, counts = calibration_windows(config, tokenizer)
+    sensitivities = sensitivity.remembered(model, calibration, config.seed, out, events, counts)
     if config.mode == "stacked":
         coded = offers.stacked(tensors, sensitivities, config, out, events)
     else:
@@ -52,30 +53,38 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     before = out.remember_tensors("parent-validation", lambda: measure.losses(model, validation))
     packed = out.state / "packed"
     shutil.rmtree(packed, ignore_errors=True)
-    built, rows = _built(config, model, tokenizer, coded, choice, out, events)
+    built, rows = _built(config, model, tokenizer, calibration, coded, choice, out, events)
     models.save(built, tokenizer, packed)
+    del built  # what is scored is the file
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
     report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
-    if config.curve.bytes_ratios:
+    extra = {}
+    if config.curve.enabled:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
-        report.tables["curve: bytes, quality, speed"] = curve.points(
-            model, coded, options, fixed, validation, before, config, out, events
-        )
+        found = curve.points(model, coded, options, fixed, validation, before, config, out, events)
+        report.tables[curve.TITLE], report.plots, extra = found, curve.plots(found), {"curve": found}
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
         metrics=report.metrics,
+        extra=extra,
     )
     events.metrics("compressed", report.metrics)
     report.outputs = [str(written.path)]
     return report
 
 
-def _calibration(config: Config, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Return calibration windows (n, length) int64 of the train split."""
+def calibration_windows(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return calibration windows (n, length) int64 of the train split, and the counts of each token in more of them."""
     settings = config.calibration
-    return _mixture(config, tokenizer, settings.windows, settings.length_tokens, "compress").batch(0)["input_ids"]
+
+    def drawn(windows: int, name: str) -> torch.Tensor:
+        return _mixture(config, tokenizer, windows, settings.length_tokens, name).batch(0)["input_ids"]
+
+    windows = drawn(settings.windows, "compress")
+    more = drawn(settings.count_windows, "compress-count") if settings.count_windows else windows[:0]
+    return windows, torch.bincount(torch.cat([windows, more]).flatten()).float()
 
 
 def _mixture(config: Config, tokenizer: PreTrainedTokenizerFast, rows: int, length: int, name: str) -> data.Mixture:
@@ -90,6 +99,7 @@ def _built(
     config: Config,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
+    calibration: torch.Tensor,
     coded: dict[str, list[Offer]],
     choice: Choice,
     out: Workspace,
@@ -98,12 +108,13 @@ def _built(
     """Return the compressed model, recovered when the settings ask for it, and a row of the report a tensor."""
     picked = choose.picked(coded, choice)
     dense = model
-    if config.recover.steps:
+    if config.recover.steps or config.recover.block_steps:
         settings = config.recover
         batches = _mixture(config, tokenizer, settings.rows, settings.length_tokens, recover.STAGE)
         dense, picked = recover.recovered(
-            model, picked, batches, settings, out, events, seed=config.seed, dtype=pick_dtype(config.runtime.dtype)
-        )
+            model, picked, calibration, batches, settings, out, events,
+            seed=config.seed, dtype=pick_dtype(config.runtime.dtype),
+        )  # fmt: skip
     rows = []
     for (name, options), i in zip(coded.items(), choice, strict=True):
         offer, size = options[i], len(picked[name].data)
@@ -113,7 +124,7 @@ def _built(
             "bits": round(8 * size / weights, 3), "relative_error": round(offer.relative_error, 6),
             "estimated_nats": round(offer.distortion, 6),
         })  # fmt: skip
-    return compressed.compress(copy.deepcopy(dense), picked), rows
+    return compressed.compress(recover.light_copy(dense, picked), picked), rows
 
 
 def _choose(
@@ -154,10 +165,17 @@ def _choose(
 def _fixed_bytes(config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int) -> int:
     """Return the bytes of a file beside the coded tensors, at most."""
     shapes = [options[0].shape for options in coded.values()]
-    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + HEADER_BYTES * len(model.state_dict())
-    if config.recover.steps:  # trained scales compress a little worse than fitted ones
+    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + header_bytes(model, fp32_bytes)
+    if config.recover.steps or config.recover.block_steps:  # trained scales compress a little worse than fitted ones
         fixed += sum(rows for rows, _ in shapes) // 2
     return fixed
+
+
+def header_bytes(model: PreTrainedModel, fp32_bytes: int) -> int:
+    """Return the bytes of a compressed file's header, at most: for each tensor its name, type, shape and place."""
+    digits = len(str(fp32_bytes))
+    tensors = models.storage.stored_tensors(model)
+    return 16 + sum(len(name) + HEADER_WORDS_BYTES + 3 * digits + 2 * tensor.ndim for name, tensor in tensors.items())
 
 
 def _point(

@@ -3,8 +3,9 @@
 A linear layer used N times over T tokens, with inputs x and output gradients g, costs
 ½ N/T Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats a token; an embedding the same with its rows' counts and E[g gᵀ]; any other
 tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text;
-the output head needs none of them, its E[g²] is E[p (1 - p)]. A token that the windows lack counts as often as the share
-of tokens seen once says (Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237).
+the output head needs none of them, its E[g²] is E[p (1 - p)]. How often a token comes may be counted on far more text than
+the windows, for no model has to read it; one that was never seen counts as often as the share of tokens seen once says
+(Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -154,7 +154,7 @@ class Collector:
         for name, output in self.outputs.items():
             if output is logits:
                 self.sums[name].exact = True
-                self.sums[name].rows += (probabilities - probabilities.square()).sum(0)
+                self.sums[name].rows += (probabilities.sum(0) - probabilities.square().sum(0)).clamp_min_(0)
         self.outputs.clear()
 
     def note_parameters(self) -> None:
@@ -188,11 +188,17 @@ def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool) -> None:
 
 
 def measure(
-    model: PreTrainedModel, windows: Tensor, seed: int, out: Workspace, events: EventLog
+    model: PreTrainedModel,
+    windows: Tensor,
+    seed: int,
+    out: Workspace,
+    events: EventLog,
+    counts: Tensor | None = None,
 ) -> dict[str, Sensitivity]:
     """Return the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
 
-    Raises PhaseError when the loss is not finite: a model that is broken already cannot be calibrated.
+    counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts.
+    Raises PhaseError when the logits are not finite: a model that is broken already cannot be calibrated.
     """
     collector = Collector(model)
     model.eval()
@@ -201,34 +207,39 @@ def measure(
             out.check_stop()
             model.zero_grad(set_to_none=True)
             raw = model(input_ids=window[None].to(model.device), use_cache=False).logits
-            logits = raw[0].float()
-            with torch.no_grad():
-                generator = torch_generator(seed, "compress", "labels", step)
-                probabilities = logits.softmax(-1)
-                labels = torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(logits.device)
-                collector.note_head(raw, probabilities)
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            if not bool(loss.isfinite()):
+            # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for memory's sake.
+            gradient = raw.detach()[0].float().softmax(-1)
+            generator = torch_generator(seed, "compress", "labels", step)
+            if not bool(gradient.isfinite().all()):
                 raise PhaseError(
-                    "the loss on calibration text is not finite; compress a checkpoint that passed its gate"
+                    "the logits on calibration text are not finite; compress a checkpoint that passed its gate"
                 )
-            loss.backward()
+            labels = torch.multinomial(gradient.cpu(), 1, generator=generator).to(gradient.device)
+            collector.note_head(raw, gradient)
+            gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+            raw.backward(gradient[None].to(raw.dtype))
+            del raw, gradient
             collector.note_parameters()
             events.progress("calibrate", step + 1, len(windows))
     finally:
         collector.close()
         model.zero_grad(set_to_none=True)
-    return _assemble(model, collector, windows.numel())
+    return _assemble(model, collector, windows.numel(), counts)
 
 
 def remembered(
-    model: PreTrainedModel, windows: Tensor, seed: int, out: Workspace, events: EventLog
+    model: PreTrainedModel,
+    windows: Tensor,
+    seed: int,
+    out: Workspace,
+    events: EventLog,
+    counts: Tensor | None = None,
 ) -> Callable[[str], Sensitivity]:
     """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file a tensor."""
     files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
 
     def measured(wanted: str) -> dict[str, Tensor]:
-        found = measure(model, windows, seed, out, events)
+        found = measure(model, windows, seed, out, events, counts)
         for name, file in files.items():
             if name != wanted:
                 out.remember_tensors(file, lambda n=name: found.pop(n).tensors())  # type: ignore[misc]
@@ -255,19 +266,29 @@ def good_turing(counts: Tensor) -> Tensor:
     return torch.where(unseen, counts.new_full((), share * total / missing), counts * (1 - share))
 
 
-def _assemble(model: PreTrainedModel, collector: Collector, tokens: int) -> dict[str, Sensitivity]:
+def _assemble(
+    model: PreTrainedModel, collector: Collector, tokens: int, counts: Tensor | None
+) -> dict[str, Sensitivity]:
     modules = dict(model.named_modules())
     found = {name: Sensitivity() for name in coded_tensors(model)}
     shared = tied_modules(model)
-    for name, sums in collector.sums.items():
+    for name in list(collector.sums):
+        sums = collector.sums.pop(name)  # as one is assembled, its sums are let go
         if sums.uses:
-            embedding = isinstance(modules[name], nn.Embedding)
-            found[shared.get(name, name)].uses.append(_use(sums, embedding, tokens))
+            rows = sums.rows
+            if isinstance(modules[name], nn.Embedding):
+                of_tokens = counts if modules[name] is model.get_input_embeddings() else None
+                rows = _expected_counts(sums.rows, of_tokens)
+            use = Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu())
+            found[shared.get(name, name)].uses.append(use)
     for name, square in collector.fisher.items():
         found[name].fisher = (square / tokens).cpu()
     return found
 
 
-def _use(sums: _Sums, embedding: bool, tokens: int) -> Use:
-    rows = good_turing(sums.rows) if embedding else sums.rows
-    return Use((rows / tokens).cpu(), (sums.second / sums.uses).cpu())
+def _expected_counts(seen: Tensor, counts: Tensor | None) -> Tensor:
+    """Return expected counts (rows,) that sum to what the windows `seen` sum to, in the shares of `counts` when given."""
+    if counts is None:
+        return good_turing(seen)
+    counts = nn.functional.pad(counts.to(seen), (0, len(seen) - len(counts)))
+    return good_turing(counts) * (seen.sum() / counts.sum().clamp_min(1))

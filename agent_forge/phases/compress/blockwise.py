@@ -1,0 +1,152 @@
+"""Recover block by block: what is free in a coded block learns to give the parent block's outputs.
+
+Free are the scales of coded rows, norms and biases. Blocks go from first to last: each reads what the coded blocks before
+it give, and aims at what the parent's block gives in the parent, so that it also takes back what they lost. A block is the
+member of the model's longest list of modules that hold codes; what it is called with is recorded from whole passes, so
+any architecture will do, looped ones too. Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from agent_forge.checkpoint import Workspace
+from agent_forge.core.events import EventLog
+from agent_forge.models.compressed import coded_modules
+from agent_forge.phases.compress import RecoverConfig
+
+STAGE = "align"
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and named arguments of a block
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass whose first layers were all that was wanted."""
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """Return the names of the blocks, first to last; empty when no list of modules holds codes."""
+    coded = list(coded_modules(model))
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > len(found):
+            names = [f"{name}.{index}" for index in range(len(module))]
+            if all(any(inner.startswith(f"{one}.") for inner in coded) for one in names):
+                found = names
+    return found
+
+
+def align(
+    parent: PreTrainedModel,
+    student: PreTrainedModel,
+    windows: Tensor,
+    config: RecoverConfig,
+    out: Workspace,
+    events: EventLog,
+) -> dict[str, tuple[float, float]]:
+    """Train the free parameters of each block of `student` in place; windows: (n, length) int64.
+
+    Returns the error of each block before and after, relative to its output. A block that is done is read back after a
+    kill. A block whose error did not fall keeps its values.
+    """
+    errors = {}
+    names = blocks(student)
+    for index, name in enumerate(names):
+        out.check_stop()
+        block = student.get_submodule(name)
+        free = {key: p for key, p in block.named_parameters() if p.requires_grad}
+
+        def trained(name: str = name, free: dict[str, nn.Parameter] = free) -> dict[str, Tensor]:
+            before, after = _train_block(parent, student, name, list(free.values()), windows, config)
+            return {**{key: p.detach().cpu() for key, p in free.items()}, "errors": torch.tensor([before, after])}
+
+        found = out.remember_tensors(f"{STAGE}-{index:03}", trained)
+        with torch.no_grad():
+            for key, parameter in free.items():
+                parameter.copy_(found[key])
+        before, after = found["errors"].tolist()
+        errors[name] = (before, after)
+        events.progress(STAGE, index + 1, len(names), {"error_before": before, "error_after": after})
+    return errors
+
+
+def _train_block(
+    parent: PreTrainedModel,
+    student: PreTrainedModel,
+    name: str,
+    free: list[nn.Parameter],
+    windows: Tensor,
+    config: RecoverConfig,
+) -> tuple[float, float]:
+    """Train one block; return its relative error before and after, both over all windows."""
+    targets = [_pass(parent, name, ids)[1] for ids in windows]
+    calls = [_pass(student, name, ids)[0] for ids in windows]
+    block, start = student.get_submodule(name), [p.detach().clone() for p in free]
+    before = _error(block, calls, targets)
+    optimiser = torch.optim.Adam(free, lr=config.block_lr)
+    for step in range(config.block_steps):
+        optimiser.param_groups[0]["lr"] = config.block_lr * (1 - step / config.block_steps)
+        optimiser.zero_grad(set_to_none=True)
+        _loss(block, calls[step % len(calls)], targets[step % len(calls)]).backward()
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    after = _error(block, calls, targets)
+    if not after < before:  # also when it is not a number
+        with torch.no_grad():
+            for parameter, value in zip(free, start, strict=True):
+                parameter.copy_(value)
+        after = before
+    return before, after
+
+
+def _pass(model: PreTrainedModel, name: str, ids: Tensor) -> tuple[list[Call], list[Tensor]]:
+    """Return what a block is called with in one pass over ids (length,), and what it gives, a call each."""
+    calls: list[Call] = []
+    outputs: list[Tensor] = []
+
+    def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append((arguments, named))
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        outputs.append(_hidden(output))
+        if not looped:
+            raise _EnoughError
+
+    block = model.get_submodule(name)
+    looped = getattr(model.config, "max_loops", 1) > 1
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
+    try:
+        with torch.no_grad(), contextlib.suppress(_EnoughError):
+            model(input_ids=ids[None].to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, outputs
+
+
+def _hidden(output: Any) -> Tensor:
+    """Return the hidden states of a block's output: itself, or the first of a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _loss(block: nn.Module, calls: list[Call], targets: list[Tensor]) -> Tensor:
+    """Return the squared error of each token's output over its own square, averaged.
+
+    The next norm divides by a token's size as well; without that, an attention sink outweighs the rest.
+    """
+    total = torch.zeros((), device=targets[0].device)
+    for (arguments, named), target in zip(
+        calls, targets, strict=False
+    ):  # a looped model may exit earlier than its parent
+        error = (_hidden(block(*arguments, **named)) - target).square().sum(-1)
+        total = total + (error / target.square().sum(-1).clamp_min(1e-12)).mean()
+    return total / max(min(len(calls), len(targets)), 1)
+
+
+@torch.no_grad()
+def _error(block: nn.Module, calls: list[list[Call]], targets: list[list[Tensor]]) -> float:
+    return float(sum(_loss(block, *both) for both in zip(calls, targets, strict=True))) / len(calls)
