@@ -5,6 +5,7 @@
    Activations are integers of each token: int8 where the model rounds them itself (the product is then exact), else
    16 bits in two planes of int8, high and low, which keeps the product within 1e-4 of the float one.
    Vector-quantised matrices (kind VQ) sum table entries: the table of a token holds its product with every centroid.
+   Water-filled ones (kind MIXED, mixed.h) have a scale a row and a column, and blocks of 0 to 8 bits a code.
 
    One source, three builds: AVX-512 (VNNI, VBMI), AVX2, and plain C. A row, token or head is computed by one thread, so
    the result does not depend on their number. Shapes: T tokens of a call, d hidden width. */
@@ -271,9 +272,10 @@ static int reserve_model(Pool *pool, const Model *m, int tokens) {
         const Matrix *matrices = i < m->layers ? &m->layer[i].q : &m->head;
         for (int k = 0; k < (i < m->layers ? 7 : 1); k++) {
             const Matrix *one = matrices + k;
-            if (one->kind != CODES && !reserve_for(pool, one, tokens)) return 0;
-            if (one->kind == CODES && one->padded > widest.padded) widest.padded = one->padded;
-            if (one->kind == CODES && one->groups > widest.groups) widest.groups = one->groups;
+            int has_more = !is_coded(one) || (one->kind == MIXED && one->activation_top > 0);
+            if (has_more && !reserve_for(pool, one, tokens)) return 0;
+            if (is_coded(one) && one->padded > widest.padded) widest.padded = one->padded;
+            if (is_coded(one) && one->groups > widest.groups) widest.groups = one->groups;
         }
     }
     return !widest.padded || reserve_for(pool, &widest, tokens);

@@ -19,16 +19,17 @@ typedef struct {
     atomic_int done;
 } Phase;
 
-/* A token's activations as integers: value = (256 * high + low) * step, or low * step with one plane. */
+/* A token's activations as integers: value = (256 * high + low) * step, or low * step with one plane.
+   MIXED: a step a group, and the sums of both planes together in low_sums. */
 typedef struct {
     int8_t *low, *high;            /* (T, padded) */
     int32_t *low_sums, *high_sums; /* (T, groups) */
-    float *steps;                  /* (T) */
+    float *steps;                  /* (T), MIXED: (T, groups) */
     size_t size_bytes;
 } Input;
 
 /* What a set of integers was made from: no need to make it twice. */
-typedef struct { uint64_t stamp; int32_t group, top, columns; } Key;
+typedef struct { uint64_t stamp; const float *column_scales; int32_t group, top, columns; } Key;
 
 typedef struct {
     float *memory;  /* (tokens, widest) activations before a product: a thread's own for one token, else those of all */

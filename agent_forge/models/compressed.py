@@ -33,7 +33,7 @@ from agent_forge.kernels.matrix import PackedMatrix
 
 METHOD = "forge_compressed"
 COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensors; they are not stored
-PACKABLE = ("ternary", "intk", "vptq")  # codecs whose codes the kernels multiply with
+PACKABLE = ("ternary", "intk", "vptq", "waterfill")  # codecs whose codes the kernels multiply with
 PACKED_TOKENS = 32  # more are a batch, for which making the matrix once is cheap
 
 

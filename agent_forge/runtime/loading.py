@@ -64,7 +64,7 @@ def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
             if stored in reader.tensors:
                 norms[f"{index}.{name}"] = reader.tensors.floats(stored)
     _check_sizes(shape, matrices)
-    return PackedModel(shape, matrices, norms, threads, reader.notes)
+    return PackedModel(shape, _sharing_columns(matrices), norms, threads, reader.notes)
 
 
 class _Reader:
@@ -147,6 +147,22 @@ def _check_sizes(shape: Shape, matrices: Mapping[str, PackedMatrix]) -> None:
             )
 
 
+def _sharing_columns(matrices: Mapping[str, PackedMatrix]) -> dict[str, PackedMatrix]:
+    """Let matrices of mixed widths with equal column scales hold the same arrays.
+
+    The engine knows activations that it has rounded for one matrix by the address of those scales: queries, keys and
+    values then share them, as gate and up do. A tied head stays the very matrix of the embedding.
+    """
+    held: dict[bytes, dict[str, Array]] = {}
+    made: dict[int, PackedMatrix] = {}
+    for one in matrices.values():
+        if one.layout.kind == "mixed" and id(one) not in made:
+            own = {name: np.ascontiguousarray(one.arrays[name]) for name in ("order", "column_scales")}
+            shared = held.setdefault(own["order"].tobytes() + own["column_scales"].tobytes(), own)
+            made[id(one)] = replace(one, arrays={**one.arrays, **shared})
+    return {name: made.get(id(one), one) for name, one in matrices.items()}
+
+
 def save(model: PackedModel, path: Path) -> int:
     """Write a packed file, to be memory-mapped by `load`; return its bytes."""
     tensors: dict[str, Array] = {f"norm/{name}": array for name, array in model.norms.items()}
@@ -183,5 +199,6 @@ def _open_packed(path: Path, threads: int) -> PackedModel:
         bias = own.pop("bias", None)
         matrices[name] = replace(PackedMatrix(Layout(**layout), own), bias=bias)
     matrices.setdefault("head", matrices["embedding"])
+    matrices = _sharing_columns(matrices)
     norms = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith("norm/")}
     return PackedModel(shape, matrices, norms, threads, json.loads(tensors.metadata["notes"]))
