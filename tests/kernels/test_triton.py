@@ -13,9 +13,6 @@ from agent_forge import codecs
 from agent_forge.kernels import gpu
 from agent_forge.models import compressed
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
-
 SHAPES = ((1, 1), (3, 7), (17, 65), (33, 127), (18, 333))
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("ternary", {"group": 64}), ("ternary", {"group": 20}), ("ternary", {"group": 7}),
