@@ -21,7 +21,7 @@ from agent_forge.core.errors import CheckpointError
 from agent_forge.kernels import matrix as packing
 from agent_forge.kernels.matrix import Layout, PackedMatrix
 from agent_forge.runtime.model import PackedModel
-from agent_forge.runtime.shape import Shape, UnsupportedModelError, shape_of
+from agent_forge.runtime.shape import Shape, UnsupportedModelError, shape_of, unwrapped
 from agent_forge.runtime.tensors import Tensors, write
 
 Array = NDArray[Any]
@@ -51,16 +51,18 @@ def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
         config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} holds no model: config.json cannot be read ({error})") from None
-    shape = shape_of(config)
+    inner, prefix = unwrapped(config)
+    shape = shape_of(inner)
     reader = _Reader(Tensors(path), config)
-    matrices = {"embedding": reader.matrix("model.embed_tokens")}
-    matrices["head"] = matrices["embedding"] if reader.is_tied("lm_head", shape) else reader.matrix("lm_head")
-    norms = {"final_norm": reader.tensors.floats("model.norm.weight")}
+    matrices = {"embedding": reader.matrix(f"{prefix}model.embed_tokens")}
+    tied = reader.is_tied(f"{prefix}lm_head", shape)
+    matrices["head"] = matrices["embedding"] if tied else reader.matrix(f"{prefix}lm_head")
+    norms = {"final_norm": reader.tensors.floats(f"{prefix}model.norm.weight")}
     for index in range(shape.layers):
         for name, module in MODULES.items():
-            matrices[f"{index}.{name}"] = reader.matrix(f"model.layers.{index}.{module}")
+            matrices[f"{index}.{name}"] = reader.matrix(f"{prefix}model.layers.{index}.{module}")
         for name, module in LAYER_NORMS.items():
-            stored = f"model.layers.{index}.{module}.weight"
+            stored = f"{prefix}model.layers.{index}.{module}.weight"
             if stored in reader.tensors:
                 norms[f"{index}.{name}"] = reader.tensors.floats(stored)
     _check_sizes(shape, matrices)
