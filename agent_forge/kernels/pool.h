@@ -35,8 +35,9 @@ typedef struct {
     float *memory;  /* (tokens, widest) activations before a product: a thread's own for one token, else those of all */
     float *rounded; /* the same as the model rounds them, for matrices that multiply floats */
     float *scores;  /* of one head with the tokens before */
+    float *key_now; /* of one head at the token that is decoded */
     Input input;
-    size_t memory_bytes, rounded_bytes, scores_bytes;
+    size_t memory_bytes, rounded_bytes, scores_bytes, key_now_bytes;
     uint64_t stamp; /* what `memory` holds */
     Key key, rounded_key;
 } Worker;
@@ -207,6 +208,7 @@ void forge_pool_free(Pool *pool) {
         free(pool->workers[i].memory);
         free(pool->workers[i].rounded);
         free(pool->workers[i].scores);
+        free(pool->workers[i].key_now);
         free(pool->workers[i].input.low);
     }
     for (int i = 0; i < pool->retirements; i++) free(pool->retired[i]);

@@ -112,8 +112,10 @@ def compressed_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("each_build")
 def test_float_checkpoints_of_every_family_give_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
     models.save(made(family), None, tmp_path)
-    packed = runtime.load(tmp_path, threads=1)
-    assert relative(packed.logits(IDS), reference(tmp_path)) <= 1e-5
+    packed, expected = runtime.load(tmp_path, threads=1), reference(tmp_path)
+    assert relative(packed.logits(IDS), expected) <= 1e-5
+    cache = packed.new_cache()
+    assert relative(np.concatenate([packed.logits([token], cache) for token in IDS]), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("codec", RATES)
