@@ -1,11 +1,13 @@
-"""Decode speed, memory and size of packed inference against transformers and llama.cpp, in one run on the same text.
+"""Decode speed, prefill speed, memory and size of packed inference against transformers and llama.cpp, in one run.
 
     python scripts/bench_decode.py outputs/smollm2 --work outputs/bench_decode [--llama-python PYTHON] [--threads 2]
+        [--checkpoints outputs/bench/ours-62 ...] [--device cuda]
 
 Rates are made by plain rounding (speed needs no quality) and kept in --work: ternary with an 8-bit or 4-bit embedding,
-int4, int8, VPTQ. Each case runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp
-runs through a Python that has llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints
-one table.
+int4, int8, VPTQ, bfloat16. --checkpoints adds compressed ones, such as bench_compress.py's water-filled files. Each case
+runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp runs through a Python that has
+llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints one table, then the bars, each
+met or MISSED. With --device cuda the compressed layers run there, in torch or Triton, beside transformers.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,13 +32,17 @@ RATES = {
     "int4 + int8 embedding": ({"intk": {"bits": 4, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
     "int8": ({"intk": {"bits": 8, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
     "vptq v4 + int8 embedding": ({"vptq": {"vector": 4, "iterations": 2}}, {"intk": {"bits": 8, "group": 0}}),
+    "bfloat16": ({"raw": {"dtype": "bfloat16"}}, {"raw": {"dtype": "bfloat16"}}),
 }
-LLAMA_TYPES = ("Q4_0", "Q8_0", "F16")
+LLAMA_TYPES = ("Q4_0", "Q4_K", "Q8_0", "F16")
 # Which llama.cpp type has the same bits a weight, or the nearest that is faster.
 SAME_BITS = {
     "ternary + int8 embedding": "Q4_0", "ternary + int4 embedding": "Q4_0", "int4 + int8 embedding": "Q4_0",
-    "int8": "Q8_0", "vptq v4 + int8 embedding": "Q4_0",
+    "int8": "Q8_0", "vptq v4 + int8 embedding": "Q4_0", "bfloat16": "F16",
 }  # fmt: skip
+BASE = "transformers float32"
+TERNARY_TIMES, TERNARY_PEER, TERNARY_TOKENS = 10.0, 1.0, 200.0  # x transformers, x llama.cpp Q4_0, tokens/s
+OTHER_PEER, MOST_MS, MOST_EXTRA_BYTES = 0.8, 50.0, 150e6  # x llama.cpp at the same bits, ms a token, beyond the file
 
 
 def rss_bytes() -> int:
@@ -127,27 +134,38 @@ def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, thr
     return measured(once, repeats, len(prompt)) | {"load_s": loaded}
 
 
-def run_transformers(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
-    """Measure transformers in float32, by its own cache and greedy choice."""
+def run_torch(
+    path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int, device: str, dtype: str
+) -> dict[str, float]:
+    """Measure a checkpoint in torch, by transformers' cache and greedy choice."""
     import torch
 
     from agent_forge import models
 
     torch.set_num_threads(threads)
-    model = models.load(path)
+    start = time.perf_counter()
+    model = models.load(path, device=device, dtype=getattr(torch, dtype))
+    loaded = time.perf_counter() - start
+
+    def done() -> Moment:
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        return now()
 
     @torch.no_grad()
     def once() -> list[Moment]:
-        moments = [now()]
-        output = model(input_ids=torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        moments.append(now())
+        moments = [done()]
+        ids = torch.tensor([prompt], device=device)
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        moments.append(done())
         for _ in range(new_tokens - 1):
             token = output.logits[:, -1].argmax(-1, keepdim=True)
             output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-            moments.append(now())
+            moments.append(done())
         return moments
 
-    return measured(once, repeats, len(prompt))
+    found = measured(once, repeats, len(prompt)) | {"load_s": loaded}
+    return found | ({"rss_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {})
 
 
 def run_llama(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
@@ -196,16 +214,25 @@ def measured(once, repeats: int, prompt_tokens: int) -> dict[str, float]:  # typ
     }
 
 
-RUNNERS = {"packed": run_packed, "transformers": run_transformers, "llama": run_llama}
+def run_case(options: argparse.Namespace) -> dict[str, float]:
+    """Run the case that a process was started for."""
+    prompt = [int(token) for token in options.prompt_ids.split(",")]
+    given = (options.model, prompt, options.tokens, options.repeats, options.threads)
+    if options.case == "packed":
+        return run_packed(*given)
+    if options.case == "llama":
+        return run_llama(*given)
+    return run_torch(*given, options.device, options.dtype)
 
 
-def in_process(python: str, kind: str, path: Path, options: argparse.Namespace, prompt: list[int]) -> dict[str, float]:
+def in_process(case: "Case", options: argparse.Namespace, prompt: list[int]) -> dict[str, float]:
     """Run one case in a process of its own."""
-    command = [python, __file__, "--case", kind, str(path), "--prompt-ids", ",".join(map(str, prompt))]
+    command = [case.python, __file__, str(case.path), "--case", case.kind, "--dtype", case.dtype]
+    command += ["--device", options.device, "--prompt-ids", ",".join(map(str, prompt))]
     command += ["--tokens", str(options.tokens), "--repeats", str(options.repeats), "--threads", str(options.threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{kind} {path} failed: {done.stderr.strip()[-2000:]}")
+        raise SystemExit(f"{case.kind} {case.path} failed: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -214,18 +241,38 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.glob("*.safetensors"))
 
 
-def prepare(options: argparse.Namespace) -> dict[str, tuple[str, str, Path]]:
-    """Make what is missing in the work folder; return label -> (kind, Python, path)."""
-    cases = {"transformers fp32": ("transformers", sys.executable, options.model)}
-    folder = options.work / "ternary_int8_embedding"
-    if not (folder / "config.json").exists():
-        make_checkpoint(options.model, CHECKPOINT, folder)
-    cases[f"{CHECKPOINT}, checkpoint"] = ("packed", sys.executable, folder)
+@dataclass(frozen=True)
+class Case:
+    """kind: packed, torch or llama. peer: the llama.cpp type that it is held against."""
+
+    kind: str
+    path: Path
+    python: str = sys.executable
+    dtype: str = "float32"
+    peer: str = ""
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Case]:
+    """Make what is missing in the work folder; return the cases by label."""
+    cases = {BASE: Case("torch", options.model)}
+    if options.device != "cpu":
+        cases["transformers bfloat16"] = Case("torch", options.model, dtype="bfloat16")
     for name in RATES:
-        path = options.work / f"{name.replace(' ', '_').replace('+_', '')}.forge"
-        if not path.exists():
-            make_packed(options.model, name, path)
-        cases[name] = ("packed", sys.executable, path)
+        path = options.work / name.replace(" ", "_").replace("+_", "")
+        if options.device == "cpu":
+            path = path.with_suffix(".forge")
+            if not path.exists():
+                make_packed(options.model, name, path)
+            cases[name] = Case("packed", path, peer=SAME_BITS[name])
+        if options.device != "cpu" or name == CHECKPOINT:
+            path = path.with_suffix("")
+            if not (path / "config.json").exists():
+                make_checkpoint(options.model, name, path)
+            kind = "packed" if options.device == "cpu" else "torch"
+            cases[f"{name}, checkpoint"] = Case(kind, path, peer=SAME_BITS[name])
+    for path in options.checkpoints:
+        kind = "packed" if options.device == "cpu" else "torch"
+        cases[f"{path.name}, {size_of(path) / 1e6:.0f} MB"] = Case(kind, path, peer="Q4_0")
     if options.llama_python:
         from agent_forge.export import gguf_file
 
@@ -233,59 +280,101 @@ def prepare(options: argparse.Namespace) -> dict[str, tuple[str, str, Path]]:
             path = options.work / f"model-{kind}.gguf"
             if not path.exists():
                 gguf_file.write(options.model, path, kind)
-            cases[f"llama.cpp {kind}"] = ("llama", options.llama_python, path)
+            cases[f"llama.cpp {kind}"] = Case("llama", path, python=options.llama_python)
     return cases
 
 
 def main() -> None:
-    """Prepare, run every case, print the table."""
+    """Prepare, run every case, print the table and the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("model", type=Path)
     parser.add_argument("--work", type=Path, default=Path("outputs/bench_decode"))
+    parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="compressed checkpoints to add")
     parser.add_argument("--llama-python", default="")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", default="", help="run only the cases whose label holds this")
-    parser.add_argument("--case", choices=list(RUNNERS), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", default=[], help="run only the cases whose label holds one of these")
+    parser.add_argument("--prepare", action="store_true", help="make the files and stop")
+    parser.add_argument("--case", choices=["packed", "torch", "llama"], help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
     parser.add_argument("--prompt-ids", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        prompt = [int(token) for token in options.prompt_ids.split(",")]
-        found = RUNNERS[options.case](options.model, prompt, options.tokens, options.repeats, options.threads)
-        print(json.dumps(found))
+        print(json.dumps(run_case(options)))
         return
     cases = prepare(options)
+    if options.prepare:
+        return
     from tokenizers import Tokenizer
 
-    prompt = Tokenizer.from_file(str(options.model / "tokenizer.json")).encode(PROMPT).ids
+    ids = Tokenizer.from_file(str(options.model / "tokenizer.json")).encode(PROMPT).ids
+    prompt = (ids * (options.prompt_tokens // len(ids) + 1))[: options.prompt_tokens]
     rows = {}
-    for label, (kind, python, path) in cases.items():
-        if options.only in label:
-            rows[label] = in_process(python, kind, path, options, prompt) | {"size": size_of(path)}
+    for label, case in cases.items():
+        if not options.only or any(part in label for part in options.only):
+            rows[label] = in_process(case, options, prompt) | {"size": size_of(case.path)}
             print(f"measured {label}: {rows[label]['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
-    print_table(rows, len(prompt), options)
+    print_table(rows, cases, options)
+    if options.device == "cpu":
+        print_bars(rows, cases)
 
 
-def print_table(rows: dict[str, dict[str, float]], prompt_tokens: int, options: argparse.Namespace) -> None:
+def print_table(rows: dict[str, dict[str, float]], cases: dict[str, Case], options: argparse.Namespace) -> None:
     """Print markdown: one row a case, ratios to transformers and to llama.cpp at the same bits."""
-    print(f"{options.tokens} tokens after {prompt_tokens}, {options.threads} threads, medians of {options.repeats};")
-    print("fastest: of single tokens; cpu: processor time a token, all threads (waiting ones included).\n")
     print(
-        "| case | tok/s | fastest | cpu ms | x transformers | x llama.cpp | fastest x llama.cpp | prompt tok/s "
-        "| MB | RSS - MB |"
+        f"{options.tokens} tokens after {options.prompt_tokens}, {options.threads} threads, medians of {options.repeats};"
+    )
+    print("fastest: of single tokens; cpu: processor time a token, all threads (waiting ones included);")
+    print(f"RSS{' (device memory here)' if options.device != 'cpu' else ''}: beyond the file's bytes.\n")
+    print(
+        "| case | tok/s | fastest | cpu ms | x transformers | x llama.cpp | prompt tok/s | x llama.cpp | MB | RSS - MB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    base = rows.get("transformers fp32")
+    base = rows.get(BASE)
     for label, row in rows.items():
-        kind = SAME_BITS.get(label.removesuffix(", checkpoint"))
-        peer = rows.get(f"llama.cpp {kind}")
+        peer = rows.get(f"llama.cpp {cases[label].peer}")
         print(
             f"| {label} | {row['tokens_per_s']:.1f} | {row['best_tokens_per_s']:.0f} | {row['cpu_ms']:.2f} "
-            f"| {ratio(row, base, 'tokens_per_s')} | {ratio(row, peer, 'tokens_per_s')}{f' ({kind})' if peer else ''} "
-            f"| {ratio(row, peer, 'best_tokens_per_s')} | {row['prompt_tokens_per_s']:.0f} | {row['size'] / 1e6:.1f} "
+            f"| {ratio(row, base, 'tokens_per_s')} "
+            f"| {ratio(row, peer, 'tokens_per_s')}{f' ({cases[label].peer})' if peer else ''} "
+            f"| {row['prompt_tokens_per_s']:.0f} | {ratio(row, peer, 'prompt_tokens_per_s')} | {row['size'] / 1e6:.1f} "
             f"| {(row['rss_bytes'] - row['size']) / 1e6:.0f} |"
         )
+
+
+def print_bars(rows: dict[str, dict[str, float]], cases: dict[str, Case]) -> None:
+    """Print each bar with the figure held against it, met or MISSED; nothing for what was not run."""
+    base = rows.get(BASE)
+    print("\n| bar | figure | |\n|---|---|---|")
+    for label, row in rows.items():
+        if cases[label].kind != "packed":
+            continue
+        peer = rows.get(f"llama.cpp {cases[label].peer}")
+        ternary = label.startswith("ternary")
+        bar(f"{label}: at most {MOST_MS:.0f} ms a token", 1000 / row["tokens_per_s"], -MOST_MS, " ms")
+        bar(
+            f"{label}: memory at most file + 150 MB",
+            (row["rss_bytes"] - row["size"]) / 1e6,
+            -MOST_EXTRA_BYTES / 1e6,
+            " MB",
+        )
+        if ternary:
+            bar(f"{label}: at least {TERNARY_TOKENS:.0f} tokens/s", row["tokens_per_s"], TERNARY_TOKENS, "")
+        if ternary and base:
+            bar(f"{label}: at least 10 x transformers", row["tokens_per_s"] / base["tokens_per_s"], TERNARY_TIMES, " x")
+        if peer:
+            least = TERNARY_PEER if ternary else OTHER_PEER
+            times = row["tokens_per_s"] / peer["tokens_per_s"]
+            bar(f"{label}: at least {least} x llama.cpp {cases[label].peer}", times, least, " x")
+
+
+def bar(text: str, figure: float, limit: float, unit: str) -> None:
+    """Print one bar; a negative limit is the most that is allowed."""
+    met = figure <= -limit if limit < 0 else figure >= limit
+    print(f"| {text} | {figure:.2f}{unit} | {'met' if met else 'MISSED'} |")
 
 
 def ratio(row: dict[str, float], other: dict[str, float] | None, figure: str) -> str:

@@ -27,7 +27,12 @@ def export_command(
     ] = "",
     check: Annotated[bool, typer.Option("--check", help="Load the file in llama.cpp and compare logits.")] = False,
     llama_python: Annotated[
-        str, typer.Option("--llama-python", help="A Python with llama-cpp-python, when this one has none.")
+        str,
+        typer.Option(
+            "--llama-python",
+            envvar="FORGE_LLAMA_PYTHON",
+            help="A Python with llama-cpp-python, when this one has none.",
+        ),
     ] = "",
     as_json: Json = False,
     verbose: Verbose = False,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+MARK = "Exported by Agent Forge"  # what tells a folder that may be written again
 USES = {
     "gguf": "llama-cli -m {file} -cnv",
     "ollama": "ollama create agent -f Modelfile && ollama run agent",
@@ -19,7 +20,7 @@ def text(source: Path, format_name: str, kind: str, file: str, lines: list[str],
     parts = [
         "---", "library_name: transformers", "tags: [agent-forge]", "pipeline_tag: text-generation", "---",
         f"# {name}", "",
-        f"Exported by Agent Forge from the checkpoint `{source.name}`"
+        f"{MARK} from the checkpoint `{source.name}`"
         + (f" (id {manifest['id']}, phase {manifest['phase']}, seed {manifest['seed']})" if manifest else "")
         + f", format {format_name}, type {kind}.",
         "", "## Use", "```", USES[format_name].format(file=file), "```",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from agent_forge import models
 from agent_forge.core.errors import ConfigError, GateError
 from agent_forge.export import gguf_file
+from agent_forge.export import source as sources
 from agent_forge.runtime.shape import shape_of
 
 Array = NDArray[Any]
@@ -59,7 +60,7 @@ def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
     python: one that has llama-cpp-python; this one by default. Raises ConfigError when it has none, GateError when
     llama.cpp cannot load the file.
     """
-    model, tokenizer = models.load(source), models.load_tokenizer(source)
+    (model, _), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
     answer = llama_answer(gguf, ids, TEXTS, python or sys.executable)
     theirs = [answer[f"logits_{i}"] for i in range(len(ids))]
@@ -83,8 +84,7 @@ def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
 
 def llama_answer(gguf: Path, ids: list[list[int]], texts: tuple[str, ...], python: str) -> dict[str, Array]:
     """Return llama.cpp's logits and tokens."""
-    probe = subprocess.run([python, "-I", "-c", "import llama_cpp"], capture_output=True, check=False)
-    if probe.returncode:
+    if not _has_llama(python):
         raise ConfigError(
             f"--check needs llama-cpp-python, which {python} does not have; pip install llama-cpp-python (it compiles "
             "llama.cpp), or name a Python that has it with --llama-python"
@@ -101,6 +101,14 @@ def llama_answer(gguf: Path, ids: list[list[int]], texts: tuple[str, ...], pytho
             )
         with np.load(out) as found:
             return dict(found)
+
+
+def _has_llama(python: str) -> bool:
+    """Say whether this is a Python that has llama-cpp-python."""
+    try:
+        return not subprocess.run([python, "-I", "-c", "import llama_cpp"], capture_output=True, check=False).returncode
+    except OSError:
+        return False
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ where Hugging Face turns halves: rows of the query and key matrices are reordere
 """
 
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,30 +55,40 @@ def write(source: Path, path: Path, kind: str) -> Written:
     writer_class = _gguf_writer()
     quantise.checked_type(kind)
     config = json.loads((source / "config.json").read_text())
+    config = config.get("base_config", config) if config.get("model_type") == "thought" else config
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None:
         raise ConfigError(
             f"llama.cpp has no architecture for model type '{config.get('model_type')}', so {source} cannot become GGUF; "
-            "use --format hf"
+            f"it knows {', '.join(ARCHITECTURES)}; use --format hf"
         )
     shape = shape_of(config)
     from agent_forge import models
+    from agent_forge.checkpoint import atomic
+    from agent_forge.export import source as sources
 
-    model, tokenizer = models.load(source), models.load_tokenizer(source)
+    (model, lines), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
     written = Written(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = writer_class(str(path), architecture)
-    _add_shape(writer, shape, config, kind)
-    _add_tokenizer(writer, tokenizer, source, shape.vocabulary)
-    for name, stored in _tensors(model, shape, architecture, kind):
-        _add_tensor(writer, name, stored)
-        written.tensors[name] = (stored.kind, stored.relative_error)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    temporary = path.with_name(f"{atomic.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = writer_class(str(temporary), architecture)
+        _add_shape(writer, shape, config, kind)
+        _add_tokenizer(writer, tokenizer, source, shape.vocabulary)
+        for name, stored in _tensors(model, shape, architecture, kind):
+            _add_tensor(writer, name, stored)
+            written.tensors[name] = (stored.kind, stored.relative_error)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        temporary.replace(path)
+    except OSError as error:
+        raise atomic.storage_error(error, path, 0) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     written.size_bytes = path.stat().st_size
-    written.lines = _summary(written, kind)
+    written.lines = [*lines, *_summary(written, kind)]
     return written
 
 

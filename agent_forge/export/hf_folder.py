@@ -21,12 +21,13 @@ def write(source: Path, out: Path, kind: str) -> list[str]:
 
     from agent_forge import models
     from agent_forge.checkpoint import atomic
+    from agent_forge.export import source as sources
 
-    model, tokenizer = models.load(source), models.load_tokenizer(source)
+    (model, told), tokenizer = sources.load(source, can_think=True), models.load_tokenizer(source)
     rounding = activation_bits(model)
     plain = dense(model).to(getattr(torch, DTYPES[kind]))
     atomic.write_directory(out, lambda directory: models.save(plain, tokenizer, directory))
-    lines = [f"dense {DTYPES[kind]} weights, {plain.num_parameters():,} parameters"]
+    lines = [*told, f"dense {DTYPES[kind]} weights, {plain.num_parameters():,} parameters"]
     if rounding:
         lines.append(f"activations are no longer rounded to {rounding} bits: a plain linear layer does not do that")
     if plain.config.model_type in OWN_TYPES:

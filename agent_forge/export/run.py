@@ -49,6 +49,7 @@ def export(
         raise CheckpointError(f"{source} holds no model: config.json is missing")
     if check and format_name not in ("gguf", "ollama"):
         raise ConfigError(f"--check compares a GGUF file with llama.cpp; format {format_name} writes none")
+    _refuse_to_replace(source, out, is_folder=format_name in ("hf", "ollama"))
     kind = kind or DEFAULT_TYPES[format_name]
     done = _WRITERS[format_name](source, out, kind)
     if check:
@@ -66,6 +67,27 @@ def export(
     return done
 
 
+def _refuse_to_replace(source: Path, out: Path, *, is_folder: bool) -> None:
+    """Raise ConfigError when `out` is the checkpoint, lies in it, or is something that no export wrote."""
+    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+        raise ConfigError(
+            f"--out {out} is in the checkpoint itself, which an export leaves as it is; name another place"
+        )
+    if not is_folder:
+        if out.is_dir():
+            raise ConfigError(f"--out {out} is a folder, and this format is one file; name a file in it")
+        return
+    if out.is_file():
+        raise ConfigError(f"--out {out} is a file, and this format is a folder; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not _is_export(out):
+        raise ConfigError(f"--out {out} holds files that no export wrote, and they would be lost; name a new folder")
+
+
+def _is_export(folder: Path) -> bool:
+    card_file = folder / "README.md"
+    return card_file.is_file() and card.MARK in card_file.read_text(errors="replace")
+
+
 def _gguf(source: Path, out: Path, kind: str) -> Exported:
     from agent_forge.export import gguf_file
 
@@ -77,7 +99,8 @@ def _ollama(source: Path, out: Path, kind: str) -> Exported:
     import json
 
     done = _gguf(source, out / "model.gguf", kind)
-    context = json.loads((source / "config.json").read_text()).get("max_position_embeddings", 2048)
+    config = json.loads((source / "config.json").read_text())
+    context = config.get("base_config", config).get("max_position_embeddings", 2048)
     atomic.write_bytes(out / "Modelfile", MODELFILE.format(file="model.gguf", context=context).encode())
     return Exported("ollama", kind, [*done.files, str(out / "Modelfile")], done.size_bytes, done.lines, done.tensors)
 

@@ -1,6 +1,7 @@
-"""Products with coded matrices on the CPU, without making them dense.
+"""Products with coded matrices, without making them dense.
 
 `matrix.PackedMatrix` lays a codec's codes out for the vector unit; `native` runs engine.c on it, which is compiled on
 first use with the machine's C compiler; without one the same layout is multiplied by numpy, in blocks of rows.
-Nothing here imports torch at module level: a packed model runs in a process without it.
+`gpu` does the same for a few tokens on CUDA, with Triton. Nothing else here imports torch at module level: a packed
+model runs in a process without it.
 """

@@ -5,6 +5,7 @@
    Activations are integers of each token: int8 where the model rounds them itself (the product is then exact), else
    16 bits in two planes of int8, high and low, which keeps the product within 1e-4 of the float one.
    Vector-quantised matrices (kind VQ) sum table entries: the table of a token holds its product with every centroid.
+   Water-filled ones (kind MIXED, mixed.h) have a scale a row and a column, and blocks of 0 to 8 bits a code.
 
    One source, three builds: AVX-512 (VNNI, VBMI), AVX2, and plain C. A row, token or head is computed by one thread, so
    the result does not depend on their number. Shapes: T tokens of a call, d hidden width. */
@@ -122,18 +123,21 @@ INLINE float dot_floats(const float *a, const float *b, int width) {
     return total + sum16(sum);
 }
 
-static void attend(const float *q, const float *keys, const float *values, int count, int size, float *scores, float *out) {
+/* Attend to `count` cached keys and, where last_key is not NULL, to one more that is not in the cache yet. */
+static void attend(const float *q, const float *keys, const float *values, int count, const float *last_key,
+                   const float *last_value, int size, float *scores, float *out) {
     float factor = 1.0f / sqrtf((float)size), top = -INFINITY, total = 0;
-    for (int i = 0; i < count; i++) {
-        scores[i] = factor * dot_floats(q, keys + (size_t)i * size, size);
+    int all = count + (last_key != NULL);
+    for (int i = 0; i < all; i++) {
+        scores[i] = factor * dot_floats(q, i < count ? keys + (size_t)i * size : last_key, size);
         top = scores[i] > top ? scores[i] : top;
     }
-    for (int i = 0; i < count; i++) scores[i] = exponential(scores[i] - top);
-    for (int i = 0; i < count; i++) total += scores[i];
+    for (int i = 0; i < all; i++) scores[i] = exponential(scores[i] - top);
+    for (int i = 0; i < all; i++) total += scores[i];
     for (int i = 0; i < size; i++) out[i] = 0;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < all; i++) {
         float weight = scores[i] / total;
-        const float *value = values + (size_t)i * size;
+        const float *value = i < count ? values + (size_t)i * size : last_value;
         for (int c = 0; c < size; c++) out[c] += weight * value[c];
     }
 }
@@ -147,8 +151,35 @@ static void attention_piece(Team *team, const void *data, int first, int last) {
         int head = item / call->tokens, t = item % call->tokens, sequence = call->sequences[t];
         size_t place = cache_place(m, index, head * m->kv_heads / m->heads, call->capacities[sequence]);
         size_t mine = ((size_t)t * m->heads + head) * size;
-        attend(call->q + mine, call->keys[sequence] + place, call->values[sequence] + place, call->positions[t] + 1, size,
-               team->own->scores, call->mixed + mine);
+        attend(call->q + mine, call->keys[sequence] + place, call->values[sequence] + place, call->positions[t] + 1, NULL,
+               NULL, size, team->own->scores, call->mixed + mine);
+    }
+}
+
+/* One token: turn, store and attend at once. Heads of a group share a key: each turns a copy of it for itself, and the
+   first of them stores it, where none of the others looks. */
+static void one_token_piece(Team *team, const void *data, int first, int last) {
+    const Call *call = ((const Place *)data)->call;
+    const Model *m = call->model;
+    int index = ((const Place *)data)->layer, size = m->head_size, group = m->heads / m->kv_heads;
+    int sequence = call->sequences[0], position = call->positions[0];
+    const Layer *layer = m->layer + index;
+    for (int head = first; head < last; head++) {
+        int shared = head / group;
+        size_t cache = cache_place(m, index, shared, call->capacities[sequence]);
+        float *keys = call->keys[sequence] + cache, *values = call->values[sequence] + cache, *key = team->own->key_now;
+        float *q = call->q + (size_t)head * size;
+        const float *value = call->v + (size_t)shared * size;
+        memcpy(key, call->k + (size_t)shared * size, 4 * (size_t)size);
+        if (layer->q_norm) rms_norm(q, layer->q_norm, size, m->epsilon, q);
+        if (layer->k_norm) rms_norm(key, layer->k_norm, size, m->epsilon, key);
+        rotate(q, call->turns, size / 2);
+        rotate(key, call->turns, size / 2);
+        if (head % group == 0) {
+            memcpy(keys + (size_t)position * size, key, 4 * (size_t)size);
+            memcpy(values + (size_t)position * size, value, 4 * (size_t)size);
+        }
+        attend(q, keys, values, position, key, value, size, team->own->scores, call->mixed + (size_t)head * size);
     }
 }
 
@@ -180,10 +211,27 @@ static void source_piece(Team *team, const void *data, int first, int last) {
     for (int t = first; t < last; t++) make_source(s, t, team->shared->memory + (size_t)t * width);
 }
 
-/* Multiply a source by up to three matrices. */
+#define MOST_OUTS 3 /* matrices that multiply one source */
+
+/* One token times several coded matrices, in one phase: their tiles are numbered through. */
+typedef struct { Use uses[MOST_OUTS]; int ends[MOST_OUTS], count; } Fan;
+
+INLINE int tiles_of(const Matrix *m) { return (m->rows + ROWS - 1) / ROWS; }
+
+static void fan_piece(Team *team, const void *data, int first, int last) {
+    const Fan *fan = data;
+    for (int i = 0, begin = 0; i < fan->count; begin = fan->ends[i++]) {
+        int from = first > begin ? first : begin, to = last < fan->ends[i] ? last : fan->ends[i];
+        if (from < to) codes_piece(team, fan->uses + i, from - begin, to - begin);
+    }
+}
+
+/* Multiply a source by up to MOST_OUTS matrices. */
 static int products(Team *team, Source *source, int tokens, const Matrix *matrices, int count, float *const *outs,
                     int add_to) {
     const float *x = NULL;
+    Fan fan = {.count = count};
+    int all_coded = 1;
     source->stamp = ++team->stamps;
     if (source->kind == READY) {
         x = source->weight;
@@ -192,26 +240,41 @@ static int products(Team *team, Source *source, int tokens, const Matrix *matric
         x = team->shared->memory;
     }
     for (int i = 0; i < count; i++) {
-        Use use = {.matrix = matrices + i, .x = x, .source = source, .tokens = tokens, .add_to = add_to, .out = outs[i],
-                   .stride = matrices[i].rows};
-        if (!product(team, &use)) return 0;
+        fan.uses[i] = (Use){.matrix = matrices + i, .x = x, .source = source, .tokens = tokens, .add_to = add_to,
+                            .out = outs[i], .stride = matrices[i].rows};
+        fan.ends[i] = (i ? fan.ends[i - 1] : 0) + tiles_of(matrices + i);
+        all_coded = all_coded && is_coded(matrices + i);
     }
+    if (tokens == 1 && all_coded) {
+        int tiles = fan.ends[count - 1];
+        return together(team, tiles, piece_of(team, tiles, 64), fan_piece, &fan);
+    }
+    for (int i = 0; i < count; i++)
+        if (!product(team, fan.uses + i)) return 0;
     return 1;
+}
+
+/* Queries, keys and values of the call to `mixed`. */
+static int attention(Team *team, const Place *place) {
+    const Call *call = place->call;
+    const Model *m = call->model;
+    int tokens = call->tokens, heads = m->heads + m->kv_heads;
+    if (tokens == 1) return together(team, m->heads, 1, one_token_piece, place);
+    return together(team, tokens * heads, piece_of(team, tokens * heads, 64), place_piece, place)
+           && together(team, tokens * m->heads, piece_of(team, tokens * m->heads, 8), attention_piece, place);
 }
 
 static int layer_pass(Team *team, const Call *call, int index) {
     const Model *m = call->model;
     const Layer *layer = m->layer + index;
-    int tokens = call->tokens, heads = m->heads + m->kv_heads;
+    int tokens = call->tokens;
     Place place = {call, index};
     Source before = {.kind = NORM, .call = call, .weight = layer->norm_before};
     Source mixed = {.kind = READY, .call = call, .weight = call->mixed};
     Source after = {.kind = NORM, .call = call, .weight = layer->norm_after};
     Source gated = {.kind = GATED, .call = call};
     return products(team, &before, tokens, &layer->q, 3, (float *const[]){call->q, call->k, call->v}, 0)
-           && together(team, tokens * heads, piece_of(team, tokens * heads, 64), place_piece, &place)
-           && together(team, tokens * m->heads, piece_of(team, tokens * m->heads, 8), attention_piece, &place)
-           && products(team, &mixed, tokens, &layer->o, 1, &call->stream, 1)
+           && attention(team, &place) && products(team, &mixed, tokens, &layer->o, 1, &call->stream, 1)
            && products(team, &after, tokens, &layer->gate, 2, (float *const[]){call->gate, call->up}, 0)
            && products(team, &gated, tokens, &layer->down, 1, &call->stream, 1);
 }
@@ -261,6 +324,7 @@ static int reserve_call(Pool *pool, Call *call, int longest) {
         size_t own = i < pool->threads ? 1 : tokens;
         if (!reserve((void **)&w->memory, &w->memory_bytes, 4 * own * widest)) return 0;
         if (!reserve((void **)&w->scores, &w->scores_bytes, 4 * (size_t)((longest + 255) / 256 * 256))) return 0;
+        if (!reserve((void **)&w->key_now, &w->key_now_bytes, 4 * size)) return 0;
     }
     return 1;
 }
@@ -271,9 +335,10 @@ static int reserve_model(Pool *pool, const Model *m, int tokens) {
         const Matrix *matrices = i < m->layers ? &m->layer[i].q : &m->head;
         for (int k = 0; k < (i < m->layers ? 7 : 1); k++) {
             const Matrix *one = matrices + k;
-            if (one->kind != CODES && !reserve_for(pool, one, tokens)) return 0;
-            if (one->kind == CODES && one->padded > widest.padded) widest.padded = one->padded;
-            if (one->kind == CODES && one->groups > widest.groups) widest.groups = one->groups;
+            int has_more = !is_coded(one) || (one->kind == MIXED && one->activation_top > 0);
+            if (has_more && !reserve_for(pool, one, tokens)) return 0;
+            if (is_coded(one) && one->padded > widest.padded) widest.padded = one->padded;
+            if (is_coded(one) && one->groups > widest.groups) widest.groups = one->groups;
         }
     }
     return !widest.padded || reserve_for(pool, &widest, tokens);

@@ -117,6 +117,14 @@ INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
     return _mm512_dpbusd_epi32(total, codes, _mm512_set1_epi32(four));
 }
 INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+INLINE Ints shift_left_ints(Ints v, int bits) { return _mm512_slli_epi32(v, bits); }
+/* Bits that cross from byte to byte are for `merge` to drop. */
+INLINE Ints shift_left(Ints v, int bits) { return _mm512_slli_epi16(v, bits); }
+INLINE Ints shift_right(Ints v, int bits) { return bits ? _mm512_srli_epi16(v, bits) : v; }
+/* Return a | (v & mask), the mask being the same for every byte. */
+INLINE Ints merge(Ints a, Ints v, int mask) {
+    return _mm512_ternarylogic_epi64(a, v, _mm512_set1_epi8((char)mask), 0xf8);
+}
 INLINE Ints all(int32_t v) { return _mm512_set1_epi32(v); }
 INLINE Ints load_zeros(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p)); }
 INLINE Ints minus_product(Ints total, Ints zero, int32_t sum) {
@@ -151,6 +159,12 @@ INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
     return _mm256_add_epi32(total, _mm256_add_epi32(even, odd));
 }
 INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+INLINE Ints shift_left_ints(Ints v, int bits) { return _mm256_slli_epi32(v, bits); }
+INLINE Ints shift_left(Ints v, int bits) { return _mm256_slli_epi16(v, bits); }
+INLINE Ints shift_right(Ints v, int bits) { return bits ? _mm256_srli_epi16(v, bits) : v; }
+INLINE Ints merge(Ints a, Ints v, int mask) {
+    return _mm256_or_si256(a, _mm256_and_si256(v, _mm256_set1_epi8((char)mask)));
+}
 INLINE Ints all(int32_t v) { return _mm256_set1_epi32(v); }
 INLINE Ints load_zeros(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p)); }
 INLINE Ints minus_product(Ints total, Ints zero, int32_t sum) {
@@ -187,6 +201,10 @@ INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
     return total + (codes & 255) * a[0] + (codes >> 8 & 255) * a[1] + (codes >> 16 & 255) * a[2] + (codes >> 24 & 255) * a[3];
 }
 INLINE Ints add(Ints a, Ints b) { return a + b; }
+INLINE Ints shift_left_ints(Ints v, int bits) { return v << bits; }
+INLINE Ints shift_left(Ints v, int bits) { return v << bits; }
+INLINE Ints shift_right(Ints v, int bits) { return v >> bits; }
+INLINE Ints merge(Ints a, Ints v, int mask) { return a | (v & (mask | mask << 8 | mask << 16 | mask << 24)); }
 INLINE Ints all(int32_t v) { return (Ints){v, v, v, v}; }
 INLINE Ints load_zeros(const uint8_t *p) { return (Ints){p[0], p[1], p[2], p[3]}; }
 INLINE Ints minus_product(Ints total, Ints zero, int32_t sum) { return total - zero * sum; }

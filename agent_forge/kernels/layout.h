@@ -12,17 +12,21 @@
 #define FULL_TOP 32512 /* largest activation integer where the model does not round: 127 * 256 */
 #define INLINE static inline __attribute__((always_inline))
 
-enum { CODES, VQ, FLOATS };
+enum { CODES, VQ, FLOATS, MIXED };
 enum { F32, F16, BF16 };
 
 /* Mirrors MatrixStruct in native.py. */
 typedef struct {
     int32_t kind, bits, rows, columns, group, padded_group, groups, padded, activation_top, scale_kind, zero, vector;
     const uint8_t *codes;  /* tiles of codes; FLOATS: row-major values of type `bits` (F32, F16, BF16) */
-    const void *scales;    /* CODES: (tiles, groups, ROWS); VQ and FLOATS: (rows) float32, or NULL */
+    const void *scales;    /* CODES: (tiles, groups, ROWS); MIXED: (tiles, ROWS) float32; VQ, FLOATS: (rows) float32 or NULL */
     const uint8_t *zeros;  /* CODES: (tiles, groups, ROWS), or NULL: `zero` everywhere */
     const float *bias;     /* (rows), or NULL */
     const float *codebook; /* VQ: (vector, CENTROIDS) */
+    const float *column_scales; /* MIXED: (padded) of the columns in layout order, zeros in the padding */
+    const int32_t *order;       /* MIXED: (padded) the column that stands there; padding: 0 */
+    const uint8_t *widths;      /* MIXED: (tiles, groups) bits of a code */
+    const uint32_t *starts;     /* MIXED: (tiles) where a tile begins, in cache lines */
 } Matrix;
 
 typedef struct {

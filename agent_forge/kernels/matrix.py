@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 
 from agent_forge.codecs.payload import Payload
 from agent_forge.core.errors import PhaseError
-from agent_forge.kernels import build, native
+from agent_forge.kernels import build, mixed, native
 
 Array = NDArray[Any]
-KINDS = ("codes", "vq", "floats")
+KINDS = ("codes", "vq", "floats", "mixed")
 FORMATS = ("float32", "float16", "bfloat16")  # of scales, and of the values of kind floats
 ROWS, VQ_ROWS, CENTROIDS, STEP = 16, 64, 256, 16
 SLAB_ROWS = 2048  # rows laid out, or decoded by the portable path, at a time
 # Row 16 k + 4 l + e of a VQ tile stands at byte 16 l + 4 k + e: where the byte shuffles of engine.c leave it.
 VQ_ORDER = np.arange(VQ_ROWS).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
 ACTIVATION_BITS = tuple(b for b in range(16) if b != 1)
+WATERFILL_LEVELS_PER_OCTAVE = 8  # of the stored column scales; as codecs.waterfill has it, which needs torch
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class Layout:
         """Return the columns of a row in the layout."""
         if self.kind == "vq":
             return -(-self.columns // self.vector) * self.vector
+        if self.kind == "mixed":
+            return mixed.padded_columns(self.columns)
         last = self.columns - self.group * (self.groups - 1)
         return self.padded_group * (self.groups - 1) + -(-last // STEP) * STEP
 
@@ -78,7 +81,7 @@ class PackedMatrix:
     def struct(self) -> native.MatrixStruct:
         """Return the structure of engine.c; it points into the arrays of this matrix."""
         one = self.layout
-        coded = one.kind == "codes"
+        coded = one.kind in ("codes", "mixed")
         return native.MatrixStruct(
             kind=KINDS.index(one.kind),
             bits=one.bits,
@@ -136,6 +139,8 @@ class PackedMatrix:
             values = arrays["codebook"].T[indices].reshape(len(rows), -1)[:, : one.columns]
             return np.ascontiguousarray(values * arrays["scales"][rows, None])
         tile, lane = rows // ROWS, rows % ROWS
+        if one.kind == "mixed":
+            return self._decoded_mixed(tile, lane)
         packed = arrays["codes"][tile, :, lane]  # (n, blocks, 4)
         parts = [packed >> np.uint8(one.bits * i) & np.uint8(2**one.bits - 1) for i in range(8 // one.bits)]
         codes = np.stack(parts, axis=2).reshape(len(rows), -1)[:, one.places()].astype(np.float32)
@@ -146,6 +151,15 @@ class PackedMatrix:
         )
         products: Array = codes * scales[:, group]
         return products
+
+    def _decoded_mixed(self, tile: Array, lane: Array) -> Array:
+        one, arrays = self.layout, self.arrays
+        tiles, place = np.unique(tile, return_inverse=True)
+        codes = mixed.unpack(arrays, tiles, one.columns)[place * ROWS + lane].astype(np.float32)
+        values = np.empty_like(codes)
+        values[:, arrays["order"][: one.columns]] = codes * arrays["column_scales"][: one.columns]
+        decoded: Array = values * arrays["scales"][tile, lane, None]
+        return decoded
 
     def _multiply_in_blocks(self, x: Array) -> Array:
         out = np.empty((len(x), self.layout.rows), np.float32)
@@ -189,6 +203,13 @@ def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
         )  # fmt: skip
     if coded.codec == "vptq" and not {"r", "o"} & set(parts):  # a residual and outlier columns have no layout
         return from_indices(parts["i"], parts["c"], parts["s"], coded.shape[1], activation_bits)
+    if coded.codec == "waterfill":
+        from agent_forge.codecs import entropy
+
+        codes = entropy.expand_blocks(parts["q"].tobytes(), parts["a"], parts["b"])
+        rows = parts["s"].astype(np.float32) * np.float32(2.0 ** coded.meta["u"])
+        columns = np.exp2((parts["c"].astype(np.float32) - 128) / WATERFILL_LEVELS_PER_OCTAVE).astype(np.float32)
+        return from_scaled_codes(codes, rows, columns, activation_bits)
     if coded.codec == "raw":
         values = parts["w"].view(np.float32) if coded.meta["t"] == "float32" else parts["w"]
         return from_floats(values, coded.meta["t"], activation_bits)
@@ -233,6 +254,23 @@ def from_codes(
     arrays: dict[str, Array] = {"codes": packed, "scales": _tiled_groups(scales)}
     if zeros is not None:
         arrays["zeros"] = _tiled_groups(zeros)
+    return PackedMatrix(layout, arrays)
+
+
+def from_scaled_codes(codes: Array, rows: Array, columns: Array, activation_bits: int = 0) -> PackedMatrix:
+    """Lay out codes (rows, columns) int8 with a scale a row (rows,) and a column (columns,), both float32."""
+    layout = Layout(
+        kind="mixed", rows=codes.shape[0], columns=codes.shape[1], group=mixed.GROUP, activation_bits=activation_bits
+    )
+    order = np.argsort(columns, kind="stable")
+    codes, columns = mixed.evened(codes, columns, order)
+    padding = (0, layout.padded - layout.columns)
+    arrays = {
+        **mixed.pack(codes, order),
+        "scales": np.pad(rows.astype(np.float32), (0, -len(rows) % ROWS)).reshape(-1, ROWS),
+        "column_scales": np.pad(columns[order].astype(np.float32), padding),
+        "order": np.pad(order.astype(np.int32), padding),
+    }
     return PackedMatrix(layout, arrays)
 
 

@@ -23,7 +23,7 @@ _INTS = (
     "kind", "bits", "rows", "columns", "group", "padded_group", "groups", "padded", "activation_top", "scale_kind",
     "zero", "vector",
 )  # fmt: skip
-_POINTERS = ("codes", "scales", "zeros", "bias", "codebook")
+_POINTERS = ("codes", "scales", "zeros", "bias", "codebook", "column_scales", "order", "widths", "starts")
 
 
 class MatrixStruct(ctypes.Structure):

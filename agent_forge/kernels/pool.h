@@ -19,23 +19,25 @@ typedef struct {
     atomic_int done;
 } Phase;
 
-/* A token's activations as integers: value = (256 * high + low) * step, or low * step with one plane. */
+/* A token's activations as integers: value = (256 * high + low) * step, or low * step with one plane.
+   MIXED: a step a group, and the sums of both planes together in low_sums. */
 typedef struct {
     int8_t *low, *high;            /* (T, padded) */
     int32_t *low_sums, *high_sums; /* (T, groups) */
-    float *steps;                  /* (T) */
+    float *steps;                  /* (T), MIXED: (T, groups) */
     size_t size_bytes;
 } Input;
 
 /* What a set of integers was made from: no need to make it twice. */
-typedef struct { uint64_t stamp; int32_t group, top, columns; } Key;
+typedef struct { uint64_t stamp; const float *column_scales; int32_t group, top, columns; } Key;
 
 typedef struct {
     float *memory;  /* (tokens, widest) activations before a product: a thread's own for one token, else those of all */
     float *rounded; /* the same as the model rounds them, for matrices that multiply floats */
     float *scores;  /* of one head with the tokens before */
+    float *key_now; /* of one head at the token that is decoded */
     Input input;
-    size_t memory_bytes, rounded_bytes, scores_bytes;
+    size_t memory_bytes, rounded_bytes, scores_bytes, key_now_bytes;
     uint64_t stamp; /* what `memory` holds */
     Key key, rounded_key;
 } Worker;
@@ -206,6 +208,7 @@ void forge_pool_free(Pool *pool) {
         free(pool->workers[i].memory);
         free(pool->workers[i].rounded);
         free(pool->workers[i].scores);
+        free(pool->workers[i].key_now);
         free(pool->workers[i].input.low);
     }
     for (int i = 0; i < pool->retirements; i++) free(pool->retired[i]);

@@ -1,19 +1,20 @@
 /* Products of activations with one matrix: coded, vector-quantised or floats, shared out among the threads. */
 
 #pragma once
-#include "lanes.h"
-#include "pool.h"
+#include "mixed.h"
 
 #define VQ_BATCH 4  /* tokens whose tables are held at once */
 #define VQ_PIECE 64 /* most positions that one thread fills at a time */
 
 /* ---- integers of activations ----------------------------------------------------------------------------------- */
 
+INLINE int is_coded(const Matrix *m) { return m->kind == CODES || m->kind == MIXED; }
+
 INLINE int planes_of(const Matrix *m) { return m->activation_top > 0 && m->activation_top <= 127 ? 1 : 2; }
 
 static int reserve_input(Input *input, int tokens, int padded, int groups) {
     size_t plane = ((size_t)tokens * padded + 63) / 64 * 64, sums = ((size_t)tokens * groups * 4 + 63) / 64 * 64;
-    size_t wanted = 2 * plane + 2 * sums + 4 * (size_t)tokens;
+    size_t wanted = 2 * plane + 2 * sums + 4 * (size_t)tokens * groups;
     if (!reserve((void **)&input->low, &input->size_bytes, wanted)) return 0;
     input->high = input->low + plane;
     input->low_sums = (int32_t *)(input->high + plane);
@@ -178,8 +179,27 @@ TILES(tiles_4_2, 4, 2)
 TILES(tiles_8_1, 8, 1)
 TILES(tiles_8_2, 8, 2)
 
+static void tiles_mixed(const Use *u, const Input *input, int first, int last) {
+    float products[WIDE_BATCH * ROWS];
+    for (int tile = first; tile < last; tile++) {
+        int token = 0;
+        for (; token + WIDE_BATCH <= u->tokens; token += WIDE_BATCH) {
+            mixed_tile(u->matrix, tile, input, token, products, WIDE_BATCH);
+            write_tile(u->matrix, tile * ROWS, ROWS, products, WIDE_BATCH, u->out + token * u->stride, u->stride, u->add_to);
+        }
+        for (; token < u->tokens; token++) {
+            mixed_tile(u->matrix, tile, input, token, products, 1);
+            write_tile(u->matrix, tile * ROWS, ROWS, products, 1, u->out + token * u->stride, u->stride, u->add_to);
+        }
+    }
+}
+
 /* Copy row `row` of a matrix, as float32, to out (columns). */
 static void take_row(const Matrix *m, int row, float *out) {
+    if (m->kind == MIXED) {
+        take_mixed_row(m, row, out);
+        return;
+    }
     if (m->kind == FLOATS) {
         float scale = m->scales ? ((const float *)m->scales)[row] : 1;
         for (int c = 0; c < m->columns; c++)
@@ -340,14 +360,16 @@ static const float *own_source(Team *team, const void *source);
 INLINE const float *activations(Team *team, const Use *u) { return u->x ? u->x : own_source(team, u->source); }
 
 INLINE int same_key(const Key *a, const Key *b) {
-    return a->stamp == b->stamp && a->group == b->group && a->top == b->top && a->columns == b->columns;
+    return a->stamp == b->stamp && a->column_scales == b->column_scales && a->group == b->group && a->top == b->top
+           && a->columns == b->columns;
 }
 
 /* A source has a number: what was made from it is known by that number. */
 typedef struct { uint64_t stamp; } Stamped;
 
 INLINE Key key_of(const Use *u) {
-    return (Key){((const Stamped *)u->source)->stamp, u->matrix->group, u->matrix->activation_top, u->matrix->columns};
+    const Matrix *m = u->matrix;
+    return (Key){((const Stamped *)u->source)->stamp, m->column_scales, m->group, m->activation_top, m->columns};
 }
 
 static void round_floats(const Matrix *m, const float *from, float *to) {
@@ -361,19 +383,10 @@ static void round_piece(Team *team, const void *data, int first, int last) {
     for (int t = first; t < last; t++) {
         size_t at = (size_t)t * m->columns;
         if (m->kind == CODES) round_token(m, u->x + at, &team->shared->input, t);
-        else round_floats(m, u->x + at, team->shared->rounded + at);
+        else if (m->activation_top > 0) round_floats(m, u->x + at, team->shared->rounded + at);
+        if (m->kind == MIXED)
+            round_mixed_token(m, (m->activation_top > 0 ? team->shared->rounded : u->x) + at, &team->shared->input, t);
     }
-}
-
-/* Return the integers of the activations: with one token each thread makes its own, once it has work with them. */
-static const Input *integers(Team *team, const Use *u) {
-    if (u->tokens > 1) return &team->shared->input;
-    Key key = key_of(u);
-    if (!same_key(&team->own->key, &key)) {
-        round_token(u->matrix, activations(team, u), &team->own->input, 0);
-        team->own->key = key;
-    }
-    return &team->own->input;
 }
 
 /* Return the activations in floats, rounded where the model rounds them. */
@@ -388,10 +401,26 @@ static const float *plain_or_rounded(Team *team, const Use *u) {
     return team->own->rounded;
 }
 
+/* Return the integers of the activations: with one token each thread makes its own, once it has work with them. */
+static const Input *integers(Team *team, const Use *u) {
+    if (u->tokens > 1) return &team->shared->input;
+    Key key = key_of(u);
+    if (!same_key(&team->own->key, &key)) {
+        if (u->matrix->kind == MIXED) round_mixed_token(u->matrix, plain_or_rounded(team, u), &team->own->input, 0);
+        else round_token(u->matrix, activations(team, u), &team->own->input, 0);
+        team->own->key = key;
+    }
+    return &team->own->input;
+}
+
 static void codes_piece(Team *team, const void *data, int first, int last) {
     const Use *u = data;
     const Input *input = integers(team, u);
     int two = planes_of(u->matrix) == 2;
+    if (u->matrix->kind == MIXED) {
+        tiles_mixed(u, input, first, last);
+        return;
+    }
     switch (u->matrix->bits) {
     case 2: two ? tiles_2_2(u, input, first, last) : tiles_2_1(u, input, first, last); break;
     case 4: two ? tiles_4_2(u, input, first, last) : tiles_4_1(u, input, first, last); break;
@@ -475,8 +504,8 @@ static int vq_product(Team *team, const Use *use) {
 /* Multiply; return when all of out is there, 0 when the round is over. Every thread calls it. */
 static int product(Team *team, const Use *use) {
     const Matrix *m = use->matrix;
-    if (use->tokens > 1 && (m->kind == CODES || m->activation_top > 0)) {
-        Key key = key_of(use), *held = m->kind == CODES ? &team->key : &team->rounded_key;
+    if (use->tokens > 1 && (is_coded(m) || m->activation_top > 0)) {
+        Key key = key_of(use), *held = is_coded(m) ? &team->key : &team->rounded_key;
         if (!same_key(held, &key) && !together(team, use->tokens, 1, round_piece, use)) return 0;
         *held = key;
     }
@@ -499,7 +528,7 @@ static int reserve_for(Pool *pool, const Matrix *m, int tokens) {
     for (int i = 0; i <= pool->threads; i++) {
         Worker *w = pool->workers + i;
         int own = i < pool->threads ? 1 : tokens;
-        if (m->kind == CODES && !reserve_input(&w->input, own, m->padded, m->groups)) return 0;
+        if (is_coded(m) && !reserve_input(&w->input, own, m->padded, m->groups)) return 0;
         if (m->kind != CODES && m->activation_top > 0
             && !reserve((void **)&w->rounded, &w->rounded_bytes, 4 * (size_t)own * m->columns))
             return 0;

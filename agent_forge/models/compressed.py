@@ -4,12 +4,13 @@ On disk every coded tensor is one `payload` (uint8) in model.safetensors; config
 `quantization_config` (method `forge_compressed`), so that plain `from_pretrained` builds the right modules. In memory
 a layer keeps its payload and its codec's compact tensors (int8 codes and scales, indices and codebook, ...), never a
 dense copy; `forward` makes the weight, uses it and drops it. Layers that were ternary go on rounding activations.
-A few tokens on the CPU (a step of generation) are multiplied with the codes themselves, by agent_forge.kernels.
+A few tokens (a step of generation) are multiplied with the codes themselves, by agent_forge.kernels: compiled C on the
+CPU, Triton on CUDA.
 """
 
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,12 @@ from agent_forge.kernels import build
 from agent_forge.kernels import matrix as packing
 from agent_forge.kernels.matrix import PackedMatrix
 
+if TYPE_CHECKING:
+    from agent_forge.kernels.gpu import DeviceMatrix
+
 METHOD = "forge_compressed"
 COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensors; they are not stored
-PACKABLE = ("ternary", "intk", "vptq")  # codecs whose codes the kernels multiply with
+PACKABLE = ("ternary", "intk", "vptq", "waterfill")  # codecs whose codes the kernels multiply with
 PACKED_TOKENS = 32  # more are a batch, for which making the matrix once is cheap
 
 
@@ -54,6 +58,7 @@ class Coded(nn.Module):
         self.shape = (0, 0)
         self._names: list[str] = []
         self._packed: dict[int, PackedMatrix] = {}
+        self._on_device: DeviceMatrix | None = None
 
     def open(self, where: str, coded: Payload | None = None) -> None:
         """Unpack the payload, or take `coded`. Raises CheckpointError naming `where` when the bytes are damaged."""
@@ -93,6 +98,19 @@ class Coded(nn.Module):
             coded = payloads.read(self.payload.numpy().tobytes(), "a compressed layer")
             self._packed[activation_bits] = packing.from_payload(coded, activation_bits)
         return self._packed[activation_bits]
+
+    def on_device(self) -> "DeviceMatrix | None":
+        """Return the matrix for the kernels of an accelerator, made where the codes lie; None where its codec has none."""
+        if self._source:
+            return self._source[0].on_device()
+        from agent_forge.kernels import gpu
+
+        if self.codec is None or self.payload is None:
+            return None
+        if self._on_device is None or self._on_device.device != self.payload.device:
+            compact = {name: getattr(self, COMPACT + name) for name in self._names}
+            self._on_device = gpu.from_compact(self.codec.__name__.rpartition(".")[2], compact, self.meta, self.shape)
+        return self._on_device
 
     @property
     def weight(self) -> Tensor:
@@ -137,7 +155,20 @@ class CompressedLinear(Coded):
 
             rounded = quantise_activations(input, self.activation_bits)
             input = input + (rounded - input).detach() if torch.is_grad_enabled() and input.requires_grad else rounded
+        accelerated = self._accelerated_for(input)
+        if accelerated is not None:
+            out = accelerated.multiply(input.reshape(-1, self.in_features)).to(input.dtype).view(*input.shape[:-1], -1)
+            return out if self.bias is None else out + self.bias
         return functional.linear(input, self.dense().to(input.dtype), self.bias)
+
+    def _accelerated_for(self, input: Tensor) -> "DeviceMatrix | None":
+        """Return the matrix for a few tokens on an accelerator that has kernels, without gradients."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not input.numel():
+            return None
+        from agent_forge.kernels import gpu
+
+        few = input.numel() <= gpu.FEW_TOKENS * self.in_features
+        return self.on_device() if few and gpu.usable(input.device) else None
 
     def _packed_for(self, input: Tensor) -> PackedMatrix | None:
         """Return the packed matrix for a few float32 tokens on the CPU without gradients, where there is compiled code."""

@@ -21,7 +21,7 @@ from agent_forge.core.errors import CheckpointError
 from agent_forge.kernels import matrix as packing
 from agent_forge.kernels.matrix import Layout, PackedMatrix
 from agent_forge.runtime.model import PackedModel
-from agent_forge.runtime.shape import Shape, UnsupportedModelError, shape_of
+from agent_forge.runtime.shape import Shape, UnsupportedModelError, shape_of, unwrapped
 from agent_forge.runtime.tensors import Tensors, write
 
 Array = NDArray[Any]
@@ -51,20 +51,22 @@ def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
         config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} holds no model: config.json cannot be read ({error})") from None
-    shape = shape_of(config)
+    inner, prefix = unwrapped(config)
+    shape = shape_of(inner)
     reader = _Reader(Tensors(path), config)
-    matrices = {"embedding": reader.matrix("model.embed_tokens")}
-    matrices["head"] = matrices["embedding"] if reader.is_tied("lm_head", shape) else reader.matrix("lm_head")
-    norms = {"final_norm": reader.tensors.floats("model.norm.weight")}
+    matrices = {"embedding": reader.matrix(f"{prefix}model.embed_tokens")}
+    tied = reader.is_tied(f"{prefix}lm_head", shape)
+    matrices["head"] = matrices["embedding"] if tied else reader.matrix(f"{prefix}lm_head")
+    norms = {"final_norm": reader.tensors.floats(f"{prefix}model.norm.weight")}
     for index in range(shape.layers):
         for name, module in MODULES.items():
-            matrices[f"{index}.{name}"] = reader.matrix(f"model.layers.{index}.{module}")
+            matrices[f"{index}.{name}"] = reader.matrix(f"{prefix}model.layers.{index}.{module}")
         for name, module in LAYER_NORMS.items():
-            stored = f"model.layers.{index}.{module}.weight"
+            stored = f"{prefix}model.layers.{index}.{module}.weight"
             if stored in reader.tensors:
                 norms[f"{index}.{name}"] = reader.tensors.floats(stored)
     _check_sizes(shape, matrices)
-    return PackedModel(shape, matrices, norms, threads, reader.notes)
+    return PackedModel(shape, _sharing_columns(matrices), norms, threads, reader.notes)
 
 
 class _Reader:
@@ -147,6 +149,22 @@ def _check_sizes(shape: Shape, matrices: Mapping[str, PackedMatrix]) -> None:
             )
 
 
+def _sharing_columns(matrices: Mapping[str, PackedMatrix]) -> dict[str, PackedMatrix]:
+    """Let matrices of mixed widths with equal column scales hold the same arrays.
+
+    The engine knows activations that it has rounded for one matrix by the address of those scales: queries, keys and
+    values then share them, as gate and up do. A tied head stays the very matrix of the embedding.
+    """
+    held: dict[bytes, dict[str, Array]] = {}
+    made: dict[int, PackedMatrix] = {}
+    for one in matrices.values():
+        if one.layout.kind == "mixed" and id(one) not in made:
+            own = {name: np.ascontiguousarray(one.arrays[name]) for name in ("order", "column_scales")}
+            shared = held.setdefault(own["order"].tobytes() + own["column_scales"].tobytes(), own)
+            made[id(one)] = replace(one, arrays={**one.arrays, **shared})
+    return {name: made.get(id(one), one) for name, one in matrices.items()}
+
+
 def save(model: PackedModel, path: Path) -> int:
     """Write a packed file, to be memory-mapped by `load`; return its bytes."""
     tensors: dict[str, Array] = {f"norm/{name}": array for name, array in model.norms.items()}
@@ -183,5 +201,6 @@ def _open_packed(path: Path, threads: int) -> PackedModel:
         bias = own.pop("bias", None)
         matrices[name] = replace(PackedMatrix(Layout(**layout), own), bias=bias)
     matrices.setdefault("head", matrices["embedding"])
+    matrices = _sharing_columns(matrices)
     norms = {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith("norm/")}
     return PackedModel(shape, matrices, norms, threads, json.loads(tensors.metadata["notes"]))

@@ -65,6 +65,21 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     )
 
 
+def unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Return the config of what computes, and the prefix of its tensors' names.
+
+    A thought model whose gate is shut is its base. Raises UnsupportedModelError when the gate can open.
+    """
+    if config.get("model_type") != "thought":
+        return config, ""
+    gate = config.get("gate_entropy_nats")
+    if gate is not None:
+        raise UnsupportedModelError(
+            f"the packed engine does not compute thoughts, and this model thinks from {gate} nats on; use engine=torch"
+        )
+    return {**config.get("base_config", {})}, "base."
+
+
 def _refuse_others(config: Mapping[str, Any]) -> None:
     family = config.get("model_type")
     rope = _rope(config)

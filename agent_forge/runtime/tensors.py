@@ -19,9 +19,12 @@ from agent_forge.core.errors import CheckpointError
 Array = NDArray[Any]
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
-    "I16": np.int16, "U16": np.uint16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+    "I16": np.int16, "U16": np.uint16, "U32": np.uint32, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-NAMES = {np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8"}
+NAMES = {
+    np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8", np.dtype(np.int32): "I32",
+    np.dtype(np.uint32): "U32",
+}  # fmt: skip
 ALIGNMENT = 64
 
 

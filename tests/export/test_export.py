@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from agent_forge import codecs, models, runtime
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.cli.app import app
-from agent_forge.core.errors import ConfigError
+from agent_forge.core.errors import ConfigError, StorageError
 from agent_forge.export import check, gguf_file, quantise
 from agent_forge.export.run import export
 from agent_forge.models import compressed
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.storage import quiet_transformers
 from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.models.thought import ThoughtForCausalLM
 
 gguf = pytest.importorskip("gguf", reason="the extra 'export' is not installed")
 torch.set_num_threads(1)
@@ -171,6 +172,8 @@ def test_the_check_notices_rows_in_the_wrong_order(wide: Path, tmp_path: Path, m
 def test_the_check_without_llama_cpp_says_what_to_install(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install llama-cpp-python"):
         export(tiny_checkpoint.path, tmp_path / "m.gguf", "gguf", "F16", check=True)
+    with pytest.raises(ConfigError, match="/no/such/python does not have"):
+        check.llama_answer(tmp_path / "m.gguf", [[1]], ("a",), "/no/such/python")
 
 
 def test_ollama_gets_a_modelfile_in_chatml(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -218,6 +221,96 @@ def test_a_cognate_is_refused_as_gguf_and_written_as_a_folder(
     assert np.allclose(
         check.logits_of(models.load(tmp_path / "plain"), ids)[0], check.logits_of(model, ids)[0], atol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def thinking(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return checkpoints of a thought model around the tiny Llama: its gate shut, and open from 2 nats on."""
+    folder, found = tmp_path_factory.mktemp("thinking"), {}
+    for name, gate in (("shut", None), ("open", 2.0)):
+        base = models.load(tiny_checkpoint)
+        model = ThoughtForCausalLM.wrap(base, start_ids=[5], end_ids=[6], gate_entropy_nats=gate)
+        coded = {n: codecs.encode("intk", w, {"bits": 8}) for n, w in compressed.coded_tensors(base).items()}
+        compressed.compress(model, {f"base.{n}": payload for n, payload in coded.items()})
+        models.save(model, models.load_tokenizer(tiny_checkpoint.path), folder / name)
+        found[name] = folder / name
+    return found
+
+
+def test_a_thought_model_is_exported_as_its_base_and_what_stays_behind_is_said(
+    thinking: dict[str, Path], tmp_path: Path
+) -> None:
+    ids = [[5, 6, 7, 8]]
+    expected = check.logits_of(models.load(thinking["shut"]), ids)[0]
+    shut = export(thinking["shut"], tmp_path / "shut", "hf", "F32")
+    assert json.loads((tmp_path / "shut" / "config.json").read_text())["model_type"] == "llama"
+    assert "answers the same" in shut.lines[0]
+    assert np.allclose(check.logits_of(models.load(tmp_path / "shut"), ids)[0], expected, atol=1e-4)
+    export(thinking["open"], tmp_path / "open", "hf", "F32")
+    assert json.loads((tmp_path / "open" / "config.json").read_text())["model_type"] == "thought"
+    done = export(thinking["open"], tmp_path / "ollama", "ollama", "F16")
+    assert "which begin at 2.0 nats of entropy, stay behind" in done.lines[0]
+    assert "PARAMETER num_ctx 512" in (tmp_path / "ollama" / "Modelfile").read_text()
+    base = models.load(thinking["open"]).base
+    assert check.fill_with_file(base, tmp_path / "ollama" / "model.gguf") == "F16"
+    assert np.allclose(check.logits_of(base, ids)[0], expected, atol=2e-3 * np.abs(expected).max())
+
+
+@needs_llama
+def test_llama_cpp_gives_the_logits_of_a_thought_models_base(thinking: dict[str, Path], tmp_path: Path) -> None:
+    done = export(thinking["shut"], tmp_path / "m.gguf", "gguf", "F16", check=True, llama_python=LLAMA_PYTHON)
+    assert done.check is not None
+    assert done.check["checkpoint_error"] <= 0.01
+
+
+def test_the_packed_engine_runs_a_thought_model_whose_gate_is_shut_and_refuses_one_that_thinks(
+    thinking: dict[str, Path], tmp_path: Path
+) -> None:
+    ids = [3, 4, 5]
+    expected = check.logits_of(models.load(thinking["shut"]), [ids])[0]
+    export(thinking["shut"], tmp_path / "m.forge", "packed")
+    found = runtime.load(tmp_path / "m.forge").logits(ids)
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+    with pytest.raises(ConfigError, match=r"thinks from 2\.0 nats on; use engine=torch"):
+        export(thinking["open"], tmp_path / "n.forge", "packed")
+
+
+def test_an_export_replaces_an_export_and_nothing_else(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = tiny_checkpoint.path
+    before = sorted(path.name for path in source.iterdir())
+    for out, kind in ((source, "hf"), (source / "plain", "hf"), (source / "m.gguf", "gguf"), (source, "gguf")):
+        with pytest.raises(ConfigError, match="is in the checkpoint itself"):
+            export(source, out, kind)
+    assert sorted(path.name for path in source.iterdir()) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("irreplaceable")
+    for kind in ("hf", "ollama"):
+        with pytest.raises(ConfigError, match="files that no export wrote"):
+            export(source, tmp_path / "mine", kind)
+        with pytest.raises(ConfigError, match="is a file"):
+            export(source, tmp_path / "mine" / "thesis.txt", kind)
+    with pytest.raises(ConfigError, match="is a folder"):
+        export(source, tmp_path / "mine", "gguf")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "irreplaceable"
+    for _ in range(2):
+        export(source, tmp_path / "plain", "hf")
+
+
+def test_a_gguf_export_that_fails_leaves_the_old_file_and_no_other(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.gguf"
+    export(tiny_checkpoint.path, out, "gguf", "F16")
+    before = out.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf_file, "_add_tensor", full)
+    with pytest.raises(StorageError, match=r"m\.gguf"):
+        export(tiny_checkpoint.path, out, "gguf", "Q8_0")
+    assert out.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"m.gguf", "m.gguf.md"}
 
 
 def test_a_packed_export_runs(wide: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("intk", {"bits": 4, "group": 128}), ("intk", {"bits": 4, "group": 13}), ("intk", {"bits": 8, "group": 32}),
     ("intk", {"bits": 8, "step": 0.1}), ("vptq", {"vector": 4, "iterations": 1}),
     ("vptq", {"vector": 3, "codebook": 100, "iterations": 1}), ("raw", {}), ("raw", {"dtype": "float32"}),
-    ("raw", {"dtype": "float16"}), ("hyper", {}),
+    ("raw", {"dtype": "float16"}), ("hyper", {}), ("waterfill", {"step": 0.02}), ("waterfill", {"step": 1.5}),
 ]  # fmt: skip
 
 
@@ -119,6 +119,60 @@ def test_a_zero_token_gives_zeros(coded: Any) -> None:
             assert not packed.multiply(np.zeros((2, 65), np.float32), 1).any()
 
 
+def water_filled(rows: int, columns: int, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Return codes of every width, row scales, and column scales over ten octaves."""
+    rng = np.random.default_rng(seed)
+    spread = np.exp2(rng.uniform(-3, 7, (rows, 1)) + rng.uniform(-3, 0, columns))
+    codes = (rng.normal(size=(rows, columns)) * spread).clip(-128, 127).astype(np.int8)
+    codes[rng.random(rows) < 0.2] = 0
+    codes[:, rng.random(columns) < 0.1] = 0
+    return codes, rng.uniform(0.1, 2, rows).astype(np.float32), np.exp2(rng.integers(-40, 41, columns) / 8).astype("f4")
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 200), (200, 1), (48, 64), (2049, 33)])
+@pytest.mark.usefixtures("each_build")
+def test_codes_of_mixed_widths_multiply_within_1e_3_and_come_back_exactly(shape: tuple[int, int]) -> None:
+    codes, rows, columns = water_filled(*shape)
+    packed = matrix.from_scaled_codes(codes, rows, columns)
+    dense = rows[:, None].astype(np.float64) * codes * columns
+    everything = np.arange(shape[0])
+    assert np.allclose(packed.take(everything), dense, rtol=1e-6, atol=0)
+    assert np.allclose(packed.decoded(everything[::-1]), dense[::-1], rtol=1e-6, atol=0)
+    for batch in BATCHES:
+        x = np.random.default_rng(batch).normal(size=(batch, shape[1])).astype(np.float32)
+        found = packed.multiply(x, 1)
+        assert relative(found, x.astype(np.float64) @ dense.T) <= 1e-3
+        assert not found[:, ~codes.any(1)].any()
+        assert np.array_equal(found, packed.multiply(x, 3))
+
+
+def test_blocks_of_mixed_widths_take_the_bits_of_their_largest_code_and_zeros_take_none() -> None:
+    for width in range(9):
+        codes = np.zeros((20, 130), np.int8)
+        if width:
+            codes[17, 70] = -(2 ** (width - 1))
+            codes[0, 3] = max(2 ** (width - 1) - 1, 0)
+        packed = matrix.from_scaled_codes(codes, np.ones(20, np.float32), np.ones(130, np.float32))
+        widths = packed.arrays["widths"]
+        assert widths[1].tolist() == [0, width, 0]
+        assert widths[0].tolist() == [width if width > 1 else 0, 0, 0]
+        assert packed.arrays["codes"].size == 16 * 64 * int(widths.sum(dtype=int)) // 8
+
+
+@pytest.mark.usefixtures("each_build")
+def test_columns_of_huge_scales_cost_the_others_nothing() -> None:
+    rng = np.random.default_rng(5)
+    codes = rng.integers(-20, 21, (32, 128)).astype(np.int8)
+    columns = np.ones(128, np.float32)
+    columns[64:] = 2.0**14
+    codes[:, 64:] = rng.integers(0, 2, (32, 64))
+    codes[:, 5], columns[5] = 0, 2.0**14
+    x = rng.normal(size=(3, 128)).astype(np.float32)
+    x[:, 64:] *= 2.0**-14
+    found = matrix.from_scaled_codes(codes, np.ones(32, np.float32), columns).multiply(x, 1)
+    assert relative(found, x.astype(np.float64) @ (codes * columns).T) <= 1e-4
+
+
 def test_a_narrow_range_of_byte_codes_is_kept_in_fewer_bits() -> None:
     codes = np.random.default_rng(0).integers(120, 136, (16, 64)).astype(np.uint8)
     packed = matrix.from_codes(codes, np.ones((16, 1), np.float32), "float32", group=64, zero=128)
@@ -142,7 +196,7 @@ def test_a_corrupt_payload_is_named_and_not_decoded(coded: Any) -> None:
 
 
 def test_structures_have_the_sizes_of_the_c_ones() -> None:
-    assert ctypes.sizeof(native.MatrixStruct) == 12 * 4 + 5 * 8
+    assert ctypes.sizeof(native.MatrixStruct) == 12 * 4 + 9 * 8
     assert ctypes.sizeof(native.LayerStruct) == 7 * ctypes.sizeof(native.MatrixStruct) + 4 * 8
 
 

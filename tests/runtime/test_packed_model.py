@@ -55,7 +55,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 RATES: dict[str, dict[str, Any]] = {
     "ternary": {"group": 16}, "intk": {"bits": 4, "group": 16}, "vptq": {"vector": 4, "iterations": 1},
-    "raw": {"dtype": "bfloat16"}, "hyper": {}, "seedlm": {"seeds": 16},
+    "raw": {"dtype": "bfloat16"}, "hyper": {}, "seedlm": {"seeds": 16}, "waterfill": {"step": 0.1},
 }  # fmt: skip
 IDS = np.random.default_rng(0).integers(0, 96, 45).tolist()  # longer than one chunk of the engine
 
@@ -112,8 +112,10 @@ def compressed_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("each_build")
 def test_float_checkpoints_of_every_family_give_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
     models.save(made(family), None, tmp_path)
-    packed = runtime.load(tmp_path, threads=1)
-    assert relative(packed.logits(IDS), reference(tmp_path)) <= 1e-5
+    packed, expected = runtime.load(tmp_path, threads=1), reference(tmp_path)
+    assert relative(packed.logits(IDS), expected) <= 1e-5
+    cache = packed.new_cache()
+    assert relative(np.concatenate([packed.logits([token], cache) for token in IDS]), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("codec", RATES)
@@ -123,6 +125,50 @@ def test_compressed_checkpoints_of_every_codec_give_the_logits_of_transformers(c
     packed = runtime.load(tmp_path, threads=1)
     assert relative(packed.logits(IDS), reference(tmp_path)) <= (5e-3 if codec in ("hyper", "seedlm") else 1e-3)
     assert len(packed.notes) == (15 if codec in ("hyper", "seedlm") else 0)
+
+
+def water_filled(model: PreTrainedModel) -> PreTrainedModel:
+    """Code every matrix, the embedding too, with steps of its own for rows and columns; q, k and v share their columns."""
+    generator, coded = torch.Generator().manual_seed(2), {}
+    hessians: dict[str, torch.Tensor] = {}
+    for name, weight in compressed.coded_tensors(model).items():
+        x = torch.randn(200, weight.shape[1], generator=generator) * (
+            torch.rand(weight.shape[1], generator=generator) + 0.2
+        )
+        layer, _, last = name.rpartition(".")
+        hessian = hessians.setdefault(layer + ("" if last != "o_proj" else last) + str(weight.shape[1]), x.T @ x / 200)
+        importance = torch.rand(len(weight), generator=generator) + 0.1
+        coded[name] = codecs.encode("waterfill", weight, {"step": 0.05}, hessian, importance)
+    return compressed.compress(model, coded)
+
+
+@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.usefixtures("each_build")
+def test_a_water_filled_model_with_its_embedding_and_tied_head_gives_the_logits_of_transformers(
+    activation_bits: int, tmp_path: Path
+) -> None:
+    model = made("tied")
+    if activation_bits:
+        ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="two_bit", skip=[]))
+    models.save(water_filled(model), None, tmp_path / "model")
+    packed = runtime.load(tmp_path / "model", threads=1)
+    assert packed.notes == []
+    assert packed.matrices["head"] is packed.matrices["embedding"]
+    kinds = {one.layout.kind for one in packed.matrices.values()}
+    assert kinds == {"mixed"}
+    q, k, o = (packed.matrices[f"0.{name}"].arrays["column_scales"] for name in "qko")
+    assert q is k
+    assert q is not o
+    # Rounded activations: a float on the other side of a border moves one of them by 1/127.
+    expected = reference(tmp_path / "model")
+    assert relative(packed.logits(IDS), expected) <= (0.02 if activation_bits else 1e-3)
+    single = packed.new_cache()
+    one_by_one = np.concatenate([packed.logits([token], single) for token in IDS])
+    assert relative(one_by_one, expected) <= (0.02 if activation_bits else 1e-3)
+    loading.save(packed, tmp_path / "model.forge")
+    mapped = runtime.load(tmp_path / "model.forge", threads=1)
+    assert np.array_equal(mapped.logits(IDS), packed.logits(IDS))
+    assert mapped.matrices["0.q"].arrays["order"] is mapped.matrices["0.k"].arrays["order"]
 
 
 @pytest.mark.usefixtures("each_build")

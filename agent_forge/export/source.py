@@ -1,0 +1,22 @@
+"""What an export writes: the model of a checkpoint as torch loads it, out of the wrapper that thinks."""
+
+from pathlib import Path
+from typing import Any
+
+from agent_forge import models
+
+
+def load(source: Path, *, can_think: bool) -> tuple[Any, list[str]]:
+    """Return the model and lines to tell the user. can_think: whether the format keeps a thought model whose gate opens.
+
+    A thought model with a shut gate answers as its base does, so the base alone is written.
+    """
+    model = models.load(source)
+    if model.config.model_type != "thought":
+        return model, []
+    gate = model.config.gate_entropy_nats
+    if gate is None:
+        return model.base, ["the gate of its thoughts is shut: the base model alone, which answers the same"]
+    if can_think:
+        return model, []
+    return model.base, [f"the base model alone: its thoughts, which begin at {gate} nats of entropy, stay behind"]

@@ -1,0 +1,120 @@
+"""Products of a few tokens with coded matrices on CUDA: Triton reads the packed codes, nothing is made dense.
+
+Reads the compact tensors of a codec (ternary, intk, waterfill, vptq) where the model lies, and packs codes into 2, 4 or
+8 bits. Without Triton, with more tokens and for other codecs, a compressed layer makes its weight dense and calls torch.
+The only module here that imports torch; `models.compressed` imports it when a model sits on CUDA.
+"""
+
+import contextlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FEW_TOKENS = 8  # more read the codes from memory often enough that a dense weight for cuBLAS is cheaper
+BLOCK_ROWS, BLOCK_BYTES, BLOCK_POSITIONS = 16, 128, 128
+
+
+def usable(device: torch.device) -> bool:
+    """Say whether products on this device can go through Triton."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMatrix:
+    """A coded matrix (rows, columns) on a device.
+
+    codes: (rows, groups, width) uint8 of `bits` bits a code, or VPTQ's indices (rows, positions). column_scales:
+    (columns,) float32 or None. codebook: (entries, vector) float32, for VPTQ alone.
+    """
+
+    rows: int
+    columns: int
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    bits: int = 0
+    group: int = 0
+    column_scales: Tensor | None = None
+    codebook: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the codes lie."""
+        return self.codes.device
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return x (T, columns) times the matrix: (T, rows) float32."""
+        from agent_forge.kernels import triton_kernels
+
+        x = x if self.column_scales is None else x.float() * self.column_scales
+        x = x.contiguous()
+        out = torch.empty(len(x), self.rows, device=x.device, dtype=torch.float32)
+        grid = (-(-self.rows // BLOCK_ROWS), len(x))
+        if not len(x):
+            return out
+        with _current(x.device):
+            if self.codebook is not None:
+                triton_kernels.vectors_kernel[grid](
+                    x, self.codes, self.codebook, self.scales, out, self.rows, self.columns, self.codes.shape[1],
+                    VECTOR=self.codebook.shape[1], BLOCK_ROWS=BLOCK_ROWS, BLOCK_POSITIONS=BLOCK_POSITIONS,
+                )  # fmt: skip
+            else:
+                _, groups, width = self.codes.shape
+                triton_kernels.codes_kernel[grid](
+                    x, self.codes, self.scales, self.zeros, out, self.rows, self.columns, groups, self.group, width,
+                    BITS=self.bits, BLOCK_ROWS=BLOCK_ROWS, BLOCK_BYTES=BLOCK_BYTES,
+                )  # fmt: skip
+        return out
+
+
+def from_compact(
+    codec: str, tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int]
+) -> DeviceMatrix | None:
+    """Return the matrix of a codec's compact tensors, packed where they lie; None for a codec without a kernel."""
+    rows, columns = shape
+    if codec == "vptq":
+        codebook, scales = tensors["c"].float().contiguous(), tensors["s"].float().contiguous()
+        return DeviceMatrix(rows, columns, tensors["i"].contiguous(), scales, codebook=codebook)
+    if codec == "ternary":
+        zeros = torch.ones_like(tensors["s"])
+        return _from_codes(tensors["q"] + 1, tensors["s"], zeros, meta["g"], 2, columns)
+    if codec == "intk":
+        bits = 2 if meta["k"] <= 2 else 4 if meta["k"] <= 4 else 8
+        return _from_codes(tensors["q"], tensors["s"], tensors["z"], meta["g"], bits, columns)
+    if codec == "waterfill":
+        codes, scales = tensors["q"].to(torch.int16) + 128, tensors["s"][:, None]
+        zeros = torch.full_like(scales, 128)
+        return _from_codes(codes, scales, zeros, columns, 8, columns, tensors["c"].float().contiguous())
+    return None
+
+
+def _from_codes(
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group: int,
+    bits: int,
+    columns: int,
+    column_scales: Tensor | None = None,
+) -> DeviceMatrix:
+    """Pack codes (rows, groups * group): byte j of a group holds columns j, j + width, ... of it."""
+    parts, rows = 8 // bits, len(codes)
+    grouped = codes.to(torch.uint8).view(rows, -1, group)
+    width = -(-group // parts)
+    split = torch.nn.functional.pad(grouped, (0, parts * width - group)).view(rows, -1, parts, width)
+    packed = split[:, :, 0].clone()
+    for part in range(1, parts):
+        packed |= split[:, :, part] << (bits * part)
+    return DeviceMatrix(
+        rows, columns, packed.contiguous(), scales.float().contiguous(), zeros.to(torch.uint8).contiguous(), bits, group,
+        column_scales,
+    )  # fmt: skip
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Launch on the device where the operands lie, which need not be the current one."""
+    index = device.index
+    return contextlib.nullcontext() if index is None else torch.accelerator.device_index(index)
