@@ -173,6 +173,9 @@ class TernaryLinear(nn.Linear):
             return functional.linear(self._rounded_input(input), self._kept_weight(), self.bias)
         with torch.no_grad():
             rounded, weight = self._rounded_input(input), self.quantised_weight()
+            if torch.is_autocast_enabled(weight.device.type):
+                # Once, here: autocast would do it again in the backward pass. Ternary weights are exact in bfloat16.
+                weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         rounded = _StraightThrough.apply(input, rounded) if self.activation_bits else input
         return functional.linear(rounded, _StraightThrough.apply(self.weight, weight), self.bias)
 

@@ -55,6 +55,7 @@ class TrainConfig:
     rows: int  # windows a step
     length_tokens: int  # tokens a window
     mix: dict[str, float]  # kind of data -> share of the windows
+    embeddings: bool  # train embeddings and head too; false keeps the parent's
     blend_share: float  # share of the steps over which lambda goes from 0 (dense) to 1 (ternary)
     optim: OptimConfig
 
@@ -73,10 +74,11 @@ class DistillConfig:
     ce_weight: float  # of the next-token cross-entropy
     relation_weight: float  # of the KL between attention relations of the last layer
     relation_heads: int  # heads that queries, keys and values are split into for the relations
+    hidden_weight: float  # of the relative squared error of the hidden states after each layer
     temperature: float  # of the KL on logits
 
     def __post_init__(self) -> None:
-        weights = (self.kl_weight, self.ce_weight, self.relation_weight)
+        weights = (self.kl_weight, self.ce_weight, self.relation_weight, self.hidden_weight)
         if min(weights) < 0 or max(weights) <= 0 or self.temperature <= 0 or self.relation_heads < 1:
             raise ConfigError(
                 "distill weights must be at least 0 and one of them above, temperature above 0, relation_heads at "

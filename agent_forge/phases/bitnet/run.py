@@ -1,5 +1,7 @@
 """Run the phase: measure the parent, make its linears ternary, start the codes well, distil, measure, pack, write."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -78,18 +80,27 @@ def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixt
 def _start_compensated(
     config: Config, model: PreTrainedModel, texts: dict[str, Source], out: Workspace, events: EventLog
 ) -> None:
-    """Give every layer latents that round to compensated codes; computed once, also across restarts."""
+    mixture = _mixture(config, texts, "calibration")
+    batches = -(-config.init.rows // config.train.rows)
+    start_compensated(
+        config, model, lambda: [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)], out, events
+    )
+
+
+def start_compensated(
+    config: Config, model: PreTrainedModel, windows: Callable[[], list[torch.Tensor]], out: Workspace, events: EventLog
+) -> None:
+    """Give every layer latents that round to compensated codes; computed once, also across restarts.
+
+    windows: makes the calibration batches of ids (B, T).
+    """
 
     def compute() -> dict[str, torch.Tensor]:
-        mixture = _mixture(config, texts, "calibration")
-        batches = -(-config.init.rows // config.train.rows)
-        windows = [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)]
-
         def say(done: int, total: int) -> None:
             events.progress("compensate", done, total)
             out.check_stop()
 
-        return compensated_latents(model, windows, waves=config.init.waves, damping=config.init.damping, say=say)
+        return compensated_latents(model, windows(), waves=config.init.waves, damping=config.init.damping, say=say)
 
     latents = out.remember_tensors("compensated", compute)
     layers = ternary_layers(model)
@@ -112,11 +123,30 @@ def _distil(
     out: Workspace,
     events: EventLog,
 ) -> None:
-    train = config.train
-    loss = Distillation(parent, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
+    distil(config, parent, model, _mixture(config, texts, "train"), pad, out, events)
+
+
+def distil(
+    config: Config,
+    parent: PreTrainedModel,
+    model: PreTrainedModel,
+    batches: learn.Batches,
+    pad: int | None,
+    out: Workspace,
+    events: EventLog,
+    on_step: learn.OnStep | None = None,
+) -> None:
+    """Train a ternary model in place to behave like its parent. pad: the id of padding, or None."""
+    train, dtype = config.train, pick_dtype(config.runtime.dtype)
+    # What the forward pass rounds anyway is rounded once.
+    teacher = parent if dtype == torch.float32 else copy.deepcopy(parent).to(dtype)
+    loss = Distillation(teacher, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
+    if not train.embeddings:
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.requires_grad_(False)
     learn.train(
         model,
-        _mixture(config, texts, "train"),
+        batches,
         loss,
         stage="distil",
         steps=train.steps,
@@ -124,10 +154,12 @@ def _distil(
         out=out,
         events=events,
         seed=config.seed,
+        on_step=on_step,
         device=model.device,
-        dtype=pick_dtype(config.runtime.dtype),
+        dtype=dtype,
         settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
     )
+    model.requires_grad_(True)
     set_blend(model, 1.0)
 
 
