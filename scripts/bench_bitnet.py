@@ -99,7 +99,9 @@ class Bench:
     def _show(self, event: Event) -> None:
         if event.kind in ("message", "warning") or (event.kind == "progress" and event.stage == "distil"):
             told = {k: round(v, 3) for k, v in (event.metrics or {}).items()}
-            print(f"  {event.stage} {event.step}/{event.total} {told} {event.message or ''}", file=sys.stderr, flush=True)
+            print(
+                f"  {event.stage} {event.step}/{event.total} {told} {event.message or ''}", file=sys.stderr, flush=True
+            )
 
     def report(self, name: str, **more: Any) -> None:
         """Print the perplexity of the model as it is now."""
@@ -118,7 +120,9 @@ class Bench:
 
     def run(self) -> None:
         """Initialise, distil, and keep the trained model in --work."""
-        print(json.dumps({"model": "parent", **figures(self.base, self.base), "train_tokens": self.batches.ids.numel()}))
+        print(
+            json.dumps({"model": "parent", **figures(self.base, self.base), "train_tokens": self.batches.ids.numel()})
+        )
         self.report("rounded")
         if self.config.init.method == "gptq":
             calibration = self.calibration.to(self.device)
@@ -149,7 +153,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="scored windows of 512 tokens")
     parser.add_argument("--dev", action="store_true", help="score the documents that settings are chosen on")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
     Bench(args).run()
 

@@ -1,7 +1,7 @@
 """One training loop for every phase, with its losses, optimisers, schedule, averaging and resumable state."""
 
 from agent_forge.learn.loop import train
-from agent_forge.learn.losses import chunked_cross_entropy, distill_loss, lm_loss, plain_head
+from agent_forge.learn.losses import chunked_cross_entropy, distill_loss, lm_loss
 from agent_forge.learn.optimisers import Optimisers, wsd
 from agent_forge.learn.records import Batches, LossFn, OnStep, StepRecord
 
@@ -14,7 +14,6 @@ __all__ = [
     "chunked_cross_entropy",
     "distill_loss",
     "lm_loss",
-    "plain_head",
     "train",
     "wsd",
 ]

@@ -89,7 +89,7 @@ def _large_vocabulary_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor | 
     Only where the head is a bias-free linear layer right after the base model, with nothing done to the logits: then
     head(base(x)) is the model.
     """
-    base, head = getattr(model, "base_model", None), plain_head(model)
+    base, head = getattr(model, "base_model", None), _plain_head(model)
     labels = batch["labels"][:, 1:]
     if head is None or base is None or base is model or labels.numel() * head.weight.shape[0] <= LOGITS_IN_MEMORY:
         return None
@@ -101,7 +101,7 @@ def _large_vocabulary_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor | 
     )
 
 
-def plain_head(model: Any) -> nn.Linear | None:
+def _plain_head(model: Any) -> nn.Linear | None:
     """Return the output layer of a model known to apply it alone, or None."""
     if type(model).__name__ not in PLAIN_HEADS or not type(model).__module__.startswith("transformers."):
         return None

@@ -111,6 +111,7 @@ class _Reader:
         if module.endswith("embed_tokens") or latents.shape[1] < group:
             return self._from_floats(module)
         codes, scales = ternary_codes(latents, group)
+        group = group if group > 0 else latents.shape[1]  # one scale a row, or a tensor, is the same in every group
         return packing.from_codes(
             (codes + 1).to(torch.uint8).numpy(), scales.view(torch.int16).numpy().view(np.uint16), "bfloat16",
             group=group, zero=1, activation_bits=int(self.quantization.get("activation_bits", 8)),

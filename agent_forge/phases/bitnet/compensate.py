@@ -15,8 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agent_forge.models.ternary import TernaryLinear, latents_for, quantise_activations, ternary_codes, ternary_layers
+from agent_forge.models.ternary import (
+    TENSOR,
+    TernaryLinear,
+    latents_for,
+    quantise_activations,
+    ternary_codes,
+    ternary_layers,
+)
 from agent_forge.models.ternary_packing import multiply_out
+
+COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not say
 
 
 @torch.no_grad()
@@ -39,7 +48,7 @@ def compensated_latents(
         hessians = input_hessians(model, {name: layers[name] for name in names}, windows)
         for name in names:
             layer = layers[name]
-            latents = compensate(layer.weight, hessians.pop(name), layer.group_size, damping)
+            latents = compensate(layer.weight, hessians.pop(name), layer.grouping, damping)
             found[name] = latents.to(layer.weight.dtype)
             layer.weight.copy_(found[name])
             layer.blend = 1.0
@@ -99,11 +108,13 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
 def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Return codes (out, in) int8 and the weights as they were when their turn came."""
     weight, codes = original.clone(), torch.empty_like(original, dtype=torch.int8)
-    for start in range(0, weight.shape[1], group_size):
-        end = min(start + group_size, weight.shape[1])
+    size = group_size if group_size > 0 else COLUMNS
+    whole = ternary_codes(original, group_size)[1].float()[:, 0] if group_size <= 0 else None
+    for start in range(0, weight.shape[1], size):
+        end = min(start + size, weight.shape[1])
         block = weight[:, start:end]
         errors = torch.empty_like(block)
-        scale = block.abs().mean(1)
+        scale = block.abs().mean(1) if whole is None else whole
         for j in range(end - start):
             column, row = block[:, j], factor[start + j, start + j : end]
             code = column.sign() * (column.abs() > scale / 2)
@@ -115,11 +126,12 @@ def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[
 
 
 def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int) -> Tensor:
-    """Return scales (out, groups) bfloat16 that minimise each row's output error for these codes.
+    """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's, or the tensor's.
 
     A row whose best scales are not all positive keeps mean|W|.
     """
-    columns = [slice(start, start + group_size) for start in range(0, codes.shape[1], group_size)]
+    size = group_size if group_size > 0 else codes.shape[1]
+    columns = [slice(start, start + size) for start in range(0, codes.shape[1], size)]
     products = torch.empty(len(codes), len(columns), len(columns), device=codes.device)
     targets = torch.empty(len(codes), len(columns), device=codes.device)
     signs = codes.float()
@@ -128,6 +140,8 @@ def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: in
         targets[:, g] = (pushed * original).sum(1)
         for h, other in enumerate(columns):
             products[:, g, h] = (pushed[:, other] * signs[:, other]).sum(1)
+    if group_size == TENSOR:
+        products, targets = products.sum(0, keepdim=True), targets.sum(0, keepdim=True)
     empty = products.diagonal(dim1=1, dim2=2) <= 0
     products = products + torch.diag_embed(empty.float())
     fitted = torch.linalg.solve(products.double(), targets.double()[..., None])[..., 0].float()

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from agent_forge import learn
 from agent_forge.core.errors import ConfigError
+from agent_forge.learn.losses import PLAIN_HEADS
 from agent_forge.models.ternary import set_blend
+from agent_forge.models.ternary_embedding import RoundedHead
 from agent_forge.phases.bitnet import DistillConfig
 from agent_forge.phases.bitnet.head_loss import IGNORE, Weights, head_loss
 
@@ -45,7 +47,7 @@ class Distillation:
         set_blend(model, blend_at(step, self.steps, self.blend_share))
         config, ids = self.config, batch["input_ids"]
         relations, hidden = config.relation_weight > 0, config.hidden_weight > 0
-        fused = learn.plain_head(model) is not None and learn.plain_head(self.parent) is not None
+        fused = has_plain_head(model) and has_plain_head(self.parent)
         with projections(model, relations) as own:
             output = _outputs(model, ids, fused, hidden)
         taught = None
@@ -72,8 +74,8 @@ class Distillation:
         targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
         weights = Weights(kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature)
         loss, kl, ce = head_loss(
-            output.last_hidden_state[present], learn.plain_head(model).weight,
-            taught.last_hidden_state[present], learn.plain_head(self.parent).weight, targets[present], weights,
+            output.last_hidden_state[present], head_weight(model),
+            taught.last_hidden_state[present], head_weight(self.parent), targets[present], weights,
         )  # fmt: skip
         return loss, {"kl": kl, "ce": ce}
 
@@ -134,6 +136,21 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
             f"{', '.join(PROJECTIONS)}; set distill.relation_weight=0"
         )
     found.update(whole[-1])
+
+
+def has_plain_head(model: Any) -> bool:
+    """Say whether logits are head(base(x)) with a head that `head_weight` knows, and nothing else."""
+    if type(model).__name__ not in PLAIN_HEADS or not type(model).__module__.startswith("transformers."):
+        return False
+    head = model.get_output_embeddings()
+    return type(head) in (nn.Linear, RoundedHead) and head.bias is None
+
+
+def head_weight(model: Any) -> Tensor:
+    """Return what the head multiplies with, (V, D)."""
+    head = model.get_output_embeddings()
+    weight: Tensor = head.trained_weight() if isinstance(head, RoundedHead) else head.weight
+    return weight
 
 
 def _outputs(model: Any, ids: Tensor, fused: bool, hidden: bool) -> Any:

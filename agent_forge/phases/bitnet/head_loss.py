@@ -93,9 +93,7 @@ class _HeadLoss(torch.autograd.Function):
         )
 
 
-def _chunk(
-    logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights
-) -> tuple[Tensor, Tensor]:
+def _chunk(logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
     """Return (T² KL, CE) of a chunk (2,), and the slope of the weighted loss with respect to its logits (n, V).
 
     logits, wanted: (n, V); targets: (n,); shares: (2, n) what each position counts in the means of KL and of CE.

@@ -18,7 +18,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
-from agent_forge.phases.bitnet import Config, measure
+from agent_forge.phases.bitnet import Config, measure, own_text
 from agent_forge.phases.bitnet.compensate import compensated_latents
 from agent_forge.phases.bitnet.distill import Distillation
 
@@ -35,7 +35,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     model = models.load(sources[0], device=device)
     names = ternarise(model, settings)
     events.message(f"{len(names)} linear layers become ternary")
-    texts = _sources(config, tokenizer)
+    texts = _sources(config, parent, tokenizer, out)
     context = EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
 
     def scored(name: str, which: PreTrainedModel) -> Scores:
@@ -57,12 +57,35 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     return _write(config, parent, model, tokenizer, before, stages, start, out, events)
 
 
-def _sources(config: Config, tokenizer: PreTrainedTokenizerFast) -> dict[str, Source]:
-    return {
-        kind: data.source(kind, config.data, tokenizer, "train", seed_for(config.seed, "bitnet", kind))
-        for kind, share in config.train.mix.items()
-        if share > 0
-    }
+def _sources(
+    config: Config, parent: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Workspace
+) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for kind, share in config.train.mix.items():
+        if share > 0 and kind == own_text.KIND:
+            found[kind] = _own_text(config, parent, tokenizer, out)
+        elif share > 0:
+            found[kind] = data.source(kind, config.data, tokenizer, "train", seed_for(config.seed, "bitnet", kind))
+    return found
+
+
+def _own_text(
+    config: Config, parent: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Workspace
+) -> own_text.OwnText:
+    windows = out.remember_tensors(
+        "own",
+        lambda: {
+            "windows": own_text.sample(
+                parent,
+                config.own.windows,
+                config.train.length_tokens,
+                temperature=config.own.temperature,
+                seed=config.seed,
+                never=tokenizer.all_special_ids,
+            )
+        },
+    )["windows"]
+    return own_text.OwnText(windows)
 
 
 def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixture:
