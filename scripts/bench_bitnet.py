@@ -4,8 +4,8 @@
     python scripts/bench_bitnet.py outputs/smollm2 outputs/text/debian.jsonl --steps 400 --rows 4
 
 Documents are split by a hash of their names: a tenth is held out and only scored, another twentieth (dev) is what settings
-are chosen on (--dev), the rest is trained on. Initialisation and training are those of the bitnet phase; what follows KEY=VALUE
-on the command line are its settings. The state lies in --work: a killed run goes on. On a machine with a GPU:
+are chosen on (--dev), the rest is trained on. Initialisation and training are those of the bitnet phase; KEY=VALUE are its
+settings. The state lies in --work: a killed run goes on. On a machine with a GPU:
 
     python scripts/bench_bitnet.py outputs/smollm2 outputs/text/debian.jsonl --rows 64 --steps 20000 --score-every 1000 \
         runtime.device=cuda train.optim.lr=0.0005
@@ -14,7 +14,6 @@ on the command line are its settings. The state lies in --work: a killed run goe
 import argparse
 import hashlib
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -110,7 +109,7 @@ class Bench:
         self.model.train(training)
         print(json.dumps({"model": name, **found, **more, "cpu_seconds": round(time.process_time())}), flush=True)
 
-    def on_step(self, record: Any, model: Any) -> None:
+    def on_step(self, record: Any, _: Any) -> None:
         """Print a row every so many steps; what scoring takes is not counted as training."""
         done = record.step + 1
         self.trained_seconds += time.process_time() - self.last

@@ -85,13 +85,17 @@ def _scale_and_kept(block: Tensor) -> tuple[Tensor, Tensor]:
     return scale, magnitude > scale * 0.5
 
 
-def ternary_weight(weight: Tensor, group_size: int) -> Tensor:
-    """Return the ternary weight of latents (out, in), in their dtype: sign * bfloat16(mean|W| of the group), or 0."""
+def ternary_weight(weight: Tensor, group_size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the ternary weight of latents (out, in): sign * bfloat16(mean|W| of the group), or 0.
+
+    dtype: of the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
+    """
     parts = []
     for block in _blocks(weight, group_size):
-        scale, kept = _scale_and_kept(block)
-        signed = torch.copysign(scale.to(torch.bfloat16).to(weight.dtype), block)
-        parts.append(torch.where(kept, signed, 0.0).view(len(weight), -1))
+        result = block.abs()
+        scale = result.mean(-1, keepdim=True, dtype=torch.float32)
+        result.gt_(scale * 0.5).mul_(scale.to(torch.bfloat16).to(weight.dtype)).copysign_(block)
+        parts.append(result.view(len(weight), -1).to(dtype or weight.dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -174,10 +178,7 @@ class TernaryLinear(nn.Linear):
         if not torch.is_grad_enabled():
             return functional.linear(self._rounded_input(input), self._kept_weight(), self.bias)
         with torch.no_grad():
-            rounded, weight = self._rounded_input(input), self.quantised_weight()
-            if torch.is_autocast_enabled(weight.device.type):
-                # Once, here: autocast would do it again in the backward pass. Ternary weights are exact in bfloat16.
-                weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+            rounded, weight = self._rounded_input(input), self.quantised_weight(self._compute_dtype())
         rounded = StraightThrough.apply(input, rounded) if self.activation_bits else input
         return functional.linear(rounded, StraightThrough.apply(self.weight, weight), self.bias)
 
@@ -188,10 +189,18 @@ class TernaryLinear(nn.Linear):
         return rounded if self.blend == 1 else torch.lerp(x, rounded, self.blend)
 
     @torch.no_grad()
-    def quantised_weight(self) -> Tensor:
-        """Return what the forward multiplies with: w + lambda * (ternary(w) - w), (out, in)."""
-        ternary = ternary_weight(self.weight, self.grouping)
-        return ternary if self.blend == 1 else torch.lerp(self.weight, ternary, self.blend)
+    def quantised_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return what the forward multiplies with: w + lambda * (ternary(w) - w), (out, in), in `dtype` or the latents'."""
+        if self.blend == 1:
+            return ternary_weight(self.weight, self.grouping, dtype)
+        return torch.lerp(self.weight, ternary_weight(self.weight, self.grouping), self.blend).to(
+            dtype or self.weight.dtype
+        )
+
+    def _compute_dtype(self) -> torch.dtype:
+        """Return the dtype of products. Ternary weights are exact in bfloat16; autocast would convert them twice."""
+        device = self.weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
 
     def ternary_parts(self) -> tuple[Tensor, Tensor]:
         """Return codes (out, in) int8 and scales (out, groups) bfloat16."""

@@ -1,8 +1,9 @@
 """Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
 
 Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
-weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows,
-groups), the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads and writes only that file.
+weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
+the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads
+and writes only that file.
 """
 
 import json
