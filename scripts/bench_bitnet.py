@@ -35,6 +35,16 @@ from agent_forge.phases.bitnet.run import distil, start_compensated
 DEV = 13  # of 256 hash values, after the held-out ones
 
 
+def split_documents(text: str) -> dict[str, list[dict[str, str]]]:
+    """Return the documents of a file by what they are for: held (only scored), dev (settings are chosen on), train."""
+    parts: dict[str, list[dict[str, str]]] = {"held": [], "dev": [], "train": []}
+    for line in Path(text).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        place = hashlib.sha256(row["source"].encode()).digest()[0]
+        parts["held" if place < HELD_OUT else "dev" if place < HELD_OUT + DEV else "train"].append(row)
+    return parts
+
+
 class Windows:
     """Training batches: windows that tile the documents from their starts, in a random order, once an epoch."""
 
@@ -76,11 +86,7 @@ class Bench:
         device = self.config.runtime.device
         self.device = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
         tokenizer = models.load_tokenizer(args.model)
-        rows = [json.loads(line) for line in Path(args.text).read_text(encoding="utf-8").splitlines()]
-        parts: dict[str, list[dict[str, str]]] = {"held": [], "dev": [], "train": []}
-        for row in rows:
-            place = hashlib.sha256(row["source"].encode()).digest()[0]
-            parts["held" if place < HELD_OUT else "dev" if place < HELD_OUT + DEV else "train"].append(row)
+        parts = split_documents(args.text)
         self.scored_ids = windows(parts["dev" if args.dev else "held"], tokenizer, args.windows)
         self.batches = Windows(parts["train"], tokenizer, args.length, args.rows, self.config.seed)
         self.calibration = windows(parts["train"], tokenizer, self.config.init.rows)

@@ -261,9 +261,30 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     return names
 
 
+def round_embeddings(model: PreTrainedModel, bits: int, columns: int) -> None:
+    """Put embedding and head of a ternary model on a grid, in place, and note it in its config. bits: 8 or 4.
+
+    columns: of a row that share one step; 0 is the whole row. Raises PhaseError when the model is not ternary.
+    """
+    config: Any = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, TernaryConfig):
+        raise PhaseError(f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`")
+    config.embedding_bits, config.embedding_group = bits, columns
+    _replace_embeddings(model, config.settings())
+
+
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
     """Return the ternary layers of a model by name, each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+
+
+def rounded_embeddings(model: nn.Module) -> dict[str, RoundedEmbedding | RoundedHead]:
+    """Return the embedding and head that are on a grid, by name, each weight once."""
+    found: dict[str, RoundedEmbedding | RoundedHead] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RoundedEmbedding) or (isinstance(module, RoundedHead) and not module.is_tied()):
+            found[name] = module
+    return found
 
 
 def set_blend(model: nn.Module, blend: float) -> None:

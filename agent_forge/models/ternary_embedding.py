@@ -5,7 +5,7 @@ one bfloat16 step for each group of columns of a row (absmax / 127 or / 7); grad
 is rounded changes nothing, so weights that lie on the grid stay there bit for bit. Reads and writes no file.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +81,12 @@ class _Rounded(nn.Module):
     """What both layers share: the latents, and the rounded ones kept until the latents change."""
 
     weight: nn.Parameter
+    _kept: tuple[tuple[Any, ...], Tensor] | None = None
 
     def set_grid(self, bits: int, columns: int, source: "_Rounded | None" = None) -> None:
         """Choose the grid. source: a layer with the same weight, whose rounded weight serves both."""
         self.bits, self.columns = bits, columns
         self._source = [source] if source is not None else []  # a list hides it from modules(): it is no part of this
-        self._kept: tuple[tuple[Any, ...], Tensor] | None = None
 
     def is_tied(self) -> bool:
         """Say whether this layer was made to share the weight of another."""
@@ -119,6 +119,11 @@ class _Rounded(nn.Module):
         groups = -(-width // (self.columns or width))
         return rows * (packed_columns(width, self.bits) + 2 * groups)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget the kept weight."""
+        self._kept = None
+        return super().train(mode)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
 
@@ -144,8 +149,10 @@ class RoundedHead(_Rounded, nn.Linear):
 
     def trained_weight(self) -> Tensor:
         """Return the rounded weight; its gradient, where one is wanted, goes to the latents."""
-        weight = self.quantised_weight()
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            through: Tensor = StraightThrough.apply(self.weight, weight)  # type: ignore[no-untyped-call]
-            return through
-        return weight
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return self.quantised_weight()
+        # Made anew: a fused optimiser changes weights without a word.
+        with torch.no_grad():
+            weight = rounded(self.weight, self.bits, self.columns)
+        through: Tensor = StraightThrough.apply(self.weight, weight)  # type: ignore[no-untyped-call]
+        return through
