@@ -123,7 +123,10 @@ def start_compensated(
             events.progress("compensate", done, total)
             out.check_stop()
 
-        return compensated_latents(model, windows(), waves=config.init.waves, damping=config.init.damping, say=say)
+        return compensated_latents(
+            model, windows(), waves=config.init.waves, damping=config.init.damping, say=say,
+            dtype=pick_dtype(config.runtime.dtype),
+        )  # fmt: skip
 
     latents = out.remember_tensors("compensated", compute)
     layers = ternary_layers(model)
