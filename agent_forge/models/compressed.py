@@ -339,6 +339,10 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
             )
         return table
     assert isinstance(old, nn.Linear)
+    if getattr(old, "norm_weight", None) is not None:
+        raise PhaseError(
+            "a compressed layer cannot normalise its input; make the model ternary with linear.sub_norm=[]"
+        )
     layer = CompressedLinear(
         old.in_features,
         old.out_features,

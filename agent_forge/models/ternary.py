@@ -6,12 +6,13 @@ and notes that in config.json (`quantization_config`), so `AutoModelForCausalLM.
 again. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
 
 Departures: one scale a group instead of a tensor (outliers stay local); scales are rounded to bfloat16 in the forward
-too, so that the packed file computes exactly what was trained. No SubLN: the norms of the parent's architecture stay.
+too, so that the packed file computes exactly what was trained. SubLN is a
+setting, and off: the parent was trained without it.
 """
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,6 +36,7 @@ from agent_forge.models.ternary_straight import StraightThrough
 
 METHOD = "forge_ternary"
 ROW, TENSOR = 0, -1  # group sizes that stand for one scale a row and one a tensor
+NORM_EPS = 1e-6
 # Latents made for given codes keep this distance from the rounding border, in units of the scale.
 _MARGIN = 0.02
 
@@ -49,6 +51,7 @@ class TernarySettings:
     skip: list[str]
     embedding_bits: int = 0  # of embeddings and head: 8, 4, or 0 for float
     embedding_group: int = 0  # columns of an embedding row that share one step; 0: the whole row
+    sub_norm: list[str] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
 
     def __post_init__(self) -> None:
         if not isinstance(self.group_size, int) or self.group_size < TENSOR:
@@ -147,15 +150,19 @@ class TernaryLinear(nn.Linear):
     """A linear layer that computes with ternary weights and trains its latent `weight` (out, in).
 
     blend (lambda): 0 is the dense layer on the latents, 1 the ternary layer, between them w + lambda * (ternary - w).
-    A plain attribute: it is not stored, and a loaded layer has 1. Without gradients the ternary weight is kept until
+    A plain attribute: it is not stored, and a loaded layer has 1. norm_weight (in,), where there is one: the input is
+    divided by its root mean square and multiplied by it before all else. Without gradients the ternary weight is kept until
     the latents change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes
     unseen.
     """
+
+    norm_weight: nn.Parameter | None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, settings: TernarySettings, **factory: Any
     ) -> None:
         super().__init__(in_features, out_features, bias, **factory)
+        self.register_parameter("norm_weight", None)
         self.grouping = settings.group_size
         # Whoever wants to know which weights of a row share a scale.
         self.group_size = settings.group_size if settings.group_size > 0 else in_features
@@ -171,8 +178,13 @@ class TernaryLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         return layer.train(linear.training)
 
+    def add_norm(self) -> None:
+        """Normalise the input from now on, with gains of 1."""
+        self.norm_weight = nn.Parameter(torch.ones_like(self.weight[0]))
+
     def forward(self, input: Tensor) -> Tensor:
         """Return input (..., in) times the ternary weight: (..., out)."""
+        input = self.normed(input)
         if self.blend == 0:
             return functional.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
@@ -181,6 +193,12 @@ class TernaryLinear(nn.Linear):
             rounded, weight = self._rounded_input(input), self.quantised_weight(self._compute_dtype())
         rounded = StraightThrough.apply(input, rounded) if self.activation_bits else input
         return functional.linear(rounded, StraightThrough.apply(self.weight, weight), self.bias)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Return x (..., in) normalised, where this layer does so."""
+        if self.norm_weight is None:
+            return x
+        return functional.rms_norm(x.float(), x.shape[-1:], self.norm_weight.float(), eps=NORM_EPS).to(x.dtype)
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         if not self.activation_bits:
@@ -207,9 +225,10 @@ class TernaryLinear(nn.Linear):
         return ternary_codes(self.weight.detach(), self.grouping)
 
     def packed_bytes(self) -> int:
-        """Return the bytes of codes and bfloat16 scales in the packed file; the bias is not among them."""
+        """Return the bytes of codes, bfloat16 scales and gains in the packed file; the bias is not among them."""
         scales = 1 if self.grouping == TENSOR else self.out_features * -(-self.in_features // self.group_size)
-        return packed_length(self.weight.numel(), self.packing) + 2 * scales
+        gains = 0 if self.norm_weight is None else self.norm_weight.numel() * self.norm_weight.element_size()
+        return packed_length(self.weight.numel(), self.packing) + 2 * scales + gains
 
     def _kept_weight(self) -> Tensor:
         weight = self.weight
@@ -300,7 +319,10 @@ def _replace(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
         if type(module) is not nn.Linear or module.in_features < settings.group_size or is_skipped(name, settings.skip):
             continue
         if id(module) not in made:
-            made[id(module)] = TernaryLinear.from_linear(module, settings)
+            layer = TernaryLinear.from_linear(module, settings)
+            if is_skipped(name, settings.sub_norm):
+                layer.add_norm()
+            made[id(module)] = layer
             names.append(name)
         _put(model, name, made[id(module)])
     if settings.embedding_bits:
@@ -342,6 +364,14 @@ def _own_config(model: PreTrainedModel) -> Any:
     return own
 
 
+def refuse_norm(layer: nn.Module, what: str) -> None:
+    """Raise PhaseError when a layer normalises its input and `what` has no place for that."""
+    if getattr(layer, "norm_weight", None) is not None:
+        raise PhaseError(
+            f"{what} cannot hold layers that normalise their input; make the model ternary with linear.sub_norm=[]"
+        )
+
+
 def is_skipped(name: str, patterns: Sequence[str]) -> bool:
     """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
@@ -358,6 +388,7 @@ class TernaryConfig(QuantizationConfigMixin):
         skip: Sequence[str] = ("lm_head",),
         embedding_bits: int = 0,
         embedding_group: int = 0,
+        sub_norm: Sequence[str] = (),
         packed: bool = False,
         **unknown: Any,
     ) -> None:
@@ -373,13 +404,14 @@ class TernaryConfig(QuantizationConfigMixin):
         self.skip = list(skip)
         self.embedding_bits = embedding_bits
         self.embedding_group = embedding_group
+        self.sub_norm = list(sub_norm)
         self.packed = packed  # the file holds codes and scales instead of latents
 
     def settings(self) -> TernarySettings:
         """Return the settings, checked."""
         return TernarySettings(
             group_size=self.group_size, activation_bits=self.activation_bits, packing=self.packing, skip=self.skip,
-            embedding_bits=self.embedding_bits, embedding_group=self.embedding_group,
+            embedding_bits=self.embedding_bits, embedding_group=self.embedding_group, sub_norm=self.sub_norm,
         )  # fmt: skip
 
 

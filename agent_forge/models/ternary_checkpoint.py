@@ -41,6 +41,7 @@ class Place(nn.Module):
     """The bytes of one layer, until transformers has read them. `layer` is the layer it will be."""
 
     bias: nn.Parameter | None
+    norm_weight: nn.Parameter | None
 
     def __init__(self, layer: TernaryLinear | RoundedEmbedding | RoundedHead) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class Place(nn.Module):
         self.register_buffer(CODES, codes)
         self.register_buffer(SCALES, scales)
         self.bias = getattr(layer, "bias", None)
+        self.norm_weight = getattr(layer, "norm_weight", None)
 
     def filled(self) -> nn.Module:
         """Return the layer with latents from the bytes."""
@@ -70,6 +72,8 @@ class Place(nn.Module):
         layer.weight = nn.Parameter(latents)
         if isinstance(layer, (TernaryLinear, RoundedHead)):
             layer.bias = self.bias
+        if isinstance(layer, TernaryLinear):
+            layer.norm_weight = self.norm_weight
         return layer.train(self.training)
 
 

@@ -77,6 +77,8 @@ class _Reader:
         self.notes: list[str] = []
         if self.method not in (None, "forge_compressed", "forge_ternary"):
             raise UnsupportedModelError(f"the packed engine does not read weights of {self.method}; use engine=torch")
+        if self.quantization.get("sub_norm") or self.quantization.get("packed"):
+            raise UnsupportedModelError("the packed engine reads ternary latents without SubLN only; use engine=torch")
 
     def is_tied(self, module: str, shape: Shape) -> bool:
         """Say whether a head is the embedding: noted in the compressed config, or tied and not stored."""

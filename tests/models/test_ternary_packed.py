@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from agent_forge.core.errors import CheckpointError, ConfigError
-from agent_forge.models import deployable_bytes, load, save
+from agent_forge.codecs import encode
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
+from agent_forge.export.hf_folder import _value
+from agent_forge.models import compressed, deployable_bytes, load, save
 from agent_forge.models.ternary import (
     ROW,
     TENSOR,
@@ -188,6 +190,40 @@ def test_training_step_leaves_a_ternary_model_ternary() -> None:
     latents = model.get_input_embeddings().weight.detach()
     assert torch.equal(table(torch.arange(64)), rounded(latents, 8, 0))
     assert torch.equal(model.eval().get_output_embeddings().quantised_weight(), rounded(latents, 8, 0))
+
+
+def test_layer_with_sub_norm_is_the_layer_on_normalised_inputs() -> None:
+    layer = TernaryLinear(8, 4, False, settings=make_settings(activation_bits=0))
+    x = torch.randn(3, 8)
+    layer.add_norm()
+    assert layer.norm_weight is not None
+    with torch.no_grad():
+        layer.norm_weight.copy_(torch.arange(8.0))
+    expected = (x / x.square().mean(-1, keepdim=True).sqrt() * torch.arange(8.0)) @ layer.quantised_weight().T
+    assert torch.allclose(layer(x), expected, atol=1e-4)
+    assert torch.allclose(layer(100 * x), expected, atol=1e-4)
+
+
+def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_place_for_it(tmp_path: Path) -> None:
+    model = make_llama()
+    ternarise(model, make_settings(sub_norm=["o_proj", "down_proj"]))
+    layers = ternary_layers(model)
+    normed = {name for name, layer in layers.items() if layer.norm_weight is not None}
+    assert normed == {name for name in layers if name.endswith(("o_proj", "down_proj"))}
+    with torch.no_grad():
+        for name in normed:
+            torch.nn.init.uniform_(layers[name].norm_weight, 0.5, 1.5)
+    expected = logits(model)
+    save(model, None, tmp_path / "latent")
+    assert torch.equal(logits(load(tmp_path / "latent")), expected)
+    size = save_packed(model, None, tmp_path / "packed")
+    assert torch.allclose(logits(load(tmp_path / "packed")), expected, atol=1e-5)
+    assert 0 <= size - deployable_bytes(model) < 6000
+    with pytest.raises(PhaseError, match="normalise"):
+        _value(model, "model.layers.0.self_attn.o_proj.weight")
+    coded = {"model.layers.0.self_attn.o_proj": encode("intk", torch.zeros(24, 24), {"bits": 8})}
+    with pytest.raises(PhaseError, match="normalise"):
+        compressed.compress(model, coded)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1)])

@@ -26,6 +26,7 @@ from agent_forge.phases.bitnet import Config, DistillConfig, head_loss, measure,
 from agent_forge.phases.bitnet.compensate import compensate, compensated_latents, input_hessians, output_error
 from agent_forge.phases.bitnet.distill import Distillation, blend_at, has_plain_head, hidden_loss, relation_loss
 from agent_forge.phases.bitnet.run import run
+from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 SETTINGS = TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[])
 
@@ -281,6 +282,36 @@ def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
         measure.packed_file_bytes(models.load(child), out.state / "again.safetensors")
         == child.manifest.deployable_bytes
     )
+
+
+def test_sub_norm_begins_with_the_mean_size_of_the_inputs_so_that_a_typical_token_passes(tiny_llama: Any) -> None:
+    dense = copy.deepcopy(tiny_llama)
+    ternarise(tiny_llama, TernarySettings(**{**asdict(SETTINGS), "sub_norm": ["down_proj"]}))
+    windows = [torch.randint(1, 100, (4, 24), generator=torch.Generator().manual_seed(0))]
+    seen: list[torch.Tensor] = []
+    dense.model.layers[1].mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        dense(windows[0])
+    sizes = mean_sizes(tiny_llama, windows)
+    expected = seen[0].square().mean(-1).sqrt().mean()
+    assert float(sizes["model.layers.1.mlp.down_proj"]) == pytest.approx(float(expected), rel=1e-5)
+    assert set(sizes) == {name for name in ternary_layers(tiny_llama) if name.endswith("down_proj")}
+    set_gains(tiny_llama, sizes)
+    gains = tiny_llama.model.layers[1].mlp.down_proj.norm_weight
+    assert torch.allclose(gains, expected.expand_as(gains))
+
+
+def test_phase_trains_a_model_with_sub_norm(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    overrides = ("linear.sub_norm=[o_proj,down_proj]",)
+    report, out, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
+    child = models.load(report.outputs[0])
+    gains = [layer.norm_weight for layer in ternary_layers(child).values() if layer.norm_weight is not None]
+    assert len(gains) == 4
+    assert all(float(gain.detach().std()) > 0 for gain in gains)  # they began equal and have trained
+    size = measure.packed_file_bytes(child, out.state / "again.safetensors")
+    assert checkpoint.open(report.outputs[0]).manifest.deployable_bytes == size
 
 
 @pytest.mark.parametrize("group_size", [0, -1])

@@ -107,7 +107,7 @@ def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: 
 
     def hook(name: str) -> Callable[..., None]:
         def note(layer: TernaryLinear, inputs: tuple[Tensor, ...], _: Any) -> None:
-            found = product(inputs[0], layer.activation_bits)
+            found = product(layer.normed(inputs[0]), layer.activation_bits)
             sums[name] = sums[name].add_(found) if name in sums else found.clone()
             counts[name] += inputs[0].numel() // layer.in_features
 

@@ -21,6 +21,7 @@ from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, te
 from agent_forge.phases.bitnet import Config, measure, own_text
 from agent_forge.phases.bitnet.compensate import compensated_latents
 from agent_forge.phases.bitnet.distill import Distillation
+from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 
 def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
@@ -47,8 +48,11 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     stages: dict[str, Scores] = {}
     before = scored("parent", parent)
     stages["rounded"] = scored("rounded", model)
+    if config.linear.sub_norm:
+        sizes = out.remember_tensors("sizes", lambda: mean_sizes(model, _calibration(config, model, texts)))
+        set_gains(model, sizes)
     if config.init.method == "gptq":
-        _start_compensated(config, model, texts, out, events)
+        start_compensated(config, model, lambda: _calibration(config, model, texts), out, events)
         stages["compensated"] = scored("compensated", model)
     start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     if config.train.steps:
@@ -100,14 +104,10 @@ def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixt
     )
 
 
-def _start_compensated(
-    config: Config, model: PreTrainedModel, texts: dict[str, Source], out: Workspace, events: EventLog
-) -> None:
+def _calibration(config: Config, model: PreTrainedModel, texts: dict[str, Source]) -> list[torch.Tensor]:
     mixture = _mixture(config, texts, "calibration")
     batches = -(-config.init.rows // config.train.rows)
-    start_compensated(
-        config, model, lambda: [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)], out, events
-    )
+    return [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)]
 
 
 def start_compensated(
