@@ -99,7 +99,7 @@ class Bench:
         ternarise(self.model, TernarySettings(**{n: getattr(linear, n) for n in linear.__dataclass_fields__}))
         self.dtype = getattr(torch, self.config.runtime.dtype)
         self.base = scored(self.parent, self.scored_ids, self.dtype)
-        self.trained_seconds, self.last = 0.0, 0.0
+        self.trained_seconds, self.last, self.tokens = 0.0, 0.0, 0
 
     def _show(self, event: Event) -> None:
         if event.kind in ("message", "warning") or (event.kind == "progress" and event.stage == "distil"):
@@ -117,10 +117,10 @@ class Bench:
 
     def on_step(self, record: Any, _: Any) -> None:
         """Print a row every so many steps; what scoring takes is not counted as training."""
-        done = record.step + 1
+        done, self.tokens = record.step + 1, self.tokens + record.tokens
         self.trained_seconds += time.process_time() - self.last
         if done % self.args.score_every == 0 and done < self.config.train.steps:
-            self.report(f"step {done}", tokens=done * record.tokens, train_seconds=round(self.trained_seconds))
+            self.report(f"step {done}", tokens=self.tokens, train_seconds=round(self.trained_seconds))
         self.last = time.process_time()
 
     def run(self) -> None:
@@ -134,13 +134,11 @@ class Bench:
             began = time.process_time()
             start_compensated(self.config, self.model, lambda: list(calibration.split(4)), self.out, self.events)
             self.report("compensated", init_seconds=round(time.process_time() - began))
-        steps = self.config.train.steps
-        if not steps:
+        if not self.config.train.steps:
             return
         self.last = time.process_time()
         distil(self.config, self.parent, self.model, self.batches, None, self.out, self.events, self.on_step)
-        tokens = steps * self.args.rows * self.args.length
-        self.report("trained", tokens=tokens, train_seconds=round(self.trained_seconds))
+        self.report("trained", tokens=self.tokens, train_seconds=round(self.trained_seconds))
         models.save(self.model, models.load_tokenizer(self.args.model), Path(self.args.work) / "trained")
 
 

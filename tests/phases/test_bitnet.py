@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from agent_forge import checkpoint, models
 from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.codecs.ternary import on_grid
 from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
@@ -497,3 +498,19 @@ def test_setting_outside_its_range_is_named(override: str, tmp_path: Path) -> No
 def test_multiply_out_of_codes_and_scales_is_the_ternary_weight() -> None:
     weight = torch.randn(3, 21)
     assert torch.equal(multiply_out(*ternary_codes(weight, 8), 8), ternary_weight(weight, 8))
+
+
+def test_later_phases_train_on_and_leave_the_weights_ternary(tiny_run: Path) -> None:
+    before = ternary_layers(models.load(tiny_run / "4-bitnet"))
+    assert before
+    changed = {}
+    for name in ("5-train", "6-bake", "7-adas"):
+        after = ternary_layers(models.load(tiny_run / name))
+        assert set(after) == set(before)
+        for layer in after.values():
+            # What the forward multiplies with: every group of a row holds -s, 0 and s alone.
+            assert on_grid(layer.quantised_weight(), layer.group_size) is not None
+        changed[name] = sum(int((after[n].weight != before[n].weight).sum()) for n in after)
+        before = after
+    assert changed["5-train"] > 0
+    assert changed["6-bake"] > 0
