@@ -154,6 +154,9 @@ def _stored(weight: Array, kind: str) -> quantise.Stored:
 def weight_of(model: "PreTrainedModel", module: str) -> Array:
     """Return what a linear or embedding multiplies with: (rows, columns) float32."""
     layer: Any = model.get_submodule(module)
+    from agent_forge.models.ternary import refuse_norm
+
+    refuse_norm(layer, "this export")
     ternary = getattr(layer, "quantised_weight", None)
     weight = ternary() if ternary else layer.weight
     values: Array = weight.detach().float().cpu().numpy()

@@ -58,5 +58,8 @@ def _value(model: Any, name: str) -> Any:
     """Return a tensor of the model by its plain name."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
+    from agent_forge.models.ternary import refuse_norm
+
+    refuse_norm(module, "this export")
     ternary = getattr(module, "quantised_weight", None)
     return ternary() if ternary and leaf == "weight" else getattr(module, leaf)

@@ -31,6 +31,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.kernels import build
 from agent_forge.kernels import matrix as packing
 from agent_forge.kernels.matrix import PackedMatrix
+from agent_forge.models.ternary_embedding import RoundedEmbedding
 
 if TYPE_CHECKING:
     from agent_forge.kernels.gpu import DeviceMatrix
@@ -363,12 +364,16 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
     if isinstance(old, nn.Embedding):
         table = CompressedEmbedding(old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source)
         # Gemma-like embeddings carry a scale; a plain table of rows would lose it without a word.
-        if type(old) is not nn.Embedding:
+        if type(old) not in (nn.Embedding, RoundedEmbedding):
             raise PhaseError(
                 f"{type(old).__name__} is no plain embedding and cannot be coded; leave it out of `tensors`"
             )
         return table
     assert isinstance(old, nn.Linear)
+    if getattr(old, "norm_weight", None) is not None:
+        raise PhaseError(
+            "a compressed layer cannot normalise its input; make the model ternary with linear.sub_norm=[]"
+        )
     layer = CompressedLinear(
         old.in_features,
         old.out_features,

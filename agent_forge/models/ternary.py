@@ -6,12 +6,13 @@ and notes that in config.json (`quantization_config`), so `AutoModelForCausalLM.
 again. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
 
 Departures: one scale a group instead of a tensor (outliers stay local); scales are rounded to bfloat16 in the forward
-too, so that the packed file computes exactly what was trained. No SubLN: the norms of the parent's architecture stay.
+too, so that the packed file computes exactly what was trained. SubLN is a
+setting, and off: the parent was trained without it.
 """
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,9 +29,14 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.models import ternary_embedding as embedding
+from agent_forge.models.ternary_embedding import RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary_packing import multiply_out, packed_length, packing_named
+from agent_forge.models.ternary_straight import StraightThrough
 
 METHOD = "forge_ternary"
+ROW, TENSOR = 0, -1  # group sizes that stand for one scale a row and one a tensor
+NORM_EPS = 1e-6
 # Latents made for given codes keep this distance from the rounding border, in units of the scale.
 _MARGIN = 0.02
 
@@ -39,43 +45,35 @@ _MARGIN = 0.02
 class TernarySettings:
     """How linears become ternary. skip: patterns of module names, or of one part of a dotted name, that stay float."""
 
-    group_size: int  # inputs that share one scale; the last group of a row may be smaller
+    group_size: int  # inputs that share one scale, the last group may be smaller; 0: a whole row, -1: the whole tensor
     activation_bits: int  # of activations, per token by absmax; 0 leaves them float
     packing: str  # five_trits or two_bit
     skip: list[str]
+    embedding_bits: int = 0  # of embeddings and head: 8, 4, or 0 for float
+    embedding_group: int = 0  # columns of an embedding row that share one step; 0: the whole row
+    sub_norm: list[str] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size < 1:
-            raise ConfigError(f"group_size must be a whole number from 1, got {self.group_size}; try group_size=128")
+        if not isinstance(self.group_size, int) or self.group_size < TENSOR:
+            raise ConfigError(
+                f"group_size must be a whole number from 1, 0 (a row) or -1 (a tensor), got {self.group_size}; "
+                "try group_size=128"
+            )
+        embedding.check(self.embedding_bits, self.embedding_group)
         if self.activation_bits != 0 and not 2 <= self.activation_bits <= 16:
             raise ConfigError(f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8")
         packing_named(self.packing)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Return `replacement`; the gradient goes to `value` unchanged."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, replacement: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
-        return replacement.view_as(replacement)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
-        return gradient, None
-
-    @staticmethod
-    def jvp(ctx: Any, value_tangent: Tensor, replacement_tangent: Any) -> Tensor:  # type: ignore[override]  # noqa: ARG004
-        return value_tangent.view_as(value_tangent)
-
-
 def _blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
-    """Yield (out, groups, size) views of weight (out, in): whole groups first, then the ragged last one."""
+    """Yield (out, groups, size) views of weight (out, in): whole groups first, then the ragged last one.
+
+    With one scale a tensor there is one block (1, 1, out * in).
+    """
+    if group_size == TENSOR:
+        yield weight.reshape(1, 1, -1)
+        return
+    group_size = group_size or weight.shape[1]
     whole = weight.shape[1] // group_size * group_size
     if whole:
         yield weight[:, :whole].view(weight.shape[0], -1, group_size)
@@ -90,23 +88,30 @@ def _scale_and_kept(block: Tensor) -> tuple[Tensor, Tensor]:
     return scale, magnitude > scale * 0.5
 
 
-def ternary_weight(weight: Tensor, group_size: int) -> Tensor:
-    """Return the ternary weight of latents (out, in), in their dtype: sign * bfloat16(mean|W| of the group), or 0."""
+def ternary_weight(weight: Tensor, group_size: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the ternary weight of latents (out, in): sign * bfloat16(mean|W| of the group), or 0.
+
+    dtype: of the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
+    """
     parts = []
     for block in _blocks(weight, group_size):
-        scale, kept = _scale_and_kept(block)
-        signed = torch.copysign(scale.to(torch.bfloat16).to(weight.dtype), block)
-        parts.append(torch.where(kept, signed, 0.0).flatten(1))
+        result = block.abs()
+        scale = result.mean(-1, keepdim=True, dtype=torch.float32)
+        result.gt_(scale * 0.5).mul_(scale.to(torch.bfloat16).to(weight.dtype)).copysign_(block)
+        parts.append(result.view(len(weight), -1).to(dtype or weight.dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def ternary_codes(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`."""
+    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`.
+
+    The one scale of a tensor stands in every row.
+    """
     codes, scales = [], []
     for block in _blocks(weight, group_size):
         scale, kept = _scale_and_kept(block)
-        codes.append((block.sign() * kept).to(torch.int8).flatten(1))
-        scales.append(scale.squeeze(-1).to(torch.bfloat16))
+        codes.append((block.sign() * kept).to(torch.int8).view(len(weight), -1))
+        scales.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
     return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
 
 
@@ -117,8 +122,10 @@ def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | N
     """
     near = multiply_out(codes, scales, group_size) if near is None else near.float()
     parts = []
+    scales = scales[:1] if group_size == TENSOR else scales
     for i, (block, code) in enumerate(zip(_blocks(near, group_size), _blocks(codes, group_size), strict=True)):
-        first = i * (near.shape[1] // group_size) if i else 0
+        # A second block is the ragged last group, after all whole ones.
+        first = near.shape[1] // group_size if i else 0
         scale = scales[:, first : first + block.shape[1]].float().unsqueeze(-1)
         border, margin = scale * 0.5, scale * _MARGIN
         kept = code != 0
@@ -128,7 +135,7 @@ def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | N
         stretched = beyond * (wanted / beyond.sum(-1, keepdim=True).clamp_min(1e-30))
         # A group without any code but 0 can only have the scale 0.
         latents = torch.where(kept, code * (border + stretched), torch.copysign(zeros, block))
-        parts.append(torch.where(kept.any(-1, keepdim=True), latents, 0.0).flatten(1))
+        parts.append(torch.where(kept.any(-1, keepdim=True), latents, 0.0).view(len(near), -1))
     return torch.cat(parts, dim=1)
 
 
@@ -143,16 +150,22 @@ class TernaryLinear(nn.Linear):
     """A linear layer that computes with ternary weights and trains its latent `weight` (out, in).
 
     blend (lambda): 0 is the dense layer on the latents, 1 the ternary layer, between them w + lambda * (ternary - w).
-    A plain attribute: it is not stored, and a loaded layer has 1. Without gradients the ternary weight is kept until
+    A plain attribute: it is not stored, and a loaded layer has 1. norm_weight (in,), where there is one: the input is
+    divided by its root mean square and multiplied by it before all else. Without gradients the ternary weight is kept until
     the latents change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes
     unseen.
     """
+
+    norm_weight: nn.Parameter | None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, settings: TernarySettings, **factory: Any
     ) -> None:
         super().__init__(in_features, out_features, bias, **factory)
-        self.group_size = settings.group_size
+        self.register_parameter("norm_weight", None)
+        self.grouping = settings.group_size
+        # Whoever wants to know which weights of a row share a scale.
+        self.group_size = settings.group_size if settings.group_size > 0 else in_features
         self.activation_bits = settings.activation_bits
         self.packing = settings.packing
         self.blend = 1.0
@@ -165,16 +178,27 @@ class TernaryLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         return layer.train(linear.training)
 
+    def add_norm(self) -> None:
+        """Normalise the input from now on, with gains of 1."""
+        self.norm_weight = nn.Parameter(torch.ones_like(self.weight[0]))
+
     def forward(self, input: Tensor) -> Tensor:
         """Return input (..., in) times the ternary weight: (..., out)."""
+        input = self.normed(input)
         if self.blend == 0:
             return functional.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
             return functional.linear(self._rounded_input(input), self._kept_weight(), self.bias)
         with torch.no_grad():
-            rounded, weight = self._rounded_input(input), self.quantised_weight()
-        rounded = _StraightThrough.apply(input, rounded) if self.activation_bits else input
-        return functional.linear(rounded, _StraightThrough.apply(self.weight, weight), self.bias)
+            rounded, weight = self._rounded_input(input), self.quantised_weight(self._compute_dtype())
+        rounded = StraightThrough.apply(input, rounded) if self.activation_bits else input
+        return functional.linear(rounded, StraightThrough.apply(self.weight, weight), self.bias)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Return x (..., in) normalised, where this layer does so."""
+        if self.norm_weight is None:
+            return x
+        return functional.rms_norm(x.float(), x.shape[-1:], self.norm_weight.float(), eps=NORM_EPS).to(x.dtype)
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         if not self.activation_bits:
@@ -183,19 +207,28 @@ class TernaryLinear(nn.Linear):
         return rounded if self.blend == 1 else torch.lerp(x, rounded, self.blend)
 
     @torch.no_grad()
-    def quantised_weight(self) -> Tensor:
-        """Return what the forward multiplies with: w + lambda * (ternary(w) - w), (out, in)."""
-        ternary = ternary_weight(self.weight, self.group_size)
-        return ternary if self.blend == 1 else torch.lerp(self.weight, ternary, self.blend)
+    def quantised_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return what the forward multiplies with: w + lambda * (ternary(w) - w), (out, in), in `dtype` or the latents'."""
+        if self.blend == 1:
+            return ternary_weight(self.weight, self.grouping, dtype)
+        return torch.lerp(self.weight, ternary_weight(self.weight, self.grouping), self.blend).to(
+            dtype or self.weight.dtype
+        )
+
+    def _compute_dtype(self) -> torch.dtype:
+        """Return the dtype of products. Ternary weights are exact in bfloat16; autocast would convert them twice."""
+        device = self.weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
 
     def ternary_parts(self) -> tuple[Tensor, Tensor]:
         """Return codes (out, in) int8 and scales (out, groups) bfloat16."""
-        return ternary_codes(self.weight.detach(), self.group_size)
+        return ternary_codes(self.weight.detach(), self.grouping)
 
     def packed_bytes(self) -> int:
-        """Return the bytes of codes and bfloat16 scales in the packed file; the bias is not among them."""
-        groups = -(-self.in_features // self.group_size)
-        return packed_length(self.weight.numel(), self.packing) + 2 * groups * self.out_features
+        """Return the bytes of codes, bfloat16 scales and gains in the packed file; the bias is not among them."""
+        scales = 1 if self.grouping == TENSOR else self.out_features * -(-self.in_features // self.group_size)
+        gains = 0 if self.norm_weight is None else self.norm_weight.numel() * self.norm_weight.element_size()
+        return packed_length(self.weight.numel(), self.packing) + 2 * scales + gains
 
     def _kept_weight(self) -> Tensor:
         weight = self.weight
@@ -214,7 +247,7 @@ class TernaryLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Add the group size and activation bits to the printed form."""
-        return f"{super().extra_repr()}, group_size={self.group_size}, activation_bits={self.activation_bits}"
+        return f"{super().extra_repr()}, group_size={self.grouping}, activation_bits={self.activation_bits}"
 
 
 def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
@@ -228,11 +261,8 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
         raise PhaseError(f"the model is ternary already ({already} layers); take a float model as the source")
     head = model.get_output_embeddings()
     heads = [name for name, module in model.named_modules() if module is head and head is not None]
-    settings = TernarySettings(
-        group_size=settings.group_size,
-        activation_bits=settings.activation_bits,
-        packing=settings.packing,
-        skip=[*settings.skip, *(name for name in heads if not is_skipped(name, settings.skip))],
+    settings = replace(
+        settings, skip=[*settings.skip, *(name for name in heads if not is_skipped(name, settings.skip))]
     )
     names = _replace(model, settings)
     if not names:
@@ -242,7 +272,7 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
             f"{settings.group_size} inputs outside skip={settings.skip}; its nn.Linear layers have {sizes or 'no'} "
             "inputs. Lower the group size or shorten skip"
         )
-    quantizer = TernaryHfQuantizer(TernaryConfig(**_as_config(settings)))
+    quantizer = TernaryHfQuantizer(TernaryConfig(**asdict(settings)))
     _own_config(model).quantization_config = quantizer.quantization_config
     # What from_pretrained leaves on a quantised model; save_pretrained and the Trainer look for it.
     noted: Any = model
@@ -250,9 +280,30 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     return names
 
 
+def round_embeddings(model: PreTrainedModel, bits: int, columns: int) -> None:
+    """Put embedding and head of a ternary model on a grid, in place, and note it in its config. bits: 8 or 4.
+
+    columns: of a row that share one step; 0 is the whole row. Raises PhaseError when the model is not ternary.
+    """
+    config: Any = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, TernaryConfig):
+        raise PhaseError(f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`")
+    config.embedding_bits, config.embedding_group = bits, columns
+    _replace_embeddings(model, config.settings())
+
+
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
     """Return the ternary layers of a model by name, each once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+
+
+def rounded_embeddings(model: nn.Module) -> dict[str, RoundedEmbedding | RoundedHead]:
+    """Return the embedding and head that are on a grid, by name, each weight once."""
+    found: dict[str, RoundedEmbedding | RoundedHead] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RoundedEmbedding) or (isinstance(module, RoundedHead) and not module.is_tied()):
+            found[name] = module
+    return found
 
 
 def set_blend(model: nn.Module, blend: float) -> None:
@@ -261,18 +312,47 @@ def set_blend(model: nn.Module, blend: float) -> None:
         layer.blend = blend
 
 
-def _replace(model: nn.Module, settings: TernarySettings) -> list[str]:
-    made: dict[int, TernaryLinear] = {}
+def _replace(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
+    made: dict[int, nn.Module] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is not nn.Linear or module.in_features < settings.group_size or is_skipped(name, settings.skip):
             continue
         if id(module) not in made:
-            made[id(module)] = TernaryLinear.from_linear(module, settings)
+            layer = TernaryLinear.from_linear(module, settings)
+            if is_skipped(name, settings.sub_norm):
+                layer.add_norm()
+            made[id(module)] = layer
             names.append(name)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, made[id(module)])
+        _put(model, name, made[id(module)])
+    if settings.embedding_bits:
+        _replace_embeddings(model, settings)
     return names
+
+
+def _replace_embeddings(model: PreTrainedModel, settings: TernarySettings) -> None:
+    """Put rounded layers in the place of the token embedding and the head."""
+    found, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rounded: RoundedEmbedding | None = None
+    tied = bool(getattr(model, "all_tied_weights_keys", None)) and head is not None
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is found and type(module) is nn.Embedding:
+            if rounded is None:
+                rounded = RoundedEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
+                rounded.set_grid(settings.embedding_bits, settings.embedding_group)
+                rounded.padding_idx, rounded.weight = module.padding_idx, module.weight
+            _put(model, name, rounded)
+    for name, module in list(model.named_modules()):
+        if module is head and type(module) is nn.Linear:
+            layer = RoundedHead(module.in_features, module.out_features, module.bias is not None, device="meta")
+            layer.set_grid(settings.embedding_bits, settings.embedding_group, rounded if tied else None)
+            layer.weight, layer.bias = module.weight, module.bias
+            _put(model, name, layer)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _own_config(model: PreTrainedModel) -> Any:
@@ -284,13 +364,17 @@ def _own_config(model: PreTrainedModel) -> Any:
     return own
 
 
+def refuse_norm(layer: nn.Module, what: str) -> None:
+    """Raise PhaseError when a layer normalises its input and `what` has no place for that."""
+    if getattr(layer, "norm_weight", None) is not None:
+        raise PhaseError(
+            f"{what} cannot hold layers that normalise their input; make the model ternary with linear.sub_norm=[]"
+        )
+
+
 def is_skipped(name: str, patterns: Sequence[str]) -> bool:
     """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
-
-
-def _as_config(settings: TernarySettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("group_size", "activation_bits", "packing", "skip")}
 
 
 class TernaryConfig(QuantizationConfigMixin):
@@ -302,6 +386,10 @@ class TernaryConfig(QuantizationConfigMixin):
         activation_bits: int = 8,
         packing: str = "five_trits",
         skip: Sequence[str] = ("lm_head",),
+        embedding_bits: int = 0,
+        embedding_group: int = 0,
+        sub_norm: Sequence[str] = (),
+        packed: bool = False,
         **unknown: Any,
     ) -> None:
         unknown.pop("quant_method", None)
@@ -314,12 +402,17 @@ class TernaryConfig(QuantizationConfigMixin):
         self.activation_bits = activation_bits
         self.packing = packing
         self.skip = list(skip)
+        self.embedding_bits = embedding_bits
+        self.embedding_group = embedding_group
+        self.sub_norm = list(sub_norm)
+        self.packed = packed  # the file holds codes and scales instead of latents
 
     def settings(self) -> TernarySettings:
         """Return the settings, checked."""
         return TernarySettings(
-            group_size=self.group_size, activation_bits=self.activation_bits, packing=self.packing, skip=self.skip
-        )
+            group_size=self.group_size, activation_bits=self.activation_bits, packing=self.packing, skip=self.skip,
+            embedding_bits=self.embedding_bits, embedding_group=self.embedding_group, sub_norm=self.sub_norm,
+        )  # fmt: skip
 
 
 class TernaryHfQuantizer(HfQuantizer):
@@ -334,6 +427,19 @@ class TernaryHfQuantizer(HfQuantizer):
                 f"config.json says {METHOD}, but no layer of {type(model).__name__} fits "
                 f"{self.quantization_config.to_dict()}; the config and the model do not belong together"
             )
+        if self.quantization_config.packed:
+            from agent_forge.models import ternary_checkpoint
+
+            ternary_checkpoint.open_places(model)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
+        if self.quantization_config.packed:
+            from agent_forge.models import ternary_checkpoint
+
+            ternary_checkpoint.fill_places(model)
+            # From here on the model holds latents, and that is how it would be saved.
+            self.quantization_config.packed = False
+        return model
 
     def is_serializable(self) -> bool:
         """Say that save_pretrained keeps what this quantiser made: latents are plain float tensors."""

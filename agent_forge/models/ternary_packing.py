@@ -1,8 +1,9 @@
 """Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
 
 Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
-weight). The file is plain safetensors: `<module>.weight.codes` uint8, `<module>.weight.scales` bfloat16 (rows,
-groups), every other tensor as it is, and the shapes in the header. Reads and writes only that file.
+weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
+the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads
+and writes only that file.
 """
 
 import json
@@ -18,9 +19,11 @@ from transformers import PreTrainedModel
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
+from agent_forge.models import ternary_embedding as embedding
 from agent_forge.models.storage import stored_tensors
 
 _FORMAT = "forge_ternary_packed"
+CODES, SCALES = "weight_codes", "weight_scales"  # what a packed layer has in the place of its weight
 _POWERS = (1, 3, 9, 27, 81)
 
 
@@ -112,37 +115,54 @@ def write_packed(model: PreTrainedModel, path: Path) -> int:
     for name, module in model.named_modules():
         if callable(getattr(module, "ternary_parts", None)):
             codes, scales = module.ternary_parts()
-            tensors.pop(f"{name}.weight")
-            tensors[f"{name}.weight.codes"] = pack(codes, module.packing)
-            tensors[f"{name}.weight.scales"] = scales
-            header[name] = {"shape": list(codes.shape), "group_size": module.group_size, "packing": module.packing}
+            packed = pack(codes, module.packing)
+            scales = scales[:1] if module.grouping < 0 else scales
+            entry = {"group_size": module.grouping, "packing": module.packing}
+        elif callable(getattr(module, "rounded_parts", None)) and f"{name}.weight" in tensors:
+            codes, scales = module.rounded_parts()
+            packed = embedding.pack(codes, module.bits)
+            entry = {"bits": module.bits, "columns": module.columns}
+        else:
+            continue
+        tensors.pop(f"{name}.weight")
+        tensors[f"{name}.{CODES}"], tensors[f"{name}.{SCALES}"] = packed, scales
+        header[name] = {"shape": list(codes.shape), **entry}
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    content = save(ready, metadata={"format": _FORMAT, "ternary": json.dumps(header, sort_keys=True)})
+    # "pt" is what transformers asks for.
+    content = save(ready, metadata={"format": "pt", "forge": _FORMAT, "ternary": json.dumps(header, sort_keys=True)})
     atomic.write_bytes(path, content)
     return len(content)
 
 
 def read_packed(path: Path) -> dict[str, Tensor]:
-    """Return the state of a packed file with every ternary weight multiplied out to float32: name -> tensor.
+    """Return the state of a packed file with every coded weight multiplied out to float32: name -> tensor.
 
     Raises CheckpointError naming the file when it is missing, damaged or of another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise CheckpointError(f"{path} is no packed ternary file (format {metadata.get('format')!r})")
+            if metadata.get("forge") != _FORMAT:
+                raise CheckpointError(f"{path} is no packed ternary file (format {metadata.get('forge')!r})")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the packed file {path}: {error}; write it again") from None
     for name, entry in json.loads(metadata["ternary"]).items():
-        codes = unpack(tensors.pop(f"{name}.weight.codes"), tuple(entry["shape"]), entry["packing"])
-        scales = tensors.pop(f"{name}.weight.scales")
-        tensors[f"{name}.weight"] = multiply_out(codes, scales, entry["group_size"])
+        packed, scales = tensors.pop(f"{name}.{CODES}"), tensors.pop(f"{name}.{SCALES}")
+        if "bits" in entry:
+            codes = embedding.unpack(packed, entry["bits"], entry["shape"][1])
+            tensors[f"{name}.weight"] = embedding.values(codes, scales, entry["columns"])
+        else:
+            codes = unpack(packed, tuple(entry["shape"]), entry["packing"])
+            tensors[f"{name}.weight"] = multiply_out(codes, scales, entry["group_size"])
     return tensors
 
 
 def multiply_out(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """Return codes (out, in) times the scale of their group, scales (out, groups), as float32."""
-    wide = scales.float().repeat_interleave(group_size, dim=1)[:, : codes.shape[1]]
+    """Return codes (out, in) times the scale of their group, scales (out, groups) or (1, 1), as float32.
+
+    group_size: 0 and -1 stand for one scale a row and one a tensor.
+    """
+    columns = group_size if group_size > 0 else codes.shape[1]
+    wide = scales.float().repeat_interleave(columns, dim=1)[:, : codes.shape[1]]
     return codes.float() * wide

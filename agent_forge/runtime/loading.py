@@ -79,6 +79,8 @@ class _Reader:
         self.notes: list[str] = []
         if self.method not in (None, "forge_compressed", "forge_ternary"):
             raise UnsupportedModelError(f"the packed engine does not read weights of {self.method}; use engine=torch")
+        if self.quantization.get("sub_norm") or self.quantization.get("packed"):
+            raise UnsupportedModelError("the packed engine reads ternary latents without SubLN only; use engine=torch")
 
     def is_tied(self, module: str, shape: Shape) -> bool:
         """Say whether a head is the embedding: noted in the compressed config, or tied and not stored."""
@@ -113,6 +115,7 @@ class _Reader:
         if module.endswith("embed_tokens") or latents.shape[1] < group:
             return self._from_floats(module)
         codes, scales = ternary_codes(latents, group)
+        group = group if group > 0 else latents.shape[1]  # one scale a row, or a tensor, is the same in every group
         return packing.from_codes(
             (codes + 1).to(torch.uint8).numpy(), scales.view(torch.int16).numpy().view(np.uint16), "bfloat16",
             group=group, zero=1, activation_bits=int(self.quantization.get("activation_bits", 8)),

@@ -245,7 +245,7 @@ def test_packed_bytes_are_those_in_the_packed_file(tmp_path: Path) -> None:
     size = write_packed(model, tmp_path / "packed.safetensors")
     tensors = load_file(tmp_path / "packed.safetensors")
     for name, layer in ternary_layers(model).items():
-        in_file = tensors[f"{name}.weight.codes"].nbytes + tensors[f"{name}.weight.scales"].nbytes
+        in_file = tensors[f"{name}.weight_codes"].nbytes + tensors[f"{name}.weight_scales"].nbytes
         assert layer.packed_bytes() == in_file
     payload = sum(tensor.nbytes for tensor in tensors.values())
     assert payload < deployable_bytes(model) <= size
@@ -274,7 +274,8 @@ def test_ternary_checkpoint_opens_through_transformers_and_keeps_its_layers(tied
     stored = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
     assert stored == {
         "quant_method": "forge_ternary", "group_size": 16, "activation_bits": 8, "packing": "five_trits",
-        "skip": ["lm_head"],
+        "skip": ["lm_head"], "embedding_bits": 0, "embedding_group": 0, "sub_norm": [],
+        "packed": False,
     }  # fmt: skip
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()
     assert list(ternary_layers(opened)) == names

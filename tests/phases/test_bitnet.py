@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from agent_forge import checkpoint, models
 from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.codecs.ternary import on_grid
 from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
@@ -22,10 +23,11 @@ from agent_forge.data import TextSource
 from agent_forge.learn import distill_loss
 from agent_forge.models.ternary import TernarySettings, ternarise, ternary_codes, ternary_layers, ternary_weight
 from agent_forge.models.ternary_packing import multiply_out
-from agent_forge.phases.bitnet import Config, DistillConfig, measure
+from agent_forge.phases.bitnet import Config, DistillConfig, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import compensate, compensated_latents, input_hessians, output_error
-from agent_forge.phases.bitnet.distill import Distillation, blend_at, relation_loss
+from agent_forge.phases.bitnet.distill import Distillation, blend_at, has_plain_head, hidden_loss, relation_loss
 from agent_forge.phases.bitnet.run import run
+from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 SETTINGS = TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[])
 
@@ -117,7 +119,10 @@ def ternarised(model: Any) -> Any:
 
 
 def distillation(parent: nn.Module, **changes: float) -> Distillation:
-    weights = {"kl_weight": 1.0, "ce_weight": 0.0, "relation_weight": 1.0, "relation_heads": 2, "temperature": 2.0}
+    weights = {
+        "kl_weight": 1.0, "ce_weight": 0.0, "relation_weight": 1.0, "relation_heads": 2, "hidden_weight": 0.0,
+        "temperature": 2.0,
+    }  # fmt: skip
     return Distillation(parent, DistillConfig(**{**weights, **changes}), pad=0, steps=10, blend_share=0.0)  # type: ignore[arg-type]
 
 
@@ -154,6 +159,168 @@ def test_loss_is_the_weighted_sum_of_its_parts_by_hand(tiny_llama: Any) -> None:
     assert float(parts["kl"]) == pytest.approx(kl.item(), abs=1e-5)
     assert float(parts["ce"]) == pytest.approx(ce.item(), abs=1e-5)
     assert loss.item() == pytest.approx(0.7 * kl.item() + 0.4 * ce.item(), abs=1e-5)
+
+
+class NotPlain(LlamaForCausalLM):
+    """A model whose logits nothing is known of, so that they are made whole."""
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("bits", [0, 8])
+def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_logits(
+    llama_config: LlamaConfig, temperature: float, bits: int
+) -> None:
+    shape = copy.deepcopy(llama_config)
+    shape.initializer_range = 0.3
+    parent = LlamaForCausalLM(shape).eval().requires_grad_(False)
+    students = [LlamaForCausalLM(shape), NotPlain(shape)]
+    students[1].load_state_dict(students[0].state_dict())
+    batch = make_batch()
+    batch["input_ids"][0, 10:] = 0
+    batch["labels"][0, 5:] = -100
+    found = []
+    for student in students:
+        ternarise(student, TernarySettings(**{**asdict(SETTINGS), "embedding_bits": bits}))
+        assert has_plain_head(student) == (type(student) is LlamaForCausalLM)
+        loss_of = distillation(
+            parent, kl_weight=0.7, ce_weight=0.4, relation_weight=0, hidden_weight=0.3, temperature=temperature
+        )
+        loss, parts = loss_of(student, batch, 0)
+        loss.backward()
+        found.append((loss.detach(), parts, {name: p.grad for name, p in student.named_parameters()}))
+    (one, parts, gradients), (other, others, whole) = found
+    assert float(one) == pytest.approx(float(other), rel=1e-5)
+    assert {key: float(value) for key, value in parts.items()} == pytest.approx(
+        {key: float(value) for key, value in others.items()}, rel=1e-5
+    )
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        assert torch.allclose(gradient, whole[name], atol=1e-5), name
+
+
+def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, taught = (torch.randn(11, 6, generator=generator) for _ in range(2))
+    head, taught_head = (torch.randn(20, 6, generator=generator) for _ in range(2))
+    targets = torch.tensor([1, -100, 3, 4, 5, -100, 7, 8, 9, 10, 11])
+    found = []
+    for entries in (1 << 20, 20, 60):
+        monkeypatch.setattr(head_loss, "CHUNK_ENTRIES", entries)
+        inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        weights = head_loss.Weights(kl=0.5, ce=0.25, temperature=1.5)
+        total, kl, ce = head_loss.head_loss(inputs[0], inputs[1], taught, taught_head, targets, weights)
+        (3 * total).backward()
+        found.append((total.detach(), kl, ce, inputs[0].grad, inputs[1].grad))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a is not None
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_hidden_loss_is_the_relative_squared_error_of_each_token_after_each_layer() -> None:
+    parent = [torch.full((1, 2, 3), 9.0), torch.tensor([[[3.0, 0, 4], [1, 1, 1]]]), torch.ones(1, 2, 3)]
+    student = [torch.zeros(1, 2, 3), torch.tensor([[[3.0, 0, 9], [5, 5, 5]]]), torch.ones(1, 2, 3)]
+    present = torch.tensor([[True, False]])
+    # The embedding's output is left out; the second token is absent: (25 / 25 + 0) / 2.
+    assert hidden_loss(parent, student, present).item() == pytest.approx(0.5)
+    with pytest.raises(ConfigError, match="hidden_weight"):
+        hidden_loss(parent, student[:2], present)
+    with pytest.raises(ConfigError, match="hidden_weight"):
+        hidden_loss(None, student, present)
+
+
+def test_frozen_embeddings_stay_the_parents(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    report, _, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, "train.embeddings=false"))
+    parent, child = (models.load(path) for path in (tiny_checkpoint.path, report.outputs[0]))
+    assert torch.equal(parent.get_input_embeddings().weight, child.get_input_embeddings().weight)
+    assert not torch.equal(parent.model.norm.weight, child.model.norm.weight)
+
+
+def test_own_text_is_what_the_parent_would_say(tiny_llama: Any) -> None:
+    parent = tiny_llama.eval()
+    windows = own_text.sample(parent, 12, 10, temperature=0.0, seed=3, never=range(50))
+    assert windows.shape == (12, 10)
+    assert int(windows[:, 0].min()) >= 50
+    assert len(set(windows[:, 0].tolist())) > 3
+    with torch.no_grad():
+        likeliest = parent(windows).logits.argmax(-1)
+    assert torch.equal(likeliest[:, :-1], windows[:, 1:])
+    again = own_text.sample(parent, 12, 10, temperature=0.0, seed=3, never=range(50))
+    assert torch.equal(again, windows)
+
+
+def test_phase_runs_without_any_data_on_what_the_parent_writes(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_data(kind: str, *_: Any) -> None:
+        raise AssertionError(f"the data-free mode read {kind}")
+
+    monkeypatch.setattr("agent_forge.phases.bitnet.run.data.source", no_data)
+    overrides = ("train.mix.text=0", "+train.mix.own=1", "own.windows=16")
+    report, _, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
+    assert report.metrics["codes_changed_in_training"] > 0
+
+
+@pytest.mark.parametrize(("group_size", "bits"), [(0, 8), (-1, 4)])
+def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
+    group_size: int,
+    bits: int,
+    trained: tuple[Report, Workspace, list[Event]],
+    tiny_checkpoint: Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+) -> None:
+    overrides = (f"linear.group_size={group_size}", f"linear.embedding_bits={bits}")
+    report, out, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
+    child = checkpoint.open(report.outputs[0])
+    assert child.manifest.deployable_bytes == report.metrics["packed_file_bytes"]
+    saved = trained[0].metrics["packed_file_bytes"] - report.metrics["packed_file_bytes"]
+    table = models.load(tiny_checkpoint).get_input_embeddings().weight
+    assert saved > table.numel() * (4 - bits / 8) - 2 * len(table)
+    assert (
+        measure.packed_file_bytes(models.load(child), out.state / "again.safetensors")
+        == child.manifest.deployable_bytes
+    )
+
+
+def test_sub_norm_begins_with_the_mean_size_of_the_inputs_so_that_a_typical_token_passes(tiny_llama: Any) -> None:
+    dense = copy.deepcopy(tiny_llama)
+    ternarise(tiny_llama, TernarySettings(**{**asdict(SETTINGS), "sub_norm": ["down_proj"]}))
+    windows = [torch.randint(1, 100, (4, 24), generator=torch.Generator().manual_seed(0))]
+    seen: list[torch.Tensor] = []
+    dense.model.layers[1].mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        dense(windows[0])
+    sizes = mean_sizes(tiny_llama, windows)
+    expected = seen[0].square().mean(-1).sqrt().mean()
+    assert float(sizes["model.layers.1.mlp.down_proj"]) == pytest.approx(float(expected), rel=1e-5)
+    assert set(sizes) == {name for name in ternary_layers(tiny_llama) if name.endswith("down_proj")}
+    set_gains(tiny_llama, sizes)
+    gains = tiny_llama.model.layers[1].mlp.down_proj.norm_weight
+    assert torch.allclose(gains, expected.expand_as(gains))
+
+
+def test_phase_trains_a_model_with_sub_norm(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    overrides = ("linear.sub_norm=[o_proj,down_proj]",)
+    report, out, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
+    child = models.load(report.outputs[0])
+    gains = [layer.norm_weight for layer in ternary_layers(child).values() if layer.norm_weight is not None]
+    assert len(gains) == 4
+    assert all(float(gain.detach().std()) > 0 for gain in gains)  # they began equal and have trained
+    size = measure.packed_file_bytes(child, out.state / "again.safetensors")
+    assert checkpoint.open(report.outputs[0]).manifest.deployable_bytes == size
+
+
+@pytest.mark.parametrize("group_size", [0, -1])
+def test_compensation_with_coarser_scales_errs_less_on_fresh_inputs_than_rounding(group_size: int) -> None:
+    weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(3))
+    latents = compensate(weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, damping=0.01)
+    fresh = hessian_of(correlated_inputs(400, 48, seed=1))
+    assert output_error(weight, latents, fresh, group_size) < 0.75 * output_error(weight, weight, fresh, group_size)
 
 
 def test_relations_need_an_attention_with_the_three_projections(tiny_llama: Any) -> None:
@@ -314,7 +481,14 @@ def test_model_without_a_wide_enough_layer_is_refused_before_any_work(
 
 @pytest.mark.parametrize(
     "override",
-    ["init.method=gptk", "init.damping=0", "train.blend_share=2", "distill.temperature=0", "distill.kl_weight=-1"],
+    [
+        "init.method=gptk",
+        "init.damping=0",
+        "train.blend_share=2",
+        "distill.temperature=0",
+        "distill.kl_weight=-1",
+        "own.windows=0",
+    ],
 )
 def test_setting_outside_its_range_is_named(override: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[0]):
@@ -324,3 +498,19 @@ def test_setting_outside_its_range_is_named(override: str, tmp_path: Path) -> No
 def test_multiply_out_of_codes_and_scales_is_the_ternary_weight() -> None:
     weight = torch.randn(3, 21)
     assert torch.equal(multiply_out(*ternary_codes(weight, 8), 8), ternary_weight(weight, 8))
+
+
+def test_later_phases_train_on_and_leave_the_weights_ternary(tiny_run: Path) -> None:
+    before = ternary_layers(models.load(tiny_run / "4-bitnet"))
+    assert before
+    changed = {}
+    for name in ("5-train", "6-bake", "7-adas"):
+        after = ternary_layers(models.load(tiny_run / name))
+        assert set(after) == set(before)
+        for layer in after.values():
+            # What the forward multiplies with: every group of a row holds -s, 0 and s alone.
+            assert on_grid(layer.quantised_weight(), layer.group_size) is not None
+        changed[name] = sum(int((after[n].weight != before[n].weight).sum()) for n in after)
+        before = after
+    assert changed["5-train"] > 0
+    assert changed["6-bake"] > 0

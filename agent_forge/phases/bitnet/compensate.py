@@ -15,54 +15,101 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agent_forge.models.ternary import TernaryLinear, latents_for, quantise_activations, ternary_codes, ternary_layers
+from agent_forge.models.ternary import (
+    TENSOR,
+    TernaryLinear,
+    latents_for,
+    quantise_activations,
+    ternary_codes,
+    ternary_layers,
+)
 from agent_forge.models.ternary_packing import multiply_out
+
+COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not say
 
 
 @torch.no_grad()
 def compensated_latents(
-    model: nn.Module, windows: Sequence[Tensor], *, waves: int, damping: float, say: Callable[[int, int], None]
+    model: nn.Module,
+    windows: Sequence[Tensor],
+    *,
+    waves: int,
+    damping: float,
+    say: Callable[[int, int], None],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Return new latents by layer name and leave the model with them, ternary.
 
     windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and are not returned.
-    say(done, total) is called after each layer.
+    say(done, total) is called after each layer. dtype: of the forward passes (autocast).
     """
     layers = ternary_layers(model)
     for layer in layers.values():
         layer.blend = 0.0
-    order = _order_of_use(model, layers, windows[0])
+    with torch.autocast(windows[0].device.type, dtype, enabled=dtype != torch.float32):
+        order = _order_of_use(model, layers, windows[0])
     found: dict[str, Tensor] = {}
     size = -(-len(order) // waves)
     for start in range(0, len(order), size):
         names = order[start : start + size]
-        hessians = input_hessians(model, {name: layers[name] for name in names}, windows)
-        for name in names:
-            layer = layers[name]
-            latents = compensate(layer.weight, hessians.pop(name), layer.group_size, damping)
-            found[name] = latents.to(layer.weight.dtype)
-            layer.weight.copy_(found[name])
-            layer.blend = 1.0
-            say(len(found), len(order))
+        with torch.autocast(windows[0].device.type, dtype, enabled=dtype != torch.float32):
+            hessians = input_hessians(model, {name: layers[name] for name in names}, windows)
+        for together in _same_inputs(names, layers, hessians):
+            hessian = hessians[together[0]]
+            rows = [len(layers[name].weight) for name in together]
+            stacked = torch.cat([layers[name].weight for name in together])
+            latents = compensate(stacked, hessian, layers[together[0]].grouping, damping)
+            for name, part in zip(together, latents.split(rows), strict=True):
+                layer = layers[name]
+                del hessians[name]
+                found[name] = part.to(layer.weight.dtype).clone()
+                layer.weight.copy_(found[name])
+                layer.blend = 1.0
+                say(len(found), len(order))
     for layer in layers.values():
         layer.blend = 1.0
     return found
+
+
+def _same_inputs(
+    names: Sequence[str], layers: dict[str, TernaryLinear], hessians: dict[str, Tensor]
+) -> list[list[str]]:
+    """Return neighbours that had the same inputs together: rows do not know of each other, so they are rounded at once.
+
+    A tensor with one scale stays alone.
+    """
+    groups: list[list[str]] = []
+    for name in names:
+        before = groups[-1][0] if groups else ""
+        alike = before and layers[before].grouping == layers[name].grouping != TENSOR
+        if alike and torch.equal(hessians[before], hessians[name]):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
 
 
 def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return XᵀX / n of each layer's inputs, rounded as the layer will round them: name -> (in, in) float32."""
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
+    # Queries, keys and values have one input, and so have the two halves of a gated MLP: its product is made once.
+    last: list[Any] = [None, 0, None]
+
+    def product(x: Tensor, bits: int) -> Tensor:
+        if last[0] is not x or last[1] != bits:
+            rows = x.detach().reshape(-1, x.shape[-1]).float()
+            rows = quantise_activations(rows, bits) if bits else rows
+            with torch.autocast(x.device.type, enabled=False):
+                last[:] = [x, bits, rows.T @ rows]
+        found: Tensor = last[2]
+        return found
 
     def hook(name: str) -> Callable[..., None]:
         def note(layer: TernaryLinear, inputs: tuple[Tensor, ...], _: Any) -> None:
-            x = inputs[0].detach().reshape(-1, layer.in_features).float()
-            if layer.activation_bits:
-                x = quantise_activations(x, layer.activation_bits)
-            if name not in sums:
-                sums[name] = torch.zeros(layer.in_features, layer.in_features, device=x.device)
-            sums[name].addmm_(x.T, x)
-            counts[name] += len(x)
+            found = product(layer.normed(inputs[0]), layer.activation_bits)
+            sums[name] = sums[name].add_(found) if name in sums else found.clone()
+            counts[name] += inputs[0].numel() // layer.in_features
 
         return note
 
@@ -99,11 +146,13 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
 def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Return codes (out, in) int8 and the weights as they were when their turn came."""
     weight, codes = original.clone(), torch.empty_like(original, dtype=torch.int8)
-    for start in range(0, weight.shape[1], group_size):
-        end = min(start + group_size, weight.shape[1])
+    size = group_size if group_size > 0 else COLUMNS
+    whole = ternary_codes(original, group_size)[1].float()[:, 0] if group_size <= 0 else None
+    for start in range(0, weight.shape[1], size):
+        end = min(start + size, weight.shape[1])
         block = weight[:, start:end]
         errors = torch.empty_like(block)
-        scale = block.abs().mean(1)
+        scale = block.abs().mean(1) if whole is None else whole
         for j in range(end - start):
             column, row = block[:, j], factor[start + j, start + j : end]
             code = column.sign() * (column.abs() > scale / 2)
@@ -115,11 +164,12 @@ def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[
 
 
 def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int) -> Tensor:
-    """Return scales (out, groups) bfloat16 that minimise each row's output error for these codes.
+    """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's, or the tensor's.
 
     A row whose best scales are not all positive keeps mean|W|.
     """
-    columns = [slice(start, start + group_size) for start in range(0, codes.shape[1], group_size)]
+    size = group_size if group_size > 0 else codes.shape[1]
+    columns = [slice(start, start + size) for start in range(0, codes.shape[1], size)]
     products = torch.empty(len(codes), len(columns), len(columns), device=codes.device)
     targets = torch.empty(len(codes), len(columns), device=codes.device)
     signs = codes.float()
@@ -128,6 +178,8 @@ def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: in
         targets[:, g] = (pushed * original).sum(1)
         for h, other in enumerate(columns):
             products[:, g, h] = (pushed[:, other] * signs[:, other]).sum(1)
+    if group_size == TENSOR:
+        products, targets = products.sum(0, keepdim=True), targets.sum(0, keepdim=True)
     empty = products.diagonal(dim1=1, dim2=2) <= 0
     products = products + torch.diag_embed(empty.float())
     fitted = torch.linalg.solve(products.double(), targets.double()[..., None])[..., 0].float()

@@ -5,7 +5,7 @@ or values is softmax(A Aᵀ / sqrt(width)) over the tokens of a window (MiniLM, 
 layer that has these projections; its width need not fit between the two models. Reads a batch, writes nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from agent_forge import learn
 from agent_forge.core.errors import ConfigError
+from agent_forge.learn.losses import PLAIN_HEADS
 from agent_forge.models.ternary import set_blend
+from agent_forge.models.ternary_embedding import RoundedHead
 from agent_forge.phases.bitnet import DistillConfig
+from agent_forge.phases.bitnet.head_loss import IGNORE, Weights, head_loss
 
-IGNORE = -100
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -43,26 +45,53 @@ class Distillation:
     def __call__(self, model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
         """Return the loss of a batch of {"input_ids", "labels"}, each (B, T) int64, and its parts."""
         set_blend(model, blend_at(step, self.steps, self.blend_share))
-        ids, labels = batch["input_ids"], batch["labels"]
-        relations = self.config.relation_weight > 0
+        config, ids = self.config, batch["input_ids"]
+        relations, hidden = config.relation_weight > 0, config.hidden_weight > 0
+        fused = has_plain_head(model) and has_plain_head(self.parent)
         with projections(model, relations) as own:
-            logits = model(input_ids=ids, use_cache=False).logits
-        parts: dict[str, Tensor] = {}
-        loss = logits.new_zeros((), dtype=torch.float32)
-        if self.config.kl_weight > 0 or relations:
+            output = _outputs(model, ids, fused, hidden)
+        taught = None
+        if config.kl_weight > 0 or relations or hidden:
             with torch.no_grad(), projections(self.parent, relations) as wanted:
-                taught = self.parent(input_ids=ids, use_cache=False).logits
+                taught = _outputs(self.parent, ids, fused, hidden)
+        if fused and taught is not None:
+            loss, parts = self._fused_losses(model, output, taught, batch)
+        else:
+            loss, parts = self._losses(output, taught, batch)
+        if relations:
+            parts["relation"] = relation_loss(wanted, own, config.relation_heads)
+            loss = loss + config.relation_weight * parts["relation"]
+        if hidden:
+            parts["hidden"] = hidden_loss(_states(taught), _states(output), self._present(ids))
+            loss = loss + config.hidden_weight * parts["hidden"]
+        return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _fused_losses(
+        self, model: Any, output: Any, taught: Any, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses on logits from the last hidden states, without holding the logits."""
+        present = self._present(batch["input_ids"])
+        targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        weights = Weights(kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature)
+        loss, kl, ce = head_loss(
+            output.last_hidden_state[present], head_weight(model),
+            taught.last_hidden_state[present], head_weight(self.parent), targets[present], weights,
+        )  # fmt: skip
+        return loss, {"kl": kl, "ce": ce}
+
+    def _losses(self, output: Any, taught: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses on logits of any model."""
+        logits, labels = output.logits, batch["labels"]
+        loss, parts = logits.new_zeros((), dtype=torch.float32), {}
         if self.config.kl_weight > 0:
-            parts["kl"] = learn.distill_loss(taught, logits, self._present(ids), self.config.temperature)
+            present = self._present(batch["input_ids"])
+            parts["kl"] = learn.distill_loss(taught.logits, logits, present, self.config.temperature)
             loss = loss + self.config.kl_weight * parts["kl"]
         kept = labels[:, 1:] != IGNORE
         if self.config.ce_weight > 0 and bool(kept.any()):
             parts["ce"] = functional.cross_entropy(logits[:, :-1][kept].float(), labels[:, 1:][kept])
             loss = loss + self.config.ce_weight * parts["ce"]
-        if relations:
-            parts["relation"] = relation_loss(wanted, own, self.config.relation_heads)
-            loss = loss + self.config.relation_weight * parts["relation"]
-        return loss, {name: value.detach() for name, value in parts.items()}
+        return loss, parts
 
     def _present(self, ids: Tensor) -> Tensor:
         """Return where a token stands, (B, T) bool; the first token of a window always counts."""
@@ -107,6 +136,50 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
             f"{', '.join(PROJECTIONS)}; set distill.relation_weight=0"
         )
     found.update(whole[-1])
+
+
+def has_plain_head(model: Any) -> bool:
+    """Say whether logits are head(base(x)) with a head that `head_weight` knows, and nothing else."""
+    if type(model).__name__ not in PLAIN_HEADS or not type(model).__module__.startswith("transformers."):
+        return False
+    head = model.get_output_embeddings()
+    return type(head) in (nn.Linear, RoundedHead) and head.bias is None
+
+
+def head_weight(model: Any) -> Tensor:
+    """Return what the head multiplies with, (V, D)."""
+    head = model.get_output_embeddings()
+    weight: Tensor = head.trained_weight() if isinstance(head, RoundedHead) else head.weight
+    return weight
+
+
+def _outputs(model: Any, ids: Tensor, fused: bool, hidden: bool) -> Any:
+    """Run a model, or only what stands below its head."""
+    wishes = {"output_hidden_states": True} if hidden else {}
+    return (model.base_model if fused else model)(input_ids=ids, use_cache=False, **wishes)
+
+
+def _states(output: Any) -> Sequence[Tensor] | None:
+    return getattr(output, "hidden_states", None)
+
+
+def hidden_loss(parent: Sequence[Tensor] | None, student: Sequence[Tensor] | None, present: Tensor) -> Tensor:
+    """Return the squared error of the student's hidden states relative to the parent's, a mean over layers and tokens.
+
+    parent, student: (B, T, D) each: the embedding's output first, which is left out, then each layer's. A token counts
+    relative to its own size: the first one of a window is a hundred times as large as the others. present: (B, T) bool.
+    """
+    if not parent or not student or len(parent) != len(student) or parent[-1].shape != student[-1].shape:
+        raise ConfigError(
+            "distill.hidden_weight is above 0, but the model does not show as many hidden states of one size as its "
+            "parent; set distill.hidden_weight=0"
+        )
+    losses = []
+    for wanted, found in zip(parent[1:], student[1:], strict=True):
+        goal = wanted[present].float()
+        error = (found[present].float() - goal).square().sum(-1)
+        losses.append((error / goal.square().sum(-1).clamp_min(1e-12)).mean())
+    return torch.stack(losses).mean()
 
 
 def relation_loss(parent: dict[str, Tensor], student: dict[str, Tensor], heads: int) -> Tensor:

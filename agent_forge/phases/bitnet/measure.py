@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agent_forge import evaluate
 from agent_forge.core.errors import PhaseError
 from agent_forge.evaluate import EvalContext, Scores
-from agent_forge.models.ternary import ternary_layers
+from agent_forge.models.ternary import rounded_embeddings, ternary_layers
 from agent_forge.models.ternary_packing import read_packed, write_packed
 
 TASK = "text"
@@ -49,7 +49,7 @@ def packed_file_bytes(model: PreTrainedModel, scratch: Path) -> int:
     """
     size = write_packed(model, scratch)
     stored = read_packed(scratch)
-    for name, layer in ternary_layers(model).items():
+    for name, layer in {**ternary_layers(model), **rounded_embeddings(model)}.items():
         if not torch.equal(stored[f"{name}.weight"], layer.quantised_weight().float().cpu()):
             raise PhaseError(
                 f"the packed file holds other weights for {name} than the model; this is a defect of the packing"

@@ -1,5 +1,7 @@
 """Run the phase: measure the parent, make its linears ternary, start the codes well, distil, measure, pack, write."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,9 +18,10 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
-from agent_forge.phases.bitnet import Config, measure
+from agent_forge.phases.bitnet import Config, measure, own_text
 from agent_forge.phases.bitnet.compensate import compensated_latents
 from agent_forge.phases.bitnet.distill import Distillation
+from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 
 def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
@@ -33,7 +36,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     model = models.load(sources[0], device=device)
     names = ternarise(model, settings)
     events.message(f"{len(names)} linear layers become ternary")
-    texts = _sources(config, tokenizer)
+    texts = _sources(config, parent, tokenizer, out)
     context = EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
 
     def scored(name: str, which: PreTrainedModel) -> Scores:
@@ -45,8 +48,11 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     stages: dict[str, Scores] = {}
     before = scored("parent", parent)
     stages["rounded"] = scored("rounded", model)
+    if config.linear.sub_norm:
+        sizes = out.remember_tensors("sizes", lambda: mean_sizes(model, _calibration(config, model, texts)))
+        set_gains(model, sizes)
     if config.init.method == "gptq":
-        _start_compensated(config, model, texts, out, events)
+        start_compensated(config, model, lambda: _calibration(config, model, texts), out, events)
         stages["compensated"] = scored("compensated", model)
     start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     if config.train.steps:
@@ -55,12 +61,35 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     return _write(config, parent, model, tokenizer, before, stages, start, out, events)
 
 
-def _sources(config: Config, tokenizer: PreTrainedTokenizerFast) -> dict[str, Source]:
-    return {
-        kind: data.source(kind, config.data, tokenizer, "train", seed_for(config.seed, "bitnet", kind))
-        for kind, share in config.train.mix.items()
-        if share > 0
-    }
+def _sources(
+    config: Config, parent: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Workspace
+) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for kind, share in config.train.mix.items():
+        if share > 0 and kind == own_text.KIND:
+            found[kind] = _own_text(config, parent, tokenizer, out)
+        elif share > 0:
+            found[kind] = data.source(kind, config.data, tokenizer, "train", seed_for(config.seed, "bitnet", kind))
+    return found
+
+
+def _own_text(
+    config: Config, parent: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Workspace
+) -> own_text.OwnText:
+    windows = out.remember_tensors(
+        "own",
+        lambda: {
+            "windows": own_text.sample(
+                parent,
+                config.own.windows,
+                config.train.length_tokens,
+                temperature=config.own.temperature,
+                seed=config.seed,
+                never=tokenizer.all_special_ids,
+            )
+        },
+    )["windows"]
+    return own_text.OwnText(windows)
 
 
 def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixture:
@@ -75,21 +104,29 @@ def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixt
     )
 
 
-def _start_compensated(
-    config: Config, model: PreTrainedModel, texts: dict[str, Source], out: Workspace, events: EventLog
+def _calibration(config: Config, model: PreTrainedModel, texts: dict[str, Source]) -> list[torch.Tensor]:
+    mixture = _mixture(config, texts, "calibration")
+    batches = -(-config.init.rows // config.train.rows)
+    return [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)]
+
+
+def start_compensated(
+    config: Config, model: PreTrainedModel, windows: Callable[[], list[torch.Tensor]], out: Workspace, events: EventLog
 ) -> None:
-    """Give every layer latents that round to compensated codes; computed once, also across restarts."""
+    """Give every layer latents that round to compensated codes; computed once, also across restarts.
+
+    windows: makes the calibration batches of ids (B, T).
+    """
 
     def compute() -> dict[str, torch.Tensor]:
-        mixture = _mixture(config, texts, "calibration")
-        batches = -(-config.init.rows // config.train.rows)
-        windows = [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)]
-
         def say(done: int, total: int) -> None:
             events.progress("compensate", done, total)
             out.check_stop()
 
-        return compensated_latents(model, windows, waves=config.init.waves, damping=config.init.damping, say=say)
+        return compensated_latents(
+            model, windows(), waves=config.init.waves, damping=config.init.damping, say=say,
+            dtype=pick_dtype(config.runtime.dtype),
+        )  # fmt: skip
 
     latents = out.remember_tensors("compensated", compute)
     layers = ternary_layers(model)
@@ -112,11 +149,30 @@ def _distil(
     out: Workspace,
     events: EventLog,
 ) -> None:
-    train = config.train
-    loss = Distillation(parent, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
+    distil(config, parent, model, _mixture(config, texts, "train"), pad, out, events)
+
+
+def distil(
+    config: Config,
+    parent: PreTrainedModel,
+    model: PreTrainedModel,
+    batches: learn.Batches,
+    pad: int | None,
+    out: Workspace,
+    events: EventLog,
+    on_step: learn.OnStep | None = None,
+) -> None:
+    """Train a ternary model in place to behave like its parent. pad: the id of padding, or None."""
+    train, dtype = config.train, pick_dtype(config.runtime.dtype)
+    # What the forward pass rounds anyway is rounded once.
+    teacher = parent if dtype == torch.float32 else copy.deepcopy(parent).to(dtype)
+    loss = Distillation(teacher, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
+    if not train.embeddings:
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            embedding.requires_grad_(False)
     learn.train(
         model,
-        _mixture(config, texts, "train"),
+        batches,
         loss,
         stage="distil",
         steps=train.steps,
@@ -124,10 +180,12 @@ def _distil(
         out=out,
         events=events,
         seed=config.seed,
+        on_step=on_step,
         device=model.device,
-        dtype=pick_dtype(config.runtime.dtype),
+        dtype=dtype,
         settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
     )
+    model.requires_grad_(True)
     set_blend(model, 1.0)
 
 

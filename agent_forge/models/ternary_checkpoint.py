@@ -1,0 +1,115 @@
+"""A packed ternary model as a Hugging Face directory: model.safetensors is the packed file, and `from_pretrained` opens it.
+
+Writes codes and scales (ternary_packing.py) with `packed: true` in quantization_config. On loading, places that hold
+bytes stand where the layers will be; when transformers has filled them they become the trainable layers again, with
+latents that round to exactly the stored codes and scales. So memory is that of the latents: what runs from the bytes is
+the compressed checkpoint and agent_forge.runtime.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from agent_forge.models import ternary_embedding as embedding
+from agent_forge.models.storage import quiet_transformers, refuse_non_finite
+from agent_forge.models.ternary import TENSOR, TernaryLinear, latents_for
+from agent_forge.models.ternary_embedding import RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary_packing import CODES, SCALES, packed_length, unpack, write_packed
+
+
+def save_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> int:
+    """Write the packed model and return the bytes of model.safetensors. Raises PhaseError on NaN or infinite weights."""
+    refuse_non_finite(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    config: Any = copy.deepcopy(model.config)
+    config.quantization_config.packed = True
+    config.architectures = [type(model).__name__]
+    with quiet_transformers():
+        config.save_pretrained(directory)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+    return write_packed(model, directory / "model.safetensors")
+
+
+class Place(nn.Module):
+    """The bytes of one layer, until transformers has read them. `layer` is the layer it will be."""
+
+    bias: nn.Parameter | None
+    norm_weight: nn.Parameter | None
+
+    def __init__(self, layer: TernaryLinear | RoundedEmbedding | RoundedHead) -> None:
+        super().__init__()
+        self._layer = [layer]  # a list hides it: its weight is not in the file
+        rows, width = layer.weight.shape
+        if isinstance(layer, TernaryLinear):
+            codes = torch.empty(packed_length(rows * width, layer.packing), dtype=torch.uint8)
+            groups = -(-width // layer.group_size)
+            scales = torch.empty((1, 1) if layer.grouping == TENSOR else (rows, groups), dtype=torch.bfloat16)
+        else:
+            codes = torch.empty(rows, embedding.packed_columns(width, layer.bits), dtype=torch.uint8)
+            scales = torch.empty(rows, -(-width // (layer.columns or width)), dtype=torch.bfloat16)
+        self.register_buffer(CODES, codes)
+        self.register_buffer(SCALES, scales)
+        self.bias = getattr(layer, "bias", None)
+        self.norm_weight = getattr(layer, "norm_weight", None)
+
+    def filled(self) -> nn.Module:
+        """Return the layer with latents from the bytes."""
+        layer = self._layer[0]
+        codes, scales = self.get_buffer(CODES), self.get_buffer(SCALES).to(torch.bfloat16)
+        shape = (layer.weight.shape[0], layer.weight.shape[1])
+        if isinstance(layer, TernaryLinear):
+            unpacked = unpack(codes, shape, layer.packing)
+            latents = latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping)
+        else:
+            latents = embedding.values(embedding.unpack(codes, layer.bits, shape[1]), scales, layer.columns)
+        layer.weight = nn.Parameter(latents)
+        if isinstance(layer, (TernaryLinear, RoundedHead)):
+            layer.bias = self.bias
+        if isinstance(layer, TernaryLinear):
+            layer.norm_weight = self.norm_weight
+        return layer.train(self.training)
+
+
+def open_places(model: PreTrainedModel) -> None:
+    """Put places for bytes where the model has ternary and rounded layers; a head that is tied waits for its embedding."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, RoundedHead) and module.is_tied():
+            _forget_tie(model, name)
+        elif isinstance(module, (TernaryLinear, RoundedEmbedding, RoundedHead)):
+            _put(model, name, Place(module))
+
+
+def fill_places(model: PreTrainedModel) -> None:
+    """Turn places back into layers, and tie what was tied."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Place):
+            _put(model, name, module.filled())
+    for module in list(model.modules()):
+        if isinstance(module, RoundedHead) and module.is_tied():
+            module.weight = module.tied_to().weight
+    ties: dict[str, str] = getattr(model, "_waiting_ties", {})
+    model.all_tied_weights_keys = {**(model.all_tied_weights_keys or {}), **ties}
+
+
+def _forget_tie(model: PreTrainedModel, head: str) -> None:
+    """Let transformers look for no weight of the head: it is not in the file."""
+    ties: dict[str, str] = dict(model.all_tied_weights_keys or {})
+    waiting: Any = model
+    waiting._waiting_ties = {key: value for key, value in ties.items() if key.startswith(f"{head}.")}
+    model.all_tied_weights_keys = {key: value for key, value in ties.items() if key not in waiting._waiting_ties}
+    layer = model.get_submodule(head)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    del layer._parameters["weight"]
+    layer.register_buffer("weight", weight.detach(), persistent=False)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,158 @@
+"""Embeddings and heads of ternary models, rounded to int8 or int4 while their latent weights train on.
+
+`RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They compute with integers times
+one bfloat16 step for each group of columns of a row (absmax / 127 or / 7); gradients pass straight through. Rounding what
+is rounded changes nothing, so weights that lie on the grid stay there bit for bit. Reads and writes no file.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.models.ternary_straight import StraightThrough
+
+BITS = (0, 4, 8)
+
+
+def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return codes (..., width) int8 and steps (..., groups) bfloat16 of weight (..., width).
+
+    columns: that share a step; the last group may be smaller; 0 is the whole row. A group of zeros has the step 0.
+    """
+    top = 2 ** (bits - 1) - 1
+    blocks = _blocks(weight, columns).float()
+    steps = (blocks.abs().amax(-1) / top).to(torch.bfloat16)
+    codes = (blocks / steps.float().clamp_min(1e-30)[..., None]).round().clamp(-top, top)
+    return codes.to(torch.int8).flatten(-2)[..., : weight.shape[-1]], steps
+
+
+def values(codes: Tensor, steps: Tensor, columns: int) -> Tensor:
+    """Return codes (..., width) times the step of their group, steps (..., groups): float32."""
+    wide = steps.float().repeat_interleave(columns or codes.shape[-1], dim=-1)
+    return codes.float() * wide[..., : codes.shape[-1]]
+
+
+def rounded(weight: Tensor, bits: int, columns: int) -> Tensor:
+    """Return weight (..., width) on its grid, in its dtype."""
+    return values(*grid(weight, bits, columns), columns).to(weight.dtype)
+
+
+def _blocks(weight: Tensor, columns: int) -> Tensor:
+    columns = columns or weight.shape[-1]
+    return functional.pad(weight, (0, -weight.shape[-1] % columns)).unflatten(-1, (-1, columns))
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Return codes (rows, width) int8 as bytes: uint8 (rows, bytes), two codes a byte at 4 bits."""
+    if bits == 8:
+        return codes.view(torch.uint8)
+    digits = (functional.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8).unflatten(1, (-1, 2))
+    return digits[..., 0] | digits[..., 1] << 4
+
+
+def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
+    """Return the codes of `pack`. Raises CheckpointError when the bytes a row do not fit the width."""
+    if packed.shape[1] != packed_columns(width, bits):
+        raise CheckpointError(
+            f"{packed.shape[1]:,} bytes a row do not hold {width:,} codes of {bits} bits; the file is damaged"
+        )
+    if bits == 8:
+        return packed.view(torch.int8)
+    return (torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :width].to(torch.int8)) - 8
+
+
+def packed_columns(width: int, bits: int) -> int:
+    """Return the bytes that a row of `width` codes takes."""
+    return -(-width * bits // 8)
+
+
+def check(bits: int, columns: int) -> None:
+    """Raise ConfigError for bits or columns that there are no grids of."""
+    if bits not in BITS:
+        raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {bits}; try embedding_bits=8")
+    if columns < 0:
+        raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {columns}; try 64")
+
+
+class _Rounded(nn.Module):
+    """What both layers share: the latents, and the rounded ones kept until the latents change."""
+
+    weight: nn.Parameter
+    _kept: tuple[tuple[Any, ...], Tensor] | None = None
+
+    def set_grid(self, bits: int, columns: int, source: "_Rounded | None" = None) -> None:
+        """Choose the grid. source: a layer with the same weight, whose rounded weight serves both."""
+        self.bits, self.columns = bits, columns
+        self._source = [source] if source is not None else []  # a list hides it from modules(): it is no part of this
+
+    def is_tied(self) -> bool:
+        """Say whether this layer was made to share the weight of another."""
+        return bool(self._source)
+
+    def tied_to(self) -> "_Rounded":
+        """Return that other layer."""
+        return self._source[0]
+
+    @torch.no_grad()
+    def quantised_weight(self) -> Tensor:
+        """Return what the forward computes with, (rows, width)."""
+        weight = self.weight
+        if self._source and self._source[0].weight is weight:
+            return self._source[0].quantised_weight()
+        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, rounded(weight, self.bits, self.columns))
+        return self._kept[1]
+
+    def rounded_parts(self) -> tuple[Tensor, Tensor]:
+        """Return codes (rows, width) int8 and steps (rows, groups) bfloat16."""
+        return grid(self.weight.detach(), self.bits, self.columns)
+
+    def packed_bytes(self) -> int:
+        """Return the bytes of codes and steps in the packed file; 0 where another layer stores the same weight."""
+        if self._source and self._source[0].weight is self.weight:
+            return 0
+        rows, width = self.weight.shape
+        groups = -(-width // (self.columns or width))
+        return rows * (packed_columns(width, self.bits) + 2 * groups)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget the kept weight."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+
+class RoundedEmbedding(_Rounded, nn.Embedding):
+    """An embedding whose rows are on the grid."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rounded rows of input (...): (..., width)."""
+        rows = super().forward(input)
+        with torch.no_grad():
+            exact = rounded(rows, self.bits, self.columns)
+        result: Tensor = StraightThrough.apply(rows, exact) if rows.requires_grad else exact  # type: ignore[no-untyped-call]
+        return result
+
+
+class RoundedHead(_Rounded, nn.Linear):
+    """An output layer whose weight is on the grid."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return input (..., width) times the rounded weight: (..., rows)."""
+        return functional.linear(input, self.trained_weight(), self.bias)
+
+    def trained_weight(self) -> Tensor:
+        """Return the rounded weight; its gradient, where one is wanted, goes to the latents."""
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return self.quantised_weight()
+        # Made anew: a fused optimiser changes weights without a word.
+        with torch.no_grad():
+            weight = rounded(self.weight, self.bits, self.columns)
+        through: Tensor = StraightThrough.apply(self.weight, weight)  # type: ignore[no-untyped-call]
+        return through

@@ -1,0 +1,28 @@
+"""The straight-through estimator: compute with one tensor, send the gradient to another. Source: arXiv:1308.3432."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class StraightThrough(torch.autograd.Function):
+    """Return `replacement`; the gradient goes to `value` unchanged."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, replacement: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return replacement.view_as(replacement)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+        return gradient, None
+
+    @staticmethod
+    def jvp(ctx: Any, value_tangent: Tensor, replacement_tangent: Any) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return value_tangent.view_as(value_tangent)

@@ -1,0 +1,48 @@
+"""Training windows from the parent's own mouth, for when there is no data: `train.mix.own` above 0.
+
+Each window begins with a token drawn from the whole vocabulary and goes on as the parent samples (LLM-QAT,
+arXiv:2305.17888; departure: no greedy beginning). Reads the parent, writes nothing.
+"""
+
+import hashlib
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agent_forge import models
+from agent_forge.core.seeds import numpy_generator
+
+KIND = "own"
+
+
+def sample(
+    parent: PreTrainedModel, count: int, length: int, *, temperature: float, seed: int, never: Collection[int]
+) -> Tensor:
+    """Return windows that the parent wrote: (count, length) int64. never: ids that no window begins with."""
+    allowed = np.setdiff1d(np.arange(parent.config.get_text_config().vocab_size), np.asarray(sorted(never), np.int64))
+    first = numpy_generator(seed, "bitnet", "own", "first").choice(allowed, count)
+    prompts = [[int(token)] for token in first]
+    rest = models.generate(
+        parent, prompts, max_new_tokens=length - 1, stop_ids=(), temperature=temperature, seed=seed
+    )  # fmt: skip
+    return torch.tensor([start + told for start, told in zip(prompts, rest, strict=True)])
+
+
+class OwnText:
+    """Windows (count, length) that can be taken at random. A shorter window is the beginning of one."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+
+    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return a random window as (ids, labels)."""
+        ids = self.windows[int(generator.integers(len(self.windows)))][:length].numpy()
+        return ids, ids.copy()
+
+    def fingerprint(self) -> str:
+        """Return a hash of all ids."""
+        return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()[:16]
