@@ -115,7 +115,7 @@ def print_depth(
             every[way].append(row_items(model, tokenizer, probe_rows("mixed", config, count)))
         model.config.halting_threshold = own
     print(
-        f"\nDepth of adaptive_computation: {EASY} swap (easy) or {HARD} (hard), n={len(levels)} over {len(configs)} seeds;"
+        f"\nDepth of adaptive_computation: {EASY} step (easy) or {HARD} (hard), n={len(levels)} over {len(configs)} seeds;"
         f" chance {mixed.CHANCE:.2f}; passes are means over all tokens of an item, question included\n"
         "| way | passes | fewer than all | easy | hard | at the answer: easy | hard | right: easy | hard | all |"
         " difference to all passes | nats a token |\n|" + "---|" * 12

@@ -133,11 +133,11 @@ def test_generated_answers_are_right() -> None:
         assert dict(row["pairs"])[row["question"][24:-1]] == row["answer"]
     for row in mixed.rows(100, "train", 0):
         question = row["messages"][0]["content"]
-        cups = {cup: cup == int(question.split("cup ")[1][0]) for cup in (1, 2, 3)}
-        for one, other in (map(int, swap) for swap in question.split("Swap ")[1].split(".")[0].split(", ")):
-            cups[one], cups[other] = cups[other], cups[one]
-        assert [cup for cup, holds in cups.items() if holds] == [int(row["answer"])]
-        assert question.split("Swap ")[1].count(",") == row["difficulty"] - 1
+        on = " is on: " in question
+        for act in question.split(": ")[1].rstrip(".").split(", "):
+            on = not on if act == "flip" else on
+        assert row["answer"] == ("on" if on else "off")
+        assert question.count(",") == row["difficulty"] - 1
 
 
 def test_batches_depend_on_seed_and_step_alone(data_config: DataConfig, tiny_tokenizer) -> None:

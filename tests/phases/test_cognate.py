@@ -24,7 +24,8 @@ TINY = [
     "model.vocab_size=400", "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=2",
     "model.num_attention_heads=2", "model.halting_size=8", "model.memory_slots=16", "model.written_slots=16",
     "trunk.steps=32", "trunk.rows=4", "trunk.length_tokens=64", "trunk.optim.warmup_steps=2", "branch.steps=3",
-    "branch.rows=4", "branch.length_tokens=256", "recall.segment_tokens=160", "branch.optim.warmup_steps=1", "generated_rows=60",
+    "branch.rows=4", "branch.length_tokens=256", "recall.segment_tokens=160", "branch.optim.warmup_steps=1",
+    "generated_rows=60",
     "tokenizer_rows=60", "probe_items=8", "runtime.device=cpu", "runtime.save_every_seconds=0",
 ]  # fmt: skip
 

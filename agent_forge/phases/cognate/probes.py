@@ -28,7 +28,7 @@ from agent_forge.phases.cognate.segments import RecallRows
 SPLIT = "validation"
 BATCH_ROWS = 32
 OWN_PROBE = {"reasoning": "reasoning", "memory_integration": "recall", "adaptive_computation": "mixed"}
-EASY, HARD = 1, mixed.USUAL_SWAPS
+EASY, HARD = 1, mixed.USUAL_STEPS
 
 
 @dataclass(slots=True)
