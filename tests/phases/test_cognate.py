@@ -15,9 +15,9 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data.synthetic import memory
-from agent_forge.models.cognate import CognateForCausalLM
+from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.phases.cognate import PHASE, Config, RecallConfig, probes
-from agent_forge.phases.cognate.run import SPECIALISTS, run
+from agent_forge.phases.cognate.run import SPECIALISTS, priced, run
 from agent_forge.phases.cognate.segments import RecallRows, WithRecall, segment_loss
 
 TINY = [
@@ -218,6 +218,22 @@ def test_the_answer_loss_sends_gradient_into_what_was_written_and_not_when_write
         bank = model.model.memory
         for weight in (bank.write_proj.weight, bank.write_gate.weight):
             assert (weight.grad is not None and float(weight.grad.abs().sum()) > 0) == write
+
+
+def test_passes_get_their_price_at_their_share_of_the_steps() -> None:
+    config = compose("cognate", Config, ["out=x"])
+    config.adaptive_computation.ponder_from = 0.5
+    model = SimpleNamespace(config=CognateConfig())
+    seen: list[tuple[float, float]] = []
+    loss = priced(
+        lambda model, batch, step: seen.append((model.config.ponder_cost, model.config.entropy_cost)),  # noqa: ARG005
+        config.adaptive_computation, 4,
+    )  # fmt: skip
+    for step in (0, 1, 2, 3):
+        loss(model, {}, step)
+    after = (config.adaptive_computation.ponder_cost, config.adaptive_computation.entropy_cost)
+    assert seen == [(0.0, 1.0), (0.0, 1.0), after, after]
+    assert after[0] > 0
 
 
 def test_probes_count_a_reply_as_right_only_as_a_whole_and_leave_padding_out_of_the_passes() -> None:

@@ -65,6 +65,7 @@ class SpecialistConfig:
     halting_loss_weight: float
     entropy_cost: float  # inside the halting loss
     ponder_cost: float  # inside the halting loss, for passes beyond the first
+    ponder_from: float  # share of the steps before passes have that price; until then all passes are learned evenly
     read_loss_weight: float
     write_loss_weight: float
 

@@ -142,12 +142,29 @@ def specialist(
     )  # fmt: skip
     with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", name)):
         records = learn.train(
-            model, batches, loss_over(batches, config), stage=name, steps=steps, optim=branch.optim, out=out,
+            model, batches, priced(loss_over(batches, config), settings, steps), stage=name, steps=steps,
+            optim=branch.optim, out=out,
             events=events, seed=config.seed, parameters=_groups(model, settings), device=device,
             dtype=pick_dtype(config.runtime.dtype),
             settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
         )  # fmt: skip
     return model.eval(), [record.loss for record in records]
+
+
+def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
+    """Return `loss` of a specialist whose passes get their price at a share of the steps.
+
+    Priced from the start, tokens would leave before the deeper passes had learned what they are for.
+    """
+
+    def found(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+        if isinstance(model.config, CognateConfig):
+            early = step < settings.ponder_from * steps
+            model.config.ponder_cost = 0.0 if early else settings.ponder_cost
+            model.config.entropy_cost = 1.0 if early else settings.entropy_cost
+        return loss(model, batch, step)
+
+    return found
 
 
 def _groups(model: PreTrainedModel, settings: SpecialistConfig) -> list[dict[str, Any]]:
