@@ -17,7 +17,7 @@ setup: $(STAMP) ## make .venv and install everything
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agent,demo,dist,export,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agent,demo,dist,export,lora,dev]'
 	@touch $@
 
 run-all: $(STAMP) ## forge an agent from real text through all eight phases (ARGS= for overrides)

@@ -85,9 +85,10 @@ class CognateConfig(PreTrainedConfig):
 
 @dataclass
 class CognateModelOutput(BaseModelOutputWithPast):
-    """passes: (B, T) int64, the passes each token used."""
+    """passes: (B, T) int64, the passes each token used. middle: (B, T, d), the stream half way up each token's last."""
 
     passes: Tensor | None = None
+    middle: Tensor | None = None
 
 
 @dataclass
@@ -122,11 +123,17 @@ class CognateAttention(nn.Module):
         return (k_BHTD, v_BHTD) if cache is None else cache.update(k_BHTD, v_BHTD, place)
 
     def forward(
-        self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None, place: int
+        self,
+        x_BTd: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Cache | None,
+        place: int,
+        context_BTd: Tensor | None = None,
     ) -> Tensor:
-        """Return attention over the past and this segment, (B, T, d)."""
+        """Return attention over the past and this segment, (B, T, d); keys and values are of the context, else of x."""
         q_BHTD = rotate(self._heads(self.q_proj(x_BTd)), rotary)
-        k_BHSD, v_BHSD = self.keys_values(x_BTd, rotary, cache, place)
+        k_BHSD, v_BHSD = self.keys_values(x_BTd if context_BTd is None else context_BTd, rotary, cache, place)
         mixed = F.scaled_dot_product_attention(
             q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=mask is None and q_BHTD.shape[2] > 1
         )
@@ -169,9 +176,11 @@ class CognateLayer(nn.Module):
         memory: Readable,
         cache: Cache | None,
         place: int,
+        context_BTd: Tensor | None = None,
     ) -> Tensor:
-        """Return the stream after this layer, (B, T, d)."""
-        x_BTd = x_BTd + self.self_attn(self.input_layernorm(x_BTd), rotary, mask, cache, place)
+        """Return the stream after this layer, (B, T, d). context_BTd: what tokens show the others, else the stream."""
+        shown = None if context_BTd is None else self.input_layernorm(context_BTd)
+        x_BTd = x_BTd + self.self_attn(self.input_layernorm(x_BTd), rotary, mask, cache, place, shown)
         x_BTd = x_BTd + self.memory_attn(x_BTd, memory)
         return x_BTd + self.mlp(self.post_attention_layernorm(x_BTd))
 
@@ -211,8 +220,12 @@ class CognatePreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, MemoryBank):
             init.normal_(module.slots, mean=0.0, std=std)
+            for matrix in (module.read_proj, module.write_proj):
+                init.eye_(matrix.weight)
         elif isinstance(module, MemoryAttention):
             init.constant_(module.gate, self.config.memory_gate_init)
+            for matrix in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
+                init.eye_(matrix.weight)
 
 
 class CognateModel(CognatePreTrainedModel):
@@ -251,7 +264,7 @@ class CognateModel(CognatePreTrainedModel):
         halted = x_BTd.new_zeros(x_BTd.shape[:2])
         passes = torch.ones_like(halted, dtype=torch.long)
         alive: Tensor | None = None
-        embedded, hidden = x_BTd, [x_BTd]
+        embedded, hidden, middle = x_BTd, [x_BTd], x_BTd
         for loop in range(loops):
             if alive is not None and not alive.any():
                 if cache is not None:
@@ -262,6 +275,9 @@ class CognateModel(CognatePreTrainedModel):
                 y_BTd = layer(x_BTd, rotary, mask, readable, cache, loop * layers + index)
                 x_BTd = y_BTd if alive is None else torch.where(alive[..., None], y_BTd, x_BTd)
                 hidden.append(x_BTd)
+            # A token that has left keeps the stream of its last pass.
+            half = hidden[self.middle]
+            middle = half if alive is None else torch.where(alive[..., None], half, middle)
             if loop + 1 < loops:
                 halted = halted + (1 - halted) * torch.sigmoid(self.halting(x_BTd))
                 alive = halted < self.config.halting_threshold
@@ -272,7 +288,13 @@ class CognateModel(CognatePreTrainedModel):
             past_key_values=cache,
             hidden_states=(*hidden[:-1], last) if output_hidden_states else None,  # type: ignore[arg-type]
             passes=passes,
+            middle=middle,
         )
+
+    @property
+    def middle(self) -> int:
+        """Return after how many layers the stream is what memory writes."""
+        return (len(self.layers) + 1) // 2
 
     def each_layer(self) -> list[CognateLayer]:
         """Return the layers, typed."""
@@ -316,13 +338,13 @@ class CognateModel(CognatePreTrainedModel):
         attentions: list[MemoryAttention] = [layer.memory_attn for layer in self.each_layer()]
         kept: list[Readable] | None = getattr(cache, "cognate_bank", None)
         if kept is None or torch.is_grad_enabled():
-            bank = self.memory.read(self.memory.slots)
+            bank = self.memory.read(self.memory.slots, self.memory.slots)
             kept = [attention.readable(bank) for attention in attentions]
             if cache is not None and not torch.is_grad_enabled():
                 cache.cognate_bank = kept  # type: ignore[attr-defined]
         if memory is None:
             return kept
-        written = self.memory.read(memory.slots)
+        written = self.memory.read(memory.keys, memory.values)
         return [
             attention.with_written(bank, written, memory.log_gate)
             for bank, attention in zip(kept, attentions, strict=True)
@@ -388,7 +410,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
         if (self.config.write_memory if write_memory is None else write_memory) and input_ids is not None:
-            memory, _ = self.write(hidden, input_ids, attention_mask, memory)
+            memory, _ = self.write(hidden, output.middle, input_ids, attention_mask, memory)
         return CognateOutput(
             loss=loss,
             logits=logits,
@@ -399,9 +421,17 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         )
 
     def write(
-        self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor | None, memory: MemoryState | None
+        self,
+        hidden: Tensor,
+        middle: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        memory: MemoryState | None,
     ) -> tuple[MemoryState, Tensor]:
-        """Return memory after a segment with final hidden states (B, T, d), and the mean gate of what was written."""
+        """Return memory after a segment, and the mean gate of what was written.
+
+        hidden: final states (B, T, d), which say what was surprising; middle: the streams half way up, which are kept.
+        """
         bank, rows = self.model.memory, input_ids.shape[0]
         with torch.no_grad():
             losses = cognate_loss.token_losses(hidden[:, :-1].flatten(0, 1), self.lm_head, input_ids[:, 1:].flatten())
@@ -411,7 +441,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
             valid = attention_mask[:, -input_ids.shape[1] :].bool()
         return bank.write(
             bank.empty(rows) if memory is None else memory,
-            hidden,
+            middle,
             surprise,
             valid,
             self.config.surprise_weight,

@@ -1,9 +1,15 @@
 """What Cognate is trained on: the expected loss over its exits, a halting cost, and the costs of memory.
 
 All tokens take all passes. With p_r the probability of leaving after pass r and CE_r the loss of its logits, the loss
-of a token is sum_r p_r CE_r + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R).
+of a token is sum_r p_r CE_r + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R);
+the halting terms are means over all tokens, trained ones or not, for a question costs passes as an answer does.
 The entropy keeps p from collapsing before the passes differ (Ouro, arXiv:2510.25741); the ponder cost is PonderNet's
 (arXiv:2107.05407) with a price per pass. Memory adds an even-use cost of the bank and a cost of writing.
+
+Where passes have a price tokens do leave early at inference, and those that go on see what they left behind. Training
+shows it the same way: in pass r a token's keys and values come from sum_{s<r} p_s x_s + P(not left) x, its state so far
+weighed by where it would have left (the mean-field state of adaptive computation time, Universal Transformers,
+arXiv:1807.03819). So a token that later ones need learns to stay although its own prediction is done.
 """
 
 import math
@@ -43,7 +49,9 @@ def expected_loss(
     targets = labels[:, 1:].flatten()
     places = (targets != -100).nonzero()[:, 0]
     targets = targets[places]
-    hidden, halts = all_passes(model, input_ids, attention_mask, memory, loops or config.max_loops)
+    hidden, halts, middle = all_passes(
+        model, input_ids, attention_mask, memory, loops or config.max_loops, leaving=config.ponder_cost > 0
+    )
     loss = hidden[-1].new_zeros(())
     metrics: dict[str, float] = {}
     if len(places):
@@ -51,21 +59,27 @@ def expected_loss(
         exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts])  # (R, n)
         loss, losses = _exit_losses(model, at, exits, targets)
         metrics = {"ce": losses[-1].mean().item()}
-        if len(exits) > 1:
-            extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
-            entropy = -(exits * exits.clamp(min=1e-9).log()).sum(0).mean()
-            halting = config.ponder_cost * extra / (len(exits) - 1) - config.entropy_cost * entropy / math.log(
-                len(exits)
-            )
+        if halts:
+            extra, halting = _halting_cost(model, halts, input_ids)
             loss = loss + config.halting_loss_weight * halting
             metrics |= {"ce_first": losses[0].mean().item(), "passes": 1 + extra.item()}
     if config.read_loss_weight > 0 and torch.is_grad_enabled():
         loss = loss + config.read_loss_weight * bank_imbalance(model, hidden[-1])
     if write_memory:
-        memory, gate = model.write(hidden[-1], input_ids, attention_mask, memory)
+        memory, gate = model.write(hidden[-1], middle, input_ids, attention_mask, memory)
         loss = loss + config.write_loss_weight * gate
         metrics["write_gate"] = gate.item()
     return loss, metrics, memory
+
+
+def _halting_cost(model: "CognateForCausalLM", halts: list[Tensor], input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E[extra passes] and ponder_cost E[extra] / (R - 1) - entropy_cost H / log R, means over real tokens."""
+    config, pad = model.config, model.config.pad_token_id
+    real = torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids.ne(pad)
+    exits = exit_probabilities([h[real] for h in halts])
+    extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
+    entropy = -(exits * exits.clamp(min=1e-9).log()).sum(0).mean()
+    return extra, config.ponder_cost * extra / len(halts) - config.entropy_cost * entropy / math.log(len(exits))
 
 
 def _exit_losses(
@@ -90,18 +104,29 @@ def all_passes(
     attention_mask: Tensor | None,
     memory: MemoryState | None,
     loops: int,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the normed hidden state after each of `loops` passes, (B, T, d), and loops - 1 halting logits, (B, T)."""
+    *,
+    leaving: bool = False,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Return the normed hidden state after each of `loops` passes, loops - 1 halting logits, the last middle stream.
+
+    (B, T, d) each, logits (B, T); the middle stream is what memory writes (`CognateModel.middle`). leaving: each token
+    shows the others its state weighed by where it would have left, not that of a token that stays to the end.
+    """
     stack = model.model
     x_BTd, rotary, mask, _, readables = stack.prepare(input_ids, attention_mask, memory=memory)
-    hidden, halts = [], []
+    hidden, halts, middle = [], [], x_BTd
+    left_BTd, stay_BT1 = torch.zeros_like(x_BTd), torch.ones_like(x_BTd[..., :1])
     for loop in range(loops):
-        for layer, readable in zip(stack.layers, readables, strict=True):
-            x_BTd = layer(x_BTd, rotary, mask, readable, None, 0)
+        for index, (layer, readable) in enumerate(zip(stack.layers, readables, strict=True), start=1):
+            context = left_BTd + stay_BT1 * x_BTd if leaving and loop else None
+            x_BTd = layer(x_BTd, rotary, mask, readable, None, 0, context)
+            middle = x_BTd if index == stack.middle else middle
         hidden.append(stack.norm(x_BTd))
         if loop + 1 < loops:
             halts.append(stack.halting(x_BTd))
-    return hidden, halts
+            halt_BT1 = torch.sigmoid(halts[-1])[..., None]
+            left_BTd, stay_BT1 = left_BTd + stay_BT1 * halt_BT1 * x_BTd, stay_BT1 * (1 - halt_BT1)
+    return hidden, halts, middle
 
 
 def exit_probabilities(halts: list[Tensor]) -> Tensor:
@@ -137,7 +162,7 @@ def bank_imbalance(model: "CognateForCausalLM", hidden: Tensor) -> Tensor:
     """
     attention = model.model.layers[-1].memory_attn
     bank = model.model.memory
-    keys = attention.k_proj(bank.read(bank.slots))
+    keys = attention.k_proj(bank.read(bank.slots, bank.slots)[0])
     scores = attention.q_proj(attention.norm(hidden[:, ::8])) * attention.scale @ keys.T
     attended = scores.softmax(-1).flatten(0, -2)
     picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten()

@@ -1,8 +1,19 @@
 """Cognate's memory: trainable static slots, slots written at test time, and top-k attention over both.
 
 A token that surprises the model (high -log p) and resembles no slot yet is written into per-sequence slots when its
-segment ends; later segments read them. The write gate enters reads as a log-bias, so it learns from what reads need.
-Source: surprise-gated test-time memory of Titans, arXiv:2501.00663; here slots instead of a fast-weight network.
+segment ends; later segments read them. Source: surprise-gated test-time memory of Titans, arXiv:2501.00663; here slots
+instead of a fast-weight network. What makes a slot findable and the writing learnable:
+
+- A written slot is a pair: its key is the stream of the token *before* the written one, its value that of the written
+  token, both half way up the stack. A later context that looks like the key reads what followed it (as in kNN language
+  models, arXiv:1911.00172).
+- The projections of reading and writing start as the identity (in the spirit of mimetic initialisation,
+  arXiv:2305.09828), so that contexts find their like before anything is learned: from random projections the reads are
+  noise, and the layers' gates close for good before a use is found.
+- Keys are normed, values are not: a static slot starts small and reading it changes next to nothing, whereas normed
+  noise would again teach the gates to close.
+- The write gate enters reads as a log-bias and so learns from what reads need; it also scales the priority of a write,
+  so what no read wants does not drive out what reads want, however surprising it is.
 """
 
 from dataclasses import dataclass
@@ -16,11 +27,13 @@ from torch import Tensor, nn
 class MemoryState:
     """Slots written so far, one set a sequence.
 
-    slots: (batch, written, hidden); log_gate: (batch, written), -inf where a slot is empty; priority: (batch, written),
-    the surprise-novelty score that the slot was written with, which later tokens must exceed to replace it.
+    keys, values: (batch, written, hidden); log_gate: (batch, written), -inf where a slot is empty; priority: (batch,
+    written), the gated surprise-novelty score that the slot was written with, which later tokens must exceed to
+    replace it.
     """
 
-    slots: Tensor
+    keys: Tensor
+    values: Tensor
     log_gate: Tensor
     priority: Tensor
 
@@ -51,21 +64,21 @@ class MemoryBank(nn.Module):
         self.write_gate = nn.Linear(hidden_size, 1, bias=False)
         self.written_slots = written_slots
 
-    def read(self, slots: Tensor) -> Tensor:
-        """Return slots (..., hidden) as the layers see them."""
-        return self.read_proj(self.norm(slots))
+    def read(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of slots, each (..., hidden), as the layers see them."""
+        return self.read_proj(self.norm(keys)), self.read_proj(values)
 
     def empty(self, rows: int) -> MemoryState:
         """Return a state with no written slot for `rows` sequences."""
         like = self.slots
         slots = like.new_zeros(rows, self.written_slots, like.shape[1])
         nothing = like.new_full((rows, self.written_slots), -torch.inf)
-        return MemoryState(slots, nothing, nothing)
+        return MemoryState(slots, slots, nothing, nothing)
 
     def write(
         self,
         state: MemoryState,
-        hidden: Tensor,
+        stream: Tensor,
         surprise: Tensor,
         valid: Tensor,
         surprise_weight: float,
@@ -73,33 +86,36 @@ class MemoryBank(nn.Module):
     ) -> tuple[MemoryState, Tensor]:
         """Return the state after a segment, and the mean write gate of the tokens that were written (for its cost).
 
-        hidden: (batch, time, hidden) of the segment; surprise: (batch, time), -log p of each token as a share of log
-        vocabulary; valid: (batch, time) bool, False on padding. The `written_slots` candidates of highest priority
-        stay, old ones included; their order in time is kept.
+        stream: (batch, time, hidden) of the segment half way up; surprise: (batch, time), -log p of each token as a
+        share of log vocabulary; valid: (batch, time) bool, False on padding. A token needs one before it to be found
+        by, so the first is never written. The `written_slots` candidates of highest priority stay, old ones included;
+        their order in time is kept.
         """
-        content = self.write_proj(self.norm(hidden))
-        log_gate = F.logsigmoid(self.write_gate(self.norm(hidden))[..., 0])
+        normed = self.norm(stream)
+        content = self.write_proj(normed)
+        log_gate = F.logsigmoid(self.write_gate(normed)[:, 1:, 0])
         with torch.no_grad():
-            priority = surprise_weight * surprise + novelty_weight * self._novelty(content, state)
-            priority = priority.masked_fill(~valid, -torch.inf)
+            score = surprise_weight * surprise[:, 1:] + novelty_weight * self._novelty(content[:, 1:], state)
+            priority = (log_gate.exp() * score).masked_fill(~(valid[:, 1:] & valid[:, :-1]), -torch.inf)
         merged = MemoryState(
-            torch.cat([state.slots, content], 1),
+            torch.cat([state.keys, content[:, :-1]], 1),
+            torch.cat([state.values, content[:, 1:]], 1),
             torch.cat([state.log_gate, log_gate], 1),
             torch.cat([state.priority, priority], 1),
         )
         keep = merged.priority.topk(self.written_slots, -1).indices.sort(-1).values
+        wide = keep[..., None].expand(-1, -1, content.shape[-1])
         priority = merged.priority.gather(1, keep)
         log_gate = merged.log_gate.gather(1, keep).masked_fill(priority == -torch.inf, -torch.inf)
-        slots = merged.slots.gather(1, keep[..., None].expand(-1, -1, merged.slots.shape[-1]))
         full = priority > -torch.inf
         cost = (log_gate.exp() * full).sum() / full.sum().clamp(min=1)
-        return MemoryState(slots, log_gate, priority), cost
+        return MemoryState(merged.keys.gather(1, wide), merged.values.gather(1, wide), log_gate, priority), cost
 
     def _novelty(self, content: Tensor, state: MemoryState) -> Tensor:
         """Return 1 - the largest cosine with a trainable or written slot: (batch, time)."""
         content = F.normalize(content, dim=-1)
         nearest = (content @ F.normalize(self.slots, dim=-1).T).amax(-1)
-        written = content @ F.normalize(state.slots, dim=-1).transpose(1, 2)
+        written = content @ F.normalize(state.values, dim=-1).transpose(1, 2)
         written = written.masked_fill((state.priority == -torch.inf)[:, None], -1.0).amax(-1)
         return 1 - torch.maximum(nearest, written)
 
@@ -118,13 +134,15 @@ class MemoryAttention(nn.Module):
         self.top_k = top_k
         self.scale = hidden_size**-0.5
 
-    def readable(self, bank: Tensor) -> Readable:
+    def readable(self, bank: tuple[Tensor, Tensor]) -> Readable:
         """Return this layer's keys and values of the trainable slots, after `MemoryBank.read`."""
-        return Readable(self.k_proj(bank), self.v_proj(bank))
+        keys, values = bank
+        return Readable(self.k_proj(keys), self.v_proj(values))
 
-    def with_written(self, bank: Readable, written: Tensor, log_gate: Tensor) -> Readable:
+    def with_written(self, bank: Readable, written: tuple[Tensor, Tensor], log_gate: Tensor) -> Readable:
         """Return `bank` with written slots (batch, written, hidden) beside it, after `MemoryBank.read`."""
-        return Readable(bank.keys, bank.values, self.k_proj(written), self.v_proj(written), log_gate)
+        keys, values = written
+        return Readable(bank.keys, bank.values, self.k_proj(keys), self.v_proj(values), log_gate)
 
     def forward(self, hidden: Tensor, memory: Readable) -> Tensor:
         """Return what (batch, time, hidden) reads: the same shape."""

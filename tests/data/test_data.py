@@ -130,6 +130,14 @@ def test_generated_answers_are_right() -> None:
     for row in memory.rows(50, "train", 0):
         assert row["question"][12:-1]
         assert row["answer"] in row["facts"]
+        assert dict(row["pairs"])[row["question"][24:-1]] == row["answer"]
+    for row in mixed.rows(100, "train", 0):
+        question = row["messages"][0]["content"]
+        on = " is on: " in question
+        for act in question.split(": ")[1].rstrip(".").split(", "):
+            on = not on if act == "flip" else on
+        assert row["answer"] == ("on" if on else "off")
+        assert question.count(",") == row["difficulty"] - 1
 
 
 def test_batches_depend_on_seed_and_step_alone(data_config: DataConfig, tiny_tokenizer) -> None:

@@ -31,7 +31,7 @@ def ids(rows: int, length: int, seed: int = 1) -> torch.Tensor:
 def mixed_exits(model: CognateForCausalLM, tokens: torch.Tensor) -> None:
     """Set the threshold so that tokens really leave after different passes."""
     with torch.no_grad():
-        _, halts = cognate_loss.all_passes(model, tokens, None, None, 3)
+        _, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
     model.config.halting_threshold = float(torch.sigmoid(halts[0]).median())
     passes = model.model(tokens).passes
     assert set(passes.unique().tolist()) >= {1, 2}
@@ -60,7 +60,7 @@ def test_one_loop_equals_the_plain_stack() -> None:
 def test_a_threshold_never_reached_uses_every_pass_and_zero_uses_one() -> None:
     model, tokens = tiny(), ids(2, 9)
     with torch.no_grad():
-        hidden, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
+        hidden, _, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
         model.config.halting_threshold = 1.1
         deepest = model(tokens)
         assert torch.equal(deepest.logits, model.lm_head(hidden[-1]))
@@ -84,7 +84,7 @@ def test_training_loss_is_the_expectation_over_exits() -> None:
     labels = tokens.masked_fill(torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.4, -100)
     with torch.no_grad():
         loss, _ = model.training_loss(tokens, labels)
-        hidden, halts = cognate_loss.all_passes(model, tokens, None, None, 3)
+        hidden, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
         total = count = 0.0
         for row in range(3):
             for time in range(7):
@@ -179,6 +179,7 @@ def test_written_memory_changes_a_later_segment_and_writes_off_changes_nothing()
 
 def test_the_most_surprising_tokens_are_written_and_padding_never() -> None:
     model = tiny(surprise_weight=1.0, novelty_weight=0.0)
+    model.model.memory.write_gate.weight.data.zero_()  # every gate is a half
     tokens = ids(1, 20)
     mask = torch.ones_like(tokens)
     mask[:, :8] = 0
@@ -186,12 +187,60 @@ def test_the_most_surprising_tokens_are_written_and_padding_never() -> None:
         state = model(tokens, attention_mask=mask, write_memory=True).memory
         logits = model(tokens, attention_mask=mask).logits
     losses = F.cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="none")
-    expected = losses[7:].topk(6).values.sort().values / torch.tensor(64.0).log()
+    expected = losses[8:].topk(6).values.sort().values / torch.tensor(64.0).log() / 2
     assert torch.allclose(state.priority[0].sort().values, expected, atol=1e-5)
     short = torch.ones_like(tokens)
     short[:, :-3] = 0
+    with torch.no_grad():  # the first of three real tokens has none before it to be found by
+        assert int(model(tokens, attention_mask=short, write_memory=True).memory.priority.isinf().sum()) == 4
+
+
+def test_a_slot_holds_a_token_under_the_stream_of_the_one_before_it() -> None:
+    model = tiny(written_slots=9)  # all of ten tokens but the first
+    tokens = ids(2, 10)
     with torch.no_grad():
-        assert int(model(tokens, attention_mask=short, write_memory=True).memory.priority.isinf().sum()) == 3
+        output = model.model(tokens)
+        state = model(tokens, write_memory=True).memory
+        bank = model.model.memory
+        content = bank.write_proj(bank.norm(output.middle))
+    assert torch.allclose(state.keys, content[:, :-1], atol=1e-6)
+    assert torch.allclose(state.values, content[:, 1:], atol=1e-6)
+
+
+def test_a_closed_gate_keeps_a_surprising_token_from_driving_out_others() -> None:
+    bank = tiny().model.memory
+    stream = torch.randn(1, 21, 32, generator=torch.Generator().manual_seed(3))
+    surprise, valid = torch.linspace(0.1, 1, 21)[None], torch.ones(1, 21, dtype=torch.bool)
+    with torch.no_grad():
+        gates = torch.sigmoid(bank.write_gate(bank.norm(stream)))[0, 1:, 0]
+        state, cost = bank.write(bank.empty(1), stream, surprise, valid, 1.0, 0.0)
+    expected = (gates * surprise[0, 1:]).topk(6)
+    assert torch.allclose(state.priority[0].sort().values, expected.values.sort().values)
+    assert float(cost) == pytest.approx(float(gates[expected.indices].mean()), rel=1e-5)
+
+
+def test_untrained_reads_find_the_context_that_was_written_before_anything_is_learned() -> None:
+    model = tiny(written_slots=9, hidden_size=64, num_attention_heads=4)
+    stream = torch.randn(4, 10, 64, generator=torch.Generator().manual_seed(4))
+    bank, attention = model.model.memory, model.model.layers[1].memory_attn
+    with torch.no_grad():
+        state, _ = bank.write(bank.empty(4), stream, torch.ones(4, 10), torch.ones(4, 10).bool(), 1.0, 0.0)
+        readable = attention.with_written(
+            attention.readable(bank.read(bank.slots, bank.slots)), bank.read(state.keys, state.values), state.log_gate
+        )
+        found = attention(stream[:, :-1], readable)
+    similar = torch.einsum("bqd,bkd->bqk", F.normalize(found, dim=-1), F.normalize(state.values, dim=-1))
+    assert similar.argmax(-1).eq(torch.arange(9)).float().mean() > 0.95
+
+
+def test_gates_that_reads_do_not_use_stay_open_when_the_static_slots_are_all_there_is() -> None:
+    model = tiny(max_loops=1, memory_gate_init=0.1).train()
+    tokens = ids(4, 12)
+    with_bank = model(tokens).logits
+    for layer in model.model.layers:
+        layer.memory_attn.gate.data.zero_()
+    without = model(tokens).logits
+    assert float((with_bank - without).detach().std() / without.detach().std()) < 0.1
 
 
 def test_gradient_reaches_every_parameter() -> None:
@@ -202,6 +251,41 @@ def test_gradient_reaches_every_parameter() -> None:
     (before + after).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
+
+
+def test_a_token_that_surely_leaves_shows_the_others_what_inference_shows_them() -> None:
+    model, tokens = tiny(max_loops=2), ids(3, 9)
+    with torch.no_grad():
+        halting = model.model.halting
+        halting.down.weight.mul_(1e4)
+        hidden, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 2, leaving=True)
+        left = torch.sigmoid(halts[0]) > 0.5
+        assert left.any()
+        assert not left.all()
+        output = model.model(tokens)
+        assert torch.equal(output.passes, 2 - left.long())
+        expected = torch.where(left[..., None], hidden[0], hidden[1])
+        assert torch.allclose(output.last_hidden_state, expected, atol=1e-5)
+        plain, _, _ = cognate_loss.all_passes(model, tokens, None, None, 2)
+        assert not torch.allclose(plain[1], hidden[1], atol=1e-3)
+
+
+def test_a_question_is_charged_for_its_passes_though_nothing_in_it_is_trained() -> None:
+    model = tiny(ponder_cost=1.0, entropy_cost=0.0, read_loss_weight=0.0, halting_loss_weight=1.0, pad_token_id=0)
+    tokens = ids(2, 8).clamp(min=1)
+    labels = torch.full_like(tokens, -100)
+    labels[:, -1] = tokens[:, -1]
+    padded = F.pad(tokens, (0, 3))
+    with torch.no_grad():
+        loss, metrics = model.training_loss(tokens, labels)
+        _, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 3, leaving=True)
+        exits = cognate_loss.exit_probabilities([h.flatten() for h in halts])
+        extra = float((exits[1] + 2 * exits[2]).mean())
+        free, _ = tiny(**{**model.config.to_diff_dict(), "ponder_cost": 1e-12}).training_loss(tokens, labels)
+        assert float(loss - free) == pytest.approx(extra / 2, rel=1e-4)
+        assert metrics["passes"] == pytest.approx(1 + extra, rel=1e-5)
+        again, _ = model.training_loss(padded, F.pad(labels, (0, 3), value=-100))
+        assert float(again) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_the_read_loss_is_zero_for_even_use_and_large_for_collapsed_use() -> None:

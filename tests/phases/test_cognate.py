@@ -1,29 +1,31 @@
 """The cognate phase at a tiny size: learns, branches, resumes to the same bytes, and takes an imported trunk."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from agent_forge import checkpoint, models
+from agent_forge import checkpoint, data, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data.synthetic import memory
-from agent_forge.models.cognate import CognateForCausalLM
-from agent_forge.phases.cognate import PHASE, Config
-from agent_forge.phases.cognate.run import SPECIALISTS, run
-from agent_forge.phases.cognate.segments import SegmentRows, two_segment_loss
+from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.phases.cognate import PHASE, Config, RecallConfig, probes
+from agent_forge.phases.cognate.run import SPECIALISTS, priced, run
+from agent_forge.phases.cognate.segments import RecallRows, WithRecall, segment_loss
 
 TINY = [
     "model.vocab_size=400", "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=2",
     "model.num_attention_heads=2", "model.halting_size=8", "model.memory_slots=16", "model.written_slots=16",
-    "trunk.steps=30", "trunk.rows=4", "trunk.length_tokens=64", "trunk.optim.warmup_steps=2", "branch.steps=3",
-    "branch.rows=4", "branch.length_tokens=256", "branch.optim.warmup_steps=1", "generated_rows=60",
+    "trunk.steps=32", "trunk.rows=4", "trunk.length_tokens=64", "trunk.optim.warmup_steps=2", "branch.steps=3",
+    "branch.rows=4", "branch.length_tokens=256", "recall.segment_tokens=160", "branch.optim.warmup_steps=1",
+    "generated_rows=60",
     "tokenizer_rows=60", "probe_items=8", "runtime.device=cpu", "runtime.save_every_seconds=0",
 ]  # fmt: skip
 
@@ -119,18 +121,84 @@ def test_an_imported_model_becomes_trunk_and_three_specialisations(
         go(config, [])
 
 
-def test_facts_and_question_never_share_a_segment(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_adapters_specialise_an_imported_model_and_leave_a_plain_one(
+    tmp_path: Path, data_config: DataConfig, tiny_checkpoint: Checkpoint
+) -> None:
+    pytest.importorskip("peft")
+    config = settings(tmp_path / "out", data_config, "model=imported", "branch.lora_rank=4", "branch.lora_alpha=8")
+    _, out = go(config, [tiny_checkpoint])
+    trunk = models.load(tiny_checkpoint).state_dict()
+    for name in SPECIALISTS:
+        state = models.load(out.path / name).state_dict()
+        assert state.keys() == trunk.keys()
+        change = state["model.layers.0.mlp.up_proj.weight"] - trunk["model.layers.0.mlp.up_proj.weight"]
+        singular = torch.linalg.svdvals(change)
+        assert float(singular[0]) > 1e-5
+        assert float(singular[4:].max()) < 1e-3 * float(singular[0])  # rank 4: nothing beyond the fourth direction
+        assert torch.equal(state["model.norm.weight"], trunk["model.norm.weight"])
+
+
+def test_adapters_of_a_cognate_are_trained_interrupted_and_merged_to_the_same_bytes(
+    made: tuple, tmp_path: Path, data_config: DataConfig
+) -> None:
+    pytest.importorskip("peft")
+    ids = []
+    for place, stopped in (("one", True), ("two", False)):
+        config = settings(tmp_path / place, data_config, "branch.lora_rank=2")
+        if stopped:
+
+            def stop(event: Event, out: Workspace) -> None:
+                if event.kind == "progress" and (event.stage, event.step) == ("memory_integration", 2):
+                    out.stop_signal = 15
+
+            with pytest.raises(Interrupted):
+                go(config, [], stop)
+        _, out = go(config, [])
+        ids.append([checkpoint.open(out.path / name).id for name in ("trunk", *SPECIALISTS)])
+    assert ids[0] == ids[1]
+    assert ids[0][0] == checkpoint.open(made[2].path / "trunk").id
+    assert ids[0][1:] != [checkpoint.open(made[2].path / name).id for name in SPECIALISTS]
+
+
+def recall_settings(**changes: float) -> RecallConfig:
+    values = {"segment_tokens": 256, "filler_segments": 1, "filler_from": 0.5, "context_weight": 0.3}
+    return RecallConfig(**{**values, **changes})
+
+
+def test_facts_text_and_questions_never_share_a_segment(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     rows = memory.rows(20, "train", 0)
-    source = SegmentRows(rows, tiny_tokenizer)
+    source = RecallRows(rows, tiny_tokenizer, 256)
+    text = np.full(256, 7)
     for index, row in enumerate(rows):
-        ids, labels = source.window(index, 512)
-        first, second = tiny_tokenizer.decode(ids[:256]), tiny_tokenizer.decode(ids[256:])
-        assert row["facts"] in first
-        assert row["question"] in second
-        assert row["facts"] not in second
-        assert tiny_tokenizer.decode(ids[labels != -100]).startswith(row["answer"])
-    with pytest.raises(DataError, match="length_tokens"):
-        source.take(np.random.default_rng(0), 16)
+        ids, labels = source.window(index, [text, text])
+        first, *between, last = ids.reshape(4, 256)
+        assert row["facts"] in tiny_tokenizer.decode(first)
+        assert all((segment == 7).all() for segment in between)
+        assert row["question"] in tiny_tokenizer.decode(last)
+        assert row["facts"] not in tiny_tokenizer.decode(last)
+        answer = last[labels[-256:] != -100]
+        assert tiny_tokenizer.decode(answer) == f"{row['answer']}<|im_end|>"
+        several, _ = source.window(index, [], np.random.default_rng(0))
+        assert all(f"of the {key}?" in tiny_tokenizer.decode(several[256:]) for key, _ in row["pairs"][:2])
+    with pytest.raises(DataError, match="segment_tokens"):
+        RecallRows(rows, tiny_tokenizer, 8)
+
+
+def test_steps_of_recall_come_in_their_share_and_the_text_comes_later(
+    tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig
+) -> None:
+    text = data.TextSource(data_config, tiny_tokenizer, "train")
+    mixture = data.Mixture({"text": text}, {"text": 1.0}, rows=4, length_tokens=384, seed=0, name="t")
+    source = RecallRows(memory.rows(20, "train", 0), tiny_tokenizer, 256)
+    batches = WithRecall(
+        mixture, 0.25, source, text, recall_settings(), steps=40, batch_tokens=4 * 384, seed=0, name="t"
+    )  # fmt: skip
+    assert [step for step in range(12) if batches.recalls(step)] == [3, 7, 11]
+    assert torch.equal(batches.batch(2)["input_ids"], mixture.batch(2)["input_ids"])
+    shapes = [tuple(batches.batch(step)["input_ids"].shape) for step in (3, 39)]
+    assert shapes == [(3, 512), (2, 768)]
+    assert torch.equal(batches.batch(7)["input_ids"], batches.batch(7)["input_ids"])
+    assert not torch.equal(batches.batch(7)["input_ids"], batches.batch(11)["input_ids"])
 
 
 def test_the_answer_loss_sends_gradient_into_what_was_written_and_not_when_writes_are_off(
@@ -138,14 +206,48 @@ def test_the_answer_loss_sends_gradient_into_what_was_written_and_not_when_write
 ) -> None:
     _, _, out = made
     tokenizer = models.load_tokenizer(out.path / "trunk")
-    source = SegmentRows(memory.rows(20, "train", 0, difficulty=1), tokenizer)
-    windows = [source.take(np.random.default_rng(i), 256) for i in range(4)]
+    source = RecallRows(memory.rows(20, "train", 0, difficulty=1), tokenizer, 256)
+    windows = [source.window(i, [], np.random.default_rng(i)) for i in range(4)]
     ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*windows, strict=True))
     for write in (True, False):
         model = models.load(out.path / "trunk")
         assert isinstance(model, CognateForCausalLM)
         model.config.write_loss_weight = 0.0
-        loss, _ = two_segment_loss(model, ids, labels, source.pad, write=write)
+        loss, _ = segment_loss(model, ids, labels, recall_settings(context_weight=0.0), source.pad, write=write)
         loss.backward()
-        gradient = model.model.memory.write_proj.weight.grad
-        assert (gradient is not None and float(gradient.abs().sum()) > 0) == write
+        bank = model.model.memory
+        for weight in (bank.write_proj.weight, bank.write_gate.weight):
+            assert (weight.grad is not None and float(weight.grad.abs().sum()) > 0) == write
+
+
+def test_passes_get_their_price_at_their_share_of_the_steps() -> None:
+    config = compose("cognate", Config, ["out=x"])
+    config.adaptive_computation.ponder_from = 0.5
+    model = SimpleNamespace(config=CognateConfig())
+    seen: list[tuple[float, float]] = []
+    loss = priced(
+        lambda model, batch, step: seen.append((model.config.ponder_cost, model.config.entropy_cost)),  # noqa: ARG005
+        config.adaptive_computation, 4,
+    )  # fmt: skip
+    for step in (0, 1, 2, 3):
+        loss(model, {}, step)
+    after = (config.adaptive_computation.ponder_cost, config.adaptive_computation.entropy_cost)
+    assert seen == [(0.0, 1.0), (0.0, 1.0), after, after]
+    assert after[0] > 0
+
+
+def test_probes_count_a_reply_as_right_only_as_a_whole_and_leave_padding_out_of_the_passes() -> None:
+    logits = torch.full((2, 5, 8), -9.0)
+    for row, tokens in enumerate(([3, 4, 5, 0, 0], [3, 4, 6, 0, 0])):
+        for time, token in enumerate(tokens):
+            logits[row, time, token] = 9.0
+    labels = torch.tensor([[-100, -100, 4, 5, -100], [-100, -100, 4, 5, -100]])
+    real = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]])
+    passes = torch.tensor([[1, 2, 2, 1, 9], [1, 1, 1, 1, 9]])
+    items = probes._items(SimpleNamespace(logits=logits, passes=passes), labels, real)
+    assert items.right.tolist() == [1.0, 0.0]
+    assert items.tokens.tolist() == [2.0, 2.0]
+    assert items.passes.tolist() == [1.5, 1.0]
+    assert items.answer_passes.tolist() == [2.0, 1.0]
+    assert items.losses[0] == pytest.approx(2 * np.log(1 + 7 * np.exp(-18)), abs=1e-6)
+    assert items.losses[1] == pytest.approx(18, abs=0.01)

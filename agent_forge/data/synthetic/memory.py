@@ -43,6 +43,7 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
             "difficulty": level,
             "facts": fact_text(pairs),
             "question": question_text(key),
+            "pairs": pairs,
         }
         return question, row
 

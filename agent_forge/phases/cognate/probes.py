@@ -1,107 +1,160 @@
 """Measure trunk and specialists on the same held-out items: text, reasoning, recall over segments, mixed difficulty.
 
 Each specialist should beat its siblings on its own probe; the table of all against all is in the report. Losses are
-nats per trained token of the validation split.
+nats per trained token of the validation split. An item's answer counts as right when every token of the reply is the
+likeliest one given those before it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import evaluate
-from agent_forge.core.seeds import seed_for
+from agent_forge import data, evaluate
+from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_chat
 from agent_forge.data.sources import IGNORE
 from agent_forge.data.synthetic import memory, mixed, reasoning
 from agent_forge.models.cognate import CognateForCausalLM
 from agent_forge.phases.cognate import Config
-from agent_forge.phases.cognate.segments import SegmentRows
+from agent_forge.phases.cognate.segments import RecallRows
 
 SPLIT = "validation"
 BATCH_ROWS = 32
 OWN_PROBE = {"reasoning": "reasoning", "memory_integration": "recall", "adaptive_computation": "mixed"}
+EASY, HARD = 1, mixed.USUAL_STEPS
+
+
+@dataclass(slots=True)
+class Items:
+    """What a probe found, an entry an item.
+
+    losses: summed nats of the reply's tokens; tokens: how many those are; right: 1.0 or 0.0; passes: mean passes of all
+    tokens of the item, question included; answer_passes: those of the reply's tokens. Without passes both are 1.
+    """
+
+    losses: NDArray[np.float64]
+    tokens: NDArray[np.float64]
+    right: NDArray[np.float64]
+    passes: NDArray[np.float64]
+    answer_passes: NDArray[np.float64]
+
+    @property
+    def loss(self) -> float:
+        """Return nats a token."""
+        return float(self.losses.sum() / self.tokens.sum())
 
 
 @torch.no_grad()
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Config) -> dict[str, float]:
-    """Return text bits per byte with its interval, and the loss of every probe."""
+    """Return text bits per byte with its interval, and the loss and accuracy of every probe."""
     model.eval()
     context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
     text = evaluate.score(model, tokenizer, ["text"], SPLIT, config.probe_items, context)["text"]
     found = {"text_bits_per_byte": text.mean, "text_low": text.interval[0], "text_high": text.interval[1]}
-    for name, task in (("reasoning", reasoning), ("mixed", mixed)):
-        rows = task.rows(config.probe_items, SPLIT, seed_for(config.seed, "cognate", "probe"))
-        loss, passes = row_loss(model, tokenizer, rows)
-        found[f"{name}_loss_nats"] = loss
+    for name in ("reasoning", "mixed"):
+        rows = probe_rows(name, config, config.probe_items)
+        items = row_items(model, tokenizer, rows)
+        found |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
         if name == "mixed" and isinstance(model, CognateForCausalLM):
-            found |= passes_by_difficulty(rows, passes)
-    rows = memory.rows(config.probe_items, SPLIT, seed_for(config.seed, "cognate", "probe"))
+            found |= passes_by_difficulty(rows, items)
     if isinstance(model, CognateForCausalLM):
-        found |= recall(model, SegmentRows(rows, tokenizer), config.branch.length_tokens)
+        for name, write in (("recall", True), ("recall_writes_off", False)):
+            items = recall_items(model, tokenizer, config, config.probe_items, write=write)
+            found |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
+        found["recall_items"] = len(items.right)
     else:
-        found["recall_loss_nats"] = row_loss(model, tokenizer, rows)[0]
+        found["recall_loss_nats"] = row_items(model, tokenizer, probe_rows("memory", config, config.probe_items)).loss
     return {name: float(value) for name, value in found.items()}
 
 
-def row_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[dict[str, Any]]
-) -> tuple[float, list[float]]:
-    """Return the loss of the replies (mean nats a token), and for each row the mean passes of its reply's tokens."""
-    total = count = 0.0
-    passes: list[float] = []
+def probe_rows(name: str, config: Config, count: int) -> list[dict[str, Any]]:
+    """Return the validation rows of a probe; mixed is as many easy rows as hard ones."""
+    seed = seed_for(config.seed, "cognate", "probe")
+    if name != "mixed":
+        return {"reasoning": reasoning, "memory": memory}[name].rows(count, SPLIT, seed)
+    return [row for level in (EASY, HARD) for row in mixed.rows(-(-count // 2), SPLIT, seed, difficulty=level)]
+
+
+@torch.no_grad()
+def row_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[dict[str, Any]]) -> Items:
+    """Return what a model makes of the replies of chat rows."""
     encoded = [encode_chat(tokenizer, row["messages"]) for row in rows]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    parts = []
     for start in range(0, len(rows), BATCH_ROWS):
         part = encoded[start : start + BATCH_ROWS]
         length = max(len(ids) for ids, _ in part)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         ids = torch.tensor([row + [pad] * (length - len(row)) for row, _ in part], device=model.device)
+        real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in part], device=model.device)
         mask = torch.tensor([row + [False] * (length - len(row)) for _, row in part], device=model.device)
         output = model(input_ids=ids)
-        losses = functional.cross_entropy(output.logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-        total += float((losses * mask[:, 1:]).sum())
-        count += float(mask[:, 1:].sum())
-        if getattr(output, "passes", None) is not None:
-            used = (output.passes[:, :-1] * mask[:, 1:]).sum(1) / mask[:, 1:].sum(1)
-            passes += used.tolist()
-    return total / count, passes
+        parts.append(_items(output, ids.masked_fill(~mask, IGNORE), real))
+    return _joined(parts)
 
 
-def passes_by_difficulty(rows: Sequence[dict[str, Any]], passes: Sequence[float]) -> dict[str, float]:
-    """Return the mean passes of easy (level 1) and hard (level 5) rows."""
+def passes_by_difficulty(rows: Sequence[dict[str, Any]], items: Items) -> dict[str, float]:
+    """Return the mean passes of all tokens of easy and hard rows, and those at which their answers are given."""
     levels = np.asarray([row["difficulty"] for row in rows])
-    used = np.asarray(passes)
-    return {"passes_easy": used[levels == 1].mean(), "passes_hard": used[levels == 5].mean()}
-
-
-def recall(model: CognateForCausalLM, source: SegmentRows, length: int) -> dict[str, float]:
-    """Return loss and accuracy of answers whose facts lie in the segment before, with writes on and off."""
-    windows = [window for i in range(len(source.rows)) if (window := source.window(i, length)) is not None]
-    found: dict[str, float] = {"recall_items": len(windows)}
-    for name, write in (("recall", True), ("recall_writes_off", False)):
-        total = count = right = 0.0
-        for start in range(0, len(windows), BATCH_ROWS):
-            part = windows[start : start + BATCH_ROWS]
-            ids, labels = (torch.from_numpy(np.stack(values)).to(model.device) for values in zip(*part, strict=True))
-            losses, hits, wanted = _answer_losses(model, ids, labels, source.pad, write)
-            total += float(losses[wanted].sum())
-            count += float(wanted.sum())
-            right += float((hits | ~wanted).all(1).sum())
-        found |= {f"{name}_loss_nats": total / count, f"{name}_accuracy": right / len(windows)}
+    found = {}
+    for name, level in (("easy", EASY), ("hard", HARD)):
+        found[f"passes_{name}"] = items.passes[levels == level].mean()
+        found[f"answer_passes_{name}"] = items.answer_passes[levels == level].mean()
     return found
 
 
-def _answer_losses(
-    model: CognateForCausalLM, ids: Tensor, labels: Tensor, pad: int, write: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for the second segment, each token's loss, whether it is the likeliest token, and whether it counts."""
-    half = ids.shape[1] // 2
-    first, second, wanted = ids[:, :half], ids[:, half:], labels[:, half + 1 :]
-    memory = model(first, attention_mask=first.ne(pad).long(), write_memory=write).memory
-    logits = model(second, attention_mask=second.ne(pad).long(), memory=memory, write_memory=False).logits[:, :-1]
-    losses = functional.cross_entropy(logits.transpose(1, 2), wanted.clamp(min=0), reduction="none")
-    return losses, logits.argmax(-1).eq(wanted), wanted.ne(IGNORE)
+@torch.no_grad()
+def recall_items(
+    model: CognateForCausalLM, tokenizer: PreTrainedTokenizerFast, config: Config, count: int, *, write: bool
+) -> Items:
+    """Return what a model makes of questions whose facts lie two segments before, with writes on or off."""
+    rows = memory.rows(count, SPLIT, seed_for(config.seed, "cognate", "probe"))
+    source = RecallRows(rows, tokenizer, config.recall.segment_tokens)
+    text = data.TextSource(config.data, tokenizer, SPLIT)
+    generator = numpy_generator(config.seed, "cognate", "probe-filler")
+    length, between = config.recall.segment_tokens, config.recall.filler_segments
+    windows = [
+        source.window(index, [text.take(generator, length)[0] for _ in range(between)])
+        for index in range(len(source.rows))
+    ]
+    parts = []
+    for start in range(0, len(windows), BATCH_ROWS):
+        ids, labels = (
+            torch.from_numpy(np.stack(part)).to(model.device)
+            for part in zip(*windows[start : start + BATCH_ROWS], strict=True)
+        )
+        state = None
+        segments = ids.split(length, 1)
+        for segment in segments[:-1]:
+            mask = segment.ne(source.pad).long()
+            state = model(segment, attention_mask=mask, memory=state, write_memory=write).memory
+        mask = segments[-1].ne(source.pad).long()
+        output = model(segments[-1], attention_mask=mask, memory=state, write_memory=False)
+        parts.append(_items(output, labels[:, -length:], mask))
+    return _joined(parts)
+
+
+def _items(output: Any, labels: Tensor, real: Tensor) -> Items:
+    """Return the items of a batch from logits (B, T, V) and labels (B, T), and real (B, T), 0 on padding."""
+    wanted, logits = labels[:, 1:], output.logits[:, :-1].float()
+    counted = wanted.ne(IGNORE)
+    losses = functional.cross_entropy(logits.transpose(1, 2), wanted.clamp(min=0), reduction="none") * counted
+    right = (logits.argmax(-1).eq(wanted) | ~counted).all(1)
+    passes = getattr(output, "passes", None)
+    passes = torch.ones_like(labels) if passes is None else passes
+    tokens = counted.sum(1)
+    found = (
+        losses.sum(1), tokens, right, (passes * real).sum(1) / real.sum(1), (passes[:, :-1] * counted).sum(1) / tokens,
+    )  # fmt: skip
+    return Items(*(value.double().cpu().numpy() for value in found))
+
+
+def _joined(parts: Sequence[Items]) -> Items:
+    names = ("losses", "tokens", "right", "passes", "answer_passes")
+    return Items(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

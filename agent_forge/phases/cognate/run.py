@@ -1,7 +1,7 @@
 """Pretrain or take the trunk, branch and train the three specialists, probe all four, write four checkpoints."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,16 @@ from agent_forge.data.synthetic import memory, mixed, reasoning, tools
 from agent_forge.models import cognate_loss
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.phases.cognate import Config, SpecialistConfig
+from agent_forge.phases.cognate.lora import adapters
 from agent_forge.phases.cognate.probes import OWN_PROBE, measure
-from agent_forge.phases.cognate.segments import SegmentRows, two_segment_loss
+from agent_forge.phases.cognate.segments import KIND, RecallRows, WithRecall, segment_loss
 
 SPECIALISTS = ("reasoning", "memory_integration", "adaptive_computation")
 MODEL_SETTINGS = (
     "halting_threshold", "surprise_weight", "novelty_weight", "halting_loss_weight", "entropy_cost", "ponder_cost",
     "read_loss_weight", "write_loss_weight",
 )  # fmt: skip
-Loss = Callable[[Any, dict[str, Tensor], int], tuple[Tensor, Mapping[str, Any]]]
+HALTING = "model.halting."
 
 
 def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
@@ -101,19 +102,15 @@ def pretrained_trunk(
     model.to(device)
     grow_step = round(config.trunk.one_pass_share * config.trunk.steps)
 
-    def loss_fn(model: CognateForCausalLM, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        loops = 1 if step < grow_step else None
-        loss, metrics, _ = cognate_loss.expected_loss(model, batch["input_ids"], batch["labels"], loops=loops)
-        return loss, metrics
+    batches = mixed_batches(
+        "cognate-trunk", config.trunk.mix, config, tokenizer, config.trunk.steps,
+        config.trunk.rows, config.trunk.length_tokens,
+    )  # fmt: skip
+    recall_or_plain = loss_over(batches, config)
 
-    batches = data.Mixture(
-        {kind: _source(kind, config, tokenizer) for kind in config.trunk.mix},
-        config.trunk.mix,
-        rows=config.trunk.rows,
-        length_tokens=config.trunk.length_tokens,
-        seed=config.seed,
-        name="cognate-trunk",
-    )
+    def loss_fn(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+        return recall_or_plain(model, batch, step, loops=1 if step < grow_step else None)
+
     records = learn.train(
         model, batches, loss_fn, stage="trunk", steps=config.trunk.steps, optim=config.trunk.optim, out=out,
         events=events, seed=config.seed, device=device, dtype=pick_dtype(config.runtime.dtype),
@@ -134,38 +131,103 @@ def specialist(
     """Return a copy of the trunk trained as specialist `name`, and its loss at every step (nats)."""
     settings: SpecialistConfig = getattr(config, name)
     model = copy.deepcopy(trunk)
-    segmented = settings.write_segments and isinstance(model, CognateForCausalLM)
     if isinstance(model, CognateForCausalLM):
         for key in MODEL_SETTINGS:
             setattr(model.config, key, getattr(settings, key))
-    loss_fn: Loss = learn.lm_loss
-    if segmented:
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-        def loss_fn(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:  # noqa: ARG001
-            return two_segment_loss(model, batch["input_ids"], batch["labels"], pad)
-
-    batches = data.Mixture(
-        {kind: _source(kind, config, tokenizer, segmented and kind == "memory") for kind in settings.mix},
-        settings.mix,
-        rows=config.branch.rows,
-        length_tokens=config.branch.length_tokens,
-        seed=config.seed,
-        name=f"cognate-{name}",
-    )
-    records = learn.train(
-        model, batches, loss_fn, stage=name, steps=config.branch.steps, optim=config.branch.optim, out=out,
-        events=events, seed=config.seed, device=device, dtype=pick_dtype(config.runtime.dtype),
-        settings={"mix": dict(settings.mix)},
+    branch = config.branch
+    steps = max(round(settings.steps_scale * branch.steps), 1)
+    batches = mixed_batches(
+        f"cognate-{name}", settings.mix, config, tokenizer, steps, branch.rows, branch.length_tokens,
+        segmented=isinstance(model, CognateForCausalLM),
     )  # fmt: skip
+    with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", name)):
+        records = learn.train(
+            model, batches, priced(loss_over(batches, config), settings, steps), stage=name, steps=steps,
+            optim=branch.optim, out=out,
+            events=events, seed=config.seed, parameters=_groups(model, settings), device=device,
+            dtype=pick_dtype(config.runtime.dtype),
+            settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
+        )  # fmt: skip
     return model.eval(), [record.loss for record in records]
 
 
-def _source(kind: str, config: Config, tokenizer: PreTrainedTokenizerFast, segmented: bool = False) -> Any:
-    seed = seed_for(config.seed, "cognate", "rows", kind)
-    if segmented:
-        return SegmentRows(memory.rows(config.generated_rows, "train", seed), tokenizer)
-    return data.source(kind, config.data, tokenizer, "train", seed, rows=config.generated_rows)
+def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
+    """Return `loss` of a specialist whose passes get their price at a share of the steps.
+
+    Priced from the start, tokens would leave before the deeper passes had learned what they are for.
+    """
+
+    def found(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+        if isinstance(model.config, CognateConfig):
+            early = step < settings.ponder_from * steps
+            model.config.ponder_cost = 0.0 if early else settings.ponder_cost
+            model.config.entropy_cost = 1.0 if early else settings.entropy_cost
+        return loss(model, batch, step)
+
+    return found
+
+
+def _groups(model: PreTrainedModel, settings: SpecialistConfig) -> list[dict[str, Any]]:
+    """Return what is trained, the halting head apart: its few steps must carry it to sure decisions."""
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    halting = [value for name, value in trained if name.startswith(HALTING)]
+    groups = [{"params": [value for name, value in trained if not name.startswith(HALTING)]}]
+    return groups + ([{"params": halting, "lr_scale": settings.halting_lr_scale}] if halting else [])
+
+
+def mixed_batches(
+    name: str,
+    mix: Mapping[str, float],
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    rows: int,
+    length_tokens: int,
+    *,
+    segmented: bool = True,
+) -> data.Mixture | WithRecall:
+    """Return the batches of a stage. A model without memory (segmented=False) gets recall as ordinary rows."""
+
+    def rows_seed(kind: str) -> int:
+        return seed_for(config.seed, "cognate", "rows", kind)
+
+    plain = {kind: share for kind, share in mix.items() if kind != KIND}
+    if not segmented and KIND in mix:
+        plain["memory"] = plain.get("memory", 0.0) + mix[KIND]
+    mixture = None
+    if sum(plain.values()) > 0:
+        sources = {
+            kind: data.source(kind, config.data, tokenizer, "train", rows_seed(kind), rows=config.generated_rows)
+            for kind in plain
+        }
+        mixture = data.Mixture(sources, plain, rows=rows, length_tokens=length_tokens, seed=config.seed, name=name)
+    if not (segmented and mix.get(KIND, 0.0) > 0):
+        assert mixture is not None
+        return mixture
+    facts = memory.rows(config.generated_rows, "train", rows_seed(KIND))
+    return WithRecall(
+        mixture, mix[KIND] / sum(mix.values()), RecallRows(facts, tokenizer, config.recall.segment_tokens),
+        data.TextSource(config.data, tokenizer, "train"), config.recall,
+        steps=steps, batch_tokens=rows * length_tokens, seed=config.seed, name=name,
+    )  # fmt: skip
+
+
+def loss_over(batches: data.Mixture | WithRecall, config: Config) -> Any:
+    """Return loss(model, batch, step, loops=None): over segments in steps of recall, else a model's own loss."""
+
+    def loss(
+        model: Any, batch: dict[str, Tensor], step: int, loops: int | None = None
+    ) -> tuple[Tensor, Mapping[str, Any]]:
+        if isinstance(batches, WithRecall) and batches.recalls(step):
+            return segment_loss(
+                model, batch["input_ids"], batch["labels"], config.recall, batches.source.pad, loops=loops
+            )
+        if loops is None:
+            return learn.lm_loss(model, batch, step)
+        found, metrics, _ = cognate_loss.expected_loss(model, batch["input_ids"], batch["labels"], loops=loops)
+        return found, metrics
+
+    return loss
 
 
 def _write(

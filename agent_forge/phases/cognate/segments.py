@@ -1,7 +1,8 @@
-"""Rows whose facts and question lie in different segments: only written memory can carry the answer across.
+"""Recall over segments: facts, then text, then questions, each a segment that sees no other.
 
-A window of 2n tokens holds the facts in its first n and the question with its answer in its last n. The loss runs the
-halves as separate segments: no attention between them, memory written after the first and read in the second.
+Only written memory can carry an answer across: every segment is a forward pass of its own, without the keys and values
+of those before; memory is written after each segment but the last, and read in the ones that follow. The loss on the
+answers goes through the reads into what was written, and how. Batches of such rows stand between those of a mixture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,76 +10,154 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from agent_forge.core.errors import DataError
-from agent_forge.data import encode_chat
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.data import Mixture, TextSource, encode_chat
 from agent_forge.data.sources import IGNORE
+from agent_forge.data.synthetic.memory import question_text
 from agent_forge.models import cognate_loss
+from agent_forge.phases.cognate import RecallConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
     from agent_forge.models.cognate import CognateForCausalLM
+    from agent_forge.models.memory_bank import MemoryState
+
+KIND = "recall"  # its name in a mix
+# What naming one of the ninety two-digit codes without the facts gets right.
+CHANCE = 1 / 90
 
 
-class SegmentRows:
-    """Memory rows cut into two segments; a `data.Source`."""
+class RecallRows:
+    """Rows of facts (data/synthetic/memory), encoded as segments of `segment_tokens`."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerFast") -> None:
-        if not rows:
-            raise DataError("no memory row to train on")
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerFast", segment_tokens: int
+    ) -> None:
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.rows = [
-            (
-                encode_chat(tokenizer, [{"role": "user", "content": row["facts"]}])[0],
-                encode_chat(
-                    tokenizer,
-                    [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}],
-                ),
+        self.segment_tokens = segment_tokens
+        found = [self._encoded(row, tokenizer) for row in rows]
+        self.rows = [row for row in found if row is not None]
+        if not self.rows:
+            raise DataError(
+                f"none of {len(rows)} memory rows fits segments of {segment_tokens} tokens; raise recall.segment_tokens"
             )
-            for row in rows
-        ]
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return (ids, labels) of one row that fits, each (length,)."""
-        for _ in range(64):
-            found = self.window(int(generator.integers(len(self.rows))), length)
-            if found is not None:
-                return found
-        raise DataError(f"no memory row fits two segments of {length // 2} tokens; raise branch.length_tokens")
-
-    def window(self, index: int, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]] | None":
-        """Return (ids, labels) of row `index`, or None when one of its halves is longer than a segment."""
-        facts, (asked, mask) = self.rows[index]
-        half = length // 2
-        if len(facts) > half or len(asked) > length - half:
+    def _encoded(
+        self, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerFast"
+    ) -> "tuple[list[int], list[tuple[list[int], list[bool]]]] | None":
+        """Return (facts, one encoded exchange a fact, the row's own question first), or None when one is too long."""
+        facts, _ = encode_chat(tokenizer, [{"role": "user", "content": row["facts"]}])
+        asked = []
+        for key, code in sorted(row["pairs"], key=lambda pair: question_text(pair[0]) != row["question"]):
+            turn = [{"role": "user", "content": question_text(key)}, {"role": "assistant", "content": code}]
+            asked.append(encode_chat(tokenizer, turn))
+        if len(facts) > self.segment_tokens or len(asked[0][0]) > self.segment_tokens:
             return None
-        ids = np.full(length, self.pad, np.int64)
-        labels = np.full(length, IGNORE, np.int64)
-        ids[: len(facts)] = facts
-        ids[half : half + len(asked)] = asked
-        labels[half : half + len(asked)] = np.where(mask, asked, IGNORE)
-        return ids, labels
+        return facts, asked
+
+    def window(
+        self, index: int, filler: "Sequence[NDArray[np.int64]]", generator: np.random.Generator | None = None
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return (ids, labels) of row `index` with segments of text between: ((2 + len(filler)) · segment_tokens,).
+
+        Facts and text are labelled as text is; of the questions only the answers are. With a generator as many facts
+        as fit are asked for, in any order; without, only the row's own.
+        """
+        facts, asked = self.rows[index]
+        length = self.segment_tokens
+        ids = np.full((2 + len(filler), length), self.pad, np.int64)
+        labels = np.full_like(ids, IGNORE)
+        ids[0, : len(facts)] = labels[0, : len(facts)] = facts
+        for place, text in enumerate(filler, start=1):
+            ids[place] = labels[place] = text
+        used = 0
+        for number in [0] if generator is None else generator.permutation(len(asked)):
+            turn, mask = asked[number]
+            if used + len(turn) > length:
+                break
+            ids[-1, used : used + len(turn)] = turn
+            labels[-1, used : used + len(turn)] = np.where(mask, turn, IGNORE)
+            used += len(turn)
+        return ids.flatten(), labels.flatten()
 
 
-def two_segment_loss(
-    model: "CognateForCausalLM", input_ids: Tensor, labels: Tensor, pad: int, *, write: bool = True
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the mean loss of the two halves of each row, memory being carried over when `write`."""
-    half = input_ids.shape[1] // 2
-    parts = [(input_ids[:, :half], labels[:, :half]), (input_ids[:, half:], labels[:, half:])]
-    memory = None
-    total = torch.zeros((), device=input_ids.device)
-    weight = 0
-    metrics: dict[str, float] = {}
-    for number, (ids, wanted) in enumerate(parts):
-        loss, found, memory = cognate_loss.expected_loss(
-            model, ids, wanted, attention_mask=ids.ne(pad).long(), memory=memory, write_memory=write and number == 0
-        )
-        count = max(int((wanted[:, 1:] != IGNORE).sum()), 1)
-        total = total + loss * count
-        weight += count
-        metrics |= {f"{name}_{number + 1}": value for name, value in found.items()}
-    return total / weight, metrics
+class WithRecall:
+    """The batches of a mixture, a share of the steps being batches of recall instead; a pure function of step.
+
+    A batch of recall has about as many tokens as one of the mixture. Its first `filler_from` share of steps asks right
+    after the facts; then segments of text come between.
+    """
+
+    pure = True
+
+    def __init__(
+        self,
+        mixture: Mixture | None,
+        share: float,
+        rows: RecallRows,
+        text: TextSource,
+        config: RecallConfig,
+        *,
+        steps: int,
+        batch_tokens: int,
+        seed: int,
+        name: str,
+    ) -> None:
+        self.mixture, self.share, self.source, self.text, self.config = mixture, share, rows, text, config
+        self.steps, self.batch_tokens, self.seed, self.name = steps, batch_tokens, seed, name
+
+    def fingerprint(self) -> str:
+        """Return what names the data."""
+        inner = self.mixture.fingerprint() if self.mixture is not None else ""
+        return f"{inner}-recall-{self.share}-{len(self.source.rows)}-{self.text.fingerprint()}"
+
+    def recalls(self, step: int) -> bool:
+        """Say whether `step` is one of recall: they are spread evenly."""
+        return int((step + 1) * self.share) > int(step * self.share)
+
+    def batch(self, step: int) -> "dict[str, Tensor]":
+        """Return {"input_ids", "labels"}, (rows, tokens) int64 each."""
+        if not self.recalls(step):
+            assert self.mixture is not None, "a share of 1 makes every step one of recall"
+            return self.mixture.batch(step)
+        generator = numpy_generator(self.seed, "recall", self.name, step)
+        segments = self.config.filler_segments if step >= self.config.filler_from * self.steps else 0
+        length = self.source.segment_tokens
+        windows = []
+        for _ in range(max(self.batch_tokens // ((2 + segments) * length), 1)):
+            filler = [self.text.take(generator, length)[0] for _ in range(segments)]
+            windows.append(self.source.window(int(generator.integers(len(self.source.rows))), filler, generator))
+        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*windows, strict=True))
+        return {"input_ids": ids, "labels": labels}
+
+
+def segment_loss(
+    model: "CognateForCausalLM",
+    input_ids: "Tensor",
+    labels: "Tensor",
+    config: RecallConfig,
+    pad: int,
+    *,
+    loops: int | None = None,
+    write: bool = True,
+) -> "tuple[Tensor, dict[str, float]]":
+    """Return the loss of the last segment plus `context_weight` times the mean of the others'; and the last's metrics.
+
+    input_ids, labels: (rows, segments · segment_tokens). Memory is carried over when `write`.
+    """
+    parts = list(zip(input_ids.split(config.segment_tokens, 1), labels.split(config.segment_tokens, 1), strict=True))
+    memory: MemoryState | None = None
+    losses, metrics = [], {}
+    for number, (ids, wanted) in enumerate(parts, start=1):
+        loss, metrics, memory = cognate_loss.expected_loss(
+            model, ids, wanted, attention_mask=ids.ne(pad).long(), memory=memory, loops=loops,
+            write_memory=write and number < len(parts),
+        )  # fmt: skip
+        losses.append(loss)
+    context = torch.stack(losses[:-1]).mean()
+    return losses[-1] + config.context_weight * context, {f"recall_{name}": value for name, value in metrics.items()}

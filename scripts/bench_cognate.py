@@ -1,0 +1,200 @@
+"""Measure the specialists of `forge cognate` over seeds: recall by written memory, passes saved, and who is best at what.
+
+    python scripts/bench_cognate.py --seeds 3 --out outputs/bench_cognate [KEY=VALUE ...]
+
+makes the models of every seed (what is there already is kept, an interrupted run goes on) and prints, on validation items
+that no training saw:
+
+1. recall: facts, a segment of other text, a question; right answers of memory_integration with writes on and off;
+2. depth: adaptive_computation on easy and hard rows, leaving by its own head, always after one pass, and never early;
+3. the 3 x 3 matrix of losses, and for each specialist its margin over the best sibling on its own probe, with Student's
+   paired t over the seeds (two-sided).
+
+Intervals of shares are Wilson's, of paired differences the normal one over all items of all seeds; 95%. --prepared DIR ...
+takes directories of checkpoints, one a seed, in place of making them.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from agent_forge import models
+from agent_forge.checkpoint import Workspace
+from agent_forge.config.compose import compose
+from agent_forge.core.events import EventLog
+from agent_forge.data.synthetic import mixed
+from agent_forge.models.cognate import CognateForCausalLM
+from agent_forge.phases.cognate import Config
+from agent_forge.phases.cognate.probes import EASY, HARD, OWN_PROBE, Items, probe_rows, recall_items, row_items
+from agent_forge.phases.cognate.run import SPECIALISTS, run
+from agent_forge.phases.cognate.segments import CHANCE
+
+Specialists = dict[str, CognateForCausalLM]
+WAYS = {"one pass": 0.0, "own exits": None, "all passes": 1.1}  # halting threshold; None: the specialist's own
+
+
+def main() -> None:
+    """Read the arguments and print the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="settings of the phase")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=256, help="items of each probe and seed")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_cognate"))
+    parser.add_argument("--prepared", type=Path, nargs="*", default=[])
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    found, configs, tokenizers = [], [], []
+    for seed in range(len(chosen.prepared) or chosen.seeds):
+        folder = chosen.prepared[seed] if chosen.prepared else chosen.out / f"seed-{seed}"
+        config = compose("cognate", Config, ["runtime.threads=1", *chosen.overrides, f"seed={seed}", f"out={folder}"])
+        if not all((folder / name).is_dir() for name in ("trunk", *SPECIALISTS)):
+            make(config)
+        configs.append(config)
+        found.append({name: opened(folder / name) for name in SPECIALISTS})
+        tokenizers.append(models.load_tokenizer(folder / "trunk"))
+    print_recall(found, tokenizers, configs, chosen.items)
+    print_depth(found, tokenizers, configs, chosen.items)
+    print_matrix(found, tokenizers, configs, chosen.items)
+
+
+def make(config: Config) -> None:
+    """Run the phase in this process."""
+    started = time.process_time()
+    out = Workspace(config.out, phase="cognate", seed=config.seed, config=config, parents=[])
+    out.save_every_seconds = config.runtime.save_every_seconds
+    run(config, [], out, EventLog(None, "cognate", (), interval_seconds=60))
+    print(f"seed {config.seed}: made in {time.process_time() - started:.0f} s of processor time", flush=True)
+
+
+def opened(directory: Path) -> CognateForCausalLM:
+    """Return a specialist."""
+    model = models.load(directory).eval()
+    assert isinstance(model, CognateForCausalLM), f"{directory} holds no Cognate"
+    return model
+
+
+def print_recall(
+    found: Sequence[Specialists], tokenizers: Sequence[PreTrainedTokenizerFast], configs: Sequence[Config], count: int
+) -> None:
+    """Print right answers with writes on and off, a line a seed and one over all."""
+    recall = configs[0].recall
+    print(
+        f"\nRecall over {recall.filler_segments} segment(s) of text between, segments of {recall.segment_tokens} tokens,"
+        f" by memory_integration; chance (naming a code unseen) is {CHANCE:.3f}\n"
+        "| seed | n | writes on | writes off |\n|---|---|---|---|"
+    )
+    rights: dict[bool, list[float]] = {True: [], False: []}
+    for seed, (specialists, tokenizer, config) in enumerate(zip(found, tokenizers, configs, strict=True)):
+        cells = []
+        for write, values in rights.items():
+            items = recall_items(specialists["memory_integration"], tokenizer, config, count, write=write)
+            values += items.right.tolist()
+            cells.append(share(items.right.tolist()))
+        print(f"| {seed} | {len(items.right)} | {cells[0]} | {cells[1]} |")
+    print(f"| all | {len(rights[True])} | {share(rights[True])} | {share(rights[False])} |", flush=True)
+
+
+def print_depth(
+    found: Sequence[Specialists], tokenizers: Sequence[PreTrainedTokenizerFast], configs: Sequence[Config], count: int
+) -> None:
+    """Print passes, loss and right answers of the three ways to leave, and the paired difference to all passes."""
+    every: dict[str, list[Items]] = {way: [] for way in WAYS}
+    levels = np.concatenate([[row["difficulty"] for row in probe_rows("mixed", config, count)] for config in configs])
+    for specialists, tokenizer, config in zip(found, tokenizers, configs, strict=True):
+        model = specialists["adaptive_computation"]
+        own = model.config.halting_threshold
+        for way, threshold in WAYS.items():
+            model.config.halting_threshold = own if threshold is None else threshold
+            every[way].append(row_items(model, tokenizer, probe_rows("mixed", config, count)))
+        model.config.halting_threshold = own
+    print(
+        f"\nDepth of adaptive_computation: {EASY} step (easy) or {HARD} (hard), n={len(levels)} over {len(configs)} seeds;"
+        f" chance {mixed.CHANCE:.2f}; passes are means over all tokens of an item, question included\n"
+        "| way | passes | fewer than all | easy | hard | at the answer: easy | hard | right: easy | hard | all |"
+        " difference to all passes | nats a token |\n|" + "---|" * 12
+    )
+    most = np.concatenate([items.passes for items in every["all passes"]])
+    reference = np.concatenate([items.right for items in every["all passes"]])
+    for way, parts in every.items():
+        passes, answer, right = (
+            np.concatenate([getattr(items, name) for items in parts]) for name in ("passes", "answer_passes", "right")
+        )
+        easy, hard = levels == EASY, levels == HARD
+        print(
+            f"| {way} | {passes.mean():.3f} | {1 - passes.mean() / most.mean():.1%} | {passes[easy].mean():.3f} |"
+            f" {passes[hard].mean():.3f} | {answer[easy].mean():.3f} | {answer[hard].mean():.3f} |"
+            f" {right[easy].mean():.3f} | {right[hard].mean():.3f} | {right.mean():.3f} |"
+            f" {difference(right - reference)} | {statistics.mean(items.loss for items in parts):.4f} |",
+            flush=True,
+        )
+    answer = np.concatenate([items.answer_passes for items in every["own exits"]])
+    gap = answer[levels == HARD].mean() - answer[levels == EASY].mean()
+    error = math.sqrt(sum(answer[levels == level].var(ddof=1) / (levels == level).sum() for level in (EASY, HARD)))
+    print(f"hard answers take {gap:+.3f} [{gap - 1.96 * error:+.3f}, {gap + 1.96 * error:+.3f}] passes over easy ones")
+
+
+def print_matrix(
+    found: Sequence[Specialists], tokenizers: Sequence[PreTrainedTokenizerFast], configs: Sequence[Config], count: int
+) -> None:
+    """Print the losses of all specialists on all probes, and each specialist's margin on its own."""
+    losses: dict[tuple[str, str], list[float]] = {}
+    for specialists, tokenizer, config in zip(found, tokenizers, configs, strict=True):
+        for name, model in specialists.items():
+            for probe in OWN_PROBE.values():
+                if probe == "recall":
+                    items = recall_items(model, tokenizer, config, count, write=True)
+                else:
+                    items = row_items(model, tokenizer, probe_rows(probe, config, count))
+                losses.setdefault((name, probe), []).append(items.loss)
+    print(f"\nLosses (nats a token of the answer), mean over {len(configs)} seeds, {count} items a probe and seed")
+    print("| specialist | " + " | ".join(OWN_PROBE.values()) + " |\n|" + "---|" * (len(OWN_PROBE) + 1))
+    for name in SPECIALISTS:
+        print(f"| {name} | " + " | ".join(f"{statistics.mean(losses[name, p]):.4f}" for p in OWN_PROBE.values()) + " |")
+    print("\n| specialist | probe | margin over the best sibling, a seed each | t | p |\n|---|---|---|---|---|")
+    for name, probe in OWN_PROBE.items():
+        siblings = [losses[other, probe] for other in SPECIALISTS if other != name]
+        margins = [min(others) - own for own, *others in zip(losses[name, probe], *siblings, strict=True)]
+        t, p = paired_t(margins)
+        print(
+            f"| {name} | {probe} | {', '.join(f'{margin:+.4f}' for margin in margins)} | {t:.2f} | {p:.4f} |",
+            flush=True,
+        )
+
+
+def share(right: Sequence[float]) -> str:
+    """Return a share with Wilson's interval."""
+    n, p, z = len(right), statistics.mean(right), 1.96
+    middle, scale = p + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return f"{p:.3f} [{(middle - half) / scale:.3f}, {(middle + half) / scale:.3f}]"
+
+
+def difference(values: np.ndarray) -> str:
+    """Return the mean of paired differences with its interval."""
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean():+.4f} [{values.mean() - half:+.4f}, {values.mean() + half:+.4f}]"
+
+
+def paired_t(differences: Sequence[float]) -> tuple[float, float]:
+    """Return Student's t of a mean against zero, and its two-sided p."""
+    n = len(differences)
+    spread = statistics.stdev(differences) if n > 1 else 0.0
+    if spread == 0:
+        return math.nan, math.nan
+    t, freedom = statistics.mean(differences) / (spread / math.sqrt(n)), n - 1
+    # The density is smooth and the angle of t runs over a finite range: sum it there.
+    angles = np.linspace(math.atan(abs(t) / math.sqrt(freedom)), math.pi / 2, 20001)
+    density = np.cos(angles) ** (freedom - 1)
+    whole = np.cos(np.linspace(-math.pi / 2, math.pi / 2, 20001)) ** (freedom - 1)
+    return t, float(2 * np.trapezoid(density, angles) / (np.trapezoid(whole) * math.pi / 20000))
+
+
+if __name__ == "__main__":
+    main()
