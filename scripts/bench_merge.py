@@ -30,6 +30,8 @@ WALL_BARS = {
 MEMORY_BAR = 2
 DISAGREES = "DISAGREES"
 CHANCE = ("dare_ties", "della")
+# mergekit iterates in bfloat16, so both are held against the iteration in float64 instead of against each other.
+TRUTH = "karcher"
 # With 16-bit inputs many magnitudes are equal, and which of them a cut keeps is not defined.
 CUT = ("ties", "breadcrumbs")
 SMOLLM2 = {
@@ -184,6 +186,8 @@ def agreement(method: str, folder: Path) -> str:
     )
     if set(theirs) != set(ours):
         sys.exit(f"{method}: different tensors: {sorted(set(theirs) ^ set(ours))[:3]}")
+    if method == TRUTH:
+        return karcher_agreement(folder, ours, theirs)
     equal = near = total = 0
     for name, value in ours.items():
         a, b = value.float(), theirs[name].float()
@@ -195,6 +199,42 @@ def agreement(method: str, folder: Path) -> str:
     limit = 0.98 if method in CUT else 0.9999
     mark = f", {DISAGREES}: limit {limit:.2%}" if near < limit * total else ""
     return f"{equal / total:.2%} equal, {near / total:.3%} within 2 steps{mark}"
+
+
+def karcher_agreement(folder: Path, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> str:
+    """Return how many of either tool's weights are the float64 mean, rounded; DISAGREES below 99.9% of ours."""
+    models = [load_file(folder / name / "model.safetensors") for name in ("m1", "m2", "m3")]
+    right, total = {"forge": 0, "mergekit": 0}, 0
+    for name in ours:
+        truth = karcher_mean([model[name].double() for model in models]).bfloat16()
+        right["forge"] += int((ours[name] == truth).sum())
+        right["mergekit"] += int((theirs[name] == truth).sum())
+        total += truth.numel()
+    mark = f", {DISAGREES}: limit 99.90%" if right["forge"] < 0.999 * total else ""
+    shares = ", ".join(f"{tool} {count / total:.2%}" for tool, count in right.items())
+    return f"equal to the float64 mean: {shares}{mark}"
+
+
+def karcher_mean(tensors: list[torch.Tensor], most: int = 100, tolerance: float = 1e-12) -> torch.Tensor:
+    """Return the Riemannian mean of the directions times the mean length, iterated on the vectors themselves."""
+    lengths = [float(tensor.norm()) for tensor in tensors]
+    units = [tensor / length for tensor, length in zip(tensors, lengths, strict=True)]
+    mean = torch.stack(units).mean(0)
+    mean /= mean.norm()
+    for _ in range(most):
+        tangents = []
+        for unit in units:
+            across = unit - (unit * mean).sum() * mean
+            sine = across.norm()
+            angle = torch.atan2(sine, (unit * mean).sum())
+            tangents.append(across * (angle / sine) if sine > 0 else across)
+        step = torch.stack(tangents).mean(0)
+        size = step.norm()
+        if size < tolerance:
+            break
+        mean = torch.cos(size) * mean + torch.sin(size) / size * step
+        mean /= mean.norm()
+    return mean * (sum(lengths) / len(lengths))
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ class Method:
     models: fewest and most models merged, the base not counted (None: no limit).
     each: parameters that every model has; shared: parameters of the whole merge.
     rows: whether a piece must hold whole rows of the first dimension; otherwise a piece is any run of entries.
-    narrow: whether float32 does for models stored in 16 bits too: where sparse task vectors are added to the base, its
-    error is a millionth of the change, far below a 16-bit step.
+    narrow: whether float32 does for models stored in 16 bits too: where each entry takes a few sums and products, its
+    error is some 2^-22 of the entry, which changes the rounding to 16 bits in one of some ten thousand.
     importance: whether each model must bring a measured importance of every weight.
     """
 

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -18,8 +18,11 @@ import numpy as np
 from agent_forge.merge.arrays import Array, DType, decode
 from agent_forge.merge.method import Inputs
 
-PIECE_ENTRIES = 1 << 16
-WAITING_PIECES = 16
+PIECE_ENTRIES = 1 << 17
+# Waking a thread costs as much as merging a piece, so a thread is given several: those of a whole tensor when it is small.
+TASK_ENTRIES = 1 << 20
+TASK_PIECES = 4
+WAITING_TASKS = 8
 T = TypeVar("T")
 
 
@@ -43,6 +46,8 @@ class Whole:
 
     wide: compute in float64 (unless the method is narrow).
     pool: where pieces are worked on side by side; None: here, one after another.
+    kept: pieces by (start, stop, dtype), for a tensor small enough that what the survey has read may stay for the merge;
+    None keeps nothing.
     """
 
     method: ModuleType
@@ -56,6 +61,7 @@ class Whole:
     seed: int = 0
     wide: bool = False
     pool: Executor | None = None
+    kept: dict[tuple[int, int, Any], Inputs] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,6 +84,13 @@ class Whole:
     def piece(self, start: int, stop: int, *, single: bool = False, facts: Any = None) -> Inputs:
         """Return the inputs of one piece; `single` asks for float32 whatever the tensor is merged in."""
         wanted = np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
+        if self.kept is not None:
+            if (start, stop, wanted) not in self.kept:
+                self.kept[start, stop, wanted] = self._read(start, stop, wanted)
+            return replace(self.kept[start, stop, wanted], facts=facts)
+        return replace(self._read(start, stop, wanted), facts=facts)
+
+    def _read(self, start: int, stop: int, wanted: Any) -> Inputs:
         shape = (-1, *self.shape[1:]) if self.method.METHOD.rows and len(self.shape) > 1 else (-1,)
 
         def load(stored: Stored) -> Array:
@@ -88,7 +101,7 @@ class Whole:
             base=load(self.base) if self.base else None,
             importance=[load(stored) for stored in self.importance],
             each=self.each, shared=self.shared, keys=self.keys, name=self.name, seed=self.seed,
-            start=start, facts=facts,
+            start=start,
         )  # fmt: skip
 
     def map(self, function: Callable[[Inputs], T], *, single: bool = False) -> Iterator[T]:
@@ -108,13 +121,18 @@ class Whole:
         if self.pool is None:
             yield from map(work, self.borders())
             return
-        waiting: deque[Future[T]] = deque()
-        for border in self.borders():
-            waiting.append(self.pool.submit(work, border))
-            if len(waiting) >= WAITING_PIECES:
-                yield waiting.popleft().result()
+        waiting: deque[Future[list[T]]] = deque()
+        for task in self.tasks():
+            waiting.append(self.pool.submit(lambda task=task: [work(border) for border in task]))  # type: ignore[misc]
+            if len(waiting) >= WAITING_TASKS:
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
+
+    def tasks(self) -> list[list[tuple[int, int]]]:
+        """Return the borders in runs, each the work of one thread at a time."""
+        borders = self.borders()
+        return [borders[start : start + TASK_PIECES] for start in range(0, len(borders), TASK_PIECES)]
 
     def survey(self) -> Any:
         """Return what the method must know of the whole tensor, None for most methods."""

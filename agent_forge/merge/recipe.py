@@ -18,7 +18,8 @@ TOP_KEYS = (
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
     "tokenizer", "chat_template",
 )  # fmt: skip
-TOKENIZER_KEYS = ("source", "pad_to_multiple_of")
+TOKENIZER_KEYS = ("source", "pad_to_multiple_of", "tokens")
+TOKEN_KINDS = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
 # Methods that other tools know by another name: a layer path is a passthrough merge of slices.
 FOREIGN_NAMES = {"dfs": "passthrough"}
 
@@ -48,6 +49,15 @@ class Slice:
     parameters: Parameters = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSource:
+    """Whose embedding a token gets. model: "" for zeros. token: a token or an id there. force: also where it is known."""
+
+    model: str = ""
+    token: str | int = ""
+    force: bool = False
+
+
 @dataclass(slots=True, kw_only=True)
 class Recipe:
     """A merge. Either `models` (whole models) or `slices` (stretches of layers) is filled.
@@ -55,6 +65,7 @@ class Recipe:
     dtype: what results are stored in unless out_dtype says otherwise; other tools compute in it too, here arithmetic is
     float32, or float64 for models stored in 16 bits and where dtype is float64.
     tokenizer_source: "" (all must be equal), "base", "union", or a model of the recipe. pad_to_multiple_of: 0 for none.
+    tokens: whose embeddings the named tokens get.
     chat_template: "" (that of the tokenizer), "auto" (the most frequent one), or the template itself.
     """
 
@@ -67,6 +78,7 @@ class Recipe:
     out_dtype: str = ""
     tokenizer_source: str = ""
     pad_to_multiple_of: int = 0
+    tokens: dict[str, TokenSource] = field(default_factory=dict)
     chat_template: str = ""
 
     def labels(self) -> list[str]:
@@ -126,7 +138,7 @@ def parse_recipe(content: Any) -> Recipe:
         slices.append(
             Slice(sources=[_slice_source(source) for source in part["sources"]], parameters=_parameters(part))
         )
-    tokenizer, multiple = _tokenizer(top)
+    tokenizer, multiple, tokens = _tokenizer(top)
     return Recipe(
         method=str(top["merge_method"]),
         models=models,
@@ -137,19 +149,44 @@ def parse_recipe(content: Any) -> Recipe:
         out_dtype=str(top.get("out_dtype") or ""),
         tokenizer_source=tokenizer,
         pad_to_multiple_of=multiple,
+        tokens=tokens,
         chat_template=str(top.get("chat_template") or ""),
     )
 
 
-def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int]:
-    """Return where the tokenizer comes from, and what its size is rounded up to (0: nothing)."""
+def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int, dict[str, TokenSource]]:
+    """Return where the tokenizer comes from, what its size is rounded up to (0: nothing), and tokens' embeddings."""
     if top.get("tokenizer") and top.get("tokenizer_source"):
         raise ConfigError("give either `tokenizer` or `tokenizer_source`")
     part = _mapping(top.get("tokenizer") or {}, "tokenizer", TOKENIZER_KEYS, required=())
     multiple = part.get("pad_to_multiple_of") or 0
     if not isinstance(multiple, int) or multiple < 0:
         raise ConfigError(f"tokenizer: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
-    return str(part.get("source") or top.get("tokenizer_source") or ""), multiple
+    tokens = part.get("tokens") or {}
+    if not isinstance(tokens, dict):
+        raise ConfigError(f"tokenizer: tokens must be TOKEN: {{source: ...}} entries, got {tokens!r}")
+    source = str(part.get("source") or top.get("tokenizer_source") or "")
+    found = {str(token): _token_source(str(token), entry) for token, entry in tokens.items()}
+    return source or ("base" if found else ""), multiple, found
+
+
+def _token_source(token: str, entry: Any) -> TokenSource:
+    """Return the embedding of one token: a model's own, another token's ({kind: model_token}) or {kind: zero}."""
+    where = f"tokenizer: tokens: {token}"
+    part = _mapping(entry, where, ("source", "force"), required=("source",))
+    source, force = part["source"], bool(part.get("force", False))
+    if isinstance(source, str):
+        return TokenSource(model=source, token=token, force=force)
+    kind = source.get("kind") if isinstance(source, dict) else source
+    if kind not in TOKEN_KINDS:
+        raise ConfigError(f"{where}: source must be a model, or have kind {' or '.join(TOKEN_KINDS)}; got {source!r}")
+    found = _mapping(source, where, TOKEN_KINDS[kind], required=("model",) if kind == "model_token" else ())
+    if kind == "zero":
+        return TokenSource(force=force)
+    if (found.get("token") is None) == (found.get("token_id") is None):
+        raise ConfigError(f"{where}: give either token or token_id")
+    other = found["token_id"] if found.get("token") is None else str(found["token"])
+    return TokenSource(model=str(found["model"]), token=other, force=force)
 
 
 def _slice_source(entry: Any) -> SliceSource:

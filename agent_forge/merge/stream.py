@@ -18,7 +18,7 @@ from typing import Any
 from agent_forge.core.errors import CheckpointError
 from agent_forge.merge.arrays import Array, DType, all_finite, encode
 from agent_forge.merge.files import INDEX, ModelFiles
-from agent_forge.merge.pieces import PIECE_ENTRIES, WAITING_PIECES, Stored, Whole
+from agent_forge.merge.pieces import PIECE_ENTRIES, TASK_ENTRIES, WAITING_TASKS, Stored, Whole
 from agent_forge.merge.plan import Plan, TensorPlan, is_wide
 
 ALIGNMENT = 8
@@ -138,45 +138,55 @@ def blocks(
 ) -> Iterator[Any]:
     """Yield the bytes of one file: its header, then the pieces of its tensors, in order."""
     yield _header(outputs)
-    waiting: deque[Future[Array]] = deque()
+    waiting: deque[Future[list[Array]]] = deque()
     for output in outputs:
-        for work in _pieces(plan, models, output, settings, pool):
+        for work in _tasks(plan, models, output, settings, pool):
             waiting.append(pool.submit(work))
-            while len(waiting) > WAITING_PIECES:
-                yield waiting.popleft().result().data
+            while len(waiting) > WAITING_TASKS:
+                yield from (block.data for block in waiting.popleft().result())
     while waiting:
-        yield waiting.popleft().result().data
+        yield from (block.data for block in waiting.popleft().result())
 
 
-def _pieces(
+def _tasks(
     plan: Plan, models: Mapping[str, ModelFiles], output: Output, settings: Settings, pool: ThreadPoolExecutor
-) -> Iterator[Callable[[], Array]]:
-    """Yield the work that makes each piece of one tensor, as it is stored."""
+) -> Iterator[Callable[[], list[Array]]]:
+    """Yield the work that makes the pieces of one tensor, as they are stored. A small tensor is one thread's work."""
     tensor = output.plan
+    entries = math.prod(output.shape)
     sources = [models[label].stored(name) for label, name in tensor.sources]
     if tensor.copy:
-        for start in range(0, math.prod(output.shape), PIECE_ENTRIES):
-            yield lambda start=start: _copied(tensor, sources, start)  # type: ignore[misc]
+        for start in range(0, entries, PIECE_ENTRIES):
+            yield lambda start=start: [_copied(tensor, sources, start)]  # type: ignore[misc]
         return
     rated = plan.method.METHOD.importance
+    small = entries <= TASK_ENTRIES
     whole = Whole(
         method=plan.method, tensors=sources, base=models[tensor.base[0]].stored(tensor.base[1]) if tensor.base else None,
         importance=[models[label].rated(name) for label, name in tensor.sources] if rated else [],
         each=tensor.each, shared=tensor.shared, keys=[label for label, _ in tensor.sources], name=tensor.target,
-        seed=settings.seed, wide=settings.wide or is_wide(tensor, models), pool=pool,
+        seed=settings.seed, wide=settings.wide or is_wide(tensor, models), pool=None if small else pool,
+        kept={} if small and hasattr(plan.method, "survey") else None,
     )  # fmt: skip
+    if small:
+        yield lambda: _merged(whole, output, whole.borders(), whole.survey())
+        return
     facts = whole.survey()
+    for task in whole.tasks():
+        yield lambda task=task: _merged(whole, output, task, facts)  # type: ignore[misc]
 
-    def merge(start: int, stop: int) -> Array:
+
+def _merged(whole: Whole, output: Output, borders: Sequence[tuple[int, int]], facts: Any) -> list[Array]:
+    """Return some merged pieces, as they are stored. Raises CheckpointError when they do not fit the dtype."""
+    found = []
+    for start, stop in borders:
         stored = encode(whole.merged(start, stop, facts), output.dtype)
         if not all_finite(stored, output.dtype):
             raise CheckpointError(
-                f"{tensor.target}: the merge gives numbers beyond {output.dtype}; lower the weights or set out_dtype"
+                f"{whole.name}: the merge gives numbers beyond {output.dtype}; lower the weights or set out_dtype"
             )
-        return stored
-
-    for start, stop in whole.borders():
-        yield lambda start=start, stop=stop: merge(start, stop)  # type: ignore[misc]
+        found.append(stored)
+    return found
 
 
 def _copied(tensor: TensorPlan, sources: Sequence[Stored], start: int) -> Array:

@@ -8,32 +8,40 @@ import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
 from agent_forge.merge.arrays import Array, decode, encode
 from agent_forge.merge.files import ModelFiles
 from agent_forge.merge.layers import Layers
 from agent_forge.merge.pieces import Stored
+from agent_forge.merge.recipe import TokenSource
 
 TOKENIZER = "tokenizer.json"
 NOT_COMPARED = ("truncation", "padding", "version")  # how it was last used, not what a token means
 
 
 def read_tokenizer(directory: Path) -> dict[str, Any] | None:
-    """Return tokenizer.json, None when there is none. Raises CheckpointError when it is damaged."""
+    """Return tokenizer.json, None when there is none; not to be changed. Raises CheckpointError when it is damaged."""
     path = directory / TOKENIZER
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        return _parsed(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); restore it from a copy") from None
-    return content
+
+
+@lru_cache(maxsize=2)
+def _parsed(content: bytes) -> dict[str, Any]:
+    """Return parsed JSON, not to be changed. Siblings mostly have the same file, and parsing takes a tenth of a second."""
+    found: dict[str, Any] = json.loads(content)
+    return found
 
 
 def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
@@ -111,14 +119,19 @@ class Vocabulary:
     """Where each output row comes from. size: rows of the result.
 
     rows[label][i]: the row of that model for output token i, -1 where it knows no such token.
+    given[i]: the model and row that the recipe names for output token i; None for zeros.
     """
 
     size: int
     rows: dict[str, Array]
     base: str
+    given: dict[int, tuple[str, int] | None] = field(default_factory=dict)
 
     def owners(self, row: int) -> list[tuple[str, int]]:
         """Return the models (and their rows) whose mean stands in for models that do not know a token."""
+        if row in self.given:
+            named = self.given[row]
+            return [named] if named else []
         found = [(label, int(rows[row])) for label, rows in self.rows.items() if rows[row] >= 0]
         of_base = [pair for pair in found if pair[0] == self.base]
         return of_base or found
@@ -152,6 +165,34 @@ def make_vocabulary(
     unnamed = np.setdiff1d(np.arange(min(size, heights[base])), np.fromiter(wanted.values(), np.int64))
     rows[base][unnamed] = unnamed
     return Vocabulary(size=size, rows=rows, base=base)
+
+
+def give(
+    vocabulary: Vocabulary,
+    tokens: Mapping[str, TokenSource],
+    target: Mapping[str, Any],
+    tokenizers: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Enter the embeddings that a recipe names for single tokens. Raises ConfigError for an unknown token or model."""
+    ids = token_ids(target)
+    for token, source in tokens.items():
+        where = f"tokenizer: tokens: {token}"
+        if token not in ids:
+            raise ConfigError(f"{where}: no such token in the result{did_you_mean(token, list(ids))}")
+        row, named = ids[token], None
+        if source.model:
+            if source.model not in tokenizers:
+                known = ", ".join(tokenizers)
+                raise ConfigError(f"{where}: no model '{source.model}' in the recipe; it names {known}")
+            theirs = token_ids(tokenizers[source.model])
+            place = source.token if isinstance(source.token, int) else theirs.get(source.token, -1)
+            if place not in theirs.values():
+                raise ConfigError(f"{where}: {source.model} has no token {source.token!r}")
+            named = (source.model, place)
+        vocabulary.given[row] = named
+        for label, rows in vocabulary.rows.items():
+            if source.force:
+                rows[row] = place if named and label == source.model else -1
 
 
 def transplant(models: Mapping[str, ModelFiles], vocabulary: Vocabulary, names: Sequence[str]) -> None:

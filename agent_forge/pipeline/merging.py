@@ -291,9 +291,10 @@ def _transplant(
         heights[label] = height  # type: ignore[assignment]
         names += [name for name in found if name not in names]
     vocabulary = vocabularies.make_vocabulary(target, tokenizers, heights, chosen, recipe.pad_to_multiple_of)
+    vocabularies.give(vocabulary, recipe.tokens, target, tokenizers)
     vocabularies.transplant({label: source.files for label, source in sources.items()}, vocabulary, names)
     for label, rows in vocabulary.rows.items():
-        missing = int((rows < 0).sum())
+        missing = sum(row < 0 and place not in vocabulary.given for place, row in enumerate(rows.tolist()))
         if missing:
             notes.append(f"{missing} of {vocabulary.size} embedding rows are not in {label} and were borrowed for it")
 

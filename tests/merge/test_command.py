@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,48 @@ def test_rows_are_padded_to_a_multiple(family: Path) -> None:
     assert json.loads((found.path / "config.json").read_text())["vocab_size"] == len(merged)
     old = len(weights_of(family / "m1")["model.embed_tokens.weight"])
     assert not merged[old:].any()
+
+
+def test_a_recipe_names_whose_embedding_single_tokens_get(grown: Path) -> None:
+    tokens = {
+        "zebra": {"source": {"kind": "model_token", "model": "m1", "token": "<extra>"}},
+        "<extra>": {"source": {"kind": "zero"}, "force": True},
+        "a": {"source": {"kind": "model_token", "model": "m2", "token_id": 70}, "force": True},
+    }
+    found = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union", "tokens": tokens}))
+    place = AutoTokenizer.from_pretrained(found.path).convert_tokens_to_ids
+    merged = weights_of(found.path)["model.embed_tokens.weight"]
+    theirs = weights_of(grown / "m1")["model.embed_tokens.weight"]
+    # Base and m2 take <extra>'s row for zebra and m1 keeps its own, so m1's task vector is what is between the two.
+    usual = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union"}), "usual")
+    usual_rows = weights_of(usual.path)["model.embed_tokens.weight"]
+    zebra, extra = theirs[place("zebra")], theirs[place("<extra>")]
+    weight = (merged[place("zebra")] - extra) / (zebra - extra)
+    torch.testing.assert_close(weight, weight[0].expand_as(weight), atol=1e-4, rtol=0)
+    assert 0.1 < float(weight[0]) < 1.1
+    assert not merged[place("<extra>")].any()
+    torch.testing.assert_close(merged[place("a")], weights_of(grown / "m2")["model.embed_tokens.weight"][70])
+    touched = [place(token) for token in tokens]
+    rest = [row for row in range(len(merged)) if row not in touched]
+    torch.testing.assert_close(merged[rest], usual_rows[rest])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"zebr": {"source": "m1"}}, "no such token in the result; did you mean 'zebra'"),
+        ({"zebra": {"source": "m7"}}, "no model 'm7' in the recipe"),
+        ({"zebra": {"source": "base"}}, "base has no token 'zebra'"),
+        ({"zebra": {"source": {"kind": "model_token", "model": "m1"}}}, "either token or token_id"),
+        ({"zebra": {"source": {"kind": "one"}}}, "kind zero or model_token"),
+        ({"zebra": {}}, "'source' is missing"),
+        (["zebra"], "TOKEN: {source: ...} entries"),
+    ],
+)
+def test_wrong_token_embeddings_are_refused_by_name(grown: Path, tokens: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union", "tokens": tokens}))
+    assert not (grown / "out").exists()
 
 
 # -- what is refused, before anything is written --------------------------------------------------------------------

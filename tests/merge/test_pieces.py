@@ -173,8 +173,8 @@ def test_a_method_that_is_not_by_rows_sees_flat_pieces_and_one_by_rows_whole_row
     for rows in (False, True):
         method: Any = SimpleNamespace(METHOD=Method(summary="", base="unused", rows=rows), merge=merge)
         seen.clear()
-        merged(Whole(method=method, tensors=[tensor(0, (130, 10, 100))], each=[{}]))
-        assert seen[0] == ((65, 10, 100) if rows else (65536,))
+        merged(Whole(method=method, tensors=[tensor(0, (260, 10, 100))], each=[{}]))
+        assert seen[0] == ((pieces.PIECE_ENTRIES // 1000, 10, 100) if rows else (pieces.PIECE_ENTRIES,))
 
 
 def test_bfloat16_is_rounded_half_to_even_and_overflow_is_seen() -> None:

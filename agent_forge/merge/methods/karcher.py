@@ -13,6 +13,7 @@ METHOD = Method(
     summary="Riemannian mean of the directions",
     base="unused",
     shared={"max_iter": Number(10, low=1, high=10000, whole=True), "tol": Number(1e-5, low=0.0)},
+    narrow=True,
 )
 
 

@@ -18,15 +18,16 @@ METHOD = Method(
     models=(2, None),
     shared={"filter_wise": Flag(False)},
     rows=True,
+    narrow=True,
 )
 
 
-def survey(whole: Whole) -> Array | None:
+def survey(whole: Whole) -> float | None:
     """Return the share of the models' mean for the whole tensor; None where each row has its own."""
     if whole.shared["filter_wise"] and len(whole.shape) > 1:
         return None
     products = sphere.gram(whole, Inputs.deltas)
-    return _share([products[i, j] for i, j in _pairs(products)], list(np.diag(products)))
+    return float(_share([products[i, j] for i, j in _pairs(products)], list(np.diag(products))))
 
 
 def merge(inputs: Inputs) -> Array:
@@ -36,11 +37,13 @@ def merge(inputs: Inputs) -> Array:
     if share is None:
         rows = [delta.reshape(len(delta), -1).astype(np.float64, copy=False) for delta in deltas]
         share = _share([(rows[i] * rows[j]).sum(1) for i, j in _pairs(rows)], [(row * row).sum(1) for row in rows])
-        share = share.reshape(-1, *[1] * (base.ndim - 1))
-    mean = deltas[0].astype(np.float64, copy=False)
+        share = share.reshape(-1, *[1] * (base.ndim - 1)).astype(base.dtype)
+    change = deltas[0]
     for delta in deltas[1:]:
-        mean = mean + delta
-    return base + mean * (share / len(deltas))
+        change += delta
+    change *= share / len(deltas)
+    change += base
+    return change
 
 
 def _pairs(things: object) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ METHOD = Method(
     base="required",
     models=(1, 1),
     shared={"t": Number(None, low=0.0, high=1.0)},
+    narrow=True,
 )
 
 

@@ -5,7 +5,6 @@ Reads config.json, tokenizer.json and the headers of the weights; weights stay m
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from agent_forge import models
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
-from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes
+from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes, vocabulary
 from agent_forge.merge.layers import resize_config
 from agent_forge.models.storage import stored_tensors
 
@@ -152,8 +151,8 @@ def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> 
 
 
 def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
-    ours, theirs = (json.loads(_tokenizer_file(c).read_text()) for c in (first, other))
-    where = _first_difference(ours, theirs, "")
+    ours, theirs = (_tokenizer(checkpoint) for checkpoint in (first, other))
+    where = vocabulary.difference(ours, theirs)
     if where:
         raise CheckpointError(
             f"the tokenizers of {first.path} and {other.path} differ at {where}; their token ids mean different "
@@ -161,32 +160,13 @@ def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
         )
 
 
-def _tokenizer_file(checkpoint: Checkpoint) -> Path:
-    path = checkpoint.path / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; copy the tokenizer of the model there")
-    return path
-
-
-def _first_difference(a: Any, b: Any, where: str) -> str:
-    """Return the place of the first difference of two JSON values, "" when they are equal."""
-    if a == b:
-        return ""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in [*a, *b]:
-            if key not in a or key not in b or a[key] != b[key]:
-                return _first_difference(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))
-    if isinstance(a, list) and isinstance(b, list):
-        for i, (left, right) in enumerate(zip(a, b, strict=False)):
-            if left != right:
-                return _first_difference(left, right, f"{where}[{i}]")
-        return f"{where} ({len(a)} and {len(b)} entries)"
-    return f"{where} ({_short(a)} and {_short(b)})"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
+    found = vocabulary.read_tokenizer(checkpoint.path)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.path / vocabulary.TOKENIZER} is missing; copy the tokenizer of the model there"
+        )
+    return found
 
 
 def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, scratch: Path) -> Weights:
