@@ -1,9 +1,10 @@
 """How many tokens Muon with our schedule needs for the loss that a tuned AdamW ends with.
 
-Called by `bench_train.py --tokens-to-loss`. Both are tuned on a seed of their own, each over four learning rates at its
-own budget: AdamW with warm-up and cosine to zero in the plain loop; ours with Muon for hidden matrices, warm-up, flat,
-linear cool-down and tail averaging in learn.train. Then both train from equal weights on equal batches, a seed at a
-time: AdamW its whole budget, ours each share of it in SHARES. All in bfloat16 products where the processor has them.
+Called by `bench_train.py --tokens-to-loss`. Both are tuned on a seed of their own, each over four learning rates, and by
+factors of two beyond them while the best is the last of its side: AdamW with warm-up and cosine to zero in the plain
+loop; ours with Muon for hidden matrices, warm-up, flat, linear cool-down and tail averaging in learn.train. Then both
+train from equal weights on equal batches, a seed at a time: AdamW its whole budget, ours each share of it in SHARES.
+ All in bfloat16 products where the processor has them.
 Every finished run is a line of CACHE/tokens-to-loss.jsonl: a killed comparison goes on, and other settings start afresh.
 """
 
@@ -12,6 +13,7 @@ import json
 import math
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from train_engines import SHAPES, ours, plain, prepare, text_settings
 
 ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 MUON_RATES = (0.01, 0.02, 0.04, 0.08)
-SHARES = (0.5, 0.75)  # of the baseline's tokens; tuning happens at the last
+SHARES = (0.25, 0.5, 0.75)  # of the baseline's tokens; tuning happens at the last
 TUNING_SEED = 100
 WINDOWS = 128  # held-out windows that measure the loss
 STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # two-sided 95% quantile, by number of seeds
@@ -28,8 +30,8 @@ STUDENT = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # two-s
 def compare(options: argparse.Namespace) -> None:
     """Train what is not yet trained, and print the comparison."""
     runs = Runs(options)
-    adam = {rate: runs.loss("adamw", rate, TUNING_SEED, 1.0) for rate in ADAMW_RATES}
-    muon = {rate: runs.loss("muon", rate, TUNING_SEED, SHARES[-1]) for rate in MUON_RATES}
+    adam = tuned(runs, "adamw", ADAMW_RATES, 1.0)
+    muon = tuned(runs, "muon", MUON_RATES, SHARES[-1])
     print(f"AdamW tuned on seed {TUNING_SEED}: {_listed(adam)}")
     print(f"ours tuned on seed {TUNING_SEED}, {SHARES[-1]:.0%} of the tokens: {_listed(muon)}")
     adam_rate, muon_rate = min(adam, key=adam.__getitem__), min(muon, key=muon.__getitem__)
@@ -41,18 +43,34 @@ def compare(options: argparse.Namespace) -> None:
         differences.append(found[SHARES[-1]] - baseline)
         shown = ", ".join(f"{share:.0%}: {loss:.4f}" for share, loss in found.items())
         print(f"seed {seed}: AdamW {baseline:.4f}; ours {shown}; share of tokens needed {ratios[-1]:.3f}")
-    print(f"ours - AdamW at {SHARES[-1]:.0%} of the tokens: {_with_interval(differences)} nats")
-    print(f"tokens for AdamW's final loss: x {_with_interval(ratios)}")
+    print(f"ours - AdamW at {SHARES[-1]:.0%} of the tokens, nats: {_with_interval(differences)}")
+    print(f"tokens for AdamW's final loss, ratio: {_with_interval(ratios)}")
     print(json.dumps({"options": vars(options), "ratios": ratios, "differences": differences, "seconds": runs.seconds}))
 
 
+def tuned(runs: "Runs", method: str, rates: tuple[float, ...], share: float) -> dict[float, float]:
+    """Return rate -> loss on the tuning seed, over `rates` and beyond them while the best one is at an end."""
+    found = {rate: runs.loss(method, rate, TUNING_SEED, share) for rate in rates}
+    while True:
+        best = min(found, key=found.__getitem__)
+        further = {max(found): 2 * best, min(found): best / 2}.get(best)
+        if further is None:
+            return dict(sorted(found.items()))
+        found[further] = runs.loss(method, further, TUNING_SEED, share)
+
+
 def needed_share(found: dict[float, float], goal: float) -> float:
-    """Return the share of tokens at which our loss meets `goal`, linear in the logarithm of the share."""
-    (low, high), (first, last) = found.keys(), found.values()
-    if first == last:
-        return low
-    place = (first - goal) / (first - last)
-    return math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+    """Return the share of tokens at which our loss meets `goal`, linear in the logarithm between measured shares.
+
+    The least measured share where that is enough already, infinity where none is.
+    """
+    points = sorted(found.items())
+    if points[0][1] <= goal:
+        return points[0][0]
+    for (low, first), (high, last) in pairwise(points):
+        if last <= goal:
+            return low * (high / low) ** ((first - goal) / (first - last))
+    return math.inf
 
 
 def _with_interval(values: list[float]) -> str:

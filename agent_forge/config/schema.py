@@ -6,7 +6,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_forge.core.errors import ConfigError
+from agent_forge.core.device import DTYPES
+from agent_forge.core.errors import ConfigError, did_you_mean
 
 SPLITS = ("train", "validation", "search", "test")
 SAMPLING = ("random", "epoch")
@@ -56,6 +57,9 @@ class RuntimeConfig:
     resume_anyway: bool  # resume a stage although its settings, data or number of processes have changed
 
     def __post_init__(self) -> None:
+        if self.dtype not in (*DTYPES, "???"):
+            hint = did_you_mean(self.dtype, DTYPES)
+            raise ConfigError(f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{self.dtype}'{hint}")
         if self.compile not in (*COMPILE, "???"):
             raise ConfigError(f"runtime.compile must be one of {', '.join(COMPILE)}, got '{self.compile}'")
         lowest = {

@@ -121,6 +121,8 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     atomic.remove_leftovers(out.path.parent, out.path.name)
     atomic.remove_leftovers(out.path)
     events.emit("start", message=phase.summary)
+    if config.runtime.processes > 1 and not phase.several_processes:
+        events.warning(f"{phase.name} works in one process: runtime.processes={config.runtime.processes} is not used")
     report = _work(phase, config, sources, out, events)
     child = checkpoint.open(report.outputs[0])
     outcome.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
