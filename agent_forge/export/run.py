@@ -115,10 +115,14 @@ def _hf(source: Path, out: Path, kind: str) -> Exported:
 
 def _packed(source: Path, out: Path, kind: str) -> Exported:
     from agent_forge.runtime.loading import load, save
+    from agent_forge.runtime.shape import UnsupportedModelError
 
     if kind != "codes":
         raise ConfigError(f"the packed format keeps the checkpoint's own codes; leave --type away, got {kind}")
-    model = load(source)
+    try:
+        model = load(source)
+    except UnsupportedModelError as error:
+        raise ConfigError(f"{str(error).removesuffix('; use engine=torch')}; use --format hf") from error
     size = save(model, out)
     return Exported("packed", kind, [str(out)], size, [f"{len(model.matrices)} matrices", *model.notes])
 

@@ -228,27 +228,53 @@ static void take_row(const Matrix *m, int row, float *out) {
 
 /* ---- float matrices -------------------------------------------------------------------------------------------- */
 
-INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
-                       int add_to, int format) {
-    for (int row = first; row < last; row++) {
-        size_t base = (size_t)row * m->columns;
-        float scale = m->scales ? ((const float *)m->scales)[row] : 1, bias = m->bias ? m->bias[row] : 0;
-        for (int t = 0; t < tokens; t += 4) {
-            int count = tokens - t < 4 ? tokens - t : 4, c = 0;
-            f32x16 sums[4] = {{0}, {0}, {0}, {0}};
-            for (; c + 16 <= m->columns; c += 16) {
-                f32x16 w = load_as_float(m->codes, base + c, format);
-                for (int k = 0; k < count; k++) sums[k] += w * load16(x + (size_t)(t + k) * m->columns + c);
-            }
-            for (int k = 0; k < count; k++) {
-                float total = sum16(sums[k]);
-                for (int rest = c; rest < m->columns; rest++)
-                    total += one_as_float(m->codes, base + rest, format) * x[(size_t)(t + k) * m->columns + rest];
-                float *to = out + (size_t)(t + k) * stride + row;
-                *to = (add_to ? *to : 0) + total * scale + bias;
-            }
+#define FLOAT_ROWS 4 /* rows and tokens whose sums stay in registers */
+#define FLOAT_TOKENS 4
+
+/* Multiply `rows` rows from `row` on with `count` tokens; both are constants at every call. One row and token at a time
+   gives the same sums. */
+INLINE void float_block(const Matrix *m, const float *x, int row, int rows, int count, float *out, size_t stride,
+                        int add_to, int format) {
+    f32x16 sums[FLOAT_ROWS][FLOAT_TOKENS];
+    int columns = m->columns, c = 0;
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < count; k++) sums[r][k] = (f32x16){0};
+    for (; c + 16 <= columns; c += 16) {
+        f32x16 w[FLOAT_ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) w[r] = load_as_float(m->codes, (size_t)(row + r) * columns + c, format);
+#pragma GCC unroll 4
+        for (int k = 0; k < count; k++) {
+            f32x16 activation = load16(x + (size_t)k * columns + c);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) sums[r][k] += w[r] * activation;
         }
     }
+    for (int r = 0; r < rows; r++) {
+        float scale = m->scales ? ((const float *)m->scales)[row + r] : 1, bias = m->bias ? m->bias[row + r] : 0;
+        for (int k = 0; k < count; k++) {
+            float total = sum16(sums[r][k]), *to = out + (size_t)k * stride + row + r;
+            for (int rest = c; rest < columns; rest++)
+                total += one_as_float(m->codes, (size_t)(row + r) * columns + rest, format) * x[(size_t)k * columns + rest];
+            *to = (add_to ? *to : 0) + total * scale + bias;
+        }
+    }
+}
+
+INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
+                       int add_to, int format) {
+    int token = 0;
+    for (; token + FLOAT_TOKENS <= tokens; token += FLOAT_TOKENS) {
+        const float *from = x + (size_t)token * m->columns;
+        float *to = out + (size_t)token * stride;
+        int row = first;
+        for (; row + FLOAT_ROWS <= last; row += FLOAT_ROWS)
+            float_block(m, from, row, FLOAT_ROWS, FLOAT_TOKENS, to, stride, add_to, format);
+        for (; row < last; row++) float_block(m, from, row, 1, FLOAT_TOKENS, to, stride, add_to, format);
+    }
+    for (; token < tokens; token++)
+        for (int row = first; row < last; row++)
+            float_block(m, x + (size_t)token * m->columns, row, 1, 1, out + (size_t)token * stride, stride, add_to, format);
 }
 
 static void floats_product(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,

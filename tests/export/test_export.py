@@ -271,7 +271,7 @@ def test_the_packed_engine_runs_a_thought_model_whose_gate_is_shut_and_refuses_o
     export(thinking["shut"], tmp_path / "m.forge", "packed")
     found = runtime.load(tmp_path / "m.forge").logits(ids)
     assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
-    with pytest.raises(ConfigError, match=r"thinks from 2\.0 nats on; use engine=torch"):
+    with pytest.raises(ConfigError, match=r"thinks from 2\.0 nats on; use --format hf"):
         export(thinking["open"], tmp_path / "n.forge", "packed")
 
 
