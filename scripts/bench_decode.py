@@ -5,7 +5,8 @@
 
 Rates are made by plain rounding (speed needs no quality) and kept in --work: ternary with an 8-bit or 4-bit embedding,
 int4, int8, VPTQ, bfloat16. --checkpoints adds compressed ones, such as bench_compress.py's water-filled files. Each case
-runs in a process of its own: load, read a prompt, decode; medians of --repeats. llama.cpp runs through a Python that has
+runs in processes of its own: load, warm up, read a prompt, decode. The cases take turns --repeats times, so that what the
+machine does besides falls on all of them; medians over the turns. llama.cpp runs through a Python that has
 llama-cpp-python (--llama-python), from GGUF files written by `forge export`'s code. Prints one table, then the bars, each
 met or MISSED. With --device cuda the compressed layers run there, in torch or Triton, beside transformers.
 """
@@ -16,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,15 +33,15 @@ RATES = {
     "ternary + int8 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 8, "group": 0}}),
     "ternary + int4 embedding": ({"ternary": {"group": 128}}, {"intk": {"bits": 4, "group": 64}}),
     "int4 + int8 embedding": ({"intk": {"bits": 4, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
-    "int8": ({"intk": {"bits": 8, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
-    "vptq v4 + int8 embedding": ({"vptq": {"vector": 4, "iterations": 2}}, {"intk": {"bits": 8, "group": 0}}),
+    "int8 + int8 embedding": ({"intk": {"bits": 8, "group": 64}}, {"intk": {"bits": 8, "group": 0}}),
+    "vptq v4 + int8 embedding": ({"vptq": {"vector": 4, "iterations": 1}}, {"intk": {"bits": 8, "group": 0}}),
     "bfloat16": ({"raw": {"dtype": "bfloat16"}}, {"raw": {"dtype": "bfloat16"}}),
 }
 LLAMA_TYPES = ("Q4_0", "Q4_K", "Q8_0", "F16")
 # Which llama.cpp type has the same bits a weight, or the nearest that is faster.
 SAME_BITS = {
     "ternary + int8 embedding": "Q4_0", "ternary + int4 embedding": "Q4_0", "int4 + int8 embedding": "Q4_0",
-    "int8": "Q8_0", "vptq v4 + int8 embedding": "Q4_0", "bfloat16": "F16",
+    "int8 + int8 embedding": "Q8_0", "vptq v4 + int8 embedding": "Q4_0", "bfloat16": "F16",
 }  # fmt: skip
 BASE = "transformers float32"
 TERNARY_TIMES, TERNARY_PEER, TERNARY_TOKENS = 10.0, 1.0, 200.0  # x transformers, x llama.cpp Q4_0, tokens/s
@@ -118,7 +121,7 @@ def tensors_of_rate(model, name: str):  # type: ignore[no-untyped-def]
         yield tensor, weight, codec, settings
 
 
-def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+def run_packed(path: Path, prompt: list[int], new_tokens: int, threads: int) -> dict[str, float]:
     """Measure the packed engine."""
     from agent_forge import runtime
 
@@ -131,11 +134,11 @@ def run_packed(path: Path, prompt: list[int], new_tokens: int, repeats: int, thr
         model.generate(prompt, max_new_tokens=new_tokens, on_token=lambda _: moments.append(now()))
         return moments
 
-    return measured(once, repeats, len(prompt)) | {"load_s": loaded}
+    return measured(once, len(prompt)) | {"load_s": loaded}
 
 
 def run_torch(
-    path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int, device: str, dtype: str
+    path: Path, prompt: list[int], new_tokens: int, threads: int, device: str, dtype: str
 ) -> dict[str, float]:
     """Measure a checkpoint in torch, by transformers' cache and greedy choice."""
     import torch
@@ -164,11 +167,11 @@ def run_torch(
             moments.append(done())
         return moments
 
-    found = measured(once, repeats, len(prompt)) | {"load_s": loaded}
+    found = measured(once, len(prompt)) | {"load_s": loaded}
     return found | ({"rss_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {})
 
 
-def run_llama(path: Path, prompt: list[int], new_tokens: int, repeats: int, threads: int) -> dict[str, float]:
+def run_llama(path: Path, prompt: list[int], new_tokens: int, threads: int) -> dict[str, float]:
     """Measure llama.cpp; imports nothing of this project, so it runs under another Python."""
     import llama_cpp
     import numpy as np
@@ -189,7 +192,7 @@ def run_llama(path: Path, prompt: list[int], new_tokens: int, repeats: int, thre
             moments.append(now())
         return moments
 
-    return measured(once, repeats, len(prompt))
+    return measured(once, len(prompt))
 
 
 Moment = tuple[float, float]
@@ -200,16 +203,16 @@ def now() -> Moment:
     return time.perf_counter(), time.process_time()
 
 
-def measured(once, repeats: int, prompt_tokens: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """Return medians after one run to warm up, and the fastest token: what a busy machine does not slow down."""
+def measured(once, prompt_tokens: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Return the speeds of one run after one to warm up; best: of the fastest single token."""
     once()
-    runs = [once() for _ in range(repeats)]
-    seconds = [[b[0] - a[0] for a, b in pairwise(run[1:])] for run in runs]
+    run = once()
+    seconds = [b[0] - a[0] for a, b in pairwise(run[1:])]
     return {
-        "tokens_per_s": 1 / statistics.median(sum(run) / len(run) for run in seconds),
-        "best_tokens_per_s": 1 / min(min(run) for run in seconds),
-        "prompt_tokens_per_s": prompt_tokens / min(run[1][0] - run[0][0] for run in runs),
-        "cpu_ms": 1000 * statistics.median((run[-1][1] - run[1][1]) / (len(run) - 2) for run in runs),
+        "tokens_per_s": len(seconds) / sum(seconds),
+        "best_tokens_per_s": 1 / min(seconds),
+        "prompt_tokens_per_s": prompt_tokens / (run[1][0] - run[0][0]),
+        "cpu_ms": 1000 * (run[-1][1] - run[1][1]) / len(seconds),
         "rss_bytes": rss_bytes(),
     }
 
@@ -217,7 +220,7 @@ def measured(once, repeats: int, prompt_tokens: int) -> dict[str, float]:  # typ
 def run_case(options: argparse.Namespace) -> dict[str, float]:
     """Run the case that a process was started for."""
     prompt = [int(token) for token in options.prompt_ids.split(",")]
-    given = (options.model, prompt, options.tokens, options.repeats, options.threads)
+    given = (options.model, prompt, options.tokens, options.threads)
     if options.case == "packed":
         return run_packed(*given)
     if options.case == "llama":
@@ -229,7 +232,7 @@ def in_process(case: "Case", options: argparse.Namespace, prompt: list[int]) -> 
     """Run one case in a process of its own."""
     command = [case.python, __file__, str(case.path), "--case", case.kind, "--dtype", case.dtype]
     command += ["--device", options.device, "--prompt-ids", ",".join(map(str, prompt))]
-    command += ["--tokens", str(options.tokens), "--repeats", str(options.repeats), "--threads", str(options.threads)]
+    command += ["--tokens", str(options.tokens), "--threads", str(options.threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{case.kind} {case.path} failed: {done.stderr.strip()[-2000:]}")
@@ -253,35 +256,52 @@ class Case:
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Case]:
-    """Make what is missing in the work folder; return the cases by label."""
-    cases = {BASE: Case("torch", options.model)}
-    if options.device != "cpu":
-        cases["transformers bfloat16"] = Case("torch", options.model, dtype="bfloat16")
-    for name in RATES:
-        path = options.work / name.replace(" ", "_").replace("+_", "")
-        if options.device == "cpu":
-            path = path.with_suffix(".forge")
-            if not path.exists():
-                make_packed(options.model, name, path)
-            cases[name] = Case("packed", path, peer=SAME_BITS[name])
-        if options.device != "cpu" or name == CHECKPOINT:
-            path = path.with_suffix("")
-            if not (path / "config.json").exists():
-                make_checkpoint(options.model, name, path)
-            kind = "packed" if options.device == "cpu" else "torch"
-            cases[f"{name}, checkpoint"] = Case(kind, path, peer=SAME_BITS[name])
-    for path in options.checkpoints:
-        kind = "packed" if options.device == "cpu" else "torch"
-        cases[f"{path.name}, {size_of(path) / 1e6:.0f} MB"] = Case(kind, path, peer="Q4_0")
-    if options.llama_python:
-        from agent_forge.export import gguf_file
+    """Make what the cases asked for lack in the work folder; return them by label."""
+    cases: dict[str, Case] = {}
 
-        for kind in LLAMA_TYPES:
-            path = options.work / f"model-{kind}.gguf"
-            if not path.exists():
-                gguf_file.write(options.model, path, kind)
-            cases[f"llama.cpp {kind}"] = Case("llama", path, python=options.llama_python)
+    def add(label: str, case: Case, make: Callable[[Path], object] | None = None, made: Path | None = None) -> None:
+        if options.only and not any(part in label for part in options.only):
+            return
+        if make is not None and not (made or case.path).exists():
+            make(case.path)
+        cases[label] = case
+
+    on_cpu = options.device == "cpu"
+    add(BASE, Case("torch", options.model))
+    if not on_cpu:
+        add("transformers bfloat16", Case("torch", options.model, dtype="bfloat16"))
+    for name in RATES:
+        folder = options.work / name.replace(" ", "_").replace("+_", "")
+        if on_cpu:
+            file = folder.with_suffix(".forge")
+            add(name, Case("packed", file, peer=SAME_BITS[name]), partial(make_packed, options.model, name))
+        if not on_cpu or name == CHECKPOINT:
+            case = Case("packed" if on_cpu else "torch", folder, peer=SAME_BITS[name])
+            add(f"{name}, checkpoint", case, partial(make_checkpoint, options.model, name), folder / "config.json")
+    for path in options.checkpoints:
+        label = f"water-filled, {size_of(path) / 1e6:.0f} MB" if "waterfill" in codecs_of(path) else path.name
+        add(label, Case("packed" if on_cpu else "torch", path, peer="Q4_0"))
+    for kind in LLAMA_TYPES if options.llama_python else ():
+        file = options.work / f"model-{kind}.gguf"
+        add(f"llama.cpp {kind}", Case("llama", file, options.llama_python), partial(make_gguf, options.model, kind))
     return cases
+
+
+def make_gguf(source: Path, kind: str, out: Path) -> None:
+    """Write the GGUF file of one type."""
+    from agent_forge.export import gguf_file
+
+    gguf_file.write(source, out, kind)
+
+
+def codecs_of(path: Path) -> set[str]:
+    """Return the codecs of a compressed checkpoint's matrices."""
+    from agent_forge.codecs import payload
+    from agent_forge.runtime.tensors import Tensors
+
+    tensors = Tensors(path)
+    names = [name for name in tensors.names() if name.endswith(".payload")]
+    return {payload.read(tensors.get(name).tobytes(), name).codec for name in names[:1]}
 
 
 def main() -> None:
@@ -312,14 +332,21 @@ def main() -> None:
 
     ids = Tokenizer.from_file(str(options.model / "tokenizer.json")).encode(PROMPT).ids
     prompt = (ids * (options.prompt_tokens // len(ids) + 1))[: options.prompt_tokens]
-    rows = {}
-    for label, case in cases.items():
-        if not options.only or any(part in label for part in options.only):
-            rows[label] = in_process(case, options, prompt) | {"size": size_of(case.path)}
-            print(f"measured {label}: {rows[label]['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
+    turns: dict[str, list[dict[str, float]]] = {label: [] for label in cases}
+    for _ in range(options.repeats):
+        for label, case in cases.items():
+            turns[label].append(in_process(case, options, prompt))
+            print(f"measured {label}: {turns[label][-1]['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
+    rows = {label: medians(found) | {"size": size_of(cases[label].path)} for label, found in turns.items()}
     print_table(rows, cases, options)
     if options.device == "cpu":
         print_bars(rows, cases)
+
+
+def medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of every figure over the turns; of the fastest tokens the fastest."""
+    found = {figure: statistics.median(turn[figure] for turn in turns) for figure in turns[0]}
+    return found | {"best_tokens_per_s": max(turn["best_tokens_per_s"] for turn in turns)}
 
 
 def print_table(rows: dict[str, dict[str, float]], cases: dict[str, Case], options: argparse.Namespace) -> None:

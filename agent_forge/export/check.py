@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,8 @@ TEXTS = (
     "<|im_start|>user\nWhat is 48 plus 77?<|im_end|>\n<|im_start|>assistant\n",
     "Größe, naïve café, 数字 123, emoji 🙂 and   spaces   ",
 )
-# llama.cpp rounds activations to 8 bits in blocks of 32 before it multiplies quantised weights; with F16 it does not.
+# llama.cpp rounds activations to 8 bits before it multiplies quantised weights, in blocks of as many columns.
+ROUNDED_BLOCKS = {"Q8_0": 32, "Q4_0": 32, "Q5_0": 32, "Q4_K": 256, "TQ1_0": 256, "TQ2_0": 256}
 MOST_ERROR = {"F16": 0.01}
 MOST_ERROR_QUANTISED = 0.06
 
@@ -44,9 +47,13 @@ class Comparison:
     same_tokens: bool  # llama.cpp cuts the texts as the tokenizer does
     file_error: float  # llama.cpp against transformers on the file's weights
     file_top1: float
+    rounding_error: (
+        float  # the file's weights in transformers, with llama.cpp's rounding of activations against without
+    )
     checkpoint_error: float  # llama.cpp against the checkpoint
     checkpoint_top1: float
     checkpoint_kl_nats: float  # mean KL(checkpoint || llama.cpp)
+    limit: float  # that file_error may reach
     passed: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,16 +76,21 @@ def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
     kind = fill_with_file(model, gguf)
     from_file = logits_of(model, ids)
     error, top1 = _difference(theirs, from_file)
+    with activations_rounded(model):
+        moved, _ = _difference(logits_of(model, ids), from_file)
     lost, kept = _difference(theirs, ours)
+    limit = MOST_ERROR.get(kind, MOST_ERROR_QUANTISED)
     return Comparison(
         tokens=sum(map(len, ids)),
         same_tokens=same,
         file_error=error,
         file_top1=top1,
+        rounding_error=moved,
         checkpoint_error=lost,
         checkpoint_top1=kept,
         checkpoint_kl_nats=_kl(ours, theirs),
-        passed=same and error <= MOST_ERROR.get(kind, MOST_ERROR_QUANTISED),
+        limit=limit,
+        passed=same and error <= limit,
     )
 
 
@@ -137,14 +149,15 @@ def fill_with_file(model: Any, gguf: Path) -> str:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         heads = gguf_file.heads_to_reorder(name.rpartition(".")[2], shape, architecture)
         weight = torch.from_numpy(gguf_file.halves_again(values, heads))
-        _replace_by_floats(model, module, weight)
+        _replace_by_floats(model, module, weight, tensor.tensor_type.name)
     if "output.weight" not in stored:
-        _replace_by_floats(model, "lm_head", model.get_submodule("model.embed_tokens").weight.detach())
+        kind = stored["token_embd.weight"].tensor_type.name
+        _replace_by_floats(model, "lm_head", model.get_submodule("model.embed_tokens").weight.detach(), kind)
     return str(stored["blk.0.ffn_down.weight"].tensor_type.name)
 
 
-def _replace_by_floats(model: Any, module: str, weight: torch.Tensor) -> None:
-    """Put a plain float layer in the place of one that is coded or ternary."""
+def _replace_by_floats(model: Any, module: str, weight: torch.Tensor, kind: str) -> None:
+    """Put a plain float layer in the place of one that is coded or ternary, and note the type it is stored as."""
     old = model.get_submodule(module)
     new: torch.nn.Module
     if module.endswith("embed_tokens"):
@@ -154,8 +167,31 @@ def _replace_by_floats(model: Any, module: str, weight: torch.Tensor) -> None:
         new.weight = torch.nn.Parameter(weight, requires_grad=False)
         if old.bias is not None:
             new.bias = old.bias
+        new.stored_as = kind  # type: ignore[assignment]
     parent, _, child = module.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
+
+
+@contextmanager
+def activations_rounded(model: Any) -> Iterator[None]:
+    """Round the inputs of a filled model's linears as llama.cpp does for the types that they are stored as."""
+    handles = []
+    for module in model.modules():
+        block = ROUNDED_BLOCKS.get(getattr(module, "stored_as", ""), 0)
+        if block:
+            handles.append(module.register_forward_pre_hook(lambda _, given, b=block: (rounded(given[0], b),)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def rounded(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Return x (..., columns) in 8 bits a value, with a scale a block of columns: ggml's Q8_0 (32) and Q8_K (256)."""
+    blocks = x.unflatten(-1, (-1, block))
+    step = (blocks.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
+    return ((blocks / step).round() * step).flatten(-2)
 
 
 def _difference(found: list[Array], reference: list[Array]) -> tuple[float, float]:

@@ -59,6 +59,12 @@ def export(
         found = compare(source, file, python=llama_python)
         done.check = found.as_dict()
     _write_card(source, out, done)
+    if done.check and not done.check["passed"] and done.check["rounding_error"] > done.check["limit"]:
+        raise GateError(
+            f"the weights of {out} make a model that is too unstable to compare: llama.cpp's rounding of activations alone "
+            f"moves its logits by {done.check['rounding_error']:.3g} of their size. {kind} does not fit this checkpoint; "
+            "try --type Q8_0"
+        )
     if done.check and not done.check["passed"]:
         raise GateError(
             f"llama.cpp does not give the logits of {out}: relative error {done.check['file_error']:.3g}, same tokens: "
@@ -115,10 +121,14 @@ def _hf(source: Path, out: Path, kind: str) -> Exported:
 
 def _packed(source: Path, out: Path, kind: str) -> Exported:
     from agent_forge.runtime.loading import load, save
+    from agent_forge.runtime.shape import UnsupportedModelError
 
     if kind != "codes":
         raise ConfigError(f"the packed format keeps the checkpoint's own codes; leave --type away, got {kind}")
-    model = load(source)
+    try:
+        model = load(source)
+    except UnsupportedModelError as error:
+        raise ConfigError(f"{str(error).removesuffix('; use engine=torch')}; use --format hf") from error
     size = save(model, out)
     return Exported("packed", kind, [str(out)], size, [f"{len(model.matrices)} matrices", *model.notes])
 

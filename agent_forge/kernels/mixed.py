@@ -6,7 +6,7 @@ brings codes of like size together; a block of width w (0 to 8 bits) holds code 
 Reads and writes numpy; mixed.h is what multiplies with it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def pack(codes: Array, order: Array) -> dict[str, Array]:
     return {"codes": packed, "widths": widths, "starts": (ends - lines.sum(1)).astype(np.uint32)}
 
 
-def unpack(arrays: dict[str, Array], tiles: Array, columns: int) -> Array:
+def unpack(arrays: Mapping[str, Array], tiles: Array, columns: int) -> Array:
     """Return the codes of the tiles named, in the order of the layout: (tiles * ROWS, columns) int8."""
     sizes, widths = group_columns(columns), arrays["widths"][tiles]
     lines = _lines(widths, sizes)
@@ -127,9 +127,9 @@ def _alike(widths: Array, sizes: Array) -> Iterator[tuple[int, int, tuple[Array,
     """Yield (width, columns, (tiles, groups)) of blocks of one width and size; empty blocks are left out."""
     for size in np.unique(sizes):
         for width in np.unique(widths):
-            places = np.nonzero((widths == width) & (sizes == size))
-            if width and len(places[0]):
-                yield int(width), int(size), places
+            tile, group = np.nonzero((widths == width) & (sizes == size))
+            if width and len(tile):
+                yield int(width), int(size), (tile, group)
 
 
 def _planes(width: int) -> tuple[int, ...]:

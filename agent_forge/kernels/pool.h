@@ -36,8 +36,9 @@ typedef struct {
     float *rounded; /* the same as the model rounds them, for matrices that multiply floats */
     float *scores;  /* of one head with the tokens before */
     float *key_now; /* of one head at the token that is decoded */
+    float *expanded; /* VQ: the codebook, then a tile as floats */
     Input input;
-    size_t memory_bytes, rounded_bytes, scores_bytes, key_now_bytes;
+    size_t memory_bytes, rounded_bytes, scores_bytes, key_now_bytes, expanded_bytes;
     uint64_t stamp; /* what `memory` holds */
     Key key, rounded_key;
 } Worker;
@@ -209,6 +210,7 @@ void forge_pool_free(Pool *pool) {
         free(pool->workers[i].rounded);
         free(pool->workers[i].scores);
         free(pool->workers[i].key_now);
+        free(pool->workers[i].expanded);
         free(pool->workers[i].input.low);
     }
     for (int i = 0; i < pool->retirements; i++) free(pool->retired[i]);

@@ -4,6 +4,7 @@
 #include "mixed.h"
 
 #define VQ_BATCH 4  /* tokens whose tables are held at once */
+#define WIDE_TOKENS 8 /* from so many on, VQ tiles become floats instead of tables */
 #define VQ_PIECE 64 /* most positions that one thread fills at a time */
 
 /* ---- integers of activations ----------------------------------------------------------------------------------- */
@@ -228,27 +229,53 @@ static void take_row(const Matrix *m, int row, float *out) {
 
 /* ---- float matrices -------------------------------------------------------------------------------------------- */
 
-INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
-                       int add_to, int format) {
-    for (int row = first; row < last; row++) {
-        size_t base = (size_t)row * m->columns;
-        float scale = m->scales ? ((const float *)m->scales)[row] : 1, bias = m->bias ? m->bias[row] : 0;
-        for (int t = 0; t < tokens; t += 4) {
-            int count = tokens - t < 4 ? tokens - t : 4, c = 0;
-            f32x16 sums[4] = {{0}, {0}, {0}, {0}};
-            for (; c + 16 <= m->columns; c += 16) {
-                f32x16 w = load_as_float(m->codes, base + c, format);
-                for (int k = 0; k < count; k++) sums[k] += w * load16(x + (size_t)(t + k) * m->columns + c);
-            }
-            for (int k = 0; k < count; k++) {
-                float total = sum16(sums[k]);
-                for (int rest = c; rest < m->columns; rest++)
-                    total += one_as_float(m->codes, base + rest, format) * x[(size_t)(t + k) * m->columns + rest];
-                float *to = out + (size_t)(t + k) * stride + row;
-                *to = (add_to ? *to : 0) + total * scale + bias;
-            }
+#define FLOAT_ROWS 4 /* rows and tokens whose sums stay in registers */
+#define FLOAT_TOKENS 4
+
+/* Multiply `rows` rows from `row` on with `count` tokens; both are constants at every call. One row and token at a time
+   gives the same sums. */
+INLINE void float_block(const Matrix *m, const float *x, int row, int rows, int count, float *out, size_t stride,
+                        int add_to, int format) {
+    f32x16 sums[FLOAT_ROWS][FLOAT_TOKENS];
+    int columns = m->columns, c = 0;
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < count; k++) sums[r][k] = (f32x16){0};
+    for (; c + 16 <= columns; c += 16) {
+        f32x16 w[FLOAT_ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) w[r] = load_as_float(m->codes, (size_t)(row + r) * columns + c, format);
+#pragma GCC unroll 4
+        for (int k = 0; k < count; k++) {
+            f32x16 activation = load16(x + (size_t)k * columns + c);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) sums[r][k] += w[r] * activation;
         }
     }
+    for (int r = 0; r < rows; r++) {
+        float scale = m->scales ? ((const float *)m->scales)[row + r] : 1, bias = m->bias ? m->bias[row + r] : 0;
+        for (int k = 0; k < count; k++) {
+            float total = sum16(sums[r][k]), *to = out + (size_t)k * stride + row + r;
+            for (int rest = c; rest < columns; rest++)
+                total += one_as_float(m->codes, (size_t)(row + r) * columns + rest, format) * x[(size_t)k * columns + rest];
+            *to = (add_to ? *to : 0) + total * scale + bias;
+        }
+    }
+}
+
+INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
+                       int add_to, int format) {
+    int token = 0;
+    for (; token + FLOAT_TOKENS <= tokens; token += FLOAT_TOKENS) {
+        const float *from = x + (size_t)token * m->columns;
+        float *to = out + (size_t)token * stride;
+        int row = first;
+        for (; row + FLOAT_ROWS <= last; row += FLOAT_ROWS)
+            float_block(m, from, row, FLOAT_ROWS, FLOAT_TOKENS, to, stride, add_to, format);
+        for (; row < last; row++) float_block(m, from, row, 1, FLOAT_TOKENS, to, stride, add_to, format);
+    }
+    for (; token < tokens; token++)
+        for (int row = first; row < last; row++)
+            float_block(m, x + (size_t)token * m->columns, row, 1, 1, out + (size_t)token * stride, stride, add_to, format);
 }
 
 static void floats_product(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
@@ -486,8 +513,44 @@ static void vq_piece(Team *team, const void *data, int first, int last) {
     }
 }
 
+/* Write the entries of one tile's indices, before their row scales, as floats: (VQ_ROWS, columns).
+   entries: the codebook with a centroid's values side by side. */
+static void expand_vq_tile(const Matrix *m, int tile, const float *entries, float *out) {
+    int vector = m->vector, positions = m->padded / vector;
+    const uint8_t *indices = m->codes + (size_t)tile * positions * VQ_ROWS;
+    for (int j = 0; j < positions; j++) {
+        int first = j * vector, count = m->columns - first < vector ? m->columns - first : vector;
+        for (int place = 0; place < VQ_ROWS; place++) {
+            int row = place % 16 / 4 * 16 + place / 16 * 4 + place % 4;
+            const float *entry = entries + (size_t)indices[(size_t)j * VQ_ROWS + place] * vector;
+            float *to = out + (size_t)row * m->columns + first;
+            if (count == 4) memcpy(to, entry, 16);
+            else memcpy(to, entry, 4 * (size_t)count);
+        }
+    }
+}
+
+/* Many tokens: a tile becomes floats in this thread's memory, and is multiplied as such. */
+static void wide_vq_piece(Team *team, const void *data, int first, int last) {
+    const Use *u = data;
+    const Matrix *m = u->matrix;
+    const float *x = plain_or_rounded(team, u);
+    float *entries = team->own->expanded, *weights = entries + (size_t)m->vector * CENTROIDS;
+    for (int k = 0; k < CENTROIDS; k++)
+        for (int i = 0; i < m->vector; i++) entries[k * m->vector + i] = m->codebook[(size_t)i * CENTROIDS + k];
+    for (int tile = first; tile < last; tile++) {
+        int row = tile * VQ_ROWS, rows = m->rows - row < VQ_ROWS ? m->rows - row : VQ_ROWS;
+        Matrix one = {.kind = FLOATS, .bits = F32, .rows = rows, .columns = m->columns, .codes = (const uint8_t *)weights,
+                      .scales = (const float *)m->scales + row, .bias = m->bias ? m->bias + row : NULL};
+        expand_vq_tile(m, tile, entries, weights);
+        floats_product(&one, x, 0, rows, u->tokens, u->out + row, u->stride, u->add_to);
+    }
+}
+
 static int vq_product(Team *team, const Use *use) {
     const Matrix *m = use->matrix;
+    if (use->tokens >= WIDE_TOKENS)
+        return together(team, (m->rows + VQ_ROWS - 1) / VQ_ROWS, 1, wide_vq_piece, use);
     Batch b = {.use = *use, .positions = m->padded / m->vector};
     int tiles = (m->rows + VQ_ROWS - 1) / VQ_ROWS;
     b.use.size = piece_of(team, b.positions, VQ_PIECE);
@@ -529,6 +592,10 @@ static int reserve_for(Pool *pool, const Matrix *m, int tokens) {
         Worker *w = pool->workers + i;
         int own = i < pool->threads ? 1 : tokens;
         if (is_coded(m) && !reserve_input(&w->input, own, m->padded, m->groups)) return 0;
+        size_t expanded = ((size_t)m->vector * CENTROIDS + (size_t)VQ_ROWS * m->columns) * 4;
+        if (m->kind == VQ && tokens >= WIDE_TOKENS && i < pool->threads
+            && !reserve((void **)&w->expanded, &w->expanded_bytes, expanded))
+            return 0;
         if (m->kind != CODES && m->activation_top > 0
             && !reserve((void **)&w->rounded, &w->rounded_bytes, 4 * (size_t)own * m->columns))
             return 0;

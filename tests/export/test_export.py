@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from agent_forge import codecs, models, runtime
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.cli.app import app
-from agent_forge.core.errors import ConfigError, StorageError
+from agent_forge.core.errors import ConfigError, GateError, StorageError
 from agent_forge.export import check, gguf_file, quantise
 from agent_forge.export.run import export
 from agent_forge.models import compressed
@@ -168,6 +169,31 @@ def test_the_check_notices_rows_in_the_wrong_order(wide: Path, tmp_path: Path, m
     assert not found.passed, found
 
 
+def test_activations_are_rounded_in_blocks_with_a_scale_each() -> None:
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    x[:, 40] = 1000.0
+    found = check.rounded(x, 32)
+    assert float((found[:, :32] - x[:, :32]).abs().max()) <= float(x[:, :32].abs().max()) / 254 * 1.001
+    assert not found[:, 32:40].any()
+    assert torch.equal(check.rounded(torch.zeros(1, 32), 32), torch.zeros(1, 32))
+
+
+@needs_llama
+def test_weights_that_a_type_cannot_hold_are_told_from_a_wrong_file(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = check.compare
+    for moved, named in ((0.5, "too unstable to compare"), (0.01, "does not give the logits")):
+
+        def worse(*given: Any, moved: float = moved, **options: Any) -> check.Comparison:
+            measured = found(*given, **options)
+            return replace(measured, passed=False, file_error=0.7, rounding_error=moved)
+
+        monkeypatch.setattr(check, "compare", worse)
+        with pytest.raises(GateError, match=named):
+            export(wide, tmp_path / "m.gguf", "gguf", "Q8_0", check=True, llama_python=LLAMA_PYTHON)
+
+
 @pytest.mark.skipif(HAS_LLAMA and sys.executable == LLAMA_PYTHON, reason="this Python has llama-cpp-python")
 def test_the_check_without_llama_cpp_says_what_to_install(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install llama-cpp-python"):
@@ -271,7 +297,7 @@ def test_the_packed_engine_runs_a_thought_model_whose_gate_is_shut_and_refuses_o
     export(thinking["shut"], tmp_path / "m.forge", "packed")
     found = runtime.load(tmp_path / "m.forge").logits(ids)
     assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
-    with pytest.raises(ConfigError, match=r"thinks from 2\.0 nats on; use engine=torch"):
+    with pytest.raises(ConfigError, match=r"thinks from 2\.0 nats on; use --format hf"):
         export(thinking["open"], tmp_path / "n.forge", "packed")
 
 
