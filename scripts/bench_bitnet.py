@@ -14,6 +14,7 @@ settings. The state lies in --work: a killed run goes on. On a machine with a GP
 import argparse
 import hashlib
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from agent_forge import models
 from agent_forge.checkpoint import Workspace
 from agent_forge.config.compose import compose
+from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.models.ternary import TernarySettings, ternarise
@@ -87,19 +89,25 @@ class Bench:
         self.device = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
         tokenizer = models.load_tokenizer(args.model)
         parts = split_documents(args.text)
-        self.scored_ids = windows(parts["dev" if args.dev else "held"], tokenizer, args.windows)
+        self.scored_ids = windows(parts["dev" if args.dev else "held"], tokenizer, args.windows).to(self.device)
         self.batches = Windows(parts["train"], tokenizer, args.length, args.rows, self.config.seed)
         self.calibration = windows(parts["train"], tokenizer, self.config.init.rows)
         self.out = Workspace(f"{args.work}/model", phase="bitnet", seed=self.config.seed, config=self.config)
         self.out.save_every_seconds = self.config.runtime.save_every_seconds
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: setattr(self.out, "stop_signal", received))
         self.events = EventLog(None, "bitnet", (self._show,), interval_seconds=30)
         self.parent = models.load(args.model, device=self.device).requires_grad_(False)
         self.model = models.load(args.model, device=self.device)
         linear = self.config.linear
         ternarise(self.model, TernarySettings(**{n: getattr(linear, n) for n in linear.__dataclass_fields__}))
         self.dtype = getattr(torch, self.config.runtime.dtype)
-        self.base = scored(self.parent, self.scored_ids, self.dtype)
-        self.trained_seconds, self.last, self.tokens = 0.0, 0.0, 0
+        kept = self.out.remember_tensors(
+            "parent", lambda: {"scores": scored(self.parent, self.scored_ids, self.dtype).cpu()}
+        )
+        self.base = kept["scores"]
+        self.last = 0.0
+        self.spent = {"tokens": 0, "train_seconds": 0.0}
 
     def _show(self, event: Event) -> None:
         if event.kind in ("message", "warning") or (event.kind == "progress" and event.stage == "distil"):
@@ -109,36 +117,47 @@ class Bench:
             )
 
     def report(self, name: str, **more: Any) -> None:
-        """Print the perplexity of the model as it is now."""
-        training = self.model.training
-        found = figures(scored(self.model.eval(), self.scored_ids, self.dtype), self.base)
-        self.model.train(training)
-        print(json.dumps({"model": name, **found, **more, "cpu_seconds": round(time.process_time())}), flush=True)
+        """Print the perplexity of the model as it is now; measured once, also across restarts."""
 
-    def on_step(self, record: Any, _: Any) -> None:
-        """Print a row every so many steps; what scoring takes is not counted as training."""
-        done, self.tokens = record.step + 1, self.tokens + record.tokens
-        self.trained_seconds += time.process_time() - self.last
+        def measure() -> dict[str, Any]:
+            training = self.model.training
+            found = figures(scored(self.model.eval(), self.scored_ids, self.dtype).cpu(), self.base)
+            self.model.train(training)
+            return found
+
+        print(json.dumps({"model": name, **self.out.remember(f"scored-{name}", measure), **more}), flush=True)
+
+    def __call__(self, record: Any, _: Any) -> None:
+        """Print a row every so many steps. Seconds are the process's own, and those of scoring are not counted."""
+        self.spent["tokens"] += record.tokens
+        self.spent["train_seconds"] += time.process_time() - self.last
+        done = record.step + 1
         if done % self.args.score_every == 0 and done < self.config.train.steps:
-            self.report(f"step {done}", tokens=self.tokens, train_seconds=round(self.trained_seconds))
+            self.report(f"step {done}", **self.spent)
         self.last = time.process_time()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart goes on from."""
+        return dict(self.spent)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.spent = dict(state)
 
     def run(self) -> None:
         """Initialise, distil, and keep the trained model in --work."""
-        print(
-            json.dumps({"model": "parent", **figures(self.base, self.base), "train_tokens": self.batches.ids.numel()})
-        )
+        own = figures(self.base, self.base)
+        print(json.dumps({"model": "parent", **own, "train_tokens": self.batches.ids.numel()}), flush=True)
         self.report("rounded")
         if self.config.init.method == "gptq":
             calibration = self.calibration.to(self.device)
-            began = time.process_time()
             start_compensated(self.config, self.model, lambda: list(calibration.split(4)), self.out, self.events)
-            self.report("compensated", init_seconds=round(time.process_time() - began))
+            self.report("compensated", cpu_seconds=round(time.process_time()))
         if not self.config.train.steps:
             return
         self.last = time.process_time()
-        distil(self.config, self.parent, self.model, self.batches, None, self.out, self.events, self.on_step)
-        self.report("trained", tokens=self.tokens, train_seconds=round(self.trained_seconds))
+        distil(self.config, self.parent, self.model, self.batches, None, self.out, self.events, self)
+        self.report("trained", **self.spent)
         models.save(self.model, models.load_tokenizer(self.args.model), Path(self.args.work) / "trained")
 
 
@@ -158,7 +177,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
-    Bench(args).run()
+    try:
+        Bench(args).run()
+    except Interrupted as stopped:
+        print(f"{stopped}; the same command goes on", file=sys.stderr)
+        raise SystemExit(75) from None
 
 
 if __name__ == "__main__":
