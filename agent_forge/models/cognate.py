@@ -220,12 +220,17 @@ class CognatePreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, MemoryBank):
             init.normal_(module.slots, mean=0.0, std=std)
-            for matrix in (module.read_proj, module.write_proj):
-                init.eye_(matrix.weight)
+            self._start_as_identity(module.read_proj, module.write_proj)
         elif isinstance(module, MemoryAttention):
             init.constant_(module.gate, self.config.memory_gate_init)
-            for matrix in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
-                init.eye_(matrix.weight)
+            self._start_as_identity(module.q_proj, module.k_proj, module.v_proj, module.o_proj)
+
+    @staticmethod
+    def _start_as_identity(*layers: nn.Module) -> None:
+        """Make linear layers the identity; a compressed layer has no weight before its codes are read."""
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                init.eye_(layer.weight)
 
 
 class CognateModel(CognatePreTrainedModel):

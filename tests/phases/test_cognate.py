@@ -17,7 +17,7 @@ from agent_forge.core.events import Event, EventLog
 from agent_forge.data.synthetic import memory
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.phases.cognate import PHASE, Config, RecallConfig, probes
-from agent_forge.phases.cognate.run import SPECIALISTS, priced, run
+from agent_forge.phases.cognate.run import SPECIALISTS, mixed_batches, priced, run
 from agent_forge.phases.cognate.segments import RecallRows, WithRecall, segment_loss
 
 TINY = [
@@ -234,6 +234,19 @@ def test_passes_get_their_price_at_their_share_of_the_steps() -> None:
     after = (config.adaptive_computation.ponder_cost, config.adaptive_computation.entropy_cost)
     assert seen == [(0.0, 1.0), (0.0, 1.0), after, after]
     assert after[0] > 0
+    with pytest.raises(ConfigError, match="ponder_from"):
+        compose("cognate", Config, ["out=x", "adaptive_computation.ponder_from=1.0"])
+
+
+def test_recall_becomes_ordinary_rows_for_a_model_without_written_memory(
+    data_config: DataConfig, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = settings(Path("x"), data_config)
+    batches = mixed_batches("t", {"recall": 0.5, "text": 0.5}, config, tiny_tokenizer, 4, 4, 256, segmented=False)
+    assert isinstance(batches, data.Mixture)
+    shown = tiny_tokenizer.decode(batches.batch(0)["input_ids"].flatten())
+    assert "The code of the" in shown
+    assert "What is the code of the" in shown
 
 
 def test_probes_count_a_reply_as_right_only_as_a_whole_and_leave_padding_out_of_the_passes() -> None:

@@ -72,6 +72,8 @@ class SpecialistConfig:
     def __post_init__(self) -> None:
         if isinstance(self.halting_threshold, float) and not 0 < self.halting_threshold <= 1:
             raise ConfigError(f"halting_threshold must be in (0, 1], got {self.halting_threshold}")
+        if isinstance(self.ponder_from, float) and not 0 <= self.ponder_from < 1:
+            raise ConfigError(f"ponder_from must be in [0, 1), got {self.ponder_from}; set ponder_cost=0 for no price")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -143,9 +143,8 @@ def specialist(
     with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", name)):
         records = learn.train(
             model, batches, priced(loss_over(batches, config), settings, steps), stage=name, steps=steps,
-            optim=branch.optim, out=out,
-            events=events, seed=config.seed, parameters=_groups(model, settings), device=device,
-            dtype=pick_dtype(config.runtime.dtype),
+            optim=branch.optim, out=out, events=events, seed=config.seed, parameters=_groups(model, settings),
+            device=device, dtype=pick_dtype(config.runtime.dtype),
             settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
         )  # fmt: skip
     return model.eval(), [record.loss for record in records]
