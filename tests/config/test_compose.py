@@ -33,7 +33,7 @@ def test_seed_zero_is_a_seed() -> None:
         ("sede=3", "unknown key 'sede'; did you mean 'seed'"),
         ("gate.items=many", "gate.items"),
         ("gate.on_failure=stopp", "gate.on_failure must be one of stop, rollback, continue"),
-        ("runtime.dtype=bfloat17", "runtime.dtype must be one of .*, got 'bfloat17'; did you mean 'bfloat16'"),
+        ("runtime.dtype=bfloat17", "float16, auto, got 'bfloat17'; did you mean 'bfloat16'"),
         ("runtime.processes=0", "runtime.processes must be at least 1"),
         ("items", "is not KEY=VALUE"),
         ("data._target_=builtins.exec", "_target_ is not accepted"),
