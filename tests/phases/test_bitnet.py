@@ -258,7 +258,7 @@ def test_phase_runs_without_any_data_on_what_the_parent_writes(
         raise AssertionError(f"the data-free mode read {kind}")
 
     monkeypatch.setattr("agent_forge.phases.bitnet.run.data.source", no_data)
-    overrides = ("train.mix.text=0", "+train.mix.own=1", "own.windows=16")
+    overrides = ("train.mix.text=0", "train.mix.own=1", "own.windows=16")
     report, _, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
     assert report.metrics["codes_changed_in_training"] > 0
 
