@@ -147,8 +147,9 @@ def evolved(chosen: argparse.Namespace, out: Path, seed: int) -> dict[str, Any]:
         sources = checkpoint.expand([str(chosen.directory)])
         workspace = Workspace(out, phase="evomerge", seed=seed, config=config, parents=sources)
         start = time.perf_counter()
-        run(config, sources, workspace, EventLog(None, "evomerge"))
-        tested = json.loads(next(workspace.state.glob("test-*.json")).read_text())
+        if not out.exists():
+            run(config, sources, workspace, EventLog(None, "evomerge"))
+        tested = workspace.remember(next(workspace.state.glob("test-*.json")).stem, dict)
         tested["technique"] = checkpoint.open(out).manifest.extra["technique"]
         tested["seconds"] = time.perf_counter() - start
         result.write_text(json.dumps(tested))
