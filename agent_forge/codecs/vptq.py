@@ -136,8 +136,9 @@ def _code_outliers(
         for start in range(0, len(apart), OUTLIER_VECTOR):
             quantise(moved[:, start : start + OUTLIER_VECTOR], start)
     else:
-        moved, turned = pad_columns(moved, turned, OUTLIER_VECTOR)  # type: ignore[assignment]
-        moved = compensate(moved, turned, quantise, step=OUTLIER_VECTOR, lazy=LAZY_COLUMNS)
+        moved, wide = pad_columns(moved, turned, OUTLIER_VECTOR)
+        assert wide is not None
+        moved = compensate(moved, wide, quantise, step=OUTLIER_VECTOR, lazy=LAZY_COLUMNS)
     parts |= {"o": apart.numpy().astype(np.uint16), "x": indices.numpy(), "p": book.books[0].half().numpy()}
     others = slice(len(apart), len(order))
     return moved[:, others], None if turned is None else turned[others, others].contiguous()
