@@ -30,7 +30,11 @@ def adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Iter
     except ImportError:
         raise ConfigError("branch.lora_rank needs the package peft; pip install 'agent-forge[lora]'") from None
     settings = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # any number does
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     tuner = LoraModel(model, {NAME: settings}, NAME)

@@ -152,7 +152,8 @@ def segment_loss(
     """
     parts = list(zip(input_ids.split(config.segment_tokens, 1), labels.split(config.segment_tokens, 1), strict=True))
     memory: MemoryState | None = None
-    losses, metrics = [], {}
+    losses: list[Tensor] = []
+    metrics: dict[str, float] = {}
     for number, (ids, wanted) in enumerate(parts, start=1):
         loss, metrics, memory = cognate_loss.expected_loss(
             model, ids, wanted, attention_mask=ids.ne(pad).long(), memory=memory, loops=loops,
