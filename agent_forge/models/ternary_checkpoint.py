@@ -71,7 +71,7 @@ class Place(nn.Module):
             latents = embedding.values(embedding.unpack(codes, layer.bits, shape[1]), scales, layer.columns)
         layer.weight = nn.Parameter(latents)
         if isinstance(layer, (TernaryLinear, RoundedHead)):
-            layer.bias = self.bias
+            layer.register_parameter("bias", self.bias)
         if isinstance(layer, TernaryLinear):
             layer.norm_weight = self.norm_weight
         return layer.train(self.training)

@@ -80,7 +80,7 @@ def check(bits: int, columns: int) -> None:
 class _Rounded(nn.Module):
     """What both layers share: the latents, and the rounded ones kept until the latents change."""
 
-    weight: nn.Parameter
+    weight: Tensor
     _kept: tuple[tuple[Any, ...], Tensor] | None = None
 
     def set_grid(self, bits: int, columns: int, source: "_Rounded | None" = None) -> None:

@@ -165,7 +165,9 @@ def distil(
     """Train a ternary model in place to behave like its parent. pad: the id of padding, or None."""
     train, dtype = config.train, pick_dtype(config.runtime.dtype)
     # What the forward pass rounds anyway is rounded once.
-    teacher = parent if dtype == torch.float32 else copy.deepcopy(parent).to(dtype)
+    teacher: Any = parent
+    if dtype != torch.float32:
+        teacher = copy.deepcopy(teacher).to(dtype)
     loss = Distillation(teacher, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
     if not train.embeddings:
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
