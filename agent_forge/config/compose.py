@@ -15,7 +15,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Mappings whose keys are names that the user chooses; the room that reads them checks the names.
-FREE_MAPPINGS = ("tasks", "mix", "weights", "fitness")
+FREE_MAPPINGS = frozenset({"tasks", "mix", "weights", "fitness"})
 
 
 def compose(command: str, schema: type[T], overrides: Sequence[str] = (), file: str | None = None) -> T:
@@ -143,10 +143,9 @@ def _quote_option(override: str) -> str:
 
 
 def _force_free_mapping(override: str) -> str:
-    """Let `gate.tasks.choice=0.9` add an entry: the keys of these mappings are not fixed by the defaults."""
+    """Let `gate.tasks.choice=0.9` and `train.mix={own: 1}` add entries: the defaults do not fix these mappings' keys."""
     key = override.split("=", 1)[0]
-    parts = key.lstrip("+~").split(".")
-    if len(parts) > 1 and parts[-2] in FREE_MAPPINGS and not key.startswith(("+", "~")):
+    if not key.startswith(("+", "~")) and not FREE_MAPPINGS.isdisjoint(key.split(".")[-2:]):
         return f"++{override}"
     return override
 

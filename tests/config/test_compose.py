@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from agent_forge.config import PhaseConfig
-from agent_forge.config.compose import CONF, compose
+from agent_forge.config.compose import CONF, compose, compose_tree
 from agent_forge.core.errors import ConfigError
+from agent_forge.phases.bitnet import Config as BitnetConfig
 
 
 def base(*overrides: str, file: str | None = None) -> PhaseConfig:
@@ -69,6 +70,17 @@ def test_a_missing_value_and_a_missing_file_are_named() -> None:
         compose("base", PhaseConfig)
     with pytest.raises(ConfigError, match="No such file"):
         base(file="nowhere.yaml")
+
+
+def test_a_mapping_of_free_keys_takes_new_ones() -> None:
+    mix = compose("bitnet", BitnetConfig, ["out=x", "train.mix={text: 0, choice: 1}"]).train.mix
+    assert mix["choice"] == 1 and mix["text"] == 0 and mix["tools"] > 0
+
+
+def test_run_all_searches_for_a_minute_and_evomerge_at_the_specifications_budget() -> None:
+    assert compose_tree("run_all").evomerge.search.generations == 6
+    assert compose_tree("evomerge").search.generations == 50
+    assert compose_tree("run_all", ["search@evomerge.search=spec"]).evomerge.search.generations == 50
 
 
 def test_gate_tasks_take_new_names() -> None:
