@@ -74,7 +74,8 @@ def test_a_missing_value_and_a_missing_file_are_named() -> None:
 
 def test_a_mapping_of_free_keys_takes_new_ones() -> None:
     mix = compose("bitnet", BitnetConfig, ["out=x", "train.mix={text: 0, choice: 1}"]).train.mix
-    assert mix["choice"] == 1 and mix["text"] == 0 and mix["tools"] > 0
+    assert (mix["choice"], mix["text"]) == (1, 0)
+    assert mix["tools"] > 0
 
 
 def test_run_all_searches_for_a_minute_and_evomerge_at_the_specifications_budget() -> None:
