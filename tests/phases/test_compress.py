@@ -156,7 +156,7 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
                 parameter.mul_(8)
     windows = torch.randint(0, 200, (24, 32))
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
     with torch.no_grad():
         base = tiny_llama(windows).logits.log_softmax(-1)
         for name in ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"):
@@ -175,7 +175,7 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
 def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (3, 16))
-    found = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
     uses = found["model.embed_tokens"].uses
     assert len(uses) == 2
     assert "lm_head" not in found
@@ -184,6 +184,31 @@ def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_pa
     with torch.no_grad():
         p = tiny_llama(windows).logits.softmax(-1).flatten(0, 1)
     assert any(torch.allclose(use.rows, (p - p**2).mean(0), atol=1e-6) for use in uses)  # of the head, without labels
+
+
+def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def hold(self: sensitivity.Collector, model: LlamaForCausalLM, names: list[str]) -> None:
+        assert all(sums.second is None for sums in self.sums.values())  # of the part before
+        whole(self, model, names)
+        held.append(sum(4 * s.second.numel() for s in self.sums.values() if s.second is not None))
+
+    whole = sensitivity.Collector.hold
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    windows = torch.randint(0, 200, (3, 16))
+    once = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    monkeypatch.setattr(sensitivity.Collector, "hold", hold)
+    limit = 40_000
+    parts = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), limit_bytes=limit))
+    assert len(held) > 2
+    assert max(held) <= limit < sum(held)
+    assert parts.keys() == once.keys()
+    for name, wanted in once.items():
+        for key, tensor in wanted.tensors().items():
+            assert torch.equal(parts[name].tensors()[key], tensor)
 
 
 def test_unseen_tokens_together_get_what_was_seen_once() -> None:
@@ -212,7 +237,7 @@ def test_calibration_leaves_the_model_as_it_was(tiny_llama: LlamaForCausalLM, tm
     read = sensitivity.remembered(tiny_llama, windows, 0, out, EventLog(None, "compress"))
     assert {name: p.requires_grad for name, p in tiny_llama.named_parameters()} == before
     assert all(p.grad is None for p in tiny_llama.parameters())
-    again = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    again = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
     error = torch.randn_like(tiny_llama.model.layers[0].mlp.up_proj.weight)
     name = "model.layers.0.mlp.up_proj"
     assert read(name).distortion(error) == pytest.approx(again[name].distortion(error), rel=1e-6)
@@ -341,7 +366,7 @@ def test_token_counts_of_more_text_weigh_the_embeddings_rows(tiny_llama: LlamaFo
     windows = torch.randint(0, 50, (3, 16))
     counts = torch.bincount(torch.randint(0, 200, (5000,), generator=torch.Generator().manual_seed(2))).float()
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts)
+    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts))
     rows = found["model.embed_tokens"].uses[0].rows
     wanted = nn.functional.pad(counts, (0, len(rows) - len(counts)))
     assert torch.allclose(rows, sensitivity.good_turing(wanted) / 5000, rtol=1e-4)

@@ -27,6 +27,7 @@ class CalibrationConfig:
     )
     length_tokens: int  # of a window
     mix: dict[str, float]  # kind of data -> share of the windows
+    sums_mb: float  # most megabytes of layers' sums of x xᵀ held at once; what does not fit takes another forward pass
 
 
 @dataclass(slots=True, kw_only=True)

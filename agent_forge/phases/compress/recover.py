@@ -49,22 +49,15 @@ def recovered(
     if config.block_steps:
         blockwise.align(parent, student, windows[: config.block_windows], config, out, events)
     if config.steps:
-        _distil(parent, student, parameters, batches, config, out, events, seed, dtype)
+        learn.train(
+            student, batches, _as_parent(parent), stage=STAGE, steps=config.steps, optim=config.optim, out=out,
+            events=events, seed=seed, parameters=parameters, device=parent.device, dtype=dtype,
+        )  # fmt: skip
     return _dense_copy(parent, student, picked), rescaled(student, picked)
 
 
-def _distil(
-    parent: PreTrainedModel,
-    student: PreTrainedModel,
-    parameters: list[nn.Parameter],
-    batches: Batches,
-    config: RecoverConfig,
-    out: Workspace,
-    events: EventLog,
-    seed: int,
-    dtype: torch.dtype,
-) -> None:
-    """Train `parameters` of `student` so that its logits are the parent's."""
+def _as_parent(parent: PreTrainedModel) -> learn.LossFn:
+    """Return the loss that makes a model's logits those of `parent`."""
 
     def loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
         del step
@@ -75,10 +68,7 @@ def _distil(
         kl = learn.distill_loss(wanted, logits, torch.ones_like(ids, dtype=torch.bool), 1.0)
         return kl, {"kl_nats": kl.detach()}
 
-    learn.train(
-        student, batches, loss, stage=STAGE, steps=config.steps, optim=config.optim, out=out, events=events, seed=seed,
-        parameters=parameters, device=parent.device, dtype=dtype,
-    )  # fmt: skip
+    return loss
 
 
 def light_copy(model: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:

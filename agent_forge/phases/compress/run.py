@@ -43,7 +43,9 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     search, validation = (measure.held_out(config, tokenizer, split) for split in ("search", "validation"))
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
     calibration, counts = calibration_windows(config, tokenizer)
-    sensitivities = sensitivity.remembered(model, calibration, config.seed, out, events, counts)
+    sensitivities = sensitivity.remembered(
+        model, calibration, config.seed, out, events, counts, 1e6 * config.calibration.sums_mb
+    )
     if config.mode == "stacked":
         coded = offers.stacked(tensors, sensitivities, config, out, events)
     else:

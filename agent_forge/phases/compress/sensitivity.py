@@ -6,9 +6,13 @@ tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels ar
 the output head needs none of them, its E[g²] is E[p (1 - p)]. How often a token comes may be counted on far more text than
 the windows, for no model has to read it; one that was never seen counts as often as the share of tokens seen once says
 (Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237).
+
+The sums Σ x xᵀ of all layers together can be larger than the model. `measure` holds those of a part of the layers at a time
+and lets the windows pass forward once more for each further part; gradients are needed in the first pass alone.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,20 +91,21 @@ class Sensitivity:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running sums over all uses of one module. second: inputs of a linear, gradients of an embedding."""
+    """Running sums over all uses of one module. second: inputs of a linear, gradients of an embedding; None: not held."""
 
-    second: Tensor
     rows: Tensor  # Σ g² of a linear's outputs, or token counts of an embedding
+    second: Tensor | None = None
     uses: int = 0
     exact: bool = False  # rows come from the probabilities themselves
 
 
 class Collector:
-    """Hooks that gather Σ x xᵀ and Σ g² of every linear and embedding while windows pass forth and back."""
+    """Hooks that gather Σ x xᵀ and Σ g² of linears and embeddings while windows pass forth and back."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.sums: dict[str, _Sums] = {}
         self.fisher: dict[str, Tensor] = {}
+        self.first = True  # only the first pass counts uses and gradients
         self._handles: list[RemovableHandle] = []
         # Layers that share an input (queries, keys and values) share its product as well: the last one is kept.
         self._last: tuple[Tensor, Tensor] | None = None
@@ -109,9 +114,7 @@ class Collector:
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                out, width = module.weight.shape
-                device = module.weight.device
-                self.sums[name] = _Sums(torch.zeros(width, width, device=device), torch.zeros(out, device=device))
+                self.sums[name] = _Sums(torch.zeros(len(module.weight), device=module.weight.device))
                 self._handles.append(module.register_forward_hook(self._forward_hook(self.sums[name])))
                 # Gradients of outputs are wanted, not of weights: that saves a third of the work, and their memory.
                 if module.weight.requires_grad:
@@ -122,16 +125,26 @@ class Collector:
         coded = set(coded_tensors(model))
         self.others = {name: p for name, p in model.named_parameters() if name in coded}
 
+    def hold(self, model: PreTrainedModel, names: list[str]) -> None:
+        """Make room for Σ x xᵀ of the modules `names`."""
+        for name in names:
+            weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
+            self.sums[name].second = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+
     def _forward_hook(self, sums: _Sums) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if isinstance(module, nn.Embedding):
+            embeds = isinstance(module, nn.Embedding)
+            if not embeds and sums.second is not None:
+                sums.second += self._product(inputs[0])
+            if not self.first:
+                return output
+            if embeds:
                 output = output.detach().requires_grad_()
                 sums.rows += torch.bincount(inputs[0].flatten(), minlength=len(sums.rows))
             else:
-                sums.second += self._product(inputs[0])
                 sums.uses += inputs[0].numel() // inputs[0].shape[-1]
             if output.requires_grad:
-                output.register_hook(lambda gradient: _note_gradient(sums, gradient, isinstance(module, nn.Embedding)))
+                output.register_hook(lambda gradient: _note_gradient(sums, gradient, embeds))
             return output
 
         return note
@@ -181,6 +194,7 @@ def _second_moment(x: Tensor) -> Tensor:
 
 def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool) -> None:
     if of_embedding:
+        assert sums.second is not None
         sums.second += _second_moment(gradient)
         sums.uses += gradient.numel() // gradient.shape[-1]
     elif not sums.exact:
@@ -194,37 +208,79 @@ def measure(
     out: Workspace,
     events: EventLog,
     counts: Tensor | None = None,
-) -> dict[str, Sensitivity]:
-    """Return the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
+    limit_bytes: float = math.inf,
+) -> Iterator[tuple[str, Sensitivity]]:
+    """Yield the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
 
-    counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts.
+    counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts. limit_bytes: of the
+    sums Σ x xᵀ held at once, or one tensor's if that is more; the figures are the same at any limit.
     Raises PhaseError when the logits are not finite: a model that is broken already cannot be calibrated.
     """
     collector = Collector(model)
     model.eval()
+    parts = _parts(model, limit_bytes)
     try:
-        for step, window in enumerate(windows):
-            out.check_stop()
-            model.zero_grad(set_to_none=True)
-            raw = model(input_ids=window[None].to(model.device), use_cache=False).logits
-            # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for memory's sake.
-            gradient = raw.detach()[0].float().softmax(-1)
-            generator = torch_generator(seed, "compress", "labels", step)
-            if not bool(gradient.isfinite().all()):
-                raise PhaseError(
-                    "the logits on calibration text are not finite; compress a checkpoint that passed its gate"
-                )
-            labels = torch.multinomial(gradient.cpu(), 1, generator=generator).to(gradient.device)
-            collector.note_head(raw, gradient)
-            gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
-            raw.backward(gradient[None].to(raw.dtype))
-            del raw, gradient
-            collector.note_parameters()
-            events.progress("calibrate", step + 1, len(windows))
+        for number, part in enumerate(parts):
+            collector.hold(model, [name for names in part.values() for name in names])
+            for step, window in enumerate(windows):
+                out.check_stop()
+                ids = window[None].to(model.device)
+                if collector.first:
+                    _forth_and_back(model, ids, collector, torch_generator(seed, "compress", "labels", step))
+                else:
+                    with torch.no_grad():
+                        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+                events.progress("calibrate", number * len(windows) + step + 1, len(parts) * len(windows))
+            if collector.first:
+                for name in collector.others:
+                    square = collector.fisher.pop(name, None)
+                    yield name, Sensitivity(fisher=None if square is None else (square / windows.numel()).cpu())
+            collector.first = False
+            for name, modules in part.items():
+                yield name, _assembled(model, modules, collector, windows.numel(), counts)
     finally:
         collector.close()
         model.zero_grad(set_to_none=True)
-    return _assemble(model, collector, windows.numel(), counts)
+
+
+def _parts(model: PreTrainedModel, limit_bytes: float) -> list[dict[str, list[str]]]:
+    """Return the coded tensors, each with the modules that use it, in parts whose sums fit.
+
+    Embeddings and head are in the first part: they need gradients, and the logits of all tokens.
+    """
+    modules, shared = dict(model.named_modules()), tied_modules(model)
+    users: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            users.setdefault(shared.get(name, name), []).append(name)
+    head = model.get_output_embeddings()
+    first = {n: any(isinstance(modules[u], nn.Embedding) or modules[u] is head for u in users[n]) for n in users}
+    parts: list[dict[str, list[str]]] = [{}]
+    held = 0
+    for name in sorted(users, key=lambda name: not first[name]):
+        size = sum(4 * modules[user].weight.shape[1] ** 2 for user in users[name])  # type: ignore[union-attr,operator]
+        if parts[-1] and held + size > limit_bytes and not first[name]:
+            parts.append({})
+            held = 0
+        parts[-1][name] = users[name]
+        held += size
+    return parts
+
+
+def _forth_and_back(model: PreTrainedModel, ids: Tensor, collector: Collector, generator: torch.Generator) -> None:
+    """Pass one window (1, length) forward, and the gradient of a drawn label's loss back."""
+    model.zero_grad(set_to_none=True)
+    raw = model(input_ids=ids, use_cache=False).logits
+    # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for memory's sake.
+    gradient = raw.detach()[0].float().softmax(-1)
+    if not bool(gradient.isfinite().all()):
+        raise PhaseError("the logits on calibration text are not finite; compress a checkpoint that passed its gate")
+    labels = torch.multinomial(gradient.cpu(), 1, generator=generator).to(gradient.device)
+    collector.note_head(raw, gradient)
+    gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+    raw.backward(gradient[None].to(raw.dtype))
+    del raw, gradient
+    collector.note_parameters()
 
 
 def remembered(
@@ -234,16 +290,19 @@ def remembered(
     out: Workspace,
     events: EventLog,
     counts: Tensor | None = None,
+    limit_bytes: float = math.inf,
 ) -> Callable[[str], Sensitivity]:
     """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file a tensor."""
     files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
 
     def measured(wanted: str) -> dict[str, Tensor]:
-        found = measure(model, windows, seed, out, events, counts)
-        for name, file in files.items():
-            if name != wanted:
-                out.remember_tensors(file, lambda n=name: found.pop(n).tensors())  # type: ignore[misc]
-        return found[wanted].tensors()
+        found: dict[str, Tensor] = {}
+        for name, sensitivity in measure(model, windows, seed, out, events, counts, limit_bytes):
+            if name == wanted:
+                found = sensitivity.tensors()
+            else:
+                out.remember_tensors(files[name], sensitivity.tensors)
+        return found
 
     def read(name: str) -> Sensitivity:
         return Sensitivity.of(out.remember_tensors(files[name], lambda: measured(name)))
@@ -266,23 +325,20 @@ def good_turing(counts: Tensor) -> Tensor:
     return torch.where(unseen, counts.new_full((), share * total / missing), counts * (1 - share))
 
 
-def _assemble(
-    model: PreTrainedModel, collector: Collector, tokens: int, counts: Tensor | None
-) -> dict[str, Sensitivity]:
-    modules = dict(model.named_modules())
-    found = {name: Sensitivity() for name in coded_tensors(model)}
-    shared = tied_modules(model)
-    for name in list(collector.sums):
-        sums = collector.sums.pop(name)  # as one is assembled, its sums are let go
+def _assembled(
+    model: PreTrainedModel, modules: list[str], collector: Collector, tokens: int, counts: Tensor | None
+) -> Sensitivity:
+    """Return the sensitivity of the tensor that `modules` use, and let its sums go."""
+    found = Sensitivity()
+    for name in modules:
+        sums, module = collector.sums.pop(name), model.get_submodule(name)
         if sums.uses:
+            assert sums.second is not None
             rows = sums.rows
-            if isinstance(modules[name], nn.Embedding):
-                of_tokens = counts if modules[name] is model.get_input_embeddings() else None
-                rows = _expected_counts(sums.rows, of_tokens)
-            use = Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu())
-            found[shared.get(name, name)].uses.append(use)
-    for name, square in collector.fisher.items():
-        found[name].fisher = (square / tokens).cpu()
+            if isinstance(module, nn.Embedding):
+                rows = _expected_counts(sums.rows, counts if module is model.get_input_embeddings() else None)
+            found.uses.append(Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu()))
+        sums.second = None  # the hooks go on for the other parts
     return found
 
 
