@@ -123,7 +123,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def parse_recipe(content: Any) -> Recipe:
     """Return the recipe of a mergekit document. Raises ConfigError on an unknown key or a wrong form."""
-    top = _mapping(content, "the recipe", TOP_KEYS, required=("merge_method",))
+    top = _mapping(_whole_model(content), "the recipe", TOP_KEYS, required=("merge_method",))
     if bool(top.get("models")) == bool(top.get("slices")):
         raise ConfigError("a recipe needs either `models` or `slices`")
     models, slices = [], []
@@ -152,6 +152,23 @@ def parse_recipe(content: Any) -> Recipe:
         tokens=tokens,
         chat_template=str(top.get("chat_template") or ""),
     )
+
+
+def _whole_model(content: Any) -> Any:
+    """Return a document without `modules`: a causal language model has one, whose entries stand for the whole's."""
+    if not isinstance(content, dict) or not isinstance(content.get("modules"), dict):
+        return content
+    if len(content["modules"]) != 1:
+        raise ConfigError(
+            f"modules: {', '.join(map(str, content['modules']))}: models of several modules (vision and text, say) are not "
+            "merged here; give `models` or `slices` of a causal language model"
+        )
+    (module,) = content["modules"].values()
+    rest = {key: value for key, value in content.items() if key != "modules"}
+    inner = _mapping(module, "modules", ("models", "slices", "parameters"), required=())
+    if overlap := rest.keys() & inner.keys() - {"parameters"}:
+        raise ConfigError(f"`{min(overlap)}` stands both in the recipe and in its module; give it once")
+    return {**rest, **inner, "parameters": {**(rest.get("parameters") or {}), **(inner.get("parameters") or {})}}
 
 
 def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int, dict[str, TokenSource]]:

@@ -531,3 +531,15 @@ def test_a_fisher_merge_reads_the_measured_importance_and_refuses_without_it(fam
         one, two = (weights_of(family / m)[name].double() for m in ("m1", "m2"))
         f1, f2 = (rates[m][name].double() + 1e-20 for m in ("m1", "m2"))
         torch.testing.assert_close(value.double(), (f1 * one + f2 * two) / (f1 + f2), rtol=0, atol=1e-6)
+
+
+def test_a_lone_module_of_mergekit_is_the_whole_model_and_several_are_refused() -> None:
+    models = [{"model": "a"}, {"model": "b", "parameters": {"weight": 2.0}}]
+    plain = {"merge_method": "linear", "models": models, "parameters": {"normalize": True, "weight": 1.0}}
+    inner = {"models": models, "parameters": {"weight": 1.0}}
+    nested = {"merge_method": "linear", "parameters": {"normalize": True}, "modules": {"default": inner}}
+    assert parse_recipe(nested) == parse_recipe(plain)
+    with pytest.raises(ConfigError, match="vision, text: models of several modules"):
+        parse_recipe({"merge_method": "linear", "modules": {"vision": inner, "text": inner}})
+    with pytest.raises(ConfigError, match="`models` stands both"):
+        parse_recipe({**nested, "models": models})
