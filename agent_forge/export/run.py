@@ -55,7 +55,7 @@ def export(
     if check:
         from agent_forge.export.check import compare
 
-        file = Path(next(name for name in done.files if name.endswith(".gguf")))
+        file = out if format_name == "gguf" else Path(next(name for name in done.files if name.endswith(".gguf")))
         found = compare(source, file, python=llama_python)
         done.check = found.as_dict()
     _write_card(source, out, done)

@@ -194,6 +194,24 @@ def test_weights_that_a_type_cannot_hold_are_told_from_a_wrong_file(
             export(wide, tmp_path / "m.gguf", "gguf", "Q8_0", check=True, llama_python=LLAMA_PYTHON)
 
 
+def test_the_file_that_was_written_is_checked_whatever_its_name(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+
+    def stop(source: Path, file: Path, **_: Any) -> None:
+        del source
+        checked.append(file)
+        raise GateError("seen")
+
+    monkeypatch.setattr(check, "compare", stop)
+    for out, format_name, file in (("m", "gguf", "m"), ("folder", "ollama", "folder/model.gguf")):
+        with pytest.raises(GateError, match="seen"):
+            export(wide, tmp_path / out, format_name, "Q8_0", check=True)
+        assert checked.pop() == tmp_path / file
+        assert (tmp_path / file).is_file()
+
+
 @pytest.mark.skipif(HAS_LLAMA and sys.executable == LLAMA_PYTHON, reason="this Python has llama-cpp-python")
 def test_the_check_without_llama_cpp_says_what_to_install(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install llama-cpp-python"):
