@@ -4,7 +4,7 @@
    instruction multiplies four columns of 16 rows with four broadcast activations, and no lane is ever summed across.
    Activations are integers of each token: int8 where the model rounds them itself (the product is then exact), else
    16 bits in two planes of int8, high and low, which keeps the product within 1e-4 of the float one.
-   Vector-quantised matrices (kind VQ) sum table entries: the table of a token holds its product with every centroid.
+   Vector-quantised matrices (kind VQ, vq.h) look products with a codebook's entries up, or the entries themselves.
    Water-filled ones (kind MIXED, mixed.h) have a scale a row and a column, and blocks of 0 to 8 bits a code.
 
    One source, three builds: AVX-512 (VNNI, VBMI), AVX2, and plain C. A row, token or head is computed by one thread, so
@@ -44,7 +44,7 @@ int forge_matmul(Pool *pool, const Matrix *m, const float *x, int tokens, float 
     if (!reserve_for(pool, m, tokens < CHUNK ? tokens : CHUNK)) return -1;
     Single single = {*m, x, tokens, out};
     int chunks = (tokens + CHUNK - 1) / CHUNK;
-    return run(pool, single_job, &single, sizeof single, chunks * phases_of(CHUNK)) ? 0 : -1;
+    return run(pool, single_job, &single, sizeof single, chunks * PHASES) ? 0 : -1;
 }
 
 /* out (count, columns) = the rows named. */
@@ -216,8 +216,6 @@ static void source_piece(Team *team, const void *data, int first, int last) {
 /* One token times several coded matrices, in one phase: their tiles are numbered through. */
 typedef struct { Use uses[MOST_OUTS]; int ends[MOST_OUTS], count; } Fan;
 
-INLINE int tiles_of(const Matrix *m) { return (m->rows + ROWS - 1) / ROWS; }
-
 static void fan_piece(Team *team, const void *data, int first, int last) {
     const Fan *fan = data;
     for (int i = 0, begin = 0; i < fan->count; begin = fan->ends[i++]) {
@@ -247,7 +245,7 @@ static int products(Team *team, Source *source, int tokens, const Matrix *matric
     }
     if (tokens == 1 && all_coded) {
         int tiles = fan.ends[count - 1];
-        return together(team, tiles, piece_of(team, tiles, 64), fan_piece, &fan);
+        return together(team, tiles, tiles_in_piece(team, fan.uses, tiles), fan_piece, &fan);
     }
     for (int i = 0; i < count; i++)
         if (!product(team, fan.uses + i)) return 0;
@@ -335,7 +333,7 @@ static int reserve_model(Pool *pool, const Model *m, int tokens) {
         const Matrix *matrices = i < m->layers ? &m->layer[i].q : &m->head;
         for (int k = 0; k < (i < m->layers ? 7 : 1); k++) {
             const Matrix *one = matrices + k;
-            int has_more = !is_coded(one) || (one->kind == MIXED && one->activation_top > 0);
+            int has_more = one->kind == VQ || (one->kind != CODES && one->activation_top > 0);
             if (has_more && !reserve_for(pool, one, tokens)) return 0;
             if (is_coded(one) && one->padded > widest.padded) widest.padded = one->padded;
             if (is_coded(one) && one->groups > widest.groups) widest.groups = one->groups;
@@ -361,7 +359,7 @@ int forge_forward(Pool *pool, const Model *model, int tokens, const int32_t *ids
                  .sequences = sequences, .capacities = capacities, .wanted_tokens = wanted_tokens, .keys = keys,
                  .values = values, .logits = logits};
     if (!reserve_call(pool, &call, longest) || !reserve_model(pool, model, tokens)) return -1;
-    int phases = 2 + phases_of(tokens) + model->layers * (7 * phases_of(tokens) + 5);
+    int phases = 2 + PHASES + model->layers * (7 * PHASES + 5);
     return run(pool, forward_job, &call, sizeof call, phases) ? 0 : -1;
 }
 

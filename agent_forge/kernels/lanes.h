@@ -5,7 +5,7 @@
 
 #include <math.h>
 #include <string.h>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -22,6 +22,30 @@ INLINE float sum16(f32x16 v) {
     float total = 0;
     for (int i = 0; i < 8; i++) total += v[i] + v[i + 8];
     return total;
+}
+
+/* Return the largest size among x (count). Without their sign, floats are ordered as their bit patterns are. */
+INLINE float largest_of(const float *x, int count) {
+    i32x16 tops = {0};
+    float found[16], top = 0;
+    int c = 0;
+    for (; c + 16 <= count; c += 16) {
+        i32x16 size = (i32x16)load16(x + c) & 0x7fffffff, larger = size > tops;
+        tops = (size & larger) | (tops & ~larger);
+    }
+    memcpy(found, &tops, sizeof found);
+    for (int i = 0; i < 16; i++) top = found[i] > top ? found[i] : top;
+    for (; c < count; c++) top = fabsf(x[c]) > top ? fabsf(x[c]) : top;
+    return top;
+}
+
+INLINE float sum_of_sizes(const float *x, int count) {
+    f32x16 sums = {0};
+    float total = 0;
+    int c = 0;
+    for (; c + 16 <= count; c += 16) sums += (f32x16)((i32x16)load16(x + c) & 0x7fffffff);
+    for (; c < count; c++) total += fabsf(x[c]);
+    return total + sum16(sums);
 }
 
 INLINE float half_to_float(uint16_t h) {
@@ -116,6 +140,10 @@ INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
     memcpy(&four, a, 4);
     return _mm512_dpbusd_epi32(total, codes, _mm512_set1_epi32(four));
 }
+INLINE Ints load_ints(const int32_t *p) { return _mm512_loadu_si512(p); }
+INLINE Floats load_floats(const float *p) { return _mm512_loadu_ps(p); }
+/* Add the products of pairs of int16. */
+INLINE Ints dot_pairs(Ints total, Ints a, Ints b) { return _mm512_dpwssd_epi32(total, a, b); }
 INLINE Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 INLINE Ints shift_left_ints(Ints v, int bits) { return _mm512_slli_epi32(v, bits); }
 /* Bits that cross from byte to byte are for `merge` to drop. */
@@ -158,6 +186,9 @@ INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
     Ints odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(x, 8));
     return _mm256_add_epi32(total, _mm256_add_epi32(even, odd));
 }
+INLINE Ints load_ints(const int32_t *p) { return _mm256_loadu_si256((const void *)p); }
+INLINE Floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
+INLINE Ints dot_pairs(Ints total, Ints a, Ints b) { return _mm256_add_epi32(total, _mm256_madd_epi16(a, b)); }
 INLINE Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 INLINE Ints shift_left_ints(Ints v, int bits) { return _mm256_slli_epi32(v, bits); }
 INLINE Ints shift_left(Ints v, int bits) { return _mm256_slli_epi16(v, bits); }
@@ -199,6 +230,19 @@ INLINE Ints part_of(Ints v, int shift, int bits) {
 INLINE Ints dot(Ints total, Ints codes, const int8_t *a, int bits) {
     (void)bits;
     return total + (codes & 255) * a[0] + (codes >> 8 & 255) * a[1] + (codes >> 16 & 255) * a[2] + (codes >> 24 & 255) * a[3];
+}
+INLINE Ints load_ints(const int32_t *p) { return load_codes((const uint8_t *)p); }
+INLINE Floats load_floats(const float *p) {
+    Floats v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+INLINE Ints dot_pairs(Ints total, Ints a, Ints b) {
+#if defined(__SSE2__)
+    return total + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return total + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
 }
 INLINE Ints add(Ints a, Ints b) { return a + b; }
 INLINE Ints shift_left_ints(Ints v, int bits) { return v << bits; }

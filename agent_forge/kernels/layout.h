@@ -18,11 +18,12 @@ enum { F32, F16, BF16 };
 /* Mirrors MatrixStruct in native.py. */
 typedef struct {
     int32_t kind, bits, rows, columns, group, padded_group, groups, padded, activation_top, scale_kind, zero, vector;
-    const uint8_t *codes;  /* tiles of codes; FLOATS: row-major values of type `bits` (F32, F16, BF16) */
+    const uint8_t *codes;  /* tiles of codes, of `bits` bits; FLOATS: row-major values of type `bits` (F32, F16, BF16);
+                              VQ: (tiles, positions, bits / 8, VQ_ROWS) indices */
     const void *scales;    /* CODES: (tiles, groups, ROWS); MIXED: (tiles, ROWS) float32; VQ, FLOATS: (rows) float32 or NULL */
     const uint8_t *zeros;  /* CODES: (tiles, groups, ROWS), or NULL: `zero` everywhere */
     const float *bias;     /* (rows), or NULL */
-    const float *codebook; /* VQ: (vector, CENTROIDS) */
+    const float *codebook; /* VQ: (bits / 8, vector, CENTROIDS) */
     const float *column_scales; /* MIXED: (padded) of the columns in layout order, zeros in the padding */
     const int32_t *order;       /* MIXED: (padded) the column that stands there; padding: 0 */
     const uint8_t *widths;      /* MIXED: (tiles, groups) bits of a code */

@@ -6,7 +6,7 @@ its own (hyper, seedlm) is decoded once, at load, into float16 with a scale a ro
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ Array = NDArray[Any]
 KINDS = ("codes", "vq", "floats", "mixed")
 FORMATS = ("float32", "float16", "bfloat16")  # of scales, and of the values of kind floats
 ROWS, VQ_ROWS, CENTROIDS, STEP = 16, 64, 256, 16
+VQ_BLOCK = 16  # indices of a row whose activations share a step
 SLAB_ROWS = 2048  # rows laid out, or decoded by the portable path, at a time
 # Row 16 k + 4 l + e of a VQ tile stands at byte 16 l + 4 k + e: where the byte shuffles of engine.c leave it.
 VQ_ORDER = np.arange(VQ_ROWS).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
@@ -44,8 +45,15 @@ class Layout:
     activation_bits: int = 0
 
     @property
+    def stages(self) -> int:
+        """Return the codebooks of a vq matrix: an index has 8 bits, or 16 with a residual."""
+        return 2 if self.bits > 8 else 1
+
+    @property
     def groups(self) -> int:
-        """Return the scales of a row."""
+        """Return the scales of a row; for vq the steps of its activations."""
+        if self.kind == "vq":
+            return -(-self.columns // (VQ_BLOCK * self.vector))
         return -(-self.columns // self.group)
 
     @property
@@ -55,9 +63,9 @@ class Layout:
 
     @property
     def padded(self) -> int:
-        """Return the columns of a row in the layout."""
+        """Return the columns of a row, or the activations of a token, in the layout."""
         if self.kind == "vq":
-            return -(-self.columns // self.vector) * self.vector
+            return self.groups * VQ_BLOCK * -(-self.vector // 2) * 2
         if self.kind == "mixed":
             return mixed.padded_columns(self.columns)
         last = self.columns - self.group * (self.groups - 1)
@@ -89,7 +97,7 @@ class PackedMatrix:
             columns=one.columns,
             group=one.group,
             padded_group=one.padded_group if coded else 0,
-            groups=one.groups if coded else 0,
+            groups=one.groups if one.kind != "floats" else 0,
             padded=one.padded if one.kind != "floats" else one.columns,
             activation_top=2 ** (one.activation_bits - 1) - 1 if one.activation_bits else 0,
             scale_kind=FORMATS.index(one.scale_format),
@@ -135,8 +143,10 @@ class PackedMatrix:
             return values * arrays["scales"][rows, None] if "scales" in arrays else values
         if one.kind == "vq":
             place = np.argsort(VQ_ORDER)[rows % VQ_ROWS]
-            indices = arrays["codes"][rows // VQ_ROWS, :, place]  # (n, positions)
-            values = arrays["codebook"].T[indices].reshape(len(rows), -1)[:, : one.columns]
+            indices = arrays["codes"][rows // VQ_ROWS, :, place]  # (n, positions * stages)
+            books = np.split(arrays["codebook"], one.stages)
+            entries = [book.T[indices[:, stage :: one.stages]] for stage, book in enumerate(books)]
+            values = np.sum(entries, axis=0).reshape(len(rows), -1)[:, : one.columns]
             return np.ascontiguousarray(values * arrays["scales"][rows, None])
         tile, lane = rows // ROWS, rows % ROWS
         if one.kind == "mixed":
@@ -201,8 +211,9 @@ def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
             parts["q"], parts["s"].view(np.uint16), "float16", group=coded.meta["g"], zero=zero, zeros=parts.get("z"),
             activation_bits=activation_bits,
         )  # fmt: skip
-    if coded.codec == "vptq" and not {"r", "o"} & set(parts):  # a residual and outlier columns have no layout
-        return from_indices(parts["i"], parts["c"], parts["s"], coded.shape[1], activation_bits)
+    if coded.codec == "vptq" and "o" not in parts:  # outlier columns have no layout
+        stages = [(parts["i"], parts["c"]), *([(parts["r"], parts["d"])] if "r" in parts else ())]
+        return from_indices(stages, parts["s"], coded.shape[1], activation_bits)
     if coded.codec == "waterfill":
         from agent_forge.codecs import entropy
 
@@ -306,21 +317,23 @@ def _tiled_groups(values: Array) -> Array:
 
 
 def from_indices(
-    indices: Array, codebook: Array, scales: Array, columns: int, activation_bits: int = 0
+    stages: Sequence[tuple[Array, Array]], scales: Array, columns: int, activation_bits: int = 0
 ) -> PackedMatrix:
-    """Lay out VPTQ: indices (rows, positions) uint8, codebook (k, v), scales (rows,)."""
-    rows, positions = indices.shape
-    padded = np.zeros((-(-rows // VQ_ROWS) * VQ_ROWS, positions), np.uint8)
-    padded[:rows] = indices
-    tiles = padded.reshape(-1, VQ_ROWS, positions)[:, VQ_ORDER].transpose(0, 2, 1)
-    entries = np.zeros((codebook.shape[1], CENTROIDS), np.float32)
-    entries[:, : len(codebook)] = codebook.astype(np.float32).T
+    """Lay out VPTQ: one or two (indices (rows, positions) uint8, codebook (k, v)) that add up, and scales (rows,)."""
+    rows, positions = stages[0][0].shape
+    vector = stages[0][1].shape[1]
+    padded = np.zeros((-(-rows // VQ_ROWS) * VQ_ROWS, positions, len(stages)), np.uint8)
+    entries = np.zeros((len(stages), vector, CENTROIDS), np.float32)
+    for stage, (indices, codebook) in enumerate(stages):
+        padded[:rows, :, stage] = indices
+        entries[stage, :, : len(codebook)] = codebook.astype(np.float32).T
+    tiles = padded.reshape(-1, VQ_ROWS, positions * len(stages))[:, VQ_ORDER].transpose(0, 2, 1)
     layout = Layout(
-        kind="vq", rows=rows, columns=columns, vector=codebook.shape[1], activation_bits=activation_bits
+        kind="vq", rows=rows, columns=columns, bits=8 * len(stages), vector=vector, activation_bits=activation_bits
     )  # fmt: skip
     codes = aligned(tiles.shape)
     codes[:] = tiles
-    arrays = {"codes": codes, "scales": scales.astype(np.float32), "codebook": entries}
+    arrays = {"codes": codes, "scales": scales.astype(np.float32), "codebook": entries.reshape(-1, CENTROIDS)}
     return PackedMatrix(layout, arrays)
 
 

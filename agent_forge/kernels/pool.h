@@ -20,25 +20,25 @@ typedef struct {
 } Phase;
 
 /* A token's activations as integers: value = (256 * high + low) * step, or low * step with one plane.
-   MIXED: a step a group, and the sums of both planes together in low_sums. */
+   MIXED: a step a group, and the sums of both planes together in low_sums. VQ: int16 from `low` on, a step a block. */
 typedef struct {
     int8_t *low, *high;            /* (T, padded) */
     int32_t *low_sums, *high_sums; /* (T, groups) */
-    float *steps;                  /* (T), MIXED: (T, groups) */
+    float *steps;                  /* (T); MIXED, VQ: (T, groups) */
     size_t size_bytes;
 } Input;
 
 /* What a set of integers was made from: no need to make it twice. */
-typedef struct { uint64_t stamp; const float *column_scales; int32_t group, top, columns; } Key;
+typedef struct { uint64_t stamp; const float *column_scales; int32_t group, top, columns, vector; } Key;
 
 typedef struct {
     float *memory;  /* (tokens, widest) activations before a product: a thread's own for one token, else those of all */
     float *rounded; /* the same as the model rounds them, for matrices that multiply floats */
     float *scores;  /* of one head with the tokens before */
     float *key_now; /* of one head at the token that is decoded */
-    float *expanded; /* VQ: the codebook, then a tile as floats */
+    void *vq;       /* VQ: see vq_bytes */
     Input input;
-    size_t memory_bytes, rounded_bytes, scores_bytes, key_now_bytes, expanded_bytes;
+    size_t memory_bytes, rounded_bytes, scores_bytes, key_now_bytes, vq_bytes;
     uint64_t stamp; /* what `memory` holds */
     Key key, rounded_key;
 } Worker;
@@ -60,10 +60,8 @@ typedef struct Pool {
     _Alignas(64) char data[TASK_BYTES];
     Phase *phases, *retired[32]; /* late threads may look at phases that were outgrown: kept until the pool ends */
     int phases_made, retirements, inside;
-    float *table;   /* VQ: products with centroids, (tokens, columns / vector, CENTROIDS) float32, then the byte planes */
-    float *tops;    /* VQ: (tokens, pieces) largest table entries */
     float *streams; /* activations that all threads share */
-    size_t table_bytes, tops_bytes, streams_bytes;
+    size_t streams_bytes;
 } Pool;
 
 /* One thread's way through a round. */
@@ -210,15 +208,13 @@ void forge_pool_free(Pool *pool) {
         free(pool->workers[i].rounded);
         free(pool->workers[i].scores);
         free(pool->workers[i].key_now);
-        free(pool->workers[i].expanded);
+        free(pool->workers[i].vq);
         free(pool->workers[i].input.low);
     }
     for (int i = 0; i < pool->retirements; i++) free(pool->retired[i]);
     free(pool->phases);
     free(pool->workers);
     free(pool->handles);
-    free(pool->table);
-    free(pool->tops);
     free(pool->streams);
     free(pool);
 }

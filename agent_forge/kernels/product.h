@@ -2,14 +2,13 @@
 
 #pragma once
 #include "mixed.h"
-
-#define VQ_BATCH 4  /* tokens whose tables are held at once */
-#define WIDE_TOKENS 8 /* from so many on, VQ tiles become floats instead of tables */
-#define VQ_PIECE 64 /* most positions that one thread fills at a time */
+#include "vq.h"
 
 /* ---- integers of activations ----------------------------------------------------------------------------------- */
 
-INLINE int is_coded(const Matrix *m) { return m->kind == CODES || m->kind == MIXED; }
+INLINE int is_coded(const Matrix *m) { return m->kind != FLOATS; }
+
+INLINE int tiles_of(const Matrix *m) { return m->kind == VQ ? (m->rows + VQ_ROWS - 1) / VQ_ROWS : (m->rows + ROWS - 1) / ROWS; }
 
 INLINE int planes_of(const Matrix *m) { return m->activation_top > 0 && m->activation_top <= 127 ? 1 : 2; }
 
@@ -26,11 +25,7 @@ static int reserve_input(Input *input, int tokens, int padded, int groups) {
 
 /* Return the step of a token's integers. */
 static float step_of(const Matrix *m, const float *x) {
-    float largest = 0;
-    for (int c = 0; c < m->columns; c++) {
-        float size = fabsf(x[c]);
-        largest = size > largest ? size : largest;
-    }
+    float largest = largest_of(x, m->columns);
     if (m->activation_top > 0) return (largest < 1e-5f ? 1e-5f : largest) / (float)m->activation_top;
     return largest > 1e-35f ? largest / (float)FULL_TOP : 1;
 }
@@ -195,6 +190,41 @@ static void tiles_mixed(const Use *u, const Input *input, int first, int last) {
     }
 }
 
+/* Scale sums (count, VQ_ROWS) of a tile's rows, and put them into out from `token` on. */
+INLINE void write_vq_tile(const Use *u, int tile, float *sums, int token, int count) {
+    const Matrix *m = u->matrix;
+    int first = tile * VQ_ROWS, rows = m->rows - first < VQ_ROWS ? m->rows - first : VQ_ROWS;
+    const float *scales = (const float *)m->scales + first;
+    for (int t = 0; t < count; t++)
+        for (int r = 0; r < rows; r++) sums[t * VQ_ROWS + r] *= scales[r];
+    write_tile(m, first, VQ_ROWS, sums, count, u->out + (size_t)token * u->stride, u->stride, u->add_to);
+}
+
+static void tiles_vq(const Use *u, const Input *input, void *memory, int first, int last) {
+    const Matrix *m = u->matrix;
+    int32_t *book = memory, *block = book + 2 * vq_book(m);
+    float book_step = make_book(m, book), sums[VQ_RUN * VQ_ROWS];
+    const Entry *entries = (const Entry *)book;
+#if VQ_TABLE_TOKENS
+    if (u->tokens <= VQ_TABLE_TOKENS) {
+        for (int tile = first; tile < last; tile += VQ_RUN) {
+            int tiles = last - tile < VQ_RUN ? last - tile : VQ_RUN;
+            for (int token = 0; token < u->tokens; token++) {
+                sum_tables(m, input, token, book, book_step, (uint8_t *)block, tile, tiles, sums);
+                for (int t = 0; t < tiles; t++) write_vq_tile(u, tile + t, sums + t * VQ_ROWS, token, 1);
+            }
+        }
+        return;
+    }
+    split_book(book, vq_book(m), (uint8_t *)(book + vq_book(m)));
+    entries = (const Entry *)(book + vq_book(m));
+#endif
+    for (int tile = first; tile < last; tile++) {
+        sum_weights(m, input, u->tokens, entries, book_step, block, tile, sums);
+        write_vq_tile(u, tile, sums, 0, u->tokens);
+    }
+}
+
 /* Copy row `row` of a matrix, as float32, to out (columns). */
 static void take_row(const Matrix *m, int row, float *out) {
     if (m->kind == MIXED) {
@@ -208,12 +238,7 @@ static void take_row(const Matrix *m, int row, float *out) {
         return;
     }
     if (m->kind == VQ) {
-        int r = row % VQ_ROWS, positions = m->padded / m->vector;
-        int place = r % 16 / 4 * 16 + r / 16 * 4 + r % 4;
-        const uint8_t *indices = m->codes + (size_t)(row / VQ_ROWS) * positions * VQ_ROWS + place;
-        for (int c = 0; c < m->columns; c++)
-            out[c] = ((const float *)m->scales)[row]
-                     * m->codebook[(size_t)(c % m->vector) * CENTROIDS + indices[(size_t)(c / m->vector) * VQ_ROWS]];
+        take_vq_row(m, row, out);
         return;
     }
     int tile = row / ROWS, lane = row % ROWS, parts = 8 / m->bits, mask = (1 << m->bits) - 1;
@@ -285,100 +310,6 @@ static void floats_product(const Matrix *m, const float *x, int first, int last,
     else float_rows(m, x, first, last, tokens, out, stride, add_to, BF16);
 }
 
-/* ---- vector-quantised matrices --------------------------------------------------------------------------------- */
-
-#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
-#define BYTE_TABLES 1
-/* Look 64 indices up in a table of 256 bytes. */
-INLINE __m512i look_up(const __m512i *table, __m512i indices, __mmask64 upper) {
-    __m512i low = _mm512_permutex2var_epi8(table[0], indices, table[1]);
-    __m512i high = _mm512_permutex2var_epi8(table[2], indices, table[3]);
-    return _mm512_mask_blend_epi8(upper, low, high);
-}
-
-/* Add up the table entries of 64 rows: sums[k][i] is row 16 k + i. table: (positions, high and low, 256) bytes. */
-static void vq_tile(const uint8_t *indices, const uint8_t *table, int positions, int32_t *sums) {
-    __m512i total[4] = {zero_ints(), zero_ints(), zero_ints(), zero_ints()}, one = _mm512_set1_epi16(1);
-    __m512i words[2][2] = {{zero_ints(), zero_ints()}, {zero_ints(), zero_ints()}};
-    for (int j = 0; j < positions; j += 2) {
-        for (int k = 0; k < 2; k++) {
-            if (j + k >= positions) {
-                words[k][0] = words[k][1] = zero_ints();
-                continue;
-            }
-            const __m512i *high = (const __m512i *)(table + (size_t)(j + k) * 2 * CENTROIDS), *low = high + 4;
-            __m512i at = load_codes(indices + (size_t)(j + k) * VQ_ROWS);
-            __mmask64 upper = _mm512_movepi8_mask(at);
-            __m512i h = look_up(high, at, upper), l = look_up(low, at, upper);
-            words[k][0] = _mm512_unpacklo_epi8(l, h);
-            words[k][1] = _mm512_unpackhi_epi8(l, h);
-        }
-        for (int k = 0; k < 2; k++) {
-            __m512i a = _mm512_unpacklo_epi16(words[0][k], words[1][k]);
-            __m512i b = _mm512_unpackhi_epi16(words[0][k], words[1][k]);
-            total[2 * k] = _mm512_dpwssd_epi32(total[2 * k], a, one);
-            total[2 * k + 1] = _mm512_dpwssd_epi32(total[2 * k + 1], b, one);
-        }
-    }
-    for (int k = 0; k < 4; k++) _mm512_storeu_si512(sums + 16 * k, total[k]);
-}
-#else
-#define BYTE_TABLES 0
-#endif
-
-/* Fill this thread's positions of the table with products of x and all centroids; return the largest of them. */
-static float fill_table(const Matrix *m, const float *x, int first, int last, float *table) {
-    i32x16 tops = {0};
-    for (int j = first; j < last; j++) {
-        int begin = j * m->vector, count = m->columns - begin < m->vector ? m->columns - begin : m->vector;
-        for (int k = 0; k < CENTROIDS; k += 16) {
-            f32x16 sum = {0};
-            for (int i = 0; i < count; i++) sum += x[begin + i] * load16(m->codebook + (size_t)i * CENTROIDS + k);
-            memcpy(table + (size_t)j * CENTROIDS + k, &sum, sizeof sum);
-            i32x16 size = (i32x16)sum & 0x7fffffff; /* without the sign, floats are ordered as their bit patterns are */
-            i32x16 larger = size > tops;
-            tops = (size & larger) | (tops & ~larger);
-        }
-    }
-    float found[16], top = 0;
-    memcpy(found, &tops, sizeof found);
-    for (int i = 0; i < 16; i++) top = found[i] > top ? found[i] : top;
-    return top;
-}
-
-static void round_table(const float *table, int first, int last, float step, uint8_t *bytes) {
-    float factor = 1 / step;
-    for (int j = first; j < last; j++) {
-        const float *entries = table + (size_t)j * CENTROIDS;
-        uint8_t *high = bytes + (size_t)j * 2 * CENTROIDS, *low = high + CENTROIDS;
-        for (int k = 0; k < CENTROIDS; k++) {
-            int32_t value = (int32_t)rintf(entries[k] * factor);
-            high[k] = (uint8_t)(value >> 8);
-            low[k] = (uint8_t)value;
-        }
-    }
-}
-
-static void vq_rows(const Matrix *m, int tile, const float *table, const uint8_t *bytes, float step, float *products) {
-    int positions = m->padded / m->vector, rows = m->rows - tile * VQ_ROWS < VQ_ROWS ? m->rows - tile * VQ_ROWS : VQ_ROWS;
-    const uint8_t *indices = m->codes + (size_t)tile * positions * VQ_ROWS;
-    const float *scales = (const float *)m->scales + (size_t)tile * VQ_ROWS;
-#if BYTE_TABLES
-    int32_t sums[VQ_ROWS];
-    (void)table;
-    vq_tile(indices, bytes, positions, sums);
-    for (int r = 0; r < rows; r++) products[r] = scales[r] * step * (float)sums[r];
-#else
-    float sums[VQ_ROWS] = {0};
-    (void)bytes;
-    (void)step;
-    for (int j = 0; j < positions; j++)
-        for (int place = 0; place < VQ_ROWS; place++)
-            sums[place] += table[(size_t)j * CENTROIDS + indices[(size_t)j * VQ_ROWS + place]];
-    for (int r = 0; r < rows; r++) products[r] = scales[r] * sums[r % 16 / 4 * 16 + r / 16 * 4 + r % 4];
-#endif
-}
-
 /* ---- any matrix ------------------------------------------------------------------------------------------------ */
 
 /* Make one token's source in this thread's memory, unless it is there. Defined where sources are. */
@@ -388,7 +319,7 @@ INLINE const float *activations(Team *team, const Use *u) { return u->x ? u->x :
 
 INLINE int same_key(const Key *a, const Key *b) {
     return a->stamp == b->stamp && a->column_scales == b->column_scales && a->group == b->group && a->top == b->top
-           && a->columns == b->columns;
+           && a->columns == b->columns && a->vector == b->vector;
 }
 
 /* A source has a number: what was made from it is known by that number. */
@@ -396,7 +327,16 @@ typedef struct { uint64_t stamp; } Stamped;
 
 INLINE Key key_of(const Use *u) {
     const Matrix *m = u->matrix;
-    return (Key){((const Stamped *)u->source)->stamp, m->column_scales, m->group, m->activation_top, m->columns};
+    return (Key){((const Stamped *)u->source)->stamp, m->column_scales, m->group, m->activation_top, m->columns,
+                 m->kind == VQ ? m->vector : 0};
+}
+
+/* Round a token's floats to the integers that the matrix multiplies. */
+INLINE void round_input(const Use *u, const float *x, Input *input, int token) {
+    const Matrix *m = u->matrix;
+    if (m->kind == CODES) round_token(m, x, input, token);
+    else if (m->kind == MIXED) round_mixed_token(m, x, input, token);
+    else round_vq_token(m, x, input, token, u->tokens <= VQ_TABLE_TOKENS);
 }
 
 static void round_floats(const Matrix *m, const float *from, float *to) {
@@ -408,11 +348,13 @@ static void round_piece(Team *team, const void *data, int first, int last) {
     const Use *u = data;
     const Matrix *m = u->matrix;
     for (int t = first; t < last; t++) {
-        size_t at = (size_t)t * m->columns;
-        if (m->kind == CODES) round_token(m, u->x + at, &team->shared->input, t);
-        else if (m->activation_top > 0) round_floats(m, u->x + at, team->shared->rounded + at);
-        if (m->kind == MIXED)
-            round_mixed_token(m, (m->activation_top > 0 ? team->shared->rounded : u->x) + at, &team->shared->input, t);
+        const float *x = u->x + (size_t)t * m->columns;
+        if (m->kind != CODES && m->activation_top > 0) {
+            float *rounded = team->shared->rounded + (size_t)t * m->columns;
+            round_floats(m, x, rounded);
+            x = rounded;
+        }
+        if (is_coded(m)) round_input(u, x, &team->shared->input, t);
     }
 }
 
@@ -433,8 +375,8 @@ static const Input *integers(Team *team, const Use *u) {
     if (u->tokens > 1) return &team->shared->input;
     Key key = key_of(u);
     if (!same_key(&team->own->key, &key)) {
-        if (u->matrix->kind == MIXED) round_mixed_token(u->matrix, plain_or_rounded(team, u), &team->own->input, 0);
-        else round_token(u->matrix, activations(team, u), &team->own->input, 0);
+        const float *x = u->matrix->kind == CODES ? activations(team, u) : plain_or_rounded(team, u);
+        round_input(u, x, &team->own->input, 0);
         team->own->key = key;
     }
     return &team->own->input;
@@ -444,8 +386,9 @@ static void codes_piece(Team *team, const void *data, int first, int last) {
     const Use *u = data;
     const Input *input = integers(team, u);
     int two = planes_of(u->matrix) == 2;
-    if (u->matrix->kind == MIXED) {
-        tiles_mixed(u, input, first, last);
+    if (u->matrix->kind != CODES) {
+        if (u->matrix->kind == MIXED) tiles_mixed(u, input, first, last);
+        else tiles_vq(u, input, team->own->vq, first, last);
         return;
     }
     switch (u->matrix->bits) {
@@ -460,108 +403,10 @@ static void floats_piece(Team *team, const void *data, int first, int last) {
     floats_product(u->matrix, plain_or_rounded(team, u), first, last, u->tokens, u->out, u->stride, u->add_to);
 }
 
-/* VQ, three phases a batch of tokens: fill the tables, round them to bytes (where bytes are looked up), sum the rows. */
-typedef struct {
-    Use use;
-    int from, count, positions, pieces;
-} Batch;
-
-INLINE float *table_of(const Team *team, const Batch *b, int token) {
-    return team->pool->table + (size_t)token * b->positions * CENTROIDS;
-}
-
-INLINE uint8_t *bytes_of(const Team *team, const Batch *b, int token) {
-    return (uint8_t *)table_of(team, b, VQ_BATCH) + (size_t)token * b->positions * 2 * CENTROIDS;
-}
-
-static float step_of_table(const Team *team, const Batch *b, int token) {
-    float top = 0;
-    for (int i = 0; i < b->pieces; i++) {
-        float one = team->pool->tops[(size_t)token * b->pieces + i];
-        top = one > top ? one : top;
-    }
-    return top > 0 ? top / 32767.0f : 1;
-}
-
-static void fill_piece(Team *team, const void *data, int first, int last) {
-    const Batch *b = data;
-    const float *x = plain_or_rounded(team, &b->use) + (size_t)b->from * b->use.matrix->columns;
-    for (int t = 0; t < b->count; t++)
-        for (int j = first; j < last; j += b->use.size) { /* one thread alone gets all pieces at once */
-            int end = j + b->use.size < last ? j + b->use.size : last;
-            team->pool->tops[(size_t)t * b->pieces + j / b->use.size] =
-                fill_table(b->use.matrix, x + (size_t)t * b->use.matrix->columns, j, end, table_of(team, b, t));
-        }
-}
-
-static void round_table_piece(Team *team, const void *data, int first, int last) {
-    const Batch *b = data;
-    for (int t = 0; t < b->count; t++)
-        round_table(table_of(team, b, t), first, last, step_of_table(team, b, t), bytes_of(team, b, t));
-}
-
-static void vq_piece(Team *team, const void *data, int first, int last) {
-    const Batch *b = data;
-    float products[VQ_ROWS];
-    for (int t = 0; t < b->count; t++) {
-        float step = step_of_table(team, b, t);
-        for (int tile = first; tile < last; tile++) {
-            vq_rows(b->use.matrix, tile, table_of(team, b, t), bytes_of(team, b, t), step, products);
-            write_tile(b->use.matrix, tile * VQ_ROWS, VQ_ROWS, products, 1,
-                       b->use.out + (size_t)(b->from + t) * b->use.stride, b->use.stride, b->use.add_to);
-        }
-    }
-}
-
-/* Write the entries of one tile's indices, before their row scales, as floats: (VQ_ROWS, columns).
-   entries: the codebook with a centroid's values side by side. */
-static void expand_vq_tile(const Matrix *m, int tile, const float *entries, float *out) {
-    int vector = m->vector, positions = m->padded / vector;
-    const uint8_t *indices = m->codes + (size_t)tile * positions * VQ_ROWS;
-    for (int j = 0; j < positions; j++) {
-        int first = j * vector, count = m->columns - first < vector ? m->columns - first : vector;
-        for (int place = 0; place < VQ_ROWS; place++) {
-            int row = place % 16 / 4 * 16 + place / 16 * 4 + place % 4;
-            const float *entry = entries + (size_t)indices[(size_t)j * VQ_ROWS + place] * vector;
-            float *to = out + (size_t)row * m->columns + first;
-            if (count == 4) memcpy(to, entry, 16);
-            else memcpy(to, entry, 4 * (size_t)count);
-        }
-    }
-}
-
-/* Many tokens: a tile becomes floats in this thread's memory, and is multiplied as such. */
-static void wide_vq_piece(Team *team, const void *data, int first, int last) {
-    const Use *u = data;
-    const Matrix *m = u->matrix;
-    const float *x = plain_or_rounded(team, u);
-    float *entries = team->own->expanded, *weights = entries + (size_t)m->vector * CENTROIDS;
-    for (int k = 0; k < CENTROIDS; k++)
-        for (int i = 0; i < m->vector; i++) entries[k * m->vector + i] = m->codebook[(size_t)i * CENTROIDS + k];
-    for (int tile = first; tile < last; tile++) {
-        int row = tile * VQ_ROWS, rows = m->rows - row < VQ_ROWS ? m->rows - row : VQ_ROWS;
-        Matrix one = {.kind = FLOATS, .bits = F32, .rows = rows, .columns = m->columns, .codes = (const uint8_t *)weights,
-                      .scales = (const float *)m->scales + row, .bias = m->bias ? m->bias + row : NULL};
-        expand_vq_tile(m, tile, entries, weights);
-        floats_product(&one, x, 0, rows, u->tokens, u->out + row, u->stride, u->add_to);
-    }
-}
-
-static int vq_product(Team *team, const Use *use) {
-    const Matrix *m = use->matrix;
-    if (use->tokens >= WIDE_TOKENS)
-        return together(team, (m->rows + VQ_ROWS - 1) / VQ_ROWS, 1, wide_vq_piece, use);
-    Batch b = {.use = *use, .positions = m->padded / m->vector};
-    int tiles = (m->rows + VQ_ROWS - 1) / VQ_ROWS;
-    b.use.size = piece_of(team, b.positions, VQ_PIECE);
-    b.pieces = (b.positions + b.use.size - 1) / b.use.size;
-    for (b.from = 0; b.from < use->tokens; b.from += VQ_BATCH) {
-        b.count = use->tokens - b.from < VQ_BATCH ? use->tokens - b.from : VQ_BATCH;
-        if (!together(team, b.positions, b.use.size, fill_piece, &b)) return 0;
-        if (BYTE_TABLES && !together(team, b.positions, b.use.size, round_table_piece, &b)) return 0;
-        if (!together(team, tiles, piece_of(team, tiles, 16), vq_piece, &b)) return 0;
-    }
-    return 1;
+/* Return how many of `tiles` tiles make a piece. Every piece that looks up makes tables of its own: one a thread. */
+INLINE int tiles_in_piece(const Team *team, const Use *u, int tiles) {
+    if (u->matrix->kind != VQ || u->tokens > VQ_TABLE_TOKENS) return piece_of(team, tiles, 64);
+    return (tiles + team->pool->threads - 1) / team->pool->threads;
 }
 
 /* Multiply; return when all of out is there, 0 when the round is over. Every thread calls it. */
@@ -572,30 +417,19 @@ static int product(Team *team, const Use *use) {
         if (!same_key(held, &key) && !together(team, use->tokens, 1, round_piece, use)) return 0;
         *held = key;
     }
-    if (m->kind == VQ) return vq_product(team, use);
     if (m->kind == FLOATS) return together(team, m->rows, piece_of(team, m->rows, 512), floats_piece, use);
-    int tiles = (m->rows + ROWS - 1) / ROWS;
-    return together(team, tiles, piece_of(team, tiles, 64), codes_piece, use);
+    return together(team, tiles_of(m), tiles_in_piece(team, use, tiles_of(m)), codes_piece, use);
 }
 
-/* Most phases of a product with so many tokens. */
-INLINE int phases_of(int tokens) { return 1 + 3 * ((tokens + VQ_BATCH - 1) / VQ_BATCH); }
+#define PHASES 2 /* most phases of a product */
 
 /* Reserve what a product with `tokens` tokens needs. Returns 0 when there is no memory. */
 static int reserve_for(Pool *pool, const Matrix *m, int tokens) {
-    if (m->kind == VQ) {
-        size_t positions = (size_t)(m->padded / m->vector), entries = VQ_BATCH * positions * CENTROIDS;
-        if (!reserve((void **)&pool->table, &pool->table_bytes, 6 * entries)) return 0;
-        if (!reserve((void **)&pool->tops, &pool->tops_bytes, 4 * VQ_BATCH * positions)) return 0;
-    }
     for (int i = 0; i <= pool->threads; i++) {
         Worker *w = pool->workers + i;
         int own = i < pool->threads ? 1 : tokens;
         if (is_coded(m) && !reserve_input(&w->input, own, m->padded, m->groups)) return 0;
-        size_t expanded = ((size_t)m->vector * CENTROIDS + (size_t)VQ_ROWS * m->columns) * 4;
-        if (m->kind == VQ && tokens >= WIDE_TOKENS && i < pool->threads
-            && !reserve((void **)&w->expanded, &w->expanded_bytes, expanded))
-            return 0;
+        if (m->kind == VQ && !reserve(&w->vq, &w->vq_bytes, vq_bytes(m))) return 0;
         if (m->kind != CODES && m->activation_top > 0
             && !reserve((void **)&w->rounded, &w->rounded_bytes, 4 * (size_t)own * m->columns))
             return 0;
