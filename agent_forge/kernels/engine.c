@@ -114,15 +114,6 @@ static void place_piece(Team *team, const void *data, int first, int last) {
     }
 }
 
-INLINE float dot_floats(const float *a, const float *b, int width) {
-    f32x16 sum = {0};
-    float total = 0;
-    int i = 0;
-    for (; i + 16 <= width; i += 16) sum += load16(a + i) * load16(b + i);
-    for (; i < width; i++) total += a[i] * b[i];
-    return total + sum16(sum);
-}
-
 /* Attend to `count` cached keys and, where last_key is not NULL, to one more that is not in the cache yet. */
 static void attend(const float *q, const float *keys, const float *values, int count, const float *last_key,
                    const float *last_value, int size, float *scores, float *out) {

@@ -73,9 +73,11 @@ class DeviceMatrix:
 def from_compact(
     codec: str, tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int]
 ) -> DeviceMatrix | None:
-    """Return the matrix of a codec's compact tensors, packed where they lie; None for a codec without a kernel."""
+    """Return the matrix of a codec's compact tensors, packed where they lie; None for codes without a kernel."""
     rows, columns = shape
     if codec == "vptq":
+        if {"r", "o"} & set(tensors):  # a residual codebook, outlier columns
+            return None
         codebook, scales = tensors["c"].float().contiguous(), tensors["s"].float().contiguous()
         return DeviceMatrix(rows, columns, tensors["i"].contiguous(), scales, codebook=codebook)
     if codec == "ternary":

@@ -39,13 +39,13 @@ INLINE float largest_of(const float *x, int count) {
     return top;
 }
 
-INLINE float sum_of_sizes(const float *x, int count) {
-    f32x16 sums = {0};
+INLINE float dot_floats(const float *a, const float *b, int width) {
+    f32x16 sum = {0};
     float total = 0;
-    int c = 0;
-    for (; c + 16 <= count; c += 16) sums += (f32x16)((i32x16)load16(x + c) & 0x7fffffff);
-    for (; c < count; c++) total += fabsf(x[c]);
-    return total + sum16(sums);
+    int i = 0;
+    for (; i + 16 <= width; i += 16) sum += load16(a + i) * load16(b + i);
+    for (; i < width; i++) total += a[i] * b[i];
+    return total + sum16(sum);
 }
 
 INLINE float half_to_float(uint16_t h) {

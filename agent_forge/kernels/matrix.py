@@ -1,8 +1,9 @@
 """One matrix in the layout of engine.c: codes in tiles of 16 rows, scales and zero points a group.
 
 Made from the payload of any codec. Ternary and k-bit integers keep their codes (in 2, 4 or 8 bits) and VPTQ its
-indices: the product then uses the very numbers that the codec would decode. Floats stay floats. What has no layout of
-its own (hyper, seedlm) is decoded once, at load, into float16 with a scale a row, 16 bits a weight.
+indices, of a residual codebook too: rows taken are the very numbers that the codec would decode. Floats stay floats.
+What has no layout of its own (hyper, seedlm, VPTQ with outlier columns) is decoded once, at load, into float16 with a
+scale a row, 16 bits a weight.
 """
 
 import math
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 KINDS = ("codes", "vq", "floats", "mixed")
 FORMATS = ("float32", "float16", "bfloat16")  # of scales, and of the values of kind floats
 ROWS, VQ_ROWS, CENTROIDS, STEP = 16, 64, 256, 16
-VQ_BLOCK = 16  # indices of a row whose activations share a step
+VQ_BLOCK, VQ_BLOCK_COLUMNS = 16, 64  # most indices of a row whose activations share a step, and most columns
 SLAB_ROWS = 2048  # rows laid out, or decoded by the portable path, at a time
 # Row 16 k + 4 l + e of a VQ tile stands at byte 16 l + 4 k + e: where the byte shuffles of engine.c leave it.
 VQ_ORDER = np.arange(VQ_ROWS).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
@@ -32,7 +33,10 @@ WATERFILL_LEVELS_PER_OCTAVE = 8  # of the stored column scales; as codecs.waterf
 
 @dataclass(slots=True, kw_only=True)
 class Layout:
-    """Numbers of a packed matrix. bits: of a code; for kind floats an index into FORMATS. vector: columns an index."""
+    """Numbers of a packed matrix. vector: columns an index.
+
+    bits: of a code; for vq of an index into all codebooks; for kind floats an index into FORMATS.
+    """
 
     kind: str
     rows: int
@@ -50,10 +54,15 @@ class Layout:
         return 2 if self.bits > 8 else 1
 
     @property
+    def block(self) -> int:
+        """Return the indices of a row of a vq matrix whose activations share a step."""
+        return min(VQ_BLOCK, max(1, VQ_BLOCK_COLUMNS // self.vector))
+
+    @property
     def groups(self) -> int:
         """Return the scales of a row; for vq the steps of its activations."""
         if self.kind == "vq":
-            return -(-self.columns // (VQ_BLOCK * self.vector))
+            return -(-self.columns // (self.block * self.vector))
         return -(-self.columns // self.group)
 
     @property
@@ -65,7 +74,7 @@ class Layout:
     def padded(self) -> int:
         """Return the columns of a row, or the activations of a token, in the layout."""
         if self.kind == "vq":
-            return self.groups * VQ_BLOCK * -(-self.vector // 2) * 2
+            return self.groups * self.block * -(-self.vector // 2) * 2
         if self.kind == "mixed":
             return mixed.padded_columns(self.columns)
         last = self.columns - self.group * (self.groups - 1)
@@ -192,6 +201,11 @@ def round_activations(x: Array, bits: int) -> Array:
     return rounded
 
 
+def has_layout(coded: Payload) -> bool:
+    """Return whether the codes stay codes: not in hyper and seedlm, nor where VPTQ codes outlier columns apart."""
+    return coded.codec not in ("hyper", "seedlm") and not (coded.codec == "vptq" and "o" in coded.parts)
+
+
 def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
     """Lay out what a codec wrote. activation_bits: of the layer's input, 0 for none.
 
@@ -211,7 +225,7 @@ def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
             parts["q"], parts["s"].view(np.uint16), "float16", group=coded.meta["g"], zero=zero, zeros=parts.get("z"),
             activation_bits=activation_bits,
         )  # fmt: skip
-    if coded.codec == "vptq" and "o" not in parts:  # outlier columns have no layout
+    if coded.codec == "vptq" and has_layout(coded):
         stages = [(parts["i"], parts["c"]), *([(parts["r"], parts["d"])] if "r" in parts else ())]
         return from_indices(stages, parts["s"], coded.shape[1], activation_bits)
     if coded.codec == "waterfill":

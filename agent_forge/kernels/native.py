@@ -7,6 +7,8 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -58,6 +60,22 @@ def pointer(array: Array | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that run through a model together: ids, positions, sequences (n,) int32, contiguous.
+
+    caches: keys and values of each sequence, (layers, kv_heads, capacity, head_size) float32, both written.
+    logits (wanted, vocabulary): filled for the tokens numbered in `wanted`, int32.
+    """
+
+    ids: Array
+    positions: Array
+    sequences: Array
+    caches: Sequence[tuple[Array, Array]]
+    wanted: Array
+    logits: Array
+
+
 class Pool:
     """Threads of engine.c. threads: 0 takes every core of the process."""
 
@@ -80,32 +98,20 @@ class Pool:
             done = self._engine.forge_matmul(self._address, ctypes.byref(matrix), pointer(x), len(x), pointer(out))
         _refuse(done)
 
-    def forward(
-        self,
-        model: ModelStruct,
-        ids: Array,
-        positions: Array,
-        sequences: Array,
-        caches: list[tuple[Array, Array]],
-        wanted: Array,
-        logits: Array,
-    ) -> None:
-        """Run at most CHUNK tokens; fill logits (wanted, vocabulary).
-
-        ids, positions, sequences, wanted: int32. caches: keys and values of each sequence, (layers, kv_heads, capacity,
-        head_size) float32, both written.
-        """
-        keys = (ctypes.c_void_p * len(caches))(*(pointer(k) for k, _ in caches))
-        values = (ctypes.c_void_p * len(caches))(*(pointer(v) for _, v in caches))
-        capacities = np.asarray([k.shape[2] for k, _ in caches], np.int32)
+    def forward(self, model: ModelStruct, chunk: Chunk) -> None:
+        """Run a chunk of at most CHUNK tokens; fill its caches and logits."""
+        keys = (ctypes.c_void_p * len(chunk.caches))(*(pointer(k) for k, _ in chunk.caches))
+        values = (ctypes.c_void_p * len(chunk.caches))(*(pointer(v) for _, v in chunk.caches))
+        capacities = np.asarray([k.shape[2] for k, _ in chunk.caches], np.int32)
         with self._lock:
             if self._held is not model:
                 # A thread that was put aside in an earlier call still carries the address of that call's layers.
                 self._engine.forge_settle(self._address)
                 self._held = model
             done = self._engine.forge_forward(
-                self._address, ctypes.byref(model), len(ids), pointer(ids), pointer(positions), pointer(sequences), keys,
-                values, pointer(capacities), pointer(wanted), len(wanted), pointer(logits),
+                self._address, ctypes.byref(model), len(chunk.ids), pointer(chunk.ids), pointer(chunk.positions),
+                pointer(chunk.sequences), keys, values, pointer(capacities), pointer(chunk.wanted), len(chunk.wanted),
+                pointer(chunk.logits),
             )  # fmt: skip
         _refuse(done)
 

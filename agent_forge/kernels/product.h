@@ -203,10 +203,10 @@ INLINE void write_vq_tile(const Use *u, int tile, float *sums, int token, int co
 static void tiles_vq(const Use *u, const Input *input, void *memory, int first, int last) {
     const Matrix *m = u->matrix;
     int32_t *book = memory, *block = book + 2 * vq_book(m);
-    float book_step = make_book(m, book), sums[VQ_RUN * VQ_ROWS];
+    float book_step = make_book(m, book, uses_tables(u->tokens)), sums[VQ_RUN * VQ_ROWS];
     const Entry *entries = (const Entry *)book;
 #if VQ_TABLE_TOKENS
-    if (u->tokens <= VQ_TABLE_TOKENS) {
+    if (uses_tables(u->tokens)) {
         for (int tile = first; tile < last; tile += VQ_RUN) {
             int tiles = last - tile < VQ_RUN ? last - tile : VQ_RUN;
             for (int token = 0; token < u->tokens; token++) {
@@ -336,7 +336,7 @@ INLINE void round_input(const Use *u, const float *x, Input *input, int token) {
     const Matrix *m = u->matrix;
     if (m->kind == CODES) round_token(m, x, input, token);
     else if (m->kind == MIXED) round_mixed_token(m, x, input, token);
-    else round_vq_token(m, x, input, token, u->tokens <= VQ_TABLE_TOKENS);
+    else round_vq_token(m, x, input, token, uses_tables(u->tokens));
 }
 
 static void round_floats(const Matrix *m, const float *from, float *to) {
@@ -405,7 +405,7 @@ static void floats_piece(Team *team, const void *data, int first, int last) {
 
 /* Return how many of `tiles` tiles make a piece. Every piece that looks up makes tables of its own: one a thread. */
 INLINE int tiles_in_piece(const Team *team, const Use *u, int tiles) {
-    if (u->matrix->kind != VQ || u->tokens > VQ_TABLE_TOKENS) return piece_of(team, tiles, 64);
+    if (u->matrix->kind != VQ || !uses_tables(u->tokens)) return piece_of(team, tiles, 64);
     return (tiles + team->pool->threads - 1) / team->pool->threads;
 }
 

@@ -10,9 +10,9 @@
 #include "lanes.h"
 #include "pool.h"
 
-#define VQ_BLOCK 16       /* positions that share a step of the activations */
-#define VQ_TOP 16383      /* largest integer of a weight */
-#define VQ_MOST 131000.0f /* most that sizes of activations may sum to: times VQ_TOP, with rounding, below 2^31 */
+#define VQ_BLOCK 16       /* most positions that share a step of the activations */
+#define VQ_BLOCK_COLUMNS 64 /* most columns, but for longer vectors */
+#define VQ_NORM 46300.0f  /* its square, with rounding, is below 2^31: no sum is more than a product of two such norms */
 #define VQ_RUN 32         /* most tiles whose sums are held at once */
 
 INLINE int vq_pairs(const Matrix *m) { return (m->vector + 1) / 2; }
@@ -21,14 +21,21 @@ INLINE int vq_positions(const Matrix *m) { return (m->columns + m->vector - 1) /
 
 INLINE int vq_stages(const Matrix *m) { return m->bits > 8 ? 2 : 1; }
 
+/* Return the positions of a block. */
+INLINE int vq_block(const Matrix *m) {
+    int fitting = VQ_BLOCK_COLUMNS / m->vector;
+    return fitting > VQ_BLOCK ? VQ_BLOCK : fitting > 1 ? fitting : 1;
+}
+
+/* Return how many of them the matrix has: the last block may be shorter. */
 INLINE int vq_count(const Matrix *m, int block) {
-    int left = vq_positions(m) - block * VQ_BLOCK;
-    return left < VQ_BLOCK ? left : VQ_BLOCK;
+    int left = vq_positions(m) - block * vq_block(m);
+    return left < vq_block(m) ? left : vq_block(m);
 }
 
 /* Return the indices of a tile's block: (positions, stages, VQ_ROWS). */
 INLINE const uint8_t *vq_indices(const Matrix *m, int tile, int block) {
-    return m->codes + ((size_t)tile * vq_positions(m) + (size_t)block * VQ_BLOCK) * vq_stages(m) * VQ_ROWS;
+    return m->codes + ((size_t)tile * vq_positions(m) + (size_t)block * vq_block(m)) * vq_stages(m) * VQ_ROWS;
 }
 
 /* Return where the byte shuffles leave row 16 k + 4 l + e of a tile: at 16 l + 4 k + e. The mapping is its own inverse. */
@@ -38,41 +45,67 @@ INLINE size_t vq_book(const Matrix *m) { return (size_t)vq_stages(m) * vq_pairs(
 
 /* Return the bytes of a thread's memory: the codebooks as integers, twice, then a block's tables or weights. */
 INLINE size_t vq_bytes(const Matrix *m) {
-    size_t weights = 4 * (size_t)VQ_BLOCK * vq_pairs(m) * VQ_ROWS, tables = (size_t)VQ_BLOCK * vq_stages(m) * 2 * CENTROIDS;
+    size_t weights = 4 * (size_t)vq_block(m) * vq_pairs(m) * VQ_ROWS;
+    size_t tables = (size_t)vq_block(m) * vq_stages(m) * 2 * CENTROIDS;
     return 8 * vq_book(m) + (tables > weights ? tables : weights);
 }
 
-/* Round one token x (columns) to int16, laid out (positions, pairs, 2) with zeros beyond a vector, with a step a block.
-   position_sums: sums of a position must fit 32 bits, else those of a whole block. */
-static void round_vq_token(const Matrix *m, const float *x, Input *input, int token, int position_sums) {
-    int32_t *to = (int32_t *)input->low + (size_t)token * (m->padded / 2);
-    int vector = m->vector, pairs = vq_pairs(m);
-    for (int block = 0; block < m->groups; block++) {
-        int first = block * VQ_BLOCK * vector, count = vq_count(m, block);
-        int columns = m->columns - first < count * vector ? m->columns - first : count * vector;
-        float largest = largest_of(x + first, columns);
-        float total = position_sums ? (float)vector * largest : sum_of_sizes(x + first, columns);
-        float step = total / (VQ_MOST - (float)(VQ_BLOCK / 2 * vector)), least = largest / 32767.0f;
-        step = step > least ? step : least;
-        step = step > 1e-35f ? step : 1;
+/* Return the most that the norms of integers may be: of an entry and of a position's activations where only products of
+   these two are summed (tables); else of an entry and of a block's activations, whose weights are sqrt(block) entries. */
+INLINE float most_norm(const Matrix *m, int tables) { return tables ? VQ_NORM : VQ_NORM / sqrtf(sqrtf((float)vq_block(m))); }
+
+/* Return the step of integers with such a norm that fit int16. */
+INLINE float vq_step(float norm, float most, float largest) {
+    float step = norm / most > largest / 32767.0f ? norm / most : largest / 32767.0f;
+    return step > 1e-35f ? step : 1;
+}
+
+/* Return the largest norm of x (count) cut into lengths. */
+INLINE float largest_norm(const float *x, int count, int length) {
+    float top = 0, sum;
+    int first = 0;
+    for (; first + length <= count; first += length) {
+        sum = dot_floats(x + first, x + first, length);
+        top = sum > top ? sum : top;
+    }
+    sum = dot_floats(x + first, x + first, count - first);
+    return sqrtf(sum > top ? sum : top);
+}
+
+/* Round one token x (columns) to int16, laid out (positions, pairs, 2) with zeros beyond a vector, with a step a block. */
+static void round_vq_token(const Matrix *m, const float *x, Input *input, int token, int tables) {
+    int16_t *to = (int16_t *)input->low + (size_t)token * m->padded;
+    int vector = m->vector, even = vector % 2 == 0, most = vq_block(m) * vector, run = even ? most : vector;
+    for (int block = 0; block < m->groups; block++, to += vq_block(m) * 2 * vq_pairs(m)) {
+        int first = block * most, columns = m->columns - first < most ? m->columns - first : most;
+        int length = tables ? vector : most;
+        float norm = length == 4 ? largest_norm(x + first, columns, 4) : largest_norm(x + first, columns, length);
+        float step = vq_step(norm, most_norm(m, tables), largest_of(x + first, columns));
         input->steps[(size_t)token * m->groups + block] = step;
-        for (int j = 0; j < count; j++)
-            for (int p = 0; p < pairs; p++) {
-                int at = j * vector + 2 * p, has_second = 2 * p + 1 < vector && at + 1 < columns;
-                int32_t low = at < columns ? (int32_t)rintf(x[first + at] / step) : 0;
-                int32_t high = has_second ? (int32_t)rintf(x[first + at + 1] / step) : 0;
-                to[(block * VQ_BLOCK + j) * pairs + p] = (int32_t)((uint32_t)high << 16 | (low & 0xffff));
-            }
+        for (int at = 0, place = 0; at < columns; at += run, place += run + !even) {
+            int count = columns - at < run ? columns - at : run;
+            float factor = 1 / step;
+            for (int i = 0; i < count; i++) to[place + i] = (int16_t)(int32_t)rintf(x[first + at + i] * factor);
+            for (int i = count; i < run + !even; i++) to[place + i] = 0;
+        }
     }
 }
 
 /* Write the codebooks as pairs of int16, (stages, pairs, CENTROIDS); return their step. */
-static float make_book(const Matrix *m, int32_t *book) {
+static float make_book(const Matrix *m, int32_t *book, int tables) {
     int vector = m->vector, pairs = vq_pairs(m), stages = vq_stages(m);
-    float top = 0;
-    for (int stage = 0; stage < stages; stage++)
-        top += largest_of(m->codebook + (size_t)stage * vector * CENTROIDS, vector * CENTROIDS);
-    float step = top > 1e-35f ? top / VQ_TOP : 1, factor = 1 / step;
+    float norm = 0, largest = 0;
+    for (int stage = 0; stage < stages; stage++) {
+        const float *entries = m->codebook + (size_t)stage * vector * CENTROIDS;
+        float squares[CENTROIDS] = {0};
+        for (int i = 0; i < vector; i++)
+            for (int k = 0; k < CENTROIDS; k++) squares[k] += entries[i * CENTROIDS + k] * entries[i * CENTROIDS + k];
+        float own_norm = sqrtf(largest_of(squares, CENTROIDS)), own_largest = largest_of(entries, vector * CENTROIDS);
+        /* Tables are made of a stage alone; weights are sums of both. */
+        norm = tables ? (own_norm > norm ? own_norm : norm) : norm + own_norm;
+        largest = tables ? (own_largest > largest ? own_largest : largest) : largest + own_largest;
+    }
+    float step = vq_step(norm, most_norm(m, tables), largest), factor = 1 / step;
     for (int i = 0; i < stages * pairs; i++) {
         int column = i % pairs * 2, has_second = column + 1 < vector;
         const float *low = m->codebook + (size_t)(i / pairs * vector + column) * CENTROIDS;
@@ -89,6 +122,7 @@ static float make_book(const Matrix *m, int32_t *book) {
 
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
 #define VQ_TABLE_TOKENS 7 /* most tokens that are looked up one by one */
+#define VQ_AHEAD 4        /* tiles whose indices are on their way from memory: hardware does not guess their order */
 
 /* Look 64 indices up in a table of 256 bytes. */
 INLINE __m512i look_up(const uint8_t *table, __m512i indices, __mmask64 upper) {
@@ -113,8 +147,10 @@ INLINE void fill_table(const int32_t *book, const int32_t *x, int pairs, __m512i
     }
 }
 
-/* Add a tile's products with a block, times step, to sums (VQ_ROWS). indices: (count, VQ_ROWS); tables: (count, 2, 256). */
-INLINE void add_looked_up(const uint8_t *indices, const uint8_t *tables, int count, float step, float *sums) {
+/* Add a tile's products with a block, times step, to sums (VQ_ROWS). indices: (count, VQ_ROWS); tables: (count, 2, 256);
+   later: indices that will be wanted soon. */
+INLINE void add_looked_up(const uint8_t *indices, const uint8_t *later, const uint8_t *tables, int count, float step,
+                          float *sums) {
     __m512i total[4] = {zero_ints(), zero_ints(), zero_ints(), zero_ints()}, one = _mm512_set1_epi16(1);
     for (int j = 0; j < count; j += 2) {
         __m512i words[2][2] = {{zero_ints(), zero_ints()}, {zero_ints(), zero_ints()}};
@@ -123,6 +159,7 @@ INLINE void add_looked_up(const uint8_t *indices, const uint8_t *tables, int cou
             const uint8_t *table = tables + (j + k) * 2 * CENTROIDS;
             __m512i at = load_codes(indices + (j + k) * VQ_ROWS);
             __mmask64 upper = _mm512_movepi8_mask(at);
+            __builtin_prefetch(later + (j + k) * VQ_ROWS, 0, 2);
             __m512i low = look_up(table, at, upper), high = look_up(table + CENTROIDS, at, upper);
             words[k][0] = _mm512_unpacklo_epi8(low, high);
             words[k][1] = _mm512_unpackhi_epi8(low, high);
@@ -149,15 +186,18 @@ static void sum_tables(const Matrix *m, const Input *in, int token, const int32_
         int count = vq_count(m, block) * stages;
         float step = in->steps[(size_t)token * m->groups + block] * book_step * 65536.0f;
         for (int j = 0; j < count; j++)
-            fill_table(book + j % stages * pairs * CENTROIDS, x + (block * VQ_BLOCK + j / stages) * pairs, pairs,
+            fill_table(book + j % stages * pairs * CENTROIDS, x + (block * vq_block(m) + j / stages) * pairs, pairs,
                        load_codes(planes), tables + j * 2 * CENTROIDS);
-        for (int t = 0; t < tiles; t++)
-            add_looked_up(vq_indices(m, first + t, block), tables, count, step, sums + t * VQ_ROWS);
+        for (int t = 0, later = VQ_AHEAD; t < tiles; t++, later++)
+            add_looked_up(vq_indices(m, first + t, block),
+                          vq_indices(m, first + later % tiles, block + later / tiles), tables, count, step, sums + t * VQ_ROWS);
     }
 }
 #else
 #define VQ_TABLE_TOKENS 0
 #endif
+
+INLINE int uses_tables(int tokens) { return tokens <= VQ_TABLE_TOKENS; }
 
 /* ---- more tokens: weights -------------------------------------------------------------------------------------- */
 
@@ -169,9 +209,11 @@ static void split_book(const int32_t *book, size_t entries, uint8_t *planes) {
             for (int k = 0; k < CENTROIDS; k++) planes[4 * i + byte * CENTROIDS + k] = (uint8_t)(book[i + k] >> 8 * byte);
 }
 
-/* Write the pairs that the indices of 64 rows name. */
-INLINE void look_pairs_up(const uint8_t *planes, const uint8_t *indices, __m512i *pairs) {
-    __m512i at = load_codes(indices), bytes[4];
+typedef uint8_t Entry;
+#define ENTRIES (4 * CENTROIDS) /* of a pair */
+/* Write the pairs that the indices of 64 rows name, or add them to what is there. */
+INLINE void expand_pair(const uint8_t *planes, const uint8_t *indices, int32_t *weights, int add_to) {
+    __m512i at = load_codes(indices), bytes[4], pairs[4];
     __mmask64 upper = _mm512_movepi8_mask(at);
     for (int i = 0; i < 4; i++) bytes[i] = look_up(planes + i * CENTROIDS, at, upper);
     __m512i first = _mm512_unpacklo_epi8(bytes[0], bytes[1]), second = _mm512_unpacklo_epi8(bytes[2], bytes[3]);
@@ -181,13 +223,6 @@ INLINE void look_pairs_up(const uint8_t *planes, const uint8_t *indices, __m512i
     second = _mm512_unpackhi_epi8(bytes[2], bytes[3]);
     pairs[2] = _mm512_unpacklo_epi16(first, second);
     pairs[3] = _mm512_unpackhi_epi16(first, second);
-}
-
-typedef uint8_t Entry;
-#define ENTRIES (4 * CENTROIDS) /* of a pair */
-INLINE void expand_pair(const uint8_t *planes, const uint8_t *indices, int32_t *weights, int add_to) {
-    __m512i pairs[4];
-    look_pairs_up(planes, indices, pairs);
     for (int k = 0; k < 4; k++)
         _mm512_storeu_si512(weights + 16 * k, add_to ? _mm512_add_epi16(pairs[k], load_ints(weights + 16 * k)) : pairs[k]);
 }
@@ -202,7 +237,7 @@ INLINE void expand_pair(const int32_t *book, const uint8_t *indices, int32_t *we
         memcpy(&four, indices + vq_place(row), 4);
         for (int e = 0; e < 4; e++, four >>= 8) {
             uint32_t a = (uint32_t)book[four & 255], b = add_to ? (uint32_t)weights[row + e] : 0;
-            weights[row + e] = (int32_t)((((a & 0xffff0000u) + (b & 0xffff0000u))) | ((a + b) & 0xffff));
+            weights[row + e] = (int32_t)(((a & 0xffff0000u) + (b & 0xffff0000u)) | ((a + b) & 0xffff));
         }
     }
 }
@@ -250,7 +285,7 @@ static void sum_weights(const Matrix *m, const Input *in, int tokens, const Entr
     memset(sums, 0, sizeof *sums * (size_t)tokens * VQ_ROWS);
     for (int block = 0; block < m->groups; block++) {
         int count = vq_count(m, block), pairs = count * vq_pairs(m), t = 0;
-        const int32_t *x = (const int32_t *)in->low + block * VQ_BLOCK * vq_pairs(m);
+        const int32_t *x = (const int32_t *)in->low + block * vq_block(m) * vq_pairs(m);
         expand_block(m, vq_indices(m, tile, block), book, count, weights);
         for (; t + WIDE_BATCH <= tokens; t += WIDE_BATCH)
             multiply_block(weights, x + t * stride, stride, pairs, in->steps + t * groups + block, groups, book_step,

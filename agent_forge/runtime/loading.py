@@ -35,7 +35,6 @@ LAYER_NORMS = {
     "norm_before": "input_layernorm", "norm_after": "post_attention_layernorm", "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
 }  # fmt: skip
-WITHOUT_LAYOUT = ("hyper", "seedlm")
 
 
 def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
@@ -101,8 +100,11 @@ class _Reader:
 
     def _from_payload(self, module: str, activation_bits: int) -> PackedMatrix:
         coded = payloads.read(self.tensors.get(f"{module}.payload").tobytes(), module)
-        if coded.codec in WITHOUT_LAYOUT:
-            self.notes.append(f"{module}: {coded.codec} has no packed layout, kept as float16 with a scale a row")
+        if not packing.has_layout(coded):
+            apart = " with outlier columns" if coded.codec == "vptq" else ""
+            self.notes.append(
+                f"{module}: {coded.codec}{apart} has no packed layout, kept as float16 with a scale a row"
+            )
         return packing.from_payload(coded, activation_bits)
 
     def _from_latents(self, module: str) -> PackedMatrix:

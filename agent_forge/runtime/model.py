@@ -105,10 +105,11 @@ class PackedModel:
         for first in range(0, len(ids), native.CHUNK):
             part = slice(first, first + native.CHUNK)
             low, high = np.searchsorted(picked, [first, first + native.CHUNK])
-            self._forward(
-                ids[part], positions[part], sequences[part].astype(np.int32), pairs, picked[low:high] - np.int32(first),
-                logits[low:high],
-            )  # fmt: skip
+            tokens, places, owners, asked = (
+                np.ascontiguousarray(a, np.int32)
+                for a in (ids[part], positions[part], sequences[part], picked[low:high] - first)
+            )
+            self._forward(native.Chunk(tokens, places, owners, pairs, asked, logits[low:high]))
         for number, cache in enumerate(caches):
             cache.length += int(counts[number])
         return logits
@@ -135,21 +136,12 @@ class PackedModel:
             fed = [token]
         return found
 
-    def _forward(
-        self,
-        ids: Array,
-        positions: Array,
-        sequences: Array,
-        caches: list[tuple[Array, Array]],
-        wanted: Array,
-        out: Array,
-    ) -> None:
-        """Run one chunk; fill out (wanted, vocabulary)."""
+    def _forward(self, chunk: native.Chunk) -> None:
+        """Run one chunk; fill its caches and logits."""
         if build.library() is None:
-            self._forward_in_numpy(ids, positions, sequences, caches, wanted, out)
-            return
-        tokens, places, owners, picked = (np.ascontiguousarray(a) for a in (ids, positions, sequences, wanted))
-        native.pool(self.threads).forward(self._struct, tokens, places, owners, caches, picked, out)
+            self._forward_in_numpy(chunk)
+        else:
+            native.pool(self.threads).forward(self._struct, chunk)
 
     @cached_property
     def _struct(self) -> native.ModelStruct:
@@ -174,38 +166,32 @@ class PackedModel:
     def _frequencies(self) -> Array:
         return np.asarray(self.shape.frequencies, np.float32)
 
-    def _forward_in_numpy(
-        self,
-        ids: Array,
-        positions: Array,
-        sequences: Array,
-        caches: list[tuple[Array, Array]],
-        wanted: Array,
-        out: Array,
-    ) -> None:
-        one = self.shape
-        angles = positions[:, None].astype(np.float32) * self._frequencies
+    def _forward_in_numpy(self, chunk: native.Chunk) -> None:
+        one, tokens = self.shape, len(chunk.ids)
+        angles = chunk.positions[:, None].astype(np.float32) * self._frequencies
         turns = (np.cos(angles)[:, None], np.sin(angles)[:, None])
-        x = self.matrices["embedding"].take(ids)
+        x = self.matrices["embedding"].take(chunk.ids)
         for index in range(one.layers):
             linears = {name: self.matrices[f"{index}.{name}"].multiply for name in LINEARS}
             normed = _rms_norm(x, self.norms[f"{index}.norm_before"], one.epsilon)
-            q, k, v = (linears[name](normed).reshape(len(ids), -1, one.head_size) for name in "qkv")
+            q, k, v = (linears[name](normed).reshape(tokens, -1, one.head_size) for name in "qkv")
             q, k = (
                 _rotate(_rms_norm(a, self.norms.get(f"{index}.{name}_norm"), one.epsilon), turns)
                 for name, a in (("q", q), ("k", k))
             )
             mixed = np.empty_like(q)
-            for t, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
-                keys, values = (array[index] for array in caches[sequence])
+            for t, (sequence, position) in enumerate(zip(chunk.sequences, chunk.positions, strict=True)):
+                keys, values = (array[index] for array in chunk.caches[sequence])
                 keys[:, position], values[:, position] = k[t], v[t]
                 mixed[t] = _attend(q[t], keys[:, : position + 1], values[:, : position + 1])
-            x = x + linears["o"](mixed.reshape(len(ids), -1))
+            x = x + linears["o"](mixed.reshape(tokens, -1))
             normed = _rms_norm(x, self.norms[f"{index}.norm_after"], one.epsilon)
             gate = linears["gate"](normed)
             x = x + linears["down"](gate / (1 + np.exp(-gate)) * linears["up"](normed))
-        if len(wanted):
-            out[:] = self.matrices["head"].multiply(_rms_norm(x[wanted], self.norms["final_norm"], one.epsilon))
+        if len(chunk.wanted):
+            chunk.logits[:] = self.matrices["head"].multiply(
+                _rms_norm(x[chunk.wanted], self.norms["final_norm"], one.epsilon)
+            )
 
 
 def _rms_norm(x: Array, weight: Array | None, epsilon: float) -> Array:

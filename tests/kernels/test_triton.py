@@ -107,6 +107,9 @@ def test_codes_stay_packed(codec: str, bytes_a_weight: float) -> None:
 def test_a_codec_without_a_kernel_has_none() -> None:
     coded = codecs.encode("raw", torch.ones(2, 2), {})
     assert gpu.from_compact("raw", codecs.unpack(coded), coded.meta, coded.shape) is None
+    for settings in ({"residual": 4}, {"outliers": 0.2}):
+        coded = codecs.encode("vptq", torch.randn(4, 32), {"iterations": 1, **settings})
+        assert gpu.from_compact("vptq", codecs.unpack(coded), coded.meta, coded.shape) is None
 
 
 @pytest.mark.parametrize("activation_bits", [0, 8])

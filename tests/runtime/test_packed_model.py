@@ -127,6 +127,25 @@ def test_compressed_checkpoints_of_every_codec_give_the_logits_of_transformers(c
     assert len(packed.notes) == (15 if codec in ("hyper", "seedlm") else 0)
 
 
+@pytest.mark.parametrize(("settings", "notes"), [({"residual": 16}, 0), ({"outliers": 0.1}, 14)])
+def test_vptq_keeps_a_residual_packed_and_tells_of_outlier_columns(
+    settings: dict[str, Any], notes: int, tmp_path: Path
+) -> None:
+    model = made("llama")
+    coded = {
+        name: codecs.encode("vptq", weight, {"iterations": 1, **settings})
+        if "layers" in name
+        else codecs.encode("intk", weight, {"bits": 8, "group": 0})
+        for name, weight in compressed.coded_tensors(model).items()
+    }
+    models.save(compressed.compress(model, coded), None, tmp_path)
+    packed = runtime.load(tmp_path, threads=1)
+    assert relative(packed.logits(IDS), reference(tmp_path)) <= (5e-3 if notes else 1e-3)
+    assert [note.partition(": ")[2] for note in packed.notes] == [
+        "vptq with outlier columns has no packed layout, kept as float16 with a scale a row"
+    ] * notes
+
+
 def water_filled(model: PreTrainedModel) -> PreTrainedModel:
     """Code every matrix, the embedding too, with steps of its own for rows and columns; q, k and v share their columns."""
     generator, coded = torch.Generator().manual_seed(2), {}
