@@ -8,7 +8,10 @@
 
 INLINE int is_coded(const Matrix *m) { return m->kind != FLOATS; }
 
-INLINE int tiles_of(const Matrix *m) { return m->kind == VQ ? (m->rows + VQ_ROWS - 1) / VQ_ROWS : (m->rows + ROWS - 1) / ROWS; }
+INLINE int tiles_of(const Matrix *m) {
+    int rows = m->kind == VQ ? VQ_ROWS : ROWS;
+    return (m->rows + rows - 1) / rows;
+}
 
 INLINE int planes_of(const Matrix *m) { return m->activation_top > 0 && m->activation_top <= 127 ? 1 : 2; }
 

@@ -1,10 +1,10 @@
-/* Vector-quantised matrices (kind VQ): an index names `vector` neighbouring weights of a row, an entry of a codebook; with
-   two stages a second index adds an entry of a second codebook.
+/* Vector-quantised matrices (kind VQ): an index names `vector` neighbouring weights of a row, an entry of a codebook;
+   with two stages a second index adds an entry of a second codebook. A position: the columns of one index.
 
-   Entries become int16, activations too, with a step a block of positions (a position: the columns of one index). Few
-   tokens, where bytes are shuffled in registers: each thread makes a table of a token's products with all entries for the
-   positions of a block, which stays in its first cache, and looks 64 rows up at once. Otherwise: a block of 64 rows is
-   written out as int16 and multiplied. No thread reads what another one made, but the activations of several tokens. */
+   Entries become int16, activations too, with a step a block of positions. Few tokens, where bytes are shuffled in
+   registers: each thread makes tables of a token's products with all entries, for the positions of one block, which stay
+   in its first cache, and looks 64 rows up at once. Otherwise: a block of 64 rows is written out as int16 and multiplied.
+   No thread reads what another one made, but the activations of several tokens. */
 
 #pragma once
 #include "lanes.h"
@@ -12,7 +12,7 @@
 
 #define VQ_BLOCK 16       /* most positions that share a step of the activations */
 #define VQ_BLOCK_COLUMNS 64 /* most columns, but for longer vectors */
-#define VQ_NORM 46300.0f  /* its square, with rounding, is below 2^31: no sum is more than a product of two such norms */
+#define VQ_NORM 46300.0f  /* of integers: no sum of products is more than its square, which is below 2^31 */
 #define VQ_RUN 32         /* most tiles whose sums are held at once */
 
 INLINE int vq_pairs(const Matrix *m) { return (m->vector + 1) / 2; }
@@ -50,9 +50,11 @@ INLINE size_t vq_bytes(const Matrix *m) {
     return 8 * vq_book(m) + (tables > weights ? tables : weights);
 }
 
-/* Return the most that the norms of integers may be: of an entry and of a position's activations where only products of
-   these two are summed (tables); else of an entry and of a block's activations, whose weights are sqrt(block) entries. */
-INLINE float most_norm(const Matrix *m, int tables) { return tables ? VQ_NORM : VQ_NORM / sqrtf(sqrtf((float)vq_block(m))); }
+/* Return the most that norms may be: of an entry and of a position's activations where only products of these two are
+   summed (tables); else of an entry and of a block's activations, which meet as many entries as the block is long. */
+INLINE float most_norm(const Matrix *m, int tables) {
+    return tables ? VQ_NORM : VQ_NORM / sqrtf(sqrtf((float)vq_block(m)));
+}
 
 /* Return the step of integers with such a norm that fit int16. */
 INLINE float vq_step(float norm, float most, float largest) {
@@ -100,7 +102,8 @@ static float make_book(const Matrix *m, int32_t *book, int tables) {
         float squares[CENTROIDS] = {0};
         for (int i = 0; i < vector; i++)
             for (int k = 0; k < CENTROIDS; k++) squares[k] += entries[i * CENTROIDS + k] * entries[i * CENTROIDS + k];
-        float own_norm = sqrtf(largest_of(squares, CENTROIDS)), own_largest = largest_of(entries, vector * CENTROIDS);
+        float own_norm = sqrtf(largest_of(squares, CENTROIDS));
+        float own_largest = largest_of(entries, vector * CENTROIDS);
         /* Tables are made of a stage alone; weights are sums of both. */
         norm = tables ? (own_norm > norm ? own_norm : norm) : norm + own_norm;
         largest = tables ? (own_largest > largest ? own_largest : largest) : largest + own_largest;
@@ -147,8 +150,8 @@ INLINE void fill_table(const int32_t *book, const int32_t *x, int pairs, __m512i
     }
 }
 
-/* Add a tile's products with a block, times step, to sums (VQ_ROWS). indices: (count, VQ_ROWS); tables: (count, 2, 256);
-   later: indices that will be wanted soon. */
+/* Add a tile's products with a block, times step, to sums (VQ_ROWS). indices: (count, VQ_ROWS); tables: (count, 2,
+   CENTROIDS); later: indices that will be wanted soon. */
 INLINE void add_looked_up(const uint8_t *indices, const uint8_t *later, const uint8_t *tables, int count, float step,
                           float *sums) {
     __m512i total[4] = {zero_ints(), zero_ints(), zero_ints(), zero_ints()}, one = _mm512_set1_epi16(1);
@@ -166,8 +169,8 @@ INLINE void add_looked_up(const uint8_t *indices, const uint8_t *later, const ui
         }
 #pragma GCC unroll 2
         for (int k = 0; k < 2; k++) {
-            total[2 * k] = _mm512_dpwssd_epi32(total[2 * k], _mm512_unpacklo_epi16(words[0][k], words[1][k]), one);
-            total[2 * k + 1] = _mm512_dpwssd_epi32(total[2 * k + 1], _mm512_unpackhi_epi16(words[0][k], words[1][k]), one);
+            total[2 * k] = dot_pairs(total[2 * k], _mm512_unpacklo_epi16(words[0][k], words[1][k]), one);
+            total[2 * k + 1] = dot_pairs(total[2 * k + 1], _mm512_unpackhi_epi16(words[0][k], words[1][k]), one);
         }
     }
     for (int k = 0; k < 4; k++)
@@ -175,8 +178,8 @@ INLINE void add_looked_up(const uint8_t *indices, const uint8_t *later, const ui
 }
 
 /* Write one token's products with tiles first to first + tiles, before their row scales: sums (tiles, VQ_ROWS). */
-static void sum_tables(const Matrix *m, const Input *in, int token, const int32_t *book, float book_step, uint8_t *tables,
-                       int first, int tiles, float *sums) {
+static void sum_tables(const Matrix *m, const Input *in, int token, const int32_t *book, float book_step,
+                       uint8_t *tables, int first, int tiles, float *sums) {
     int pairs = vq_pairs(m), stages = vq_stages(m);
     const int32_t *x = (const int32_t *)in->low + (size_t)token * (m->padded / 2);
     uint8_t planes[64];
@@ -189,8 +192,8 @@ static void sum_tables(const Matrix *m, const Input *in, int token, const int32_
             fill_table(book + j % stages * pairs * CENTROIDS, x + (block * vq_block(m) + j / stages) * pairs, pairs,
                        load_codes(planes), tables + j * 2 * CENTROIDS);
         for (int t = 0, later = VQ_AHEAD; t < tiles; t++, later++)
-            add_looked_up(vq_indices(m, first + t, block),
-                          vq_indices(m, first + later % tiles, block + later / tiles), tables, count, step, sums + t * VQ_ROWS);
+            add_looked_up(vq_indices(m, first + t, block), vq_indices(m, first + later % tiles, block + later / tiles),
+                          tables, count, step, sums + t * VQ_ROWS);
     }
 }
 #else
@@ -206,7 +209,8 @@ INLINE int uses_tables(int tokens) { return tokens <= VQ_TABLE_TOKENS; }
 static void split_book(const int32_t *book, size_t entries, uint8_t *planes) {
     for (size_t i = 0; i < entries; i += CENTROIDS)
         for (int byte = 0; byte < 4; byte++)
-            for (int k = 0; k < CENTROIDS; k++) planes[4 * i + byte * CENTROIDS + k] = (uint8_t)(book[i + k] >> 8 * byte);
+            for (int k = 0; k < CENTROIDS; k++)
+                planes[4 * i + byte * CENTROIDS + k] = (uint8_t)(book[i + k] >> 8 * byte);
 }
 
 typedef uint8_t Entry;
@@ -223,8 +227,10 @@ INLINE void expand_pair(const uint8_t *planes, const uint8_t *indices, int32_t *
     second = _mm512_unpackhi_epi8(bytes[2], bytes[3]);
     pairs[2] = _mm512_unpacklo_epi16(first, second);
     pairs[3] = _mm512_unpackhi_epi16(first, second);
-    for (int k = 0; k < 4; k++)
-        _mm512_storeu_si512(weights + 16 * k, add_to ? _mm512_add_epi16(pairs[k], load_ints(weights + 16 * k)) : pairs[k]);
+    for (int k = 0; k < 4; k++) {
+        if (add_to) pairs[k] = _mm512_add_epi16(pairs[k], load_ints(weights + 16 * k));
+        _mm512_storeu_si512(weights + 16 * k, pairs[k]);
+    }
 }
 #else
 typedef int32_t Entry;
@@ -249,7 +255,8 @@ INLINE void expand_block(const Matrix *m, const uint8_t *indices, const Entry *b
     for (int j = 0; j < count; j++)
         for (int p = 0; p < pairs; p++, weights += VQ_ROWS)
             for (int stage = 0; stage < stages; stage++)
-                expand_pair(book + (stage * pairs + p) * ENTRIES, indices + (j * stages + stage) * VQ_ROWS, weights, stage);
+                expand_pair(book + (stage * pairs + p) * ENTRIES, indices + (j * stages + stage) * VQ_ROWS, weights,
+                            stage > 0);
 }
 
 /* Add the products of a block's weights (pairs, VQ_ROWS) with `count` tokens to sums (count, VQ_ROWS).
