@@ -151,7 +151,9 @@ class Bench:
         self.report("rounded")
         if self.config.init.method == "gptq":
             calibration = self.calibration.to(self.device)
-            start_compensated(self.config, self.model, lambda: list(calibration.split(4)), self.out, self.events)
+            start_compensated(
+                self.config, self.parent, self.model, lambda: list(calibration.split(4)), self.out, self.events
+            )
             self.report("compensated", cpu_seconds=round(time.process_time()))
         if not self.config.train.steps:
             return

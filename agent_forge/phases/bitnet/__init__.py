@@ -60,10 +60,17 @@ class TrainConfig:
     length_tokens: int  # tokens a window
     mix: dict[str, float]  # kind of data -> share of the windows; own: what the parent itself writes
     embeddings: bool  # train embeddings and head too; false keeps the parent's
+    scale_lr: (
+        float  # of scales that are parameters, times the learning rate; 0: scales stay the mean size of the latents
+    )
     blend_share: float  # share of the steps over which lambda goes from 0 (dense) to 1 (ternary)
     optim: OptimConfig
 
     def __post_init__(self) -> None:
+        if self.scale_lr < 0:
+            raise ConfigError(
+                f"train.scale_lr must be at least 0 (0: no scales of their own), got {self.scale_lr}; try 1"
+            )
         if not 0 <= self.blend_share <= 1:
             raise ConfigError(
                 f"train.blend_share must be in [0, 1], got {self.blend_share}; try 0 with init.method=gptq"
