@@ -5,8 +5,8 @@
 
 Documents are split by a hash of their names: a tenth is held out and only scored, another twentieth (dev) is what settings
 are chosen on (--dev), the rest is trained on. Initialisation and training are those of the bitnet phase; KEY=VALUE are its
-settings. The state lies in --work: a killed run goes on. --after DIRECTORY --skip N begins, with other settings, where a run of N
-steps ended, whose model is in DIRECTORY. On a machine with a GPU:
+settings. The state lies in --work: a killed run goes on. --after DIRECTORY --skip N begins, with other settings, where a run
+of N steps ended, whose model is in DIRECTORY. On a machine with a GPU:
 
     python scripts/bench_bitnet.py outputs/smollm2 outputs/text/debian.jsonl --rows 64 --steps 20000 --score-every 1000 \
         runtime.device=cuda train.optim.lr=0.0005
