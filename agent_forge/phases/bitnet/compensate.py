@@ -132,8 +132,8 @@ def compensate(
     """Return float32 latents (out, in) in the cells of compensated codes, and their scales (out, groups) or (1, 1).
 
     hessian: (in, in). pull: mean(d xᵀ) (out, in) of what the outputs lack, d; None where the weight's own outputs are the
-    goal. damping: a share of the geometric mean of the diagonal. The first tokens of windows have inputs a hundred times
-    as large as others in a few columns: a share of the plain mean would be more than most columns have.
+    goal. damping: a share of the geometric mean of the diagonal. A few columns can carry most of the
+    power (in one down_proj of SmolLM2 all of it): a share of the plain mean would be more than most columns have.
     """
     goal = weight.detach().float()
     hessian = hessian.float().clone()
