@@ -182,7 +182,7 @@ class Follower:
             for ids in self.windows:
                 calls.append({})
                 with self.autocast():
-                    _until_stop(lambda ids=ids: model(input_ids=ids, use_cache=False))
+                    _until_stop(model, input_ids=ids, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -224,7 +224,7 @@ class Follower:
             module = self.model.get_submodule(block.name)
             for x, (args, kwargs) in zip(stream, rest, strict=True):
                 with self.autocast():
-                    _until_stop(lambda x=x, args=args, kwargs=kwargs: module(x, *args, **kwargs))
+                    _until_stop(module, x, *args, **kwargs)
         finally:
             handle.remove()
         inputs = torch.cat([part.flatten(0, -2) for part in raw])
@@ -290,6 +290,6 @@ def _first(output: Any) -> Tensor:
     return found
 
 
-def _until_stop(forward: Callable[[], Any]) -> None:
+def _until_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
     with suppress(_Stop):
-        forward()
+        module(*args, **kwargs)
