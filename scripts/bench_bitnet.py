@@ -5,7 +5,8 @@
 
 Documents are split by a hash of their names: a tenth is held out and only scored, another twentieth (dev) is what settings
 are chosen on (--dev), the rest is trained on. Initialisation and training are those of the bitnet phase; KEY=VALUE are its
-settings. The state lies in --work: a killed run goes on. On a machine with a GPU:
+settings. The state lies in --work: a killed run goes on. --after DIRECTORY --skip N begins, with other settings, where a run
+of N steps ended, whose model is in DIRECTORY. On a machine with a GPU:
 
     python scripts/bench_bitnet.py outputs/smollm2 outputs/text/debian.jsonl --rows 64 --steps 20000 --score-every 1000 \
         runtime.device=cuda train.optim.lr=0.0005
@@ -52,7 +53,9 @@ class Windows:
 
     pure = True
 
-    def __init__(self, rows: list[dict[str, str]], tokenizer: Any, length: int, batch_rows: int, seed: int) -> None:
+    def __init__(
+        self, rows: list[dict[str, str]], tokenizer: Any, length: int, batch_rows: int, seed: int, skip: int
+    ) -> None:
         pieces, rest = [], []
         for row in rows:
             ids = torch.tensor(tokenizer(row["text"] + "\n\n").input_ids)
@@ -61,10 +64,11 @@ class Windows:
             rest.append(ids[whole:])
         tail = torch.cat(rest)
         self.ids = torch.cat([*pieces, tail[: len(tail) // length * length].view(-1, length)])
-        self.batch_rows, self.seed = batch_rows, seed
+        self.batch_rows, self.seed, self.skip = batch_rows, seed, skip
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return {"input_ids", "labels"} of a step."""
+        step += self.skip
         places = torch.arange(step * self.batch_rows, (step + 1) * self.batch_rows)
         ids = torch.stack([self.ids[self._order(int(p) // len(self.ids))[int(p) % len(self.ids)]] for p in places])
         return {"input_ids": ids, "labels": ids}
@@ -74,7 +78,7 @@ class Windows:
 
     def fingerprint(self) -> str:
         """Return a name for the data."""
-        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()[:16] + f"-{self.batch_rows}"
+        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()[:16] + f"-{self.batch_rows}-{self.skip}"
 
 
 class Bench:
@@ -90,7 +94,7 @@ class Bench:
         tokenizer = models.load_tokenizer(args.model)
         parts = split_documents(args.text)
         self.scored_ids = windows(parts["dev" if args.dev else "held"], tokenizer, args.windows).to(self.device)
-        self.batches = Windows(parts["train"], tokenizer, args.length, args.rows, self.config.seed)
+        self.batches = Windows(parts["train"], tokenizer, args.length, args.rows, self.config.seed, args.skip)
         self.calibration = windows(parts["train"], tokenizer, self.config.init.rows)
         self.out = Workspace(f"{args.work}/model", phase="bitnet", seed=self.config.seed, config=self.config)
         self.out.save_every_seconds = self.config.runtime.save_every_seconds
@@ -148,10 +152,16 @@ class Bench:
         """Initialise, distil, and keep the trained model in --work."""
         own = figures(self.base, self.base)
         print(json.dumps({"model": "parent", **own, "train_tokens": self.batches.ids.numel()}), flush=True)
-        self.report("rounded")
-        if self.config.init.method == "gptq":
+        if self.args.after:
+            self.model.load_state_dict(models.load(self.args.after).state_dict())
+            self.report(f"after {self.args.skip} steps")
+        else:
+            self.report("rounded")
+        if self.config.init.method == "gptq" and not self.args.after:
             calibration = self.calibration.to(self.device)
-            start_compensated(self.config, self.model, lambda: list(calibration.split(4)), self.out, self.events)
+            start_compensated(
+                self.config, self.parent, self.model, lambda: list(calibration.split(4)), self.out, self.events
+            )
             self.report("compensated", cpu_seconds=round(time.process_time()))
         if not self.config.train.steps:
             return
@@ -171,6 +181,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rows", type=int, default=4, help="windows a step")
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
+    parser.add_argument("--after", default="", help="directory of the model that an earlier run trained: begin with it")
+    parser.add_argument("--skip", type=int, default=0, help="steps of batches that were seen already")
     parser.add_argument("--score-every", type=int, default=100, help="steps")
     parser.add_argument("--windows", type=int, default=16, help="scored windows of 512 tokens")
     parser.add_argument("--dev", action="store_true", help="score the documents that settings are chosen on")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from bench_bitnet import split_documents
-from bench_compress import CALIBRATION_WINDOWS, HEADER_BYTES, figures, scored, windows
+from bench_compress import CALIBRATION_WINDOWS, figures, scored, windows
 
 from agent_forge import models
 from agent_forge.checkpoint import Workspace
@@ -26,6 +26,7 @@ from agent_forge.models import compressed
 from agent_forge.models.ternary import round_embeddings, ternary_layers
 from agent_forge.models.ternary_checkpoint import save_packed
 from agent_forge.phases.compress import Config, offers, sensitivity
+from agent_forge.phases.compress.run import header_bytes
 
 VPTQ = {"codec": "vptq", "vector": 4}
 
@@ -78,7 +79,9 @@ class Packer:
         if megabytes:
             weights = sum(offered[0].shape[0] * offered[0].shape[1] for offered in coded.values())
             plain = sum(t.numel() for t in models.storage.stored_tensors(model).values()) - weights
-            budget = int(megabytes * 1e6) - 4 * plain - HEADER_BYTES * len(model.state_dict())
+            budget = (
+                int(megabytes * 1e6) - 4 * plain - header_bytes(model, 4 * sum(p.numel() for p in model.parameters()))
+            )
             choice = allocate.within_budget(options, budget)
         picked = {name: coded[name][i].payload(name) for name, i in zip(names, choice, strict=True)}
         place = self.work / f"compressed-{megabytes:g}-{len(candidates)}"

@@ -81,38 +81,58 @@ def _blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
         yield weight[:, whole:].unsqueeze(1)
 
 
-def _scale_and_kept(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean|W| of each group, float32, and which codes are not 0: RoundClip(w / s) is 0 where |w| <= s / 2."""
-    magnitude = block.abs()
-    scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32)
-    return scale, magnitude > scale * 0.5
+def _scale_blocks(scales: Tensor | None, weight: Tensor, group_size: int) -> Iterator[Tensor | None]:
+    """Yield (out, groups, 1) float32 of given scales (out, groups) for each of `_blocks`, or None for each."""
+    if scales is None or group_size == TENSOR:
+        yield from [None if scales is None else scales[:1, :1].float().unsqueeze(-1)] * 2
+        return
+    whole = weight.shape[1] // (group_size or weight.shape[1])
+    for part in (scales[:, :whole], scales[:, whole:]):
+        if part.numel():
+            yield part.float().unsqueeze(-1)
 
 
-def ternary_weight(weight: Tensor, group_size: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the ternary weight of latents (out, in): sign * bfloat16(mean|W| of the group), or 0.
+def ternary_weight(
+    weight: Tensor, group_size: int, dtype: torch.dtype | None = None, scales: Tensor | None = None
+) -> Tensor:
+    """Return the ternary weight of latents (out, in): sign * scale, or 0 where |w| is at most half of it.
 
-    dtype: of the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
+    scales: (out, groups) bfloat16, or (1, 1) for one a tensor; None is mean|W| of the group, rounded to bfloat16. dtype: of
+    the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
     """
     parts = []
-    for block in _blocks(weight, group_size):
+    for block, given in zip(_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
         result = block.abs()
-        scale = result.mean(-1, keepdim=True, dtype=torch.float32)
+        scale = result.mean(-1, keepdim=True, dtype=torch.float32) if given is None else given
         result.gt_(scale * 0.5).mul_(scale.to(torch.bfloat16).to(weight.dtype)).copysign_(block)
         parts.append(result.view(len(weight), -1).to(dtype or weight.dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def ternary_codes(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+def ternary_codes(weight: Tensor, group_size: int, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`.
 
-    The one scale of a tensor stands in every row.
+    scales: as there. The one scale of a tensor stands in every row.
     """
-    codes, scales = [], []
-    for block in _blocks(weight, group_size):
-        scale, kept = _scale_and_kept(block)
-        codes.append((block.sign() * kept).to(torch.int8).view(len(weight), -1))
-        scales.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
-    return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+    codes, found = [], []
+    for block, given in zip(_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+        magnitude = block.abs()
+        scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32) if given is None else given
+        codes.append((block.sign() * (magnitude > scale * 0.5)).to(torch.int8).view(len(weight), -1))
+        found.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
+    return torch.cat(codes, dim=1), torch.cat(found, dim=1)
+
+
+def cells_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor) -> Tensor:
+    """Return float32 latents (out, in) that round to these codes with these scales, as near to `near` as that allows.
+
+    For layers whose scales are parameters. scales: (out, groups), or (1, 1) for one a tensor.
+    """
+    scale = multiply_out(torch.ones_like(codes), scales, group_size)
+    border, margin = scale * 0.5, scale * _MARGIN
+    size, kept = near.float().abs(), codes != 0
+    beyond = codes * size.masked_fill(near.sign() != codes, 0.0).maximum(border + margin)
+    return torch.where(kept, beyond, torch.copysign(size.minimum(border - margin), near))
 
 
 def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None) -> Tensor:
@@ -146,6 +166,27 @@ def quantise_activations(x: Tensor, bits: int) -> Tensor:
     return (x / step).round_().mul_(step)
 
 
+class _FreeScale(torch.autograd.Function):
+    """Straight through to the latents, and to each scale what its group's gradient sums to against the codes.
+
+    The second is the exact derivative of scale * code. Source: LSQ, arXiv:1902.08153, without its part for the borders.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, scale: Tensor, weight: Tensor, group_size: int, blend: float) -> Tensor:
+        ctx.save_for_backward(scale, weight if blend == 1 else (weight - latents * (1 - blend)))
+        ctx.group_size, ctx.blend = group_size, blend
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        scale, weight = ctx.saved_tensors
+        sums = [(g * w).sum(-1, dtype=torch.float32) for g, w in
+                zip(_blocks(gradient, ctx.group_size), _blocks(weight, ctx.group_size), strict=True)]  # fmt: skip
+        of_scale = torch.cat(sums, 1).reshape(-1) / scale.float().where(scale != 0, torch.inf)
+        return gradient, of_scale.to(scale.dtype), None, None, None
+
+
 class TernaryLinear(nn.Linear):
     """A linear layer that computes with ternary weights and trains its latent `weight` (out, in).
 
@@ -154,15 +195,20 @@ class TernaryLinear(nn.Linear):
     divided by its root mean square and multiplied by it before all else. Without gradients the ternary weight is kept until
     the latents change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes
     unseen.
+
+    weight_scale: normally None, and the scale of a group is mean|latents|. While `free_scales` holds it is a parameter of
+    its own, flat: (out * groups,), or (1,) for one a tensor; the file format has no place for it, `tie_scales` ends it.
     """
 
     norm_weight: nn.Parameter | None
+    weight_scale: nn.Parameter | None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, settings: TernarySettings, **factory: Any
     ) -> None:
         super().__init__(in_features, out_features, bias, **factory)
         self.register_parameter("norm_weight", None)
+        self.register_parameter("weight_scale", None)
         self.grouping = settings.group_size
         # Whoever wants to know which weights of a row share a scale.
         self.group_size = settings.group_size if settings.group_size > 0 else in_features
@@ -192,7 +238,39 @@ class TernaryLinear(nn.Linear):
         with torch.no_grad():
             rounded, weight = self._rounded_input(input), self.quantised_weight(self._compute_dtype())
         rounded = StraightThrough.apply(input, rounded) if self.activation_bits else input
-        return functional.linear(rounded, StraightThrough.apply(self.weight, weight), self.bias)
+        if self.weight_scale is None:
+            trained = StraightThrough.apply(self.weight, weight)
+        else:
+            trained = _FreeScale.apply(self.weight, self.weight_scale, weight, self.grouping, self.blend)
+        return functional.linear(rounded, trained, self.bias)
+
+    @torch.no_grad()
+    def free_scales(self, scales: Tensor | None = None) -> None:
+        """Make the scales parameters. scales: (out, groups) or (1, 1); None takes those of the latents."""
+        found = self.ternary_parts()[1] if scales is None else scales
+        found = found[:1] if self.grouping == TENSOR else found
+        self.weight_scale = nn.Parameter(found.reshape(-1).to(self.weight.dtype).clone())
+        self._kept = None
+
+    @torch.no_grad()
+    def tie_scales(self) -> None:
+        """Move the latents until mean|latents| is each scale, keeping every code, and have no parameter for it any more."""
+        if self.weight_scale is None:
+            return
+        codes, scales = self.ternary_parts()
+        self.weight_scale, self._kept = None, None
+        self.weight.copy_(latents_for(codes, scales, self.grouping, near=self.weight))
+
+    def _scales(self) -> Tensor | None:
+        """Return the free scales (out, groups) or (1, 1) in bfloat16, or None."""
+        if self.weight_scale is None:
+            return None
+        return self.weight_scale.detach().abs().to(torch.bfloat16).view(self.scales_shape)
+
+    @property
+    def scales_shape(self) -> tuple[int, int]:
+        """Return the shape of scales as the packed file has them: (out, groups), or (1, 1) for one a tensor."""
+        return (1, 1) if self.grouping == TENSOR else (self.out_features, -(-self.in_features // self.group_size))
 
     def normed(self, x: Tensor) -> Tensor:
         """Return x (..., in) normalised, where this layer does so."""
@@ -210,10 +288,9 @@ class TernaryLinear(nn.Linear):
     def quantised_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return what the forward multiplies with: w + lambda * (ternary(w) - w), (out, in), in `dtype` or the latents'."""
         if self.blend == 1:
-            return ternary_weight(self.weight, self.grouping, dtype)
-        return torch.lerp(self.weight, ternary_weight(self.weight, self.grouping), self.blend).to(
-            dtype or self.weight.dtype
-        )
+            return ternary_weight(self.weight, self.grouping, dtype, self._scales())
+        ternary = ternary_weight(self.weight, self.grouping, None, self._scales())
+        return torch.lerp(self.weight, ternary, self.blend).to(dtype or self.weight.dtype)
 
     def _compute_dtype(self) -> torch.dtype:
         """Return the dtype of products. Ternary weights are exact in bfloat16; autocast would convert them twice."""
@@ -222,7 +299,7 @@ class TernaryLinear(nn.Linear):
 
     def ternary_parts(self) -> tuple[Tensor, Tensor]:
         """Return codes (out, in) int8 and scales (out, groups) bfloat16."""
-        return ternary_codes(self.weight.detach(), self.grouping)
+        return ternary_codes(self.weight.detach(), self.grouping, self._scales())
 
     def packed_bytes(self) -> int:
         """Return the bytes of codes, bfloat16 scales and gains in the packed file; the bias is not among them."""
@@ -232,7 +309,8 @@ class TernaryLinear(nn.Linear):
 
     def _kept_weight(self) -> Tensor:
         weight = self.weight
-        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, self.blend)
+        free = self.weight_scale._version if self.weight_scale is not None else None
+        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, self.blend, free)
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self.quantised_weight())
         return self._kept[1]

@@ -18,6 +18,7 @@ from agent_forge.models.ternary import (
     TernaryConfig,
     TernaryLinear,
     TernarySettings,
+    cells_for,
     latents_for,
     quantise_activations,
     set_blend,
@@ -26,7 +27,7 @@ from agent_forge.models.ternary import (
     ternary_layers,
     ternary_weight,
 )
-from agent_forge.models.ternary_packing import pack, packed_length, read_packed, unpack, write_packed
+from agent_forge.models.ternary_packing import multiply_out, pack, packed_length, read_packed, unpack, write_packed
 
 
 def make_settings(group_size: int = 16, activation_bits: int = 8, packing: str = "five_trits") -> TernarySettings:
@@ -359,3 +360,63 @@ def test_model_of_one_billion_weights_is_counted_without_memory() -> None:
         linear = nn.Linear(32768, 32768, bias=False)
     layer = TernaryLinear.from_linear(linear, make_settings(group_size=128))
     assert layer.packed_bytes() == -(-(32768**2) // 5) + 2 * 32768 * 256
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(6, 40, 16), (6, 32, 16), (4, 10, 16), (5, 24, 0), (5, 24, -1)]
+)
+def test_freed_scales_change_nothing_and_tied_again_neither(rows: int, columns: int, group_size: int) -> None:
+    layer = make_layer(rows, columns, group_size)
+    x = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
+    before, (codes, scales) = layer(x), layer.ternary_parts()
+    layer.free_scales()
+    assert torch.equal(layer(x), before)
+    with torch.no_grad():
+        assert torch.equal(layer(x), before)
+        layer.weight_scale.mul_(1.7)  # type: ignore[union-attr]
+        freed, (changed, wider) = layer(x), layer.ternary_parts()
+    assert not torch.equal(changed, codes)  # borders move with the scale
+    assert torch.allclose(wider.float(), 1.7 * scales.float(), rtol=2**-7)
+    layer.tie_scales()
+    assert layer.weight_scale is None
+    assert torch.equal(layer.ternary_parts()[0], changed)
+    assert torch.equal(layer.ternary_parts()[1], wider)
+    assert torch.equal(layer(x), freed)
+
+
+@pytest.mark.parametrize("blend", [1.0, 0.6])
+@pytest.mark.parametrize("group_size", [16, 0, -1])
+def test_gradient_of_a_free_scale_is_the_derivative_for_fixed_codes(group_size: int, blend: float) -> None:
+    layer = make_layer(5, 40, group_size, activation_bits=0)
+    layer.free_scales()
+    layer.blend = blend
+    generator = torch.Generator().manual_seed(0)
+    x, wanted = torch.randn(9, 40, generator=generator), torch.randn(9, 5, generator=generator)
+    (layer(x) * wanted).sum().backward()
+    codes, scales = layer.ternary_parts()
+    own = scales[:1, :1] if group_size == -1 else scales
+    free = own.float().clone().requires_grad_()
+    wide = free.repeat_interleave(40 if group_size <= 0 else 16, dim=1)[:, :40]
+    dense = layer.weight.detach().clone().requires_grad_()
+    (torch.nn.functional.linear(x, (1 - blend) * dense + blend * codes * wide) * wanted).sum().backward()
+    assert torch.allclose(layer.weight_scale.grad, free.grad.flatten(), rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
+    # Straight through: the latents' gradient is that of the weights, whatever the blend.
+    assert torch.allclose(layer.weight.grad, wanted.T @ x, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("group_size", [16, 0, -1])
+def test_cells_hold_the_codes_for_their_scales_and_move_only_what_lies_outside(group_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-1, 2, (6, 40), generator=generator).to(torch.int8)
+    groups = 3 if group_size == 16 else 1
+    scales = torch.rand(1 if group_size == -1 else 6, groups, generator=generator).add(0.5).to(torch.bfloat16)
+    near = torch.randn(6, 40, generator=generator)
+    latents = cells_for(codes, scales, group_size, near)
+    found, own = ternary_codes(latents, group_size, scales)
+    assert torch.equal(found, codes)
+    assert torch.equal(own, scales.expand(6, -1))
+    again = cells_for(codes, scales, group_size, latents)
+    assert torch.equal(again, latents)
+    inside = ternary_codes(near, group_size, scales)[0] == codes
+    moved = (latents - near).abs() / multiply_out(torch.ones_like(codes), scales, group_size)
+    assert float(moved[inside].max()) <= 0.0201  # only the margin beside a border

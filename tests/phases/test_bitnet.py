@@ -21,11 +21,25 @@ from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data import TextSource
 from agent_forge.learn import distill_loss
-from agent_forge.models.ternary import TernarySettings, ternarise, ternary_codes, ternary_layers, ternary_weight
+from agent_forge.models.ternary import (
+    TernarySettings,
+    latents_for,
+    ternarise,
+    ternary_codes,
+    ternary_layers,
+    ternary_weight,
+)
 from agent_forge.models.ternary_packing import multiply_out
 from agent_forge.phases.bitnet import Config, DistillConfig, head_loss, measure, own_text
-from agent_forge.phases.bitnet.compensate import compensate, compensated_latents, input_hessians, output_error
+from agent_forge.phases.bitnet.compensate import (
+    best_scale,
+    compensate,
+    compensate_in_waves,
+    input_hessians,
+    output_error,
+)
 from agent_forge.phases.bitnet.distill import Distillation, blend_at, has_plain_head, hidden_loss, relation_loss
+from agent_forge.phases.bitnet.follow import blocks_in_line, compensated
 from agent_forge.phases.bitnet.run import run
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
@@ -43,13 +57,20 @@ def hessian_of(x: torch.Tensor) -> torch.Tensor:
     return x.T @ x / len(x)
 
 
+def tied(latents: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Return latents whose codes and mean size are those of these latents and scales."""
+    codes, own = ternary_codes(latents, group_size, scales)
+    return latents_for(codes, own, group_size, near=latents)
+
+
 @pytest.mark.parametrize(("rows", "columns", "group_size"), [(24, 48, 16), (24, 40, 16), (8, 16, 64)])
 def test_compensated_codes_err_less_on_fresh_inputs_than_rounding(rows: int, columns: int, group_size: int) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(3))
-    latents = compensate(weight, hessian_of(correlated_inputs(400, columns, seed=0)), group_size, damping=0.01)
+    hessian = hessian_of(correlated_inputs(400, columns, seed=0))
+    latents = tied(*compensate(weight, hessian, group_size, damping=0.01), group_size)
     fresh = hessian_of(correlated_inputs(400, columns, seed=1))
     rounded = output_error(weight, weight, fresh, group_size)
-    assert output_error(weight, latents, fresh, group_size) < 0.75 * rounded
+    assert output_error(weight, latents, fresh, group_size) < 0.6 * rounded
 
 
 def test_output_error_is_the_relative_squared_error_of_the_outputs() -> None:
@@ -59,23 +80,72 @@ def test_output_error_is_the_relative_squared_error_of_the_outputs() -> None:
     assert output_error(weight, weight, hessian_of(x), 4) == pytest.approx(expected, rel=1e-4)
 
 
-def test_uncorrelated_inputs_leave_plain_codes_with_least_squares_scales() -> None:
+def test_uncorrelated_inputs_leave_codes_of_the_best_scale_with_least_squares_scales() -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
-    codes, scales = ternary_codes(compensate(weight, torch.eye(20), 8, damping=0.01), 8)
-    assert torch.equal(codes, ternary_codes(weight, 8)[0])
+    latents, scales = compensate(weight, torch.eye(20), 8, damping=0.01)
+    codes = ternary_codes(latents, 8, scales)[0]
     # Without correlation the best scale of a group is the mean magnitude of what is kept.
     for group, scale in zip(range(3), scales.float().T, strict=True):
         columns = slice(8 * group, 8 * group + 8)
+        block = weight[:, columns]
+        chosen = best_scale(block, torch.ones(block.shape[1]))
+        assert torch.equal(codes[:, columns], (block.sign() * (block.abs() > chosen[:, None] / 2)).to(torch.int8))
         kept = codes[:, columns] != 0
-        expected = (weight[:, columns].abs() * kept).sum(1) / kept.sum(1)
+        expected = (block.abs() * kept).sum(1) / kept.sum(1)
         assert torch.allclose(scale, expected, rtol=2**-8)
+
+
+def test_best_scale_of_normal_weights_is_about_one_and_a_half_times_their_mean_size() -> None:
+    weight = torch.randn(50, 4096, generator=torch.Generator().manual_seed(0))
+    ratio = best_scale(weight, torch.ones(4096)) / weight.abs().mean(1)
+    # Lloyd-Max for a normal density at -s, 0, s with borders s / 2: s = 1.224 sigma, mean|W| = .798 sigma.
+    assert float(ratio.mean()) == pytest.approx(1.224 / 0.798, abs=0.1)
+    # A column that costs nothing has no say.
+    say = torch.tensor([1.0, 1.0, 0.0])
+    assert float(best_scale(torch.tensor([[1.0, 1.0, 40.0]]), say)) == pytest.approx(14.0)  # all zero at 14 or above
+
+
+def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
+    weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    hessian = hessian_of(correlated_inputs(300, 32, seed=0))
+    latents, scales = compensate(weight, hessian, 8, damping=1e-4)
+    codes = ternary_codes(latents, 8, scales)[0]
+
+    def error(own: torch.Tensor) -> torch.Tensor:
+        change = multiply_out(codes, own, 8) - weight
+        return ((change @ hessian) * change).sum(1)
+
+    for group in range(4):
+        for factor in (0.95, 1.05):
+            other = scales.float().clone()
+            other[:, group] *= factor
+            assert bool((error(other) > error(scales)).all())
+
+
+def test_pull_moves_the_goal_to_the_weight_that_gives_the_wanted_outputs() -> None:
+    """Student inputs are the parent's times a matrix: the weight for the wanted outputs is known."""
+    generator = torch.Generator().manual_seed(2)
+    weight, x = torch.randn(12, 16, generator=generator), correlated_inputs(600, 16, seed=3)
+    distorted = x @ (torch.eye(16) + 0.3 * torch.randn(16, 16, generator=generator) / 4)
+    wanted = x @ weight.T
+    pull = (wanted - distorted @ weight.T).T @ distorted / len(x)
+    found = [
+        ternary_weight(tied(*compensate(weight, hessian_of(distorted), 8, damping=1e-4, pull=own), 8), 8)
+        for own in (None, pull)
+    ]
+    without, aimed = ((distorted @ w.T - wanted).square().mean().item() for w in found)
+    assert aimed < 0.8 * without
+    exact = torch.linalg.lstsq(distorted, wanted).solution.T
+    same = compensate(exact, hessian_of(distorted), 8, damping=1e-6)[0]
+    assert torch.allclose(compensate(weight, hessian_of(distorted), 8, damping=1e-6, pull=pull)[0], same, atol=1e-2)
 
 
 def test_inputs_that_are_always_zero_do_not_break_compensation() -> None:
     x = correlated_inputs(100, 16, seed=0)
     x[:, [2, 9]] = 0.0
-    latents = compensate(torch.randn(4, 16), hessian_of(x), 8, damping=0.01)
+    latents, scales = compensate(torch.randn(4, 16), hessian_of(x), 8, damping=0.01)
     assert bool(latents.isfinite().all())
+    assert bool(scales.isfinite().all())
 
 
 def test_hessians_are_those_of_the_rounded_inputs_of_every_call(tiny_llama: Any) -> None:
@@ -92,16 +162,63 @@ def test_hessians_are_those_of_the_rounded_inputs_of_every_call(tiny_llama: Any)
     assert torch.allclose(found, hessian_of(x), atol=1e-5)
 
 
+def calibration() -> list[torch.Tensor]:
+    return [torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+
 @pytest.mark.parametrize("waves", [1, 3, 100])
-def test_compensation_leaves_the_model_with_the_latents_it_returns(tiny_llama: Any, waves: int) -> None:
+def test_waves_leave_the_layers_ternary_with_scales_of_their_own(tiny_llama: Any, waves: int) -> None:
     ternarise(tiny_llama, SETTINGS)
-    windows = [torch.randint(0, 100, (4, 24), generator=torch.Generator().manual_seed(0))]
     calls: list[tuple[int, int]] = []
-    found = compensated_latents(tiny_llama, windows, waves=waves, damping=0.01, say=lambda *done: calls.append(done))
+    found = compensate_in_waves(
+        tiny_llama, calibration(), waves=waves, damping=0.01, say=lambda *done: calls.append(done)
+    )
     layers = ternary_layers(tiny_llama)
     assert set(found) == set(layers)
-    assert calls[-1] == (len(layers), len(layers))
-    assert all(torch.equal(layer.weight, found[name]) and layer.blend == 1.0 for name, layer in layers.items())
+    assert calls == [(i + 1, len(layers)) for i in range(len(layers))]
+    assert all(layer.blend == 1.0 and layer.weight_scale is not None for layer in layers.values())
+
+
+def test_blocks_in_line_are_the_decoder_layers_with_what_shares_an_input_together(tiny_llama: Any) -> None:
+    ternarise(tiny_llama, SETTINGS)
+    blocks = blocks_in_line(tiny_llama, calibration()[0])
+    assert [block.name for block in blocks] == ["model.layers.0", "model.layers.1"]
+    ends = [[name.rpartition(".")[2] for name in group] for group in blocks[1].groups]
+    assert ends == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+
+
+def test_a_block_that_runs_twice_stands_in_no_line(tiny_llama: Any) -> None:
+    ternarise(tiny_llama, SETTINGS)
+    tiny_llama.model.layers[1] = tiny_llama.model.layers[0]
+    assert blocks_in_line(tiny_llama, calibration()[0]) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [SETTINGS, TernarySettings(**{**asdict(SETTINGS), "group_size": -1, "embedding_bits": 8})]
+)
+def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
+    llama_config: LlamaConfig, settings: TernarySettings
+) -> None:
+    torch.manual_seed(0)
+    shape = copy.deepcopy(llama_config)
+    shape.initializer_range, shape.num_hidden_layers = 0.1, 3
+    parent = LlamaForCausalLM(shape).eval()
+    fresh = torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(99))
+    errors = []
+    with torch.no_grad():
+        wanted = parent(fresh, output_hidden_states=True).hidden_states[-1]
+        for aimed in (True, False):
+            model = copy.deepcopy(parent)
+            ternarise(model, settings)
+            if aimed:
+                found = compensated(parent, model, calibration(), waves=4, damping=0.1, say=lambda *_: None)
+                assert set(found) == {f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")}
+                assert all(torch.equal(value, model.get_parameter(name)) for name, value in found.items())
+            else:
+                compensate_in_waves(model, calibration(), waves=4, damping=0.1, say=lambda *_: None)
+            stream = model(fresh, output_hidden_states=True).hidden_states[-1]
+            errors.append(float((stream - wanted).square().sum() / wanted.square().sum()))
+    assert errors[0] < 0.85 * errors[1]
 
 
 def test_lambda_rises_to_one_over_its_share_and_stays() -> None:
@@ -318,7 +435,8 @@ def test_phase_trains_a_model_with_sub_norm(
 @pytest.mark.parametrize("group_size", [0, -1])
 def test_compensation_with_coarser_scales_errs_less_on_fresh_inputs_than_rounding(group_size: int) -> None:
     weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(3))
-    latents = compensate(weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, damping=0.01)
+    found = compensate(weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, damping=0.01)
+    latents = tied(*found, group_size)
     fresh = hessian_of(correlated_inputs(400, 48, seed=1))
     assert output_error(weight, latents, fresh, group_size) < 0.75 * output_error(weight, weight, fresh, group_size)
 

@@ -1,8 +1,9 @@
 """Make the weights of a model ternary (1.58 bit) and train until it behaves like the model it was.
 
 Every nn.Linear becomes a ternary layer with one scale a group of 128 weights and int8 activations. The codes start
-from error-compensated rounding on calibration text (GPTQ, arXiv:2210.17323) and train on through the rounding, with
-the float parent as teacher (KL on its logits) beside the real next tokens. Optional: lambda grows from dense to
+from error-compensated rounding on calibration text (GPTQ, arXiv:2210.17323), each layer aimed at what the parent's puts
+out (GPTAQ, arXiv:2504.02692), and train on through the rounding, with the float parent as teacher (KL on its logits)
+beside the real next tokens. Optional: scales train as parameters of their own, lambda grows from dense to
 ternary over the first steps, and attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM relations,
 arXiv:2012.15828), hidden states are matched, or the parent writes the training text itself (mix: {own: 1}). Source of
 the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any float causal LM with nn.Linear layers. Writes the same
@@ -37,7 +38,7 @@ class InitConfig:
 
     method: str  # gptq (error-compensated) or absmean (plain rounding)
     rows: int  # calibration windows of train.length_tokens
-    damping: float  # added to the Hessian's diagonal, as a share of its mean
+    damping: float  # added to the Hessian's diagonal, as a share of its geometric mean
     waves: int  # parts of the network compensated one after another, each seeing those before it ternary
 
     def __post_init__(self) -> None:
@@ -60,10 +61,17 @@ class TrainConfig:
     length_tokens: int  # tokens a window
     mix: dict[str, float]  # kind of data -> share of the windows; own: what the parent itself writes
     embeddings: bool  # train embeddings and head too; false keeps the parent's
+    scale_lr: (
+        float  # of scales that are parameters, times the learning rate; 0: scales stay the mean size of the latents
+    )
     blend_share: float  # share of the steps over which lambda goes from 0 (dense) to 1 (ternary)
     optim: OptimConfig
 
     def __post_init__(self) -> None:
+        if self.scale_lr < 0:
+            raise ConfigError(
+                f"train.scale_lr must be at least 0 (0: no scales of their own), got {self.scale_lr}; try 1"
+            )
         if not 0 <= self.blend_share <= 1:
             raise ConfigError(
                 f"train.blend_share must be in [0, 1], got {self.blend_share}; try 0 with init.method=gptq"

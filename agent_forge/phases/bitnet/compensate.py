@@ -2,11 +2,13 @@
 
 The error that counts is that of a layer's outputs, tr(dW H dWᵀ) with H = XᵀX of its inputs. GPTQ (arXiv:2210.17323)
 rounds the columns in order and moves the rest against each error along H⁻¹. Reads a model whose ternary layers are
-still dense (lambda 0) and calibration windows; returns latents whose rounding is the compensated code. Departure: when
-the codes are known, the scales of each row are fitted anew by least squares in H.
+still dense (lambda 0) and calibration windows; leaves latents in the cells of the compensated codes, and scales. Departures:
+the scale of a group is chosen when its turn comes, by what its rounding then costs; and when all codes are known, the
+scales of each row are fitted anew by least squares in H.
 
 Waves: the layers are compensated in the order they run, some at a time, so that later ones see inputs with errors in
-them.
+them. Each still aims at its own dense outputs, so errors add up along the blocks: where the model allows it, follow.py aims
+at the parent's.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +20,19 @@ from torch import Tensor, nn
 from agent_forge.models.ternary import (
     TENSOR,
     TernaryLinear,
-    latents_for,
+    cells_for,
     quantise_activations,
     ternary_codes,
     ternary_layers,
 )
 from agent_forge.models.ternary_packing import multiply_out
 
+SCALES = (1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian
 COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not say
 
 
 @torch.no_grad()
-def compensated_latents(
+def compensate_in_waves(
     model: nn.Module,
     windows: Sequence[Tensor],
     *,
@@ -37,10 +40,10 @@ def compensated_latents(
     damping: float,
     say: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
-    """Return new latents by layer name and leave the model with them, ternary.
+) -> list[str]:
+    """Leave the model ternary, with new latents and scales of their own; return the names of the layers that have them.
 
-    windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and are not returned.
+    windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and are not named.
     say(done, total) is called after each layer. dtype: of the forward passes (autocast).
     """
     layers = ternary_layers(model)
@@ -48,8 +51,7 @@ def compensated_latents(
         layer.blend = 0.0
     with torch.autocast(windows[0].device.type, dtype, enabled=dtype != torch.float32):
         order = _order_of_use(model, layers, windows[0])
-    found: dict[str, Tensor] = {}
-    size = -(-len(order) // waves)
+    done, size = 0, -(-len(order) // waves)
     for start in range(0, len(order), size):
         names = order[start : start + size]
         with torch.autocast(windows[0].device.type, dtype, enabled=dtype != torch.float32):
@@ -58,17 +60,18 @@ def compensated_latents(
             hessian = hessians[together[0]]
             rows = [len(layers[name].weight) for name in together]
             stacked = torch.cat([layers[name].weight for name in together])
-            latents = compensate(stacked, hessian, layers[together[0]].grouping, damping)
-            for name, part in zip(together, latents.split(rows), strict=True):
-                layer = layers[name]
+            latents, scales = compensate(stacked, hessian, layers[together[0]].grouping, damping)
+            scales = scales.expand(len(stacked), -1)
+            for name, part, own in zip(together, latents.split(rows), scales.split(rows), strict=True):
                 del hessians[name]
-                found[name] = part.to(layer.weight.dtype).clone()
-                layer.weight.copy_(found[name])
-                layer.blend = 1.0
-                say(len(found), len(order))
+                layers[name].weight.copy_(part)
+                layers[name].free_scales(own)
+                layers[name].blend = 1.0
+                done += 1
+                say(done, len(order))
     for layer in layers.values():
         layer.blend = 1.0
-    return found
+    return order
 
 
 def _same_inputs(
@@ -123,23 +126,31 @@ def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: 
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def compensate(weight: Tensor, hessian: Tensor, group_size: int, damping: float) -> Tensor:
-    """Return float32 latents (out, in) that round to compensated codes. hessian: (in, in)."""
-    original = weight.detach().float()
+def compensate(
+    weight: Tensor, hessian: Tensor, group_size: int, damping: float, pull: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return float32 latents (out, in) in the cells of compensated codes, and their scales (out, groups) or (1, 1).
+
+    hessian: (in, in). pull: mean(d xᵀ) (out, in) of what the outputs lack, d; None where the weight's own outputs are the
+    goal. damping: a share of the geometric mean of the diagonal. A few columns can carry most of the
+    power (in one down_proj of SmolLM2 all of it): a share of the plain mean would be more than most columns have.
+    """
+    goal = weight.detach().float()
     hessian = hessian.float().clone()
     # An input that never speaks has no say: its weights are rounded alone.
     silent = hessian.diagonal() <= 0
     hessian.diagonal()[silent] = 1.0
-    hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    factor = _inverse_factor(hessian)
-    codes, moved = _round_in_order(original, factor, group_size)
-    scales = _fit_scales(original, codes, hessian, group_size)
-    return latents_for(codes, scales, group_size, near=moved)
-
-
-def _inverse_factor(hessian: Tensor) -> Tensor:
-    """Return the upper factor U of H⁻¹ = UᵀU, in float64 on the way."""
+    hessian.diagonal().add_(damping * hessian.diagonal().log().mean().exp())
     lower = torch.linalg.cholesky(hessian.double())
+    if pull is not None:
+        goal = goal + torch.cholesky_solve(pull.double().T, lower).T.float()
+    codes, moved = _round_in_order(goal, _inverse_factor(lower), group_size)
+    scales = _fit_scales(goal, codes, hessian, group_size)
+    return cells_for(codes, scales, group_size, near=moved), scales[:1] if group_size == TENSOR else scales
+
+
+def _inverse_factor(lower: Tensor) -> Tensor:
+    """Return the upper factor U of H⁻¹ = UᵀU from H = LLᵀ, `lower` float64."""
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
 
 
@@ -147,12 +158,16 @@ def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[
     """Return codes (out, in) int8 and the weights as they were when their turn came."""
     weight, codes = original.clone(), torch.empty_like(original, dtype=torch.int8)
     size = group_size if group_size > 0 else COLUMNS
-    whole = ternary_codes(original, group_size)[1].float()[:, 0] if group_size <= 0 else None
+    say = factor.diagonal() ** -2  # what an error in a column costs once those after it have made up for it
+    whole = None
+    if group_size <= 0:
+        whole = best_scale(original.reshape(1, -1) if group_size == TENSOR else original, say.repeat(
+            len(original) if group_size == TENSOR else 1)).expand(len(original))  # fmt: skip
     for start in range(0, weight.shape[1], size):
         end = min(start + size, weight.shape[1])
         block = weight[:, start:end]
         errors = torch.empty_like(block)
-        scale = block.abs().mean(1) if whole is None else whole
+        scale = best_scale(block, say[start:end]) if whole is None else whole
         for j in range(end - start):
             column, row = block[:, j], factor[start + j, start + j : end]
             code = column.sign() * (column.abs() > scale / 2)
@@ -161,6 +176,23 @@ def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[
             block[:, j + 1 :].addr_(errors[:, j], row[1:], alpha=-1)
         weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
     return codes, weight
+
+
+def best_scale(block: Tensor, say: Tensor) -> Tensor:
+    """Return for each row of block (rows, columns) the multiple of mean|W| whose rounding errs least.
+
+    say: (columns,) what a squared error costs. mean|W| itself is the first candidate, so this is never worse.
+    """
+    size = block.abs()
+    mean = size.mean(1)
+    best = torch.full_like(mean, torch.inf)
+    found = mean
+    for multiple in SCALES:
+        scale = mean * multiple
+        error = (size - scale[:, None] * (size > scale[:, None] / 2)).square() @ say
+        found = torch.where(error < best, scale, found)
+        best = torch.minimum(error, best)
+    return found
 
 
 def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int) -> Tensor:

@@ -19,8 +19,8 @@ from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
 from agent_forge.phases.bitnet import Config, measure, own_text
-from agent_forge.phases.bitnet.compensate import compensated_latents
 from agent_forge.phases.bitnet.distill import Distillation
+from agent_forge.phases.bitnet.follow import compensated
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 
@@ -52,7 +52,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
         sizes = out.remember_tensors("sizes", lambda: mean_sizes(model, _calibration(config, model, texts)))
         set_gains(model, sizes)
     if config.init.method == "gptq":
-        start_compensated(config, model, lambda: _calibration(config, model, texts), out, events)
+        start_compensated(config, parent, model, lambda: _calibration(config, model, texts), out, events)
         stages["compensated"] = scored("compensated", model)
     start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     if config.train.steps:
@@ -111,9 +111,16 @@ def _calibration(config: Config, model: PreTrainedModel, texts: dict[str, Source
 
 
 def start_compensated(
-    config: Config, model: PreTrainedModel, windows: Callable[[], list[torch.Tensor]], out: Workspace, events: EventLog
+    config: Config,
+    parent: PreTrainedModel,
+    model: PreTrainedModel,
+    windows: Callable[[], list[torch.Tensor]],
+    out: Workspace,
+    events: EventLog,
 ) -> None:
-    """Give every layer latents that round to compensated codes; computed once, also across restarts.
+    """Give every layer latents that round to compensated codes, and scales of its own where training wants them.
+
+    Computed once, also across restarts.
 
     windows: makes the calibration batches of ids (B, T).
     """
@@ -123,17 +130,21 @@ def start_compensated(
             events.progress("compensate", done, total)
             out.check_stop()
 
-        return compensated_latents(
-            model, windows(), waves=config.init.waves, damping=config.init.damping, say=say,
+        return compensated(
+            parent, model, windows(), waves=config.init.waves, damping=config.init.damping, say=say,
             dtype=pick_dtype(config.runtime.dtype),
         )  # fmt: skip
 
-    latents = out.remember_tensors("compensated", compute)
+    found = out.remember_tensors("compensated", compute)
     layers = ternary_layers(model)
+    missed = sorted(name for name in layers if f"{name}.weight" not in found)
     with torch.no_grad():
-        for name, value in latents.items():
-            layers[name].weight.copy_(value)
-    missed = sorted(set(layers) - set(latents))
+        for name in layers.keys() - set(missed):
+            layers[name].weight.copy_(found[f"{name}.weight"])
+            layers[name].free_scales(found[f"{name}.weight_scale"].view(layers[name].scales_shape))
+    if not (config.train.steps and config.train.scale_lr):
+        for layer in layers.values():
+            layer.tie_scales()
     if missed:
         events.message(
             f"{len(missed)} layers are not reached by calibration and start from plain rounding ({missed[0]}, ...)"
@@ -174,6 +185,7 @@ def distil(
         model,
         batches,
         loss,
+        parameters=_trained(model, train.scale_lr),
         stage="distil",
         steps=train.steps,
         optim=train.optim,
@@ -185,8 +197,23 @@ def distil(
         dtype=dtype,
         settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
     )
+    for layer in ternary_layers(model).values():
+        layer.tie_scales()
     model.requires_grad_(True)
     set_blend(model, 1.0)
+
+
+def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | None:
+    """Return the groups of trained parameters, scales of their own among them; None trains all, at one rate."""
+    if not scale_lr:
+        return None
+    layers = ternary_layers(model).values()
+    for layer in layers:
+        if layer.weight_scale is None:
+            layer.free_scales()
+    scales = {id(layer.weight_scale): layer.weight_scale for layer in layers}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in scales]
+    return [{"params": rest, "lr_scale": 1.0}, {"params": list(scales.values()), "lr_scale": scale_lr}]
 
 
 def _write(

@@ -1,0 +1,295 @@
+"""Compensate a model block by block, each layer aimed at what the parent's layer puts out on the same text.
+
+Rounding a layer against its own dense outputs leaves the errors of all layers before it where they are, and they grow.
+Here the goal of a layer is the parent's output on the parent's stream, reached from the student's stream: the best dense
+weight for that is W + mean(d xᵀ) (H + damping)⁻¹, d = wanted - W x, and it is that weight that is rounded (GPTAQ,
+arXiv:2504.02692). Departures: a layer that writes into the residual stream is also asked for what the stream before it
+lacks, and there the error of a token counts relative to the size of its stream. Reads parent, model and calibration
+windows; changes the model's ternary layers.
+
+Works where the ternary layers stand in blocks (members of a ModuleList) that run once each, one's output being the
+next one's input: transformers' decoders. Other models are compensated in waves (compensate.py).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
+from agent_forge.phases.bitnet.compensate import compensate, compensate_in_waves
+
+# Of the size of a block's change to the stream: what the outputs of its writers may leave unexplained (bfloat16).
+_ADDITIVE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block and its ternary layers in the order they run, those with one input together."""
+
+    name: str
+    groups: list[list[str]]  # full names
+
+
+class _Stop(Exception):
+    pass
+
+
+@torch.no_grad()
+def blocks_in_line(model: nn.Module, ids: Tensor) -> list[Block]:
+    """Return the blocks that hold all ternary layers which run, or [] where they do not stand in line. ids: (B, T)."""
+    layers = ternary_layers(model)
+    for members in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        names = {id(module): name for name, module in model.named_modules()}
+        inside = [names[id(block)] for block in members]
+        if layers and all(any(name.startswith(f"{block}.") for block in inside) for name in layers):
+            return _observed(model, list(zip(inside, members, strict=True)), layers, ids[:1])
+    return []
+
+
+def _observed(
+    model: nn.Module, members: list[tuple[str, nn.Module]], layers: dict[str, TernaryLinear], ids: Tensor
+) -> list[Block]:
+    """Return the blocks with the groups that one forward pass shows, or [] when one runs twice or out of line."""
+    streams: dict[str, list[Tensor]] = {name: [] for name, _ in members}
+    inputs: list[tuple[str, Tensor]] = []
+    handles = [
+        block.register_forward_hook(lambda _, args, out, name=name: streams[name].extend([*args[:1], _first(out)]))
+        for name, block in members
+    ]
+    handles += [
+        layer.register_forward_hook(lambda _, args, __, name=name: inputs.append((name, args[0])))
+        for name, layer in layers.items()
+    ]
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len({name for name, _ in inputs}) != len(inputs) or any(len(pair) != 2 for pair in streams.values()):
+        return []
+    ordered = [streams[name] for name, _ in members]
+    if any(before[1] is not after[0] for before, after in pairwise(ordered)):
+        return []
+    return [Block(name, _same_input([(n, x) for n, x in inputs if n.startswith(f"{name}.")], layers))
+            for name, _ in members]  # fmt: skip
+
+
+def _same_input(inputs: list[tuple[str, Tensor]], layers: dict[str, TernaryLinear]) -> list[list[str]]:
+    """Return names by input: rows do not know of each other, so they are rounded at once. One scale a tensor: alone."""
+    groups: list[tuple[Tensor, list[str]]] = []
+    for name, x in inputs:
+        together = groups and groups[-1][0] is x and layers[name].grouping != TENSOR
+        if together and layers[groups[-1][1][0]].norm_weight is None and layers[name].norm_weight is None:
+            groups[-1][1].append(name)
+        else:
+            groups.append((x, [name]))
+    return [names for _, names in groups]
+
+
+@torch.no_grad()
+def compensated(
+    parent: nn.Module,
+    model: nn.Module,
+    windows: Sequence[Tensor],
+    *,
+    waves: int,
+    damping: float,
+    say: Callable[[int, int], None],
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Leave the model ternary with scales of its own, and return them and its latents: name + ".weight" or ".weight_scale".
+
+    windows: batches of ids (B, T) int64, all run at their full length. waves: read where the blocks do not stand in line.
+    say(done, total) is called after each layer. Layers that calibration never runs keep their latents and are not returned.
+    """
+    layers = ternary_layers(model)
+    blocks = blocks_in_line(model, windows[0])
+    if blocks:
+        names = Follower(parent, model, windows, damping, dtype).run(blocks, say)
+    else:
+        names = compensate_in_waves(model, windows, waves=waves, damping=damping, say=say, dtype=dtype)
+    found = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
+    for name in names:
+        scale = layers[name].weight_scale
+        assert scale is not None
+        found[f"{name}.weight_scale"] = scale.detach().clone()
+    return found
+
+
+class Follower:
+    """Goes through the blocks with the parent's stream and the student's, a tensor (B, T, d) a batch of windows."""
+
+    def __init__(
+        self, parent: nn.Module, model: nn.Module, windows: Sequence[Tensor], damping: float, dtype: torch.dtype
+    ) -> None:
+        self.parent, self.model, self.damping, self.dtype = parent, model, damping, dtype
+        self.windows, self.device = windows, windows[0].device.type
+        self.layers = ternary_layers(model)
+
+    def autocast(self) -> torch.autocast:
+        """Return the arithmetic of forward passes."""
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+    @torch.no_grad()
+    def run(self, blocks: Sequence[Block], say: Callable[[int, int], None]) -> list[str]:
+        """Compensate all layers, leaving them ternary with scales of their own; return their names in order."""
+        total, done = sum(len(group) for block in blocks for group in block.groups), []
+        calls = self._calls(self.parent, [block.name for block in blocks])
+        wanted = [call[blocks[0].name][0][0] for call in calls]
+        stream = [call[blocks[0].name][0][0] for call in self._calls(self.model, [blocks[0].name])]
+        for block in blocks:
+            rest = [(call[block.name][0][1:], call[block.name][1]) for call in calls]
+            goals, after = self._parents(block, wanted, rest)
+            additive = _is_additive(block, goals, wanted, after)
+            aim = _rows(wanted)  # the parent's stream, as far as the block has come
+            gap = aim - _rows(stream)
+            for group in block.groups:
+                x, outputs = self._inputs(block, group, stream, rest)
+                goal = torch.cat([goals[name] for name in group], 1)
+                writes = len(group) == 1 and additive and goal.shape[1] == gap.shape[1]
+                if writes:
+                    aim = aim + goal
+                    self._compensate(group, x, goal + gap, _say(aim))
+                    gap = gap + goal - self._own(group[0], outputs)
+                else:
+                    self._compensate(group, x, goal, None)
+                done += group
+                say(len(done), total)
+            wanted, stream = after, self._run(block, stream, rest)
+        return done
+
+    def _calls(
+        self, model: nn.Module, blocks: Sequence[str]
+    ) -> list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]]:
+        """Return for each batch of windows what each of these blocks is called with; of streams only the first."""
+        calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                calls[-1][name] = (args if name == blocks[0] else (None, *args[1:]), kwargs)
+                if name == blocks[-1]:
+                    raise _Stop
+
+            return hook
+
+        handles = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in blocks]
+        try:
+            for ids in self.windows:
+                calls.append({})
+                with self.autocast():
+                    _until_stop(model, input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    def _parents(
+        self, block: Block, stream: list[Tensor], rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return the outputs of the parent's layers, (N, out) float32 by name, and its stream after the block."""
+        names = [name for group in block.groups for name in group]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        handles = [
+            self.parent.get_submodule(name).register_forward_hook(
+                lambda _, __, out, name=name: found[name].append(out.float().flatten(0, -2))
+            )
+            for name in names
+        ]
+        try:
+            module = self.parent.get_submodule(block.name)
+            with self.autocast():
+                after = [_first(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: torch.cat(parts) for name, parts in found.items()}, after
+
+    def _inputs(
+        self, block: Block, group: list[str], stream: list[Tensor], rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return a group's inputs in the student, (N, in) float32: rounded as the layer rounds them, and as they come."""
+        layer, raw = self.layers[group[0]], []
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raw.append(args[0])
+            raise _Stop
+
+        handle = layer.register_forward_pre_hook(hook)
+        try:
+            module = self.model.get_submodule(block.name)
+            for x, (args, kwargs) in zip(stream, rest, strict=True):
+                with self.autocast():
+                    _until_stop(module, x, *args, **kwargs)
+        finally:
+            handle.remove()
+        inputs = torch.cat([part.flatten(0, -2) for part in raw])
+        rows = layer.normed(inputs).float()
+        return (quantise_activations(rows, layer.activation_bits) if layer.activation_bits else rows), inputs
+
+    def _compensate(self, group: list[str], x: Tensor, goal: Tensor, say: Tensor | None) -> None:
+        """Round a group's layers for inputs x (N, in) and wanted outputs goal (N, out). say: (N, 1), or all alike."""
+        weight = torch.cat([self.layers[name].weight for name in group]).float()
+        missing = goal - x @ weight.T
+        rows = [len(self.layers[name].weight) for name in group]
+        for name, part in zip(group, missing.split(rows, 1), strict=True):
+            bias = self.layers[name].bias
+            if bias is not None:
+                part -= bias.float()
+        heard = x if say is None else x * say
+        latents, scales = compensate(
+            weight, heard.T @ x / len(x), self.layers[group[0]].grouping, self.damping, missing.T @ heard / len(x)
+        )
+        for name, part, own in zip(group, latents.split(rows), scales.expand(len(weight), -1).split(rows), strict=True):
+            self.layers[name].weight.copy_(part)
+            self.layers[name].free_scales(own)
+            self.layers[name].blend = 1.0
+
+    def _own(self, name: str, inputs: Tensor) -> Tensor:
+        with self.autocast():
+            output: Tensor = self.layers[name](inputs)
+        return output.float()
+
+    def _run(
+        self, block: Block, stream: list[Tensor], rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    ) -> list[Tensor]:
+        module = self.model.get_submodule(block.name)
+        with self.autocast():
+            return [_first(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
+
+
+def _say(stream: Tensor) -> Tensor:
+    """Return what the error of each token counts, (N, 1): as 1 over its squared size, since a norm follows; at most 4.
+
+    The first token of a window is a hundred times as large as the others: it would decide alone. stream: (N, d).
+    """
+    size = stream.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return (size.median() / size).square().clamp_max(4.0)
+
+
+def _is_additive(block: Block, goals: dict[str, Tensor], before: list[Tensor], after: list[Tensor]) -> bool:
+    """Say whether the block's output is its input plus the outputs of its layers that stand alone and have its width."""
+    change = _rows(after) - _rows(before)
+    left = change.clone()
+    for group in block.groups:
+        if len(group) == 1 and goals[group[0]].shape[1] == change.shape[1]:
+            left -= goals[group[0]]
+    return float(left.norm()) <= _ADDITIVE * float(change.norm())
+
+
+def _rows(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.float().flatten(0, -2) for part in parts])
+
+
+def _first(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def _until_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    with suppress(_Stop):
+        module(*args, **kwargs)
