@@ -1,9 +1,10 @@
 """Measure the specialists of `forge cognate` over seeds: recall by written memory, passes saved, and who is best at what.
 
-    python scripts/bench_cognate.py --seeds 3 --out outputs/bench_cognate [KEY=VALUE ...]
+    python scripts/bench_cognate.py --seeds 3 --out outputs/bench_cognate [--experiment cognate_full] [KEY=VALUE ...]
 
-makes the models of every seed (what is there already is kept, an interrupted run goes on) and prints, on validation items
-that no training saw:
+with the settings of `forge cognate`, or those that an experiment gives this phase (KEY=VALUE, without `cognate.`, is laid
+over either), makes the models of every seed (what is there already is kept, an interrupted run goes on) and prints, on
+validation items that no training saw:
 
 1. recall: facts, a segment of other text, a question; right answers of memory_integration with writes on and off;
 2. depth: adaptive_computation on easy and hard rows, leaving by its own head, always after one pass, and never early;
@@ -16,6 +17,7 @@ takes directories of checkpoints, one a seed, in place of making them.
 
 import argparse
 import math
+import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agent_forge import models
 from agent_forge.checkpoint import Workspace
-from agent_forge.config.compose import compose
+from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 from agent_forge.core.events import EventLog
 from agent_forge.data.synthetic import mixed
 from agent_forge.models.cognate import CognateForCausalLM
@@ -37,6 +39,8 @@ from agent_forge.phases.cognate.run import SPECIALISTS, run
 from agent_forge.phases.cognate.segments import CHANCE
 
 Specialists = dict[str, CognateForCausalLM]
+# What run-all sets once for all phases.
+SHARED = r"(seed|data|runtime)\b"
 WAYS = {"one pass": 0.0, "own exits": None, "all passes": 1.1}  # halting threshold; None: the specialist's own
 
 
@@ -44,6 +48,7 @@ def main() -> None:
     """Read the arguments and print the three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of the phase")
+    parser.add_argument("--experiment", default="", help="a name in conf/experiment, or a file, for `forge run-all`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--items", type=int, default=256, help="items of each probe and seed")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_cognate"))
@@ -53,7 +58,8 @@ def main() -> None:
     found, configs, tokenizers = [], [], []
     for seed in range(len(chosen.prepared) or chosen.seeds):
         folder = chosen.prepared[seed] if chosen.prepared else chosen.out / f"seed-{seed}"
-        config = compose("cognate", Config, ["runtime.threads=1", *chosen.overrides, f"seed={seed}", f"out={folder}"])
+        overrides = ["runtime.threads=1", *chosen.overrides, f"seed={seed}", f"out={folder}"]
+        config = settings(overrides, chosen.experiment)
         if not all((folder / name).is_dir() for name in ("trunk", *SPECIALISTS)):
             make(config)
         configs.append(config)
@@ -62,6 +68,15 @@ def main() -> None:
     print_recall(found, tokenizers, configs, chosen.items)
     print_depth(found, tokenizers, configs, chosen.items)
     print_matrix(found, tokenizers, configs, chosen.items)
+
+
+def settings(overrides: Sequence[str], experiment: str) -> Config:
+    """Return the phase's settings; with an experiment those that it gives the phase within run-all."""
+    if not experiment:
+        return to_typed(compose_tree("cognate", all_overrides(overrides, None)), Config, "cognate")
+    inside = [one if re.match(SHARED, one) else f"cognate.{one}" for one in overrides]
+    tree = compose_tree("run_all", all_overrides(inside, experiment))
+    return to_typed(tree.cognate, Config, "cognate")
 
 
 def make(config: Config) -> None:

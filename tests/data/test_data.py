@@ -1,5 +1,6 @@
 """Documents, tokenizer, chat masks, sources and mixtures."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,13 +132,26 @@ def test_generated_answers_are_right() -> None:
         assert row["question"][12:-1]
         assert row["answer"] in row["facts"]
         assert dict(row["pairs"])[row["question"][24:-1]] == row["answer"]
+    behind = {"left": dict(zip("ABCDEF", "FCEBDA", strict=True)), "right": dict(zip("ABCDEF", "EFBACD", strict=True))}
     for row in mixed.rows(100, "train", 0):
         question = row["messages"][0]["content"]
-        on = " is on: " in question
-        for act in question.split(": ")[1].rstrip(".").split(", "):
-            on = not on if act == "flip" else on
-        assert row["answer"] == ("on" if on else "off")
+        room = question.split(" is in ")[1][0]
+        for door in question.split(": ")[1].rstrip(".").split(", "):
+            room = behind[door][room]
+        assert row["answer"] == room
         assert question.count(",") == row["difficulty"] - 1
+
+
+def test_the_doors_of_mixed_rows_generate_every_permutation_so_that_their_count_says_nothing() -> None:
+    reached = {tuple(range(6))}
+    while True:
+        further = {tuple(door[room] for room in order) for order in reached for door in mixed.DOORS.values()}
+        if further <= reached:
+            break
+        reached |= further
+    assert len(reached) == math.factorial(6)
+    left, right = mixed.DOORS.values()
+    assert all(len({room, left[room], right[room]}) == 3 for room in range(6))
 
 
 def test_batches_depend_on_seed_and_step_alone(data_config: DataConfig, tiny_tokenizer) -> None:
