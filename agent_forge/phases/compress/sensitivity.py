@@ -128,7 +128,7 @@ class Collector:
     def hold(self, model: PreTrainedModel, names: list[str]) -> None:
         """Make room for Σ x xᵀ of the modules `names`."""
         for name in names:
-            weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
+            weight = model.get_parameter(f"{name}.weight")
             self.sums[name].second = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
 
     def _forward_hook(self, sums: _Sums) -> Any:
@@ -248,7 +248,8 @@ def _parts(model: PreTrainedModel, limit_bytes: float) -> list[dict[str, list[st
 
     Embeddings and head are in the first part: they need gradients, and the logits of all tokens.
     """
-    modules, shared = dict(model.named_modules()), tied_modules(model)
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    shared = tied_modules(model)
     users: dict[str, list[str]] = {}
     for name, module in modules.items():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -258,7 +259,7 @@ def _parts(model: PreTrainedModel, limit_bytes: float) -> list[dict[str, list[st
     parts: list[dict[str, list[str]]] = [{}]
     held = 0
     for name in sorted(users, key=lambda name: not first[name]):
-        size = sum(4 * modules[user].weight.shape[1] ** 2 for user in users[name])  # type: ignore[union-attr,operator]
+        size = sum(4 * model.get_parameter(f"{user}.weight").shape[1] ** 2 for user in users[name])
         if parts[-1] and held + size > limit_bytes and not first[name]:
             parts.append({})
             held = 0
