@@ -84,8 +84,9 @@ def family(tmp_path_factory, llama_config, tiny_tokenizer) -> list[Checkpoint]:
 
 def settings(data_config: DataConfig, out: Path, *overrides: str) -> Config:
     small = (
-        f"out={out}", "items=8", "test_items=16", "search.generations=3", "search.children=4", "samples=200",
-        "fitness.text=0.5", "fitness.tools=0", "floor=0.5", "runtime.device=cpu", "runtime.threads=1",
+        f"out={out}", "items=8", "final_items=0", "test_items=16", "search.generations=3", "search.children=4",
+        "samples=200", "fitness.text=0.5", "fitness.tools=0", "fitness.mixed=0", "floor=0.5",
+        "runtime.device=cpu", "runtime.threads=1",
     )  # fmt: skip
     config = compose("evomerge", Config, [*small, *overrides])
     config.data = data_config
@@ -140,6 +141,29 @@ def test_the_winner_is_judged_on_the_test_split_against_all_that_it_must_beat(fi
     ]  # fmt: skip
     budget = report.metrics["measured_items_of_evolution"]
     assert budget <= report.metrics["measured_items_of_random_search"] < budget + 4 * 24
+
+
+def test_the_winner_is_the_fittest_finalist_on_items_that_the_search_never_saw(
+    family, data_config, tmp_path, tiny_tokenizer
+) -> None:
+    config = settings(data_config, tmp_path / "evomerge", "final_items=8", "baseline=false")
+    out = workspace(config, family)
+    report = run(config, family, out, EventLog(None, "evomerge"))
+    whole = make_yardstick(config, tiny_tokenizer, "search", 16)
+    search, final = whole.split(8)
+    assert [*search.rows, *final.rows] == whole.rows
+    require_disjoint(search, final)
+    (file,) = out.state.glob("evaluations-*.jsonl")
+    journal = [json.loads(line) for line in file.read_text().splitlines()]
+    span = len(search.rows), len(whole.rows)
+    judged = {line["key"]: line["values"] for line in journal if (line["start"], line["stop"]) == span}
+    opened = open_sources(family, out.state, torch.device("cpu"), torch.float32)
+    stage = Stage(opened, 0)
+    space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
+    final.trunk_nats = judged[space.key(space.parent(0))]
+    assert {space.key(space.parent(i)) for i in range(3)} | {space.key(space.soup())} < judged.keys()
+    assert report.metrics["final_fitness"] == pytest.approx(max(map(final.fitness, judged.values())))
+    assert report.metrics["final_fitness"] > 0
 
 
 def test_a_gain_is_the_difference_of_fitness_and_its_interval_covers_it(data_config, tiny_tokenizer, tmp_path) -> None:
@@ -321,8 +345,7 @@ def test_a_search_cut_off_after_any_evaluation_ends_in_the_same_checkpoint(
         assert (again.state / journal.name).read_bytes() == journal.read_bytes()
 
 
-def test_a_killed_process_resumes_to_the_same_checkpoint(finished, family, data_config, tmp_path) -> None:
-    _, out, _ = finished
+def test_a_killed_process_resumes_to_the_same_checkpoint(family, data_config, tmp_path) -> None:
     script = tmp_path / "child.py"
     script.write_text(
         "import sys, torch\n"
@@ -349,11 +372,12 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(finished, family, data_
         "run(config, family, out, EventLog(None, 'evomerge'))\n"
     )
     target = tmp_path / "evomerge"
-    config = settings(data_config, target)
+    config = settings(data_config, target, "final_items=4")
     overrides = [
-        f"sources=[{','.join(str(c.path) for c in family)}]", f"out={target}", "items=8", "test_items=16",
-        "search.generations=3", "search.children=4", "samples=200", "fitness.text=0.5", "fitness.tools=0",
-        "floor=0.5", "runtime.device=cpu", "runtime.threads=1", f"data.text=[{data_config.text[0]}]",
+        f"sources=[{','.join(str(c.path) for c in family)}]", f"out={target}", "items=8", "final_items=4",
+        "test_items=16", "search.generations=3", "search.children=4", "samples=200", "fitness.text=0.5",
+        "fitness.tools=0", "fitness.mixed=0", "floor=0.5", "runtime.device=cpu", "runtime.threads=1",
+        f"data.text=[{data_config.text[0]}]",
         "data.max_text_bytes=0",
         f"data.cache={data_config.cache}",
     ]  # fmt: skip
@@ -361,7 +385,9 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(finished, family, data_
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     report = run(config, family, workspace(config, family), EventLog(None, "evomerge"))
-    assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
+    never_killed = settings(data_config, tmp_path / "whole", "final_items=4")
+    other = run(never_killed, family, workspace(never_killed, family), EventLog(None, "evomerge"))
+    assert checkpoint.open(report.outputs[0]).id == checkpoint.open(other.outputs[0]).id
 
 
 def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(

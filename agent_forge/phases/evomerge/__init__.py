@@ -50,6 +50,9 @@ class Config(PhaseConfig):
 
     fitness: dict[str, float]  # text, or a generated task -> weight in the fitness
     items: int  # search items a task
+    final_items: (
+        int  # further search items a task that choose the winner among the fittest and the first members; 0: none
+    )
     test_items: int  # held-out test items a task, for the report
     floor: float  # lowest retention of the trunk on any task that costs no penalty
     floor_penalty: float  # price of each unit of log retention below the floor
@@ -62,6 +65,8 @@ class Config(PhaseConfig):
     def __post_init__(self) -> None:
         if self.items < 4 or self.test_items < 4:
             raise ConfigError(f"items and test_items must be at least 4, got {self.items} and {self.test_items}")
+        if self.final_items < 0:
+            raise ConfigError(f"final_items must be at least 0 (0: the search's best wins), got {self.final_items}")
         if not self.fitness or min(self.fitness.values()) < 0 or sum(self.fitness.values()) <= 0:
             raise ConfigError(f"fitness needs weights that are not negative and not all 0, got {dict(self.fitness)}")
         if not 0 <= self.floor <= 1:
@@ -72,7 +77,8 @@ class Config(PhaseConfig):
         shares = self.search.race
         raced = sum(share * 0.5**i for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)]))
         candidates = self.search.population + self.search.generations * self.search.children * raced
-        searched = candidates * self.items * self.search.islands * (2 if self.baseline else 1)
+        final = (self.search.population * self.search.islands + 8) * self.final_items
+        searched = (candidates * self.items * self.search.islands + final) * (2 if self.baseline else 1)
         examined = self.test_items * 8  # the winner, four sources, two soups, random search
         return (searched + examined) * len(self.fitness) * 100 / 3
 

@@ -34,8 +34,8 @@ def random_search(
     seed: int,
     least_items: int,
     tell: Callable[[int], None],
-) -> Individual[Genome]:
-    """Return the fittest of random genomes, raced like an evolution's from the same first members.
+) -> list[Individual[Genome]]:
+    """Return the fittest random genomes, best first, raced like an evolution's from the same first members.
 
     scorer: a new one, so that its count starts at 0; the search ends when it needed `least_items` items.
     """
@@ -43,4 +43,4 @@ def random_search(
         space, scorer, initial, replace(settings, method="random_search", islands=1), seed,
         lambda generation, _members: tell(generation.measured_items), least_items,
     )  # fmt: skip
-    return found.best
+    return found.members

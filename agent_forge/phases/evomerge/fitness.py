@@ -7,7 +7,7 @@ far fewer tokens than accuracy does. Items are interleaved, so any prefix holds 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,12 @@ class Yardstick:
     def log_retentions(self, nats: Sequence[float]) -> tuple[float, ...]:
         """Return log(trunk loss / candidate loss) of every task on the first len(nats) items."""
         return tuple(self.log_retention(nats, task) for task in range(len(self.tasks)))
+
+    def split(self, items: int) -> "tuple[Yardstick, Yardstick]":
+        """Return the yardstick of the first `items` items a task, and that of the others."""
+        border = items * len(self.tasks)
+        first, rest = slice(None, border), slice(border, None)
+        return tuple(replace(self, rows=self.rows[p], tokens=self.tokens[p], trunk_nats=[]) for p in (first, rest))  # type: ignore[return-value]
 
     def yard(self) -> Yard[Any]:
         """Return what a search makes of an item's numbers; the trunk's must be known."""

@@ -35,11 +35,12 @@ SUMMED = ("task_arithmetic", "ties")  # members from the start, with weights tha
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """What a search works with. evaluator: measures items of `yardstick`, then those of `exam` (the test split)."""
+    """What a search works with. evaluator: measures items of `yardstick`, of `final`, then of `exam` (the test split)."""
 
     config: Config
     space: GenomeSpace
     yardstick: Yardstick
+    final: Yardstick
     exam: Yardstick
     evaluator: Evaluator[Genome]
     journal: Journal
@@ -57,6 +58,8 @@ class Found:
     """What a search found. named: every model that the winner is compared with, the trunk first; the winner last."""
 
     evolution: Evolution[Genome]
+    winner: Individual[Genome]
+    final_fitness: float  # of the winner, on the items that chose it
     named: dict[str, Genome]
     items: dict[str, int]  # measured by the evolution, and by random search
 
@@ -69,27 +72,27 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     device = pick_device(config.runtime.device)
     check_sources(sources, events)
     tokenizer = models.load_tokenizer(sources[0])
-    yardstick = make_yardstick(config, tokenizer, "search", config.items)
+    whole = make_yardstick(config, tokenizer, "search", config.items + config.final_items)
+    yardstick, final = whole.split(config.items)
     exam = make_yardstick(config, tokenizer, "test", config.test_items)
-    require_disjoint(yardstick, exam)
+    require_disjoint(whole, exam)
     opened = open_sources(sources, out.state, device, pick_dtype(config.runtime.dtype))
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     task = CandidateTask(
         sources=[str(source.path.resolve()) for source in sources], scratch=str(out.state.resolve()), merge=config.merge,
-        mask_seed=stage.seed, rows=[*yardstick.rows, *exam.rows], batch_tokens=config.batch_tokens,
+        mask_seed=stage.seed, rows=[*whole.rows, *exam.rows], batch_tokens=config.batch_tokens,
         device=str(device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
     )  # fmt: skip
-    journal = Journal(out.state / f"evaluations-{_fingerprint(config, opened, yardstick, exam)}.jsonl")
+    journal = Journal(out.state / f"evaluations-{_fingerprint(config, opened, yardstick, final, exam)}.jsonl")
     evaluator = open_evaluator(task, config.search, out.check_stop)
     try:
         work = Search(
-            config=config, space=space, yardstick=yardstick, exam=exam, evaluator=evaluator, journal=journal,
-            events=events,
+            config=config, space=space, yardstick=yardstick, final=final, exam=exam, evaluator=evaluator,
+            journal=journal, events=events,
         )  # fmt: skip
         found = search(work)
-        best = found.evolution.best
-        tested = out.remember(f"test-{best.key}", partial(examine, work, found.named))
+        tested = out.remember(f"test-{found.winner.key}", partial(examine, work, found.named))
     finally:
         evaluator.close()
         set_threads(config.runtime.threads)
@@ -107,6 +110,7 @@ def search(work: Search) -> Found:
     soups = [("uniform soup", space.soup()), ("greedy soup", greedy_soup(space, scorer))]
     initial += soups + [(name, space.summed(name)) for name in SUMMED if name in space.techniques]
     evolution = evolve(space, scorer, initial, config.search, config.seed, partial(_tell, work))
+    winner, fitness = chosen(work, scorer, evolution.members, initial)
     items = {"evolution": scorer.measured_items}
     named = dict([*initial[: len(space.labels)], *soups])
     if config.baseline:
@@ -115,9 +119,31 @@ def search(work: Search) -> Found:
         def tell(measured: int) -> None:
             work.events.progress("random search (items)", min(measured, items["evolution"]), items["evolution"])
 
-        best = random_search(space, other, initial, config.search, config.seed, items["evolution"], tell)
-        named["random search"], items["random search"] = best.genome, other.measured_items
-    return Found(evolution=evolution, named={**named, "winner": evolution.best.genome}, items=items)
+        members = random_search(space, other, initial, config.search, config.seed, items["evolution"], tell)
+        named["random search"] = chosen(work, other, members, initial)[0].genome
+        items["random search"] = other.measured_items
+    return Found(
+        evolution=evolution, winner=winner, final_fitness=fitness, named={**named, "winner": winner.genome}, items=items
+    )  # fmt: skip
+
+
+def chosen(
+    work: Search, scorer: Scorer[Genome], members: Sequence[Individual[Genome]], initial: Sequence[tuple[str, Genome]]
+) -> tuple[Individual[Genome], float]:
+    """Return the fittest of `members` (best first) and `initial` on the items kept for that, and its fitness there.
+
+    The best of hundreds on the search's own items is so partly by luck; a few finalists on fresh ones are not.
+    """
+    if not work.final.rows:
+        return members[0], members[0].fitness
+    finalists = list({one.key: one for one in [*members, *scorer.individuals(initial)]}.values())
+    start = len(work.yardstick.rows)
+    genomes = [work.space.parent(0), *(one.genome for one in finalists)]
+    trunk, *measured = scorer.measure_spans(genomes, ((start, start + len(work.final.rows)),))
+    work.final.trunk_nats = list(trunk)
+    fitness = [work.final.fitness(values) for values in measured]
+    best = max(range(len(finalists)), key=lambda place: (fitness[place], -place))
+    return finalists[best], fitness[best]
 
 
 def _tell(work: Search, generation: Generation, members: Sequence[Individual[Genome]]) -> None:
@@ -140,12 +166,12 @@ def _population(tasks: Sequence[str], members: Sequence[Individual[Genome]]) -> 
     ]  # fmt: skip
 
 
-def _fingerprint(config: Config, opened: Sources, yardstick: Yardstick, exam: Yardstick) -> str:
+def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) -> str:
     """Return a hash of all that a measurement depends on: another setting starts another journal."""
     parts: list[Any] = [
         [checkpoint.id for checkpoint in opened.checkpoints], opened.labels, config.seed, asdict(config.merge),
-        yardstick.tasks, config.batch_tokens, config.search.race, config.runtime.dtype,
-        [evaluate.split_hash([ids for ids, _ in part.rows]) for part in (yardstick, exam)],
+        parts_of_items[0].tasks, config.batch_tokens, config.search.race, config.runtime.dtype,
+        [evaluate.split_hash([ids for ids, _ in part.rows]) for part in parts_of_items],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -153,7 +179,7 @@ def _fingerprint(config: Config, opened: Sources, yardstick: Yardstick, exam: Ya
 def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
     """Return the losses of named models on the test split, and what the last one (the winner) gains over each."""
     config, exam = work.config, work.exam
-    start = len(work.yardstick.rows)
+    start = len(work.yardstick.rows) + len(work.final.rows)
     spans = ((start, start + len(exam.rows)),)
     nats = dict(zip(named, work.scorer().measure_spans(list(named.values()), spans), strict=True))
     exam.trunk_nats = next(iter(nats.values()))
@@ -184,14 +210,15 @@ def _write(
     tested: dict[str, Any],
     out: Workspace,
 ) -> Checkpoint:
-    best, history = found.evolution.best, found.evolution.history
+    best, history = found.winner, found.evolution.history
     recipe = space.recipe(best.genome)
     model = stage.make(recipe, opened.dtype)
     dtype = str(opened.dtype).removeprefix("torch.")
     figures = {
         "method": config.search.method, "population": config.search.population, "generations": len(history) - 1,
         "islands": config.search.islands, "measured items": found.items["evolution"], "seed": config.seed,
-        "mask seed": stage.seed, "fitness on the search split": round(best.fitness, 6), "winner came from": best.origin,
+        "mask seed": stage.seed, "fitness on the search split": round(best.fitness, 6),
+        "fitness on the items that chose it": round(found.final_fitness, 6), "winner came from": best.origin,
     }  # fmt: skip
 
     def save(directory: Path) -> None:
@@ -214,7 +241,7 @@ def _write(
 def _report(
     opened: Sources, space: GenomeSpace, yardstick: Yardstick, found: Found, tested: dict[str, Any], written: Checkpoint
 ) -> Report:
-    evolution, best = found.evolution, found.evolution.best
+    evolution, best = found.evolution, found.winner
     gains = {row["over"]: row["fitness"] for row in tested["gains"]}
     same = next((name for name, genome in list(found.named.items())[:-1] if space.key(genome) == best.key), "")
     best_label = min(opened.labels, key=lambda label: gains[label]["value"])
@@ -229,6 +256,7 @@ def _report(
     )
     metrics = {
         "search_fitness": best.fitness,
+        "final_fitness": found.final_fitness,
         "generations": len(evolution.history) - 1,
         **{f"measured_items_of_{name.replace(' ', '_')}": items for name, items in found.items.items()},
         **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
