@@ -33,6 +33,9 @@ def complete_config(incomplete: str) -> list[str]:
     return [name for name in groups().get("experiment", []) if name.startswith(incomplete)]
 
 
+OVERRIDE = "override "  # an entry of a defaults list that takes another option of a group named before it
+
+
 @cache
 def tree(command: str) -> dict[str, Any]:
     """Return the defaults of one command: its own file over those that its defaults list names."""
@@ -45,7 +48,7 @@ def tree(command: str) -> dict[str, Any]:
             _lay_over(merged, {package: tree(name)} if package else tree(name))
         elif isinstance(entry, Mapping):
             for group, option in entry.items():
-                if option is not None:
+                if option is not None and not group.startswith(OVERRIDE):  # the same keys with other values
                     _lay_over(merged, {group: tree(f"{group}/{option}")})
     _lay_over(merged, content)
     return merged
@@ -54,7 +57,8 @@ def tree(command: str) -> dict[str, Any]:
 def _chosen(command: str) -> list[str]:
     """Return the groups that a command's defaults list takes an option of."""
     content = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
-    return [str(group) for entry in content.get("defaults", []) if isinstance(entry, Mapping) for group in entry]
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, Mapping)]
+    return [str(group) for entry in entries for group in entry if not str(group).startswith(OVERRIDE)]
 
 
 def _values(command: str, key: str) -> list[str]:
