@@ -52,8 +52,8 @@ class Yardstick:
     def split(self, items: int) -> "tuple[Yardstick, Yardstick]":
         """Return the yardstick of the first `items` items a task, and that of the others."""
         border = items * len(self.tasks)
-        first, rest = slice(None, border), slice(border, None)
-        return tuple(replace(self, rows=self.rows[p], tokens=self.tokens[p], trunk_nats=[]) for p in (first, rest))  # type: ignore[return-value]
+        first = replace(self, rows=self.rows[:border], tokens=self.tokens[:border], trunk_nats=[])
+        return first, replace(self, rows=self.rows[border:], tokens=self.tokens[border:], trunk_nats=[])
 
     def yard(self) -> Yard[Any]:
         """Return what a search makes of an item's numbers; the trunk's must be known."""
