@@ -328,7 +328,9 @@ def main() -> None:
     parser.add_argument(
         "--losses", type=float, nargs="+", default=[0.5, 0.3, 0.16, 0.08, 0.04, 0.02, 0.008, 0.0018, 0.0004]
     )
-    parser.add_argument("--megabytes", type=float, nargs="*", default=[27, 37, 44.3, 50, 54.8, 62, 71, 79, 83, 86.5, 88, 92, 105])
+    parser.add_argument(
+        "--megabytes", type=float, nargs="*", default=[27, 37, 44.3, 50, 54.8, 62, 71, 79, 83, 86.5, 88, 92, 105]
+    )
     parser.add_argument("--recover", type=int, nargs=2, default=[0, 0], metavar=("BLOCK_STEPS", "STEPS"))
     parser.add_argument("--recover-lr", type=float, default=2e-3, help="end to end")
     parser.add_argument(
