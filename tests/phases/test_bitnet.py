@@ -32,6 +32,7 @@ from agent_forge.models.ternary import (
 from agent_forge.models.ternary_packing import multiply_out
 from agent_forge.phases.bitnet import Config, DistillConfig, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import (
+    Rounding,
     best_scale,
     compensate,
     compensate_in_waves,
@@ -67,7 +68,7 @@ def tied(latents: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.
 def test_compensated_codes_err_less_on_fresh_inputs_than_rounding(rows: int, columns: int, group_size: int) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(3))
     hessian = hessian_of(correlated_inputs(400, columns, seed=0))
-    latents = tied(*compensate(weight, hessian, group_size, damping=0.01), group_size)
+    latents = tied(*compensate(weight, hessian, group_size, Rounding(0.01)), group_size)
     fresh = hessian_of(correlated_inputs(400, columns, seed=1))
     rounded = output_error(weight, weight, fresh, group_size)
     assert output_error(weight, latents, fresh, group_size) < 0.6 * rounded
@@ -82,7 +83,7 @@ def test_output_error_is_the_relative_squared_error_of_the_outputs() -> None:
 
 def test_uncorrelated_inputs_leave_codes_of_the_best_scale_with_least_squares_scales() -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
-    latents, scales = compensate(weight, torch.eye(20), 8, damping=0.01)
+    latents, scales = compensate(weight, torch.eye(20), 8, Rounding(0.01))
     codes = ternary_codes(latents, 8, scales)[0]
     # Without correlation the best scale of a group is the mean magnitude of what is kept.
     for group, scale in zip(range(3), scales.float().T, strict=True):
@@ -108,7 +109,7 @@ def test_best_scale_of_normal_weights_is_about_one_and_a_half_times_their_mean_s
 def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     hessian = hessian_of(correlated_inputs(300, 32, seed=0))
-    latents, scales = compensate(weight, hessian, 8, damping=1e-4)
+    latents, scales = compensate(weight, hessian, 8, Rounding(1e-4))
     codes = ternary_codes(latents, 8, scales)[0]
 
     def error(own: torch.Tensor) -> torch.Tensor:
@@ -130,20 +131,55 @@ def test_pull_moves_the_goal_to_the_weight_that_gives_the_wanted_outputs() -> No
     wanted = x @ weight.T
     pull = (wanted - distorted @ weight.T).T @ distorted / len(x)
     found = [
-        ternary_weight(tied(*compensate(weight, hessian_of(distorted), 8, damping=1e-4, pull=own), 8), 8)
+        ternary_weight(tied(*compensate(weight, hessian_of(distorted), 8, Rounding(1e-4), pull=own), 8), 8)
         for own in (None, pull)
     ]
     without, aimed = ((distorted @ w.T - wanted).square().mean().item() for w in found)
     assert aimed < 0.8 * without
     exact = torch.linalg.lstsq(distorted, wanted).solution.T
-    same = compensate(exact, hessian_of(distorted), 8, damping=1e-6)[0]
-    assert torch.allclose(compensate(weight, hessian_of(distorted), 8, damping=1e-6, pull=pull)[0], same, atol=1e-2)
+    same = compensate(exact, hessian_of(distorted), 8, Rounding(1e-6))[0]
+    assert torch.allclose(compensate(weight, hessian_of(distorted), 8, Rounding(1e-6), pull=pull)[0], same, atol=1e-2)
+
+
+@pytest.mark.parametrize("group_size", [8, 12, 0, -1])
+def test_sweeps_lower_the_error_and_raise_that_of_no_row(group_size: int) -> None:
+    weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(4))
+    hessian = hessian_of(correlated_inputs(400, 40, seed=0))
+    hessian.diagonal().add_(0.01 * hessian.diagonal().log().mean().exp())
+
+    def errors(sweeps: int) -> torch.Tensor:
+        latents, scales = compensate(weight, hessian, group_size, Rounding(1e-9, sweeps))
+        change = multiply_out(*ternary_codes(latents, group_size, scales), group_size) - weight
+        return ((change @ hessian) * change).sum(1)
+
+    found = torch.stack([errors(sweeps) for sweeps in (0, 1, 2, 8)])
+    rising = found.diff(dim=0) if group_size != -1 else found.sum(1).diff()
+    assert float(rising.max()) <= 1e-5 * float(found.max())
+    assert float(found[-1].mean()) < 0.95 * float(found[0].mean())
+
+
+def test_after_enough_sweeps_no_other_code_is_better_than_the_one_chosen() -> None:
+    weight = torch.randn(6, 12, generator=torch.Generator().manual_seed(5))
+    hessian = hessian_of(correlated_inputs(200, 12, seed=0))
+    latents, scales = compensate(weight, hessian, 6, Rounding(1e-9, 60))
+    codes = ternary_codes(latents, 6, scales)[0]
+
+    def error(own: torch.Tensor) -> torch.Tensor:
+        change = multiply_out(own, scales, 6) - weight
+        return ((change @ hessian) * change).sum(1)
+
+    best = error(codes)
+    for column in range(12):
+        for value in (-1, 0, 1):
+            other = codes.clone()
+            other[:, column] = value
+            assert bool((error(other) >= best * (1 - 1e-4)).all())
 
 
 def test_inputs_that_are_always_zero_do_not_break_compensation() -> None:
     x = correlated_inputs(100, 16, seed=0)
     x[:, [2, 9]] = 0.0
-    latents, scales = compensate(torch.randn(4, 16), hessian_of(x), 8, damping=0.01)
+    latents, scales = compensate(torch.randn(4, 16), hessian_of(x), 8, Rounding(0.01, 2))
     assert bool(latents.isfinite().all())
     assert bool(scales.isfinite().all())
 
@@ -171,7 +207,7 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(tiny_llama: Any
     ternarise(tiny_llama, SETTINGS)
     calls: list[tuple[int, int]] = []
     found = compensate_in_waves(
-        tiny_llama, calibration(), waves=waves, damping=0.01, say=lambda *done: calls.append(done)
+        tiny_llama, calibration(), waves=waves, rounding=Rounding(0.01), say=lambda *done: calls.append(done)
     )
     layers = ternary_layers(tiny_llama)
     assert set(found) == set(layers)
@@ -211,11 +247,11 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
             model = copy.deepcopy(parent)
             ternarise(model, settings)
             if aimed:
-                found = compensated(parent, model, calibration(), waves=4, damping=0.1, say=lambda *_: None)
+                found = compensated(parent, model, calibration(), waves=4, rounding=Rounding(0.1), say=lambda *_: None)
                 assert set(found) == {f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")}
                 assert all(torch.equal(value, model.get_parameter(name)) for name, value in found.items())
             else:
-                compensate_in_waves(model, calibration(), waves=4, damping=0.1, say=lambda *_: None)
+                compensate_in_waves(model, calibration(), waves=4, rounding=Rounding(0.1), say=lambda *_: None)
             stream = model(fresh, output_hidden_states=True).hidden_states[-1]
             errors.append(float((stream - wanted).square().sum() / wanted.square().sum()))
     assert errors[0] < 0.85 * errors[1]
@@ -435,7 +471,7 @@ def test_phase_trains_a_model_with_sub_norm(
 @pytest.mark.parametrize("group_size", [0, -1])
 def test_compensation_with_coarser_scales_errs_less_on_fresh_inputs_than_rounding(group_size: int) -> None:
     weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(3))
-    found = compensate(weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, damping=0.01)
+    found = compensate(weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, Rounding(0.01))
     latents = tied(*found, group_size)
     fresh = hessian_of(correlated_inputs(400, 48, seed=1))
     assert output_error(weight, latents, fresh, group_size) < 0.75 * output_error(weight, weight, fresh, group_size)

@@ -40,15 +40,17 @@ class InitConfig:
     rows: int  # calibration windows of train.length_tokens
     damping: float  # added to the Hessian's diagonal, as a share of its geometric mean
     waves: int  # parts of the network compensated one after another, each seeing those before it ternary
+    sweeps: int  # over all columns of a layer after that, each code chosen anew for what all others leave
 
     def __post_init__(self) -> None:
         if self.method not in (*INITS, "???"):
             hint = did_you_mean(self.method, INITS)
             raise ConfigError(f"init.method must be one of {', '.join(INITS)}, got '{self.method}'{hint}")
-        if self.rows < 1 or self.waves < 1 or self.damping <= 0:
+        if self.rows < 1 or self.waves < 1 or self.damping <= 0 or self.sweeps < 0:
             raise ConfigError(
-                f"init.rows and init.waves must be at least 1 and init.damping above 0, got {self.rows}, "
-                f"{self.waves} and {self.damping}; try init.rows=64 init.waves=4 init.damping=0.01"
+                "init.rows and init.waves must be at least 1, init.damping above 0 and init.sweeps not negative, got "
+                f"{self.rows}, {self.waves}, {self.damping} and {self.sweeps}; try init.rows=64 init.waves=4 "
+                "init.damping=0.1 init.sweeps=4"
             )
 
 

@@ -4,7 +4,7 @@ The error that counts is that of a layer's outputs, tr(dW H dWᵀ) with H = Xᵀ
 rounds the columns in order and moves the rest against each error along H⁻¹. Reads a model whose ternary layers are
 still dense (lambda 0) and calibration windows; leaves latents in the cells of the compensated codes, and scales. Departures:
 the scale of a group is chosen when its turn comes, by what its rounding then costs; and when all codes are known, the
-scales of each row are fitted anew by least squares in H.
+scales of each row are fitted anew by least squares in H, and the codes swept again for what all others leave (refine.py).
 
 Waves: the layers are compensated in the order they run, some at a time, so that later ones see inputs with errors in
 them. Each still aims at its own dense outputs, so errors add up along the blocks: where the model allows it, follow.py aims
@@ -12,6 +12,7 @@ at the parent's.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +27,23 @@ from agent_forge.models.ternary import (
     ternary_layers,
 )
 from agent_forge.models.ternary_packing import multiply_out
+from agent_forge.phases.bitnet.refine import refined
 
 SCALES = (1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian
 COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not say
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How a layer is rounded.
+
+    damping: of the Hessian's diagonal, as a share of its geometric mean: a few columns can carry most of the power (in one
+    down_proj of SmolLM2 all of it), and a share of the plain mean would be more than most columns have. sweeps: over all
+    columns after they have been rounded in order.
+    """
+
+    damping: float
+    sweeps: int = 0
 
 
 @torch.no_grad()
@@ -37,7 +52,7 @@ def compensate_in_waves(
     windows: Sequence[Tensor],
     *,
     waves: int,
-    damping: float,
+    rounding: Rounding,
     say: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
 ) -> list[str]:
@@ -60,7 +75,7 @@ def compensate_in_waves(
             hessian = hessians[together[0]]
             rows = [len(layers[name].weight) for name in together]
             stacked = torch.cat([layers[name].weight for name in together])
-            latents, scales = compensate(stacked, hessian, layers[together[0]].grouping, damping)
+            latents, scales = compensate(stacked, hessian, layers[together[0]].grouping, rounding)
             scales = scales.expand(len(stacked), -1)
             for name, part, own in zip(together, latents.split(rows), scales.split(rows), strict=True):
                 del hessians[name]
@@ -127,25 +142,29 @@ def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: 
 
 
 def compensate(
-    weight: Tensor, hessian: Tensor, group_size: int, damping: float, pull: Tensor | None = None
+    weight: Tensor, hessian: Tensor, group_size: int, rounding: Rounding, pull: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return float32 latents (out, in) in the cells of compensated codes, and their scales (out, groups) or (1, 1).
 
     hessian: (in, in). pull: mean(d xᵀ) (out, in) of what the outputs lack, d; None where the weight's own outputs are the
-    goal. damping: a share of the geometric mean of the diagonal. A few columns can carry most of the
-    power (in one down_proj of SmolLM2 all of it): a share of the plain mean would be more than most columns have.
+    goal.
     """
     goal = weight.detach().float()
     hessian = hessian.float().clone()
     # An input that never speaks has no say: its weights are rounded alone.
     silent = hessian.diagonal() <= 0
     hessian.diagonal()[silent] = 1.0
-    hessian.diagonal().add_(damping * hessian.diagonal().log().mean().exp())
+    hessian.diagonal().add_(rounding.damping * hessian.diagonal().log().mean().exp())
     lower = torch.linalg.cholesky(hessian.double())
     if pull is not None:
         goal = goal + torch.cholesky_solve(pull.double().T, lower).T.float()
     codes, moved = _round_in_order(goal, _inverse_factor(lower), group_size)
-    scales = _fit_scales(goal, codes, hessian, group_size)
+
+    def fit(found: Tensor, otherwise: Tensor) -> Tensor:
+        return _fit_scales(goal, found, hessian, group_size, otherwise).expand(len(goal), -1)
+
+    start = (codes, fit(codes, ternary_codes(goal, group_size)[1]), moved)
+    codes, scales, moved = refined(goal, hessian, start, group_size, fit, rounding.sweeps)
     return cells_for(codes, scales, group_size, near=moved), scales[:1] if group_size == TENSOR else scales
 
 
@@ -195,10 +214,10 @@ def best_scale(block: Tensor, say: Tensor) -> Tensor:
     return found
 
 
-def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int) -> Tensor:
+def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int, otherwise: Tensor) -> Tensor:
     """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's, or the tensor's.
 
-    A row whose best scales are not all positive keeps mean|W|.
+    A row whose best scales are not all positive takes those of `otherwise` (out, groups).
     """
     size = group_size if group_size > 0 else codes.shape[1]
     columns = [slice(start, start + size) for start in range(0, codes.shape[1], size)]
@@ -215,9 +234,8 @@ def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: in
     empty = products.diagonal(dim1=1, dim2=2) <= 0
     products = products + torch.diag_embed(empty.float())
     fitted = torch.linalg.solve(products.double(), targets.double()[..., None])[..., 0].float()
-    plain = ternary_codes(original, group_size)[1].float()
     usable = ((fitted > 0) | empty).all(1, keepdim=True) & fitted.isfinite().all(1, keepdim=True)
-    return torch.where(usable, fitted, plain).masked_fill(empty, 0.0).to(torch.bfloat16)
+    return torch.where(usable, fitted, otherwise.float()).masked_fill(empty, 0.0).to(torch.bfloat16)
 
 
 def output_error(weight: Tensor, latents: Tensor, hessian: Tensor, group_size: int) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
-from agent_forge.phases.bitnet.compensate import compensate, compensate_in_waves
+from agent_forge.phases.bitnet.compensate import Rounding, compensate, compensate_in_waves
 
 # Of the size of a block's change to the stream: what the outputs of its writers may leave unexplained (bfloat16).
 _ADDITIVE = 0.03
@@ -98,7 +98,7 @@ def compensated(
     windows: Sequence[Tensor],
     *,
     waves: int,
-    damping: float,
+    rounding: Rounding,
     say: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
@@ -110,9 +110,9 @@ def compensated(
     layers = ternary_layers(model)
     blocks = blocks_in_line(model, windows[0])
     if blocks:
-        names = Follower(parent, model, windows, damping, dtype).run(blocks, say)
+        names = Follower(parent, model, windows, rounding, dtype).run(blocks, say)
     else:
-        names = compensate_in_waves(model, windows, waves=waves, damping=damping, say=say, dtype=dtype)
+        names = compensate_in_waves(model, windows, waves=waves, rounding=rounding, say=say, dtype=dtype)
     found = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
     for name in names:
         scale = layers[name].weight_scale
@@ -125,9 +125,9 @@ class Follower:
     """Goes through the blocks with the parent's stream and the student's, a tensor (B, T, d) a batch of windows."""
 
     def __init__(
-        self, parent: nn.Module, model: nn.Module, windows: Sequence[Tensor], damping: float, dtype: torch.dtype
+        self, parent: nn.Module, model: nn.Module, windows: Sequence[Tensor], rounding: Rounding, dtype: torch.dtype
     ) -> None:
-        self.parent, self.model, self.damping, self.dtype = parent, model, damping, dtype
+        self.parent, self.model, self.rounding, self.dtype = parent, model, rounding, dtype
         self.windows, self.device = windows, windows[0].device.type
         self.layers = ternary_layers(model)
 
@@ -242,7 +242,7 @@ class Follower:
                 part -= bias.float()
         heard = x if say is None else x * say
         latents, scales = compensate(
-            weight, heard.T @ x / len(x), self.layers[group[0]].grouping, self.damping, missing.T @ heard / len(x)
+            weight, heard.T @ x / len(x), self.layers[group[0]].grouping, self.rounding, missing.T @ heard / len(x)
         )
         for name, part, own in zip(group, latents.split(rows), scales.expand(len(weight), -1).split(rows), strict=True):
             self.layers[name].weight.copy_(part)

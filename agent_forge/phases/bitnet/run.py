@@ -19,6 +19,7 @@ from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
 from agent_forge.phases.bitnet import Config, measure, own_text
+from agent_forge.phases.bitnet.compensate import Rounding
 from agent_forge.phases.bitnet.distill import Distillation
 from agent_forge.phases.bitnet.follow import compensated
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
@@ -130,8 +131,9 @@ def start_compensated(
             events.progress("compensate", done, total)
             out.check_stop()
 
+        rounding = Rounding(config.init.damping, config.init.sweeps)
         return compensated(
-            parent, model, windows(), waves=config.init.waves, damping=config.init.damping, say=say,
+            parent, model, windows(), waves=config.init.waves, rounding=rounding, say=say,
             dtype=pick_dtype(config.runtime.dtype),
         )  # fmt: skip
 
