@@ -1,6 +1,8 @@
 """Pick the device, dtype and thread count once; everything below receives them as arguments."""
 
+import ctypes
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from agent_forge.core.errors import ConfigError, did_you_mean
@@ -64,3 +66,16 @@ def set_threads(threads: int) -> int:
     count = threads or max(len(os.sched_getaffinity(0)) // beside, 1)
     torch.set_num_threads(count)
     return count
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep what this process frees for its next tensors; return whether that could be asked for.
+
+    By default it hands the top of the heap back to the kernel as soon as it is free, and every step of a training run
+    fetches and clears the same pages again. Blocks above 32 MiB (glibc's own limit) still come from the kernel and go back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
+    return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 2**31 - 1))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from agent_forge.checkpoint.workspace import Workspace
 from agent_forge.config import OptimConfig, RuntimeConfig
+from agent_forge.core.device import keep_freed_memory
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
@@ -87,6 +88,7 @@ def train(
         dtype=dtype, average_decay=average_decay, settings=settings or {}, after=after, keep_optimiser=keep_optimiser,
         runtime=runtime,
     )  # fmt: skip
+    keep_freed_memory()
     return _Stage(model, asked).trained_records(model)
 
 

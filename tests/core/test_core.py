@@ -1,6 +1,8 @@
 """Seeds, registry and events."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -71,3 +73,32 @@ def test_lines_of_concurrent_writers_stay_whole(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sum(json.loads(line)["kind"] == "message" for line in path.read_text().splitlines()) == 200
+
+
+HOLD_AND_FREE = """
+import resource, sys
+import numpy as np
+from agent_forge.core.device import keep_freed_memory
+
+def turns(count):
+    for _ in range(count):
+        held = [np.ones(1 << 19, np.float32) for _ in range(60)]
+        del held
+
+kept = sys.argv[1] == "kept" and keep_freed_memory()
+turns(2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+turns(3)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+def test_memory_that_is_freed_and_wanted_again_is_not_fetched_from_the_kernel_again() -> None:
+    faults = {}
+    for case in ("plain", "kept"):
+        told = subprocess.run([sys.executable, "-c", HOLD_AND_FREE, case], capture_output=True, text=True, check=True)
+        worked, faults[case] = told.stdout.split()[0] == "True", int(told.stdout.split()[1])
+    if not worked:
+        pytest.skip("this C library has no mallopt")
+    assert faults["kept"] < 0.1 * faults["plain"]
