@@ -25,6 +25,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
 from agent_forge.models.ternary import round_embeddings, ternary_layers
 from agent_forge.models.ternary_checkpoint import save_packed
+from agent_forge.models.ternary_embedding import Grid
 from agent_forge.phases.compress import Config, offers, sensitivity
 from agent_forge.phases.compress.run import header_bytes
 
@@ -51,12 +52,12 @@ class Packer:
         found = figures(scored(model, self.scored_ids, self.dtype), self.base)
         print(json.dumps({"case": case, "megabytes": round(size / 1e6, 3), **found}), flush=True)
 
-    def packed(self, bits: int, columns: int) -> None:
-        """Write, reload and score the packed file with the embedding in `bits` bits."""
-        model, place = models.load(self.args.ternary), self.work / f"packed-{bits}"
-        round_embeddings(model, bits, columns)
+    def packed(self, name: str, grid: Grid) -> None:
+        """Write, reload and score the packed file with the embedding on a grid."""
+        model, place = models.load(self.args.ternary), self.work / f"packed-{name.replace(' ', '-')}"
+        round_embeddings(model, grid)
         save_packed(model, None, place)
-        self.row(f"five trits a byte, embedding {bits} bits", place)
+        self.row(f"five trits a byte, embedding {name}", place)
 
     def offered(self, candidates: list[dict[str, Any]], name: str) -> dict[str, list[offers.Offer]]:
         """Return every tensor's codes: the trits of ternary layers as they are, the embedding by each candidate."""
@@ -114,8 +115,9 @@ def main() -> None:
     torch.set_num_threads(1)
     packer = Packer(args)
     packer.row("latents (what trains on)", Path(args.ternary))
-    packer.packed(8, 0)
-    packer.packed(4, 64)
+    packer.packed("8 bits", Grid(8))
+    packer.packed("4 bits", Grid(4, 64))
+    packer.packed("pairs as codewords", Grid(vector=2))
     packer.compressed("lossless trits, embedding by VPTQ at 2 bits", [VPTQ], 0)
     rates = [{"codec": "waterfill", "loss": loss} for loss in args.losses]
     for megabytes in args.megabytes:

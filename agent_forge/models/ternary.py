@@ -29,8 +29,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.models import ternary_embedding as embedding
-from agent_forge.models.ternary_embedding import RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary_embedding import Grid, RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary_packing import multiply_out, packed_length, packing_named
 from agent_forge.models.ternary_straight import StraightThrough
 
@@ -51,6 +50,7 @@ class TernarySettings:
     skip: list[str]
     embedding_bits: int = 0  # of embeddings and head: 8, 4, or 0 for float
     embedding_group: int = 0  # columns of an embedding row that share one step; 0: the whole row
+    embedding_vector: int = 0  # columns of an embedding row that one of 256 codewords stands for; 0: integers, or float
     sub_norm: list[str] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
 
     def __post_init__(self) -> None:
@@ -59,10 +59,14 @@ class TernarySettings:
                 f"group_size must be a whole number from 1, 0 (a row) or -1 (a tensor), got {self.group_size}; "
                 "try group_size=128"
             )
-        embedding.check(self.embedding_bits, self.embedding_group)
+        self.embedding_grid()
         if self.activation_bits != 0 and not 2 <= self.activation_bits <= 16:
             raise ConfigError(f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8")
         packing_named(self.packing)
+
+    def embedding_grid(self) -> Grid:
+        """Return where the weights of embedding and head may lie."""
+        return Grid(self.embedding_bits, self.embedding_group, self.embedding_vector)
 
 
 def _blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
@@ -358,15 +362,15 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     return names
 
 
-def round_embeddings(model: PreTrainedModel, bits: int, columns: int) -> None:
-    """Put embedding and head of a ternary model on a grid, in place, and note it in its config. bits: 8 or 4.
+def round_embeddings(model: PreTrainedModel, grid: Grid) -> None:
+    """Put embedding and head of a ternary model on a grid, in place, and note it in its config.
 
-    columns: of a row that share one step; 0 is the whole row. Raises PhaseError when the model is not ternary.
+    Raises PhaseError when the model is not ternary.
     """
     config: Any = getattr(model.config, "quantization_config", None)
     if not isinstance(config, TernaryConfig):
         raise PhaseError(f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`")
-    config.embedding_bits, config.embedding_group = bits, columns
+    config.embedding_bits, config.embedding_group, config.embedding_vector = grid.bits, grid.columns, grid.vector
     _replace_embeddings(model, config.settings())
 
 
@@ -403,7 +407,7 @@ def _replace(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
             made[id(module)] = layer
             names.append(name)
         _put(model, name, made[id(module)])
-    if settings.embedding_bits:
+    if settings.embedding_grid():
         _replace_embeddings(model, settings)
     return names
 
@@ -414,17 +418,18 @@ def _replace_embeddings(model: PreTrainedModel, settings: TernarySettings) -> No
     rounded: RoundedEmbedding | None = None
     tied = bool(getattr(model, "all_tied_weights_keys", None)) and head is not None
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is found and type(module) is nn.Embedding:
+        plain = type(module) in (nn.Embedding, RoundedEmbedding)
+        if module is found and isinstance(module, nn.Embedding) and plain:
             if rounded is None:
                 rounded = RoundedEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
-                rounded.set_grid(settings.embedding_bits, settings.embedding_group)
                 rounded.padding_idx, rounded.weight = module.padding_idx, module.weight
+                rounded.set_grid(settings.embedding_grid())
             _put(model, name, rounded)
     for name, module in list(model.named_modules()):
-        if module is head and type(module) is nn.Linear:
+        if module is head and type(module) in (nn.Linear, RoundedHead):
             layer = RoundedHead(module.in_features, module.out_features, module.bias is not None, device="meta")
-            layer.set_grid(settings.embedding_bits, settings.embedding_group, rounded if tied else None)
             layer.weight, layer.bias = module.weight, module.bias
+            layer.set_grid(settings.embedding_grid(), rounded if tied else None)
             _put(model, name, layer)
 
 
@@ -466,6 +471,7 @@ class TernaryConfig(QuantizationConfigMixin):
         skip: Sequence[str] = ("lm_head",),
         embedding_bits: int = 0,
         embedding_group: int = 0,
+        embedding_vector: int = 0,
         sub_norm: Sequence[str] = (),
         packed: bool = False,
         **unknown: Any,
@@ -482,6 +488,7 @@ class TernaryConfig(QuantizationConfigMixin):
         self.skip = list(skip)
         self.embedding_bits = embedding_bits
         self.embedding_group = embedding_group
+        self.embedding_vector = embedding_vector
         self.sub_norm = list(sub_norm)
         self.packed = packed  # the file holds codes and scales instead of latents
 
@@ -489,7 +496,8 @@ class TernaryConfig(QuantizationConfigMixin):
         """Return the settings, checked."""
         return TernarySettings(
             group_size=self.group_size, activation_bits=self.activation_bits, packing=self.packing, skip=self.skip,
-            embedding_bits=self.embedding_bits, embedding_group=self.embedding_group, sub_norm=self.sub_norm,
+            embedding_bits=self.embedding_bits, embedding_group=self.embedding_group,
+            embedding_vector=self.embedding_vector, sub_norm=self.sub_norm,
         )  # fmt: skip
 
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge.models import ternary_embedding as embedding
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
 from agent_forge.models.ternary import TENSOR, TernaryLinear, latents_for
-from agent_forge.models.ternary_embedding import RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary_embedding import CODEWORDS, RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary_packing import CODES, SCALES, packed_length, unpack, write_packed
 
 
@@ -52,8 +51,10 @@ class Place(nn.Module):
             groups = -(-width // layer.group_size)
             scales = torch.empty((1, 1) if layer.grouping == TENSOR else (rows, groups), dtype=torch.bfloat16)
         else:
-            codes = torch.empty(rows, embedding.packed_columns(width, layer.bits), dtype=torch.uint8)
-            scales = torch.empty(rows, -(-width // (layer.columns or width)), dtype=torch.bfloat16)
+            codes = torch.empty(layer.grid.codes_shape(rows, width), dtype=torch.uint8)
+            scales = torch.empty(layer.grid.scales_shape(rows, width), dtype=torch.bfloat16)
+            if layer.grid.vector:
+                self.register_buffer(CODEWORDS, layer.get_buffer(CODEWORDS))
         self.register_buffer(CODES, codes)
         self.register_buffer(SCALES, scales)
         self.bias = getattr(layer, "bias", None)
@@ -66,10 +67,11 @@ class Place(nn.Module):
         shape = (layer.weight.shape[0], layer.weight.shape[1])
         if isinstance(layer, TernaryLinear):
             unpacked = unpack(codes, shape, layer.packing)
-            latents = latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping)
+            layer.weight = nn.Parameter(latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping))
         else:
-            latents = embedding.values(embedding.unpack(codes, layer.bits, shape[1]), scales, layer.columns)
-        layer.weight = nn.Parameter(latents)
+            if layer.grid.vector:
+                layer.register_buffer(CODEWORDS, self.get_buffer(CODEWORDS))
+            layer.take_packed(codes, scales)
         if isinstance(layer, (TernaryLinear, RoundedHead)):
             layer.register_parameter("bias", self.bias)
         if isinstance(layer, TernaryLinear):

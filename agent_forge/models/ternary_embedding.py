@@ -1,10 +1,12 @@
-"""Embeddings and heads of ternary models, rounded to int8 or int4 while their latent weights train on.
+"""Embeddings and heads of ternary models, rounded to int8, int4 or codewords while their latent weights train on.
 
 `RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They compute with integers times
-one bfloat16 step for each group of columns of a row (absmax / 127 or / 7); gradients pass straight through. Rounding what
-is rounded changes nothing, so weights that lie on the grid stay there bit for bit. Reads and writes no file.
+one bfloat16 step for each group of columns of a row (absmax / 127 or / 7), or with codewords (ternary_vectors.py);
+gradients pass straight through. Rounding what is rounded changes nothing, so weights that lie on the grid stay there bit for
+bit. Reads and writes no file.
 """
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.models import ternary_vectors
 from agent_forge.models.ternary_straight import StraightThrough
 
 BITS = (0, 4, 8)
+CODEWORDS, ROW_SCALES = "codewords", "row_scales"  # buffers of a layer whose grid has codewords
 
 
 def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -69,12 +73,35 @@ def packed_columns(width: int, bits: int) -> int:
     return -(-width * bits // 8)
 
 
-def check(bits: int, columns: int) -> None:
-    """Raise ConfigError for bits or columns that there are no grids of."""
-    if bits not in BITS:
-        raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {bits}; try embedding_bits=8")
-    if columns < 0:
-        raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {columns}; try 64")
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where rounded weights may lie. bits: of integers; columns: that share a step, 0 is the row; vector: of codewords."""
+
+    bits: int = 0
+    columns: int = 0
+    vector: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8")
+        if self.columns < 0:
+            raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64")
+        if self.vector not in ternary_vectors.VECTORS or (self.vector and self.bits):
+            raise ConfigError(
+                "embedding_vector must be 0 (no codewords), 2, 4 or 8, and embedding_bits 0 beside it, got "
+                f"{self.vector} and {self.bits}; try embedding_vector=2 embedding_bits=0"
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self.bits or self.vector)
+
+    def codes_shape(self, rows: int, width: int) -> tuple[int, int]:
+        """Return the shape of the packed bytes."""
+        return (rows, width // self.vector if self.vector else packed_columns(width, self.bits))
+
+    def scales_shape(self, rows: int, width: int) -> tuple[int, int]:
+        """Return the shape of the steps, or of the scales of rows."""
+        return (rows, 1 if self.vector else -(-width // (self.columns or width)))
 
 
 class _Rounded(nn.Module):
@@ -83,10 +110,18 @@ class _Rounded(nn.Module):
     weight: Tensor
     _kept: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def set_grid(self, bits: int, columns: int, source: "_Rounded | None" = None) -> None:
+    def set_grid(self, grid: Grid, source: "_Rounded | None" = None) -> None:
         """Choose the grid. source: a layer with the same weight, whose rounded weight serves both."""
-        self.bits, self.columns = bits, columns
+        self.grid = grid
         self._source = [source] if source is not None else []  # a list hides it from modules(): it is no part of this
+        if not grid.vector or source is not None:
+            return
+        found = (torch.empty(ternary_vectors.CODEWORDS, grid.vector, dtype=torch.bfloat16, device="meta"),
+                 torch.empty(len(self.weight), 1, dtype=torch.bfloat16, device="meta"))  # fmt: skip
+        if self.weight.device.type != "meta":
+            found = ternary_vectors.learned(self.weight, grid.vector)
+        self.register_buffer(CODEWORDS, found[0])
+        self.register_buffer(ROW_SCALES, found[1])
 
     def is_tied(self) -> bool:
         """Say whether this layer was made to share the weight of another."""
@@ -104,20 +139,44 @@ class _Rounded(nn.Module):
             return self._source[0].quantised_weight()
         key = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, rounded(weight, self.bits, self.columns))
+            self._kept = (key, self._rounded(weight))
         return self._kept[1]
 
-    def rounded_parts(self) -> tuple[Tensor, Tensor]:
-        """Return codes (rows, width) int8 and steps (rows, groups) bfloat16."""
-        return grid(self.weight.detach(), self.bits, self.columns)
+    def _rounded(self, rows: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return rows (..., width) on the grid; which: their numbers (...), where they are not all rows."""
+        if not self.grid.vector:
+            return rounded(rows, self.grid.bits, self.grid.columns)
+        owner: _Rounded = self._source[0] if self._source else self
+        words, scales = owner.get_buffer(CODEWORDS), owner.get_buffer(ROW_SCALES)
+        scales = scales if which is None else scales[which]
+        indices = ternary_vectors.chosen(rows, words, scales)
+        return ternary_vectors.values(indices, words, scales).to(rows.dtype)
+
+    def packed_parts(self) -> tuple[Tensor, Tensor]:
+        """Return bytes (rows, bytes) uint8, and steps (rows, groups) or scales (rows, 1) in bfloat16."""
+        weight = self.weight.detach()
+        if self.grid.vector:
+            scales = self.get_buffer(ROW_SCALES)
+            return ternary_vectors.chosen(weight, self.get_buffer(CODEWORDS), scales), scales.to(torch.bfloat16)
+        codes, steps = grid(weight, self.grid.bits, self.grid.columns)
+        return pack(codes, self.grid.bits), steps
+
+    def take_packed(self, packed: Tensor, scales: Tensor) -> None:
+        """Take latents that round to exactly these bytes and steps or scales; codewords lie here already."""
+        if self.grid.vector:
+            self.register_buffer(ROW_SCALES, scales)
+            latents = ternary_vectors.values(packed, self.get_buffer(CODEWORDS), scales)
+        else:
+            latents = values(unpack(packed, self.grid.bits, self.weight.shape[1]), scales, self.grid.columns)
+        self.weight = nn.Parameter(latents)
 
     def packed_bytes(self) -> int:
         """Return the bytes of codes and steps in the packed file; 0 where another layer stores the same weight."""
         if self._source and self._source[0].weight is self.weight:
             return 0
         rows, width = self.weight.shape
-        groups = -(-width // (self.columns or width))
-        return rows * (packed_columns(width, self.bits) + 2 * groups)
+        codes, scales = self.grid.codes_shape(rows, width), self.grid.scales_shape(rows, width)
+        return codes[0] * codes[1] + 2 * scales[0] * scales[1] + 2 * ternary_vectors.CODEWORDS * self.grid.vector
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget the kept weight."""
@@ -135,7 +194,7 @@ class RoundedEmbedding(_Rounded, nn.Embedding):
         """Return the rounded rows of input (...): (..., width)."""
         rows = super().forward(input)
         with torch.no_grad():
-            exact = rounded(rows, self.bits, self.columns)
+            exact = self._rounded(rows, input)
         result: Tensor = StraightThrough.apply(rows, exact) if rows.requires_grad else exact  # type: ignore[no-untyped-call]
         return result
 
@@ -153,6 +212,6 @@ class RoundedHead(_Rounded, nn.Linear):
             return self.quantised_weight()
         # Made anew: a fused optimiser changes weights without a word.
         with torch.no_grad():
-            weight = rounded(self.weight, self.bits, self.columns)
+            weight = self._rounded(self.weight)
         through: Tensor = StraightThrough.apply(self.weight, weight)  # type: ignore[no-untyped-call]
         return through

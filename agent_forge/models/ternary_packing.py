@@ -2,8 +2,8 @@
 
 Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
 weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
-the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads
-and writes only that file.
+the same for rounded embeddings and heads (with `<module>.codewords` where bytes stand for vectors), every other tensor as it
+is, and the shapes in the header. Reads and writes only that file.
 """
 
 import json
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
 from agent_forge.models import ternary_embedding as embedding
+from agent_forge.models import ternary_vectors
 from agent_forge.models.storage import stored_tensors
 
 _FORMAT = "forge_ternary_packed"
@@ -118,10 +119,10 @@ def write_packed(model: PreTrainedModel, path: Path) -> int:
             packed = pack(codes, module.packing)
             scales = scales[:1] if module.grouping < 0 else scales
             entry = {"group_size": module.grouping, "packing": module.packing}
-        elif callable(getattr(module, "rounded_parts", None)) and f"{name}.weight" in tensors:
-            codes, scales = module.rounded_parts()
-            packed = embedding.pack(codes, module.bits)
-            entry = {"bits": module.bits, "columns": module.columns}
+        elif callable(getattr(module, "packed_parts", None)) and f"{name}.weight" in tensors:
+            codes, (packed, scales) = module.weight, module.packed_parts()
+            entry = {"bits": module.grid.bits, "columns": module.grid.columns, "vector": module.grid.vector}
+            tensors.pop(f"{name}.{embedding.ROW_SCALES}", None)
         else:
             continue
         tensors.pop(f"{name}.weight")
@@ -149,7 +150,10 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read the packed file {path}: {error}; write it again") from None
     for name, entry in json.loads(metadata["ternary"]).items():
         packed, scales = tensors.pop(f"{name}.{CODES}"), tensors.pop(f"{name}.{SCALES}")
-        if "bits" in entry:
+        if entry.get("vector"):
+            words = tensors.pop(f"{name}.{embedding.CODEWORDS}")
+            tensors[f"{name}.weight"] = ternary_vectors.values(packed, words, scales)
+        elif "bits" in entry:
             codes = embedding.unpack(packed, entry["bits"], entry["shape"][1])
             tensors[f"{name}.weight"] = embedding.values(codes, scales, entry["columns"])
         else:

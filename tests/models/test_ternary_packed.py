@@ -13,20 +13,30 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from agent_forge.codecs import encode
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.export.hf_folder import _value
-from agent_forge.models import compressed, deployable_bytes, load, save
+from agent_forge.models import compressed, deployable_bytes, load, save, ternary_vectors
 from agent_forge.models.ternary import (
     ROW,
     TENSOR,
     TernaryLinear,
     TernarySettings,
     latents_for,
+    round_embeddings,
     ternarise,
     ternary_codes,
     ternary_layers,
     ternary_weight,
 )
 from agent_forge.models.ternary_checkpoint import save_packed
-from agent_forge.models.ternary_embedding import RoundedEmbedding, RoundedHead, grid, pack, rounded, unpack, values
+from agent_forge.models.ternary_embedding import (
+    Grid,
+    RoundedEmbedding,
+    RoundedHead,
+    grid,
+    pack,
+    rounded,
+    unpack,
+    values,
+)
 from agent_forge.models.ternary_packing import multiply_out, read_packed
 
 
@@ -130,12 +140,15 @@ def test_rounded_head_follows_latents_that_change_in_place() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("group_size", "bits"), [(16, 0), (16, 8), (ROW, 4), (TENSOR, 8)])
+@pytest.mark.parametrize(
+    ("group_size", "bits", "vector"), [(16, 0, 0), (16, 8, 0), (ROW, 4, 0), (TENSOR, 8, 0), (16, 0, 2), (16, 0, 8)]
+)
 def test_packed_directory_opens_through_transformers_and_computes_the_same(
-    group_size: int, bits: int, tied: bool, tmp_path: Path
+    group_size: int, bits: int, vector: int, tied: bool, tmp_path: Path
 ) -> None:
-    model = make_llama(tie_word_embeddings=tied)
-    names = ternarise(model, make_settings(group_size=group_size, embedding_bits=bits, embedding_group=8))
+    model = make_llama(tie_word_embeddings=tied, vocab_size=64 if not vector else 640)
+    grid = {"embedding_bits": bits, "embedding_group": 8, "embedding_vector": vector}
+    names = ternarise(model, make_settings(group_size=group_size, **grid))
     size = save_packed(model, None, tmp_path / "packed")
     assert size == (tmp_path / "packed" / "model.safetensors").stat().st_size
     assert size < 0.5 * 4 * sum(p.numel() for p in model.parameters())
@@ -157,13 +170,63 @@ def test_packed_directory_opens_through_transformers_and_computes_the_same(
 
 def test_deployable_bytes_count_embedding_and_head_as_they_are_packed(tmp_path: Path) -> None:
     sizes = {}
-    for bits in (0, 4, 8):
+    for bits, vector in ((0, 0), (4, 0), (8, 0), (2, 4)):
         model = make_llama(vocab_size=512, tie_word_embeddings=True)
-        ternarise(model, make_settings(embedding_bits=bits))
+        ternarise(model, make_settings(embedding_bits=0 if vector else bits, embedding_vector=vector))
         sizes[bits] = deployable_bytes(model)
         assert 0 <= save_packed(model, None, tmp_path / str(bits)) - sizes[bits] < 6000  # the header's shapes
     assert sizes[0] - sizes[8] == pytest.approx(512 * (4 * 24 - 24 - 2), abs=200)  # and the header's entry
     assert sizes[8] - sizes[4] == pytest.approx(512 * 12, abs=200)
+    assert sizes[4] - sizes[2] == pytest.approx(512 * 6 - 2 * 256 * 4, abs=200)  # the codewords are counted
+
+
+def test_embedding_of_codewords_takes_the_nearest_one_and_stays_where_it_is() -> None:
+    weight = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 300)[:, None]
+    weight[7] = 0.0
+    words, scales = ternary_vectors.learned(weight, 2)
+    indices = ternary_vectors.chosen(weight, words, scales)
+    assert indices.shape == (300, 6)
+    coded = ternary_vectors.values(indices, words, scales)
+    assert torch.equal(ternary_vectors.chosen(coded, words, scales)[torch.arange(300) != 7],
+                       indices[torch.arange(300) != 7])  # fmt: skip
+    assert torch.equal(ternary_vectors.values(ternary_vectors.chosen(coded, words, scales), words, scales), coded)
+    assert bool((coded[7] == 0).all())
+    unit = (weight / scales.float().clamp_min(1e-30)).view(300, 6, 1, 2)
+    distance = (unit - words.float()).square().sum(-1)
+    assert torch.allclose(distance.gather(2, indices.long()[..., None])[..., 0], distance.amin(2), atol=1e-4)
+    # No code of 4 bits a weight has a relative error below 2^-8 on a Gaussian; a good one of pairs has about 2.5 times that.
+    assert 2**-8 < float((coded - weight).square().sum() / weight.square().sum()) < 4 * 2**-8
+
+    with pytest.raises(ConfigError, match="does not divide"):
+        ternary_vectors.learned(weight, 8)
+
+
+def test_codewords_serve_rows_that_are_looked_up_as_they_serve_the_head() -> None:
+    model = make_llama(tie_word_embeddings=True, vocab_size=640).train()
+    ternarise(model, make_settings(embedding_vector=4))
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    whole = head.quantised_weight()
+    places = torch.tensor([[3, 639], [3, 0]])
+    assert torch.equal(table(places), whole[places])
+    before = whole.clone()
+    with torch.no_grad():
+        table.weight.add_(0.5)
+    assert torch.equal(table(places), head.trained_weight()[places])
+    assert not torch.equal(head.trained_weight(), before)
+    head(torch.randn(3, 24)).sum().backward()
+    assert table.weight.grad is not None
+
+
+def test_embedding_on_one_grid_can_be_put_on_another(tmp_path: Path) -> None:
+    model = make_llama(tie_word_embeddings=True, vocab_size=640)
+    ternarise(model, make_settings(embedding_bits=8))
+    latents = model.get_input_embeddings().weight
+    for name, wanted in (("four", Grid(4, 8)), ("pairs", Grid(vector=2)), ("eight", Grid(8))):
+        round_embeddings(model, wanted)
+        assert model.get_input_embeddings().weight is latents
+        assert model.get_output_embeddings().weight is latents
+        save_packed(model, None, tmp_path / name)
+        assert torch.allclose(logits(load(tmp_path / name)), logits(model), atol=1e-5)
 
 
 def test_packed_file_of_rounded_embeddings_multiplies_out_to_the_model(tmp_path: Path) -> None:
@@ -226,7 +289,11 @@ def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_
         compressed.compress(model, coded)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1), ("embedding_vector", 3)]
+)
 def test_grid_that_does_not_exist_is_named(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=setting):
         make_settings(**{setting: value})
+    with pytest.raises(ConfigError, match="embedding_bits 0 beside it"):
+        make_settings(embedding_bits=8, embedding_vector=2)

@@ -29,6 +29,7 @@ class LinearConfig:
     skip: list[str]  # patterns of module names that stay float; the output embedding always does
     embedding_bits: int  # of embeddings and head, rounded in the forward pass too: 8, 4, or 0 for float
     embedding_group: int  # columns of an embedding row that share one step; 0: the whole row
+    embedding_vector: int  # columns of an embedding row that one of 256 codewords stands for: 2, 4, 8, or 0 for none
     sub_norm: list[str]  # patterns of layers that normalise their input first (SubLN)
 
 
