@@ -4,7 +4,8 @@
 
 The first argument is the float parent, the last what scripts/bench_bitnet.py trained. Rows: the latents; packed files (five
 trits a byte) with embeddings in 8 and 4 bits and as codewords; compressed files with lossless ternary linears and the
-embedding coded by VPTQ, or water-filled to what is left of a budget. Perplexity, ratio and interval are over the parent, on the held-out tenth.
+embedding coded by VPTQ, or water-filled to what is left of a budget. Perplexity, ratio and interval are over the parent, on
+the held-out tenth.
 """
 
 import argparse
