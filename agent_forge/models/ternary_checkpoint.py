@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
 from agent_forge.models.ternary import TENSOR, TernaryLinear, latents_for
-from agent_forge.models.ternary_embedding import CODEWORDS, RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary_embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary_packing import CODES, SCALES, packed_length, unpack, write_packed
 
 
@@ -53,8 +53,8 @@ class Place(nn.Module):
         else:
             codes = torch.empty(layer.grid.codes_shape(rows, width), dtype=torch.uint8)
             scales = torch.empty(layer.grid.scales_shape(rows, width), dtype=torch.bfloat16)
-            if layer.grid.vector:
-                self.register_buffer(CODEWORDS, layer.get_buffer(CODEWORDS))
+            for name in (CODEWORDS, COLUMN_SCALES) if layer.grid.vector else ():
+                self.register_buffer(name, layer.get_buffer(name))
         self.register_buffer(CODES, codes)
         self.register_buffer(SCALES, scales)
         self.bias = getattr(layer, "bias", None)
@@ -69,8 +69,8 @@ class Place(nn.Module):
             unpacked = unpack(codes, shape, layer.packing)
             layer.weight = nn.Parameter(latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping))
         else:
-            if layer.grid.vector:
-                layer.register_buffer(CODEWORDS, self.get_buffer(CODEWORDS))
+            for name in (CODEWORDS, COLUMN_SCALES) if layer.grid.vector else ():
+                layer.register_buffer(name, self.get_buffer(name))
             layer.take_packed(codes, scales)
         if isinstance(layer, (TernaryLinear, RoundedHead)):
             layer.register_parameter("bias", self.bias)

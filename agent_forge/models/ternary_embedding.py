@@ -18,7 +18,8 @@ from agent_forge.models import ternary_vectors
 from agent_forge.models.ternary_straight import StraightThrough
 
 BITS = (0, 4, 8)
-CODEWORDS, ROW_SCALES = "codewords", "row_scales"  # buffers of a layer whose grid has codewords
+# Buffers of a layer whose grid has codewords.
+CODEWORDS, ROW_SCALES, COLUMN_SCALES = "codewords", "row_scales", "column_scales"
 
 
 def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -116,12 +117,13 @@ class _Rounded(nn.Module):
         self._source = [source] if source is not None else []  # a list hides it from modules(): it is no part of this
         if not grid.vector or source is not None:
             return
-        found = (torch.empty(ternary_vectors.CODEWORDS, grid.vector, dtype=torch.bfloat16, device="meta"),
-                 torch.empty(len(self.weight), 1, dtype=torch.bfloat16, device="meta"))  # fmt: skip
+        rows, width = self.weight.shape
+        shapes = (ternary_vectors.CODEWORDS, grid.vector), (rows, 1), (width,)
+        found = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
         if self.weight.device.type != "meta":
-            found = ternary_vectors.learned(self.weight, grid.vector)
-        self.register_buffer(CODEWORDS, found[0])
-        self.register_buffer(ROW_SCALES, found[1])
+            found = list(ternary_vectors.learned(self.weight, grid.vector))
+        for name, value in zip((CODEWORDS, ROW_SCALES, COLUMN_SCALES), found, strict=True):
+            self.register_buffer(name, value)
 
     def is_tied(self) -> bool:
         """Say whether this layer was made to share the weight of another."""
@@ -147,25 +149,27 @@ class _Rounded(nn.Module):
         if not self.grid.vector:
             return rounded(rows, self.grid.bits, self.grid.columns)
         owner: _Rounded = self._source[0] if self._source else self
-        words, scales = owner.get_buffer(CODEWORDS), owner.get_buffer(ROW_SCALES)
-        scales = scales if which is None else scales[which]
-        indices = ternary_vectors.chosen(rows, words, scales)
-        return ternary_vectors.values(indices, words, scales).to(rows.dtype)
+        words, columns = owner.get_buffer(CODEWORDS), owner.get_buffer(COLUMN_SCALES)
+        scales = owner.get_buffer(ROW_SCALES) if which is None else owner.get_buffer(ROW_SCALES)[which]
+        indices = ternary_vectors.chosen(rows, words, scales, columns)
+        return ternary_vectors.values(indices, words, scales, columns).to(rows.dtype)
 
     def packed_parts(self) -> tuple[Tensor, Tensor]:
         """Return bytes (rows, bytes) uint8, and steps (rows, groups) or scales (rows, 1) in bfloat16."""
         weight = self.weight.detach()
         if self.grid.vector:
             scales = self.get_buffer(ROW_SCALES)
-            return ternary_vectors.chosen(weight, self.get_buffer(CODEWORDS), scales), scales.to(torch.bfloat16)
+            words, columns = self.get_buffer(CODEWORDS), self.get_buffer(COLUMN_SCALES)
+            return ternary_vectors.chosen(weight, words, scales, columns), scales.to(torch.bfloat16)
         codes, steps = grid(weight, self.grid.bits, self.grid.columns)
         return pack(codes, self.grid.bits), steps
 
     def take_packed(self, packed: Tensor, scales: Tensor) -> None:
-        """Take latents that round to exactly these bytes and steps or scales; codewords lie here already."""
+        """Take latents that round to exactly these bytes and steps or scales; codewords and columns lie here already."""
         if self.grid.vector:
             self.register_buffer(ROW_SCALES, scales)
-            latents = ternary_vectors.values(packed, self.get_buffer(CODEWORDS), scales)
+            words, columns = self.get_buffer(CODEWORDS), self.get_buffer(COLUMN_SCALES)
+            latents = ternary_vectors.values(packed, words, scales, columns)
         else:
             latents = values(unpack(packed, self.grid.bits, self.weight.shape[1]), scales, self.grid.columns)
         self.weight = nn.Parameter(latents)
@@ -176,7 +180,8 @@ class _Rounded(nn.Module):
             return 0
         rows, width = self.weight.shape
         codes, scales = self.grid.codes_shape(rows, width), self.grid.scales_shape(rows, width)
-        return codes[0] * codes[1] + 2 * scales[0] * scales[1] + 2 * ternary_vectors.CODEWORDS * self.grid.vector
+        shared = 2 * (ternary_vectors.CODEWORDS * self.grid.vector + width) if self.grid.vector else 0
+        return codes[0] * codes[1] + 2 * scales[0] * scales[1] + shared
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget the kept weight."""

@@ -2,8 +2,8 @@
 
 Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
 weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
-the same for rounded embeddings and heads (with `<module>.codewords` where bytes stand for vectors), every other tensor as it
-is, and the shapes in the header. Reads and writes only that file.
+the same for rounded embeddings and heads (with `<module>.codewords` and `.column_scales` where bytes stand for vectors),
+every other tensor as it is, and the shapes in the header. Reads and writes only that file.
 """
 
 import json
@@ -151,8 +151,8 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     for name, entry in json.loads(metadata["ternary"]).items():
         packed, scales = tensors.pop(f"{name}.{CODES}"), tensors.pop(f"{name}.{SCALES}")
         if entry.get("vector"):
-            words = tensors.pop(f"{name}.{embedding.CODEWORDS}")
-            tensors[f"{name}.weight"] = ternary_vectors.values(packed, words, scales)
+            words, columns = (tensors.pop(f"{name}.{key}") for key in (embedding.CODEWORDS, embedding.COLUMN_SCALES))
+            tensors[f"{name}.weight"] = ternary_vectors.values(packed, words, scales, columns)
         elif "bits" in entry:
             codes = embedding.unpack(packed, entry["bits"], entry["shape"][1])
             tensors[f"{name}.weight"] = embedding.values(codes, scales, entry["columns"])
