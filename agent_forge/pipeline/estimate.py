@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent_forge.config import PhaseConfig
+from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.run_all import RunAll
 from agent_forge.pipeline.run_phase import check_inputs, nearest
 
@@ -45,7 +46,8 @@ def estimate_phase(name: str, config: PhaseConfig, parameters: int = 0, check: b
     tokens = config.work_tokens()
     disk_bytes = parameters * 4 * 5
     free = shutil.disk_usage(nearest(Path(config.out))).free
-    notes = [f"disk: needs about {disk_bytes:,} bytes, free {free:,}; free some space or set out= to another disk"]
+    notes = fits(name, config, sources)
+    short = [f"disk: needs about {disk_bytes:,} bytes, free {free:,}; free some space or set out= to another disk"]
     return Estimate(
         phase=name,
         sources=[str(s.path) for s in sources] or list(config.sources),
@@ -55,7 +57,7 @@ def estimate_phase(name: str, config: PhaseConfig, parameters: int = 0, check: b
         seconds=round(tokens * parameters * FLOP_PER_PARAMETER_TOKEN / _flop_per_second(), 1),
         memory_bytes=PROCESS_BYTES + parameters * TRAINING_BYTES_PER_PARAMETER,
         disk_bytes=disk_bytes,
-        notes=notes if free < disk_bytes else [],
+        notes=[*notes, *(short if free < disk_bytes else [])],
     )
 
 

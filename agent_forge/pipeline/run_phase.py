@@ -28,6 +28,7 @@ from agent_forge.core import ranks
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import Event, read_events
 from agent_forge.pipeline.catalogue import phase_named
+from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome, differences, input_hash, read_outcome
 
 Listener = Callable[[Event], None]
@@ -141,6 +142,7 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     sources = checkpoint.expand(config.sources)
     if not sources and needs_source(name, config):
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
+    fits(name, config, sources)
     out = Path(config.out)
     for source in sources:
         here, there = out.resolve(), source.path.resolve()
