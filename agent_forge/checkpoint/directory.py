@@ -124,7 +124,7 @@ def write(
             time=time.time(),
         )
         manifest.sha256 = manifest_hash(manifest)
-        (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
 
     atomic.write_directory(target, fill)
     assert manifest is not None
@@ -198,7 +198,7 @@ def expand(paths: Sequence[str | Path], *, verify: bool = True) -> list[Checkpoi
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         manifest = Manifest(**content)
     except FileNotFoundError:
         hint = "; run `forge import` on a plain Hugging Face directory" if (path / "config.json").exists() else ""

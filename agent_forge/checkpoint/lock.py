@@ -39,7 +39,7 @@ class DirectoryLock:
         except OSError as error:
             raise storage_error(error, self.directory, 0) from error
         try:
-            self._owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            self._owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
         except OSError as error:
             self._lock.release()
             raise storage_error(error, self._owner, 100) from error
@@ -53,7 +53,7 @@ class DirectoryLock:
 
     def _describe_owner(self) -> str:
         try:
-            owner = json.loads(self._owner.read_text())
+            owner = json.loads(self._owner.read_text(encoding="utf-8"))
             return f"pid {owner['pid']} on {owner['host']}"
         except (OSError, ValueError, KeyError):
             return "another process"

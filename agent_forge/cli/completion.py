@@ -39,7 +39,7 @@ OVERRIDE = "override "  # an entry of a defaults list that takes another option 
 @cache
 def tree(command: str) -> dict[str, Any]:
     """Return the defaults of one command: its own file over those that its defaults list names."""
-    content = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
+    content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
     merged: dict[str, Any] = {}
     for entry in content.pop("defaults", []):
         if isinstance(entry, str) and entry != "_self_":
@@ -56,7 +56,7 @@ def tree(command: str) -> dict[str, Any]:
 
 def _chosen(command: str) -> list[str]:
     """Return the groups that a command's defaults list takes an option of."""
-    content = yaml.safe_load((CONF / f"{command}.yaml").read_text()) or {}
+    content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
     entries = [entry for entry in content.get("defaults", []) if isinstance(entry, Mapping)]
     return [str(group) for entry in entries for group in entry if not str(group).startswith(OVERRIDE)]
 

@@ -76,7 +76,7 @@ def status_command(
             raise CheckpointError(f"no run at {run_dir}; start one with `forge run-all` or name its directory")
         rows: list[dict[str, Any]] = []
         for record in records:
-            job = json.loads((record / JOB).read_text())
+            job = json.loads((record / JOB).read_text(encoding="utf-8"))
             outcome = read_outcome(record)
             last = next((e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"), None)
             running = outcome is None or outcome.input_hash != job["input_hash"]

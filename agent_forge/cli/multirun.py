@@ -41,7 +41,8 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     finally:
         sys.argv = previous
     rows = [
-        json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"), key=lambda p: int(p.parent.name))
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*/job.json"), key=lambda p: int(p.parent.name))
     ]
     shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
     for row in rows:  # what all jobs have in common says nothing about any of them

@@ -102,7 +102,7 @@ def _file_overrides(file: str) -> list[str]:
             )
         return [f"experiment={file}"]
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {file}: {error.strerror}") from None
     except yaml.YAMLError as error:

@@ -103,7 +103,7 @@ def read_events(path: Path, after_seq: int = 0) -> Iterator[Event]:
     """Yield the whole events of a file with a sequence number above `after_seq`; a torn line is skipped."""
     if not path.exists():
         return
-    with path.open() as lines:
+    with path.open(encoding="utf-8") as lines:
         for line in lines:
             try:
                 event = Event(**json.loads(line))

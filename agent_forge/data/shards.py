@@ -26,7 +26,7 @@ class Shards:
     """All tokens of a folder as one sequence; slices are copies."""
 
     def __init__(self, folder: Path) -> None:
-        lengths = json.loads((folder / INDEX).read_text())["lengths"]
+        lengths = json.loads((folder / INDEX).read_text(encoding="utf-8"))["lengths"]
         self._maps = [np.load(folder / _name(i), mmap_mode="r", allow_pickle=False) for i in range(len(lengths))]
         if [len(part) for part in self._maps] != lengths:
             raise ValueError(f"{folder}: a shard does not have its recorded length")

@@ -15,7 +15,7 @@ def peak_memory_bytes(device: str = "cpu") -> int:
 
         return int(torch.cuda.max_memory_allocated(device))
     if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -30,7 +30,7 @@ def reset_peak_memory(device: str = "cpu") -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True

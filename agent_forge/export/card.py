@@ -38,7 +38,7 @@ def text(source: Path, format_name: str, kind: str, file: str, lines: list[str],
 
 def _manifest(source: Path) -> dict[str, Any]:
     path = source / "forge.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _short(value: Any) -> str:

@@ -103,9 +103,11 @@ def llama_answer(gguf: Path, ids: list[list[int]], texts: tuple[str, ...], pytho
         )
     with tempfile.TemporaryDirectory() as folder:
         request, out = Path(folder) / "request.json", Path(folder) / "out.npz"
-        request.write_text(json.dumps({"ids": ids, "texts": list(texts)}))
+        request.write_text(json.dumps({"ids": ids, "texts": list(texts)}), encoding="utf-8")
         command = [python, "-I", str(READER), str(gguf.resolve()), str(request), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, check=False, encoding="utf-8", errors="replace"
+        )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
             raise GateError(

@@ -54,7 +54,7 @@ def write(source: Path, path: Path, kind: str) -> Written:
     """
     writer_class = _gguf_writer()
     quantise.checked_type(kind)
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = config.get("base_config", config) if config.get("model_type") == "thought" else config
     architecture = ARCHITECTURES.get(config.get("model_type", ""))
     if architecture is None:
@@ -218,7 +218,7 @@ def _add_tensor(writer: Any, name: str, stored: quantise.Stored) -> None:
 
 
 def _add_tokenizer(writer: Any, tokenizer: "PreTrainedTokenizerFast", source: Path, vocabulary: int) -> None:
-    content = json.loads((source / "tokenizer.json").read_text())
+    content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     pre = pre_tokenizer_name(content)
     added = {entry["id"]: entry for entry in content.get("added_tokens", [])}
     names = {index: name for name, index in content["model"]["vocab"].items()}

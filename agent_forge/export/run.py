@@ -91,7 +91,7 @@ def _refuse_to_replace(source: Path, out: Path, *, is_folder: bool) -> None:
 
 def _is_export(folder: Path) -> bool:
     card_file = folder / "README.md"
-    return card_file.is_file() and card.MARK in card_file.read_text(errors="replace")
+    return card_file.is_file() and card.MARK in card_file.read_text(errors="replace", encoding="utf-8")
 
 
 def _gguf(source: Path, out: Path, kind: str) -> Exported:
@@ -105,7 +105,7 @@ def _ollama(source: Path, out: Path, kind: str) -> Exported:
     import json
 
     done = _gguf(source, out / "model.gguf", kind)
-    config = json.loads((source / "config.json").read_text())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     context = config.get("base_config", config).get("max_position_embeddings", 2048)
     atomic.write_bytes(out / "Modelfile", MODELFILE.format(file="model.gguf", context=context).encode())
     return Exported("ollama", kind, [*done.files, str(out / "Modelfile")], done.size_bytes, done.lines, done.tensors)

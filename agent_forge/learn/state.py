@@ -38,7 +38,7 @@ def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Map
 
     def fill(temporary: Path) -> None:
         (temporary / TENSORS).write_bytes(content)
-        (temporary / RECORD).write_text(json.dumps(document))
+        (temporary / RECORD).write_text(json.dumps(document), encoding="utf-8")
 
     atomic.write_directory(directory / name, fill)
     with (directory / name / TENSORS).open("rb") as written:
@@ -55,7 +55,7 @@ def newest(directory: Path, stage: str, events: EventLog) -> tuple[dict[str, Ten
     for name in _names(directory):
         try:
             content = (directory / name / TENSORS).read_bytes()
-            record = json.loads((directory / name / RECORD).read_text())
+            record = json.loads((directory / name / RECORD).read_text(encoding="utf-8"))
             if record["format"] != FORMAT:
                 raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
             if record["sha256"] != hashlib.sha256(content).hexdigest():

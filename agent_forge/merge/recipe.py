@@ -110,7 +110,7 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in a YAML file. Raises ConfigError naming the file and what does not fit."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except yaml.YAMLError as error:

@@ -115,7 +115,7 @@ def write(
     if len(layout.shards) > 1:
         where = {output.plan.target: name for name, outputs in layout.shards.items() for output in outputs}
         content = {"metadata": {"total_size": layout.size_bytes}, "weight_map": dict(sorted(where.items()))}
-        (directory / INDEX).write_text(json.dumps(content, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     check_written(layout, directory)
 
 

@@ -42,7 +42,10 @@ class Weights:
         files = [directory] if directory.is_file() else sorted(directory.glob("*.safetensors"))
         index = directory / "model.safetensors.index.json"
         if index.is_file():
-            files = [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            files = [
+                directory / name
+                for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            ]
         if not files:
             raise CheckpointError(
                 f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it"

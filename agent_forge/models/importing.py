@@ -122,6 +122,7 @@ def _convert(shard: Path, target: Path) -> None:
         done = subprocess.run(
             command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=BIN_SECONDS, check=False,
             cwd=target.parent, stdin=subprocess.DEVNULL,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise CheckpointError(

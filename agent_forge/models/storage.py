@@ -135,7 +135,7 @@ def refuse_remote_code(directory: Path) -> None:
                 raise CheckpointError(f"{directory} holds no model: {file} is missing")
             continue
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON ({error}); restore it from a copy") from None
         if "auto_map" in content:

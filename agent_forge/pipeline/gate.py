@@ -56,7 +56,7 @@ def score_checkpoint(
     key = hashlib.sha256(json.dumps([source.id, settings, config.runtime.dtype]).encode()).hexdigest()[:16]
     file = Path(config.data.cache) / "scores" / f"{key}.json"
     if file.exists():
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text(encoding="utf-8"))
         return {name: evaluate.Scores.from_plain(value) for name, value in kept["scores"].items()}, kept["run"]
     model = models.load(
         source, device=device.pick_device(config.runtime.device), dtype=device.pick_dtype(config.runtime.dtype)

@@ -104,7 +104,7 @@ def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0
         shard_bytes=shard_bytes, seed=seed, threads=threads or stream.threads_here(),
     )  # fmt: skip
     job = Job(
-        recipe=recipe, text=path.read_text(), sources=sources, donor=donor, plan=plan,
+        recipe=recipe, text=path.read_text(encoding="utf-8"), sources=sources, donor=donor, plan=plan,
         layout=stream.lay_out(plan, files, settings), settings=settings, config={}, tokenizer=united,
         tokenizer_from=tokenizer_from, notes=notes,
     )  # fmt: skip
@@ -170,7 +170,7 @@ def _open(label: str, beside: Path) -> Source:
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path} holds no model: {CONFIG} is missing")
     try:
-        config = json.loads((path / CONFIG).read_text())
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path / CONFIG} is not JSON ({error}); restore it from a copy") from None
     if "auto_map" in config:
@@ -363,7 +363,7 @@ def _agent(job: Job) -> dict[str, Any]:
 
 def _write_rest(job: Job, directory: Path, parents: list[dict[str, str]]) -> None:
     """Write config, tokenizer, recipe and model card beside the weights."""
-    (directory / CONFIG).write_text(json.dumps(job.config, indent=2) + "\n")
+    (directory / CONFIG).write_text(json.dumps(job.config, indent=2) + "\n", encoding="utf-8")
     donor, tokens = job.sources[job.donor].path, job.sources[job.tokenizer_from].path
     if (donor / "generation_config.json").is_file():
         shutil.copyfile(donor / "generation_config.json", directory / "generation_config.json")
@@ -371,12 +371,14 @@ def _write_rest(job: Job, directory: Path, parents: list[dict[str, str]]) -> Non
         if (tokens / name).is_file() and not (job.tokenizer is not None and name in STALE_AFTER_UNION):
             shutil.copyfile(tokens / name, directory / name)
     if job.tokenizer is not None:
-        (directory / vocabularies.TOKENIZER).write_text(json.dumps(job.tokenizer, indent=2, ensure_ascii=False) + "\n")
+        (directory / vocabularies.TOKENIZER).write_text(
+            json.dumps(job.tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     template = _template(job)
     if template:
-        (directory / TEMPLATE).write_text(template)
-    (directory / RECIPE).write_text(job.text)
-    (directory / "README.md").write_text(model_card.merge_card(job, parents))
+        (directory / TEMPLATE).write_text(template, encoding="utf-8")
+    (directory / RECIPE).write_text(job.text, encoding="utf-8")
+    (directory / "README.md").write_text(model_card.merge_card(job, parents), encoding="utf-8")
 
 
 def _template(job: Job) -> str:
@@ -393,7 +395,7 @@ def _template(job: Job) -> str:
 
 def _own_template(path: Path) -> str:
     if (path / TEMPLATE).is_file():
-        return (path / TEMPLATE).read_text()
+        return (path / TEMPLATE).read_text(encoding="utf-8")
     settings = path / "tokenizer_config.json"
-    template = json.loads(settings.read_text()).get("chat_template") if settings.is_file() else ""
+    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else ""
     return template if isinstance(template, str) else ""

@@ -46,7 +46,7 @@ class Outcome:
 def read_outcome(record: Path) -> Outcome | None:
     """Return the outcome kept in a record directory, or None."""
     try:
-        return Outcome(**json.loads((record / OUTCOME).read_text()))
+        return Outcome(**json.loads((record / OUTCOME).read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
 

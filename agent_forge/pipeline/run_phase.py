@@ -109,7 +109,7 @@ def _follow(name: str, wanted: str, record: Path, resume: bool) -> Outcome:
 
 def _begun_with(record: Path, wanted: str) -> bool:
     try:
-        return bool(json.loads((record / JOB).read_text())["input_hash"] == wanted)
+        return bool(json.loads((record / JOB).read_text(encoding="utf-8"))["input_hash"] == wanted)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -169,7 +169,7 @@ def nearest(path: Path) -> Path:
 def _written_by(out: Path) -> str:
     """Return the phase whose record lies beside `out`, or ""."""
     try:
-        return str(json.loads((record_dir(out) / JOB).read_text())["phase"])
+        return str(json.loads((record_dir(out) / JOB).read_text(encoding="utf-8"))["phase"])
     except (OSError, ValueError, KeyError):
         return ""
 
@@ -219,7 +219,7 @@ def _stands(outcome: Outcome, wanted: str) -> bool:
 def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
     """Raise ConfigError with a diff when `record` was begun with other settings, sources or data than `job` has."""
     try:
-        begun = json.loads((record / JOB).read_text())
+        begun = json.loads((record / JOB).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return
     if begun["input_hash"] == job["input_hash"]:

@@ -34,7 +34,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def main(record: Path) -> int:
     """Run the job in `record`; return the exit code."""
-    job = json.loads((record / JOB).read_text())
+    job = json.loads((record / JOB).read_text(encoding="utf-8"))
     if ranks.rank():
         return _follow(job)
     die_with_parent(os.getppid() if ranks.size() > 1 else job["parent_pid"])

@@ -140,5 +140,7 @@ def open_model(
 def _is_quantised(path: Path) -> bool:
     if path.is_file():
         return True
-    config: dict[str, Any] = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    config: dict[str, Any] = (
+        json.loads((path / "config.json").read_text(encoding="utf-8")) if (path / "config.json").is_file() else {}
+    )
     return (config.get("quantization_config") or {}).get("quant_method") in QUANTISED

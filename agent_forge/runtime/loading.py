@@ -47,7 +47,7 @@ def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
     if path.is_file():
         return _open_packed(path, threads)
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} holds no model: config.json cannot be read ({error})") from None
     inner, prefix = unwrapped(config)

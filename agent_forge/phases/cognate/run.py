@@ -76,11 +76,11 @@ def trained_tokenizer(config: Config, out: Workspace, events: EventLog) -> PreTr
             texts, config.model.vocab_size, context_tokens=config.model.max_position_embeddings
         )
         tokenizer.save_pretrained(directory)
-        return {file.name: file.read_text() for file in sorted(directory.iterdir())}
+        return {file.name: file.read_text(encoding="utf-8") for file in sorted(directory.iterdir())}
 
     for name, content in out.remember("tokenizer", train).items():
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(content)
+        (directory / name).write_text(content, encoding="utf-8")
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 

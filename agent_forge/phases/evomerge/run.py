@@ -223,9 +223,9 @@ def _write(
 
     def save(directory: Path) -> None:
         models.save(model, tokenizer, directory)
-        (directory / RECIPE_FILE).write_text(recipe_text(recipe, dtype, stage.seed))
+        (directory / RECIPE_FILE).write_text(recipe_text(recipe, dtype, stage.seed), encoding="utf-8")
         card = card_text(config, opened.checkpoints, opened.labels, recipe, dtype, tested, figures)
-        (directory / CARD_FILE).write_text(card)
+        (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
     metrics: dict[str, Any] = {f"test_{task}_nats": score for task, score in tested["losses"]["winner"].items()}
     metrics["search_fitness"] = best.fitness

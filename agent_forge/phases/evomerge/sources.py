@@ -132,7 +132,7 @@ def open_sources(checkpoints: list[Checkpoint], scratch: Path, device: torch.dev
 
 
 def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> None:
-    ours, theirs = (json.loads((c.path / "config.json").read_text()) for c in (first, other))
+    ours, theirs = (json.loads((c.path / "config.json").read_text(encoding="utf-8")) for c in (first, other))
     kept = []
     for name in sorted(set(ours) | set(theirs)):
         if name in NOT_COMPARED or ours.get(name) == theirs.get(name):
