@@ -16,7 +16,7 @@ import numpy as np
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
-from agent_forge.evaluate.scores import Array, Scores, bootstrap_interval, split_hash
+from agent_forge.evaluate.scores import Array, Scores, bootstrap_interval, cluster_numbers, split_hash
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
@@ -74,12 +74,21 @@ def score_items(
     if pairs.shape != (len(items), 2):
         raise DataError(f"task '{name}' scored {pairs.shape}, expected ({len(items)}, 2)")
     values, weights = pairs[:, 0], pairs[:, 1]
+    clusters, kinds = _labels(items, "cluster"), _labels(items, "kind")
+    numbers = cluster_numbers([name or f"item {place}" for place, name in enumerate(clusters)]) if any(clusters) else []
     return Scores(
         task=task.name, version=task.version, metric=task.metric, higher_is_better=task.higher_is_better,
         chance=task.chance, split=split, items_hash=split_hash(items), mean=float(values.sum() / weights.sum()),
-        interval=bootstrap_interval(values, weights, seed=seed_for(context.seed, "evaluate", name)),
-        values=values.tolist(), weights=weights.tolist(),
+        interval=bootstrap_interval(
+            values, weights, seed=seed_for(context.seed, "evaluate", name), clusters=numbers
+        ),
+        values=values.tolist(), weights=weights.tolist(), clusters=numbers, kinds=kinds if any(kinds) else [],
     )  # fmt: skip
+
+
+def _labels(items: Sequence[Any], key: str) -> list[str]:
+    """Return what each item says of itself under `key` ("cluster" or "kind"); "" where it says nothing."""
+    return [str(item.get(key, "")) if isinstance(item, Mapping) else "" for item in items]
 
 
 @contextlib.contextmanager

@@ -47,9 +47,9 @@ def retention(task: Task | str, parent: Scores, child: Scores, samples: int, see
     the two were not scored on the same items.
     """
     require_pairs(parent, child)
-    draws = draw_items(parent.n, samples, seed, parent.task)
-    both = [np.asarray(part, np.float64) for part in (parent.values, parent.weights, child.values, child.weights)]
-    everything = np.arange(parent.n)[None, :]
+    both = [*parent.sums(), *child.sums()]
+    draws = draw_items(len(both[0]), samples, seed, parent.task)
+    everything = np.arange(len(both[0]))[None, :]
     ratio = float(_ratios(both, everything, parent.higher_is_better)[0])
     ratios = np.sort(_ratios(both, draws, parent.higher_is_better))
     tail = int((1 - CONFIDENCE) * samples)

@@ -1,20 +1,22 @@
-"""Scores with intervals: sums of (numerator, denominator) pairs, resampled by item.
+"""Scores with intervals: sums of (numerator, denominator) pairs, resampled by cluster.
 
 The metric is sum(values) / sum(weights): for accuracy the weights are 1, for bits per byte the values are bits and the
-weights bytes. The bootstrap draws whole items, so the interval is that of the ratio.
+weights bytes. Items that depend on each other (pieces of one document, one sum asked in two ways) are a cluster; the
+bootstrap draws whole clusters, so that more pieces of one document do not narrow the interval.
+Source: Field & Welsh 2007, "Bootstrapping clustered data".
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent_forge.core.errors import DataError
-from agent_forge.core.seeds import numpy_generator
+from agent_forge.core.seeds import numpy_generator, seed_for
 
 Array = NDArray[np.float64]
 RESAMPLES = 1000
@@ -23,7 +25,11 @@ CONFIDENCE = 0.95
 
 @dataclass(slots=True, kw_only=True)
 class Scores:
-    """One task's result on one set of items. `interval` is the 95% bootstrap interval of `mean`."""
+    """One task's result on one set of items. `interval` is the 95% bootstrap interval of `mean`.
+
+    clusters: the cluster of each item, as numbers from 0; empty where every item is a cluster of its own.
+    kinds: the kind of each item, where a task mixes several; empty where it has one.
+    """
 
     task: str
     version: int
@@ -36,24 +42,45 @@ class Scores:
     interval: tuple[float, float]
     values: list[float]
     weights: list[float]
+    clusters: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
 
     @property
     def n(self) -> int:
         """Return the number of items."""
         return len(self.values)
 
+    def sums(self) -> tuple[Array, Array]:
+        """Return the values and the weights summed over each cluster, (clusters,) each: what a bootstrap draws from."""
+        return cluster_sums(self.values, self.weights, self.clusters)
+
+    def by_kind(self) -> dict[str, dict[str, Any]]:
+        """Return {"value", "low", "high", "n"} of each kind of item; {} where the task has one kind."""
+        names = list(dict.fromkeys(self.kinds))
+        return {name: self._kind(name) for name in names} if len(names) > 1 else {}
+
+    def _kind(self, name: str) -> dict[str, Any]:
+        places = [place for place, kind in enumerate(self.kinds) if kind == name]
+        values, weights = (np.asarray(part, np.float64)[places] for part in (self.values, self.weights))
+        clusters = [self.clusters[place] for place in places] if self.clusters else []
+        low, high = bootstrap_interval(values, weights, clusters=clusters, seed=seed_for(0, "kinds", self.task, name))
+        return {"value": float(values.sum() / weights.sum()), "low": low, "high": high, "n": len(places)}
+
     @property
     def above_chance(self) -> bool:
-        """Say whether the whole interval is better than guessing."""
+        """Return whether the whole interval is better than guessing."""
         low, high = self.interval
         return low > self.chance if self.higher_is_better else high < self.chance
 
     def as_metric(self) -> dict[str, Any]:
         """Return the form that manifests and reports hold."""
-        return {
+        found: dict[str, Any] = {
             "value": self.mean, "low": self.interval[0], "high": self.interval[1], "n": self.n,
+            "clusters": len(set(self.clusters)) or self.n,
             "metric": self.metric, "split": self.split, "items": self.items_hash,
         }  # fmt: skip
+        kinds = self.by_kind()
+        return {**found, "kinds": kinds} if kinds else found
 
     def to_plain(self) -> dict[str, Any]:
         """Return every field as plain values, for `Workspace.remember`."""
@@ -72,6 +99,24 @@ def split_hash(items: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def cluster_numbers(names: Sequence[str]) -> list[int]:
+    """Return the number of each item's cluster, counted from 0 in order of appearance. names: (n,) cluster names."""
+    known: dict[str, int] = {}
+    return [known.setdefault(name, len(known)) for name in names]
+
+
+def cluster_sums(values: Sequence[float], weights: Sequence[float], clusters: Sequence[int]) -> tuple[Array, Array]:
+    """Return values and weights summed over each cluster, (clusters,) each.
+
+    values, weights: (n,). clusters: (n,) numbers from 0 without a gap, or empty: then every item is a cluster.
+    """
+    summed = [np.asarray(part, np.float64) for part in (values, weights)]
+    if len(clusters):
+        _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
+        summed = [np.bincount(numbers, part) for part in summed]
+    return summed[0], summed[1]
+
+
 def resample(values: Array, weights: Array, draws: NDArray[np.int64]) -> Array:
     """Return the metric of each resample. values, weights: (n,); draws: (samples, n) item numbers -> (samples,)."""
     return np.asarray(values[draws].sum(1) / weights[draws].sum(1))
@@ -85,10 +130,17 @@ def draw_items(n: int, samples: int, seed: int, *names: str) -> NDArray[np.int64
 
 
 def bootstrap_interval(
-    values: Array, weights: Array, *, seed: int, samples: int = RESAMPLES, confidence: float = CONFIDENCE
+    values: Array,
+    weights: Array,
+    *,
+    seed: int,
+    samples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    clusters: Sequence[int] = (),
 ) -> tuple[float, float]:
-    """Return the percentile interval of sum(values) / sum(weights) over resampled items."""
-    means = np.sort(resample(values, weights, draw_items(len(values), samples, seed)))
+    """Return the percentile interval of sum(values) / sum(weights) over resampled clusters (empty: over items)."""
+    sums = cluster_sums(values.tolist(), weights.tolist(), clusters)
+    means = np.sort(resample(*sums, draw_items(len(sums[0]), samples, seed)))
     tail = int(samples * (1 - confidence) / 2)
     return float(means[tail]), float(means[-1 - tail])
 
@@ -96,23 +148,22 @@ def bootstrap_interval(
 def paired_gain(
     base: Scores, other: Scores, *, samples: int, seed: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Return (gain, lower bound) of `other` over `base` on the same items; positive is better.
+    """Return (gain, lower bound) of `other` over `base` on the same items, by cluster; positive is better.
 
     The bound is one-sided at `confidence`: under no difference it is positive at most 1 - confidence of the time.
     """
     require_pairs(base, other)
     sign = 1.0 if base.higher_is_better else -1.0
-    draws = draw_items(base.n, samples, seed, base.task)
-    b_values, b_weights = np.asarray(base.values), np.asarray(base.weights)
-    o_values, o_weights = np.asarray(other.values), np.asarray(other.weights)
-    gains = sign * (resample(o_values, o_weights, draws) - resample(b_values, b_weights, draws))
+    before, after = base.sums(), other.sums()
+    draws = draw_items(len(before[0]), samples, seed, base.task)
+    gains = sign * (resample(*after, draws) - resample(*before, draws))
     return sign * (other.mean - base.mean), float(np.sort(gains)[int(samples * (1 - confidence))])
 
 
 def require_pairs(parent: Scores, child: Scores) -> None:
     """Raise DataError unless both were scored by the same task on the same items."""
     ours, theirs = (parent.task, parent.version, parent.items_hash), (child.task, child.version, child.items_hash)
-    if ours != theirs or parent.n != child.n:
+    if ours != theirs or parent.n != child.n or parent.clusters != child.clusters:
         raise DataError(
             f"scores of {ours} with n={parent.n} and {theirs} with n={child.n} cannot be paired; "
             "score both models on the same split, item count, data and seed"

@@ -142,3 +142,65 @@ def test_scores_survive_json_and_the_hash_follows_the_items():
     one = scores([1.0, 0.0])
     assert Scores.from_plain(json.loads(json.dumps(one.to_plain()))) == one
     assert split_hash([{"a": 1, "b": 2}]) == split_hash([{"b": 2, "a": 1}]) != split_hash([{"a": 1, "b": 3}])
+
+
+def clustered(values, clusters, **more):
+    one = scores(values, **more)
+    one.clusters = list(clusters)
+    one.interval = bootstrap_interval(np.asarray(values, float), np.ones(len(values)), seed=0, clusters=clusters)
+    return one
+
+
+def test_with_one_item_a_cluster_every_interval_is_that_of_the_items():
+    generator = np.random.default_rng(3)
+    values, other = generator.random(40), generator.random(40)
+    plain, own = scores(values), clustered(values, range(40))
+    assert plain.interval == own.interval
+    assert paired_gain(plain, scores(other), samples=99, seed=1) == paired_gain(
+        own, clustered(other, range(40)), samples=99, seed=1
+    )
+    assert retention("r", plain, scores(other), 99, 1) == retention("r", own, clustered(other, range(40)), 99, 1)
+
+
+def test_copies_within_a_cluster_do_not_narrow_an_interval():
+    generator = np.random.default_rng(4)
+    values, other = generator.random(30), generator.random(30)
+    one, same = scores(values), scores(other)
+    for copies in (2, 5):
+        repeat = np.repeat(np.arange(30), copies)
+        many, more = (clustered(np.repeat(part, copies), repeat) for part in (values, other))
+        assert many.interval == pytest.approx(one.interval)
+        assert paired_gain(many, more, samples=200, seed=0) == pytest.approx(
+            paired_gain(one, same, samples=200, seed=0)
+        )
+        wide, narrow = retention("r", many, more, 200, 0), retention("r", one, same, 200, 0)
+        assert (wide.ratio, wide.low, wide.high) == pytest.approx((narrow.ratio, narrow.low, narrow.high))
+
+
+def test_the_interval_of_clusters_covers_their_mean_where_that_of_items_does_not():
+    generator = np.random.default_rng(6)
+    trials, by_item, by_cluster = 300, 0, 0
+    clusters = np.repeat(np.arange(30), 8)
+    for trial in range(trials):
+        values = generator.normal(0, 1, 30)[clusters] + generator.normal(0, 0.3, 240)
+        for found, names in (("item", ()), ("cluster", clusters)):
+            low, high = bootstrap_interval(values, np.ones(240), seed=trial, samples=300, clusters=names)
+            by_item += found == "item" and low <= 0 <= high
+            by_cluster += found == "cluster" and low <= 0 <= high
+    assert 0.90 <= by_cluster / trials <= 0.98
+    assert by_item / trials < 0.6
+
+
+def test_kinds_are_reported_apart_with_their_own_count():
+    one = scores([1, 0, 1, 1, 0, 0])
+    one.kinds = ["call", "call", "call", "call", "repeat", "repeat"]
+    kinds = one.as_metric()["kinds"]
+    assert (kinds["call"]["value"], kinds["call"]["n"]) == (0.75, 4)
+    assert (kinds["repeat"]["value"], kinds["repeat"]["high"], kinds["repeat"]["n"]) == (0.0, 0.0, 2)
+    one.kinds = ["call"] * 6
+    assert "kinds" not in one.as_metric()
+
+
+def test_scores_with_other_clusters_cannot_be_paired():
+    with pytest.raises(DataError, match="cannot be paired"):
+        retention("r", clustered(np.ones(4), [0, 0, 1, 1]), clustered(np.ones(4), [0, 1, 1, 1]), 10, 0)
