@@ -110,11 +110,11 @@ def cluster_sums(values: Sequence[float], weights: Sequence[float], clusters: Se
 
     values, weights: (n,). clusters: (n,) numbers from 0 without a gap, or empty: then every item is a cluster.
     """
-    summed = [np.asarray(part, np.float64) for part in (values, weights)]
-    if len(clusters):
-        _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
-        summed = [np.bincount(numbers, part) for part in summed]
-    return summed[0], summed[1]
+    items: tuple[Array, Array] = (np.asarray(values, np.float64), np.asarray(weights, np.float64))
+    if not len(clusters):
+        return items
+    _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.bincount(numbers, items[0]).astype(np.float64), np.bincount(numbers, items[1]).astype(np.float64)
 
 
 def resample(values: Array, weights: Array, draws: NDArray[np.int64]) -> Array:
