@@ -45,6 +45,11 @@ class Manifest:
     time: float = 0.0
     sha256: str = ""  # of all the fields above; "" in a manifest that was written without it
 
+    @property
+    def file_bytes(self) -> int:
+        """Return the bytes of the weight files as they lie here; `deployable_bytes` are of the packed form."""
+        return sum(entry["bytes"] for path, entry in self.files.items() if path.endswith(".safetensors"))
+
 
 @dataclass(slots=True, frozen=True)
 class Checkpoint:

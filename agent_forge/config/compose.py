@@ -15,7 +15,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Mappings whose keys are names that the user chooses; the room that reads them checks the names.
-FREE_MAPPINGS = frozenset({"tasks", "mix", "weights", "fitness"})
+FREE_MAPPINGS = frozenset({"tasks", "chain", "mix", "weights", "fitness"})
 
 
 def compose(command: str, schema: type[T], overrides: Sequence[str] = (), file: str | None = None) -> T:

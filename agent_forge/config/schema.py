@@ -98,19 +98,28 @@ class OptimConfig:
 
 @dataclass(slots=True, kw_only=True)
 class GateConfig:
-    """What a child must keep of its parent before the next phase may read it."""
+    """What a child must keep of its parent, and of the base of its chain, before it may go on."""
 
     enabled: bool
-    tasks: dict[str, float]  # task name -> lowest allowed retention (lower bound of the paired bootstrap)
-    items: int  # held-out items a task
+    tasks: dict[str, float]  # task name -> lowest allowed retention of the parent's score
+    chain: dict[str, float]  # task name -> lowest allowed retention of the chain's base
+    base: str  # checkpoint directory of the chain's base; "": no chain gate
+    items: int  # held-out items per task at the first look
+    looks: int  # looks at most; each has LOOK_GROWTH times the items of the one before
     samples: int  # bootstrap resamples
-    memory_ratio: float  # child's peak memory must stay below this multiple of the parent's
+    memory_ratio: float  # child's memory must stay below this multiple of the parent's
     speed_ratio: float  # child's tokens per second must stay above this share of the parent's
     on_failure: str  # stop, rollback or continue
 
     def __post_init__(self) -> None:
         if self.on_failure not in (*ON_FAILURE, "???"):
-            raise ConfigError(f"gate.on_failure must be one of {', '.join(ON_FAILURE)}, got '{self.on_failure}'")
+            raise ConfigError(
+                f"gate.on_failure must be one of {', '.join(ON_FAILURE)}, got '{self.on_failure}'"
+            )
+        for name, least in {"items": 1, "looks": 1, "samples": 100}.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ConfigError(f"gate.{name} must be at least {least}, got {value}")
 
 
 @dataclass(slots=True, kw_only=True)

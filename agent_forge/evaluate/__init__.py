@@ -8,15 +8,18 @@ from agent_forge.evaluate.engine import (
     choice_log_likelihood,
     exact_match,
     generate_replies,
+    item_pairs,
     load_task,
     measure_speed,
+    measure_speeds,
     row_nll,
     score,
     score_items,
+    scores_of,
     task_items,
 )
 from agent_forge.evaluate.judge import Retention, Verdict, judge, retention
-from agent_forge.evaluate.memory import peak_memory_bytes, reset_peak_memory
+from agent_forge.evaluate.memory import footprint, peak_memory_bytes, reset_peak_memory
 from agent_forge.evaluate.scores import Scores, bootstrap_interval, paired_gain, split_hash
 from agent_forge.evaluate.task import EvalContext, Task
 
@@ -29,10 +32,13 @@ __all__ = [
     "bootstrap_interval",
     "choice_log_likelihood",
     "exact_match",
+    "footprint",
     "generate_replies",
+    "item_pairs",
     "judge",
     "load_task",
     "measure_speed",
+    "measure_speeds",
     "paired_gain",
     "peak_memory_bytes",
     "reset_peak_memory",
@@ -40,6 +46,7 @@ __all__ = [
     "row_nll",
     "score",
     "score_items",
+    "scores_of",
     "split_hash",
     "task_items",
 ]

@@ -67,21 +67,36 @@ def score_items(
     context: EvalContext,
 ) -> Scores:
     """Return the Scores of given items; what search uses to race candidates on shared items."""
-    module = load_task(name)
-    task: Task = module.TASK
+    return scores_of(name, items, item_pairs(model, tokenizer, name, items, context), split, context.seed)
+
+
+def item_pairs(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    name: str,
+    items: Sequence[Any],
+    context: EvalContext,
+) -> Array:
+    """Return (n, 2) float64, numerator and denominator of each item. Raises DataError for another shape."""
     with evaluating(model):
-        pairs = np.asarray(module.score(model, tokenizer, items, context), dtype=np.float64)
+        pairs = np.asarray(load_task(name).score(model, tokenizer, items, context), dtype=np.float64)
     if pairs.shape != (len(items), 2):
         raise DataError(f"task '{name}' scored {pairs.shape}, expected ({len(items)}, 2)")
+    return pairs
+
+
+def scores_of(name: str, items: Sequence[Any], pairs: Array, split: str, seed: int) -> Scores:
+    """Return the Scores that `pairs` (n, 2) of `items` make. Raises DataError when nothing was scored."""
+    task: Task = load_task(name).TASK
     values, weights = pairs[:, 0], pairs[:, 1]
+    if not weights.sum() > 0:
+        raise DataError(f"task '{name}' scored nothing on these {len(items)} items; use more or longer ones")
     clusters, kinds = _labels(items, "cluster"), _labels(items, "kind")
     numbers = cluster_numbers([name or f"item {place}" for place, name in enumerate(clusters)]) if any(clusters) else []
     return Scores(
         task=task.name, version=task.version, metric=task.metric, higher_is_better=task.higher_is_better,
         chance=task.chance, split=split, items_hash=split_hash(items), mean=float(values.sum() / weights.sum()),
-        interval=bootstrap_interval(
-            values, weights, seed=seed_for(context.seed, "evaluate", name), clusters=numbers
-        ),
+        interval=bootstrap_interval(values, weights, seed=seed_for(seed, "evaluate", name), clusters=numbers),
         values=values.tolist(), weights=weights.tolist(), clusters=numbers, kinds=kinds if any(kinds) else [],
     )  # fmt: skip
 
@@ -231,15 +246,29 @@ def measure_speed(
 
     Nothing stops the reply early, so every model generates the same number of tokens.
     """
+    return measure_speeds([(model, tokenizer)], new_tokens=new_tokens, repeats=repeats)[0]
+
+
+def measure_speeds(
+    models_and_tokenizers: "Sequence[tuple[PreTrainedModel, PreTrainedTokenizerFast]]",
+    *,
+    new_tokens: int = 24,
+    repeats: int = 2,
+) -> list[float]:
+    """Return the tokens per second of each model, taking turns: what else the machine does slows all alike."""
     from agent_forge import models
     from agent_forge.data import encode_prompt
 
-    prompt = encode_prompt(tokenizer, [{"role": "user", "content": "What is the code of the north gate?"}])
-    best = float("inf")
-    with evaluating(model):
-        models.generate(model, [prompt], max_new_tokens=2, stop_ids=[])
-        for _ in range(repeats):
-            start = time.perf_counter()
-            models.generate(model, [prompt], max_new_tokens=new_tokens, stop_ids=[])
-            best = min(best, time.perf_counter() - start)
-    return new_tokens / best
+    question = [{"role": "user", "content": "What is the code of the north gate?"}]
+    best = [float("inf")] * len(models_and_tokenizers)
+    for turn in range(repeats + 1):
+        for place, (model, tokenizer) in enumerate(models_and_tokenizers):
+            prompt = encode_prompt(tokenizer, question)
+            with evaluating(model):
+                start = time.perf_counter()
+                models.generate(
+                    model, [prompt], max_new_tokens=new_tokens if turn else 2, stop_ids=[]
+                )
+                if turn:  # the first turn only warms up
+                    best[place] = min(best[place], time.perf_counter() - start)
+    return [new_tokens / seconds for seconds in best]

@@ -1,12 +1,19 @@
 """Gate a child by what it retains of its parent, paired on the same items.
 
-Retention is child/parent where higher is better and parent/child for bits per byte. The child passes when the lower
-bound of every gated task is at least the limit. A task on which the parent itself guesses is reported, not gated.
+Retention is child/parent where higher is better and parent/child for bits per byte. A child is
+refused on a task when two things hold: it is shown to be worse than the parent (upper bound below 1)
+and it is not shown to keep the limit (lower bound below the limit). The first condition lets
+unchanged children pass however few items there are, the second lets small losses pass. Whether a
+task is gated at all is decided by the parent's interval alone: where the parent is at chance there
+is nothing to lose, and the report says so.
+
+The same rule, with limits of its own, holds a child against the base of its chain, so that many
+small losses cannot add up: a phase may spend only what is left of the chain's limit.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,12 +22,18 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.evaluate.scores import Array, Scores, draw_items, require_pairs, resample
 from agent_forge.evaluate.task import Task
 
-CONFIDENCE = 0.95  # one-sided: the decision looks at the lower bound only
+CONFIDENCE = 0.95  # one-sided, of the bounds that are reported
+# One-sided, of a loss that is shown; shared by all gated tasks, so that an unchanged child passes.
+LOSS_CONFIDENCE = 0.99
 
 
 @dataclass(slots=True, kw_only=True)
 class Retention:
-    """How much of the parent's score the child keeps; (low, high) are one-sided 95% bounds."""
+    """How much of the parent's score the child keeps; (low, high) are one-sided 95% bounds.
+
+    ceiling: upper bound at LOSS_CONFIDENCE; below 1 the child is shown to be worse.
+    at_chance: the parent is not above chance, so the task is not gated.
+    """
 
     task: str
     ratio: float
@@ -29,22 +42,55 @@ class Retention:
     limit: float = 0.0
     gated: bool = False
     note: str = ""
+    ceiling: float = math.inf
+    at_chance: bool = False
+    n: int = 0
+
+    @property
+    def refused(self) -> bool:
+        """Return whether the child is shown to be worse and is not shown to keep the limit."""
+        return self.gated and self.low < self.limit and self.ceiling < 1
+
+    @property
+    def certain(self) -> bool:
+        """Return whether more items are not expected to change the verdict on this task."""
+        return not self.gated or self.low >= self.limit or self.ceiling < self.limit
 
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """The gate's decision. `reasons` says in plain words why a child was refused (empty when it passed)."""
+    """The gate's decision. `reasons` says in plain words why a child was refused.
+
+    retentions: against the parent, by task; chain: against the base of the chain, by task.
+    """
 
     passed: bool
     reasons: list[str]
     retentions: dict[str, Retention]
+    chain: dict[str, Retention] = field(default_factory=dict)
+
+    def open_tasks(self) -> list[str]:
+        """Return the tasks whose verdict more items may change; none once one task is certainly refused."""
+        rows = [*self.retentions.values(), *self.chain.values()]
+        if any(row.gated and row.ceiling < row.limit for row in rows):
+            return []
+        return sorted({row.task for row in rows if not row.certain})
 
 
-def retention(task: Task | str, parent: Scores, child: Scores, samples: int, seed: int) -> Retention:
+def retention(
+    task: Task | str,
+    parent: Scores,
+    child: Scores,
+    samples: int,
+    seed: int,
+    *,
+    confidence: float = CONFIDENCE,
+    loss_confidence: float = LOSS_CONFIDENCE,
+) -> Retention:
     """Return the child's retention with its paired-bootstrap bounds.
 
-    A ratio 0/0 (both score nothing) counts as 1; a child whose score is not finite retains 0. Raises DataError when
-    the two were not scored on the same items.
+    A ratio 0/0 (both score nothing) counts as 1; a child whose score is not finite retains 0. Raises
+    DataError when the two were not scored on the same items.
     """
     require_pairs(parent, child)
     both = [*parent.sums(), *child.sums()]
@@ -52,9 +98,11 @@ def retention(task: Task | str, parent: Scores, child: Scores, samples: int, see
     everything = np.arange(len(both[0]))[None, :]
     ratio = float(_ratios(both, everything, parent.higher_is_better)[0])
     ratios = np.sort(_ratios(both, draws, parent.higher_is_better))
-    tail = int((1 - CONFIDENCE) * samples)
-    name = task if isinstance(task, str) else task.name
-    return Retention(task=name, ratio=ratio, low=float(ratios[tail]), high=float(ratios[-1 - tail]))
+    tail, loss_tail = int((1 - confidence) * samples), int((1 - loss_confidence) * samples)
+    return Retention(
+        task=task if isinstance(task, str) else task.name, ratio=ratio, low=float(ratios[tail]),
+        high=float(ratios[-1 - tail]), ceiling=float(ratios[-1 - loss_tail]), n=parent.n,
+    )  # fmt: skip
 
 
 def _ratios(both: list[Array], draws: np.ndarray, higher_is_better: bool) -> Array:
@@ -70,6 +118,7 @@ def judge(
     parent: Mapping[str, Scores],
     child: Mapping[str, Scores],
     *,
+    base: Mapping[str, Scores] | None = None,
     parent_bytes: int = 0,
     child_bytes: int = 0,
     promises_smaller: bool = False,
@@ -77,25 +126,38 @@ def judge(
     child_speed: float = 0.0,
     parent_memory: int = 0,
     child_memory: int = 0,
+    memory_slack: int = 0,
     seed: int = 0,
 ) -> Verdict:
-    """Return the verdict on a child; speed in tokens per second, memory in bytes, 0 where it is not known.
+    """Return the verdict on a child; speed in tokens per second, memory in bytes, 0 where unknown.
 
-    An empty `parent` (a model made from nothing) asks only that every score is finite. Tasks that were scored
-    but are not in `gate.tasks` are reported. Raises ConfigError when a gated task was not scored.
+    base: scores of the base of the chain, held against `gate.chain`. memory_slack: bytes by which two
+    measurements of the same model may differ. An empty `parent` (a model made from nothing) asks only
+    that every score is finite. Tasks that were scored but are not in `gate.tasks` are reported.
+    Raises ConfigError when a gated task was not scored.
     """
-    rows: dict[str, Retention] = {}
-    reasons = [
-        f"{name} is {row.mean}, not a finite number" for name, row in child.items() if not math.isfinite(row.mean)
-    ]
     for name in gate.tasks:
         if name not in child or (parent and name not in parent):
-            raise ConfigError(f"gate.tasks names '{name}', which was not scored{did_you_mean(name, child)}")
-    for name in parent:
-        if name in child:
-            rows[name] = _judge_task(gate, name, parent[name], child[name], seed)
-            if rows[name].gated and rows[name].low < rows[name].limit:
-                reasons.append(_too_little(rows[name], child[name].n))
+            raise ConfigError(
+                f"gate.tasks names '{name}', which was not scored{did_you_mean(name, child)}"
+            )
+    tests = [(parent, gate.tasks), (base or {}, gate.chain)]
+    gated = sum(_is_gated(name, scores, limits) for scores, limits in tests for name in scores)
+    rows, chain = (
+        {
+            name: _judge_task(gate, limits, scores[name], child[name], max(gated, 1), seed)
+            for name in scores
+            if name in child
+        }
+        for scores, limits in tests
+    )
+    reasons = [
+        f"{name} is {scores.mean}, not a finite number"
+        for name, scores in child.items()
+        if not math.isfinite(scores.mean)
+    ]
+    reasons += [_too_little(row, "the parent") for row in rows.values() if row.refused]
+    reasons += [_too_little(row, "the chain's base") for row in chain.values() if row.refused]
     if promises_smaller and 0 < parent_bytes < child_bytes:
         reasons.append(
             f"deployable size grew from {parent_bytes:,} to {child_bytes:,} bytes, "
@@ -106,25 +168,47 @@ def judge(
             f"speed fell from {parent_speed:.0f} to {child_speed:.0f} tokens/s; "
             f"the limit is {gate.speed_ratio:g} of the parent's"
         )
-    if 0 < parent_memory * gate.memory_ratio < child_memory:
+    if parent_memory and parent_memory * gate.memory_ratio + memory_slack < child_memory:
         reasons.append(
-            f"peak memory rose from {parent_memory / 1e6:.0f} to {child_memory / 1e6:.0f} MB; "
+            f"memory rose from {parent_memory / 1e6:.0f} to {child_memory / 1e6:.0f} MB; "
             f"the limit is {gate.memory_ratio:g} times the parent's"
         )
-    return Verdict(passed=not reasons, reasons=reasons, retentions=rows)
+    return Verdict(passed=not reasons, reasons=reasons, retentions=rows, chain=chain)
 
 
-def _judge_task(gate: GateConfig, name: str, parent: Scores, child: Scores, seed: int) -> Retention:
-    row = retention(name, parent, child, gate.samples, seed)
-    row.limit, row.gated = gate.tasks.get(name, 0.0), name in gate.tasks
-    if row.gated and not parent.above_chance:
-        row.gated = False
-        row.note = f"not gated: the parent is not above chance ({parent.mean:.3f} against {parent.chance:.3f})"
+def _is_gated(name: str, scores: Mapping[str, Scores], limits: Mapping[str, float]) -> bool:
+    return name in limits and scores[name].above_chance
+
+
+def _judge_task(
+    gate: GateConfig,
+    limits: Mapping[str, float],
+    parent: Scores,
+    child: Scores,
+    gated: int,
+    seed: int,
+) -> Retention:
+    """Return the retention with its limit. gated: how many tests share the chance of a false alarm."""
+    row = retention(
+        parent.task, parent, child, gate.samples, seed,
+        confidence=1 - (1 - CONFIDENCE) / gate.looks,
+        loss_confidence=1 - (1 - LOSS_CONFIDENCE) / gated,
+    )  # fmt: skip
+    row.limit = limits.get(parent.task, 0.0)
+    row.at_chance = not parent.above_chance
+    row.gated = parent.task in limits and not row.at_chance
+    if row.at_chance:
+        row.note = (
+            f"at chance: not gated, the parent is not above chance ({parent.mean:.3f} against "
+            f"{parent.chance:.3f})"
+        )
+    elif row.gated and row.low < row.limit and not row.refused:
+        row.note = f"no loss is shown, but n={row.n} shows no more than {row.low:.3f} kept"
     return row
 
 
-def _too_little(row: Retention, n: int) -> str:
+def _too_little(row: Retention, of: str) -> str:
     return (
-        f"{row.task} keeps {row.ratio:.3f} of the parent, at least {row.low:.3f} with 95% confidence; "
-        f"the limit is {row.limit:.3f} (n={n})"
+        f"{row.task} keeps {row.ratio:.3f} of {of}, at least {row.low:.3f} and at most "
+        f"{row.ceiling:.3f}; the limit is {row.limit:.3f} (n={row.n})"
     )

@@ -1,8 +1,14 @@
 """Peak memory of this process or an accelerator; it can be forgotten, so that one piece of work is measured."""
 
+import ctypes
+import gc
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -34,3 +40,19 @@ def reset_peak_memory(device: str = "cpu") -> bool:
     except OSError:
         return False
     return True
+
+
+def footprint(work: Callable[[], T], device: str = "cpu") -> tuple[T, int]:
+    """Return what `work()` returns, and the bytes by which the peak rose above what was held before.
+
+    Free memory is first given back to the system where the C library can: else a large model would
+    fit into the room that an earlier one left, and seem to need nothing.
+    """
+    gc.collect()
+    libc = None if sys.platform == "win32" else ctypes.CDLL(None)
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    reset_peak_memory(device)
+    before = peak_memory_bytes(device)
+    result = work()
+    return result, max(peak_memory_bytes(device) - before, 0)

@@ -76,7 +76,7 @@ class Scores:
         """Return the form that manifests and reports hold."""
         found: dict[str, Any] = {
             "value": self.mean, "low": self.interval[0], "high": self.interval[1], "n": self.n,
-            "clusters": len(set(self.clusters)) or self.n,
+            "clusters": len(set(self.clusters)) or self.n, "chance": self.chance, "at_chance": not self.above_chance,
             "metric": self.metric, "split": self.split, "items": self.items_hash,
         }  # fmt: skip
         kinds = self.by_kind()

@@ -1,13 +1,22 @@
-"""The gate between a phase and the next: the same held-out items for parent and child, a paired bootstrap, a verdict.
+"""The gate between a phase and the next: the same held-out items for parent and child, a verdict.
 
-Scores are kept in the data cache by checkpoint id, since the child of one gate is the parent of the next.
+Every gate scores every task of `gate.tasks`, whatever the phase; a task on which the parent is above
+chance is gated, so what a phase bakes is gated from the next one on. Tasks whose verdict is not yet
+certain are looked at again with more items. The child is held against the base of its chain too.
+
+Scores of a block of items are kept in the data cache under the checkpoint's id and the items' hash,
+since the child of one gate is the parent of the next. Speed and memory are measured afresh, parent
+and child in turn, because a figure of an earlier hour would say more of the machine than the model.
 """
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from agent_forge import evaluate, models
 from agent_forge.checkpoint import Checkpoint, atomic
@@ -16,61 +25,168 @@ from agent_forge.core import device
 from agent_forge.core.events import EventLog
 
 SPLIT = "validation"
+LOOK_GROWTH = 4  # items of a look per item of the look before
+MEMORY_SLACK_BYTES = 32_000_000  # two loads of one small model differ by less
+SPEED_REPEATS = 3
+SPEED_TRIES = 3  # other work on the machine can only slow a model down: a slow child gets more tries
+
+
+class Scored:
+    """A checkpoint that is scored on demand; its model is loaded once, and only when it is needed."""
+
+    def __init__(self, source: Checkpoint, config: PhaseConfig, events: EventLog, who: str) -> None:
+        self.source, self.config, self.events, self.who = source, config, events, who
+        self.memory_bytes = 0
+        self._model: Any = None
+        self.tokenizer: Any = models.load_tokenizer(source.path)
+
+    @property
+    def model(self) -> Any:
+        """Return the model; the bytes that loading it and answering once took are noted."""
+        if self._model is None:
+            runtime = self.config.runtime
+            place, dtype = device.pick_device(runtime.device), device.pick_dtype(runtime.dtype)
+
+            def load() -> Any:
+                model = models.load(self.source, device=place, dtype=dtype)
+                evaluate.measure_speed(model, self.tokenizer, repeats=1)
+                return model
+
+            self._model, self.memory_bytes = evaluate.footprint(load, str(place))
+        return self._model
+
+    def scores(self, task: str, items: list[Any], borders: list[int]) -> evaluate.Scores:
+        """Return the scores on `items`, whose blocks end at `borders`; known blocks come from the cache."""
+        starts = [0, *borders[:-1]]
+        blocks = [
+            self._block(task, items[start:end])
+            for start, end in zip(starts, borders, strict=True)
+            if items[start:end]
+        ]
+        return evaluate.scores_of(
+            task, items[: borders[-1]], np.concatenate(blocks), SPLIT, self.config.seed
+        )
+
+    def _block(self, task: str, items: list[Any]) -> Any:
+        file = self._file(task, items)
+        if file.exists():
+            return np.asarray(json.loads(file.read_text(encoding="utf-8")), np.float64)
+        context = evaluate.EvalContext(
+            data=self.config.data, tokenizer=self.tokenizer, seed=self.config.seed
+        )
+        pairs = evaluate.item_pairs(self.model, self.tokenizer, task, items, context)
+        atomic.write_json(file, pairs.tolist())
+        mean = float(pairs[:, 0].sum() / max(pairs[:, 1].sum(), 1e-30))
+        self.events.progress(f"gate: {self.who}", len(items), len(items), {task: mean})
+        return pairs
+
+    def _file(self, task: str, items: list[Any]) -> Path:
+        version = evaluate.load_task(task).TASK.version
+        dtype = self.config.runtime.dtype
+        key = [self.source.id, task, version, evaluate.split_hash(items), dtype]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+        return Path(self.config.data.cache) / "scores" / f"{name}.json"
 
 
 def judge_child(
-    phase: Phase, config: PhaseConfig, parent: Checkpoint | None, child: Checkpoint, events: EventLog
+    phase: Phase,
+    config: PhaseConfig,
+    parent: Checkpoint | None,
+    child: Checkpoint,
+    events: EventLog,
+    base: Checkpoint | None = None,
 ) -> tuple[dict[str, Any], float]:
     """Return the verdict on `child` as plain values, and its tokens per second.
 
-    Without a parent (a model made from nothing) the child is scored and passes when its scores are finite.
+    Without a parent (a model made from nothing) the child is scored and passes when its scores are
+    finite. base: the first model of the chain, held against `gate.chain`.
     """
-    child_scores, child_run = score_checkpoint(child, config, events, "child")
-    parent_scores, parent_run = ({}, {}) if parent is None else score_checkpoint(parent, config, events, "parent")
-    verdict = evaluate.judge(
-        config.gate,
-        parent_scores,
-        child_scores,
-        parent_bytes=parent.manifest.deployable_bytes if parent else 0,
-        child_bytes=child.manifest.deployable_bytes,
-        promises_smaller=phase.promises_smaller,
-        parent_speed=parent_run.get("tokens_per_second", 0.0),
-        child_speed=child_run["tokens_per_second"],
-        parent_memory=int(parent_run.get("peak_memory_bytes", 0)),
-        child_memory=int(child_run["peak_memory_bytes"]),
-        seed=config.seed,
-    )
-    found = {
-        **asdict(verdict),
-        "scores": {name: scores.as_metric() for name, scores in child_scores.items()},
-        "parent_scores": {name: scores.as_metric() for name, scores in parent_scores.items()},
+    sources = {"child": child, "parent": parent, "base": base}
+    who = {
+        name: Scored(source, config, events, name)
+        for name, source in sources.items()
+        if source is not None
     }
-    return json.loads(json.dumps(found)), float(child_run["tokens_per_second"])
+    speed, memory = _speed_and_memory(who, config)
+    facts: dict[str, Any] = {
+        "parent_bytes": parent.manifest.deployable_bytes if parent else 0,
+        "child_bytes": child.manifest.deployable_bytes,
+        "promises_smaller": phase.promises_smaller,
+        "parent_speed": speed.get("parent", 0.0),
+        "child_speed": speed["child"],
+        "parent_memory": memory.get("parent", 0),
+        "child_memory": memory["child"],
+        "memory_slack": MEMORY_SLACK_BYTES,
+        "seed": config.seed,
+    }
+    verdict, scores = _looked(who, config, facts)
+    plain = {
+        **_finite(asdict(verdict)),
+        **{
+            f"{prefix}scores": {
+                name: value.as_metric() for name, value in scores.get(whose, {}).items()
+            }
+            for prefix, whose in (("", "child"), ("parent_", "parent"), ("base_", "base"))
+        },
+        "base": {"path": str(base.path), "id": base.id, "name": base.name} if base else {},
+        "parent_speed": facts["parent_speed"],
+        "speed": facts["child_speed"],
+        "parent_memory_bytes": facts["parent_memory"],
+        "memory_bytes": facts["child_memory"],
+    }
+    return json.loads(json.dumps(plain)), float(speed["child"])
 
 
-def score_checkpoint(
-    source: Checkpoint, config: PhaseConfig, events: EventLog, who: str
-) -> tuple[dict[str, "evaluate.Scores"], dict[str, float]]:
-    """Return the scores of a checkpoint on the gate's tasks, and {"tokens_per_second", "peak_memory_bytes"}."""
-    settings = [sorted(config.gate.tasks), config.gate.items, config.seed, config.data.text, config.data.max_text_bytes]
-    key = hashlib.sha256(json.dumps([source.id, settings, config.runtime.dtype]).encode()).hexdigest()[:16]
-    file = Path(config.data.cache) / "scores" / f"{key}.json"
-    if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        return {name: evaluate.Scores.from_plain(value) for name, value in kept["scores"].items()}, kept["run"]
-    model = models.load(
-        source, device=device.pick_device(config.runtime.device), dtype=device.pick_dtype(config.runtime.dtype)
+def _looked(
+    who: dict[str, Scored], config: PhaseConfig, facts: dict[str, Any]
+) -> tuple[evaluate.Verdict, dict[str, dict[str, evaluate.Scores]]]:
+    """Return the verdict and the scores by model and task; open tasks get more items, look by look."""
+    gate = config.gate
+    tasks = list(dict.fromkeys([*gate.tasks, *(gate.chain if "base" in who else ())]))
+    sizes = [gate.items * LOOK_GROWTH**look for look in range(gate.looks)]
+    context = evaluate.EvalContext(
+        data=config.data, tokenizer=who["child"].tokenizer, seed=config.seed
     )
-    tokenizer = models.load_tokenizer(source.path)
-    context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
-    evaluate.reset_peak_memory()
-    scores: dict[str, evaluate.Scores] = {}
-    for number, task in enumerate(config.gate.tasks, start=1):
-        scores |= evaluate.score(model, tokenizer, [task], SPLIT, config.gate.items, context)
-        events.progress(f"gate: {who}", number, len(config.gate.tasks), {task: scores[task].mean})
-    run = {
-        "tokens_per_second": evaluate.measure_speed(model, tokenizer),
-        "peak_memory_bytes": float(evaluate.peak_memory_bytes()),
-    }
-    atomic.write_json(file, {"scores": {name: value.to_plain() for name, value in scores.items()}, "run": run})
-    return scores, run
+    items = {task: evaluate.task_items(task, SPLIT, sizes[-1], context) for task in tasks}
+    scores: dict[str, dict[str, evaluate.Scores]] = {name: {} for name in who}
+    open_tasks, verdict = tasks, None
+    for look in range(gate.looks):
+        for task in open_tasks:
+            for name, model in who.items():
+                scores[name][task] = model.scores(task, items[task], sizes[: look + 1])
+        verdict = evaluate.judge(
+            gate, scores.get("parent", {}), scores["child"], base=scores.get("base"), **facts
+        )
+        open_tasks = [task for task in verdict.open_tasks() if len(items[task]) > sizes[look]]
+        if not open_tasks:
+            break
+    assert verdict is not None
+    return verdict, scores
+
+
+def _speed_and_memory(
+    who: dict[str, Scored], config: PhaseConfig
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Return tokens per second and bytes of parent and child, measured one after the other in turn."""
+    names = [name for name in ("parent", "child") if name in who]
+    pairs = [(who[name].model, who[name].tokenizer) for name in names]
+    best = [0.0] * len(names)
+    for _ in range(SPEED_TRIES):
+        best = [
+            max(pair)
+            for pair in zip(
+                best, evaluate.measure_speeds(pairs, repeats=SPEED_REPEATS), strict=True
+            )
+        ]
+        if best[-1] >= config.gate.speed_ratio * best[0]:
+            break
+    return dict(zip(names, best, strict=True)), {name: who[name].memory_bytes for name in names}
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None for numbers that JSON cannot hold (a ratio to a parent of zero)."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

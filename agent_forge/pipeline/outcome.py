@@ -16,6 +16,7 @@ EVENTS = "events.jsonl"
 # Settings that change how work is done but not what comes out.
 NOT_INPUT = (
     "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway", "sources",
+    "gate.base",
 )  # fmt: skip
 
 
@@ -32,7 +33,8 @@ class Outcome:
     parent: str = ""
     report: dict[str, Any] = field(default_factory=dict)  # config.Report as plain values
     verdict: dict[str, Any] | None = None  # evaluate.Verdict as plain values; None when not gated
-    deployable_bytes: int = 0
+    deployable_bytes: int = 0  # of the packed file that would be shipped
+    file_bytes: int = 0  # of the weight files that lie in the checkpoint
     checkpoint_id: str = ""
     seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -1,12 +1,14 @@
-"""The report of a run: report.md and report.html (one file, plots inside), from outcomes and the event stream.
+"""The report of a run: report.md and report.html (one file, plots inside), from outcomes and events.
 
-A row a phase: quality with intervals, what it kept of its parent, deployable bytes, speed, memory, time, verdict. Then,
-per phase, its metrics, tables, samples and curves. Nothing is computed here that the phases did not measure.
+First what the last model kept of the base of its chain; then one row per phase: quality with
+intervals, what it kept of its parent, bytes of the packed model and of the files, speed, memory,
+time, verdict. Then, per phase, its metrics, tables, samples and curves. Nothing is computed here
+that the phases did not measure.
 """
 
 import html
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from agent_forge.checkpoint import atomic, record_dir
 from agent_forge.core.events import Event, read_events
 from agent_forge.pipeline.outcome import EVENTS, OUTCOME, Outcome, read_outcome
 
-COLUMNS = ("phase", "verdict", "quality", "kept of parent", "deployable", "tok/s", "peak memory", "time")
+COLUMNS = (
+    "phase", "verdict", "quality", "kept of parent", "packed", "files", "tok/s", "peak memory", "time",
+)  # fmt: skip
+AT_CHANCE = "at chance"
 
 
 def write(run_dir: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
@@ -38,10 +43,51 @@ def quality_cell(outcome: Outcome) -> str:
 
 
 def kept_cell(outcome: Outcome) -> str:
-    """Return the retention of each task: estimate and lower bound."""
+    """Return the retention of each task: estimate and lower bound, or that the parent is at chance."""
     kept = (outcome.verdict or {}).get("retentions", {})
-    parts = [f"{name} {row['ratio']:.3f} (≥ {row['low']:.3f})" for name, row in kept.items()]
-    return "; ".join(parts) or "no parent"
+    return "; ".join(f"{name} {kept_text(entry)}" for name, entry in kept.items()) or "no parent"
+
+
+def kept_text(entry: Mapping[str, Any]) -> str:
+    """Return one retention as text."""
+    if entry.get("at_chance"):
+        return AT_CHANCE
+    if entry["ratio"] is None:
+        return "of nothing"
+    return f"{entry['ratio']:.3f} (≥ {entry['low']:.3f})"
+
+
+def chain_rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """Return what the last accepted model kept of the base of its chain: a row per task, as text.
+
+    "left" is what the next phase may come down to on that task before the chain's limit stops it.
+    Empty where no phase was held against a base.
+    """
+    accepted = [o for o in outcomes if o.status == "done" and (o.verdict or {}).get("chain")]
+    if not accepted:
+        return []
+    last = accepted[-1]
+    verdict = last.verdict or {}
+    rows = []
+    for name, entry in verdict["chain"].items():
+        chance = bool(entry["at_chance"])
+        left = entry["limit"] / entry["ratio"] if entry["ratio"] and not chance else 0.0
+        rows.append({
+            "task": name,
+            f"base: {verdict['base']['name']}": metric_text(verdict["base_scores"][name]),
+            f"final: {last.phase}": metric_text(verdict["scores"][name]),
+            "kept": kept_text(entry),
+            "limit": "not gated" if chance else f"{entry['limit']:.3f}",
+            "left": "" if chance else f"{left:.3f}",
+        })  # fmt: skip
+    return rows
+
+
+def markdown_tables(outcomes: Sequence[Outcome]) -> str:
+    """Return the tables of the chain and of the phases, and the totals, as README and report hold them."""
+    chain = _markdown_table(chain_rows(outcomes))
+    lines = [*chain, *([""] if chain else []), *_markdown_table([row(o) for o in outcomes])]
+    return "\n".join([*lines, "", _totals(outcomes)])
 
 
 def metric_text(metric: Any) -> str:
@@ -53,7 +99,8 @@ def metric_text(metric: Any) -> str:
             text += f" [{low:.3f}, {high:.3f}]"
         elif low is not None:
             text += f" (≥ {low:.3f})"
-        return text + (f" n={metric['n']}" if metric.get("n") else "")
+        text += f" n={metric['n']}" if metric.get("n") else ""
+        return text + (f", {AT_CHANCE}" if metric.get("at_chance") else "")
     return f"{metric:,.4g}" if isinstance(metric, (int, float)) and not isinstance(metric, bool) else str(metric)
 
 
@@ -65,7 +112,8 @@ def row(outcome: Outcome) -> dict[str, str]:
     if outcome.status == "done" and outcome.verdict and not outcome.verdict["passed"]:
         verdict = "refused, kept by policy"
     cells = (
-        outcome.phase, verdict, quality_cell(outcome), kept_cell(outcome), f"{outcome.deployable_bytes / 1e6:.3f} MB",
+        outcome.phase, verdict, quality_cell(outcome), kept_cell(outcome),
+        f"{outcome.deployable_bytes / 1e6:.3f} MB", f"{outcome.file_bytes / 1e6:.3f} MB",
         f"{outcome.tokens_per_second:,.0f}", f"{outcome.peak_memory_bytes / 1e6:,.0f} MB", f"{outcome.seconds:,.1f} s",
     )  # fmt: skip
     return dict(zip(COLUMNS, cells, strict=True))
@@ -73,11 +121,12 @@ def row(outcome: Outcome) -> dict[str, str]:
 
 def to_markdown(outcomes: Sequence[Outcome]) -> str:
     """Return the report as Markdown."""
-    lines = ["# Run report", "", *_markdown_table([row(o) for o in outcomes]), "", _totals(outcomes)]
+    lines = ["# Run report", "", markdown_tables(outcomes)]
     for outcome in outcomes:
         lines += ["", f"## {outcome.phase}", "", outcome.report.get("summary", "") or outcome.message]
         lines += [f"\n*{hint}*" for hint in [gain_hint(outcome)] if hint]
         lines += [f"- refused: {reason}" for reason in (outcome.verdict or {}).get("reasons", [])]
+        lines += [f"- {note}" for note in notes(outcome)]
         lines += [f"- {name}: {metric_text(value)}" for name, value in outcome.report.get("metrics", {}).items()]
         for title, rows in outcome.report.get("tables", {}).items():
             lines += ["", f"### {title}", "", *_markdown_table(rows)]
@@ -88,7 +137,10 @@ def to_markdown(outcomes: Sequence[Outcome]) -> str:
 
 def to_html(outcomes: Sequence[Outcome], curves: dict[str, dict[str, list[tuple[int, float]]]]) -> str:
     """Return the report as one HTML page; curves: phase -> stage/metric -> [(step, value)]."""
-    parts = [f"<h1>Run report</h1>{_html_table([row(o) for o in outcomes])}<p>{html.escape(_totals(outcomes))}</p>"]
+    parts = [
+        f"<h1>Run report</h1>{_html_table(chain_rows(outcomes))}{_html_table([row(o) for o in outcomes])}"
+        f"<p>{html.escape(_totals(outcomes))}</p>"
+    ]
     for outcome in outcomes:
         report = outcome.report
         parts.append(
@@ -96,6 +148,7 @@ def to_html(outcomes: Sequence[Outcome], curves: dict[str, dict[str, list[tuple[
         )
         parts += [f"<p class=hint>{html.escape(hint)}</p>" for hint in [gain_hint(outcome)] if hint]
         parts += [f"<p class=bad>refused: {html.escape(r)}</p>" for r in (outcome.verdict or {}).get("reasons", [])]
+        parts += [f"<p class=hint>{html.escape(note)}</p>" for note in notes(outcome)]
         metrics = [{"metric": name, "value": metric_text(value)} for name, value in report.get("metrics", {}).items()]
         parts.append(_html_table(metrics))
         parts += [svg_plot(points, title) for title, points in curves.get(outcome.phase, {}).items() if len(points) > 2]
@@ -117,16 +170,29 @@ STYLE = (
 
 
 def gain_hint(outcome: Outcome) -> str:
-    """Say what the phase gained or lost over its parent, from the paired retentions."""
+    """Return what the phase gained or lost over its parent, from the paired retentions."""
     parts = []
     for name, kept in (outcome.verdict or {}).get("retentions", {}).items():
-        if kept["low"] > 1:
+        if kept.get("at_chance"):
+            parts.append(f"parent at chance on {name}")
+        elif kept["low"] > 1:
             parts.append(f"better on {name} ({kept['ratio']:.3f} × the parent)")
         elif kept["high"] < 1:
             parts.append(f"worse on {name} ({kept['ratio']:.3f} × the parent)")
         else:
             parts.append(f"no clear change on {name}")
     return f"Over its parent: {'; '.join(parts)}." if parts else ""
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """Return what the gate notes on single tasks: those at chance, and those that n cannot decide."""
+    verdict = outcome.verdict or {}
+    return [
+        f"{against}, {name}: {entry['note']}"
+        for against, key in (("against the parent", "retentions"), ("against the chain's base", "chain"))
+        for name, entry in verdict.get(key, {}).items()
+        if entry.get("note")
+    ]
 
 
 def svg_plot(points: Sequence[tuple[float, float]], title: str, width: int = 360, height: int = 160) -> str:

@@ -65,11 +65,14 @@ def run_all(
     outcomes: list[Outcome] = []
     with DirectoryLock(run.run_dir / ".forge", wait_seconds=3.0):
         current: list[str] = []
+        base = ""
         for position, (name, config) in enumerate(run.phases.items()):
             if position:
                 config.sources = current
             if position == 0:
-                check_inputs(name, config)
+                inputs = check_inputs(name, config)
+                base = str(inputs[0].path) if inputs else ""
+            config.gate.base = config.gate.base or base
             outcome = run_phase(name, config, listener=listener, resume=resume)
             outcomes.append(outcome)
             if after_phase:
@@ -78,6 +81,7 @@ def run_all(
                 return outcomes
             if outcome.status == "done":
                 current = outcome.outputs
+                base = base or current[0]
             elif config.gate.on_failure == "stop":
                 raise GateError(outcome.message)
             elif not outcome.parent:

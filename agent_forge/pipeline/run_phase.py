@@ -53,7 +53,7 @@ def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = Non
     job: dict[str, Any] = {
         "phase": name,
         "config": asdict(config),
-        "sources": [source.id for source in sources],
+        "sources": [source.id for source in [*sources, *chain_base(config)]],
         "data": data_fingerprint([*config.data.text, *config.data.rows]),
         "parent_pid": os.getpid(),
     }
@@ -77,6 +77,11 @@ def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = Non
     if outcome is None or outcome.input_hash != wanted:
         outcome = _died(name, wanted, exit_code, errors, record)
     return outcome
+
+
+def chain_base(config: PhaseConfig) -> list[Checkpoint]:
+    """Return the base of the chain that the gate compares with, verified; [] where none is named."""
+    return [checkpoint.open(config.gate.base)] if config.gate.enabled and config.gate.base else []
 
 
 def check_processes(name: str, config: PhaseConfig) -> None:
@@ -133,7 +138,7 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     from agent_forge.data import rows
     from agent_forge.data.documents import check_source
 
-    for task in config.gate.tasks:
+    for task in [*config.gate.tasks, *config.gate.chain]:
         registry.load("agent_forge.evaluate.tasks", task, "gate task")
     for text in config.data.text:
         check_source(text)

@@ -129,6 +129,7 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     outcome.report = json.loads(json.dumps(asdict(report)))
     outcome.outputs = [str(path) for path in report.outputs]
     outcome.deployable_bytes = child.manifest.deployable_bytes
+    outcome.file_bytes = child.manifest.file_bytes
     outcome.checkpoint_id = child.id
     outcome.parent = str(sources[0].path) if sources else ""
     _gate(phase, config, sources, child, out, events, outcome)
@@ -150,7 +151,9 @@ def _gate(
     outcome.status = "done"
     if not config.gate.enabled:
         return
-    verdict, speed = judge_child(phase, config, sources[0] if sources else None, child, events)
+    base = checkpoint.open(config.gate.base, verify=False) if config.gate.base else None
+    parent = sources[0] if sources else None
+    verdict, speed = judge_child(phase, config, parent, child, events, base)
     outcome.verdict, outcome.tokens_per_second = verdict, speed
     events.emit("gate", message="; ".join(verdict["reasons"]) or "passed", metrics=verdict)
     if verdict["passed"] or config.gate.on_failure == "continue":

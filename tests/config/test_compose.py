@@ -85,7 +85,8 @@ def test_run_all_searches_for_a_minute_and_evomerge_at_the_specifications_budget
 
 
 def test_gate_tasks_take_new_names() -> None:
-    assert base("gate.tasks.choice=0.9").gate.tasks == {"text": 0.95, "choice": 0.9}
+    assert base("gate.tasks.choice=0.9").gate.tasks == {**base().gate.tasks, "choice": 0.9}
+    assert base("gate.chain.choice=0.8").gate.chain == {**base().gate.chain, "choice": 0.8}
 
 
 def test_every_line_of_conf_that_sets_a_value_says_what_it_is() -> None:

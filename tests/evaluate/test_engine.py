@@ -128,8 +128,9 @@ def test_choice_scores_equal_brute_force(model):
 
 def test_a_damaged_child_is_refused_and_the_same_child_passes(trained, tokenizer, context):
     gate = GateConfig(
-        enabled=True, tasks={"text": 0.95}, items=24, samples=400, memory_ratio=3.0, speed_ratio=0.0, on_failure="stop"
-    )
+        enabled=True, tasks={"text": 0.95}, chain={}, base="", items=24, looks=1, samples=400, memory_ratio=3.0,
+        speed_ratio=0.0, on_failure="stop",
+    )  # fmt: skip
     damaged = copy.deepcopy(trained)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -20,8 +20,8 @@ def scores(values, weights=None, *, higher=True, chance=0.0, items="same", task=
 
 def gate(**changes):
     settings = {
-        "enabled": True, "tasks": {"reasoning": 0.95}, "items": 96, "samples": 500, "memory_ratio": 3.0,
-        "speed_ratio": 0.1, "on_failure": "rollback",
+        "enabled": True, "tasks": {"reasoning": 0.95}, "chain": {}, "base": "", "items": 96, "looks": 1,
+        "samples": 500, "memory_ratio": 3.0, "speed_ratio": 0.1, "on_failure": "rollback",
     }  # fmt: skip
     return GateConfig(**{**settings, **changes})
 
@@ -99,12 +99,105 @@ def test_a_task_on_which_the_parent_guesses_is_reported_but_not_gated():
     assert "chance" in verdict.retentions["reasoning"].note
 
 
+def test_whether_a_task_is_gated_is_decided_by_the_parents_interval_alone():
+    """Not by the parent's mean, not by the child, not by the child's interval: all eight cases."""
+    above, below = np.repeat([1.0, 0.0], [60, 36]), np.repeat([1.0, 0.0], [20, 76])
+    near = np.repeat([1.0, 0.0], [28, 68])  # the mean is above .25, the interval is not
+    worst = np.zeros(96)
+    for parent_values, gated in ((above, True), (near, False), (below, False), (worst, False)):
+        for child_values in (above, near, below, worst):
+            parent, child = scores(parent_values, chance=0.25), scores(child_values, chance=0.25)
+            row = judge(gate(), {"reasoning": parent}, {"reasoning": child}).retentions["reasoning"]
+            assert (row.gated, row.at_chance) == (gated, not gated)
+            assert row.note.startswith("at chance") == (not gated)
+    assert scores(near, chance=0.25).mean > 0.25
+    assert not judge(gate(), {"reasoning": scores(above, chance=0.25)}, {"reasoning": scores(worst, chance=0.25)}).passed
+
+
+def test_one_bad_task_is_enough_to_refuse_and_is_the_one_that_is_named():
+    generator = np.random.default_rng(4)
+    good = {name: scores(generator.random(96) < 0.9, task=name) for name in ("text", "memory", "tools")}
+    for name in good:
+        child = {**good, name: scores(np.zeros(96), task=name)}
+        limits = {"text": 0.9, "memory": 0.9, "tools": 0.9}
+        verdict = judge(gate(tasks=limits), good, child)
+        assert [reason.split()[0] for reason in verdict.reasons] == [name]
+        lenient = judge(gate(tasks={**limits, name: 0.0}), good, child)
+        assert lenient.passed
+
+
+def jittered(values, share, generator):
+    """Return 0/1 values of which a share of each kind, of equal size, has turned over."""
+    values = values.copy()
+    count = int(share * len(values))
+    for kind in (0.0, 1.0):
+        values[generator.choice(np.flatnonzero(np.asarray(values) == kind), count, replace=False)] = 2.0 + kind
+    return np.where(values >= 2, 3.0 - values, values)
+
+
+def test_an_unchanged_but_jittered_child_passes_at_99_of_100_draws_and_a_loss_of_a_tenth_does_not():
+    """n = 512, the last look: 4% of the items turn over each way, or 12% of the right ones are lost."""
+    generator = np.random.default_rng(11)
+    settings = gate(tasks={"reasoning": 0.92}, looks=2, samples=1000)
+    passed = refused = 0
+    for seed in range(300):
+        right = (generator.random(512) < 0.8).astype(float)
+        parent = {"reasoning": scores(right)}
+        same = {"reasoning": scores(jittered(right, 0.04, generator))}
+        less = {"reasoning": scores(right * (generator.random(512) > 0.12))}
+        passed += judge(settings, parent, same, seed=seed).passed
+        refused += not judge(settings, parent, less, seed=seed).passed
+    assert passed >= 297
+    assert refused >= 297
+
+
+def test_a_weak_skill_passes_unchanged_and_is_refused_when_it_is_gone():
+    generator = np.random.default_rng(12)
+    weak = np.repeat([1.0, 0.0], [10, 86])
+    passed = sum(
+        judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(jittered(weak, 0.05, generator))}, seed=seed).passed
+        for seed in range(100)
+    )
+    assert passed >= 99
+    assert not judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(np.zeros(96))}).passed
+
+
+def test_the_chain_has_a_limit_of_its_own_and_refuses_what_each_phase_alone_may_lose():
+    """Six times .96 is .78: every step keeps the phase's limit of .95, the chain's .9 ends it at the third."""
+    settings = gate(tasks={"text": 0.95}, chain={"text": 0.9})
+    base = np.full(96, 2.0)
+    verdicts = []
+    for step in range(1, 5):
+        before, after = (scores(base / 0.96**k, higher=False, chance=8.0, task="text") for k in (step - 1, step))
+        first = scores(base, higher=False, chance=8.0, task="text")
+        verdicts.append(judge(settings, {"text": before}, {"text": after}, base={"text": first}))
+    assert [verdict.passed for verdict in verdicts] == [True, True, False, False]
+    assert [round(verdict.chain["text"].ratio, 3) for verdict in verdicts] == [0.96, 0.922, 0.885, 0.849]
+    assert "the chain's base" in verdicts[2].reasons[0]
+    assert all(verdict.retentions["text"].ratio == pytest.approx(0.96) for verdict in verdicts)
+
+
+def test_more_items_are_wanted_only_where_they_can_change_the_verdict():
+    settings = gate(tasks={"reasoning": 0.9})
+    right = np.repeat([1.0, 0.0], [80, 16])
+    parent = {"reasoning": scores(right)}
+
+    def open_tasks(lost):
+        child = right.copy()
+        child[:lost] = 0.0
+        return judge(settings, parent, {"reasoning": scores(child)}).open_tasks()
+
+    assert (open_tasks(0), open_tasks(7), open_tasks(60)) == ([], ["reasoning"], [])
+
+
 def test_size_speed_and_memory_are_judged_by_their_limits():
     one = {"reasoning": scores(np.ones(8))}
     assert judge(gate(), one, one, parent_bytes=10, child_bytes=11).passed
     assert "grew" in judge(gate(), one, one, parent_bytes=10, child_bytes=11, promises_smaller=True).reasons[0]
     assert "speed" in judge(gate(), one, one, parent_speed=100, child_speed=9).reasons[0]
     assert "memory" in judge(gate(), one, one, parent_memory=100, child_memory=301).reasons[0]
+    assert judge(gate(), one, one, parent_memory=100, child_memory=301, memory_slack=1).passed
+    assert judge(gate(), one, one, parent_memory=0, child_memory=301).passed
     assert judge(gate(), one, one, parent_speed=100, child_speed=10, parent_memory=100, child_memory=300).passed
 
 

@@ -23,8 +23,9 @@ REFUSED = ["train.steps=0", "gate.items=24", "gate.tasks.text=1.5"]
 
 def gate(limit: float = 0.95) -> GateConfig:
     return GateConfig(
-        enabled=True, tasks={"text": limit}, items=96, samples=500, memory_ratio=3.0, speed_ratio=0.1, on_failure="stop"
-    )
+        enabled=True, tasks={"text": limit}, chain={}, base="", items=96, looks=1, samples=500, memory_ratio=3.0,
+        speed_ratio=0.1, on_failure="stop",
+    )  # fmt: skip
 
 
 def scores(values: np.ndarray, weights: np.ndarray, *, higher_is_better: bool = False) -> Scores:
