@@ -113,9 +113,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         if self.on_failure not in (*ON_FAILURE, "???"):
-            raise ConfigError(
-                f"gate.on_failure must be one of {', '.join(ON_FAILURE)}, got '{self.on_failure}'"
-            )
+            raise ConfigError(f"gate.on_failure must be one of {', '.join(ON_FAILURE)}, got '{self.on_failure}'")
         for name, least in {"items": 1, "looks": 1, "samples": 100}.items():
             value = getattr(self, name)
             if isinstance(value, int) and value < least:

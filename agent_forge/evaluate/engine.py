@@ -266,9 +266,7 @@ def measure_speeds(
             prompt = encode_prompt(tokenizer, question)
             with evaluating(model):
                 start = time.perf_counter()
-                models.generate(
-                    model, [prompt], max_new_tokens=new_tokens if turn else 2, stop_ids=[]
-                )
+                models.generate(model, [prompt], max_new_tokens=new_tokens if turn else 2, stop_ids=[])
                 if turn:  # the first turn only warms up
                     best[place] = min(best[place], time.perf_counter() - start)
     return [new_tokens / seconds for seconds in best]

@@ -138,9 +138,7 @@ def judge(
     """
     for name in gate.tasks:
         if name not in child or (parent and name not in parent):
-            raise ConfigError(
-                f"gate.tasks names '{name}', which was not scored{did_you_mean(name, child)}"
-            )
+            raise ConfigError(f"gate.tasks names '{name}', which was not scored{did_you_mean(name, child)}")
     tests = [(parent, gate.tasks), (base or {}, gate.chain)]
     gated = sum(_is_gated(name, scores, limits) for scores, limits in tests for name in scores)
     rows, chain = (
@@ -199,8 +197,7 @@ def _judge_task(
     row.gated = parent.task in limits and not row.at_chance
     if row.at_chance:
         row.note = (
-            f"at chance: not gated, the parent is not above chance ({parent.mean:.3f} against "
-            f"{parent.chance:.3f})"
+            f"at chance: not gated, the parent is not above chance ({parent.mean:.3f} against {parent.chance:.3f})"
         )
     elif row.gated and row.low < row.limit and not row.refused:
         row.note = f"no loss is shown, but n={row.n} shows no more than {row.low:.3f} kept"

@@ -59,21 +59,15 @@ class Scored:
         """Return the scores on `items`, whose blocks end at `borders`; known blocks come from the cache."""
         starts = [0, *borders[:-1]]
         blocks = [
-            self._block(task, items[start:end])
-            for start, end in zip(starts, borders, strict=True)
-            if items[start:end]
+            self._block(task, items[start:end]) for start, end in zip(starts, borders, strict=True) if items[start:end]
         ]
-        return evaluate.scores_of(
-            task, items[: borders[-1]], np.concatenate(blocks), SPLIT, self.config.seed
-        )
+        return evaluate.scores_of(task, items[: borders[-1]], np.concatenate(blocks), SPLIT, self.config.seed)
 
     def _block(self, task: str, items: list[Any]) -> Any:
         file = self._file(task, items)
         if file.exists():
             return np.asarray(json.loads(file.read_text(encoding="utf-8")), np.float64)
-        context = evaluate.EvalContext(
-            data=self.config.data, tokenizer=self.tokenizer, seed=self.config.seed
-        )
+        context = evaluate.EvalContext(data=self.config.data, tokenizer=self.tokenizer, seed=self.config.seed)
         pairs = evaluate.item_pairs(self.model, self.tokenizer, task, items, context)
         atomic.write_json(file, pairs.tolist())
         mean = float(pairs[:, 0].sum() / max(pairs[:, 1].sum(), 1e-30))
@@ -102,11 +96,7 @@ def judge_child(
     finite. base: the first model of the chain, held against `gate.chain`.
     """
     sources = {"child": child, "parent": parent, "base": base}
-    who = {
-        name: Scored(source, config, events, name)
-        for name, source in sources.items()
-        if source is not None
-    }
+    who = {name: Scored(source, config, events, name) for name, source in sources.items() if source is not None}
     speed, memory = _speed_and_memory(who, config)
     facts: dict[str, Any] = {
         "parent_bytes": parent.manifest.deployable_bytes if parent else 0,
@@ -123,9 +113,7 @@ def judge_child(
     plain = {
         **_finite(asdict(verdict)),
         **{
-            f"{prefix}scores": {
-                name: value.as_metric() for name, value in scores.get(whose, {}).items()
-            }
+            f"{prefix}scores": {name: value.as_metric() for name, value in scores.get(whose, {}).items()}
             for prefix, whose in (("", "child"), ("parent_", "parent"), ("base_", "base"))
         },
         "base": {"path": str(base.path), "id": base.id, "name": base.name} if base else {},
@@ -144,9 +132,7 @@ def _looked(
     gate = config.gate
     tasks = list(dict.fromkeys([*gate.tasks, *(gate.chain if "base" in who else ())]))
     sizes = [gate.items * LOOK_GROWTH**look for look in range(gate.looks)]
-    context = evaluate.EvalContext(
-        data=config.data, tokenizer=who["child"].tokenizer, seed=config.seed
-    )
+    context = evaluate.EvalContext(data=config.data, tokenizer=who["child"].tokenizer, seed=config.seed)
     items = {task: evaluate.task_items(task, SPLIT, sizes[-1], context) for task in tasks}
     scores: dict[str, dict[str, evaluate.Scores]] = {name: {} for name in who}
     open_tasks, verdict = tasks, None
@@ -154,9 +140,7 @@ def _looked(
         for task in open_tasks:
             for name, model in who.items():
                 scores[name][task] = model.scores(task, items[task], sizes[: look + 1])
-        verdict = evaluate.judge(
-            gate, scores.get("parent", {}), scores["child"], base=scores.get("base"), **facts
-        )
+        verdict = evaluate.judge(gate, scores.get("parent", {}), scores["child"], base=scores.get("base"), **facts)
         open_tasks = [task for task in verdict.open_tasks() if len(items[task]) > sizes[look]]
         if not open_tasks:
             break
@@ -164,20 +148,13 @@ def _looked(
     return verdict, scores
 
 
-def _speed_and_memory(
-    who: dict[str, Scored], config: PhaseConfig
-) -> tuple[dict[str, float], dict[str, int]]:
+def _speed_and_memory(who: dict[str, Scored], config: PhaseConfig) -> tuple[dict[str, float], dict[str, int]]:
     """Return tokens per second and bytes of parent and child, measured one after the other in turn."""
     names = [name for name in ("parent", "child") if name in who]
     pairs = [(who[name].model, who[name].tokenizer) for name in names]
     best = [0.0] * len(names)
     for _ in range(SPEED_TRIES):
-        best = [
-            max(pair)
-            for pair in zip(
-                best, evaluate.measure_speeds(pairs, repeats=SPEED_REPEATS), strict=True
-            )
-        ]
+        best = [max(pair) for pair in zip(best, evaluate.measure_speeds(pairs, repeats=SPEED_REPEATS), strict=True)]
         if best[-1] >= config.gate.speed_ratio * best[0]:
             break
     return dict(zip(names, best, strict=True)), {name: who[name].memory_bytes for name in names}

@@ -111,7 +111,9 @@ def test_whether_a_task_is_gated_is_decided_by_the_parents_interval_alone():
             assert (row.gated, row.at_chance) == (gated, not gated)
             assert row.note.startswith("at chance") == (not gated)
     assert scores(near, chance=0.25).mean > 0.25
-    assert not judge(gate(), {"reasoning": scores(above, chance=0.25)}, {"reasoning": scores(worst, chance=0.25)}).passed
+    assert not judge(
+        gate(), {"reasoning": scores(above, chance=0.25)}, {"reasoning": scores(worst, chance=0.25)}
+    ).passed
 
 
 def test_one_bad_task_is_enough_to_refuse_and_is_the_one_that_is_named():
@@ -155,7 +157,9 @@ def test_a_weak_skill_passes_unchanged_and_is_refused_when_it_is_gone():
     generator = np.random.default_rng(12)
     weak = np.repeat([1.0, 0.0], [10, 86])
     passed = sum(
-        judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(jittered(weak, 0.05, generator))}, seed=seed).passed
+        judge(
+            gate(), {"reasoning": scores(weak)}, {"reasoning": scores(jittered(weak, 0.05, generator))}, seed=seed
+        ).passed
         for seed in range(100)
     )
     assert passed >= 99
