@@ -56,7 +56,7 @@ def expected_loss(
     metrics: dict[str, float] = {}
     if len(places):
         at = [h[:, :-1].flatten(0, 1)[places] for h in hidden]
-        exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts])  # (R, n)
+        exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts], loss.device)  # (R, n)
         loss, losses = _exit_losses(model, at, exits, targets)
         metrics = {"ce": losses[-1].mean().item()}
         if halts:
@@ -93,7 +93,7 @@ def _exit_losses(
     if len(targets) * head.weight.shape[0] <= LOGITS_IN_MEMORY or type(head) is not nn.Linear:
         losses = torch.stack([token_losses(h, head, targets) for h in at])
         return (exits * losses).sum(0).mean(), losses
-    weights = exits.expand(len(at), len(targets)).to(at[0].device) / len(targets)
+    weights = exits.expand(len(at), len(targets)) / len(targets)
     found = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
     return torch.stack([loss for loss, _ in found]).sum(), torch.stack([each for _, each in found])
 
@@ -129,10 +129,13 @@ def all_passes(
     return hidden, halts, middle
 
 
-def exit_probabilities(halts: list[Tensor]) -> Tensor:
-    """Return the probability of leaving after each pass, (R, n), from R - 1 halting logits (n,); columns sum to 1."""
+def exit_probabilities(halts: list[Tensor], device: torch.device | None = None) -> Tensor:
+    """Return the probability of leaving after each pass, (R, n), from R - 1 halting logits (n,); columns sum to 1.
+
+    device: of the single 1, (1, 1), that one pass has for all tokens.
+    """
     if not halts:
-        return torch.ones(1, 1)
+        return torch.ones(1, 1, device=device)
     logits = torch.stack(halts)
     stay = F.logsigmoid(-logits).cumsum(0)
     before = F.pad(stay, (0, 0, 1, 0))[:-1]

@@ -49,10 +49,12 @@ class Coded(nn.Module):
     bias: Tensor | None
     dtype_of_output: Tensor
 
-    def __init__(self, size_bytes: int, source: "Coded | None" = None) -> None:
+    def __init__(
+        self, size_bytes: int, source: "Coded | None" = None, device: torch.device | None = None
+    ) -> None:
         super().__init__()
         self._source = [source] if source is not None else []  # a list hides it from state_dict: it is stored once
-        empty = torch.empty(size_bytes, dtype=torch.uint8) if source is None else None
+        empty = torch.empty(size_bytes, dtype=torch.uint8, device=device) if source is None else None
         self.register_buffer("payload", empty)
         self.codec: ModuleType | None = None
         self.meta: dict[str, Any] = {}
@@ -139,10 +141,11 @@ class CompressedLinear(Coded):
         size_bytes: int = 0,
         activation_bits: int = 0,
         source: Coded | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        super().__init__(size_bytes, source)
+        super().__init__(size_bytes, source, device)
         self.in_features, self.out_features, self.activation_bits = in_features, out_features, activation_bits
-        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, device=device)) if bias else None)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input (..., in) times the decoded weight: (..., out)."""
@@ -184,13 +187,19 @@ class CompressedEmbedding(Coded):
     """An embedding table (tokens, width) that is coded; a lookup decodes only the rows it needs."""
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, size_bytes: int = 0, source: Coded | None = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        size_bytes: int = 0,
+        source: Coded | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        super().__init__(size_bytes, source)
+        super().__init__(size_bytes, source, device)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = None
         # The dtype of what a lookup returns follows `model.to(dtype)`, as a table's would.
-        self.register_buffer("dtype_of_output", torch.zeros(()), persistent=False)
+        self.register_buffer("dtype_of_output", torch.zeros((), device=device), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of token ids (...): (..., width)."""
@@ -313,8 +322,10 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
     for name, (kind, *_) in entries.items():
         if kind == "parameter":
             owner, leaf = _owner(model, name)
-            owner.register_buffer(f"{leaf}_payload", torch.frombuffer(bytearray(coded[name].data), dtype=torch.uint8))
-            _set_parameter(owner, leaf, coded[name], owner.get_buffer(leaf))
+            place = owner.get_buffer(leaf)
+            data = torch.frombuffer(bytearray(coded[name].data), dtype=torch.uint8)
+            owner.register_buffer(f"{leaf}_payload", data.to(place.device))
+            _set_parameter(owner, leaf, coded[name], place)
         else:
             model.get_submodule(name).open(name, coded[name])  # type: ignore[operator]
     model.config.quantization_config = config
@@ -362,7 +373,9 @@ def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
 
 def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source: Coded | None = None) -> Coded:
     if isinstance(old, nn.Embedding):
-        table = CompressedEmbedding(old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source)
+        table = CompressedEmbedding(
+            old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source, device=old.weight.device
+        )
         # Gemma-like embeddings carry a scale; a plain table of rows would lose it without a word.
         if type(old) not in (nn.Embedding, RoundedEmbedding):
             raise PhaseError(
@@ -381,6 +394,7 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
         size_bytes=size_bytes,
         activation_bits=activation_bits or int(getattr(old, "activation_bits", 0)),
         source=source,
+        device=old.weight.device,
     )
     layer.bias = old.bias
     return layer

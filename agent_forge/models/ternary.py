@@ -253,7 +253,7 @@ class TernaryLinear(nn.Linear):
         """Make the scales parameters. scales: (out, groups) or (1, 1); None takes those of the latents."""
         found = self.ternary_parts()[1] if scales is None else scales
         found = found[:1] if self.grouping == TENSOR else found
-        self.weight_scale = nn.Parameter(found.reshape(-1).to(self.weight.dtype).clone())
+        self.weight_scale = nn.Parameter(found.reshape(-1).to(self.weight, copy=True))
         self._kept = None
 
     @torch.no_grad()
