@@ -99,7 +99,9 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     elif there and func.overloadpacket in COPIES:
         there = isinstance(inputs[0], Pretend)
     result = func(*args, **kwargs)
-    return _wrapped(result, {id(value.held): value for value in inputs if isinstance(value, Pretend)}) if there else result
+    return (
+        _wrapped(result, {id(value.held): value for value in inputs if isinstance(value, Pretend)}) if there else result
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

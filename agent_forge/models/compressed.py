@@ -49,9 +49,7 @@ class Coded(nn.Module):
     bias: Tensor | None
     dtype_of_output: Tensor
 
-    def __init__(
-        self, size_bytes: int, source: "Coded | None" = None, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, size_bytes: int, source: "Coded | None" = None, device: torch.device | None = None) -> None:
         super().__init__()
         self._source = [source] if source is not None else []  # a list hides it from state_dict: it is stored once
         empty = torch.empty(size_bytes, dtype=torch.uint8, device=device) if source is None else None
