@@ -199,8 +199,8 @@ def pretend_accelerator() -> Iterator[torch.device]:
     """Let torch believe in one accelerator while the context lasts; yield it, as `current_accelerator` names it."""
     named, functions = torch.device(KIND), _Functions()
     known: dict[str, Callable[..., Any]] = {
-        "is_available": lambda: True, "current_accelerator": lambda check_available=False: named,
-        "device_count": lambda: 1, "synchronize": lambda device=None: None,
+        "is_available": lambda: True, "current_accelerator": lambda **_: named,
+        "device_count": lambda: 1, "synchronize": lambda *_: None,
     }  # fmt: skip
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # tied weights stay tied, as on CUDA
