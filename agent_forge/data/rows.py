@@ -65,7 +65,7 @@ def read(names: list[str], split: str) -> list[dict[str, Any]]:
                 found.setdefault(key, {"messages": turns})
     if not found:
         raise DataError(
-            f"data.rows={names}: no row for the {split} split; give more rows (a split takes 4% to 88% of them)"
+            f"data.rows={names}: no row for the {split} split; give more rows (a split takes 8% to 76% of them)"
         )
     return [found[key] for key in sorted(found)]
 

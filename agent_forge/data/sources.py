@@ -21,7 +21,7 @@ from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.chat import encode_chats
-from agent_forge.data.documents import documents
+from agent_forge.data.documents import EXCERPT_BYTES, SHARES, documents
 from agent_forge.data.rows import read
 from agent_forge.data.sampler import item_at
 from agent_forge.data.shards import Shards, build
@@ -246,7 +246,7 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
 def _cache_key(config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str) -> str:
     settings = {key: value for key, value in asdict(config).items() if key not in ("cache", "rows", "sampling")}
     stamps = [_stamp(name) for name in config.text]
-    text = json.dumps([settings, stamps, split, tokenizer_hash(tokenizer)])
+    text = json.dumps([settings, stamps, split, SHARES, EXCERPT_BYTES, tokenizer_hash(tokenizer)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ n and a bootstrap interval; a gate compares parent and child on the same items, 
 """
 
 from agent_forge.evaluate.engine import (
+    canonical_form,
     choice_log_likelihood,
     exact_match,
     generate_replies,
@@ -20,7 +21,14 @@ from agent_forge.evaluate.engine import (
 )
 from agent_forge.evaluate.judge import Retention, Verdict, judge, retention
 from agent_forge.evaluate.memory import footprint, peak_memory_bytes, reset_peak_memory
-from agent_forge.evaluate.scores import Scores, bootstrap_interval, paired_gain, split_hash
+from agent_forge.evaluate.scores import (
+    Scores,
+    bootstrap_interval,
+    cluster_numbers,
+    cluster_sums,
+    paired_gain,
+    split_hash,
+)
 from agent_forge.evaluate.task import EvalContext, Task
 
 __all__ = [
@@ -30,7 +38,10 @@ __all__ = [
     "Task",
     "Verdict",
     "bootstrap_interval",
+    "canonical_form",
     "choice_log_likelihood",
+    "cluster_numbers",
+    "cluster_sums",
     "exact_match",
     "footprint",
     "generate_replies",

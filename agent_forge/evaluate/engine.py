@@ -5,6 +5,8 @@ memory and items of a split; writes nothing.
 """
 
 import contextlib
+import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ TASKS = "agent_forge.evaluate.tasks"
 # A batch's logits hold at most this many numbers (256 MB in float32): large vocabularies get smaller batches.
 MAX_LOGITS = 64_000_000
 MaskedRow = tuple[Sequence[int], Sequence[bool]]
+_log = logging.getLogger("agent_forge")
 
 
 def load_task(name: str) -> ModuleType:
@@ -34,13 +37,33 @@ def load_task(name: str) -> ModuleType:
 
 
 def task_items(name: str, split: str, n: int, context: EvalContext) -> list[Any]:
-    """Return `n` items of a split (fewer where the task has fewer). Raises DataError when it has none."""
+    """Return `n` distinct items of a split; a warning says so where the task has fewer.
+
+    Items are one when their "canonical" form is (without one: when they are equal). Raises DataError when it has none.
+    """
     if n < 1:
         raise ConfigError(f"items must be at least 1, got {n}")
-    items: list[Any] = load_task(name).items(split, n, context)
+    items = distinct(load_task(name).items(split, n, context))
     if not items:
         raise DataError(f"task '{name}' has no item in the {split} split")
+    if len(items) < n:
+        _log.warning("task '%s' has %d distinct items in the %s split, not %d", name, len(items), split, n)
     return items
+
+
+def distinct(items: Sequence[Any]) -> list[Any]:
+    """Return the items without those that repeat an earlier one, in their order."""
+    first: dict[str, Any] = {}
+    for item in items:
+        first.setdefault(canonical_form(item), item)
+    return list(first.values())
+
+
+def canonical_form(item: Any) -> str:
+    """Return what makes an item the item that it is: its "canonical" entry, or all of it as JSON."""
+    if isinstance(item, Mapping) and "canonical" in item:
+        return str(item["canonical"])
+    return json.dumps(item, sort_keys=True, ensure_ascii=False, default=str)
 
 
 def score(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agent_forge import evaluate
 from agent_forge.config import DataConfig, GateConfig
 from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.core.seeds import seed_for
 from agent_forge.data import train_tokenizer
 from agent_forge.evaluate.tasks import choice, memory, persona, reasoning, text, tools
 
@@ -59,7 +61,7 @@ def trained(model, tokenizer, context):
     student = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     pieces = text.items("train", 64, context)
-    rows = torch.stack([torch.tensor(tokenizer.encode(piece)[:48]) for piece in pieces])
+    rows = torch.stack([torch.tensor(tokenizer.encode(piece["text"])[:48]) for piece in pieces])
     for step in range(120):
         ids = rows[step % 4 :: 4]
         loss = student(input_ids=ids, labels=ids).loss
@@ -106,8 +108,9 @@ def test_bits_per_byte_of_a_uniform_model_is_its_closed_form(model, tokenizer, c
     torch.nn.init.zeros_(uniform.lm_head.weight)
     items = text.items("validation", 8, context)
     found = evaluate.score_items(uniform, tokenizer, "text", items, "validation", context)
-    tokens = sum(len(tokenizer.encode(piece, add_special_tokens=False)) for piece in items)
-    size = sum(len(piece.encode()) for piece in items)
+    pieces = [item["text"] for item in items]
+    tokens = sum(len(tokenizer.encode(piece, add_special_tokens=False)) for piece in pieces)
+    size = sum(len(piece.encode()) for piece in pieces)
     assert found.mean == pytest.approx(math.log2(len(tokenizer)) * tokens / size, rel=1e-6)
     assert found.n == len(items)
     assert found.items_hash == evaluate.split_hash(items)
@@ -217,3 +220,35 @@ def test_speed_is_positive_and_the_peak_counts_what_was_held(model, tokenizer):
     block = np.ones(12_500_000)
     after = evaluate.peak_memory_bytes()
     assert block.nbytes * 0.9 <= after - before <= block.nbytes * 1.5
+
+
+def test_pieces_of_text_come_in_turn_from_every_document_and_know_it(tmp_path, context):
+    for i in range(120):
+        (tmp_path / f"{i}.txt").write_text(" ".join(f"w{i}n{j}" for j in range(40 + 400 * (i % 3))))
+    folder = replace(context.data, text=[str(tmp_path)], max_text_bytes=0)
+    whole = text.items("test", 10**6, replace(context, data=folder))
+    documents = len({item["cluster"] for item in whole})
+    first = whole[:documents]
+    assert len({item["cluster"] for item in first}) == documents > 3
+    assert {len({word.split("n")[0] for word in item["text"].split()}) for item in whole} == {1}
+    assert text.items("test", 7, replace(context, data=folder)) == whole[:7]
+    assert len({item["canonical"] for item in whole}) == len(whole)
+
+
+def test_repeated_items_are_scored_once_and_a_shortage_is_said(monkeypatch, context, caplog):
+    rows = [{"canonical": "a", "words": 1}, {"canonical": "b"}, {"canonical": "a", "words": 2}]
+    monkeypatch.setattr(reasoning, "items", lambda *_: rows)
+    assert evaluate.task_items("reasoning", "test", 3, context) == rows[:2]
+    assert "task 'reasoning' has 2 distinct items in the test split, not 3" in caplog.text
+
+
+def test_an_engine_score_resamples_the_clusters_that_items_name(monkeypatch, model, tokenizer, context):
+    items = [{"cluster": name, "kind": kind} for name, kind in zip("aabbcc", "xyxyxy", strict=True)]
+    monkeypatch.setattr(reasoning, "score", lambda *_: np.array([[1, 1], [1, 1], [0, 1], [0, 1], [1, 1], [1, 1.0]]))
+    found = evaluate.score_items(model, tokenizer, "reasoning", items, "test", context)
+    assert found.clusters == [0, 0, 1, 1, 2, 2]
+    assert found.as_metric()["clusters"] == 3
+    assert found.as_metric()["kinds"]["x"]["n"] == 3
+    assert found.interval == evaluate.bootstrap_interval(
+        np.array([2.0, 0, 2]), np.array([2.0, 2, 2]), seed=seed_for(context.seed, "evaluate", "reasoning")
+    )

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import gc
-import itertools
 import json
 import os
 import signal
@@ -152,7 +151,7 @@ def test_the_winner_is_the_fittest_finalist_on_items_that_the_search_never_saw(
     whole = make_yardstick(config, tiny_tokenizer, "search", 16)
     search, final = whole.split(8)
     assert [*search.rows, *final.rows] == whole.rows
-    require_disjoint(search, final)
+    require_disjoint(search=search, final=final)
     (file,) = out.state.glob("evaluations-*.jsonl")
     journal = [json.loads(line) for line in file.read_text().splitlines()]
     span = len(search.rows), len(whole.rows)
@@ -184,11 +183,49 @@ def test_a_gain_is_the_difference_of_fitness_and_its_interval_covers_it(data_con
 def test_no_item_is_in_two_splits_and_a_shared_one_is_refused(data_config, tiny_tokenizer, tmp_path) -> None:
     config = settings(data_config, tmp_path)
     splits = {name: make_yardstick(config, tiny_tokenizer, name, 16) for name in ("search", "validation", "test")}
-    for a, b in itertools.permutations(splits.values(), 2):
-        require_disjoint(a, b)
-    splits["test"].rows[4] = splits["search"].rows[7]
-    with pytest.raises(DataError, match="item 1 of reasoning is in the search split and in the test split"):
-        require_disjoint(splits["search"], splits["test"])
+    require_disjoint(**splits)
+    splits["test"].forms[4] = splits["search"].forms[7]
+    with pytest.raises(DataError, match="item 1 of reasoning is in the search items and in the test items"):
+        require_disjoint(**splits)
+
+
+def test_final_items_that_the_search_has_seen_reworded_are_refused_before_any_work(
+    family, data_config, tmp_path, monkeypatch
+) -> None:
+    config = settings(data_config, tmp_path / "evomerge", "final_items=8", "fitness.text=0", "fitness.memory=0")
+    drawn = reasoning.rows
+
+    def repeating(count, split, seed):
+        rows = drawn(count, split, seed)
+        commuted = {**rows[3], "messages": [{"role": "user", "content": "Add 1 + 2."}, rows[3]["messages"][1]]}
+        return [*rows[:10], commuted, *rows[11:]] if split == "search" else rows
+
+    monkeypatch.setattr(reasoning, "rows", repeating)
+    with pytest.raises(DataError, match="item 2 of reasoning is in the search items and in the final items"):
+        run(config, family, workspace(config, family), EventLog(None, "evomerge"))
+    assert not list(Path(config.out).parent.glob("**/evaluations-*"))
+
+
+def test_a_gain_resamples_clusters_so_that_copies_do_not_narrow_its_interval(
+    data_config, tiny_tokenizer, tmp_path
+) -> None:
+    one = make_yardstick(settings(data_config, tmp_path), tiny_tokenizer, "test", 16)
+    generator = np.random.default_rng(1)
+    one.trunk_nats = [float(x) for x in one.tokens * generator.uniform(2, 3, len(one.rows))]
+    ours = [x * float(generator.uniform(0.8, 1.0)) for x in one.trunk_nats]
+    width = len(one.tasks)
+    order = [place + step for place in range(0, len(one.rows), width) for _ in range(3) for step in range(width)]
+    many = dataclasses.replace(
+        one, rows=[one.rows[i] for i in order], tokens=one.tokens[order], clusters=one.clusters[order],
+        trunk_nats=[one.trunk_nats[i] for i in order],
+    )  # fmt: skip
+    more = [ours[i] for i in order]
+    trunk, wide = one.trunk_nats, many.trunk_nats
+    narrow, copied = one.gain(ours, trunk, 5.0, 300, 0), many.gain(more, wide, 5.0, 300, 0)
+    assert [copied[key] for key in ("value", "low", "high")] == pytest.approx(
+        [narrow[key] for key in ("value", "low", "high")]
+    )
+    assert many.difference(more, wide) == pytest.approx(one.difference(ours, trunk))
 
 
 def test_the_greedy_soup_keeps_what_does_no_harm() -> None:

@@ -1,4 +1,7 @@
-"""Key-value recall: a list of facts, then a question about one of them. Difficulty is the number of facts."""
+"""Key-value recall: a list of facts, then a question about one of them. Difficulty is the number of facts.
+
+The same facts in another order, with the same question, are the same question.
+"""
 
 from typing import Any
 
@@ -36,15 +39,14 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
         level = difficulty or int(generator.integers(1, 6))
         pairs = facts(generator, level + 1)
         key, code = pairs[int(generator.integers(len(pairs)))]
-        question = f"{fact_text(pairs)} {question_text(key)}"
         row = {
-            "messages": chat(question, code),
+            "messages": chat(f"{fact_text(pairs)} {question_text(key)}", code),
             "answer": code,
             "difficulty": level,
             "facts": fact_text(pairs),
             "question": question_text(key),
             "pairs": pairs,
         }
-        return question, row
+        return f"{sorted(pairs)} {key}", row
 
     return draw_rows("memory", count, split, seed, make)

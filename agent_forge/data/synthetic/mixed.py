@@ -4,7 +4,8 @@ One door is a look-up; k doors are a composition of k permutations. The two door
 rooms, so no count of them gives the answer: each step needs the one before. So a model that chooses its depth can save
 on easy rows and should not on hard ones. The start of a row narrows an easy answer to two rooms of six, and that is where
 learning sets in: of a task whose parts say nothing one by one (parity) small models see nothing for long.
-Difficulty is the number of doors.
+Difficulty is the number of doors. Doors do not commute, so a question is canonical as it stands. There are only six
+rooms, so held-out questions are of other things, not of other ways through the house; rows of one way are a cluster.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
         taken = [names[int(n)] for n in generator.integers(len(names), size=level)]
         question = f"The {name} is in {ROOMS[start]}: {', '.join(taken)}."
         answer = ROOMS[passed(start, taken)]
-        return question, {"messages": chat(question, answer), "answer": answer, "difficulty": level}
+        row = {"messages": chat(question, answer), "answer": answer, "difficulty": level}
+        return question, {**row, "cluster": f"mixed/{start} {' '.join(taken)}"}
 
     return draw_rows("mixed", count, split, seed, make)
 

@@ -1,7 +1,8 @@
 """Questions that need the calculator (call, result, answer), and a few that must be answered without a call.
 
-The result in a row is Python's own exact arithmetic on the expression. The split is a hash of the two operands and the
-operator, so held-out questions ask for sums that were never trained.
+The result in a row is Python's own exact arithmetic on the expression. Canonical is the expression, its operands in
+ascending order where they commute, so held-out questions ask for sums that were never trained, commuted or reworded.
+Rows of the same two numbers are a cluster. Questions without a call are a kind of their own.
 """
 
 import json
@@ -17,20 +18,28 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "-": ("What is {a} minus {b}?", "Take {b} from {a}.", "How much is {a} - {b}?", "Compute {a} - {b}."),
     "*": ("What is {a} times {b}?", "Multiply {a} by {b}.", "How much is {a} * {b}?", "Compute {a} * {b}."),
 }
-WORDS = ("river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window")
+WORDS = (
+    "river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window",
+    "school", "farm", "market", "road", "army", "law", "bank", "ship", "forest", "city",
+    "bridge", "gold", "peace", "trade", "coast", "land", "vote", "union", "debt", "mine",
+)  # fmt: skip
 CALL_SHARE = 0.9
+COMMUTES = "+*"
+# Of the easiest questions, the share whose operands have one digit each: of those there are only 210, so the others
+# have one operand of one digit and one of two.
+SHORT_SHARE = 0.1
 
 
 def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> list[dict[str, Any]]:
-    """Return `count` rows of `split`; `difficulty` 1..3 is the number of digits of the operands, None mixes them."""
+    """Return `count` rows of `split`; `difficulty` 1..3 is the number of digits of an operand, None mixes them."""
 
     def make(generator: np.random.Generator) -> tuple[str, dict[str, Any]]:
         if generator.random() < CALL_SHARE:
             return _calculation(generator, difficulty)
         word, other = (WORDS[i] for i in generator.permutation(len(WORDS))[:2])
-        question = f"Repeat the words {word} {other}."
         answer = f"{word} {other}"
-        return question, {"messages": chat(question, answer), "answer": answer, "difficulty": 1, "tool": ""}
+        row = {"messages": chat(f"Repeat the words {answer}.", answer), "answer": answer, "difficulty": 1, "tool": ""}
+        return f"repeat {sorted((word, other))}", {**row, "kind": "no call"}
 
     return draw_rows("tools", count, split, seed, make)
 
@@ -39,6 +48,9 @@ def _calculation(generator: np.random.Generator, difficulty: int | None) -> tupl
     level = difficulty or int(generator.integers(1, 4))
     low, high = (0, 10) if level == 1 else (10 ** (level - 1), 10**level)
     a, b = (int(n) for n in generator.integers(low, high, 2))
+    if level == 1 and generator.random() >= SHORT_SHARE:
+        longer = int(generator.integers(10, 100))
+        a, b = (a, longer) if generator.random() < 0.5 else (longer, b)
     operator = "+-*"[int(generator.integers(3))]
     phrases = PHRASES[operator]
     question = phrases[int(generator.integers(len(phrases)))].format(a=a, b=b)
@@ -51,5 +63,9 @@ def _calculation(generator: np.random.Generator, difficulty: int | None) -> tupl
         {"role": "tool", "content": f"<tool_response>{answer}</tool_response>"},
         {"role": "assistant", "content": answer},
     ]
-    row = {"messages": messages, "answer": answer, "difficulty": level, "tool": "calculator", "expression": expression}
-    return expression, row
+    first, second = sorted((a, b))
+    canonical = f"{first}{operator}{second}" if operator in COMMUTES else expression
+    return canonical, {
+        "messages": messages, "answer": answer, "difficulty": level, "tool": "calculator", "expression": expression,
+        "kind": "call", "cluster": f"tools/{first},{second}",
+    }  # fmt: skip

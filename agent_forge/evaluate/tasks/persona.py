@@ -21,7 +21,7 @@ from agent_forge.evaluate.task import EvalContext, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TASK = Task(name="persona", version=1, metric="mean marker", higher_is_better=True, chance=0.0)
+TASK = Task(name="persona", version=2, metric="mean marker", higher_is_better=True, chance=0.0)
 MAX_NEW_TOKENS = 40
 TOPICS = (
     "river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window",
@@ -35,12 +35,16 @@ EXACT = ("Say {} and nothing else.", "Answer with two words: {}.")
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
-    """Return up to `n` prompts of the split: {"prompt", "topic", "exact"}; `exact` is the reply asked for, or ""."""
+    """Return up to `n` prompts of the split: {"prompt", "topic", "exact", "cluster", "kind"}.
+
+    `exact` is the reply asked for, or "". Prompts on one topic are a cluster; open and exact ones are two kinds.
+    """
     found = []
     for topic in (f"{kind} {noun}" for kind in KINDS for noun in TOPICS):
         if split_of(f"persona/{topic}") == split:
-            found += [{"prompt": form.format(topic), "topic": topic, "exact": ""} for form in OPEN]
-            found += [{"prompt": form.format(topic), "topic": topic, "exact": topic} for form in EXACT]
+            common = {"topic": topic, "cluster": topic}
+            found += [{"prompt": form.format(topic), "exact": "", "kind": "open", **common} for form in OPEN]
+            found += [{"prompt": form.format(topic), "exact": topic, "kind": "exact", **common} for form in EXACT]
     order = numpy_generator(context.seed, "evaluate", "persona", split).permutation(len(found))
     return [found[i] for i in order[:n]]
 

@@ -1,11 +1,14 @@
 """Bits per byte on pieces of held-out documents; every byte is predicted, the first token from the separator.
 
-Bits per byte, unlike perplexity, compares models with different tokenizers.
+Bits per byte, unlike perplexity, compares models with different tokenizers. Pieces are taken in turn from every document,
+so that any number of them comes from as many documents as there are; the pieces of one document are a cluster.
 """
 
+import hashlib
+import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +23,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # chance: a model that gives every byte the same probability.
-TASK = Task(name="text", version=1, metric="bits per byte", higher_is_better=False, chance=8.0)
+TASK = Task(name="text", version=2, metric="bits per byte", higher_is_better=False, chance=8.0)
 PIECE_BYTES = 320
 
 
-def items(split: str, n: int, context: EvalContext) -> list[str]:
-    """Return `n` pieces of about PIECE_BYTES bytes, cut at spaces, drawn over all documents of the split."""
-    pieces = [piece for document in documents(context.data, split) for piece in cut(document, PIECE_BYTES)]
-    if not pieces:
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
+    """Return up to `n` distinct pieces of about PIECE_BYTES bytes, cut at spaces: {"text", "canonical", "cluster"}."""
+    generator = numpy_generator(context.seed, "evaluate", "text", split)
+    taken: set[str] = set()
+    queues: list[list[dict[str, str]]] = []
+    for document in documents(context.data, split):
+        name = hashlib.sha256(document.encode()).hexdigest()[:12]
+        fresh = {" ".join(piece.split()): piece for piece in cut(document, PIECE_BYTES)}
+        pieces = [
+            {"text": piece, "canonical": key, "cluster": name} for key, piece in fresh.items() if key not in taken
+        ]
+        taken.update(fresh)
+        queues.append([pieces[i] for i in generator.permutation(len(pieces))])
+    queues = [queues[i] for i in generator.permutation(len(queues)) if queues[i]]
+    if not queues:
         raise DataError(f"the {split} split has no text of {PIECE_BYTES} bytes; add text to data.text")
-    order = numpy_generator(context.seed, "evaluate", "text", split).permutation(len(pieces))
-    return [pieces[i] for i in order[:n]]
+    in_turn = (queue[place] for place in range(max(map(len, queues))) for queue in queues if place < len(queue))
+    return list(itertools.islice(in_turn, n))
 
 
 def cut(document: str, size_bytes: int) -> list[str]:
@@ -48,13 +62,16 @@ def cut(document: str, size_bytes: int) -> list[str]:
 
 
 def score(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", items: Sequence[str], context: EvalContext
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[Mapping[str, Any]],
+    context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): bits, and UTF-8 bytes, of each piece."""
     separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     rows = []
-    for piece in items:
-        ids = tokenizer.encode(piece, add_special_tokens=False)
+    for item in items:
+        ids = tokenizer.encode(item["text"], add_special_tokens=False)
         rows.append(([separator, *ids], [False] + [True] * len(ids)))
     bits = row_nll(model, rows, context.batch_tokens)[:, 0] / math.log(2)
-    return np.stack([bits, np.asarray([len(piece.encode()) for piece in items], np.float64)], axis=1)
+    return np.stack([bits, np.asarray([len(item["text"].encode()) for item in items], np.float64)], axis=1)

@@ -19,13 +19,13 @@ from agent_forge.evaluate.task import EvalContext, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TASK = Task(name="tools", version=1, metric="right answers by right calls", higher_is_better=True, chance=0.0)
+TASK = Task(name="tools", version=2, metric="right answers by right calls", higher_is_better=True, chance=0.0)
 MAX_NEW_TOKENS = 48
 MAX_ROUNDS = 2  # a call, then the answer
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
-    """Return `n` generated rows of the split."""
+    """Return `n` distinct generated rows of the split (fewer where it has fewer)."""
     return tools.rows(n, split, seed_for(context.seed, "evaluate", "tools"))
 
 

@@ -34,13 +34,16 @@ class Yardstick:
     """Items of one split and what is made of their losses.
 
     tasks: names in order; item i belongs to task i % len(tasks). rows: (ids, mask) of each item; tokens: how many it
-    scores. trunk_nats: the trunk's summed loss of each item, once it is measured.
+    scores; forms: what it asks, however worded; clusters: the number of its cluster. trunk_nats: the trunk's summed
+    loss of each item, once it is measured.
     """
 
     tasks: list[str]
     weights: list[float]
     rows: list[MaskedRow]
     tokens: NDArray[np.float64]
+    forms: list[str]
+    clusters: NDArray[np.int64]
     floor: float
     floor_penalty: float
     trunk_nats: list[float]
@@ -52,8 +55,13 @@ class Yardstick:
     def split(self, items: int) -> "tuple[Yardstick, Yardstick]":
         """Return the yardstick of the first `items` items a task, and that of the others."""
         border = items * len(self.tasks)
-        first = replace(self, rows=self.rows[:border], tokens=self.tokens[:border], trunk_nats=[])
-        return first, replace(self, rows=self.rows[border:], tokens=self.tokens[border:], trunk_nats=[])
+        return self._part(slice(0, border)), self._part(slice(border, len(self.rows)))
+
+    def _part(self, places: slice) -> "Yardstick":
+        return replace(
+            self, rows=self.rows[places], tokens=self.tokens[places], forms=self.forms[places],
+            clusters=self.clusters[places], trunk_nats=[],
+        )  # fmt: skip
 
     def yard(self) -> Yard[Any]:
         """Return what a search makes of an item's numbers; the trunk's must be known."""
@@ -77,7 +85,8 @@ class Yardstick:
     def difference(self, nats: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
         """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item by item.
 
-        The error is that of the linearised log ratio of summed losses; below the floor the penalty steepens it.
+        The error is that of the linearised log ratio of losses summed over clusters; below the floor the penalty
+        steepens it.
         """
         mean = self.fitness(nats) - self.fitness(other)
         if not (math.isfinite(sum(nats)) and math.isfinite(sum(other))):
@@ -85,7 +94,9 @@ class Yardstick:
         variance, low = 0.0, math.log(max(self.floor, 1e-9))
         for task, weight in enumerate(self.weights):
             places = slice(task, len(nats), len(self.tasks))
-            ours, theirs, tokens = (np.asarray(v, np.float64)[places] for v in (nats, other, self.tokens[: len(nats)]))
+            numbers = self.clusters[places]
+            ours, tokens = evaluate.cluster_sums(list(nats[places]), self.tokens[places], numbers)
+            theirs, _ = evaluate.cluster_sums(list(other[places]), self.tokens[places], numbers)
             if len(ours) < 2:
                 return mean, math.inf
             steep = min(self.log_retention(nats, task), self.log_retention(other, task)) < low
@@ -100,18 +111,20 @@ class Yardstick:
     ) -> dict[str, Any]:
         """Return the fitness that `nats` has over `other` on all items, with the paired-bootstrap 95% interval.
 
-        Items are resampled within their task. With a penalty of 0 this is the gain in mean log retention.
+        Clusters are resampled within their task. With a penalty of 0 this is the gain in mean log retention.
         """
-        count, items = len(self.tasks), len(self.rows) // len(self.tasks)
-        draws = numpy_generator(seed, "evomerge", "bootstrap").integers(0, items, (count, samples + 1, items))
-        draws[:, 0] = np.arange(items)  # the first is the sample itself
+        count, generator = len(self.tasks), numpy_generator(seed, "evomerge", "bootstrap")
+        draws = [self._draws(task, samples, generator) for task in range(count)]
         shares, low = np.asarray(self.weights) / sum(self.weights), math.log(max(self.floor, 1e-9))
         fitness = []
         for values in (nats, other):
             total = np.zeros(samples + 1)
             for task in range(count):
+                numbers = self.clusters[task::count]
                 ours, trunk, tokens = (
-                    np.asarray(v, np.float64)[task::count][draws[task]].sum(1)
+                    evaluate.cluster_sums(list(v[task::count]), self.tokens[task::count], numbers)[0][draws[task]].sum(
+                        1
+                    )
                     for v in (values, self.trunk_nats, self.tokens)
                 )
                 kept = np.log(_smooth(trunk, tokens) / _smooth(ours, tokens))
@@ -121,18 +134,28 @@ class Yardstick:
         bounds = np.percentile(gains[1:], [2.5, 97.5])
         return {"value": float(gains[0]), "low": float(bounds[0]), "high": float(bounds[1]), "n": len(self.rows)}
 
+    def _draws(self, task: int, samples: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Return (samples + 1, clusters) draws of a task's clusters; the first is the sample itself."""
+        count = len(set(self.clusters[task :: len(self.tasks)].tolist()))
+        draws = generator.integers(0, count, (samples + 1, count))
+        draws[0] = np.arange(count)
+        return draws
+
     def scores(self, nats: Sequence[float], split: str, seed: int) -> dict[str, evaluate.Scores]:
         """Return each task's loss per token (nats) with its interval."""
         found = {}
         for task, name in enumerate(self.tasks):
             values = np.asarray(nats, np.float64)[task :: len(self.tasks)]
-            tokens = self.tokens[task :: len(self.tasks)]
+            tokens, numbers = (part[task :: len(self.tasks)] for part in (self.tokens, self.clusters))
+            clusters = evaluate.cluster_numbers([str(number) for number in numbers])
             found[name] = evaluate.Scores(
                 task=f"{name} loss", version=1, metric="nats per token", higher_is_better=False, chance=math.inf,
                 split=split, items_hash=evaluate.split_hash([ids for ids, _ in self.rows[task :: len(self.tasks)]]),
                 mean=float(values.sum() / tokens.sum()),
-                interval=evaluate.bootstrap_interval(values, tokens, seed=seed_for(seed, "evomerge", name)),
-                values=values.tolist(), weights=tokens.tolist(),
+                interval=evaluate.bootstrap_interval(
+                    values, tokens, seed=seed_for(seed, "evomerge", name), clusters=clusters
+                ),
+                values=values.tolist(), weights=tokens.tolist(), clusters=clusters,
             )  # fmt: skip
         return found
 
@@ -143,44 +166,64 @@ def make_yardstick(config: Config, tokenizer: PreTrainedTokenizerFast, split: st
     Raises ConfigError for an unknown task, DataError when the split has no text.
     """
     weights = {name: weight for name, weight in config.fitness.items() if weight > 0}
-    by_task = {name: _rows(name, config, tokenizer, split, items) for name in weights}
-    count = min(len(rows) for rows in by_task.values())
-    rows = [by_task[name][i] for i in range(count) for name in by_task]
+    by_task = {name: _items(name, config, tokenizer, split, items) for name in weights}
+    count = min(map(len, by_task.values()))
+    mixed = [by_task[name][i] for i in range(count) for name in by_task]
+    rows = [_encoded(item, tokenizer) for item in mixed]
     return Yardstick(
         tasks=list(weights),
         weights=list(weights.values()),
         rows=rows,
         tokens=np.asarray([sum(mask) for _, mask in rows], np.float64),
+        forms=[evaluate.canonical_form(item) for item in mixed],
+        clusters=np.asarray(evaluate.cluster_numbers([item["cluster"] for item in mixed])),
         floor=config.floor,
         floor_penalty=config.floor_penalty,
         trunk_nats=[],
     )
 
 
-def require_disjoint(a: Yardstick, b: Yardstick) -> None:
-    """Raise DataError when an item is in both: a winner must be judged on what the search never saw."""
-    seen = {tuple(ids) for ids, _ in a.rows}
-    for i, (ids, _) in enumerate(b.rows):
-        if tuple(ids) in seen:
-            raise DataError(
-                f"item {i // len(b.tasks)} of {b.tasks[i % len(b.tasks)]} is in the search split and in the test split; "
-                "remove repeated text from data.text"
-            )
+def require_disjoint(**parts: Yardstick) -> None:
+    """Raise DataError when an item is in two parts, however it is worded, or twice in one.
+
+    A winner must be chosen and judged on what the search never saw. parts: their names, for the message.
+    """
+    seen: dict[str, str] = {}
+    for name, part in parts.items():
+        for place, form in enumerate(part.forms):
+            if form in seen:
+                raise DataError(
+                    f"item {place // len(part.tasks)} of {part.tasks[place % len(part.tasks)]} is in the {seen[form]} "
+                    f"items and in the {name} items; remove repeated text from data.text"
+                )
+            seen[form] = name
 
 
-def _rows(name: str, config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int) -> list[MaskedRow]:
+def _items(
+    name: str, config: Config, tokenizer: PreTrainedTokenizerFast, split: str, count: int
+) -> list[Mapping[str, Any]]:
+    """Return distinct items of a task: pieces of text, or rows of a generated task."""
     if name == "text":
-        separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         context = evaluate.EvalContext(data=config.data, seed=seed_for(config.seed, "evomerge"), tokenizer=tokenizer)
-        pieces = text_task.items(split, items, context)
-        encoded = [tokenizer.encode(piece, add_special_tokens=False) for piece in pieces]
-        return [([separator, *ids], [False] + [True] * len(ids)) for ids in encoded]
+        pieces: list[Mapping[str, Any]] = list(text_task.items(split, count, context))
+        return pieces
     try:
         task = registry.load("agent_forge.data.synthetic", name, "generated task")
     except ConfigError as error:
         raise ConfigError(f"fitness: {error} (and text)") from None
-    found: list[Mapping[str, Any]] = task.rows(items, split, seed_for(config.seed, "evomerge", name))
-    return [encode_chat(tokenizer, row["messages"]) for row in found]
+    rows: list[Mapping[str, Any]] = task.rows(count, split, seed_for(config.seed, "evomerge", name))
+    if not rows:
+        raise DataError(f"fitness: task '{name}' has no row in the {split} split")
+    return rows
+
+
+def _encoded(item: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> MaskedRow:
+    """Return ids and mask: every token of a piece of text, the assistant's tokens of a conversation."""
+    if "text" not in item:
+        return encode_chat(tokenizer, item["messages"])
+    separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = tokenizer.encode(item["text"], add_special_tokens=False)
+    return [separator, *ids], [False] + [True] * len(ids)
 
 
 def _smooth(nats: Any, tokens: Any) -> Any:

@@ -75,7 +75,13 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     whole = make_yardstick(config, tokenizer, "search", config.items + config.final_items)
     yardstick, final = whole.split(config.items)
     exam = make_yardstick(config, tokenizer, "test", config.test_items)
-    require_disjoint(whole, exam)
+    require_disjoint(search=yardstick, final=final, test=exam)
+    for name, part, count in (
+        ("search", yardstick, config.items), ("final", final, config.final_items), ("test", exam, config.test_items),
+    ):  # fmt: skip
+        if len(part.rows) < count * len(part.tasks):
+            there = len(part.rows) // len(part.tasks)
+            events.warning(f"{name}: {there} distinct items a task, not {count}: the split holds no more")
     opened = open_sources(sources, out.state, device, pick_dtype(config.runtime.dtype))
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
