@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
@@ -105,15 +105,16 @@ def cluster_numbers(names: Sequence[str]) -> list[int]:
     return [known.setdefault(name, len(known)) for name in names]
 
 
-def cluster_sums(values: Sequence[float], weights: Sequence[float], clusters: Sequence[int]) -> tuple[Array, Array]:
+def cluster_sums(values: ArrayLike, weights: ArrayLike, clusters: ArrayLike) -> tuple[Array, Array]:
     """Return values and weights summed over each cluster, (clusters,) each.
 
     values, weights: (n,). clusters: (n,) numbers from 0 without a gap, or empty: then every item is a cluster.
     """
     items: tuple[Array, Array] = (np.asarray(values, np.float64), np.asarray(weights, np.float64))
-    if not len(clusters):
+    names = np.asarray(clusters)
+    if not names.size:
         return items
-    _, numbers = np.unique(np.asarray(clusters), return_inverse=True)
+    _, numbers = np.unique(names, return_inverse=True)
     return np.bincount(numbers, items[0]).astype(np.float64), np.bincount(numbers, items[1]).astype(np.float64)
 
 
@@ -136,10 +137,10 @@ def bootstrap_interval(
     seed: int,
     samples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
-    clusters: Sequence[int] = (),
+    clusters: ArrayLike = (),
 ) -> tuple[float, float]:
     """Return the percentile interval of sum(values) / sum(weights) over resampled clusters (empty: over items)."""
-    sums = cluster_sums(values.tolist(), weights.tolist(), clusters)
+    sums = cluster_sums(values, weights, clusters)
     means = np.sort(resample(*sums, draw_items(len(sums[0]), samples, seed)))
     tail = int(samples * (1 - confidence) / 2)
     return float(means[tail]), float(means[-1 - tail])

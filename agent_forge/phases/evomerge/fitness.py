@@ -146,8 +146,8 @@ class Yardstick:
         found = {}
         for task, name in enumerate(self.tasks):
             values = np.asarray(nats, np.float64)[task :: len(self.tasks)]
-            tokens, numbers = (part[task :: len(self.tasks)] for part in (self.tokens, self.clusters))
-            clusters = evaluate.cluster_numbers([str(number) for number in numbers])
+            tokens = self.tokens[task :: len(self.tasks)]
+            clusters = evaluate.cluster_numbers([str(number) for number in self.clusters[task :: len(self.tasks)]])
             found[name] = evaluate.Scores(
                 task=f"{name} loss", version=1, metric="nats per token", higher_is_better=False, chance=math.inf,
                 split=split, items_hash=evaluate.split_hash([ids for ids, _ in self.rows[task :: len(self.tasks)]]),
