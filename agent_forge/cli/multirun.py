@@ -25,7 +25,7 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     folder = Path("outputs") / "multirun" / command / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
     arguments = [
         "--multirun",
-        *all_overrides(overrides, file),
+        *all_overrides(overrides, file, _schema(command), sweep=True),
         f"hydra.sweep.dir={folder}",
         "hydra.job.chdir=false",
         "hydra.output_subdir=null",
@@ -53,6 +53,13 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     else:
         console(stderr=False).print(plain_table(rows, f"{command}: {len(rows)} jobs in {folder}"))
     return max((row["exit_code"] for row in rows), default=2)
+
+
+def _schema(command: str) -> type:
+    from agent_forge.pipeline import run_all
+    from agent_forge.pipeline.catalogue import phase_named
+
+    return run_all.settings_schema() if command == run_all.COMMAND else phase_named(command).config
 
 
 class _Job:

@@ -74,7 +74,7 @@ def compose_phase(phase: Phase, overrides: list[str], file: str | None) -> Any:
     """Return the typed settings of one phase; `out` is outputs/<phase> unless given."""
     from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 
-    tree = compose_tree(phase.name, all_overrides(overrides, file))
+    tree = compose_tree(phase.name, all_overrides(overrides, file, phase.config))
     from omegaconf import OmegaConf
 
     if OmegaConf.is_missing(tree, "out"):

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent_forge.config.limits import check
+from agent_forge.config.overrides import file_overrides, quote, read_yaml, typed_override
 from agent_forge.core.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -24,20 +26,35 @@ def compose(command: str, schema: type[T], overrides: Sequence[str] = (), file: 
     file: a YAML file laid over the defaults, or the name of one in conf/experiment.
     Raises ConfigError for an unknown key (with the nearest one), a wrong type, a missing value or a bad combination.
     """
-    return to_typed(compose_tree(command, all_overrides(overrides, file)), schema, command)
+    return to_typed(compose_tree(command, all_overrides(overrides, file, schema)), schema, command)
 
 
-def all_overrides(overrides: Sequence[str], file: str | None) -> list[str]:
-    """Return the settings of `file` followed by `overrides`, all as Hydra overrides. Refuses `_target_`."""
-    found = [*(_file_overrides(file) if file else []), *overrides]
-    for override in found:
+def all_overrides(
+    overrides: Sequence[str], file: str | None, schema: Any = Any, *, sweep: bool = False
+) -> list[str]:
+    """Return the settings of `file` followed by `overrides`, all as Hydra overrides that hold what was typed.
+
+    schema: the dataclass that says which settings are text. sweep: commas separate the values of several jobs.
+    Raises ConfigError for `_target_`, for a key or value that cannot be read, and for a value of the wrong kind.
+    """
+    from_file = _file_overrides(file, schema) if file else []
+    for override in (*from_file, *overrides):
         if "_target_" in override:
             raise ConfigError(f"{override}: _target_ is not accepted; settings name phases, methods and codecs only")
         if override.lstrip("+~").startswith("hydra.searchpath"):
             raise ConfigError(f"{override}: settings come from conf/ and --config FILE only")
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
-    return [_force_free_mapping(_quote_option(override)) for override in found]
+    written = [*from_file, *(_written(override, schema, sweep) for override in overrides)]
+    return [_force_free_mapping(override) for override in written]
+
+
+def _written(override: str, schema: Any, sweep: bool) -> str:
+    key, _, value = override.partition("=")
+    folder = key.lstrip("+~").partition("@")[0]
+    if folder in groups() or folder.startswith("hydra"):
+        return _quote_option(override)
+    return typed_override(override, schema, sweep=sweep)
 
 
 def compose_tree(command: str, overrides: Sequence[str] = ()) -> Any:
@@ -54,19 +71,24 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> Any:
         raise ConfigError(_one_line(error, command)) from None
 
 
-def to_typed(tree: Any, schema: type[T], command: str) -> T:
-    """Return `tree` as an instance of the dataclass `schema`. Raises ConfigError on a key or type that does not fit."""
+def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
+    """Return `tree` as an instance of the dataclass `schema`.
+
+    prefix: what stands before the keys where `tree` is a part of a larger one, such as "cognate.".
+    Raises ConfigError on a key or type that does not fit, and on a value outside the limits beside its field.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         # A part of a larger tree is resolved where it stands: its interpolations point outside of it.
-        node = tree if OmegaConf.is_config(tree) else OmegaConf.create(tree)
-        plain = OmegaConf.create(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
+        values = OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
+        plain = OmegaConf.create(_literal(values))
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{command}: no value for {', '.join(missing)}; set it as KEY=VALUE")
+        check(OmegaConf.to_container(merged, resolve=True), schema, prefix)  # type: ignore[arg-type]
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error, command)) from None
@@ -90,7 +112,17 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def _file_overrides(file: str) -> list[str]:
+def _literal(value: Any) -> Any:
+    """Return resolved values with every `${` that is left escaped: it is text, and is not looked up again."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list) else value
+
+
+def _file_overrides(file: str, schema: Any) -> list[str]:
+    """Return the settings of a file as typed overrides, or the choice of the experiment of that name."""
     import yaml
 
     path = Path(file)
@@ -101,45 +133,38 @@ def _file_overrides(file: str) -> list[str]:
                 f"--config {file}: no such file, and no experiment of that name{did_you_mean(file, known)}"
             )
         return [f"experiment={file}"]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
+    root, loader = read_yaml(path)
+    if root is None:
         return []
-    if not isinstance(content, dict):
+    if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{file}: settings are expected as KEY: VALUE lines")
-    chosen = content.pop("defaults", [])
-    choices = [
-        f"{str(k).removeprefix('override ').strip('/')}={v}"
-        for e in chosen
-        if isinstance(e, dict)
-        for k, v in e.items()
-    ]
-    return choices + [f"{name}={_hydra_value(value)}" for name, value in flatten(content)]
+    chosen: list[str] = []
+    for pair in [pair for pair in root.value if pair[0].value == "defaults"]:
+        root.value.remove(pair)
+        chosen += _choices(file, loader.construct_object(pair[1], deep=True))
+    try:
+        settings = list(file_overrides(root, loader, schema))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return [_quote_option(setting) for setting in [*chosen, *settings]]
 
 
-def _hydra_value(value: Any) -> str:
-    """Write a YAML value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_hydra_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_hydra_value(item) for item in value) + "]"
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _choices(file: str, defaults: Any) -> list[str]:
+    """Return the group choices of a defaults list. Raises ConfigError for an entry that is no choice."""
+    chosen = []
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        if isinstance(entry, Mapping):
+            chosen += [f"{str(k).removeprefix('override ').strip('/')}={v}" for k, v in entry.items()]
+        elif entry != "_self_":
+            raise ConfigError(f"{file}: defaults entries are GROUP: OPTION, got {entry!r}")
+    return chosen
 
 
 def _quote_option(override: str) -> str:
     """Let `model=25` be the name of an option, which Hydra takes for a number and breaks on."""
     key, _, value = override.partition("=")
-    return f"{key}='{value}'" if key in groups() and re.fullmatch(r"[-+.\d]+", value) else override
+    plain = re.fullmatch(r"[A-Za-z_][\w/,-]*|null|\[.*\]|'.*'|\$\{.*\}", value, re.ASCII)
+    return override if plain or key.partition("@")[0] not in groups() else f"{key}={quote(value)}"
 
 
 def _force_free_mapping(override: str) -> str:

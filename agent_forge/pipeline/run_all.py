@@ -5,12 +5,12 @@ a finished phase is found done by the hash of its settings and sources.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint import DirectoryLock
-from agent_forge.config import PhaseConfig
+from agent_forge.config import DataConfig, PhaseConfig, RuntimeConfig
 from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 from agent_forge.core.errors import ConfigError, GateError, did_you_mean
 from agent_forge.pipeline.catalogue import phases
@@ -30,12 +30,20 @@ class RunAll:
 
 def compose_run(overrides: Sequence[str] = (), file: str | None = None) -> RunAll:
     """Compose conf/run_all.yaml with a file and overrides. Raises ConfigError before anything runs."""
-    return typed_run(compose_tree(COMMAND, all_overrides(overrides, file)))
+    return typed_run(compose_tree(COMMAND, all_overrides(overrides, file, settings_schema())))
+
+
+def settings_schema() -> type:
+    """Return the dataclass of all settings of a run: its own, those that phases share, and each phase's under its name."""
+    shared = [("run_dir", str), ("phases", list[str]), ("seed", int), ("data", DataConfig), ("runtime", RuntimeConfig)]
+    return make_dataclass("RunSettings", [*shared, *((phase.name, phase.config) for phase in phases().values())])
 
 
 def typed_run(tree: Any) -> RunAll:
     """Return a composed tree as a RunAll; `out` and `sources` of each phase follow from the order."""
     known = phases()
+    if not str(tree.run_dir).strip():
+        raise ConfigError("run_dir must not be empty; name the directory of the run, as in run_dir=outputs/run_all")
     run_dir = Path(tree.run_dir)
     chosen: dict[str, PhaseConfig] = {}
     for position, name in enumerate(tree.phases, start=1):
@@ -44,7 +52,7 @@ def typed_run(tree: Any) -> RunAll:
         if name in chosen:
             raise ConfigError(f"run_all: phases names '{name}' twice")
         tree[name].out = str(run_dir / f"{position}-{name}")
-        chosen[name] = to_typed(tree[name], known[name].config, f"run_all ({name})")
+        chosen[name] = to_typed(tree[name], known[name].config, f"run_all ({name})", f"{name}.")
     if not chosen:
         raise ConfigError(f"run_all: phases is empty; known: {', '.join(known)}")
     return RunAll(run_dir=run_dir, phases=chosen)

@@ -1,0 +1,159 @@
+"""What a setting may be, said once beside its field: `steps: Annotated[int, Range(0, MANY)]`.
+
+`check` walks the composed values of a schema before any object is made of them. `forge PHASE --settings` prints the same
+limits. A field of a phase's Config that is a number without a limit fails a test.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+from agent_forge.config.overrides import bare, field_hints
+from agent_forge.core import registry
+from agent_forge.core.errors import ConfigError, did_you_mean
+
+MANY = 10**9  # more steps, rows or items than any machine works through
+DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Finite numbers from `low` to `high`; `above` and `below` leave the bound itself out."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether a value lies outside."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return True
+        return value < self.low or value > self.high or (self.above and value == self.low) or (
+            self.below and value == self.high
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of a few names."""
+
+    names: tuple[Any, ...]
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether a value is none of them."""
+        return value not in self.names
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.names))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """The name of a file in a folder of plug-ins, or one of `also`."""
+
+    package: str
+    kind: str
+    also: tuple[str, ...] = ()
+
+    def known(self) -> list[str]:
+        """Return the names there are."""
+        return [*self.also, *registry.names(self.package)]
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether there is no such plug-in."""
+        return value not in self.known()
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.known())}"
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Text that is not empty."""
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether the text is empty."""
+        return not str(value).strip()
+
+    def __str__(self) -> str:
+        return "text that is not empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The name of a device. Whether it is there is found by core.device.pick_device."""
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether this is no device's name."""
+        kinds = "|".join(DEVICE_KINDS)
+        return value != "auto" and re.fullmatch(rf"({kinds})(:\d{{1,4}})?", str(value)) is None
+
+    def __str__(self) -> str:
+        return "auto, cpu, cuda, cuda:1, mps or another device of PyTorch"
+
+
+Limit = Range | OneOf | Plugin | Filled | Device
+
+Count = Annotated[int, Range(1, MANY)]  # of things that there must be
+CountOrNone = Annotated[int, Range(0, MANY)]  # 0 leaves them out
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(0, 1, above=True)]
+Weight = Annotated[float, Range(0, 1e6)]  # of one term beside others; 0 leaves it out
+LearningRate = Annotated[float, Range(0, 10)]  # above 10 nothing has ever been learned
+Temperature = Annotated[float, Range(0, 100)]
+DATA_KIND = Plugin("agent_forge.data.synthetic", "kind of data", ("text", "rows"))
+DataMix = dict[Annotated[str, DATA_KIND], Weight]  # kind of data -> share of the windows
+
+
+def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
+    """Raise ConfigError that names the first setting outside its limits, with the value and what is allowed.
+
+    values: plain containers that fit `schema`. prefix: what stands before the names, such as "cognate.".
+    """
+    for name, hint in field_hints(schema).items():
+        _check(f"{prefix}{name}", values[name], hint)
+
+
+def limits(hint: Any) -> tuple[Limit, ...]:
+    """Return the limits beside a type."""
+    return tuple(extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Limit))
+
+
+def _check(key: str, value: Any, hint: Any) -> None:
+    kind = bare(hint)
+    for limit in limits(hint):
+        if limit.wrong(value):
+            raise ConfigError(f"{key} must be {limit}, got {_shown(value)}{_near(value, limit)}")
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        check(value, kind, f"{key}.")
+    elif get_origin(kind) is list and isinstance(value, Sequence):
+        for item in value:
+            _check(key, item, get_args(kind)[0])
+    elif get_origin(kind) is dict and isinstance(value, Mapping):
+        names, inner = get_args(kind)
+        for name, item in value.items():
+            for limit in limits(names):
+                if limit.wrong(name):
+                    raise ConfigError(f"{_unknown_name(key, name, limit)}")
+            _check(f"{key}.{name}", item, inner)
+
+
+def _unknown_name(key: str, name: str, limit: Limit) -> str:
+    kind = limit.kind if isinstance(limit, Plugin) else "name"
+    known: Iterable[str] = limit.known() if isinstance(limit, Plugin) else ()
+    return f"{key}: no {kind} '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}"
+
+
+def _near(value: Any, limit: Limit) -> str:
+    names = limit.known() if isinstance(limit, Plugin) else limit.names if isinstance(limit, OneOf) else ()
+    return did_you_mean(str(value), map(str, names))
+
+
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
