@@ -37,6 +37,7 @@ from agent_forge.phases.cognate import Config
 from agent_forge.phases.cognate.probes import EASY, HARD, OWN_PROBE, Items, probe_rows, recall_items, row_items
 from agent_forge.phases.cognate.run import SPECIALISTS, run
 from agent_forge.phases.cognate.segments import CHANCE
+from agent_forge.pipeline.run_all import settings_schema
 
 Specialists = dict[str, CognateForCausalLM]
 # What run-all sets once for all phases.
@@ -73,9 +74,9 @@ def main() -> None:
 def settings(overrides: Sequence[str], experiment: str) -> Config:
     """Return the phase's settings; with an experiment those that it gives the phase within run-all."""
     if not experiment:
-        return to_typed(compose_tree("cognate", all_overrides(overrides, None)), Config, "cognate")
+        return to_typed(compose_tree("cognate", all_overrides(overrides, None, Config)), Config, "cognate")
     inside = [one if re.match(SHARED, one) else f"cognate.{one}" for one in overrides]
-    tree = compose_tree("run_all", all_overrides(inside, experiment))
+    tree = compose_tree("run_all", all_overrides(inside, experiment, settings_schema()))
     return to_typed(tree.cognate, Config, "cognate")
 
 

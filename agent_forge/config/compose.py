@@ -8,16 +8,14 @@ Hydra keeps global state, so composition is not for threads.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from agent_forge.config.limits import check
-from agent_forge.config.overrides import file_overrides, quote, read_yaml, typed_override
+from agent_forge.config.overrides import file_overrides, hint_of, quote, read_yaml, typed_override
 from agent_forge.core.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
-# Mappings whose keys are names that the user chooses; the room that reads them checks the names.
-FREE_MAPPINGS = frozenset({"tasks", "chain", "mix", "weights", "fitness"})
 
 
 def compose(command: str, schema: type[T], overrides: Sequence[str] = (), file: str | None = None) -> T:
@@ -29,9 +27,7 @@ def compose(command: str, schema: type[T], overrides: Sequence[str] = (), file: 
     return to_typed(compose_tree(command, all_overrides(overrides, file, schema)), schema, command)
 
 
-def all_overrides(
-    overrides: Sequence[str], file: str | None, schema: Any = Any, *, sweep: bool = False
-) -> list[str]:
+def all_overrides(overrides: Sequence[str], file: str | None, schema: Any = Any, *, sweep: bool = False) -> list[str]:
     """Return the settings of `file` followed by `overrides`, all as Hydra overrides that hold what was typed.
 
     schema: the dataclass that says which settings are text. sweep: commas separate the values of several jobs.
@@ -46,12 +42,11 @@ def all_overrides(
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
     written = [*from_file, *(_written(override, schema, sweep) for override in overrides)]
-    return [_force_free_mapping(override) for override in written]
+    return [_force_free_mapping(override, schema) for override in written]
 
 
 def _written(override: str, schema: Any, sweep: bool) -> str:
-    key, _, value = override.partition("=")
-    folder = key.lstrip("+~").partition("@")[0]
+    folder = override.partition("=")[0].lstrip("+~").partition("@")[0]
     if folder in groups() or folder.startswith("hydra"):
         return _quote_option(override)
     return typed_override(override, schema, sweep=sweep)
@@ -167,12 +162,13 @@ def _quote_option(override: str) -> str:
     return override if plain or key.partition("@")[0] not in groups() else f"{key}={quote(value)}"
 
 
-def _force_free_mapping(override: str) -> str:
+def _force_free_mapping(override: str, schema: Any) -> str:
     """Let `gate.tasks.choice=0.9` and `train.mix={own: 1}` add entries: the defaults do not fix these mappings' keys."""
     key = override.split("=", 1)[0]
-    if not key.startswith(("+", "~")) and not FREE_MAPPINGS.isdisjoint(key.split(".")[-2:]):
-        return f"++{override}"
-    return override
+    parts = key.split(".")
+    above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    free = not key.startswith(("+", "~")) and any(get_origin(hint_of(schema, name)) is dict for name in above)
+    return f"++{override}" if free else override
 
 
 def _one_line(error: Exception, command: str) -> str:

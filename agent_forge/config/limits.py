@@ -15,6 +15,7 @@ from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, did_you_mean
 
 MANY = 10**9  # more steps, rows or items than any machine works through
+BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens: the smallest tokenizer
 DEVICE_KINDS = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "meta")
 
 
@@ -36,7 +37,9 @@ class Range:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+        if self.high < 1e5:
+            return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+        return f"{'above' if self.above else 'at least'} {self.low:g} and at most {self.high:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +101,39 @@ class Device:
         return "auto, cpu, cuda, cuda:1, mps or another device of PyTorch"
 
 
-Limit = Range | OneOf | Plugin | Filled | Device
+@dataclass(frozen=True, slots=True)
+class SomeWeight:
+    """A mapping of weights that are not all 0."""
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether there is no weight above 0."""
+        return not any(value.values())
+
+    def __str__(self) -> str:
+        return "a mapping with at least one weight above 0"
+
+
+Limit = Range | OneOf | Plugin | Filled | Device | SomeWeight
 
 Count = Annotated[int, Range(1, MANY)]  # of things that there must be
 CountOrNone = Annotated[int, Range(0, MANY)]  # 0 leaves them out
+Window = Annotated[int, Range(2, MANY)]  # tokens: the first has no prediction, so there must be a second
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 Weight = Annotated[float, Range(0, 1e6)]  # of one term beside others; 0 leaves it out
 LearningRate = Annotated[float, Range(0, 10)]  # above 10 nothing has ever been learned
 Temperature = Annotated[float, Range(0, 100)]
-DATA_KIND = Plugin("agent_forge.data.synthetic", "kind of data", ("text", "rows"))
-DataMix = dict[Annotated[str, DATA_KIND], Weight]  # kind of data -> share of the windows
+GeneratedTask = Annotated[str, Plugin("agent_forge.data.synthetic", "generated task")]
+TaskName = Annotated[str, Plugin("agent_forge.evaluate.tasks", "task")]
+
+
+def data_kinds(*also: str) -> Plugin:
+    """Return the limit of a kind of data: text, rows, a generated task, or one of `also` that a phase makes itself."""
+    return Plugin("agent_forge.data.synthetic", "kind of data", ("text", "rows", *also))
+
+
+DataWeights = dict[Annotated[str, data_kinds()], Weight]  # kind of data -> weight
+DataMix = Annotated[DataWeights, SomeWeight()]  # kind of data -> share of the windows
 
 
 def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from agent_forge.core.errors import ConfigError
 
@@ -68,7 +68,9 @@ def typed_override(override: str, schema: Any, *, sweep: bool) -> str:
     """
     key, equals, text = override.partition("=")
     if not KEY.fullmatch(key):
-        raise ConfigError(f"cannot read the key '{key}': keys are ASCII letters, digits, _ and dots, as in gate.items=64")
+        raise ConfigError(
+            f"cannot read the key '{key}': keys are ASCII letters, digits, _ and dots, as in gate.items=64"
+        )
     if not equals:
         return override
     name = key.lstrip("+~")
@@ -109,11 +111,13 @@ class _Text:
         if first == "{" and (get_origin(hint) is dict or hint is Any or is_dataclass(hint)):
             return "{" + ",".join(self._items("}", lambda: self._pair(hint))) + "}"
         if ends and first in ("[", "{"):
-            raise ConfigError(f"{self.key} holds no lists or mappings; quote '{first}' where it is text: ['{first}...']")
+            raise ConfigError(
+                f"{self.key} holds no lists or mappings; quote '{first}' where it is text: ['{first}...']"
+            )
         raw = self._raw(ends)
-        if raw.startswith("${") or not (get_origin(hint) in (list, dict) or is_dataclass(hint)):
-            return self._leaf(raw, hint)
-        self._fail(hint)
+        if (get_origin(hint) in (list, dict) or is_dataclass(hint)) and not raw.startswith("${"):
+            self._fail(hint)
+        return self._leaf(raw, hint)
 
     def _items(self, end: str, read: Callable[[], str]) -> Iterator[str]:
         self.at += 1
@@ -155,7 +159,7 @@ class _Text:
         whole = raw == _whole(self.text)
         return scalar(self.key, raw if whole else ESCAPED.sub(r"\1", raw), hint)
 
-    def _fail(self, hint: Any) -> Any:
+    def _fail(self, hint: Any) -> NoReturn:
         mapping = get_origin(hint) is dict or is_dataclass(hint)
         if get_origin(hint) is list:
             form = f"[{self.text}]" if "[" not in self.text else self.text
@@ -168,6 +172,8 @@ class _Text:
 def scalar(key: str, text: str, hint: Any, *, quoted: bool = False) -> str:
     """Write one value of type `hint`. Raises ConfigError where the text is no such value."""
     kind = bare(hint)
+    if "${" in text:
+        _check_reference(key, text)
     if "${" in text and kind is not str:
         return text if text.startswith("${") else quote(text)
     if kind is str:
@@ -185,6 +191,18 @@ def scalar(key: str, text: str, hint: Any, *, quoted: bool = False) -> str:
         several = "; several values need -m" if "," in text else ""
         raise ConfigError(f"{key} must be {allowed}, got '{text}'{several}")
     return text if not quoted and _is_plain(text) else quote(text)
+
+
+def _check_reference(key: str, text: str) -> None:
+    from omegaconf.errors import GrammarParseError
+    from omegaconf.grammar_parser import parse
+
+    try:
+        parse(text)
+    except GrammarParseError:
+        raise ConfigError(
+            f"{key}: '${{' begins a reference, as in ${{seed}}; type \\${{ for the two characters"
+        ) from None
 
 
 def _is_plain(text: str) -> bool:
@@ -266,7 +284,9 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: byte {error.start} is {content_byte(error)}; save it as UTF-8") from None
+        raise ConfigError(
+            f"{path} is not UTF-8: byte {error.start} is {content_byte(error)}; save it as UTF-8"
+        ) from None
     loader = yaml.SafeLoader(content)
     try:
         return loader.get_single_node(), loader
@@ -289,7 +309,9 @@ def file_overrides(node: Any, loader: Any, schema: Any, prefix: str = "") -> Ite
     names = [_node_name(key, prefix) for key, _ in node.value]
     for name, (key, value) in zip(names, node.value, strict=True):
         if names.count(name) > 1:
-            raise ConfigError(f"{prefix}{name} is set more than once (line {key.start_mark.line + 1}); keep one of them")
+            raise ConfigError(
+                f"{prefix}{name} is set more than once (line {key.start_mark.line + 1}); keep one of them"
+            )
         if isinstance(value, yaml.MappingNode) and value.value:
             yield from file_overrides(value, loader, schema, f"{prefix}{name}.")
         else:

@@ -8,9 +8,10 @@ Sources: Toolformer (Schick et al. 2023, arXiv:2302.04761), prompt baking (Bharg
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
-from agent_forge.core.errors import ConfigError
+from agent_forge.config.limits import MANY, Count, CountOrNone, DataWeights, Range, Share, Temperature, Weight
 
 KINDS = ("calculator", "memory", "code", "retrieve")
 
@@ -19,8 +20,8 @@ KINDS = ("calculator", "memory", "code", "retrieve")
 class KindConfig:
     """One kind of trace. A kind with count 0 is not made, not measured, and its tools are not enabled."""
 
-    count: int  # questions answered by the real tool
-    weight: float  # share of the learned rows, relative to the other kinds and to training.mix
+    count: CountOrNone  # questions answered by the real tool
+    weight: Weight  # share of the learned rows, relative to the other kinds and to training.mix
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,29 +32,22 @@ class TracesConfig:
     memory: KindConfig
     code: KindConfig
     retrieve: KindConfig
-    tau_nats: float  # keep a trace when the call lowers the weighted loss of its answer by at least this
-    min_kept_share: float  # where fewer pass, the best are taken up to this share, with a warning
-
-    def __post_init__(self) -> None:
-        if isinstance(self.min_kept_share, float) and not 0 <= self.min_kept_share <= 1:
-            raise ConfigError(f"traces.min_kept_share must be in [0, 1], got {self.min_kept_share}")
+    # keep a trace when the call lowers the weighted loss of its answer by at least this
+    tau_nats: Annotated[float, Range(-1e6, 1e6)]
+    min_kept_share: Share  # where fewer pass, the best are taken up to this share, with a warning
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainingConfig:
     """What one step learns: rows of traces and of replay by cross-entropy, and the parent's distribution on text."""
 
-    steps: int
-    rows: int  # rows learned by cross-entropy
-    length_tokens: int
-    mix: dict[str, float]  # replay: data source -> weight, relative to the kinds of traces
-    neutral_rows: int  # rows of text on which the parent's distribution is kept
-    neutral_weight: float  # weight of that KL
+    steps: CountOrNone
+    rows: Count  # rows learned by cross-entropy
+    length_tokens: Annotated[int, Range(16, MANY)]
+    mix: DataWeights  # replay: data source -> weight, relative to the kinds of traces
+    neutral_rows: CountOrNone  # rows of text on which the parent's distribution is kept
+    neutral_weight: Weight  # weight of that KL
     optim: OptimConfig
-
-    def __post_init__(self) -> None:
-        if isinstance(self.length_tokens, int) and self.length_tokens < 16:
-            raise ConfigError(f"training.length_tokens must be at least 16, got {self.length_tokens}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,7 +55,7 @@ class TraitConfig:
     """One trait: the system prompt that shows it, the strength to bake, and the questions where it shows."""
 
     system: str
-    strength: float  # target of s = 1 - KL(prompted || student) / KL(prompted || parent)
+    strength: Share  # target of s = 1 - KL(prompted || student) / KL(prompted || parent)
     questions: list[str]  # "{}" stands for a topic
 
 
@@ -70,15 +64,15 @@ class PersonaConfig:
     """Traits baked by KL on the answers of the prompted parent."""
 
     enabled: bool
-    prompts: int  # questions a trait to learn from
-    heldout: int  # questions a trait to measure on, of other topics
-    reply_tokens: int  # longest answer of the teacher
-    temperature: float  # at which the teacher answers
-    top_k: int  # tokens of the teacher's distribution that are kept; the rest is one tail
-    rows: int  # answers in one step
-    weight: float  # weight of the trait's KL
-    check_every_steps: int  # strengths are measured this often; a trait at its target pauses
-    min_effect_nats: float  # KL(prompted || parent) a token under which a trait is not there to be baked
+    prompts: Count  # questions a trait to learn from
+    heldout: Count  # questions a trait to measure on, of other topics
+    reply_tokens: Count  # longest answer of the teacher
+    temperature: Temperature  # at which the teacher answers
+    top_k: Count  # tokens of the teacher's distribution that are kept; the rest is one tail
+    rows: Count  # answers in one step
+    weight: Weight  # weight of the trait's KL
+    check_every_steps: Count  # strengths are measured this often; a trait at its target pauses
+    min_effect_nats: Weight  # KL(prompted || parent) a token under which a trait is not there to be baked
     traits: dict[str, TraitConfig]
 
 
@@ -86,9 +80,9 @@ class PersonaConfig:
 class MeasureConfig:
     """Held-out measurement, before and after."""
 
-    items: int  # generated questions a kind
-    text_items: int  # pieces of text for bits per byte
-    max_new_tokens: int  # in one turn of the agent
+    items: Count  # generated questions a kind
+    text_items: Count  # pieces of text for bits per byte
+    max_new_tokens: Count  # in one turn of the agent
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,8 +10,22 @@ writes out/trunk, out/reasoning, out/memory_integration, out/adaptive_computatio
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
+from agent_forge.config.limits import (
+    BYTE_VOCABULARY,
+    Count,
+    CountOrNone,
+    OneOf,
+    PositiveShare,
+    Range,
+    Share,
+    SomeWeight,
+    Weight,
+    Window,
+    data_kinds,
+)
 from agent_forge.core.errors import ConfigError
 
 KINDS = ("cognate", "imported")
@@ -21,34 +35,44 @@ KINDS = ("cognate", "imported")
 class ModelConfig:
     """Shape of the Cognate to make; with kind=imported only `kind` is read."""
 
-    kind: str  # cognate or imported
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_loops: int  # passes of the stack
-    halting_size: int  # hidden width of the halting head
-    memory_slots: int  # trainable slots
-    memory_top_k: int  # slots that a token reads in a layer
-    written_slots: int  # slots that a sequence can write
-    max_position_embeddings: int
-    initializer_range: float
+    kind: Annotated[str, OneOf(KINDS)]  # cognate or imported
+    vocab_size: Annotated[int, Range(BYTE_VOCABULARY, 10_000_000)]
+    hidden_size: Annotated[int, Range(2, 1_000_000)]
+    intermediate_size: Annotated[int, Range(1, 10_000_000)]
+    num_hidden_layers: Annotated[int, Range(1, 10_000)]
+    num_attention_heads: Annotated[int, Range(1, 10_000)]
+    max_loops: Annotated[int, Range(1, 1000)]  # passes of the stack
+    halting_size: Annotated[int, Range(1, 1_000_000)]  # hidden width of the halting head
+    memory_slots: Count  # trainable slots
+    memory_top_k: Count  # slots that a token reads in a layer
+    written_slots: Count  # slots that a sequence can write
+    max_position_embeddings: Count
+    initializer_range: Annotated[float, Range(0, 10, above=True)]
 
     def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, "???"):
-            raise ConfigError(f"model.kind must be one of {', '.join(KINDS)}, got '{self.kind}'")
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % (2 * heads):
+            near = max(1, round(width / (2 * heads))) * 2 * heads
+            raise ConfigError(
+                f"model.hidden_size must be an even multiple of model.num_attention_heads={heads}, got {width}; "
+                f"try model.hidden_size={near}"
+            )
+        if self.memory_top_k > self.memory_slots:
+            raise ConfigError(
+                f"model.memory_top_k={self.memory_top_k} exceeds model.memory_slots={self.memory_slots}; lower it"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
 class TrunkConfig:
     """Pretraining of the trunk; skipped with model=imported."""
 
-    steps: int
-    rows: int
-    length_tokens: int
-    one_pass_share: float  # first share of the steps that trains a single pass of the stack
-    mix: dict[str, float]  # text, a generated task, or recall (whole steps of it) -> share
+    steps: CountOrNone
+    rows: Count
+    length_tokens: Window
+    one_pass_share: Share  # first share of the steps that trains a single pass of the stack
+    # text, a generated task, or recall (whole steps of it) -> share
+    mix: Annotated[dict[Annotated[str, data_kinds("recall")], Weight], SomeWeight()]
     optim: OptimConfig
 
 
@@ -56,54 +80,41 @@ class TrunkConfig:
 class SpecialistConfig:
     """One specialist: its data and its settings as a Cognate (an imported model has data only)."""
 
-    mix: dict[str, float]
-    steps_scale: float  # times branch.steps
-    halting_lr_scale: float  # the halting head's learning rate, as a multiple of the others'
-    halting_threshold: float  # a token exits when its cumulated halting probability reaches this
-    surprise_weight: float  # priority of a write: surprise ...
-    novelty_weight: float  # ... and novelty
-    halting_loss_weight: float
-    entropy_cost: float  # inside the halting loss
-    ponder_cost: float  # inside the halting loss, for passes beyond the first
-    ponder_from: float  # share of the steps before passes have that price; until then all passes are learned evenly
-    read_loss_weight: float
-    write_loss_weight: float
-
-    def __post_init__(self) -> None:
-        if isinstance(self.halting_threshold, float) and not 0 < self.halting_threshold <= 1:
-            raise ConfigError(f"halting_threshold must be in (0, 1], got {self.halting_threshold}")
-        if isinstance(self.ponder_from, float) and not 0 <= self.ponder_from < 1:
-            raise ConfigError(f"ponder_from must be in [0, 1), got {self.ponder_from}; set ponder_cost=0 for no price")
+    mix: Annotated[dict[Annotated[str, data_kinds("recall")], Weight], SomeWeight()]
+    steps_scale: Annotated[float, Range(0, 1e6)]  # times branch.steps
+    halting_lr_scale: Annotated[float, Range(0, 1e6)]  # the halting head's learning rate, as a multiple of the others'
+    halting_threshold: PositiveShare  # a token exits when its cumulated halting probability reaches this
+    surprise_weight: Weight  # priority of a write: surprise ...
+    novelty_weight: Weight  # ... and novelty
+    halting_loss_weight: Weight
+    entropy_cost: Weight  # inside the halting loss
+    ponder_cost: Weight  # inside the halting loss, for passes beyond the first
+    # share of the steps before passes have that price; until then all passes are learned evenly
+    ponder_from: Annotated[float, Range(0, 1, below=True)]
+    read_loss_weight: Weight
+    write_loss_weight: Weight
 
 
 @dataclass(slots=True, kw_only=True)
 class RecallConfig:
     """Rows of recall: a segment of facts, segments of text, a segment of questions; only memory joins them."""
 
-    segment_tokens: int
-    filler_segments: int  # segments of text between facts and questions
-    filler_from: float  # share of a stage's steps before the text comes between
-    context_weight: float  # of the loss on facts and text, beside that on the answers
-
-    def __post_init__(self) -> None:
-        if isinstance(self.filler_segments, int) and self.filler_segments < 0:
-            raise ConfigError(f"recall.filler_segments must be at least 0, got {self.filler_segments}")
+    segment_tokens: Window
+    filler_segments: CountOrNone  # segments of text between facts and questions
+    filler_from: Share  # share of a stage's steps before the text comes between
+    context_weight: Weight  # of the loss on facts and text, beside that on the answers
 
 
 @dataclass(slots=True, kw_only=True)
 class BranchConfig:
     """Training that the three specialists share: all weights, or low-rank adapters."""
 
-    steps: int
-    rows: int
-    length_tokens: int
-    lora_rank: int  # of the adapters that are trained and then merged; 0 trains all weights
-    lora_alpha: float  # the adapters' products count alpha / rank times
+    steps: CountOrNone
+    rows: Count
+    length_tokens: Window
+    lora_rank: CountOrNone  # of the adapters that are trained and then merged; 0 trains all weights
+    lora_alpha: Annotated[float, Range(0, 1e6, above=True)]  # the adapters' products count alpha / rank times
     optim: OptimConfig
-
-    def __post_init__(self) -> None:
-        if isinstance(self.lora_rank, int) and self.lora_rank < 0:
-            raise ConfigError(f"branch.lora_rank must be at least 0 (0 trains all weights), got {self.lora_rank}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,9 +128,9 @@ class Config(PhaseConfig):
     reasoning: SpecialistConfig
     memory_integration: SpecialistConfig
     adaptive_computation: SpecialistConfig
-    generated_rows: int  # training rows of each generated task
-    tokenizer_rows: int  # rows of each generated task that the tokenizer is trained on, beside the text
-    probe_items: int  # validation items of each probe
+    generated_rows: Count  # training rows of each generated task
+    tokenizer_rows: CountOrNone  # rows of each generated task that the tokenizer is trained on, beside the text
+    probe_items: Count  # validation items of each probe
 
     def starts_from_nothing(self) -> bool:
         """Say whether the phase needs no source."""

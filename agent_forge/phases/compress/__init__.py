@@ -9,9 +9,19 @@ Sources: Martens and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham a
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from agent_forge.config import Flag, OptimConfig, Phase, PhaseConfig
+from agent_forge.config.limits import (
+    Count,
+    CountOrNone,
+    DataMix,
+    OneOf,
+    PositiveShare,
+    Range,
+    Share,
+    Window,
+)
 from agent_forge.core.errors import ConfigError
 
 MODES = ("allocate", "stacked")
@@ -21,41 +31,38 @@ MODES = ("allocate", "stacked")
 class CalibrationConfig:
     """Text that the sensitivities are measured on."""
 
-    windows: int  # of the train split, drawn by `mix`
-    count_windows: (
-        int  # more of them in which tokens are only counted, to weigh the embedding's rows; no model reads them
-    )
-    length_tokens: int  # of a window
-    mix: dict[str, float]  # kind of data -> share of the windows
-    sums_mb: float  # most megabytes of layers' sums of x xᵀ held at once; what does not fit takes another forward pass
+    windows: Count  # of the train split, drawn by `mix`
+    # more of them in which tokens are only counted, to weigh the embedding's rows; no model reads them
+    count_windows: CountOrNone
+    length_tokens: Window  # of a window
+    mix: DataMix  # kind of data -> share of the windows
+    # most megabytes of layers' sums of x xᵀ held at once; what does not fit takes another forward pass
+    sums_mb: Annotated[float, Range(0, 1e9, above=True)]
 
 
 @dataclass(slots=True, kw_only=True)
 class MeasureConfig:
     """Text that quality is measured on: the search split chooses, the validation split reports."""
 
-    windows: int  # for each kind of `calibration.mix`
-    length_tokens: int
+    windows: Count  # for each kind of `calibration.mix`
+    length_tokens: Window
 
 
 @dataclass(slots=True, kw_only=True)
 class BudgetConfig:
     """What the allocation must keep; exactly one of the two is above 0."""
 
-    quality_floor: float  # lowest exp(-rise of the loss a token), over the kinds of data; 0 is off
-    bytes_ratio: float  # largest share of the fp32 bytes; 0 is off
-    search_steps: int  # allocations measured while looking for the smallest one above the floor
+    # lowest exp(-rise of the loss a token), over the kinds of data; 0 is off
+    quality_floor: Annotated[float, Range(0, 1, below=True)]
+    bytes_ratio: Share  # largest share of the fp32 bytes; 0 is off
+    search_steps: Count  # allocations measured while looking for the smallest one above the floor
 
     def __post_init__(self) -> None:
-        values = (self.quality_floor, self.bytes_ratio)
-        if all(isinstance(v, float) for v in values):
-            if (self.quality_floor > 0) == (self.bytes_ratio > 0):
-                raise ConfigError(
-                    "exactly one of budget.quality_floor and budget.bytes_ratio must be above 0, got "
-                    f"{self.quality_floor} and {self.bytes_ratio}; try budget.quality_floor=0.96 budget.bytes_ratio=0"
-                )
-            if not (0 <= self.quality_floor < 1 and 0 <= self.bytes_ratio <= 1):
-                raise ConfigError(f"budget.quality_floor must be in [0, 1) and bytes_ratio in [0, 1], got {values}")
+        if (self.quality_floor > 0) == (self.bytes_ratio > 0):
+            raise ConfigError(
+                "exactly one of budget.quality_floor and budget.bytes_ratio must be above 0, got "
+                f"{self.quality_floor} and {self.bytes_ratio}; try budget.quality_floor=0.96 budget.bytes_ratio=0"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,29 +71,20 @@ class CodecConfig:
 
     candidates: list[dict[str, Any]]
     uncalibrated: dict[str, Any]  # for tensors that the calibration text never reaches
-    min_weights: int  # smaller matrices stay as they are
+    min_weights: CountOrNone  # smaller matrices stay as they are
 
 
 @dataclass(slots=True, kw_only=True)
 class RecoverConfig:
     """Recovery after coding, first block by block, then end to end: scales of rows and uncoded parameters learn."""
 
-    block_steps: int  # optimiser steps for each block, to the parent block's outputs; 0 is none
-    block_windows: int  # of the calibration's, taken in turn
-    block_lr: float  # learning rate of the first of these steps; it falls to zero
-    steps: int  # optimiser steps end to end, to the parent's logits, on the calibration's mix; 0 is none
-    rows: int  # windows a step
-    length_tokens: int  # of a window
+    block_steps: CountOrNone  # optimiser steps for each block, to the parent block's outputs; 0 is none
+    block_windows: Count  # of the calibration's, taken in turn
+    block_lr: Annotated[float, Range(0, 10, above=True)]  # learning rate of the first of these steps; it falls to zero
+    steps: CountOrNone  # optimiser steps end to end, to the parent's logits, on the calibration's mix; 0 is none
+    rows: Count  # windows a step
+    length_tokens: Window  # of a window
     optim: OptimConfig
-
-    def __post_init__(self) -> None:
-        lowest = {"block_steps": 0, "block_windows": 1, "steps": 0}
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise ConfigError(f"recover.{name} must be at least {least}, got {value}")
-        if isinstance(self.block_lr, float) and self.block_lr <= 0:
-            raise ConfigError(f"recover.block_lr must be above 0, got {self.block_lr}; try 1.0e-3")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,27 +92,22 @@ class CurveConfig:
     """Further files that are written, reloaded and measured, none kept: bytes against quality against speed."""
 
     enabled: bool  # `--curve`
-    bytes_ratios: list[float]  # shares of the fp32 bytes, a file each
-    speed_tokens: int  # generated for the tokens a second
+    bytes_ratios: list[PositiveShare]  # shares of the fp32 bytes, a file each
+    speed_tokens: Count  # generated for the tokens a second
 
     def __post_init__(self) -> None:
-        ratios = list(self.bytes_ratios) if isinstance(self.bytes_ratios, list) else []
-        if not all(0 < ratio <= 1 for ratio in ratios):
-            raise ConfigError(f"curve.bytes_ratios must be in (0, 1], got {ratios}; try curve.bytes_ratios=[0.05,0.1]")
-        if self.enabled is True and not ratios:
+        if self.enabled and not self.bytes_ratios:
             raise ConfigError("--curve needs at least one size; try curve.bytes_ratios=[0.05,0.07,0.1,0.14,0.2]")
-        if isinstance(self.speed_tokens, int) and self.speed_tokens < 1:
-            raise ConfigError(f"curve.speed_tokens must be at least 1, got {self.speed_tokens}")
 
 
 @dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of `forge compress`."""
 
-    mode: str  # allocate or stacked
-    seed_ratio: float  # largest share of the weights that may be coded by seeds
-    codebook: int  # centroids of a VPTQ codebook, at most 256
-    hyper_ratio: float  # bytes of what Hyper codes, at most this share of its bfloat16 bytes
+    mode: Annotated[str, OneOf(MODES)]  # allocate or stacked
+    seed_ratio: Share  # largest share of the weights that may be coded by seeds
+    codebook: Annotated[int, Range(2, 256)]  # centroids of a VPTQ codebook, at most 256
+    hyper_ratio: Share  # bytes of what Hyper codes, at most this share of its bfloat16 bytes
     budget: BudgetConfig
     calibration: CalibrationConfig
     measure: MeasureConfig
@@ -123,13 +116,7 @@ class Config(PhaseConfig):
     curve: CurveConfig
 
     def __post_init__(self) -> None:
-        if self.mode not in (*MODES, "???"):
-            raise ConfigError(f"mode must be one of {', '.join(MODES)}, got '{self.mode}'")
-        for name in ("seed_ratio", "hyper_ratio"):
-            value = getattr(self, name)
-            if isinstance(value, float) and not 0 <= value <= 1:
-                raise ConfigError(f"{name} must be in [0, 1], got {value}")
-        if self.mode == "stacked" and getattr(self.curve, "enabled", False) is True:
+        if self.mode == "stacked" and self.curve.enabled:
             raise ConfigError("--curve needs mode=allocate: stacked codecs give one file, whatever the budget")
 
     def work_tokens(self) -> float:

@@ -9,8 +9,10 @@ its specialists; writes the winner with its recipe, merge.yaml, and a model card
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 from agent_forge.config import Phase, PhaseConfig
+from agent_forge.config.limits import MANY, Count, CountOrNone, DataMix, Plugin, PositiveShare, Range, Share, Weight
 from agent_forge.core.errors import ConfigError
 from agent_forge.search.settings import EvolveSettings
 
@@ -19,27 +21,21 @@ from agent_forge.search.settings import EvolveSettings
 class MergeConfig:
     """The space of recipes. Ranges are [low, high]."""
 
-    techniques: list[str]  # merge methods that may take part
-    anchors: int  # points over depth at which weights are free; between them they are interpolated
-    weight: list[float]  # of a task vector
-    density: list[float]  # share of a task vector that is kept
-    strength: list[float]  # lambda: scale of all task vectors together
-    input_scale: list[float]  # of the input of a layer that a path jumps to
-    extra_layers: int  # most layers that a path may have beyond the trunk's
-    fewer_layers: int  # most layers that a path may leave out
+    # merge methods that may take part
+    techniques: list[Annotated[str, Plugin("agent_forge.merge.methods", "merge method")]]
+    anchors: Count  # points over depth at which weights are free; between them they are interpolated
+    weight: list[Annotated[float, Range(-1000, 1000)]]  # of a task vector
+    density: list[PositiveShare]  # share of a task vector that is kept
+    strength: list[Annotated[float, Range(-1000, 1000)]]  # lambda: scale of all task vectors together
+    input_scale: list[Annotated[float, Range(0, 1000, above=True)]]  # of the input of a layer that a path jumps to
+    extra_layers: CountOrNone  # most layers that a path may have beyond the trunk's
+    fewer_layers: CountOrNone  # most layers that a path may leave out
 
     def __post_init__(self) -> None:
-        for name, least in (("anchors", 1), ("extra_layers", 0), ("fewer_layers", 0)):
-            if isinstance(getattr(self, name), int) and getattr(self, name) < least:
-                raise ConfigError(f"merge.{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("weight", "density", "strength", "input_scale"):
             bounds = list(getattr(self, name))
             if len(bounds) != 2 or bounds[0] > bounds[1]:
                 raise ConfigError(f"merge.{name} must be [low, high], got {bounds}; try [0.5, 1.0]")
-        if not 0 < self.density[0] <= self.density[1] <= 1:
-            raise ConfigError(f"merge.density must lie in (0, 1], got {list(self.density)}; try [0.2, 1.0]")
-        if self.input_scale[0] <= 0:
-            raise ConfigError(f"merge.input_scale must be positive, got {list(self.input_scale)}; try [0.5, 2.0]")
         if not list(self.techniques):
             raise ConfigError("merge.techniques is empty; name at least one, for example [linear]")
 
@@ -48,29 +44,18 @@ class MergeConfig:
 class Config(PhaseConfig):
     """Settings of the evomerge phase."""
 
-    fitness: dict[str, float]  # text, or a generated task -> weight in the fitness
-    items: int  # search items a task
-    final_items: (
-        int  # further search items a task that choose the winner among the fittest and the first members; 0: none
-    )
-    test_items: int  # held-out test items a task, for the report
-    floor: float  # lowest retention of the trunk on any task that costs no penalty
-    floor_penalty: float  # price of each unit of log retention below the floor
-    batch_tokens: int  # most tokens in one forward pass
-    samples: int  # bootstrap resamples
+    fitness: DataMix  # text, or a generated task -> weight in the fitness
+    items: Annotated[int, Range(4, MANY)]  # search items a task
+    # further search items a task that choose the winner among the fittest and the first members; 0: none
+    final_items: CountOrNone
+    test_items: Annotated[int, Range(4, MANY)]  # held-out test items a task, for the report
+    floor: Share  # lowest retention of the trunk on any task that costs no penalty
+    floor_penalty: Weight  # price of each unit of log retention below the floor
+    batch_tokens: Count  # most tokens in one forward pass
+    samples: Count  # bootstrap resamples
     baseline: bool  # also run random search on as many items, and report the winner against what it finds
     merge: MergeConfig
     search: EvolveSettings
-
-    def __post_init__(self) -> None:
-        if self.items < 4 or self.test_items < 4:
-            raise ConfigError(f"items and test_items must be at least 4, got {self.items} and {self.test_items}")
-        if self.final_items < 0:
-            raise ConfigError(f"final_items must be at least 0 (0: the search's best wins), got {self.final_items}")
-        if not self.fitness or min(self.fitness.values()) < 0 or sum(self.fitness.values()) <= 0:
-            raise ConfigError(f"fitness needs weights that are not negative and not all 0, got {dict(self.fitness)}")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor must lie in [0, 1], got {self.floor}; try floor=0.98")
 
     def work_tokens(self) -> float:
         """Return the forward passes over search items, at about 100 tokens an item, as trained tokens."""

@@ -10,9 +10,23 @@ Reads sources[0], any Hugging Face causal LM with full attention. Writes the thi
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
-from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.config.limits import (
+    MANY,
+    Count,
+    CountOrNone,
+    DataMix,
+    LearningRate,
+    OneOf,
+    PositiveShare,
+    Range,
+    Temperature,
+    Weight,
+    Window,
+)
+from agent_forge.core.errors import ConfigError
 
 OBJECTIVES = ("quiet_star",)
 
@@ -21,60 +35,44 @@ OBJECTIVES = ("quiet_star",)
 class MeasureConfig:
     """How much held-out data thinking is measured on, for each kind of data in `mix`."""
 
-    windows: int  # windows a kind
-    positions: int  # thinking positions a window
-    samples: int  # bootstrap resamples of windows
-    shown: int  # thoughts printed in the report
+    windows: Count  # windows a kind
+    positions: Count  # thinking positions a window
+    samples: Count  # bootstrap resamples of windows
+    shown: CountOrNone  # thoughts printed in the report
 
 
 @dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of the quietstar phase."""
 
-    objective: str  # quiet_star
-    thought_length: int  # sampled tokens a thought
-    thoughts: int  # parallel thoughts a position; at least 2, for the baseline
-    lookahead: int  # true tokens predicted after a thought, in training
-    temperature: float  # of thought tokens
-    generate_thoughts: int  # thoughts a generated token at run time
+    objective: Annotated[str, OneOf(OBJECTIVES)]  # quiet_star
+    thought_length: Count  # sampled tokens a thought
+    thoughts: Annotated[int, Range(2, MANY)]  # parallel thoughts a position; at least 2, for the baseline
+    lookahead: Count  # true tokens predicted after a thought, in training
+    temperature: Temperature  # of thought tokens
+    generate_thoughts: Count  # thoughts a generated token at run time
     start_text: str  # text whose mean embedding the start-of-thought vector begins as
     end_text: str  # the same for the end-of-thought vector
-    steps: int
-    batch_rows: int  # windows a step
-    length_tokens: int  # tokens a window
-    positions: int  # thinking positions a window, drawn anew each step
-    mix: dict[str, float]  # kind of data -> share of the windows
-    base_weight: float  # of the base's own loss
-    mixed_weight: float  # of the cross-entropy after thinking
-    policy_weight: float  # of the policy gradient
+    steps: CountOrNone
+    batch_rows: Count  # windows a step
+    length_tokens: Window  # tokens a window
+    positions: Count  # thinking positions a window, drawn anew each step
+    mix: DataMix  # kind of data -> share of the windows
+    base_weight: Weight  # of the base's own loss
+    mixed_weight: Weight  # of the cross-entropy after thinking
+    policy_weight: Weight  # of the policy gradient
     normalise_advantage: bool  # divide advantages by their root mean square over the batch
-    base_lr: float  # peak learning rate of the base; 0 freezes it. optim.lr is that of head and meta vectors
-    group_clip_norm: float  # gradient norm limit of each group (head, meta vectors, base) on its own; 0 is off
-    gate_shares: list[float]  # shares of most uncertain tokens that the gate may open for
+    base_lr: LearningRate  # peak learning rate of the base; 0 freezes it. optim.lr is that of head and meta vectors
+    group_clip_norm: Weight  # gradient norm limit of each group (head, meta vectors, base) on its own; 0 is off
+    gate_shares: list[PositiveShare]  # shares of most uncertain tokens that the gate may open for
     optim: OptimConfig
     measure: MeasureConfig
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            hint = did_you_mean(self.objective, OBJECTIVES)
-            raise ConfigError(f"objective must be one of {', '.join(OBJECTIVES)}, got '{self.objective}'{hint}")
-        for name, least in (
-            ("thoughts", 2),
-            ("thought_length", 1),
-            ("lookahead", 1),
-            ("positions", 1),
-            ("generate_thoughts", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}; try {name}={least}")
         if self.positions + self.lookahead >= self.length_tokens:
             raise ConfigError(
                 f"positions ({self.positions}) and lookahead ({self.lookahead}) must fit into a window of "
                 f"length_tokens={self.length_tokens}; try length_tokens={2 * (self.positions + self.lookahead)}"
-            )
-        if any(not 0 < share <= 1 for share in self.gate_shares):
-            raise ConfigError(
-                f"gate_shares must lie in (0, 1], got {list(self.gate_shares)}; try gate_shares=[1.0,0.5,0.25]"
             )
 
     def work_tokens(self) -> float:

@@ -10,9 +10,24 @@ Reads sources[0], any Hugging Face causal LM (thinking or ternary ones too). Wri
 """
 
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
-from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.config.limits import (
+    Count,
+    CountOrNone,
+    DataMix,
+    GeneratedTask,
+    OneOf,
+    PositiveShare,
+    Range,
+    Share,
+    TaskName,
+    Temperature,
+    Weight,
+    Window,
+)
+from agent_forge.core.errors import ConfigError
 
 AVERAGES = ("none", "uniform", "exponential")
 
@@ -21,16 +36,16 @@ AVERAGES = ("none", "uniform", "exponential")
 class StageSteps:
     """Optimiser steps of each stage; 0 leaves the stage out."""
 
-    adapt_1: int
-    adapt_2: int
-    adapt_3: int
-    chaos_1: int
-    chaos_2: int
-    chaos_3: int
-    dream_1: int
-    dream_2: int
-    self_model: int
-    settle: int
+    adapt_1: CountOrNone
+    adapt_2: CountOrNone
+    adapt_3: CountOrNone
+    chaos_1: CountOrNone
+    chaos_2: CountOrNone
+    chaos_3: CountOrNone
+    dream_1: CountOrNone
+    dream_2: CountOrNone
+    self_model: CountOrNone
+    settle: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,14 +53,15 @@ class CurriculumConfig:
     """AdaRFT-style: T <- T + rate * tanh(sharpness * (success - target)), in shares of the range of difficulty."""
 
     enabled: bool
-    kinds: list[str]  # generated tasks whose difficulty is steered; each is a kind of `mix` with a task of its name
-    target_success: float  # the success rate that is aimed at
-    rate: float  # largest change of T (0..1) at a measurement
-    sharpness: float
-    start: float  # T at the beginning: 0 is the easiest level, 1 the hardest
-    uniform_share: float  # share of windows drawn from all levels alike, against forgetting
-    every_steps: int  # steps between measurements
-    items: int  # rows a measurement and kind, from the search split
+    # generated tasks whose difficulty is steered; each is a kind of `mix` with a task of its name
+    kinds: list[GeneratedTask]
+    target_success: Share  # the success rate that is aimed at
+    rate: Weight  # largest change of T (0..1) at a measurement
+    sharpness: Weight
+    start: Share  # T at the beginning: 0 is the easiest level, 1 the hardest
+    uniform_share: Share  # share of windows drawn from all levels alike, against forgetting
+    every_steps: Count  # steps between measurements
+    items: Count  # rows a measurement and kind, from the search split
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,13 +69,13 @@ class ChaosConfig:
     """A PI controller with deadband on gradient noise and learning rate, fed by the measured depth exponent."""
 
     enabled: bool
-    target_exponent: float  # nats a block
-    deadband: float  # errors below this are ignored, in nats a block
-    proportional: float  # control per nat of error
-    integral: float  # control per nat of error and measurement
-    lr_range: float  # the learning rate stays within 1 ± this of its schedule
-    max_noise: float  # gradient noise at full control, relative to the gradient's RMS
-    every_steps: int  # steps between measurements
+    target_exponent: Annotated[float, Range(-1e3, 1e3)]  # nats a block
+    deadband: Weight  # errors below this are ignored, in nats a block
+    proportional: Weight  # control per nat of error
+    integral: Weight  # control per nat of error and measurement
+    lr_range: Annotated[float, Range(0, 1, below=True)]  # the learning rate stays within 1 ± this of its schedule
+    max_noise: Weight  # gradient noise at full control, relative to the gradient's RMS
+    every_steps: Count  # steps between measurements
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,10 +83,10 @@ class RollbackConfig:
     """Go back to kept weights when the loss diverges, with a smaller learning rate."""
 
     enabled: bool
-    every_steps: int  # steps between keeps
-    limit_nats: float  # loss above its running mean by this much is divergence
-    lr_factor: float  # learning rate after a rollback, relative to before
-    most: int  # rollbacks a stage; one more ends the phase
+    every_steps: Count  # steps between keeps
+    limit_nats: Weight  # loss above its running mean by this much is divergence
+    lr_factor: PositiveShare  # learning rate after a rollback, relative to before
+    most: CountOrNone  # rollbacks a stage; one more ends the phase
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,35 +94,35 @@ class DreamConfig:
     """The model's own generations as replay, guarded by diversity and by the loss on real text."""
 
     enabled: bool
-    share: float  # of the text windows that dreams replace
-    windows: int  # dreams a cycle
-    prompt_tokens: int  # real tokens that a dream begins with
-    temperature: float
-    top_p: float
-    distinct_share: float  # distinct bigrams of the dreams relative to real text, below which they are not used
-    limit_nats: float  # rise of the loss on real held-out text that ends the replay
-    every_steps: int  # steps between looks at that loss
+    share: Share  # of the text windows that dreams replace
+    windows: Count  # dreams a cycle
+    prompt_tokens: Count  # real tokens that a dream begins with
+    temperature: Temperature
+    top_p: PositiveShare
+    distinct_share: Share  # distinct bigrams of the dreams relative to real text, below which they are not used
+    limit_nats: Weight  # rise of the loss on real held-out text that ends the replay
+    every_steps: Count  # steps between looks at that loss
 
 
 @dataclass(slots=True, kw_only=True)
 class SelfModelConfig:
     """A linear head predicts RMS-normalised, detached activations of earlier blocks from the last one."""
 
-    weight: float  # of its squared error; 0 switches it off
-    targets: int  # blocks whose activations are predicted
+    weight: Weight  # of its squared error; 0 switches it off
+    targets: Count  # blocks whose activations are predicted
 
 
 @dataclass(slots=True, kw_only=True)
 class MeasureConfig:
     """What is measured after every stage; nothing here changes a weight."""
 
-    text_items: int  # pieces of validation text for bits per byte
-    tasks: list[str]  # evaluation tasks for success rates
-    task_items: int  # validation items a task
-    probe_rows: int  # windows for exponents
-    probe_tokens: int  # tokens of such a window
-    relative_step: float  # size of a perturbation relative to what it perturbs
-    twin_steps: int  # steps that weight twins train for; 0 leaves this exponent out
+    text_items: Count  # pieces of validation text for bits per byte
+    tasks: list[TaskName]  # evaluation tasks for success rates
+    task_items: Count  # validation items a task
+    probe_rows: Count  # windows for exponents
+    probe_tokens: Window  # tokens of such a window
+    relative_step: Annotated[float, Range(0, 1, above=True)]  # size of a perturbation relative to what it perturbs
+    twin_steps: CountOrNone  # steps that weight twins train for; 0 leaves this exponent out
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,41 +130,27 @@ class Config(PhaseConfig):
     """Settings of the train phase."""
 
     steps: StageSteps
-    mix: dict[str, float]  # kind of data -> share of the windows
-    mix_rows: int  # generated rows a kind
-    batch_rows: int  # windows a step
-    length_tokens: int  # tokens a window
+    mix: DataMix  # kind of data -> share of the windows
+    mix_rows: Count  # generated rows a kind
+    batch_rows: Count  # windows a step
+    length_tokens: Window  # tokens a window
     optim: OptimConfig  # warm-up belongs to the first stage, cool-down and averaging to the last
     curriculum: CurriculumConfig
     chaos: ChaosConfig
     rollback: RollbackConfig
     dream: DreamConfig
     self_model: SelfModelConfig
-    average: str  # none, uniform or exponential, over the last optim.average_share of the last stage
-    average_decay: float  # of the exponential average
+    # none, uniform or exponential, over the last optim.average_share of the last stage
+    average: Annotated[str, OneOf(AVERAGES)]
+    average_decay: Share  # of the exponential average
     measure: MeasureConfig
 
     def __post_init__(self) -> None:
-        if self.average not in AVERAGES:
-            hint = did_you_mean(self.average, AVERAGES)
-            raise ConfigError(f"average must be one of {', '.join(AVERAGES)}, got '{self.average}'{hint}")
-        for name, value in (
-            ("optim.average_share", self.optim.average_share), ("dream.share", self.dream.share),
-            ("curriculum.start", self.curriculum.start), ("curriculum.uniform_share", self.curriculum.uniform_share),
-            ("curriculum.target_success", self.curriculum.target_success), ("average_decay", self.average_decay),
-        ):  # fmt: skip
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} must lie in [0, 1], got {value}; try {name}=0.5")
-        if not 0 <= self.chaos.lr_range < 1:
-            raise ConfigError(f"chaos.lr_range must lie in [0, 1), got {self.chaos.lr_range}; try chaos.lr_range=0.5")
         if not 0 < self.dream.prompt_tokens < self.length_tokens:
             raise ConfigError(
                 f"dream.prompt_tokens must lie between 1 and length_tokens - 1 = {self.length_tokens - 1}, "
                 f"got {self.dream.prompt_tokens}; try dream.prompt_tokens={max(1, self.length_tokens // 8)}"
             )
-        for name in ("curriculum", "chaos", "rollback", "dream"):
-            if getattr(self, name).every_steps < 1:
-                raise ConfigError(f"{name}.every_steps must be at least 1; switch it off with {name}.enabled=false")
         missing = [kind for kind in self.curriculum.kinds if kind not in self.mix]
         if self.curriculum.enabled and missing:
             raise ConfigError(f"curriculum.kinds names {missing}, but mix has {sorted(self.mix)}; add them to mix")
