@@ -2,7 +2,8 @@
 
 One file a codec, found by its name: `Settings` (a dataclass), `encode(weight, settings, hessian) -> (parts, meta)`,
 `unpack(parts, meta, shape) -> compact tensors`, `dense(tensors, meta, shape, rows) -> Tensor`. The compact tensors are
-what a compressed layer keeps in memory; `decode` is `dense` of `unpack`. Numbers in and out are float32 on the CPU.
+what a compressed layer keeps in memory; `decode` is `dense` of `unpack`. Numbers in and out are float32. Matrices are coded
+on the device where they lie; entropy coding, and what `unpack` reads from bytes, is work of the CPU.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, PhaseError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from agent_forge.codecs.payload import Payload
@@ -54,6 +56,7 @@ def encode(
 ) -> "Payload":
     """Code `weight` (rows, columns); the payload's relative error is measured on its own bytes, read back.
 
+    The work is done on the weight's device, to which the other tensors are moved.
     hessian: E[x xᵀ] of the layer's inputs, (columns, columns), for codecs that compensate errors.
     importance: (rows,) with mean 1, for codecs that spend bits where a row matters (`weighs_rows` in their module).
     Raises PhaseError when the weight is no matrix or not finite.
@@ -65,12 +68,14 @@ def encode(
     if not bool(weight.isfinite().all()):
         raise PhaseError(f"codec {name}: the weight holds NaN or infinity; compress a checkpoint that passed its gate")
     module = load(name)
-    weight = weight.detach().float().cpu()
+    weight = weight.detach().float()
+    hessian = None if hessian is None else hessian.to(weight.device)
+    importance = None if importance is None else importance.to(weight.device)
     weights = {"importance": importance} if getattr(module, "weighs_rows", False) else {}
     parts, meta = module.encode(weight, settings(name, given), hessian, **weights)
     shape = (weight.shape[0], weight.shape[1])
     coded = payload.read(payload.write(name, shape, meta, parts), "a fresh encoding")
-    error = float((decode(coded) - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+    error = float((decode(coded, weight.device) - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
     return payload.Payload(name, shape, coded.meta, coded.parts, coded.data, error)
 
 
@@ -79,9 +84,10 @@ def unpack(coded: "Payload") -> "dict[str, Tensor]":
     return dict(load(coded.codec).unpack(coded.parts, coded.meta, coded.shape))
 
 
-def decode(coded: "Payload") -> "Tensor":
-    """Return the matrix: (rows, columns) float32."""
-    result: Tensor = load(coded.codec).dense(unpack(coded), coded.meta, coded.shape, None)
+def decode(coded: "Payload", device: "torch.device | str" = "cpu") -> "Tensor":
+    """Return the matrix: (rows, columns) float32 on `device`."""
+    compact = {name: tensor.to(device) for name, tensor in unpack(coded).items()}
+    result: Tensor = load(coded.codec).dense(compact, coded.meta, coded.shape, None)
     return result
 
 

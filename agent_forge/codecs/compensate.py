@@ -34,7 +34,7 @@ def compensate(weight: Tensor, hessian: Tensor, quantise: Quantise, *, step: int
     columns = work.shape[1]
     for start in range(0, columns, lazy):
         end = min(start + lazy, columns)
-        scaled_errors = torch.empty(work.shape[0], end - start)
+        scaled_errors = work.new_empty(work.shape[0], end - start)
         for first in range(start, end, step):
             last = min(first + step, end)
             target = work[:, first:last].clone()

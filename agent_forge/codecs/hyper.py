@@ -60,7 +60,7 @@ def covering_radius(bits: int, grid: int = 512) -> float:
 
 def nearest(pairs: Tensor, bits: int) -> Tensor:
     """Return θ of the point nearest to each pair (n, 2) in the square: (n,) int64."""
-    points = winding(bits)
+    points = winding(bits).to(pairs.device)
     norms = points.square().sum(1)
     return torch.cat([(norms - 2 * part @ points.T).argmin(1) for part in pairs.split(CHUNK_PAIRS)])
 
@@ -71,7 +71,7 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     rows, columns = padded.shape
     blocks = torch.nn.functional.pad(padded, (0, -columns % settings.group)).reshape(rows, -1, settings.group)
     scales = _half_up(blocks.abs().amax(-1))
-    theta = torch.empty(rows, columns // 2, dtype=torch.long)
+    theta = padded.new_empty(rows, columns // 2, dtype=torch.long)
     classes = torch.empty_like(theta)
 
     def quantise(block: Tensor, first: int) -> Tensor:
@@ -81,7 +81,7 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
         shrunk = settings.shrink ** level[:, None]
         code = nearest((unit / shrunk).clamp(-1, 1), settings.bits)
         theta[:, first // 2], classes[:, first // 2] = code, level.long()
-        return winding(settings.bits)[code] * shrunk * scales[:, first // settings.group, None]
+        return winding(settings.bits).to(code.device)[code] * shrunk * scales[:, first // settings.group, None]
 
     if wide is None:
         for first in range(0, columns, 2):
@@ -89,9 +89,9 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     else:
         compensate(padded, wide, quantise, step=2)
     parts: Parts = {
-        "o": theta.to(torch.uint8).numpy(),
-        "m": classes.to(torch.uint8).numpy(),
-        "s": scales.half().numpy(),
+        "o": theta.to(torch.uint8).cpu().numpy(),
+        "m": classes.to(torch.uint8).cpu().numpy(),
+        "s": scales.half().cpu().numpy(),
     }
     return parts, {"b": settings.bits, "h": settings.shrink, "g": settings.group}
 

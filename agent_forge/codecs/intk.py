@@ -41,8 +41,8 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     group = settings.group if settings.group and not settings.step else columns
     grid = _row_step(settings) if settings.step else _range(settings)
     groups = -(-columns // group)
-    scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups)
-    codes = torch.empty(rows, columns, dtype=torch.uint8)
+    scales, zeros = weight.new_empty(rows, groups), weight.new_empty(rows, groups)
+    codes = torch.empty_like(weight, dtype=torch.uint8)
     top = 2**settings.bits - 1
 
     def fit(index: int, block: Tensor) -> None:
@@ -61,9 +61,9 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
             quantise(weight[:, first : first + group].float(), first)
     if hessian is not None and settings.compensate:
         compensate(weight, hessian, quantise)
-    parts: Parts = {"q": codes.numpy(), "s": scales.half().numpy()}
+    parts: Parts = {"q": codes.cpu().numpy(), "s": scales.half().cpu().numpy()}
     if settings.asymmetric and not settings.step:
-        parts["z"] = zeros.to(torch.uint8).numpy()
+        parts["z"] = zeros.to(torch.uint8).cpu().numpy()
     return parts, {"g": group, "k": settings.bits}
 
 
@@ -77,7 +77,7 @@ def _range(settings: Settings) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
             scale = _half((high - low) / top)
             return scale, (-low / scale).round().clamp(0, top)
         half_range = 2 ** (settings.bits - 1) - 1
-        return _half(block.abs().amax(1) / half_range), torch.full((len(block),), float(half_range + 1))
+        return _half(block.abs().amax(1) / half_range), block.new_full((len(block),), float(half_range + 1))
 
     return grid
 
@@ -88,7 +88,7 @@ def _row_step(settings: Settings) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         half_range = 2 ** (settings.bits - 1) - 1
         rms = block.square().mean(1).sqrt()
         scale = torch.maximum(settings.step * rms, block.abs().amax(1) / half_range)
-        return _half(scale), torch.full((len(block),), float(half_range + 1))
+        return _half(scale), block.new_full((len(block),), float(half_range + 1))
 
     return grid
 

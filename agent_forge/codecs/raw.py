@@ -30,7 +30,7 @@ class Settings:
 def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
     """Return the values' bit patterns; the Hessian plays no part."""
     del hessian
-    values = weight.to(DTYPES[settings.dtype]).contiguous()
+    values = weight.to(DTYPES[settings.dtype]).cpu().contiguous()
     pattern = values.view(torch.int32 if values.element_size() == 4 else torch.int16).numpy()
     return {"w": pattern.view(np.uint32 if values.element_size() == 4 else np.uint16)}, {"t": settings.dtype}
 

@@ -70,10 +70,13 @@ def projection(positions: Tensor, block: int, coefficients: int) -> Tensor:
 
 
 def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
-    """Return seed positions uint16, exponents and coefficients uint8, a row of blocks each row of the matrix."""
+    """Return seed positions uint16, exponents and coefficients uint8, a row of blocks each row of the matrix.
+
+    The search runs on the CPU's threads wherever the weight lies: least squares of rank-deficient bases are only there.
+    """
     del hessian
     rows = weight.shape[0]
-    padded = torch.nn.functional.pad(weight.float(), (0, -weight.shape[1] % settings.block))
+    padded = torch.nn.functional.pad(weight.float().cpu(), (0, -weight.shape[1] % settings.block))
     blocks = padded.reshape(-1, settings.block)
     step = _unit(blocks)
     seeds, exponents, coefficients = search(blocks / step, settings)

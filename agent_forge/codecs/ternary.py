@@ -37,17 +37,17 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     """Return trits (rows, columns) in 0..2 and scales (rows, groups)."""
     found = on_grid(weight, settings.group)
     trits, scales = found if found is not None else _round(weight, settings, hessian)
-    stored = {"q": (trits + 1).to(torch.uint8).numpy(), **_stored_scales(scales, settings.scales)}
+    stored = {"q": (trits + 1).to(torch.uint8).cpu().numpy(), **_stored_scales(scales, settings.scales)}
     return stored, {"g": settings.group}
 
 
 def _stored_scales(scales: Tensor, wanted: str) -> Parts:
     """Return {"b": bfloat16 bit patterns} or {"s": float16 or float32}."""
     if wanted == "bfloat16" or (wanted == "exact" and torch.equal(scales.bfloat16().float(), scales)):
-        return {"b": scales.bfloat16().view(torch.int16).numpy().view(np.uint16)}
+        return {"b": scales.bfloat16().view(torch.int16).cpu().numpy().view(np.uint16)}
     if wanted == "float16" or (wanted == "exact" and torch.equal(scales.half().float(), scales)):
-        return {"s": scales.half().numpy()}
-    return {"s": scales.numpy()}
+        return {"s": scales.half().cpu().numpy()}
+    return {"s": scales.cpu().numpy()}
 
 
 def on_grid(weight: Tensor, group: int) -> tuple[Tensor, Tensor] | None:
@@ -67,7 +67,7 @@ def _round(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     scales = _fit(blocks)
     if hessian is None:
         return _trits(blocks, scales[..., None]).flatten(1)[:, :columns].to(torch.int8), scales
-    trits = torch.zeros(weight.shape[0], columns, dtype=torch.int8)
+    trits = torch.zeros_like(weight, dtype=torch.int8)
 
     def quantise(block: Tensor, first: int) -> Tensor:
         scale = scales[:, first // settings.group, None]

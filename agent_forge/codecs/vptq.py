@@ -88,12 +88,12 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     sizes = [settings.codebook, settings.residual] if settings.residual else [settings.codebook]
     indices, books = _coded(unit, wide, settings.vector, sizes, settings.iterations)
     parts |= {
-        "i": indices[..., 0].to(torch.uint8).numpy(),
-        "c": books[0].half().numpy(),
-        "s": scales.half().numpy(),
+        "i": indices[..., 0].to(torch.uint8).cpu().numpy(),
+        "c": books[0].half().cpu().numpy(),
+        "s": scales.half().cpu().numpy(),
     }
     if settings.residual:
-        parts |= {"r": indices[..., 1].to(torch.uint8).numpy(), "d": books[1].half().numpy()}
+        parts |= {"r": indices[..., 1].to(torch.uint8).cpu().numpy(), "d": books[1].half().cpu().numpy()}
     return parts, {}
 
 
@@ -118,12 +118,12 @@ def _code_outliers(
     moved = unit[:, order]
     turned = None if hessian is None else hessian[order][:, order].contiguous()
     first = turned if turned is None else turned[: len(apart), : len(apart)].contiguous()
-    weights = _importance(first, len(apart))
+    weights = _importance(first, unit[:, : len(apart)])
     pairs = weights.view(-1, OUTLIER_VECTOR).expand(len(unit), -1, -1).reshape(-1, OUTLIER_VECTOR)
     book = Stages.fit(
         moved[:, : len(apart)].reshape(-1, OUTLIER_VECTOR), pairs, [OUTLIER_CENTROIDS], iterations
     )  # fmt: skip
-    indices = torch.empty(len(unit), len(apart) // OUTLIER_VECTOR, dtype=torch.uint8)
+    indices = unit.new_empty(len(unit), len(apart) // OUTLIER_VECTOR, dtype=torch.uint8)
 
     def quantise(block: Tensor, start: int) -> Tensor:
         if start >= len(apart):
@@ -139,7 +139,11 @@ def _code_outliers(
         moved, wide = pad_columns(moved, turned, OUTLIER_VECTOR)
         assert wide is not None
         moved = compensate(moved, wide, quantise, step=OUTLIER_VECTOR, lazy=LAZY_COLUMNS)
-    parts |= {"o": apart.numpy().astype(np.uint16), "x": indices.numpy(), "p": book.books[0].half().numpy()}
+    parts |= {
+        "o": apart.cpu().numpy().astype(np.uint16),
+        "x": indices.cpu().numpy(),
+        "p": book.books[0].half().cpu().numpy(),
+    }
     others = slice(len(apart), len(order))
     return moved[:, others], None if turned is None else turned[others, others].contiguous()
 
@@ -151,10 +155,10 @@ def _others(columns: int, apart: Tensor) -> Tensor:
     return kept.nonzero().flatten()
 
 
-def _importance(hessian: Tensor | None, columns: int) -> Tensor:
-    """Return the weight of each column in the k-means, with mean 1: (columns,)."""
+def _importance(hessian: Tensor | None, unit: Tensor) -> Tensor:
+    """Return the weight of each column of `unit` (rows, columns) in the k-means, with mean 1: (columns,)."""
     if hessian is None:
-        return torch.ones(columns)
+        return torch.ones_like(unit[0])
     weights = hessian.diagonal().clamp_min(1e-9 * float(hessian.trace()) + 1e-30)
     return weights / weights.mean()
 
@@ -164,13 +168,13 @@ def _coded(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return indices (rows, vectors, stages) of unit (rows, columns), a multiple of v, and the codebooks."""
     rows = len(unit)
-    importance = _importance(hessian, unit.shape[1])
+    importance = _importance(hessian, unit)
     vectors = unit.reshape(-1, v)
     weights = importance.view(-1, v).expand(rows, -1, -1).reshape(-1, v)
     stages = Stages.fit(vectors, weights, sizes, iterations)
     if hessian is None:
         return stages.code(vectors, weights)[0].view(rows, -1, len(sizes)), stages.books
-    indices = torch.empty(rows, unit.shape[1] // v, len(sizes), dtype=torch.long)
+    indices = unit.new_empty(rows, unit.shape[1] // v, len(sizes), dtype=torch.long)
 
     def quantise(block: Tensor, first: int) -> Tensor:
         indices[:, first // v], coded = stages.code(block, importance[first : first + v].expand(rows, -1))

@@ -52,14 +52,14 @@ def encode(
     importance: r, (rows,), with mean 1; all ones when it is not given.
     """
     weight = weight.float()
-    upper = torch.eye(weight.shape[1]) if hessian is None else inverse_factor(hessian)
+    upper = torch.eye(weight.shape[1], device=weight.device) if hessian is None else inverse_factor(hessian)
     diagonal = upper.diagonal()
     typical = float(diagonal.log().mean().exp())
     levels = (COLUMN_LEVELS_PER_OCTAVE * (diagonal / typical).log2()).round().clamp(-128, 127) + 128
     # A rounding error is uniform: its square is step²/12 on average, and the loss takes half of that.
     by_loss = settings.loss > 0 and hessian is not None
     base = (24 * settings.loss) ** 0.5 * typical if by_loss else settings.step * float(weight.square().mean().sqrt())
-    rows = torch.full((len(weight),), max(base, 1e-30))
+    rows = weight.new_full((len(weight),), max(base, 1e-30))
     if importance is not None:
         rows = rows / importance.clamp_min(1e-12).sqrt()
     levels = _widened(weight, rows, levels)
@@ -70,13 +70,14 @@ def encode(
     codes = _coded(weight, upper, rows, columns)
     if hessian is not None and float(codes.float().square().mean()) < RESCALED_BELOW**2:
         rows = _stored(_rescaled(weight, codes, rows, columns, hessian), unit)
-    by_row, by_column = entropy.size_classes(codes.numpy())
+    stored = codes.cpu().numpy()
+    by_row, by_column = entropy.size_classes(stored)
     parts: Parts = {
-        "s": (rows / 2.0**unit).half().numpy(),
-        "c": levels.to(torch.uint8).numpy(),
+        "s": (rows / 2.0**unit).half().cpu().numpy(),
+        "c": levels.to(torch.uint8).cpu().numpy(),
         "a": by_row,
         "b": by_column,
-        "q": np.frombuffer(entropy.compress_blocks(codes.numpy(), by_row, by_column), np.uint8),
+        "q": np.frombuffer(entropy.compress_blocks(stored, by_row, by_column), np.uint8),
     }
     return parts, {"u": unit}
 
@@ -90,8 +91,8 @@ def _widened(weight: Tensor, rows: Tensor, levels: Tensor) -> Tensor:
     over = weight.abs() / (rows[:, None] * column_steps(levels) * LARGEST_CODE)
     worth = 12 * (over * LARGEST_CODE).square().mean(1, keepdim=True)
     found = (over.amax(0) > 1).nonzero().flatten()
-    over, best = over[:, found], torch.full((len(found),), float("inf"))
-    raised = torch.zeros(len(found))
+    over, best = over[:, found], over.new_full((len(found),), float("inf"))
+    raised = torch.zeros_like(best)
     widest = COLUMN_LEVELS_PER_OCTAVE * float(over.max().log2()) if len(found) else 0.0
     for level in range(0, int(widest) + WIDENING_LEVELS + 1, WIDENING_LEVELS):
         wider = 2.0 ** (level / COLUMN_LEVELS_PER_OCTAVE)
@@ -116,7 +117,7 @@ def _stored(rows: Tensor, unit: int) -> Tensor:
 def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Round column by column, each error fed back into the columns to come; return codes (rows, columns) int8."""
     work = weight.T.contiguous()  # a column is contiguous here: all steps below go along it
-    codes = torch.empty(work.shape, dtype=torch.int8)
+    codes = torch.empty_like(work, dtype=torch.int8)
     size = weight.square().mean().clamp_min(1e-30)
     # Variance of a weight in steps, as row times column: (σ/step)² = by_row · by_column.
     by_row = weight.square().mean(1) / rows.square() / size
@@ -126,7 +127,7 @@ def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tens
     steps, scales = columns.tolist(), upper.diagonal().tolist()
     for start in range(0, len(work), LAZY_COLUMNS):
         end = min(start + LAZY_COLUMNS, len(work))
-        errors = torch.empty(end - start, work.shape[1])
+        errors = work.new_empty(end - start, work.shape[1])
         for j in range(start, end):
             unit = work[j] * inverse / steps[j]
             threshold = 0.5 - (dead_rows * dead[j]).clamp_(max=WIDEST_DEAD_ZONE)

@@ -39,11 +39,12 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
         parts: list[Tensor] = []
         rows = max(1, MAX_LOGITS // (ids.shape[1] * int(model.config.get_text_config().vocab_size)))
         for index, (batch, target) in enumerate(zip(ids.split(rows), labels.split(rows), strict=True)):
-            logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float().cpu()
-            scored = target[:, 1:] != -100
-            nll = functional.cross_entropy(logits[scored], target[:, 1:][scored], reduction="none")
+            logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float()
+            target = target[:, 1:].to(logits.device)
+            scored = target != -100
+            nll = functional.cross_entropy(logits[scored], target[scored], reduction="none")
             window = (scored.nonzero()[:, 0] + index * rows).float()
-            parts.append(torch.stack([nll, logits[scored].argmax(-1).float(), window], 1))
+            parts.append(torch.stack([nll, logits[scored].argmax(-1).float(), window], 1).cpu())
         found[kind] = torch.cat(parts)
     return found
 

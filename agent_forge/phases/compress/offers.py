@@ -93,8 +93,8 @@ def all_offers(
     offers: dict[str, list[Offer]] = {}
     for index, (name, tensor) in enumerate(tensors.items()):
         group = int(getattr(modules.get(name), "group_size", 128))
-        matrix = as_matrix(tensor).float().cpu()
-        sensitivity = sensitivities(name)
+        matrix = as_matrix(tensor).float()
+        sensitivity = sensitivities(name).to(matrix.device)
         candidates = _candidates(matrix, group, sensitivity.known, config)
         file = f"coded-{index:04}"
         stored = out.remember_tensors(
@@ -140,7 +140,7 @@ def _encode(
         settings = _settings(candidate, config, weights)
         coded = codecs.encode(candidate["codec"], matrix, settings, hessian, importance)
         assert coded.relative_error is not None
-        figures[i, 0] = sensitivity.distortion(codecs.decode(coded) - matrix)
+        figures[i, 0] = sensitivity.distortion(codecs.decode(coded, matrix.device) - matrix)
         figures[i, 1] = coded.relative_error
         tensors[f"data-{i}"] = torch.frombuffer(bytearray(coded.data), dtype=torch.uint8)
     return {**tensors, "figures": figures}
@@ -177,7 +177,8 @@ def stacked(
     stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]
     offers: dict[str, list[Offer]] = {}
     for index, (name, tensor) in enumerate(tensors.items()):
-        matrix, sensitivity = as_matrix(tensor).float().cpu(), sensitivities(name)
+        matrix = as_matrix(tensor).float()
+        sensitivity = sensitivities(name).to(matrix.device)
         stored = out.remember_tensors(
             f"stacked-{index:04}",
             lambda m=matrix, s=sensitivity: _encode_stacked(m, s, stages, config),  # type: ignore[misc]
@@ -196,7 +197,7 @@ def _encode_stacked(
     importance, hessian = sensitivity.curvature() or (None, None)
     for stage in stages:
         coded = codecs.encode(stage["codec"], current, _settings(stage, config, 1), hessian, importance)
-        current, data = codecs.decode(coded), coded.data
+        current, data = codecs.decode(coded, matrix.device), coded.data
     relative = float((current - matrix).square().sum() / matrix.square().sum().clamp_min(1e-30))
     figures = torch.tensor([[sensitivity.distortion(current - matrix), relative]], dtype=torch.float64)
     return {"data-0": torch.frombuffer(bytearray(data), dtype=torch.uint8), "figures": figures}

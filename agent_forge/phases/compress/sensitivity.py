@@ -64,6 +64,11 @@ class Sensitivity:
         count = sum(name.startswith("rows-") for name in tensors)
         return cls([Use(tensors[f"rows-{i}"], tensors[f"columns-{i}"]) for i in range(count)], tensors.get("fisher"))
 
+    def to(self, device: torch.device) -> "Sensitivity":
+        """Return the same on `device`."""
+        uses = [Use(use.rows.to(device), use.columns.to(device)) for use in self.uses]
+        return Sensitivity(uses, None if self.fisher is None else self.fisher.to(device))
+
     def distortion(self, error: Tensor) -> float:
         """Return the estimated rise of the loss in nats a token for an error (rows, columns) of the weights."""
         total = sum(float(use.rows @ ((error @ use.columns) * error).sum(1)) for use in self.uses)
