@@ -102,7 +102,7 @@ def outcomes(run_dir: Path) -> dict[str, Any]:
     rows = {}
     for file in sorted((run_dir / ".forge").glob("*/outcome.json")):
         found = json.loads(file.read_text())
-        rows[found["phase"]] = {key: found[key] for key in ("status", "seconds", "peak_memory_bytes")}
+        rows[found["phase"]] = {key: found[key] for key in ("status", "seconds", "peak_memory_bytes", "message")}
     return {"phases": rows, "seconds": sum(row["seconds"] for row in rows.values())}
 
 

@@ -20,14 +20,14 @@ FEW_STEPS = [
 ]  # fmt: skip
 # Where a few steps of that size would still take a processor an hour.
 SMALL = [
-    "cognate.branch.rows=2", "cognate.branch.length_tokens=48", "evomerge.batch_tokens=512",
-    "quietstar.batch_rows=2", "quietstar.length_tokens=48", "quietstar.positions=2",
+    "cognate.branch.rows=2", "cognate.branch.length_tokens=128", "evomerge.batch_tokens=512",
+    "quietstar.batch_rows=2", "quietstar.length_tokens=128", "quietstar.positions=2",
     "quietstar.thought_length=2", "quietstar.thoughts=2", "bitnet.train.rows=2",
-    "bitnet.train.length_tokens=48", "bitnet.linear.group_size=32", "train.batch_rows=2",
-    "train.length_tokens=48", "bake.training.rows=2", "bake.training.length_tokens=48",
+    "bitnet.train.length_tokens=128", "bitnet.linear.group_size=32", "train.batch_rows=2",
+    "train.length_tokens=128", "bake.training.rows=2", "bake.training.length_tokens=128",
     "bake.training.neutral_rows=1", "bake.persona.reply_tokens=4", "bake.persona.rows=2",
-    "bake.measure.max_new_tokens=8", "adas.experts.batch_rows=2", "adas.experts.length_tokens=48",
-    "compress.calibration.length_tokens=48", "compress.measure.length_tokens=48",
+    "bake.measure.max_new_tokens=8", "adas.experts.batch_rows=2", "adas.experts.length_tokens=128",
+    "compress.calibration.length_tokens=128", "compress.measure.length_tokens=128",
     "compress.calibration.count_windows=8",
 ]  # fmt: skip
 PHASES = ("cognate", "evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress")

@@ -68,6 +68,17 @@ def set_threads(threads: int) -> int:
     return count
 
 
+def free_bytes(device: "torch.device") -> int:
+    """Return the bytes that this process can still take on an accelerator; 0 where that cannot be asked."""
+    import torch
+
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch has taken from the driver and does not use is free too.
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 def keep_freed_memory() -> bool:
     """Make glibc keep what this process frees for its next tensors; return whether that could be asked for.
 

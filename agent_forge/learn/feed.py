@@ -19,6 +19,17 @@ from agent_forge.learn.records import Batches
 IGNORE = -100
 
 
+class Batch(dict[str, Tensor]):
+    """The tensors of a step, and how many tokens of each row are trained, counted before they left the host.
+
+    row_counts: (rows,) int64 on the CPU.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], row_counts: Tensor) -> None:
+        super().__init__(tensors)
+        self.row_counts = row_counts
+
+
 class Feed:
     """Give the batches of steps in order, each on `device`."""
 
@@ -51,9 +62,25 @@ class Feed:
         self._loader = None
 
     def _moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self.device.type != "cuda":
+        if self.device.type == "cpu":
             return {key: value.to(self.device) for key, value in batch.items()}
-        return {key: value.pin_memory().to(self.device, non_blocking=True) for key, value in batch.items()}
+        counts = _row_counts(batch)
+        pinned = self.device.type == "cuda"
+        moved = {
+            key: (value.pin_memory() if pinned and value.device.type == "cpu" else value).to(
+                self.device, non_blocking=pinned
+            )
+            for key, value in batch.items()
+        }
+        return moved if counts is None else Batch(moved, counts)
+
+
+def _row_counts(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the trained tokens of each row (rows,), or None for a batch without labels on the CPU."""
+    labels = batch.get("labels")
+    if labels is None or labels.ndim != 2 or labels.device.type != "cpu":
+        return None
+    return (labels[:, 1:] != IGNORE).sum(1)
 
 
 def usable_workers(batches: Batches, workers: int, stage: str, events: EventLog) -> int:
@@ -67,16 +94,21 @@ def usable_workers(batches: Batches, workers: int, stage: str, events: EventLog)
 def parts_of(batch: Mapping[str, Tensor], parts: int, name: str) -> list[dict[str, Tensor]]:
     """Return the batch cut along its rows into `parts`. Raises ConfigError where a tensor has too few rows."""
     if parts == 1:
-        return [dict(batch)]
+        return [dict(batch) if not isinstance(batch, Batch) else batch]
     for key, value in batch.items():
         if value.shape[0] < parts:
             raise ConfigError(f"{name}={parts} cuts a batch along its rows, but '{key}' has only {value.shape[0]}")
     cut = {key: value.tensor_split(parts) for key, value in batch.items()}
-    return [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
+    pieces_of = [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
+    if not isinstance(batch, Batch):
+        return pieces_of
+    return [Batch(piece, rows) for piece, rows in zip(pieces_of, batch.row_counts.tensor_split(parts), strict=True)]
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:
     """Return how many tokens the loss is a mean over: labels that a position before them predicts; else rows."""
+    if isinstance(batch, Batch):
+        return int(batch.row_counts.sum())
     if "labels" not in batch:
         return int(batch["input_ids"].shape[0])
     return int((batch["labels"][:, 1:] != IGNORE).sum())

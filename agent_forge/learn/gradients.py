@@ -33,7 +33,7 @@ class Gradients:
         parts = feed.parts_of(mine, self.parts, "runtime.accumulate")
         counts = [feed.trained_tokens(part) for part in parts]
         total = self.world.sums([float(sum(counts))])[0]
-        sums: dict[str, float] = {}
+        sums: dict[str, Any] = {}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             if not count:
                 # Every process must take part in every exchange: an empty part trains on its ids with weight 0.
@@ -45,10 +45,12 @@ class Gradients:
                 # DDP and FSDP average over processes; the shares already add up to 1.
                 (loss * (share * self.world.size)).backward()
             for key, value in {**metrics, "": loss.detach()}.items():
-                sums[key] = sums.get(key, 0.0) + share * float(value) if count else sums.get(key, 0.0)
-        names = sorted(sums)
-        found = dict(zip(names, self.world.sums([sums[name] for name in names]), strict=True))
-        return found.pop(""), found
+                sums[key] = sums.get(key, 0.0) + share * exact(value) if count else sums.get(key, 0.0)
+        if self.world.size > 1:
+            names = sorted(sums)
+            read = numbers(sums)
+            sums = dict(zip(names, self.world.sums([read[name] for name in names]), strict=True))
+        return sums.pop(""), sums
 
     def _forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
@@ -56,8 +58,25 @@ class Gradients:
         return found
 
 
-def clip(parameters: Sequence[nn.Parameter], most: float) -> float | None:
-    """Scale all gradients so that their norm is at most `most` (0: leave them); return the norm before.
+def exact(value: Any) -> Any:
+    """Return a number or tensor () in double precision, where it lies (MPS has none)."""
+    if not isinstance(value, Tensor) or value.device.type == "mps":
+        return value
+    return value.detach().double()
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return numbers and tensors () as floats; tensors on an accelerator are read all at once, which is one wait."""
+    remote = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    read: dict[str, float] = {}
+    if remote:
+        together = torch.stack([exact(whole(value)).reshape(()) for value in remote.values()])
+        read = dict(zip(remote, together.tolist(), strict=True))
+    return {key: read[key] if key in read else float(value) for key, value in values.items()}
+
+
+def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor | None:
+    """Scale all gradients so that their norm is at most `most` (0: leave them); return the norm before, ().
 
     None when no parameter has a gradient.
     """
@@ -65,11 +84,11 @@ def clip(parameters: Sequence[nn.Parameter], most: float) -> float | None:
     if not gradients:
         return None
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    found = float(norm)
-    # Below the limit the factor is exactly 1, and multiplying by it would only cost time.
-    if most > 0 and not found + 1e-6 <= most:
+    # Below the limit the factor is exactly 1, and multiplying by it would only cost time. An accelerator multiplies all the
+    # same: it would have to finish its work to tell.
+    if most > 0 and (norm.device.type != "cpu" or not float(norm) + 1e-6 <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return found
+    return norm
 
 
 def add_noise(parameters: Sequence[nn.Parameter], relative: float) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from agent_forge.learn.distribution import World
 from agent_forge.learn.optimisers import Parameters, outside
 from agent_forge.learn.plan import Plan
 from agent_forge.learn.records import Batches, LossFn, OnStep, StepRecord
-from agent_forge.learn.speed import Compiler, no_memory_fill, recomputing
+from agent_forge.learn.speed import Compiler, garbage_at_intervals, no_memory_fill, recomputing
 from agent_forge.learn.trained import Trained, under
 
 # Where a caller's workspace carries no runtime settings.
@@ -39,6 +39,7 @@ PLAIN = RuntimeConfig(
     device="cpu", dtype="float32", threads=0, save_every_seconds=60.0, compile="off", workers=0, processes=1, accumulate=1,
     checkpoint_activations=False, shard=False, rollbacks=0, budget_tokens=0, budget_minutes=0.0, resume_anyway=False,
 )  # fmt: skip
+LOSS, NORM = "", " "  # names that no metric has
 CONTROLS = {"lr_scale", "noise", "keep", "rollback"}
 
 
@@ -187,7 +188,11 @@ class _Stage:
         """Take the steps that are left, save on time and on a stop signal, and leave the final state."""
         asked = self.asked
         self._settle_dtype()
-        compiler = Compiler(self.at.compile_choice, self.model, self.stage, self.events, self.world.same)
+        compiler = self.compiler = Compiler(
+            self.at.compile_choice, self.model, self.stage, self.events, self.world.same,
+            teachers=getattr(asked.loss_fn, "teachers", ()),
+            whole=not (self.runtime.shard and self.world.size > 1),
+        )  # fmt: skip
         workers = feed.usable_workers(asked.batches, self.runtime.workers, self.stage, self.events)
         self.feed = feed.Feed(asked.batches, self.at.next_step, self.plan.steps, workers, asked.device)
         if self.runtime.rollbacks and not self.at.next_step:
@@ -195,10 +200,10 @@ class _Stage:
         try:
             with (
                 no_memory_fill(), recomputing(self.model, self.runtime.checkpoint_activations),
-                fast_bfloat16_attention(self.gradients.dtype == torch.bfloat16),
+                fast_bfloat16_attention(self.gradients.dtype == torch.bfloat16), garbage_at_intervals() as collect,
             ):  # fmt: skip
                 compiler.start(asked.device)
-                self._take_steps(compiler)
+                self._take_steps(compiler, collect)
         finally:
             compiler.stop()
             self.feed.close()
@@ -218,7 +223,7 @@ class _Stage:
             self.at.dtype_choice = str(found).removeprefix("torch.")
         self.gradients.dtype = getattr(torch, self.at.dtype_choice)
 
-    def _take_steps(self, compiler: Compiler) -> None:
+    def _take_steps(self, compiler: Compiler, collect: Callable[[int], None]) -> None:
         saved_at = time.monotonic()
         while not self.plan.over(self.at.next_step):
             due = time.monotonic() - saved_at >= self.out.save_every_seconds
@@ -240,16 +245,15 @@ class _Stage:
             self.plan.seconds += seconds
             compiler.note(seconds, self.plan.steps - self.at.next_step)
             self.at.compile_choice = compiler.choice
+            collect(self.at.next_step)
             shown = {"loss": record.loss, "tokens_per_second": record.tokens / seconds}
             self.events.progress(self.stage, self.at.next_step, self.plan.steps, shown)
 
     def _take_step(self, step: int) -> StepRecord:
         """Do one update and let the controller speak."""
-        self._reseed(step)
         lr = self.optimisers.set_scale(self.plan.lr_share(step) * self.at.controls["lr_scale"])
         batch = self.feed.batch(step)
-        self.optimisers.zero_grad()
-        loss, metrics = self.gradients.leave(batch, step)
+        loss, metrics = self._gradient(batch, step)
         if step + 1 < self.plan.steps:
             self.feed.prepare(step + 1)
         if self.at.controls["noise"]:
@@ -259,9 +263,10 @@ class _Stage:
         norm = gradients.clip(self.optimisers.parameters, self.asked.optim.clip_norm)
         if norm is None:
             raise PhaseError(f"{self.stage}: no trained parameter has a gradient; the loss does not depend on them")
+        read = gradients.numbers({**metrics, LOSS: loss, NORM: norm})
         record = StepRecord(
-            step=step, loss=float(loss), lr=lr, grad_norm=norm, tokens=batch["input_ids"].numel(),
-            metrics={key: float(value) for key, value in metrics.items()},
+            step=step, loss=read.pop(LOSS), lr=lr, grad_norm=read.pop(NORM), tokens=batch["input_ids"].numel(),
+            metrics=read,
         )  # fmt: skip
         if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)):
             self._diverged(record, batch)
@@ -272,6 +277,17 @@ class _Stage:
         if self.asked.on_step is not None:
             self._obey(self.asked.on_step(record, self.model) or {})
         return record
+
+    def _gradient(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
+        """Leave the gradient of a batch in the parameters; return loss and metrics, which may still be on their way."""
+        while True:
+            self._reseed(step)
+            self.optimisers.zero_grad()
+            try:
+                return self.gradients.leave(batch, step)
+            except RuntimeError as error:
+                if not self.compiler.retreats(error):
+                    raise
 
     def _reseed(self, step: int) -> None:
         others = (self.world.rank,) if self.world.rank else ()

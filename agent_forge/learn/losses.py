@@ -14,12 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from agent_forge.core.errors import DataError
 from agent_forge.models.cross_entropy import weighted_cross_entropy
+from agent_forge.models.plain import is_plain
 
 IGNORE = -100
-# From this share of trained tokens on it is cheaper to give the others no weight than to pick the trained ones out.
+# From this share of trained tokens on it is cheaper to give the others no weight than to pick the trained ones out. An
+# accelerator always does: it would have to wait until the picked ones are counted.
 DENSE_SHARE = 0.75
-# Models of transformers whose logits are lm_head(base(x)) and nothing else (no scale, no soft cap).
-PLAIN_HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 
 
 def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -28,9 +28,9 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
     A model's own `training_loss` is used when it has one. Raises DataError when no token of the batch is trained.
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
-    wanted = labels[:, 1:] != IGNORE
-    # Before the forward pass: an accelerator would have to finish it first to answer.
-    count = int(wanted.sum())
+    # Counted where the batch was made: an accelerator would have to finish all its work first to answer.
+    counts = getattr(batch, "row_counts", None)
+    count = int((labels[:, 1:] != IGNORE).sum() if counts is None else counts.sum())
     if not count:
         raise DataError(f"step {step}: no token of this batch is trained (all labels are {IGNORE}); use longer windows")
     if hasattr(model, "training_loss"):
@@ -39,6 +39,7 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
     without_logits = _loss_without_logits(model, batch, count)
     if without_logits is not None:
         return without_logits, {}
+    wanted = labels[:, 1:] != IGNORE
     logits_BTV = model(input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=False).logits
     loss = functional.cross_entropy(logits_BTV[:, :-1][wanted].float(), labels[:, 1:][wanted])
     return loss, {}
@@ -88,7 +89,7 @@ def _mean_cross_entropy(
     hidden: Tensor, head: Tensor, labels: Tensor, wanted: Tensor, count: int, chunk_rows: int
 ) -> Tensor:
     """Return the mean cross-entropy over the `count` positions where `wanted`; chunk_rows 0 chooses."""
-    if count < DENSE_SHARE * labels.numel():
+    if hidden.device.type == "cpu" and count < DENSE_SHARE * labels.numel():
         even = torch.full((count,), 1.0 / count, device=hidden.device)
         return weighted_cross_entropy(hidden[wanted], head, labels[wanted], even, chunk_rows=chunk_rows)[0]
     targets, weights = labels.flatten().clamp(min=0), wanted.flatten() / count
@@ -114,7 +115,7 @@ def _loss_without_logits(model: Any, batch: Mapping[str, Tensor], count: int) ->
 
 def _plain_head(model: Any) -> nn.Linear | None:
     """Return the output layer of a model known to apply it alone, or None."""
-    if type(model).__name__ not in PLAIN_HEADS or not type(model).__module__.startswith("transformers."):
+    if not is_plain(model):
         return None
     head = model.get_output_embeddings()
     # A subclass (ternary, adapted) computes something else than weight @ x.

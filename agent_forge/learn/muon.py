@@ -44,8 +44,9 @@ class Muon(torch.optim.Optimizer):
         rows, columns = parameters[0].shape
         torch._foreach_mul_(list(parameters), 1 - lr * group["weight_decay"])
         scaled = -lr * math.sqrt(max(1.0, rows / columns))
-        for parameter, update in zip(parameters, turned, strict=True):
-            parameter.add_(_like(update, parameter), alpha=scaled)
+        # One cast for all: then the sum over all matrices is one launch where the device has it.
+        updates = [_like(update, like) for update, like in zip(turned.to(parameters[0].dtype), parameters, strict=True)]
+        torch._foreach_add_(list(parameters), updates, alpha=scaled)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -54,23 +55,22 @@ class Muon(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def orthogonalised(updates: Sequence[Tensor]) -> list[Tensor]:
-    """Return the matrices of one shape with their singular values brought near 1, bfloat16.
+def orthogonalised(updates: Sequence[Tensor]) -> Tensor:
+    """Return the matrices of one shape with their singular values brought near 1: (matrices, rows, columns) bfloat16.
 
     Source: the quintic Newton-Schulz iteration of Jordan 2024.
     """
     first, second, third = COEFFICIENTS
     tall = updates[0].shape[0] > updates[0].shape[1]
-    rounded = [update.bfloat16() for update in updates]
-    norms = torch._foreach_norm(rounded)
-    x_NRC = torch.stack(
-        [(update.T if tall else update) / norm.clamp(min=EPS) for update, norm in zip(rounded, norms, strict=True)]
-    )
+    rounded_NRC = torch.stack(list(updates)).bfloat16()
+    norms_N = torch.stack(torch._foreach_norm(list(rounded_NRC.unbind())))
+    x_NRC = rounded_NRC.mT.contiguous() if tall else rounded_NRC
+    x_NRC = x_NRC / norms_N.clamp(min=EPS)[:, None, None]
     for _ in range(ITERATIONS):
         gram_NRR = x_NRC @ x_NRC.mT
         poly_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=second, alpha=third)
         x_NRC = torch.baddbmm(x_NRC, poly_NRR, x_NRC, beta=first)
-    return [x.T if tall else x for x in x_NRC.unbind()]
+    return x_NRC.mT.contiguous() if tall else x_NRC
 
 
 def _by_shape(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+# (model, batch, step) -> (loss, metrics). With `teachers`, a list of models that it runs without gradients, these are run
+# as the trained one is: compiled, and told that attention is causal.
 LossFn = Callable[[Any, dict[str, Tensor], int], tuple[Tensor, Mapping[str, Any]]]
 
 

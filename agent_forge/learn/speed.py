@@ -1,16 +1,21 @@
-"""Run a model's blocks compiled, where that pays, and with less memory. Everything is undone when training ends.
+"""Run a model compiled, where that pays, and with less memory. Everything is undone when training ends.
 
-Blocks (transformer layers) are compiled one by one, in place: equal blocks share one graph, so compiling takes the time
-of one, and any loss function that calls the layers gets the compiled ones. `auto` takes the first steps of the stage
-itself as the measurement: some eager, then some compiled, and the faster way for the rest.
+On an accelerator the whole stack of a plain model is one graph (`models/plain.py`): norms, sums and casts between its
+layers become one kernel, and a step is launched at once. Elsewhere, and where the whole does not compile, blocks
+(transformer layers) are compiled one by one: equal blocks share one graph, so compiling takes the time of one. A parent
+that a loss function runs beside the model is compiled the same way. `auto` takes the first steps of the stage itself as
+the measurement: some eager, then some compiled, and the faster way for the rest.
 """
 
 import functools
+import gc
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +24,22 @@ from torch.utils.checkpoint import checkpoint
 
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
+from agent_forge.models.plain import PlainCall, stack_of
 
 MEASURED = 4  # steps of each kind; the first is warm-up
 LEAST_GAIN = 1.03  # below this ratio the compiled steps are not worth a second way of computing
-CAN_SAVE = 0.3  # share of a step that compiling saves at the very best ...
-COSTS_SECONDS = 20.0  # ... and what it costs at least
+COLLECT_STEPS = 16  # steps between two collections of garbage
+
+
+@dataclass(frozen=True, slots=True)
+class Bet:
+    """What compiling may bring: the share of a step that it saves at best, and the seconds that it costs at least."""
+
+    saves: float
+    costs_seconds: float
+
+
+OF_BLOCKS, OF_STACKS = Bet(0.3, 20.0), Bet(0.5, 60.0)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -35,25 +51,40 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 class Compiler:
-    """Decide between eager and compiled blocks. `choice` is auto (undecided), on or off.
+    """Decide between eager and compiled, and put what is called in its place. `choice` is auto (undecided), on or off.
 
-    seconds(step) are given by `note`; decide: makes several processes agree on a choice.
+    seconds(step) are given by `note`; decide: makes several processes agree on a choice. teachers: models that the loss
+    runs without gradients. whole: stacks may be compiled as one graph (not where layers are sharded one by one).
     """
 
     def __init__(
-        self, mode: str, model: nn.Module, stage: str, events: EventLog, decide: Callable[[float], float]
+        self,
+        mode: str,
+        model: nn.Module,
+        stage: str,
+        events: EventLog,
+        decide: Callable[[float], float],
+        *,
+        teachers: Sequence[nn.Module] = (),
+        whole: bool = True,
     ) -> None:
         self.choice, self.stage, self.events, self.decide = mode, stage, events, decide
-        self.blocks = blocks(model)
+        self.model, self.teachers, self.whole = model, teachers, whole
+        self.blocks = [block for one in (model, *teachers) for block in blocks(one)]
+        self.stacks: list[tuple[nn.Module, bool]] = []  # with whether it is the one that trains
         self._eager: list[float] = []
         self._compiled: list[float] = []
 
     def start(self, device: torch.device) -> None:
-        """Compile at once for `on`; explain where compiling is not possible."""
+        """Find what is compiled, compile at once for `on`; explain where compiling is not possible."""
+        if self.whole and runs_whole(device):
+            found = [(stack_of(one), one is self.model) for one in (self.model, *self.teachers)]
+            self.stacks = [(stack, trains) for stack, trains in found if stack is not None]
+            self._switch(False)
         if self.choice == "off":
             return
         reason = ""
-        if not self.blocks:
+        if not self.blocks and not self.stacks:
             reason = "this model names no blocks to compile"
         elif device.type == "cpu" and not _has_compiler():
             reason = "no C++ compiler here (set CXX, or install g++)"
@@ -77,13 +108,33 @@ class Compiler:
         if len(self._compiled) == MEASURED:
             self._choose(steps_left)
 
+    def retreats(self, error: Exception) -> bool:
+        """Return whether another way is left after this error of a step: from whole stacks to blocks, then to eager."""
+        # What is not imported has not been raised.
+        raised = sys.modules.get("torch._dynamo.exc")
+        if raised is None or not isinstance(error, raised.TorchDynamoException) or self.choice == "off":
+            return False
+        if not (self.stacks or self.blocks):
+            return False
+        reason = str(error).strip().split("\n")[0]
+        to_blocks = bool(self.stacks and self.blocks)
+        self.stop()
+        self.stacks, self.blocks = [], self.blocks if to_blocks else []
+        self._say(f"{'blocks alone' if to_blocks else 'off'}: the {'whole' if to_blocks else 'block'} fails ({reason})")
+        if to_blocks:
+            self._switch(True)
+        else:
+            self.choice = "off"
+        return True
+
     def stop(self) -> None:
-        """Leave the blocks as they were."""
-        self._switch(False)
+        """Leave the modules as they were."""
+        for module in [*self.blocks, *(stack for stack, _ in self.stacks)]:
+            module._compiled_call_impl = None
 
     def _try(self, steps_left: int) -> None:
-        eager = statistics.median(self._eager[1:])
-        if not self.decide(float(CAN_SAVE * eager * steps_left > COSTS_SECONDS)):
+        eager, bet = statistics.median(self._eager[1:]), OF_STACKS if self.stacks else OF_BLOCKS
+        if not self.decide(float(bet.saves * eager * steps_left > bet.costs_seconds)):
             self.choice = "off"
             self._say(f"off: {steps_left} steps of {eager:.3f} s are too few to pay for compiling")
             return
@@ -104,11 +155,44 @@ class Compiler:
         self.events.message(f"{self.stage}: torch.compile {text}", stage=self.stage)
 
     def _switch(self, compiled: bool) -> None:
-        for block in self.blocks:
+        for stack, trains in self.stacks:
+            # Shapes that vary are traced once more, with sizes left open, and then never again.
+            call = torch.compile(stack._call_impl) if compiled else stack._call_impl
+            standing_in: Any = PlainCall(stack, call, gradients=trains, narrow=True)
+            stack._compiled_call_impl = standing_in
+        for block in () if self.stacks else self.blocks:
             if compiled:
                 block.compile(dynamic=False)
             else:
                 block._compiled_call_impl = None
+
+
+def runs_whole(device: torch.device) -> bool:
+    """Return whether plain stacks are run as one on this device: the CPU gains nothing, and compiling takes it minutes."""
+    return device.type != "cpu"
+
+
+@contextmanager
+def garbage_at_intervals() -> Iterator[Callable[[int], None]]:
+    """Keep Python from looking for garbage within a step; yields what is told each step and collects now and then.
+
+    A collection stops the launches of an accelerator for milliseconds, at a moment that differs between processes.
+    """
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+    def after(step: int) -> None:
+        if was_on and step % COLLECT_STEPS == 0:
+            gc.collect(1)
+
+    try:
+        yield after
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

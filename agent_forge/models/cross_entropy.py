@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ENTRIES = 1 << 23  # logits held at once: 32 MiB in float32
+from agent_forge.models import chunks
+
 CHUNK_ROWS = 1024  # of a small vocabulary: what a chunk holds then stays in the cache
 
 
@@ -26,7 +27,9 @@ def weighted_cross_entropy(
     hidden: (N, d); head: (V, d); targets: (N,) int64; weights: (N,), which get their gradient too; chunk_rows: 0
     chooses. Logits are computed in the autocast dtype where autocast is on, and summed up in float32.
     """
-    rows = chunk_rows or max(min(CHUNK_ENTRIES // head.shape[0], CHUNK_ROWS), 1)
+    if not chunk_rows and hidden.device.type != "cpu":
+        chunk_rows = chunks.rows_at_once(max(len(targets), 1), head.shape[0], hidden.device)
+    rows = chunk_rows or max(min(chunks.CPU_ENTRIES // head.shape[0], CHUNK_ROWS), 1)
     total, losses = _WeightedCrossEntropy.apply(hidden, head, targets, weights, rows)  # type: ignore[no-untyped-call]
     return total, losses
 
@@ -43,17 +46,22 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
         to_head: Tensor | None = None
+        fused = slopes.suits(hidden.device, len(targets) * len(head))
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(targets), rows):
                 part = slice(start, start + rows)
                 inputs, goal = hidden[part].to(dtype), targets[part, None]
-                logits = F.linear(inputs, wide).float()
-                chances, losses[part] = _chances(logits, goal)
+                logits = F.linear(inputs, wide)
+                if fused:
+                    slope, losses[part] = slopes(logits, goal, wanted[part, None])
+                else:
+                    slope, losses[part] = _chances(logits.float(), goal)
                 if not wants_hidden and not wants_head:
                     continue
-                # The gradient of the weighted sum with respect to the logits.
-                chances.scatter_add_(1, goal, chances.new_full(goal.shape, -1.0))
-                slope = chances.mul_(wanted[part, None]).to(dtype)
+                if not fused:
+                    # The gradient of the weighted sum with respect to the logits.
+                    slope.scatter_add_(1, goal, slope.new_full(goal.shape, -1.0))
+                    slope = slope.mul_(wanted[part, None]).to(dtype)
                 if to_hidden is not None:
                     to_hidden[part] = (slope @ wide).to(hidden.dtype)
                 if wants_head:
@@ -84,6 +92,22 @@ def _chances(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
     chances = logits.softmax(-1)
     norm = logits.amax(-1, keepdim=True) - chances.amax(-1, keepdim=True).log()
     return chances, (norm - logits.gather(1, goal))[:, 0]
+
+
+def _slopes(logits: Tensor, goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slopes (n, V) of sum weights x losses in the dtype of logits (n, V), and the losses (n,) float32.
+
+    goal, weights: (n, 1). The same as `_chances` and what follows it, written for a compiler.
+    """
+    wide = logits.float()
+    top = wide.amax(-1, keepdim=True)
+    norm = top + (wide - top).exp().sum(-1, keepdim=True).log()
+    losses = (norm - wide.gather(1, goal))[:, 0]
+    slope = ((wide - norm).exp() - chunks.hits(goal, wide.shape[1])) * weights
+    return slope.to(logits.dtype), losses
+
+
+slopes = chunks.Fused(_slopes)
 
 
 def _plus_product(total: Tensor | None, slope: Tensor, inputs: Tensor) -> Tensor:

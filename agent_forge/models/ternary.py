@@ -31,7 +31,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models.ternary_embedding import Grid, RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary_packing import multiply_out, packed_length, packing_named
-from agent_forge.models.ternary_straight import StraightThrough
+from agent_forge.models.ternary_straight import straight_through
 
 METHOD = "forge_ternary"
 ROW, TENSOR = 0, -1  # group sizes that stand for one scale a row and one a tensor
@@ -241,9 +241,9 @@ class TernaryLinear(nn.Linear):
             return functional.linear(self._rounded_input(input), self._kept_weight(), self.bias)
         with torch.no_grad():
             rounded, weight = self._rounded_input(input), self.quantised_weight(self._compute_dtype())
-        rounded = StraightThrough.apply(input, rounded) if self.activation_bits else input
+        rounded = straight_through(input, rounded) if self.activation_bits else input
         if self.weight_scale is None:
-            trained = StraightThrough.apply(self.weight, weight)
+            trained = straight_through(self.weight, weight)
         else:
             trained = _FreeScale.apply(self.weight, self.weight_scale, weight, self.grouping, self.blend)
         return functional.linear(rounded, trained, self.bias)

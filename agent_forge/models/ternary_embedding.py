@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models import ternary_vectors
-from agent_forge.models.ternary_straight import StraightThrough
+from agent_forge.models.ternary_straight import straight_through
 
 BITS = (0, 4, 8)
 # Buffers of a layer whose grid has codewords.
@@ -200,7 +200,7 @@ class RoundedEmbedding(_Rounded, nn.Embedding):
         rows = super().forward(input)
         with torch.no_grad():
             exact = self._rounded(rows, input)
-        result: Tensor = StraightThrough.apply(rows, exact) if rows.requires_grad else exact  # type: ignore[no-untyped-call]
+        result: Tensor = straight_through(rows, exact) if rows.requires_grad else exact  # type: ignore[no-untyped-call]
         return result
 
 
@@ -218,5 +218,5 @@ class RoundedHead(_Rounded, nn.Linear):
         # Made anew: a fused optimiser changes weights without a word.
         with torch.no_grad():
             weight = self._rounded(self.weight)
-        through: Tensor = StraightThrough.apply(self.weight, weight)  # type: ignore[no-untyped-call]
+        through: Tensor = straight_through(self.weight, weight)  # type: ignore[no-untyped-call]
         return through

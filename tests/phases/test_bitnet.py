@@ -21,6 +21,7 @@ from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data import TextSource
 from agent_forge.learn import distill_loss
+from agent_forge.models import chunks
 from agent_forge.models.ternary import (
     TernarySettings,
     latents_for,
@@ -358,7 +359,7 @@ def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(monkeypatch: p
     targets = torch.tensor([1, -100, 3, 4, 5, -100, 7, 8, 9, 10, 11])
     found = []
     for entries in (1 << 20, 20, 60):
-        monkeypatch.setattr(head_loss, "CHUNK_ENTRIES", entries)
+        monkeypatch.setattr(chunks, "CPU_ENTRIES", entries)
         inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
         weights = head_loss.Weights(kl=0.5, ce=0.25, temperature=1.5)
         total, kl, ce = head_loss.head_loss(inputs[0], inputs[1], taught, taught_head, targets, weights)

@@ -126,7 +126,7 @@ def joint_loss(
     def loss_fn(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
         trait = batches.trait(step)
         weight = weights(model, step).get(trait, 0.0) if trait else 0.0
-        loss, _ = learn.lm_loss(model, {key: batch[key] for key in ("input_ids", "labels")}, step)
+        loss, _ = learn.lm_loss(model, batch, step)
         metrics: dict[str, Any] = {"cross_entropy": loss.detach()}
         if "neutral_ids" in batch:
             ids = batch["neutral_ids"]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from agent_forge import learn
 from agent_forge.core.errors import ConfigError
-from agent_forge.learn.losses import PLAIN_HEADS
+from agent_forge.models.plain import is_plain
 from agent_forge.models.ternary import set_blend
 from agent_forge.models.ternary_embedding import RoundedHead
 from agent_forge.phases.bitnet import DistillConfig
@@ -41,10 +41,12 @@ class Distillation:
     ) -> None:
         self.parent, self.config, self.pad = parent, config, pad
         self.steps, self.blend_share = steps, blend_share
+        self.teachers = [parent]  # what learn.train runs beside the model it trains
+        self._blend: tuple[int, float] | None = None
 
     def __call__(self, model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
         """Return the loss of a batch of {"input_ids", "labels"}, each (B, T) int64, and its parts."""
-        set_blend(model, blend_at(step, self.steps, self.blend_share))
+        self._set_blend(model, blend_at(step, self.steps, self.blend_share))
         config, ids = self.config, batch["input_ids"]
         relations, hidden = config.relation_weight > 0, config.hidden_weight > 0
         fused = has_plain_head(model) and has_plain_head(self.parent)
@@ -66,17 +68,26 @@ class Distillation:
             loss = loss + config.hidden_weight * parts["hidden"]
         return loss, {name: value.detach() for name, value in parts.items()}
 
+    def _set_blend(self, model: nn.Module, blend: float) -> None:
+        """Set lambda where it has changed: looking for the layers of a large model takes milliseconds."""
+        if self._blend != (id(model), blend):
+            set_blend(model, blend)
+            self._blend = (id(model), blend)
+
     def _fused_losses(
         self, model: Any, output: Any, taught: Any, batch: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses on logits from the last hidden states, without holding the logits."""
-        present = self._present(batch["input_ids"])
-        targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE).flatten()
+        own, wanted = output.last_hidden_state.flatten(0, 1), taught.last_hidden_state.flatten(0, 1)
+        present = None if self.pad is None else self._present(batch["input_ids"]).flatten()
+        if present is not None and present.device.type == "cpu":
+            # Picking positions out makes an accelerator wait until their number is known; there they only weigh nothing.
+            if not bool(present.all()):
+                own, wanted, targets = own[present], wanted[present], targets[present]
+            present = None
         weights = Weights(kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature)
-        loss, kl, ce = head_loss(
-            output.last_hidden_state[present], head_weight(model),
-            taught.last_hidden_state[present], head_weight(self.parent), targets[present], weights,
-        )  # fmt: skip
+        loss, kl, ce = head_loss(own, head_weight(model), wanted, head_weight(self.parent), targets, weights, present)
         return loss, {"kl": kl, "ce": ce}
 
     def _losses(self, output: Any, taught: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,7 +151,7 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
 
 def has_plain_head(model: Any) -> bool:
     """Say whether logits are head(base(x)) with a head that `head_weight` knows, and nothing else."""
-    if type(model).__name__ not in PLAIN_HEADS or not type(model).__module__.startswith("transformers."):
+    if not is_plain(model):
         return False
     head = model.get_output_embeddings()
     return type(head) in (nn.Linear, RoundedHead) and head.bias is None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent_forge.models.cross_entropy import CHUNK_ENTRIES
+from agent_forge.models import chunks
 
 IGNORE = -100
 
@@ -29,14 +29,21 @@ class Weights:
 
 
 def head_loss(
-    hidden: Tensor, head: Tensor, taught: Tensor, taught_head: Tensor, targets: Tensor, weights: Weights
+    hidden: Tensor,
+    head: Tensor,
+    taught: Tensor,
+    taught_head: Tensor,
+    targets: Tensor,
+    weights: Weights,
+    present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (kl · T² KL + ce · CE, T² KL, CE), float32 (); the last two carry no gradient.
 
     hidden: (N, d), N at least 1; head: (V, d); taught: (N, e); taught_head: (V, e); targets: (N,) int64 next tokens, -100
-    where there is none. Logits are made in the autocast dtype where autocast is on; everything after is float32.
+    where there is none; present: (N,) bool, the positions that count, None for all. Logits are made in the autocast dtype
+    where autocast is on; everything after is float32.
     """
-    total, kl, ce = _HeadLoss.apply(hidden, head, taught, taught_head, targets, weights)  # type: ignore[no-untyped-call]
+    total, kl, ce = _HeadLoss.apply(hidden, head, taught, taught_head, targets, weights, present)  # type: ignore[no-untyped-call]
     return total, kl, ce
 
 
@@ -50,14 +57,14 @@ class _HeadLoss(torch.autograd.Function):
         taught_head: Tensor,
         targets: Tensor,
         weights: Weights,
+        present: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         wide, wide_taught = head.detach().to(dtype), taught_head.detach().to(dtype)
-        rows = max(CHUNK_ENTRIES // head.shape[0], 1)
-        labelled = targets != IGNORE
-        shares = torch.stack([torch.full_like(labelled, 1 / len(targets), dtype=torch.float32), labelled.float()])
-        shares[1] /= labelled.sum().clamp_min(1)
+        rows = _rows(len(targets), head)
+        shares = _shares(targets, present)
+        fused = fused_chunk.suits(hidden.device, len(targets) * len(head))
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
@@ -67,7 +74,8 @@ class _HeadLoss(torch.autograd.Function):
                 inputs = hidden[part].to(dtype)
                 logits = functional.linear(inputs, wide)
                 wanted = functional.linear(taught[part].to(dtype), wide_taught)
-                found, slope = _chunk(logits, wanted, targets[part], shares[:, part], weights)
+                work = fused_chunk if fused else _chunk
+                found, slope = work(logits, wanted, targets[part], shares[:, part], weights)
                 sums += found
                 slope = slope.to(dtype)
                 if to_hidden is not None:
@@ -90,7 +98,28 @@ class _HeadLoss(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _rows(count: int, head: Tensor) -> int:
+    """Return the positions of a chunk."""
+    if head.device.type == "cpu":
+        return max(chunks.CPU_ENTRIES // head.shape[0], 1)
+    return chunks.rows_at_once(count, head.shape[0], head.device)
+
+
+def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
+    """Return what each position counts in the mean of KL and in that of CE: (2, N) float32."""
+    labelled = targets != IGNORE
+    if present is None:
+        shares = torch.stack([torch.full_like(labelled, 1 / len(targets), dtype=torch.float32), labelled.float()])
+    else:
+        labelled = labelled & present
+        shares = torch.stack([present.float(), labelled.float()])
+        shares[0] /= present.sum().clamp_min(1)
+    shares[1] /= labelled.sum().clamp_min(1)
+    return shares
 
 
 def _chunk(logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -115,3 +144,22 @@ def _chunk(logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weig
     slope.sub_(p.mul_(to_kl))
     slope.scatter_add_(1, places, -to_ce)
     return torch.stack([kl, ce]).double(), slope
+
+
+def _written_for_a_compiler(
+    logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """Return what `_chunk` returns, the slope in the dtype of the logits, with nothing in place: it becomes one kernel."""
+    heat, places = weights.temperature, targets.clamp_min(0)[:, None]
+    log_q = functional.log_softmax(logits.float() / heat, -1)
+    log_p = functional.log_softmax(wanted.float() / heat, -1)
+    log_q1 = log_q if heat == 1 or not weights.ce else functional.log_softmax(logits.float(), -1)
+    p = log_p.exp()
+    kl = heat**2 * ((p * (log_p - log_q)).sum(-1) * shares[0]).sum()
+    ce = -(log_q1.gather(1, places)[:, 0] * shares[1]).sum()
+    to_kl, to_ce = weights.kl * heat * shares[0, :, None], weights.ce * shares[1, :, None]
+    slope = (log_q.exp() - p) * to_kl + (log_q1.exp() - chunks.hits(places, logits.shape[1])) * to_ce
+    return torch.stack([kl, ce]).double(), slope.to(logits.dtype)
+
+
+fused_chunk = chunks.Fused(_written_for_a_compiler)

@@ -1,0 +1,72 @@
+"""How many rows of logits live at once, and the work on each of their entries as one kernel.
+
+On the CPU a chunk stays near the cache. On an accelerator small chunks are launches without work: there a chunk follows
+the memory that is free, and what softmax, losses and their slopes do to a logit is fused, so that a logit is read and
+written a few times instead of a dozen. Reads and writes no file.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent_forge.core.device import free_bytes
+
+CPU_ENTRIES = 1 << 23  # logits held at once: 32 MiB in float32
+MOST_ENTRIES = 1 << 28  # more brings products no further: 5,461 rows of 49,152 logits
+BYTES_PER_ENTRY = 24  # of both models' logits, probabilities and slopes while a chunk is worked on, not fused
+SHARE_OF_FREE = 0.25
+# Below this many logits in all, compiling the fused kernel takes longer than it saves in a stage.
+FUSED_ENTRIES = 1 << 26
+_log = logging.getLogger("agent_forge")
+
+
+@lru_cache(maxsize=256)
+def rows_at_once(count: int, vocabulary: int, device: torch.device, most_rows: int = 0) -> int:
+    """Return how many of `count` rows of logits to hold at once on an accelerator: even chunks that fit.
+
+    Chosen once for a count, a vocabulary and a device. most_rows: never more than these; 0 is no limit.
+    """
+    free = free_bytes(device)
+    entries = int(SHARE_OF_FREE * free / BYTES_PER_ENTRY)
+    entries = max(min(entries, MOST_ENTRIES), CPU_ENTRIES)
+    rows = max(entries // vocabulary, 1)
+    rows = min(rows, most_rows) if most_rows else rows
+    chunks = -(-count // rows)
+    return max(-(-count // max(chunks, 1)), 1)
+
+
+class Fused:
+    """A function of tensors that is compiled into one kernel or two where that pays, and called as it is elsewhere."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.compiled: Callable[..., Any] | None = None
+
+    def suits(self, device: torch.device, entries: int) -> bool:
+        """Return whether work on so many logits is fused on this device."""
+        return device.type == "cuda" and entries >= FUSED_ENTRIES and importlib.util.find_spec("triton") is not None
+
+    def __call__(self, *args: Any) -> Any:
+        """Return function(*args). Where compiling fails, that is said once, and the function runs as it is."""
+        if self.compiled is None:
+            self.compiled = torch.compile(self.function)
+        try:
+            return self.compiled(*args)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            _log.warning("the losses' kernel does not compile here (%s); they run unfused", str(error).split("\n")[0])
+            self.compiled = self.function
+            return self.function(*args)
+
+
+def hits(targets: Tensor, vocabulary: int) -> Tensor:
+    """Return 1.0 where a column is the row's target: (n, vocabulary) float32, from targets (n, 1)."""
+    return (torch.arange(vocabulary, device=targets.device)[None] == targets).float()
