@@ -1,8 +1,8 @@
-"""Time and peak memory per phase of a run: `python scripts/bench_run_all.py [--run-dir DIR] [KEY=VALUE...]`.
+"""The tables of a run: `python scripts/bench_run_all.py [--run-dir DIR] [--write] [KEY=VALUE...]`.
 
-Runs `forge run-all` into a fresh directory (or reads a finished one with --run-dir) and prints one row a phase, the total,
-the share of each phase, and what the final agent reaches: the numbers of the README come from here. Times are of this
-machine; compare shares and ratios.
+Runs `forge run-all` into a fresh directory (or reads a finished one with --run-dir) and prints what the last model kept
+of the base of its chain, one row per phase, and the totals: exactly what README.md holds between its two markers, where
+--write puts it. Then every metric of every phase. Times are of this machine; compare shares and ratios.
 """
 
 import argparse
@@ -13,15 +13,18 @@ import sys
 import time
 from pathlib import Path
 
-from agent_forge.pipeline.report import kept_cell, metric_text, quality_cell, read_run
+from agent_forge.pipeline.report import markdown_tables, metric_text, read_run, with_tables
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 def main() -> int:
     """Run or read, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", type=Path, help="read this finished run instead of making one")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE settings of run-all")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     run_dir = arguments.run_dir or Path("outputs/bench_run_all")
     wall = 0.0
     if arguments.run_dir is None:
@@ -33,19 +36,13 @@ def main() -> int:
         if code:
             return code
     outcomes = read_run(run_dir)
-    total = sum(outcome.seconds for outcome in outcomes) or 1.0
-    print(
-        "| phase | verdict | time | share | peak memory | deployable | quality | kept of parent |\n"
-        "|---|---|---|---|---|---|---|---|"
-    )
-    for o in outcomes:
-        print(
-            f"| {o.phase} | {'passed' if o.status == 'done' else o.status} | {o.seconds:.0f} s | {o.seconds / total:.0%} | "
-            f"{o.peak_memory_bytes / 1e6:.0f} MB | {o.deployable_bytes / 1e6:.3f} MB | {quality_cell(o)} | {kept_cell(o)} |"
-        )
-    print(f"\nphases: {total:.0f} s; highest peak memory: {max(o.peak_memory_bytes for o in outcomes) / 1e6:.0f} MB")
+    tables = markdown_tables(outcomes)
+    print(tables)
+    if arguments.write:
+        README.write_text(with_tables(README.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        print(f"\nwrote the tables into {README}")
     if wall:
-        print(f"whole command: {wall:.0f} s")
+        print(f"\nwhole command: {wall:.0f} s")
     for o in outcomes:
         for name, value in o.report.get("metrics", {}).items():
             print(f"{o.phase}.{name}: {metric_text(value)}")

@@ -7,6 +7,7 @@ wherever and whenever they were made.
 
 import hashlib
 import json
+import math
 import platform
 import socket
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint import atomic
-from agent_forge.core.errors import CheckpointError, did_you_mean
+from agent_forge.core.errors import CheckpointError, PhaseError, did_you_mean
 
 MANIFEST = "forge.json"
 FORMAT_VERSION = 1
@@ -95,7 +96,9 @@ def write(
     deployable_bytes defaults to the bytes of all weight files. parents that are no checkpoints are given as the
     manifest names them. hashes: SHA-256 of files that `save` knows from writing them, by name; the others are read.
     Raises StorageError on a full or read-only disk; `target` then still holds what it held before.
+    Raises PhaseError when a metric is not a finite number: JSON has no word for it, and no gate can read it.
     """
+    _require_finite(metrics or {}, phase)
     manifest: Manifest | None = None
 
     def fill(directory: Path) -> None:
@@ -134,6 +137,17 @@ def write(
     atomic.write_directory(target, fill)
     assert manifest is not None
     return Checkpoint(target, manifest)
+
+
+def _require_finite(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _require_finite(entry, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            _require_finite(entry, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise PhaseError(f"metric {where} is {value}, not a finite number; measure it on more items")
 
 
 def _parent(parent: Checkpoint | Mapping[str, str]) -> dict[str, str]:

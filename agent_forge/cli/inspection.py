@@ -56,6 +56,7 @@ def _list_row(found: "Checkpoint") -> dict[str, Any]:
         "phase": found.manifest.phase,
         "name": found.name,
         "deployable_bytes": found.manifest.deployable_bytes,
+        "file_bytes": found.manifest.file_bytes,
         "parents": " ".join(parent["id"] for parent in found.manifest.parents) or "-",
     }
 
@@ -117,7 +118,10 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             return
         manifest, out = found.manifest, console(stderr=False)
         out.print(f"[bold]{found.name}[/bold]  id {found.id}  phase {manifest.phase}  role {manifest.role}")
-        out.print(f"deployable {human_bytes(manifest.deployable_bytes)}; seed {manifest.seed}; host {manifest.host}")
+        out.print(
+            f"packed {human_bytes(manifest.deployable_bytes)} (as it would be shipped), "
+            f"files here {human_bytes(manifest.file_bytes)}; seed {manifest.seed}; host {manifest.host}"
+        )
         for parent in manifest.parents:
             out.print(f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}")
         for name, metric in manifest.metrics.items():

@@ -15,8 +15,8 @@ def gate_table(outcomes: Sequence[Outcome]) -> Table:
     """Return the phases of a run with their quality, size, time and verdict."""
     table = Table(title="phases and gates", title_justify="left")
     for column, side in (
-        ("phase", "left"), ("verdict", "left"), ("quality", "left"), ("deployable", "right"), ("tok/s", "right"),
-        ("memory", "right"), ("time", "right"),
+        ("phase", "left"), ("verdict", "left"), ("quality", "left"), ("packed", "right"), ("files", "right"),
+        ("tok/s", "right"), ("memory", "right"), ("time", "right"),
     ):  # fmt: skip
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for outcome in outcomes:
@@ -26,6 +26,7 @@ def gate_table(outcomes: Sequence[Outcome]) -> Table:
             f"[{colour}]{'passed' if outcome.status == 'done' else outcome.status}[/{colour}]",
             quality_cell(outcome),
             human_bytes(outcome.deployable_bytes),
+            human_bytes(outcome.file_bytes),
             f"{outcome.tokens_per_second:,.0f}",
             human_bytes(outcome.peak_memory_bytes),
             f"{outcome.seconds:,.0f} s",

@@ -448,6 +448,31 @@ def test_quality_is_the_worst_kinds_perplexity_ratio() -> None:
     assert (figures["text_top1_kept"], figures["tools_top1_kept"]) == (0.5, 1.0)
 
 
+def test_a_kind_without_a_scored_token_is_refused_before_anything_is_coded(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Eight tokens hold the question of a tool row, and nothing of an answer."""
+    config.calibration.mix = {"tools": 1.0}
+    config.measure.length_tokens = 8
+    with pytest.raises(ConfigError, match=r"no token of 'tools' is scored .* raise measure.length_tokens"):
+        forge(config, tiny_checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_quality_never_depends_on_the_order_of_kinds_and_a_broken_child_keeps_nothing() -> None:
+    fine = {kind: torch.tensor([[1.0, 5, 0], [2.0, 6, 1]]) for kind in ("a", "b", "c")}
+    for broken in fine:
+        for worst in (float("nan"), float("inf")):
+            child = {**fine, broken: torch.tensor([[worst, 5, 0], [2.0, 6, 1]])}
+            figures = [measure.quality(dict(sorted(child.items(), reverse=r)), fine) for r in (False, True)]
+            assert figures[0] == figures[1]
+            assert (figures[0]["quality"], figures[0]["quality_low"], figures[0]["quality_high"]) == (0.0, 0.0, 0.0)
+            assert figures[0][f"{broken}_kept"] == 0.0
+    for useless in (torch.zeros(0, 3), torch.tensor([[float("nan"), 5, 0]])):
+        with pytest.raises(PhaseError, match="loss on 'b' is not a finite number"):
+            measure.quality(fine, {**fine, "b": useless})
+
+
 def test_the_interval_of_quality_is_that_of_the_mean_over_windows() -> None:
     """Tokens of a window hang together: with as many tokens a window, the spread of the windows' means decides."""
     rises = torch.tensor([[0.1, 0.3], [0.0, 0.2], [0.4, 0.6]])

@@ -11,7 +11,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data
+from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.seeds import numpy_generator
+from agent_forge.data.sources import IGNORE
 from agent_forge.phases.compress import Config
 
 MAX_LOGITS = 1 << 25  # numbers of logits held at once
@@ -19,13 +21,22 @@ Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (wi
 
 
 def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> Windows:
-    """Return `measure.windows` windows of each kind of `calibration.mix` from `split`."""
+    """Return `measure.windows` windows of each kind of `calibration.mix` from `split`.
+
+    Raises ConfigError when a kind has not one scored token in its windows: its quality would be 0/0.
+    """
     found = {}
     for kind in sorted(kind for kind, weight in config.calibration.mix.items() if weight > 0):
         source = data.source(kind, config.data, tokenizer, split, config.seed, rows=8 * config.measure.windows)
         generator = numpy_generator(config.seed, "compress", "measure", split, kind)
         taken = [source.take(generator, config.measure.length_tokens) for _ in range(config.measure.windows)]
         ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*taken, strict=True))
+        if not bool((labels[:, 1:] != IGNORE).any()):
+            raise ConfigError(
+                f"compress: no token of '{kind}' is scored in {config.measure.windows} windows of "
+                f"measure.length_tokens={config.measure.length_tokens} tokens ({split} split); "
+                f"raise measure.length_tokens or leave '{kind}' out of calibration.mix"
+            )
         found[kind] = (ids, labels)
     return found
 
@@ -41,7 +52,7 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
         for index, (batch, target) in enumerate(zip(ids.split(rows), labels.split(rows), strict=True)):
             logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float()
             target = target[:, 1:].to(logits.device)
-            scored = target != -100
+            scored = target != IGNORE
             nll = functional.cross_entropy(logits[scored], target[scored], reduction="none")
             window = (scored.nonzero()[:, 0] + index * rows).float()
             parts.append(torch.stack([nll, logits[scored].argmax(-1).float(), window], 1).cpu())
@@ -54,11 +65,19 @@ def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[s
 
     exp(-rise) is the parent's perplexity over the child's. It is asked of every kind, so a tool call that
     the parent is sure of is not traded for text. `quality_low` and `quality_high` are its 95% interval.
+    A child whose loss is not finite keeps 0. Raises PhaseError when the parent's is not, or when a kind
+    has no token.
     """
     figures: dict[str, Any] = {}
     intervals = {}
     for kind in parent:
+        if not len(parent[kind]) or not bool(parent[kind][:, 0].isfinite().all()):
+            raise PhaseError(
+                f"compress: the parent's loss on '{kind}' is not a finite number for each of its "
+                f"{len(parent[kind])} tokens; compress a checkpoint that passed its gate"
+            )
         rises = (child[kind][:, 0] - parent[kind][:, 0]).double()
+        rises = rises.nan_to_num(nan=torch.inf, posinf=torch.inf)
         rise, half = float(rises.mean()), _half_interval(rises, parent[kind][:, 2].long())
         figures[f"{kind}_kept"] = _kept(rise)
         figures[f"{kind}_top1_kept"] = round(float((child[kind][:, 1] == parent[kind][:, 1]).double().mean()), 5)
@@ -70,6 +89,8 @@ def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[s
 
 
 def _kept(rise: float) -> float:
+    if math.isnan(rise):  # an infinite loss with an infinite interval
+        return 0.0
     return round(math.exp(min(-rise, 50.0)), 5)
 
 

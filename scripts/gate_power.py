@@ -1,0 +1,243 @@
+"""What the default gates refuse: `python scripts/gate_power.py RUN_DIR [--parents 1-cognate/trunk]`.
+
+Damages a checkpoint of a finished run in known ways and at several strengths, scores parent and
+damaged child on a large pool of validation items, and lets the gate judge the two on items drawn
+from the pool, as often as --draws says. A row per damage: what the pool says is kept of each gated
+task, and the share of draws refused. Prints a Markdown table, then how the two bars stand: every
+damage that costs a task more than a tenth is refused, and unchanged children pass at 99%.
+
+Reads RUN_DIR; writes only the pairs of each damage under --cache, so that it can go on after a stop.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agent_forge import checkpoint, data, evaluate, models
+from agent_forge.config import PhaseConfig
+from agent_forge.config.compose import compose
+from agent_forge.core.seeds import numpy_generator, seed_for, torch_generator
+from agent_forge.data.synthetic import tools
+from agent_forge.pipeline.gate import LOOK_GROWTH, SPLIT
+
+LOST = 0.1  # a damage that costs a task more than this share of its score is to be refused
+Pairs = dict[str, np.ndarray]  # task -> (pool, 2)
+
+
+@dataclass
+class Damage:
+    """A named change of a model's weights. unchanged: it is meant to cost nothing."""
+
+    name: str
+    apply: Callable[[Any], None]
+    unchanged: bool = False
+
+
+def matrices(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the weight matrices by name."""
+    return [(name, value) for name, value in model.named_parameters() if value.dim() == 2]
+
+
+def noise(share: float) -> Callable[[Any], None]:
+    """Add normal noise of `share` of each matrix's standard deviation."""
+
+    def apply(model: Any) -> None:
+        generator = torch_generator(0, "gate-power", "noise")
+        for _, weight in matrices(model):
+            weight += share * weight.std() * torch.randn(weight.shape, generator=generator)
+
+    return apply
+
+
+def rounded(model: Any) -> None:
+    """Round every parameter to bfloat16."""
+    for value in model.parameters():
+        value.copy_(value.bfloat16().float())
+
+
+def output_projections(model: Any) -> list[torch.nn.Parameter]:
+    """Return the matrices by which attention heads enter the stream, from the first layer on."""
+    return [weight for name, weight in matrices(model) if name.endswith("o_proj.weight")]
+
+
+def heads(count: int, factor: float) -> Callable[[Any], None]:
+    """Scale the first `count` attention heads of the middle layer by `factor`."""
+
+    def apply(model: Any) -> None:
+        layers = output_projections(model)
+        weight = layers[len(layers) // 2]
+        width = weight.shape[1] // int(model.config.get_text_config().num_attention_heads)
+        weight[:, : count * width] *= factor
+
+    return apply
+
+
+def shuffled(share: float) -> Callable[[Any], None]:
+    """Permute a share of the rows of the feed-forward output of the middle layer."""
+
+    def apply(model: Any) -> None:
+        layers = [weight for name, weight in matrices(model) if name.endswith("down_proj.weight")]
+        weight = layers[len(layers) // 2]
+        generator = torch_generator(0, "gate-power", "shuffle")
+        chosen = torch.randperm(len(weight), generator=generator)[: max(2, int(share * len(weight)))]
+        weight[chosen.sort().values] = weight[chosen].clone()
+
+    return apply
+
+
+def unlearned(steps: int, tokenizer: Any) -> Callable[[Any], None]:
+    """Train `steps` steps on tool questions answered at once, without a call."""
+    rows = []
+    for row in tools.rows(400, "train", 0):
+        answer = {"role": "assistant", "content": row["answer"]}
+        rows.append({"messages": [row["messages"][0], answer]})
+    source = data.RowSource(rows, tokenizer)
+
+    def apply(model: Any) -> None:
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        generator = numpy_generator(0, "gate-power", "unlearn")
+        for _ in range(steps):
+            ids, labels = (
+                torch.from_numpy(np.stack(part))
+                for part in zip(*(source.take(generator, 96) for _ in range(8)), strict=True)
+            )
+            with torch.enable_grad():
+                loss = model(input_ids=ids, labels=labels).loss
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+
+    return apply
+
+
+def damages(tokenizer: Any) -> Iterator[Damage]:
+    """Yield the table's rows."""
+    yield Damage("the same weights", lambda model: None, unchanged=True)  # noqa: ARG005
+    yield Damage("rounded to bfloat16", rounded, unchanged=True)
+    for share in (0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2):
+        yield Damage(f"noise of {share:g} σ", noise(share), unchanged=share <= 0.003)
+    for share in (0.1, 0.3, 1.0):
+        yield Damage(f"{share:.0%} of one layer's rows shuffled", shuffled(share))
+    for count, factor in ((1, 0.8), (1, 0.5), (1, 0.0), (2, 0.0), (4, 0.0)):
+        yield Damage(f"{count} head{'s' * (count > 1)} times {factor:g}", heads(count, factor))
+    for steps in (1, 2, 4, 8):
+        yield Damage(f"tools unlearned, {steps} step{'s' * (steps > 1)}", unlearned(steps, tokenizer))
+
+
+class Pool:
+    """The pool of items, and the pairs of each model on it."""
+
+    def __init__(self, settings: PhaseConfig, size: int, cache: Path) -> None:
+        self.settings, self.cache = settings, cache
+        self.context = evaluate.EvalContext(data=settings.data, seed=settings.seed)
+        self.items = {task: evaluate.task_items(task, SPLIT, size, self.context) for task in settings.gate.tasks}
+
+    def pairs(self, identity: str, model: Any, tokenizer: Any) -> Pairs:
+        """Return each task's pairs of a model; `model` makes it, where they are not known yet."""
+        found: Pairs = {}
+        ready = None
+        for task, items in self.items.items():
+            key = json.dumps([identity, task, evaluate.split_hash(items)])
+            file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+            if not file.exists():
+                ready = model() if ready is None else ready
+                scored = evaluate.item_pairs(ready, tokenizer, task, items, self.context)
+                self.cache.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(scored.tolist()), encoding="utf-8")
+            found[task] = np.asarray(json.loads(file.read_text(encoding="utf-8")))
+        return found
+
+    def scores(self, task: str, pairs: np.ndarray, places: np.ndarray) -> evaluate.Scores:
+        """Return the scores on the items at `places`."""
+        items = [self.items[task][i] for i in places]
+        return evaluate.scores_of(task, items, pairs[places], SPLIT, self.settings.seed)
+
+
+def refused(pool: Pool, parent: Pairs, child: Pairs, seed: int) -> bool:
+    """Return whether the gate refuses the child on items drawn by `seed`, look by look as in a run."""
+    gate = pool.settings.gate
+    most = gate.items * LOOK_GROWTH ** (gate.looks - 1)
+    draws = {
+        task: numpy_generator(seed, "gate-power", task).integers(0, len(items), min(most, len(items)))
+        for task, items in pool.items.items()
+    }
+    open_tasks, scores = list(parent), ({}, {})
+    for look in range(gate.looks):
+        for task in open_tasks:
+            places = draws[task][: gate.items * LOOK_GROWTH**look]
+            for side, pairs in zip(scores, (parent, child), strict=True):
+                side[task] = pool.scores(task, pairs[task], places)
+        verdict = evaluate.judge(gate, *scores, seed=seed)
+        open_tasks = verdict.open_tasks()
+        if not open_tasks:
+            break
+    return not verdict.passed
+
+
+def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[str], bool]:
+    """Return the Markdown rows of one parent, and whether both bars are met."""
+    tokenizer = models.load_tokenizer(source.path)
+    loaded = models.load(source)
+    parent = pool.pairs(source.id, lambda: loaded, tokenizer)
+    everything = {task: np.arange(len(items)) for task, items in pool.items.items()}
+    whole = {task: pool.scores(task, parent[task], everything[task]) for task in parent}
+    gated = [task for task, scores in whole.items() if scores.above_chance]
+    lines, met = [], True
+    for damage in damages(tokenizer):
+
+        def damaged(damage: Damage = damage) -> Any:
+            model = copy.deepcopy(loaded)
+            with torch.no_grad():
+                damage.apply(model)
+            return model
+
+        child = pool.pairs(f"{source.id} {damage.name}", damaged, tokenizer)
+        kept = {
+            task: evaluate.retention(task, whole[task], pool.scores(task, child[task], everything[task]), 1000, 0).ratio
+            for task in gated
+        }
+        rate = np.mean([refused(pool, parent, child, seed_for(seed, "draw")) for seed in range(draws)])
+        wanted = "pass" if damage.unchanged else "refuse" if min(kept.values()) < 1 - LOST else ""
+        met &= not (wanted == "pass" and rate > 0.01) and not (wanted == "refuse" and rate < 0.99)
+        cells = [f"{kept[task]:.3f}" if task in kept else "at chance" for task in pool.items]
+        lines.append(f"| {damage.name} | {' | '.join(cells)} | {wanted} | {rate:.3f} |")
+        print(lines[-1], flush=True)
+    return lines, met
+
+
+def main() -> int:
+    """Print a table per parent; return 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--parents", nargs="*", default=["1-cognate/trunk"], help="inside RUN_DIR")
+    parser.add_argument("--pool", type=int, default=640, help="validation items per task")
+    parser.add_argument("--draws", type=int, default=300)
+    parser.add_argument("--cache", type=Path, default=Path("outputs/gate_power"))
+    parser.add_argument("overrides", nargs="*", default=[], help="KEY=VALUE settings, as gate.items=96")
+    arguments = parser.parse_intermixed_args()
+    names = {"out": "out=.", "cache": f"data.cache={arguments.cache / 'data'}"}
+    settings = compose("base", PhaseConfig, [*names.values(), *arguments.overrides])
+    settings.gate = replace(settings.gate, chain={})
+    pool = Pool(settings, arguments.pool, arguments.cache)
+    sizes = ", ".join(f"{task} {len(items)}" for task, items in pool.items.items())
+    met = True
+    for name in arguments.parents:
+        print(f"\nparent {name}; pool: {sizes}; {arguments.draws} draws; share of the parent kept\n")
+        print(f"| damage | {' | '.join(pool.items)} | wanted | refused |")
+        print("|---|" + "---|" * len(pool.items) + "---|---|")
+        met &= table(pool, checkpoint.open(arguments.run_dir / name), arguments.draws)[1]
+    print(f"\nboth bars {'met' if met else 'MISSED'}")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
