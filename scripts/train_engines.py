@@ -51,6 +51,8 @@ def text_settings(options: argparse.Namespace) -> Any:
         rows=[],
         near_duplicates=0.0,
         sampling="random",
+        encoding="utf-8",
+        ignore_keys=[],
     )
 
 

@@ -48,6 +48,8 @@ def data_config(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         rows=[],
         near_duplicates=0.0,
         sampling="random",
+        encoding="utf-8",
+        ignore_keys=[],
     )
 
 

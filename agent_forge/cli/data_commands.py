@@ -32,6 +32,10 @@ def inspect_command(
         Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
     ] = None,
     roles: Annotated[str, typer.Option(help="Roles that are learned, with commas.")] = "assistant",
+    encoding: Annotated[str, typer.Option(help="Encoding of the files, as data.encoding.")] = "utf-8",
+    ignore_key: Annotated[
+        list[str] | None, typer.Option(help="A key without effect, as in data.ignore_keys; may be repeated.")
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -41,7 +45,10 @@ def inspect_command(
         from agent_forge.data.inspection import inspect_rows
 
         found_tokenizer = models.load_tokenizer(tokenizer) if tokenizer else data.train_tokenizer([], BYTE_VOCABULARY)
-        found = inspect_rows(sources, found_tokenizer, rows if show_mask else 0, roles.split(","))
+        found = inspect_rows(
+            sources, found_tokenizer, rows if show_mask else 0, roles.split(","),
+            encoding=encoding, ignored=ignore_key or (),
+        )  # fmt: skip
         if as_json:
             print_json(found)
             return
@@ -54,6 +61,8 @@ def inspect_command(
             f"{found['tokens']:,} {unit}, {found['trained_tokens']:,} trained ({found['trained_share']:.1%}); "
             f"the longest row has {found['longest_tokens']:,}"
         )
+        if found["marked_out"]:
+            out.print(f"{found['marked_out']:,} rows are marked as not to be learned: training passes them over")
         for number, mask in enumerate(found["masks"], start=1):
             out.print(f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]")
             for part in mask:

@@ -102,6 +102,22 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding:
+    """The name of an encoding of text."""
+
+    def wrong(self, value: Any) -> bool:
+        """Return whether Python knows no text encoding of this name."""
+        try:
+            b" ".decode(str(value))
+        except (LookupError, ValueError) as error:
+            return not isinstance(error, UnicodeDecodeError)  # a space is half a character of UTF-16
+        return False
+
+    def __str__(self) -> str:
+        return "a text encoding, for instance utf-8, latin-1 or utf-16"
+
+
+@dataclass(frozen=True, slots=True)
 class SomeWeight:
     """A mapping of weights that are not all 0."""
 
@@ -113,7 +129,7 @@ class SomeWeight:
         return "a mapping with at least one weight above 0"
 
 
-Limit = Range | OneOf | Plugin | Filled | Device | SomeWeight
+Limit = Range | OneOf | Plugin | Filled | Device | Encoding | SomeWeight
 
 Count = Annotated[int, Range(1, MANY)]  # of things that there must be
 CountOrNone = Annotated[int, Range(0, MANY)]  # 0 leaves them out

@@ -11,6 +11,7 @@ from agent_forge.config.limits import (
     Count,
     CountOrNone,
     Device,
+    Encoding,
     Filled,
     LearningRate,
     OneOf,
@@ -38,6 +39,9 @@ class DataConfig:
     near_duplicates: Share  # drop documents whose shingles overlap an earlier one's by this Jaccard index; 0: keep all
     # windows of text: random (with replacement), or epoch (each once, shuffled anew every epoch)
     sampling: Annotated[str, OneOf(SAMPLING)]
+    # of text, JSON and JSON-lines files: utf-8 (a byte-order mark is allowed), latin-1, utf-16, ...
+    encoding: Annotated[str, Encoding()]
+    ignore_keys: list[str]  # keys of rows that are known to be without effect; every other unknown key is refused
 
 
 @dataclass(slots=True, kw_only=True)

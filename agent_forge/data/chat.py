@@ -1,13 +1,30 @@
-"""ChatML turns to token ids and a mask of the tokens to train on.
+"""Conversations to token ids and a mask of the tokens to train on: one format for training, scoring and talking.
 
-`<|im_start|>role\\ncontent<|im_end|>\\n` for every model. A tool call is assistant content
-`<tool_call>{json}</tool_call>`; its result is a message of role `tool` with `<tool_response>…</tool_response>`
-(the convention of Hermes and Qwen).
+A tokenizer's own chat template writes the turns. Where that is ChatML, or there is none but ChatML's tokens are there,
+turns are assembled here: `<|im_start|>role\\ncontent<|im_end|>\\n`. A tokenizer with neither gets roles in plain words,
+never markers that it would take apart. A tool call is assistant content `<tool_call>{json}</tool_call>`; its result is
+a message of role `tool` with `<tool_response>…</tool_response>` (the convention of Hermes and Qwen).
 """
 
+import logging
+import re
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.core.errors import DataError
+from agent_forge.data.chat_template import (
+    CHAT_TEMPLATE,
+    PLAIN_TEMPLATE,
+    Rendered,
+    Template,
+    control_tokens,
+    with_tools,
+)
+from agent_forge.data.windows import window_prefix
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -15,100 +32,255 @@ if TYPE_CHECKING:
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
+Message = Mapping[str, Any]
+_log = logging.getLogger("agent_forge")
+__all__ = [
+    "CHAT_TEMPLATE",
+    "IM_END",
+    "IM_START",
+    "encode_chat",
+    "encode_chats",
+    "encode_prompt",
+    "stop_ids",
+    "turn_end",
+]
 
-# The same format for transformers' apply_chat_template: tools are listed in a system turn, and
-# {% generation %} marks the tokens to train on.
-CHAT_TEMPLATE = (
-    "{%- if tools %}<|im_start|>system\n"
-    "{%- if messages and messages[0].role == 'system' %}{{ messages[0].content }}\n{% endif %}"
-    "You may call these tools: <tools>{{ tools | tojson }}</tools><|im_end|>\n"
-    "{%- endif %}"
-    "{%- for message in messages %}"
-    "{%- if not (tools and loop.first and message.role == 'system') %}"
-    "{{- '<|im_start|>' + message.role + '\n' }}"
-    "{%- if message.role == 'assistant' %}{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}"
-    "{%- else %}{{ message.content + '<|im_end|>' }}{% endif %}{{ '\n' }}"
-    "{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a tokenizer's turns are written. template is None for ChatML; note says in one line what is missing."""
+
+    template: Template | None
+    prefix: list[int]  # BOS, where every context begins with it
+    end: list[int]  # ids that end an assistant's turn
+    control: re.Pattern[str]  # the first character of every control token
+    note: str
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the text cut inside every control token, so that no piece holds a whole one."""
+        ends = [match.end() for match in self.control.finditer(text)]
+        return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+
+
+_formats: "weakref.WeakKeyDictionary[Any, tuple[Any, ChatFormat]]" = weakref.WeakKeyDictionary()
+
+
+def chat_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
+    """Return how conversations are written for this tokenizer; what it lacks is logged the first time.
+
+    Raises DataError for a chat template that renders no conversation, and for a tokenizer that has neither a template
+    nor a token that ends a text.
+    """
+    known = _formats.get(tokenizer)
+    if known is None or known[0] != tokenizer.chat_template:
+        known = (tokenizer.chat_template, _find_format(tokenizer))
+        _formats[tokenizer] = known
+        if known[1].note:
+            _log.warning(known[1].note)
+    return known[1]
+
+
+def _find_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
+    prefix = window_prefix(tokenizer)
+    control = control_tokens([token.content for token in tokenizer.added_tokens_decoder.values() if token.special])
+    marks = [_token_id(tokenizer, token) for token in (IM_START, IM_END)]
+    has_chatml = None not in marks
+    if tokenizer.chat_template is None and has_chatml:
+        note = "the model has no chat template; its tokenizer has ChatML's tokens, so turns are written with those"
+        return ChatFormat(None, prefix, [marks[1]], control, note)  # type: ignore[list-item]
+    if tokenizer.chat_template is None:
+        if tokenizer.eos_token is None:
+            raise DataError(
+                "the tokenizer has neither a chat template nor ChatML's tokens nor an eos_token, so no turn could end; "
+                "set eos_token in tokenizer_config.json"
+            )
+        note = (
+            "the model has no chat template and no tokens for turns: they are written as 'User: …' and 'Assistant: …', "
+            f"and an answer ends with {tokenizer.eos_token}"
+        )
+        return ChatFormat(Template(tokenizer, PLAIN_TEMPLATE), prefix, [], control, note)
+    if has_chatml and _is_chatml(tokenizer):
+        return ChatFormat(None, prefix, [marks[1]], control, "")  # type: ignore[list-item]
+    template = Template(tokenizer)
+    end = _token_id(tokenizer, template.end_of_turn())
+    return ChatFormat(template, prefix, [] if end is None else [end], control, "")
+
+
+def _is_chatml(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Return whether the tokenizer's own template writes what `_assembled` does, thoughts and tools included."""
+    from jinja2 import TemplateError
+
+    thoughts = "<think>\nt\n</think>\n\nb"
+    turns = [("user", "a"), ("assistant", thoughts), ("tool", "<tool_response>c</tool_response>"), ("assistant", "d")]
+    tool: dict[str, Any] = {"type": "function", "function": {"name": "n", "description": "d", "parameters": {}}}
+    listings: tuple[Any, ...] = ((turns, None), ([("system", "s"), *turns], None), (turns, [tool]))
+    for said, tools in listings:
+        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in said]
+        try:
+            text: Any = tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError):
+            return False
+        if tools is not None and "<tool_call>" not in str(text):
+            break  # it says nothing of calls in our tags, so tools are listed in our words
+        listed = with_tools([{"role": "system", "content": "", "tools": tools}, *messages] if tools else messages)
+        expected = "".join(f"{IM_START}{message['role']}\n{message['content']}{IM_END}\n" for message in listed)
+        if text != f"{expected}{IM_START}assistant\n":
+            return False
+    return True
+
+
+def _token_id(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> int | None:
+    """Return the id of a token that the vocabulary holds whole, else None."""
+    if token is None:
+        return None
+    number = tokenizer.convert_tokens_to_ids(token)
+    return number if isinstance(number, int) and number >= 0 and number != tokenizer.unk_token_id else None
 
 
 def encode_chat(
     tokenizer: "PreTrainedTokenizerFast",
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Message],
     mask_roles: Collection[str] = ("assistant",),
 ) -> tuple[list[int], list[bool]]:
-    """Return ids and a mask that is True on the content and end token of turns whose role is in `mask_roles`.
+    """Return ids and a mask that is True on the content and end token of turns that are learned.
 
-    Text of users and tools cannot forge turn borders: control tokens inside it are encoded as plain text.
+    A turn is learned as its "learn" says, else where its role is in `mask_roles`. Text of users and tools cannot forge
+    turn borders: control tokens inside it are encoded as plain text. Raises DataError where the tokenizer's chat
+    template refuses the conversation.
     """
-    return _assembled(partial(_encode, tokenizer), messages, mask_roles)
+    return encode_chats(tokenizer, [messages], mask_roles)[0]
 
 
 def encode_chats(
     tokenizer: "PreTrainedTokenizerFast",
-    conversations: Sequence[Sequence[Mapping[str, str]]],
+    conversations: Sequence[Sequence[Message]],
     mask_roles: Collection[str] = ("assistant",),
 ) -> list[tuple[list[int], list[bool]]]:
     """Return `encode_chat` of every conversation. Each distinct text is encoded once, all of them on all cores."""
+    form = chat_format(tokenizer)
+    if form.template is not None:
+        rendered = [form.template.render(c, _learned(c, mask_roles), prompt=False) for c in conversations]
+        return [_with_prefix(form, *one) for one in _encode_rendered(tokenizer, rendered)]
+    conversations = [with_tools(messages) for messages in conversations]
     texts: dict[str, list[int]] = {}
 
     def note(text: str) -> list[int]:
         return texts.setdefault(text, [])
 
     for messages in conversations:
-        _assembled(note, messages, mask_roles)
-    backend = _plain_backend(tokenizer)
-    if backend is None:
-        texts = {text: _encode(tokenizer, text) for text in texts}
-    else:
-        found = backend.encode_batch(list(texts), add_special_tokens=False)
-        texts = {text: encoded.ids for text, encoded in zip(texts, found, strict=True)}
-    return [_assembled(texts.__getitem__, messages, mask_roles) for messages in conversations]
+        _assembled(note, form.pieces, messages, mask_roles)
+    texts = dict(zip(texts, _encode_all(tokenizer, list(texts)), strict=True))
+    return [
+        _with_prefix(form, *_assembled(texts.__getitem__, form.pieces, messages, mask_roles))
+        for messages in conversations
+    ]
+
+
+def _learned(messages: Sequence[Message], mask_roles: Collection[str]) -> list[bool]:
+    return [bool(message.get("learn", message["role"] in mask_roles)) for message in messages]
+
+
+def _with_prefix(form: ChatFormat, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
+    """Return ids and mask behind BOS, where contexts begin with it and the template did not write it."""
+    if form.prefix and ids[: len(form.prefix)] != form.prefix:
+        return [*form.prefix, *ids], [*[False] * len(form.prefix), *mask]
+    return ids, mask
 
 
 def _assembled(
-    encode: Callable[[str], list[int]], messages: Sequence[Mapping[str, str]], mask_roles: Collection[str]
+    encode: Callable[[str], list[int]],
+    split: Callable[[str], list[str]],
+    messages: Sequence[Message],
+    mask_roles: Collection[str],
 ) -> tuple[list[int], list[bool]]:
+    """Return ids and mask of ChatML turns."""
     ids: list[int] = []
     mask: list[bool] = []
-    for message in messages:
+    for message, trained in zip(messages, _learned(messages, mask_roles), strict=True):
         head = encode(f"{IM_START}{message['role']}\n")
-        body = _content(encode, message["role"], message["content"]) + encode(IM_END)
+        body = [*_content(encode, split, message["role"], message["content"]), *encode(IM_END)]
         tail = encode("\n")
-        trained = message["role"] in mask_roles
         ids += head + body + tail
         mask += [False] * len(head) + [trained] * len(body) + [False] * len(tail)
     return ids, mask
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation that ends where the assistant is to speak."""
+    form = chat_format(tokenizer)
+    if form.template is not None:
+        rendered = form.template.render(messages, [False] * len(messages), prompt=True)
+        return _with_prefix(form, *_encode_rendered(tokenizer, [rendered])[0])[0]
     ids, _ = encode_chat(tokenizer, messages)
     return ids + _encode(tokenizer, f"{IM_START}assistant\n")
 
 
 def encode_content(tokenizer: "PreTrainedTokenizerFast", role: str, content: str) -> list[int]:
     """Return the ids of one turn's text; control tokens in text that we did not write stay plain text."""
-    return _content(partial(_encode, tokenizer), role, content)
+    return _content(partial(_encode, tokenizer), chat_format(tokenizer).pieces, role, content)
 
 
-def _content(encode: Callable[[str], list[int]], role: str, content: str) -> list[int]:
-    if role in ("user", "tool") and "<|" in content:
-        parts = content.split("<|")
-        ids = list(encode(parts[0])) if parts[0] else []
-        for part in parts[1:]:
-            ids += encode("<") + encode(f"|{part}")
-        return ids
-    return encode(content) if content else []
+def _content(
+    encode: Callable[[str], list[int]], split: Callable[[str], list[str]], role: str, content: str
+) -> list[int]:
+    if role not in ("user", "tool"):
+        return encode(content) if content else []
+    return [token for piece in split(content) if piece for token in encode(piece)]
 
 
-def stop_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """Return the ids that end a turn."""
-    end = tokenizer.convert_tokens_to_ids(IM_END)
-    found = {tokenizer.eos_token_id, end if isinstance(end, int) and end != tokenizer.unk_token_id else None}
-    return sorted(token for token in found if token is not None)
+def turn_end(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the ids to write after an assistant's text, as training rows do."""
+    end = chat_format(tokenizer).end or [tokenizer.eos_token_id]
+    return [token for token in end if token is not None]
+
+
+def stop_ids(tokenizer: "PreTrainedTokenizerFast", model: Any = None) -> list[int]:
+    """Return the ids that end a turn: the template's own end, the tokenizer's, and all that the model's files name.
+
+    model: anything with a `generation_config` or `config` that may hold `eos_token_id` (an id or a list).
+    """
+    ids = {tokenizer.eos_token_id, *chat_format(tokenizer).end}
+    for part in ("generation_config", "config"):
+        ends = getattr(getattr(model, part, None), "eos_token_id", None)
+        ids.update(ends if isinstance(ends, list | tuple) else [ends])
+    return sorted(token for token in ids if token is not None)
+
+
+def _encode_rendered(
+    tokenizer: "PreTrainedTokenizerFast", rendered: Sequence[Rendered]
+) -> list[tuple[list[int], list[bool]]]:
+    """Return ids and mask of rendered conversations; a token is learned that reaches into a learned turn."""
+    pieces: list[str] = []
+    for one in rendered:
+        borders = [0, *one.cuts, len(one.text)]
+        pieces += [one.text[start:end] for start, end in pairwise(borders)]
+    backend = _plain_backend(tokenizer) or tokenizer.backend_tokenizer
+    encoded = iter(backend.encode_batch(pieces, add_special_tokens=False))
+    result = []
+    for one in rendered:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for offset in [0, *one.cuts]:
+            part = next(encoded)
+            ids += part.ids
+            mask += [
+                any(offset + start < last and offset + end > first for first, last in one.learned)
+                for start, end in part.offsets
+            ]
+        result.append((ids, mask))
+    return result
+
+
+def _encode_all(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[list[int]]:
+    backend = _plain_backend(tokenizer)
+    if backend is None:
+        return [_encode(tokenizer, text) for text in texts]
+    return [encoded.ids for encoded in backend.encode_batch(texts, add_special_tokens=False)]
 
 
 def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:

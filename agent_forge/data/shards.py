@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent_forge.checkpoint import atomic
+from agent_forge.data.windows import text_start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def build(
     The same folder must always mean the same texts and tokenizer. progress(done, total) is called after each shard.
     The tokenizer works on all cores.
     """
-    separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    separator = text_start(tokenizer)
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 65536 else np.uint32)
     groups = _grouped(texts)
     lengths = []

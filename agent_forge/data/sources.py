@@ -6,6 +6,7 @@ to a window. Labels follow Hugging Face: not shifted, -100 where nothing is lear
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +26,7 @@ from agent_forge.data.documents import EXCERPT_BYTES, SHARES, documents
 from agent_forge.data.rows import read
 from agent_forge.data.sampler import item_at
 from agent_forge.data.shards import Shards, build
+from agent_forge.data.windows import cut_left, longest, refuse_long_window, window_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IGNORE = -100
+_log = logging.getLogger("agent_forge")
 CHECKED_BATCHES = 16
 Row = Mapping[str, Any]
 
@@ -55,6 +58,8 @@ class TextSource:
     ) -> None:
         self.key = f"text-{split}-{_cache_key(config, tokenizer, split)}"
         self.epochs = config.sampling == "epoch"
+        self.prefix = window_prefix(tokenizer)
+        self.longest = longest(tokenizer)
         folder = Path(config.cache) / self.key
         try:
             self.tokens = Shards(folder)
@@ -65,32 +70,39 @@ class TextSource:
 
     def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return a random window as (ids, labels)."""
-        if len(self.tokens) < length:
-            raise DataError(f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; add more text")
-        start = int(generator.integers(0, len(self.tokens) - length + 1))
-        ids = self.tokens[start : start + length].astype(np.int64)
+        self._check(length)
+        ids = self._window(int(generator.integers(0, len(self.tokens) - length + 1)), length)
         return ids, ids.copy()
 
     def take_at(self, position: int, length: int, seed: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return the window at a running position: every window of the text once an epoch, in a new order each."""
-        available = len(self.tokens) // length
-        if not available:
-            raise DataError(f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; add more text")
-        start = item_at(position, available, seed) * length
-        ids = self.tokens[start : start + length].astype(np.int64)
+        available = self._check(length)
+        ids = self._window(item_at(position, available, seed) * (length - len(self.prefix)), length)
         return ids, ids.copy()
 
     def fingerprint(self) -> str:
         """Return what names the tokens: the text's files, the tokenizer and the split."""
-        return f"{self.key}-{'epoch' if self.epochs else 'random'}"
+        return f"{self.key}-{'epoch' if self.epochs else 'random'}{'-bos' if self.prefix else ''}"
 
     def windows(self, length: int, count: int) -> "NDArray[np.int64]":
         """Return up to `count` non-overlapping windows, spread evenly over the text: (count, length) int64."""
-        available = len(self.tokens) // length
-        if not available:
-            raise DataError(f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; add more text")
+        available = self._check(length)
         chosen = np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
-        return np.stack([self.tokens[i * length : (i + 1) * length].astype(np.int64) for i in chosen])
+        return np.stack([self._window(i * (length - len(self.prefix)), length) for i in chosen.tolist()])
+
+    def _check(self, length: int) -> int:
+        """Return how many windows the text has. Raises DataError when none, ConfigError past the model's positions."""
+        refuse_long_window(length, self.longest)
+        if len(self.tokens) < length:
+            raise DataError(f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; add more text")
+        return (len(self.tokens) - len(self.prefix)) // (length - len(self.prefix))
+
+    def _window(self, start: int, length: int) -> "NDArray[np.int64]":
+        """Return the `length` ids of the window at `start`, the first of which is BOS where the model needs it."""
+        ids = self.tokens[start : start + length].astype(np.int64)
+        if self.prefix and int(ids[0]) != self.prefix[0]:
+            ids = np.concatenate([np.asarray(self.prefix, np.int64), ids[: length - len(self.prefix)]])
+        return ids
 
 
 class RowSource:
@@ -113,6 +125,9 @@ class RowSource:
                 f"no token of these {len(rows)} rows is trained: none has a turn of {', '.join(mask_roles)}"
             )
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._prefix = window_prefix(tokenizer)
+        self._longest = longest(tokenizer)
+        self._checked: set[int] = set()  # lengths of windows that were compared with the rows
 
     def fingerprint(self) -> str:
         """Return a hash of all ids and labels."""
@@ -122,7 +137,11 @@ class RowSource:
         return digest.hexdigest()[:16]
 
     def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return whole rows packed into (ids, labels); the rest is padding. A first row that is too long is cut."""
+        """Return whole rows packed into (ids, labels); the rest is padding.
+
+        A row longer than the window is cut on the left, where its oldest turns are, and a warning counts such rows.
+        """
+        self._check(length)
         ids = np.full(length, self._pad, np.int64)
         labels = np.full(length, IGNORE, np.int64)
         used = misses = 0
@@ -131,11 +150,31 @@ class RowSource:
             if used + len(row_ids) > length and used:
                 misses += 1
                 continue
-            fitting = min(len(row_ids), length - used)
-            ids[used : used + fitting] = row_ids[:fitting]
-            labels[used : used + fitting] = row_labels[:fitting]
-            used += fitting
+            if len(row_ids) > length:
+                row_ids, row_labels = self._cut(row_ids, row_labels, length)
+            end = used + len(row_ids)
+            ids[used:end], labels[used:end] = row_ids, row_labels
+            used = end
         return ids, labels
+
+    def _cut(
+        self, ids: "NDArray[np.int64]", labels: "NDArray[np.int64]", length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return the last `length` ids and labels of a row, BOS in front where it was."""
+        places = cut_left(range(len(ids)), length, range(len(self._prefix)) if self._prefix else ())
+        return ids[places], labels[places]
+
+    def _check(self, length: int) -> None:
+        """Raise ConfigError for windows past the model's positions; say once how many rows are longer than one."""
+        if length in self._checked:
+            return
+        self._checked.add(length)
+        refuse_long_window(length, self._longest)
+        long = sum(len(ids) > length for ids, _ in self._rows)
+        if long:
+            _log.warning(
+                "%d of %d rows are longer than a window of %d tokens: cut on the left", long, len(self._rows), length
+            )
 
 
 class Mixture:
@@ -172,7 +211,7 @@ class Mixture:
         if not any(bool((self.batch(step)["labels"][:, 1:] != IGNORE).any()) for step in range(CHECKED_BATCHES)):
             raise DataError(
                 f"no token of the mix {', '.join(self.names)} is trained in its first {CHECKED_BATCHES} batches of "
-                f"{rows} x {length_tokens} tokens; use longer windows, or rows whose assistant turns come earlier"
+                f"{rows} x {length_tokens} tokens; use longer windows, or rows that end with what is to be learned"
             )
 
     def fingerprint(self) -> str:
@@ -233,7 +272,10 @@ def source(
     if kind == "rows":
         if not config.rows:
             raise ConfigError("the mix names 'rows', but data.rows is empty; give files: data.rows=[chats.jsonl]")
-        return RowSource(read(config.rows, split), tokenizer, mask_roles)
+        return RowSource(
+            read(config.rows, split, mask_roles, encoding=config.encoding, ignored=config.ignore_keys),
+            tokenizer, mask_roles,
+        )  # fmt: skip
     task = registry.load("agent_forge.data.synthetic", kind, "generated task")
     return RowSource(task.rows(rows, split, seed), tokenizer, mask_roles)
 

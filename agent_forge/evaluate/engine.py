@@ -228,7 +228,11 @@ def generate_replies(
     prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
     with evaluating(model):
         return models.generate(
-            model, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids(tokenizer), batch_rows=context.batch_rows
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids(tokenizer, model),
+            batch_rows=context.batch_rows,
         )
 
 

@@ -141,9 +141,9 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     for task in [*config.gate.tasks, *config.gate.chain]:
         registry.load("agent_forge.evaluate.tasks", task, "gate task")
     for text in config.data.text:
-        check_source(text)
+        check_source(text, config.data.encoding, config.data.ignore_keys)
     for row_source in config.data.rows:
-        rows.check_source(row_source)
+        rows.check_source(row_source, config.data.encoding, config.data.ignore_keys)
     sources = checkpoint.expand(config.sources)
     if not sources and needs_source(name, config):
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")

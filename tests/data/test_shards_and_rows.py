@@ -171,7 +171,7 @@ def test_rows_of_a_file_are_a_source_of_a_mix(
 
 
 def test_a_mix_without_a_trained_token_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    long = [{"messages": [{"role": "user", "content": "x " * 200}, {"role": "assistant", "content": "y"}]}]
+    long = [{"messages": [{"role": "assistant", "content": "y"}, {"role": "user", "content": "x " * 200}]}]
     with pytest.raises(DataError, match="no token of the mix long is trained"):
         data.Mixture(
             {"long": data.RowSource(long, tiny_tokenizer)}, {"long": 1.0}, rows=2, length_tokens=32, seed=0, name="m"

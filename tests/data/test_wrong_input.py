@@ -22,7 +22,7 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("turn.jsonl", '{"messages": ["hi"]}', r"turn\.jsonl, row 1: a turn is an object with role and content, got a str"),
+        ("turn.jsonl", '{"messages": ["hi"]}', r"turn\.jsonl, row 1: turn 1: a turn is an object .*, got a str"),
         ("none.jsonl", '{"messages": []}', r"row 1: a conversation without a turn"),
         ("list.jsonl", "[1]", r"list\.jsonl:1: a row is a JSON object with named fields, got a list"),
         ("list.json", "[3]", r"list\.json, row 1: a row is a JSON object"),
@@ -98,13 +98,14 @@ def test_text_parts_and_tool_calls_become_the_text_that_is_trained(tmp_path: Pat
     (tmp_path / "calls.jsonl").write_text(json.dumps(row))
     ((_, turns),) = rows.conversations(str(tmp_path / "calls.jsonl"))
     assert [turn["content"] for turn in turns] == [
-        "What is 1+2?", '<tool_call>{"name": "calculator", "arguments": {"expression": "1+2"}}</tool_call>', "3",
+        "What is 1+2?", '<tool_call>{"name": "calculator", "arguments": {"expression": "1+2"}}</tool_call>',
+        "<tool_response>3</tool_response>",
     ]  # fmt: skip
 
 
 def test_sharegpt_rows_are_text_too() -> None:
     row = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
-    assert row_text(row) == "<|im_start|>human\nhi<|im_end|>\n<|im_start|>gpt\nhello<|im_end|>\n"
+    assert row_text(row) == "hi\nhello"
 
 
 def test_a_role_that_no_turn_has_is_refused(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def context(tmp_path_factory):
         rows=[],
         near_duplicates=0.0,
         sampling="random",
+        encoding="utf-8",
+        ignore_keys=[],
     )
     return evaluate.EvalContext(data=data, seed=7, batch_tokens=600)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator
-from agent_forge.data import stop_ids
+from agent_forge.data import text_start
 from agent_forge.evaluate.engine import choice_log_likelihood
 from agent_forge.evaluate.task import EvalContext, Task
 
@@ -77,7 +77,7 @@ def score(
     context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): 1 where the right choice has the highest log-likelihood per byte, and weight 1."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else stop_ids(tokenizer)[0]
+    start = text_start(tokenizer)
     questions = []
     for item in items:
         prompt = [start, *tokenizer.encode(item["prompt"], add_special_tokens=False)]

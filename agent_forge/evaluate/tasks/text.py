@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator
-from agent_forge.data import documents
+from agent_forge.data import documents, text_start
 from agent_forge.evaluate.engine import row_nll
 from agent_forge.evaluate.task import EvalContext, Task
 
@@ -68,7 +68,7 @@ def score(
     context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): bits, and UTF-8 bytes, of each piece."""
-    separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    separator = text_start(tokenizer)
     rows = []
     for item in items:
         ids = tokenizer.encode(item["text"], add_special_tokens=False)

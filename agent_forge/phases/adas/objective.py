@@ -116,9 +116,8 @@ def rows_of(kind: str, split: str, count: int, context: evaluate.EvalContext) ->
 def encode(tokenizer: PreTrainedTokenizerFast, item: Any) -> MaskedRow:
     """Return ids and mask of an item: every token of text, the assistant's tokens of a conversation."""
     if "text" in item:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         ids = tokenizer.encode(item["text"], add_special_tokens=False)
-        return [start, *ids], [False] + [True] * len(ids)
+        return [data.text_start(tokenizer), *ids], [False] + [True] * len(ids)
     return data.encode_chat(tokenizer, item["messages"])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from agent_forge import models
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator
-from agent_forge.data import IM_END, encode_prompt, split_of, stop_ids
+from agent_forge.data import encode_prompt, split_of, stop_ids, turn_end
 from agent_forge.evaluate.tasks.persona import KINDS, TOPICS
 from agent_forge.phases.bake import PersonaConfig, TraitConfig
 
@@ -54,10 +54,10 @@ def teach(
     system = {"role": "system", "content": trait.system}
     prompted = [encode_prompt(tokenizer, [system, {"role": "user", "content": text}]) for text in asked]
     answers = models.generate(
-        model, prompted, max_new_tokens=config.reply_tokens, stop_ids=stop_ids(tokenizer),
+        model, prompted, max_new_tokens=config.reply_tokens, stop_ids=stop_ids(tokenizer, model),
         temperature=config.temperature, seed=seed,
     )  # fmt: skip
-    end = tokenizer.encode(IM_END, add_special_tokens=False)
+    end = turn_end(tokenizer)
     answers = [[*answer, *end] if len(answer) < config.reply_tokens else answer for answer in answers]
     length = max(len(p) + len(a) for p, a in zip(plain, answers, strict=True))
     most = max(map(len, answers))

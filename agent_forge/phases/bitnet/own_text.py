@@ -5,7 +5,7 @@ arXiv:2305.17888; departure: no greedy beginning). Reads the parent, writes noth
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -20,14 +20,24 @@ KIND = "own"
 
 
 def sample(
-    parent: PreTrainedModel, count: int, length: int, *, temperature: float, seed: int, never: Collection[int]
+    parent: PreTrainedModel,
+    count: int,
+    length: int,
+    *,
+    temperature: float,
+    seed: int,
+    never: Collection[int],
+    prefix: Sequence[int] = (),
 ) -> Tensor:
-    """Return windows that the parent wrote: (count, length) int64. never: ids that no window begins with."""
+    """Return windows that the parent wrote: (count, length) int64.
+
+    never: ids that no window begins with; prefix: ids that stand before all of a window (`data.window_prefix`).
+    """
     allowed = np.setdiff1d(np.arange(parent.config.get_text_config().vocab_size), np.asarray(sorted(never), np.int64))
     first = numpy_generator(seed, "bitnet", "own", "first").choice(allowed, count)
-    prompts = [[int(token)] for token in first]
+    prompts = [[*prefix, int(token)] for token in first]
     rest = models.generate(
-        parent, prompts, max_new_tokens=length - 1, stop_ids=(), temperature=temperature, seed=seed
+        parent, prompts, max_new_tokens=length - len(prompts[0]), stop_ids=(), temperature=temperature, seed=seed
     )  # fmt: skip
     return torch.tensor([start + told for start, told in zip(prompts, rest, strict=True)])
 

@@ -87,6 +87,7 @@ def _own_text(
                 temperature=config.own.temperature,
                 seed=config.seed,
                 never=tokenizer.all_special_ids,
+                prefix=data.window_prefix(tokenizer),
             )
         },
     )["windows"]

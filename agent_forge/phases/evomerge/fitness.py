@@ -18,7 +18,7 @@ from agent_forge import evaluate
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
-from agent_forge.data import encode_chat
+from agent_forge.data import encode_chat, text_start
 from agent_forge.evaluate.tasks import text as text_task
 from agent_forge.phases.evomerge import Config
 from agent_forge.search.race import Yard
@@ -221,9 +221,8 @@ def _encoded(item: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> Mas
     """Return ids and mask: every token of a piece of text, the assistant's tokens of a conversation."""
     if "text" not in item:
         return encode_chat(tokenizer, item["messages"])
-    separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer.encode(item["text"], add_special_tokens=False)
-    return [separator, *ids], [False] + [True] * len(ids)
+    return [text_start(tokenizer), *ids], [False] + [True] * len(ids)
 
 
 def _smooth(nats: Any, tokens: Any) -> Any:

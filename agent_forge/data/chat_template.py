@@ -1,0 +1,240 @@
+"""The chat templates that we write ourselves, and what is rendered by anybody's: text with marks of what is learned.
+
+CHAT_TEMPLATE is ChatML with tools, for transformers' apply_chat_template; PLAIN_TEMPLATE is for a tokenizer that has no
+tokens for turns: roles by their names, an answer ends with the end of text.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Message = Mapping[str, Any]
+
+TOOLS_SENTENCE = "You may call these tools: <tools>{tools}</tools>"
+
+_ESCAPED = "".join(
+    f" | replace('<{tag}>', '\\\\u003c{tag}>')"
+    for tag in ("tool_call", "/tool_call", "tool_response", "/tool_response")
+)
+# Line ends stand inside expressions only: Jinja, as transformers sets it up, swallows those after a block.
+CHAT_TEMPLATE = (
+    "{%- macro text(content) %}{%- if content is string %}{{ content }}"
+    "{%- elif content %}{%- for part in content %}{{ part.text }}{%- endfor %}{%- endif %}{%- endmacro %}"
+    "{%- if tools %}{{- '<|im_start|>system\n' }}"
+    "{%- if messages and messages[0].role == 'system' and messages[0].content %}"
+    "{{- text(messages[0].content) + '\n' }}{%- endif %}"
+    "{{- 'You may call these tools: <tools>' + (tools | tojson) + '</tools><|im_end|>\n' }}"
+    "{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if not (tools and loop.first and message.role == 'system') %}"
+    "{{- '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.role == 'assistant' %}{% generation %}"
+    "{%- if message.reasoning_content %}{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{%- endif %}"
+    "{{- text(message.content) }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{%- set call = call.function or call %}"
+    "{{- '\n' if message.content or not loop.first }}"
+    "{{- '<tool_call>' + (('{\"name\": ' + (call.name | tojson) + ', \"arguments\": ' "
+    "+ (call.arguments if call.arguments is string else (call.arguments or {}) | tojson) + '}')"
+    + _ESCAPED
+    + ") + '</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>' }}{% endgeneration %}"
+    "{%- elif message.role == 'tool' and not text(message.content).startswith('<tool_response>') %}"
+    "{{- '<tool_response>' + text(message.content) + '</tool_response><|im_end|>' }}"
+    "{%- else %}{{- text(message.content) + '<|im_end|>' }}{%- endif %}{{- '\n' }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+PLAIN_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message.role == 'assistant' %}{{- 'Assistant: ' + message.content + eos_token + '\n' }}"
+    "{%- elif message.role == 'system' %}{{- message.content + '\n' }}"
+    "{%- else %}{{- ('Tool' if message.role == 'tool' else 'User') + ': ' + message.content + '\n' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
+)
+DATE = "26 Jul 2024"  # Llama 3's own default: today's would make training differ from day to day
+# Characters of private use mark where learned text starts and ends, and where a forged control token is cut.
+_MARKS = ("\uf8d0", "\uf8d1", "\uf8d2")
+
+
+@dataclass(slots=True)
+class Rendered:
+    """A conversation as text. learned: (start, end) of each learned turn; cuts: where encoding begins anew."""
+
+    text: str
+    learned: list[tuple[int, int]] = field(default_factory=list)
+    cuts: list[int] = field(default_factory=list)
+
+
+def with_tools(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with the tools that the first one lists written into its text, as CHAT_TEMPLATE does."""
+    if not messages or not messages[0].get("tools"):
+        return list(messages)
+    first = {key: value for key, value in messages[0].items() if key != "tools"}
+    sentence = TOOLS_SENTENCE.format(tools=json.dumps(messages[0]["tools"], ensure_ascii=False))
+    first["content"] = f"{first['content']}\n{sentence}" if first["content"] else sentence
+    return [first, *messages[1:]]
+
+
+class Template:
+    """The chat template of a tokenizer, with what it can render found out by trying.
+
+    Raises DataError when it cannot even render a question and its answer.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", source: str | None = None) -> None:
+        self.tokenizer, self.source = tokenizer, source
+        self.special = sorted(
+            (token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True
+        )
+        self._control = control_tokens(self.special)
+        self.takes_system = self._keeps(("system", "user", "assistant"))
+        self.takes_tool = self._keeps(("user", "assistant", "tool", "assistant"))
+        self.takes_repeats = self._keeps(("user", "user", "assistant"))
+        self.native_tools = self._writes_our_calls()
+        if not self._keeps(("user", "assistant")):
+            raise DataError("the model's chat template cannot render a question and its answer; mend chat_template")
+
+    def render(self, messages: Sequence[Message], learned: Sequence[bool], *, prompt: bool) -> Rendered:
+        """Return messages as the template writes them; prompt=True ends where the assistant is to speak.
+
+        learned: whether each turn is. Raises DataError where the template refuses or drops a turn.
+        """
+        tools = messages[0].get("tools") if messages and self.native_tools else None
+        marked = self._adapted(messages if tools else with_tools(messages), learned)
+        if tools and not marked[0]["content"] and marked[0]["role"] == "system":
+            marked = marked[1:]
+        text = self._apply([{"role": m["role"], "content": self._marked(m)} for m in marked], tools, prompt)
+        return self._read(text, [bool(m["learn"]) for m in marked])
+
+    def end_of_turn(self) -> str | None:
+        """Return the control token that ends an assistant's turn, or None."""
+        text = self._apply([{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARKS[1]}], None, False)
+        rest = text.partition(_MARKS[1])[2].lstrip()
+        return next((token for token in self.special if rest.startswith(token)), None)
+
+    def _apply(self, messages: list[dict[str, Any]], tools: Any, prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=self.source, tokenize=False, add_generation_prompt=prompt,
+                date_string=DATE,
+            )  # fmt: skip
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"the model's chat template refuses this conversation: {reason}") from None
+        return str(text)
+
+    def _keeps(self, roles: Sequence[str]) -> bool:
+        """Return whether the template renders a conversation of these roles with everything that is said in it."""
+        words = [f"word{i}word" for i in range(len(roles))]
+        turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+        try:
+            text = self._apply(turns, None, False)
+        except DataError:
+            return False
+        return all(text.count(word) == 1 for word in words)
+
+    def _writes_our_calls(self) -> bool:
+        """Return whether the template lists tools and asks for calls between the tags that we read."""
+        tool = {"type": "function", "function": {"name": "toolname", "description": "d", "parameters": {}}}
+        turns = [{"role": "user", "content": "x"}]
+        try:
+            with_one = self._apply(turns, [tool], False)
+        except DataError:
+            return False
+        return "toolname" in with_one and "<tool_call>" in with_one
+
+    def _adapted(self, messages: Sequence[Message], learned: Sequence[bool]) -> list[dict[str, Any]]:
+        """Return the turns in roles that the template renders: results and system prompts become the user's."""
+        turns: list[dict[str, Any]] = []
+        for message, learn in zip(messages, learned, strict=True):
+            role = message["role"]
+            if (role == "tool" and not self.takes_tool) or (role == "system" and not self.takes_system):
+                role = "user"
+            turn = {"role": role, "from": message["role"], "content": message["content"], "learn": learn}
+            if turns and turns[-1]["role"] == role != "system" and not self.takes_repeats:
+                if turns[-1]["learn"] != learn:
+                    raise DataError(f"two turns of {role} in a row become one here: both are learned, or neither")
+                turns[-1]["content"] += f"\n\n{message['content']}"
+            else:
+                turns.append(turn)
+        return turns
+
+    def _marked(self, turn: Mapping[str, Any]) -> str:
+        """Return a turn's text with marks inside its outer white space, which templates may strip."""
+        start, end, cut = _MARKS
+        text = str(turn["content"])
+        if any(mark in text for mark in _MARKS):
+            raise DataError(f"a turn holds a character of private use ({', '.join(map(ascii, _MARKS))}); remove it")
+        if turn["from"] in ("user", "tool", "system"):
+            text = self._control.sub(lambda match: match[0] + cut, text)
+        if not turn["learn"]:
+            return text
+        core = text.strip()
+        before = text[: len(text) - len(text.lstrip())]
+        after = text[len(before) + len(core) :]
+        # Templates take thoughts apart and leave those of earlier turns out: a mark in them, and one behind.
+        thoughts = re.match(r"(<think>\s*)(.*?</think>\s*)", core, re.DOTALL)
+        if thoughts:
+            core = f"{thoughts[1]}{start}{thoughts[2]}{start}{core[thoughts.end() :]}"
+        return f"{before}{core if thoughts else start + core}{end}{after}"
+
+    def _read(self, marked: str, learned: Sequence[bool]) -> Rendered:
+        """Take the marks out of rendered text and note where they stood."""
+        start_mark, end_mark, cut_mark = _MARKS
+        result = Rendered("")
+        pieces: list[str] = []
+        length, start = 0, None
+        for piece in re.split(f"([{''.join(_MARKS)}])", marked):
+            if piece == start_mark:
+                start = length if start is None else start
+            elif piece == end_mark:
+                if start is None:
+                    raise DataError(
+                        "the model's chat template leaves out the beginning of a learned turn (thoughts of earlier "
+                        "turns, as a rule); mark that turn as not to be learned"
+                    )
+                result.learned.append((start, length))
+                start = None
+            elif piece == cut_mark:
+                result.cuts.append(length)
+            else:
+                pieces.append(piece)
+                length += len(piece)
+        result.text = "".join(pieces)
+        if len(result.learned) < sum(learned):
+            raise DataError("the model's chat template drops a learned turn of this conversation")
+        result.learned = [
+            (_with_think(result.text, first), self._with_end(result.text, last)) for first, last in result.learned
+        ]
+        return result
+
+    def _with_end(self, text: str, end: int) -> int:
+        """Return where a learned turn ends with its end-of-turn token, if one follows."""
+        gap = len(text) - end - len(text[end:].lstrip())
+        token = next((token for token in self.special if text.startswith(token, end + gap)), None)
+        return end if token is None else end + gap + len(token)
+
+
+def _with_think(text: str, start: int) -> int:
+    """Return where a learned turn starts with the tag that opens its thoughts, if one stands right before."""
+    head = text[:start].rstrip()
+    return len(head) - len("<think>") if head.endswith("<think>") else start
+
+
+def control_tokens(special: Sequence[str]) -> "re.Pattern[str]":
+    """Return a pattern of the first character of every control token that stands in a text, and of every `<|`."""
+    heads = [f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in special if len(token) > 1]
+    return re.compile("|".join([r"<(?=\|)", *(head for head in heads if not head.startswith("<(?=\\|"))]))

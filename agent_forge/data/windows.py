@@ -1,0 +1,118 @@
+"""How long a model's context is, and what stands at its beginning: decided here for data, scoring, chat and calibration.
+
+Some tokenizers put a token for the beginning of text (BOS) before everything they encode, and their models rely on it:
+Gemma costs a quarter more bits a byte without it. A window of running text then begins with BOS, exactly one.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+_UNLIMITED = 1 << 30  # transformers writes 1e30 where a tokenizer does not say
+_log = logging.getLogger("agent_forge")
+
+
+def window_prefix(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """Return the ids that every context begins with: [BOS] where the tokenizer itself puts it first, else []."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return []
+    return [bos] if tokenizer.encode("a", add_special_tokens=True)[:1] == [bos] else []
+
+
+def text_start(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return the id that stands before a document, and between two: BOS, or the end of text where there is none.
+
+    Raises DataError when the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise DataError(
+        "the tokenizer has neither a bos_token nor an eos_token, one of which stands between documents; "
+        "set one in tokenizer_config.json"
+    )
+
+
+def positions(config: Any) -> int | None:
+    """Return how many tokens a model's config has positions for; None where it names no limit."""
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in _POSITIONS:
+        value = getattr(inner, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def longest(tokenizer: "PreTrainedTokenizerFast") -> int | None:
+    """Return the model's positions as its tokenizer knows them (`models.load_tokenizer` sees to that), or None."""
+    limit = tokenizer.model_max_length
+    return int(limit) if limit and limit < _UNLIMITED else None
+
+
+def refuse_long_window(length: int, limit: int | None) -> None:
+    """Raise ConfigError when windows of `length` tokens are longer than the model's positions."""
+    if limit is not None and length > limit:
+        raise ConfigError(
+            f"windows of {length} tokens are longer than the model's {limit} positions; "
+            f"set the phase's length_tokens to at most {limit}"
+        )
+
+
+def cut_left(ids: Sequence[int], limit: int, prefix: Sequence[int] = ()) -> list[int]:
+    """Return the last `limit` ids; a `prefix` (BOS) that they began with stays in front."""
+    if len(ids) <= limit:
+        return list(ids)
+    held = list(prefix) if list(ids[: len(prefix)]) == list(prefix) and len(prefix) < limit else []
+    return held + list(ids[len(ids) - (limit - len(held)) :])
+
+
+def fitting_prompt(ids: Sequence[int], new_tokens: int, limit: int | None, bos: int | None = None) -> list[int]:
+    """Return a prompt that leaves room for `new_tokens` among `limit` positions, cut on the left with a warning.
+
+    bos: stays in front where the prompt began with it. Raises ConfigError when new_tokens alone do not fit.
+    """
+    if limit is None or len(ids) + new_tokens <= limit:
+        return list(ids)
+    if new_tokens >= limit:
+        raise ConfigError(
+            f"{new_tokens} new tokens leave no room for a prompt among the model's {limit} positions; "
+            f"ask for fewer than {limit}"
+        )
+    _log.warning(
+        "a prompt of %d tokens and %d new ones do not fit the model's %d positions: cut on the left",
+        len(ids), new_tokens, limit,
+    )  # fmt: skip
+    return cut_left(ids, limit - new_tokens, [] if bos is None else [bos])
+
+
+def scoring_windows(
+    ids: Sequence[int], mask: Sequence[bool], limit: int | None
+) -> list[tuple[Sequence[int], Sequence[bool]]]:
+    """Return (ids, mask) windows of at most `limit` tokens in which every scored token stands exactly once.
+
+    A row that fits is returned as it is. A longer one is cut on the left where all scored tokens stand at its end; else
+    each further window begins half a window later, and scores what the one before has not.
+    """
+    count = len(ids)
+    if limit is None or count <= limit:
+        return [(ids, mask)]
+    first = next((i for i, scored in enumerate(mask) if scored), count)
+    if first > count - limit:
+        return [(ids[count - limit :], mask[count - limit :])]
+    parts: list[tuple[Sequence[int], Sequence[bool]]] = []
+    done = 0  # tokens before this one are scored
+    start = 0
+    while done < count:
+        end = min(start + limit, count)
+        scored = [bool(mask[i]) and i >= done for i in range(start, end)]
+        if any(scored):
+            parts.append((ids[start:end], scored))
+        done, start = end, start + max(limit // 2, 1)
+    return parts
