@@ -81,6 +81,32 @@ def test_seeds_are_used_up_to_their_share_even_where_tensors_gain_alike() -> Non
     assert allocate.total_bytes(alike, allocate.within_budget(alike, 2500, max_seed_blocks=350)) <= 2500
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_exchanges_keep_the_seed_share_and_reach_brute_force(seed: int) -> None:
+    """Seeds make the second rate of each tensor so good that every exchange would take it."""
+    tensors = [
+        [Option(o.name, o.size_bytes, o.distortion / (50 if o.seed_blocks else 1), o.seed_blocks) for o in options]
+        for options in instance(seed, seeds=True)
+    ]
+    blocks = [max(o.seed_blocks for o in options) for options in tensors]
+    budget = sum(options[2].size_bytes for options in tensors)
+    for limit in (0, min(blocks), sum(blocks) - min(blocks)):
+        choice = allocate.within_budget(tensors, budget, max_seed_blocks=limit)
+        assert allocate.seed_blocks(tensors, choice) <= limit
+        assert allocate.total_bytes(tensors, choice) <= budget
+        best = brute_force(tensors, budget, limit)
+        assert allocate.total_distortion(tensors, choice) == pytest.approx(best, rel=1e-12)
+
+
+def test_seeds_go_where_each_coded_weight_gains_most() -> None:
+    """The first fits in no share, and its price shuts the others out; then two small ones (14) beat a large one (10)."""
+    huge = [Option("raw", 100, 400.0), Option("seeds", 100, 0.0, 1000)]
+    large = [Option("raw", 100, 10.0), Option("seeds", 100, 0.0, 100)]
+    small = [Option("raw", 100, 7.0), Option("seeds", 100, 0.0, 50)]
+    choice = allocate.at_price([huge, large, small, small], 0.0, max_seed_blocks=100)
+    assert choice == [0, 0, 1, 1]
+
+
 def test_the_order_of_options_and_tensors_changes_nothing() -> None:
     tensors = instance(3, tensors=6, rates=5)
     budget = sum(o[2].size_bytes for o in tensors)

@@ -85,11 +85,24 @@ def test_the_same_weight_gives_the_same_bytes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_extreme_weights_stay_finite(name: str) -> None:
-    for weight in (torch.zeros(3, 16), torch.full((3, 16), 1e-7), gaussian(3, 16) * 1e4):
-        assert bool(codecs.decode(small(name, weight)).isfinite().all())
-    with pytest.raises(PhaseError, match="NaN or infinity"):
-        small(name, torch.full((2, 16), math.nan))
+def test_the_relative_error_does_not_depend_on_the_size_of_the_weights(name: str) -> None:
+    """Within the range of float16 scales, that is for weights from a thousandth to a thousand."""
+
+    def relative_error(weight: Tensor) -> float:
+        return float((codecs.decode(small(name, weight)) - weight).norm() / weight.norm())
+
+    weight = gaussian(6, 48)
+    usual = relative_error(weight)
+    for factor in (1e-2, 1e4):
+        assert relative_error(weight * factor) == pytest.approx(usual, rel=0.03, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_zeros_stay_zeros_and_what_is_not_finite_is_refused(name: str) -> None:
+    assert torch.equal(codecs.decode(small(name, torch.zeros(3, 16))), torch.zeros(3, 16))
+    for value in (math.nan, math.inf):
+        with pytest.raises(PhaseError, match="NaN or infinity"):
+            small(name, torch.full((2, 16), value))
 
 
 def test_raw_float32_is_exact_and_bfloat16_is_its_rounding() -> None:
@@ -160,6 +173,15 @@ def test_the_kmeans_objective_never_rises_when_no_cluster_is_empty() -> None:
     _, objective = vptq.kmeans(vectors, weights, 16, 15)
     assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(objective))
     assert objective[-1] < 0.9 * objective[0]
+
+
+def test_a_centroid_that_nobody_chose_moves_to_what_is_coded_worst() -> None:
+    """Evenly spaced starts fall on the many equal vectors; only moved centroids reach the few others."""
+    few = torch.tensor([[-3.0, -3.0], [7.0, 7.0], [9.0, 9.0]])
+    vectors = torch.cat([few, torch.ones(400, 2)])
+    centroids, objective = vptq.kmeans(vectors, torch.ones_like(vectors), 4, 8)
+    assert objective[-1] == 0
+    assert sorted(centroids[:, 0].tolist()) == [-3.0, 1.0, 7.0, 9.0]
 
 
 def test_assignment_is_the_weighted_nearest_by_brute_force() -> None:
@@ -386,6 +408,22 @@ def test_gains_scale_the_decoded_rows_or_are_refused(name: str) -> None:
         return
     assert changed is not None
     assert torch.allclose(codecs.decode(changed), codecs.decode(coded) * gains[:, None], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("step", "threshold"), [(0.5, 0.5 + 1 / 96), (1.0, 0.5 + 1 / 24), (4.0, 0.7)])
+def test_the_dead_zone_follows_the_variance_in_steps_up_to_its_limit(step: float, threshold: float) -> None:
+    """Code 1 starts 1/(24 σ²) above one half, with σ in steps, and never above .7."""
+    weight = gaussian(128, 512)
+    for _ in range(30):  # until every row and every column has the same variance
+        for dim in (0, 1):
+            weight = weight / weight.square().mean(dim, keepdim=True).sqrt()
+    coded = codecs.encode("waterfill", weight, {"step": step})
+    tensors = waterfill.unpack(coded.parts, coded.meta, (128, 512))
+    codes, units = tensors["q"].abs(), weight.abs() / tensors["s"][:, None]
+    below, above = units < threshold - 1e-3, (units > threshold + 1e-3) & (units < 1.4)
+    assert float(units[below].max()) > 0.5
+    assert codes[below].max() == 0
+    assert codes[above].min() == codes[above].max() == 1
 
 
 def test_water_filled_columns_share_the_loss_evenly() -> None:

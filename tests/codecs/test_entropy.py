@@ -27,6 +27,24 @@ def test_arbitrary_bytes_come_back(data: bytes) -> None:
     assert entropy.expand(entropy.compress(symbols), len(symbols)).tobytes() == data
 
 
+def test_a_cut_stream_is_refused_in_words() -> None:
+    generator = np.random.default_rng(2)
+    skewed = generator.choice(3, size=4000, p=[0.2, 0.6, 0.2]).astype(np.uint8)
+    flat = generator.integers(0, 250, 4000).astype(np.uint8)
+    ranged, stored = entropy.compress(skewed), entropy.compress(flat)
+    assert (ranged[0], stored[0]) == (entropy.RANGE, entropy.STORED)
+    for data, cuts in ((ranged, (1, 3, 4, len(ranged) - 1, len(ranged) - 3)), (stored, (1, 2, 3999))):
+        for length in cuts:
+            with pytest.raises(CheckpointError, match=r"damaged"):
+                entropy.expand(data[:length], 4000)
+    codes = generator.integers(-3, 4, (20, 30)).astype(np.int8)
+    classes = entropy.size_classes(codes)
+    blocks = entropy.compress_blocks(codes, *classes)
+    for length in (len(blocks) - 1, len(blocks) - 2, len(blocks) - 3):
+        with pytest.raises(CheckpointError, match="cut short"):
+            entropy.expand_blocks(blocks[:length], *classes)
+
+
 def test_skewed_trits_cost_their_entropy() -> None:
     p = np.array([0.2, 0.6, 0.2])
     symbols = np.random.default_rng(0).choice(3, size=60_000, p=p).astype(np.uint8)
