@@ -1,6 +1,9 @@
 """Packed products against float64, on every build that this machine can run, at odd shapes."""
 
 import ctypes
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,9 +256,22 @@ def test_a_corrupt_payload_is_named_and_not_decoded(coded: Any) -> None:
         payloads.read(bytes(data), "layer.seven")
 
 
-def test_structures_have_the_sizes_of_the_c_ones() -> None:
-    assert ctypes.sizeof(native.MatrixStruct) == 12 * 4 + 9 * 8
-    assert ctypes.sizeof(native.LayerStruct) == 7 * ctypes.sizeof(native.MatrixStruct) + 4 * 8
+def test_structures_lie_in_memory_as_the_compiler_lays_them(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler to ask")
+    mirrors = {"Matrix": native.MatrixStruct, "Layer": native.LayerStruct, "Model": native.ModelStruct}
+    last = {name: mirror._fields_[-1][0] for name, mirror in mirrors.items()}
+    asked = "".join(f'printf("%zu %zu\\n", sizeof({name}), offsetof({name}, {last[name]}));' for name in mirrors)
+    source = tmp_path / "sizes.c"
+    source.write_text(f'#include "engine.c"\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {{{asked}}}\n')
+    folder = Path(native.__file__).parent
+    program = tmp_path / "sizes"
+    command = [compiler, "-std=gnu11", "-w", "-pthread", f"-I{folder}", str(source), "-o", str(program), "-lm"]
+    subprocess.run(command, check=True)
+    answer = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    ours = [(ctypes.sizeof(mirror), getattr(mirror, last[name]).offset) for name, mirror in mirrors.items()]
+    assert [tuple(map(int, line.split())) for line in answer.splitlines()] == ours
 
 
 def test_an_unknown_build_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
