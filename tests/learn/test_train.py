@@ -1,6 +1,7 @@
 # ruff: noqa: ARG001, ARG002, ARG005 - callbacks have the signature of the contract
 """The training loop: resume is bit-identical, state survives damage, schedule and averages follow their formulas."""
 
+import copy
 import json
 import signal
 from dataclasses import replace
@@ -18,6 +19,8 @@ from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.learn import StepRecord, lm_loss, train, wsd
+from agent_forge.learn import state as states
+from agent_forge.learn.optimisers import Optimisers
 
 OPTIM = OptimConfig(
     method="adamw", lr=3e-3, muon_lr=2e-2, warmup_steps=2, cooldown_share=0.4, weight_decay=0.1, beta1=0.9, beta2=0.95,
@@ -133,6 +136,40 @@ def test_a_damaged_state_falls_back_to_the_older_one(tiny_llama: LlamaForCausalL
     warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
     assert len(warnings) == 1
     assert "step-00000005" in warnings[0]
+
+
+def test_a_record_that_was_changed_by_hand_is_not_resumed(tmp_path: Path) -> None:
+    """The record has a hash of its own: the step count in it decides what is trained next."""
+    events = EventLog(tmp_path / "events.jsonl", "test")
+    states.write(tmp_path, "step-00000001", {"w": torch.ones(2)}, {"next_step": 1})
+    states.write(tmp_path, "step-00000002", {"w": torch.zeros(2)}, {"next_step": 2})
+    assert states.newest(tmp_path, "stage", events)[1]["next_step"] == 2  # type: ignore[index]
+    file = tmp_path / "step-00000002" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "next_step": 20}))
+    tensors, record = states.newest(tmp_path, "stage", events)  # type: ignore[misc]
+    assert record["next_step"] == 1
+    assert torch.equal(tensors["w"], torch.ones(2))
+    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    assert ["state.json does not have its recorded hash" in text for text in warnings] == [True]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_and_heads_are_neither_orthogonalised_nor_decayed(tiny_llama: LlamaForCausalLM, tied: bool) -> None:
+    shape = copy.deepcopy(tiny_llama.config)
+    shape.tie_word_embeddings = tied
+    model = LlamaForCausalLM(shape)
+    optimisers = Optimisers(model, replace(OPTIM, method="muon"), None)
+    adam, muon = optimisers.all
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    undecayed = {names[id(p)] for group in adam.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert by_muon == {name for name in names.values() if name.endswith("_proj.weight")}
+    assert undecayed == set(names.values()) - by_muon
+    assert "model.embed_tokens.weight" in undecayed
+    assert ("lm_head.weight" in undecayed) is not tied
+    plain = Optimisers(model, OPTIM, None).all[0]
+    decayed = {names[id(p)] for group in plain.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == by_muon
 
 
 def test_with_every_state_damaged_the_stage_restarts(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -26,13 +26,15 @@ from agent_forge.data.synthetic import reasoning
 from agent_forge.learn import StepRecord, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases.train import Config
+from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import ExponentControl, Rollback, Together
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
 from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
 from agent_forge.phases.train.exponents import decoder_blocks, depth_exponent, logit_sensitivity, twin_exponent
+from agent_forge.phases.train.measure import Bench
 from agent_forge.phases.train.run import run
 from agent_forge.phases.train.self_model import SelfModel, rms_normalised
-from agent_forge.phases.train.stages import STAGES
+from agent_forge.phases.train.stages import STAGES, Planner, mixture, plain_sources, stage_optim
 
 SMALL = [
     "out=unused", "batch_rows=2", "length_tokens=48", "mix_rows=60", "dream.prompt_tokens=8", "dream.windows=4",
@@ -262,6 +264,33 @@ def test_rollback_keeps_on_time_goes_back_on_a_leap_and_gives_up_at_last(data_co
         guard(record(11, math.inf), None)
 
 
+def test_rollback_keeps_no_weights_of_a_loss_that_has_begun_to_leap(data_config: DataConfig) -> None:
+    """At a kept step the loss must lie within half the limit of the mean, though it is no reason to go back yet."""
+    settings = replace(small_config(data_config).rollback, every_steps=2, limit_nats=1.0, lr_factor=0.5, most=2)
+    guard = Rollback(settings, "chaos_1", EventLog(None, "train"))
+    assert guard(record(0, 2.0), None) == {"keep": True}
+    assert guard(record(1, 2.9), None) == {}
+    assert guard(record(2, 2.0), None) == {}
+    assert guard(record(3, 2.1), None) == {"keep": True}
+
+
+@pytest.mark.parametrize("average", ["none", "exponential"])
+def test_warm_up_belongs_to_the_first_stage_and_cooling_and_averaging_to_the_last(
+    data_config: DataConfig, average: str
+) -> None:
+    config = small_config(
+        data_config, f"average={average}", "optim.warmup_steps=7", "optim.cooldown_share=0.3", "optim.average_share=0.4"
+    )
+    stages = list(STAGES)
+    schedules = [stage_optim(config, stage, stages) for stage in stages]
+    assert [one.warmup_steps for one in schedules] == [7, *[0] * 9]
+    assert [one.cooldown_share for one in schedules] == [*[0.0] * 9, 0.3]
+    assert [one.average_share for one in schedules] == [*[0.0] * 9, 0.0 if average == "none" else 0.4]
+    assert {one.lr for one in schedules} == {config.optim.lr}
+    alone = stage_optim(config, "dream_1", ["dream_1"])
+    assert (alone.warmup_steps, alone.cooldown_share) == (7, 0.3)
+
+
 def test_together_multiplies_rates_and_hides_a_broken_loss_from_those_who_cannot_mend_it() -> None:
     class Fixed:
         def __init__(self, answer: dict[str, Any]) -> None:
@@ -348,6 +377,31 @@ def test_dreams_begin_with_real_text_are_reproducible_and_fill_their_window(
 def test_distinct_bigrams_is_one_without_and_small_with_repetition() -> None:
     assert distinct_bigrams(torch.arange(20).reshape(2, 10)) == 1.0
     assert distinct_bigrams(torch.zeros(2, 11, dtype=torch.long)) == 1 / 20
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_dreams_that_repeat_themselves_are_not_replayed(
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    data_config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    collapsed: bool,
+) -> None:
+    config = small_config(data_config, "dream.enabled=true", "dream.distinct_share=0.5", "mix={text: 1.0}")
+    real = torch.arange(4 * 48).reshape(4, 48)
+    dreamt = {"dreams": torch.zeros_like(real) if collapsed else real + 1, "real": real}
+    monkeypatch.setattr(stages_module, "dream", lambda *_, **__: dreamt)
+    events = EventLog(tmp_path / "events.jsonl", "train")
+    sources = plain_sources(config, tiny_tokenizer)
+    bench = Bench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
+    planner = Planner(config, tiny_tokenizer, bench, sources, events)
+    out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
+    plan = planner.plan("dream_1", tiny_llama, out)
+    assert plan.active is not collapsed
+    assert ("dream" in plan.controllers) is not collapsed
+    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    assert [("dreams are not replayed" in warning) for warning in warnings] == [True] * collapsed
 
 
 def test_replay_ends_for_good_when_real_text_gets_worse(data_config: DataConfig) -> None:
