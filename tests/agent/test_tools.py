@@ -1,7 +1,12 @@
 """Tools: exact arithmetic, sandboxed code, and a toolbox that denies what was not enabled."""
 
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -179,12 +184,54 @@ def test_an_unknown_sandbox_is_a_config_error() -> None:
         sandbox.run_python("1", kind="month", timeout_seconds=1, memory_bytes=2**26)
 
 
-@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed here")
-def test_bubblewrap_runs_python_without_network_or_home() -> None:
-    def run(code: str) -> str:
-        return sandbox.run_python(code, kind="bubblewrap", timeout_seconds=5, memory_bytes=2**28)
+def test_the_memory_limit_is_what_stops_a_large_value() -> None:
+    """Eight megabytes fit into 32 MiB and not into 4."""
+    code = "len('ab' * 4000000)"
+    assert sandbox.run_python(code, kind="monty", timeout_seconds=5, memory_bytes=32 * 2**20) == "8000000"
+    with pytest.raises(sandbox.SandboxError, match=r"(?i)memory"):
+        sandbox.run_python(code, kind="monty", timeout_seconds=5, memory_bytes=4 * 2**20)
 
-    assert run("print(6 * 7)") == "42"
-    assert run("import os; print(sorted(os.environ))") in ("['LANG', 'PATH']", "['LANG', 'PATH', 'PWD']")
-    with pytest.raises(sandbox.SandboxError):
-        run("import urllib.request as u; u.urlopen('http://1.1.1.1', timeout=2)")
+
+needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed here")
+
+
+def run_full(code: str, seconds: float = 5) -> str:
+    return sandbox.run_python(code, kind="bubblewrap", timeout_seconds=seconds, memory_bytes=2**28)
+
+
+@needs_bubblewrap
+def test_bubblewrap_runs_python_without_the_environment_home_or_files_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush")
+    assert run_full("print(6 * 7)") == "42"
+    assert run_full("import os; print(sorted(os.environ))") in ("['LANG', 'PATH']", "['LANG', 'PATH', 'PWD']")
+    for path in (tmp_path / "secret", "/etc/passwd", "/root", "/home"):
+        with pytest.raises(sandbox.SandboxError, match="FileNotFoundError"):
+            run_full(f"import os; os.stat({str(path)!r})")
+    with pytest.raises(sandbox.SandboxError, match=r"Read-only|Permission denied"):
+        run_full("open('/usr/lib/x', 'w')")
+
+
+@needs_bubblewrap
+def test_bubblewrap_shuts_out_the_network_even_of_this_machine() -> None:
+    """A server that anybody else here reaches at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 3)"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+        with pytest.raises(sandbox.SandboxError, match=r"refused|unreachable"):
+            run_full(code)
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", "while True: pass"])
+def test_bubblewrap_ends_what_runs_too_long(code: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(sandbox.SandboxError, match="longer than 2 s"):
+        run_full(code, seconds=2)
+    assert time.monotonic() - started < 30
+
+
+@needs_bubblewrap
+def test_bubblewrap_limits_memory() -> None:
+    with pytest.raises(sandbox.SandboxError, match="MemoryError"):
+        run_full("x = bytearray(2**30)")

@@ -1,0 +1,83 @@
+"""The mutation run changes what it says it changes, and tells a killed mutant from a survivor."""
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "mutate.py"
+SOURCE = '''
+def mean(values, *, dim=0):
+    """Return (a + b) / n."""
+    if len(values) < 1:
+        raise ValueError(f"{len(values) + 1} values")
+    total = values.sum(axis=1) - 0.5
+    return total / (len(values))
+'''
+
+
+@pytest.fixture(scope="module")
+def mutate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutate", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutate"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def changed_lines(mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    (tmp_path / "room").mkdir(exist_ok=True)
+    (tmp_path / "room" / "mean.py").write_text(SOURCE)
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    found = set()
+    for mutant in mutate.find_mutants("room", "room"):
+        changed = mutate.apply_mutant(SOURCE, mutant)
+        if changed is not None:
+            ast.parse(changed)
+            differing = [b for a, b in zip(SOURCE.splitlines(), changed.splitlines(), strict=True) if a != b]
+            assert len(differing) == 1
+            found.add((mutant.kind, differing[0].strip()))
+    return found
+
+
+def test_each_kind_of_change_is_made_where_arithmetic_stands(
+    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = changed_lines(mutate, tmp_path, monkeypatch)
+    assert {
+        ("comparison", "if len(values) <= 1:"),
+        ("off by one", "if len(values) < 2:"),
+        ("axis", "total = values.sum(axis=0) - 0.5"),
+        ("sign", "total = values.sum(axis=1) + 0.5"),
+        ("dropped term", "total = values.sum(axis=1)"),
+        ("constant", "total = values.sum(axis=1) - 1.0"),
+    } <= found
+    assert not any("raise" in line or "def" in line for _, line in found), "messages and signatures are left alone"
+
+
+def test_the_sample_is_fixed_by_its_seed(mutate: ModuleType) -> None:
+    first, again, other = (mutate.sample(["evaluate"], 5, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(first) == 5
+
+
+def test_a_change_that_a_test_notices_is_killed_and_another_survives(
+    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    (root / "room").mkdir(parents=True)
+    (root / "room" / "twice.py").write_text("def twice(x):\n    return x * 2\n\n\ndef idle(x):\n    return x + 1\n")
+    (root / "test_twice.py").write_text(
+        "from room.twice import idle, twice\n\n\ndef test_twice():\n    assert twice(3) == 6\n    idle(1)\n"
+    )
+    monkeypatch.setattr(mutate, "ROOT", root)
+    monkeypatch.setattr(mutate, "COPIED", ("room", "test_twice.py"))
+    monkeypatch.setattr(mutate, "ROOMS", {"room": ("room", ["test_twice.py"])})
+    mutants = [m for m in mutate.find_mutants("room", "room") if m.kind == "sign"]
+    fates = {m.line: m.fate for m in mutate.run(mutants, 1, tmp_path / "trees")}
+    assert fates == {2: "killed", 6: "survived"}
