@@ -109,7 +109,7 @@ def stand_in(out: Path, text: str, shape: tuple[int, ...]) -> None:
     vocabulary, width, inner, layers, heads, key_heads = shape
     settings = DataConfig(
         text=[text], max_text_bytes=1_000_000, cache=str(out.parent / "cache"), rows=[], near_duplicates=0.0,
-        sampling="random",
+        sampling="random", encoding="utf-8", ignore_keys=[],
     )  # fmt: skip
     tokenizer = data.train_tokenizer(data.documents(settings, "train"), vocabulary)
     torch.manual_seed(0)

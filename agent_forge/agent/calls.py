@@ -1,23 +1,39 @@
-"""Tool calls as text: Hermes tags around JSON, written so that any parser reads them back, read however they came.
+"""Tool calls read back from an assistant's text, however they came. How they are written is `data/calls.py`.
 
-`<tool_call>{"name": …, "arguments": {…}}</tool_call>` and `<tool_response>…</tool_response>`, the convention of
-Hermes and Qwen. Reads assistant text, gives `Call`s; what looks like a call and cannot be read is a `BrokenCall`
-whose message the model is shown.
+Reads assistant text, gives `Call`s; what looks like a call and cannot be read is a `BrokenCall` whose message the model
+is shown. A call that is only quoted, inside thoughts (`<think>…</think>`) or between backticks, is text and never run.
 """
 
 import ast
 import json
+import math
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
-RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
-# A tag inside a tool's text gets a backslash after "<", one more where there are some: so it is undone exactly.
-_TAG = re.compile(r"<(\\*)(/?tool_(?:call|response))>")
-_ESCAPED_TAG = re.compile(r"<\\(\\*)(/?tool_(?:call|response))>")
+from agent_forge.data.calls import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    RESPONSE_CLOSE,
+    RESPONSE_OPEN,
+    read_response,
+    write_call,
+    write_response,
+)
+
+__all__ = [
+    "CALL_CLOSE", "CALL_OPEN", "RESPONSE_CLOSE", "RESPONSE_OPEN", "BrokenCall", "Call", "format_call",
+    "format_response", "parse_calls", "parse_response", "scan_calls", "text_without_calls",
+]  # fmt: skip
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _ARGUMENT_KEYS = ("arguments", "parameters", "args")
-_DECODER = json.JSONDecoder(strict=False)
+_FENCE = re.compile(r"^\s*```(?:\w+)?[ \t]*\n?|```\s*$")
+# What may stand behind the last call in its tags: braces too many, the end of a code fence.
+_LITTER = re.compile(r"[\s}\],;]*(?:```)?\s*")
+_TICKS_OR_CALL = re.compile(rf"`+|{CALL_OPEN}")
+_NEXT = re.compile(rf"{CALL_OPEN}|{THINK_OPEN}|{THINK_CLOSE}|`+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,97 +52,151 @@ class BrokenCall:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What stands between two call tags, from `start` to `end` in the text; `after` is behind the closing tag."""
+
+    calls: list[Call | BrokenCall]
+    end: int
+    after: int
+
+
 def format_call(call: Call) -> str:
-    """Return the call as tagged JSON. A tag inside a string has \\u003c for "<", so a plain search finds the end."""
-    text = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-    text = re.sub(r"<(?=/?tool_(?:call|response)>)", r"\\u003c", text)
-    return f"{CALL_OPEN}{text}{CALL_CLOSE}"
+    """Return the call as tagged JSON."""
+    return write_call(call.name, call.arguments)
 
 
-def format_response(text: str) -> str:
-    """Return a tool's result between its tags; tags inside `text` are escaped, so a result cannot forge a turn."""
-    return RESPONSE_OPEN + _TAG.sub(r"<\\\1\2>", text) + RESPONSE_CLOSE
+format_response = write_response
+parse_response = read_response
 
 
-def parse_response(text: str) -> str:
-    """Return the result inside `<tool_response>…</tool_response>` exactly as the tool gave it."""
-    start = text.find(RESPONSE_OPEN)
-    end = text.rfind(RESPONSE_CLOSE)
-    body = text[start + len(RESPONSE_OPEN) if start >= 0 else 0 : end if end >= 0 else len(text)]
-    return _ESCAPED_TAG.sub(r"<\1\2>", body)
+def parse_calls(text: str, *, cut: bool = False) -> list[Call]:
+    """Return the readable calls in an assistant's text, in order; `cut` as for `scan_calls`."""
+    return [call for call in scan_calls(text, cut=cut) if isinstance(call, Call)]
 
 
-def parse_calls(text: str) -> list[Call]:
-    """Return the readable calls in an assistant's text, in order."""
-    return [call for call in scan_calls(text) if isinstance(call, Call)]
-
-
-def scan_calls(text: str) -> list[Call | BrokenCall]:
+def scan_calls(text: str, *, cut: bool = False) -> list[Call | BrokenCall]:
     """Return every call in an assistant's text, readable or broken, in order.
 
-    Tolerated: closing tags inside strings, a missing closing tag, code fences, single quotes, trailing commas, missing
-    closing braces, arguments encoded as a JSON string (once or twice), `parameters` for `arguments`, OpenAI's
-    `{"function": {...}}`, and a list of calls in one pair of tags.
+    cut: the text ended because its tokens ran out; a call whose tag is still open then is broken, however whole it
+    looks. Tolerated: several calls in one pair of tags (a list, or one after the other with commas, line ends or
+    nothing between), closing tags inside strings, a missing closing tag behind a whole call, code fences, single quotes,
+    trailing commas, missing closing braces before a closing tag, arguments encoded as a JSON string (once or twice),
+    `parameters` for `arguments`, OpenAI's `{"function": {...}}`. A call without its closing tag that is no whole JSON
+    value is never repaired: its end is not there.
     """
-    found: list[Call | BrokenCall] = []
-    position = text.find(CALL_OPEN)
-    while position >= 0:
-        start = position + len(CALL_OPEN)
-        value, end = _read_value(text, start)
-        if end < 0:
-            end = _end_of_body(text, start)
-            body = text[start:end]
-            value = _repair(body)
-            if value is None:
-                found.append(BrokenCall(body, f"the call is not JSON: {_clip(body)}"))
-        else:
-            body = text[start:end]
-        if value is not None:
-            found += _to_calls(value, body)
-        position = text.find(CALL_OPEN, end)
-    return found
+    return [call for _, body in _pieces(text, cut) if body is not None for call in body.calls]
 
 
 def text_without_calls(text: str) -> str:
-    """Return what the assistant said besides its calls."""
-    parts, position = [], 0
-    while (opening := text.find(CALL_OPEN, position)) >= 0:
-        parts.append(text[position:opening])
-        start = opening + len(CALL_OPEN)
-        _, end = _read_value(text, start)
-        end = _end_of_body(text, max(end, start))
-        position = end + len(CALL_CLOSE) if text.startswith(CALL_CLOSE, end) else end
-    parts.append(text[position:])
-    return "".join(parts).strip()
+    """Return what the assistant said besides its calls; quoted calls stay."""
+    return "".join(words for words, _ in _pieces(text, False)).strip()
 
 
-def _read_value(text: str, start: int) -> tuple[Any, int]:
-    """Return the JSON value that begins at `start` (after white space) and where it ends; (None, -1) without one."""
-    while start < len(text) and text[start].isspace():
-        start += 1
-    try:
-        return _DECODER.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return None, -1
+def _pieces(text: str, cut: bool) -> list[tuple[str, _Body | None]]:
+    """Return (words, the call tags that follow them, or None at the end) of a text, in order."""
+    pieces: list[tuple[str, _Body | None]] = []
+    done = place = 0
+    thought = False
+    while (mark := _NEXT.search(text, place)) is not None:
+        place = mark.end()
+        if mark[0] == CALL_OPEN:
+            body = _read_body(text, mark.end(), cut)
+            pieces.append((text[done : mark.start()], body))
+            done = place = body.after
+        elif mark[0] == THINK_OPEN:
+            thought = True
+            close = text.find(THINK_CLOSE, place)
+            place = len(text) if close < 0 else close + len(THINK_CLOSE)
+        elif mark[0] == THINK_CLOSE and not thought:
+            # The prompt opened the thoughts, as some templates do: all so far was thought.
+            thought = True
+            pieces, done = [], 0  # quoted calls stay words
+        elif mark[0].startswith("`"):
+            place = _end_of_quote(text, mark)
+    return [*pieces, (text[done:], None)]
 
 
-def _end_of_body(text: str, start: int) -> int:
-    ends = [end for tag in (CALL_CLOSE, CALL_OPEN) if (end := text.find(tag, start)) >= 0]
-    return min(ends, default=len(text))
+def _end_of_quote(text: str, opening: re.Match[str]) -> int:
+    """Return where the code that backticks open ends; right behind them where nothing closes it.
+
+    As in Markdown: as many backticks close it as opened it, and an open fence of three goes on to the end.
+    """
+    ticks, place = opening[0], opening.end()
+    while (mark := _TICKS_OR_CALL.search(text, place)) is not None:
+        if mark[0] == ticks:
+            return mark.end()
+        # Backticks inside a call's strings close nothing.
+        place = _values(text, mark.end())[1] if mark[0] == CALL_OPEN else mark.end()
+    return len(text) if len(ticks) >= 3 else opening.end()
+
+
+def _read_body(text: str, start: int, cut: bool) -> _Body:
+    """Read what stands behind an opening tag at `start`."""
+    values, end = _values(text, start)
+    close = text.find(CALL_CLOSE, end)
+    following = text.find(CALL_OPEN, end)
+    closed = close >= 0 and (following < 0 or close < following)
+    stop = close if closed else (following if following >= 0 else len(text))
+    after = stop + len(CALL_CLOSE) if closed else stop
+    body, rest = text[start:stop], text[end:stop]
+    if not closed and following < 0 and (cut or not values or rest.strip()):
+        message = f"the call is cut off before {CALL_CLOSE}, so nothing was run: {_clip(body)}"
+        return _Body([BrokenCall(body, message)], stop, after)
+    calls = [call for value in values for call in _to_calls(value, body)]
+    if not values:
+        value = _repair(body) if closed else None
+        calls = [BrokenCall(body, f"the call is not JSON: {_clip(body)}")] if value is None else _to_calls(value, body)
+    elif _LITTER.fullmatch(rest) is None:
+        calls.append(BrokenCall(rest, f"what follows the call is not JSON: {_clip(rest)}"))
+    return _Body(calls, stop, after)
+
+
+def _values(text: str, start: int) -> tuple[list[Any], int]:
+    """Return the JSON values that stand one after the other from `start` on, and where the last one ends."""
+    values: list[Any] = []
+    end = start
+    while True:
+        opening = re.compile(r"[\s,]*(?=[{\[\"0-9tfn-])" if values else r"\s*").match(text, end)
+        if opening is None:
+            return values, end
+        try:
+            value, stop = _DECODER.raw_decode(text, opening.end())
+        except (ValueError, RecursionError):
+            return values, end
+        values.append(value)
+        end = stop
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
+
+
+def _decode(text: str) -> Any:
+    """Return the one JSON value of a text. Raises ValueError (or RecursionError) when it is none."""
+    value, end = _DECODER.raw_decode(text.strip())
+    if text.strip()[end:]:
+        raise ValueError("more than one value")
+    return value
 
 
 def _repair(body: str) -> Any:
     """Return the JSON value that `body` was meant to be, or None."""
-    body = re.sub(r"^\s*```(?:json)?|```\s*$", "", body).strip()
+    body = _FENCE.sub("", _FENCE.sub("", body, count=1)).strip()
     candidates = [body, re.sub(r",\s*([}\]])", r"\1", body)]
     candidates += [candidates[-1] + ending for ending in ("}", "}}", '"}', '"}}')]
     for candidate in candidates:
         try:
-            return json.loads(candidate, strict=False)
+            return _decode(candidate)
         except (ValueError, RecursionError):
             pass
         try:
-            value = ast.literal_eval(candidate)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unknown escapes in strings
+                value = ast.literal_eval(candidate)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
         if isinstance(value, dict | list):
@@ -136,8 +206,11 @@ def _repair(body: str) -> Any:
 
 def _to_calls(value: Any, body: str) -> list[Call | BrokenCall]:
     if isinstance(value, str):
-        inner, end = _read_value(value, 0)
-        if end >= 0 and not isinstance(inner, str):
+        try:
+            inner = _decode(value)
+        except (ValueError, RecursionError):
+            inner = None
+        if isinstance(inner, dict | list):
             return _to_calls(inner, body)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return [call for item in value for call in _to_calls(item, body)]
@@ -152,17 +225,41 @@ def _to_calls(value: Any, body: str) -> list[Call | BrokenCall]:
     arguments: Any = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
     for _ in range(2):
         if isinstance(arguments, str):
-            decoded, end = _read_value(arguments, 0)
-            if end < 0 and (decoded := _repair(arguments)) is None:
-                break
-            arguments = decoded
+            try:
+                arguments = _decode(arguments)
+            except (ValueError, RecursionError):
+                if (repaired := _repair(arguments)) is None:
+                    break
+                arguments = repaired
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        return [BrokenCall(body, f"arguments of {name} must be a JSON object, got {_clip(str(arguments))}")]
+        return [BrokenCall(body, f"arguments of {_clip(name)} must be a JSON object, got {_clip(str(arguments))}")]
+    wrong = _not_json([name, arguments])
+    if wrong:
+        return [BrokenCall(body, f"the call of {_clip(name)} holds {wrong}; write the character or number itself")]
     return [Call(name.strip(), arguments)]
 
 
+def _not_json(value: Any) -> str:
+    """Return what in a value no JSON text can say ("" where nothing): half characters, infinities, other types."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"half of a surrogate pair (\\u{ord(value[error.start]):04x})"
+        return ""
+    if isinstance(value, dict):
+        return next(filter(None, (_not_json(part) for pair in value.items() for part in pair)), "") or (
+            "" if all(isinstance(key, str) for key in value) else "a key that is no string"
+        )
+    if isinstance(value, list):
+        return next(filter(None, map(_not_json, value)), "")
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return ""
+    return f"{_clip(repr(value))}, which is no JSON"
+
+
 def _clip(text: str, limit: int = 80) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -114,6 +114,8 @@ def show_turn(console: Console, turn: Turn, show_calls: bool) -> None:
     console.print(escape(turn.text) if turn.text else "[dim](no answer)[/]")
     if not turn.finished:
         console.print("[yellow]stopped: the rounds of tool calls ran out[/]")
+    elif turn.cut:
+        console.print("[yellow]stopped: the answer reached the agent's max_new_tokens[/]")
 
 
 def _call_text(call: Call | BrokenCall) -> str:

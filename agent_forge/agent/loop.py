@@ -17,7 +17,7 @@ from agent_forge.agent.documents import DocumentIndex
 from agent_forge.agent.memory import Memory, WorkingMemory
 from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.tools import Result, Toolbox, ToolContext
-from agent_forge.data.chat import encode_prompt, stop_ids
+from agent_forge.data.chat import encode_content, encode_prompt, stop_ids
 from agent_forge.data.documents import read_source
 from agent_forge.runtime import causal
 
@@ -31,13 +31,15 @@ Message = Mapping[str, str]
 class Turn:
     """An agent's reply: its words, the tools it ran, and the new messages (calls and results included).
 
-    finished is False where the rounds ran out while the model still called tools.
+    finished is False where the rounds ran out while the model still called tools; cut is True where the last message
+    ended because its tokens ran out.
     """
 
     text: str = ""
     results: list[Result] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
     finished: bool = False
+    cut: bool = False
 
 
 def answer_batch(
@@ -73,7 +75,7 @@ def answer_turns(
 ) -> list[Turn]:
     """As `answer_batch`, with sampling, giving whole turns; a round generates for all unfinished ones at once."""
     boxes = _toolboxes(tools, len(conversations))
-    stops = stop_ids(tokenizer)
+    stops = stop_ids(tokenizer, model)
     turns = [Turn() for _ in conversations]
     active = list(range(len(conversations)))
     for number in range(max_rounds):
@@ -91,6 +93,7 @@ def answer_turns(
             batch_rows=batch_rows,
         )
         for i, tokens in zip(active, found, strict=True):
+            turns[i].cut = len(tokens) >= max_new_tokens
             _take(turns[i], str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), boxes[i])
         active = [i for i in active if not turns[i].finished]
     return turns
@@ -100,7 +103,7 @@ def _take(turn: Turn, text: str, toolbox: Toolbox) -> None:
     """Add one assistant message to `turn` and run its calls."""
     turn.messages.append({"role": "assistant", "content": text})
     turn.text = text_without_calls(text)
-    calls = scan_calls(text)
+    calls = scan_calls(text, cut=turn.cut)
     for call in calls:
         result = toolbox.run(call)
         turn.results.append(result)
@@ -146,6 +149,8 @@ class Agent:
         else:
             context = ToolContext(memory=self.memory, documents=documents, code_sandbox=settings.code_sandbox)
             self.toolbox = Toolbox(list(settings.tools if tools is None else tools), context)
+        # A turn's borders, with those of the answer: at least what any turn costs beside its text.
+        self._turn_tokens = len(encode_prompt(tokenizer, [{"role": "user", "content": ""}]))
         context_tokens = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
         budget = settings.working_tokens or context_tokens - settings.max_new_tokens * settings.max_rounds
         self.working = WorkingMemory(max(budget, context_tokens // 4), self._count_tokens)
@@ -228,7 +233,7 @@ class Agent:
         return [{"role": "system", "content": "\n".join(parts)}, *messages] if parts else messages
 
     def _count_tokens(self, message: Message) -> int:
-        return len(encode_prompt(self.tokenizer, [message]))
+        return len(encode_content(self.tokenizer, message["role"], message["content"])) + self._turn_tokens
 
     def with_settings(self, **changes: Any) -> "Agent":
         """Return the same agent with some settings changed."""

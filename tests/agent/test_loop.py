@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge.agent import Agent, AgentSettings, Call, Memory, answer_batch, format_call
+from agent_forge.agent import Agent, AgentSettings, Call, Memory, Toolbox, answer_batch, format_call
 from agent_forge.agent import loop as agent_loop
 from agent_forge.agent.chat import chat, run_command
 from agent_forge.checkpoint import Checkpoint
@@ -208,3 +208,49 @@ def test_every_command_prints_something(
 ) -> None:
     agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
     assert printed(lambda c: run_command(agent, c, line)).strip()
+
+
+def test_a_call_that_the_token_limit_cuts_off_is_not_run_and_the_model_is_told(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    whole = format_call(Call("calculator", {"expression": "12+34"}))
+    part = whole.removesuffix('4"}}</tool_call>')
+    speaks(lambda text: "told" if "cut off" in text else part)
+    limit = len(tiny_tokenizer.encode(part, add_special_tokens=False))
+    for tokens in (limit, limit + 5):  # cut by the limit, or ended by the model in the middle of its call
+        (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 2, tokens)
+        assert messages[1]["content"].startswith("<tool_response>error: the call is cut off")
+        assert messages[-1]["content"] == "told"
+    speaks(lambda _: whole.removesuffix("</tool_call>"))  # whole JSON, but who knows what was to follow
+    limit = len(tiny_tokenizer.encode(whole.removesuffix("</tool_call>"), add_special_tokens=False))
+    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit)
+    assert "error: the call is cut off" in messages[1]["content"]
+    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit + 1)
+    assert messages[1]["content"] == "<tool_response>46</tool_response>"
+
+
+@pytest.mark.parametrize(
+    "text", [r'{"name": "calculator", "arguments": {"expression": "\ud800"}}', r'{"name": "\udfff"}']
+)
+def test_half_a_character_in_a_call_is_an_error_for_the_model_and_ends_nothing(
+    text: str, speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    speaks(lambda shown: "told" if "surrogate" in shown else f"<tool_call>{text}</tool_call>")
+    agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
+    turn = agent.reply(user("go on"))
+    assert (turn.text, [result.error for result in turn.results]) == ("told", [True])
+
+
+def test_a_result_with_half_a_character_can_be_shown_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Toolbox(["calculator"])
+    monkeypatch.setattr(box._modules["calculator"], "run", lambda *_: "a\ud800")
+    assert box.run(Call("calculator", {"expression": "1"})).text == "a\\ud800"
+
+
+def test_a_quoted_call_is_not_run(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    quoted = f"I could say `{format_call(Call('calculator', {'expression': '1+1'}))}`."
+    speaks(lambda _: quoted)
+    turn = Agent(tiny_llama, tiny_tokenizer, ["calculator"]).reply(user("how?"))
+    assert (turn.text, turn.results, turn.finished) == (quoted, [], True)

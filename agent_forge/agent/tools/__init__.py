@@ -84,6 +84,7 @@ class Toolbox:
             text = str(module.run(arguments, self.context))
         except (ToolError, ConfigError) as error:
             return Result(call, f"error: {error}", error=True)
+        text = text.encode("utf-8", "backslashreplace").decode()  # half characters, which no tokenizer takes
         limit = self.context.result_characters
         return Result(call, text if len(text) <= limit else text[: limit - 1] + "…")
 
