@@ -18,6 +18,7 @@ from agent_forge.core.errors import StorageError
 
 TEMPORARY = ".tmp-"
 OLD = f"{TEMPORARY}old-"
+WHERE = "out= of a phase, run_dir= of run-all, --out of other commands"  # the setting that says where to write
 
 
 def sha256_file(path: Path) -> str:
@@ -138,10 +139,11 @@ def storage_error(error: OSError, path: Path, needed_bytes: int) -> StorageError
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         place = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
         free = shutil.disk_usage(place).free
+        need = f"needs at least {needed_bytes:,} bytes more than were written, " if needed_bytes else ""
         return StorageError(
-            f"disk full while writing {path}: needs at least {needed_bytes:,} bytes more than were written, "
-            f"free {free:,} bytes; free some space or set out= to another disk, then run the same command again"
+            f"disk full while writing {path}: {need}free {free:,} bytes; free some space or write to another disk "
+            f"({WHERE}), then run the same command again"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StorageError(f"cannot write {path}: {error.strerror}; set out= to a directory you may write")
+        return StorageError(f"cannot write {path}: {error.strerror}; name a directory that you may write ({WHERE})")
     return StorageError(f"cannot write {path}: {error.strerror or error}")

@@ -4,9 +4,23 @@ import signal
 import sys
 from types import FrameType
 
+from agent_forge.cli import streams
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    streams.prepare()
+    code = 1
+    try:
+        code = _run()
+    except OSError:
+        if not streams.failed():  # any other OSError is a defect, and its traceback is wanted
+            raise
+    sys.exit(streams.finish(code))
+
+
+def _run() -> int:
+    """Run the app; return its exit code."""
     from agent_forge.cli.app import app
     from agent_forge.core.errors import Interrupted
 
@@ -14,10 +28,15 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Interrupted as stopped:
         print(f"forge: {stopped}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        return stopped.exit_code
+    except SystemExit as leave:
+        if leave.code is None or isinstance(leave.code, int):
+            return leave.code or 0
+        raise
+    return 0
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

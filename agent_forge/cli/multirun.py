@@ -15,18 +15,20 @@ from agent_forge.checkpoint import atomic
 from agent_forge.cli.render import Display, console, print_json
 from agent_forge.cli.tables import plain_table
 from agent_forge.config.compose import CONF, all_overrides
-from agent_forge.core.errors import ForgeError
+from agent_forge.config.overrides import quote, unquote
+from agent_forge.core.errors import ConfigError, ForgeError
 
 
 def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool) -> int:
     """Run `command` once for each combination of the swept overrides; print a summary; return the worst exit code."""
     import hydra
 
-    folder = Path("outputs") / "multirun" / command / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+    settings = all_overrides(overrides, file, _schema(command), sweep=True)
+    folder, settings = _folder(command, settings)
     arguments = [
         "--multirun",
-        *all_overrides(overrides, file, _schema(command), sweep=True),
-        f"hydra.sweep.dir={folder}",
+        *settings,
+        f"hydra.sweep.dir={quote(str(folder))}",
         "hydra.job.chdir=false",
         "hydra.output_subdir=null",
         "hydra/job_logging=disabled",
@@ -46,7 +48,7 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     ]
     shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
     for row in rows:  # what all jobs have in common says nothing about any of them
-        row["overrides"] = ", ".join(override for override in row["overrides"] if override not in shared)
+        row["overrides"] = [plain_override(text) for text in row["overrides"] if text not in shared]
     atomic.write_json(folder / "summary.json", rows)
     if as_json:
         print_json(rows)
@@ -55,11 +57,40 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     return max((row["exit_code"] for row in rows), default=2)
 
 
+def _folder(command: str, settings: list[str]) -> tuple[Path, list[str]]:
+    """Return the directory of the sweep, from out= (of run-all: run_dir=) when it is set, and the other settings.
+
+    Raises ConfigError when that directory holds something already, or would be another one for each job.
+    """
+    key = "run_dir" if command == "run_all" else "out"
+    chosen = [text.partition("=")[2] for text in settings if text.lstrip("+").startswith(f"{key}=")]
+    if not chosen:
+        return Path("outputs") / "multirun" / command / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}", settings
+    if not (chosen[-1].startswith("'") and chosen[-1].endswith("'")) or "','" in chosen[-1]:
+        raise ConfigError(
+            f"-m: {key}= names one directory for all jobs, which have numbered ones in it; give it one value"
+        )
+    folder = Path(unquote(chosen[-1]))
+    if not str(folder).strip() or "${" in str(folder):
+        raise ConfigError(
+            f"-m: {key}={folder} must be a plain directory name; the jobs have numbered directories in it"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"-m: {key}={folder} is not empty; name a new directory for this sweep")
+    return folder, [text for text in settings if not text.lstrip("+").startswith(f"{key}=")]
+
+
 def _schema(command: str) -> type:
     from agent_forge.pipeline import run_all
     from agent_forge.pipeline.catalogue import phase_named
 
     return run_all.settings_schema() if command == run_all.COMMAND else phase_named(command).config
+
+
+def plain_override(override: str) -> str:
+    """Return an override as a user types it: without the quotes that Hydra reads."""
+    key, _, value = override.partition("=")
+    return f"{key}={unquote(value)}" if len(value) > 1 and value[0] == value[-1] == "'" else override
 
 
 class _Job:

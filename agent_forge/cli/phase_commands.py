@@ -53,7 +53,7 @@ def _command(phase: Phase) -> Any:
         given = [*(overrides or []), *(flag.override for flag in phase.flags if flags[flag.name])]
         with one_line_errors(verbose):
             if multirun:
-                raise typer.Exit(_sweep(phase.name, given, config, dry_run=dry_run, as_json=as_json))
+                raise typer.Exit(_sweep(phase.name, given, config, dry_run=dry_run, resume=resume, as_json=as_json))
             _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
 
     command.__name__ = phase.name
@@ -131,7 +131,9 @@ def run_all_command(
         if ranks.size() > 1:
             raise ConfigError("run-all starts its processes itself: leave torchrun out and set runtime.processes")
         if multirun:
-            raise typer.Exit(_sweep(run_all.COMMAND, overrides, config, dry_run=dry_run, as_json=as_json))
+            raise typer.Exit(
+                _sweep(run_all.COMMAND, overrides, config, dry_run=dry_run, resume=resume, as_json=as_json)
+            )
         run = run_all.compose_run(overrides or [], config)
         if dry_run:
             from agent_forge.pipeline.estimate import estimate_run
@@ -141,12 +143,16 @@ def run_all_command(
         _run_all(run, resume=resume, as_json=as_json)
 
 
-def _sweep(command: str, overrides: list[str] | None, file: str | None, *, dry_run: bool, as_json: bool) -> int:
+def _sweep(
+    command: str, overrides: list[str] | None, file: str | None, *, dry_run: bool, resume: bool, as_json: bool
+) -> int:
     """Run a multirun; return the worst exit code of its jobs."""
     from agent_forge.cli.multirun import sweep
 
     if dry_run:
         raise ConfigError("--dry-run checks one run: leave out -m and give each key one value")
+    if not resume:
+        raise ConfigError("--no-resume drops one earlier run, and every sweep has a directory of its own: leave it out")
     return sweep(command, overrides or [], file, as_json=as_json)
 
 

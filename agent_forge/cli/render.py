@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -149,6 +148,6 @@ def print_json_line(value: object) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value as one JSON document on stdout."""
-    json.dump(value, sys.stdout, indent=2, default=str)
-    print()
+    """Print an answer as JSON: one object, or one object per line of a list."""
+    for entry in value if isinstance(value, list) else [value]:
+        print_json_line(entry)

@@ -35,17 +35,25 @@ def gate_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> Table:
-    """Return what a dry run found."""
-    table = Table("phase", "reads", "writes", "time", "memory", "disk")
+    """Return what a dry run found, with a total of several phases."""
+    table = Table("phase", "reads", "writes", "device", "time", "memory", "disk")
+    for column in table.columns[1:3]:
+        column.overflow = "fold"
     for estimate in estimates:
         table.add_row(
             estimate.phase,
-            ", ".join(estimate.sources) or "-",
-            estimate.out,
-            f"~{estimate.seconds:,.0f} s" if estimate.seconds else "?",
+            escape(", ".join(estimate.sources)) or "nothing",
+            escape(estimate.out),
+            estimate.device,
+            f"~{estimate.seconds:,.0f} s",
             f"~{human_bytes(estimate.memory_bytes)}",
             f"~{human_bytes(estimate.disk_bytes)}",
         )
+    if len(estimates) > 1:
+        seconds, disk = sum(e.seconds for e in estimates), sum(e.disk_bytes for e in estimates)
+        memory = max(e.memory_bytes for e in estimates)
+        times = f"~{seconds:,.0f} s"
+        table.add_row("total", "", "", "", times, f"~{human_bytes(memory)} at most", f"~{human_bytes(disk)}")
     return table
 
 
@@ -55,8 +63,15 @@ def plain_table(rows: Sequence[dict[str, Any]], title: str = "") -> Table:
     for key in rows[0] if rows else ():
         table.add_column(str(key), justify="right" if isinstance(rows[0][key], (int, float)) else "left")
     for row in rows:
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else escape(str(v)) for v in row.values()))
+        table.add_row(*map(_cell, row.values()))
     return table
+
+
+def _cell(value: Any) -> str:
+    """Return a plain value as a cell: lists as their items, "-" where there are none."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return escape(" ".join(map(str, value)) or "-" if isinstance(value, list) else str(value))
 
 
 def human_bytes(count: float) -> str:

@@ -6,7 +6,7 @@ Hydra keeps global state, so composition is not for threads.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -181,7 +181,7 @@ def _one_line(error: Exception, command: str) -> str:
     if name and re.search(r"not in|Could not override", text):
         if name == "experiment":
             return f"{command}: experiments set all phases at once; use them with `forge run-all experiment=NAME`"
-        return f"{command}: unknown key '{name}'{did_you_mean(name, _known_keys(command))}"
+        return f"{command}: unknown key '{name}'{_nearest(name, _known_keys(command))}"
     group = re.search(r"Could not find '([^']+)'", text)
     if group:
         folder, _, option = group.group(1).rpartition("/")
@@ -194,6 +194,20 @@ def _one_line(error: Exception, command: str) -> str:
         return f"{command}: cannot read '{wrong}' (an override is KEY=VALUE; quote lists and spaces for the shell)"
     first = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "object_type" not in line)
     return f"{command}: {first.replace('full_key:', 'at').strip()}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint for an unknown key: the keys that end in it (a phase's own, in a run), or the nearest one."""
+    owners = sorted({key.partition(".")[0] for key in known if key.partition(".")[2] == name}, key=known_order(known))
+    if owners:
+        return f"; each phase has its own: {', '.join(f'{owner}.{name}' for owner in owners)}"
+    return did_you_mean(name, known)
+
+
+def known_order(known: Sequence[str]) -> Callable[[str], int]:
+    """Return a sort key: the place of the first known key below a name."""
+    first = {key.partition(".")[0]: place for place, key in reversed(list(enumerate(known)))}
+    return lambda name: first[name]
 
 
 def _known_keys(command: str) -> list[str]:

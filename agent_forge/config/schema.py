@@ -125,9 +125,13 @@ class PhaseConfig:
     def work_tokens(self) -> float:
         """Return the phase's main work in trained tokens (forward and backward; a forward pass counts a third).
 
-        `--dry-run` turns it into a rough time; 0 means unknown.
+        `--dry-run` turns it into a rough time.
         """
         return 0.0
+
+    def step_tokens(self) -> float:
+        """Return the tokens whose activations one step holds at once, for the memory that `--dry-run` estimates."""
+        return 1024.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,9 @@ class Phase:
     promises_smaller: bool = False  # the gate then refuses a larger deployable size
     several_processes: bool = False  # its work is training, which runtime.processes (or torchrun) spreads
     flags: tuple[Flag, ...] = ()
+    effort: float = 1.0  # time measured, over that of work_tokens at the rate of training; for estimates
+    copies: float = 5.0  # float32 copies of the model held at once: weights, gradients, two moments, an average
+    writes: int = 1  # checkpoints written
 
 
 @dataclass(slots=True, kw_only=True)

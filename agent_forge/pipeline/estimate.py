@@ -1,29 +1,56 @@
-"""What a dry run says: inputs checked, and rough time, memory and disk from parameter counts. Nothing is written."""
+"""What a dry run says: inputs checked, and rough time, memory and disk of each phase. Nothing is written.
 
+Time is the phase's own count of tokens (`work_tokens`) at the rate of a matrix product measured here, times what the
+phase was measured to take beside it (`Phase.effort`), and the scoring of its gate. Memory is a process, the copies of the
+model that the phase holds, and the activations of one step. Constants are from the nano run and SmolLM2-135M (README,
+docs/log.md); on a quiet machine the estimates of both are within a factor of two of what was measured.
+"""
+
+import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from agent_forge.config import PhaseConfig
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.config import Phase, PhaseConfig
+from agent_forge.core.errors import StorageError
+from agent_forge.pipeline.catalogue import phase_named
 from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.run_all import RunAll
 from agent_forge.pipeline.run_phase import check_inputs, nearest
 
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, measured on CPU builds
-TRAINING_BYTES_PER_PARAMETER = 20  # weights, gradients, two moments, one average: float32 each
 FLOP_PER_PARAMETER_TOKEN = 6.0  # forward and backward
 EFFICIENCY = 0.35  # of training against a matrix product: measured on nano and on SmolLM2-135M
-DEFAULT_PARAMETERS = 1_500_000  # of a nano model, where no source says it
+START_SECONDS = 10.0  # a process of its own, libraries, data and model read
+ITEM_TOKENS = 100  # of a gate's item; the parent's scores are kept from its own gate
+ACTIVATIONS_PER_WIDTH = 60  # floats kept for the backward pass, per token, layer and hidden unit
+LOGITS = 4  # floats per token and word: logits, their softmax and gradients
+CHECKPOINT_COPIES = 3  # float32 copies of the model on disk: the result, and training states of a stage
+SAFETY = 1.1  # of the free disk that must remain beside the estimate before a run is refused
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What an estimate needs to know of a model. widths: hidden units of all layers together, passes included."""
+
+    parameters: int
+    widths: int
+    words: int
 
 
 @dataclass(slots=True, kw_only=True)
 class Estimate:
-    """Rough needs of one phase. Estimates, not promises; seconds 0 means unknown."""
+    """Rough needs of one phase. Estimates, not promises."""
 
     phase: str
     sources: list[str]
     out: str
+    device: str
     parameters: int
     tokens: int  # trained tokens, or passes worth as much
     seconds: float
@@ -32,51 +59,132 @@ class Estimate:
     notes: list[str] = field(default_factory=list)
 
 
-def estimate_phase(name: str, config: PhaseConfig, parameters: int = 0, check: bool = True) -> Estimate:
-    """Check a phase's inputs (sources, data, directory) and estimate its needs."""
+def estimate_phase(name: str, config: PhaseConfig) -> Estimate:
+    """Check a phase's inputs (sources, data, directory, room on the disk) and estimate its needs.
+
+    Raises what `check_inputs` raises, and StorageError when the disk is too small.
+    """
+    estimate = _checked(name, config, check_inputs(name, config, write_probe=False))
+    check_disk([estimate])
+    return estimate
+
+
+def _checked(name: str, config: PhaseConfig, sources: Sequence[Checkpoint]) -> Estimate:
+    """Read a first document, ask the phase about its sources, and estimate."""
     from agent_forge.data.documents import documents
 
-    sources = check_inputs(name, config, write_probe=False) if check else []
     next(iter(documents(config.data, "train")))
-    stored = max((s.manifest.deployable_bytes for s in sources), default=0)
-    weights = max(
-        (sum(f["bytes"] for p, f in s.manifest.files.items() if p.endswith(".safetensors")) for s in sources), default=0
-    )
-    parameters = parameters or max(weights, stored) // 4 or DEFAULT_PARAMETERS
-    tokens = config.work_tokens()
-    disk_bytes = parameters * 4 * 5
-    free = shutil.disk_usage(nearest(Path(config.out))).free
-    notes = fits(name, config, sources)
-    short = [f"disk: needs about {disk_bytes:,} bytes, free {free:,}; free some space or set out= to another disk"]
-    return Estimate(
-        phase=name,
-        sources=[str(s.path) for s in sources] or list(config.sources),
-        out=config.out,
-        parameters=parameters,
-        tokens=round(tokens),
-        seconds=round(tokens * parameters * FLOP_PER_PARAMETER_TOKEN / _flop_per_second(), 1),
-        memory_bytes=PROCESS_BYTES + parameters * TRAINING_BYTES_PER_PARAMETER,
-        disk_bytes=disk_bytes,
-        notes=[*notes, *(short if free < disk_bytes else [])],
-    )
+    estimate = _estimate(name, config, _shape(config, sources), [str(source.path) for source in sources])
+    estimate.notes = fits(name, config, sources)
+    return estimate
 
 
 def estimate_run(run: RunAll) -> list[Estimate]:
-    """Estimate every phase of a run; only the first one's sources exist yet."""
-    found: list[Estimate] = []
-    for name, config in run.phases.items():
-        found.append(estimate_phase(name, config, parameters=found[0].parameters if found else 0, check=not found))
-    return found
+    """Estimate every phase of a run. Each reads what the one before it writes; only the first one's sources exist yet."""
+    (first, config), *later = run.phases.items()
+    sources = check_inputs(first, config, write_probe=False)
+    estimates = [_checked(first, config, sources)]
+    shape = _shape(config, sources)
+    for name, settings in later:
+        estimate = _estimate(name, settings, shape, [estimates[-1].out])
+        estimate.notes = fits(name, settings, sources)  # the architecture stays that of the first source
+        estimates.append(estimate)
+    check_disk(estimates)
+    return estimates
 
 
-def _flop_per_second() -> float:
-    """Return the share of a measured matrix product's best rate that training reaches."""
+def check_disk(estimates: Sequence[Estimate]) -> None:
+    """Raise StorageError when the disk that the estimates write to has too little room for all of them."""
+    needed = round(SAFETY * sum(estimate.disk_bytes for estimate in estimates))
+    place = nearest(Path(estimates[0].out))
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        key = "out=" if len(estimates) == 1 else "run_dir="
+        raise StorageError(
+            f"disk too small: about {needed:,} bytes are needed at {place}, {free:,} are free; free some space or set {key} "
+            "to a directory on another disk"
+        )
+
+
+def _estimate(name: str, config: PhaseConfig, shape: ModelShape, sources: list[str]) -> Estimate:
+    from agent_forge.core.device import pick_device
+
+    phase = phase_named(name)
+    device = pick_device(config.runtime.device)
+    seconds_per_flop = 1 / (EFFICIENCY * _flop_per_second(str(device), config.runtime.dtype, config.runtime.threads))
+    per_token = FLOP_PER_PARAMETER_TOKEN * shape.parameters * seconds_per_flop
+    tokens = config.work_tokens()
+    scored = config.gate.items * len(config.gate.tasks) * ITEM_TOKENS / 3 if config.gate.enabled else 0
+    return Estimate(
+        phase=name,
+        sources=sources,
+        out=config.out,
+        device=str(device),
+        parameters=shape.parameters,
+        tokens=round(tokens),
+        seconds=round(START_SECONDS + (phase.effort * tokens + scored) * per_token, 1),
+        memory_bytes=_memory_bytes(phase, config, shape),
+        disk_bytes=CHECKPOINT_COPIES * 4 * shape.parameters * phase.writes,
+    )
+
+
+def _memory_bytes(phase: Phase, config: PhaseConfig, shape: ModelShape) -> int:
+    """Return the process, the copies of the model, and what one step keeps for its backward pass."""
+    width_bytes = 2 if config.runtime.dtype in ("bfloat16", "float16") else 4
+    per_token = ACTIVATIONS_PER_WIDTH * shape.widths * width_bytes + LOGITS * shape.words * 4
+    activations = config.step_tokens() / config.runtime.accumulate * per_token
+    return round(PROCESS_BYTES + phase.copies * 4 * shape.parameters + activations)
+
+
+def _shape(config: PhaseConfig, sources: Sequence[Checkpoint]) -> ModelShape:
+    """Return the shape of the largest source, or of the model that the phase makes from nothing."""
+    if not sources:
+        return _made_from_nothing(config)
+    shapes = []
+    for source in sources:
+        content = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+        content = content.get("text_config") or content.get("base_config") or content
+        stored = sum(f["bytes"] for p, f in source.manifest.files.items() if p.endswith(".safetensors")) // 4
+        width, words = int(content.get("hidden_size") or 0), int(content.get("vocab_size") or 0)
+        layers = int(content.get("num_hidden_layers") or 1) * int(content.get("max_loops") or 1)
+        shapes.append(ModelShape(max(stored, width * words), layers * width, words))
+    return max(shapes, key=lambda shape: shape.parameters)
+
+
+def _made_from_nothing(config: PhaseConfig) -> ModelShape:
+    """Return the shape of a Cognate of `config.model`, built without memory."""
     import torch
 
-    a = torch.randn(512, 512)
+    from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+
+    model: Any = config.model  # type: ignore[attr-defined]
+    with torch.device("meta"):
+        made: Any = CognateForCausalLM(CognateConfig(**{k: v for k, v in asdict(model).items() if k != "kind"}))
+    parameters = sum(parameter.numel() for parameter in made.parameters())
+    return ModelShape(parameters, model.num_hidden_layers * model.max_loops * model.hidden_size, model.vocab_size)
+
+
+@cache
+def _flop_per_second(device: str, dtype: str, threads: int) -> float:
+    """Return the best rate of a matrix product in `dtype` on `device` with `threads` CPU threads (0: all).
+
+    Measured on one thread, whose best time a busy machine disturbs least, times the threads.
+    """
+    import torch
+
+    from agent_forge.core.device import pick_dtype, set_threads
+
+    on_cpu = device == "cpu"
+    used = set_threads(threads) if on_cpu else 1
+    torch.set_num_threads(1)
+    size = 512 if on_cpu else 4096
+    a = torch.randn(size, size, device=device, dtype=pick_dtype(dtype))
     seconds = []
-    for _ in range(30):
+    for _ in range(60):
         started = time.perf_counter()
         a @ a
+        if not on_cpu:
+            torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - started)
-    return EFFICIENCY * 2 * 512**3 / min(seconds)
+    torch.set_num_threads(used)
+    return float(2 * size**3 / min(seconds) * used)

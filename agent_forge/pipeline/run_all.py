@@ -14,6 +14,7 @@ from agent_forge.config import DataConfig, PhaseConfig, RuntimeConfig
 from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 from agent_forge.core.errors import ConfigError, GateError, did_you_mean
 from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import Outcome
 from agent_forge.pipeline.run_phase import Listener, check_inputs, run_phase
 
@@ -80,6 +81,8 @@ def run_all(
             if position == 0:
                 inputs = check_inputs(name, config)
                 base = str(inputs[0].path) if inputs else ""
+                for later, settings in list(run.phases.items())[1:]:
+                    fits(later, settings, inputs)  # the architecture stays that of the first source
             config.gate.base = config.gate.base or base
             outcome = run_phase(name, config, listener=listener, resume=resume)
             outcomes.append(outcome)

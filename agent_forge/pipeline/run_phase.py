@@ -162,7 +162,7 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     else:
         place = nearest(out)
         if not place.is_dir() or not os.access(place, os.W_OK):
-            raise StorageError(f"cannot write below {place}; set out= to a directory you may write")
+            raise StorageError(f"cannot write below {place}; name a directory that you may write ({atomic.WHERE})")
     return sources
 
 
@@ -193,9 +193,11 @@ def check_writable(directory: Path) -> None:
         probe.write_bytes(b"\0")
         probe.unlink()
     except OSError as error:
-        raise atomic.storage_error(error, directory, 1) from error
+        raise atomic.storage_error(error, directory, 0) from error
     if shutil.disk_usage(directory).free < 1 << 20:
-        raise StorageError(f"{directory}: less than 1 MiB is free; free some space or set out= to another disk")
+        raise StorageError(
+            f"{directory}: less than 1 MiB is free; free some space or write to another disk ({atomic.WHERE})"
+        )
 
 
 def data_fingerprint(sources: Sequence[str]) -> list[str]:

@@ -154,8 +154,8 @@ def test_a_multirun_gives_each_job_a_directory_and_prints_a_table(
     (folder,) = (tmp_path / "outputs" / "multirun" / "bitnet").iterdir()
     rows = json.loads((folder / "summary.json").read_text())
     assert [(row["job"], row["overrides"], row["status"]) for row in rows] == [
-        (0, "train.steps=0", "done"),
-        (1, "train.steps=1", "done"),
+        (0, ["train.steps=0"], "done"),
+        (1, ["train.steps=1"], "done"),
     ]
     ids = [checkpoint.open(folder / str(job) / "bitnet").id for job in (0, 1)]
     assert ids[0] != ids[1]
@@ -168,7 +168,7 @@ def test_a_multirun_with_a_failing_job_reports_it_and_ends_in_its_code(
 ) -> None:
     found = forge(*bitnet, "-m", "gate.tasks.txt=0.5,0.6", "--json", cwd=tmp_path)
     assert found.returncode == 2
-    rows = json.loads(found.stdout)
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
     assert [row["status"] for row in rows] == ["ConfigError", "ConfigError"]
     assert "did you mean 'text'" in rows[0]["summary"]
 

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
 
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint
+from agent_forge.pipeline import estimate as estimate_module
 from agent_forge.pipeline.catalogue import phases
 
 Cli = Callable[..., Result]
@@ -18,6 +22,10 @@ PHASES = list(phases())
 OTHERS = [
     "run-all", "list", "status", "inspect", "verify", "report", "import", "eval", "compare", "chat", "doctor",
 ]  # fmt: skip
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def tree(root: Path) -> dict[str, float]:
@@ -57,12 +65,14 @@ def test_a_dry_run_of_a_phase_estimates_and_writes_nothing(
     plain, as_json = cli(*arguments), cli(*arguments, "--json")
     assert plain.exit_code == as_json.exit_code == 0, plain.stderr
     assert "Nothing was written" in plain.stdout
-    (estimate,) = json.loads(as_json.stdout)
+    (estimate,) = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert estimate["phase"] == name
     assert estimate["out"] == f"outputs/{name}"
     assert estimate["sources"] == ([] if name == "cognate" else [str(tiny_checkpoint.path)])
     assert estimate["memory_bytes"] > 1e8
     assert estimate["disk_bytes"] > 0
+    assert estimate["seconds"] > 0
+    assert estimate["device"] == "cpu"
     assert tree(tmp_path) == before
 
 
@@ -70,20 +80,45 @@ def test_a_dry_run_of_all_phases_writes_nothing(cli: Cli, small: list[str], tmp_
     before = tree(tmp_path)
     found = cli("run-all", "experiment=tiny", *small, "--dry-run", "--json")
     assert found.exit_code == 0, found.stderr
-    assert [estimate["phase"] for estimate in json.loads(found.stdout)] == PHASES
+    estimates = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [estimate["phase"] for estimate in estimates] == PHASES
+    for before_it, estimate in pairwise(estimates):
+        assert estimate["sources"] == [before_it["out"]]
+    assert len({estimate["memory_bytes"] for estimate in estimates}) > 4  # estimates know the phase
+    assert "total" in cli("run-all", "experiment=tiny", *small, "--dry-run").stdout
     assert tree(tmp_path) == before
 
 
-def test_a_dry_run_warns_when_the_disk_is_too_small(cli: Cli, small_disk: Path, small: list[str]) -> None:
-    found = cli("cognate", *small, f"out={small_disk / 'cognate'}", "--dry-run")
-    assert found.exit_code == 0, found.stderr
-    assert "free" in found.stdout
-    assert "set out= to another disk" in found.stdout
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    cli: Cli, small_disk: Path, small: list[str]
+) -> None:
+    for command, key in (("cognate", "out"), ("run-all", "run_dir")):
+        found = cli(command, *small, f"{key}={small_disk / 'here'}", "--dry-run")
+        assert found.exit_code == 74, found.stderr
+        assert re.search(
+            rf"disk too small: about [\d,]+ bytes are needed at .*, [\d,]+ are free; .* set {key}= to", found.stderr
+        )
     assert not list(small_disk.iterdir())
 
 
+def test_estimates_are_within_a_factor_of_two_of_what_was_measured(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, small: list[str]
+) -> None:
+    """Seconds and megabytes of the nano run in the README, on two cores of about 98 GFLOP/s each."""
+    measured = {
+        "cognate": (248, 1740), "evomerge": (100, 633), "quietstar": (29, 784), "bitnet": (37, 772), "train": (71, 1171),
+        "bake": (149, 1423), "adas": (98, 736), "compress": (15, 584),
+    }  # fmt: skip
+    monkeypatch.setattr(estimate_module, "_flop_per_second", lambda *_: 196e9)
+    found = cli("run-all", *small, "--dry-run", "--json")
+    for estimate in map(json.loads, found.stdout.splitlines()):
+        seconds, megabytes = measured[estimate["phase"]]
+        assert 0.5 < estimate["seconds"] / seconds < 2, estimate
+        assert 0.5 < estimate["memory_bytes"] / 1e6 / megabytes < 2, estimate
+
+
 def test_list_names_every_checkpoint_and_survives_a_damaged_one(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
-    rows = json.loads(cli("list", str(tiny_run), "--json").stdout)
+    rows = json_lines(cli("list", str(tiny_run), "--json").stdout)
     assert {row["phase"] for row in rows} == set(PHASES)
     assert len(rows) == 11  # the first phase writes four
     assert "11 checkpoints" in cli("list", str(tiny_run)).stdout
@@ -91,13 +126,14 @@ def test_list_names_every_checkpoint_and_survives_a_damaged_one(cli: Cli, tiny_r
     (tmp_path / "all" / "broken").mkdir()
     (tmp_path / "all" / "broken" / "forge.json").write_text("{")
     found = cli("list", str(tmp_path / "all"), "--json")
-    assert [row["phase"] for row in json.loads(found.stdout)] == ["compress"]
+    assert [row["phase"] for row in json_lines(found.stdout)] == ["compress"]
     assert "forge.json is damaged" in found.stderr
     assert cli("list", "nowhere").exit_code == 74
 
 
 def test_status_shows_each_phase_of_a_run(cli: Cli, tiny_run: Path) -> None:
-    rows = json.loads(cli("status", str(tiny_run), "--json").stdout)
+    rows = json_lines(cli("status", str(tiny_run), "--json").stdout)
+    assert rows[-1]["outputs"] == [str(tiny_run / "8-compress")]
     assert [row["phase"] for row in rows] == PHASES
     assert {row["status"] for row in rows} <= {"done", "rejected"}
     assert all(row["seconds"] > 0 for row in rows)
@@ -121,17 +157,24 @@ def test_inspect_shows_lineage_down_to_the_trunk(cli: Cli, tiny_run: Path) -> No
     text = cli("inspect", str(tiny_run / "8-compress")).stdout
     assert "model.safetensors" in text
     assert "parent adas" in text
+    assert "as it would be shipped" in text
+    assert "settings budget: " in text
+    assert 'mode="allocate"' in text
 
 
 def test_verify_checks_one_or_all_and_names_what_is_broken(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
-    assert len(json.loads(cli("verify", str(tiny_run), "--json").stdout)) == 7
-    assert "whole" in cli("verify", str(tiny_run / "1-cognate")).stdout
-    shutil.copytree(tiny_run / "8-compress", tmp_path / "broken")
-    (tmp_path / "broken" / "config.json").write_text("{}")
-    found = cli("verify", str(tmp_path / "broken"))
+    rows = json_lines(cli("verify", str(tiny_run), "--json").stdout)
+    assert [row["whole"] for row in rows] == [True] * 11
+    assert "4 checkpoints, 0 damaged" in cli("verify", str(tiny_run / "1-cognate")).stdout
+    assert "1 checkpoint, 0 damaged" in cli("verify", str(tiny_run / "8-compress")).stdout
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "1-cognate" / "reasoning" / "config.json").write_text("{}")
+    found = cli("verify", str(tmp_path / "run"))
     assert found.exit_code == 74
-    assert "config.json is damaged" in found.stderr
-    assert found.stdout == ""
+    assert "reasoning/config.json is damaged" in found.stderr
+    assert "11 checkpoints, 1 damaged" in found.stdout
+    assert cli("verify", str(tmp_path / "nowhere")).exit_code == 74
+    assert "holds none" in cli("verify", str(tmp_path / "here")).stderr
 
 
 def test_report_writes_the_same_report_again(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
@@ -144,7 +187,7 @@ def test_report_writes_the_same_report_again(cli: Cli, tiny_run: Path, tmp_path:
         assert (tmp_path / "run" / name).read_text() == (tiny_run / name).read_text()
     page = (tiny_run / "report.html").read_text()
     assert "http" not in page.replace("https://arxiv", "")
-    assert len(json.loads(cli("report", str(tmp_path / "run"), "--json").stdout)) == 8
+    assert len(json_lines(cli("report", str(tmp_path / "run"), "--json").stdout)) == 8
     assert cli("report", "nowhere").exit_code == 74
 
 
@@ -152,12 +195,12 @@ def test_eval_and_compare_score_with_intervals(cli: Cli, tiny_run: Path, small: 
     final, parent = str(tiny_run / "8-compress"), str(tiny_run / "7-adas")
     found = cli("eval", final, *small, "--tasks", "text", "--items", "6", "--json")
     assert found.exit_code == 0, found.stderr
-    (row,) = json.loads(found.stdout)
+    (row,) = json_lines(found.stdout)
     assert row["task"] == "text"
     assert row["low"] <= row["value"] <= row["high"]
     assert row["n"] == 6
     same = cli("compare", final, final, *small, "--tasks", "text", "--items", "6", "--json")
-    (row,) = json.loads(same.stdout)
+    (row,) = json_lines(same.stdout)
     assert row["kept"] == row["low"] == row["high"] == 1.0
     other = cli("compare", parent, final, *small, "--tasks", "text", "--items", "6")
     assert other.exit_code == 0, other.stderr
@@ -184,14 +227,14 @@ def test_chat_answers_one_message(cli: Cli, tiny_run: Path, tmp_path: Path) -> N
 
 def test_doctor_checks_this_machine(cli: Cli, read_only_disk: Path) -> None:
     found = cli("doctor", "--json")
-    checks = {check["name"]: check for check in json.loads(found.stdout)}
+    checks = {check["name"]: check for check in json_lines(found.stdout)}
     assert found.exit_code == 0, found.stdout
     assert checks["torch"]["state"] == "ok"
     assert checks["configuration"]["detail"] == "8 phases compose"
     assert "python" in cli("doctor").stdout
     broken = cli("doctor", "--json", "--out", str(read_only_disk))
     assert broken.exit_code == 1
-    assert any(check["state"] == "fail" and check["name"] == "disk write" for check in json.loads(broken.stdout))
+    assert any(check["state"] == "fail" and check["name"] == "disk write" for check in json_lines(broken.stdout))
 
 
 def test_import_brings_in_a_plain_hugging_face_directory(cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_without_the_flag_no_curve_is_measured_and_json_says_so(cli: Cli, compre
 def test_a_dry_run_with_a_curve_counts_its_files_and_writes_nothing(
     cli: Cli, compress: list[str], tmp_path: Path
 ) -> None:
-    plain, curved = (json.loads(cli(*compress, "--dry-run", "--json", *flag).stdout)[0] for flag in ([], ["--curve"]))
+    plain, curved = (json.loads(cli(*compress, "--dry-run", "--json", *flag).stdout) for flag in ([], ["--curve"]))
     assert curved["tokens"] > plain["tokens"]
     assert not (tmp_path / "out").exists()
 

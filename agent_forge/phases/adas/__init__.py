@@ -109,5 +109,9 @@ class Config(PhaseConfig):
         runs = 3 if search.baselines else 1
         return trained * experts.length_tokens + runs * search.iterations * raced * len(self.fitness) * 100 / 3
 
+    def step_tokens(self) -> float:
+        """Return the tokens of a batch of an expert's training."""
+        return self.experts.batch_rows * self.experts.length_tokens
 
-PHASE = Phase("adas", 7, "compose expert vectors and techniques that really help", Config)
+
+PHASE = Phase("adas", 7, "compose expert vectors and techniques that really help", Config, effort=2.5, copies=2.0)

@@ -101,6 +101,12 @@ class Config(PhaseConfig):
         answers = persona.rows * (persona.reply_tokens + 32) * len(persona.traits) if persona.enabled else 0
         return training.steps * (rows * training.length_tokens + answers)
 
+    def step_tokens(self) -> float:
+        """Return the tokens of a batch: traces, neutral text and answers."""
+        return (self.training.rows + self.training.neutral_rows) * self.training.length_tokens + (
+            self.persona.rows * (self.persona.reply_tokens + 32) if self.persona.enabled else 0
+        )
+
 
 PHASE = Phase(
     name="bake",
@@ -108,4 +114,6 @@ PHASE = Phase(
     summary="bake tools, memory use and persona into the weights",
     config=Config,
     several_processes=True,
+    effort=1.4,
+    copies=6.0,
 )

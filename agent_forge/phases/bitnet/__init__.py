@@ -120,7 +120,17 @@ class Config(PhaseConfig):
         own = self.own.windows * self.train.length_tokens / 3 if self.train.mix.get("own", 0) > 0 else 0
         return self.train.steps * self.train.rows * self.train.length_tokens * 4 / 3 + calibration + own
 
+    def step_tokens(self) -> float:
+        """Return the tokens of a batch, for the student and the passing teacher."""
+        return 4 / 3 * self.train.rows * self.train.length_tokens
+
 
 PHASE = Phase(
-    "bitnet", 4, "make the weights ternary and train them back", Config, promises_smaller=True, several_processes=True
+    "bitnet",
+    4,
+    "make the weights ternary and train them back",
+    Config,
+    promises_smaller=True,
+    several_processes=True,
+    copies=6.0,
 )

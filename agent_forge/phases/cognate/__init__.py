@@ -146,5 +146,18 @@ class Config(PhaseConfig):
         trunk = self.trunk.steps * self.trunk.rows * self.trunk.length_tokens * (share + (1 - share) * passes)
         return branch + (0 if imported else trunk)
 
+    def step_tokens(self) -> float:
+        """Return the tokens of the larger of the two trainings' batches."""
+        parts = (self.trunk, self.branch) if self.starts_from_nothing() else (self.branch,)
+        return max(part.rows * part.length_tokens for part in parts)
 
-PHASE = Phase("cognate", 1, "Pretrain a trunk and branch three specialists from it", Config, several_processes=True)
+
+PHASE = Phase(
+    "cognate",
+    1,
+    "Pretrain a trunk and branch three specialists from it",
+    Config,
+    several_processes=True,
+    effort=0.8,
+    writes=4,
+)

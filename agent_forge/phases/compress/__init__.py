@@ -129,6 +129,11 @@ class Config(PhaseConfig):
         recovery += recover.block_steps * self.calibration.length_tokens
         return calibration + (self.budget.search_steps + 2 + files) * measured + recovery
 
+    def step_tokens(self) -> float:
+        """Return the tokens of one window, forward and backward."""
+        recovery = self.recover.rows * self.recover.length_tokens if self.recover.steps else 0
+        return max(self.calibration.length_tokens, recovery)
+
 
 PHASE = Phase(
     name="compress",
@@ -136,6 +141,8 @@ PHASE = Phase(
     summary="code every tensor by the codec that costs least for what it loses",
     config=Config,
     promises_smaller=True,
+    effort=2.2,
+    copies=3.0,
     flags=(
         Flag("curve", "Also measure bytes against quality against speed, at curve.bytes_ratios.", "curve.enabled=true"),
     ),

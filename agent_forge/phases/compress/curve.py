@@ -43,7 +43,8 @@ def points(
     """
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
     seeds = int(config.seed_ratio * sum(o[0].shape[0] * o[0].shape[1] for o in coded.values()))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    previous: allocate.Choice | None = None
     ratios = sorted(config.curve.bytes_ratios, reverse=True)
     for index, ratio in enumerate(ratios):
         try:
@@ -51,6 +52,10 @@ def points(
         except ConfigError as error:
             events.warning(f"curve: no point at {ratio} of fp32: {error}")
             continue
+        if choice == previous:
+            events.message(f"curve: {ratio} of fp32 holds the same file as the ratio before; no further point")
+            continue
+        previous = choice
 
         def measured(choice: allocate.Choice = choice) -> dict[str, Any]:
             directory = out.state / "curve"

@@ -67,5 +67,9 @@ class Config(PhaseConfig):
         examined = self.test_items * 8  # the winner, four sources, two soups, random search
         return (searched + examined) * len(self.fitness) * 100 / 3
 
+    def step_tokens(self) -> float:
+        """Return the tokens of one batch of scoring, which keeps no activations."""
+        return self.batch_tokens / 20
 
-PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config)
+
+PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config, effort=0.6, copies=15.0)

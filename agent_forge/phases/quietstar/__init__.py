@@ -81,5 +81,11 @@ class Config(PhaseConfig):
         columns = self.positions * self.thoughts * thought
         return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3)
 
+    def step_tokens(self) -> float:
+        """Return the tokens of a batch: windows, and the columns of thoughts with the true tokens after them."""
+        return self.batch_rows * (
+            self.length_tokens + self.positions * self.thoughts * (self.thought_length + self.lookahead + 2)
+        )
 
-PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config, several_processes=True)
+
+PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config, several_processes=True, effort=1.3)

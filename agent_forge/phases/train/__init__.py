@@ -159,5 +159,11 @@ class Config(PhaseConfig):
         """Return the trained tokens of all stages."""
         return sum(asdict(self.steps).values()) * self.batch_rows * self.length_tokens
 
+    def step_tokens(self) -> float:
+        """Return the tokens of a batch."""
+        return self.batch_rows * self.length_tokens
 
-PHASE = Phase("train", 5, "train further in ten measured stages", Config, several_processes=True)
+
+PHASE = Phase(
+    "train", 5, "train further in ten measured stages", Config, several_processes=True, effort=1.8, copies=8.0
+)
