@@ -9,6 +9,7 @@ from agent_forge.cli import streams
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    streams.use_utf8_paths()
     streams.prepare()
     code = 1
     try:

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import TextIO
 
+ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968")
 SIGPIPE_EXIT = 128 + 13  # what a shell reports of a tool that a closed pipe has ended
 STORAGE_EXIT = 74
 
@@ -52,13 +53,25 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = _null("w")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        locale_is_c = sys.stdin.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii")
-        sys.stdin.reconfigure(encoding="utf-8" if locale_is_c else None, errors="replace")
+        sys.stdin.reconfigure(encoding="utf-8" if sys.stdin.encoding.lower() in ASCII else None, errors="replace")
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="replace")
     if isinstance(sys.stdout, io.TextIOWrapper):
         lines, encoding = sys.stdout.line_buffering, sys.stdout.encoding
         sys.stdout = _output = Output(sys.stdout.detach(), encoding=encoding, errors="replace", line_buffering=lines)
+
+
+def use_utf8_paths() -> None:
+    """Start again in UTF-8 mode where file names are ASCII to Python: libraries take no other names than valid text.
+
+    The streams keep the terminal's encoding. Only a C locale whose coercion is switched off comes to this.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding().lower() not in ASCII:
+        return
+    streams = {"PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", "ascii:replace")}
+    arguments = [sys.executable, "-m", "agent_forge", *sys.argv[1:]]
+    with contextlib.suppress(OSError):
+        os.execve(sys.executable, arguments, {**os.environ, **streams, "PYTHONUTF8": "1"})
 
 
 def failed() -> bool:

@@ -34,7 +34,7 @@ def many(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Path:
 def test_a_reader_that_leaves_ends_the_command_without_a_word(many: Path, arguments: str) -> None:
     done = shell(f"$forge {arguments.format(many=many)} | head -1; exit ${{PIPESTATUS[0]}}")
     assert done.stderr == b""
-    assert done.returncode == 141  # as SIGPIPE ends other tools
+    assert done.returncode in (0, 141)  # 141 as SIGPIPE ends other tools; 0 where all fitted into the pipe
     assert done.stdout.count(b"\n") == 1
 
 
