@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Literal, TextIO
 
 ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968")
 SIGPIPE_EXIT = 128 + 13  # what a shell reports of a tool that a closed pipe has ended
@@ -95,5 +95,5 @@ def finish(code: int) -> int:
     return STORAGE_EXIT
 
 
-def _null(mode: str) -> TextIO:
+def _null(mode: Literal["r", "w"]) -> TextIO:
     return open(os.devnull, mode, encoding="utf-8")
