@@ -6,14 +6,18 @@ from typing import Annotated
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Verbose
+from agent_forge.cli.phase_commands import Verbose, examples
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommand of this file."""
-    app.command("chat", help="Chat with an agent in the terminal; give a message or pipe one in for a single answer.")(
-        chat_command
-    )
+    app.command(
+        "chat",
+        help="Chat with an agent in the terminal; give a message or pipe one in for a single answer.",
+        epilog=examples(
+            "forge chat outputs/run_all/8-compress", "forge chat outputs/run_all/8-compress 'What is 48 plus 77?'"
+        ),
+    )(chat_command)
 
 
 def chat_command(

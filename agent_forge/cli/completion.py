@@ -4,13 +4,12 @@ Read from the YAML files of conf/ alone, so that a press of the tab key loads ne
 """
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any
 
 import typer
 import yaml
 
 from agent_forge.config.compose import CONF, flatten, groups
+from agent_forge.config.explain import OVERRIDE, tree
 
 RUN_ALL = "run_all"
 
@@ -33,27 +32,6 @@ def complete_config(incomplete: str) -> list[str]:
     return [name for name in groups().get("experiment", []) if name.startswith(incomplete)]
 
 
-OVERRIDE = "override "  # an entry of a defaults list that takes another option of a group named before it
-
-
-@cache
-def tree(command: str) -> dict[str, Any]:
-    """Return the defaults of one command: its own file over those that its defaults list names."""
-    content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
-    merged: dict[str, Any] = {}
-    for entry in content.pop("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            name, _, package = entry.partition("@")
-            name = f"{command.rpartition('/')[0]}/{name}".lstrip("/")  # in a group's file, an option of that group
-            _lay_over(merged, {package: tree(name)} if package else tree(name))
-        elif isinstance(entry, Mapping):
-            for group, option in entry.items():
-                if option is not None and not group.startswith(OVERRIDE):  # the same keys with other values
-                    _lay_over(merged, {group: tree(f"{group}/{option}")})
-    _lay_over(merged, content)
-    return merged
-
-
 def _chosen(command: str) -> list[str]:
     """Return the groups that a command's defaults list takes an option of."""
     content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
@@ -70,17 +48,6 @@ def _values(command: str, key: str) -> list[str]:
     if key == "gate.on_failure" or key.endswith(".gate.on_failure"):
         return ["stop", "rollback", "continue"]
     return []
-
-
-def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
-    """Merge `above` into `below`; an interpolation of a whole mapping (`${data}`) leaves its keys as they are."""
-    for key, value in above.items():
-        if isinstance(value, Mapping):
-            inner = below.get(key)
-            below[key] = dict(inner) if isinstance(inner, Mapping) else {}
-            _lay_over(below[key], value)
-        elif not (isinstance(value, str) and value.startswith("${") and isinstance(below.get(key), Mapping)):
-            below[key] = value
 
 
 def _shown(value: object) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.phase_commands import Json, Verbose, examples
 from agent_forge.cli.render import console, print_json
 
 BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens
@@ -15,7 +15,13 @@ BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens
 def add_to(app: typer.Typer) -> None:
     """Add the group of this file."""
     group = typer.Typer(help="Look at training data.", no_args_is_help=True)
-    group.command("inspect", help="Count rows, tokens and trained tokens; show which text is learned.")(inspect_command)
+    group.command(
+        "inspect",
+        help="Count rows, tokens and trained tokens; show which text is learned.",
+        epilog=examples(
+            "forge data inspect rows.jsonl --show-mask", "forge data inspect rows.jsonl --tokenizer outputs/smollm2"
+        ),
+    )(inspect_command)
     group.callback()(lambda: None)  # keeps `inspect` a subcommand while it is the only one
     app.add_typer(group, name="data")
 

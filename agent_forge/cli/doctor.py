@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from agent_forge.cli.phase_commands import Json
+from agent_forge.cli.phase_commands import Json, examples
 from agent_forge.cli.render import console, print_json
 
 NEEDED = (
@@ -49,7 +49,11 @@ class Check:
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommand of this file."""
-    app.command("doctor", help="Check this machine; exit non-zero when something needed is missing.")(doctor_command)
+    app.command(
+        "doctor",
+        help="Check this machine; exit non-zero when something needed is missing.",
+        epilog=examples("forge doctor", "forge doctor --out /data/runs --json"),
+    )(doctor_command)
 
 
 def doctor_command(

@@ -7,15 +7,20 @@ from typing import Annotated
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.phase_commands import Json, Verbose, examples
 from agent_forge.cli.render import console, print_json
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommand of this file."""
-    app.command("export", help="Export a checkpoint as GGUF, Ollama model, Hugging Face folder or packed file.")(
-        export_command
-    )
+    app.command(
+        "export",
+        help="Export a checkpoint as GGUF, Ollama model, Hugging Face folder or packed file.",
+        epilog=examples(
+            "forge export outputs/run_all/8-compress --out agent.bin --format packed",
+            "forge export outputs/smollm2 --out model.gguf --type Q8_0 --check",
+        ),
+    )(export_command)
 
 
 def export_command(

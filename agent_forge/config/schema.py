@@ -157,6 +157,7 @@ class Phase:
     effort: float = 1.0  # time measured, over that of work_tokens at the rate of training; for estimates
     copies: float = 5.0  # float32 copies of the model held at once: weights, gradients, two moments, an average
     writes: int = 1  # checkpoints written
+    example: str = ""  # settings that somebody may want to try, shown in the help
 
 
 @dataclass(slots=True, kw_only=True)

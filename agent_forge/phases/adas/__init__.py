@@ -114,4 +114,12 @@ class Config(PhaseConfig):
         return self.experts.batch_rows * self.experts.length_tokens
 
 
-PHASE = Phase("adas", 7, "compose expert vectors and techniques that really help", Config, effort=2.5, copies=2.0)
+PHASE = Phase(
+    "adas",
+    7,
+    "compose expert vectors and techniques that really help",
+    Config,
+    effort=2.5,
+    copies=2.0,
+    example="search.iterations=5",
+)

@@ -116,4 +116,5 @@ PHASE = Phase(
     several_processes=True,
     effort=1.4,
     copies=6.0,
+    example="traces.calculator.count=500",
 )

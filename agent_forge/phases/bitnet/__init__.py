@@ -133,4 +133,5 @@ PHASE = Phase(
     promises_smaller=True,
     several_processes=True,
     copies=6.0,
+    example="linear.embedding_bits=4 linear.embedding_group=64",
 )

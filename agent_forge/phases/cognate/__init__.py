@@ -160,4 +160,5 @@ PHASE = Phase(
     several_processes=True,
     effort=0.8,
     writes=4,
+    example="model=25m",
 )

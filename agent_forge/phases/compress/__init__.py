@@ -143,6 +143,7 @@ PHASE = Phase(
     promises_smaller=True,
     effort=2.2,
     copies=3.0,
+    example="budget.quality_floor=0 budget.bytes_ratio=0.1",
     flags=(
         Flag("curve", "Also measure bytes against quality against speed, at curve.bytes_ratios.", "curve.enabled=true"),
     ),

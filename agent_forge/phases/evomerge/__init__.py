@@ -72,4 +72,12 @@ class Config(PhaseConfig):
         return self.batch_tokens / 20
 
 
-PHASE = Phase("evomerge", 2, "Evolve a merge of the trunk and its specialists", Config, effort=0.6, copies=15.0)
+PHASE = Phase(
+    "evomerge",
+    2,
+    "Evolve a merge of the trunk and its specialists",
+    Config,
+    effort=0.6,
+    copies=15.0,
+    example="search=nano",
+)

@@ -88,4 +88,12 @@ class Config(PhaseConfig):
         )
 
 
-PHASE = Phase("quietstar", 3, "teach the model to think where it is unsure", Config, several_processes=True, effort=1.3)
+PHASE = Phase(
+    "quietstar",
+    3,
+    "teach the model to think where it is unsure",
+    Config,
+    several_processes=True,
+    effort=1.3,
+    example="thoughts=2",
+)

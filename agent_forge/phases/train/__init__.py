@@ -165,5 +165,12 @@ class Config(PhaseConfig):
 
 
 PHASE = Phase(
-    "train", 5, "train further in ten measured stages", Config, several_processes=True, effort=1.8, copies=8.0
+    "train",
+    5,
+    "train further in ten measured stages",
+    Config,
+    several_processes=True,
+    effort=1.8,
+    copies=8.0,
+    example="runtime.dtype=auto",
 )

@@ -1,0 +1,172 @@
+"""Explain settings from the comments of conf/*.yaml, the one place where each is explained.
+
+A comment behind a value explains it; comment lines right above a key come before that. A mapping written on one line
+shares its comment with what is in it. Where a part is used more than once (an optimiser, a specialist), its settings are
+explained where they are explained first.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from agent_forge.config.compose import CONF, flatten
+from agent_forge.config.limits import Limit, limits
+from agent_forge.config.overrides import bare, field_hints
+
+KEY_LINE = re.compile(r"( *)([\w]+):(.*)")
+COMMENT = re.compile(r"""((?:[^"'#]|"[^"]*"|'[^']*'|(?<!\s)#)*?)(?:\s#\s?(.*))?""")
+UNBOUNDED = re.compile(r" and at most [\d.]+e\+\d+")  # a bound that nobody meets is not worth a reader's time
+OVERRIDE = "override "  # an entry of a defaults list that takes another option of a group named before it
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line of `forge PHASE --settings`."""
+
+    key: str
+    default: Any
+    allowed: str
+    explanation: str
+
+
+def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Setting]:
+    """Return every setting of a phase with its default, what it may be and its explanation, in the order of the schema.
+
+    others: phase -> schema, where parts that phases share may be explained.
+    """
+    defaults = dict(flatten(tree(command))) | {"out": f"outputs/{command}"}
+    comments = explanations(command)
+    shared = _by_type(schema, comments)
+    for other, its in others.items():
+        shared = _by_type(its, explanations(other)) | shared
+    rows = []
+    for key, owner, name, hint in _leaves(schema):
+        said = comments.get(key) or shared.get((owner, name)) or comments.get(key.rpartition(".")[0], "")
+        for kept in sorted((k for k in defaults if k == key or k.startswith(f"{key}.")), key=list(defaults).index):
+            text = comments.get(kept) or said
+            rows.append(Setting(kept, defaults[kept], _allowed(hint), text))
+    return rows
+
+
+def explanations(file: str) -> dict[str, str]:
+    """Return dotted key -> comment of conf/<file>.yaml and of the files that its defaults list names."""
+    content = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8")) or {}
+    merged: dict[str, str] = {}
+    for name, package in _parts(file, content.get("defaults", [])):
+        inner = explanations(name)
+        merged |= {f"{package}.{key}" if package else key: text for key, text in inner.items()}
+    own = _comments((CONF / f"{file}.yaml").read_text(encoding="utf-8").splitlines())
+    return merged | {key: text for key, text in own.items() if text}
+
+
+@cache
+def tree(command: str) -> dict[str, Any]:
+    """Return the defaults of one command: its own file over those that its defaults list names."""
+    content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
+    merged: dict[str, Any] = {}
+    for name, package in _parts(command, content.pop("defaults", [])):
+        _lay_over(merged, {package: tree(name)} if package else tree(name))
+    _lay_over(merged, content)
+    return merged
+
+
+def _parts(file: str, defaults: list[Any]) -> Iterator[tuple[str, str]]:
+    """Yield (file, package) of what a defaults list takes, in order."""
+    for entry in defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            name, _, package = entry.partition("@")
+            yield f"{file.rpartition('/')[0]}/{name}".lstrip("/"), package  # in a group's file, an option of that group
+        elif isinstance(entry, Mapping):
+            for group, option in entry.items():
+                if option is not None and not str(group).startswith(OVERRIDE):  # the same keys with other values
+                    yield f"{group}/{option}", str(group)
+
+
+def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    for key, value in above.items():
+        if isinstance(value, Mapping):
+            inner = below.get(key)
+            below[key] = dict(inner) if isinstance(inner, Mapping) else {}
+            _lay_over(below[key], value)
+        else:
+            below[key] = value
+
+
+def _comments(lines: list[str]) -> dict[str, str]:
+    """Return dotted key -> comment of the lines of one YAML file in block style."""
+    found: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    above: list[str] = []
+    last = ""
+    for line in lines:
+        match = KEY_LINE.fullmatch(line)
+        stripped = line.strip()
+        if match and not stripped.startswith("#"):
+            indent = len(match[1])
+            path = [entry for entry in path if entry[0] < indent] + [(indent, match[2])]
+            last = ".".join(name for _, name in path)
+            parts = COMMENT.fullmatch(match[3])
+            behind = (parts[2] or "") if parts else ""
+            found[last] = " ".join([*(above if len(found) else []), behind]).strip()  # the first lines tell of the file
+            for name in _flow_names(parts[1] if parts else ""):
+                found[f"{last}.{name}"] = behind
+            above = []
+        elif stripped.startswith("#"):
+            text = stripped.lstrip("# ")
+            deep = len(line) - len(line.lstrip())
+            if last and deep > 20 and found.get(last):  # goes on with the comment behind the last value
+                found[last] += f" {text}"
+            else:
+                above.append(text)
+        else:
+            above = []
+    return found
+
+
+def _flow_names(text: str) -> list[str]:
+    """Return the dotted names inside a mapping that is written on one line."""
+    if not text.strip().startswith("{"):
+        return []
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return []
+    return [name for name, _ in flatten(value)] + [str(name) for name in value]
+
+
+def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, type, str, Any]]:
+    """Yield (dotted key, dataclass, field, type) of every setting of a schema."""
+    for name, hint in field_hints(schema).items():
+        kind = bare(hint)
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", schema, name, hint
+
+
+def _by_type(schema: type, comments: Mapping[str, str]) -> dict[tuple[type, str], str]:
+    """Return (dataclass, field) -> the first explanation of it."""
+    found: dict[tuple[type, str], str] = {}
+    for key, owner, name, _ in _leaves(schema):
+        if comments.get(key):
+            found.setdefault((owner, name), comments[key])
+    return found
+
+
+def _allowed(hint: Any) -> str:
+    """Return what a setting may be, in a few words."""
+    stated: tuple[Limit, ...] = limits(hint)
+    kind = bare(hint)
+    if stated:
+        return UNBOUNDED.sub("", ", ".join(map(str, stated)))
+    names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    inner = getattr(kind, "__args__", ())
+    if kind in names:
+        return names[kind]
+    within = UNBOUNDED.sub("", "; ".join(str(limit) for part in inner for limit in limits(part)))
+    shape = "a list" if getattr(kind, "__origin__", None) is list else "a mapping"
+    return f"{shape}: {within}" if within else shape

@@ -1,0 +1,73 @@
+"""`forge PHASE --settings` and the examples of every help: complete, explained in one place, and they work as printed."""
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+from typer.main import get_command
+from typer.testing import Result
+
+from agent_forge.cli.app import app
+from agent_forge.cli.phase_commands import compose_phase
+from agent_forge.config.compose import flatten
+from agent_forge.config.explain import _comments, settings, tree
+from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.run_all import compose_run
+
+Cli = Callable[..., Result]
+SCHEMAS = {name: phase.config for name, phase in phases().items()}
+
+
+@pytest.mark.parametrize("name", [*phases()])
+def test_every_setting_of_a_phase_is_listed_and_explained(name: str) -> None:
+    rows = settings(name, SCHEMAS[name], SCHEMAS)
+    assert [row.key for row in rows if not row.explanation] == []
+    assert {row.key for row in rows} == {key for key, _ in flatten(tree(name))}
+    assert all(row.allowed for row in rows)
+
+
+def test_the_list_is_printed_as_a_table_and_as_lines_of_json(cli: Cli) -> None:
+    table = cli("bitnet", "--settings")
+    assert table.exit_code == 0, table.stderr
+    assert "linear.group_size" in table.stdout
+    rows = [json.loads(line) for line in cli("bitnet", "--settings", "--json").stdout.splitlines()]
+    (row,) = [row for row in rows if row["key"] == "train.blend_share"]
+    assert row["default"] == 0.0
+    assert row["allowed"] == "in [0, 1]"
+    assert row["explanation"].startswith("share of the steps over which lambda")
+
+
+def test_comments_are_read_where_they_stand() -> None:
+    lines = [
+        "# of the file", "a: 1   # behind", "# above",
+        'b: "x # y"  # both', "part:", "  c: {d: 1, e: [2]}  # of the mapping",
+        "  f: 2", "                              # not of f", "g: x#y",
+    ]  # fmt: skip
+    found = _comments(lines)
+    assert found["a"] == "behind"
+    assert found["b"] == "above both"
+    assert (found["part.c"], found["part.c.d"], found["part.c.e"]) == ("of the mapping",) * 3
+    assert (found["part.f"], found["g"]) == ("", "not of f")
+
+
+def commands() -> list[str]:
+    return [name for name in get_command(app).commands if name != "data"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [*commands(), "data inspect"])
+def test_every_help_ends_in_two_examples_that_the_command_takes(cli: Cli, name: str) -> None:
+    shown = cli(*name.split(), "--help").stdout
+    lines = [line.strip() for line in shown.partition("Examples:")[2].splitlines() if line.strip().startswith("forge ")]
+    assert len(lines) >= 2, shown
+    for line in lines:
+        assert line.startswith(f"forge {name}")
+        words = line.split()[2:]
+        overrides = [word for word in words if re.match(r"[\w.@]+=", word)]
+        if name in SCHEMAS:
+            compose_phase(phases()[name], overrides, None)
+            assert name == "cognate" or "sources=[outputs/smollm2]" in line
+        elif name == "run-all":
+            compose_run(overrides)
+        for option in (word for word in words if word.startswith("--")):
+            assert option in shown
