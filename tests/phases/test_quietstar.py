@@ -232,6 +232,42 @@ def test_the_gate_opens_exactly_where_thinking_helps(
     assert nowhere is None
 
 
+def windows_with(z: float) -> dict[str, Tensor]:
+    """Return a record whose mean gain over 60 windows is `z` of its standard errors above zero."""
+    noise = torch.randn(60, 1, generator=torch.Generator().manual_seed(2)).expand(60, 8)
+    noise = (noise - noise.mean()) / noise[:, 0].std(correction=0)
+    gain = noise + z / 60**0.5
+    entropy = torch.rand(60, 8, generator=torch.Generator().manual_seed(3))
+    return record(gain, entropy)
+
+
+def test_a_gain_that_may_be_chance_keeps_the_gate_shut(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0]", "measure.samples=2000")
+    for z, opens in ((0.5, False), (1.5, False), (2.6, True)):
+        gate, rows = measure.choose_gate(windows_with(z), ["text"], config)
+        assert rows[0]["gain (nats)"] > 0
+        assert (gate == 0.0) is opens
+        assert (rows[0]["low"] > 0) is opens
+
+
+def test_shares_that_are_tried_together_must_each_clear_a_higher_bar(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    # 2.3 standard errors are enough for one share (1.96), and not for any of eight (2.73 by Bonferroni).
+    near = windows_with(2.3)
+    near["text/entropy"] = torch.ones_like(near["text/entropy"])
+    for shares, opens in (([1.0], True), ([1.0] * 8, False)):
+        text = ",".join(map(str, shares))
+        config = settings(data_config, tmp_path, tiny_checkpoint, f"gate_shares=[{text}]", "measure.samples=4000")
+        gate, rows = measure.choose_gate(near, ["text"], config)
+        assert len(rows) == len(shares)
+        assert (gate is not None) is opens
+        exact = 2.3 / 60**0.5 - (1.96 if opens else 2.73) / 60**0.5
+        assert rows[0]["low"] == pytest.approx(exact, abs=0.05)
+
+
 def test_deciles_sort_tokens_by_the_loss_of_the_base(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -2,9 +2,9 @@
 
 An expert vector is what a short training on one kind of data changes: in the singular values of each matrix (SVF) or in
 the whole matrix (task vector). The search moves the strengths of the experts inside a trust region, races candidates on
-shared items, and accepts a step only when the paired-bootstrap lower bound of its gain is above zero; otherwise the
-input comes back bit for bit. Techniques that change no weight (scaffolds, decoders) are settings of the agent, kept in
-the manifest. Sources: Transformer^2, arXiv:2501.06252; task arithmetic, arXiv:2212.04089; ADAS, arXiv:2408.08435.
+shared items, and accepts a step only when its gain on fresh items is beyond chance, at a level that all iterations
+share; otherwise the input comes back bit for bit. Techniques that change no weight (scaffolds, decoders) are settings
+of the agent, kept in the manifest. Sources: Transformer^2, arXiv:2501.06252; task arithmetic, arXiv:2212.04089; ADAS, arXiv:2408.08435.
 Reads sources[0], any Hugging Face causal LM of linear layers. Writes the composed model of the same shape.
 """
 
@@ -53,11 +53,12 @@ class SearchConfig:
     iterations: CountOrNone
     scale: PositiveShare  # most that any strength moves in one iteration
     candidates: Count  # an iteration
-    race_items: list[Count]  # items a fitness task in each round of the race; the last decides
+    race_items: list[Count]  # items a fitness task in each round of the race; the last chooses the candidate
     race_keep: list[Count]  # candidates left after each round but the last
     pool_items: Count  # search-split items a fitness task that rounds draw from
-    confidence: PositiveShare  # one-sided, of the acceptance bound
-    samples: Count  # bootstrap resamples
+    accept_items: Count  # further ones of each iteration, seen in no other, that decide on the race's winner
+    confidence: PositiveShare  # that a search accepts nothing where nothing helps; iterations share the rest
+    samples: Count  # bootstrap resamples, and sign flips of the acceptance test
     drift_limit_nats: Weight  # most KL(input || candidate) a token on neutral text
     drift_items: Count  # pieces of neutral text
     edits: CountOrNone  # most edits of architecture or activation
@@ -99,13 +100,20 @@ class Config(PhaseConfig):
                 f"search.pool_items={search.pool_items} cannot hold distinct rounds of {list(search.race_items)}; "
                 f"try search.pool_items={2 * sum(search.race_items)}"
             )
+        level = (1 - search.confidence) / max(search.iterations, 1)
+        if search.accept_items < 2 or level * (search.samples + 1) < 1:
+            raise ConfigError(
+                f"search.accept_items={search.accept_items} and search.samples={search.samples} can never show a "
+                f"gain at the level {level:.4g} of each of {search.iterations} iterations; use at least 2 items, "
+                f"confidence below 1 and {int(1 / max(level, 1e-9))} samples"
+            )
 
     def work_tokens(self) -> float:
         """Return the experts' trained tokens and the search's forward passes, at about 100 tokens an item."""
         experts, search = self.experts, self.search
         trained = len(self.domains) * (experts.svf_steps + experts.task_steps) * experts.batch_rows
         entrants = [search.candidates, *search.race_keep]
-        raced = sum(n * items for n, items in zip(entrants, search.race_items, strict=True))
+        raced = sum(n * items for n, items in zip(entrants, search.race_items, strict=True)) + 2 * search.accept_items
         runs = 3 if search.baselines else 1
         return trained * experts.length_tokens + runs * search.iterations * raced * len(self.fitness) * 100 / 3
 

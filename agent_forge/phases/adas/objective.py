@@ -1,11 +1,13 @@
 """What the search improves: loss in nats a token on held-out rows of several kinds, compared in pairs.
 
 The gain of one model over another is the weighted mean over kinds of (loss before - loss after), both on the same rows.
-Its lower bound resamples rows within each kind. Drift is KL(input || candidate) on neutral text, a hard limit.
+Its lower bound resamples clusters of rows within each kind. Whether it is beyond chance is asked by a sign-flip test: where
+nothing helps, the sign of each cluster's gain is a coin, so the test keeps its level at any number of rows. Source: Fisher
+1935, The Design of Experiments, section 21. Drift is KL(input || candidate) on neutral text, a hard limit.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data, evaluate
 from agent_forge.core import registry
+from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.evaluate.engine import MaskedRow
 
@@ -25,7 +28,11 @@ Picks = dict[str, NDArray[np.int64]]  # kind -> row numbers
 
 @dataclass(slots=True, kw_only=True)
 class Objective:
-    """Rows of each kind, already encoded, and the weight of each kind. `scored` counts the rows that were run."""
+    """Rows of each kind, already encoded, and the weight of each kind. `scored` counts the rows that were run.
+
+    clusters: of each row; a kind without any has a cluster a row. pool: how many rows of each kind, the first, are drawn
+    from again and again (0: all); the others are fresh ones, given out once.
+    """
 
     rows: dict[str, list[MaskedRow]]
     weights: dict[str, float]
@@ -33,6 +40,8 @@ class Objective:
     seed: int
     samples: int
     confidence: float
+    clusters: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    pool: int = 0
     scored: int = 0
 
     def losses(self, model: PreTrainedModel, picks: Picks) -> Losses:
@@ -44,13 +53,25 @@ class Objective:
         return {kind: found[where == kind] for kind in picks}
 
     def draw(self, sizes: Sequence[int], *names: str | int) -> list[Picks]:
-        """Return disjoint picks of `sizes` rows a kind, fixed by `names`."""
+        """Return disjoint picks of `sizes` rows a kind out of the pool, fixed by `names`."""
         rounds: list[Picks] = [{} for _ in sizes]
         for kind, rows in self.rows.items():
-            order = numpy_generator(self.seed, "adas", "draw", kind, *names).permutation(len(rows))
+            order = numpy_generator(self.seed, "adas", "draw", kind, *names).permutation(self.pool or len(rows))
             for number, part in enumerate(np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])):
                 rounds[number][kind] = part
         return rounds
+
+    def fresh(self, number: int, size: int) -> Picks:
+        """Return the rows that iteration `number` alone is judged on: `size` a kind, none of them in the pool."""
+        start = self.pool + number * size
+        picks = {kind: np.arange(start, min(start + size, len(rows))) for kind, rows in self.rows.items()}
+        short = [kind for kind, part in picks.items() if len(part) < size]
+        if short:
+            raise DataError(
+                f"iteration {number + 1} has no {size} fresh rows of {', '.join(short)} in the search split; use fewer "
+                "search.accept_items, search.pool_items or search.iterations, or more text"
+            )
+        return picks
 
     def everything(self) -> Picks:
         """Return picks of every row."""
@@ -63,18 +84,38 @@ class Objective:
             sum(w * (_mean(before[kind]) - _mean(after[kind])) for kind, w in self.weights.items() if w > 0) / total
         )
 
-    def bounds(self, before: Losses, after: Losses, *names: str | int) -> tuple[float, float]:
-        """Return one-sided lower and upper bounds of the gain: paired bootstrap, rows resampled within each kind."""
+    def bounds(self, before: Losses, after: Losses, picks: Picks, *names: str | int) -> tuple[float, float]:
+        """Return one-sided lower and upper bounds of the gain: paired bootstrap of the clusters of each kind."""
         total, gains = sum(self.weights.values()), np.zeros(self.samples)
         for kind, weight in self.weights.items():
             generator = numpy_generator(self.seed, "adas", "bootstrap", kind, *names)
-            n = len(before[kind])
+            sums = [evaluate.cluster_sums(*losses[kind].T, self._clusters(kind, picks)) for losses in (before, after)]
+            n = len(sums[0][0])
             draws = generator.integers(0, n, (self.samples, n))
-            for losses, sign in ((before[kind], 1.0), (after[kind], -1.0)):
-                gains += sign * weight / total * losses[draws, 0].sum(1) / losses[draws, 1].sum(1)
+            for (nats, tokens), sign in zip(sums, (1.0, -1.0), strict=True):
+                gains += sign * weight / total * nats[draws].sum(1) / tokens[draws].sum(1)
         gains.sort()
         tail = int(self.samples * (1 - self.confidence))
         return float(gains[tail]), float(gains[-1 - tail])
+
+    def chance(self, before: Losses, after: Losses, picks: Picks, *names: str | int) -> float:
+        """Return how likely a gain as large as this is where nothing helps: the one-sided p of the sign-flip test.
+
+        It is below any level at most that often, whatever the number of rows, where gains of clusters are symmetric.
+        """
+        total, pulls = sum(self.weights.values()), []
+        for kind, weight in self.weights.items():
+            clusters = self._clusters(kind, picks)
+            lost, tokens = evaluate.cluster_sums(*before[kind].T, clusters)
+            left, _ = evaluate.cluster_sums(*after[kind].T, clusters)
+            pulls.append(weight / total * (lost - left) / tokens.sum())
+        pull = np.concatenate(pulls)
+        generator = numpy_generator(self.seed, "adas", "flips", *names)
+        flipped = generator.choice((-1.0, 1.0), (self.samples, len(pull))) @ pull
+        return float((1 + (flipped >= pull.sum() - 1e-12).sum()) / (self.samples + 1))
+
+    def _clusters(self, kind: str, picks: Picks) -> NDArray[np.int64]:
+        return self.clusters[kind][picks[kind]] if kind in self.clusters else np.arange(len(picks[kind]))
 
 
 def _mean(losses: NDArray[np.float64]) -> float:
@@ -90,10 +131,12 @@ def make_objective(
     *,
     samples: int,
     confidence: float,
+    pool: int = 0,
 ) -> Objective:
-    """Return an objective over `count` rows of each kind with a positive weight, of one split."""
+    """Return an objective over up to `count` distinct rows of each kind with a positive weight, of one split."""
     weights = {kind: weight for kind, weight in fitness.items() if weight > 0}
     raw = {kind: rows_of(kind, split, count, context) for kind in weights}
+    numbers = {kind: evaluate.cluster_numbers([item["cluster"] for item in items]) for kind, items in raw.items()}
     return Objective(
         rows={kind: [encode(tokenizer, item) for item in items] for kind, items in raw.items()},
         weights=weights,
@@ -101,11 +144,13 @@ def make_objective(
         seed=context.seed,
         samples=samples,
         confidence=confidence,
+        clusters={kind: np.asarray(found) for kind, found in numbers.items()},
+        pool=pool,
     )
 
 
 def rows_of(kind: str, split: str, count: int, context: evaluate.EvalContext) -> list[Any]:
-    """Return `count` pieces of text, or rows of a generated task."""
+    """Return up to `count` distinct pieces of text, or rows of a generated task."""
     if kind == "text":
         return evaluate.task_items("text", split, count, context)
     task = registry.load("agent_forge.data.synthetic", kind, "generated task")

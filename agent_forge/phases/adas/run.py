@@ -39,7 +39,9 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
     chosen = within_budget(every, config.experts.max_parameters)
     bank, expert_rows = train_bank(model, tokenizer, chosen, config, out, events)
-    objective = _objective(config, tokenizer, "search", config.search.pool_items, context)
+    search = config.search
+    rows = search.pool_items + search.iterations * search.accept_items
+    objective = _objective(config, tokenizer, "search", rows, context, pool=search.pool_items)
     bench = Bench(model, bank, every, _subject_maker(model, tokenizer, every, config, context, out))
     drift = Drift(
         model, [encode(tokenizer, text) for text in rows_of("text", "search", config.search.drift_items, context)]
@@ -75,7 +77,12 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
 
 
 def _objective(
-    config: Config, tokenizer: PreTrainedTokenizerFast, split: str, count: int, context: evaluate.EvalContext
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    split: str,
+    count: int,
+    context: evaluate.EvalContext,
+    pool: int = 0,
 ) -> Objective:
     return make_objective(
         config.fitness,
@@ -85,6 +92,7 @@ def _objective(
         context,
         samples=config.search.samples,
         confidence=config.search.confidence,
+        pool=pool,
     )
 
 
@@ -137,7 +145,7 @@ def _search_all(
         state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * size))
         screened: list[dict[str, Any]] = []
         if label == "random search":
-            search.run(state, anywhere(config.search), budget_rows=runs["adas"][0].rows_scored)
+            search.run(state, anywhere(config.search))
         else:
             screened = search.screen(size)
             state.ranking = [row["technique"] for row in screened if row["technique"] in COMPOSITIONS]
@@ -161,7 +169,7 @@ def _open_test(
         bench.bank = bank
         with bench.made(state.incumbent) as model:
             after = objective.losses(model, picks)
-        low, high = objective.bounds(before, after, "test", label)
+        low, high = objective.bounds(before, after, picks, "test", label)
         found[label] = {
             "gain_nats": objective.gain(before, after), "low": low, "high": high,
             "n": sum(len(part) for part in picks.values()), "rows_scored": search.rows_scored,
@@ -188,7 +196,8 @@ def _row(step: dict[str, Any]) -> dict[str, Any]:
     return {
         "iteration": step["iteration"], "technique": candidate["technique"],
         "strengths": " ".join(f"{a:+.2f}" for a in candidate["alpha"]), "edits": " ".join(candidate["edits"]),
-        "gain_nats": step["gain"], "low": step["low"], "drift_nats": step.get("drift_nats", 0.0),
+        "raced_gain_nats": step.get("raced_gain", 0.0), "gain_nats": step["gain"], "low": step["low"],
+        "chance": step.get("chance", 1.0), "drift_nats": step.get("drift_nats", 0.0),
         "accepted": step["accepted"],
     }  # fmt: skip
 
