@@ -464,7 +464,7 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_kill(finished, tiny_che
 
 def test_when_nothing_is_accepted_the_input_comes_back_bit_for_bit(tiny_checkpoint, data_config, tmp_path):
     config = settings(
-        data_config, tmp_path / "none", "search.drift_limit_nats=-1", "search.baselines=false", "search.iterations=2",
+        data_config, tmp_path / "none", "search.drift_limit_nats=0", "search.baselines=false", "search.iterations=2",
         "runtime_search.techniques=[]", "experts.svf_steps=1", "experts.task_steps=1",
     )  # fmt: skip
     out = Workspace(tmp_path / "none", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])

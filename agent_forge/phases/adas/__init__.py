@@ -4,7 +4,8 @@ An expert vector is what a short training on one kind of data changes: in the si
 the whole matrix (task vector). The search moves the strengths of the experts inside a trust region, races candidates on
 shared items, and accepts a step only when its gain on fresh items is beyond chance, at a level that all iterations
 share; otherwise the input comes back bit for bit. Techniques that change no weight (scaffolds, decoders) are settings
-of the agent, kept in the manifest. Sources: Transformer^2, arXiv:2501.06252; task arithmetic, arXiv:2212.04089; ADAS, arXiv:2408.08435.
+of the agent, kept in the manifest.
+Sources: Transformer^2, arXiv:2501.06252; task arithmetic, arXiv:2212.04089; ADAS, arXiv:2408.08435.
 Reads sources[0], any Hugging Face causal LM of linear layers. Writes the composed model of the same shape.
 """
 
