@@ -89,7 +89,7 @@ class Objective:
         total, gains = sum(self.weights.values()), np.zeros(self.samples)
         for kind, weight in self.weights.items():
             generator = numpy_generator(self.seed, "adas", "bootstrap", kind, *names)
-            sums = [evaluate.cluster_sums(*losses[kind].T, self._clusters(kind, picks)) for losses in (before, after)]
+            sums = [self._sums(losses, kind, picks) for losses in (before, after)]
             n = len(sums[0][0])
             draws = generator.integers(0, n, (self.samples, n))
             for (nats, tokens), sign in zip(sums, (1.0, -1.0), strict=True):
@@ -105,17 +105,17 @@ class Objective:
         """
         total, pulls = sum(self.weights.values()), []
         for kind, weight in self.weights.items():
-            clusters = self._clusters(kind, picks)
-            lost, tokens = evaluate.cluster_sums(*before[kind].T, clusters)
-            left, _ = evaluate.cluster_sums(*after[kind].T, clusters)
+            (lost, tokens), (left, _) = (self._sums(losses, kind, picks) for losses in (before, after))
             pulls.append(weight / total * (lost - left) / tokens.sum())
         pull = np.concatenate(pulls)
         generator = numpy_generator(self.seed, "adas", "flips", *names)
         flipped = generator.choice((-1.0, 1.0), (self.samples, len(pull))) @ pull
         return float((1 + (flipped >= pull.sum() - 1e-12).sum()) / (self.samples + 1))
 
-    def _clusters(self, kind: str, picks: Picks) -> NDArray[np.int64]:
-        return self.clusters[kind][picks[kind]] if kind in self.clusters else np.arange(len(picks[kind]))
+    def _sums(self, losses: Losses, kind: str, picks: Picks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return nats and tokens of one kind, summed over each cluster."""
+        numbers = self.clusters[kind][picks[kind]] if kind in self.clusters else ()
+        return evaluate.cluster_sums(losses[kind][:, 0], losses[kind][:, 1], numbers)
 
 
 def _mean(losses: NDArray[np.float64]) -> float:
