@@ -92,7 +92,7 @@ def _whole(plan: Plan, tensor: TensorPlan, models: Mapping[str, Weights], seed: 
     base = _stored(models[tensor.base[0]].get(tensor.base[1])) if tensor.base else None
     return Whole(
         method=plan.method, tensors=sources, base=base, each=tensor.each, shared=tensor.shared,
-        keys=[label for label, _ in tensor.sources], name=tensor.target, seed=seed,
+        keys=tensor.keys, name=tensor.target, seed=seed,
         wide=is_wide(tensor, models), pool=_pool(math.prod(sources[0].shape)),
     )  # fmt: skip
 

@@ -142,20 +142,20 @@ class Bank:
         rescaled = shared.get("rescale", False) is not method.startswith("dare")
         if shared["normalize"] or rescaled or shared.get("rescale_l1", False):
             return []
-        for (label, name), each in zip(tensor.sources, tensor.each, strict=True):
+        for (label, name), key, each in zip(tensor.sources, tensor.keys, tensor.each, strict=True):
             density, above = each["density"] * GRID, each.get("gamma", 0.0) * GRID
             if density % 1 or above % 1 or density + above > GRID:
                 return []
-            mask = self._mask(method, label, name, int(density), int(above))
+            mask = self._mask(method, label, name, key, int(density), int(above))
             if mask is None:
                 return []
             found.append(mask)
         return found
 
-    def _mask(self, method: str, label: str, name: str, density: int, above: int) -> "Mask | None":
+    def _mask(self, method: str, label: str, name: str, key: str, density: int, above: int) -> "Mask | None":
         """Return the mask of a density and a dropped top, both in units of 1 / GRID."""
         if method.startswith("dare"):
-            return Mask(self._draws(label, name), 0, density, -1)
+            return Mask(self._draws(label, name, key), 0, density, -1)
         ranks = self._ranks(label, name)
         count = ranks.classes.numel()
         top = above * count // GRID
@@ -175,13 +175,13 @@ class Bank:
     def _delta(self, label: str, name: str) -> Tensor:
         return self._keep(("delta", label, name), lambda: self._float(label, name) - self._base(name))
 
-    def _draws(self, label: str, name: str) -> Tensor:
+    def _draws(self, label: str, name: str, key: str) -> Tensor:
         def draw() -> Tensor:
             count = self._delta(label, name).numel()
-            draws = sparsify.draws(self.seed, ("dare", name, label), 0, count)
+            draws = sparsify.draws(self.seed, ("dare", name, key), 0, count)
             return torch.from_numpy((draws * GRID).astype(np.uint8) + np.uint8(1)).to(self.device)
 
-        return self._keep(("draws", label, name), draw)
+        return self._keep(("draws", key, name), draw)
 
     def _ranks(self, label: str, name: str) -> Ranks:
         return self._keep(("ranks", label, name), lambda: rank_classes(self._delta(label, name)))

@@ -16,6 +16,7 @@ from agent_forge.core.errors import CheckpointError, did_you_mean
 from agent_forge.merge.arrays import BY_CODE, Array, DType, all_finite
 from agent_forge.merge.pieces import Stored
 
+WEIGHTS = "model.safetensors"
 IMPORTANCE = "fisher"  # subdirectory of a model that rates its weights
 INDEX = "model.safetensors.index.json"
 MOST_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -27,13 +28,18 @@ class ModelFiles:
 
     def __init__(self, directory: Path, label: str) -> None:
         self.directory, self.label = directory, label
-        self.files = _weight_files(directory)
+        self.files = weight_files(directory)
         self.forms: dict[str, Form] = {}
         self._stored: dict[str, Stored] = {}
         self._open: list[int] = []
         for file in self.files:
             self._read_header(file)
         self.importance = ModelFiles(directory / IMPORTANCE, label) if (directory / IMPORTANCE).is_dir() else None
+
+    @property
+    def others(self) -> list[str]:
+        """Return the names of safetensors files beside the model's that are no part of it."""
+        return sorted({path.name for path in self.directory.glob("*.safetensors")} - {path.name for path in self.files})
 
     def rated(self, name: str) -> Stored:
         """Return the measured importance of a tensor; the plan has checked that there is one."""
@@ -48,6 +54,10 @@ class ModelFiles:
         """Let `name` stand for another tensor: a tied one, or one with its rows rearranged."""
         self.forms[name] = (stored.shape, stored.dtype)
         self._stored[name] = stored
+
+    def drop(self, name: str) -> None:
+        """Take a tensor out of the model: one that only repeats another."""
+        del self.forms[name], self._stored[name]
 
     def close(self) -> None:
         """Close the files."""
@@ -104,20 +114,41 @@ class ModelFiles:
         self.put(name, Stored(shape, dtype, read))
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a directory. Raises CheckpointError when there are none, or one is missing."""
-    index = directory / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise CheckpointError(f"{index} is damaged; restore it from a copy") from None
-        here = [path.name for path in directory.iterdir()]
-        for name in names:
-            if name not in here:
-                raise CheckpointError(f"{directory / name} is missing{did_you_mean(name, here)}")
-        return [directory / name for name in names]
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a directory that hold its model, as transformers chooses them.
+
+    model.safetensors comes before the files that an index lists; other files beside them (a second copy in another
+    format or precision, an adapter) are no part of the model. A lone file may have any name.
+    Raises CheckpointError when there are none, one is missing, or it cannot be said which ones belong to the model.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        return _listed(directory)
     files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
-    return files
+    if len(files) == 1 and not files[0].name.startswith("adapter_"):
+        return files
+    if any(file.name.startswith("adapter_") for file in files):
+        raise CheckpointError(
+            f"{directory} holds an adapter, not a model; merge it into its base model first (peft: merge_and_unload)"
+        )
+    if files:
+        raise CheckpointError(
+            f"{directory} has {len(files)} .safetensors files, but neither {WEIGHTS} nor {INDEX}, which says which of "
+            "them hold the model; restore one of the two"
+        )
+    raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
+
+
+def _listed(directory: Path) -> list[Path]:
+    """Return the files that the index lists. Raises CheckpointError when it is damaged, or one is missing."""
+    index = directory / INDEX
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{index} is damaged; restore it from a copy") from None
+    here = [path.name for path in directory.iterdir()]
+    for name in names:
+        if name not in here:
+            raise CheckpointError(f"{directory / name} is missing{did_you_mean(name, here)}")
+    return [directory / name for name in names]

@@ -44,15 +44,27 @@ class TensorPlan:
     shared: dict[str, Any]
     copy: bool = False  # not a floating point tensor: taken as it is
 
+    @property
+    def keys(self) -> list[str]:
+        """Return what names each source in random masks: its model, numbered from the second time on."""
+        labels = [label for label, _ in self.sources]
+        times = [labels[: place + 1].count(label) for place, label in enumerate(labels)]
+        return [label if time == 1 else f"{label}#{time}" for label, time in zip(labels, times, strict=True)]
+
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """A checked merge. `path`: for each output layer the (model, layer) that it comes from first, with slices only."""
+    """A checked merge.
+
+    path: for each output layer the (model, layer) that it comes from first, with slices only. notes: what the user of the
+    recipe must know.
+    """
 
     recipe: Recipe
     method: ModuleType
     tensors: list[TensorPlan] = field(default_factory=list)
     path: list[tuple[str, int]] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def is_wide(tensor: TensorPlan, models: Mapping[str, Forms]) -> bool:
@@ -92,6 +104,7 @@ def make_plan(recipe: Recipe, models: Mapping[str, Forms]) -> Plan:
             builder.layer(plan, part, layers, i, offset + i, depth)  # type: ignore[arg-type]
         offset += last - first
     _check_filters(recipe, used)
+    plan.notes += _notes(recipe, method)
     return plan
 
 
@@ -110,21 +123,29 @@ class _Builder:
 
         Raises CheckpointError when one of the models has a tensor in its layer that another has not.
         """
-        first = part.sources[0]
-        places = {source.model: source.layer_range[0] + i for source in part.sources}
-        everyone = places if not self.base else {**places, self.base: places.get(self.base, first.layer_range[0] + i)}
-        rests = {label: self._rests(label, layers).get(layer, []) for label, layer in everyone.items()}
-        for label, found in rests.items():
-            extra = sorted(set(found) - set(rests[first.model]))
+        everyone = [(source.model, source.layer_range[0] + i) for source in part.sources]
+        base = (self.base, self._base_start(part) + i)
+        rests = [
+            self._rests(label, layers).get(layer, []) for label, layer in [*everyone, *([base] if self.base else [])]
+        ]
+        for (label, layer), names in zip([*everyone, base], rests, strict=False):
+            extra = sorted(set(names) - set(rests[0]))
             if extra:
                 raise CheckpointError(
-                    f"{label} has the tensor {layers.name(everyone[label], extra[0])}, {first.model} lacks it; nothing "
+                    f"{label} has the tensor {layers.name(layer, extra[0])}, {everyone[0][0]} lacks it; nothing "
                     "is dropped silently: only models of one architecture merge"
                 )
-        for rest in rests[first.model]:
-            names = [layers.name(places[source.model], rest) for source in part.sources]
-            base = layers.name(everyone[self.base or first.model], rest)
-            self.add(plan, part, layers.name(target, rest), names, base, depth)
+        for rest in rests[0]:
+            names = [layers.name(layer, rest) for _, layer in everyone]
+            self.add(plan, part, layers.name(target, rest), names, layers.name(base[1], rest), depth)
+
+    def _base_start(self, part: Slice) -> int:
+        """Return the base's layer at the start of a slice: where it is listed first, else where the first model is."""
+        return next((s.layer_range[0] for s in part.sources if s.model == self.base), part.sources[0].layer_range[0])
+
+    def _is_base(self, source: SliceSource, part: Slice) -> bool:
+        """Return whether a source is the base itself; other layers of the base model are a model like any other."""
+        return source.model == self.base and source.layer_range[0] == self._base_start(part)
 
     def _rests(self, label: str, layers: Layers) -> dict[int, list[str]]:
         """Return what the tensors of each layer of a model are called behind the layer's number."""
@@ -139,9 +160,7 @@ class _Builder:
 
     def add(self, plan: Plan, part: Slice, target: str, names: Sequence[str], base_name: str, depth: float) -> None:
         """Add one tensor, merged from `names` (one a source of the slice)."""
-        chosen = [
-            (s, name) for s, name in zip(part.sources, names, strict=True) if not self.base or s.model != self.base
-        ]
+        chosen = [(s, name) for s, name in zip(part.sources, names, strict=True) if not self._is_base(s, part)]
         check_count(self.recipe.method, self.method, len(chosen), bool(self.base))
         sources = [(source.model, name) for source, name in chosen]
         base = (self.base, base_name) if self.base else None
@@ -212,6 +231,25 @@ def _check_parameters(recipe: Recipe, method: Method) -> None:
     for where, parameters in [*inner, *outer]:
         for name, setting in parameters.items():
             check_setting(f"{name} ({where})", setting)
+
+
+def _notes(recipe: Recipe, method: Method) -> list[str]:
+    """Return what a recipe sets without effect, and where another tool's defaults are others."""
+    notes = []
+    entries = [(entry.model, entry.parameters) for entry in recipe.models]
+    entries += [(source.model, source.parameters) for part in recipe.slices for source in part.sources]
+    if method.base != "unused" and any(model == recipe.base and parameters for model, parameters in entries):
+        notes.append(f"{recipe.base} is the base of {recipe.method}: parameters listed for it are not used")
+    if (
+        "rescale_l1" in method.shared
+        and recipe.parameters.get("rescale") is not False
+        and not recipe.parameters.get("rescale_l1")
+    ):
+        notes.append(
+            f"{recipe.method} divides what it keeps by its probability, as in the paper; mergekit restores the L1 norm "
+            "instead: `rescale_l1: true`"
+        )
+    return notes
 
 
 def _check_filters(recipe: Recipe, used: set[int]) -> None:

@@ -4,13 +4,12 @@ Models are named by labels: directories as written in the file. A recipe is plai
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.merge.document import read_document, typed
 from agent_forge.merge.values import Setting
 
 Parameters = dict[str, Setting]
@@ -86,6 +85,22 @@ class Recipe:
         named = [self.base, *(m.model for m in self.models), *(s.model for part in self.slices for s in part.sources)]
         return list(dict.fromkeys(label for label in named if label))
 
+    def renamed(self, names: Mapping[str, str]) -> "Recipe":
+        """Return the recipe with each model called by its name in `names`."""
+
+        def entry(part: Any) -> Any:
+            return replace(part, model=names.get(part.model, part.model))
+
+        slices = [replace(part, sources=[entry(source) for source in part.sources]) for part in self.slices]
+        return replace(
+            self,
+            base=names.get(self.base, self.base),
+            models=[entry(model) for model in self.models],
+            slices=slices,
+            tokenizer_source=names.get(self.tokenizer_source, self.tokenizer_source),
+            tokens={token: entry(source) for token, source in self.tokens.items()},
+        )
+
     def to_mergekit(self, dtype: str = "float32") -> dict[str, Any]:
         """Return the recipe as mergekit's YAML has it."""
         content: dict[str, Any] = {"merge_method": FOREIGN_NAMES.get(self.method, self.method)}
@@ -110,20 +125,18 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in a YAML file. Raises ConfigError naming the file and what does not fit."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        return parse_recipe(content)
+        return parse_recipe(read_document(content))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
 def parse_recipe(content: Any) -> Recipe:
     """Return the recipe of a mergekit document. Raises ConfigError on an unknown key or a wrong form."""
-    top = _mapping(_whole_model(content), "the recipe", TOP_KEYS, required=("merge_method",))
+    top = _mapping(_whole_model(typed(content)), "the recipe", TOP_KEYS, required=("merge_method",))
     if bool(top.get("models")) == bool(top.get("slices")):
         raise ConfigError("a recipe needs either `models` or `slices`")
     models, slices = [], []
@@ -132,9 +145,11 @@ def parse_recipe(content: Any) -> Recipe:
             raise ConfigError(f"{key}: a list expected, got {top[key]!r}")
     for entry in top.get("models") or []:
         part = _mapping(entry, "models", ("model", "parameters"), required=("model",))
-        models.append(ModelEntry(model=str(part["model"]), parameters=_parameters(part)))
+        models.append(ModelEntry(model=_label(part["model"], "models"), parameters=_parameters(part)))
     for entry in top.get("slices") or []:
         part = _mapping(entry, "slices", ("sources", "parameters"), required=("sources",))
+        if not isinstance(part["sources"], list):
+            raise ConfigError(f"slices: sources must be a list, got {part['sources']!r}")
         slices.append(
             Slice(sources=[_slice_source(source) for source in part["sources"]], parameters=_parameters(part))
         )
@@ -143,7 +158,7 @@ def parse_recipe(content: Any) -> Recipe:
         method=str(top["merge_method"]),
         models=models,
         slices=slices,
-        base=str(top.get("base_model") or ""),
+        base=_label(top["base_model"], "base_model") if top.get("base_model") else "",
         parameters=_parameters(top),
         dtype=str(top.get("dtype") or ""),
         out_dtype=str(top.get("out_dtype") or ""),
@@ -175,23 +190,26 @@ def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int, dict[str, TokenSource]
     """Return where the tokenizer comes from, what its size is rounded up to (0: nothing), and tokens' embeddings."""
     if top.get("tokenizer") and top.get("tokenizer_source"):
         raise ConfigError("give either `tokenizer` or `tokenizer_source`")
-    part = _mapping(top.get("tokenizer") or {}, "tokenizer", TOKENIZER_KEYS, required=())
+    given = {} if top.get("tokenizer") is None else top["tokenizer"]
+    part = _mapping(given, "tokenizer", TOKENIZER_KEYS, required=())
     multiple = part.get("pad_to_multiple_of") or 0
-    if not isinstance(multiple, int) or multiple < 0:
+    if _whole(multiple, "tokenizer: pad_to_multiple_of") < 0:
         raise ConfigError(f"tokenizer: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
-    tokens = part.get("tokens") or {}
+    tokens = {} if part.get("tokens") is None else part["tokens"]
     if not isinstance(tokens, dict):
         raise ConfigError(f"tokenizer: tokens must be TOKEN: {{source: ...}} entries, got {tokens!r}")
     source = str(part.get("source") or top.get("tokenizer_source") or "")
     found = {str(token): _token_source(str(token), entry) for token, entry in tokens.items()}
-    return source or ("base" if found else ""), multiple, found
+    return source or ("base" if found else ""), int(multiple), found
 
 
 def _token_source(token: str, entry: Any) -> TokenSource:
     """Return the embedding of one token: a model's own, another token's ({kind: model_token}) or {kind: zero}."""
     where = f"tokenizer: tokens: {token}"
     part = _mapping(entry, where, ("source", "force"), required=("source",))
-    source, force = part["source"], bool(part.get("force", False))
+    source, force = part["source"], part.get("force", False)
+    if not isinstance(force, bool):
+        raise ConfigError(f"{where}: force must be true or false, got {force!r}")
     if isinstance(source, str):
         return TokenSource(model=source, token=token, force=force)
     kind = source.get("kind") if isinstance(source, dict) else source
@@ -202,16 +220,32 @@ def _token_source(token: str, entry: Any) -> TokenSource:
         return TokenSource(force=force)
     if (found.get("token") is None) == (found.get("token_id") is None):
         raise ConfigError(f"{where}: give either token or token_id")
-    other = found["token_id"] if found.get("token") is None else str(found["token"])
+    by_id = found.get("token") is None
+    other = _whole(found["token_id"], f"{where}: token_id") if by_id else str(found["token"])
     return TokenSource(model=str(found["model"]), token=other, force=force)
 
 
 def _slice_source(entry: Any) -> SliceSource:
     part = _mapping(entry, "sources", ("model", "layer_range", "parameters"), required=("model", "layer_range"))
     bounds = part["layer_range"]
-    if not isinstance(bounds, list) or len(bounds) != 2 or not all(isinstance(n, int) for n in bounds):
+    if not isinstance(bounds, list) or len(bounds) != 2:
         raise ConfigError(f"layer_range must be [from, to) as two whole numbers, got {bounds!r}")
-    return SliceSource(model=str(part["model"]), layer_range=(bounds[0], bounds[1]), parameters=_parameters(part))
+    first, last = (_whole(bound, "layer_range: each bound") for bound in bounds)
+    return SliceSource(model=_label(part["model"], "sources"), layer_range=(first, last), parameters=_parameters(part))
+
+
+def _label(value: Any, where: str) -> str:
+    """Return what a model is called. Raises ConfigError for anything but text, such as mergekit's revisions."""
+    if isinstance(value, (dict, list, bool)):
+        raise ConfigError(f"{where}: a model is named by its directory, as text; got {value!r}")
+    return str(value)
+
+
+def _whole(value: Any, where: str) -> int:
+    """Return a whole number, however it is written. Raises ConfigError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        raise ConfigError(f"{where} must be a whole number, got {value!r}")
+    return int(value)
 
 
 def _mapping(value: Any, where: str, known: tuple[str, ...], required: tuple[str, ...]) -> Mapping[str, Any]:
@@ -227,7 +261,7 @@ def _mapping(value: Any, where: str, known: tuple[str, ...], required: tuple[str
 
 
 def _parameters(part: Mapping[str, Any]) -> Parameters:
-    value = part.get("parameters") or {}
+    value = {} if part.get("parameters") is None else part["parameters"]
     if not isinstance(value, dict):
         raise ConfigError(f"parameters must be KEY: VALUE entries, got {value!r}")
     return dict(value)

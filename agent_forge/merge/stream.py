@@ -164,7 +164,7 @@ def _tasks(
     whole = Whole(
         method=plan.method, tensors=sources, base=models[tensor.base[0]].stored(tensor.base[1]) if tensor.base else None,
         importance=[models[label].rated(name) for label, name in tensor.sources] if rated else [],
-        each=tensor.each, shared=tensor.shared, keys=[label for label, _ in tensor.sources], name=tensor.target,
+        each=tensor.each, shared=tensor.shared, keys=tensor.keys, name=tensor.target,
         seed=settings.seed, wide=settings.wide or is_wide(tensor, models), pool=None if small else pool,
         kept={} if small and hasattr(plan.method, "survey") else None,
     )  # fmt: skip

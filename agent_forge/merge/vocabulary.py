@@ -1,6 +1,6 @@
 """Bring models of different vocabularies onto one: which token each output row is, and whose embedding it gets.
 
-Reads tokenizer.json as JSON. A row of a token that a model does not know is taken from the base where the base knows it,
+A row of a token that a model does not know is taken from the base where the base knows it,
 else it is the mean over the models that do, so that a merge leaves such a token's embedding where its owners have it.
 """
 
@@ -9,8 +9,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,97 +19,79 @@ from agent_forge.merge.files import ModelFiles
 from agent_forge.merge.layers import Layers
 from agent_forge.merge.pieces import Stored
 from agent_forge.merge.recipe import TokenSource
-
-TOKENIZER = "tokenizer.json"
-NOT_COMPARED = ("truncation", "padding", "version")  # how it was last used, not what a token means
+from agent_forge.merge.tokenizer_files import canonical, token_ids
 
 
-def read_tokenizer(directory: Path) -> dict[str, Any] | None:
-    """Return tokenizer.json, None when there is none; not to be changed. Raises CheckpointError when it is damaged."""
-    path = directory / TOKENIZER
-    if not path.is_file():
-        return None
-    try:
-        return _parsed(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); restore it from a copy") from None
-
-
-@lru_cache(maxsize=2)
-def _parsed(content: bytes) -> dict[str, Any]:
-    """Return parsed JSON, not to be changed. Siblings mostly have the same file, and parsing takes a tenth of a second."""
-    found: dict[str, Any] = json.loads(content)
-    return found
-
-
-def difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
-    """Return the place of the first difference that changes what token ids mean, "" when there is none."""
-    mine, theirs = ({k: v for k, v in content.items() if k not in NOT_COMPARED} for content in (one, two))
-    return _difference(mine, theirs, "")
-
-
-def _difference(a: Any, b: Any, where: str) -> str:
-    if a == b:
-        return ""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in [*a, *b]:
-            if key not in a or key not in b or a[key] != b[key]:
-                return _difference(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))
-    if isinstance(a, list) and isinstance(b, list):
-        for i, (left, right) in enumerate(zip(a, b, strict=False)):
-            if left != right:
-                return _difference(left, right, f"{where}[{i}]")
-        return f"{where} ({len(a)} and {len(b)} entries)"
-    return f"{where} ({_short(a)} and {_short(b)})"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Return the id of every token."""
-    vocab = tokenizer["model"].get("vocab") or {}
-    found = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    found.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []})
-    return found
-
-
-def union(tokenizers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def union(tokenizers: Sequence[Mapping[str, Any]], notes: list[str]) -> dict[str, Any]:
     """Return the first tokenizer with the tokens and merges of the others added behind its own; its ids stay.
 
-    Raises ConfigError for tokenizers of different kinds.
+    tokenizers: as the `tokenizers` library writes them. What the result cannot take over goes into `notes`.
+    Raises ConfigError for tokenizers of different kinds, CheckpointError when the result does not load as it must.
     """
-    result = copy.deepcopy(dict(tokenizers[0]))
     kinds = {tokenizer["model"].get("type") for tokenizer in tokenizers}
     if len(kinds) > 1:
-        raise ConfigError(f"no union of tokenizers of different kinds: {', '.join(sorted(map(str, kinds)))}")
-    known = token_ids(result)
+        raise ConfigError(
+            f"no union of tokenizers of different kinds: {', '.join(sorted(map(str, kinds)))}; use tokenizer_source: base"
+        )
+    result = copy.deepcopy(dict(tokenizers[0]))
+    wanted = token_ids(result)
+    _spell_out(result)
     for other in tokenizers[1:]:
-        _add_tokens(result, known, other)
-        merges = result["model"].get("merges")
-        if merges is not None:
-            have = {json.dumps(merge) for merge in merges}
-            merges += [merge for merge in other["model"]["merges"] if json.dumps(merge) not in have]
+        _add_tokens(result, wanted, other)
+        _add_merges(result, other, notes)
+    loaded = token_ids(canonical(json.dumps(result), "the united tokenizer"))
+    if loaded != wanted:
+        odd = next(token for token in {**wanted, **loaded} if wanted.get(token) != loaded.get(token))
+        raise CheckpointError(
+            f"the united tokenizer gives {odd!r} the id {loaded.get(odd)} and not {wanted.get(odd)}; use "
+            "tokenizer_source: base"
+        )
     return result
+
+
+def _spell_out(tokenizer: dict[str, Any]) -> None:
+    """Enter the added tokens into the vocabulary too: a loader numbers those that are not in it anew, behind it."""
+    for entry in sorted(tokenizer.get("added_tokens") or [], key=lambda entry: entry["id"]):
+        _enter(tokenizer, entry["content"], entry["id"], 0.0)
+
+
+def _enter(tokenizer: dict[str, Any], token: str, number: int, score: float) -> None:
+    """Enter a token into the vocabulary, unless it is there. Raises ConfigError where its id leaves a gap in a list."""
+    vocab = tokenizer["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab.setdefault(token, number)
+    elif number == len(vocab):
+        vocab.append([token, score])
+    elif number > len(vocab):
+        raise ConfigError(f"the vocabulary has no token {len(vocab)}, so it cannot grow; use tokenizer_source: base")
 
 
 def _add_tokens(result: dict[str, Any], known: dict[str, int], other: Mapping[str, Any]) -> None:
     added = {entry["content"]: entry for entry in other.get("added_tokens") or []}
-    scores = other["model"].get("vocab") or {}
+    mine = {entry["content"] for entry in result.get("added_tokens") or []}
+    vocab = other["model"].get("vocab") or {}
     for token, old in sorted(token_ids(other).items(), key=lambda item: item[1]):
-        if token in known:
-            continue
-        known[token] = new = max(known.values()) + 1
-        if token in added:
-            result.setdefault("added_tokens", []).append({**added[token], "id": new})
-        elif isinstance(result["model"]["vocab"], dict):
-            result["model"]["vocab"][token] = new
-        elif new == len(result["model"]["vocab"]):
-            result["model"]["vocab"].append([token, scores[old][1]])
-        else:
-            raise ConfigError("a Unigram vocabulary cannot grow behind added tokens; use tokenizer_source: base")
+        if token not in known:
+            known[token] = max(known.values()) + 1
+            scored = isinstance(vocab, list) and old < len(vocab)
+            _enter(result, token, known[token], vocab[old][1] if scored else 0.0)
+        if token in added and token not in mine:
+            result.setdefault("added_tokens", []).append({**added[token], "id": known[token]})
+
+
+def _add_merges(result: dict[str, Any], other: Mapping[str, Any], notes: list[str]) -> None:
+    """Append the other's merges, but those whose parts or result are no tokens of the vocabulary."""
+    merges = result["model"].get("merges")
+    if merges is None:
+        return
+    vocab = result["model"]["vocab"]
+    prefix = len(result["model"].get("continuing_subword_prefix") or "")
+    have = {tuple(merge) for merge in merges}
+    new = [merge for merge in other["model"]["merges"] if tuple(merge) not in have]
+    fitting = [m for m in new if m[0] in vocab and m[1] in vocab and m[0] + m[1][prefix:] in vocab]
+    merges += fitting
+    if len(fitting) < len(new):
+        notes.append(f"{len(new) - len(fitting)} merges of the united tokenizer lead to no token and were left out")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,25 +118,25 @@ class Vocabulary:
 
 
 def make_vocabulary(
-    target: Mapping[str, Any],
-    tokenizers: Mapping[str, Mapping[str, Any]],
+    wanted: Mapping[str, int],
+    tokenizers: Mapping[str, Mapping[str, int]],
     heights: Mapping[str, int],
     base: str,
     multiple: int,
 ) -> Vocabulary:
-    """Return the rows of every model for the target tokenizer. heights: rows of each model's embedding.
+    """Return the rows of every model for the wanted tokens. tokenizers: the ids of each model's tokens.
+
+    heights: rows of each model's embedding.
 
     The result has a row for each token, rounded up to `multiple`, and no fewer than the base when its tokens suffice
     (models pad their embeddings).
     """
-    wanted = token_ids(target)
     needed = max(wanted.values()) + 1
     padded = heights[base] if needed <= heights[base] and not multiple else needed
     size = -(-padded // multiple) * multiple if multiple else padded
     rows = {}
-    for label, tokenizer in tokenizers.items():
+    for label, ids in tokenizers.items():
         found = np.full(size, -1, np.int64)
-        ids = token_ids(tokenizer)
         for token, row in wanted.items():
             if ids.get(token, heights[label]) < heights[label]:
                 found[row] = ids[token]
@@ -170,11 +150,10 @@ def make_vocabulary(
 def give(
     vocabulary: Vocabulary,
     tokens: Mapping[str, TokenSource],
-    target: Mapping[str, Any],
-    tokenizers: Mapping[str, Mapping[str, Any]],
+    ids: Mapping[str, int],
+    tokenizers: Mapping[str, Mapping[str, int]],
 ) -> None:
     """Enter the embeddings that a recipe names for single tokens. Raises ConfigError for an unknown token or model."""
-    ids = token_ids(target)
     for token, source in tokens.items():
         where = f"tokenizer: tokens: {token}"
         if token not in ids:
@@ -184,7 +163,7 @@ def give(
             if source.model not in tokenizers:
                 known = ", ".join(tokenizers)
                 raise ConfigError(f"{where}: no model '{source.model}' in the recipe; it names {known}")
-            theirs = token_ids(tokenizers[source.model])
+            theirs = tokenizers[source.model]
             place = source.token if isinstance(source.token, int) else theirs.get(source.token, -1)
             if place not in theirs.values():
                 raise ConfigError(f"{where}: {source.model} has no token {source.token!r}")

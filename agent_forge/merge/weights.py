@@ -3,7 +3,6 @@
 Checks of inputs live here too: equal names and shapes, nothing non-finite.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from agent_forge.core.errors import CheckpointError
+from agent_forge.merge.files import weight_files
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -39,18 +39,7 @@ class Weights:
         Raises CheckpointError naming the broken one.
         """
         weights = cls(label or str(directory))
-        files = [directory] if directory.is_file() else sorted(directory.glob("*.safetensors"))
-        index = directory / "model.safetensors.index.json"
-        if index.is_file():
-            files = [
-                directory / name
-                for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            ]
-        if not files:
-            raise CheckpointError(
-                f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it"
-            )
-        for file in files:
+        for file in [directory] if directory.is_file() else weight_files(directory):
             weights._map(file)
         return weights
 

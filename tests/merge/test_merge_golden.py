@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files at
 CASES = sorted(path.stem for path in GOLDEN.glob("*.yml")) if GOLDEN.is_dir() else []
 TRUTHS = [case for case in CASES if case.endswith("_f64truth")]
 RANDOM = [case for case in CASES if case.endswith("_seed0")]
-EXACT = [case for case in CASES if case not in (*TRUTHS, *RANDOM)]
+FUSION = "arcee_fusion"
+EXACT = [case for case in CASES if case not in (*TRUTHS, *RANDOM, FUSION)]
 # In bf16 many magnitudes are equal, so which entries a top-k keeps is only defined up to ties.
 TIED = ("ties__bf16in_f64truth", "breadcrumbs__bf16in_f64truth")
 
@@ -36,8 +37,27 @@ def test_a_deterministic_case_agrees_with_the_golden_file(case: str) -> None:
     ours, _ = merged(case)
     theirs = golden(case)
     assert set(ours) == set(theirs)
-    beyond = sum(int(((ours[name] - theirs[name]).abs() > 1e-6).sum()) for name in theirs)
-    assert beyond <= (10 if case == "arcee_fusion" else 0)
+    assert sum(int(((ours[name] - theirs[name]).abs() > 1e-6).sum()) for name in theirs) == 0
+
+
+def test_arcee_fusion_takes_over_the_entries_of_the_golden_file() -> None:
+    # The rounding of a float32 softmax decides on entries at the threshold: torch itself chooses 7 others with AVX2 and
+    # 11 without vector units than with AVX-512, which made the file. Here 2 of 89,520 differ, within .1% of the threshold.
+    ours, models = merged(FUSION)
+    theirs = golden(FUSION)
+    recipe = read_recipe(GOLDEN / f"{FUSION}.yml")
+    differing = 0
+    for name, truth in theirs.items():
+        odd = (ours[name] - truth).abs() > 1e-6
+        if odd.any():
+            base, other = (models[label].get(name).double() for label in (recipe.base, recipe.models[0].model))
+            p, q = other.log_softmax(-1), base.log_softmax(-1)
+            importance = (other - base).abs() * (p.exp() * (p - q)).sum(-1, keepdim=True)
+            ranked = importance.flatten().sort().values
+            low, middle, high = (ranked[int(share * (len(ranked) - 1))] for share in (0.25, 0.5, 0.75))
+            assert (importance[odd] / (middle + 1.5 * (high - low)) - 1).abs().max() < 2e-3
+            differing += int(odd.sum())
+    assert differing <= 2
 
 
 @pytest.mark.parametrize("case", [case for case in TRUTHS if case not in TIED])
@@ -74,6 +94,7 @@ def test_a_random_case_keeps_the_share_and_the_scale_of_each_task_vector(case: s
     for entry in recipe.models:
         alone = read_recipe(GOLDEN / f"{case}.yml")
         alone.models = [next(m for m in alone.models if m.model == entry.model)]
+        alone.parameters["normalize"] = False
         density, weight = alone.models[0].parameters["density"], alone.models[0].parameters["weight"]
         labels = alone.labels()
         models = {label: Weights.open(GOLDEN / label, label) for label in labels}
@@ -94,6 +115,17 @@ def test_a_random_case_keeps_the_share_and_the_scale_of_each_task_vector(case: s
         else:
             assert abs(kept / nonzero - density) < 0.1
         assert l1_after == pytest.approx(l1_before, rel=0.02)
+
+
+@pytest.mark.parametrize("case", RANDOM)
+def test_a_random_case_changes_the_base_as_much_as_the_golden_file_does(case: str) -> None:
+    ours, models = merged(case, rescale_l1=True)
+    theirs = golden(case)
+    base = models[read_recipe(GOLDEN / f"{case}.yml").base]
+    sizes = [
+        sum(float((tensors[name] - base.get(name)).square().sum()) for name in theirs) for tensors in (ours, theirs)
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
 
 
 def test_dare_with_rescale_l1_restores_each_tensors_l1_norm_as_mergekit_does() -> None:

@@ -1,15 +1,15 @@
-"""Drop by magnitude rank, then elect signs. Source: DELLA, arXiv:2406.11617."""
+"""Drop by magnitude rank, elect signs, and average those that agree. Source: DELLA, arXiv:2406.11617."""
 
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_elected
-from agent_forge.merge.method import Inputs, Method
+from agent_forge.merge.method import Flag, Inputs, Method
 from agent_forge.merge.methods import della_linear
 
 METHOD = Method(
     summary="drop by magnitude rank, then sign election",
     base="required",
     each=della_linear.METHOD.each,
-    shared=della_linear.METHOD.shared,
+    shared={**della_linear.METHOD.shared, "normalize": Flag(True)},
     rows=True,
     narrow=True,
 )

@@ -19,7 +19,7 @@ from agent_forge.merge.pieces import Whole
 METHOD = Method(
     summary="drop by magnitude rank, then a weighted sum",
     base="required",
-    each={**dare_linear.METHOD.each, "epsilon": Number(None, low=0.0, high=0.5)},
+    each={**dare_linear.METHOD.each, "epsilon": Number(0.15, low=0.0, high=0.5)},
     shared=dare_linear.METHOD.shared,
     rows=True,
     narrow=True,
@@ -27,13 +27,11 @@ METHOD = Method(
 
 
 def check(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> str:
-    """Say when a keep-probability would leave (0, 1], or weights cancel."""
+    """Return what is wrong when a keep-probability would leave (0, 1], or weights cancel. Density 1 drops nothing."""
     for parameters in each:
-        if parameters["density"] - parameters["epsilon"] <= 0 or parameters["density"] + parameters["epsilon"] > 1:
-            return (
-                f"density {parameters['density']:g} ± epsilon {parameters['epsilon']:g} must stay in (0, 1]; "
-                "lower epsilon"
-            )
+        density, epsilon = parameters["density"], parameters["epsilon"]
+        if density < 1 and (density - epsilon <= 0 or density + epsilon > 1):
+            return f"density {density:g} ± epsilon {epsilon:g} must stay in (0, 1]; lower epsilon"
     return cancelled(each, shared)
 
 
@@ -55,6 +53,9 @@ def drop(inputs: Inputs) -> list[Array]:
 def _thinned(inputs: Inputs, *, rescale: bool) -> list[Array]:
     kept = []
     for delta, parameters, key in zip(inputs.deltas(), inputs.each, inputs.keys, strict=True):
+        if parameters["density"] == 1:
+            kept.append(delta)
+            continue
         probability = sparsify.keep_probabilities(delta, parameters["density"], parameters["epsilon"])
         names = ("della", inputs.name, key)
         delta *= sparsify.draws(inputs.seed, names, inputs.start, delta.size).reshape(delta.shape) < probability

@@ -7,7 +7,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -17,7 +16,7 @@ from agent_forge import models
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
-from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes, vocabulary
+from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes, tokenizer_files
 from agent_forge.merge.layers import resize_config
 from agent_forge.models.storage import stored_tensors
 
@@ -152,7 +151,7 @@ def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> 
 
 def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
     ours, theirs = (_tokenizer(checkpoint) for checkpoint in (first, other))
-    where = vocabulary.difference(ours, theirs)
+    where = tokenizer_files.difference(ours, theirs)
     if where:
         raise CheckpointError(
             f"the tokenizers of {first.path} and {other.path} differ at {where}; their token ids mean different "
@@ -160,11 +159,11 @@ def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
         )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
-    found = vocabulary.read_tokenizer(checkpoint.path)
-    if found is None:
+def _tokenizer(checkpoint: Checkpoint) -> tokenizer_files.TokenizerFiles:
+    found = tokenizer_files.read_tokenizer(checkpoint.path)
+    if found is None or found.content is None:
         raise CheckpointError(
-            f"{checkpoint.path / vocabulary.TOKENIZER} is missing; copy the tokenizer of the model there"
+            f"{checkpoint.path / tokenizer_files.TOKENIZER} is missing; copy the tokenizer of the model there"
         )
     return found
 
