@@ -8,6 +8,7 @@ Source: Field & Welsh 2007, "Bootstrapping clustered data".
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,10 +74,11 @@ class Scores:
         return low > self.chance if self.higher_is_better else high < self.chance
 
     def as_metric(self) -> dict[str, Any]:
-        """Return the form that manifests and reports hold."""
+        """Return the form that manifests and reports hold; chance is None where guessing has no score (a loss)."""
+        chance = self.chance if math.isfinite(self.chance) else None
         found: dict[str, Any] = {
             "value": self.mean, "low": self.interval[0], "high": self.interval[1], "n": self.n,
-            "clusters": len(set(self.clusters)) or self.n, "chance": self.chance, "at_chance": not self.above_chance,
+            "clusters": len(set(self.clusters)) or self.n, "chance": chance, "at_chance": not self.above_chance,
             "metric": self.metric, "split": self.split, "items": self.items_hash,
         }  # fmt: skip
         kinds = self.by_kind()

@@ -1,5 +1,8 @@
 """Intervals, retention and verdicts, without a model."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -301,3 +304,11 @@ def test_kinds_are_reported_apart_with_their_own_count():
 def test_scores_with_other_clusters_cannot_be_paired():
     with pytest.raises(DataError, match="cannot be paired"):
         retention("r", clustered(np.ones(4), [0, 0, 1, 1]), clustered(np.ones(4), [0, 1, 1, 1]), 10, 0)
+
+
+def test_a_score_without_a_level_of_chance_says_none_in_a_manifest() -> None:
+    """A loss in nats has none, and JSON has no infinity."""
+    loss = scores([1.0, 2.0, 3.0], higher=False, chance=math.inf)
+    assert loss.as_metric()["chance"] is None
+    assert loss.as_metric()["at_chance"] is False
+    assert replace(loss, chance=0.5).as_metric()["chance"] == 0.5
