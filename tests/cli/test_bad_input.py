@@ -73,7 +73,7 @@ def test_a_missing_and_a_corrupt_checkpoint(refused: Refused, tiny_checkpoint: C
 @pytest.mark.usefixtures("no_child")
 def test_an_unwritable_place(refused: Refused, tiny_checkpoint: Checkpoint, read_only_disk: Path) -> None:
     line = refused(74, "bitnet", f"sources=[{tiny_checkpoint.path}]", f"out={read_only_disk / 'x'}")
-    assert "Read-only file system; set out= to a directory you may write" in line
+    assert "Read-only file system; name a directory that you may write (out= of a phase, run_dir= of run-all" in line
 
 
 @pytest.mark.usefixtures("no_child")
