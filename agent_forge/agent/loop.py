@@ -19,6 +19,7 @@ from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.tools import Result, Toolbox, ToolContext
 from agent_forge.data.chat import encode_content, encode_prompt, stop_ids
 from agent_forge.data.documents import read_source
+from agent_forge.data.windows import positions
 from agent_forge.runtime import causal
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Agent:
             self.toolbox = Toolbox(list(settings.tools if tools is None else tools), context)
         # A turn's borders, with those of the answer: at least what any turn costs beside its text.
         self._turn_tokens = len(encode_prompt(tokenizer, [{"role": "user", "content": ""}]))
-        context_tokens = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
+        context_tokens = positions(model.config) or 2048
         budget = settings.working_tokens or context_tokens - settings.max_new_tokens * settings.max_rounds
         self.working = WorkingMemory(max(budget, context_tokens // 4), self._count_tokens)
 

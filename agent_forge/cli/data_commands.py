@@ -67,6 +67,9 @@ def inspect_command(
             f"{found['tokens']:,} {unit}, {found['trained_tokens']:,} trained ({found['trained_share']:.1%}); "
             f"the longest row has {found['longest_tokens']:,}"
         )
+        if tokenizer and found["too_long"]:
+            limit = found_tokenizer.model_max_length
+            out.print(f"{found['too_long']:,} rows are longer than the model's {limit:,} positions: cut on the left")
         if found["marked_out"]:
             out.print(f"{found['marked_out']:,} rows are marked as not to be learned: training passes them over")
         for number, mask in enumerate(found["masks"], start=1):

@@ -12,6 +12,7 @@ from agent_forge.data import rows as raw
 from agent_forge.data.chat import encode_chat
 from agent_forge.data.documents import split_of
 from agent_forge.data.files import UTF8
+from agent_forge.data.windows import longest as longest_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +40,8 @@ def inspect_rows(
     dialects: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     seen: set[str] = set()
-    tokens = trained = longest = count = unlearned = 0
+    tokens = trained = longest = count = unlearned = cut = 0
+    limit = longest_context(tokenizer)
     masks: list[list[dict[str, Any]]] = []
     for name in names:
         for row, turns in raw.conversations(name, mask_roles, encoding=encoding, ignored=ignored):
@@ -52,6 +54,7 @@ def inspect_rows(
             seen.add(key)
             ids, mask = encode_chat(tokenizer, turns, mask_roles)
             tokens, trained, longest = tokens + len(ids), trained + sum(mask), max(longest, len(ids))
+            cut += limit is not None and len(ids) > limit
             if len(masks) < shown:
                 masks.append(segments(tokenizer, ids, mask))
     if not trained:
@@ -62,7 +65,7 @@ def inspect_rows(
     return {
         "rows": count, "distinct": len(seen), "marked_out": unlearned, "dialects": dict(dialects),
         "splits": {split: splits[split] for split in SPLITS}, "tokens": tokens, "trained_tokens": trained,
-        "trained_share": trained / tokens, "longest_tokens": longest, "masks": masks,
+        "trained_share": trained / tokens, "longest_tokens": longest, "too_long": cut, "masks": masks,
     }  # fmt: skip
 
 

@@ -4,8 +4,9 @@ Some tokenizers put a token for the beginning of text (BOS) before everything th
 Gemma costs a quarter more bits a byte without it. A window of running text then begins with BOS, exactly one.
 """
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.core.errors import ConfigError, DataError
@@ -50,6 +51,16 @@ def positions(config: Any) -> int | None:
     return None
 
 
+def stored_positions(settings: Mapping[str, Any]) -> int | None:
+    """Return how many positions a config.json names, in it or in the config of the model that it wraps, or None."""
+    for part in (settings, settings.get("text_config"), settings.get("base_config")):
+        for name in _POSITIONS:
+            value = part.get(name) if isinstance(part, Mapping) else None
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
 def longest(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     """Return the model's positions as its tokenizer knows them (`models.load_tokenizer` sees to that), or None."""
     limit = tokenizer.model_max_length
@@ -85,11 +96,14 @@ def fitting_prompt(ids: Sequence[int], new_tokens: int, limit: int | None, bos: 
             f"{new_tokens} new tokens leave no room for a prompt among the model's {limit} positions; "
             f"ask for fewer than {limit}"
         )
-    _log.warning(
-        "a prompt of %d tokens and %d new ones do not fit the model's %d positions: cut on the left",
-        len(ids), new_tokens, limit,
-    )  # fmt: skip
+    _say_cut(limit)
     return cut_left(ids, limit - new_tokens, [] if bos is None else [bos])
+
+
+@functools.cache
+def _say_cut(limit: int) -> None:
+    """Log, once a process, that prompts are cut."""
+    _log.warning("prompts that do not fit the model's %d positions with their answers are cut on the left", limit)
 
 
 def scoring_windows(

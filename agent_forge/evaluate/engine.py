@@ -18,6 +18,7 @@ import numpy as np
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
+from agent_forge.data.windows import positions, scoring_windows
 from agent_forge.evaluate.scores import Array, Scores, bootstrap_interval, cluster_numbers, split_hash
 from agent_forge.evaluate.task import EvalContext, Task
 
@@ -147,8 +148,18 @@ def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: i
     """Return (n, 2) float64: the summed negative log-likelihood (nats) of masked tokens, and how many there are.
 
     A row is (ids, mask); mask[i] says that token i is scored given those before it. Token 0 cannot be scored.
-    Raises DataError when it is asked for.
+    A row longer than the model's positions is scored in windows that overlap by half (`data.windows.scoring_windows`).
+    Raises DataError when token 0 is to be scored.
     """
+    limit = positions(model.config)
+    parts = [(i, part) for i, (ids, mask) in enumerate(rows) for part in scoring_windows(ids, mask, limit)]
+    result = np.zeros((len(rows), 2))
+    np.add.at(result, [i for i, _ in parts], _window_nll(model, [part for _, part in parts], batch_tokens))
+    return result
+
+
+def _window_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int) -> Array:
+    """As `row_nll`, for rows that fit the model's positions."""
     import torch
     from torch.nn import functional
 

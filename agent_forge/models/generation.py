@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.data.windows import fitting_prompt, positions
 
 # Prompts in one batch differ by at most this many tokens: each is a step in which some rows only read.
 LENGTH_SPREAD_TOKENS = 12
@@ -35,8 +36,9 @@ def generate(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
 
-    temperature 0 is greedy. A model whose class says `thinks = True` generates through its own `generate`. Raises
-    ConfigError for an empty prompt, a negative temperature or a top_p outside (0, 1].
+    temperature 0 is greedy. A model whose class says `thinks = True` generates through its own `generate`. A prompt that
+    does not fit the model's positions with its answer is cut on the left. Raises ConfigError for an empty prompt, a
+    negative temperature, a top_p outside (0, 1], and where max_new_tokens leaves no room for a prompt.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ConfigError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
@@ -47,6 +49,8 @@ def generate(
         )
     if max_new_tokens <= 0 or not prompts:
         return [[] for _ in prompts]
+    limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
+    prompts = [fitting_prompt(prompt, max_new_tokens, limit, bos) for prompt in prompts]
     thinks = bool(getattr(model, "thinks", False))
     was_training = model.training
     model.eval()

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import CheckpointError, PhaseError
+from agent_forge.data.windows import stored_positions
 from agent_forge.models import registration
 
 # Names of dtypes in a safetensors header; only their lengths matter here.
@@ -64,9 +65,13 @@ def load_tokenizer(source: Checkpoint | Path | str) -> PreTrainedTokenizerFast:
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory} has no tokenizer.json; copy the tokenizer of the model there")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the tokenizer in {directory}: {error}") from error
+    limit = stored_positions(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    if limit is not None and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit  # what makes windows of tokens asks the tokenizer how long they may be
+    return tokenizer
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agent_forge.data.windows import cut_left, positions
 from agent_forge.phases.adas.targets import Matrix
 
 
@@ -28,7 +29,8 @@ def look(
         for texts in (plain, tasks):
             watch.clear()
             for ids in texts:
-                model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
+                fitting = cut_left(ids, positions(model.config) or len(ids))
+                model(input_ids=torch.tensor([fitting], device=model.device), use_cache=False)
             means.append({layer: total / watch.tokens[layer] for layer, total in watch.stream.items()})
             if texts is plain:
                 found = {f"influence/{layer}": watch.changed[layer] / watch.tokens[layer] for layer in watch.stream}

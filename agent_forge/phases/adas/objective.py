@@ -20,6 +20,7 @@ from agent_forge import data, evaluate
 from agent_forge.core import registry
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.data.windows import cut_left, positions
 from agent_forge.evaluate.engine import MaskedRow
 
 Losses = dict[str, NDArray[np.float64]]  # kind -> (n, 2): nats, tokens
@@ -173,7 +174,9 @@ class Drift:
     """
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[MaskedRow]) -> None:
-        self._ids = [torch.tensor([list(ids)], device=model.device) for ids, _ in rows]
+        limit = positions(model.config)
+        cut = [cut_left(ids, limit or len(ids)) for ids, _ in rows]
+        self._ids = [torch.tensor([ids], device=model.device) for ids in cut]
         self._before = [self._log_probabilities(model, ids) for ids in self._ids]
 
     def __call__(self, model: PreTrainedModel) -> float:

@@ -16,6 +16,7 @@ from agent_forge import models
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import encode_prompt, split_of, stop_ids, turn_end
+from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.evaluate.tasks.persona import KINDS, TOPICS
 from agent_forge.phases.bake import PersonaConfig, TraitConfig
 
@@ -53,6 +54,8 @@ def teach(
     plain = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
     system = {"role": "system", "content": trait.system}
     prompted = [encode_prompt(tokenizer, [system, {"role": "user", "content": text}]) for text in asked]
+    limit = positions(model.config)
+    prompted = [fitting_prompt(ids, config.reply_tokens, limit, tokenizer.bos_token_id) for ids in prompted]
     answers = models.generate(
         model, prompted, max_new_tokens=config.reply_tokens, stop_ids=stop_ids(tokenizer, model),
         temperature=config.temperature, seed=seed,

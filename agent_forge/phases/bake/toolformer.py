@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from agent_forge.agent import format_response
-from agent_forge.data import IM_END, encode_prompt
+from agent_forge.data import encode_prompt, turn_end
 from agent_forge.data.chat import encode_content
+from agent_forge.data.windows import fitting_prompt, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -57,11 +58,13 @@ def answer_losses(
     batch_rows: int = 64,
 ) -> list[float]:
     """Return the weighted loss (nats) of each answer as the assistant's next turn, end token included."""
-    end = tokenizer.encode(IM_END, add_special_tokens=False)
+    end = turn_end(tokenizer)
+    limit = positions(model.config)
     rows = []
     for messages, answer in zip(conversations, answers, strict=True):
-        prompt = encode_prompt(tokenizer, messages)
-        rows.append((prompt, [*encode_content(tokenizer, "assistant", answer), *end]))
+        said = [*encode_content(tokenizer, "assistant", answer), *end]
+        prompt = fitting_prompt(encode_prompt(tokenizer, messages), len(said), limit, tokenizer.bos_token_id)
+        rows.append((prompt, said))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     found = [0.0] * len(rows)
     was_training = model.training
