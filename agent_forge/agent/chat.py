@@ -4,7 +4,7 @@ Reads a checkpoint directory; writes the memory file when one is named. Tool cal
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.panel import Panel
 
 from agent_forge.agent.calls import BrokenCall, Call
 from agent_forge.agent.loop import Agent, Turn
+from agent_forge.agent.terminal import KEYS, line_reader
 from agent_forge.core.errors import ConfigError, did_you_mean
 
 COMMANDS = {
@@ -20,7 +21,7 @@ COMMANDS = {
     "/tools": "show the enabled tools",
     "/memory": "show the facts the agent remembers",
     "/reset": "begin a new conversation (memories stay)",
-    "/quit": "leave (as do Ctrl-D and Ctrl-C)",
+    "/quit": "leave (as do Ctrl-D, and Ctrl-C on an empty line)",
 }
 
 
@@ -32,10 +33,13 @@ def chat(
     documents: Sequence[str] = (),
     device: str = "cpu",
     engine: str = "auto",
+    encoding: str = "utf-8",
     show_calls: bool = True,
     console: Console | None = None,
 ) -> None:
     """Answer `once`, or the whole of a piped standard input, and return; on a terminal, converse until /quit.
+
+    encoding: of the text files among `documents`.
 
     Raises CheckpointError when `path` holds no agent and ConfigError when there is nothing to answer.
     """
@@ -45,25 +49,31 @@ def chat(
         once = (sys.stdin.read() if once is None else once).strip()
         if not once:
             raise ConfigError("nothing to answer: give a message, pipe one in, or start chat on a terminal")
-    agent = Agent.from_checkpoint(path, memory=memory, documents=documents, device=device, engine=engine)
+        _refuse_undecodable(once)
+    agent = Agent.from_checkpoint(
+        path, memory=memory, documents=documents, device=device, engine=engine, encoding=encoding
+    )
     try:
         if once is not None:
             show_turn(console, agent.reply([{"role": "user", "content": once}]), show_calls)
         else:
-            converse(agent, console, str(path), show_calls)
+            converse(agent, console, str(path), show_calls, line_reader(COMMANDS))
     finally:
         agent.memory.close()
 
 
-def converse(agent: Agent, console: Console, title: str, show_calls: bool) -> None:
-    """Read lines from the terminal until /quit, Ctrl-D or Ctrl-C."""
+def converse(agent: Agent, console: Console, title: str, show_calls: bool, read: Callable[[], str]) -> None:
+    """Answer what `read` returns, a message a time, until /quit or until it raises EOFError.
+
+    Ctrl-C while the agent answers stops that answer alone: what was said before stays, the message does not.
+    """
     enabled = ", ".join(agent.toolbox.names) or "none"
-    head = f"{escape(title)}\ntools: {enabled}\n/help lists the commands"
+    head = f"{escape(title)}\ntools: {enabled}\n/help lists the commands\n{KEYS}"
     console.print(Panel(head, title="Agent Forge", expand=False))
     messages: list[dict[str, str]] = []
     while True:
         try:
-            line = console.input("[bold cyan]you[/] › ").strip()
+            line = read().strip()
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
@@ -74,11 +84,25 @@ def converse(agent: Agent, console: Console, title: str, show_calls: bool) -> No
                 messages = []
             run_command(agent, console, line)
         elif line:
-            messages.append({"role": "user", "content": line})
-            with console.status("thinking"):
-                turn = agent.reply(messages)
-            messages += turn.messages
+            asked = [*messages, {"role": "user", "content": line}]
+            try:
+                with console.status("thinking"):
+                    turn = agent.reply(asked)
+            except KeyboardInterrupt:
+                console.print("[yellow]stopped; the conversation goes on without that message[/]")
+                continue
+            messages = [*asked, *turn.messages]
             show_turn(console, turn, show_calls)
+
+
+def _refuse_undecodable(text: str) -> None:
+    """Raise ConfigError when a message holds bytes that the terminal's encoding could not read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the message is not UTF-8 (character {error.start}); set a UTF-8 locale, for instance LC_ALL=C.UTF-8"
+        ) from None
 
 
 def run_command(agent: Agent, console: Console, line: str) -> None:

@@ -165,19 +165,21 @@ class Agent:
         documents: Sequence[str] = (),
         device: str = "cpu",
         engine: str = "auto",
+        encoding: str = "utf-8",
         tools: Sequence[str] | None = None,
     ) -> "Agent":
         """Build the agent that a checkpoint's manifest describes.
 
         memory: the SQLite file of its memories. documents: text sources (as in data.text) for search and retrieve;
-        indexed once into the same file. engine: auto, packed or torch, as in runtime.causal. Raises CheckpointError when
+        indexed once into the same file. engine: auto, packed or torch, as in runtime.causal. encoding: of the documents.
+        Raises CheckpointError when
         the checkpoint is damaged.
         """
         opened = checkpoint.open(path)
         store = Memory(memory)
         index = DocumentIndex(store.store)
         for name in documents:
-            index.add_all(read_source(name))
+            index.add_all(read_source(name, encoding))
         model: Any = causal.open_model(opened.path, device=device, engine=engine)
         return cls(model, models.load_tokenizer(opened.path), tools, store, opened.manifest.agent, documents=index)
 

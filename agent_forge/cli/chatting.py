@@ -31,13 +31,19 @@ def chat_command(
     engine: Annotated[
         str, typer.Option("--engine", help="auto: packed codes on the CPU where possible; packed; torch.")
     ] = "auto",
+    encoding: Annotated[str, typer.Option("--encoding", help="Encoding of the documents.")] = "utf-8",
     verbose: Verbose = False,
 ) -> None:
     """Chat with an agent."""
     with one_line_errors(verbose):
         from agent_forge.agent.chat import chat
+        from agent_forge.config.limits import Encoding
         from agent_forge.core.device import pick_device
+        from agent_forge.core.errors import ConfigError
 
+        if Encoding().wrong(encoding):
+            raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
         chat(
-            path, once=message, memory=memory, documents=documents or (), device=str(pick_device(device)), engine=engine
-        )
+            path, once=message, memory=memory, documents=documents or (), device=str(pick_device(device)),
+            engine=engine, encoding=encoding,
+        )  # fmt: skip

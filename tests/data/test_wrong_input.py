@@ -112,3 +112,92 @@ def test_a_role_that_no_turn_has_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CHAT}))
     with pytest.raises(ConfigError, match="no turn ever has the role robot"):
         inspect_rows([str(tmp_path / "a.jsonl")], train_tokenizer([], 264), 0, ["user", "robot"])
+
+
+LATIN = "Grüße, Señor".encode("latin-1")
+NO_TEXT = bytes([0x41, 0x0A, 0xFF, 0x12, 0x80, 0xC3])
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ok\n" + LATIN, r"byte 5 \(line 2\) is not utf-8 \(0xfc.*data\.encoding=latin-1"),
+        (NO_TEXT, r"byte 2 \(line 2\) is not utf-8 \(0xff"),
+        ("text".encode("utf-16"), "byte-order mark of UTF-16, not of utf-8.*data.encoding=utf-16"),
+        ("text".encode("utf-32"), "byte-order mark of UTF-32"),
+        ("text".encode("utf-16-le"), r"byte 1 is NUL.*data\.encoding=utf-16-le"),
+    ],
+    ids=["latin-1", "random", "utf-16", "utf-32", "utf-16 without a mark"],
+)  # fmt: skip
+def test_bytes_that_are_no_utf8_are_refused_with_their_place(
+    tmp_path: Path, suffix: str, content: bytes, message: str
+) -> None:
+    file = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl" and content.startswith((b"ok\n", b"A\n")):  # the first line must be JSON to get further
+        content = content.replace(b"ok", b"{}", 1).replace(b"A\n", b"1\n", 1)
+        message = message if content.startswith(b"{") else "row is a JSON object"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_source(str(file)))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32", "gb18030"])
+def test_a_named_encoding_is_followed_everywhere(tmp_path: Path, encoding: str) -> None:
+    text = "Grüße"
+    (tmp_path / "a.txt").write_bytes(f"{text}\r\nzwei".encode(encoding))
+    assert list(read_source(str(tmp_path / "a.txt"), encoding)) == [f"{text}\nzwei"]
+    row = json.dumps({"instruction": text, "output": "ja"}, ensure_ascii=False)
+    (tmp_path / "b.jsonl").write_bytes(f"{row}\n{row}\n".encode(encoding))
+    (tmp_path / "c.json").write_bytes(f"[{row}]".encode(encoding))
+    for name, count in (("b.jsonl", 2), ("c.json", 1)):
+        turns = [turns for _, turns in rows.conversations(str(tmp_path / name), encoding=encoding)]
+        assert [one[0]["content"] for one in turns] == [text] * count
+
+
+@pytest.mark.parametrize(
+    ("line", "byte"),
+    [
+        (r'{"text": "a\ud800"}', 11), (r'{"text": "\udc00\ud83d\ude00"}', 10), (r'{"text": "\ud83d\ud83d\ude00"}', 10),
+        (r'{"text": "é\\\udbff x"}', 14), (r'{"\ud800": 1}', 2),
+    ],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_refused_with_its_line_and_byte(tmp_path: Path, line: str, byte: int) -> None:
+    first = json.dumps({"text": r"fine \ud800, as it is no escape 😀"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(first + line + "\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=rf"a\.jsonl:2: byte {len(first) + byte}: \\u.* is half of a surrogate pair"
+    ) as caught:
+        list(read_source(str(tmp_path / "a.jsonl")))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "a.json").write_text(f"[{first},{line}]", encoding="utf-8")
+    with pytest.raises(DataError, match=r"half of a surrogate pair"):
+        list(read_source(str(tmp_path / "a.json")))
+    (tmp_path / "a.jsonl").write_text(first, encoding="utf-8")
+    assert list(read_source(str(tmp_path / "a.jsonl"))) == [r"fine \ud800, as it is no escape 😀"]
+
+
+def test_a_row_of_text_that_is_of_no_kind_is_named_and_one_marked_out_is_left_out(tmp_path: Path) -> None:
+    lines = [{"text": "yes"}, {"text": "no", "weight": 0}, {"text": None, "id": 3}, {"txt": "typo"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines[:3])))
+    assert list(read_source(str(tmp_path / "a.jsonl"))) == ["yes"]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match=r"a\.jsonl, row 4: no usable row: it has the keys \['txt'\]"):
+        list(read_source(str(tmp_path / "a.jsonl")))
+
+
+def test_an_encoding_that_does_not_exist_is_a_setting_to_mend(tmp_path: Path) -> None:
+    from agent_forge.config.limits import Encoding
+
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CHAT}))
+    with pytest.raises(ConfigError, match=r"--encoding must be a text encoding.*got 'utf-9'"):
+        inspect_rows([str(tmp_path / "a.jsonl")], train_tokenizer([], 264), 0, encoding="utf-9")
+    assert [Encoding().wrong(name) for name in ("utf-8", "utf-16", "hex", "utf-9", "")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
