@@ -14,7 +14,7 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,11 +141,12 @@ class Pool:
         self.context = evaluate.EvalContext(data=settings.data, seed=settings.seed)
         self.items = {task: evaluate.task_items(task, SPLIT, size, self.context) for task in settings.gate.tasks}
 
-    def pairs(self, identity: str, model: Any, tokenizer: Any) -> Pairs:
-        """Return each task's pairs of a model; `model` makes it, where they are not known yet."""
+    def pairs(self, identity: str, model: Any, tokenizer: Any, tasks: Sequence[str]) -> Pairs:
+        """Return the pairs of a model on `tasks`; `model` makes it, where they are not known yet."""
         found: Pairs = {}
         ready = None
-        for task, items in self.items.items():
+        for task in tasks:
+            items = self.items[task]
             key = json.dumps([identity, task, evaluate.split_hash(items)])
             file = self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
             if not file.exists():
@@ -164,7 +165,7 @@ class Pool:
 
 def refused(pool: Pool, parent: Pairs, child: Pairs, seed: int) -> bool:
     """Return whether the gate refuses the child on items drawn by `seed`, look by look as in a run."""
-    gate = pool.settings.gate
+    gate = replace(pool.settings.gate, tasks={task: pool.settings.gate.tasks[task] for task in parent})
     most = gate.items * LOOK_GROWTH ** (gate.looks - 1)
     draws = {
         task: numpy_generator(seed, "gate-power", task).integers(0, len(items), min(most, len(items)))
@@ -187,10 +188,11 @@ def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[s
     """Return the Markdown rows of one parent, and whether both bars are met."""
     tokenizer = models.load_tokenizer(source.path)
     loaded = models.load(source)
-    parent = pool.pairs(source.id, lambda: loaded, tokenizer)
+    parent = pool.pairs(source.id, lambda: loaded, tokenizer, list(pool.items))
     everything = {task: np.arange(len(items)) for task, items in pool.items.items()}
     whole = {task: pool.scores(task, parent[task], everything[task]) for task in parent}
     gated = [task for task, scores in whole.items() if scores.above_chance]
+    parent = {task: parent[task] for task in gated}  # the others are not gated, whatever the child does
     lines, met = [], True
     for damage in damages(tokenizer):
 
@@ -200,7 +202,7 @@ def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[s
                 damage.apply(model)
             return model
 
-        child = pool.pairs(f"{source.id} {damage.name}", damaged, tokenizer)
+        child = pool.pairs(f"{source.id} {damage.name}", damaged, tokenizer, gated)
         kept = {
             task: evaluate.retention(task, whole[task], pool.scores(task, child[task], everything[task]), 1000, 0).ratio
             for task in gated

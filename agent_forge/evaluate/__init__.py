@@ -4,6 +4,7 @@ A task is one file in `tasks/`: items of a split, and a score of (numerator, den
 n and a bootstrap interval; a gate compares parent and child on the same items, paired. Importing this needs no torch.
 """
 
+from agent_forge.evaluate.elsewhere import TITLE, kept_elsewhere, kept_text, unseen_scores
 from agent_forge.evaluate.engine import (
     canonical_form,
     choice_log_likelihood,
@@ -19,7 +20,7 @@ from agent_forge.evaluate.engine import (
     scores_of,
     task_items,
 )
-from agent_forge.evaluate.judge import Retention, Verdict, judge, retention
+from agent_forge.evaluate.judge import Retention, Verdict, judge, retention, retention_by_kind
 from agent_forge.evaluate.memory import footprint, peak_memory_bytes, reset_peak_memory
 from agent_forge.evaluate.scores import (
     Scores,
@@ -32,6 +33,7 @@ from agent_forge.evaluate.scores import (
 from agent_forge.evaluate.task import EvalContext, Task
 
 __all__ = [
+    "TITLE",
     "EvalContext",
     "Retention",
     "Scores",
@@ -47,6 +49,8 @@ __all__ = [
     "generate_replies",
     "item_pairs",
     "judge",
+    "kept_elsewhere",
+    "kept_text",
     "load_task",
     "measure_speed",
     "measure_speeds",
@@ -54,10 +58,12 @@ __all__ = [
     "peak_memory_bytes",
     "reset_peak_memory",
     "retention",
+    "retention_by_kind",
     "row_nll",
     "score",
     "score_items",
     "scores_of",
     "split_hash",
     "task_items",
+    "unseen_scores",
 ]

@@ -13,7 +13,7 @@ small losses cannot add up: a phase may spend only what is left of the chain's l
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -103,6 +103,23 @@ def retention(
         task=task if isinstance(task, str) else task.name, ratio=ratio, low=float(ratios[tail]),
         high=float(ratios[-1 - tail]), ceiling=float(ratios[-1 - loss_tail]), n=parent.n,
     )  # fmt: skip
+
+
+def retention_by_kind(parent: Scores, child: Scores, samples: int, seed: int) -> dict[str, Retention]:
+    """Return the child's retention on each kind of item, in order of appearance; {} where items have no kind."""
+    require_pairs(parent, child)
+    found = {}
+    for kind in dict.fromkeys(parent.kinds):
+        places = [place for place, name in enumerate(parent.kinds) if name == kind]
+        found[kind] = retention(kind, *(_items_at(scores, places) for scores in (parent, child)), samples, seed)
+    return found
+
+
+def _items_at(scores: Scores, places: list[int]) -> Scores:
+    """Return the scores of some items; the interval, which retention does not read, stays that of all."""
+    values, weights = ([part[place] for place in places] for part in (scores.values, scores.weights))
+    clusters = [scores.clusters[place] for place in places] if scores.clusters else []
+    return replace(scores, values=values, weights=weights, clusters=clusters, kinds=[], mean=sum(values) / sum(weights))
 
 
 def _ratios(both: list[Array], draws: np.ndarray, higher_is_better: bool) -> Array:

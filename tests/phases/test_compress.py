@@ -47,7 +47,7 @@ def config(data_config: DataConfig, tmp_path: Path) -> Config:
     made.data = data_config
     made.calibration.windows, made.calibration.length_tokens = 4, 48
     made.calibration.mix = {"text": 0.5, "tools": 0.5}
-    made.measure.windows, made.measure.length_tokens = 3, 48
+    made.measure.windows, made.measure.length_tokens, made.measure.unseen_items = 3, 48, 8
     made.codec.candidates, made.codec.min_weights = CANDIDATES, 64
     made.budget.search_steps = 4
     return made

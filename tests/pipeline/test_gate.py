@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from agent_forge import checkpoint, evaluate
-from agent_forge.config import GateConfig, PhaseConfig
+from agent_forge import checkpoint, evaluate, models
+from agent_forge.config import DataConfig, GateConfig, PhaseConfig
+from agent_forge.config.compose import compose
 from agent_forge.core.errors import GateError
+from agent_forge.core.events import EventLog
 from agent_forge.evaluate.scores import Scores, bootstrap_interval
-from agent_forge.pipeline.report import to_html, to_markdown
+from agent_forge.pipeline import gate as pipeline_gate
+from agent_forge.pipeline.report import chain_rows, read_run, to_html, to_markdown
 from agent_forge.pipeline.run_all import RunAll, compose_run, final_checkpoint, run_all
 from agent_forge.pipeline.run_phase import run_phase
 
@@ -28,9 +32,9 @@ def gate(limit: float = 0.95) -> GateConfig:
     )  # fmt: skip
 
 
-def scores(values: np.ndarray, weights: np.ndarray, *, higher_is_better: bool = False) -> Scores:
+def scores(values: np.ndarray, weights: np.ndarray, *, higher_is_better: bool = False, task: str = "text") -> Scores:
     return Scores(
-        task="text", version=1, metric="bits_per_byte", higher_is_better=higher_is_better, chance=0.0 if
+        task=task, version=1, metric="bits_per_byte", higher_is_better=higher_is_better, chance=0.0 if
         higher_is_better else 8.0, split="validation", items_hash="x", mean=float(values.sum() / weights.sum()),
         interval=bootstrap_interval(values, weights, seed=0, samples=200), values=values.tolist(),
         weights=weights.tolist(),
@@ -121,3 +125,87 @@ def test_rollback_keeps_the_refused_child_aside_and_the_parent_goes_on(
     assert child.manifest.parents[0]["id"] == checkpoint.open(trunk).id
     assert final_checkpoint(outcomes) == (str(child.path), child.id)
     assert "rejected" in to_markdown(outcomes)
+
+
+class FakeScored:
+    """A model that is right on the items below `right` of every hundred; counts what it was asked for."""
+
+    tokenizer = None
+
+    def __init__(self, right: int) -> None:
+        self.right, self.asked = right, dict[str, int]()
+
+    def scores(self, task: str, items: list[int], borders: list[int]) -> Scores:
+        chosen = np.asarray(items[: borders[-1]])
+        self.asked[task] = len(chosen)
+        values = (chosen % 100 < (self.right if task == "tools" else 50)).astype(float)
+        return scores(values, np.ones(len(chosen)), higher_is_better=True, task=task)
+
+
+def looked(monkeypatch: pytest.MonkeyPatch, child: int, looks: int = 2) -> tuple[evaluate.Verdict, dict[str, int]]:
+    """Judge a child that is right on `child` of a hundred tools items; the parent and the base are on 80."""
+    monkeypatch.setattr(evaluate, "task_items", lambda task, split, n, context: list(range(n)))  # noqa: ARG005
+    limits = {"memory": 0.92, "tools": 0.92}
+    settings = compose("base", PhaseConfig, ["out=x"])
+    settings.gate = replace(gate(), tasks=limits, chain={}, items=100, looks=looks)
+    who = {"child": FakeScored(child), "parent": FakeScored(80)}
+    verdict, _ = pipeline_gate._looked(who, settings, {"seed": 1})  # type: ignore[arg-type]
+    assert who["child"].asked == who["parent"].asked
+    return verdict, who["child"].asked
+
+
+def test_only_a_task_whose_verdict_is_open_is_looked_at_with_four_times_the_items(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same child, one that is gone and two that lost a twentieth and an eighth."""
+    for child, asked, passed in ((80, 100, True), (5, 100, False), (76, 400, True), (70, 400, False)):
+        verdict, items = looked(monkeypatch, child)
+        assert (items, verdict.passed) == ({"memory": 100, "tools": asked}, passed)
+    assert looked(monkeypatch, 76, looks=1)[1] == {"memory": 100, "tools": 100}
+
+
+def test_a_slow_child_gets_more_tries_and_its_best_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([[100.0, 40.0], [90.0, 60.0], [80.0, 75.0]])
+    monkeypatch.setattr(evaluate, "measure_speeds", lambda pairs, repeats: next(measured))  # noqa: ARG005
+    settings = compose("base", PhaseConfig, ["out=x", "gate.speed_ratio=0.7"])
+    who = {name: SimpleNamespace(model=None, tokenizer=None, memory_bytes=7) for name in ("parent", "child")}
+    speed, memory = pipeline_gate._speed_and_memory(who, settings)  # type: ignore[arg-type]
+    assert (speed, memory) == ({"parent": 100.0, "child": 75.0}, {"parent": 7, "child": 7})
+    assert next(measured, None) is None
+
+
+def test_a_block_of_items_is_scored_once_per_checkpoint_and_again_when_the_items_differ(
+    tiny_checkpoint: checkpoint.Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = compose("base", PhaseConfig, ["out=x"])
+    settings.data = replace(data_config, cache=str(tmp_path / "cache"))
+    context = evaluate.EvalContext(data=settings.data, seed=0)
+    items = evaluate.task_items("text", "validation", 12, context)
+
+    def opened() -> pipeline_gate.Scored:
+        return pipeline_gate.Scored(tiny_checkpoint, settings, EventLog(None, "gate"), "child")
+
+    first = opened().scores("text", items, [4, 12])
+    whole = evaluate.score_items(opened().model, opened().tokenizer, "text", items, "validation", context)
+    assert first.values == pytest.approx(whole.values, rel=1e-5)
+    assert (first.items_hash, first.clusters) == (whole.items_hash, whole.clusters)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a known block was scored again"))
+    assert opened().scores("text", items, [4, 12]) == first
+    with pytest.raises(pytest.fail.Exception):
+        opened().scores("text", items[::-1], [4, 12])
+
+
+def test_every_phase_of_a_run_is_scored_on_every_task_and_held_against_the_trunk(tiny_run: Path) -> None:
+    outcomes = read_run(tiny_run)
+    tasks = {"text", "reasoning", "memory", "tools"}
+    trunk = checkpoint.open(tiny_run / "1-cognate" / "trunk")
+    for outcome in outcomes:
+        verdict = outcome.verdict or {}
+        assert set(verdict["scores"]) == tasks
+        assert outcome.file_bytes > 0
+        assert set(verdict["retentions"]) == set(verdict["chain"]) == (set() if outcome.phase == "cognate" else tasks)
+        if outcome.phase != "cognate":
+            assert verdict["base"]["id"] == trunk.id
+    assert [row["task"] for row in chain_rows(outcomes)] == sorted(
+        tasks, key=["text", "reasoning", "memory", "tools"].index
+    )

@@ -113,6 +113,7 @@ class Config(PhaseConfig):
     own: OwnConfig
     distill: DistillConfig
     measure_items: Count  # held-out pieces of text that bits per byte are measured on
+    unseen_items: Count  # pieces of text of kinds that are not in the calibration
 
     def work_tokens(self) -> float:
         """Return the student's trained tokens and the parent's forward passes."""

@@ -59,7 +59,14 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     if config.train.steps:
         _distil(config, parent, model, texts, tokenizer.pad_token_id, out, events)
         stages["trained"] = scored("trained", model)
-    return _write(config, parent, model, tokenizer, before, stages, start, out, events)
+    items = config.unseen_items
+    elsewhere = evaluate.kept_elsewhere(
+        evaluate.unseen_scores("parent", parent, tokenizer, items, context, out),
+        evaluate.unseen_scores("child", model, tokenizer, items, context, out),
+        config.gate.samples,
+        config.seed,
+    )
+    return _write(config, parent, model, tokenizer, before, stages, elsewhere, start, out, events)
 
 
 def _sources(
@@ -226,6 +233,7 @@ def _write(
     tokenizer: PreTrainedTokenizerFast,
     before: Scores,
     stages: dict[str, Scores],
+    elsewhere: tuple[dict[str, Any], list[dict[str, Any]]],
     start: dict[str, torch.Tensor],
     out: Workspace,
     events: EventLog,
@@ -248,6 +256,7 @@ def _write(
         "packed_file_bytes": size,
         "parent_bytes": parent_size,
         "size_ratio": size / parent_size,
+        **elsewhere[0],
     }
     events.metrics("bitnet", {key: value for key, value in metrics.items() if not isinstance(value, dict)})
     written = out.write(
@@ -257,7 +266,9 @@ def _write(
     summary = (
         f"{len(now)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit a weight), "
         f"{size:,} bytes packed, {size / parent_size:.1%} of the parent; bits per byte {before.mean:.3f} -> "
-        f"{stages[last].mean:.3f} ({kept.ratio:.1%} kept, n={before.n})"
+        f"{stages[last].mean:.3f} ({kept.ratio:.1%} kept, n={before.n}); "
+        f"kept on text that was not in the calibration: {evaluate.kept_text(elsewhere[0])}"
     )
     table = measure.comparison(before, stages, config.gate.samples, config.seed)
-    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables={"Bits per byte": table})
+    tables = {"Bits per byte": table, evaluate.TITLE: elsewhere[1]}
+    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables)

@@ -46,6 +46,7 @@ class MeasureConfig:
 
     windows: Count  # for each kind of `calibration.mix`
     length_tokens: Window
+    unseen_items: Count  # pieces of text of kinds that are not in the calibration
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import data, models
+from agent_forge import data, evaluate, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Choice
@@ -60,7 +60,10 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     del built  # what is scored is the file
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
+    elsewhere, kinds = _elsewhere(config, model, reloaded, tokenizer, out)
+    figures |= elsewhere
     report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
+    report.tables[evaluate.TITLE] = kinds
     extra = {}
     if config.curve.enabled:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
@@ -75,6 +78,23 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     events.metrics("compressed", report.metrics)
     report.outputs = [str(written.path)]
     return report
+
+
+def _elsewhere(
+    config: Config,
+    parent: PreTrainedModel,
+    child: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Workspace,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return metrics and a table of what the child keeps on kinds of text that are not in the calibration."""
+    context = evaluate.EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
+    items = config.measure.unseen_items
+    before, after = (
+        evaluate.unseen_scores(name, model, tokenizer, items, context, out)
+        for name, model in (("parent", parent), ("child", child))
+    )
+    return evaluate.kept_elsewhere(before, after, config.gate.samples, config.seed)
 
 
 def calibration_windows(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,7 +249,8 @@ def _report(
     }
     summary = (
         f"{size:,} bytes: {100 * size / fp32_bytes:.1f}% of fp32, {100 * metrics['bytes_of_parent']:.0f}% of the parent's "
-        f"{parent.manifest.deployable_bytes:,}; quality {figures['quality']:.3f} of the parent's (perplexity, worst kind)"
+        f"{parent.manifest.deployable_bytes:,}; quality {figures['quality']:.3f} of the parent's (perplexity, worst kind); "
+        f"bits per byte kept on text that was not in the calibration: {evaluate.kept_text(figures)}"
     )
     shares = [{"codec": name, "weights": n, "share": round(n / total, 4)} for name, n in sorted(by_codec.items())]
     tables = {

@@ -1,0 +1,57 @@
+"""What a child keeps on kinds of text that it was not calibrated on: the `unseen` task, kind by kind."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.checkpoint import Workspace
+from agent_forge.evaluate.engine import score
+from agent_forge.evaluate.judge import retention_by_kind
+from agent_forge.evaluate.scores import Scores
+from agent_forge.evaluate.task import EvalContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+TASK = "unseen"
+TITLE = "text that was not in the calibration"
+
+
+def unseen_scores(
+    name: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: int,
+    context: EvalContext,
+    out: Workspace,
+) -> Scores:
+    """Return bits per byte on unseen text, computed once under `name`, also across restarts."""
+    measured: Callable[[], Any] = lambda: score(model, tokenizer, [TASK], "validation", items, context)[TASK].to_plain()  # noqa: E731
+    return Scores.from_plain(out.remember(f"unseen-{name}", measured))
+
+
+def kept_elsewhere(
+    parent: Scores, child: Scores, samples: int, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return metrics (`unseen_<kind>_kept`) and a table row per kind: bits per byte of both, and what is kept."""
+    before, after = parent.by_kind(), child.by_kind()
+    metrics, rows = {}, []
+    for kind, kept in retention_by_kind(parent, child, samples, seed).items():
+        figures = {"value": kept.ratio, "low": kept.low, "high": kept.high, "n": kept.n}
+        metrics[f"unseen_{kind}_kept"] = figures
+        rows.append({
+            "kind": kind,
+            "parent": round(before[kind]["value"] if before else parent.mean, 4),
+            "child": round(after[kind]["value"] if after else child.mean, 4),
+            "kept": round(kept.ratio, 4), "at least": round(kept.low, 4), "n": kept.n,
+        })  # fmt: skip
+    return metrics, rows
+
+
+def kept_text(metrics: dict[str, Any]) -> str:
+    """Return the figures of `kept_elsewhere` as one phrase."""
+    parts = [
+        f"{name.removeprefix('unseen_').removesuffix('_kept')} {figures['value']:.3f}"
+        for name, figures in metrics.items()
+        if name.startswith("unseen_")
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,80 @@
+"""Bits per byte on kinds of text that no mix of this project holds, to see what calibrated text hides.
+
+Kinds: `python`, source code of the standard library, a cluster per file; `languages`, paragraphs in
+Chinese, German, Russian and Spanish, a cluster per language. Held-out data only: no train split.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from agent_forge.core.errors import DataError
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.data.languages import PARAGRAPHS
+from agent_forge.evaluate.task import EvalContext, Task
+from agent_forge.evaluate.tasks import text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# chance: a model that gives every byte the same probability.
+TASK = Task(name="unseen", version=1, metric="bits per byte", higher_is_better=False, chance=8.0)
+HELD_OUT = ("validation", "search", "test")
+PIECES_PER_FILE = 2  # of every source file: many files say more than much of one
+LANGUAGE_SHARE = 4  # one item in this many is of `languages`, while there are any
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
+    """Return up to `n` pieces of the split: {"text", "canonical", "cluster", "kind"}, kinds mixed evenly."""
+    if split not in HELD_OUT:
+        raise DataError(f"the unseen task has no {split} split; use one of {', '.join(HELD_OUT)}")
+    generator = numpy_generator(context.seed, "evaluate", "unseen", split)
+    code = [row for row in _python_pieces() if _split(row["canonical"]) == split]
+    other = [row for row in _paragraphs() if _split(row["canonical"]) == split]
+    code, other = ([rows[i] for i in generator.permutation(len(rows))] for rows in (code, other))
+    mixed: list[dict[str, str]] = []
+    while len(mixed) < n and (code or other):
+        take_other = bool(other) and (not code or len(mixed) % LANGUAGE_SHARE == 0)
+        mixed.append((other if take_other else code).pop())
+    return mixed
+
+
+def _python_pieces() -> list[dict[str, str]]:
+    """Return the first pieces of each module of the standard library; none where its source is not on disk."""
+    rows = []
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        pieces = text.cut(file.read_text(encoding="utf-8", errors="replace"), text.PIECE_BYTES)
+        rows += [_row(piece, f"python/{file.name}", "python") for piece in pieces[1 : 1 + PIECES_PER_FILE]]
+    return rows
+
+
+def _paragraphs() -> list[dict[str, str]]:
+    return [
+        _row(paragraph, f"languages/{language}", "languages")
+        for language, paragraphs in PARAGRAPHS.items()
+        for paragraph in paragraphs
+    ]
+
+
+def _row(piece: str, cluster: str, kind: str) -> dict[str, str]:
+    return {"text": piece, "canonical": " ".join(piece.split()), "cluster": cluster, "kind": kind}
+
+
+def _split(canonical: str) -> str:
+    """Return the held-out split of a piece, by hash."""
+    return HELD_OUT[int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little") % len(HELD_OUT)]
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[Mapping[str, Any]],
+    context: EvalContext,
+) -> "NDArray[np.float64]":
+    """Return (n, 2): bits, and UTF-8 bytes, of each piece."""
+    return text.score(model, tokenizer, items, context)
