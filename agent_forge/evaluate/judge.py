@@ -111,7 +111,8 @@ def retention_by_kind(parent: Scores, child: Scores, samples: int, seed: int) ->
     found = {}
     for kind in dict.fromkeys(parent.kinds):
         places = [place for place, name in enumerate(parent.kinds) if name == kind]
-        found[kind] = retention(kind, *(_items_at(scores, places) for scores in (parent, child)), samples, seed)
+        before, after = _items_at(parent, places), _items_at(child, places)
+        found[kind] = retention(kind, before, after, samples, seed)
     return found
 
 
