@@ -24,7 +24,7 @@ def text(source: Path, format_name: str, kind: str, file: str, lines: list[str],
         + (f" (id {manifest['id']}, phase {manifest['phase']}, seed {manifest['seed']})" if manifest else "")
         + f", format {format_name}, type {kind}.",
         "", "## Use", "```", USES[format_name].format(file=file), "```",
-        "Chat format: ChatML (`<|im_start|>role`, newline, content, `<|im_end|>`).", "",
+        _chat_format(source), "",
         "## What the export did", *(f"- {line}" for line in lines),
     ]  # fmt: skip
     if check:
@@ -34,6 +34,18 @@ def text(source: Path, format_name: str, kind: str, file: str, lines: list[str],
     if manifest.get("parents"):
         parts += ["", "## Parents", *(f"- {p['name']} ({p['phase']}, id {p['id']})" for p in manifest["parents"])]
     return "\n".join(parts) + "\n"
+
+
+def _chat_format(source: Path) -> str:
+    """Return how turns are written: as the model's chat template has it, or in ChatML where it has none."""
+    file = source / "chat_template.jinja"
+    config = source / "tokenizer_config.json"
+    template = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if not template and config.is_file():
+        template = str(json.loads(config.read_text(encoding="utf-8")).get("chat_template") or "")
+    if template and "<|im_start|>" not in template:
+        return "Chat format: the model's own chat template, in its tokenizer."
+    return "Chat format: ChatML (`<|im_start|>role`, newline, content, `<|im_end|>`)."
 
 
 def _manifest(source: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ proof that the file is right. The checkpoint's logits say what the quantisation 
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 
 from agent_forge import models
 from agent_forge.core.errors import ConfigError, GateError
-from agent_forge.export import gguf_file
 from agent_forge.export import source as sources
-from agent_forge.runtime.shape import shape_of
+from agent_forge.models.gguf_format import families, reading
 
 Array = NDArray[Any]
 READER = Path(__file__).with_name("llama_logits.py")
+LLAMA_PACKAGES = ("llama_cpp", "xllamacpp")
 SECONDS = 600
 TEXTS = (
     "Fellow citizens of the Senate and of the House of Representatives: in 1790 there were 3,929,214 of us.",
@@ -64,24 +65,26 @@ class Comparison:
 def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
     """Compare a GGUF file with the checkpoint that it was written from.
 
-    python: one that has llama-cpp-python; this one by default. Raises ConfigError when it has none, GateError when
-    llama.cpp cannot load the file.
+    python: one that has llama-cpp-python or xllamacpp; this one by default. Raises ConfigError when it has none,
+    GateError when llama.cpp cannot load the file.
     """
     (model, _), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
-    ids = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
-    answer = llama_answer(gguf, ids, TEXTS, python or sys.executable)
+    ids = [tokenizer.encode(text, add_special_tokens=True) for text in TEXTS]
+    answer = llama_answer(gguf, ids, TEXTS, int(model.config.vocab_size), python or sys.executable)
     theirs = [answer[f"logits_{i}"] for i in range(len(ids))]
+    places = [answer[f"positions_{i}"] for i in range(len(ids))]
     same = all(answer[f"tokens_{i}"].tolist() == tokens for i, tokens in enumerate(ids))
-    ours = logits_of(model, ids)
-    kind = fill_with_file(model, gguf)
-    from_file = logits_of(model, ids)
-    error, top1 = _difference(theirs, from_file)
-    with activations_rounded(model):
-        moved, _ = _difference(logits_of(model, ids), from_file)
+    ours = _at(logits_of(model, ids), places)
+    del model
+    stored, kind = from_file(gguf)
+    reference = _at(logits_of(stored, ids), places)
+    error, top1 = _difference(theirs, reference)
+    with activations_rounded(stored):
+        moved, _ = _difference(_at(logits_of(stored, ids), places), reference)
     lost, kept = _difference(theirs, ours)
     limit = MOST_ERROR.get(kind, MOST_ERROR_QUANTISED)
     return Comparison(
-        tokens=sum(map(len, ids)),
+        tokens=sum(map(len, places)),
         same_tokens=same,
         file_error=error,
         file_top1=top1,
@@ -94,33 +97,56 @@ def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
     )
 
 
-def llama_answer(gguf: Path, ids: list[list[int]], texts: tuple[str, ...], python: str) -> dict[str, Array]:
+def llama_answer(
+    gguf: Path, ids: list[list[int]], texts: tuple[str, ...], vocabulary: int, python: str
+) -> dict[str, Array]:
     """Return llama.cpp's logits and tokens."""
-    if not _has_llama(python):
+    if not has_llama(python):
         raise ConfigError(
-            f"--check needs llama-cpp-python, which {python} does not have; pip install llama-cpp-python (it compiles "
-            "llama.cpp), or name a Python that has it with --llama-python"
+            f"--check needs llama.cpp, and {python} does not have it; pip install xllamacpp (built already) or "
+            "llama-cpp-python (it compiles llama.cpp), or name a Python that has one with --llama-python"
         )
     with tempfile.TemporaryDirectory() as folder:
         request, out = Path(folder) / "request.json", Path(folder) / "out.npz"
-        request.write_text(json.dumps({"ids": ids, "texts": list(texts)}), encoding="utf-8")
+        request.write_text(json.dumps({"ids": ids, "texts": list(texts), "vocabulary": vocabulary}), encoding="utf-8")
         command = [python, "-I", str(READER), str(gguf.resolve()), str(request), str(out)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False, encoding="utf-8", errors="replace"
-        )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-            raise GateError(
-                f"llama.cpp cannot run {gguf}: {lines[-1]}; export again, or report this with the file's size"
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+                encoding="utf-8",
+                errors="replace",
             )
+        except subprocess.TimeoutExpired:
+            raise GateError(f"llama.cpp did not answer for {gguf} within {SECONDS} s") from None
+        if done.returncode or not out.is_file():
+            raise GateError(f"llama.cpp cannot run {gguf}: {_reason(done.stderr)}; export again, or report this")
         with np.load(out) as found:
             return dict(found)
 
 
-def _has_llama(python: str) -> bool:
-    """Say whether this is a Python that has llama-cpp-python."""
+def _reason(errors: str) -> str:
+    """Return the line that says why: llama.cpp's first error, or Python's last."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["it said nothing"]
+    first = next((line for line in lines if "error loading model" in line), "")
+    return first or next((line for line in reversed(lines) if "Error" in line), lines[-1])
+
+
+def usable_python() -> str:
+    """Return the Python that has llama.cpp: the one that FORGE_LLAMA_PYTHON names, or this one, or "" for none."""
+    python = os.environ.get("FORGE_LLAMA_PYTHON") or sys.executable
+    return python if has_llama(python) else ""
+
+
+def has_llama(python: str) -> bool:
+    """Return whether this is a Python that has llama.cpp, in one of the packages that the reader knows."""
+    known = " or ".join(f"importlib.util.find_spec({name!r})" for name in LLAMA_PACKAGES)
+    command = [python, "-I", "-c", f"import importlib.util, sys; sys.exit(not ({known}))"]
     try:
-        return not subprocess.run([python, "-I", "-c", "import llama_cpp"], capture_output=True, check=False).returncode
+        return not subprocess.run(command, capture_output=True, check=False).returncode
     except OSError:
         return False
 
@@ -131,47 +157,24 @@ def logits_of(model: Any, ids: list[list[int]]) -> list[Array]:
     return [model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float().numpy() for row in ids]
 
 
-@torch.no_grad()
-def fill_with_file(model: Any, gguf: Path) -> str:
-    """Put the file's weights into the model, as plain floats; return the type of its block matrices."""
+def from_file(gguf: Path) -> tuple[Any, str]:
+    """Return the model that the file's own tensors and settings make, and the type of its block matrices.
+
+    Its linear layers note the type that they are stored as (`stored_as`).
+    """
     from gguf import GGUFReader
-    from gguf.quants import dequantize
 
-    reader = GGUFReader(str(gguf))
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    shape, architecture = shape_of(model.config.to_dict()), str(reader.fields["general.architecture"].contents())
-    modules = {"token_embd": "model.embed_tokens"} | ({"output": "lm_head"} if "output.weight" in stored else {})
-    modules |= {
-        f"blk.{i}.{name}": f"model.layers.{i}.{module}"
-        for i in range(shape.layers)
-        for name, module in gguf_file.MODULES.items()
-    }
-    for name, module in modules.items():
-        tensor = stored[f"{name}.weight"]
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        heads = gguf_file.heads_to_reorder(name.rpartition(".")[2], shape, architecture)
-        weight = torch.from_numpy(gguf_file.halves_again(values, heads))
-        _replace_by_floats(model, module, weight, tensor.tensor_type.name)
-    if "output.weight" not in stored:
-        kind = stored["token_embd.weight"].tensor_type.name
-        _replace_by_floats(model, "lm_head", model.get_submodule("model.embed_tokens").weight.detach(), kind)
-    return str(stored["blk.0.ffn_down.weight"].tensor_type.name)
-
-
-def _replace_by_floats(model: Any, module: str, weight: torch.Tensor, kind: str) -> None:
-    """Put a plain float layer in the place of one that is coded or ternary, and note the type it is stored as."""
-    old = model.get_submodule(module)
-    new: torch.nn.Module
-    if module.endswith("embed_tokens"):
-        new = torch.nn.Embedding.from_pretrained(weight)
-    else:
-        new = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=old.bias is not None, device="meta")
-        new.weight = torch.nn.Parameter(weight, requires_grad=False)
-        if old.bias is not None:
-            new.bias = old.bias
-        new.stored_as = kind  # type: ignore[assignment]
-    parent, _, child = module.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    model, _ = reading.read(gguf)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(str(gguf)).tensors}
+    family = families.BY_TYPE[model.config.model_type]
+    for name, place in families.places(model, family).items():
+        owner = model.get_submodule(place.parameter.rpartition(".")[0])
+        if isinstance(owner, torch.nn.Linear) and place.parameter.endswith(".weight"):
+            owner.stored_as = kinds[name]  # type: ignore[assignment]
+    head: Any = model.get_output_embeddings()
+    if "output.weight" not in kinds and head is not None:
+        head.stored_as = kinds["token_embd.weight"]
+    return model.eval(), next(kind for name, kind in kinds.items() if ".ffn_down" in name and kind != "F32")
 
 
 @contextmanager
@@ -196,8 +199,14 @@ def rounded(x: torch.Tensor, block: int) -> torch.Tensor:
     return ((blocks / step).round() * step).flatten(-2)
 
 
+def _at(logits: list[Array], places: list[Array]) -> list[Array]:
+    return [rows[where] for rows, where in zip(logits, places, strict=True)]
+
+
 def _difference(found: list[Array], reference: list[Array]) -> tuple[float, float]:
+    """Return the relative difference of logits less each row's mean, which no probability depends on, and top-1."""
     a, b = np.concatenate(found).astype(np.float64), np.concatenate(reference).astype(np.float64)
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b)), float((a.argmax(1) == b.argmax(1)).mean())
 
 

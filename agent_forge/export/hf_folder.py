@@ -45,21 +45,12 @@ def dense(model: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from agent_forge.export.source import plain_value
+
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
     plain = AutoModelForCausalLM.from_config(type(model.config).from_dict(settings), dtype=torch.float32)
     with torch.no_grad():
         for name, value in plain.state_dict().items():
-            value.copy_(_value(model, name))
+            value.copy_(plain_value(model, name))
     return plain.eval()
-
-
-def _value(model: Any, name: str) -> Any:
-    """Return a tensor of the model by its plain name."""
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    from agent_forge.models.ternary import refuse_norm
-
-    refuse_norm(module, "this export")
-    ternary = getattr(module, "quantised_weight", None)
-    return ternary() if ternary and leaf == "weight" else getattr(module, leaf)

@@ -24,7 +24,7 @@ SHRINKS = np.linspace(0.85, 1.0, 7)  # of the range of a Q4_K block; the best of
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A matrix as GGUF stores it. data: (rows, bytes) uint8, or floats. relative_error: |W - stored|² / |W|²."""
+    """A matrix as GGUF stores it. data: (..., bytes) uint8, or floats. relative_error: |W - stored|² / |W|²."""
 
     kind: str
     data: Array
@@ -47,7 +47,7 @@ def fitting(kind: str, columns: int) -> str:
 
 
 def store(weight: Array, kind: str) -> Stored:
-    """Quantise weight (rows, columns) float32; `kind` must fit its columns."""
+    """Quantise weight (..., columns) float32; `kind` must fit its columns."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -59,7 +59,7 @@ def store(weight: Array, kind: str) -> Stored:
         return Stored(kind, half, half.astype(np.float32), _error(weight, half.astype(np.float32)))
     blocks = weight.reshape(-1, BLOCKS[kind])
     parts = [_pack(part, kind) for part in np.array_split(blocks, max(1, -(-len(blocks) // CHUNK_BLOCKS)))]
-    data = np.concatenate(parts).reshape(len(weight), -1)
+    data = np.concatenate(parts).reshape(*weight.shape[:-1], -1)
     values = dequantize(data, GGMLQuantizationType[kind]).reshape(weight.shape)
     return Stored(kind, data, values, _error(weight, values))
 

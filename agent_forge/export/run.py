@@ -9,16 +9,15 @@ from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did
 from agent_forge.export import FORMATS, card
 
 DEFAULT_TYPES = {"gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes"}
-# Ollama's template language is Go's. Every model here speaks ChatML.
-MODELFILE = '''FROM ./{file}
-TEMPLATE """{{{{- range .Messages }}}}<|im_start|>{{{{ .Role }}}}
-{{{{ .Content }}}}<|im_end|>
-{{{{ end }}}}<|im_start|>assistant
+# Ollama's template language is Go's.
+CHATML = '''TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end }}<|im_start|>assistant
 """
 PARAMETER stop "<|im_end|>"
 PARAMETER stop "<|im_start|>"
-PARAMETER num_ctx {context}
 '''
+TURN = "<|im_start|>"
 
 
 @dataclass(slots=True)
@@ -107,8 +106,26 @@ def _ollama(source: Path, out: Path, kind: str) -> Exported:
     done = _gguf(source, out / "model.gguf", kind)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     context = config.get("base_config", config).get("max_position_embeddings", 2048)
-    atomic.write_bytes(out / "Modelfile", MODELFILE.format(file="model.gguf", context=context).encode())
-    return Exported("ollama", kind, [*done.files, str(out / "Modelfile")], done.size_bytes, done.lines, done.tensors)
+    told = [] if _speaks_chatml(source) else [OTHER_TEMPLATE]
+    text = f"FROM ./model.gguf\n{'' if told else CHATML}PARAMETER num_ctx {context}\n"
+    atomic.write_bytes(out / "Modelfile", text.encode())
+    files, lines = [*done.files, str(out / "Modelfile")], [*done.lines, *told]
+    return Exported("ollama", kind, files, done.size_bytes, lines, done.tensors)
+
+
+OTHER_TEMPLATE = (
+    "this model's chat format is not ChatML: the Modelfile has no template, and Ollama goes by the one in model.gguf"
+)
+
+
+def _speaks_chatml(source: Path) -> bool:
+    """Return whether turns are written in ChatML: the tokenizer has its tokens, and the chat template, if any, uses them."""
+    from agent_forge import models
+
+    tokenizer = models.load_tokenizer(source)
+    template: Any = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    return TURN in tokenizer.get_vocab() and (not template or TURN in template)
 
 
 def _hf(source: Path, out: Path, kind: str) -> Exported:

@@ -20,3 +20,19 @@ def load(source: Path, *, can_think: bool) -> tuple[Any, list[str]]:
     if can_think:
         return model, []
     return model.base, [f"the base model alone: its thoughts, which begin at {gate} nats of entropy, stay behind"]
+
+
+def plain_value(model: Any, name: str) -> Any:
+    """Return a tensor of the model by the name that it has in a plain model: what a layer multiplies with.
+
+    Raises PhaseError for a layer that normalises its input, for which a plain model has no place.
+    """
+    from agent_forge.models.conv1d import is_transposed
+    from agent_forge.models.ternary import refuse_norm
+
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    refuse_norm(module, "this export")
+    ternary = getattr(module, "quantised_weight", None)
+    value = ternary() if ternary and leaf == "weight" else getattr(module, leaf)
+    return value.T if leaf == "weight" and is_transposed(module) else value

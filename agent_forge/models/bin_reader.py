@@ -16,7 +16,8 @@ def convert(source: str, target: str) -> None:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError("the file does not hold a dictionary of tensors")
+        inside = ", ".join(map(str, list(state)[:6])) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"it holds {inside}, not a dictionary of tensors; save model.state_dict() alone")
     # A copy each: tied tensors share memory, which safetensors does not store.
     save_file({str(name): value.detach().clone().contiguous() for name, value in state.items()}, target)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
@@ -31,7 +32,9 @@ from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.kernels import build
 from agent_forge.kernels import matrix as packing
 from agent_forge.kernels.matrix import PackedMatrix
-from agent_forge.models.ternary_embedding import RoundedEmbedding
+from agent_forge.models import replacing
+from agent_forge.models.conv1d import is_transposed
+from agent_forge.models.scaled_embedding import scale_of, scaled
 
 if TYPE_CHECKING:
     from agent_forge.kernels.gpu import DeviceMatrix
@@ -130,6 +133,8 @@ class Coded(nn.Module):
 class CompressedLinear(Coded):
     """A linear layer whose weight (out, in) is coded. activation_bits: per-token rounding of the input, 0 for none."""
 
+    in_place_of_conv1d = False  # whether a plain model holds this weight transposed
+
     def __init__(
         self,
         in_features: int,
@@ -182,7 +187,12 @@ class CompressedLinear(Coded):
 
 
 class CompressedEmbedding(Coded):
-    """An embedding table (tokens, width) that is coded; a lookup decodes only the rows it needs."""
+    """An embedding table (tokens, width) that is coded; a lookup decodes only the rows it needs.
+
+    row_factor: what rows are multiplied by after that.
+    """
+
+    row_factor = 1.0
 
     def __init__(
         self,
@@ -202,7 +212,7 @@ class CompressedEmbedding(Coded):
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of token ids (...): (..., width)."""
         rows = self.dense(input.reshape(-1))
-        return rows.view(*input.shape, -1).to(self.dtype_of_output.dtype)
+        return scaled(rows.view(*input.shape, -1).to(self.dtype_of_output.dtype), self.row_factor)
 
 
 class CompressedConfig(QuantizationConfigMixin):
@@ -239,6 +249,7 @@ class CompressedHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
         _install(model, self.quantization_config)
+        replacing.keep_from_initialising(model, coded_modules(model))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
         for name, (kind, *_) in self.quantization_config.tensors.items():
@@ -264,13 +275,14 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return what a codec can take, each tensor once: weights of linears and embeddings, and other float matrices.
 
     Names are module names for linears and embeddings and full parameter names for the rest; values are what the forward
-    really multiplies with, so a ternary layer gives its ternary weight.
+    really multiplies with, so a ternary layer gives its ternary weight. An embedding that does more than look rows up and
+    scale them is left out, with all that shares its weight.
     """
     found: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            if id(module.weight) not in taken:
+            if id(module.weight) not in taken and can_be_coded(module):
                 ternary: Any = getattr(module, "quantised_weight", None)
                 found[name] = ternary() if ternary else module.weight.detach()
             taken.add(id(module.weight))
@@ -278,6 +290,11 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
         if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point():
             found[name] = parameter.detach()
     return found
+
+
+def can_be_coded(module: nn.Module) -> bool:
+    """Return whether a coded layer computes what this linear or embedding does."""
+    return not isinstance(module, nn.Embedding) or scale_of(module) is not None
 
 
 def tied_modules(model: nn.Module) -> dict[str, str]:
@@ -374,12 +391,18 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
         table = CompressedEmbedding(
             old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source, device=old.weight.device
         )
-        # Gemma-like embeddings carry a scale; a plain table of rows would lose it without a word.
-        if type(old) not in (nn.Embedding, RoundedEmbedding):
-            raise PhaseError(
-                f"{type(old).__name__} is no plain embedding and cannot be coded; leave it out of `tensors`"
-            )
+        factor = scale_of(old)
+        if factor is None:
+            raise PhaseError(f"{type(old).__name__} does more than look rows up and scale them, and cannot be coded")
+        table.row_factor = factor
         return table
+    if isinstance(old, Conv1D):
+        layer = CompressedLinear(
+            old.nx, old.nf, True, size_bytes=size_bytes, activation_bits=activation_bits, source=source,
+            device=old.weight.device,
+        )  # fmt: skip
+        layer.bias, layer.in_place_of_conv1d = old.bias, True
+        return layer
     assert isinstance(old, nn.Linear)
     if getattr(old, "norm_weight", None) is not None:
         raise PhaseError(
@@ -394,7 +417,7 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
         source=source,
         device=old.weight.device,
     )
-    layer.bias = old.bias
+    layer.bias, layer.in_place_of_conv1d = old.bias, is_transposed(old)
     return layer
 
 

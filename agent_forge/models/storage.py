@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import CheckpointError, PhaseError
 from agent_forge.data.windows import stored_positions
-from agent_forge.models import registration
+from agent_forge.models import registration, wrapped_names
 
 # Names of dtypes in a safetensors header; only their lengths matter here.
 _DTYPE_CODES = {
@@ -48,12 +48,11 @@ def load(
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"cannot load the model in {directory}: {' '.join(str(error).split())}") from error
     model, info = loaded
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+    for what in ("unexpected_keys", "missing_keys", "mismatched_keys"):
         if info.get(what):
-            names = ", ".join(sorted(map(str, info[what]))[:3])
             raise CheckpointError(
-                f"{directory}: {len(info[what])} {what.replace('_', ' ')} in the weights ({names}, ...); "
-                "config.json and the weights do not belong together"
+                f"{directory}: {len(info[what])} {what.replace('_', ' ')} in the weights "
+                f"({wrapped_names.explained(map(str, info[what]))}); config.json and the weights do not belong together"
             )
     return model.to(device).eval()
 
@@ -137,7 +136,8 @@ def refuse_remote_code(directory: Path) -> None:
         path = directory / file
         if not path.is_file():
             if file == "config.json":
-                raise CheckpointError(f"{directory} holds no model: {file} is missing")
+                adapter = wrapped_names.adapter_in(directory)
+                raise CheckpointError(adapter or f"{directory} holds no model: {file} is missing")
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
@@ -29,6 +30,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.models.conv1d import TransposedLinear, is_transposed
+from agent_forge.models.scaled_embedding import scale_of
 from agent_forge.models.ternary_embedding import Grid, RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary_packing import multiply_out, packed_length, packing_named
 from agent_forge.models.ternary_straight import straight_through
@@ -206,6 +209,7 @@ class TernaryLinear(nn.Linear):
 
     norm_weight: nn.Parameter | None
     weight_scale: nn.Parameter | None
+    in_place_of_conv1d = False  # whether a plain model holds this weight transposed
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, settings: TernarySettings, **factory: Any
@@ -226,6 +230,8 @@ class TernaryLinear(nn.Linear):
         """Return a ternary layer that shares the parameters of `linear` (which may be on the meta device)."""
         layer = cls(linear.in_features, linear.out_features, linear.bias is not None, settings=settings, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
+        if is_transposed(linear):
+            layer.in_place_of_conv1d = True
         return layer.train(linear.training)
 
     def add_norm(self) -> None:
@@ -348,10 +354,10 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     )
     names = _replace(model, settings)
     if not names:
-        sizes = sorted({m.in_features for m in model.modules() if type(m) is nn.Linear})
+        sizes = sorted({size for module in model.modules() if (size := _inputs(module)) is not None})
         raise PhaseError(
-            f"{type(model).__name__} has nothing to make ternary: looked for torch.nn.Linear with at least group_size="
-            f"{settings.group_size} inputs outside skip={settings.skip}; its nn.Linear layers have {sizes or 'no'} "
+            f"{type(model).__name__} has nothing to make ternary: looked for linear layers with at least group_size="
+            f"{settings.group_size} inputs outside skip={settings.skip}; its linear layers have {sizes or 'no'} "
             "inputs. Lower the group size or shorten skip"
         )
     quantizer = TernaryHfQuantizer(TernaryConfig(**asdict(settings)))
@@ -398,10 +404,13 @@ def _replace(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     made: dict[int, nn.Module] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is not nn.Linear or module.in_features < settings.group_size or is_skipped(name, settings.skip):
+        inputs = _inputs(module)
+        if inputs is None or inputs < settings.group_size or is_skipped(name, settings.skip):
             continue
         if id(module) not in made:
-            layer = TernaryLinear.from_linear(module, settings)
+            linear = TransposedLinear.of(module) if isinstance(module, Conv1D) else module
+            assert isinstance(linear, nn.Linear)
+            layer = TernaryLinear.from_linear(linear, settings)
             if is_skipped(name, settings.sub_norm):
                 layer.add_norm()
             made[id(module)] = layer
@@ -412,16 +421,29 @@ def _replace(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     return names
 
 
+def _inputs(module: nn.Module) -> int | None:
+    """Return the inputs of a layer that can become ternary, or None for any other module."""
+    if isinstance(module, Conv1D):
+        return int(module.nx)
+    return module.in_features if type(module) in (nn.Linear, TransposedLinear) else None  # type: ignore[return-value]
+
+
 def _replace_embeddings(model: PreTrainedModel, settings: TernarySettings) -> None:
     """Put rounded layers in the place of the token embedding and the head."""
     found, head = model.get_input_embeddings(), model.get_output_embeddings()
     rounded: RoundedEmbedding | None = None
     tied = bool(getattr(model, "all_tied_weights_keys", None)) and head is not None
+    factor = scale_of(found)
+    if factor is None:
+        raise PhaseError(
+            f"{type(model).__name__}'s {type(found).__name__} does more than look rows up, so it cannot be rounded; set "
+            "linear.embedding_bits=0 and linear.embedding_vector=0"
+        )
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        plain = type(module) in (nn.Embedding, RoundedEmbedding)
-        if module is found and isinstance(module, nn.Embedding) and plain:
+        if module is found and isinstance(module, nn.Embedding):
             if rounded is None:
                 rounded = RoundedEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
+                rounded.row_factor = factor
                 rounded.padding_idx, rounded.weight = module.padding_idx, module.weight
                 rounded.set_grid(settings.embedding_grid())
             _put(model, name, rounded)

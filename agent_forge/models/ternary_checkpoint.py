@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agent_forge.models import replacing
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
 from agent_forge.models.ternary import TENSOR, TernaryLinear, latents_for
 from agent_forge.models.ternary_embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
@@ -86,6 +87,7 @@ def open_places(model: PreTrainedModel) -> None:
             _forget_tie(model, name)
         elif isinstance(module, (TernaryLinear, RoundedEmbedding, RoundedHead)):
             _put(model, name, Place(module))
+            replacing.keep_from_initialising(model, [name])
 
 
 def fill_places(model: PreTrainedModel) -> None:

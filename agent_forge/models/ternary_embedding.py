@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models import ternary_vectors
+from agent_forge.models.scaled_embedding import scaled
 from agent_forge.models.ternary_straight import straight_through
 
 BITS = (0, 4, 8)
@@ -193,7 +194,9 @@ class _Rounded(nn.Module):
 
 
 class RoundedEmbedding(_Rounded, nn.Embedding):
-    """An embedding whose rows are on the grid."""
+    """An embedding whose rows are on the grid. row_factor: what they are multiplied by after that."""
+
+    row_factor = 1.0
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rounded rows of input (...): (..., width)."""
@@ -201,7 +204,7 @@ class RoundedEmbedding(_Rounded, nn.Embedding):
         with torch.no_grad():
             exact = self._rounded(rows, input)
         result: Tensor = straight_through(rows, exact) if rows.requires_grad else exact  # type: ignore[no-untyped-call]
-        return result
+        return scaled(result, self.row_factor)
 
 
 class RoundedHead(_Rounded, nn.Linear):

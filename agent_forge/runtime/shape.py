@@ -1,7 +1,8 @@
 """The shape of a Llama-family model from its config.json, and a refusal of everything that would compute otherwise.
 
-Reads a config as a dictionary. Families: llama, mistral, qwen2, qwen3; no sliding windows; rotary positions of type
-default, linear or llama3 (formulas: Hugging Face transformers' modeling_rope_utils).
+Reads a config as a dictionary. Families: llama, mistral, qwen2, qwen3; no windows narrower than the context; rotary
+positions of type default, linear, llama3, or longrope with the same factors at every length (formulas: Hugging Face
+transformers' modeling_rope_utils).
 """
 
 import math
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from agent_forge.core.errors import ConfigError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROTARY = ("default", "linear", "llama3")
+ROTARY = ("default", "linear", "llama3", "longrope")
 
 
 class UnsupportedModelError(ConfigError):
@@ -83,18 +84,39 @@ def unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
 def _refuse_others(config: Mapping[str, Any]) -> None:
     family = config.get("model_type")
     rope = _rope(config)
-    windows = config.get("layer_types") or []
+    window = _window(config)
+    longest = int(config.get("max_position_embeddings") or 2048)
     problems = {
         f"model type '{family}' (it computes {', '.join(FAMILIES)})": family not in FAMILIES,
         f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") not in ("silu", "swish"),
         f"rotary positions of type {rope['rope_type']}": rope["rope_type"] not in ROTARY,
-        "rotary positions on part of a head": float(config.get("partial_rotary_factor") or 1) != 1,
-        "sliding windows": bool(config.get("sliding_window") if family == "mistral" else config.get("use_sliding_window"))
-        or any(kind != "full_attention" for kind in windows),
+        "longrope whose factors change with the length, or that scales attention": not _is_constant(rope),
+        "rotary positions on part of a head": _turning_share(config, rope) != 1,
+        f"sliding windows of {window} tokens in a context of {longest}": window is not None and window < longest,
     }  # fmt: skip
     found = [what for what, wrong in problems.items() if wrong]
     if found:
         raise UnsupportedModelError(f"the packed engine does not compute {found[0]}; use engine=torch")
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that the narrowest layer looks back over, or None where all look back over everything."""
+    kinds, window = config.get("layer_types"), config.get("sliding_window")
+    if kinds:
+        return int(window or 0) if any(kind != "full_attention" for kind in kinds) else None
+    slides = config.get("model_type") == "mistral" or config.get("use_sliding_window")
+    return int(window) if slides and window else None
+
+
+def _turning_share(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
+    return float(config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1)
+
+
+def _is_constant(rope: Mapping[str, Any]) -> bool:
+    """Return whether a longrope divides the frequencies by the same factors at any length, and does nothing else."""
+    if rope["rope_type"] != "longrope":
+        return True
+    return bool(rope["short_factor"] == rope["long_factor"] and float(rope.get("attention_factor") or 0) == 1)
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +133,8 @@ def _frequencies(config: Mapping[str, Any], head_size: int) -> NDArray[np.float3
     frequencies = (1.0 / np.float32(rope["rope_theta"]) ** steps).astype(np.float32)
     if rope["rope_type"] == "default":
         return frequencies
+    if rope["rope_type"] == "longrope":
+        return (frequencies / np.asarray(rope["long_factor"], np.float32)).astype(np.float32)
     if rope["rope_type"] == "linear":
         return (frequencies / np.float32(rope["factor"])).astype(np.float32)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])

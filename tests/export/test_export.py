@@ -1,8 +1,6 @@
 """Exports: blocks against gguf's own reader, files against llama.cpp where a Python has it, refusals by name."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +20,17 @@ from agent_forge.export import check, gguf_file, quantise
 from agent_forge.export.run import export
 from agent_forge.models import compressed
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.gguf_format import families
 from agent_forge.models.storage import quiet_transformers
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.models.thought import ThoughtForCausalLM
 
 gguf = pytest.importorskip("gguf", reason="the extra 'export' is not installed")
 torch.set_num_threads(1)
-LLAMA_PYTHON = os.environ.get("FORGE_LLAMA_PYTHON", sys.executable)
-HAS_LLAMA = (
-    subprocess.run([LLAMA_PYTHON, "-I", "-c", "import llama_cpp"], capture_output=True, check=False).returncode == 0
-)
+LLAMA_PYTHON = check.usable_python()
+HAS_LLAMA = bool(LLAMA_PYTHON)
 needs_llama = pytest.mark.skipif(
-    not HAS_LLAMA, reason="needs llama-cpp-python (compiled); FORGE_LLAMA_PYTHON names a Python that has it"
+    not HAS_LLAMA, reason="needs xllamacpp or llama-cpp-python; FORGE_LLAMA_PYTHON names a Python that has one"
 )
 
 
@@ -85,9 +82,9 @@ def test_columns_that_blocks_do_not_divide_get_the_type_llama_cpp_would_take() -
 
 def test_reordered_rows_come_back_and_turn_as_llama_cpp_turns_them() -> None:
     rows = np.random.default_rng(3).normal(size=(24, 5)).astype(np.float32)
-    assert np.array_equal(gguf_file.halves_again(gguf_file.reordered(rows, 3), 3), rows)
+    assert np.array_equal(families.halves(families.paired(rows, 3), 3), rows)
     half_turned = rows.reshape(3, 2, 4, 5)  # (heads, half, pair, columns): Hugging Face pairs i with i + size/2
-    neighbours = gguf_file.reordered(rows, 3).reshape(3, 4, 2, 5)  # llama.cpp pairs 2i with 2i + 1
+    neighbours = families.paired(rows, 3).reshape(3, 4, 2, 5)  # llama.cpp pairs 2i with 2i + 1
     assert np.array_equal(neighbours, half_turned.swapaxes(1, 2))
 
 
@@ -104,8 +101,9 @@ def test_the_file_holds_shape_tokenizer_and_weights_of_the_checkpoint(
     assert fields["tokenizer.ggml.pre"] == "smollm"
     model = models.load(tiny_checkpoint)
     expected = check.logits_of(model, [[5, 6, 7, 8]])[0]
-    assert check.fill_with_file(model, written.path) == "F16"
-    found = check.logits_of(model, [[5, 6, 7, 8]])[0]
+    stored, kind = check.from_file(written.path)
+    assert kind == "F16"
+    found = check.logits_of(stored, [[5, 6, 7, 8]])[0]
     assert 0 < np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
@@ -161,10 +159,10 @@ def test_llama_cpp_gives_the_logits_of_the_file(kind: str, wide: Path, tmp_path:
 @needs_llama
 def test_the_check_notices_rows_in_the_wrong_order(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_file, "reordered", lambda rows, _: rows)
+        patch.setattr(families, "paired", lambda rows, _: rows)
         gguf_file.write(wide, tmp_path / "m.gguf", "F16")
         # The reader of the check must undo what the writer should have done, not what it did.
-        patch.setattr(gguf_file, "halves_again", lambda rows, _: rows)
+        patch.setattr(families, "halves", lambda rows, _: rows)
         found = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
     assert not found.passed, found
 
@@ -212,12 +210,12 @@ def test_the_file_that_was_written_is_checked_whatever_its_name(
         assert (tmp_path / file).is_file()
 
 
-@pytest.mark.skipif(HAS_LLAMA and sys.executable == LLAMA_PYTHON, reason="this Python has llama-cpp-python")
+@pytest.mark.skipif(check.has_llama(sys.executable), reason="this Python has llama.cpp")
 def test_the_check_without_llama_cpp_says_what_to_install(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pip install llama-cpp-python"):
+    with pytest.raises(ConfigError, match="pip install xllamacpp"):
         export(tiny_checkpoint.path, tmp_path / "m.gguf", "gguf", "F16", check=True)
     with pytest.raises(ConfigError, match="/no/such/python does not have"):
-        check.llama_answer(tmp_path / "m.gguf", [[1]], ("a",), "/no/such/python")
+        check.llama_answer(tmp_path / "m.gguf", [[1]], ("a",), 400, "/no/such/python")
 
 
 def test_ollama_gets_a_modelfile_in_chatml(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -228,6 +226,16 @@ def test_ollama_gets_a_modelfile_in_chatml(tiny_checkpoint: Checkpoint, tmp_path
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "PARAMETER num_ctx 512" in text
     assert {Path(file).name for file in done.files} == {"model.gguf", "Modelfile", "README.md"}
+
+
+def test_ollama_gets_no_chatml_for_a_model_that_speaks_otherwise(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    words = models.load_tokenizer(tiny_checkpoint)
+    words.chat_template = "{% for m in messages %}<start_of_turn>{{ m.content }}{% endfor %}"
+    models.save(models.load(tiny_checkpoint), words, tmp_path / "other")
+    done = export(tmp_path / "other", tmp_path / "agent", "ollama", "F16")
+    assert "TEMPLATE" not in (tmp_path / "agent" / "Modelfile").read_text()
+    assert any("not ChatML" in line for line in done.lines)
+    assert "the model's own chat template" in (tmp_path / "agent" / "README.md").read_text()
 
 
 def test_the_hugging_face_folder_opens_without_our_quantiser_and_gives_the_same_logits(
@@ -295,8 +303,8 @@ def test_a_thought_model_is_exported_as_its_base_and_what_stays_behind_is_said(
     done = export(thinking["open"], tmp_path / "ollama", "ollama", "F16")
     assert "which begin at 2.0 nats of entropy, stay behind" in done.lines[0]
     assert "PARAMETER num_ctx 512" in (tmp_path / "ollama" / "Modelfile").read_text()
-    base = models.load(thinking["open"]).base
-    assert check.fill_with_file(base, tmp_path / "ollama" / "model.gguf") == "F16"
+    base, kind = check.from_file(tmp_path / "ollama" / "model.gguf")
+    assert kind == "F16"
     assert np.allclose(check.logits_of(base, ids)[0], expected, atol=2e-3 * np.abs(expected).max())
 
 

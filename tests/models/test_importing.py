@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge import checkpoint, models
@@ -110,6 +112,71 @@ def test_a_bin_that_lacks_a_weight_is_refused(plain: Path, tiny_llama: LlamaForC
     torch.save(state, plain / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
         import_model(plain, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stored", ["bin", "safetensors"])
+@pytest.mark.parametrize(
+    ("prefix", "who"),
+    [
+        ("_orig_mod.", "torch.compile"),
+        ("module.", "DataParallel"),
+        ("base_model.model.", "PEFT"),
+        ("_orig_mod.module.", "torch.compile and DataParallel"),
+    ],
+)
+def test_names_that_a_wrapper_put_there_are_named_and_explained(
+    prefix: str, who: str, stored: str, plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    state = {f"{prefix}{name}": value.clone() for name, value in tiny_llama.state_dict().items()}
+    (plain / "model.safetensors").unlink()
+    if stored == "bin":
+        torch.save(state, plain / "pytorch_model.bin")
+    else:
+        save_file(state, plain / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"{re.escape(prefix)}.*is put there by {who}"):
+        import_model(plain, tmp_path / "out")
+
+
+def test_an_adapter_is_said_to_be_one_with_its_base_and_how_to_merge_it(tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/base", "r": 8}))
+    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"is an adapter of 'somebody/base'.*merge_and_unload"):
+        import_model(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stored", ["bin", "safetensors"])
+def test_what_the_files_say_of_ends_padding_and_special_tokens_survives(
+    stored: str, plain: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    said = {"eos_token_id": [3, 7], "pad_token_id": 4, "temperature": 0.6, "do_sample": True}
+    if stored == "bin":
+        to_bin(plain, tiny_llama)
+    (plain / "generation_config.json").write_text(json.dumps(said))
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "eos_token_id": [3, 7]}))
+    words = json.loads((plain / "tokenizer_config.json").read_text())
+    extra = tiny_tokenizer.convert_ids_to_tokens(9)
+    changed = {**words, "padding_side": "left", "truncation_side": "left", "extra_special_tokens": [extra]}
+    (plain / "tokenizer_config.json").write_text(json.dumps(changed))
+    out = import_model(plain, tmp_path / "out")
+    found, model = models.load_tokenizer(out), models.load(out)
+    assert (found.padding_side, found.truncation_side) == ("left", "left")
+    assert extra in found.all_special_tokens
+    generation = model.generation_config.to_dict()
+    assert {key: generation[key] for key in said} == said
+    assert model.config.eos_token_id == [3, 7]
+
+
+def test_an_end_that_lies_outside_the_vocabulary_is_the_tokenizers(
+    plain: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "eos_token_id": 50256}))
+    (plain / "generation_config.json").unlink()
+    found = models.load(import_model(plain, tmp_path / "out"))
+    assert found.config.eos_token_id == found.generation_config.eos_token_id == tiny_tokenizer.eos_token_id
 
 
 def test_a_model_with_its_own_code_is_refused(plain: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agent_forge.codecs import encode
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
-from agent_forge.export.hf_folder import _value
+from agent_forge.export.source import plain_value
 from agent_forge.models import compressed, deployable_bytes, load, save, ternary_vectors
 from agent_forge.models.ternary import (
     ROW,
@@ -288,7 +288,7 @@ def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_
     assert torch.allclose(logits(load(tmp_path / "packed")), expected, atol=1e-5)
     assert 0 <= size - deployable_bytes(model) < 6000
     with pytest.raises(PhaseError, match="normalise"):
-        _value(model, "model.layers.0.self_attn.o_proj.weight")
+        plain_value(model, "model.layers.0.self_attn.o_proj.weight")
     coded = {"model.layers.0.self_attn.o_proj": encode("intk", torch.zeros(24, 24), {"bits": 8})}
     with pytest.raises(PhaseError, match="normalise"):
         compressed.compress(model, coded)

@@ -42,6 +42,10 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+FACTORS = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.5, 3.0, 2.0, 4.0], "attention_factor": 1.0,
+    "long_factor": [1.0, 1.5, 3.0, 2.0, 4.0], "original_max_position_embeddings": 64,
+}  # fmt: skip
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
@@ -52,6 +56,10 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})
     ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "a window as long as the context": lambda: MistralForCausalLM(
+        MistralConfig(**SIZES, sliding_window=SIZES["max_position_embeddings"])
+    ),
+    "factors of positions": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=FACTORS)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),
 }

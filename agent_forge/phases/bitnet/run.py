@@ -18,7 +18,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
-from agent_forge.phases.bitnet import Config, measure, own_text
+from agent_forge.phases.bitnet import Config, fits, measure, own_text
 from agent_forge.phases.bitnet.compensate import Rounding
 from agent_forge.phases.bitnet.distill import Distillation
 from agent_forge.phases.bitnet.follow import compensated
@@ -36,7 +36,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     parent.requires_grad_(False)
     model = models.load(sources[0], device=device)
     names = ternarise(model, settings)
-    events.message(f"{len(names)} linear layers become ternary")
+    events.message(f"{len(names)} linear layers become ternary: {fits.reach_line(model)}")
     texts = _sources(config, parent, tokenizer, out)
     context = EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
 

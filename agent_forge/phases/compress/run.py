@@ -15,9 +15,9 @@ from agent_forge.config import Report
 from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
-from agent_forge.models import compressed
+from agent_forge.models import compressed, conv1d
 from agent_forge.models.compressed import coded_modules
-from agent_forge.phases.compress import Config, choose, curve, measure, offers, recover, sensitivity
+from agent_forge.phases.compress import Config, choose, curve, fits, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
 # What a tensor takes in the header of a safetensors file beside its name and numbers: "N.payload":{"dtype":"BF16", ...},
@@ -39,7 +39,9 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     model = models.load(sources[0], device=pick_device(config.runtime.device))
     if coded_modules(model):
         raise CheckpointError(f"{sources[0].path} is compressed already; give compress the checkpoint before it")
+    conv1d.unfold(model)
     tensors = offers.quantisable(model, config)
+    events.message(fits.reach_line(model, tensors))
     search, validation = (measure.held_out(config, tokenizer, split) for split in ("search", "validation"))
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
     calibration, counts = calibration_windows(config, tokenizer)
@@ -56,6 +58,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     packed = out.state / "packed"
     shutil.rmtree(packed, ignore_errors=True)
     built, rows = _built(config, model, tokenizer, calibration, coded, choice, out, events)
+    conv1d.fold(built)  # what stays float is written as the model type has it
     models.save(built, tokenizer, packed)
     del built  # what is scored is the file
     reloaded = models.load(packed, device=model.device)

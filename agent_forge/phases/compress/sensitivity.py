@@ -26,6 +26,7 @@ from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.models.compressed import as_matrix, coded_tensors, tied_modules
+from agent_forge.models.scaled_embedding import scale_of
 
 # Least importance of a row, as a share of the mean row's: text other than the calibration's uses other rows.
 ROW_FLOOR = 0.02
@@ -139,6 +140,7 @@ class Collector:
     def _forward_hook(self, sums: _Sums) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             embeds = isinstance(module, nn.Embedding)
+            factor = scale_of(module) or 1.0  # a row counts as often as it is multiplied
             if not embeds and sums.second is not None:
                 sums.second += self._product(inputs[0])
             if not self.first:
@@ -149,7 +151,7 @@ class Collector:
             else:
                 sums.uses += inputs[0].numel() // inputs[0].shape[-1]
             if output.requires_grad:
-                output.register_hook(lambda gradient: _note_gradient(sums, gradient, embeds))
+                output.register_hook(lambda gradient: _note_gradient(sums, gradient, embeds, factor))
             return output
 
         return note
@@ -197,10 +199,10 @@ def _second_moment(x: Tensor) -> Tensor:
         return flat.T @ flat
 
 
-def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool) -> None:
+def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool, factor: float) -> None:
     if of_embedding:
         assert sums.second is not None
-        sums.second += _second_moment(gradient)
+        sums.second += _second_moment(gradient if factor == 1 else gradient.float() * factor)
         sums.uses += gradient.numel() // gradient.shape[-1]
     elif not sums.exact:
         sums.rows += gradient.detach().flatten(0, -2).float().square().sum(0)
@@ -306,7 +308,7 @@ def remembered(
         for name, sensitivity in measure(model, windows, seed, out, events, counts, limit_bytes):
             if name == wanted:
                 found = sensitivity.tensors()
-            else:
+            elif name in files:
                 out.remember_tensors(files[name], sensitivity.tensors)
         return found
 

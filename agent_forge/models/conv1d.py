@@ -1,0 +1,58 @@
+"""GPT-2's Conv1D is a linear layer whose weight lies transposed, (in, out); here it becomes one that lies as others do.
+
+What quantises layers knows `nn.Linear`. A layer that stands in the place of a Conv1D says so (`in_place_of_conv1d`), so that
+an export can turn its weight back.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+MARK = "in_place_of_conv1d"
+
+
+class TransposedLinear(nn.Linear):
+    """The linear layer that a Conv1D is. weight: (out, in)."""
+
+    in_place_of_conv1d = True
+
+    @classmethod
+    def of(cls, layer: Conv1D) -> "TransposedLinear":
+        """Return the linear layer that computes what `layer` does; the weight is a copy, the bias is shared."""
+        linear = cls(layer.nx, layer.nf, device="meta")
+        linear.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=layer.weight.requires_grad)
+        linear.bias = layer.bias
+        return linear.train(layer.training)
+
+    def back(self) -> Conv1D:
+        """Return the Conv1D that computes what this layer does."""
+        with torch.device("meta"):
+            layer = Conv1D(self.out_features, self.in_features)
+        layer.weight = nn.Parameter(self.weight.detach().T.contiguous(), requires_grad=self.weight.requires_grad)
+        layer.bias = self.bias
+        return layer.train(self.training)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Return whether a layer stands in the place of a Conv1D, and holds its weight the other way."""
+    return bool(getattr(module, MARK, False))
+
+
+def unfold(model: nn.Module) -> list[str]:
+    """Turn every Conv1D of a model into a linear layer, in place; return their names."""
+    return _exchange(model, Conv1D, TransposedLinear.of)
+
+
+def fold(model: nn.Module) -> list[str]:
+    """Turn the linear layers of `unfold` that are left back into Conv1D, in place; return their names."""
+    return _exchange(model, TransposedLinear, lambda layer: layer.back())
+
+
+def _exchange(model: nn.Module, kind: type[nn.Module], change: Any) -> list[str]:
+    names = [name for name, module in model.named_modules() if type(module) is kind]
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, change(model.get_submodule(name)))
+    return names

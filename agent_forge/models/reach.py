@@ -1,0 +1,69 @@
+"""Count which weights of a model something reaches, and say of what kind the others are.
+
+Reads a model, on the meta device too, and the parameters that were reached.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+SMALLEST_SHARE = 0.005  # of the weights that a kind has when it is named
+
+
+@dataclass(slots=True)
+class Reach:
+    """Weights of a model. missed: kind -> how many are not reached."""
+
+    total: int
+    reached: int
+    missed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Return the share of the weights that is reached."""
+        return self.reached / max(self.total, 1)
+
+    def line(self, verb: str) -> str:
+        """Return one line: what share is reached, and what the rest is, largest first."""
+        rest = sorted(self.missed.items(), key=lambda one: -one[1])
+        told = [f"{kind} {_percent(n / self.total)}" for kind, n in rest if n >= SMALLEST_SHARE * self.total]
+        small = self.total - self.reached - sum(n for _, n in rest if n >= SMALLEST_SHARE * self.total)
+        told += [f"norms, biases and other small tensors {_percent(small / self.total)}"] if small else []
+        return f"{verb} {_percent(self.share)} of {self.total:,} weights; not reached: {', '.join(told) or 'nothing'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%" if share < 0.9995 or share == 1 else f"{100 * share:.5g}%"
+
+
+def counted(model: Any, reached: Iterable[Tensor]) -> Reach:
+    """Return what is reached of a model, each weight counted once. reached: parameters of this very model."""
+    inside = {id(parameter) for parameter in reached}
+    head = model.get_output_embeddings()
+    found = Reach(0, 0)
+    for name, parameter in model.named_parameters():
+        found.total += parameter.numel()
+        if id(parameter) in inside:
+            found.reached += parameter.numel()
+            continue
+        kind = _kind(model.get_submodule(name.rpartition(".")[0]), parameter, head)
+        found.missed[kind] = found.missed.get(kind, 0) + parameter.numel()
+    return found
+
+
+def _kind(owner: nn.Module, parameter: nn.Parameter, head: Any) -> str:
+    """Return what a parameter is, in words."""
+    if parameter.ndim < 2:
+        return "norms and biases"
+    if isinstance(owner, nn.Embedding) or owner is head:
+        return "embeddings and head"
+    if parameter.ndim == 3 and "expert" in type(owner).__name__.lower():
+        return f"fused experts ({type(owner).__name__})"
+    if isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return "convolutions"
+    if isinstance(owner, (nn.Linear, Conv1D)):
+        return "linear layers that settings leave out"
+    return f"tensors of {type(owner).__name__}"
