@@ -20,7 +20,7 @@ from agent_forge.config import Phase, PhaseConfig
 from agent_forge.core.errors import StorageError
 from agent_forge.pipeline.catalogue import phase_named
 from agent_forge.pipeline.fits import fits
-from agent_forge.pipeline.run_all import RunAll
+from agent_forge.pipeline.run_all import RunAll, check_later_phases
 from agent_forge.pipeline.run_phase import check_inputs, nearest
 
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, measured on CPU builds
@@ -85,9 +85,10 @@ def estimate_run(run: RunAll) -> list[Estimate]:
     sources = check_inputs(first, config, write_probe=False)
     estimates = [_checked(first, config, sources)]
     shape = _shape(config, sources)
+    said = check_later_phases(run, sources)
     for name, settings in later:
         estimate = _estimate(name, settings, shape, [estimates[-1].out])
-        estimate.notes = fits(name, settings, sources)  # the architecture stays that of the first source
+        estimate.notes = said[name]
         estimates.append(estimate)
     check_disk(estimates)
     return estimates

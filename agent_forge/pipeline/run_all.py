@@ -9,14 +9,14 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_forge.checkpoint import DirectoryLock
+from agent_forge.checkpoint import Checkpoint, DirectoryLock
 from agent_forge.config import DataConfig, PhaseConfig, RuntimeConfig
 from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 from agent_forge.core.errors import ConfigError, GateError, did_you_mean
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import Outcome
-from agent_forge.pipeline.run_phase import Listener, check_inputs, run_phase
+from agent_forge.pipeline.run_phase import Listener, check_inputs, check_settings, run_phase
 
 COMMAND = "run_all"
 
@@ -81,8 +81,7 @@ def run_all(
             if position == 0:
                 inputs = check_inputs(name, config)
                 base = str(inputs[0].path) if inputs else ""
-                for later, settings in list(run.phases.items())[1:]:
-                    fits(later, settings, inputs)  # the architecture stays that of the first source
+                check_later_phases(run, inputs)
             config.gate.base = config.gate.base or base
             outcome = run_phase(name, config, listener=listener, resume=resume)
             outcomes.append(outcome)
@@ -100,6 +99,18 @@ def run_all(
             else:
                 current = [outcome.parent]
     return outcomes
+
+
+def check_later_phases(run: RunAll, sources: Sequence[Checkpoint]) -> dict[str, list[str]]:
+    """Check the settings of all phases but the first; return what each says of the model, by phase.
+
+    sources: of the first phase; the architecture stays theirs.
+    """
+    said = {}
+    for name, config in list(run.phases.items())[1:]:
+        check_settings(name, config)
+        said[name] = fits(name, config, sources)
+    return said
 
 
 def final_checkpoint(outcomes: Sequence[Outcome]) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from agent_forge.config import PhaseConfig
 from agent_forge.core import ranks
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import Event, read_events
-from agent_forge.pipeline.catalogue import phase_named
+from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome, differences, input_hash, read_outcome
 
@@ -134,16 +134,7 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
 
     write_probe=False looks at permissions only, and writes nothing.
     """
-    from agent_forge.core import registry
-    from agent_forge.data import rows
-    from agent_forge.data.documents import check_source
-
-    for task in [*config.gate.tasks, *config.gate.chain]:
-        registry.load("agent_forge.evaluate.tasks", task, "gate task")
-    for text in config.data.text:
-        check_source(text, config.data.encoding, config.data.ignore_keys)
-    for row_source in config.data.rows:
-        rows.check_source(row_source, config.data.encoding, config.data.ignore_keys)
+    check_settings(name, config)
     sources = checkpoint.expand(config.sources)
     if not sources and needs_source(name, config):
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
@@ -164,6 +155,29 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
         if not place.is_dir() or not os.access(place, os.W_OK):
             raise StorageError(f"cannot write below {place}; name a directory that you may write ({atomic.WHERE})")
     return sources
+
+
+def check_settings(name: str, config: PhaseConfig) -> None:
+    """Check what the limits beside the fields cannot: that the device, the gate's tasks and the data are there.
+
+    A phase room may hold `check.py` with `check(config)`, for settings that only its libraries can judge.
+    Raises ConfigError, or DataError for unreadable data.
+    """
+    from agent_forge.core import device, registry
+    from agent_forge.data import rows
+    from agent_forge.data.documents import check_source
+
+    if config.runtime.device not in ("auto", "cpu"):
+        device.pick_device(config.runtime.device)
+    for task in [*config.gate.tasks, *config.gate.chain]:
+        registry.load("agent_forge.evaluate.tasks", task, "gate task")
+    for text in config.data.text:
+        check_source(text, config.data.encoding, config.data.ignore_keys)
+    for row_source in config.data.rows:
+        rows.check_source(row_source, config.data.encoding, config.data.ignore_keys)
+    room = f"{PACKAGE}.{name}"
+    if "check" in registry.names(room):
+        registry.load(room, "check", "phase module").check(config)
 
 
 def nearest(path: Path) -> Path:

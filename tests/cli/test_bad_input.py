@@ -166,3 +166,35 @@ def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(cli: Cli, tmp
         found = cli(*arguments)
         assert found.exit_code == 74
         assert len(found.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_child")
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("compress.runtime.device=mps", "no such device here"),
+        ("compress.gate.chain.txt=0.5", "compress.gate.chain: no task 'txt'; did you mean 'text'?"),
+        ("compress.codec.candidates=[{codec: waterfil}]", "no codec 'waterfil'; did you mean 'waterfill'?"),
+        ("compress.codec.candidates=[{codec: intk, bit: 4}]", "no setting 'bit'; did you mean 'bits'?"),
+        ("adas.runtime_search.techniques=[rolle]", "did you mean 'role'?"),
+        ("bitnet.linear.activation_bits=1", "activation_bits must be 0 (off) or 2 to 16, got 1"),
+        ("train.optim.lr=1e30", "train.optim.lr must be in [0, 10], got 1e+30"),
+    ],
+)
+def test_a_wrong_setting_of_a_later_phase_ends_the_run_before_it_begins(
+    cli: Cli, tmp_path: Path, text_folder: Path, setting: str, message: str, dry_run: list[str]
+) -> None:
+    found = cli("run-all", f"run_dir={tmp_path / 'run'}", f"data.text=[{text_folder}]", setting, *dry_run)
+    assert found.exit_code == 2, found.stderr
+    assert message in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_child")
+def test_data_of_a_later_phase_that_is_not_there_ends_the_run_before_it_begins(
+    cli: Cli, tmp_path: Path, text_folder: Path
+) -> None:
+    found = cli("run-all", f"run_dir={tmp_path / 'run'}", f"data.text=[{text_folder}]", "bake.data.text=[sotuu]")
+    assert found.exit_code == 74
+    assert "'sotuu' is neither a known package" in found.stderr

@@ -157,7 +157,9 @@ def test_a_directory_of_something_else_is_never_written_or_dropped(
 @pytest.mark.usefixtures("no_child")
 def test_a_read_only_disk_is_an_error_before_any_work(read_only_disk: Path, quick: Quick) -> None:
     for place in (read_only_disk, read_only_disk / "deeper"):
-        with pytest.raises(StorageError, match=r"cannot write .*Read-only file system; name a directory that you may write") as caught:
+        with pytest.raises(
+            StorageError, match=r"cannot write .*Read-only file system; name a directory that you may write"
+        ) as caught:
             run_phase("bitnet", quick(place / "bitnet"))
         assert caught.value.exit_code == 74
         with pytest.raises(StorageError, match="name a directory that you may write"):
