@@ -63,7 +63,7 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> Any:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             return hydra_compose(command, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises bare ValueErrors too
-        raise ConfigError(_one_line(error, command)) from None
+        raise ConfigError(_one_line(error, command, overrides)) from None
 
 
 def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
@@ -171,7 +171,7 @@ def _force_free_mapping(override: str, schema: Any) -> str:
     return f"++{override}" if free else override
 
 
-def _one_line(error: Exception, command: str) -> str:
+def _one_line(error: Exception, command: str, overrides: Sequence[str] = ()) -> str:
     """Reduce an error of Hydra or OmegaConf to one line that names the key and the nearest known one."""
     text = f"{error}\n{error.__cause__ or ''}"
     key = re.search(r"full_key: (\S+)", text) or re.search(
@@ -179,6 +179,8 @@ def _one_line(error: Exception, command: str) -> str:
     )
     name = next((group for group in key.groups() if group), "") if key else ""
     if name and re.search(r"not in|Could not override", text):
+        keys = (override.partition("=")[0].lstrip("+~") for override in overrides)
+        name = next((key for key in keys if key.startswith(f"{name}.")), name)  # Hydra stops at the first part
         if name == "experiment":
             return f"{command}: experiments set all phases at once; use them with `forge run-all experiment=NAME`"
         return f"{command}: unknown key '{name}'{_nearest(name, _known_keys(command))}"
