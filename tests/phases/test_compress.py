@@ -4,13 +4,14 @@ import copy
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import checkpoint, codecs, models
+from agent_forge import checkpoint, codecs, data, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.codecs import allocate, payload
 from agent_forge.codecs.allocate import Option
@@ -449,12 +450,17 @@ def test_quality_is_the_worst_kinds_perplexity_ratio() -> None:
 
 
 def test_a_kind_without_a_scored_token_is_refused_before_anything_is_coded(
-    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight tokens hold the question of a tool row, and nothing of an answer."""
-    config.calibration.mix = {"tools": 1.0}
-    config.measure.length_tokens = 8
-    with pytest.raises(ConfigError, match=r"no token of 'tools' is scored .* raise measure.length_tokens"):
+    """Tools rows of which no window holds a token of the answer."""
+    source = data.source
+
+    class Silent:
+        def take(self, generator: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+            return np.full(length, 3), np.full(length, data.sources.IGNORE)
+
+    monkeypatch.setattr(data, "source", lambda kind, *a, **k: Silent() if kind == "tools" else source(kind, *a, **k))
+    with pytest.raises(ConfigError, match=r"no token of 'tools' is scored in 3 windows .* raise measure.length_tokens"):
         forge(config, tiny_checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
