@@ -70,11 +70,10 @@ def _folder(command: str, settings: list[str]) -> tuple[Path, list[str]]:
         raise ConfigError(
             f"-m: {key}= names one directory for all jobs, which have numbered ones in it; give it one value"
         )
-    folder = Path(unquote(chosen[-1]))
-    if not str(folder).strip() or "${" in str(folder):
-        raise ConfigError(
-            f"-m: {key}={folder} must be a plain directory name; the jobs have numbered directories in it"
-        )
+    text = unquote(chosen[-1])
+    if not text.strip() or "${" in text:
+        raise ConfigError(f"-m: {key}={text} must be a plain directory name; the jobs have numbered directories in it")
+    folder = Path(text)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"-m: {key}={folder} is not empty; name a new directory for this sweep")
     return folder, [text for text in settings if not text.lstrip("+").startswith(f"{key}=")]
