@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
 _ARGUMENT_KEYS = ("arguments", "parameters", "args")
 _FENCE = re.compile(r"^\s*```(?:\w+)?[ \t]*\n?|```\s*$")
 # What may stand behind the last call in its tags: braces too many, the end of a code fence.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_forge import checkpoint, models
-from agent_forge.agent.calls import format_response, scan_calls, text_without_calls
+from agent_forge.agent.calls import TAGS, format_response, scan_calls, text_without_calls
 from agent_forge.agent.documents import DocumentIndex
 from agent_forge.agent.memory import Memory, WorkingMemory
 from agent_forge.agent.settings import AgentSettings
@@ -95,9 +95,18 @@ def answer_turns(
         )
         for i, tokens in zip(active, found, strict=True):
             turns[i].cut = len(tokens) >= max_new_tokens
-            _take(turns[i], str(tokenizer.decode(tokens, skip_special_tokens=True)).strip(), boxes[i])
+            _take(turns[i], decode_reply(tokenizer, tokens), boxes[i])
         active = [i for i in active if not turns[i].finished]
     return turns
+
+
+def decode_reply(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[int]) -> str:
+    """Return the text of a reply without control tokens; tags of calls and thoughts stay where they are such tokens."""
+    hidden = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    hidden -= {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
+    return str(tokenizer.decode([token for token in tokens if token not in hidden])).strip()
 
 
 def _take(turn: Turn, text: str, toolbox: Toolbox) -> None:

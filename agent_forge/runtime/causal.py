@@ -63,11 +63,12 @@ class PackedCausalLM:
     thinks = False
     training = False
 
-    def __init__(self, packed: PackedModel) -> None:
+    def __init__(self, packed: PackedModel, eos_token_id: int | list[int] | None = None) -> None:
         self.packed = packed
         self.device = torch.device("cpu")
         shape = packed.shape
         self.config = SimpleNamespace(max_position_embeddings=shape.longest, vocab_size=shape.vocabulary)
+        self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)  # data.stop_ids looks here
 
     def eval(self) -> "PackedCausalLM":
         """Return itself: there is no other mode."""
@@ -131,10 +132,20 @@ def open_model(
         else:
             for note in packed.notes:
                 _log.info("%s: %s", path, note)
-            return PackedCausalLM(packed)
+            return PackedCausalLM(packed, _stored_ends(path))
     from agent_forge import models
 
     return models.load(path, device=device)
+
+
+def _stored_ends(path: Path) -> int | list[int] | None:
+    """Return the ids that end a text by a checkpoint's generation_config.json, else its config.json."""
+    for name in ("generation_config.json", "config.json"):
+        file = path / name
+        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        if ends is not None:
+            return ends  # type: ignore[no-any-return]
+    return None
 
 
 def _is_quantised(path: Path) -> bool:

@@ -4,6 +4,7 @@ The model is a real Llama whose next token is dictated: a table from the text so
 and the generation are the real ones.
 """
 
+import copy
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -288,3 +289,14 @@ def test_an_interrupted_answer_keeps_the_conversation(
 def test_a_message_that_is_no_utf8_is_refused_in_one_line(tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(ConfigError, match="the message is not UTF-8"):
         chat(tiny_checkpoint.path, once="a\udcff")
+
+
+def test_tags_of_calls_are_seen_where_a_tokenizer_counts_them_as_control_tokens(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    special = copy.deepcopy(tiny_tokenizer)
+    special.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>", "<|other|>"]})
+    text = format_call(Call("calculator", {"expression": "1"}))
+    tokens = special.encode(f"<|other|>{text}<|im_end|>", add_special_tokens=False)
+    assert special.decode(tokens, skip_special_tokens=True) != text
+    assert agent_loop.decode_reply(special, tokens) == text
