@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from agent_forge import evaluate, models, runtime
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config.compose import compose
-from agent_forge.core.errors import ForgeError
+from agent_forge.core.errors import ConfigError, ForgeError
 from agent_forge.core.events import EventLog
 from agent_forge.export import check, hf_folder
 from agent_forge.export.run import export
@@ -162,6 +162,8 @@ def chatted(bench: Bench) -> str:
 
 def packed(bench: Bench) -> str:
     """Run the compressed checkpoint from its codes, without torch."""
+    if "compress" not in bench.made:
+        raise ConfigError("nothing was compressed")
     found = torch.from_numpy(runtime.load(bench.made["compress"]).logits(PROMPT))
     with torch.no_grad():
         expected = models.load(bench.made["compress"])(input_ids=torch.tensor([PROMPT])).logits[0]
@@ -187,8 +189,6 @@ def row(kind: str, root: Path) -> dict[str, str]:
             cells[name] = command(bench)
         except ForgeError as error:
             cells[name] = f"refused: {error}"
-        except KeyError as error:
-            cells[name] = f"not reached: {error}"
     return cells
 
 
