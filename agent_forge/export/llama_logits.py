@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 MOST_ENTRIES = 1 << 21  # probabilities asked of a server
-MOST_REQUESTS = 24  # of them, one for each position
+MOST_REQUESTS = 16  # of them, one for each position
 
 ANSWER_SECONDS = 60  # that one request may take
 
