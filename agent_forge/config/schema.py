@@ -168,6 +168,7 @@ class Report:
     metrics: name -> number, or {"value", "low", "high", "n"} where an interval is known.
     tables: title -> list of rows (dicts of plain values), shown in the report.
     plots: title -> points (x, y), drawn in report.html.
+    baseline: how the result stands against a baseline of equal budget, with interval; "" where none ran.
     """
 
     summary: str
@@ -176,3 +177,4 @@ class Report:
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
     plots: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    baseline: str = ""

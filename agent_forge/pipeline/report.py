@@ -18,7 +18,8 @@ from agent_forge.core.events import Event, read_events
 from agent_forge.pipeline.outcome import EVENTS, OUTCOME, Outcome, read_outcome
 
 COLUMNS = (
-    "phase", "verdict", "quality", "kept of parent", "packed", "files", "tok/s", "peak memory", "time",
+    "phase", "verdict", "quality", "kept of parent", "baseline of equal budget", "packed", "files", "tok/s",
+    "peak memory", "time",
 )  # fmt: skip
 AT_CHANCE = "at chance"
 BEGIN, END = "<!-- run-all tables: begin -->", "<!-- run-all tables: end -->"
@@ -124,6 +125,7 @@ def row(outcome: Outcome) -> dict[str, str]:
         verdict = "refused, kept by policy"
     cells = (
         outcome.phase, verdict, quality_cell(outcome), kept_cell(outcome),
+        outcome.report.get("baseline") or "none ran",
         f"{outcome.deployable_bytes / 1e6:.3f} MB", f"{outcome.file_bytes / 1e6:.3f} MB",
         f"{outcome.tokens_per_second:,.0f}", f"{outcome.peak_memory_bytes / 1e6:,.0f} MB", f"{outcome.seconds:,.1f} s",
     )  # fmt: skip

@@ -131,41 +131,41 @@ def test_one_bad_task_is_enough_to_refuse_and_is_the_one_that_is_named():
         assert lenient.passed
 
 
-def jittered(values, share, generator):
-    """Return 0/1 values of which a share of each kind, of equal size, has turned over."""
-    values = values.copy()
-    count = int(share * len(values))
-    for kind in (0.0, 1.0):
-        values[generator.choice(np.flatnonzero(np.asarray(values) == kind), count, replace=False)] = 2.0 + kind
-    return np.where(values >= 2, 3.0 - values, values)
+def jittered(values, lost, generator):
+    """Return 0/1 values: a right one is lost at this rate, and as many are won in expectation."""
+    values = np.asarray(values)
+    won = lost * values.mean() / (1 - values.mean())
+    return np.where(generator.random(len(values)) < np.where(values == 1, lost, won), 1 - values, values)
 
 
 def test_an_unchanged_but_jittered_child_passes_at_99_of_100_draws_and_a_loss_of_a_tenth_does_not():
-    """n = 512, the last look: 4% of the items turn over each way, or 12% of the right ones are lost."""
+    """n = 512, the last look: 5% of the right items turn over and as many others, or 12% of them are lost."""
     generator = np.random.default_rng(11)
-    settings = gate(tasks={"reasoning": 0.92}, looks=2, samples=1000)
+    settings = gate(tasks={"reasoning": 0.92}, looks=2, samples=400)
     passed = refused = 0
-    for seed in range(300):
+    for seed in range(100):
         right = (generator.random(512) < 0.8).astype(float)
         parent = {"reasoning": scores(right)}
-        same = {"reasoning": scores(jittered(right, 0.04, generator))}
+        same = {"reasoning": scores(jittered(right, 0.05, generator))}
         less = {"reasoning": scores(right * (generator.random(512) > 0.12))}
         passed += judge(settings, parent, same, seed=seed).passed
         refused += not judge(settings, parent, less, seed=seed).passed
-    assert passed >= 297
-    assert refused >= 297
+    assert passed >= 99
+    assert refused >= 99
 
 
 def test_a_weak_skill_passes_unchanged_and_is_refused_when_it_is_gone():
+    """Ten right of 96, a fifth of them turned over. The lower bound alone would refuse at least four in five."""
     generator = np.random.default_rng(12)
     weak = np.repeat([1.0, 0.0], [10, 86])
-    passed = sum(
-        judge(
-            gate(), {"reasoning": scores(weak)}, {"reasoning": scores(jittered(weak, 0.05, generator))}, seed=seed
-        ).passed
+    verdicts = [
+        judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(jittered(weak, 0.2, generator))}, seed=seed)
         for seed in range(100)
-    )
-    assert passed >= 99
+    ]
+    assert sum(verdict.passed for verdict in verdicts) >= 98
+    rows = [verdict.retentions["reasoning"] for verdict in verdicts]
+    assert sum(row.low >= row.limit for row in rows) <= 20
+    assert all("no loss is shown" in row.note for row in rows if row.low < row.limit and row.ceiling >= 1)
     assert not judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(np.zeros(96))}).passed
 
 

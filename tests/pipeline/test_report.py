@@ -82,6 +82,13 @@ def test_both_sizes_stand_beside_each_other() -> None:
     assert (cells["packed"], cells["files"]) == ("1.650 MB", "5.930 MB")
 
 
+def test_the_baseline_of_equal_budget_stands_in_the_table_or_that_none_ran() -> None:
+    one = outcome("evomerge", "done", 0.96)
+    assert row(one)["baseline of equal budget"] == "none ran"
+    one.report = {"baseline": "+0.010 [-0.001, +0.020] fitness over random search on as many items"}
+    assert "+0.010 [-0.001, +0.020] fitness over random search" in to_markdown([one]).splitlines()[9]
+
+
 def test_the_readmes_block_has_the_form_of_the_scripts_tables() -> None:
     page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     block = page.partition(BEGIN)[2].partition(END)[0].strip()

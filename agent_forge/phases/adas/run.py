@@ -73,7 +73,20 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
             "test split, against baselines at equal budget": [{"search": label, **row} for label, row in test.items()],
             "scaffolds and decoders": found["rows"],
         },
+        baseline=_baseline(test),
     )
+
+
+def _baseline(test: dict[str, dict[str, Any]]) -> str:
+    """Return the gain of the search beside those of its baselines, in one phrase ("" where none ran)."""
+    others = [
+        f"{label} {entry['gain_nats']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
+        for label, entry in test.items()
+        if label != "adas"
+    ]
+    ours = test["adas"]
+    gain = f"{ours['gain_nats']:+.4f} [{ours['low']:+.4f}, {ours['high']:+.4f}]"
+    return f"gain in nats {gain} against {', '.join(others)}" if others else ""
 
 
 def _objective(

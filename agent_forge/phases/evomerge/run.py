@@ -283,7 +283,9 @@ def _report(
             for g in evolution.history
         ],
     }  # fmt: skip
-    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables)
+    rival = "random search"
+    baseline = f"{_interval(gains[rival])} fitness over random search on as many items" if rival in gains else ""
+    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables, baseline=baseline)
 
 
 def _interval(metric: dict[str, Any]) -> str:
