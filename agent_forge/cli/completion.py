@@ -6,7 +6,6 @@ Read from the YAML files of conf/ alone, so that a press of the tab key loads ne
 from collections.abc import Mapping
 
 import typer
-import yaml
 
 from agent_forge.config.compose import CONF, flatten, groups
 from agent_forge.config.explain import OVERRIDE, tree
@@ -34,6 +33,8 @@ def complete_config(incomplete: str) -> list[str]:
 
 def _chosen(command: str) -> list[str]:
     """Return the groups that a command's defaults list takes an option of."""
+    import yaml
+
     content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
     entries = [entry for entry in content.get("defaults", []) if isinstance(entry, Mapping)]
     return [str(group) for entry in entries for group in entry if not str(group).startswith(OVERRIDE)]

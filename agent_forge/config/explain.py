@@ -11,8 +11,6 @@ from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any
 
-import yaml
-
 from agent_forge.config.compose import CONF, flatten
 from agent_forge.config.limits import Limit, limits
 from agent_forge.config.overrides import bare, field_hints
@@ -54,6 +52,8 @@ def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Set
 
 def explanations(file: str) -> dict[str, str]:
     """Return dotted key -> comment of conf/<file>.yaml and of the files that its defaults list names."""
+    import yaml
+
     content = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8")) or {}
     merged: dict[str, str] = {}
     for name, package in _parts(file, content.get("defaults", [])):
@@ -66,6 +66,8 @@ def explanations(file: str) -> dict[str, str]:
 @cache
 def tree(command: str) -> dict[str, Any]:
     """Return the defaults of one command: its own file over those that its defaults list names."""
+    import yaml
+
     content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
     merged: dict[str, Any] = {}
     for name, package in _parts(command, content.pop("defaults", [])):
@@ -129,6 +131,8 @@ def _comments(lines: list[str]) -> dict[str, str]:
 
 def _flow_names(text: str) -> list[str]:
     """Return the dotted names inside a mapping that is written on one line."""
+    import yaml
+
     if not text.strip().startswith("{"):
         return []
     try:

@@ -71,7 +71,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_checkpoint_as_one_that_was_not(
     result = json.loads(ended.stdout.splitlines()[-1])
     assert result["id"] == checkpoint.open(tiny_run / "8-compress").id
     ids = [phase["checkpoint_id"] for phase in result["phases"]]
-    never_killed = json.loads(forge("report", str(tiny_run), "--json").stdout)
+    never_killed = [json.loads(line) for line in forge("report", str(tiny_run), "--json").stdout.splitlines()]
     assert ids == [phase["checkpoint_id"] for phase in never_killed]
     assert not list((tmp_path / "run").rglob(".tmp-*"))
     assert not list((tmp_path / "run" / ".forge").rglob("state"))
