@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge import checkpoint
+from agent_forge import checkpoint, models
 from agent_forge.checkpoint import Checkpoint, record_dir
 from agent_forge.config import PhaseConfig
 from agent_forge.core.errors import CheckpointError, ConfigError, StorageError
@@ -82,12 +84,18 @@ def test_other_text_is_refused_though_its_name_is_the_same(
 
 
 @pytest.mark.usefixtures("no_child")
-def test_another_source_of_the_same_name_is_refused(
-    again: tuple[Path, Outcome], quick: Quick, finished: tuple[Path, Outcome]
-) -> None:
+def test_another_source_is_refused(
+    again: tuple[Path, Outcome], quick: Quick, llama_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     out, _ = again
+    torch.manual_seed(9)
+    model = LlamaForCausalLM(llama_config).eval()
+    other = checkpoint.write(
+        tmp_path / "other", lambda place: models.save(model, tiny_tokenizer, place), phase="import", seed=0, config={}
+    )
     with pytest.raises(ConfigError, match="the content of its sources"):
-        run_phase("bitnet", quick(out, source=finished[0]))
+        run_phase("bitnet", quick(out, source=other.path))
 
 
 def test_no_resume_drops_what_is_there_and_damage_to_the_result_runs_the_phase_again(
