@@ -193,7 +193,7 @@ def row_text(row: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     if not row.keys() - dialects.NO_EFFECT - set(ignored):
         return ""
     if not dialects.dialect(row):
-        raise DataError(f"no usable row: it has the keys {sorted(map(str, row))}; {USABLE}")
+        raise DataError(f"no usable row; {USABLE}; it has the keys {sorted(map(str, row))}")
     turns = dialects.messages(row, ignored)
     if any(turn.get("learn") is False for turn in turns):
         raise DataError("some of its turns are marked as not to be learned, which text cannot follow; use data.rows")
