@@ -7,6 +7,7 @@ The only module here that imports torch; `models.compressed` imports it when a m
 
 import contextlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 FEW_TOKENS = 8  # more read the codes from memory often enough that a dense weight for cuBLAS is cheaper
+LAUNCHES, TRIALS = 20, 5  # of a product whose time is measured
 BLOCK_ROWS, BLOCK_BYTES, BLOCK_POSITIONS = 16, 128, 128
 
 
@@ -68,6 +70,46 @@ class DeviceMatrix:
                     BITS=self.bits, BLOCK_ROWS=BLOCK_ROWS, BLOCK_BYTES=BLOCK_BYTES,
                 )  # fmt: skip
         return out
+
+
+_FASTER: dict[tuple[Any, ...], bool] = {}
+
+
+def dense_is_faster(matrix: DeviceMatrix, weight: Tensor, tokens: int) -> bool:
+    """Return whether `tokens` rows times a dense weight (rows, columns) take less time than times its codes.
+
+    Measured once for each kind of matrix, shape and number of tokens. A small model's step is launched as a graph, so what
+    is timed are launches within a graph; codes are fewer bytes, but a kernel that unpacks them may still be slower.
+    """
+    key = (weight.shape, weight.dtype, weight.device, matrix.bits, matrix.group, matrix.codebook is not None, tokens)
+    if key not in _FASTER:
+        x = torch.ones(tokens, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        _FASTER[key] = _graph_seconds(lambda: torch.nn.functional.linear(x, weight)) < _graph_seconds(
+            lambda: matrix.multiply(x).to(weight.dtype)
+        )
+    return _FASTER[key]
+
+
+def _graph_seconds(product: Callable[[], Tensor]) -> float:
+    """Return the time that LAUNCHES products take inside a graph, the least of a few."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        product()  # compiles
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            product()
+    best = float("inf")
+    for _ in range(TRIALS):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end))
+    return best
 
 
 def from_compact(

@@ -8,7 +8,9 @@ A few tokens (a step of generation) are multiplied with the codes themselves, by
 CPU, Triton on CUDA.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from agent_forge import codecs
 from agent_forge.codecs import payload as payloads
 from agent_forge.codecs.payload import Payload
+from agent_forge.core.device import free_bytes
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.kernels import build
 from agent_forge.kernels import matrix as packing
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 METHOD = "forge_compressed"
 COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensors; they are not stored
 PACKABLE = ("ternary", "intk", "vptq", "waterfill")  # codecs whose codes the kernels multiply with
+DENSE_SAFETY = 4  # dense weights are held for generation where this many times their bytes are free
+_log = logging.getLogger("agent_forge")
 PACKED_TOKENS = 32  # more are a batch, for which making the matrix once is cheap
 
 
@@ -63,6 +68,7 @@ class Coded(nn.Module):
         self._names: list[str] = []
         self._packed: dict[int, PackedMatrix] = {}
         self._on_device: DeviceMatrix | None = None
+        self.decoding_weight: Tensor | None = None  # while `decoding` lasts
 
     def open(self, where: str, coded: Payload | None = None) -> None:
         """Unpack the payload, or take `coded`. Raises CheckpointError naming `where` when the bytes are damaged."""
@@ -116,6 +122,12 @@ class Coded(nn.Module):
             self._on_device = gpu.from_compact(self.codec.__name__.rpartition(".")[2], compact, self.meta, self.shape)
         return self._on_device
 
+    def compact_device(self) -> torch.device:
+        """Return where the codes lie."""
+        if self._source:
+            return self._source[0].compact_device()
+        return torch.device("cpu") if self.payload is None else self.payload.device
+
     @property
     def weight(self) -> Tensor:
         """The dense weight, for code that asks for it; it is not kept."""
@@ -162,6 +174,8 @@ class CompressedLinear(Coded):
 
             rounded = quantise_activations(input, self.activation_bits)
             input = input + (rounded - input).detach() if torch.is_grad_enabled() and input.requires_grad else rounded
+        if self.decoding_weight is not None and not torch.is_grad_enabled():
+            return functional.linear(input, self.decoding_weight.to(input.dtype), self.bias)
         accelerated = self._accelerated_for(input)
         if accelerated is not None:
             out = accelerated.multiply(input.reshape(-1, self.in_features)).to(input.dtype).view(*input.shape[:-1], -1)
@@ -184,6 +198,36 @@ class CompressedLinear(Coded):
         if not (few and plain) or torch.compiler.is_compiling() or build.library() is None:
             return None
         return self.packed(self.activation_bits)
+
+
+@contextmanager
+def decoding(model: nn.Module, rows: int) -> Iterator[None]:
+    """Hold dense weights, while the context lasts, of the layers that multiply `rows` tokens faster by them than by codes.
+
+    On CUDA alone, and where the memory that is free holds them several times; measured once for each kind and shape.
+    """
+    from agent_forge.kernels import gpu
+
+    layers = [module for module in model.modules() if isinstance(module, CompressedLinear)]
+    device = layers[0].compact_device() if layers else torch.device("cpu")
+    dtype: torch.dtype = getattr(model, "dtype", torch.float32)
+    needed = sum(layer.in_features * layer.out_features for layer in layers) * dtype.itemsize
+    if device.type != "cuda" or free_bytes(device) < DENSE_SAFETY * needed:
+        yield
+        return
+    dense = 0
+    for layer in layers:
+        matrix = layer.on_device() if rows <= gpu.FEW_TOKENS and gpu.usable(device) else None
+        weight = layer.dense().to(dtype)
+        if matrix is None or gpu.dense_is_faster(matrix, weight, rows):
+            layer.decoding_weight, dense = weight, dense + 1
+    _log.info("generation of %d row(s): %d of %d matrices are multiplied in %s, the others as codes",
+              rows, dense, len(layers), str(dtype).removeprefix("torch."))  # fmt: skip
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.decoding_weight = None
 
 
 class CompressedEmbedding(Coded):

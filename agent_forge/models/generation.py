@@ -2,7 +2,7 @@
 
 Prompts of similar length share a batch: it starts at the shortest prompt, and longer ones feed their remaining prompt
 tokens while the others already speak. So no row ever sees padding. Sampling draws one number for each (seed, prompt,
-step): the result does not depend on how prompts are batched.
+step): the result does not depend on how prompts are batched. On CUDA the steps are one graph (static_decoding.py).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import fitting_prompt, positions
+from agent_forge.models import compressed, static_decoding
 
 # Prompts in one batch differ by at most this many tokens: each is a step in which some rows only read.
 LENGTH_SPREAD_TOKENS = 12
@@ -33,12 +34,15 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_rows: int = 32,
+    static: bool | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
 
-    temperature 0 is greedy. A model whose class says `thinks = True` generates through its own `generate`. A prompt that
-    does not fit the model's positions with its answer is cut on the left. Raises ConfigError for an empty prompt, a
-    negative temperature, a top_p outside (0, 1], and where max_new_tokens leaves no room for a prompt.
+    temperature 0 is greedy. static: generate from a cache of fixed size, where the model can; None does so on CUDA, where
+    it is faster; the tokens are the same up to rounding. A model whose class says `thinks = True` generates through its
+    own `generate`. A prompt that does not fit the model's positions with its answer is cut on the left. Raises
+    ConfigError for an empty prompt, a negative temperature, a top_p outside (0, 1], and where max_new_tokens leaves no
+    room for a prompt.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ConfigError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
@@ -64,7 +68,11 @@ def generate(
             )
         else:
             chooser = _Chooser(temperature, top_p, seed, picked, max_new_tokens)
-            found = _with_cache(model, rows, max_new_tokens, stops, chooser)
+            fixed = static_decoding.takes(model) if static else static_decoding.suits(model, max_new_tokens)
+            if fixed and static is not False:
+                found = _with_static_cache(model, rows, max_new_tokens, stops, chooser)
+            else:
+                found = _with_cache(model, rows, max_new_tokens, stops, chooser)
         for i, tokens in zip(picked, found, strict=True):
             results[i] = tokens
     model.train(was_training)
@@ -91,6 +99,12 @@ class _Chooser:
         if temperature > 0:
             draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64
+
+    def move_to(self, device: torch.device) -> None:
+        """Keep the numbers on a device: a graph reads them there."""
+        if self.temperature > 0:
+            # MPS has no double precision.
+            self.draws = self.draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
     def __call__(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
         """Return tokens (n,) from logits (n, vocabulary); rows and steps (n,) say which number each draws."""
@@ -142,6 +156,19 @@ def _with_cache(
             tokens = [tokens[k] for k in kept]
             active = [active[k] for k in kept]
         ids = torch.tensor(tokens, device=model.device)[:, None]
+
+
+def _with_static_cache(
+    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, stops: set[int], chooser: _Chooser
+) -> list[list[int]]:
+    """Generate for one batch, all on the model's device."""
+    rows = torch.arange(len(prompts), device=model.device)
+    chooser.move_to(model.device)
+    with compressed.decoding(model, len(prompts)):
+        decoder = static_decoding.StaticDecoder(
+            model, prompts, max_new_tokens, stops, lambda logits, steps: chooser(logits, rows, steps)
+        )
+        return decoder.run()
 
 
 def _with_own_generate(
