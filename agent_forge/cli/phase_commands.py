@@ -171,6 +171,8 @@ def run_all_command(
                 _sweep(run_all.COMMAND, overrides, config, dry_run=dry_run, resume=resume, as_json=as_json)
             )
         run = run_all.compose_run(overrides or [], config)
+        if hint := run_all.larger_budget(run, overrides or [], config):
+            console().print(hint, soft_wrap=True)
         if dry_run:
             from agent_forge.pipeline.estimate import estimate_run
 

@@ -19,6 +19,8 @@ from agent_forge.pipeline.outcome import Outcome
 from agent_forge.pipeline.run_phase import Listener, check_inputs, check_settings, run_phase
 
 COMMAND = "run_all"
+# What is chosen by experiment= -> what to choose instead on an accelerator.
+SIZED_FOR_ACCELERATORS = {"": "experiment=cognate_25m or smollm2_gpu", "smollm2": "experiment=smollm2_gpu"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +59,21 @@ def typed_run(tree: Any) -> RunAll:
     if not chosen:
         raise ConfigError(f"run_all: phases is empty; known: {', '.join(known)}")
     return RunAll(run_dir=run_dir, phases=chosen)
+
+
+def larger_budget(run: RunAll, overrides: Sequence[str] = (), file: str | None = None) -> str:
+    """Return a line naming the experiment sized for an accelerator, where a run sized for processors uses one; else ""."""
+    chosen = next((part.split("=", 1)[1] for part in overrides if part.startswith("experiment=")), file or "")
+    larger = SIZED_FOR_ACCELERATORS.get(chosen)
+    if larger is None or all(config.runtime.device == "cpu" for config in run.phases.values()):
+        return ""
+    from agent_forge.core.device import pick_device
+
+    device = pick_device(next(iter(run.phases.values())).runtime.device)
+    if device.type == "cpu":
+        return ""
+    sized = f"experiment={chosen}" if chosen else "the default run"
+    return f"{sized} is sized for two processor cores; on {device.type}, {larger} does more with the hour"
 
 
 def run_all(

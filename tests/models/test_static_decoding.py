@@ -50,7 +50,7 @@ def test_the_tokens_are_those_of_the_growing_cache(make, sampling: dict[str, flo
     model, rows = make(), prompts(17)
     settings = {"max_new_tokens": 40, "stop_ids": [3, 17], **sampling}
     expected = models.generate(model, rows, static=False, **settings)
-    assert len({len(row) for row in expected}) > 3
+    assert len({len(row) for row in expected}) > 1  # some stop before the others
     assert models.generate(model, rows, static=True, **settings) == expected
     assert models.generate(model, rows, static=True, batch_rows=4, **settings) == expected
 
