@@ -98,6 +98,7 @@ def test_the_few_steps_are_settings_of_the_experiment(bench: ModuleType) -> None
     assert not any(config.gate.enabled for config in run.phases.values())
 
 
+@pytest.mark.slow
 def test_it_runs_from_a_folder_that_nothing_installed(tmp_path: Path) -> None:
     """As on a machine that has the packages alone: the repository unpacked, the rest on PYTHONPATH."""
     unpacked = tmp_path / "unpacked"
