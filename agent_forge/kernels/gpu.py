@@ -92,7 +92,8 @@ def dense_is_faster(matrix: DeviceMatrix, weight: Tensor, tokens: int) -> bool:
 
 def _graph_seconds(product: Callable[[], Tensor]) -> float:
     """Return the time that LAUNCHES products take inside a graph, the least of a few."""
-    stream = torch.cuda.Stream()
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         product()  # compiles
@@ -103,7 +104,7 @@ def _graph_seconds(product: Callable[[], Tensor]) -> float:
             product()
     best = float("inf")
     for _ in range(TRIALS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
         begin.record()
         graph.replay()
         end.record()

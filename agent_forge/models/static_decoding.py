@@ -53,7 +53,7 @@ class StaticDecoder:
         self.first, self.steps = min(lengths), max(lengths) - min(lengths) + max_new_tokens
         self.max_new_tokens = max_new_tokens
         longest = -(-(self.first + self.steps) // ROUND_UP) * ROUND_UP
-        self.cache = StaticCache(config=model.config, max_cache_len=longest)
+        self.cache: Any = StaticCache(config=model.config, max_cache_len=longest)
         # What rows still read: -1 where the model speaks.
         self.forced = torch.full((len(prompts), self.steps), -1, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
