@@ -47,7 +47,8 @@ def _own(device: "torch.device") -> "torch.device":
 def pick_dtype(wanted: str) -> "torch.dtype":
     """Return the torch dtype named `wanted`. Raises ConfigError on any other name.
 
-    "auto" is float32 for weights and scoring; training alone may take bfloat16 for its products (learn/precision.py).
+    "auto" is float32 for weights and scoring; training alone takes bfloat16 for its products where that is faster
+    (learn/precision.py).
     """
     import torch
 
@@ -77,6 +78,32 @@ def free_bytes(device: "torch.device") -> int:
     free, _ = torch.cuda.mem_get_info(device)
     # What torch has taken from the driver and does not use is free too.
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def has_bfloat16(device: "torch.device") -> bool:
+    """Return whether an accelerator multiplies bfloat16 in hardware (CUDA), or at all (others)."""
+    import torch
+
+    if device.type == "cuda":
+        with torch.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        one = torch.ones(1, 1, device=device, dtype=torch.bfloat16)
+        return bool(float(one @ one) == 1.0)
+    except (RuntimeError, TypeError):  # how torch refuses a dtype that a device has not
+        return False
+
+
+def describe(device: "torch.device") -> str:
+    """Return a device in one line: its name, and its memory where that is known."""
+    import torch
+
+    if device.type != "cuda":
+        return str(device)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)}, {free_bytes(device) / 1e9:.0f} of {memory / 1e9:.0f} GB free)"
+    )
 
 
 def keep_freed_memory() -> bool:

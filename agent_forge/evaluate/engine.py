@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent_forge.core import registry
+from agent_forge.core.device import free_bytes
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.windows import positions, scoring_windows
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 TASKS = "agent_forge.evaluate.tasks"
 # A batch's logits hold at most this many numbers (256 MB in float32): large vocabularies get smaller batches.
-MAX_LOGITS = 64_000_000
+MAX_LOGITS = 64_000_000  # of one batch on the CPU
+CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 65536  # of one batch, where nothing else is asked
+LOGITS_SHARE, LOGIT_BYTES = 0.5, 16  # of free memory; a logit is held as made, picked, in float32 and as log-softmax
 MaskedRow = tuple[Sequence[int], Sequence[bool]]
 _log = logging.getLogger("agent_forge")
 
@@ -144,9 +147,10 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
         model.train(training)
 
 
-def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int = 4096) -> Array:
+def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int = 0) -> Array:
     """Return (n, 2) float64: the summed negative log-likelihood (nats) of masked tokens, and how many there are.
 
+    batch_tokens: most tokens in one forward pass; 0: 4,096 on the CPU, and what fills an accelerator.
     A row is (ids, mask); mask[i] says that token i is scored given those before it. Token 0 cannot be scored.
     A row longer than the model's positions is scored in windows that overlap by half (`data.windows.scoring_windows`).
     Raises DataError when token 0 is to be scored.
@@ -204,14 +208,19 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
 
 
 def _token_limit(model: "PreTrainedModel", batch_tokens: int) -> int:
+    """Return the most tokens of a batch: as asked (0: by the device), and never more logits than memory allows."""
     vocabulary = getattr(model.config, "vocab_size", None) or model.get_output_embeddings().weight.shape[0]
-    return max(1, min(batch_tokens, MAX_LOGITS // int(vocabulary)))
+    logits, tokens = MAX_LOGITS, CPU_TOKENS
+    free = free_bytes(model.device)
+    if free:
+        logits, tokens = int(LOGITS_SHARE * free / LOGIT_BYTES), ACCELERATOR_TOKENS
+    return max(1, min(batch_tokens or tokens, logits // int(vocabulary)))
 
 
 def choice_log_likelihood(
     model: "PreTrainedModel",
     questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-    batch_tokens: int = 4096,
+    batch_tokens: int = 0,
 ) -> list[list[float]]:
     """Return, for each (prompt ids, choices' ids), the log-likelihood in nats of each choice after the prompt."""
     rows: list[MaskedRow] = []

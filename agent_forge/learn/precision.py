@@ -1,8 +1,10 @@
-"""Which arithmetic the products of a step use: as asked, or by a measurement of this model's products on this machine.
+"""Which arithmetic the products of a step use: as asked, or what is faster for this model on this machine.
 
-`auto` starts from float32 and takes bfloat16 (autocast: weights, sums of losses and the optimiser stay float32) where it
-multiplies clearly faster. Processors with bfloat16 arithmetic are about twice as fast or not faster at all, so the choice
-does not hang on a crowded moment; it is kept with the state, and a resumed stage does not measure again.
+`auto` starts from float32 and takes bfloat16 (autocast: weights, sums of losses, optimiser stay float32) on an
+accelerator that has it, and on a CPU that multiplies it clearly faster. An accelerator is not measured: products of a
+small model take there the time of their launch, and say nothing. CPUs with bfloat16 arithmetic are about twice as fast
+or not faster at all, so the choice does not hang on a crowded moment; it is kept with the state, and a resumed stage
+does not measure again.
 """
 
 import time
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from agent_forge.core.device import describe, has_bfloat16
 from agent_forge.core.events import EventLog
 
 LEAST_GAIN = 1.2  # bfloat16 costs casts around its products
@@ -24,10 +27,15 @@ TRIALS = 5
 def chosen(
     model: nn.Module, tokens: int, device: torch.device, stage: str, events: EventLog, decide: Callable[[float], float]
 ) -> torch.dtype:
-    """Return bfloat16 or float32 by measurement, and say so in one line.
+    """Return bfloat16 or float32, by what an accelerator has or by measurement on a CPU, and say so in one line.
 
     tokens: in one forward pass of this process; decide: makes several processes agree.
     """
+    if device.type != "cpu":
+        has = bool(decide(float(has_bfloat16(device))))
+        chosen_name, why = ("bfloat16", "has it") if has else ("float32", "has no bfloat16")
+        events.message(f"{stage}: {chosen_name} products ({describe(device)} {why})", stage=stage)
+        return torch.bfloat16 if has else torch.float32
     gain = decide(measured_gain(model, tokens, device))
     dtype = torch.bfloat16 if gain >= LEAST_GAIN else torch.float32
     name = str(dtype).removeprefix("torch.")

@@ -121,6 +121,9 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     atomic.remove_leftovers(out.path.parent, out.path.name)
     atomic.remove_leftovers(out.path)
     events.emit("start", message=phase.summary)
+    place = device.pick_device(config.runtime.device)
+    if place.type != "cpu":
+        events.message(f"runs on {device.describe(place)}")
     if config.runtime.processes > 1 and not phase.several_processes:
         events.warning(f"{phase.name} works in one process: runtime.processes={config.runtime.processes} is not used")
     report = _work(phase, config, sources, out, events)

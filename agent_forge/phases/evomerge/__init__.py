@@ -51,7 +51,7 @@ class Config(PhaseConfig):
     test_items: Annotated[int, Range(4, MANY)]  # held-out test items a task, for the report
     floor: Share  # lowest retention of the trunk on any task that costs no penalty
     floor_penalty: Weight  # price of each unit of log retention below the floor
-    batch_tokens: Count  # most tokens in one forward pass
+    batch_tokens: CountOrNone  # most tokens in one forward pass; 0 is 4,096 on the CPU, and what fills an accelerator
     samples: Count  # bootstrap resamples
     baseline: bool  # also run random search on as many items, and report the winner against what it finds
     merge: MergeConfig

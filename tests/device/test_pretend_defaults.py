@@ -1,0 +1,90 @@
+"""What an accelerator changes by default: bfloat16 in training, batches of evaluation that follow free memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from agent_forge.core import device as devices
+from agent_forge.core.events import Event, EventLog
+from agent_forge.evaluate import engine
+from agent_forge.learn import precision
+from tests.pretend import KIND, pretend_accelerator
+
+
+def chosen(device: torch.device) -> tuple[torch.dtype, str]:
+    said: list[Event] = []
+    log = EventLog(None, "train", (said.append,))
+    dtype = precision.chosen(nn.Linear(2, 2), 8, device, "adapt", log, lambda value: value)
+    return dtype, said[-1].message
+
+
+def test_pretend_accelerator_with_bfloat16_gets_it_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*_: object) -> float:
+        raise AssertionError("products of a small model say nothing on an accelerator")
+
+    monkeypatch.setattr(precision, "measured_gain", measured)
+    with pretend_accelerator() as device:
+        dtype, line = chosen(device)
+    assert dtype == torch.bfloat16
+    assert line == f"adapt: bfloat16 products ({KIND} has it)"
+
+
+def test_pretend_accelerator_without_bfloat16_stays_at_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.ones
+
+    def ones(*shape: int, **options: object) -> torch.Tensor:
+        if options.get("dtype") == torch.bfloat16:
+            raise TypeError("BFloat16 is not supported on this device")
+        return real(*shape, **options)  # type: ignore[call-overload]
+
+    with pretend_accelerator() as device:
+        assert devices.has_bfloat16(device)
+        monkeypatch.setattr(torch, "ones", ones)
+        assert not devices.has_bfloat16(device)
+        dtype, line = chosen(device)
+    assert dtype == torch.float32
+    assert line == f"adapt: float32 products ({KIND} has no bfloat16)"
+
+
+def test_batches_of_evaluation_follow_free_memory(
+    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocabulary = tiny_llama.config.vocab_size
+    assert engine._token_limit(tiny_llama, 0) == 4096
+    assert engine._token_limit(tiny_llama, 100) == 100
+    monkeypatch.setattr(engine, "free_bytes", lambda _: 80_000_000_000)
+    assert engine._token_limit(tiny_llama, 0) == 65536
+    assert engine._token_limit(tiny_llama, 100) == 100
+    monkeypatch.setattr(engine, "free_bytes", lambda _: 32 * vocabulary * 1000)
+    assert engine._token_limit(tiny_llama, 0) == 1000
+    assert engine._token_limit(tiny_llama, 5000) == 1000
+
+
+def test_a_device_of_the_cpu_has_no_memory_of_its_own() -> None:
+    assert devices.free_bytes(torch.device("cpu")) == 0
+    assert devices.describe(torch.device("cpu")) == "cpu"
+
+
+def test_pretend_accelerator_scores_rows_as_the_cpu_does(tiny_llama: LlamaForCausalLM) -> None:
+    rows = [([1, 5, 9, 7][:size], [False, True, True, True][:size]) for size in (2, 3, 4)]
+    expected = engine.row_nll(tiny_llama, rows)
+    with pretend_accelerator() as device:
+        found = engine.row_nll(tiny_llama.to(device), rows)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["text", "reasoning", "memory", "tools"])
+def test_pretend_accelerator_scores_every_task(name: str, tiny_run: Path) -> None:
+    from agent_forge import checkpoint, evaluate, models
+    from agent_forge.config import DataConfig
+
+    source = checkpoint.open(tiny_run / "6-bake")
+    data = DataConfig(**source.manifest.config["data"])
+    context = evaluate.EvalContext(data=data, tokenizer=models.load_tokenizer(source), seed=1)
+    with pretend_accelerator() as device:
+        model = models.load(source, device=device)
+        scores = evaluate.score(model, context.tokenizer, [name], "validation", 3, context)
+    assert len(scores[name].values) == 3
