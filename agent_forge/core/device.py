@@ -35,12 +35,27 @@ def pick_device(wanted: str) -> "torch.device":
 
 
 def _own(device: "torch.device") -> "torch.device":
-    """Return this process's device under torchrun: one accelerator each."""
+    """Return this process's device under torchrun: one accelerator each.
+
+    Raises ConfigError where there are more processes than accelerators, or all name the same one.
+    """
     import torch
 
-    place = os.environ.get("LOCAL_RANK")
-    if place is None or device.type != "cuda" or device.index is not None:
+    place, beside = os.environ.get("LOCAL_RANK"), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if place is None or device.type != "cuda":
         return device
+    if device.index is not None:
+        if beside > 1:
+            raise ConfigError(
+                f"runtime.device={device} names one accelerator for {beside} processes; use runtime.device=cuda"
+            )
+        return device
+    present = torch.accelerator.device_count()
+    if beside > present:
+        raise ConfigError(
+            f"runtime.processes={beside}: this machine has {present} accelerators, one a process is needed; "
+            f"use runtime.processes={present} or runtime.device=cpu"
+        )
     return torch.device(device.type, int(place))
 
 

@@ -34,7 +34,10 @@ class World:
         self.device = device
         if self.size > 1 and not dist.is_initialized():
             seconds = float(os.environ.get("FORGE_RANK_TIMEOUT_SECONDS", TIMEOUT_SECONDS))
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
+            on_cuda = device.type == "cuda"
+            if on_cuda and device.index is not None:
+                torch.accelerator.set_device_index(device.index)  # NCCL's own buffers lie on the current device
+            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=seconds))
 
     def sums(self, values: list[float]) -> list[float]:
         """Return the sums over all processes."""

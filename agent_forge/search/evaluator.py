@@ -27,7 +27,10 @@ class Job(Generic[G]):
 
 
 class Task(Protocol):
-    """What a worker is told; for workers in other processes it must travel by pickle."""
+    """What a worker is told; for workers in other processes it must travel by pickle.
+
+    One that computes on an accelerator says so in an attribute `device` (as in runtime.device).
+    """
 
     def open(self, worker: int, candidates: int) -> Measure:
         """Return what measures, called once a worker. candidates: how many it may keep merged."""
@@ -55,6 +58,11 @@ def open_evaluator(task: Task, settings: EvolveSettings, check_stop: Callable[[]
     """
     found: Evaluator[Any] = registry.load(PACKAGE, settings.backend, "search backend").open(task, settings, check_stop)
     return found
+
+
+def on_accelerator(task: Task) -> bool:
+    """Return whether the workers of a task each need an accelerator."""
+    return str(getattr(task, "device", "cpu")) != "cpu"
 
 
 def shares(wanted: int, available: int, batch_candidates: int) -> tuple[int, int]:

@@ -134,7 +134,8 @@ def probes(device: torch.device, _: Path) -> object:
     from agent_forge.phases.cognate.probes import _items
 
     labels = ids_on(device)
-    return _items(small_cognate(device)(input_ids=labels), labels, torch.ones_like(labels))
+    with torch.no_grad():
+        return _items(small_cognate(device)(input_ids=labels), labels, torch.ones_like(labels))
 
 
 # room -> function that is planted in, what calls it

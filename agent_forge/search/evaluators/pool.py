@@ -13,7 +13,7 @@ from typing import Any
 
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.lifetime import die_with_parent
-from agent_forge.search.evaluator import Job, Measure, Task, shares
+from agent_forge.search.evaluator import Job, Measure, Task, on_accelerator, shares
 from agent_forge.search.settings import EvolveSettings
 
 POLL_SECONDS = 0.5
@@ -23,8 +23,13 @@ _measure: Measure | None = None  # of a worker process
 
 
 def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "Pool":
-    """Return the evaluator; workers start with the first jobs."""
-    workers, candidates = shares(settings.workers, len(os.sched_getaffinity(0)), settings.batch_candidates)
+    """Return the evaluator: one worker per core, or per accelerator where the task needs one."""
+    available = len(os.sched_getaffinity(0))
+    if on_accelerator(task):
+        import torch
+
+        available = torch.accelerator.device_count() or available
+    workers, candidates = shares(settings.workers, available, settings.batch_candidates)
     return Pool(task, workers, candidates, check_stop)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.search.evaluator import Job, Task, shares
+from agent_forge.search.evaluator import Job, Task, on_accelerator, shares
 from agent_forge.search.settings import EvolveSettings
 
 POLL_SECONDS = 0.5
@@ -24,9 +24,10 @@ def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -
     if started:
         _connect(ray, settings)
     resources = ray.cluster_resources()
-    graphics = int(resources.get("GPU", 0))
-    workers, candidates = shares(settings.workers, graphics or int(resources.get("CPU", 1)), settings.batch_candidates)
-    return RayActors(task, workers, candidates, check_stop, on_gpu=graphics > 0, owns_ray=started)
+    on_gpu = on_accelerator(task) and resources.get("GPU", 0) >= 1
+    available = int(resources.get("GPU" if on_gpu else "CPU", 1))
+    workers, candidates = shares(settings.workers, available, settings.batch_candidates)
+    return RayActors(task, workers, candidates, check_stop, on_gpu=on_gpu, owns_ray=started)
 
 
 def _ray() -> Any:
