@@ -12,12 +12,10 @@ ARGS ?=
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
-setup: $(STAMP) ## make .venv and install everything
+setup: $(STAMP) ## make .venv and install everything; a torch with CUDA that PYTHON has is kept
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[agent,demo,dist,export,lora,dev]'
+	sh scripts/setup.sh $(PYTHON) $(VENV)
 	@touch $@
 
 run-all: $(STAMP) ## forge an agent from real text through all eight phases (ARGS= for overrides)

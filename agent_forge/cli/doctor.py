@@ -102,11 +102,9 @@ def _machine(out: Path) -> list[Check]:  # noqa: ARG001
         ),
     ]
     if importlib.util.find_spec("torch"):
-        import torch
+        from agent_forge.cli import accelerators
 
-        there = torch.accelerator.is_available()
-        detail = str(torch.accelerator.current_accelerator()) if there else "none; the CPU is used"
-        checks.append(Check("accelerator", "ok", detail))
+        checks += [Check(*line) for line in accelerators.lines()]
     return checks
 
 

@@ -70,7 +70,7 @@ def test_pretend_accelerator_exports_what_the_cpu_does(tiny_run: Path, tmp_path:
 def test_pretend_accelerator_judges_at_a_gate(tiny_run: Path, tmp_path: Path) -> None:
     job = json.loads((record_dir(tiny_run / "8-compress") / "job.json").read_text(encoding="utf-8"))
     job["config"]["data"]["cache"], job["config"]["runtime"]["device"] = str(tmp_path / "cache"), "auto"
-    job["config"]["gate"]["items"] = 4
+    job["config"]["gate"] |= {"items": 4, "looks": 1, "tasks": {"text": 0.5}, "chain": {}}
     config = to_typed(job["config"], phases()["compress"].config, "compress")
     parent, child = checkpoint.open(tiny_run / "7-adas"), checkpoint.open(tiny_run / "8-compress")
     with pretend_accelerator():

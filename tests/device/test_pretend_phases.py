@@ -18,11 +18,18 @@ from tests.pretend import pretend_accelerator
 ORDER = list(phases())
 # Shorter than experiment=tiny where that costs seconds, wider where a mechanism is off there.
 CHANGES: dict[str, dict[str, Any]] = {
-    "cognate": {"trunk": {"steps": 4}, "branch": {"steps": 2}, "probe_items": 4},
-    "evomerge": {"search": {"generations": 1}},
-    "quietstar": {"steps": 2},
-    "bitnet": {"train": {"steps": 2}},
-    "bake": {"training": {"steps": 2}},
+    "cognate": {"trunk": {"steps": 2}, "branch": {"steps": 1}, "probe_items": 2},
+    "evomerge": {"search": {"generations": 1, "population": 2, "children": 2}},
+    "quietstar": {"steps": 1},
+    "bitnet": {"train": {"steps": 1}},
+    "train": {
+        "steps": {"adapt_2": 0, "adapt_3": 0, "chaos_2": 0, "chaos_3": 0, "dream_2": 0},
+        "chaos": {"enabled": True, "every_steps": 1},
+        "dream": {"enabled": True, "windows": 2, "every_steps": 1},
+        "self_model": {"weight": 0.1},
+        "measure": {"tasks": ["reasoning"]},
+    },
+    "bake": {"training": {"steps": 1}},
     "adas": {"search": {"iterations": 1}},
 }
 
