@@ -61,7 +61,7 @@ def _libraries(kind: str) -> list[Line]:
 
     triton = importlib.util.find_spec("triton") is not None
     nccl = kind == "cuda" and torch.distributed.is_available() and torch.distributed.is_nccl_available()
-    version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else ""
+    version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else ""  # type: ignore[no-untyped-call]
     return [
         ("triton", "ok" if triton else "warn", "present" if triton else "missing: packed products and torch.compile"),
         ("nccl", "ok" if nccl else "warn", version or "missing: several accelerators cannot train together"),
