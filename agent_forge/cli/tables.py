@@ -1,37 +1,57 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
 from agent_forge.pipeline.estimate import Estimate
 from agent_forge.pipeline.outcome import Outcome
-from agent_forge.pipeline.report import quality_cell
 
 
 def gate_table(outcomes: Sequence[Outcome]) -> Table:
-    """Return the phases of a run with their quality, size, time and verdict."""
-    table = Table(title="phases and gates", title_justify="left")
-    for column, side in (
-        ("phase", "left"), ("verdict", "left"), ("quality", "left"), ("packed", "right"), ("files", "right"),
-        ("tok/s", "right"), ("memory", "right"), ("time", "right"),
-    ):  # fmt: skip
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    for outcome in outcomes:
+    """Return the phases of a run: verdict, score on each task that some model can do, size, time.
+
+    Intervals are in the report; a task on which every model guesses is named below the table.
+    """
+    scores = [(outcome.verdict or {}).get("scores", {}) for outcome in outcomes]
+    tasks = list(dict.fromkeys(name for each in scores for name in each))
+    able = [name for name in tasks if any(name in each and not each[name].get("at_chance") for each in scores)]
+    guessed = [name for name in tasks if name not in able]
+    table = Table(
+        title="phases and gates",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.caption = f"At chance, so not gated: {escape(', '.join(guessed))}." if guessed else None
+    table.add_column("phase", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for column in (*able, "packed", "files", "memory", "time"):
+        table.add_column(column, justify="right")
+    for outcome, each in zip(outcomes, scores, strict=True):
         colour = {"done": "green", "rejected": "yellow"}.get(outcome.status, "red")
         table.add_row(
             outcome.phase,
             f"[{colour}]{'passed' if outcome.status == 'done' else outcome.status}[/{colour}]",
-            quality_cell(outcome),
+            *(_score(each.get(name)) for name in able),
             human_bytes(outcome.deployable_bytes),
             human_bytes(outcome.file_bytes),
-            f"{outcome.tokens_per_second:,.0f}",
             human_bytes(outcome.peak_memory_bytes),
             f"{outcome.seconds:,.0f} s",
         )
     return table
+
+
+def _score(metric: Mapping[str, Any] | None) -> str:
+    """Return the score of one task as a cell."""
+    if metric is None:
+        return "-"
+    return "chance" if metric.get("at_chance") else f"{metric['value']:.3f}"
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> Table:
@@ -75,8 +95,9 @@ def _cell(value: Any) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """Return a size in kB, MB or GB (powers of ten)."""
+    """Return a size in kB, MB or GB (powers of ten), with three figures."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
-            return f"{count / size:,.2f} {unit}"
+            value = count / size
+            return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
     return f"{count:,.0f} B"
