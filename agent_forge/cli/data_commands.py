@@ -1,4 +1,4 @@
-"""`forge data inspect`: look at training rows before a long job learns from them."""
+"""`forge data`: look at training rows, and at what held-out splits share with training, before a long job learns."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,11 @@ def add_to(app: typer.Typer) -> None:
             "forge data inspect rows.jsonl --show-mask", "forge data inspect rows.jsonl --tokenizer outputs/smollm2"
         ),
     )(inspect_command)
-    group.callback()(lambda: None)  # keeps `inspect` a subcommand while it is the only one
+    group.command(
+        "splits",
+        help="Print what held-out splits share with training; refuse above a limit.",
+        epilog=examples("forge data splits", "forge data splits data.text=[speeches/] data.rows=[rows.jsonl]"),
+    )(splits_command)
     app.add_typer(group, name="data")
 
 
@@ -78,3 +82,42 @@ def inspect_command(
                 text = f"»{part['text']}«" if part["trained"] else part["text"]
                 out.print(text, style="green" if part["trained"] else "", markup=False, end="")
             out.print()
+
+
+def splits_command(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Settings of `data`, and seed.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Generated rows a split and task.")] = 1000,
+    limit: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of a split that may stand in another.")
+    ] = 0.01,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print the overlap of every source. Exits 2 when a share exceeds the limit or an item repeats."""
+    with one_line_errors(verbose):
+        from agent_forge.config.compose import compose
+        from agent_forge.core.errors import ConfigError
+        from agent_forge.data.overlap import above, overlaps
+        from agent_forge.phases.train import Config
+
+        config = compose("train", Config, ["out=unused", *(settings or [])])
+        rows = overlaps(config.data, count, config.seed)
+        if as_json:
+            print_json(rows)
+        else:
+            out = console(stderr=False)
+            for row in rows:
+                note = "" if row["limited"] else " (templates: not limited)"
+                out.print(
+                    f"{row['source']:<10}{row['split']:<11}{row['items']:>6,} items, {row['distinct']:,} distinct; "
+                    f"{row['in other splits']:.2%} in other splits; {row['runs in train']:.2%} of their runs of 13 words "
+                    f"in train{note}"
+                )
+        refused = above(rows, limit)
+        if refused:
+            raise ConfigError(
+                f"held-out items are not held out beyond {limit:.2%}: {'; '.join(refused)}; remove repeated text, try "
+                "data.near_duplicates=0.8, or allow more with --limit"
+            )

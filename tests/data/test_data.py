@@ -282,3 +282,45 @@ def test_a_damaged_token_cache_is_made_again(text_folder: Path, tiny_tokenizer, 
     (file,) = tmp_path.rglob("*.npy")
     file.write_bytes(file.read_bytes()[:50])
     assert np.array_equal(data.TextSource(settings, tiny_tokenizer, "train").tokens[:], before)
+
+
+def test_runs_of_words_are_those_of_a_plain_set_whatever_case_and_punctuation() -> None:
+    from agent_forge.data.overlap import RUN_WORDS, runs_of, words_of
+
+    generator = np.random.default_rng(0)
+    texts = [" ".join(f"w{n}" for n in generator.integers(0, 3, size)) for size in (5, 12, 13, 14, 400, 700)]
+    plain = {
+        tuple(words[i : i + RUN_WORDS])
+        for words in map(words_of, texts)
+        for i in range(len(words) - RUN_WORDS + 1)
+    }  # fmt: skip
+    known: dict[str, int] = {}
+    assert len(runs_of(texts, known)) == len(plain)
+    assert np.array_equal(runs_of([t.upper().replace(" ", ", ") for t in texts], known), runs_of(texts, known))
+
+
+def test_splits_show_what_was_copied_and_refuse_it_above_the_limit(tmp_path: Path) -> None:
+    from agent_forge.data.overlap import above, overlaps
+
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for i in range(120):
+        (folder / f"{i}.txt").write_text(" ".join(f"d{i}w{j}" for j in range(40)))
+    settings = config(folder, cache=tmp_path)
+    clean = overlaps(settings, 30, 0)
+    assert {row["source"] for row in clean} == {"text", "memory", "mixed", "reasoning", "tools"}
+    assert all(row["in other splits"] == 0 for row in clean)
+    assert all(row["runs in train"] == 0 for row in clean if row["source"] == "text")
+    assert above(clean, 0.0) == []
+    test = next(data.documents(settings, "test"))
+    for number in range(100):  # one of these lands in train: a document that quotes a held-out one
+        quoting = f"{number} as they said {test}"
+        if data.split_of(quoting) == "train":
+            break
+    (folder / "quoting.txt").write_text(quoting)
+    row = next(r for r in overlaps(settings, 30, 0) if (r["source"], r["split"]) == ("text", "test"))
+    there = sum(1 for _ in data.documents(settings, "test"))
+    assert row["runs in train"] == pytest.approx(1 / there)
+    assert above([row], 0.01) == [f"text test: {1 / there:.2%} runs in train"]
+    assert above([row], 1.0) == []
+    assert above([{**row, "runs in train": 0, "items": row["distinct"] + 2}], 0.5) == ["text test: 2 items repeat"]
