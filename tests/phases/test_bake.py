@@ -1,7 +1,9 @@
 """Bake: traces come from real tools, the filter and the KL are the formulas, and the phase really teaches."""
 
+import copy
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,13 +22,14 @@ from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.data import encode_chat
 from agent_forge.phases.bake import Config, lessons, measure, persona, toolformer, traces
-from agent_forge.phases.bake.run import run
+from agent_forge.phases.bake.run import agent_settings, heldout_traces, offered_kinds, run
 
 SMALL = [
     "traces.calculator.count=40", "traces.memory.count=20", "traces.code.count=4", "traces.retrieve.count=4",
     "training.steps=6", "training.rows=4", "training.neutral_rows=2", "training.optim.warmup_steps=1",
     "persona.prompts=4", "persona.heldout=3", "persona.reply_tokens=6", "persona.rows=2", "persona.check_every_steps=2",
-    "persona.min_effect_nats=0", "measure.items=6", "measure.text_items=6", "measure.max_new_tokens=8",
+    "persona.min_effect_nats=0", "measure.offer_from=0", "measure.items=6", "measure.text_items=6",
+    "measure.max_new_tokens=8",
     "runtime.device=cpu", "runtime.save_every_seconds=1000",
 ]  # fmt: skip
 
@@ -132,6 +135,51 @@ def test_keep_takes_what_passes_and_else_the_best() -> None:
     assert toolformer.keep([0.6, 0.1, 0.5, -1.0], 0.5, 0.25) == [0, 2]
     assert toolformer.keep([0.1, 0.4, -1.0, 0.2], 0.5, 0.5) == [1, 3]
     assert toolformer.keep([], 0.5, 0.5) == []
+
+
+@pytest.mark.parametrize(("without", "empty", "gain"), [(3.0, 5.0, 2.0), (6.0, 2.5, 1.5), (0.5, 4.0, -0.5)])
+def test_the_baseline_of_a_call_is_the_better_of_doing_without_and_of_getting_nothing(
+    without: float, empty: float, gain: float, monkeypatch: pytest.MonkeyPatch, data_config: DataConfig
+) -> None:
+    (trace,) = traces.make("code", 1, "train", 0, data_config)
+
+    def known(_model: object, _tokenizer: object, conversations: list, answers: list, _rows: int) -> list[float]:
+        assert answers == [trace["answer"]] * 3
+        assert [len(turns) for turns in conversations] == [3, 1, 3]
+        assert trace["answer"] in conversations[0][2]["content"]
+        assert trace["answer"] not in conversations[2][2]["content"]
+        return [1.0, without, empty]
+
+    monkeypatch.setattr(toolformer, "answer_losses", known)
+    (losses,) = toolformer.trace_losses(None, None, [trace])  # type: ignore[arg-type]
+    assert losses == (1.0, without, empty)
+    assert toolformer.gain(losses) == pytest.approx(gain)
+
+
+# the loss
+
+
+def test_the_loss_of_a_step_holds_the_neutral_kl_by_its_weight(
+    tiny_llama: LlamaForCausalLM, settings: Callable[..., Config]
+) -> None:
+    parent = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        for number, weight in enumerate(tiny_llama.parameters()):
+            noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight += 0.05 * noise if weight.dim() == 2 else 0.0
+    ids = torch.arange(24).reshape(2, 12) + 20
+    batch = {"input_ids": ids, "labels": ids, "neutral_ids": ids + 3}
+    nobody = type("Nobody", (), {"trait": lambda _self, _step: ""})()
+    with torch.no_grad():
+        teacher, student = (m(input_ids=ids + 3).logits.double().log_softmax(-1) for m in (parent, tiny_llama))
+        kl = float((teacher.exp() * (teacher - student)).sum(-1).mean())
+        plain = float(tiny_llama(input_ids=ids, labels=ids).loss)
+    assert kl > 1e-3
+    for weight in (0.0, 1.0, 2.5):
+        config = settings(f"training.neutral_weight={weight}")
+        loss, metrics = lessons.joint_loss(config, parent, nobody, lambda *_: {})(tiny_llama, batch, 0)
+        assert float(loss.detach()) == pytest.approx(plain + weight * kl, rel=1e-4)
+        assert float(metrics["neutral_kl"]) == pytest.approx(kl, rel=1e-3)
 
 
 # persona
@@ -255,7 +303,73 @@ def test_an_answer_counts_only_with_the_right_call(data_config: DataConfig) -> N
     assert not measure.is_right(trace, Turn(trace["answer"], [right], [], False), box)
 
 
+def test_a_question_that_needs_no_tool_is_wrong_when_one_is_called(data_config: DataConfig) -> None:
+    made = traces.make("calculator", 80, "train", 0, data_config)
+    trace = next(t for t in made if measure.wanted_call(t) is None)
+    box = traces.toolbox("calculator", "train", data_config)()
+    needless = Result(Call("calculator", {"expression": "1+1"}), "2")
+    assert measure.is_right(trace, Turn(trace["answer"], [], [], True), box)
+    assert not measure.is_right(trace, Turn(trace["answer"], [needless], [], True), box)
+
+
+@pytest.mark.parametrize("kind", ["calculator", "memory", "code"])
+def test_held_out_traces_are_distinct_and_ask_nothing_that_is_trained(
+    kind: str, settings: Callable[..., Config]
+) -> None:
+    def asked(trace: traces.Trace) -> tuple[object, ...]:
+        numbers = sorted(int(n) for n in re.findall(r"\d+", trace["stages"][0]))
+        if kind == "calculator":
+            return tuple(numbers) or (trace["stages"][0],)
+        if kind == "memory":
+            return (re.findall(r"code of the (\w+ \w+)", trace["stages"][-1])[0], trace["answer"])
+        words = trace["stages"][0].split()
+        return tuple(words[3:]) if words[3] == "write" else (words[3], *numbers)
+
+    config = settings("measure.items=40")
+    trained = {asked(t) for t in traces.make(kind, 400, "train", config.seed, config.data) if t["filtered"]}
+    held = [asked(trace) for trace in heldout_traces(config, kind)]
+    assert len(held) == 40
+    if kind != "calculator":  # there two operations may share their numbers
+        assert len(set(held)) == len(held)
+        assert not trained & set(held)
+    expressions = [
+        {wanted.arguments["expression"] for t in found if (wanted := measure.wanted_call(t)) is not None}
+        for found in (heldout_traces(config, kind), traces.make(kind, 400, "train", config.seed, config.data))
+        if kind == "calculator"
+    ]
+    assert not expressions or not expressions[0] & expressions[1]
+
+
+def test_only_tools_that_the_model_can_use_are_offered(settings: Callable[..., Config]) -> None:
+    config = settings("measure.offer_from=0.05")
+    measured = {
+        kind: dict(zip(("low", "high"), measure.wilson(right, 60), strict=True))
+        for kind, right in (("calculator", 52), ("memory", 9), ("code", 0), ("retrieve", 2))
+    }
+    assert offered_kinds(config, measured) == ["calculator", "memory"]
+    assert agent_settings(config, ["calculator", "memory"])["tools"] == ["calculator", "remember", "recall"]
+    assert len(offered_kinds(settings("measure.offer_from=0"), measured)) == 4
+
+
 # the phase
+
+
+def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(
+        "traces.tau_nats=50", "traces.code.count=0", "traces.retrieve.count=0", "persona.enabled=false",
+        "training.steps=1", "measure.offer_from=0.05",
+    )  # fmt: skip
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "overridden")
+    for row in report.tables["traces"]:
+        assert row["pass tau"] == 0
+        assert row["taken below tau (filter overridden)"] == round(0.5 * row["made"])
+        gain = min(row["without a call"], row["after an empty result"]) - row["answer after the result"]
+        assert row["mean gain (nats)"] <= gain + 2e-3  # the mean of minima is at most the minimum of means
+    assert "filter overridden for calculator, memory" in report.summary
+    assert "offered: no tool" in report.summary
+    assert checkpoint.open(report.outputs[0]).manifest.agent["tools"] == []
 
 
 def test_the_phase_writes_an_agent_with_its_tools_and_measures(
@@ -315,7 +429,7 @@ def test_a_trait_that_the_prompt_does_not_show_is_not_baked(
 def test_a_trait_that_is_strong_enough_pauses(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings(*(f"persona.traits.{name}.strength=-1000" for name in ("helpfulness", "creativity", "precision")))
+    config = settings(*(f"persona.traits.{name}.strength=0.9" for name in ("helpfulness", "creativity", "precision")))
     seen: list[dict] = []
     original = lessons.joint_loss
 
@@ -331,6 +445,7 @@ def test_a_trait_that_is_strong_enough_pauses(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agent_forge.phases.bake.run.lessons.joint_loss", spy)
+        patch.setattr(persona, "strength", lambda *_: 0.9)
         forge(config, tiny_checkpoint, tmp_path / "paused")
     assert ["persona_kl" in metrics for metrics in seen] == [True, True, False, False, False, False]
 

@@ -83,6 +83,7 @@ class MeasureConfig:
     items: Count  # generated questions a kind
     text_items: Count  # pieces of text for bits per byte
     max_new_tokens: Count  # in one turn of the agent
+    offer_from: Share  # a kind's tools are offered where at least this share is right, by the lower bound
 
 
 @dataclass(slots=True, kw_only=True)

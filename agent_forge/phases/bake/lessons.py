@@ -43,23 +43,34 @@ def collect(
         def compute(kind: str = kind) -> dict[str, Any]:
             made = traces.make(kind, getattr(config.traces, kind).count, "train", config.seed, config.data)
             asked = [i for i, trace in enumerate(made) if trace["filtered"]]
-            gains = toolformer.gains(parent, tokenizer, [made[i] for i in asked])
+            losses = toolformer.trace_losses(parent, tokenizer, [made[i] for i in asked])
+            gains = [toolformer.gain(one) for one in losses]
             chosen = {asked[k] for k in toolformer.keep(gains, config.traces.tau_nats, config.traces.min_kept_share)}
             passing = sum(gain >= config.traces.tau_nats for gain in gains)
             whole = [trace for i, trace in enumerate(made) if i in chosen or not trace["filtered"]]
-            mean = sum(gains) / max(len(gains), 1)
-            return {"kept": whole, "asked": len(asked), "passing": passing, "chosen": len(chosen), "gain": mean}
+            count = max(len(gains), 1)
+            return {
+                "kept": whole, "asked": len(asked), "passing": passing, "chosen": len(chosen),
+                "gain": sum(gains) / count, "losses": [sum(part) / count for part in zip(*losses, strict=True)],
+            }  # fmt: skip
 
         found = out.remember(f"traces-{kind}", compute)
         kept[kind] = found["kept"]
         if found["passing"] < found["chosen"]:
             events.warning(
                 f"{kind}: only {found['passing']} of {found['asked']} traces lower the answer's loss by "
-                f"{config.traces.tau_nats:g} nats; the best {found['chosen']} are taken (traces.min_kept_share)"
+                f"{config.traces.tau_nats:g} nats; the best {found['chosen']} are taken all the same "
+                "(traces.min_kept_share overrides the filter)"
             )
+        after, without, empty = found["losses"] or (0.0, 0.0, 0.0)
         table.append(
-            {"kind": kind, "made": found["asked"], "pass tau": found["passing"], "trained": len(found["kept"]),
-             "mean gain (nats)": round(found["gain"], 3)}
+            {
+                "kind": kind, "made": found["asked"], "pass tau": found["passing"],
+                "taken below tau (filter overridden)": max(found["chosen"] - found["passing"], 0),
+                "trained": len(found["kept"]), "mean gain (nats)": round(found["gain"], 3),
+                "answer after the result": round(after, 3), "without a call": round(without, 3),
+                "after an empty result": round(empty, 3),
+            }
         )  # fmt: skip
         events.progress("traces", len(kept), len(enabled_kinds(config)))
     return kept, table

@@ -1,6 +1,6 @@
 """Run the bake phase: traces, filter, persona lessons, one joint training, measurement, one checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,27 +40,41 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     after = out.remember("after", lambda: _measure(config, model, tokenizer))
     reached = out.remember("strengths", lambda: traits.measure(model))
     metrics = _metrics(before, after, reached)
+    offered = offered_kinds(config, after["tools"])
+    unusable = [kind for kind in after["tools"] if kind not in offered]
+    if unusable:
+        events.warning(
+            f"{', '.join(unusable)}: the model cannot use these tools, so it is not offered them by default "
+            f"(less than {config.measure.offer_from:.0%} right by the lower bound, measure.offer_from)"
+        )
     written = out.write(
         lambda directory: models.save(model, tokenizer, directory),
         metrics=metrics,
-        agent=agent_settings(config),
+        agent=agent_settings(config, offered),
         deployable_bytes=models.deployable_bytes(model),
     )
     accuracy = ", ".join(
         f"{kind} {after['tools'][kind]['value']:.1%} (n={after['tools'][kind]['n']})" for kind in after["tools"]
     )
+    overridden = [str(row["kind"]) for row in table if row["taken below tau (filter overridden)"]]
     return Report(
-        summary=f"held-out calls right: {accuracy}",
+        summary=f"held-out calls right: {accuracy}; offered: {', '.join(offered) or 'no tool'}"
+        + (f"; filter overridden for {', '.join(overridden)}" if overridden else ""),
         outputs=[str(written.path)],
         metrics=metrics,
-        tables={"traces": table, "held-out tools": _tool_rows(before, after), "persona": traits.rows(reached)},
+        tables={"traces": table, "held-out tools": _tool_rows(before, after, offered), "persona": traits.rows(reached)},
         samples=after["samples"],
     )
 
 
-def agent_settings(config: Config) -> dict[str, Any]:
-    """Return the manifest's `agent` entry: the tools that were baked, and how the agent decodes."""
-    tools = [tool for kind in lessons.enabled_kinds(config) for tool in traces.TOOLS[kind]]
+def offered_kinds(config: Config, measured: Mapping[str, Any]) -> list[str]:
+    """Return the baked kinds whose tools the model can use: enough held-out answers right, by the lower bound."""
+    return [kind for kind in lessons.enabled_kinds(config) if measured[kind]["low"] >= config.measure.offer_from]
+
+
+def agent_settings(config: Config, offered: Sequence[str]) -> dict[str, Any]:
+    """Return the manifest's `agent` entry: the tools of the kinds that are offered, and how the agent decodes."""
+    tools = [tool for kind in offered for tool in traces.TOOLS[kind]]
     return {
         "tools": tools,
         "system": "",
@@ -170,9 +184,9 @@ def _metrics(before: dict[str, Any], after: dict[str, Any], reached: Mapping[str
     return metrics | {f"persona strength/{name}": value for name, value in reached.items()}
 
 
-def _tool_rows(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+def _tool_rows(before: dict[str, Any], after: dict[str, Any], offered: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {"kind": kind, "before": before["tools"][kind]["value"], "after": value["value"],
-         "low": value["low"], "high": value["high"], "n": value["n"]}
+         "low": value["low"], "high": value["high"], "n": value["n"], "offered": kind in offered}
         for kind, value in after["tools"].items()
     ]  # fmt: skip

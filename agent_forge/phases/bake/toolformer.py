@@ -2,6 +2,9 @@
 
 L⁺ is the loss of the answer after call and result; L⁻ the lesser of the losses without a call and with a call that gave
 nothing. Token t of the answer weighs w_t = max(0, 1 − .2 t), normalised. Source: Toolformer (arXiv:2302.04761).
+
+The loss is the parent's, so a negative gain may speak of its habit instead of the call: a parent that has learned to
+repeat a calculator's whole response answers `gold chest: 36` wrongly, and with more certainty than it guesses without.
 """
 
 from collections.abc import Sequence
@@ -28,13 +31,16 @@ def answer_weights(count: int) -> Tensor:
     return weights / weights.sum()
 
 
-def gains(
+def trace_losses(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     traces: Sequence[dict[str, Any]],
     batch_rows: int = 64,
-) -> list[float]:
-    """Return L⁻ − L⁺ of each trace (question, call, result, answer), in nats."""
+) -> list[tuple[float, float, float]]:
+    """Return the answer's loss (nats) in each trace (question, call, result, answer).
+
+    That is after call and result, without a call, and after a call that gave nothing.
+    """
     variants: list[list[dict[str, str]]] = []
     for trace in traces:
         question, call, response = trace["messages"][:3]
@@ -45,8 +51,13 @@ def gains(
         ]
     answers = [trace["messages"][-1]["content"] for trace in traces for _ in range(3)]
     losses = answer_losses(model, tokenizer, variants, answers, batch_rows)
-    plus, without, empty = losses[0::3], losses[1::3], losses[2::3]
-    return [min(b, c) - a for a, b, c in zip(plus, without, empty, strict=True)]
+    return list(zip(losses[0::3], losses[1::3], losses[2::3], strict=True))
+
+
+def gain(losses: tuple[float, float, float]) -> float:
+    """Return L⁻ − L⁺ in nats: what the call saves over the better of doing without and of getting nothing."""
+    plus, without, empty = losses
+    return min(without, empty) - plus
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 A trace is {"kind", "messages", "answer", "filtered", "stages"}: what is trained, the final answer, whether the
 Toolformer filter applies, and (held-out use) the user turns of each conversation in order. Memory traces come in three
-conversations on one SQLite store: write, replace, recall.
+conversations on one SQLite store: write, replace, recall. Splits go by what is asked (the fact, the numbers in ascending
+order), and held-out traces are distinct by it; where a split holds fewer, there are fewer.
 """
 
 import re
@@ -37,6 +38,7 @@ RECALL = ("Recall the {key}.", "What did I tell you about the {key}?", "Look up 
 WORDS = ("river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window", "bridge")
 PASSAGE_WORDS = 12
 STORE_DOCUMENTS = 24
+PATIENCE = 5000  # draws without a new trace after which a split is taken to hold no more
 
 
 def make(kind: str, count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
@@ -83,14 +85,16 @@ def _memory(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
     """Write a fact, in half of the cases replace it, then recall it in a new conversation."""
     generator = numpy_generator(seed, "bake", "memory", split)
     found: list[Trace] = []
-    while len(found) < count:
+    wanted = _Wanted("memory", split)
+    while len(found) < count and wanted.misses < PATIENCE:
         name = memory.KEYS[int(generator.integers(len(memory.KEYS)))]
         key = f"code of the {name}"
         old, new = (str(int(n)) for n in generator.choice(np.arange(10, 100), 2, replace=False))
-        if split_of(f"bake/memory/{name}/{old}") != split:
+        replaced = bool(generator.integers(2))
+        facts = [f"{name}/{value}" for value in ((old, new) if replaced else (old,))]
+        if not wanted.takes(facts[-1], *facts[:-1]):
             continue
         box = Toolbox(TOOLS["memory"], ToolContext(memory=Memory()))
-        replaced = bool(generator.integers(2))
         parts = [(WRITE, old), (REPLACE, new)] if replaced else [(WRITE, old)]
         turns: list[list[dict[str, str]]] = []
         for forms, value in parts:
@@ -113,15 +117,17 @@ def _code(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  
     generator = numpy_generator(seed, "bake", "code", split)
     box = Toolbox(TOOLS["code"])
     found: list[Trace] = []
-    while len(found) < count:
+    wanted = _Wanted("code", split)
+    while len(found) < count and wanted.misses < PATIENCE:
         numbers = [int(n) for n in generator.integers(1, 100, 3)]
         word = _pick(generator, WORDS)
+        sort = int(generator.integers(3))
         question, code = (
             (f"Run code to add {numbers[0]}, {numbers[1]} and {numbers[2]}.", f"print(sum({numbers}))"),
             (f"Run code to sort {numbers[0]}, {numbers[1]} and {numbers[2]}.", f"print(sorted({numbers}))"),
             (f"Run code to write {word} {numbers[0] % 5 + 1} times.", f"print('{word}' * {numbers[0] % 5 + 1})"),
-        )[int(generator.integers(3))]
-        if split_of(f"bake/code/{question}") != split:
+        )[sort]
+        if not wanted.takes(question if sort == 2 else f"{sort} {sorted(numbers)}"):
             continue
         messages, result = _ask(box, question, Call("code", {"code": code}))
         found.append(_trace("code", [*messages, _says(result)], result, filtered=True))
@@ -149,6 +155,25 @@ def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace
     if not found:
         raise DataError(f"no passage of the {split} split can be found by two of its words; give data.text more prose")
     return found
+
+
+class _Wanted:
+    """Which drawn questions belong to a split: all of their facts do, and held-out ones come once."""
+
+    def __init__(self, kind: str, split: str) -> None:
+        self.kind, self.split = kind, split
+        self.seen: set[str] = set()
+        self.misses = 0
+
+    def takes(self, form: str, *others: str) -> bool:
+        """Return whether the question of canonical form `form` is taken; `others` are further facts that it gives."""
+        inside = all(split_of(f"bake/{self.kind}/{one}") == self.split for one in (form, *others))
+        if not inside or (self.split != "train" and form in self.seen):
+            self.misses += 1
+            return False
+        self.seen.add(form)
+        self.misses = 0
+        return True
 
 
 def _ask(box: Toolbox, question: str, call: Call) -> tuple[list[dict[str, str]], str]:

@@ -2,7 +2,7 @@
 
 Stages 1-3 adapt it to the data (curriculum by measured success), 4-6 inject noise and learning rate (steered by a
 measured exponent), 7-8 mix in the model's own generations as replay ("dreams"), 9 models its own activations, and 10
-cools down and averages. Every mechanism has a switch of its own; what has not won an honest ablation here is off in
+cools down and averages. Every mechanism has a switch of its own; what no run of ours has shown to gain is off in
 conf/train.yaml, and its stages are then plain training with the same telemetry. Instability goes back to kept weights.
 Sources: arXiv:2504.03380 (success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395 (warm-up,
 stable, decay), Benettin et al. 1980 (renormalised tangent vectors).
