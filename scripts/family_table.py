@@ -107,6 +107,7 @@ def phase(bench: Bench, name: str, settings: list[str]) -> tuple[Checkpoint, str
     room = importlib.import_module(f"agent_forge.phases.{name}")
     places = [f"sources=[{bench.root / 'import'}]", f"out={bench.root / name}", "runtime.device=cpu"]
     config = compose(name, room.Config, [*places, *bench.data(), *settings])
+    (config.train if name == "bitnet" else config.calibration).mix = {"text": 1.0}
     fits = importlib.import_module(f"agent_forge.phases.{name}.fits")
     line = fits.check(config, models.load(bench.made["import"]).config.to_dict())[0]
     out = Workspace(bench.root / name, phase=name, seed=config.seed, config=config, parents=[bench.made["import"]])
@@ -121,7 +122,7 @@ def ternary(bench: Bench) -> str:
 
     bench.made["bitnet"], reach = phase(bench, "bitnet", [
         "linear.group_size=32", "linear.embedding_bits=8", "train.steps=2", "train.rows=2", f"train.length_tokens={LENGTH}",
-        "train.mix={text:1}", "init.rows=4", "measure_items=2",
+        "init.rows=4", "measure_items=2", "unseen_items=2",
     ])  # fmt: skip
     found = models.load(bench.made["bitnet"])
     save_packed(models.load(bench.made["bitnet"]), bench.words, bench.root / "ternary-packed")
@@ -131,7 +132,7 @@ def ternary(bench: Bench) -> str:
 def compressed(bench: Bench) -> str:
     """Compress the model; its codes give the logits of the weights that they stand for."""
     bench.made["compress"], reach = phase(bench, "compress", [
-        "calibration.mix={text:1}", "calibration.windows=3", f"calibration.length_tokens={LENGTH}",
+        "measure.unseen_items=2", "calibration.windows=3", f"calibration.length_tokens={LENGTH}",
         "calibration.count_windows=0", "measure.windows=2", f"measure.length_tokens={LENGTH}", "codec.min_weights=64",
         "codec.candidates=[{codec: intk, bits: 8}, {codec: intk, bits: 4}]", "budget.bytes_ratio=0.3",
         "budget.quality_floor=0", "recover.steps=0", "recover.block_steps=0",
