@@ -169,6 +169,8 @@ def limits(hint: Any) -> tuple[Limit, ...]:
 def _check(key: str, value: Any, hint: Any) -> None:
     kind = bare(hint)
     for limit in limits(hint):
+        if limit.wrong(value) and isinstance(limit, Plugin):
+            raise ConfigError(_unknown_name(key, str(value), limit))
         if limit.wrong(value):
             raise ConfigError(f"{key} must be {limit}, got {_shown(value)}{_near(value, limit)}")
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):

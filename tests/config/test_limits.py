@@ -79,7 +79,7 @@ def test_every_number_of_a_phase_refuses_nan_negative_and_huge_values_by_name(na
         ("cognate.trunk.steps=-5", "cognate.trunk.steps must be at least 0"),
         ("compress.gate.tasks.txt=0.9", "compress.gate.tasks: no task 'txt'; did you mean 'text'?"),
         ("bake.training.mix.txt=0.9", "bake.training.mix: no kind of data 'txt'; did you mean 'text'?"),
-        ("evomerge.merge.techniques=[tise]", "evomerge.merge.techniques must be one of"),
+        ("evomerge.merge.techniques=[tise]", "evomerge.merge.techniques: no merge method 'tise'; did you mean 'ties'?"),
         (
             "train.mix={text: 0, reasoning: 0, tools: 0, memory: 0}",
             "train.mix must be a mapping with at least one weight",

@@ -489,9 +489,8 @@ def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference
 
 def test_an_unknown_technique_or_task_is_refused_with_the_nearest_name(family, data_config, tmp_path) -> None:
     log = EventLog(None, "evomerge")
-    config = settings(data_config, tmp_path / "out", "merge.techniques=[linaer]")
     with pytest.raises(ConfigError, match="no merge method 'linaer'; did you mean 'linear'"):
-        run(config, family, workspace(config, family), log)
+        settings(data_config, tmp_path / "out", "merge.techniques=[linaer]")
     config = settings(data_config, tmp_path / "out", "fitness.tools=0")
     config.fitness = {"reasonin": 1.0}
     with pytest.raises(ConfigError, match="no generated task 'reasonin'; did you mean 'reasoning'"):
