@@ -291,9 +291,9 @@ def test_breadcrumbs_drops_the_largest_and_the_smallest(name: str, normalize: bo
     deltas = []
     for model in models:
         delta = model - base
-        kept = top(delta, 14 + 5) - top(delta, 5)  # density .36 keeps 14 of 40, gamma .13 drops the top 5
+        kept = top(delta, 14 + 5) - top(delta, 5)  # density .36 keeps 14 of 40, gamma .14 drops the top 5
         deltas.append(kept * (np.abs(delta).sum() / np.abs(kept).sum() if rescale else 1.0))
-    each = weighted(weights, density=0.36, gamma=0.13)
+    each = weighted(weights, density=0.36, gamma=0.14)
     found = run(name, models, base, each, normalize=normalize, rescale=rescale, **{"lambda": 0.8})
     if name == "breadcrumbs_ties":
         truth = elected(deltas, weights, normalize)
@@ -335,6 +335,8 @@ def test_sce_weighs_models_by_the_energy_of_what_varies_most() -> None:
     one, two = np.zeros((1, 8)), np.zeros((1, 8))
     one[0, :2] = 4.0, 1.0
     close(run("sce", [one, two], np.zeros((1, 8)), select_topk=0.5), np.array([[4.0, *[0.0] * 7]]))
+    even = [np.array([[3.0, 1.0]]), np.array([[-3.0, 1.0]])]
+    close(run("sce", even, np.zeros((1, 2))), np.array([[3.0, 1.0]]))  # an even vote is positive
 
 
 def _changes(base: Floats, models: list[Floats], epsilon: float) -> tuple[list[Floats], list[Any], Any]:
