@@ -524,7 +524,7 @@ def test_settings_contradict_each_other_with_a_remedy() -> None:
         (["curve.speed_tokens=0"], "curve.speed_tokens must be at least 1 and at most"),
         (["mode=stacked", "curve.enabled=true"], "--curve needs mode=allocate"),
         (["recover.block_windows=0"], "recover.block_windows must be at least 1"),
-        (["recover.block_lr=0.0"], "recover.block_lr must be in (0, 10], got 0.0"),
+        (["recover.block_lr=0.0"], r"recover\.block_lr must be in \(0, 10\], got 0\.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             compose("compress", Config, ["out=x", *overrides])
