@@ -186,7 +186,7 @@ def test_a_file_where_a_directory_must_be_is_an_error_before_any_work(quick: Qui
 def test_a_phase_without_a_source_and_a_gate_without_a_known_task_are_refused(quick: Quick, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bitnet reads a checkpoint: give sources=\[DIR\]"):
         run_phase("bitnet", quick(tmp_path / "out", "sources=[]"))
-    with pytest.raises(ConfigError, match="no gate task 'txt'; did you mean 'text'"):
+    with pytest.raises(ConfigError, match="no task 'txt'; did you mean 'text'"):
         run_phase("bitnet", quick(tmp_path / "out", "gate.tasks.txt=0.9"))
 
 
