@@ -13,6 +13,7 @@ FEW_STEPS = [
     "bake.persona.heldout=8", "bake.measure.items=6", "bake.measure.text_items=8",
     "adas.experts.rows=100", "adas.experts.svf_steps=2", "adas.experts.task_steps=2",
     "adas.search.iterations=1", "adas.search.candidates=2", "adas.search.race_items=[2,4]", "adas.search.race_keep=[1]",
+    "adas.search.accept_items=6",
     "adas.search.pool_items=24", "adas.runtime_search.techniques=[temperature]",
     "adas.runtime_search.items=4", "adas.runtime_search.final_items=8", "adas.test_items=8",
     "compress.calibration.windows=8", "compress.budget.search_steps=2",
