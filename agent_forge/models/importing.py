@@ -4,6 +4,8 @@ Reads `source`, writes a checkpoint directory of phase "import". GGUF weights ar
 read weights-only by a separate process; a model that brings code of its own is refused.
 """
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from transformers import (
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError
+from agent_forge.merge.files import INDEX, WEIGHTS
 from agent_forge.models import registration, storage, wrapped_names
 from agent_forge.models.gguf_format import reading
 
@@ -32,6 +35,8 @@ READER = Path(__file__).with_name("bin_reader.py")
 BIN_SECONDS = 1800  # a .bin that takes longer to read is given up
 COPY_BYTES = 1 << 22
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+# What trainers save beside a model as .bin.
+TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|adapter_model)\.bin")
 NOT_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
@@ -85,12 +90,33 @@ def _read_directory(directory: Path, scratch: Path) -> tuple[PreTrainedModel, Pr
     if adapter := wrapped_names.adapter_in(directory):
         raise CheckpointError(adapter)
     storage.refuse_remote_code(directory)
-    if list(directory.glob("*.safetensors")):
+    shards = _bin_shards(directory)
+    named = any((directory / name).is_file() for name in (WEIGHTS, INDEX))
+    if named or (not shards and list(directory.glob("*.safetensors"))):
         return _load(directory), _tokenizer(directory)
-    shards = sorted(directory.glob("pytorch_model*.bin")) or sorted(directory.glob("*.bin"))
     if not shards:
         raise CheckpointError(f"{directory} holds no weights: neither .safetensors nor .bin")
     return _read_converted(directory, shards, scratch)
+
+
+def _bin_shards(directory: Path) -> list[Path]:
+    """Return the .bin files that hold the model, as transformers chooses them; what a trainer saved beside is no part.
+
+    Raises CheckpointError when the index names a file that is missing, or cannot be read.
+    """
+    index = directory / "pytorch_model.bin.index.json"
+    if (directory / "pytorch_model.bin").is_file():
+        return [directory / "pytorch_model.bin"]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged ({error!r}); restore it from a copy") from None
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{directory / missing[0]} is missing, though {index.name} lists it; restore it")
+        return [directory / name for name in names]
+    return sorted(file for file in directory.glob("*.bin") if not TRAINER_STATE.fullmatch(file.name))
 
 
 def _read_converted(

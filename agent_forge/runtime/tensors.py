@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError
+from agent_forge.merge.files import weight_files
 
 Array = NDArray[Any]
 DTYPES = {
@@ -29,12 +30,10 @@ ALIGNMENT = 64
 
 
 class Tensors:
-    """The tensors of a directory's .safetensors files, or of one file. Nothing is read before `get`."""
+    """The tensors of the model in a directory, or of one file. Nothing is read before `get`."""
 
     def __init__(self, path: Path) -> None:
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not files:
-            raise CheckpointError(f"{path} has no .safetensors weights; run `forge import {path}` to convert it")
+        files = weight_files(path) if path.is_dir() else [path]
         self._entries: dict[str, tuple[Array, int, dict[str, Any]]] = {}
         self.metadata: dict[str, str] = {}
         self.size_bytes = sum(file.stat().st_size for file in files)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge import checkpoint, models
+from agent_forge import checkpoint, models, runtime
 from agent_forge.core.errors import CheckpointError
 from agent_forge.models.importing import import_model
 
@@ -69,6 +69,32 @@ def test_bin_files_with_tied_weights_give_equal_logits(
 ) -> None:
     to_bin(plain, tiny_llama, parts)
     assert same_logits(import_model(plain, tmp_path / "out").path, tiny_llama)
+
+
+def test_what_a_trainer_saved_beside_the_model_is_no_part_of_it(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    """As transformers chooses: pytorch_model.bin, else what its index lists; model.safetensors before both."""
+    shutil.copy(plain / "model.safetensors", plain / "consolidated.safetensors")
+    assert same_logits(import_model(plain, tmp_path / "both").path, tiny_llama)
+    packed = runtime.load(plain, threads=1).logits(IDS[0].tolist())
+    with torch.no_grad():
+        assert np.allclose(packed, tiny_llama(IDS).logits[0].numpy(), atol=1e-4)
+    (plain / "consolidated.safetensors").unlink()
+    to_bin(plain, tiny_llama, parts=2)
+    for name in ("training_args.bin", "optimizer.bin", "pytorch_model.fp16.bin"):
+        (plain / name).write_bytes(b"nothing that can be read")
+    shards = [f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2)]
+    index = plain / "pytorch_model.bin.index.json"
+    names = list(tiny_llama.state_dict())
+    index.write_text(json.dumps({"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}}))
+    assert same_logits(import_model(plain, tmp_path / "listed").path, tiny_llama)
+    (plain / shards[1]).rename(plain / "elsewhere")
+    with pytest.raises(CheckpointError, match=rf"{shards[1]} is missing, though"):
+        import_model(plain, tmp_path / "missing")
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"index\.json is damaged"):
+        import_model(plain, tmp_path / "damaged")
 
 
 def test_one_bin_file_is_read_with_the_config_beside_it(
