@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from agent_forge.phases.bitnet import fits as bitnet_fits
 from agent_forge.phases.compress import fits as compress_fits
 from agent_forge.phases.compress import sensitivity
 from agent_forge.phases.quietstar import fits as quietstar_fits
+from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.estimate import estimate_phase
+from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.run_phase import check_inputs
 from tests import tiny_families
 
@@ -91,8 +94,6 @@ def test_a_quantised_source_and_a_budget_below_what_is_not_coded_are_refused() -
     llama = content("llama")
     with pytest.raises(ConfigError, match="quantised already"):
         bitnet_lines({**llama, "quantization_config": {"quant_method": "forge_ternary"}})
-    with pytest.raises(ConfigError, match="quantised already"):
-        compress_lines({**llama, "quantization_config": {"quant_method": "forge_compressed"}})
     with pytest.raises(ConfigError, match=r"linear\.sub_norm"):
         compress_lines({**llama, "quantization_config": {"quant_method": "forge_ternary", "sub_norm": ["o_proj"]}})
     small = ["budget.quality_floor=0", "budget.bytes_ratio=0.05", "codec.min_weights=3000"]
@@ -100,6 +101,21 @@ def test_a_quantised_source_and_a_budget_below_what_is_not_coded_are_refused() -
         compress_lines(llama, *small)
     with pytest.raises(ConfigError, match=r"measure\.length_tokens=512 is more than the 256 positions"):
         compress_lines(llama, "measure.length_tokens=512")
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [{"quant_method": "forge_compressed"}, {"quant_method": "gptq"}, {"quant_method": "forge_ternary", "packed": True}],
+)
+@pytest.mark.parametrize("phase", ["evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress"])
+def test_every_phase_refuses_weights_that_are_codes_alone(
+    phase: str, codes: dict[str, Any], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**content("llama"), "quantization_config": codes}))
+    source = Checkpoint(tmp_path, replace(tiny_checkpoint.manifest, parents=[{"path": "the/parent"}]))
+    config = compose(phase, phases()[phase].config, [f"sources=[{tmp_path}]", "out=unused"])
+    with pytest.raises(ConfigError, match=rf"holds codes .*which {phase} cannot change.*sources=\[the/parent\]"):
+        fits(phase, config, [source])
 
 
 def test_the_preflight_and_the_dry_run_ask(

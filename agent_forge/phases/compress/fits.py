@@ -6,20 +6,14 @@ from typing import Any
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.phases.compress import Config
 
-QUANTISED = {"forge_ternary"}  # what compress reads although it is quantised
-
 
 def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     """Return what share of the weights will be coded, and what the rest is.
 
-    Raises ConfigError when the model is compressed already, has nothing to compress, and for settings that cannot work
+    Raises ConfigError when the model has nothing to compress, and for settings that cannot work
     for it.
     """
-    quantisation = model_config.get("quantization_config") or {}
-    method = quantisation.get("quant_method")
-    if method and method not in QUANTISED:
-        raise ConfigError(f"the source is quantised already ({method}); give compress the checkpoint before that")
-    if quantisation.get("sub_norm"):
+    if (model_config.get("quantization_config") or {}).get("sub_norm"):
         raise ConfigError(
             "a compressed layer cannot normalise its input, and layers of the source do; make the model ternary with "
             "linear.sub_norm=[]"
