@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agent_forge.codecs.payload import Payload
 
 # Modules of this folder that serve the codecs and are none themselves.
-SERVICES = ("allocate", "compensate", "entropy", "payload")
+SERVICES = ("allocate", "compensate", "entropy", "host", "payload")
 
 
 def names() -> list[str]:
@@ -61,6 +61,17 @@ def encode(
     importance: (rows,) with mean 1, for codecs that spend bits where a row matters (`weighs_rows` in their module).
     Raises PhaseError when the weight is no matrix or not finite.
     """
+    return encode_and_decode(name, weight, given, hessian, importance)[0]
+
+
+def encode_and_decode(
+    name: str,
+    weight: "Tensor",
+    given: Mapping[str, Any],
+    hessian: "Tensor | None" = None,
+    importance: "Tensor | None" = None,
+) -> "tuple[Payload, Tensor]":
+    """Return what `encode` returns, and `decode` of it: both need the bytes read back, which is slow."""
     from agent_forge.codecs import payload
 
     if weight.ndim != 2 or not weight.numel():
@@ -75,8 +86,9 @@ def encode(
     parts, meta = module.encode(weight, settings(name, given), hessian, **weights)
     shape = (weight.shape[0], weight.shape[1])
     coded = payload.read(payload.write(name, shape, meta, parts), "a fresh encoding")
-    error = float((decode(coded, weight.device) - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
-    return payload.Payload(name, shape, coded.meta, coded.parts, coded.data, error)
+    decoded = decode(coded, weight.device)
+    error = float((decoded - weight).square().sum() / weight.square().sum().clamp_min(1e-30))
+    return payload.Payload(name, shape, coded.meta, coded.parts, coded.data, error), decoded
 
 
 def unpack(coded: "Payload") -> "dict[str, Tensor]":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_forge.codecs import entropy
+from agent_forge.codecs import entropy, host
 from agent_forge.core.errors import CheckpointError
 
 MAGIC = b"FP"
@@ -46,7 +46,7 @@ def write(codec: str, shape: tuple[int, int], meta: dict[str, Any], parts: Parts
     streams: list[bytes] = []
     layout: dict[str, list[Any]] = {}
     for name, array in parts.items():
-        planes = [entropy.compress(plane) for plane in _planes(array)]
+        planes = [host.call(entropy.compress, plane, entries=plane.size) for plane in _planes(array)]
         layout[name] = [array.dtype.str[1:], list(array.shape), [len(plane) for plane in planes]]
         streams += planes
     header = json.dumps([codec, list(shape), meta, layout], separators=(",", ":")).encode()
@@ -70,7 +70,8 @@ def read(data: bytes, where: str) -> Payload:
         count = int(np.prod(part_shape))
         planes = []
         for length in lengths:
-            planes.append(entropy.expand(data[position : position + length], count))
+            stream = data[position : position + length]
+            planes.append(host.call(entropy.expand, stream, count, entries=count))
             position += length
         parts[name] = np.stack(planes, axis=-1).reshape(-1).view(f"<{dtype}").reshape(part_shape)
     return Payload(codec, (shape[0], shape[1]), meta, parts, data)

@@ -6,6 +6,7 @@ Source: arXiv:2410.10714. Departure: the search may be cut to the first `seeds` 
 entropy coder then pays for log2(seeds) bits only.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agent_forge.codecs import host
 from agent_forge.codecs.payload import Parts
 from agent_forge.core.errors import ConfigError
 
@@ -79,7 +81,9 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
     padded = torch.nn.functional.pad(weight.float().cpu(), (0, -weight.shape[1] % settings.block))
     blocks = padded.reshape(-1, settings.block)
     step = _unit(blocks)
-    seeds, exponents, coefficients = search(blocks / step, settings)
+    # A device goes on with other codecs meanwhile; on the CPU both would fight over its cores.
+    with nullcontext() if weight.device.type == "cpu" else host.aside():
+        seeds, exponents, coefficients = search(blocks / step, settings)
     parts: Parts = {
         "j": seeds.numpy().astype(np.uint16).reshape(rows, -1),
         "e": exponents.numpy().astype(np.uint8).reshape(rows, -1),

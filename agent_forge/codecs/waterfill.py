@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent_forge.codecs import entropy
+from agent_forge.codecs import entropy, host
 from agent_forge.codecs.compensate import inverse_factor
 from agent_forge.codecs.payload import Parts
 from agent_forge.core.errors import ConfigError
@@ -72,12 +72,13 @@ def encode(
         rows = _stored(_rescaled(weight, codes, rows, columns, hessian), unit)
     stored = codes.cpu().numpy()
     by_row, by_column = entropy.size_classes(stored)
+    coded = host.call(entropy.compress_blocks, stored, by_row, by_column, entries=stored.size)
     parts: Parts = {
         "s": (rows / 2.0**unit).half().cpu().numpy(),
         "c": levels.to(torch.uint8).cpu().numpy(),
         "a": by_row,
         "b": by_column,
-        "q": np.frombuffer(entropy.compress_blocks(stored, by_row, by_column), np.uint8),
+        "q": np.frombuffer(coded, np.uint8),
     }
     return parts, {"u": unit}
 
@@ -152,8 +153,8 @@ def _rescaled(weight: Tensor, codes: Tensor, rows: Tensor, columns: Tensor, hess
 
 def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[str, Tensor]:
     """Return {"q": (rows, columns) int8, "s": (rows,) and "c": (columns,) float32}."""
-    del shape
-    codes = entropy.expand_blocks(parts["q"].tobytes(), parts["a"], parts["b"])
+    data, entries = parts["q"].tobytes(), shape[0] * shape[1]
+    codes = host.call(entropy.expand_blocks, data, parts["a"], parts["b"], entries=entries)
     return {
         "q": torch.from_numpy(codes),
         "s": torch.from_numpy(parts["s"].astype(np.float32)) * 2.0 ** meta["u"],

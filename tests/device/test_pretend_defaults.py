@@ -11,6 +11,8 @@ from agent_forge.core import device as devices
 from agent_forge.core.events import Event, EventLog
 from agent_forge.evaluate import engine
 from agent_forge.learn import precision
+from agent_forge.models import chunks
+from agent_forge.phases.compress import measure
 from tests.pretend import KIND, pretend_accelerator
 
 
@@ -88,3 +90,18 @@ def test_pretend_accelerator_scores_every_task(name: str, tiny_run: Path) -> Non
         model = models.load(source, device=device)
         scores = evaluate.score(model, context.tokenizer, [name], "validation", 3, context)
     assert len(scores[name].values) == 3
+
+
+def test_windows_scored_at_once_by_compress_follow_free_memory(
+    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "CPU_LOGITS", 7 * 48 * tiny_llama.config.vocab_size)
+    assert measure._windows_at_once(tiny_llama, 10, 48) == 7
+    monkeypatch.setattr(chunks, "CPU_ENTRIES", 48 * tiny_llama.config.vocab_size)
+    per_window = chunks.BYTES_PER_ENTRY * 48 * tiny_llama.config.vocab_size
+    for free_windows, expected in ((0, 1), (12, 3), (400, 10)):
+        monkeypatch.setattr(chunks, "free_bytes", lambda _, n=free_windows: n * per_window)
+        chunks.rows_at_once.cache_clear()
+        with pretend_accelerator() as device:
+            assert measure._windows_at_once(tiny_llama.to(device), 10, 48) == expected
+    chunks.rows_at_once.cache_clear()

@@ -14,9 +14,10 @@ from agent_forge import data
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.sources import IGNORE
+from agent_forge.models import chunks
 from agent_forge.phases.compress import Config
 
-MAX_LOGITS = 1 << 25  # numbers of logits held at once
+CPU_LOGITS = 1 << 25  # numbers of logits held at once on the CPU
 Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (windows, length) int64
 
 
@@ -48,7 +49,7 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
     found = {}
     for kind, (ids, labels) in windows.items():
         parts: list[Tensor] = []
-        rows = max(1, MAX_LOGITS // (ids.shape[1] * int(model.config.get_text_config().vocab_size)))
+        rows = _windows_at_once(model, *ids.shape)
         for index, (batch, target) in enumerate(zip(ids.split(rows), labels.split(rows), strict=True)):
             logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float()
             target = target[:, 1:].to(logits.device)
@@ -58,6 +59,14 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
             parts.append(torch.stack([nll, logits[scored].argmax(-1).float(), window], 1).cpu())
         found[kind] = torch.cat(parts)
     return found
+
+
+def _windows_at_once(model: PreTrainedModel, count: int, length_tokens: int) -> int:
+    """Return how many of `count` windows to score at once: on an accelerator as its memory allows."""
+    per_window = length_tokens * int(model.config.get_text_config().vocab_size)
+    if model.device.type == "cpu":
+        return max(1, CPU_LOGITS // per_window)
+    return chunks.rows_at_once(count, per_window, model.device)
 
 
 def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[str, Any]:

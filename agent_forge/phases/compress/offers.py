@@ -5,6 +5,7 @@ A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from agent_forge import codecs
 from agent_forge.checkpoint import Workspace
-from agent_forge.codecs import payload, ternary
+from agent_forge.codecs import host, payload, ternary
 from agent_forge.codecs.allocate import Option
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.events import EventLog
@@ -87,7 +88,23 @@ def all_offers(
     out: Workspace,
     events: EventLog,
 ) -> dict[str, list[Offer]]:
-    """Return each tensor's offers, a tensor at a time. What an earlier, killed run had coded is read back."""
+    """Return each tensor's offers, a tensor at a time. What an earlier, killed run had coded is read back.
+
+    Several offers of one large tensor are coded at once, by as many processes as torch has threads.
+    """
+    with closing(host.Pool(torch.get_num_threads())) as pool:
+        return _all_offers(model, tensors, sensitivities, config, out, events, pool)
+
+
+def _all_offers(
+    model: PreTrainedModel,
+    tensors: Mapping[str, Tensor],
+    sensitivities: Callable[[str], Sensitivity],
+    config: Config,
+    out: Workspace,
+    events: EventLog,
+    pool: host.Pool,
+) -> dict[str, list[Offer]]:
     modules = dict(model.named_modules())
     weights = sum(tensor.numel() for tensor in tensors.values())
     offers: dict[str, list[Offer]] = {}
@@ -99,7 +116,7 @@ def all_offers(
         file = f"coded-{index:04}"
         stored = out.remember_tensors(
             file,
-            lambda m=matrix, s=sensitivity, c=candidates: _encode(m, s, c, config, weights),  # type: ignore[misc]
+            lambda m=matrix, s=sensitivity, c=candidates: _encode(m, s, c, config, weights, pool),  # type: ignore[misc]
         )
         shape = (matrix.shape[0], matrix.shape[1])
         offers[name] = _read_back(out, file, stored, candidates, shape, config)
@@ -131,19 +148,26 @@ def _settings(candidate: Candidate, config: Config, weights: int) -> dict[str, A
 
 
 def _encode(
-    matrix: Tensor, sensitivity: Sensitivity, candidates: Sequence[Candidate], config: Config, weights: int
+    matrix: Tensor,
+    sensitivity: Sensitivity,
+    candidates: Sequence[Candidate],
+    config: Config,
+    weights: int,
+    pool: host.Pool,
 ) -> dict[str, Tensor]:
     importance, hessian = sensitivity.curvature() or (None, None)
-    tensors: dict[str, Tensor] = {}
-    figures = torch.zeros(len(candidates), 2, dtype=torch.float64)
-    for i, candidate in enumerate(candidates):
+
+    def coded(candidate: Candidate) -> tuple[bytes, float, float]:
         settings = _settings(candidate, config, weights)
-        coded = codecs.encode(candidate["codec"], matrix, settings, hessian, importance)
-        assert coded.relative_error is not None
-        figures[i, 0] = sensitivity.distortion(codecs.decode(coded, matrix.device) - matrix)
-        figures[i, 1] = coded.relative_error
-        tensors[f"data-{i}"] = torch.frombuffer(bytearray(coded.data), dtype=torch.uint8)
-    return {**tensors, "figures": figures}
+        done, decoded = codecs.encode_and_decode(candidate["codec"], matrix, settings, hessian, importance)
+        assert done.relative_error is not None
+        return done.data, sensitivity.distortion(decoded - matrix), done.relative_error
+
+    results = pool.map(coded, candidates, matrix.numel())
+    tensors = {
+        f"data-{i}": torch.frombuffer(bytearray(data), dtype=torch.uint8) for i, (data, _, _) in enumerate(results)
+    }
+    return {**tensors, "figures": torch.tensor([figures for _, *figures in results], dtype=torch.float64)}
 
 
 def _read_back(
@@ -196,8 +220,9 @@ def _encode_stacked(
     current, data = matrix, b""
     importance, hessian = sensitivity.curvature() or (None, None)
     for stage in stages:
-        coded = codecs.encode(stage["codec"], current, _settings(stage, config, 1), hessian, importance)
-        current, data = codecs.decode(coded, matrix.device), coded.data
+        settings = _settings(stage, config, 1)
+        coded, current = codecs.encode_and_decode(stage["codec"], current, settings, hessian, importance)
+        data = coded.data
     relative = float((current - matrix).square().sum() / matrix.square().sum().clamp_min(1e-30))
     figures = torch.tensor([[sensitivity.distortion(current - matrix), relative]], dtype=torch.float64)
     return {"data-0": torch.frombuffer(bytearray(data), dtype=torch.uint8), "figures": figures}
