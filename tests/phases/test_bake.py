@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge import checkpoint, models
+from agent_forge import checkpoint, learn, models
 from agent_forge.agent import Call, Turn, parse_calls
 from agent_forge.agent.tools import Result
 from agent_forge.checkpoint import Checkpoint, Workspace
@@ -20,9 +20,10 @@ from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_chat
-from agent_forge.phases.bake import Config, lessons, measure, persona, toolformer, traces
-from agent_forge.phases.bake.run import agent_settings, heldout_traces, offered_kinds, run
+from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, toolformer, traces
+from agent_forge.phases.bake.run import _measure, agent_settings, heldout_traces, offered_kinds, run
 
 SMALL = [
     "traces.calculator.count=40", "traces.memory.count=20", "traces.code.count=4", "traces.retrieve.count=4",
@@ -44,12 +45,14 @@ def settings(data_config: DataConfig, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-def forge(config: Config, source: Checkpoint, where: Path, stop_at: int = 0) -> tuple[Report, Workspace]:
-    """Run the phase; with `stop_at`, ask it to stop once the training has taken that many steps."""
+def forge(
+    config: Config, source: Checkpoint, where: Path, stop_at: int = 0, stage: str = "bake"
+) -> tuple[Report, Workspace]:
+    """Run the phase; with `stop_at`, ask it to stop once that training has taken that many steps."""
     out = Workspace(where, phase="bake", seed=config.seed, config=config, parents=[source])
 
     def stop(event: object) -> None:
-        if getattr(event, "stage", "") == "bake" and getattr(event, "step", 0) >= stop_at > 0:
+        if getattr(event, "stage", "") == stage and getattr(event, "step", 0) >= stop_at > 0:
             out.stop_signal = 15
 
     events = EventLog(None, "bake", (stop,), interval_seconds=0.0)
@@ -389,16 +392,67 @@ def test_the_phase_writes_an_agent_with_its_tools_and_measures(
 def test_a_stopped_phase_ends_in_the_same_bytes(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings("traces.code.count=0", "traces.retrieve.count=0")
+    config = settings("traces.code.count=0", "traces.retrieve.count=0", "baseline=true")
     whole, _ = forge(config, tiny_checkpoint, tmp_path / "whole")
-    for stop_at in (3, 5):
+    for stop_at, stage in ((3, "bake"), (5, "bake"), (2, "plain")):
         with pytest.raises(Exception, match="stopped by SIGTERM"):
-            forge(config, tiny_checkpoint, tmp_path / "parts", stop_at)
+            forge(config, tiny_checkpoint, tmp_path / "parts", stop_at, stage)
     parts, _ = forge(config, tiny_checkpoint, tmp_path / "parts")
     first, second = (load_file(Path(r.outputs[0]) / "model.safetensors") for r in (whole, parts))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert checkpoint.open(whole.outputs[0]).id == checkpoint.open(parts.outputs[0]).id
     assert whole.metrics == parts.metrics
+    assert whole.baseline == parts.baseline
+    assert "calculator" in whole.baseline
+
+
+def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit what learn.train gives with cross-entropy alone; and the baked model is the same with and without."""
+    config = settings("baseline=true", "traces.code.count=0", "traces.retrieve.count=0")
+    trained, original = [], baseline.fine_tuned
+    monkeypatch.setattr(baseline, "fine_tuned", lambda *a: trained.append(original(*a)) or trained[-1])
+    report, _ = forge(config, tiny_checkpoint, tmp_path / "beside")
+
+    events, tokenizer = EventLog(None, "bake"), models.load_tokenizer(tiny_checkpoint.path)
+    out = Workspace(tmp_path / "hand", phase="bake", seed=config.seed, config=config, parents=[tiny_checkpoint])
+    kept, _ = lessons.collect(config, models.load(tiny_checkpoint.path), tokenizer, out, events)
+    rows = lessons.Batches(settings("training.neutral_rows=0"), tokenizer, kept, {})
+    model = models.load(tiny_checkpoint.path)
+
+    def cross_entropy(model: LlamaForCausalLM, batch: dict, step: int) -> tuple:
+        assert set(batch) == {"input_ids", "labels"}
+        return learn.lm_loss(model, batch, step)
+
+    learn.train(
+        model, rows, cross_entropy, stage="hand", steps=6, optim=config.training.optim, out=out, events=events,
+        seed=seed_for(config.seed, "bake", "train"),
+    )  # fmt: skip
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in trained[0].state_dict().items())
+    figures = _measure(config, model, tokenizer)
+    for row in report.tables["held-out tools"]:
+        one = figures["tools"][row["kind"]]
+        assert (row["plain"], row["plain low"], row["plain high"], row["n"]) == tuple(
+            one[key] for key in ("value", "low", "high", "n")
+        )
+    text = figures["text"]
+    assert f"against {text['value']:.3f} [{text['low']:.3f}, {text['high']:.3f}]" in report.baseline
+    alone, _ = forge(settings("traces.code.count=0", "traces.retrieve.count=0"), tiny_checkpoint, tmp_path / "alone")
+    baked, again = (load_file(Path(one.outputs[0]) / "model.safetensors") for one in (report, alone))
+    assert all(torch.equal(baked[name], again[name]) for name in baked)
+    assert any(not torch.equal(baked[name], expected[name]) for name in baked)
+    assert alone.baseline == baseline.NOT_RUN
+
+
+def test_a_bake_without_kl_is_its_own_baseline(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings("baseline=true", "persona.enabled=false", "training.neutral_weight=0", "training.steps=1")
+    report, out = forge(config, tiny_checkpoint, tmp_path / "plain")
+    assert report.baseline == baseline.SAME
+    assert not list(out.resume_dir(baseline.STAGE).glob("*"))
 
 
 def test_training_teaches_the_call(

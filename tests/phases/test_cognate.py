@@ -1,5 +1,6 @@
 """The cognate phase at a tiny size: learns, branches, resumes to the same bytes, and takes an imported trunk."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from agent_forge import checkpoint, data, models
+from agent_forge import checkpoint, data, learn, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig
 from agent_forge.config.compose import compose
@@ -16,8 +17,8 @@ from agent_forge.core.errors import ConfigError, DataError, Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data.synthetic import memory
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
-from agent_forge.phases.cognate import PHASE, Config, RecallConfig, probes
-from agent_forge.phases.cognate.run import SPECIALISTS, mixed_batches, priced, run
+from agent_forge.phases.cognate import PHASE, Config, RecallConfig, longer, probes
+from agent_forge.phases.cognate.run import SPECIALISTS, loss_over, mixed_batches, priced, run
 from agent_forge.phases.cognate.segments import RecallRows, WithRecall, segment_loss
 
 TINY = [
@@ -25,7 +26,7 @@ TINY = [
     "model.num_attention_heads=2", "model.halting_size=8", "model.memory_slots=16", "model.written_slots=16",
     "trunk.steps=32", "trunk.rows=4", "trunk.length_tokens=64", "trunk.optim.warmup_steps=2", "branch.steps=3",
     "branch.rows=4", "branch.length_tokens=256", "recall.segment_tokens=160", "branch.optim.warmup_steps=1",
-    "generated_rows=60",
+    "generated_rows=60", "baseline=true",
     "tokenizer_rows=60", "probe_items=8", "runtime.device=cpu", "runtime.save_every_seconds=0",
 ]  # fmt: skip
 
@@ -89,7 +90,7 @@ def test_a_run_stopped_anywhere_and_run_again_ends_in_the_same_bytes(
     made: tuple, tmp_path: Path, data_config: DataConfig
 ) -> None:
     config = settings(tmp_path / "out", data_config)
-    stops = iter([("trunk", 7), ("trunk", 21), ("memory_integration", 2)])
+    stops = iter([("trunk", 7), ("trunk", 21), ("memory_integration", 2), ("longer", 2)])
     wanted = next(stops)
 
     def stop(event: Event, out: Workspace) -> None:
@@ -100,9 +101,43 @@ def test_a_run_stopped_anywhere_and_run_again_ends_in_the_same_bytes(
         with pytest.raises(Interrupted):
             go(config, [], stop)
         wanted = following or ("", 0)
-    _, out = go(config, [])
+    report, out = go(config, [])
     for name in ("trunk", *SPECIALISTS):
         assert checkpoint.open(out.path / name).id == checkpoint.open(made[2].path / name).id
+    assert report.tables == made[1].tables
+    assert report.baseline == made[1].baseline
+
+
+def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every_probe(
+    made: tuple, tmp_path: Path
+) -> None:
+    config, report, out = made
+    trunk, tokenizer = models.load(out.path / "trunk"), models.load_tokenizer(out.path / "trunk")
+    steps = round(sum(round(3 * scale) for scale in (0.7, 1.2, 1.3)) / 3)
+    batches = mixed_batches("cognate-longer", config.trunk.mix, config, tokenizer, steps, 4, 256)
+    hand = Workspace(tmp_path / "hand", phase="cognate", seed=0, config={})
+    learn.train(
+        trunk, batches, loss_over(batches, config), stage="longer", steps=steps, optim=config.branch.optim, out=hand,
+        events=EventLog(None, "cognate"), seed=config.seed,
+    )  # fmt: skip
+    figures = probes.measure(trunk, tokenizer, config)
+    row = {name: round(value, 4) for name, value in figures.items()}
+    assert report.tables["All probes"][-1] == {"model": longer.NAME, **row}
+    for own in report.tables["Own probes"]:
+        ours, other = own["loss_nats"], own[longer.NAME]
+        assert other == row[f"{own['probe']}_loss_nats"]
+        said = re.search(rf"{own['specialist']} ([+-][.\d]+) \[([+-][.\d]+), ([+-][.\d]+)\]", report.baseline)
+        assert said is not None
+        gain, low, high = map(float, said.groups())
+        assert gain == pytest.approx(other - ours, abs=2e-3)
+        assert low <= gain <= high
+
+
+def test_the_gain_over_the_longer_trunk_is_paired_by_item() -> None:
+    ours = {"losses": [1.0, 2.0, 3.0], "tokens": [2.0, 2.0, 2.0]}
+    other = {"losses": [1.5, 2.5, 3.5], "tokens": [2.0, 2.0, 2.0]}
+    assert longer.gain(ours, other, 0) == (0.25, 0.25, 0.25)
+    assert longer.gain(other, ours, 0) == (-0.25, -0.25, -0.25)
 
 
 def test_an_imported_model_becomes_trunk_and_three_specialisations(

@@ -25,7 +25,7 @@ from agent_forge.data import Mixture, RowSource, TextSource
 from agent_forge.data.synthetic import reasoning
 from agent_forge.learn import StepRecord, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
-from agent_forge.phases.train import Config
+from agent_forge.phases.train import Config, plain
 from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import ExponentControl, Rollback, Together
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
@@ -497,6 +497,41 @@ def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
     assert [row["on"] for row in written.tables["stages"][1:]] == [False] * 10
     assert "switched off" in written.summary
+
+
+def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, whether it leaves the steered run at the first stage, between two, or before the average."""
+    off = go(small_config(data_config, "average=none", "measure.twin_steps=0"), tiny_checkpoint, tmp_path / "off")
+    expected = models.load(Path(off.outputs[0])).state_dict()
+    assert off.baseline == plain.SAME
+    trained, original = [], plain.train_plainly
+    monkeypatch.setattr(plain, "train_plainly", lambda c, m, *rest: (trained.append(m), original(c, m, *rest))[1])
+    for number, steered in enumerate((ALL_ON, ["average=none", "self_model.weight=0.1"], ["average=uniform"])):
+        config = small_config(data_config, "optim.average_share=1.0", "measure.twin_steps=0", *steered)
+        report = go(config, tiny_checkpoint, tmp_path / str(number))
+        assert all(torch.equal(trained[-1].state_dict()[name], value) for name, value in expected.items())
+        for row in report.tables["against plain training of equal tokens"]:
+            task = row["task"]
+            assert row["plain"] == off.metrics[task]["value"]
+            assert row["this phase"] == report.metrics[task]["value"]
+            sign = -1 if task == "text" else 1
+            assert row["gain"] == pytest.approx(sign * (row["this phase"] - row["plain"]))
+            assert row["low"] <= row["gain"] <= row["high"]
+        assert report.baseline.startswith("gain over plain training of equal tokens: text ")
+    assert len(trained) == 3
+
+
+def test_without_the_baseline_the_report_says_that_none_ran(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    config = small_config(data_config, "baseline=false", "measure.twin_steps=0", "average=uniform")
+    report = go(config, tiny_checkpoint, tmp_path)
+    assert report.baseline == plain.NOT_RUN
+    assert list(report.tables) == ["stages"]
+    assert config.work_tokens() == 10 * 2 * 48
+    assert replace(config, baseline=True).work_tokens() == 11 * 2 * 48
 
 
 def test_a_run_killed_in_any_stage_ends_in_the_same_checkpoint(

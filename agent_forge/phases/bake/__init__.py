@@ -94,13 +94,15 @@ class Config(PhaseConfig):
     training: TrainingConfig
     persona: PersonaConfig
     measure: MeasureConfig
+    baseline: bool  # also train plainly on the same rows for as many steps, and measure that model beside
 
     def work_tokens(self) -> float:
         """Return the trained tokens, those of the parent on neutral text, and the persona's answers."""
         training, persona = self.training, self.persona
         rows = training.rows + 4 / 3 * training.neutral_rows
         answers = persona.rows * (persona.reply_tokens + 32) * len(persona.traits) if persona.enabled else 0
-        return training.steps * (rows * training.length_tokens + answers)
+        plain = training.rows * training.length_tokens if self.baseline else 0
+        return training.steps * (rows * training.length_tokens + answers + plain)
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: traces, neutral text and answers."""

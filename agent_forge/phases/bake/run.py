@@ -11,7 +11,7 @@ from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
-from agent_forge.phases.bake import Config, lessons, measure, persona, traces
+from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, traces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -39,6 +39,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     )  # fmt: skip
     after = out.remember("after", lambda: _measure(config, model, tokenizer))
     reached = out.remember("strengths", lambda: traits.measure(model))
+    plain = _plain(config, sources[0], batches, tokenizer, out, events)
     metrics = _metrics(before, after, reached)
     offered = offered_kinds(config, after["tools"])
     unusable = [kind for kind in after["tools"] if kind not in offered]
@@ -62,9 +63,39 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
         + (f"; filter overridden for {', '.join(overridden)}" if overridden else ""),
         outputs=[str(written.path)],
         metrics=metrics,
-        tables={"traces": table, "held-out tools": _tool_rows(before, after, offered), "persona": traits.rows(reached)},
+        tables={
+            "traces": table,
+            "held-out tools": _tool_rows(before, after, plain, offered),
+            "persona": traits.rows(reached),
+        },
         samples=after["samples"],
+        baseline=_against(batches, after, plain),
     )
+
+
+def _plain(
+    config: Config,
+    source: Checkpoint,
+    batches: lessons.Batches,
+    tokenizer: "PreTrainedTokenizerFast",
+    out: Workspace,
+    events: EventLog,
+) -> dict[str, Any] | None:
+    """Return what plain training on the same rows measures at; None where it is off or the bake is no other."""
+    if not config.baseline or baseline.is_same(batches):
+        return None
+
+    def compute() -> dict[str, Any]:
+        return _measure(config, baseline.fine_tuned(config, source, batches, out, events), tokenizer)
+
+    return dict(out.remember("plain", compute))
+
+
+def _against(batches: lessons.Batches, after: dict[str, Any], plain: dict[str, Any] | None) -> str:
+    """Return the report's line on the baseline."""
+    if baseline.is_same(batches):
+        return baseline.SAME
+    return baseline.NOT_RUN if plain is None else baseline.phrase(after, plain)
 
 
 def offered_kinds(config: Config, measured: Mapping[str, Any]) -> list[str]:
@@ -184,9 +215,12 @@ def _metrics(before: dict[str, Any], after: dict[str, Any], reached: Mapping[str
     return metrics | {f"persona strength/{name}": value for name, value in reached.items()}
 
 
-def _tool_rows(before: dict[str, Any], after: dict[str, Any], offered: Sequence[str]) -> list[dict[str, Any]]:
+def _tool_rows(
+    before: dict[str, Any], after: dict[str, Any], plain: dict[str, Any] | None, offered: Sequence[str]
+) -> list[dict[str, Any]]:
     return [
         {"kind": kind, "before": before["tools"][kind]["value"], "after": value["value"],
-         "low": value["low"], "high": value["high"], "n": value["n"], "offered": kind in offered}
+         "low": value["low"], "high": value["high"], **baseline.columns(plain, kind), "n": value["n"],
+         "offered": kind in offered}
         for kind, value in after["tools"].items()
     ]  # fmt: skip

@@ -58,6 +58,18 @@ def packed_file_bytes(model: PreTrainedModel, scratch: Path) -> int:
     return size
 
 
+def starts(stages: dict[str, Scores]) -> str:
+    """Return what the last stage reaches beside what the earlier ones, the starts, already had, on the same text."""
+    *before, last = stages
+    said = [_bits(stages[name]) + f" {name}" for name in before]
+    against = f"; bits per byte {_bits(stages[last])} {last} against {', '.join(said)}" if said else ""
+    return f"none ran of equal budget (the parent trained on without ternary weights){against} (n={stages[last].n})"
+
+
+def _bits(scores: Scores) -> str:
+    return f"{scores.mean:.3f} [{scores.interval[0]:.3f}, {scores.interval[1]:.3f}]"
+
+
 def comparison(parent: Scores, stages: dict[str, Scores], samples: int, seed: int) -> list[dict[str, Any]]:
     """Return a table row for the parent and each stage: bits per byte, interval, n and the share kept."""
     rows = []

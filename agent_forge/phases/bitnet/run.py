@@ -271,4 +271,6 @@ def _write(
     )
     table = measure.comparison(before, stages, config.gate.samples, config.seed)
     tables = {"Bits per byte": table, evaluate.TITLE: elsewhere[1]}
-    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables)
+    return Report(
+        summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables, baseline=measure.starts(stages)
+    )

@@ -29,6 +29,7 @@ from agent_forge.config.limits import (
 from agent_forge.core.errors import ConfigError
 
 KINDS = ("cognate", "imported")
+SPECIALISTS = ("reasoning", "memory_integration", "adaptive_computation")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,6 +132,7 @@ class Config(PhaseConfig):
     generated_rows: Count  # training rows of each generated task
     tokenizer_rows: CountOrNone  # rows of each generated task that the tokenizer is trained on, beside the text
     probe_items: Count  # validation items of each probe
+    baseline: bool  # also train a copy of the trunk on, for the mean steps of a specialist; not with model=imported
 
     def starts_from_nothing(self) -> bool:
         """Say whether the phase needs no source."""
@@ -144,7 +146,17 @@ class Config(PhaseConfig):
         branch = scales * self.branch.steps * self.branch.rows * self.branch.length_tokens * passes
         share = self.trunk.one_pass_share
         trunk = self.trunk.steps * self.trunk.rows * self.trunk.length_tokens * (share + (1 - share) * passes)
-        return branch + (0 if imported else trunk)
+        longer = branch / 3 if self.baseline else 0
+        return branch + (0 if imported else trunk + longer)
+
+    def longer_steps(self) -> int:
+        """Return the optimiser steps of the trunk that is trained as long as a specialist: their mean, at least 1."""
+        return max(round(sum(self.branch_steps(name) for name in SPECIALISTS) / len(SPECIALISTS)), 1)
+
+    def branch_steps(self, name: str) -> int:
+        """Return the optimiser steps of specialist `name`."""
+        settings: SpecialistConfig = getattr(self, name)
+        return max(round(settings.steps_scale * self.branch.steps), 1)
 
     def step_tokens(self) -> float:
         """Return the tokens of the larger of the two trainings' batches."""

@@ -21,12 +21,11 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import memory, mixed, reasoning, tools
 from agent_forge.models import cognate_loss
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
-from agent_forge.phases.cognate import Config, SpecialistConfig
+from agent_forge.phases.cognate import SPECIALISTS, Config, SpecialistConfig, longer
 from agent_forge.phases.cognate.lora import adapters
 from agent_forge.phases.cognate.probes import OWN_PROBE, measure
 from agent_forge.phases.cognate.segments import KIND, RecallRows, WithRecall, segment_loss
 
-SPECIALISTS = ("reasoning", "memory_integration", "adaptive_computation")
 MODEL_SETTINGS = (
     "halting_threshold", "surprise_weight", "novelty_weight", "halting_loss_weight", "entropy_cost", "ponder_cost",
     "read_loss_weight", "write_loss_weight",
@@ -51,12 +50,17 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     tables = {"trunk": out.remember("probe-trunk", lambda: measure(trunk, tokenizer, config))}
     written = [_write(trunk, tokenizer, out, "trunk", "trunk", tables["trunk"], losses)]
     events.artefact(written[0].path)
+    items: dict[str, Any] = {}
+    beside = config.baseline and config.starts_from_nothing()
     for name in SPECIALISTS:
         model, losses = specialist(name, trunk, config, tokenizer, out, events, device)
         tables[name] = out.remember(f"probe-{name}", partial(measure, model, tokenizer, config))
         written.append(_write(model, tokenizer, out, name, "specialist", tables[name], losses, parents=[written[0]]))
         events.artefact(written[-1].path)
-    return _report(tables, written)
+        if beside:
+            items[name] = out.remember(f"items-{name}", partial(longer.own_items, model, tokenizer, config, [name]))
+    rival = _longer(trunk, tables, config, tokenizer, out, events, device) if beside else {}
+    return _report(tables, written, longer.compared(items, rival, config))
 
 
 def trained_tokenizer(config: Config, out: Workspace, events: EventLog) -> PreTrainedTokenizerFast:
@@ -135,7 +139,7 @@ def specialist(
         for key in MODEL_SETTINGS:
             setattr(model.config, key, getattr(settings, key))
     branch = config.branch
-    steps = max(round(settings.steps_scale * branch.steps), 1)
+    steps = config.branch_steps(name)
     batches = mixed_batches(
         f"cognate-{name}", settings.mix, config, tokenizer, steps, branch.rows, branch.length_tokens,
         segmented=isinstance(model, CognateForCausalLM),
@@ -148,6 +152,43 @@ def specialist(
             settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
         )  # fmt: skip
     return model.eval(), [record.loss for record in records]
+
+
+def _longer(
+    trunk: Any,
+    tables: dict[str, dict[str, float]],
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Workspace,
+    events: EventLog,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Measure the trunk that is trained as long into `tables`; return its items of every specialist's own probe."""
+    model = longer_trunk(trunk, config, tokenizer, out, events, device)
+    tables[longer.NAME] = out.remember("probe-longer", lambda: measure(model, tokenizer, config))
+    return dict(out.remember("items-longer", lambda: longer.own_items(model, tokenizer, config, SPECIALISTS)))
+
+
+def longer_trunk(
+    trunk: CognateForCausalLM,
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Workspace,
+    events: EventLog,
+    device: torch.device,
+) -> CognateForCausalLM:
+    """Return a copy of the trunk trained on with its own mix, for a specialist's mean steps, batches and optimiser."""
+    model, branch, steps = copy.deepcopy(trunk), config.branch, config.longer_steps()
+    batches = mixed_batches(
+        "cognate-longer", config.trunk.mix, config, tokenizer, steps, branch.rows, branch.length_tokens
+    )
+    with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", "longer")):
+        learn.train(
+            model, batches, loss_over(batches, config), stage="longer", steps=steps, optim=branch.optim, out=out,
+            events=events, seed=config.seed, device=device, dtype=pick_dtype(config.runtime.dtype),
+            settings={"mix": dict(config.trunk.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
+        )  # fmt: skip
+    return model.eval()
 
 
 def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
@@ -253,7 +294,7 @@ def _write(
     )
 
 
-def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint]) -> Report:
+def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint], baseline: str) -> Report:
     trunk = tables["trunk"]
     metrics: dict[str, Any] = {
         "trunk_text_bits_per_byte": {
@@ -268,7 +309,9 @@ def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint]) -> R
         own.append(
             {
                 "specialist": name, "probe": probe, "loss_nats": round(losses[name], 4), "best_sibling": round(best, 4),
-                "trunk": round(losses["trunk"], 4), "beats_siblings": losses[name] < best,
+                "trunk": round(losses["trunk"], 4),
+                **({longer.NAME: round(losses[longer.NAME], 4)} if longer.NAME in losses else {}),
+                "beats_siblings": losses[name] < best,
             }
         )  # fmt: skip
     won = sum(bool(row["beats_siblings"]) for row in own)
@@ -279,4 +322,5 @@ def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint]) -> R
         outputs=[str(checkpoint.path) for checkpoint in written],
         metrics=metrics,
         tables={"Own probes": own, "All probes": rows},
+        baseline=baseline,
     )

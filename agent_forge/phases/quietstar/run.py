@@ -162,7 +162,12 @@ def _report(
         "thinking on held-out tokens (validation split)": rows,
         "by difficulty": measure.by_decile(record, kinds, config),
     }
-    return Report(summary=_summary(gain, inside, metrics), outputs=[], metrics=metrics, tables=tables)
+    baseline = (
+        "none ran of equal budget (the parent trained on without thoughts); against the same weights without thoughts: "
+        f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] nats per token (n={gain['n']})"
+    )
+    summary = _summary(gain, inside, metrics)
+    return Report(summary=summary, outputs=[], metrics=metrics, tables=tables, baseline=baseline)
 
 
 def _summary(gain: dict[str, Any], inside: dict[str, Any], metrics: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ stable, decay), Benettin et al. 1980 (renormalised tangent vectors).
 Reads sources[0], any Hugging Face causal LM (thinking or ternary ones too). Writes the trained model.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
@@ -29,6 +29,13 @@ from agent_forge.config.limits import (
 )
 from agent_forge.core.errors import ConfigError
 
+# Stage -> its mechanism, in order.
+STAGES = {
+    "adapt_1": "curriculum", "adapt_2": "curriculum", "adapt_3": "curriculum",
+    "chaos_1": "chaos", "chaos_2": "chaos", "chaos_3": "chaos",
+    "dream_1": "dream", "dream_2": "dream",
+    "self_model": "self_model", "settle": "average",
+}  # fmt: skip
 AVERAGES = ("none", "uniform", "exponential")
 
 
@@ -144,6 +151,7 @@ class Config(PhaseConfig):
     average: Annotated[str, OneOf(AVERAGES)]
     average_decay: Share  # of the exponential average
     measure: MeasureConfig
+    baseline: bool  # where a mechanism is on, also train plainly, and report the gain over that
 
     def __post_init__(self) -> None:
         if not 0 < self.dream.prompt_tokens < self.length_tokens:
@@ -155,9 +163,32 @@ class Config(PhaseConfig):
         if self.curriculum.enabled and missing:
             raise ConfigError(f"curriculum.kinds names {missing}, but mix has {sorted(self.mix)}; add them to mix")
 
+    def taken_stages(self) -> list[str]:
+        """Return the stages that have steps, in order."""
+        return [stage for stage in STAGES if getattr(self.steps, stage) > 0]
+
+    def is_on(self, mechanism: str) -> bool:
+        """Return whether a mechanism is switched on."""
+        if mechanism == "self_model":
+            return self.self_model.weight > 0
+        if mechanism == "average":
+            return self.average != "none" and self.optim.average_share > 0
+        return bool(getattr(self, mechanism).enabled)
+
+    def steered_stages(self) -> list[str]:
+        """Return the stages from the first in which a mechanism acts; [] when all of them are plain training."""
+        stages = self.taken_stages()
+        for i, stage in enumerate(stages):
+            averaged = stage == stages[-1] and self.is_on("average")
+            if averaged or (STAGES[stage] != "average" and self.is_on(STAGES[stage])):
+                return stages[i:]
+        return []
+
     def work_tokens(self) -> float:
-        """Return the trained tokens of all stages."""
-        return sum(asdict(self.steps).values()) * self.batch_rows * self.length_tokens
+        """Return the trained tokens of all stages, and of the plain run beside them."""
+        beside = self.steered_stages() if self.baseline else []
+        steps = sum(getattr(self.steps, stage) for stage in [*self.taken_stages(), *beside])
+        return float(steps * self.batch_rows * self.length_tokens)
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch."""

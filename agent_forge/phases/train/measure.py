@@ -36,12 +36,15 @@ class Bench:
 
     def everything(self, model: Any, stage: str) -> dict[str, Any]:
         """Return the scores and exponents of a model as JSON values."""
+        return {"scores": self.scores(model), "exponents": self.exponents(model, stage)}
+
+    def scores(self, model: Any) -> dict[str, Any]:
+        """Return the scores of a model on every task as JSON values."""
         plain = without_thinking(model)
-        scores = {
+        return {
             task: asdict(evaluate.score_items(plain, self.tokenizer, task, items, "validation", self.context))
             for task, items in self.items.items()
         }
-        return {"scores": scores, "exponents": self.exponents(model, stage)}
 
     def exponents(self, model: Any, stage: str) -> dict[str, float]:
         """Return the depth exponent, the logit sensitivity and, where asked for, the weight-twin exponent."""

@@ -1,5 +1,6 @@
 """Run the ten stages one after another, measure after each, and write the model."""
 
+import copy
 import math
 from typing import Any
 
@@ -13,11 +14,10 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.learn import StepRecord, train
-from agent_forge.phases.train import Config
+from agent_forge.phases.train import STAGES, Config, plain
 from agent_forge.phases.train.control import Rollback
 from agent_forge.phases.train.measure import Bench, scores_of
 from agent_forge.phases.train.stages import (
-    STAGES,
     Plan,
     Planner,
     mechanism_settings,
@@ -34,7 +34,7 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step to take."""
     if not sources:
         raise ConfigError("train needs a model to start from: set sources=[DIRECTORY]")
-    stages = [stage for stage in STAGES if getattr(config.steps, stage) > 0]
+    stages = config.taken_stages()
     if not stages:
         raise ConfigError(
             "train has no step to take: every stage of `steps` is 0; set one, for example steps.settle=40"
@@ -48,12 +48,25 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     before = out.remember("measured-start", lambda: bench.everything(model, "start"))
     rows = [_row("start", before, {})]
     measured = before
+    steered = config.steered_stages()
+    unsteered: Any = None
     for previous, stage in zip(["", *stages], stages, strict=False):
+        if config.baseline and [stage] == steered[:1]:
+            unsteered = copy.deepcopy(model)
         plan, records = _train_stage(config, planner, stage, previous, stages, model, out, events, device, dtype)
         measured = out.remember(f"measured-{stage}", lambda name=stage: bench.everything(model, name))  # type: ignore[misc]
         rows.append(_row(stage, measured, _facts(stage, plan, records)))
         events.metrics(stage, {key: value for key, value in rows[-1].items() if value is not None})
-    return _write(config, model, tokenizer, out, before, measured, rows)
+    beside: list[dict[str, Any]] = []
+    if unsteered is not None:
+        plain.train_plainly(config, unsteered, kinds, out, events, device, dtype)
+        scores = out.remember("measured-plain", lambda: bench.scores(unsteered))
+        beside = plain.compared(measured["scores"], scores, config.seed)
+    report = _write(config, model, tokenizer, out, before, measured, rows)
+    if beside:
+        report.tables["against plain training of equal tokens"] = beside
+    report.baseline = plain.phrase(beside) if beside else plain.NOT_RUN if steered else plain.SAME
+    return report
 
 
 def _train_stage(

@@ -15,20 +15,13 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data import Mixture
 from agent_forge.data.sources import Source
 from agent_forge.learn import Batches, lm_loss
-from agent_forge.phases.train import Config
+from agent_forge.phases.train import STAGES, Config
 from agent_forge.phases.train.control import Controller, ExponentControl, Rollback, Together
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource
 from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
 from agent_forge.phases.train.measure import Bench, without_thinking
 from agent_forge.phases.train.self_model import SelfModel
 
-# Stage -> its mechanism, in order.
-STAGES = {
-    "adapt_1": "curriculum", "adapt_2": "curriculum", "adapt_3": "curriculum",
-    "chaos_1": "chaos", "chaos_2": "chaos", "chaos_3": "chaos",
-    "dream_1": "dream", "dream_2": "dream",
-    "self_model": "self_model", "settle": "average",
-}  # fmt: skip
 HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
 
 
@@ -49,18 +42,9 @@ class Plan:
         return Together(self.controllers)
 
 
-def is_on(config: Config, mechanism: str) -> bool:
-    """Say whether a mechanism is switched on."""
-    if mechanism == "self_model":
-        return config.self_model.weight > 0
-    if mechanism == "average":
-        return config.average != "none" and config.optim.average_share > 0
-    return bool(getattr(config, mechanism).enabled)
-
-
 def mechanism_settings(config: Config, mechanism: str) -> dict[str, Any]:
     """Return the settings that must not change while a stage is resumed; {} when its mechanism is off."""
-    if not is_on(config, mechanism) or mechanism == "average":
+    if not config.is_on(mechanism) or mechanism == "average":
         return {}
     return {f"{mechanism}.{key}": value for key, value in asdict(getattr(config, mechanism)).items()}
 
@@ -114,7 +98,7 @@ class Planner:
         controllers: dict[str, Controller] = {}
         if config.rollback.enabled:
             controllers["rollback"] = Rollback(config.rollback, stage, self.events)
-        plan = Plan(mixture(config, self.sources, config.mix, stage), controllers, active=is_on(config, mechanism))
+        plan = Plan(mixture(config, self.sources, config.mix, stage), controllers, active=config.is_on(mechanism))
         if not plan.active:
             self.events.message(f"{mechanism.replace('_', ' ')} is off: plain training with telemetry", stage=stage)
         elif mechanism == "curriculum":

@@ -1,0 +1,62 @@
+"""The baseline of equal budget: plain supervised fine-tuning of the same parent on the same rows.
+
+The loss is the cross-entropy of the assistant's turns alone, without the KL on neutral text and without the persona's.
+Rows, steps, optimiser and schedule are those of the bake, so what differs between the two models is the two KL terms.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from agent_forge import learn, models
+from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.phases.bake import Config
+from agent_forge.phases.bake.lessons import Batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STAGE = "plain"
+NOT_RUN = "none ran: plain training on the same rows is off (baseline=true runs it)"
+SAME = "the same run: without neutral text and persona, this bake is plain training on its rows"
+
+
+def fine_tuned(
+    config: Config, source: Checkpoint, batches: Batches, out: Workspace, events: EventLog
+) -> "PreTrainedModel":
+    """Return the parent after plain training on the rows of `batches`, for as many steps as the bake."""
+    device = pick_device(config.runtime.device)
+    model = models.load(source.path, device=device)
+    learn.train(
+        model, batches.mixture, learn.lm_loss, stage=STAGE, steps=config.training.steps,
+        optim=config.training.optim, out=out, events=events, seed=seed_for(config.seed, "bake", "train"),
+        device=device, dtype=pick_dtype(config.runtime.dtype),
+    )  # fmt: skip
+    return model
+
+
+def is_same(batches: Batches) -> bool:
+    """Return whether the bake has no loss but cross-entropy, so that it is its own baseline."""
+    return batches.neutral is None and not batches.traits
+
+
+def phrase(after: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    """Return the figures of the baked model, each beside that of plain training, with their intervals and n."""
+    pairs = [*((kind, after["tools"][kind], plain["tools"][kind]) for kind in after["tools"])]
+    pairs.append(("text bits per byte", after["text"], plain["text"]))
+    against = [f"{name} {_figure(ours)} against {_figure(other)} (n={ours['n']})" for name, ours, other in pairs]
+    return f"against plain training on the same rows for as many steps: {'; '.join(against)}"
+
+
+def columns(plain: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
+    """Return what the baseline adds to a row of the table of held-out tools; {} where none ran."""
+    if plain is None:
+        return {}
+    figure = plain["tools"][kind]
+    return {"plain": figure["value"], "plain low": figure["low"], "plain high": figure["high"]}
+
+
+def _figure(metric: Mapping[str, Any]) -> str:
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

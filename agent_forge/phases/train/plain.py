@@ -1,0 +1,77 @@
+"""The baseline of equal budget: the same stages trained plainly, from where the first mechanism acts.
+
+Until then the phase is plain training, so those stages are shared. Batches, steps and schedule are the same; rollback
+guards both runs. Without a mechanism there is nothing to compare: the phase itself is plain training.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from agent_forge import evaluate
+from agent_forge.checkpoint import Workspace
+from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.sources import Source
+from agent_forge.learn import lm_loss, train
+from agent_forge.phases.train import Config
+from agent_forge.phases.train.control import Rollback, Together
+from agent_forge.phases.train.measure import scores_of
+from agent_forge.phases.train.stages import mixture, stage_optim
+
+SAMPLES = 1000  # bootstrap resamples of a gain
+ONE_SIDED = 0.975  # two bounds of this confidence make an interval of 95%
+SAME = "the same run: no mechanism is on, so this phase is plain training"
+NOT_RUN = "none ran: plain training from the same parent is off (baseline=true runs it)"
+
+
+def train_plainly(
+    config: Config,
+    model: Any,
+    sources: dict[str, Source],
+    out: Workspace,
+    events: EventLog,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Train `model`, as it was before the first steered stage, plainly through that stage and those that follow."""
+    stages, steered = config.taken_stages(), config.steered_stages()
+    previous = ["", *stages][stages.index(steered[0])]
+    for stage in steered:
+        guard = {"rollback": Rollback(config.rollback, f"plain_{stage}", events)} if config.rollback.enabled else {}
+        train(
+            model, mixture(config, sources, config.mix, stage), lm_loss, stage=f"plain_{stage}",
+            steps=getattr(config.steps, stage), optim=stage_optim(replace(config, average="none"), stage, stages),
+            out=out, events=events, seed=seed_for(config.seed, "train"), on_step=Together(guard), device=device,
+            dtype=dtype, settings={"mix": dict(config.mix)}, after=previous, keep_optimiser=stage != stages[-1],
+        )  # fmt: skip
+        previous = f"plain_{stage}"
+
+
+def compared(ours: dict[str, Any], plain: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Return a row for each task: the score of either run, and the paired gain over plain training with its interval.
+
+    ours, plain: what `Bench.scores` returned for the model of the phase and for the plain one. Positive is better.
+    """
+    rows = []
+    for task in ours:
+        one, other = scores_of({"scores": ours}, task), scores_of({"scores": plain}, task)
+        gain, low = evaluate.paired_gain(other, one, samples=SAMPLES, seed=seed, confidence=ONE_SIDED)
+        _, loss = evaluate.paired_gain(one, other, samples=SAMPLES, seed=seed, confidence=ONE_SIDED)
+        rows.append(
+            {
+                "task": task, "metric": one.metric, "this phase": one.mean, "plain": other.mean,
+                "gain": gain, "low": low, "high": -loss, "n": one.n,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def phrase(rows: list[dict[str, Any]]) -> str:
+    """Return the gains over plain training in one line."""
+    gains = [
+        f"{row['task']} {row['gain']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['metric']} (n={row['n']})"
+        for row in rows
+    ]
+    return f"gain over plain training of equal tokens: {'; '.join(gains)}"
