@@ -52,7 +52,7 @@ def _history() -> Any:
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         file.touch(mode=0o600)
-        with file.open("a"):
+        with file.open("ab"):
             pass
     except OSError:
         return InMemoryHistory()
