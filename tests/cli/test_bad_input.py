@@ -72,7 +72,9 @@ def test_a_missing_and_a_corrupt_checkpoint(refused: Refused, tiny_checkpoint: C
 
 @pytest.mark.usefixtures("no_child")
 def test_an_unwritable_place(refused: Refused, tiny_checkpoint: Checkpoint, read_only_disk: Path) -> None:
-    line = refused(74, "bitnet", f"sources=[{tiny_checkpoint.path}]", f"out={read_only_disk / 'x'}")
+    line = refused(
+        74, "bitnet", f"sources=[{tiny_checkpoint.path}]", f"out={read_only_disk / 'x'}", "linear.group_size=16"
+    )
     assert "Read-only file system; name a directory that you may write (out= of a phase, run_dir= of run-all" in line
 
 
@@ -119,11 +121,11 @@ def test_sources_with_other_tokenizers(
 
 
 def test_a_model_without_a_layer_to_quantise(refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    line = refused(1, "bitnet", f"sources=[{tiny_checkpoint.path}]", "linear.skip=['*']")
+    line = refused(2, "bitnet", f"sources=[{tiny_checkpoint.path}]", "linear.skip=['*']")
     assert "nothing to make ternary" in line
     assert "shorten skip" in line
     line = refused(
-        1, "compress", f"sources=[{tiny_checkpoint.path}]", f"out={tmp_path / 'other'}", "codec.min_weights=1000000000"
+        2, "compress", f"sources=[{tiny_checkpoint.path}]", f"out={tmp_path / 'other'}", "codec.min_weights=1000000000"
     )
     assert "nothing to compress" in line
     assert "lower it or take another checkpoint" in line
