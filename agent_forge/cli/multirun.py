@@ -31,8 +31,8 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
         f"hydra.sweep.dir={quote(str(folder))}",
         "hydra.job.chdir=false",
         "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
+        "hydra/job_logging=none",  # "disabled" would silence our own warnings too
+        "hydra/hydra_logging=none",
     ]
     previous, sys.argv = sys.argv, ["forge", *arguments]
     try:

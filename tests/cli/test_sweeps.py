@@ -1,6 +1,7 @@
 """`-m` uses or refuses every setting that it is given, and hints name the setting that helps."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from agent_forge.cli.multirun import plain_override
 Cli = Callable[..., Result]
 
 
-def test_out_names_the_directory_of_a_sweep_as_it_was_typed(cli: Cli, tmp_path: Path) -> None:
-    """The jobs fail on purpose: what they are given is what counts here."""
+def test_out_names_the_directory_of_a_sweep_as_it_was_typed(
+    cli: Cli, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The jobs fail on purpose: what they are given is what counts here. Warnings of ours are heard afterwards too."""
     here = tmp_path / "here"
     found = cli("bitnet", "-m", "out=2024_01", "init.method=gptq,absmean", "gate.tasks.txt=0.5", "--json")
     assert found.exit_code == 2, found.stderr
@@ -22,6 +25,8 @@ def test_out_names_the_directory_of_a_sweep_as_it_was_typed(cli: Cli, tmp_path: 
     assert "no task 'txt'; did you mean 'text'?" in rows[0]["summary"]
     assert sorted(path.name for path in (here / "2024_01").iterdir() if path.is_dir()) == ["0", "1"]
     assert [path.name for path in here.iterdir()] == ["2024_01"]
+    logging.getLogger("agent_forge").warning("a warning after a sweep")
+    assert "a warning after a sweep" in caplog.text
     again = cli("bitnet", "-m", "out=2024_01", "init.method=gptq,absmean")
     assert again.exit_code == 2
     assert "out=2024_01 is not empty; name a new directory for this sweep" in again.stderr
