@@ -1,5 +1,6 @@
 """The compensated start of the bitnet phase, piece by piece: what each layer is aimed at, and each sweep by hand."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -43,8 +44,9 @@ def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
 ) -> None:
     """Goal of o_proj and down_proj: the parent's output, and what the student's stream lacks before it."""
     torch.manual_seed(0)
-    llama_config.initializer_range = 0.1
-    parent, model = LlamaForCausalLM(llama_config).eval(), LlamaForCausalLM(llama_config).eval()
+    shape = copy.deepcopy(llama_config)  # the session's own stays as it is
+    shape.initializer_range = 0.1
+    parent, model = LlamaForCausalLM(shape).eval(), LlamaForCausalLM(shape).eval()
     model.load_state_dict(parent.state_dict())
     ternarise(model, TernarySettings(group_size=16, activation_bits=0, packing="five_trits", skip=[]))
     windows = [torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
