@@ -1,7 +1,8 @@
 """Pieces, cuts and masks: the same numbers for any number of threads, any order of models, and in memory as from files."""
 
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,18 @@ def test_bfloat16_is_rounded_half_to_even_and_overflow_is_seen() -> None:
     assert all_finite(stored[:4], bf16)
     assert not all_finite(encode(np.array([1e6]), BY_NAME["float16"]), BY_NAME["float16"])
     assert not all_finite(np.array([1.0, np.nan], np.float32), F32)
+
+
+def test_the_method_in_the_contributing_guide_works_as_it_stands() -> None:
+    text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
+    diff = text.split("+++ agent_forge/merge/methods/midrange.py\n")[1].split("+++ ")[0]
+    method = ModuleType("midrange")
+    exec("\n".join(line.removeprefix("+") for line in diff.splitlines()), method.__dict__)
+    tensors = [tensor(i) for i in range(3)]
+    job = Whole(method=method, tensors=tensors, each=[{}] * 3, shared={"pull": 0.25})
+    values = np.stack([t.read(0, job.entries) for t in tensors]).astype(np.float64)
+    truth = 0.75 * (values.min(0) + values.max(0)) / 2 + 0.25 * values.mean(0)
+    np.testing.assert_allclose(merged(job), truth, rtol=0, atol=1e-6)
 
 
 def test_a_fisher_merge_is_the_mean_weighted_by_information_and_the_plain_mean_where_there_is_none() -> None:
