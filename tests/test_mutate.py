@@ -1,14 +1,14 @@
 """The mutation run changes what it says it changes, and tells a killed mutant from a survivor."""
 
 import ast
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "mutate.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SOURCE = '''
 def mean(values, *, dim=0):
     """Return (a + b) / n."""
@@ -21,34 +21,29 @@ def mean(values, *, dim=0):
 
 @pytest.fixture(scope="module")
 def mutate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutate", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module("mutate")
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
-def changed_lines(mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+def changed_lines(mutate: ModuleType, tmp_path: Path) -> set[tuple[str, str]]:
     (tmp_path / "room").mkdir(exist_ok=True)
     (tmp_path / "room" / "mean.py").write_text(SOURCE)
-    monkeypatch.setattr(mutate, "ROOT", tmp_path)
-    found = set()
-    for mutant in mutate.find_mutants("room", "room"):
+    changes = set()
+    for mutant in mutate.find_mutants("room", "room", tmp_path):
         changed = mutate.apply_mutant(SOURCE, mutant)
         if changed is not None:
             ast.parse(changed)
             differing = [b for a, b in zip(SOURCE.splitlines(), changed.splitlines(), strict=True) if a != b]
             assert len(differing) == 1
-            found.add((mutant.kind, differing[0].strip()))
-    return found
+            changes.add((mutant.kind, differing[0].strip()))
+    return changes
 
 
-def test_each_kind_of_change_is_made_where_arithmetic_stands(
-    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = changed_lines(mutate, tmp_path, monkeypatch)
+def test_each_kind_of_change_is_made_where_arithmetic_stands(mutate: ModuleType, tmp_path: Path) -> None:
+    changes = changed_lines(mutate, tmp_path)
     assert {
         ("comparison", "if len(values) <= 1:"),
         ("off by one", "if len(values) < 2:"),
@@ -56,8 +51,8 @@ def test_each_kind_of_change_is_made_where_arithmetic_stands(
         ("sign", "total = values.sum(axis=1) + 0.5"),
         ("dropped term", "total = values.sum(axis=1)"),
         ("constant", "total = values.sum(axis=1) - 1.0"),
-    } <= found
-    assert not any("raise" in line or "def" in line for _, line in found), "messages and signatures are left alone"
+    } <= changes
+    assert not any("raise" in line or "def" in line for _, line in changes), "messages and signatures are left alone"
 
 
 def test_the_sample_is_fixed_by_its_seed(mutate: ModuleType) -> None:
@@ -76,8 +71,12 @@ def test_a_change_that_a_test_notices_is_killed_and_another_survives(
         "from room.twice import idle, twice\n\n\ndef test_twice():\n    assert twice(3) == 6\n    idle(1)\n"
     )
     monkeypatch.setattr(mutate, "ROOT", root)
-    monkeypatch.setattr(mutate, "COPIED", ("room", "test_twice.py"))
+    trials = importlib.import_module("mutant_trials")
+    monkeypatch.setattr(trials, "COPIED", ("room", "test_twice.py"))
+    monkeypatch.setattr(trials, "WARM", ())
+    monkeypatch.setattr(mutate, "PACKAGE", ("room",))
+    monkeypatch.setattr(trials, "PACKAGE", ("room",))
     monkeypatch.setattr(mutate, "ROOMS", {"room": ("room", ["test_twice.py"])})
-    mutants = [m for m in mutate.find_mutants("room", "room") if m.kind == "sign"]
+    mutants = [m for m in mutate.find_mutants("room", "room", root) if m.kind == "sign"]
     fates = {m.line: m.fate for m in mutate.run(mutants, 1, tmp_path / "trees")}
     assert fates == {2: "killed", 6: "survived"}

@@ -1,5 +1,6 @@
 """The checkpoint directory: whole or absent, verified on read, same content same id."""
 
+import hashlib
 import json
 import os
 import resource
@@ -45,6 +46,24 @@ def test_a_written_checkpoint_opens_with_its_manifest(tmp_path: Path) -> None:
 def test_the_id_depends_on_content_alone(tmp_path: Path) -> None:
     assert write(tmp_path / "a", b"x", b"y").id == write(tmp_path / "b", b"x", b"y", name="other", metrics={"m": 1}).id
     assert write(tmp_path / "c", b"x", b"z").id != write(tmp_path / "d", b"x", b"y").id
+
+
+def test_ids_and_the_format_version_are_as_checkpoints_out_there_have_them(tmp_path: Path) -> None:
+    """Nobody can open an older checkpoint any more once either changes."""
+    model = write(tmp_path / "model", b"x")
+    lines = [
+        f"config.json {hashlib.sha256(b'{}').hexdigest()}",
+        f"part-0.safetensors {hashlib.sha256(b'x').hexdigest()}",
+    ]
+    assert model.id == hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    file = model.path / "forge.json"
+    content = {**json.loads(file.read_text()), "sha256": ""}
+    for version in (1, 2):
+        file.write_text(json.dumps({**content, "format_version": version}))
+        if version == 1:
+            assert checkpoint.open(model.path).id == model.id
+    with pytest.raises(CheckpointError, match="has format version 2, this forge reads up to 1; upgrade"):
+        checkpoint.open(model.path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])

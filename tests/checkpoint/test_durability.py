@@ -121,3 +121,20 @@ def test_leftovers_of_other_writers_stay(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*others, "model"}
     atomic.remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model2"}
+
+
+def test_two_names_are_exchanged_in_one_step_also_by_relative_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The constants are Linux's: the current directory, and RENAME_EXCHANGE, which needs both names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        Path(name).mkdir()
+        (Path(name) / name).touch()
+    if not atomic._exchange(Path("one").resolve(), Path("two").resolve()):
+        pytest.skip("this file system cannot exchange two names")
+    assert atomic._exchange(Path("one"), Path("two"))
+    assert atomic._exchange(Path("one"), Path("two"))
+    assert (Path("one") / "two").exists()
+    assert (Path("two") / "one").exists()
+    assert not atomic._exchange(Path("one"), Path("none"))

@@ -2,7 +2,10 @@
 
 import copy
 import math
+import resource
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +108,35 @@ def test_batches_hold_every_row_once_within_the_limit():
     assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 120 for batch in batches)
 
 
+def test_a_batch_has_a_row_at_least_and_no_more_logits_than_memory_allows(monkeypatch, model):
+    vocabulary = model.config.vocab_size
+    for logits, limit in ((0, 1), (7 * vocabulary, 7), (100 * vocabulary, 50)):
+        monkeypatch.setattr(evaluate.engine, "MAX_LOGITS", logits)
+        assert evaluate.engine._token_limit(model, 50) == limit
+
+
+def test_one_item_is_enough_to_score_and_none_of_weight_is_refused():
+    assert evaluate.engine.scores_of("reasoning", [{}], np.array([[1.0, 1.0]]), "test", 0).mean == 1.0
+    assert evaluate.engine.scores_of("text", [{}], np.array([[1.0, 0.5]]), "test", 0).mean == 2.0
+    with pytest.raises(DataError, match="scored nothing"):
+        evaluate.engine.scores_of("text", [{}], np.array([[0.0, 0.0]]), "test", 0)
+
+
+def test_text_is_cut_after_the_word_that_fills_a_piece_spaces_counted():
+    assert text.cut("aa bb cc dd ee", 6) == ["aa bb", "cc dd"]
+    assert text.cut("aa bb", 5) == ["aa bb"]
+    assert text.cut("é b", 5) == ["é b"]  # bytes, not letters: 2 + 1 and 1 + 1
+    assert text.cut("aa bb", 7) == []
+
+
+def test_chance_is_what_guessing_scores():
+    """One of four choices; one of the level + 1 codes that were told, levels 1 to 5; a call is never guessed."""
+    assert {len(case["choices"]) for case in choice.cases() if case["id"].startswith("hellaswag")} == {4}
+    assert choice.TASK.chance == 1 / 4
+    assert memory.TASK.chance == pytest.approx(np.mean([1 / (level + 1) for level in range(1, 6)]), abs=5e-4)
+    assert tools.TASK.chance == 0.0
+
+
 def test_bits_per_byte_of_a_uniform_model_is_its_closed_form(model, tokenizer, context):
     uniform = copy.deepcopy(model)
     torch.nn.init.zeros_(uniform.lm_head.weight)
@@ -158,6 +190,18 @@ def test_splits_share_no_item_and_the_seed_fixes_them(task, context):
     keys = {split: {evaluate.split_hash([item]) for item in items} for split, items in found.items()}
     assert all(keys[a].isdisjoint(keys[b]) for a in splits for b in splits if a < b)
     assert task.items("test", 10, context) == found["test"]
+
+
+@pytest.mark.parametrize(
+    ("task", "version", "items"),
+    [
+        (reasoning, 2, "f8f4437d7e3ef451"), (memory, 2, "82a6a2e540a0ce81"), (tools, 2, "4d875f970e42a93c"),
+        (persona, 2, "f515d5cd3eb715b1"), (text, 2, "b8cf5c2b9860e640"),
+    ],
+)  # fmt: skip
+def test_a_task_whose_items_change_gets_a_new_version(task, version, items, context):
+    """Scores of other items cannot be compared: raise the version together with the hash."""
+    assert (task.TASK.version, evaluate.split_hash(task.items("test", 20, context))) == (version, items)
 
 
 def test_exact_match_counts_finished_replies_that_end_in_the_answer(monkeypatch, model, tokenizer, context):
@@ -222,6 +266,15 @@ def test_speed_is_positive_and_the_peak_counts_what_was_held(model, tokenizer):
     block = np.ones(12_500_000)
     after = evaluate.peak_memory_bytes()
     assert block.nbytes * 0.9 <= after - before <= block.nbytes * 1.5
+
+
+def test_without_proc_the_peak_is_what_the_system_counts(monkeypatch, tmp_path):
+    """ru_maxrss is in KiB, but on macOS in bytes."""
+    monkeypatch.setattr(evaluate.memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=1000))
+    for platform, size in (("linux", 1_024_000), ("darwin", 1000)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert evaluate.peak_memory_bytes() == size
 
 
 def test_pieces_of_text_come_in_turn_from_every_document_and_know_it(tmp_path, context):

@@ -23,7 +23,8 @@ from agent_forge.config import OptimConfig, RuntimeConfig
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, lm_loss, precision, speed, state, train
+from agent_forge.learn import StepRecord, feed, gradients, lm_loss, precision, speed, state, train
+from agent_forge.learn.distribution import World
 from agent_forge.learn.loop import PLAIN
 from agent_forge.learn.plan import Plan
 
@@ -202,6 +203,46 @@ def test_auto_keeps_the_faster_way_and_does_not_try_where_it_cannot_pay(
     assert [event for event in read_events(tmp_path / "events.jsonl") if f"torch.compile {choice}" in event.message]
 
 
+def test_the_choice_is_reported_with_what_compiling_cost_and_what_it_saves(tmp_path: Path) -> None:
+    """Four steps each, the first apart: 30.5 s - .5 s to compile, and 100 steps that save .5 s each."""
+    log = EventLog(tmp_path / "events.jsonl", "test")
+    compiler = speed.Compiler("auto", Switched(), "stage", log, lambda value: value)
+    compiler._eager, compiled = [9.0, 1.0, 1.0, 1.0], [30.5, 0.5, 0.5, 0.5]
+    for seconds in compiled:
+        compiler.note(seconds, 100)
+    assert [event.message for event in read_events(tmp_path / "events.jsonl")] == [
+        "stage: torch.compile on: 1.000 s a step eager, 0.500 s compiled, 30 s to compile; over 100 steps that is +20 s"
+    ]
+
+
+def test_only_the_last_part_of_a_batch_exchanges_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mean(nn.Linear):
+        def forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+            order.append("forward")
+            return super().forward(batch["x"]).mean(), {}
+
+    class Local:
+        def __enter__(self) -> None:
+            order.append("local")
+
+        def __exit__(self, *error: object) -> None:
+            order.append("end")
+
+    order: list[str] = []
+    monkeypatch.setattr(gradients.distribution, "unsynchronised", lambda _: Local())
+    run = gradients.Gradients(Mean(2, 1), World(torch.device("cpu")), 3, torch.device("cpu"), torch.float32)
+    run.leave({"x": torch.ones(3, 2), "labels": torch.ones(3, 2, dtype=torch.long)}, 0)
+    assert order == ["local", "forward", "end"] * 2 + ["forward"]
+
+
+def test_the_trained_tokens_of_rows_are_counted_before_they_leave_the_host() -> None:
+    labels = torch.tensor([[5, -100, 7, 8], [5, -100, -100, -100]])  # the first label has nothing before it
+    counts = feed._row_counts({"labels": labels})
+    assert counts is not None
+    assert counts.tolist() == [2, 0]
+    assert feed._row_counts({"labels": labels[0]}) is None
+
+
 def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     shorter = go(fresh(tiny_llama), tmp_path / "budget", runtime=replace(PLAIN, budget_tokens=3 * 48 + 1))
     assert losses(shorter) == losses(go(fresh(tiny_llama), tmp_path / "steps", steps=4))
@@ -373,3 +414,25 @@ def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
 def test_the_measurement_is_a_ratio_of_this_models_products(tiny_llama: LlamaForCausalLM) -> None:
     assert 0.01 < precision.measured_gain(tiny_llama, 48, torch.device("cpu")) < 100
     assert precision.measured_gain(nn.LayerNorm(3), 48, torch.device("cpu")) == 1.0
+
+
+def test_the_measured_gain_weighs_each_shape_by_how_often_it_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 takes rows times columns, bfloat16 a third of it for square weights and all of it for others."""
+    rows: dict[tuple[int, ...], int] = {}
+
+    def seconds(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> float:
+        rows[tuple(weight.shape)] = len(inputs)
+        square = dtype == torch.bfloat16 and weight.shape[0] == weight.shape[1]
+        return weight.numel() / (3 if square else 1)
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    gain = precision.measured_gain(model, 48, torch.device("cpu"))
+    assert gain == pytest.approx((2 * 16 + 8) / (2 * 16 / 3 + 8))
+    assert rows == {(4, 4): 48, (2, 4): 48}
+    monkeypatch.setattr(precision, "MEASURED_FLOP", 10 * 2 * 16)
+    precision.measured_gain(model, 48, torch.device("cpu"))
+    assert rows == {(4, 4): 10, (2, 4): 20}
+    monkeypatch.setattr(precision, "MEASURED_FLOP", 1)
+    precision.measured_gain(model, 48, torch.device("cpu"))
+    assert rows == {(4, 4): 1, (2, 4): 1}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from agent_forge.core.errors import DataError
-from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss
+from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss, losses
 from agent_forge.models import cross_entropy
 from agent_forge.models.cross_entropy import weighted_cross_entropy
 
@@ -110,7 +110,13 @@ def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
     expected = torch.autograd.grad(whole, list(tiny_llama.parameters()))
     monkeypatch.setattr(cross_entropy, "CHUNK_ROWS", 5)
     monkeypatch.setattr(tiny_llama.lm_head, "forward", None)  # whoever computes logits fails
+    chunk_rows: list[int] = []
+    monkeypatch.setattr(
+        losses, "weighted_cross_entropy",
+        lambda *a, **keys: chunk_rows.append(keys["chunk_rows"]) or weighted_cross_entropy(*a, **keys),
+    )  # fmt: skip
     chunked, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": labels}, 0)
+    assert chunk_rows == [0]  # as many as cross_entropy holds at once
     torch.testing.assert_close(chunked, whole)
     for found, wanted in zip(torch.autograd.grad(chunked, list(tiny_llama.parameters())), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

@@ -316,6 +316,15 @@ def test_hidden_states_have_the_embedding_first_and_the_normed_output_last() -> 
     assert torch.equal(model.lm_head(output.hidden_states[-1]), output.logits)
 
 
+@pytest.mark.parametrize(("layers", "middle"), [(1, 1), (2, 1), (4, 2), (5, 3)])
+def test_memory_writes_the_stream_after_half_of_the_layers_rounded_up(layers: int, middle: int) -> None:
+    model, tokens = tiny(num_hidden_layers=layers, max_loops=1), ids(2, 5)
+    output = model.model(tokens, output_hidden_states=True)
+    assert model.model.middle == middle
+    if middle < layers:  # after the last layer the hidden state is the normed one
+        assert torch.equal(output.middle, output.hidden_states[middle])
+
+
 @pytest.mark.parametrize("loops", [1, 3])
 def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
     loops: int, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.export import check, gguf_file
 from agent_forge.models.gguf_format import pre_tokenizers as rules
 from agent_forge.models.gguf_format import rope
+from agent_forge.models.gguf_format.metadata import Metadata
 from agent_forge.models.importing import import_model
 from tests import tiny_families
 
@@ -67,6 +68,32 @@ def test_a_family_comes_back_from_gguf_with_its_logits(
     again = models.load(import_model(tmp_path / "m.gguf", tmp_path / "back"))
     assert tiny_families.relative_error(again, model) <= HALF
     assert again.config.model_type == ("llama" if kind == "mistral" else kind)
+
+
+def read_rope(values: dict[str, Any], tensors: dict[str, np.ndarray] | None = None, size: int = 8) -> dict[str, Any]:
+    keys = {"general.architecture": "llama", **{f"llama.rope.{key}": value for key, value in values.items()}}
+    return rope.read(Metadata(Path("m.gguf"), keys), tensors or {}, size, 512)
+
+
+def test_rope_keys_mean_what_the_format_says() -> None:
+    """The factor has an older name too; yarn's attention is .1 ln(factor) + 1, times what the file says of it."""
+    assert read_rope({}) == {"rope_type": "default", "rope_theta": 10000.0}
+    linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    assert read_rope({"scale_linear": 4.0}) == linear
+    assert read_rope({"scaling.factor": 4.0, "scaling.type": "linear"}) == linear
+    yarn = {"scaling.type": "yarn", "scaling.factor": 4.0}
+    usual = 0.1 * np.log(4) + 1
+    for more, times in (({}, 1), ({"scaling.attn_factor": 2.0}, 2), ({"scaling.yarn_attn_factor": 3.0}, 3)):
+        assert read_rope(yarn | more)["attention_factor"] == pytest.approx(usual * times)
+    both = yarn | {"scaling.attn_factor": 2.0, "scaling.yarn_attn_factor": 3.0}
+    assert read_rope(both)["attention_factor"] == pytest.approx(usual * 6)
+
+
+def test_a_llama3_scaling_of_an_unusual_context_is_found_in_its_factors() -> None:
+    scaling = {"rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 40.0}
+    factors = rope.llama3_factors({**scaling, "original_max_position_embeddings": 5000}, 64)
+    found = read_rope({}, {rope.FACTORS: factors}, size=64)
+    assert found == {**scaling, "rope_type": "llama3", "original_max_position_embeddings": 5000}
 
 
 def test_rope_factors_are_used_and_not_only_read(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:

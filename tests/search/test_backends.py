@@ -12,7 +12,7 @@ import pytest
 
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.search.evaluator import Job, open_evaluator, shares
-from agent_forge.search.evaluators import pool
+from agent_forge.search.evaluators import pool, ray
 from agent_forge.search.evolve import evolve
 from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
 
@@ -56,7 +56,8 @@ class Dying(Planted):
         def once(genome, key, spans):
             mark = Path(f"{self.log}.{'always' if not self.seconds else 'died'}")
             if not self.seconds or not mark.exists():
-                mark.touch()
+                with mark.open("a") as file:
+                    file.write("x")
                 os.kill(os.getpid(), signal.SIGKILL)
             return measure(genome, key, spans)
 
@@ -74,6 +75,7 @@ def test_workers_that_always_die_end_the_search_with_advice(tmp_path: Path) -> N
     task = Dying(quadratic, log=str(tmp_path / "log"))
     with pytest.raises(PhaseError, match=r"died 4 times .* lower search\.workers"):
         best(settings(backend="pool", workers=1), task=task)
+    assert len((tmp_path / "log.always").read_text()) == pool.MOST_RESTARTS + 1
 
 
 CHILD = """
@@ -128,6 +130,55 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class PretendRay:
+    """Ray as far as the search uses it, in this process: actors run at once, and those in `dying` die at a job."""
+
+    class exceptions:
+        class RayActorError(Exception):
+            """An actor died."""
+
+    def __init__(self, dying: set[int]) -> None:
+        self.dying, self.needs, self.actors = dying, [], 0
+
+    def put(self, value):
+        return value
+
+    def remote(self, **needs):
+        self.needs.append(needs)
+        return lambda kind: type("Actor", (), {"remote": lambda *arguments: self.start(kind(*arguments))})
+
+    def start(self, worker):
+        number, self.actors = self.actors, self.actors + 1
+        call = lambda work: type("Method", (), {"remote": lambda *a: (number, lambda: work(*a))})  # noqa: E731
+
+        def run(job):
+            if number in self.dying:
+                raise self.exceptions.RayActorError(f"actor {number} died")
+            return worker.run(job)
+
+        return type("Handle", (), {"ready": call(worker.ready), "run": call(run)})
+
+    def wait(self, references, **_):
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        return reference[1]()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_job_whose_ray_actor_dies_is_done_by_another(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+    pretend = PretendRay(dying={0, 1})
+    monkeypatch.setattr(ray, "_ray", lambda: pretend)
+    task = Planted(quadratic)
+    actors = ray.RayActors(task, 2, 1, lambda: None, on_gpu=on_gpu, owns_ray=False)
+    jobs = [Job(("a", (x,) * 6), f"key {x}", ((0, 4), (4, 8))) for x in (0.1, 0.5, 0.9)]
+    done = dict(actors.measure(jobs))
+    measure = task.open(0, 1)
+    assert done == {job: measure(job.genome, job.key, job.spans) for job in jobs}
+    assert pretend.actors == 4
+    assert pretend.needs == [{("num_gpus" if on_gpu else "num_cpus"): 1, "max_restarts": 0}]
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,19 @@ def test_the_paired_difference_is_mean_and_standard_error() -> None:
     assert error == pytest.approx(np.std([0, 1, 3], ddof=1) / np.sqrt(3))
 
 
+def test_a_lone_candidate_reaches_the_end_and_of_an_odd_number_the_larger_half_goes_on() -> None:
+    with Bench(Planted(flat), space=SPACE) as scorer:
+        assert [one.items for one in race([heat([0.5])], scorer)[0]] == [16]
+        assert [one.items for one in race([heat([0.1, 0.2, 0.3, 0.4, 0.6])], scorer)[0]] == [16, 16, 8, 4, 4]
+
+
+def test_who_is_measured_on_all_items_is_finished() -> None:
+    with Bench(Planted(flat), space=SPACE) as scorer:
+        proposals = [("planted", ("a", (0.5,)))]
+        ends = [scorer.individuals(proposals, rung)[0] for rung in (0, 1, 2, None)]
+    assert [(one.items, one.finished) for one in ends] == [(4, False), (8, False), (16, True), (16, True)]
+
+
 def test_borders_rise_to_all_items_or_are_refused() -> None:
     assert rung_borders([0.25, 0.5, 1.0], 8) == [2, 4, 8]
     assert rung_borders([0.01, 1.0], 4) == [1, 4]

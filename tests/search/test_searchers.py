@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.search.evolve import Evolution, evolve, island_seed
+from agent_forge.search.evolve import Evolution, _goes_on, evolve, island_seed
 from agent_forge.search.pareto import crowding, fronts, hypervolume
-from agent_forge.search.population import Individual, survivors
+from agent_forge.search.population import Individual, diversity, survivors
 from agent_forge.search.race import Yard, mean_yard
+from agent_forge.search.searcher import breed, make_searcher
 from agent_forge.search.settings import EvolveSettings
 from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic, settings
 
@@ -96,6 +97,47 @@ def test_crowding_equals_the_sides_of_the_box_between_neighbours() -> None:
     assert crowding([[1.0, 1.0], [1.0, 1.0], [2.0, 0.0], [0.0, 2.0], [1.5, 0.5]])[1] == 0.0
 
 
+def test_nsga2_lists_a_front_from_the_least_crowded_point_to_the_most() -> None:
+    points = {"left": (0.0, 4.0), "wide": (1.0, 3.0), "crowded": (1.2, 2.9), "right": (4.0, 0.0)}
+    front = [Individual(("a", (0.0,)), name, 0.0, "", point) for name, point in points.items()]
+    method = make_searcher(Vectors(), settings(method="nsga2", children=4), 0)
+    assert [one.key for one in method.order(front)][2:] == ["crowded", "wide"]  # sides of 3.9 + 4 and of 1.2 + 1.1
+    assert {one.key for one in method.order(front)[:2]} == {"left", "right"}
+
+
+def test_a_search_goes_on_until_its_generations_or_its_items_are_spent() -> None:
+    chosen = settings(generations=3)
+    assert [_goes_on(number, 0, chosen, 0) for number in (2, 3)] == [True, False]
+    assert [_goes_on(9, items, chosen, 100) for items in (99, 100)] == [True, False]
+    assert len(run(Planted(flat), chosen, Vectors()).history) == 1 + 3
+
+
+def test_children_come_in_the_shares_of_the_settings_and_steps_fall_to_their_last_value() -> None:
+    """Of all children .4 are immigrants, and of the others half are crossed: .3 and .3."""
+
+    class Steps(Vectors):
+        def mutate(self, genome, generator, strength):
+            steps.add(strength)
+            return super().mutate(genome, generator, strength)
+
+    space, steps = Steps(), set()
+    chosen = settings(children=1000, immigrants=0.4, crossover=0.5, generations=5, mutation=0.6, mutation_end=0.2)
+    members = [Individual(("a", (x,) * 6), space.key(("a", (x,) * 6)), x, "") for x in (0.2, 0.8)]
+    for number, step in ((1, 0.6), (3, 0.4), (5, 0.2), (9, 0.2)):
+        steps.clear()
+        origins = [origin for origin, _ in breed(space, members, chosen, 0, number, lambda m, g: m[g.integers(len(m))])]
+        assert [origins.count(name) / 1000 for name in ("immigrant", "crossover", "mutation")] == pytest.approx(
+            [0.4, 0.3, 0.3], abs=0.05
+        )
+        assert list(steps) == pytest.approx([step])
+
+
+def test_fewer_than_two_members_have_no_diversity() -> None:
+    one = Individual(("a", (0.0,)), "one", 0.0, "")
+    assert diversity([one], Vectors(size=1).distance) == 0.0
+    assert diversity([one, Individual(("a", (0.5,)), "two", 0.0, "")], Vectors(size=1).distance) == 0.5
+
+
 def test_hypervolume_equals_counting_cells() -> None:
     generator = np.random.default_rng(1)
     for objectives in (1, 2, 3):
@@ -146,10 +188,11 @@ def test_islands_without_migration_equal_separate_runs(method: str) -> None:
     assert len({one.best.key for one in alone}) == 3
 
 
-def test_migration_brings_the_best_of_one_island_to_the_next() -> None:
+@pytest.mark.parametrize("islands", [2, 3])
+def test_migration_brings_the_best_of_one_island_to_the_next(islands: int) -> None:
     task, space = Planted(quadratic), Vectors()
-    apart = run(task, settings(islands=3, migrate_every=0, generations=4), space)
-    mixed = run(task, settings(islands=3, migrate_every=4, generations=4), space)
+    apart = run(task, settings(islands=islands, migrate_every=0, generations=4), space)
+    mixed = run(task, settings(islands=islands, migrate_every=4, generations=4), space)
     assert mixed.best.key == apart.best.key  # migration after the last children moves members, makes none
     assert mixed.history[-1].diversity < apart.history[-1].diversity
 
