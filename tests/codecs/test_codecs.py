@@ -153,6 +153,23 @@ def test_the_seed_search_finds_the_best_span_of_all_seeds() -> None:
         assert achieved <= 2.5 * residual.min() + 0.02 * block.square().sum()
 
 
+def test_a_blocks_exponent_is_the_better_of_the_least_that_clips_nothing_and_the_one_below() -> None:
+    blocks = gaussian(60, 8) * 1000
+    bases = seedlm.projection(torch.arange(5), 8, 3)
+    _, exponents, coefficients = seedlm._quantised_best(blocks, torch.zeros(60, 1, dtype=torch.long), bases)
+    exact = torch.linalg.lstsq(bases[:1], blocks[..., None]).solution[..., 0]
+
+    def error(values: torch.Tensor, exponent: int, block: torch.Tensor) -> float:
+        return float((bases[0] @ (values * 2.0**exponent) - block).square().sum())
+
+    for block, solved, exponent, chosen in zip(blocks, exact, exponents[:, None], coefficients, strict=True):
+        least = next(e for e in range(16) if float(solved.abs().max()) <= 7 * 2.0**e)
+        both = [
+            error((solved / 2.0**e).round().clamp(-8, 7), e, block) for e in dict.fromkeys((max(least - 1, 0), least))
+        ]
+        assert error(chosen, int(exponent), block) == pytest.approx(min(both), rel=1e-3)
+
+
 def test_published_seed_rates_are_four_and_three_bits_before_entropy_coding() -> None:
     for block, coefficients, bits in ((8, 3, 4.0), (12, 4, 3.0)):
         assert (16 + 4 + 4 * coefficients) / block == bits
@@ -258,6 +275,15 @@ def test_coding_outliers_first_leaves_the_others_at_their_optimum() -> None:
     assert torch.allclose(rest, best, atol=1e-4)
     assert left is not None
     assert torch.equal(left, hessian[others][:, others])
+
+
+def test_the_winding_starts_at_zero_and_turns_by_the_plastic_ratio() -> None:
+    """The real root of x³ = x + 1 spreads points evenly in the plane; θ = 0 is exactly 0, so zeros stay zeros."""
+    assert math.isclose(hyper.PLASTIC**3, hyper.PLASTIC + 1, rel_tol=1e-15)
+    points = hyper.winding(4)
+    turns = [(0.5 + theta / hyper.PLASTIC**power) % 1 for theta in range(16) for power in (1, 2)]
+    assert torch.allclose(points.flatten(), 2 * torch.tensor(turns) - 1, atol=1e-6)
+    assert not points[0].any()
 
 
 def test_every_winding_point_is_its_own_nearest_and_the_bound_holds() -> None:
@@ -483,6 +509,12 @@ def test_codes_that_overflow_widen_rows_and_columns_by_what_loses_least(
         split[octaves] = loss()
     assert chosen <= 1.6 * min(split.values())
     assert chosen < 0.1 * split[0]
+
+
+def test_an_overflowing_column_is_widened_in_half_octaves() -> None:
+    """One weight of 8 times the largest code: row and column share the widening, so the column takes 1.5 octaves."""
+    levels = waterfill._widened(torch.tensor([[8.0 * 127]]), torch.ones(1), torch.tensor([128.0]))
+    assert levels.tolist() == [128.0 + 1.5 * 8]
 
 
 def test_blocks_of_unlike_size_are_coded_near_their_entropy_and_without_loss() -> None:

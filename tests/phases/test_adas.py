@@ -5,6 +5,7 @@ import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +23,11 @@ from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
 from agent_forge.phases.adas.influence import look
 from agent_forge.phases.adas.objective import Drift, Objective, make_objective
-from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
+from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject, architecture, singular
 from agent_forge.phases.adas.pool.activation import scaled_along
 from agent_forge.phases.adas.run import run
 from agent_forge.phases.adas.targets import find_matrices, within_budget
-from agent_forge.phases.adas.trust import Search, State, around_incumbent, moved
+from agent_forge.phases.adas.trust import Search, State, anywhere, around_incumbent, moved
 
 DOMAINS = 3
 TINY = [
@@ -151,6 +152,46 @@ def test_the_anchor_is_zero_for_an_unchanged_model(model, bank):
     assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_an_experts_loss_is_cross_entropy_plus_the_weighted_divergence_from_the_base(model, bank):
+    adapted = Adapted(model, bank, "svf")
+    with torch.no_grad():
+        for vector in adapted.vectors:
+            vector.fill_(0.3)
+        ids = torch.arange(24)[None] * 5 % 128
+        labels = ids.clone()
+        labels[:, :7] = -100
+        loss, _ = anchored_loss(0.25)(adapted, {"input_ids": ids, "labels": labels}, 0)
+        ours, base = (m(input_ids=ids).logits[0, 6:-1].log_softmax(-1) for m in (adapted_model(adapted), model))
+        drift = (base.exp() * (base - ours)).sum(-1).mean()
+        cross_entropy = -ours.gather(1, ids[0, 7:, None]).mean()
+    assert float(drift) > 0.01
+    assert float(loss) == pytest.approx(float(cross_entropy + 0.25 * drift), rel=1e-5)
+
+
+def adapted_model(adapted):
+    return lambda input_ids: SimpleNamespace(logits=adapted(input_ids))
+
+
+def test_gains_compose_by_their_formulas():
+    """Five sorted singular values: strength 2 x depth per layer, and the first three alone for the top."""
+    gains, alpha = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 1.0, 1.0, 1.0, 1.0]]), torch.tensor([0.5, 1.0])
+    total = torch.tensor([1.5, 2.0, 2.5, 3.0, 3.5])
+    assert torch.equal(singular._per_layer(gains, alpha, 0.5), total)
+    assert torch.equal(singular._per_layer(gains, alpha, 1.0), 2 * total)
+    assert torch.equal(singular._top_sigma(gains, alpha, 0.5), torch.tensor([1.5, 2.0, 2.5, 0.0, 0.0]))
+
+
+def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
+    for columns, pruned in ((8, 1), (25, 2)):
+        weight = torch.arange(columns, 0, -1.0).expand(3, -1).clone()
+        subject = SimpleNamespace(
+            of_role=lambda _: [SimpleNamespace(name="w")], share={"w": 1.0}, weight=lambda _, w=weight: w
+        )
+        left = architecture._prune_neurons(subject)["w"]
+        assert torch.equal(left[:, : columns - pruned], weight[:, : columns - pruned])
+        assert not left[:, columns - pruned :].any()
+
+
 def test_the_pool_has_at_least_thirty_techniques_in_eight_families():
     everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
     assert len({t.name for t in everything}) == len(everything) >= 30
@@ -235,6 +276,29 @@ def test_a_move_stays_within_the_trust_region(data_config):
     now = Candidate(technique="svf_all", alpha=(0.25, 0.0))
     step = moved(now, [9.0, -0.5], "svf_all", search)
     assert step.alpha == (0.3, -0.05)  # 3 iterations of .1 reach .3
+
+
+def test_a_direction_is_cut_to_one_step_and_strengths_have_six_digits(data_config):
+    search = settings(data_config, "unused").search
+    still = Candidate(technique="svf_all", alpha=(0.0, 0.0))
+    assert moved(still, [9.0, -9.0], "svf_all", search).alpha == (0.1, -0.1)
+    assert moved(still, [1 / 3, 0.0], "svf_all", search).alpha == (0.033333, 0.0)
+
+
+def test_random_proposals_fill_the_region_that_the_search_can_reach(data_config):
+    search = settings(data_config, "unused", "search.iterations=5", "search.scale=0.1").search
+    state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * 40), ranking=[])
+    strengths = [abs(a) for one in anywhere(search)(state, np.random.default_rng(0)) for a in one.alpha]
+    assert 0.45 < max(strengths) <= 0.5
+
+
+def test_a_kind_of_no_weight_changes_no_gain():
+    objective = Objective(
+        rows={"a": [None], "b": [None]}, weights={"a": 2.0, "b": 0.0}, items_hash="", seed=0, samples=10,
+        confidence=0.95, pool=1,
+    )  # fmt: skip
+    before = {"a": np.array([[3.0, 1.0]]), "b": np.array([[np.inf, 1.0]])}
+    assert objective.gain(before, {"a": np.array([[1.0, 1.0]]), "b": np.array([[np.inf, 1.0]])}) == 2.0
 
 
 class Planted(Objective):
@@ -424,6 +488,16 @@ def test_settings_that_cannot_be_followed_are_refused(data_config):
         settings(data_config, "unused", "search.race_keep=[2,1]")
     with pytest.raises(ConfigError, match="pool_items"):
         settings(data_config, "unused", "search.pool_items=3")
+
+
+def test_an_acceptance_that_no_outcome_can_reach_is_refused(data_config):
+    """At confidence .5 and one iteration one sample gives two ranks: a level of 1/2 can just be shown."""
+    least = ["search.iterations=1", "search.samples=1", "search.accept_items=2"]
+    settings(data_config, "unused", *least, "search.confidence=0.5")
+    with pytest.raises(ConfigError, match=r"at the level 0\.4 of each of 1 iterations; .* and 2 samples"):
+        settings(data_config, "unused", *least, "search.confidence=0.6")
+    with pytest.raises(ConfigError, match="at least 2 items"):
+        settings(data_config, "unused", *least[:2], "search.accept_items=1", "search.confidence=0.5")
 
 
 @pytest.fixture(scope="module")

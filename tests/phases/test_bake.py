@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,6 +186,21 @@ def test_the_loss_of_a_step_holds_the_neutral_kl_by_its_weight(
         assert float(metrics["neutral_kl"]) == pytest.approx(kl, rel=1e-3)
 
 
+def test_the_loss_of_a_step_holds_its_traits_kl_per_token_by_its_weight(
+    tiny_llama: LlamaForCausalLM, settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.arange(24).reshape(2, 12) + 20
+    batch = {"input_ids": ids, "labels": ids, "persona_rows": torch.tensor([0])}
+    somebody = SimpleNamespace(trait=lambda _step: "calm", lessons={"calm": {}})
+    monkeypatch.setattr(persona, "lesson_kl", lambda *_: (torch.tensor(6.0), 4))
+    plain = float(tiny_llama(input_ids=ids, labels=ids).loss.detach())
+    for weight in (0.0, 1.0, 2.5):
+        loss_of = lessons.joint_loss(settings(), tiny_llama, somebody, lambda *_, w=weight: {"calm": w})
+        loss, metrics = loss_of(tiny_llama, batch, 0)
+        assert float(loss.detach()) == pytest.approx(plain + weight * 1.5, rel=1e-4)
+        assert ("persona_kl" in metrics) == (weight > 0)
+
+
 # persona
 
 
@@ -352,6 +368,8 @@ def test_only_tools_that_the_model_can_use_are_offered(settings: Callable[..., C
     assert offered_kinds(config, measured) == ["calculator", "memory"]
     assert agent_settings(config, ["calculator", "memory"])["tools"] == ["calculator", "remember", "recall"]
     assert len(offered_kinds(settings("measure.offer_from=0"), measured)) == 4
+    exactly = settings(f"measure.offer_from={measured['memory']['low']!r}")
+    assert offered_kinds(exactly, measured) == ["calculator", "memory"]
 
 
 # the phase

@@ -1,6 +1,7 @@
 """The bitnet phase: compensation against algebra, losses against closed forms, and whole runs on a tiny model."""
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from agent_forge.models.ternary import (
     ternary_weight,
 )
 from agent_forge.models.ternary_packing import multiply_out
-from agent_forge.phases.bitnet import Config, DistillConfig, head_loss, measure, own_text
+from agent_forge.phases.bitnet import Config, DistillConfig, distill, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import (
     Rounding,
     best_scale,
@@ -414,7 +415,7 @@ def test_phase_runs_without_any_data_on_what_the_parent_writes(
     monkeypatch.setattr("agent_forge.phases.bitnet.run.data.source", no_data)
     overrides = ("train.mix.text=0", "train.mix.own=1", "own.windows=16")
     report, _, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
-    assert report.metrics["codes_changed_in_training"] > 0
+    assert 0 < report.metrics["codes_changed_in_training"] < 0.5  # a few steps move few codes over a border
 
 
 @pytest.mark.parametrize(("group_size", "bits", "vector"), [(0, 8, 0), (-1, 4, 0), (16, 4, 2)])
@@ -486,6 +487,54 @@ def test_relations_need_an_attention_with_the_three_projections(tiny_llama: Any)
     other = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2, n_positions=32))
     with pytest.raises(ConfigError, match="GPT2LMHeadModel has q_proj, k_proj, v_proj"):
         distillation(other.requires_grad_(False))(ternarised(tiny_llama), make_batch(), 0)
+
+
+def test_relations_of_the_last_attention_are_compared_by_their_softmax(tiny_llama: Any) -> None:
+    """By brute force: softmax over keys of A Aᵀ / √width, the KL averaged over projections, heads and tokens."""
+    generator = torch.Generator().manual_seed(0)
+    both = [
+        {kind: torch.randn(2, 5, 12, generator=generator) for kind in ("q_proj", "k_proj", "v_proj")} for _ in range(2)
+    ]
+    total = []
+    for kind, b, head in itertools.product(both[0], range(2), range(3)):
+        part = slice(4 * head, 4 * head + 4)
+        p, q = (torch.softmax(of[kind][b, :, part] @ of[kind][b, :, part].T / 2, 1) for of in both)
+        total.append((p * (p / q).log()).sum(1).mean())
+    assert float(relation_loss(*both, heads=3)) == pytest.approx(float(torch.stack(total).mean()), rel=1e-5)
+    with distill.projections(tiny_llama, True) as seen:
+        output = tiny_llama(torch.arange(7)[None], output_hidden_states=True)
+    last = tiny_llama.model.layers[-1]
+    expected = last.self_attn.q_proj(last.input_layernorm(output.hidden_states[-2]))
+    assert torch.allclose(seen["q_proj"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("ce", [0.0, 0.5])
+def test_the_chunk_for_a_compiler_is_the_one_that_works_in_place(temperature: float, ce: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, wanted = (torch.randn(6, 20, generator=generator) for _ in range(2))
+    targets = torch.tensor([1, -100, 3, 4, -100, 6])
+    shares = head_loss._shares(targets, torch.tensor([True, True, False, True, True, True]))
+    weights = head_loss.Weights(kl=0.7, ce=ce, temperature=temperature)
+    expected = head_loss._chunk(logits.clone(), wanted.clone(), targets, shares, weights)
+    found = head_loss._written_for_a_compiler(logits, wanted, targets, shares, weights)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path) -> None:
+    """A teacher's pass costs a third of a trained token, and so do calibration and the parent's own text."""
+    given = [
+        f"out={tmp_path}", "train.steps=10", "train.rows=2", "train.length_tokens=30", "init.rows=6", "own.windows=9",
+        "train.mix={text:1,own:0}",
+    ]  # fmt: skip
+    steps, calibration, own = 10 * 2 * 30 * 4 / 3, 6 * 30 / 3, 9 * 30 / 3
+    for more, work in (
+        (["init.method=absmean"], steps),
+        (["init.method=gptq"], steps + calibration),
+        (["init.method=absmean", "train.mix={text:1,own:0.5}"], steps + own),
+    ):
+        assert compose("bitnet", Config, [*given, *more]).work_tokens() == pytest.approx(work)
 
 
 def test_relations_do_not_change_when_a_head_is_rotated() -> None:
@@ -576,7 +625,7 @@ def test_phase_reports_each_stage_with_its_interval(trained: tuple[Report, Works
     table = report.tables["Bits per byte"]
     assert [row["model"] for row in table] == ["parent", "rounded", "compensated", "trained"]
     assert all(row["n"] == 8 and row["low"] <= row["bits_per_byte"] <= row["high"] for row in table)
-    assert report.metrics["codes_changed_in_training"] > 0
+    assert 0 < report.metrics["codes_changed_in_training"] < 0.5  # a few steps move few codes over a border
     json.dumps(report.metrics)
 
 

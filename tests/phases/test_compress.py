@@ -3,10 +3,12 @@
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -34,6 +36,7 @@ from agent_forge.phases.compress import (
     recover,
     sensitivity,
 )
+from agent_forge.phases.compress import run as run_module
 from agent_forge.phases.compress.run import run
 
 CANDIDATES = [
@@ -528,6 +531,72 @@ def test_settings_contradict_each_other_with_a_remedy() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             compose("compress", Config, ["out=x", *overrides])
+
+
+def test_the_work_of_the_phase_counts_each_measured_allocation_and_recovery() -> None:
+    """A pass without a gradient is a third of a trained token; recovery also runs the parent; four kinds of data."""
+    given = [
+        "out=x", "calibration.windows=8", "calibration.length_tokens=64",
+        "measure.windows=6", "measure.length_tokens=32", "budget.search_steps=5", "recover.block_steps=7",
+        "recover.steps=9", "recover.rows=3", "recover.length_tokens=16", "curve.bytes_ratios=[0.1,0.2]",
+    ]  # fmt: skip
+    measured, recovery = 6 * 32 * 4 / 3, 9 * 3 * 16 * 4 / 3 + 7 * 64
+    for curve_too, files in (("false", 0), ("true", 2)):
+        config = compose("compress", Config, [*given, f"curve.enabled={curve_too}"])
+        assert config.work_tokens() == pytest.approx(8 * 64 + (5 + 2 + files) * measured + recovery)
+
+
+def test_the_header_of_a_file_is_never_larger_than_is_reckoned_and_not_by_much(tmp_path: Path) -> None:
+    """Many axes of length 1 need the most text for the fewest values."""
+    for shapes in ([(1,) * 40], [(64, 32)] * 9, [(3,)] * 30):
+        model = nn.Module()
+        for number, shape in enumerate(shapes):
+            model.register_parameter(f"layer{number}", nn.Parameter(torch.full(shape, float(number))))
+        save_file(dict(model.state_dict()), tmp_path / "file")
+        size = sum(p.numel() for p in model.parameters()) * 4
+        header = (tmp_path / "file").stat().st_size - size
+        assert header <= run_module.header_bytes(model, size) <= header + 45 * len(shapes)
+
+
+def test_room_for_scales_that_will_be_trained_is_reckoned_at_half_a_byte_a_row(
+    config: Config, tiny_llama: LlamaForCausalLM
+) -> None:
+    coded = {name: [SimpleNamespace(shape=(rows, 8))] for name, rows in (("a", 6), ("b", 14))}
+    plain = run_module._fixed_bytes(config, tiny_llama, coded, 10_000)
+    assert plain == 10_000 - 4 * 20 * 8 + run_module.header_bytes(tiny_llama, 10_000)
+    config.recover.steps = 1
+    assert run_module._fixed_bytes(config, tiny_llama, coded, 10_000) == plain + 10
+
+
+def test_a_gain_multiplies_a_layers_rows_and_not_its_bias() -> None:
+    layer = nn.Linear(3, 2)
+    gain = torch.tensor([2.0, 0.5])
+    module = object.__new__(compressed.CompressedLinear)
+    nn.Module.__init__(module)
+    module.bias = layer.bias
+    holder = SimpleNamespace(get_parameter=lambda _: gain)
+    x = torch.randn(4, 3)
+    found = recover._times_gain(module, holder)(module, (x,), layer(x))
+    assert torch.allclose(found, functional.linear(x, layer.weight * gain[:, None], layer.bias), atol=1e-6)
+
+
+def test_the_hull_has_the_choice_between_two_slopes_that_are_nearly_equal() -> None:
+    tensors = [[Option("a", 10, 2.05), Option("b", 20, 1.0), Option("c", 30, 0.0)]]
+    assert choose.hull(tensors, 10**9) == [[2], [1], [0]]  # slopes of .105 and .1
+
+
+def test_second_moments_of_a_linear_layer_are_means_over_the_tokens_that_passed(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    down, seen = tiny_llama.model.layers[0].mlp.down_proj, []
+    windows = torch.randint(0, 200, (5, 12), generator=torch.Generator().manual_seed(0))
+    with down.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().flatten(0, -2))):
+        tiny_llama(windows)
+    x = torch.cat(seen)
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    (use,) = found["model.layers.0.mlp.down_proj"].uses
+    assert torch.allclose(use.columns, x.T @ x / 60, rtol=1e-4, atol=1e-7)
 
 
 def test_every_shipped_candidate_list_names_real_settings() -> None:

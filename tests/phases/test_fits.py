@@ -55,6 +55,13 @@ def compress_lines(model: dict[str, Any], *settings: str) -> list[str]:
     return compress_fits.check(compose("compress", compress.Config, [*COMPRESS, *settings]), model)
 
 
+def test_windows_may_be_as_long_as_the_models_positions_and_no_longer() -> None:
+    llama = content("llama", max_position_embeddings=64)
+    assert any("ternary layers reach" in line for line in bitnet_lines(llama))
+    with pytest.raises(ConfigError, match="length_tokens=65 is more than the 64 positions"):
+        bitnet_lines(llama, "train.length_tokens=65")
+
+
 def test_experts_that_bitnet_does_not_reach_are_counted_and_named() -> None:
     model = skeleton(content("mixtral"))
     sizes = {name: value.numel() for name, value in model.named_parameters()}
@@ -99,6 +106,7 @@ def test_a_quantised_source_and_a_budget_below_what_is_not_coded_are_refused() -
     small = ["budget.quality_floor=0", "budget.bytes_ratio=0.05", "codec.min_weights=3000"]
     with pytest.raises(ConfigError, match="what is not coded takes"):
         compress_lines(llama, *small)
+    assert compress_lines(llama, "budget.quality_floor=0", "budget.bytes_ratio=0.5")
     with pytest.raises(ConfigError, match=r"measure\.length_tokens=512 is more than the 256 positions"):
         compress_lines(llama, "measure.length_tokens=512")
 

@@ -17,6 +17,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted
 from agent_forge.core.events import EventLog
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
 from agent_forge.phases.quietstar import Config, measure
+from agent_forge.phases.quietstar import run as run_module
 from agent_forge.phases.quietstar.objective import clip_by_group, draw_positions, outcome
 from agent_forge.phases.quietstar.run import run
 
@@ -266,6 +267,71 @@ def test_shares_that_are_tried_together_must_each_clear_a_higher_bar(
         assert (gate is not None) is opens
         exact = 2.3 / 60**0.5 - (1.96 if opens else 2.73) / 60**0.5
         assert rows[0]["low"] == pytest.approx(exact, abs=0.05)
+
+
+def test_windows_without_a_token_change_no_interval_and_no_gate(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0]", "measure.samples=400")
+    full = windows_with(2.6)
+    wider = {name: torch.cat([value, torch.full((20, 8), torch.nan)]) for name, value in full.items()}
+    assert measure.choose_gate(wider, ["text"], config) == measure.choose_gate(full, ["text"], config)
+    gains, more = (of["text/base"].numpy() - of["text/mixed"].numpy() for of in (full, wider))
+    expected = measure.interval(gains, ~np.isnan(gains), 100, 0)
+    assert measure.interval(more, ~np.isnan(more), 100, 0) == expected
+    assert expected["n"] == 60 * 8
+    nothing = measure.interval(gains, np.zeros(gains.shape, bool), 100, 0)
+    assert nothing == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
+
+
+def test_of_two_shares_that_pay_the_one_of_more_gain_in_all_wins(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Half of the tokens gain 1 nat and the others .5: .75 on all tokens is more than 1 on half of them."""
+    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0,0.5]", "measure.samples=100")
+    entropy = torch.linspace(0, 1, 8).expand(60, 8)
+    gate, rows = measure.choose_gate(record(torch.where(entropy > 0.5, 1.0, 0.5), entropy), ["text"], config)
+    assert [row["gain (nats)"] for row in rows] == pytest.approx([0.75, 1.0])
+    assert gate == 0.0
+
+
+def test_the_report_is_made_of_the_losses_and_of_where_the_gate_opens(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Four tokens of entropy 1 to 4 that gain as much; a gate of exactly 3 nats opens for the last two."""
+    config = settings(data_config, tmp_path, tiny_checkpoint)
+    entropy = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    made = record(entropy, entropy) | {"text/helped": torch.ones(2, 2), "text/base": torch.full((2, 2), 5.0)}
+    made["text/mixed"] = made["text/base"] - entropy
+    metrics = run_module._report(config, made, {"text": torch.full((2, 2), 7.0)}, ["text"], 3.0, []).metrics
+    assert metrics["thinking_gain_nats"]["value"] == pytest.approx(2.5)
+    assert metrics["base_gain_over_parent_nats"]["value"] == pytest.approx(2.0)
+    assert metrics["gain_where_gate_opens_nats"]["value"] == pytest.approx(3.5)
+    assert metrics["gate_open_share"] == 0.5
+
+
+def test_a_shown_thought_stands_between_the_tokens_around_its_position(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    class Spelled:
+        def decode(self, tokens: list[int]) -> str:
+            return " ".join(map(str, tokens))
+
+    config = settings(data_config, tmp_path, tiny_checkpoint, "measure.shown=1")
+    made = {"text/base": torch.tensor([[1.0]]), "text/mixed": torch.tensor([[0.5]])}
+    made["text/tokens"] = torch.tensor([[[[7, 8], [0, 0]]]])
+    for place, context in ((2, "10 11 12"), (70, " ".join(map(str, range(80 - run_module.SHOWN_CONTEXT_TOKENS, 81))))):
+        windows = {"text": {"input_ids": torch.arange(10, 110)[None], "positions": torch.tensor([[place]])}}
+        shown = run_module._samples(config, made, windows, Spelled(), ["text"])
+        line = f"{context!r} thinks '7 8', then '{11 + place}': 1.000 nats without, 0.500 with"
+        assert shown == [line]
+
+
+def test_positions_are_spread_over_the_trained_tokens_and_filled_up() -> None:
+    labels = torch.tensor([-100, -100, 5, 6, -100, 7, 8])  # the token before each trained one
+    assert measure._spread(labels, 4).tolist() == [1, 2, 4, 5]
+    assert measure._spread(labels, 2).tolist() == [1, 5]
+    assert measure._spread(labels, 6).tolist() == [1, 2, 4, 5, -1, -1]
 
 
 def test_deciles_sort_tokens_by_the_loss_of_the_base(

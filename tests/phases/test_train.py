@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from agent_forge.data import Mixture, RowSource, TextSource
 from agent_forge.data.synthetic import reasoning
 from agent_forge.learn import StepRecord, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
-from agent_forge.phases.train import Config, plain
+from agent_forge.phases.train import Config, exponents, plain
+from agent_forge.phases.train import run as run_module
 from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import ExponentControl, Rollback, Together
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
@@ -212,6 +214,31 @@ def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says(
     assert torch.equal(model.weight, torch.linspace(1, 2, 12).reshape(3, 4))
 
 
+@pytest.mark.parametrize(("limit", "share"), [(0.0, 1.0), (0.5, 0.5)])
+def test_twins_are_clipped_to_the_norm_of_the_settings_and_0_clips_nothing(limit: float, share: float) -> None:
+    """The gradient has norm 1; the optimiser of the test takes it as it is."""
+
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4))
+
+        def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            return self.weight.sum() / 2, {}
+
+    class Batches:
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return ids(1, 3)
+
+    line = Line()
+    plain = SimpleNamespace(
+        config=SimpleNamespace(clip_norm=limit), parameters=[line.weight], zero_grad=lambda: None, step=lambda: None
+    )
+    exponents._train_step(line, plain, Batches(), 0, 0, torch.device("cpu"))
+    assert line.weight.grad is not None
+    assert float(line.weight.grad.norm()) == pytest.approx(share, abs=1e-5)
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(PhaseError, match="no list of blocks"):
         decoder_blocks(nn.Linear(2, 2))
@@ -354,6 +381,14 @@ def test_windows_come_from_the_level_that_is_asked_for(tiny_tokenizer: PreTraine
     found, wanted = (s.take(np.random.default_rng(4), 48) for s in (source, easiest))
     assert (found[1] != -100).any()
     assert found[0].shape == wanted[0].shape
+    assert len(source.levels) == 5
+    even = LevelSource("reasoning", tiny_tokenizer, 50, 0, 1.0, 0.0)  # all levels alike, whatever the difficulty
+    taken: list[int] = []
+    even.levels = [SimpleNamespace(take=lambda *_, level=level: taken.append(level)) for level in range(5)]
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        even.take(generator, 48)
+    assert [taken.count(level) / 500 for level in range(5)] == pytest.approx([0.2] * 5, abs=0.05)
 
 
 # Dreams
@@ -388,7 +423,7 @@ def test_dreams_that_repeat_themselves_are_not_replayed(
     monkeypatch: pytest.MonkeyPatch,
     collapsed: bool,
 ) -> None:
-    config = small_config(data_config, "dream.enabled=true", "dream.distinct_share=0.5", "mix={text: 1.0}")
+    config = small_config(data_config, "dream.enabled=true", "dream.distinct_share=1.0", "mix={text: 1.0}")
     real = torch.arange(4 * 48).reshape(4, 48)
     dreamt = {"dreams": torch.zeros_like(real) if collapsed else real + 1, "real": real}
     monkeypatch.setattr(stages_module, "dream", lambda *_, **__: dreamt)
@@ -452,6 +487,19 @@ def test_the_self_model_reaches_the_backbone_and_its_error_is_the_formula(tiny_l
     up = tiny_llama.model.layers[0].mlp.up_proj.weight
     (gradient,) = torch.autograd.grad(loss - plain, up)
     assert gradient.abs().max() > 0
+
+
+def test_a_stream_of_zeros_stays_zero_when_it_is_normalised() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    assert torch.allclose(rms_normalised(x), torch.tensor([[3.0, 4.0], [0.0, 0.0]]) / 12.5**0.5, atol=1e-5)
+
+
+def test_a_stage_reports_the_mean_loss_of_its_last_quarter() -> None:
+    plan = SimpleNamespace(active=True, controllers={}, notes=dict)
+    for losses, mean in (([9, 9, 9, 9, 9, 9, 2, 4], 3.0), ([9, 9, 5], 5.0), ([9, 9, 9, 9, 9, 9, 9, math.nan], 9.0)):
+        records = [record(step, float(loss)) for step, loss in enumerate(losses)]
+        assert run_module._facts("dream_1", plan, records)["loss"] == mean
+    assert run_module._facts("dream_1", plan, [record(0, math.nan)])["loss"] is None
 
 
 def test_self_modelling_lowers_its_own_error(
