@@ -32,7 +32,7 @@ nightly: $(STAMP) ## build llama.cpp (ten minutes or more), then run the tests t
 	.llama/bin/python -m pip install --quiet llama-cpp-python numpy
 	FORGE_LLAMA_PYTHON=.llama/bin/python $(BIN)/python -m pytest tests/export $(ARGS)
 
-mutants: $(STAMP) ## change single places of the numeric rooms; does a test notice? (about an hour; ARGS="--mutants 50")
+mutants: $(STAMP) ## change single places of the numeric rooms; does a test notice? (an hour; ARGS="--work FOLDER" goes on)
 	$(BIN)/python scripts/mutate.py $(ARGS)
 
 lint: $(STAMP) ## format and style, and the import contracts

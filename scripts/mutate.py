@@ -36,12 +36,15 @@ ROOMS = {
     "evaluate": ("agent_forge/evaluate", ["tests/evaluate", "tests/pipeline/test_gate.py"]),
     "search": ("agent_forge/search", ["tests/search"]),
     "checkpoint": ("agent_forge/checkpoint", ["tests/checkpoint"]),
-    "bitnet": ("agent_forge/phases/bitnet", ["tests/phases/test_bitnet.py"]),
+    "bitnet": (
+        "agent_forge/phases/bitnet",
+        ["tests/phases/test_bitnet.py", "tests/phases/test_bitnet_start.py", "tests/phases/test_fits.py"],
+    ),
     "train": ("agent_forge/phases/train", ["tests/phases/test_train.py"]),
-    "quietstar": ("agent_forge/phases/quietstar", ["tests/phases/test_quietstar.py"]),
+    "quietstar": ("agent_forge/phases/quietstar", ["tests/phases/test_quietstar.py", "tests/phases/test_fits.py"]),
     "bake": ("agent_forge/phases/bake", ["tests/phases/test_bake.py"]),
     "adas": ("agent_forge/phases/adas", ["tests/phases/test_adas.py"]),
-    "compress": ("agent_forge/phases/compress", ["tests/phases/test_compress.py"]),
+    "compress": ("agent_forge/phases/compress", ["tests/phases/test_compress.py", "tests/phases/test_fits.py"]),
 }
 
 

@@ -61,22 +61,61 @@ def test_the_sample_is_fixed_by_its_seed(mutate: ModuleType) -> None:
     assert len(first) == 5
 
 
-def test_a_change_that_a_test_notices_is_killed_and_another_survives(
-    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "root"
+@pytest.fixture
+def small(mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a repository of one room: a function that is checked, one that is only run, one that a fixture runs."""
+    root, trials = tmp_path / "root", importlib.import_module("mutant_trials")
     (root / "room").mkdir(parents=True)
-    (root / "room" / "twice.py").write_text("def twice(x):\n    return x * 2\n\n\ndef idle(x):\n    return x + 1\n")
-    (root / "test_twice.py").write_text(
-        "from room.twice import idle, twice\n\n\ndef test_twice():\n    assert twice(3) == 6\n    idle(1)\n"
+    (root / "tests").mkdir()
+    (root / "room" / "twice.py").write_text(
+        "def twice(x):\n    return x * 2\n\n\ndef idle(x):\n    return x + 1\n\n\ndef made(x):\n    return x - 3\n"
+    )
+    (root / "tests" / "test_twice.py").write_text(
+        "import pytest\nfrom room.twice import idle, made, twice\n\n\n"
+        "@pytest.fixture(scope='module')\ndef shared():\n    return made(5)\n\n\n"
+        "def test_twice(shared):\n    assert twice(3) == 6\n    idle(1)\n\n\n"
+        "def test_shared(shared):\n    assert shared == 2\n"
     )
     monkeypatch.setattr(mutate, "ROOT", root)
-    trials = importlib.import_module("mutant_trials")
-    monkeypatch.setattr(trials, "COPIED", ("room", "test_twice.py"))
+    monkeypatch.setattr(trials, "COPIED", ("room", "tests"))
     monkeypatch.setattr(trials, "WARM", ())
     monkeypatch.setattr(mutate, "PACKAGE", ("room",))
     monkeypatch.setattr(trials, "PACKAGE", ("room",))
-    monkeypatch.setattr(mutate, "ROOMS", {"room": ("room", ["test_twice.py"])})
+    monkeypatch.setattr(mutate, "ROOMS", {"room": ("room", ["tests"])})
+    return root
+
+
+def fates(mutate: ModuleType, root: Path, work: Path) -> dict[int, tuple[str, str]]:
     mutants = [m for m in mutate.find_mutants("room", "room", root) if m.kind == "sign"]
-    fates = {m.line: m.fate for m in mutate.run(mutants, 1, tmp_path / "trees")}
-    assert fates == {2: "killed", 6: "survived"}
+    return {m.line: (m.fate, m.killer) for m in mutate.run(mutants, 1, work)}
+
+
+def test_a_change_that_a_test_notices_is_killed_and_another_survives(
+    mutate: ModuleType, small: Path, tmp_path: Path
+) -> None:
+    """What a shared fixture executes is judged by every test that uses the fixture, not by the first alone."""
+    assert fates(mutate, small, tmp_path / "work") == {
+        2: ("killed", "tests/test_twice.py::test_twice"),
+        6: ("survived", ""),
+        10: ("killed", "tests/test_twice.py::test_shared"),
+    }
+    assert (tmp_path / "work" / "0" / "room" / "twice.py").read_bytes() == (small / "room" / "twice.py").read_bytes()
+
+
+def test_a_second_run_judges_again_only_what_new_tests_may_change(
+    mutate: ModuleType, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+    original = mutate.start_trial
+    monkeypatch.setattr(
+        mutate, "start_trial", lambda tree, mutant, *rest: judged.append(mutant.line) or original(tree, mutant, *rest)
+    )
+    first = fates(mutate, small, tmp_path / "work")
+    assert fates(mutate, small, tmp_path / "work") == first
+    assert sorted(judged) == [2, 6, 10]
+    (small / "tests" / "test_idle.py").write_text(
+        "from room.twice import idle\n\n\ndef test_idle():\n    assert idle(1) == 2\n"
+    )
+    again = fates(mutate, small, tmp_path / "work")
+    assert again == {**first, 6: ("killed", "tests/test_idle.py::test_idle")}
+    assert sorted(judged) == [2, 6, 6, 10]
