@@ -96,6 +96,14 @@ def test_traces_of_two_splits_share_no_question(data_config: DataConfig) -> None
         assert not expressions[0] & expressions[1]
 
 
+def test_passages_to_retrieve_are_sentences_of_at_most_twelve_words(data_config: DataConfig) -> None:
+    """Short enough to stand in a tool's answer beside the question; longer sentences are cut."""
+    store = traces.passage_store(data_config, "train")
+    sizes = [len(content.split()) for (content,) in store.store.rows("SELECT content FROM passages")]
+    assert max(sizes) == 12
+    assert len({document for (document,) in store.store.rows("SELECT document FROM passages")}) == 24
+
+
 def test_a_recalled_fact_is_the_newest_one(data_config: DataConfig) -> None:
     recalls = [t for t in traces.make("memory", 60, "train", 1, data_config) if t["filtered"]]
     assert {len(trace["stages"]) for trace in recalls} == {2, 3}
@@ -387,6 +395,7 @@ def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported
         assert row["pass tau"] == 0
         assert row["taken below tau (filter overridden)"] == round(0.5 * row["made"])
         gain = min(row["without a call"], row["after an empty result"]) - row["answer after the result"]
+        assert row["mean gain (nats)"] == round(row["mean gain (nats)"], 3) != 0
         assert row["mean gain (nats)"] <= gain + 2e-3  # the mean of minima is at most the minimum of means
     assert "filter overridden for calculator, memory" in report.summary
     assert "offered: no tool" in report.summary
