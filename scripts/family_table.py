@@ -83,7 +83,7 @@ def evaluated(bench: Bench) -> str:
 
 def merged(bench: Bench) -> str:
     """Merge two models by their mean, and compare with the mean of the weights."""
-    from agent_forge.pipeline.merging import prepare, run
+    from agent_forge.merge.job import prepare, run
 
     other = tiny_families.build(bench.kind, seed=1, **tiny_families.FAMILIES[bench.kind])
     tiny_families.save(bench.root / "hf2", other, bench.words)

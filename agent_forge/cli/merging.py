@@ -39,11 +39,11 @@ def merge_command(
     """Merge models."""
     with one_line_errors(verbose):
         from agent_forge.core.errors import ConfigError
-        from agent_forge.pipeline import merging
+        from agent_forge.merge import job as merge_job
 
         if out is None and not dry_run:
             raise ConfigError("name the directory to write: forge merge RECIPE --out DIR")
-        job = merging.prepare(recipe, seed=seed, threads=threads, shard_bytes=shard_bytes)
+        job = merge_job.prepare(recipe, seed=seed, threads=threads, shard_bytes=shard_bytes)
         try:
             if dry_run:
                 _show_estimate(job, as_json)
@@ -54,9 +54,9 @@ def merge_command(
 
 
 def _show_estimate(job: Any, as_json: bool) -> None:
-    from agent_forge.pipeline import merging
+    from agent_forge.merge import job as merge_job
 
-    seconds = merging.estimate_seconds(job)
+    seconds = merge_job.estimate_seconds(job)
     found = {
         "method": job.recipe.method, "sources": list(job.sources), "donor": job.donor, "tensors": len(job.plan.tensors),
         "reads_bytes": job.read_bytes, "writes_bytes": job.layout.size_bytes, "files": list(job.layout.shards),
@@ -78,14 +78,14 @@ def _show_estimate(job: Any, as_json: bool) -> None:
 
 def _merge(job: Any, out: Path, as_json: bool) -> None:
     from agent_forge.core.events import EventLog
-    from agent_forge.pipeline import merging
+    from agent_forge.merge import job as merge_job
 
     with Display(as_json=as_json) as display:
         events = EventLog(None, "merge", (display,))
         for note in job.notes:
             events.message(note)
         total = job.layout.size_bytes
-        found = merging.run(job, out, lambda done: events.progress("bytes", min(done, total), total))
+        found = merge_job.run(job, out, lambda done: events.progress("bytes", min(done, total), total))
         events.artefact(found.path)
     if as_json:
         print_json(

@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge import checkpoint
-from agent_forge.pipeline import merging
+from agent_forge.merge import job as merge_job
 
 TEXT = (
     "The law of the land is the law of all; forty and two are forty-two, and so it was in 1789. "
@@ -62,9 +62,9 @@ def recipe(folder: Path, *models: str, method: str = "linear", **changes: Any) -
 
 
 def merge(file: Path, out: str = "out") -> checkpoint.Checkpoint:
-    job = merging.prepare(file)
+    job = merge_job.prepare(file)
     try:
-        return merging.run(job, file.parent / out)
+        return merge_job.run(job, file.parent / out)
     finally:
         job.close()
 

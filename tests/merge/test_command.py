@@ -22,7 +22,7 @@ from agent_forge.cli.app import app
 from agent_forge.core.errors import CheckpointError, ConfigError, ForgeError, StorageError
 from agent_forge.learn.fisher import fisher_diagonal
 from agent_forge.merge import Weights, make_plan, merge_tensor, parse_recipe
-from agent_forge.pipeline import merging
+from agent_forge.merge import job as merge_job
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def recipe(folder: Path, method: str = "ties", **changes: Any) -> Path:
 
 
 def merge(file: Path, out: str = "out", **settings: Any) -> checkpoint.Checkpoint:
-    job = merging.prepare(file, **settings)
+    job = merge_job.prepare(file, **settings)
     try:
-        return merging.run(job, file.parent / out)
+        return merge_job.run(job, file.parent / out)
     finally:
         job.close()
 

@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.pipeline import merging
+from agent_forge.merge import job as merge_job
 
 from . import families
 
@@ -20,9 +20,9 @@ REFUSED_STACKS = ("DeepseekV3Config", "DiffLlamaConfig")
 def merge(recipe: dict[str, object], folder: Path) -> Path:
     file = folder / "recipe.yml"
     file.write_text(yaml.safe_dump(recipe))
-    job = merging.prepare(file)
+    job = merge_job.prepare(file)
     try:
-        return merging.run(job, folder / "out").path
+        return merge_job.run(job, folder / "out").path
     finally:
         job.close()
 

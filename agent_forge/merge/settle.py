@@ -1,19 +1,19 @@
-"""Open the models of a merge and make them fit: one config, one vocabulary, heads all stored or all shared.
+"""Open the models of a merge and settle what they share: one config, one vocabulary, heads all stored or all tied.
 
-Reads config.json, tokenizers and safetensors headers. Raises by name what does not belong together.
+Reads config.json, tokenizers and safetensors headers. Raises an error that names what does not belong together.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent_forge import checkpoint
 from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
-from agent_forge.merge import Recipe, find_layers, heads, special_tokens, vocabulary
+from agent_forge.merge import Recipe, find_layers, heads, vocabulary
 from agent_forge.merge.files import ModelFiles
 from agent_forge.merge.layers import NESTED
+from agent_forge.merge.prepared import CONFIG, GENERATION, Source, Tokens
 from agent_forge.merge.tokenizer_files import (
     TOKENIZER,
     TokenizerFiles,
@@ -23,45 +23,11 @@ from agent_forge.merge.tokenizer_files import (
     usage_difference,
 )
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
 # Where a config came from and how it was used, not what the model computes.
 NOT_COMPARED = (
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range", "architectures",
     "attention_dropout", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
-
-
-@dataclass(slots=True, kw_only=True)
-class Source:
-    """One model of the recipe: where it is, its opened files, its settings, tokenizer and (if it has one) manifest."""
-
-    label: str
-    path: Path
-    files: ModelFiles
-    config: dict[str, Any]
-    generation: dict[str, Any] | None
-    tokenizer: TokenizerFiles | None
-    manifest: checkpoint.directory.Manifest | None
-
-    def parent(self, with_ids: bool) -> special_tokens.Parent:
-        """Return what the files say of special tokens; the ids of all tokens only where they are needed."""
-        tokenizer = self.tokenizer
-        return special_tokens.Parent(
-            config=self.config, generation=self.generation or {}, tokenizer=tokenizer.settings if tokenizer else {},
-            ids=tokenizer.ids if tokenizer and with_ids else {},
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """What the result's tokenizer is: a new one, or (None) a copy of the files of the model `chosen`.
-
-    ids: token -> id, None where every model has that vocabulary already and no id moves.
-    """
-
-    chosen: str
-    united: dict[str, Any] | None = None
-    ids: Mapping[str, int] | None = None
 
 
 def locate(recipe: Recipe, beside: Path) -> tuple[Recipe, dict[str, Path]]:

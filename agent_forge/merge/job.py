@@ -11,31 +11,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import ConfigError, StorageError
-from agent_forge.merge import Plan, Recipe, heads, make_plan, read_recipe, special_tokens, stream
+from agent_forge.merge import heads, make_plan, read_recipe, special_tokens, stream
 from agent_forge.merge.arrays import float_dtype
+from agent_forge.merge.card import merge_card
 from agent_forge.merge.document import read_document
 from agent_forge.merge.layers import NESTED, stack_config
+from agent_forge.merge.prepared import CONFIG, GENERATION, Job, Source
+from agent_forge.merge.settle import compare_configs, inner, locate, open_sources, settle_heads, settle_vocabulary
 from agent_forge.merge.tokenizer_files import TOKENIZER
-from agent_forge.pipeline import model_card
-from agent_forge.pipeline.merge_sources import (
-    CONFIG,
-    GENERATION,
-    Source,
-    Tokens,
-    compare_configs,
-    inner,
-    locate,
-    open_sources,
-    settle_heads,
-    settle_vocabulary,
-)  # fmt: skip
 
 RECIPE, TEMPLATE = "merge_recipe.yml", "chat_template.jinja"
 # What a tokenizer may consist of, as file name patterns.
@@ -46,33 +35,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 # Files that spell out the vocabulary a second time: a united vocabulary makes them stale.
 KEPT_AFTER_UNION = ("tokenizer_config.json", "special_tokens_map.json", TEMPLATE, "additional_chat_templates/*.jinja")
-
-
-@dataclass(slots=True, kw_only=True)
-class Job:
-    """A checked merge, ready to run. donor: whose config and other files the result has. notes: what the user must know."""
-
-    recipe: Recipe
-    text: str
-    sources: dict[str, Source]
-    donor: str
-    plan: Plan
-    layout: stream.Layout
-    settings: stream.Settings
-    tokens: Tokens
-    config: dict[str, Any] = field(default_factory=dict)
-    generation: dict[str, Any] | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def read_bytes(self) -> int:
-        """Return the bytes of all weights that are read."""
-        return sum(path.stat().st_size for source in self.sources.values() for path in source.files.files)
-
-    def close(self) -> None:
-        """Close the sources' files."""
-        for source in self.sources.values():
-            source.files.close()
 
 
 def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0) -> Job:
@@ -238,7 +200,7 @@ def _write_rest(job: Job, directory: Path, parents: list[dict[str, str]]) -> Non
     if template:
         (directory / TEMPLATE).write_text(template, encoding="utf-8")
     (directory / RECIPE).write_text(job.text, encoding="utf-8")
-    (directory / "README.md").write_text(model_card.merge_card(job, parents), encoding="utf-8")
+    (directory / "README.md").write_text(merge_card(job, parents), encoding="utf-8")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
