@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from process_memory import held_bytes, peak_bytes
 from train_engines import SHAPES, Shape, ours, plain, prepare, shape_of, trainer
 
 # name -> engine, dtype, compile. The bars are judged against "trainer" and "plain".
@@ -165,32 +166,6 @@ class Clock:
             "tokens_per_second": shape.rows * shape.length / wall, "cpu_ms": 1e3 * processor,
             "data_share": statistics.median(self.data[-len(pairs) :]) / wall if self.data else 0.0,
         }  # fmt: skip
-
-
-def memory_bytes(entry: str) -> float:
-    """Return what the process holds now (VmRSS) or held at most (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
-    return 1024.0 * int(line.split()[1])
-
-
-def held_bytes(device: str) -> float:
-    """Return what the process (or the accelerator) holds now, and let the peak count from here (Linux)."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return float(torch.cuda.memory_allocated())
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory_bytes("VmRSS")
-
-
-def peak_bytes(device: str) -> float:
-    """Return the peak memory of the process, or of the accelerator."""
-    if device == "cuda":
-        import torch
-
-        return float(torch.cuda.max_memory_allocated())
-    return memory_bytes("VmHWM")
 
 
 def model_flops_share(model: Any, shape: Shape, tokens_per_second: float) -> float:

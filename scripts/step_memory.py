@@ -40,7 +40,7 @@ def step(dtype: str, threads: int) -> dict[str, object]:
     """Train two steps and return what they took."""
     import torch
     import yaml
-    from bench_train import held_bytes, memory_bytes
+    from process_memory import held_bytes, memory_bytes
 
     from agent_forge.checkpoint import Workspace
     from agent_forge.config import OptimConfig
