@@ -45,8 +45,8 @@ types: $(STAMP) ## static types
 
 check: lint types test ## what CI runs
 
-bench: $(STAMP) ## time and peak memory per phase of a run
-	$(BIN)/python scripts/bench_run_all.py $(ARGS)
+bench: $(STAMP) ## time and peak memory per phase of a run (python -m scripts.bench list names all benches)
+	$(BIN)/python -m scripts.bench run run_all $(ARGS)
 
 demo: run-all ## run all phases, then ask the agent a question
 	$(BIN)/forge chat $$($(BIN)/python scripts/final_agent.py outputs/run_all) "What is 48 plus 77?"

@@ -140,7 +140,7 @@ def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Comman
             cases = f"ours,trainer{dtype}"  # compiling takes minutes of a processor
         found = []
         for count in (2,) if options.smoke else rows:
-            argv = [sys.executable, str(HERE / "bench_train.py"), "--shape", "tiny" if options.smoke else shape]
+            argv = [sys.executable, "-m", "scripts.bench.train", "--shape", "tiny" if options.smoke else shape]
             argv += ["--rows", str(count), "--text", bench.text, "--device", options.device, "--cases", cases]
             argv += [
                 "--steps",

@@ -192,7 +192,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
     tokens, batches = (6, (1, 2)) if options.smoke else (256, (1, 32))
     packed = options.work / "ternary"
     if not (packed / "config.json").exists():
-        from bench_decode import CHECKPOINT, make_checkpoint
+        from scripts.bench.decode import CHECKPOINT, make_checkpoint
 
         make_checkpoint(Path(options.model), CHECKPOINT, packed)
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Quantise a GGUF with llama.cpp and score it on given tokens. Run by bench_compress.py in an interpreter of its own.
+"""Quantise a GGUF with llama.cpp and score it on given tokens. Run by the bench `compress` in an interpreter of its own.
 
     python scripts/llama_reference.py SOURCE.gguf TYPE[:EMBEDDING_TYPE] WORK_DIR
 

@@ -263,5 +263,5 @@ def _report(
     }
     if config.mode == "stacked":
         summary = f"stacked for comparison: {summary}"
-    baseline = "none ran: no other coder was given as many bytes (scripts/bench_compress.py compares them)"
+    baseline = "none ran: no other coder was given as many bytes (`python -m scripts.bench run compress` compares them)"
     return Report(summary=summary, outputs=[], metrics=metrics, tables=tables, baseline=baseline)

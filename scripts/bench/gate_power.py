@@ -1,4 +1,6 @@
-"""What the default gates refuse: `python scripts/gate_power.py RUN_DIR [--parents 1-cognate/trunk]`.
+"""What the default gates refuse.
+
+    python -m scripts.bench run gate_power RUN_DIR [--parents 1-cognate/trunk]
 
 Damages a checkpoint of a finished run in known ways and at several strengths, scores parent and
 damaged child on a large pool of validation items, and lets the gate judge the two on items drawn
@@ -6,14 +8,14 @@ from the pool, as often as --draws says. A row per damage: what the pool says is
 task, and the share of draws refused. Prints a Markdown table, then how the two bars stand: every
 damage that costs a task more than a tenth is refused, and unchanged children pass at 99%.
 
-Reads RUN_DIR; writes only the pairs of each damage under --cache, so that it can go on after a stop.
+Reads RUN_DIR; writes only the pairs of each damage under --cache, so that it can go on after a
+stop.
 """
 
 import argparse
 import copy
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,10 @@ from agent_forge.config.compose import compose
 from agent_forge.core.seeds import numpy_generator, seed_for, torch_generator
 from agent_forge.data.synthetic import tools
 from agent_forge.pipeline.gate import LOOK_GROWTH, SPLIT
+from scripts.bench.result import Figure, Result, bars_met, here
+
+CLAIM = "The default gates refuse what costs a task more than a tenth, and pass unchanged children"
+BAR = "each such damage refused in 99% of draws, unchanged children passed in 99%"
 
 LOST = 0.1  # a damage that costs a task more than this share of its score is to be refused
 Pairs = dict[str, np.ndarray]  # task -> (pool, 2)
@@ -88,7 +94,9 @@ def shuffled(share: float) -> Callable[[Any], None]:
         layers = [weight for name, weight in matrices(model) if name.endswith("down_proj.weight")]
         weight = layers[len(layers) // 2]
         generator = torch_generator(0, "gate-power", "shuffle")
-        chosen = torch.randperm(len(weight), generator=generator)[: max(2, int(share * len(weight)))]
+        chosen = torch.randperm(len(weight), generator=generator)[
+            : max(2, int(share * len(weight)))
+        ]
         weight[chosen.sort().values] = weight[chosen].clone()
 
     return apply
@@ -130,7 +138,9 @@ def damages(tokenizer: Any) -> Iterator[Damage]:
     for count, factor in ((1, 0.8), (1, 0.5), (1, 0.0), (2, 0.0), (4, 0.0)):
         yield Damage(f"{count} head{'s' * (count > 1)} times {factor:g}", heads(count, factor))
     for steps in (1, 2, 4, 8):
-        yield Damage(f"tools unlearned, {steps} step{'s' * (steps > 1)}", unlearned(steps, tokenizer))
+        yield Damage(
+            f"tools unlearned, {steps} step{'s' * (steps > 1)}", unlearned(steps, tokenizer)
+        )
 
 
 class Pool:
@@ -139,11 +149,17 @@ class Pool:
     def __init__(self, settings: PhaseConfig, size: int, cache: Path) -> None:
         self.settings, self.cache = settings, cache
         self.context = evaluate.EvalContext(data=settings.data, seed=settings.seed)
-        self.items = {task: evaluate.task_items(task, SPLIT, size, self.context) for task in settings.gate.tasks}
+        self.items = {
+            task: evaluate.task_items(task, SPLIT, size, self.context)
+            for task in settings.gate.tasks
+        }
 
     def pairs(self, identity: str, model: Any, tokenizer: Any, tasks: Sequence[str]) -> Pairs:
-        """Return the pairs of a model on `tasks`; `model` makes it, where they are not known yet."""
-        found: Pairs = {}
+        """Return the pairs of a model on `tasks`.
+
+        `model` makes it, where they are not known yet.
+        """
+        pairs: Pairs = {}
         ready = None
         for task in tasks:
             items = self.items[task]
@@ -154,8 +170,8 @@ class Pool:
                 scored = evaluate.item_pairs(ready, tokenizer, task, items, self.context)
                 self.cache.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(scored.tolist()), encoding="utf-8")
-            found[task] = np.asarray(json.loads(file.read_text(encoding="utf-8")))
-        return found
+            pairs[task] = np.asarray(json.loads(file.read_text(encoding="utf-8")))
+        return pairs
 
     def scores(self, task: str, pairs: np.ndarray, places: np.ndarray) -> evaluate.Scores:
         """Return the scores on the items at `places`."""
@@ -165,10 +181,14 @@ class Pool:
 
 def refused(pool: Pool, parent: Pairs, child: Pairs, seed: int) -> bool:
     """Return whether the gate refuses the child on items drawn by `seed`, look by look as in a run."""
-    gate = replace(pool.settings.gate, tasks={task: pool.settings.gate.tasks[task] for task in parent})
+    gate = replace(
+        pool.settings.gate, tasks={task: pool.settings.gate.tasks[task] for task in parent}
+    )
     most = gate.items * LOOK_GROWTH ** (gate.looks - 1)
     draws = {
-        task: numpy_generator(seed, "gate-power", task).integers(0, len(items), min(most, len(items)))
+        task: numpy_generator(seed, "gate-power", task).integers(
+            0, len(items), min(most, len(items))
+        )
         for task, items in pool.items.items()
     }
     open_tasks, scores = list(parent), ({}, {})
@@ -184,16 +204,18 @@ def refused(pool: Pool, parent: Pairs, child: Pairs, seed: int) -> bool:
     return not verdict.passed
 
 
-def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[str], bool]:
-    """Return the Markdown rows of one parent, and whether both bars are met."""
+def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[str], list[Figure]]:
+    """Return the Markdown rows of one parent, and its damages beside their bars."""
     tokenizer = models.load_tokenizer(source.path)
     loaded = models.load(source)
     parent = pool.pairs(source.id, lambda: loaded, tokenizer, list(pool.items))
     everything = {task: np.arange(len(items)) for task, items in pool.items.items()}
     whole = {task: pool.scores(task, parent[task], everything[task]) for task in parent}
     gated = [task for task, scores in whole.items() if scores.above_chance]
-    parent = {task: parent[task] for task in gated}  # the others are not gated, whatever the child does
-    lines, met = [], True
+    parent = {
+        task: parent[task] for task in gated
+    }  # the others are not gated, whatever the child does
+    lines, figures = [], []
     for damage in damages(tokenizer):
 
         def damaged(damage: Damage = damage) -> Any:
@@ -203,43 +225,72 @@ def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[s
             return model
 
         child = pool.pairs(f"{source.id} {damage.name}", damaged, tokenizer, gated)
-        kept = {
-            task: evaluate.retention(task, whole[task], pool.scores(task, child[task], everything[task]), 1000, 0).ratio
+        retained = {
+            task: evaluate.retention(
+                task, whole[task], pool.scores(task, child[task], everything[task]), 1000, 0
+            ).ratio
             for task in gated
         }
-        rate = np.mean([refused(pool, parent, child, seed_for(seed, "draw")) for seed in range(draws)])
-        wanted = "pass" if damage.unchanged else "refuse" if min(kept.values()) < 1 - LOST else ""
-        met &= not (wanted == "pass" and rate > 0.01) and not (wanted == "refuse" and rate < 0.99)
-        cells = [f"{kept[task]:.3f}" if task in kept else "at chance" for task in pool.items]
-        lines.append(f"| {damage.name} | {' | '.join(cells)} | {wanted} | {rate:.3f} |")
+        rate = np.mean(
+            [refused(pool, parent, child, seed_for(seed, "draw")) for seed in range(draws)]
+        )
+        due = "pass" if damage.unchanged else "refuse" if min(retained.values()) < 1 - LOST else ""
+        figures.append(refusals(damage.name, float(rate), due, draws))
+        cells = [
+            f"{retained[task]:.3f}" if task in retained else "at chance" for task in pool.items
+        ]
+        lines.append(f"| {damage.name} | {' | '.join(cells)} | {due} | {rate:.3f} |")
         print(lines[-1], flush=True)
-    return lines, met
+    return lines, figures
 
 
-def main() -> int:
-    """Print a table per parent; return 1 when a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--parents", nargs="*", default=["1-cognate/trunk"], help="inside RUN_DIR")
-    parser.add_argument("--pool", type=int, default=640, help="validation items per task")
-    parser.add_argument("--draws", type=int, default=300)
-    parser.add_argument("--cache", type=Path, default=Path("outputs/gate_power"))
-    parser.add_argument("overrides", nargs="*", default=[], help="KEY=VALUE settings, as gate.items=96")
-    arguments = parser.parse_intermixed_args()
-    names = {"out": "out=.", "cache": f"data.cache={arguments.cache / 'data'}"}
-    settings = compose("base", PhaseConfig, [*names.values(), *arguments.overrides])
+def refusals(damage: str, rate: float, due: str, draws: int) -> Figure:
+    """Return how often a damage is refused. due: "pass", "refuse", or "" where either is right."""
+    bars = {"pass": "at most .01", "refuse": "at least .99"}
+    met = {"pass": rate <= 0.01, "refuse": rate >= 0.99}
+    return Figure(
+        claim=f"refused: {damage}", figure=rate, unit="of draws", n=f"{draws} draws",
+        bar=bars.get(due, ""), met=met.get(due),
+    )  # fmt: skip
+
+
+def run(arguments: Sequence[str] = ()) -> Result:
+    """Print one table per parent, and how the two bars stand."""
+    parser = argparse.ArgumentParser(prog="gate_power", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("run_dir", type=Path)
+    add("--parents", nargs="*", default=["1-cognate/trunk"], help="inside RUN_DIR")
+    add("--pool", type=int, default=640, help="validation items per task")
+    add("--draws", type=int, default=300)
+    add("--cache", type=Path, default=Path("outputs/gate_power"))
+    add("overrides", nargs="*", default=[], help="KEY=VALUE settings, as gate.items=96")
+    args = parser.parse_intermixed_args(arguments)
+    names = {"out": "out=.", "cache": f"data.cache={args.cache / 'data'}"}
+    settings = compose("base", PhaseConfig, [*names.values(), *args.overrides])
     settings.gate = replace(settings.gate, chain={})
-    pool = Pool(settings, arguments.pool, arguments.cache)
+    pool = Pool(settings, args.pool, args.cache)
     sizes = ", ".join(f"{task} {len(items)}" for task, items in pool.items.items())
-    met = True
-    for name in arguments.parents:
-        print(f"\nparent {name}; pool: {sizes}; {arguments.draws} draws; share of the parent kept\n")
-        print(f"| damage | {' | '.join(pool.items)} | wanted | refused |")
-        print("|---|" + "---|" * len(pool.items) + "---|---|")
-        met &= table(pool, checkpoint.open(arguments.run_dir / name), arguments.draws)[1]
-    print(f"\nboth bars {'met' if met else 'MISSED'}")
-    return 0 if met else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    head = [
+        f"| damage | {' | '.join(pool.items)} | due | refused |",
+        "|---|" + "---|" * len(pool.items) + "---|---|",
+    ]
+    figures, tables = [], []
+    for name in args.parents:
+        title = f"\nparent {name}; pool: {sizes}; {args.draws} draws; share of the parent kept\n"
+        print(title, *head, sep="\n")
+        lines, judged = table(pool, checkpoint.open(args.run_dir / name), args.draws)
+        figures += judged
+        tables += [title, *head, *lines]
+    result = Result(
+        claim=CLAIM,
+        topic="Gates",
+        bar=BAR,
+        n=f"{args.draws} draws per damage",
+        **bars_met(figures),
+        figures=figures,
+        tables="\n".join(tables),
+        **here("gate_power", arguments),
+    )
+    print(f"\nboth bars {'met' if result.met else 'MISSED'}")
+    return result

@@ -1,22 +1,22 @@
-"""Pack a ternary model for real, in several ways, reload each file, and print its bytes against its perplexity.
+"""Pack a ternary model for real, in several ways, reload each file, and print its bytes against its
+perplexity.
 
-    python scripts/bench_bitnet_pack.py outputs/smollm2 outputs/text/debian.jsonl outputs/bench_bitnet/trained
+    python -m scripts.bench run bitnet_pack outputs/smollm2 outputs/text/debian.jsonl outputs/bench_bitnet/trained
 
-The first argument is the float parent, the last what scripts/bench_bitnet.py trained. Rows: the latents; packed files (five
-trits a byte) with embeddings in 8 and 4 bits and as codewords; compressed files with lossless ternary linears and the
-embedding coded by VPTQ, or water-filled to what is left of a budget. Perplexity, ratio and interval are over the parent, on
-the held-out tenth.
+The first argument is the float parent, the last what the bench `bitnet` trained. Rows: the latents;
+packed files (five trits a byte) with embeddings in 8 and 4 bits and as codewords; compressed files
+with lossless ternary linears and the embedding coded by VPTQ, or water-filled to what is left of a
+budget. Perplexity, ratio and interval are over the parent, on the held-out tenth.
 """
 
 import argparse
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_bitnet import split_documents
-from bench_compress import CALIBRATION_WINDOWS, figures, scored, windows
 
 from agent_forge import models
 from agent_forge.checkpoint import Workspace
@@ -29,6 +29,18 @@ from agent_forge.models.ternary_checkpoint import save_packed
 from agent_forge.models.ternary_embedding import Grid
 from agent_forge.phases.compress import Config, offers, sensitivity
 from agent_forge.phases.compress.run import header_bytes
+from scripts.bench.perplexity import (
+    CALIBRATION_WINDOWS,
+    LENGTH,
+    figures,
+    scored,
+    split_documents,
+    windows,
+)
+from scripts.bench.result import Figure, Result, here
+
+CLAIM = "A ternary model packed for real keeps its perplexity"
+BAR = "none: a table of embeddings beside five trits per byte"
 
 VPTQ = {"codec": "vptq", "vector": 4}
 
@@ -44,24 +56,32 @@ class Packer:
         self.calibration = windows(parts["train"], tokenizer, CALIBRATION_WINDOWS)
         self.base = scored(models.load(args.parent), self.scored_ids, self.dtype)
         self.events = EventLog(None, "compress", (), interval_seconds=20)
+        self.rows: list[dict[str, Any]] = []
         self.config = compose("compress", Config, [f"out={args.work}/model", "codec=light"])
 
     def row(self, case: str, place: Path) -> None:
         """Reload a directory, score it, and print its figures."""
         size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         model = models.load(place)
-        found = figures(scored(model, self.scored_ids, self.dtype), self.base)
-        print(json.dumps({"case": case, "megabytes": round(size / 1e6, 3), **found}), flush=True)
+        row = figures(scored(model, self.scored_ids, self.dtype), self.base)
+        self.rows.append({"case": case, "megabytes": round(size / 1e6, 3), **row})
+        print(json.dumps(self.rows[-1]), flush=True)
 
     def packed(self, name: str, grid: Grid) -> None:
         """Write, reload and score the packed file with the embedding on a grid."""
-        model, place = models.load(self.args.ternary), self.work / f"packed-{name.replace(' ', '-')}"
+        model, place = (
+            models.load(self.args.ternary),
+            self.work / f"packed-{name.replace(' ', '-')}",
+        )
         round_embeddings(model, grid)
         save_packed(model, None, place)
         self.row(f"five trits a byte, embedding {name}", place)
 
     def offered(self, candidates: list[dict[str, Any]], name: str) -> dict[str, list[offers.Offer]]:
-        """Return every tensor's codes: the trits of ternary layers as they are, the embedding by each candidate."""
+        """Return every tensor's codes.
+
+        The trits of ternary layers as they are, the embedding by each candidate.
+        """
         model = models.load(self.args.ternary)
         self.config.codec.candidates = candidates
         space = Workspace(self.work / "sensitivities", phase="compress", seed=0, config={})
@@ -72,17 +92,25 @@ class Packer:
         return offers.all_offers(model, tensors, read, self.config, coded, self.events)
 
     def compressed(self, case: str, candidates: list[dict[str, Any]], megabytes: float) -> None:
-        """Write, reload and score the best compressed file within a budget; 0 takes the only choice there is."""
+        """Write, reload and score the best compressed file within a budget.
+
+        0 takes the only choice there is.
+        """
         coded = self.offered(candidates, "".join(c for c in case if c.isalnum()))
         model = models.load(self.args.ternary)
-        names, options = list(coded), [[offer.option() for offer in offered] for offered in coded.values()]
+        names, options = (
+            list(coded),
+            [[offer.option() for offer in offered] for offered in coded.values()],
+        )
         ternary = sum(coded[name][0].size_bytes for name in ternary_layers(model))
         choice = [0] * len(names)
         if megabytes:
             weights = sum(offered[0].shape[0] * offered[0].shape[1] for offered in coded.values())
             plain = sum(t.numel() for t in models.storage.stored_tensors(model).values()) - weights
             budget = (
-                int(megabytes * 1e6) - 4 * plain - header_bytes(model, 4 * sum(p.numel() for p in model.parameters()))
+                int(megabytes * 1e6)
+                - 4 * plain
+                - header_bytes(model, 4 * sum(p.numel() for p in model.parameters()))
             )
             choice = allocate.within_budget(options, budget)
         picked = {name: coded[name][i].payload(name) for name, i in zip(names, choice, strict=True)}
@@ -90,29 +118,39 @@ class Packer:
         models.save(compressed.compress(model, picked), None, place)
         embedding = next(name for name in names if name.endswith("embed_tokens"))
         chosen = coded[embedding][choice[names.index(embedding)]]
-        print(json.dumps({
-            "trits_megabytes": round(ternary / 1e6, 3), "embedding_megabytes": round(chosen.size_bytes / 1e6, 3),
-            "embedding": chosen.label,
-        }), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "trits_megabytes": round(ternary / 1e6, 3),
+                    "embedding_megabytes": round(chosen.size_bytes / 1e6, 3),
+                    "embedding": chosen.label,
+                }
+            ),
+            flush=True,
+        )
         self.row(case, place)
 
 
-def main() -> None:
-    """Run what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parent")
-    parser.add_argument("text")
-    parser.add_argument("ternary")
-    parser.add_argument("--work", default="outputs/bench_bitnet_pack")
-    parser.add_argument("--windows", type=int, default=16, help="scored windows of 512 tokens")
-    parser.add_argument("--megabytes", type=float, nargs="*", default=[27.0])
-    parser.add_argument(
-        "--losses", type=float, nargs="*", default=[0.1, 0.4, 0.8, 1.6, 3.2], help="of the embedding's rates"
-    )
-    parser.add_argument(
-        "--dtype", default="float32", choices=["bfloat16", "float32"], help="of the arithmetic that scores"
-    )
-    args = parser.parse_args()
+def options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments."""
+    parser = argparse.ArgumentParser(prog="bitnet_pack", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("parent")
+    add("text")
+    add("ternary")
+    add("--work", default="outputs/bench_bitnet_pack")
+    add("--windows", type=int, default=16, help="scored windows of 512 tokens")
+    add("--megabytes", type=float, nargs="*", default=[27.0])
+    rates = [0.1, 0.4, 0.8, 1.6, 3.2]
+    add("--losses", type=float, nargs="*", default=rates, help="of the embedding's rates")
+    add("--dtype", default="float32", choices=["bfloat16", "float32"], help="of the scoring")
+    return parser.parse_args(arguments)
+
+
+def run(arguments: Sequence[str] = ()) -> Result:
+    """Write, reload and score every file."""
+    args = options(arguments)
     torch.set_num_threads(1)
     packer = Packer(args)
     packer.row("latents (what trains on)", Path(args.ternary))
@@ -124,8 +162,19 @@ def main() -> None:
     for megabytes in args.megabytes:
         packer.compressed("lossless trits, water-filled embedding", rates, megabytes)
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"{usage.ru_utime + usage.ru_stime:.0f} CPU s, peak memory {usage.ru_maxrss / 1e6:.2f} GB")
-
-
-if __name__ == "__main__":
-    main()
+    print(
+        f"{usage.ru_utime + usage.ru_stime:.0f} CPU s, peak memory {usage.ru_maxrss / 1e6:.2f} GB"
+    )
+    base = float(figures(packer.base, packer.base)["perplexity"])
+    shown = [
+        Figure(
+            claim=f"{row['case']}, {row['megabytes']:.1f} MB", figure=row["ratio"],
+            unit="x fp32 perplexity", interval=(row["low"] / base, row["high"] / base),
+        )
+        for row in packer.rows
+    ]  # fmt: skip
+    return Result(
+        claim=CLAIM, topic="Ternary weights", bar=BAR, figure=shown[1].figure, unit=shown[1].unit,
+        interval=shown[1].interval, n=f"{args.windows * (LENGTH - 1):,} held-out tokens",
+        figures=shown, **here("bitnet_pack", arguments),
+    )  # fmt: skip
