@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint import atomic, record_dir
-from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import Event, read_events
 from agent_forge.pipeline.outcome import EVENTS, OUTCOME, Outcome, read_outcome
 
@@ -22,7 +21,6 @@ COLUMNS = (
     "peak memory", "time",
 )  # fmt: skip
 AT_CHANCE = "at chance"
-BEGIN, END = "<!-- run-all tables: begin -->", "<!-- run-all tables: end -->"
 
 
 def write(run_dir: Path, outcomes: Sequence[Outcome]) -> tuple[Path, Path]:
@@ -91,15 +89,6 @@ def markdown_tables(outcomes: Sequence[Outcome]) -> str:
     chain = _markdown_table(chain_rows(outcomes))
     lines = [*chain, *([""] if chain else []), *_markdown_table([row(o) for o in outcomes])]
     return "\n".join([*lines, "", _totals(outcomes)])
-
-
-def with_tables(page: str, tables: str) -> str:
-    """Return `page` with `tables` between its two markers. Raises ConfigError when it lacks them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(f"the page has no block between {BEGIN} and {END}; add the two lines")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
 def metric_text(metric: Any) -> str:

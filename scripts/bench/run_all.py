@@ -1,6 +1,7 @@
 """The default run, all eight phases: what the last model kept of the first, and each phase's costs.
 
-    python -m scripts.bench run run_all [--run-dir DIR] [--write] [KEY=VALUE ...]
+    python -m scripts.bench run run_all [--write] [KEY=VALUE ...]
+    python -m scripts.bench run run_all --run-dir DIR [--machine TEXT] [--commit HASH] [--command LINE]
 
 Runs `forge run-all` into a fresh directory (or reads a finished run with --run-dir) and prints what
 the last model kept of the base of its chain, one row per phase, and the totals. README holds these
@@ -15,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from agent_forge.pipeline.outcome import Outcome
+from agent_forge.pipeline.outcome import OUTCOME, Outcome
 from agent_forge.pipeline.report import markdown_tables, metric_text, read_run
-from scripts.bench.result import Figure, Result, here
+from scripts.bench.result import NOT_NOTED, Figure, Result, here
 
 CLAIM = "`make run-all` takes a model through all eight phases on two cores"
 BAR = "at most 15 minutes over the phases"
@@ -32,6 +34,12 @@ def run(arguments: Sequence[str] = ()) -> Result:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--run-dir", type=Path, help="read this finished run, make none")
     parser.add_argument("--write", action="store_true", help="render README and docs/results.md")
+    parser.add_argument("--machine", default=NOT_NOTED, help="where the finished run was made")
+    parser.add_argument(
+        "--commit", default=NOT_NOTED, help="by which code the finished run was made"
+    )
+    parser.add_argument("--command", default="forge run-all", help="how the finished run was made")
+    parser.add_argument("--note", default="", help="what a reader must know of it")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE settings of run-all")
     args = parser.parse_intermixed_args(arguments)
     run_dir = args.run_dir or Path("outputs/bench_run_all")
@@ -43,7 +51,16 @@ def run(arguments: Sequence[str] = ()) -> Result:
     for outcome in outcomes:
         for name, value in outcome.report.get("metrics", {}).items():
             print(f"{outcome.phase}.{name}: {metric_text(value)}")
-    return result(outcomes, tables, arguments)
+    made_here = {**here("run_all", arguments), "note": args.note}
+    return result(outcomes, tables, finished(args) if args.run_dir else made_here)
+
+
+def finished(args: argparse.Namespace) -> dict[str, str]:
+    """Return where, when and how a finished run was made: the day of its last file, and what was said."""
+    times = [path.stat().st_mtime for path in (args.run_dir / ".forge").glob(f"*/{OUTCOME}")]
+    day = datetime.fromtimestamp(max(times), UTC).date().isoformat()
+    origin = {"machine": args.machine, "commit": args.commit, "command": args.command}
+    return {**origin, "date": day, "note": args.note}
 
 
 def make(run_dir: Path, overrides: Sequence[str]) -> None:
@@ -59,7 +76,7 @@ def make(run_dir: Path, overrides: Sequence[str]) -> None:
     (run_dir / "bench.json").write_text(json.dumps(costs) + "\n")
 
 
-def result(outcomes: Sequence[Outcome], tables: str, arguments: Sequence[str]) -> Result:
+def result(outcomes: Sequence[Outcome], tables: str, origin: dict[str, str]) -> Result:
     """Return the run's seconds as the headline, with the tables that README holds."""
     seconds = sum(outcome.seconds for outcome in outcomes)
     phases = [Figure(claim=o.phase, figure=round(o.seconds, 1), unit="s") for o in outcomes]
@@ -68,5 +85,5 @@ def result(outcomes: Sequence[Outcome], tables: str, arguments: Sequence[str]) -
     return Result(
         claim=CLAIM, topic="The default run", bar=BAR, figure=round(seconds), unit="s",
         n="one run, one seed", met=seconds <= MOST_SECONDS, figures=[peak, *phases],
-        blocks={"run-all tables": tables}, **here("run_all", arguments),
+        blocks={"run-all tables": tables}, **origin,
     )  # fmt: skip

@@ -106,7 +106,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 def test_estimates_are_within_a_factor_of_two_of_what_was_measured(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, small: list[str]
 ) -> None:
-    """Seconds and megabytes of the nano run in the README, on two cores of about 98 GFLOP/s each."""
+    """Seconds and megabytes of the nano run of 29 November (results/notes), on two cores of about 98 GFLOP/s each."""
     measured = {
         "cognate": (248, 1740), "evomerge": (100, 633), "quietstar": (29, 784), "bitnet": (37, 772), "train": (71, 1171),
         "bake": (149, 1423), "adas": (98, 736), "compress": (15, 584),
