@@ -32,11 +32,13 @@ def test_a_changed_figure_changes_the_pages(monkeypatch: pytest.MonkeyPatch) -> 
     before = render.pages()
     results = result.read_all()
     results["compress"].find("ours 62 MB").figure = 9.876
+    results["compress"].figures[0].figure = 8.765
     results["compress"].points["ours"][0] = (33.0, 9.0)
     monkeypatch.setattr(render, "read_all", lambda: results)
     after = render.pages()
     assert all(after[path] != before[path] for path in before)
     assert "9.876" in after[render.README]
+    assert "8.765" in after[render.PAGE]
 
 
 def test_every_bench_claims_something_has_a_bar_and_runs() -> None:
@@ -57,7 +59,7 @@ def test_results_are_those_of_benches_and_commands_name_what_exists() -> None:
         if one.met is not None:
             assert one.bar, name
     for page in ("docs/log.md", "docs/results.md", "README.md", "docs/compression.md"):
-        assert set(NAMED.findall((ROOT / page).read_text(encoding="utf-8"))) <= known, page
+        assert set(NAMED.findall((ROOT / page).read_text(encoding="utf-8"))) <= known | {"NAME"}, page
 
 
 def test_log_entries_are_dated_newest_first_and_have_a_verdict_and_notes_that_exist() -> None:
@@ -122,7 +124,7 @@ def test_students_p_agrees_with_its_closed_forms() -> None:
         assert stats.student_p(t, 1) == pytest.approx(1 - 2 * math.atan(t) / math.pi, abs=1e-6)
         assert stats.student_p(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), abs=1e-6)
     for freedom, t in stats.T_975.items():
-        assert stats.student_p(t, freedom) == pytest.approx(0.05, abs=2e-5)
+        assert stats.student_p(t, freedom) == pytest.approx(0.05, abs=5e-5)  # tables have three decimals of t
 
 
 def test_paired_gains_without_spread_or_alone_say_so() -> None:
