@@ -13,8 +13,7 @@ pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden files at
 CASES = sorted(path.stem for path in GOLDEN.glob("*.yml")) if GOLDEN.is_dir() else []
 TRUTHS = [case for case in CASES if case.endswith("_f64truth")]
 RANDOM = [case for case in CASES if case.endswith("_seed0")]
-FUSION = "arcee_fusion"
-EXACT = [case for case in CASES if case not in (*TRUTHS, *RANDOM, FUSION)]
+EXACT = [case for case in CASES if case not in (*TRUTHS, *RANDOM)]
 # In bf16 many magnitudes are equal, so which entries a top-k keeps is only defined up to ties.
 TIED = ("ties__bf16in_f64truth", "breadcrumbs__bf16in_f64truth")
 
@@ -38,26 +37,6 @@ def test_a_deterministic_case_agrees_with_the_golden_file(case: str) -> None:
     theirs = golden(case)
     assert set(ours) == set(theirs)
     assert sum(int(((ours[name] - theirs[name]).abs() > 1e-6).sum()) for name in theirs) == 0
-
-
-def test_arcee_fusion_takes_over_the_entries_of_the_golden_file() -> None:
-    # The rounding of a float32 softmax decides on entries at the threshold: torch itself chooses 7 others with AVX2 and
-    # 11 without vector units than with AVX-512, which made the file. Here 2 of 89,520 differ, within .1% of the threshold.
-    ours, models = merged(FUSION)
-    theirs = golden(FUSION)
-    recipe = read_recipe(GOLDEN / f"{FUSION}.yml")
-    differing = 0
-    for name, truth in theirs.items():
-        odd = (ours[name] - truth).abs() > 1e-6
-        if odd.any():
-            base, other = (models[label].get(name).double() for label in (recipe.base, recipe.models[0].model))
-            p, q = other.log_softmax(-1), base.log_softmax(-1)
-            importance = (other - base).abs() * (p.exp() * (p - q)).sum(-1, keepdim=True)
-            ranked = importance.flatten().sort().values
-            low, middle, high = (ranked[int(share * (len(ranked) - 1))] for share in (0.25, 0.5, 0.75))
-            assert (importance[odd] / (middle + 1.5 * (high - low)) - 1).abs().max() < 2e-3
-            differing += int(odd.sum())
-    assert differing <= 2
 
 
 @pytest.mark.parametrize("case", [case for case in TRUTHS if case not in TIED])

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agent_forge.merge import load_method, method_names, sparsify
 from agent_forge.merge.arrays import BY_NAME
+from agent_forge.merge.methods import arcee_fusion
 from agent_forge.merge.pieces import Stored, Whole
 
 F64 = BY_NAME["float64"]
@@ -384,6 +386,24 @@ def test_arcee_fusion_takes_over_what_is_important() -> None:
     assert 2 < kept.sum() < 40
     assert np.abs(importance / threshold - 1).min() > 1e-4
     close(run("arcee_fusion", [model], base), np.where(kept, model, base))
+
+
+def test_the_softmax_of_arcee_fusion_is_that_of_vector_units_rounding_for_rounding() -> None:
+    rows = np.random.default_rng(0).normal(0, 3, (200, 100)).astype(np.float32)
+    softmax = arcee_fusion._softmax(rows)
+    truth = np.exp(rows.astype(np.float64))
+    truth /= truth.sum(-1, keepdims=True)
+    assert (
+        np.abs(softmax / truth - 1).max() < 16 * np.finfo(np.float32).eps
+    )  # the difference from the largest is rounded too
+    below = np.linspace(-110, 0, 10_001).astype(np.float32)
+    wrong = np.abs(arcee_fusion._exp(below) - np.exp(below.astype(np.float64)))
+    assert (wrong <= np.spacing(np.exp(below.astype(np.float64)).astype(np.float32))).all()
+    # Three that are not the nearest float32: the last bit is this polynomial's, in this order.
+    bits = arcee_fusion._exp(np.array([-9.995, -9.9925, -9.985], np.float32)).view(np.uint32)
+    assert bits.tolist() == [943677480, 943708870, 943803532]
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert np.array_equal(softmax, torch.from_numpy(rows).softmax(-1).numpy())
 
 
 def test_arcee_fusion_takes_the_lower_of_two_order_statistics() -> None:
