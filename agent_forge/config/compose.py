@@ -39,6 +39,8 @@ def all_overrides(overrides: Sequence[str], file: str | None, schema: Any = Any,
             raise ConfigError(f"{override}: _target_ is not accepted; settings name phases, methods and codecs only")
         if override.lstrip("+~").startswith("hydra.searchpath"):
             raise ConfigError(f"{override}: settings come from conf/ and --config FILE only")
+        if override.lstrip("+~").startswith(("hydra.", "hydra/", "hydra=")) and not sweep:
+            raise ConfigError(f"{override}: Hydra's own settings act on sweeps alone; add -m, or leave it out")
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
     written = [*from_file, *(_written(override, schema, sweep) for override in overrides)]

@@ -6,7 +6,7 @@ limits. A field of a phase's Config that is a number without a limit fails a tes
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -131,6 +131,7 @@ class SomeWeight:
 
 Limit = Range | OneOf | Plugin | Filled | Device | Encoding | SomeWeight
 
+Text = Annotated[str, Filled()]
 Count = Annotated[int, Range(1, MANY)]  # of things that there must be
 CountOrNone = Annotated[int, Range(0, MANY)]  # 0 leaves them out
 Window = Annotated[int, Range(2, MANY)]  # tokens: the first has no prediction, so there must be a second
@@ -144,12 +145,17 @@ TaskName = Annotated[str, Plugin("agent_forge.evaluate.tasks", "task")]
 
 
 def data_kinds(*also: str) -> Plugin:
-    """Return the limit of a kind of data: text, rows, a generated task, or one of `also` that a phase makes itself."""
-    return Plugin("agent_forge.data.synthetic", "kind of data", ("text", "rows", *also))
+    """Return the limit of a kind of data: text, code, languages, rows, a generated task, or one of `also`.
+
+    Those of `also` a phase makes itself.
+    """
+    return Plugin("agent_forge.data.synthetic", "kind of data", ("text", "code", "languages", "rows", *also))
 
 
+ITEM_KINDS = Plugin("agent_forge.data.synthetic", "generated task", ("text",))  # kinds that candidates are scored on
 DataWeights = dict[Annotated[str, data_kinds()], Weight]  # kind of data -> weight
 DataMix = Annotated[DataWeights, SomeWeight()]  # kind of data -> share of the windows
+Fitness = Annotated[dict[Annotated[str, ITEM_KINDS], Weight], SomeWeight()]  # kind of item -> weight
 
 
 def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
@@ -159,6 +165,18 @@ def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
     """
     for name, hint in field_hints(schema).items():
         _check(f"{prefix}{name}", values[name], hint)
+
+
+def kinds_of_data(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (setting, kind) for every kind of data with a weight above 0 in the mixes of a settings object."""
+    for name, hint in field_hints(type(values)).items():
+        value = getattr(values, name)
+        if is_dataclass(value):
+            yield from kinds_of_data(value, f"{prefix}{name}.")
+        elif get_origin(bare(hint)) is dict and data_kinds().kind in {
+            limit.kind for limit in limits(get_args(bare(hint))[0]) if isinstance(limit, Plugin)
+        }:
+            yield from ((f"{prefix}{name}", kind) for kind, weight in value.items() if weight > 0)
 
 
 def limits(hint: Any) -> tuple[Limit, ...]:

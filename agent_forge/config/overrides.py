@@ -18,6 +18,7 @@ NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 INT = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
 FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.?(inf|nan)", re.ASCII | re.IGNORECASE)
 TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+MOST_DIGITS = 100  # of a whole number as typed; Python itself reads no more than a few thousand
 ESCAPED = re.compile(r"\\([()\[\]{}:=,\s\\])")  # Hydra's escapes of unquoted text
 
 
@@ -109,15 +110,29 @@ class _Text:
             inner = get_args(hint)[0] if get_args(hint) else Any
             return "[" + ",".join(self._items("]", lambda: self._element(inner, ",]"))) + "]"
         if first == "{" and (get_origin(hint) is dict or hint is Any or is_dataclass(hint)):
-            return "{" + ",".join(self._items("}", lambda: self._pair(hint))) + "}"
+            return self._mapping(hint)
         if ends and first in ("[", "{"):
             raise ConfigError(
                 f"{self.key} holds no lists or mappings; quote '{first}' where it is text: ['{first}...']"
             )
         raw = self._raw(ends)
         if (get_origin(hint) in (list, dict) or is_dataclass(hint)) and not raw.startswith("${"):
+            if ends:
+                form = "[A, B]" if get_origin(hint) is list else "{NAME: VALUE}"
+                raise ConfigError(f"{self.key}: an entry of it is {form}, got '{raw}'")
             self._fail(hint)
         return self._leaf(raw, hint)
+
+    def _mapping(self, hint: Any) -> str:
+        """Return a mapping. Raises ConfigError for one that sets an entry twice, or none: Hydra would pass over both."""
+        entries = list(self._items("}", lambda: self._pair(hint)))
+        names = [entry.partition(":")[0] for entry in entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{self.key}: '{name}' is set more than once; keep one of them")
+        if not names and hint is not Any:
+            raise ConfigError(no_entries(self.key))
+        return "{" + ",".join(entries) + "}"
 
     def _items(self, end: str, read: Callable[[], str]) -> Iterator[str]:
         self.at += 1
@@ -162,7 +177,8 @@ class _Text:
     def _fail(self, hint: Any) -> NoReturn:
         mapping = get_origin(hint) is dict or is_dataclass(hint)
         if get_origin(hint) is list:
-            form = f"[{self.text}]" if "[" not in self.text else self.text
+            inner = "" if self.text.strip() == "null" else self.text
+            form = f"[{inner}]" if "[" not in inner else inner
             raise ConfigError(f"{self.key} is a list, got '{self.text}'; type '{self.key}={form}'")
         if mapping:
             raise ConfigError(f"{self.key} is a mapping, got '{self.text}'; type '{self.key}={{NAME: VALUE}}'")
@@ -183,6 +199,8 @@ def scalar(key: str, text: str, hint: Any, *, quoted: bool = False) -> str:
     if kind is bool and text.lower() in TRUTH:
         return str(TRUTH[text.lower()]).lower()
     if kind is int and INT.fullmatch(text):
+        if len(text) > MOST_DIGITS:
+            raise ConfigError(f"{key} must be a whole number, got one of {len(text)} characters")
         return str(int(text))
     if kind is float and FLOAT.fullmatch(text):
         return repr(float(text.replace(".inf", "inf").replace(".nan", "nan")))
@@ -191,6 +209,14 @@ def scalar(key: str, text: str, hint: Any, *, quoted: bool = False) -> str:
         several = "; several values need -m" if "," in text else ""
         raise ConfigError(f"{key} must be {allowed}, got '{text}'{several}")
     return text if not quoted and _is_plain(text) else quote(text)
+
+
+def no_entries(key: str) -> str:
+    """Return why a mapping without entries is refused."""
+    return (
+        f"{key}={{}} would change nothing, for a mapping is laid over the defaults entry by entry; name the entries to "
+        f"change, or take one out with '~{key}.NAME'"
+    )
 
 
 def _check_reference(key: str, text: str) -> None:
@@ -339,6 +365,8 @@ def _node_text(key: str, node: Any, hint: Any, loader: Any) -> str:
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         pairs = [(_node_name(name, key), value) for name, value in node.value]
+        if not pairs and hint is not Any:
+            raise ConfigError(f"{no_entries(key)} (line {node.start_mark.line + 1})")
         entries = (f"{name}:{_node_text(f'{key}.{name}', v, hint_of(hint, name), loader)}" for name, v in pairs)
         return "{" + ",".join(entries) + "}"
     if get_origin(hint) in (list, dict) or is_dataclass(hint):

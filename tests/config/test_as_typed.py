@@ -139,6 +139,15 @@ def test_text_that_holds_an_interpolation_is_looked_up_once(monkeypatch: pytest.
         ("gate.enabled=maybe", "gate.enabled must be true or false, got 'maybe'"),
         ("größe=3", "cannot read the key 'größe'"),
         ("gate.tasks={ü: 1}", "'ü' is not a name"),
+        ("sources=null", "sources is a list, got 'null'; type 'sources=[]'"),
+        ("sources=[,]", "sources must be text that is not empty, got ''"),
+        ("data.text=[sotu,,a.txt]", "data.text must be text that is not empty, got ''"),
+        ("sources=[' ']", "sources must be text that is not empty, got ' '"),
+        ("seed=" + "9" * 5000, "seed must be a whole number, got one of 5000 characters"),
+        ("gate.tasks={text: 0.9, text: 0.8}", "gate.tasks: 'text' is set more than once; keep one of them"),
+        ("gate.tasks={}", "gate.tasks={} would change nothing"),
+        ("gate={}", "take one out with '~gate.NAME'"),
+        ("hydra.run.dir=x", "hydra.run.dir=x: Hydra's own settings act on sweeps alone; add -m"),
         ("out=a${b", "out: '${' begins a reference, as in ${seed}; type \\${ for the two characters"),
     ],
 )
@@ -159,6 +168,7 @@ def test_what_cannot_be_read_is_one_line_that_shows_what_to_type(override: str, 
         ("seed: 1\nseed: 2\n", "seed is set more than once (line 1); keep one of them"),
         ("sources: x\n", "sources is a list, [a, b], got 'x' (line 1)"),
         ("gate: {tasks: [a]}\n", "gate.tasks is not a list (line 1)"),
+        ("gate: {tasks: {}}\n", "gate.tasks={} would change nothing, for a mapping is laid over the defaults"),
         ("gate: {items: few}\n", "gate.items must be a whole number, got 'few'"),
         ("ü: 1\n", "'ü' is not a name"),
     ],
@@ -186,3 +196,14 @@ def test_anchors_and_merge_keys_of_yaml_work(tmp_path: Path) -> None:
     file.write_text("gate: &g {items: 7}\nruntime: {threads: 2}\n", encoding="utf-8")
     found: Any = base(file=str(file))
     assert (found.gate.items, found.runtime.threads) == (7, 2)
+
+
+def test_an_entry_of_a_mapping_is_taken_out_as_the_message_says() -> None:
+    from agent_forge.phases.compress import Config
+
+    made = compose("compress", Config, ["out=x", "~gate.tasks.memory"])
+    assert list(made.gate.tasks) == ["text", "reasoning", "tools"]
+    with pytest.raises(ConfigError, match=r"an entry of it is \{NAME: VALUE\}, got 'raw'"):
+        compose("compress", Config, ["out=x", "codec.candidates=[raw]"])
+    with pytest.raises(ConfigError, match="'codec' is set more than once"):
+        compose("compress", Config, ["out=x", "codec.candidates=[{codec: raw, codec: intk}]"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
-from agent_forge.config.limits import MANY, Count, CountOrNone, DataWeights, Range, Share, Temperature, Weight
+from agent_forge.config.limits import MANY, Count, CountOrNone, DataWeights, Range, Share, Temperature, Text, Weight
 
 KINDS = ("calculator", "memory", "code", "retrieve")
 
@@ -56,7 +56,7 @@ class TraitConfig:
 
     system: str
     strength: Share  # target of s = 1 - KL(prompted || student) / KL(prompted || parent)
-    questions: list[str]  # "{}" stands for a topic
+    questions: list[Text]  # "{}" stands for a topic
 
 
 @dataclass(slots=True, kw_only=True)

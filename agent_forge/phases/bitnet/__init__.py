@@ -24,6 +24,7 @@ from agent_forge.config.limits import (
     Share,
     SomeWeight,
     Temperature,
+    Text,
     Weight,
     Window,
     data_kinds,
@@ -41,13 +42,13 @@ class LinearConfig:
     group_size: Annotated[int, Range(-1, MANY)]  # inputs that share one scale; 0: a whole row, -1: the whole tensor
     activation_bits: Annotated[int, Range(0, 16)]  # per token by absmax; 0 leaves activations float
     packing: Annotated[str, OneOf(PACKINGS)]  # five_trits or two_bit
-    skip: list[str]  # patterns of module names that stay float; the output embedding always does
+    skip: list[Text]  # patterns of module names that stay float; the output embedding always does
     # of embeddings and head, rounded in the forward pass too: 8, 4, or 0 for float
     embedding_bits: Annotated[int, OneOf((0, 4, 8))]
     embedding_group: CountOrNone  # columns of an embedding row that share one step; 0: the whole row
     # columns of an embedding row that one of 256 codewords stands for: 2, 4, 8, or 0 for none
     embedding_vector: Annotated[int, OneOf((0, 2, 4, 8))]
-    sub_norm: list[str]  # patterns of layers that normalise their input first (SubLN)
+    sub_norm: list[Text]  # patterns of layers that normalise their input first (SubLN)
 
 
 @dataclass(slots=True, kw_only=True)
