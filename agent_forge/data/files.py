@@ -18,6 +18,7 @@ from agent_forge.core.errors import DataError
 ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (".txt", ".md", *ROW_SUFFIXES)
 UTF8 = "utf-8"
+MOST_LEVELS = 64  # of objects and lists inside one another in a row; no dialect of chats has ten
 # A mark of four bytes is tried before the one of two bytes that it begins with.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
@@ -179,7 +180,7 @@ def _jsonl_rows(file: Path, encoding: str) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _parsed(line, f"{file}:{number}")
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", None) or str(error)
             raise DataError(f"{file}:{number}: not JSON ({reason}); one JSON object a line is expected") from None
@@ -191,7 +192,7 @@ def _json_rows(file: Path, encoding: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file that is one JSON list."""
     text = decode(file.read_bytes(), file, encoding)
     try:
-        content = json.loads(text)
+        content = _parsed(text, str(file))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON ({error}); rows on lines of their own belong in a .jsonl file") from None
     _refuse_lone_surrogate(text, str(file), 0)
@@ -201,10 +202,34 @@ def _json_rows(file: Path, encoding: str) -> Iterator[dict[str, Any]]:
         yield _object(row, f"{file}, row {number}")
 
 
+def _parsed(text: str, where: str) -> Any:
+    """Return the value of a JSON text. Raises DataError when an object has a key twice: one of the two would be dropped."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{where}: the key '{twice}' stands twice in one object; keep one of them")
+        return entries
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def _object(row: object, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a row is a JSON object with named fields, got a {type(row).__name__}")
+    if _deeper(row, MOST_LEVELS):
+        raise DataError(f"{where}: more than {MOST_LEVELS} objects and lists inside one another; flatten the row")
     return row
+
+
+def _deeper(value: object, levels: int) -> bool:
+    """Return whether a JSON value has more than `levels` levels of objects and lists."""
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(one, levels - 1) for one in inner)
 
 
 def _refuse_lone_surrogate(text: str, where: str, offset: int) -> None:

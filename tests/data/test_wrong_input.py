@@ -201,3 +201,25 @@ def test_an_encoding_that_does_not_exist_is_a_setting_to_mend(tmp_path: Path) ->
         True,
         True,
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"text": "a", "text": "b"}', r"a\.jsonl:1: the key 'text' stands twice in one object"),
+        ('{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}', "the key 'role' stands twice"),
+        (
+            '{"text": "a", "meta": ' + '{"a": ' * 800 + "1" + "}" * 801,
+            "more than 64 objects and lists inside one another",
+        ),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_row_that_would_lose_a_key_or_never_ends_is_refused(tmp_path: Path, row: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(row + "\n", encoding="utf-8")
+    for read in (read_source, rows.conversations):
+        with pytest.raises(DataError, match=message):
+            list(read(str(tmp_path / "a.jsonl")))
+    (tmp_path / "a.json").write_text(f"[{row}]", encoding="utf-8")
+    with pytest.raises(DataError, match=message.replace(r"a\.jsonl:1", r"a\.json")):
+        list(read_source(str(tmp_path / "a.json")))
