@@ -134,6 +134,19 @@ def remove_leftovers(parent: Path, name: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
+def check_place(path: Path) -> None:
+    """Raise StorageError when neither a file called so nor its temporary neighbour can be: the name is too long, or the
+    links on the way lead round in a circle.
+    """
+    for place in (path, path.parent / f"{TEMPORARY}{path.name}-{'0' * 8}"):
+        try:
+            os.stat(place)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except OSError as error:
+            raise storage_error(error, path, 0) from None
+
+
 def storage_error(error: OSError, path: Path, needed_bytes: int) -> StorageError:
     """Turn an OSError of a write into one line with the remedy."""
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):

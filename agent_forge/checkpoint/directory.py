@@ -175,7 +175,7 @@ def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_dir():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise CheckpointError(f"no checkpoint at {path}{did_you_mean(path.name, siblings)}")
     manifest = _read_manifest(path)
     if verify:

@@ -219,3 +219,20 @@ def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_neighbour_stay(
     assert outcome.status == "done"
     assert not mine.exists()
     assert neighbour.exists()
+
+
+@pytest.mark.usefixtures("no_child")
+@pytest.mark.parametrize("write_probe", [True, False])
+def test_a_place_that_no_file_can_have_is_refused_in_one_line(quick: Quick, tmp_path: Path, write_probe: bool) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out, reason in (
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        (tmp_path / "loop" / "x", "Too many levels of symbolic links"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path / ("x" * 250), "File name too long"),  # with what its temporary neighbour has more
+        (Path("x" * 5000), "File name too long"),
+    ):
+        with pytest.raises(StorageError, match=f"cannot write .*: {reason}"):
+            check_inputs("bitnet", quick(out), write_probe=write_probe)
+    with pytest.raises(CheckpointError, match=r"no checkpoint at \S*loop$"):
+        checkpoint.open(tmp_path / "loop")
