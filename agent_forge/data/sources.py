@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.chat import encode_chats
 from agent_forge.data.documents import EXCERPT_BYTES, SHARES, documents
+from agent_forge.data.packaged import KINDS, files_of
 from agent_forge.data.rows import read
 from agent_forge.data.sampler import item_at
 from agent_forge.data.shards import Shards, build
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 IGNORE = -100
 _log = logging.getLogger("agent_forge")
 CHECKED_BATCHES = 16
+NO_ROWS = "the mix names 'rows', but data.rows is empty; give files: data.rows=[chats.jsonl]"
 Row = Mapping[str, Any]
 
 
@@ -266,18 +268,36 @@ def source(
     mask_roles: Collection[str] = ("assistant",),
     events: EventLog | None = None,
 ) -> Source:
-    """Return the source named `kind`: "text", "rows" (data.rows), or a generated task (a module of data/synthetic)."""
+    """Return the source named `kind`.
+
+    A kind is "text" (data.text), "code" or "languages" (`packaged`), "rows" (data.rows), or a generated task (a module of
+    data/synthetic).
+    """
     if kind == "text":
         return TextSource(config, tokenizer, split, events)
+    if kind in KINDS:
+        return TextSource(replace(config, text=[KINDS[kind]]), tokenizer, split, events)
     if kind == "rows":
         if not config.rows:
-            raise ConfigError("the mix names 'rows', but data.rows is empty; give files: data.rows=[chats.jsonl]")
+            raise ConfigError(NO_ROWS)
         return RowSource(
             read(config.rows, split, mask_roles, encoding=config.encoding, ignored=config.ignore_keys),
             tokenizer, mask_roles,
         )  # fmt: skip
     task = registry.load("agent_forge.data.synthetic", kind, "generated task")
     return RowSource(task.rows(rows, split, seed), tokenizer, mask_roles)
+
+
+def check_kind(setting: str, kind: str, config: DataConfig) -> None:
+    """Raise ConfigError where `kind`, named in the mix `setting`, has nothing to read: no data.rows, a missing package."""
+    if kind == "rows" and not config.rows:
+        raise ConfigError(f"{setting}: {NO_ROWS}")
+    try:
+        found = kind not in KINDS or files_of(KINDS[kind])
+    except DataError as error:
+        raise ConfigError(f"{setting}: {error}") from None
+    if not found:
+        raise ConfigError(f"{setting}: no file of '{kind}' is on this disk; leave it out")
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -140,6 +140,7 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
         raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
     fits(name, config, sources)
     out = Path(config.out)
+    atomic.check_place(out)
     for source in sources:
         here, there = out.resolve(), source.path.resolve()
         if here == there or here in there.parents or there in here.parents:
@@ -163,8 +164,9 @@ def check_settings(name: str, config: PhaseConfig) -> None:
     A phase room may hold `check.py` with `check(config)`, for settings that only its libraries can judge.
     Raises ConfigError, or DataError for unreadable data.
     """
+    from agent_forge.config.limits import kinds_of_data
     from agent_forge.core import device, registry
-    from agent_forge.data import rows
+    from agent_forge.data import rows, sources
     from agent_forge.data.documents import check_source
 
     if config.runtime.device not in ("auto", "cpu"):
@@ -175,6 +177,8 @@ def check_settings(name: str, config: PhaseConfig) -> None:
         check_source(text, config.data.encoding, config.data.ignore_keys)
     for row_source in config.data.rows:
         rows.check_source(row_source, config.data.encoding, config.data.ignore_keys)
+    for setting, kind in kinds_of_data(config):
+        sources.check_kind(setting, kind, config.data)
     room = f"{PACKAGE}.{name}"
     if "check" in registry.names(room):
         registry.load(room, "check", "phase module").check(config)

@@ -222,6 +222,36 @@ def test_unseen_tokens_together_get_what_was_seen_once() -> None:
     assert torch.equal(sensitivity.good_turing(counts[:4]), counts[:4])
 
 
+def test_a_share_of_the_rows_weight_is_spread_by_zipfs_law_and_the_sum_stays() -> None:
+    rows = torch.zeros(1000)
+    rows[3], rows[900] = 6.0, 2.0
+    assert torch.equal(sensitivity.with_other_text(rows, 0.0), rows)
+    spread = sensitivity.with_other_text(rows, 0.25)
+    assert float(spread.sum()) == pytest.approx(8.0, rel=1e-5)
+    prior = 1 / (np.arange(1000) + 256)
+    assert spread[:3].numpy() == pytest.approx(2.0 * (prior / prior.sum())[:3], rel=1e-5)
+    assert float(spread[900]) == pytest.approx(0.75 * 2.0 + 2.0 * prior[900] / prior.sum(), rel=1e-5)
+    assert float(spread.min()) == pytest.approx(2.0 * prior[-1] / prior.sum(), rel=1e-5)
+
+
+def test_the_floor_is_under_the_rows_of_embedding_and_head_and_of_nothing_else(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+    windows = torch.randint(0, 50, (3, 16))
+    log = EventLog(None, "compress")
+    plain = dict(sensitivity.measure(tiny_llama, windows, 0, out, log))
+    floored = dict(sensitivity.measure(tiny_llama, windows, 0, out, log, other_share=0.3))
+    assert len(plain["model.embed_tokens"].uses) == 2
+    for name, sensitivities in plain.items():
+        for before, after in zip(sensitivities.uses, floored[name].uses, strict=True):
+            wanted = before.rows
+            if name == "model.embed_tokens":
+                wanted = sensitivity.with_other_text(before.rows, 0.3)
+            assert torch.equal(after.columns, before.columns)
+            assert torch.allclose(after.rows, wanted, rtol=1e-5)
+
+
 def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() -> None:
     use = sensitivity.Use(torch.tensor([2.0, 4.0, 0.0]), torch.eye(2) * 3)
     found = sensitivity.Sensitivity([use]).curvature()

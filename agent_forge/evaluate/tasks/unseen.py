@@ -1,7 +1,8 @@
-"""Bits per byte on kinds of text that no mix of this project holds, to see what calibrated text hides.
+"""Bits per byte on text that no mix of this project holds, to see what calibrated text hides.
 
-Kinds: `python`, source code of the standard library, a cluster per file; `languages`, paragraphs in
-Chinese, German, Russian and Spanish, a cluster per language. Held-out data only: no train split.
+Kinds: `python`, the standard library's top-level modules, a cluster per file; `languages`, paragraphs in Chinese, German,
+Russian and Spanish, and `other_languages`, in Arabic, Greek, Polish and Vietnamese, a cluster per language. A mix may hold
+other code and other conversations in the first four languages, and nothing in the last. Held-out data only: no train split.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator
-from agent_forge.data.languages import PARAGRAPHS
+from agent_forge.data.languages import IN_NO_MIX, PARAGRAPHS
 from agent_forge.evaluate.task import EvalContext, Task
 from agent_forge.evaluate.tasks import text
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # chance: a model that gives every byte the same probability.
-TASK = Task(name="unseen", version=1, metric="bits per byte", higher_is_better=False, chance=8.0)
+TASK = Task(name="unseen", version=2, metric="bits per byte", higher_is_better=False, chance=8.0)
 HELD_OUT = ("validation", "search", "test")
 PIECES_PER_FILE = 2  # of every source file: many files say more than much of one
-LANGUAGE_SHARE = 4  # one item in this many is of `languages`, while there are any
+LANGUAGE_SHARE = 4  # one item in this many is a paragraph, while there are any
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
@@ -35,7 +36,7 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
         raise DataError(f"the unseen task has no {split} split; use one of {', '.join(HELD_OUT)}")
     generator = numpy_generator(context.seed, "evaluate", "unseen", split)
     code = [row for row in _python_pieces() if _split(row["canonical"]) == split]
-    other = [row for row in _paragraphs() if _split(row["canonical"]) == split]
+    other = _paragraphs(split)
     code, other = ([rows[i] for i in generator.permutation(len(rows))] for rows in (code, other))
     mixed: list[dict[str, str]] = []
     while len(mixed) < n and (code or other):
@@ -53,11 +54,13 @@ def _python_pieces() -> list[dict[str, str]]:
     return rows
 
 
-def _paragraphs() -> list[dict[str, str]]:
+def _paragraphs(split: str) -> list[dict[str, str]]:
+    """Return a paragraph of each language."""
+    place = HELD_OUT.index(split)
     return [
-        _row(paragraph, f"languages/{language}", "languages")
-        for language, paragraphs in PARAGRAPHS.items()
-        for paragraph in paragraphs
+        _row(paragraphs[place], f"languages/{language}", kind)
+        for kind, languages in (("languages", PARAGRAPHS), ("other_languages", IN_NO_MIX))
+        for language, paragraphs in languages.items()
     ]
 
 

@@ -14,16 +14,16 @@ from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
 from agent_forge.config.limits import (
+    ITEM_KINDS,
     Count,
     CountOrNone,
-    DataMix,
+    Fitness,
     LearningRate,
     PositiveShare,
     Range,
     TaskName,
     Weight,
     Window,
-    data_kinds,
 )
 from agent_forge.core.errors import ConfigError
 
@@ -80,8 +80,8 @@ class AgentSearchConfig:
 class Config(PhaseConfig):
     """Settings of the adas phase."""
 
-    domains: list[Annotated[str, data_kinds()]]  # kinds of data with an expert of their own: text, or a generated task
-    fitness: DataMix  # kind of data -> weight of its loss in nats a token
+    domains: list[Annotated[str, ITEM_KINDS]]  # kinds of data with an expert of their own: text, or a generated task
+    fitness: Fitness  # kind of data -> weight of its loss in nats a token
     experts: ExpertsConfig
     search: SearchConfig
     runtime_search: AgentSearchConfig

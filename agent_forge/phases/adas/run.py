@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agent_forge import evaluate, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import Report
-from agent_forge.core import device, registry
+from agent_forge.core import device
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.phases.adas import Config, runtime_search
@@ -28,8 +28,6 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     if not sources:
         raise ConfigError("adas reads a checkpoint: give sources=[DIR]")
     runtime_search.check(config)
-    for kind in {*config.domains, *config.fitness} - {"text"}:
-        registry.load("agent_forge.data.synthetic", kind, "generated task")
     source = sources[0]
     model = models.load(
         source, device=device.pick_device(config.runtime.device), dtype=device.pick_dtype(config.runtime.dtype)

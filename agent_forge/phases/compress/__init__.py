@@ -36,6 +36,8 @@ class CalibrationConfig:
     count_windows: CountOrNone
     length_tokens: Window  # of a window
     mix: DataMix  # kind of data -> share of the windows
+    # of the weight of the embedding's and head's rows, spread over the vocabulary by Zipf's law: text of other kinds
+    other_share: Share
     # most megabytes of layers' sums of x xᵀ held at once; what does not fit takes another forward pass
     sums_mb: Annotated[float, Range(0, 1e9, above=True)]
 

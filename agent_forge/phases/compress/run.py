@@ -46,8 +46,9 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
     calibration, counts = calibration_windows(config, tokenizer)
     sensitivities = sensitivity.remembered(
-        model, calibration, config.seed, out, events, counts, 1e6 * config.calibration.sums_mb
-    )
+        model, calibration, config.seed, out, events, counts, 1e6 * config.calibration.sums_mb,
+        config.calibration.other_share,
+    )  # fmt: skip
     if config.mode == "stacked":
         coded = offers.stacked(tensors, sensitivities, config, out, events)
     else:

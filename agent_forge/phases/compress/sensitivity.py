@@ -5,7 +5,8 @@ A linear layer used N times over T tokens, with inputs x and output gradients g,
 tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text;
 the output head needs none of them, its E[g²] is E[p (1 - p)]. How often a token comes may be counted on far more text than
 the windows, for no model has to read it; one that was never seen counts as often as the share of tokens seen once says
-(Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237).
+(Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237). A share of the weight of rows goes to text of unknown kind
+(`with_other_text`), so that no row of embedding or head is left with next to nothing.
 
 The sums Σ x xᵀ of all layers together can be larger than the model. `measure` holds those of a part of the layers at a time
 and lets the windows pass forward once more for each further part; gradients are needed in the first pass alone.
@@ -30,6 +31,8 @@ from agent_forge.models.scaled_embedding import scale_of
 
 # Least importance of a row, as a share of the mean row's: text other than the calibration's uses other rows.
 ROW_FLOOR = 0.02
+# Ids before Zipf's law holds: a byte-level alphabet comes first in a vocabulary, in no order of frequency.
+ZIPF_OFFSET = 256
 
 
 @dataclass(slots=True)
@@ -216,11 +219,13 @@ def measure(
     events: EventLog,
     counts: Tensor | None = None,
     limit_bytes: float = math.inf,
+    other_share: float = 0.0,
 ) -> Iterator[tuple[str, Sensitivity]]:
     """Yield the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
 
     counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts. limit_bytes: of the
-    sums Σ x xᵀ held at once, or one tensor's if that is more; the figures are the same at any limit.
+    sums Σ x xᵀ held at once, or one tensor's if that is more; the figures are the same at any limit. other_share: of the
+    weight of the rows of embedding and head that goes to text of unknown kind (`with_other_text`).
     Raises PhaseError when the logits are not finite: a model that is broken already cannot be calibrated.
     """
     collector = Collector(model)
@@ -244,7 +249,7 @@ def measure(
                     yield name, Sensitivity(fisher=None if square is None else (square / windows.numel()).cpu())
             collector.first = False
             for name, modules in part.items():
-                yield name, _assembled(model, modules, collector, windows.numel(), counts)
+                yield name, _assembled(model, modules, collector, windows.numel(), counts, other_share)
     finally:
         collector.close()
         model.zero_grad(set_to_none=True)
@@ -299,13 +304,14 @@ def remembered(
     events: EventLog,
     counts: Tensor | None = None,
     limit_bytes: float = math.inf,
+    other_share: float = 0.0,
 ) -> Callable[[str], Sensitivity]:
     """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file a tensor."""
     files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
 
     def measured(wanted: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, sensitivity in measure(model, windows, seed, out, events, counts, limit_bytes):
+        for name, sensitivity in measure(model, windows, seed, out, events, counts, limit_bytes, other_share):
             if name == wanted:
                 found = sensitivity.tensors()
             elif name in files:
@@ -333,8 +339,28 @@ def good_turing(counts: Tensor) -> Tensor:
     return torch.where(unseen, counts.new_full((), share * total / missing), counts * (1 - share))
 
 
+def with_other_text(rows: Tensor, share: float) -> Tensor:
+    """Return weights (rows,) of tokens of which `share` is spread as Zipf's law has it; their sum stays.
+
+    r_i = (1 - share) r̂_i + share Σ r̂ · π_i with π_i ∝ 1 / (i + ZIPF_OFFSET): interpolation with a prior (Jelinek and
+    Mercer 1980), the law in Mandelbrot's form (1953). A vocabulary lists its pieces in the order in which training made
+    them, the most frequent pairs first, so an id stands for the rank in the text that the tokenizer was trained on, which
+    is broader than any calibration. `share` is how much of what the model will read is of no kind in the calibration.
+    """
+    if not share:
+        return rows
+    prior = 1 / (torch.arange(len(rows), dtype=torch.float64, device=rows.device) + ZIPF_OFFSET)
+    prior = (prior / prior.sum()).to(rows)
+    return rows * (1 - share) + share * rows.sum() * prior
+
+
 def _assembled(
-    model: PreTrainedModel, modules: list[str], collector: Collector, tokens: int, counts: Tensor | None
+    model: PreTrainedModel,
+    modules: list[str],
+    collector: Collector,
+    tokens: int,
+    counts: Tensor | None,
+    other_share: float,
 ) -> Sensitivity:
     """Return the sensitivity of the tensor that `modules` use, and let its sums go."""
     found = Sensitivity()
@@ -345,6 +371,8 @@ def _assembled(
             rows = sums.rows
             if isinstance(module, nn.Embedding):
                 rows = _expected_counts(sums.rows, counts if module is model.get_input_embeddings() else None)
+            if module is model.get_input_embeddings() or module is model.get_output_embeddings():
+                rows = with_other_text(rows, other_share)
             found.uses.append(Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu()))
         sums.second = None  # the hooks go on for the other parts
     return found

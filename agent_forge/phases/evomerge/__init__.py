@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Annotated
 
 from agent_forge.config import Phase, PhaseConfig
-from agent_forge.config.limits import MANY, Count, CountOrNone, DataMix, Plugin, PositiveShare, Range, Share, Weight
+from agent_forge.config.limits import MANY, Count, CountOrNone, Fitness, Plugin, PositiveShare, Range, Share, Weight
 from agent_forge.core.errors import ConfigError
 from agent_forge.search.settings import EvolveSettings
 
@@ -44,7 +44,7 @@ class MergeConfig:
 class Config(PhaseConfig):
     """Settings of the evomerge phase."""
 
-    fitness: DataMix  # text, or a generated task -> weight in the fitness
+    fitness: Fitness  # text, or a generated task -> weight in the fitness
     items: Annotated[int, Range(4, MANY)]  # search items a task
     # further search items a task that choose the winner among the fittest and the first members; 0: none
     final_items: CountOrNone
