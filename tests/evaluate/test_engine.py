@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,8 +18,9 @@ from agent_forge import evaluate
 from agent_forge.config import DataConfig, GateConfig
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
-from agent_forge.data import train_tokenizer
+from agent_forge.data import TextSource, train_tokenizer
 from agent_forge.evaluate.tasks import choice, memory, persona, reasoning, text, tools
+from tests import tiny_families
 
 WORDS = "the river and the old house stand near a small garden where people met in winter and wrote letters home . "
 
@@ -161,6 +163,30 @@ def test_choice_scores_equal_brute_force(model):
         for (prompt, choices), values in zip(questions, found, strict=True):
             rows = [(prompt + c, [False] * len(prompt) + [True] * len(c)) for c in choices]
             assert values == pytest.approx([-nll for nll in one_by_one(model, rows)], rel=1e-5)
+
+
+def test_bits_of_a_gemma_are_those_of_its_text_after_bos(context):
+    """Scored as it was trained: BOS once in front, unscored; worked out here from its logits, with it and without."""
+    words = tiny_families.tokenizer(bos_token="<|im_start|>")
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", words.bos_token_id)]
+    )
+    model = tiny_families.build("gemma3_text", vocab_size=len(words))
+    piece = "The state of the union is strong, what is 48 plus 77?"
+    ids = words.encode(piece, add_special_tokens=False)
+    assert words.encode(piece) == [words.bos_token_id, *ids]
+
+    def bits(row: list[int], first: int) -> float:
+        with torch.no_grad():
+            chances = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
+        return -sum(float(chances[at - 1, row[at]]) for at in range(first, len(row))) / math.log(2)
+
+    ((scored, size),) = text.score(model, words, [{"text": piece}], context)
+    assert size == len(piece)
+    assert scored == pytest.approx(bits([words.bos_token_id, *ids], 1), rel=1e-5)
+    assert abs(scored - bits([words.eos_token_id, *ids], 1)) > 1
+    windows = TextSource(context.data, words, "validation").windows(16, 2)
+    assert (windows[:, 0] == words.bos_token_id).all()
 
 
 def test_a_damaged_child_is_refused_and_the_same_child_passes(trained, tokenizer, context):

@@ -166,6 +166,17 @@ def made_up(batch: int = 2, places: int = 3, count: int = 2, ahead: int = 2, voc
     return thoughts, labels
 
 
+def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -> None:
+    given = [
+        "out=x", "thought_length=4", "lookahead=2", "thoughts=3", "positions=5", "batch_rows=2", "length_tokens=40",
+        "mix={text: 1, reasoning: 1}", "measure.windows=6", "measure.positions=7",
+    ]  # fmt: skip
+    measured = 2 * 6 * (40 + 2 * (40 + 7 * 3 * (4 + 1 + 2))) / 3
+    assert compose("quietstar", Config, [*given, "steps=0"]).work_tokens() == pytest.approx(measured)
+    trained = 2 * (40 + 5 * 3 * 8 * 4 / 3)
+    assert compose("quietstar", Config, [*given, "steps=10"]).work_tokens() == pytest.approx(10 * trained + measured)
+
+
 def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
     thoughts, labels = made_up()
     found = outcome(thoughts, labels, 2)

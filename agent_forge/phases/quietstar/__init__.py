@@ -76,10 +76,16 @@ class Config(PhaseConfig):
             )
 
     def work_tokens(self) -> float:
-        """Return the trained tokens: windows, and the thoughts with the true tokens after them, sampled and re-read."""
+        """Return the trained tokens: windows, and the thoughts with the true tokens after them, sampled and re-read.
+
+        The measured windows of two splits are thought over, those of one also without thoughts: forward passes alone.
+        """
         thought = self.thought_length + self.lookahead + 2
         columns = self.positions * self.thoughts * thought
-        return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3)
+        kinds = sum(weight > 0 for weight in self.mix.values())
+        measured = self.measure.positions * self.thoughts * (self.thought_length + 3)
+        passes = kinds * self.measure.windows * (3 * self.length_tokens + 2 * measured)
+        return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3) + passes / 3
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: windows, and the columns of thoughts with the true tokens after them."""
