@@ -129,7 +129,7 @@ def settle_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerFast, rows: 
                 "learned", directory, token, tokenizer.convert_tokens_to_ids(token),
             )  # fmt: skip
     try:
-        back = tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False))
+        back = str(tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False)))
     except Exception as error:  # the tokenizers library raises no class of its own
         raise CheckpointError(f"{directory}: the tokenizer cannot encode {PROBE!r}: {error}") from error
     if back.split() != PROBE.split():
