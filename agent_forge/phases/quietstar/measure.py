@@ -16,8 +16,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data import Mixture
 from agent_forge.data.sources import IGNORE, Source
 from agent_forge.evaluate import bootstrap_interval
-from agent_forge.models.thought import ThoughtForCausalLM
-from agent_forge.models.thought_mixing import entropy_nats
+from agent_forge.models.thought import ThoughtForCausalLM, entropy_nats
 from agent_forge.phases.quietstar import Config
 from agent_forge.phases.quietstar.objective import outcome
 

@@ -25,9 +25,9 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.models import thought_layout as layout
-from agent_forge.models.thought_chains import Chains, croppable_length
-from agent_forge.models.thought_mixing import MixingHead, entropy_nats, mix
+from agent_forge.models.thought import layout
+from agent_forge.models.thought.chains import Chains, croppable_length
+from agent_forge.models.thought.mixing import MixingHead, entropy_nats, mix
 
 ATTENTION = ("sdpa", "eager")
 # Read from the base's config, because other code asks the outer config for them.
@@ -241,7 +241,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
     def _forward_with_thoughts(
         self, input_ids: Tensor, mask: Tensor, positions: Tensor, tokens: Tensor, lookahead: int, heat: float
     ) -> Thoughts:
-        """Run prefix and thoughts in one forward (columns: see thought_layout)."""
+        """Run prefix and thoughts in one forward (columns: see layout.py)."""
         batch, places, count, length = tokens.shape
         width, chains = input_ids.shape[1], places * count
         embed = self.base.get_input_embeddings()

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.models import thought_layout as layout
-from agent_forge.models.thought import MixingHead, ThoughtForCausalLM, Thoughts, entropy_nats, mix
+from agent_forge.models.thought import MixingHead, ThoughtForCausalLM, Thoughts, entropy_nats, layout, mix
 from agent_forge.phases.quietstar.objective import leave_one_out, policy_loss
 
 VOCAB = 50

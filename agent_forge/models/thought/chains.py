@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from agent_forge.core.errors import PhaseError
-from agent_forge.models import thought_layout as layout
+from agent_forge.models.thought import layout
 
 
 class Chains:
