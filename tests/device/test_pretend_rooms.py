@@ -142,7 +142,7 @@ def probes(device: torch.device, _: Path) -> object:
 ROOMS: list[tuple[str, str, Work]] = [
     ("codecs", "agent_forge.codecs.waterfill:column_steps", code),
     ("models", "agent_forge.models.ternary:ternary_weight", ternary_forward),
-    ("models", "agent_forge.models.cognate_loss:exit_probabilities", cognate_loss),
+    ("models", "agent_forge.models.cognate.loss:exit_probabilities", cognate_loss),
     ("evaluate", "torch.nn.functional:cross_entropy", scoring),
     ("agent and runtime", "torch:cat", replies),
     ("learn", "agent_forge.learn.muon:orthogonalised", muon_step),

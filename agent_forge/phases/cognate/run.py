@@ -19,8 +19,8 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import memory, mixed, reasoning, tools
-from agent_forge.models import cognate_loss
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.cognate import loss as cognate_loss
 from agent_forge.phases.cognate import SPECIALISTS, Config, SpecialistConfig, longer
 from agent_forge.phases.cognate.lora import adapters
 from agent_forge.phases.cognate.probes import OWN_PROBE, measure

@@ -16,7 +16,7 @@ from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import Mixture, TextSource, encode_chat
 from agent_forge.data.sources import IGNORE
 from agent_forge.data.synthetic.memory import question_text
-from agent_forge.models import cognate_loss
+from agent_forge.models.cognate import loss as cognate_loss
 from agent_forge.phases.cognate import RecallConfig
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from agent_forge.models.cognate import CognateForCausalLM
-    from agent_forge.models.memory_bank import MemoryState
+    from agent_forge.models.cognate.memory import MemoryState
 
 KIND = "recall"  # its name in a mix
 # What naming one of the ninety two-digit codes without the facts gets right.

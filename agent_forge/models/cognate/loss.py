@@ -13,25 +13,23 @@ arXiv:1807.03819). So a token that later ones need learns to stay although its o
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from agent_forge.models.cognate.layers import CognateConfig
+from agent_forge.models.cognate.memory import MemoryState, bank_imbalance
 from agent_forge.models.cross_entropy import weighted_cross_entropy
-from agent_forge.models.memory_bank import MemoryState
-
-if TYPE_CHECKING:
-    from agent_forge.models.cognate import CognateForCausalLM
 
 # Logits of more than this many entries (64 MiB in float32, several times over in training) are computed in chunks.
 LOGITS_IN_MEMORY = 1 << 24
 
 
 def expected_loss(
-    model: "CognateForCausalLM",
+    model: Any,
     input_ids: Tensor,
     labels: Tensor,
     *,
@@ -42,29 +40,31 @@ def expected_loss(
 ) -> tuple[Tensor, dict[str, float], MemoryState | None]:
     """Return the training loss of a batch, its metrics, and the memory after it.
 
-    input_ids, labels: (B, T), labels not shifted; loops: passes to take (None: all that the config has). Without any
-    label the loss is that of memory alone, so that a segment can be there only to be remembered.
+    model: a CognateForCausalLM, whose file imports this one. input_ids, labels: (B, T), labels not shifted; loops:
+    passes to take (None: all that the config has). Without any label the loss is that of memory alone, so that a
+    segment can be there only to be remembered.
     """
-    config = model.config
+    config, stack = model.config, model.model
     targets = labels[:, 1:].flatten()
     places = (targets != -100).nonzero()[:, 0]
     targets = targets[places]
-    hidden, halts, middle = all_passes(
-        model, input_ids, attention_mask, memory, loops or config.max_loops, leaving=config.ponder_cost > 0
+    hidden, halts, middle = stack.all_passes(
+        input_ids, attention_mask, memory, loops or config.max_loops, leaving=config.ponder_cost > 0
     )
     loss = hidden[-1].new_zeros(())
     metrics: dict[str, float] = {}
     if len(places):
         at = [h[:, :-1].flatten(0, 1)[places] for h in hidden]
         exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts], loss.device)  # (R, n)
-        loss, losses = _exit_losses(model, at, exits, targets)
+        loss, losses = _exit_losses(model.lm_head, at, exits, targets)
         metrics = {"ce": losses[-1].mean().item()}
         if halts:
-            extra, halting = _halting_cost(model, halts, input_ids)
+            extra, halting = _halting_cost(config, halts, input_ids)
             loss = loss + config.halting_loss_weight * halting
             metrics |= {"ce_first": losses[0].mean().item(), "passes": 1 + extra.item()}
     if config.read_loss_weight > 0 and torch.is_grad_enabled():
-        loss = loss + config.read_loss_weight * bank_imbalance(model, hidden[-1])
+        imbalance = bank_imbalance(stack.layers[-1].memory_attn, stack.memory, hidden[-1])
+        loss = loss + config.read_loss_weight * imbalance
     if write_memory:
         memory, gate = model.write(hidden[-1], middle, input_ids, attention_mask, memory)
         loss = loss + config.write_loss_weight * gate
@@ -72,9 +72,9 @@ def expected_loss(
     return loss, metrics, memory
 
 
-def _halting_cost(model: "CognateForCausalLM", halts: list[Tensor], input_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _halting_cost(config: CognateConfig, halts: list[Tensor], input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return E[extra passes] and ponder_cost E[extra] / (R - 1) - entropy_cost H / log R, means over real tokens."""
-    config, pad = model.config, model.config.pad_token_id
+    pad = config.pad_token_id
     real = torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids.ne(pad)
     exits = exit_probabilities([h[real] for h in halts])
     extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
@@ -82,51 +82,17 @@ def _halting_cost(model: "CognateForCausalLM", halts: list[Tensor], input_ids: T
     return extra, config.ponder_cost * extra / len(halts) - config.entropy_cost * entropy / math.log(len(exits))
 
 
-def _exit_losses(
-    model: "CognateForCausalLM", at: list[Tensor], exits: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
+def _exit_losses(head: nn.Linear, at: list[Tensor], exits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over tokens of sum_r exits_r CE_r, and all CE_r (R, n) for the metrics.
 
     at: R tensors (n, d); exits: (R, n), or (1, 1) with one pass. Small logits are held whole; large ones never exist.
     """
-    head = model.lm_head
     if len(targets) * head.weight.shape[0] <= LOGITS_IN_MEMORY or type(head) is not nn.Linear:
         losses = torch.stack([token_losses(h, head, targets) for h in at])
         return (exits * losses).sum(0).mean(), losses
     weights = exits.expand(len(at), len(targets)) / len(targets)
     found = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
     return torch.stack([loss for loss, _ in found]).sum(), torch.stack([each for _, each in found])
-
-
-def all_passes(
-    model: "CognateForCausalLM",
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    memory: MemoryState | None,
-    loops: int,
-    *,
-    leaving: bool = False,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Return the normed hidden state after each of `loops` passes, loops - 1 halting logits, the last middle stream.
-
-    (B, T, d) each, logits (B, T); the middle stream is what memory writes (`CognateModel.middle`). leaving: each token
-    shows the others its state weighed by where it would have left, not that of a token that stays to the end.
-    """
-    stack = model.model
-    x_BTd, rotary, mask, _, readables = stack.prepare(input_ids, attention_mask, memory=memory)
-    hidden, halts, middle = [], [], x_BTd
-    left_BTd, stay_BT1 = torch.zeros_like(x_BTd), torch.ones_like(x_BTd[..., :1])
-    for loop in range(loops):
-        for index, (layer, readable) in enumerate(zip(stack.layers, readables, strict=True), start=1):
-            context = left_BTd + stay_BT1 * x_BTd if leaving and loop else None
-            x_BTd = layer(x_BTd, rotary, mask, readable, None, 0, context)
-            middle = x_BTd if index == stack.middle else middle
-        hidden.append(stack.norm(x_BTd))
-        if loop + 1 < loops:
-            halts.append(stack.halting(x_BTd))
-            halt_BT1 = torch.sigmoid(halts[-1])[..., None]
-            left_BTd, stay_BT1 = left_BTd + stay_BT1 * halt_BT1 * x_BTd, stay_BT1 * (1 - halt_BT1)
-    return hidden, halts, middle
 
 
 def exit_probabilities(halts: list[Tensor], device: torch.device | None = None) -> Tensor:
@@ -156,18 +122,3 @@ def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
         for i in range(0, len(targets), rows)
     ]
     return torch.cat(parts)
-
-
-def bank_imbalance(model: "CognateForCausalLM", hidden: Tensor) -> Tensor:
-    """Return S sum_s (share of reads)_s (mean attention)_s - 1 over the S trainable slots, 0 when use is even.
-
-    It is taken on the last layer, where the reads decide the output (the load-balancing loss of mixtures of experts).
-    """
-    attention = model.model.layers[-1].memory_attn
-    bank = model.model.memory
-    keys = attention.k_proj(bank.read(bank.slots, bank.slots)[0])
-    scores = attention.q_proj(attention.norm(hidden[:, ::8])) * attention.scale @ keys.T
-    attended = scores.softmax(-1).flatten(0, -2)
-    picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten()
-    share = torch.bincount(picked, minlength=keys.shape[0]) / len(picked)
-    return keys.shape[0] * (share * attended.mean(0)).sum() - 1

@@ -9,10 +9,11 @@ import yaml
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from agent_forge import models
-from agent_forge.models import cognate_loss
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.cognate import loss as cognate_loss
+from agent_forge.models.cognate.memory import bank_imbalance
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[3] / "conf" / "model"
 
 
 def tiny(seed: int = 0, **changes) -> CognateForCausalLM:
@@ -31,7 +32,7 @@ def ids(rows: int, length: int, seed: int = 1) -> torch.Tensor:
 def mixed_exits(model: CognateForCausalLM, tokens: torch.Tensor) -> None:
     """Set the threshold so that tokens really leave after different passes."""
     with torch.no_grad():
-        _, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
+        _, halts, _ = model.model.all_passes(tokens, None, None, 3)
     model.config.halting_threshold = float(torch.sigmoid(halts[0]).median())
     passes = model.model(tokens).passes
     assert set(passes.unique().tolist()) >= {1, 2}
@@ -60,7 +61,7 @@ def test_one_loop_equals_the_plain_stack() -> None:
 def test_a_threshold_never_reached_uses_every_pass_and_zero_uses_one() -> None:
     model, tokens = tiny(), ids(2, 9)
     with torch.no_grad():
-        hidden, _, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
+        hidden, _, _ = model.model.all_passes(tokens, None, None, 3)
         model.config.halting_threshold = 1.1
         deepest = model(tokens)
         assert torch.equal(deepest.logits, model.lm_head(hidden[-1]))
@@ -84,7 +85,7 @@ def test_training_loss_is_the_expectation_over_exits() -> None:
     labels = tokens.masked_fill(torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.4, -100)
     with torch.no_grad():
         loss, _ = model.training_loss(tokens, labels)
-        hidden, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 3)
+        hidden, halts, _ = model.model.all_passes(tokens, None, None, 3)
         total = count = 0.0
         for row in range(3):
             for time in range(7):
@@ -258,7 +259,7 @@ def test_a_token_that_surely_leaves_shows_the_others_what_inference_shows_them()
     with torch.no_grad():
         halting = model.model.halting
         halting.down.weight.mul_(1e4)
-        hidden, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 2, leaving=True)
+        hidden, halts, _ = model.model.all_passes(tokens, None, None, 2, leaving=True)
         left = torch.sigmoid(halts[0]) > 0.5
         assert left.any()
         assert not left.all()
@@ -266,7 +267,7 @@ def test_a_token_that_surely_leaves_shows_the_others_what_inference_shows_them()
         assert torch.equal(output.passes, 2 - left.long())
         expected = torch.where(left[..., None], hidden[0], hidden[1])
         assert torch.allclose(output.last_hidden_state, expected, atol=1e-5)
-        plain, _, _ = cognate_loss.all_passes(model, tokens, None, None, 2)
+        plain, _, _ = model.model.all_passes(tokens, None, None, 2)
         assert not torch.allclose(plain[1], hidden[1], atol=1e-3)
 
 
@@ -278,7 +279,7 @@ def test_a_question_is_charged_for_its_passes_though_nothing_in_it_is_trained() 
     padded = F.pad(tokens, (0, 3))
     with torch.no_grad():
         loss, metrics = model.training_loss(tokens, labels)
-        _, halts, _ = cognate_loss.all_passes(model, tokens, None, None, 3, leaving=True)
+        _, halts, _ = model.model.all_passes(tokens, None, None, 3, leaving=True)
         exits = cognate_loss.exit_probabilities([h.flatten() for h in halts])
         extra = float((exits[1] + 2 * exits[2]).mean())
         free, _ = tiny(**{**model.config.to_diff_dict(), "ponder_cost": 1e-12}).training_loss(tokens, labels)
@@ -291,10 +292,11 @@ def test_a_question_is_charged_for_its_passes_though_nothing_in_it_is_trained() 
 def test_the_read_loss_is_zero_for_even_use_and_large_for_collapsed_use() -> None:
     model = tiny()
     with torch.no_grad():
-        model.model.layers[-1].memory_attn.q_proj.weight.zero_()
-        assert float(cognate_loss.bank_imbalance(model, torch.randn(2, 64, 32))) == pytest.approx(0.0, abs=1e-5)
-        collapsed = tiny(initializer_range=2.0)
-        assert float(cognate_loss.bank_imbalance(collapsed, torch.ones(2, 64, 32))) > 1
+        even, collapsed = model.model, tiny(initializer_range=2.0).model
+        even.layers[-1].memory_attn.q_proj.weight.zero_()
+        imbalance = bank_imbalance(even.layers[-1].memory_attn, even.memory, torch.randn(2, 64, 32))
+        assert float(imbalance) == pytest.approx(0.0, abs=1e-5)
+        assert float(bank_imbalance(collapsed.layers[-1].memory_attn, collapsed.memory, torch.ones(2, 64, 32))) > 1
 
 
 def test_a_saved_model_loads_bit_exact_through_the_auto_class(tmp_path: Path) -> None:

@@ -162,3 +162,17 @@ class MemoryAttention(nn.Module):
             picked.flatten(0, 1), values, per_sample_weights=weights.flatten(0, 1).to(values.dtype), mode="sum"
         )
         return self.o_proj(read.view_as(hidden)) * self.gate
+
+
+def bank_imbalance(attention: MemoryAttention, bank: MemoryBank, hidden: Tensor) -> Tensor:
+    """Return S sum_s (share of reads)_s (mean attention)_s - 1 over the S trainable slots, 0 when use is even.
+
+    hidden: (batch, time, hidden). It is taken with the attention of the last layer, where the reads decide the output
+    (the load-balancing loss of mixtures of experts).
+    """
+    keys = attention.k_proj(bank.read(bank.slots, bank.slots)[0])
+    scores = attention.q_proj(attention.norm(hidden[:, ::8])) * attention.scale @ keys.T
+    attended = scores.softmax(-1).flatten(0, -2)
+    picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten()
+    share = torch.bincount(picked, minlength=keys.shape[0]) / len(picked)
+    return keys.shape[0] * (share * attended.mean(0)).sum() - 1

@@ -4,7 +4,7 @@ The stack of layers runs r = 1..R times. After each pass but the last a halting 
 there; at inference a token exits when the cumulated probability reaches `halting_threshold`, and its hidden state is
 frozen: deeper passes see it through the keys and values of that state, so the cache never needs what was not computed
 and every exit depends on earlier tokens only. Sources: PonderNet, arXiv:2107.05407; looped language models (Ouro),
-arXiv:2510.25741. Memory: memory_bank.py. Training losses: cognate_loss.py.
+arXiv:2510.25741. Layers: layers.py. Memory: memory.py. Training losses: loss.py.
 
 Shapes: B rows, T time, d hidden, H heads, D head width, S slots, V vocabulary.
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -23,7 +22,6 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -31,56 +29,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from agent_forge.models import cognate_loss
-from agent_forge.models.memory_bank import MemoryAttention, MemoryBank, MemoryState, Readable
-
-
-@strict
-class CognateConfig(PreTrainedConfig):
-    """Shape and settings of a Cognate. The defaults are the 25,083,528-parameter model."""
-
-    model_type = "cognate"
-    keys_to_ignore_at_inference = ("past_key_values", "memory")
-
-    vocab_size: int = 32000
-    hidden_size: int = 216
-    intermediate_size: int = 864
-    num_hidden_layers: int = 11
-    num_attention_heads: int = 3
-    max_loops: int = 2  # passes of the stack
-    halting_size: int = 42  # width of the halting head's hidden layer
-    halting_threshold: float = 0.95  # a token exits when its cumulated halting probability reaches this
-    memory_slots: int = 4096  # trainable slots
-    memory_top_k: int = 4  # slots that a token reads in a layer
-    written_slots: int = 64  # slots a sequence can write
-    write_memory: bool = False  # write after every forward pass
-    surprise_weight: float = 0.7  # share of surprise in the priority of a write ...
-    novelty_weight: float = 0.3  # ... and of novelty
-    halting_loss_weight: float = 0.1
-    entropy_cost: float = 1.0  # inside the halting loss: keeps the exit distribution from collapsing
-    ponder_cost: float = 0.0  # inside the halting loss: price of the passes beyond the first
-    read_loss_weight: float = 0.05  # even use of the trainable slots
-    write_loss_weight: float = 0.05  # sparse writes
-    max_position_embeddings: int = 2048
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    memory_gate_init: float = 0.1
-    tie_word_embeddings: bool = False
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-
-    def validate_architecture(self) -> None:
-        """Refuse shapes that cannot be built."""
-        if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads % 2:
-            raise ValueError(
-                f"hidden_size must be an even multiple of num_attention_heads, got {self.hidden_size} "
-                f"and {self.num_attention_heads}"
-            )
-        if self.max_loops < 1:
-            raise ValueError(f"max_loops must be at least 1, got {self.max_loops}")
+from agent_forge.models.cognate.layers import CognateConfig, CognateLayer, HaltingHead
+from agent_forge.models.cognate.loss import expected_loss, token_losses
+from agent_forge.models.cognate.memory import MemoryAttention, MemoryBank, MemoryState, Readable
 
 
 @dataclass
@@ -100,103 +51,6 @@ class CognateOutput(CausalLMOutputWithPast):
 
     memory: MemoryState | None = None
     passes: Tensor | None = None
-
-
-class CognateAttention(nn.Module):
-    """Causal self-attention with rotary positions; every pass has its own place in the cache."""
-
-    def __init__(self, config: CognateConfig) -> None:
-        super().__init__()
-        d = config.hidden_size
-        self.head_dim = d // config.num_attention_heads
-        self.q_proj = nn.Linear(d, d, bias=False)
-        self.k_proj = nn.Linear(d, d, bias=False)
-        self.v_proj = nn.Linear(d, d, bias=False)
-        self.o_proj = nn.Linear(d, d, bias=False)
-
-    def keys_values(
-        self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, place: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, H, past + T, D), stored in the cache when there is one."""
-        k_BHTD = rotate(self._heads(self.k_proj(x_BTd)), rotary)
-        v_BHTD = self._heads(self.v_proj(x_BTd))
-        return (k_BHTD, v_BHTD) if cache is None else cache.update(k_BHTD, v_BHTD, place)
-
-    def forward(
-        self,
-        x_BTd: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: Cache | None,
-        place: int,
-        context_BTd: Tensor | None = None,
-    ) -> Tensor:
-        """Return attention over the past and this segment, (B, T, d); keys and values are of the context, else of x."""
-        q_BHTD = rotate(self._heads(self.q_proj(x_BTd)), rotary)
-        k_BHSD, v_BHSD = self.keys_values(x_BTd if context_BTd is None else context_BTd, rotary, cache, place)
-        mixed = F.scaled_dot_product_attention(
-            q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=mask is None and q_BHTD.shape[2] > 1
-        )
-        return self.o_proj(mixed.transpose(1, 2).reshape(x_BTd.shape))
-
-    def _heads(self, x_BTd: Tensor) -> Tensor:
-        return x_BTd.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-
-class CognateMLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: CognateConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x_BTd: Tensor) -> Tensor:
-        """Return the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x_BTd)) * self.up_proj(x_BTd))
-
-
-class CognateLayer(nn.Module):
-    """Attention, a read of memory, SwiGLU; each with its pre-norm and residual."""
-
-    def __init__(self, config: CognateConfig) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = CognateAttention(config)
-        self.memory_attn = MemoryAttention(config.hidden_size, config.memory_top_k, config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = CognateMLP(config)
-
-    def forward(
-        self,
-        x_BTd: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        memory: Readable,
-        cache: Cache | None,
-        place: int,
-        context_BTd: Tensor | None = None,
-    ) -> Tensor:
-        """Return the stream after this layer, (B, T, d). context_BTd: what tokens show the others, else the stream."""
-        shown = None if context_BTd is None else self.input_layernorm(context_BTd)
-        x_BTd = x_BTd + self.self_attn(self.input_layernorm(x_BTd), rotary, mask, cache, place, shown)
-        x_BTd = x_BTd + self.memory_attn(x_BTd, memory)
-        return x_BTd + self.mlp(self.post_attention_layernorm(x_BTd))
-
-
-class HaltingHead(nn.Module):
-    """The logit of stopping after a pass, from a token's hidden state."""
-
-    def __init__(self, config: CognateConfig) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.up = nn.Linear(config.hidden_size, config.halting_size)
-        self.down = nn.Linear(config.halting_size, 1)
-
-    def forward(self, x_BTd: Tensor) -> Tensor:
-        """Return logits (B, T)."""
-        return self.down(F.gelu(self.up(self.norm(x_BTd))))[..., 0]
 
 
 class CognatePreTrainedModel(PreTrainedModel):
@@ -295,6 +149,35 @@ class CognateModel(CognatePreTrainedModel):
             passes=passes,
             middle=middle,
         )
+
+    def all_passes(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        memory: MemoryState | None,
+        loops: int,
+        *,
+        leaving: bool = False,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return the normed hidden state after each of `loops` passes, loops - 1 halting logits, the last middle stream.
+
+        (B, T, d) each, logits (B, T); the middle stream is what memory writes (`middle`). leaving: each token shows the
+        others its state weighed by where it would have left, not that of a token that stays to the end.
+        """
+        x_BTd, rotary, mask, _, readables = self.prepare(input_ids, attention_mask, memory=memory)
+        hidden, halts, middle = [], [], x_BTd
+        left_BTd, stay_BT1 = torch.zeros_like(x_BTd), torch.ones_like(x_BTd[..., :1])
+        for loop in range(loops):
+            for index, (layer, readable) in enumerate(zip(self.layers, readables, strict=True), start=1):
+                context = left_BTd + stay_BT1 * x_BTd if leaving and loop else None
+                x_BTd = layer(x_BTd, rotary, mask, readable, None, 0, context)
+                middle = x_BTd if index == self.middle else middle
+            hidden.append(self.norm(x_BTd))
+            if loop + 1 < loops:
+                halts.append(self.halting(x_BTd))
+                halt_BT1 = torch.sigmoid(halts[-1])[..., None]
+                left_BTd, stay_BT1 = left_BTd + stay_BT1 * halt_BT1 * x_BTd, stay_BT1 * (1 - halt_BT1)
+        return hidden, halts, middle
 
     @property
     def middle(self) -> int:
@@ -439,7 +322,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         """
         bank, rows = self.model.memory, input_ids.shape[0]
         with torch.no_grad():
-            losses = cognate_loss.token_losses(hidden[:, :-1].flatten(0, 1), self.lm_head, input_ids[:, 1:].flatten())
+            losses = token_losses(hidden[:, :-1].flatten(0, 1), self.lm_head, input_ids[:, 1:].flatten())
             surprise = F.pad(losses.view(rows, -1) / math.log(self.config.vocab_size), (1, 0))
         valid = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None and attention_mask.dim() == 2:
@@ -455,15 +338,8 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
 
     def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return the expected loss over exits, and metrics; labels as in Hugging Face (-100 is ignored)."""
-        loss, metrics, _ = cognate_loss.expected_loss(self, input_ids, labels)
+        loss, metrics, _ = expected_loss(self, input_ids, labels)
         return loss, metrics
-
-
-def rotate(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Return queries or keys turned by their positions."""
-    cosine, sine = rotary
-    left, right = x_BHTD.chunk(2, -1)
-    return x_BHTD * cosine + torch.cat([-right, left], -1) * sine
 
 
 def register() -> None:

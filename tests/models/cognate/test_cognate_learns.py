@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent_forge.models import cognate_loss
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.cognate import loss as cognate_loss
 
 pytestmark = pytest.mark.slow
 
