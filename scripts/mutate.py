@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room: the folder whose lines are changed, and the tests that are asked.
 ROOMS = {
     "merge": ("agent_forge/merge", ["tests/merge"]),
-    "codecs": ("agent_forge/codecs", ["tests/codecs", "tests/models/test_compressed.py"]),
+    "codecs": ("agent_forge/codecs", ["tests/codecs", "tests/models/compressed/test_compressed.py"]),
     "models": ("agent_forge/models", ["tests/models"]),
     "learn": ("agent_forge/learn", ["tests/learn"]),
     "evaluate": ("agent_forge/evaluate", ["tests/evaluate", "tests/pipeline/test_gate.py"]),
