@@ -18,6 +18,7 @@ from agent_forge.core.errors import CheckpointError, PhaseError
 from agent_forge.kernels import build
 from agent_forge.models import compressed
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.models.compressed import layers
 from agent_forge.models.storage import quiet_transformers
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.models.thought import ThoughtForCausalLM
@@ -119,7 +120,7 @@ def test_lossless_codes_give_the_parents_logits_in_memory_and_from_disk(kind: st
 def test_a_reloaded_model_multiplies_with_what_the_codec_decodes(
     codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressed.quantiser, "PACKED_TOKENS", 0)
+    monkeypatch.setattr(layers, "PACKED_TOKENS", 0)
     model = llama()
     coded = {n: codecs.encode(codec, t, CHANGES[codec]) for n, t in compressed.coded_tensors(model).items()}
     dense = llama()
@@ -232,7 +233,7 @@ def test_a_few_tokens_through_the_kernels_give_the_logits_of_the_dense_weights(
     }
     compressed.compress(model, coded)
     with monkeypatch.context() as patch:
-        patch.setattr(compressed.quantiser, "PACKED_TOKENS", 0)
+        patch.setattr(layers, "PACKED_TOKENS", 0)
         expected = logits(model)
         assert not any(module._packed for module in compressed.coded_modules(model).values())
     found = logits(model)
