@@ -118,7 +118,7 @@ def phase(bench: Bench, name: str, settings: list[str]) -> tuple[Checkpoint, str
 
 def ternary(bench: Bench) -> str:
     """Make the model ternary with 8-bit embeddings, train two steps; the packed file gives the logits of the latents."""
-    from agent_forge.models.ternary_checkpoint import save_packed
+    from agent_forge.models.ternary import save_packed
 
     bench.made["bitnet"], reach = phase(bench, "bitnet", [
         "linear.group_size=32", "linear.embedding_bits=8", "train.steps=2", "train.rows=2", f"train.length_tokens={LENGTH}",

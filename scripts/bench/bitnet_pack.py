@@ -24,9 +24,7 @@ from agent_forge.codecs import allocate
 from agent_forge.config.compose import compose
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
-from agent_forge.models.ternary import round_embeddings, ternary_layers
-from agent_forge.models.ternary_checkpoint import save_packed
-from agent_forge.models.ternary_embedding import Grid
+from agent_forge.models.ternary import Grid, round_embeddings, save_packed, ternary_layers
 from agent_forge.phases.compress import Config, offers, sensitivity
 from agent_forge.phases.compress.run import header_bytes
 from scripts.bench.perplexity import (

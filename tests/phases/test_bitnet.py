@@ -26,12 +26,12 @@ from agent_forge.models import chunks
 from agent_forge.models.ternary import (
     TernarySettings,
     latents_for,
+    multiply_out,
     ternarise,
     ternary_codes,
     ternary_layers,
     ternary_weight,
 )
-from agent_forge.models.ternary_packing import multiply_out
 from agent_forge.phases.bitnet import Config, DistillConfig, distill, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import (
     Rounding,

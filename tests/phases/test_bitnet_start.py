@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from agent_forge.models.ternary import ROW, TernarySettings, ternarise, ternary_codes
-from agent_forge.models.ternary_packing import multiply_out
+from agent_forge.models.ternary import ROW, TernarySettings, multiply_out, ternarise, ternary_codes
 from agent_forge.phases.bitnet import follow
 from agent_forge.phases.bitnet.compensate import SCALES, Rounding, _inverse_factor, _round_in_order, best_scale
 from agent_forge.phases.bitnet.refine import refined

@@ -20,8 +20,14 @@ from agent_forge.core.events import EventLog
 from agent_forge.export import hf_folder
 from agent_forge.models import compressed, conv1d
 from agent_forge.models.skeleton import skeleton
-from agent_forge.models.ternary import TernarySettings, rounded_embeddings, set_blend, ternarise, ternary_layers
-from agent_forge.models.ternary_checkpoint import save_packed
+from agent_forge.models.ternary import (
+    TernarySettings,
+    rounded_embeddings,
+    save_packed,
+    set_blend,
+    ternarise,
+    ternary_layers,
+)
 from agent_forge.phases import bitnet, compress, quietstar
 from agent_forge.phases.bitnet import fits as bitnet_fits
 from agent_forge.phases.compress import fits as compress_fits

@@ -22,11 +22,11 @@ from agent_forge.models.ternary import (
     TENSOR,
     TernaryLinear,
     cells_for,
+    multiply_out,
     quantise_activations,
     ternary_codes,
     ternary_layers,
 )
-from agent_forge.models.ternary_packing import multiply_out
 from agent_forge.phases.bitnet.refine import refined
 
 SCALES = (1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian

@@ -16,8 +16,7 @@ from torch.nn import functional
 from agent_forge import learn
 from agent_forge.core.errors import ConfigError
 from agent_forge.models.plain import is_plain
-from agent_forge.models.ternary import set_blend
-from agent_forge.models.ternary_embedding import RoundedHead
+from agent_forge.models.ternary import RoundedHead, set_blend
 from agent_forge.phases.bitnet import DistillConfig
 from agent_forge.phases.bitnet.head_loss import IGNORE, Weights, head_loss
 

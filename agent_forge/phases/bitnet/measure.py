@@ -14,7 +14,7 @@ from agent_forge import evaluate
 from agent_forge.core.errors import PhaseError
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import rounded_embeddings, ternary_layers
-from agent_forge.models.ternary_packing import read_packed, write_packed
+from agent_forge.models.ternary.packing import read_packed, write_packed
 
 TASK = "text"
 SPLIT = "validation"

@@ -13,8 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from agent_forge.models.ternary import TENSOR
-from agent_forge.models.ternary_packing import multiply_out
+from agent_forge.models.ternary import TENSOR, multiply_out
 
 COLUMNS = 128  # swept before the slopes of the rest are brought up to date, where groups do not say
 

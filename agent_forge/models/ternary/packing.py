@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
-from agent_forge.models import ternary_embedding as embedding
-from agent_forge.models import ternary_vectors
 from agent_forge.models.storage import stored_tensors
+from agent_forge.models.ternary import embedding, vectors
 
 _FORMAT = "forge_ternary_packed"
 CODES, SCALES = "weight_codes", "weight_scales"  # what a packed layer has in the place of its weight
@@ -152,7 +151,7 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         packed, scales = tensors.pop(f"{name}.{CODES}"), tensors.pop(f"{name}.{SCALES}")
         if entry.get("vector"):
             words, columns = (tensors.pop(f"{name}.{key}") for key in (embedding.CODEWORDS, embedding.COLUMN_SCALES))
-            tensors[f"{name}.weight"] = ternary_vectors.values(packed, words, scales, columns)
+            tensors[f"{name}.weight"] = vectors.values(packed, words, scales, columns)
         elif "bits" in entry:
             codes = embedding.unpack(packed, entry["bits"], entry["shape"][1])
             tensors[f"{name}.weight"] = embedding.values(codes, scales, entry["columns"])

@@ -1,6 +1,6 @@
 """A packed ternary model as a Hugging Face directory: model.safetensors is the packed file, and `from_pretrained` opens it.
 
-Writes codes and scales (ternary_packing.py) with `packed: true` in quantization_config. On loading, places that hold
+Writes codes and scales (packing.py) with `packed: true` in quantization_config. On loading, places that hold
 bytes stand where the layers will be; when transformers has filled them they become the trainable layers again, with
 latents that round to exactly the stored codes and scales. So memory is that of the latents: what runs from the bytes is
 the compressed checkpoint and agent_forge.runtime.
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge.models import replacing
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
-from agent_forge.models.ternary import TENSOR, TernaryLinear, latents_for
-from agent_forge.models.ternary_embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
-from agent_forge.models.ternary_packing import CODES, SCALES, packed_length, unpack, write_packed
+from agent_forge.models.ternary.embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.packing import CODES, SCALES, packed_length, unpack, write_packed
+from agent_forge.models.ternary.quantiser import TENSOR, TernaryLinear, latents_for
 
 
 def save_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> int:

@@ -32,9 +32,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models.conv1d import TransposedLinear, is_transposed
 from agent_forge.models.scaled_embedding import scale_of
-from agent_forge.models.ternary_embedding import Grid, RoundedEmbedding, RoundedHead
-from agent_forge.models.ternary_packing import multiply_out, packed_length, packing_named
-from agent_forge.models.ternary_straight import straight_through
+from agent_forge.models.ternary.embedding import Grid, RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.packing import multiply_out, packed_length, packing_named
+from agent_forge.models.ternary.straight import straight_through
 
 METHOD = "forge_ternary"
 ROW, TENSOR = 0, -1  # group sizes that stand for one scale a row and one a tensor
@@ -536,15 +536,15 @@ class TernaryHfQuantizer(HfQuantizer):
                 f"{self.quantization_config.to_dict()}; the config and the model do not belong together"
             )
         if self.quantization_config.packed:
-            from agent_forge.models import ternary_checkpoint
+            from agent_forge.models.ternary import checkpoint
 
-            ternary_checkpoint.open_places(model)
+            checkpoint.open_places(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
         if self.quantization_config.packed:
-            from agent_forge.models import ternary_checkpoint
+            from agent_forge.models.ternary import checkpoint
 
-            ternary_checkpoint.fill_places(model)
+            checkpoint.fill_places(model)
             # From here on the model holds latents, and that is how it would be saved.
             self.quantization_config.packed = False
         return model

@@ -1,7 +1,7 @@
 """Embeddings and heads of ternary models, rounded to int8, int4 or codewords while their latent weights train on.
 
 `RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They compute with integers times
-one bfloat16 step for each group of columns of a row (absmax / 127 or / 7), or with codewords (ternary_vectors.py);
+one bfloat16 step for each group of columns of a row (absmax / 127 or / 7), or with codewords (vectors.py);
 gradients pass straight through. Rounding what is rounded changes nothing, so weights that lie on the grid stay there bit for
 bit. Reads and writes no file.
 """
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agent_forge.core.errors import CheckpointError, ConfigError
-from agent_forge.models import ternary_vectors
 from agent_forge.models.scaled_embedding import scaled
-from agent_forge.models.ternary_straight import straight_through
+from agent_forge.models.ternary import vectors
+from agent_forge.models.ternary.straight import straight_through
 
 BITS = (0, 4, 8)
 # Buffers of a layer whose grid has codewords.
@@ -88,7 +88,7 @@ class Grid:
             raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8")
         if self.columns < 0:
             raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64")
-        if self.vector not in ternary_vectors.VECTORS or (self.vector and self.bits):
+        if self.vector not in vectors.VECTORS or (self.vector and self.bits):
             raise ConfigError(
                 "embedding_vector must be 0 (no codewords), 2, 4 or 8, and embedding_bits 0 beside it, got "
                 f"{self.vector} and {self.bits}; try embedding_vector=2 embedding_bits=0"
@@ -119,10 +119,10 @@ class _Rounded(nn.Module):
         if not grid.vector or source is not None:
             return
         rows, width = self.weight.shape
-        shapes = (ternary_vectors.CODEWORDS, grid.vector), (rows, 1), (width,)
+        shapes = (vectors.CODEWORDS, grid.vector), (rows, 1), (width,)
         found = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
         if self.weight.device.type != "meta":
-            found = list(ternary_vectors.learned(self.weight, grid.vector))
+            found = list(vectors.learned(self.weight, grid.vector))
         for name, value in zip((CODEWORDS, ROW_SCALES, COLUMN_SCALES), found, strict=True):
             self.register_buffer(name, value)
 
@@ -152,8 +152,8 @@ class _Rounded(nn.Module):
         owner: _Rounded = self._source[0] if self._source else self
         words, columns = owner.get_buffer(CODEWORDS), owner.get_buffer(COLUMN_SCALES)
         scales = owner.get_buffer(ROW_SCALES) if which is None else owner.get_buffer(ROW_SCALES)[which]
-        indices = ternary_vectors.chosen(rows, words, scales, columns)
-        return ternary_vectors.values(indices, words, scales, columns).to(rows.dtype)
+        indices = vectors.chosen(rows, words, scales, columns)
+        return vectors.values(indices, words, scales, columns).to(rows.dtype)
 
     def packed_parts(self) -> tuple[Tensor, Tensor]:
         """Return bytes (rows, bytes) uint8, and steps (rows, groups) or scales (rows, 1) in bfloat16."""
@@ -161,7 +161,7 @@ class _Rounded(nn.Module):
         if self.grid.vector:
             scales = self.get_buffer(ROW_SCALES)
             words, columns = self.get_buffer(CODEWORDS), self.get_buffer(COLUMN_SCALES)
-            return ternary_vectors.chosen(weight, words, scales, columns), scales.to(torch.bfloat16)
+            return vectors.chosen(weight, words, scales, columns), scales.to(torch.bfloat16)
         codes, steps = grid(weight, self.grid.bits, self.grid.columns)
         return pack(codes, self.grid.bits), steps
 
@@ -170,7 +170,7 @@ class _Rounded(nn.Module):
         if self.grid.vector:
             self.register_buffer(ROW_SCALES, scales)
             words, columns = self.get_buffer(CODEWORDS), self.get_buffer(COLUMN_SCALES)
-            latents = ternary_vectors.values(packed, words, scales, columns)
+            latents = vectors.values(packed, words, scales, columns)
         else:
             latents = values(unpack(packed, self.grid.bits, self.weight.shape[1]), scales, self.grid.columns)
         self.weight = nn.Parameter(latents)
@@ -181,7 +181,7 @@ class _Rounded(nn.Module):
             return 0
         rows, width = self.weight.shape
         codes, scales = self.grid.codes_shape(rows, width), self.grid.scales_shape(rows, width)
-        shared = 2 * (ternary_vectors.CODEWORDS * self.grid.vector + width) if self.grid.vector else 0
+        shared = 2 * (vectors.CODEWORDS * self.grid.vector + width) if self.grid.vector else 0
         return codes[0] * codes[1] + 2 * scales[0] * scales[1] + shared
 
     def train(self, mode: bool = True) -> Self:

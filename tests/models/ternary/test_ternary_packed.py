@@ -13,21 +13,23 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from agent_forge.codecs import encode
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.export.source import plain_value
-from agent_forge.models import compressed, deployable_bytes, load, save, ternary_vectors
+from agent_forge.models import compressed, deployable_bytes, load, save
 from agent_forge.models.ternary import (
     ROW,
     TENSOR,
     TernaryLinear,
     TernarySettings,
     latents_for,
+    multiply_out,
     round_embeddings,
+    save_packed,
     ternarise,
     ternary_codes,
     ternary_layers,
     ternary_weight,
+    vectors,
 )
-from agent_forge.models.ternary_checkpoint import save_packed
-from agent_forge.models.ternary_embedding import (
+from agent_forge.models.ternary.embedding import (
     Grid,
     RoundedEmbedding,
     RoundedHead,
@@ -37,7 +39,7 @@ from agent_forge.models.ternary_embedding import (
     unpack,
     values,
 )
-from agent_forge.models.ternary_packing import multiply_out, read_packed
+from agent_forge.models.ternary.packing import read_packed
 
 
 def make_settings(**changes: Any) -> TernarySettings:
@@ -184,15 +186,13 @@ def test_embedding_of_codewords_takes_the_nearest_one_and_stays_where_it_is() ->
     weight = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 300)[:, None]
     weight[7] = 0.0
     weight[:, 5] *= 20.0
-    words, scales, columns = ternary_vectors.learned(weight, 2)
-    indices = ternary_vectors.chosen(weight, words, scales, columns)
+    words, scales, columns = vectors.learned(weight, 2)
+    indices = vectors.chosen(weight, words, scales, columns)
     assert indices.shape == (300, 6)
-    coded = ternary_vectors.values(indices, words, scales, columns)
-    assert torch.equal(ternary_vectors.chosen(coded, words, scales, columns)[torch.arange(300) != 7],
+    coded = vectors.values(indices, words, scales, columns)
+    assert torch.equal(vectors.chosen(coded, words, scales, columns)[torch.arange(300) != 7],
                        indices[torch.arange(300) != 7])  # fmt: skip
-    assert torch.equal(
-        ternary_vectors.values(ternary_vectors.chosen(coded, words, scales, columns), words, scales, columns), coded
-    )
+    assert torch.equal(vectors.values(vectors.chosen(coded, words, scales, columns), words, scales, columns), coded)
     assert bool((coded[7] == 0).all())
     unit = (weight / columns.float() / scales.float().clamp_min(1e-30)).view(300, 6, 1, 2)
     distance = (unit - words.float()).square().sum(-1)
@@ -203,7 +203,7 @@ def test_embedding_of_codewords_takes_the_nearest_one_and_stays_where_it_is() ->
     assert float(error.mean()) > 2**-8
     assert float(error.max()) < 8 * 2**-8
     with pytest.raises(ConfigError, match="does not divide"):
-        ternary_vectors.learned(weight, 8)
+        vectors.learned(weight, 8)
 
 
 def test_codewords_serve_rows_that_are_looked_up_as_they_serve_the_head() -> None:

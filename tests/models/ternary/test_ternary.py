@@ -20,6 +20,7 @@ from agent_forge.models.ternary import (
     TernarySettings,
     cells_for,
     latents_for,
+    multiply_out,
     quantise_activations,
     set_blend,
     ternarise,
@@ -27,7 +28,7 @@ from agent_forge.models.ternary import (
     ternary_layers,
     ternary_weight,
 )
-from agent_forge.models.ternary_packing import multiply_out, pack, packed_length, read_packed, unpack, write_packed
+from agent_forge.models.ternary.packing import pack, packed_length, read_packed, unpack, write_packed
 
 
 def make_settings(group_size: int = 16, activation_bits: int = 8, packing: str = "five_trits") -> TernarySettings:
