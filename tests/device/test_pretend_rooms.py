@@ -141,7 +141,7 @@ def probes(device: torch.device, _: Path) -> object:
 # room -> function that is planted in, what calls it
 ROOMS: list[tuple[str, str, Work]] = [
     ("codecs", "agent_forge.codecs.waterfill:column_steps", code),
-    ("models", "agent_forge.models.ternary:ternary_weight", ternary_forward),
+    ("models", "agent_forge.models.ternary.layer:ternary_weight", ternary_forward),
     ("models", "agent_forge.models.cognate.loss:exit_probabilities", cognate_loss),
     ("evaluate", "torch.nn.functional:cross_entropy", scoring),
     ("agent and runtime", "torch:cat", replies),

@@ -18,6 +18,7 @@ from agent_forge.kernels import build
 from agent_forge.kernels import matrix as packing
 from agent_forge.kernels.matrix import PackedMatrix
 from agent_forge.models.scaled_embedding import scaled
+from agent_forge.models.ternary.codes import quantise_activations
 
 if TYPE_CHECKING:
     from agent_forge.kernels.gpu import DeviceMatrix
@@ -147,8 +148,6 @@ class CompressedLinear(Coded):
             out = torch.from_numpy(packed.multiply(flat, torch.get_num_threads())).view(*input.shape[:-1], -1)
             return out if self.bias is None else out + self.bias
         if self.activation_bits:
-            from agent_forge.models.ternary import quantise_activations
-
             rounded = quantise_activations(input, self.activation_bits)
             input = input + (rounded - input).detach() if torch.is_grad_enabled() and input.requires_grad else rounded
         if self.decoding_weight is not None and not torch.is_grad_enabled():

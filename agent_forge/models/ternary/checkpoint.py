@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge.models import replacing
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
+from agent_forge.models.ternary.codes import TENSOR, latents_for
 from agent_forge.models.ternary.embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.layer import TernaryLinear
 from agent_forge.models.ternary.packing import CODES, SCALES, packed_length, unpack, write_packed
-from agent_forge.models.ternary.quantiser import TENSOR, TernaryLinear, latents_for
 
 
 def save_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> int:

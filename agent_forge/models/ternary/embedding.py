@@ -16,7 +16,7 @@ from torch.nn import functional
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models.scaled_embedding import scaled
 from agent_forge.models.ternary import vectors
-from agent_forge.models.ternary.straight import straight_through
+from agent_forge.models.ternary.codes import straight_through
 
 BITS = (0, 4, 8)
 # Buffers of a layer whose grid has codewords.

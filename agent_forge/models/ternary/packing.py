@@ -21,6 +21,7 @@ from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
 from agent_forge.models.storage import stored_tensors
 from agent_forge.models.ternary import embedding, vectors
+from agent_forge.models.ternary.codes import multiply_out
 
 _FORMAT = "forge_ternary_packed"
 CODES, SCALES = "weight_codes", "weight_scales"  # what a packed layer has in the place of its weight
@@ -159,13 +160,3 @@ def read_packed(path: Path) -> dict[str, Tensor]:
             codes = unpack(packed, tuple(entry["shape"]), entry["packing"])
             tensors[f"{name}.weight"] = multiply_out(codes, scales, entry["group_size"])
     return tensors
-
-
-def multiply_out(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """Return codes (out, in) times the scale of their group, scales (out, groups) or (1, 1), as float32.
-
-    group_size: 0 and -1 stand for one scale a row and one a tensor.
-    """
-    columns = group_size if group_size > 0 else codes.shape[1]
-    wide = scales.float().repeat_interleave(columns, dim=1)[:, : codes.shape[1]]
-    return codes.float() * wide

@@ -1,0 +1,169 @@
+"""Ternary weights as arithmetic: codes and scales of latents, latents of codes, and the gradient that passes through.
+
+The straight-through estimator computes with one tensor and sends the gradient to another (arXiv:1308.3432). Reads and
+writes no file; groups, scales and shapes are those of BitNet b1.58 (arXiv:2402.17764) with one scale per group.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROW, TENSOR = 0, -1  # group sizes that stand for one scale a row and one a tensor
+# Latents made for given codes keep this distance from the rounding border, in units of the scale.
+_MARGIN = 0.02
+
+
+def group_blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
+    """Yield (out, groups, size) views of weight (out, in): whole groups first, then the ragged last one.
+
+    With one scale a tensor there is one block (1, 1, out * in).
+    """
+    if group_size == TENSOR:
+        yield weight.reshape(1, 1, -1)
+        return
+    group_size = group_size or weight.shape[1]
+    whole = weight.shape[1] // group_size * group_size
+    if whole:
+        yield weight[:, :whole].view(weight.shape[0], -1, group_size)
+    if whole < weight.shape[1]:
+        yield weight[:, whole:].unsqueeze(1)
+
+
+def _scale_blocks(scales: Tensor | None, weight: Tensor, group_size: int) -> Iterator[Tensor | None]:
+    """Yield (out, groups, 1) float32 of given scales (out, groups) for each of `group_blocks`, or None for each."""
+    if scales is None or group_size == TENSOR:
+        yield from [None if scales is None else scales[:1, :1].float().unsqueeze(-1)] * 2
+        return
+    whole = weight.shape[1] // (group_size or weight.shape[1])
+    for part in (scales[:, :whole], scales[:, whole:]):
+        if part.numel():
+            yield part.float().unsqueeze(-1)
+
+
+def ternary_weight(
+    weight: Tensor, group_size: int, dtype: torch.dtype | None = None, scales: Tensor | None = None
+) -> Tensor:
+    """Return the ternary weight of latents (out, in): sign * scale, or 0 where |w| is at most half of it.
+
+    scales: (out, groups) bfloat16, or (1, 1) for one a tensor; None is mean|W| of the group, rounded to bfloat16. dtype: of
+    the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
+    """
+    parts = []
+    for block, given in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+        result = block.abs()
+        scale = result.mean(-1, keepdim=True, dtype=torch.float32) if given is None else given
+        result.gt_(scale * 0.5).mul_(scale.to(torch.bfloat16).to(weight.dtype)).copysign_(block)
+        parts.append(result.view(len(weight), -1).to(dtype or weight.dtype))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def ternary_codes(weight: Tensor, group_size: int, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`.
+
+    scales: as there. The one scale of a tensor stands in every row.
+    """
+    codes, found = [], []
+    for block, given in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+        magnitude = block.abs()
+        scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32) if given is None else given
+        codes.append((block.sign() * (magnitude > scale * 0.5)).to(torch.int8).view(len(weight), -1))
+        found.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
+    return torch.cat(codes, dim=1), torch.cat(found, dim=1)
+
+
+def cells_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor) -> Tensor:
+    """Return float32 latents (out, in) that round to these codes with these scales, as near to `near` as that allows.
+
+    For layers whose scales are parameters. scales: (out, groups), or (1, 1) for one a tensor.
+    """
+    scale = multiply_out(torch.ones_like(codes), scales, group_size)
+    border, margin = scale * 0.5, scale * _MARGIN
+    size, kept = near.float().abs(), codes != 0
+    beyond = codes * size.masked_fill(near.sign() != codes, 0.0).maximum(border + margin)
+    return torch.where(kept, beyond, torch.copysign(size.minimum(border - margin), near))
+
+
+def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None) -> Tensor:
+    """Return float32 latents (out, in) whose codes and scales are exactly these, near to `near`.
+
+    Within a group the values keep their order: what stands beyond the border s / 2 is stretched until mean|W| is s.
+    """
+    near = multiply_out(codes, scales, group_size) if near is None else near.float()
+    parts = []
+    scales = scales[:1] if group_size == TENSOR else scales
+    for i, (block, code) in enumerate(
+        zip(group_blocks(near, group_size), group_blocks(codes, group_size), strict=True)
+    ):
+        # A second block is the ragged last group, after all whole ones.
+        first = near.shape[1] // group_size if i else 0
+        scale = scales[:, first : first + block.shape[1]].float().unsqueeze(-1)
+        border, margin = scale * 0.5, scale * _MARGIN
+        kept = code != 0
+        zeros = torch.minimum(block.abs(), border - margin) * ~kept
+        beyond = (block.abs() - border).clamp_min(0).maximum(margin) * kept
+        wanted = scale * block.shape[-1] - border * kept.sum(-1, keepdim=True) - zeros.sum(-1, keepdim=True)
+        stretched = beyond * (wanted / beyond.sum(-1, keepdim=True).clamp_min(1e-30))
+        # A group without any code but 0 can only have the scale 0.
+        latents = torch.where(kept, code * (border + stretched), torch.copysign(zeros, block))
+        parts.append(torch.where(kept.any(-1, keepdim=True), latents, 0.0).view(len(near), -1))
+    return torch.cat(parts, dim=1)
+
+
+def quantise_activations(x: Tensor, bits: int) -> Tensor:
+    """Round x (..., in) to the integers of `bits` bits times absmax / (2^(bits-1) - 1) of each token."""
+    top = 2 ** (bits - 1) - 1
+    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-5) / top
+    return (x / step).round_().mul_(step)
+
+
+def multiply_out(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
+    """Return codes (out, in) times the scale of their group, scales (out, groups) or (1, 1), as float32.
+
+    group_size: 0 and -1 stand for one scale a row and one a tensor.
+    """
+    columns = group_size if group_size > 0 else codes.shape[1]
+    wide = scales.float().repeat_interleave(columns, dim=1)[:, : codes.shape[1]]
+    return codes.float() * wide
+
+
+def straight_through(value: Tensor, replacement: Tensor) -> Tensor:
+    """Return `replacement`; the gradient goes to `value` unchanged."""
+    function = _Reverse if torch.compiler.is_compiling() else StraightThrough
+    result: Tensor = function.apply(value, replacement)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Reverse(torch.autograd.Function):
+    """The reverse mode alone: torch.compile cannot trace a function that has a forward mode of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, replacement: Tensor) -> Tensor:  # noqa: ARG004
+        return replacement.view_as(replacement)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+        return gradient, None
+
+
+class StraightThrough(torch.autograd.Function):
+    """Return `replacement`; the gradient goes to `value` unchanged."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, replacement: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return replacement.view_as(replacement)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+        return gradient, None
+
+    @staticmethod
+    def jvp(ctx: Any, value_tangent: Tensor, replacement_tangent: Any) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return value_tangent.view_as(value_tangent)

@@ -1,0 +1,100 @@
+"""Ternary layers and rounded embeddings put into a model in place, and found again in it."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from agent_forge.core.errors import PhaseError
+from agent_forge.models.conv1d import TransposedLinear
+from agent_forge.models.scaled_embedding import scale_of
+from agent_forge.models.ternary.embedding import RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.layer import TernaryLinear, TernarySettings
+
+
+def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
+    """Return the ternary layers of a model by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+
+
+def rounded_embeddings(model: nn.Module) -> dict[str, RoundedEmbedding | RoundedHead]:
+    """Return the embedding and head that are on a grid, by name, each weight once."""
+    found: dict[str, RoundedEmbedding | RoundedHead] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RoundedEmbedding) or (isinstance(module, RoundedHead) and not module.is_tied()):
+            found[name] = module
+    return found
+
+
+def set_blend(model: nn.Module, blend: float) -> None:
+    """Set lambda of every ternary layer: 0 dense, 1 ternary."""
+    for layer in ternary_layers(model).values():
+        layer.blend = blend
+
+
+def install_layers(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
+    """Replace linears by ternary layers, and embeddings by rounded ones where settings say so; return the linears' names."""
+    made: dict[int, nn.Module] = {}
+    names = []
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        inputs = input_width(module)
+        if inputs is None or inputs < settings.group_size or is_skipped(name, settings.skip):
+            continue
+        if id(module) not in made:
+            linear = TransposedLinear.of(module) if isinstance(module, Conv1D) else module
+            assert isinstance(linear, nn.Linear)
+            layer = TernaryLinear.from_linear(linear, settings)
+            if is_skipped(name, settings.sub_norm):
+                layer.add_norm()
+            made[id(module)] = layer
+            names.append(name)
+        _put(model, name, made[id(module)])
+    if settings.embedding_grid():
+        install_embeddings(model, settings)
+    return names
+
+
+def input_width(module: nn.Module) -> int | None:
+    """Return the inputs of a layer that can become ternary, or None for any other module."""
+    if isinstance(module, Conv1D):
+        return int(module.nx)
+    return module.in_features if type(module) in (nn.Linear, TransposedLinear) else None  # type: ignore[return-value]
+
+
+def install_embeddings(model: PreTrainedModel, settings: TernarySettings) -> None:
+    """Put rounded layers in the place of the token embedding and the head."""
+    found, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rounded: RoundedEmbedding | None = None
+    tied = bool(getattr(model, "all_tied_weights_keys", None)) and head is not None
+    factor = scale_of(found)
+    if factor is None:
+        raise PhaseError(
+            f"{type(model).__name__}'s {type(found).__name__} does more than look rows up, so it cannot be rounded; set "
+            "linear.embedding_bits=0 and linear.embedding_vector=0"
+        )
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is found and isinstance(module, nn.Embedding):
+            if rounded is None:
+                rounded = RoundedEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
+                rounded.row_factor = factor
+                rounded.padding_idx, rounded.weight = module.padding_idx, module.weight
+                rounded.set_grid(settings.embedding_grid())
+            _put(model, name, rounded)
+    for name, module in list(model.named_modules()):
+        if module is head and type(module) in (nn.Linear, RoundedHead):
+            layer = RoundedHead(module.in_features, module.out_features, module.bias is not None, device="meta")
+            layer.weight, layer.bias = module.weight, module.bias
+            layer.set_grid(settings.embedding_grid(), rounded if tied else None)
+            _put(model, name, layer)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def is_skipped(name: str, patterns: Sequence[str]) -> bool:
+    """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
+    return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
