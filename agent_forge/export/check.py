@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from agent_forge import models
+from agent_forge.anatomy.watch import Before, watching
 from agent_forge.core.errors import ConfigError, GateError
 from agent_forge.export import source as sources
 from agent_forge.models.gguf_format import families, reading
@@ -180,16 +181,14 @@ def from_file(gguf: Path) -> tuple[Any, str]:
 @contextmanager
 def activations_rounded(model: Any) -> Iterator[None]:
     """Round the inputs of a filled model's linears as llama.cpp does for the types that they are stored as."""
-    handles = []
-    for module in model.modules():
-        block = ROUNDED_BLOCKS.get(getattr(module, "stored_as", ""), 0)
-        if block:
-            handles.append(module.register_forward_pre_hook(lambda _, given, b=block: (rounded(given[0], b),)))
-    try:
+    blocks = [(module, ROUNDED_BLOCKS.get(getattr(module, "stored_as", ""), 0)) for module in model.modules()]
+    with watching(before=[(module, _rounding(block)) for module, block in blocks if block]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _rounding(block: int) -> Before:
+    """Return a hook that rounds the first argument in blocks of so many columns."""
+    return lambda _, args, kwargs: ((rounded(args[0], block), *args[1:]), kwargs)
 
 
 def rounded(x: torch.Tensor, block: int) -> torch.Tensor:

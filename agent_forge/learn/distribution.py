@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from agent_forge.anatomy.stack import blocks
 from agent_forge.core import ranks
 from agent_forge.core.errors import PhaseError
 from agent_forge.learn.records import LossFn
-from agent_forge.learn.speed import blocks
 
 TIMEOUT_SECONDS = 60  # after which a process that waits for a lost one gives up
 

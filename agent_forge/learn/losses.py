@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from agent_forge.anatomy.cross_entropy import IGNORE, weighted_cross_entropy
+from agent_forge.anatomy.head import plain_head
 from agent_forge.core.errors import DataError
-from agent_forge.models.cross_entropy import weighted_cross_entropy
-from agent_forge.models.plain import is_plain
 
-IGNORE = -100
 # From this share of trained tokens on it is cheaper to give the others no weight than to pick the trained ones out. An
 # accelerator always does: it would have to wait until the picked ones are counted.
 DENSE_SHARE = 0.75
@@ -102,7 +101,7 @@ def _loss_without_logits(model: Any, batch: Mapping[str, Tensor], count: int) ->
     Only where the head is a bias-free linear layer right after the base model, with nothing done to the logits: then
     head(base(x)) is the model.
     """
-    base, head = getattr(model, "base_model", None), _plain_head(model)
+    base, head = getattr(model, "base_model", None), plain_head(model)
     if head is None or base is None or base is model:
         return None
     hidden_BTD = base(
@@ -111,12 +110,3 @@ def _loss_without_logits(model: Any, batch: Mapping[str, Tensor], count: int) ->
     # Labels move, not the hidden states: those stay one block that needs no copy.
     next_BT = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
     return _mean_cross_entropy(hidden_BTD, head.weight, next_BT, next_BT != IGNORE, count, 0)
-
-
-def _plain_head(model: Any) -> nn.Linear | None:
-    """Return the output layer of a model known to apply it alone, or None."""
-    if not is_plain(model):
-        return None
-    head = model.get_output_embeddings()
-    # A subclass (ternary, adapted) computes something else than weight @ x.
-    return head if type(head) is nn.Linear and head.bias is None else None

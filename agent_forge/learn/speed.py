@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from agent_forge.anatomy.stack import blocks
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.models.plain import PlainCall, stack_of
@@ -40,14 +41,6 @@ class Bet:
 
 
 OF_BLOCKS, OF_STACKS = Bet(0.3, 20.0), Bet(0.5, 60.0)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the repeated blocks of a model: what transformers says must not be split."""
-    names: set[str] = set()
-    for module in model.modules():
-        names |= set(getattr(module, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 class Compiler:
@@ -85,7 +78,7 @@ class Compiler:
             return
         reason = ""
         if not self.blocks and not self.stacks:
-            reason = "this model names no blocks to compile"
+            reason = "this model has no list of blocks to compile"
         elif device.type == "cpu" and not _has_compiler():
             reason = "no C++ compiler here (set CXX, or install g++)"
         if reason:
@@ -199,11 +192,11 @@ def garbage_at_intervals() -> Iterator[Callable[[int], None]]:
 def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Keep no activations inside blocks while the context lasts; they are computed again in the backward pass.
 
-    Raises PhaseError when the model names no blocks.
+    Raises PhaseError when the model has no list of blocks.
     """
     found: list[Any] = blocks(model) if wanted else []
     if wanted and not found:
-        raise PhaseError("runtime.checkpoint_activations needs a model that names its blocks; set it to false")
+        raise PhaseError("runtime.checkpoint_activations needs a model with a list of blocks; set it to false")
     for block in found:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     try:

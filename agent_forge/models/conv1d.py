@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from agent_forge.anatomy.swap import put
+
 MARK = "in_place_of_conv1d"
 
 
@@ -53,6 +55,5 @@ def fold(model: nn.Module) -> list[str]:
 def _exchange(model: nn.Module, kind: type[nn.Module], change: Any) -> list[str]:
     names = [name for name, module in model.named_modules() if type(module) is kind]
     for name in names:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, change(model.get_submodule(name)))
+        put(model, name, change(model.get_submodule(name)))
     return names

@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-# Models of transformers whose logits are lm_head(base(x)) and nothing else (no scale, no soft cap).
-PLAIN_HEADS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+from agent_forge.anatomy.head import is_plain
+
 CAUSAL = "forge_causal"
-
-
-def is_plain(model: Any) -> bool:
-    """Return whether the logits of a model are its head times its stack, and nothing else."""
-    return type(model).__name__ in PLAIN_HEADS and type(model).__module__.startswith("transformers.")
 
 
 def stack_of(model: Any) -> nn.Module | None:

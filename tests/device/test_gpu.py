@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_forge import codecs, models
+from agent_forge.anatomy import chunks
 from agent_forge.evaluate import engine
-from agent_forge.models import chunks, compressed
+from agent_forge.models import compressed
 from agent_forge.phases.bitnet.compensate import Rounding, compensate, output_error
 from agent_forge.phases.compress import measure
 from tests.device.test_pretend_codecs import SETTINGS

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from agent_forge.anatomy import chunks
 from agent_forge.core import device as devices
 from agent_forge.core.events import Event, EventLog
 from agent_forge.evaluate import engine
 from agent_forge.learn import precision
-from agent_forge.models import chunks
 from agent_forge.phases.compress import measure
 from tests.pretend import KIND, pretend_accelerator
 

@@ -148,7 +148,7 @@ ROOMS: list[tuple[str, str, Work]] = [
     ("learn", "agent_forge.learn.muon:orthogonalised", muon_step),
     ("bitnet", "agent_forge.phases.bitnet.compensate:best_scale", compensated_layer),
     ("bitnet", "agent_forge.phases.bitnet.refine:multiply_out", compensated_layer),
-    ("compress", "agent_forge.phases.compress.sensitivity:_second_moment", sensitivities),
+    ("compress", "agent_forge.anatomy.moments:second_moment", sensitivities),
     ("quietstar", "agent_forge.phases.quietstar.objective:leave_one_out", thinking),
     ("train", "agent_forge.phases.train.exponents:_norm", exponents),
     ("bake", "torch:log_softmax", lesson),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from agent_forge.anatomy.stack import blocks
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig, RuntimeConfig
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
@@ -117,7 +118,7 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
     one_layer = kept["saving"]
     go(fresh(tiny_llama), tmp_path / "again", loss_fn=measured)
     assert one_layer < 0.5 * kept["saving"]
-    assert all("forward" not in vars(block) for block in speed.blocks(saving))
+    assert all("forward" not in vars(block) for block in blocks(saving))
 
 
 def test_workers_change_no_bit_also_across_a_restart(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_compiled_blocks_learn_the_same_and_are_left_as_they_were(tiny_llama: Ll
     found = go(compiled, tmp_path / "compiled", runtime=replace(PLAIN, compile="on"))
     for one, other in zip(expected, found, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
-    assert all(block._compiled_call_impl is None for block in speed.blocks(compiled))
+    assert all(block._compiled_call_impl is None for block in blocks(compiled))
 
 
 def test_compiling_without_a_compiler_says_so_and_goes_on(

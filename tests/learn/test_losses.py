@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from agent_forge.anatomy import cross_entropy
+from agent_forge.anatomy.cross_entropy import weighted_cross_entropy
 from agent_forge.core.errors import DataError
 from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss, losses
-from agent_forge.models import cross_entropy
-from agent_forge.models.cross_entropy import weighted_cross_entropy
 
 
 def test_lm_loss_equals_the_models_own_shifted_loss(tiny_llama: LlamaForCausalLM) -> None:

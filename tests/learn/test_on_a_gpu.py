@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from agent_forge.anatomy import cross_entropy
+from agent_forge.anatomy.cross_entropy import weighted_cross_entropy
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, lm_loss, train
 from agent_forge.learn.loop import PLAIN
-from agent_forge.models import cross_entropy
-from agent_forge.models.cross_entropy import weighted_cross_entropy
 from agent_forge.phases.bitnet import head_loss
 
 pytestmark = [

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from agent_forge import models
+from agent_forge.anatomy import chunks, cross_entropy
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
 from agent_forge.core.events import EventLog, read_events
@@ -23,7 +24,6 @@ from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, gradients, lm_loss, speed, train
 from agent_forge.learn.feed import Batch, parts_of, trained_tokens
 from agent_forge.learn.loop import PLAIN
-from agent_forge.models import chunks, cross_entropy
 from agent_forge.models.plain import PlainCall, stack_of
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases.bitnet import DistillConfig, head_loss

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from agent_forge import checkpoint, models
+from agent_forge.anatomy import chunks
+from agent_forge.anatomy.head import plain_head
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.codecs.ternary import on_grid
 from agent_forge.config import DataConfig, Report
@@ -22,7 +24,6 @@ from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data import TextSource
 from agent_forge.learn import distill_loss
-from agent_forge.models import chunks
 from agent_forge.models.ternary import (
     TernarySettings,
     latents_for,
@@ -41,7 +42,7 @@ from agent_forge.phases.bitnet.compensate import (
     input_hessians,
     output_error,
 )
-from agent_forge.phases.bitnet.distill import Distillation, blend_at, has_plain_head, hidden_loss, relation_loss
+from agent_forge.phases.bitnet.distill import Distillation, blend_at, hidden_loss, relation_loss
 from agent_forge.phases.bitnet.follow import blocks_in_line, compensated
 from agent_forge.phases.bitnet.run import run
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
@@ -336,7 +337,7 @@ def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_log
     found = []
     for student in students:
         ternarise(student, TernarySettings(**{**asdict(SETTINGS), "embedding_bits": bits}))
-        assert has_plain_head(student) == (type(student) is LlamaForCausalLM)
+        assert (plain_head(student, rounded=True) is not None) == (type(student) is LlamaForCausalLM)
         loss_of = distillation(
             parent, kl_weight=0.7, ce_weight=0.4, relation_weight=0, hidden_weight=0.3, temperature=temperature
         )

@@ -358,7 +358,7 @@ def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     log = EventLog(None, "compress")
     errors = blockwise.align(parent, better, windows[:32], config.recover, out, log)
-    assert list(errors) == ["model.layers.0", "model.layers.1"] == blockwise.blocks(better)
+    assert list(errors) == ["model.layers.0", "model.layers.1"] == blockwise.coded_blocks(better)
     assert all(after < 0.9 * before for before, after in errors.values())
     with torch.no_grad():
         wanted, first, last = (m.model(windows[32:]).last_hidden_state for m in (parent, plain, better))

@@ -32,7 +32,7 @@ from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import ExponentControl, Rollback, Together
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
 from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
-from agent_forge.phases.train.exponents import decoder_blocks, depth_exponent, logit_sensitivity, twin_exponent
+from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity, twin_exponent
 from agent_forge.phases.train.measure import Bench
 from agent_forge.phases.train.run import run
 from agent_forge.phases.train.self_model import SelfModel, rms_normalised
@@ -241,7 +241,7 @@ def test_twins_are_clipped_to_the_norm_of_the_settings_and_0_clips_nothing(limit
 
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(PhaseError, match="no list of blocks"):
-        decoder_blocks(nn.Linear(2, 2))
+        depth_exponent(nn.Linear(2, 2), {}, relative_step=1e-3, seed=0)
 
 
 # Controllers

@@ -18,14 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from agent_forge.anatomy.cross_entropy import logits_fit, token_losses, weighted_cross_entropy
 from agent_forge.models.cognate.layers import CognateConfig
 from agent_forge.models.cognate.memory import MemoryState, bank_imbalance
-from agent_forge.models.cross_entropy import weighted_cross_entropy
-
-# Logits of more than this many entries (64 MiB in float32, several times over in training) are computed in chunks.
-LOGITS_IN_MEMORY = 1 << 24
 
 
 def expected_loss(
@@ -87,7 +83,7 @@ def _exit_losses(head: nn.Linear, at: list[Tensor], exits: Tensor, targets: Tens
 
     at: R tensors (n, d); exits: (R, n), or (1, 1) with one pass. Small logits are held whole; large ones never exist.
     """
-    if len(targets) * head.weight.shape[0] <= LOGITS_IN_MEMORY or type(head) is not nn.Linear:
+    if logits_fit(len(targets), head.weight.shape[0]) or type(head) is not nn.Linear:
         losses = torch.stack([token_losses(h, head, targets) for h in at])
         return (exits * losses).sum(0).mean(), losses
     weights = exits.expand(len(at), len(targets)) / len(targets)
@@ -106,19 +102,3 @@ def exit_probabilities(halts: list[Tensor], device: torch.device | None = None) 
     stay = F.logsigmoid(-logits).cumsum(0)
     before = F.pad(stay, (0, 0, 1, 0))[:-1]
     return torch.cat([F.logsigmoid(logits) + before, stay[-1:]]).exp()
-
-
-def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
-    """Return -log p of each target (n,) float32 from hidden (n, d); logits never exceed a fixed size in memory."""
-
-    def losses(part: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(head(part).float(), wanted, reduction="none")
-
-    rows = max(LOGITS_IN_MEMORY // int(getattr(head, "out_features", 1)), 1)
-    if len(targets) <= rows:
-        return losses(hidden, targets)
-    parts = [
-        checkpoint(losses, hidden[i : i + rows], targets[i : i + rows], use_reentrant=False)
-        for i in range(0, len(targets), rows)
-    ]
-    return torch.cat(parts)

@@ -29,8 +29,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from agent_forge.anatomy.cross_entropy import token_losses
 from agent_forge.models.cognate.layers import CognateConfig, CognateLayer, HaltingHead
-from agent_forge.models.cognate.loss import expected_loss, token_losses
+from agent_forge.models.cognate.loss import expected_loss
 from agent_forge.models.cognate.memory import MemoryAttention, MemoryBank, MemoryState, Readable
 
 

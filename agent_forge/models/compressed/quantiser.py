@@ -22,10 +22,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge import codecs
+from agent_forge.anatomy.swap import keep_from_initialising, owner_of, replace_everywhere
 from agent_forge.codecs import payload as payloads
 from agent_forge.codecs.payload import Payload
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
-from agent_forge.models import replacing
 from agent_forge.models.compressed.layers import Coded, CompressedEmbedding, CompressedLinear
 from agent_forge.models.compressed.tensors import coded_modules, coded_tensors, tied_modules
 from agent_forge.models.conv1d import is_transposed
@@ -68,12 +68,12 @@ class CompressedHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
         _install(model, self.quantization_config)
-        replacing.keep_from_initialising(model, coded_modules(model))
+        keep_from_initialising(model, coded_modules(model))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
         for name, (kind, *_) in self.quantization_config.tensors.items():
             if kind == "parameter":
-                owner, leaf = _owner(model, name)
+                owner, leaf = owner_of(model, name)
                 stored = owner.get_buffer(f"{leaf}_payload")
                 _set_parameter(owner, leaf, payloads.read(stored.cpu().numpy().tobytes(), name), owner.get_buffer(leaf))
             else:
@@ -112,7 +112,7 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
     _install(model, config)
     for name, (kind, *_) in entries.items():
         if kind == "parameter":
-            owner, leaf = _owner(model, name)
+            owner, leaf = owner_of(model, name)
             place = owner.get_buffer(leaf)
             data = torch.frombuffer(bytearray(coded[name].data), dtype=torch.uint8)
             owner.register_buffer(f"{leaf}_payload", data.to(place.device))
@@ -150,10 +150,10 @@ def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
                 "the config and the model do not belong together"
             ) from None
         made[name] = _coded_like(old, size_bytes=size_bytes, activation_bits=activation_bits)
-        _replace(model, old, made[name])
+        replace_everywhere(model, old, made[name])
     for name, source in config.tied.items():
         old = model.get_submodule(name)
-        _replace(model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=made[source]))
+        replace_everywhere(model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=made[source]))
     _untie(model)
 
 
@@ -192,23 +192,9 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
     return layer
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` in every place where `old` stands."""
-    new.train(old.training)
-    for parent in list(model.modules()):
-        for child, module in list(parent.named_children()):
-            if module is old:
-                setattr(parent, child, new)
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
-
-
 def _empty_parameter(model: nn.Module, name: str, size_bytes: int) -> None:
     """Turn a parameter into an unstored buffer of the same name with its payload beside it."""
-    owner, leaf = _owner(model, name)
+    owner, leaf = owner_of(model, name)
     value = getattr(owner, leaf).detach()
     delattr(owner, leaf)
     owner.register_buffer(leaf, value, persistent=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge.models import replacing
+from agent_forge.anatomy.swap import keep_from_initialising, put
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
 from agent_forge.models.ternary.codes import TENSOR, latents_for
 from agent_forge.models.ternary.embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
@@ -87,15 +87,15 @@ def open_places(model: PreTrainedModel) -> None:
         if isinstance(module, RoundedHead) and module.is_tied():
             _forget_tie(model, name)
         elif isinstance(module, (TernaryLinear, RoundedEmbedding, RoundedHead)):
-            _put(model, name, Place(module))
-            replacing.keep_from_initialising(model, [name])
+            put(model, name, Place(module))
+            keep_from_initialising(model, [name])
 
 
 def fill_places(model: PreTrainedModel) -> None:
     """Turn places back into layers, and tie what was tied."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Place):
-            _put(model, name, module.filled())
+            put(model, name, module.filled())
     for module in list(model.modules()):
         if isinstance(module, RoundedHead) and module.is_tied():
             module.weight = module.tied_to().weight
@@ -113,8 +113,3 @@ def _forget_tie(model: PreTrainedModel, head: str) -> None:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     del layer._parameters["weight"]
     layer.register_buffer("weight", weight.detach(), persistent=False)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

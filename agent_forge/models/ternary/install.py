@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from agent_forge.anatomy.swap import put
 from agent_forge.core.errors import PhaseError
 from agent_forge.models.conv1d import TransposedLinear
 from agent_forge.models.scaled_embedding import scale_of
@@ -50,7 +51,7 @@ def install_layers(model: PreTrainedModel, settings: TernarySettings) -> list[st
                 layer.add_norm()
             made[id(module)] = layer
             names.append(name)
-        _put(model, name, made[id(module)])
+        put(model, name, made[id(module)])
     if settings.embedding_grid():
         install_embeddings(model, settings)
     return names
@@ -81,18 +82,13 @@ def install_embeddings(model: PreTrainedModel, settings: TernarySettings) -> Non
                 rounded.row_factor = factor
                 rounded.padding_idx, rounded.weight = module.padding_idx, module.weight
                 rounded.set_grid(settings.embedding_grid())
-            _put(model, name, rounded)
+            put(model, name, rounded)
     for name, module in list(model.named_modules()):
         if module is head and type(module) in (nn.Linear, RoundedHead):
             layer = RoundedHead(module.in_features, module.out_features, module.bias is not None, device="meta")
             layer.weight, layer.bias = module.weight, module.bias
             layer.set_grid(settings.embedding_grid(), rounded if tied else None)
-            _put(model, name, layer)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+            put(model, name, layer)
 
 
 def is_skipped(name: str, patterns: Sequence[str]) -> bool:

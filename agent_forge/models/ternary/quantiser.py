@@ -10,7 +10,6 @@ too, so that the packed file computes exactly what was trained. SubLN is a
 setting, and off: the parent was trained without it.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,6 +23,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from agent_forge.anatomy.swap import own_config
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models.ternary import checkpoint
 from agent_forge.models.ternary.embedding import Grid
@@ -61,7 +61,7 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
             "inputs. Lower the group size or shorten skip"
         )
     quantizer = TernaryHfQuantizer(TernaryConfig(**asdict(settings)))
-    _own_config(model).quantization_config = quantizer.quantization_config
+    own_config(model).quantization_config = quantizer.quantization_config
     # What from_pretrained leaves on a quantised model; save_pretrained and the Trainer look for it.
     noted: Any = model
     noted.hf_quantizer, noted.is_quantized, noted.quantization_method = quantizer, True, METHOD
@@ -78,15 +78,6 @@ def round_embeddings(model: PreTrainedModel, grid: Grid) -> None:
         raise PhaseError(f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`")
     config.embedding_bits, config.embedding_group, config.embedding_vector = grid.bits, grid.columns, grid.vector
     install_embeddings(model, config.settings())
-
-
-def _own_config(model: PreTrainedModel) -> Any:
-    """Give the model a config object of its own: the one it has may belong to other models that stay float."""
-    shared, own = model.config, copy.deepcopy(model.config)
-    for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own  # type: ignore[assignment]
-    return own
 
 
 class TernaryConfig(QuantizationConfigMixin):

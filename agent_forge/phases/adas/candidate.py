@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agent_forge.anatomy.stack import Matrix
 from agent_forge.phases.adas.experts import ExpertBank
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Subject
-from agent_forge.phases.adas.targets import Matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data, learn
+from agent_forge.anatomy.stack import Matrix
 from agent_forge.checkpoint import Workspace
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.phases.adas import Config
-from agent_forge.phases.adas.targets import Matrix
 
 Tensors = dict[str, Tensor]
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agent_forge.anatomy.stack import Matrix, blocks, stream_out
+from agent_forge.anatomy.watch import After, watching
 from agent_forge.data.windows import cut_left, positions
-from agent_forge.phases.adas.targets import Matrix
 
 
 @torch.no_grad()
@@ -23,8 +24,8 @@ def look(
 
     plain, tasks: token ids of neutral and of task texts, run one at a time.
     """
-    watch = _Watch(model, matrices)
-    try:
+    watch = _Watch()
+    with watching(after=watch.hooks(model, matrices)):
         means = []
         for texts in (plain, tasks):
             watch.clear()
@@ -36,24 +37,25 @@ def look(
                 found = {f"influence/{layer}": watch.changed[layer] / watch.tokens[layer] for layer in watch.stream}
                 found |= {f"share/{name}": total / watch.written[name] for name, total in watch.share.items()}
         found |= {f"stream/{layer}": means[1][layer] - means[0][layer] for layer in means[0]}
-    finally:
-        watch.remove()
     return {name: value.float().cpu() for name, value in found.items()}
 
 
 class _Watch:
-    """Forward hooks on layers and output matrices; a looped stack counts every pass."""
+    """Sums over layers and output matrices; a looped stack counts every pass."""
 
-    def __init__(self, model: nn.Module, matrices: Sequence[Matrix]) -> None:
+    def __init__(self) -> None:
         self.clear()
-        self._handles = []
-        layers = {matrix.layer: _layer_module(model, matrix) for matrix in matrices}
-        for layer, module in layers.items():
-            self._handles.append(module.register_forward_hook(self._on_layer(layer)))
-        for matrix in matrices:
-            if matrix.role in ("attention_out", "mlp_out"):
-                module = model.get_submodule(matrix.name.removesuffix(".weight"))
-                self._handles.append(module.register_forward_hook(self._on_branch(matrix)))
+
+    def hooks(self, model: nn.Module, matrices: Sequence[Matrix]) -> list[tuple[nn.Module, After]]:
+        """Return what to call after which module."""
+        stack = blocks(model)
+        layers = [(stack[layer], self._on_layer(layer)) for layer in dict.fromkeys(m.layer for m in matrices)]
+        branches = [
+            (model.get_submodule(matrix.name.removesuffix(".weight")), self._on_branch(matrix))
+            for matrix in matrices
+            if matrix.role in ("attention_out", "mlp_out")
+        ]
+        return layers + branches
 
     def clear(self) -> None:
         self.stream: dict[int, Tensor] = {}
@@ -62,13 +64,9 @@ class _Watch:
         self.share: dict[str, Tensor] = {}
         self.written: dict[str, int] = defaultdict(int)
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
     def _on_layer(self, layer: int) -> Any:
         def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
-            before, after = inputs[0].float(), (output[0] if isinstance(output, tuple) else output).float()
+            before, after = inputs[0].float(), stream_out(output).float()
             cosine = torch.cosine_similarity(before, after, dim=-1)
             self.changed[layer] = self.changed.get(layer, torch.zeros((), device=after.device)) + (1 - cosine).sum()
             total = after.flatten(0, -2).sum(0)
@@ -84,10 +82,3 @@ class _Watch:
             self.written[matrix.name] += norm.numel()
 
         return hook
-
-
-def _layer_module(model: nn.Module, matrix: Matrix) -> nn.Module:
-    """Return the layer that holds a matrix: the module named up to its number."""
-    parts = matrix.name.split(".")
-    place = next(i for i, part in enumerate(parts) if part == str(matrix.layer))
-    return model.get_submodule(".".join(parts[: place + 1]))

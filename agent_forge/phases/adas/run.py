@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import evaluate, models
+from agent_forge.anatomy.stack import Matrix
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import Report
 from agent_forge.core import device
@@ -17,7 +18,7 @@ from agent_forge.phases.adas.experts import ExpertBank, train_bank
 from agent_forge.phases.adas.influence import look
 from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
-from agent_forge.phases.adas.targets import Matrix, find_matrices, within_budget
+from agent_forge.phases.adas.targets import find_matrices, within_budget
 from agent_forge.phases.adas.trust import Search, State, anywhere, around_incumbent
 
 LOOKED_AT = 4  # texts of each sort from which block influence and directions are measured

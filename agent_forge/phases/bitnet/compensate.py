@@ -13,11 +13,14 @@ at the parent's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from agent_forge.anatomy.moments import SharedMoments
+from agent_forge.anatomy.watch import After, watching
 from agent_forge.models.ternary import (
     TENSOR,
     TernaryLinear,
@@ -111,33 +114,22 @@ def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: 
     """Return XᵀX / n of each layer's inputs, rounded as the layer will round them: name -> (in, in) float32."""
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
-    # Queries, keys and values have one input, and so have the two halves of a gated MLP: its product is made once.
-    last: list[Any] = [None, 0, None]
+    moments = SharedMoments()
 
-    def product(x: Tensor, bits: int) -> Tensor:
-        if last[0] is not x or last[1] != bits:
-            rows = x.detach().reshape(-1, x.shape[-1]).float()
-            rows = quantise_activations(rows, bits) if bits else rows
-            with torch.autocast(x.device.type, enabled=False):
-                last[:] = [x, bits, rows.T @ rows]
-        found: Tensor = last[2]
-        return found
+    def noting(name: str, layer: TernaryLinear) -> After:
+        bits = layer.activation_bits
+        rounded = partial(quantise_activations, bits=bits) if bits else None
 
-    def hook(name: str) -> Callable[..., None]:
-        def note(layer: TernaryLinear, inputs: tuple[Tensor, ...], _: Any) -> None:
-            found = product(layer.normed(inputs[0]), layer.activation_bits)
-            sums[name] = sums[name].add_(found) if name in sums else found.clone()
+        def note(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
+            product = moments.of(layer.normed(inputs[0]), rounded, kind=bits)
+            sums[name] = sums[name].add_(product) if name in sums else product.clone()
             counts[name] += inputs[0].numel() // layer.in_features
 
         return note
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with watching(after=[(layer, noting(name, layer)) for name, layer in layers.items()]):
         for ids in windows:
             model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: total / counts[name] for name, total in sums.items()}
 
 
@@ -250,13 +242,9 @@ def _order_of_use(model: nn.Module, layers: dict[str, TernaryLinear], ids: Tenso
     """Return the names of the layers that a forward pass runs, by first use."""
     seen: dict[str, None] = {}
 
-    def hook(name: str) -> Callable[..., None]:
+    def note(name: str) -> After:
         return lambda *_: seen.setdefault(name)
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with watching(after=[(layer, note(name)) for name, layer in layers.items()]):
         model(input_ids=ids[:1], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(seen)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from agent_forge import learn
+from agent_forge.anatomy.cross_entropy import IGNORE
+from agent_forge.anatomy.head import head_weight, plain_head
+from agent_forge.anatomy.watch import watching
 from agent_forge.core.errors import ConfigError
-from agent_forge.models.plain import is_plain
-from agent_forge.models.ternary import RoundedHead, set_blend
+from agent_forge.models.ternary import set_blend
 from agent_forge.phases.bitnet import DistillConfig
-from agent_forge.phases.bitnet.head_loss import IGNORE, Weights, head_loss
+from agent_forge.phases.bitnet.head_loss import Weights, head_loss
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -48,7 +50,7 @@ class Distillation:
         self._set_blend(model, blend_at(step, self.steps, self.blend_share))
         config, ids = self.config, batch["input_ids"]
         relations, hidden = config.relation_weight > 0, config.hidden_weight > 0
-        fused = has_plain_head(model) and has_plain_head(self.parent)
+        fused = all(plain_head(one, rounded=True) is not None for one in (model, self.parent))
         with projections(model, relations) as own:
             output = _outputs(model, ids, fused, hidden)
         taught = None
@@ -86,7 +88,9 @@ class Distillation:
                 own, wanted, targets = own[present], wanted[present], targets[present]
             present = None
         weights = Weights(kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature)
-        loss, kl, ce = head_loss(own, head_weight(model), wanted, head_weight(self.parent), targets, weights, present)
+        both: tuple[Any, Any] = (model, self.parent)
+        heads = [head_weight(one.get_output_embeddings()) for one in both]
+        loss, kl, ce = head_loss(own, heads[0], wanted, heads[1], targets, weights, present)
         return loss, {"kl": kl, "ce": ce}
 
     def _losses(self, output: Any, taught: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,16 +133,9 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
 
         return note
 
-    handles = []
-    for name, module in model.named_modules():
-        owner, _, kind = name.rpartition(".")
-        if kind in PROJECTIONS:
-            handles.append(module.register_forward_hook(hook(owner, kind)))
-    try:
+    parts = [(name.rpartition("."), module) for name, module in model.named_modules()]
+    with watching(after=[(module, hook(owner, kind)) for (owner, _, kind), module in parts if kind in PROJECTIONS]):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
     whole = [of for of in outputs.values() if len(of) == len(PROJECTIONS)]
     if not whole:
         raise ConfigError(
@@ -146,21 +143,6 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
             f"{', '.join(PROJECTIONS)}; set distill.relation_weight=0"
         )
     found.update(whole[-1])
-
-
-def has_plain_head(model: Any) -> bool:
-    """Say whether logits are head(base(x)) with a head that `head_weight` knows, and nothing else."""
-    if not is_plain(model):
-        return False
-    head = model.get_output_embeddings()
-    return type(head) in (nn.Linear, RoundedHead) and head.bias is None
-
-
-def head_weight(model: Any) -> Tensor:
-    """Return what the head multiplies with, (V, D)."""
-    head = model.get_output_embeddings()
-    weight: Tensor = head.trained_weight() if isinstance(head, RoundedHead) else head.weight
-    return weight
 
 
 def _outputs(model: Any, ids: Tensor, fused: bool, hidden: bool) -> Any:

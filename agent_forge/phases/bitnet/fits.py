@@ -36,7 +36,7 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
 
 def reach_line(model: Any) -> str:
     """Return what share of a ternary model's weights its layers hold, and what the rest is."""
-    from agent_forge.models.reach import counted
+    from agent_forge.anatomy.reach import counted
     from agent_forge.models.ternary import rounded_embeddings, ternary_layers
 
     layers, embeddings = ternary_layers(model), rounded_embeddings(model)

@@ -12,7 +12,6 @@ next one's input: transformers' decoders. Other models are compensated in waves 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agent_forge.anatomy.stack import named_blocks, stream_out
+from agent_forge.anatomy.watch import After, Before, Call, StopForward, run_until_stop, watching
 from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
 from agent_forge.phases.bitnet.compensate import Rounding, compensate, compensate_in_waves
 
@@ -35,48 +36,38 @@ class Block:
     groups: list[list[str]]  # full names
 
 
-class _Stop(Exception):
-    pass
-
-
 @torch.no_grad()
 def blocks_in_line(model: nn.Module, ids: Tensor) -> list[Block]:
     """Return the blocks that hold all ternary layers which run, or [] where they do not stand in line. ids: (B, T)."""
-    layers = ternary_layers(model)
-    for members in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-        names = {id(module): name for name, module in model.named_modules()}
-        inside = [names[id(block)] for block in members]
-        if layers and all(any(name.startswith(f"{block}.") for block in inside) for name in layers):
-            return _observed(model, list(zip(inside, members, strict=True)), layers, ids[:1])
+    layers, members = ternary_layers(model), named_blocks(model)
+    if layers and all(any(name.startswith(f"{block}.") for block in members) for name in layers):
+        return _observed(model, members, layers, ids[:1])
     return []
 
 
 def _observed(
-    model: nn.Module, members: list[tuple[str, nn.Module]], layers: dict[str, TernaryLinear], ids: Tensor
+    model: nn.Module, members: dict[str, nn.Module], layers: dict[str, TernaryLinear], ids: Tensor
 ) -> list[Block]:
     """Return the blocks with the groups that one forward pass shows, or [] when one runs twice or out of line."""
-    streams: dict[str, list[Tensor]] = {name: [] for name, _ in members}
+    streams: dict[str, list[Tensor]] = {name: [] for name in members}
     inputs: list[tuple[str, Tensor]] = []
-    handles = [
-        block.register_forward_hook(lambda _, args, out, name=name: streams[name].extend([*args[:1], _first(out)]))
-        for name, block in members
-    ]
-    handles += [
-        layer.register_forward_hook(lambda _, args, __, name=name: inputs.append((name, args[0])))
-        for name, layer in layers.items()
-    ]
-    try:
+
+    def note_stream(name: str) -> After:
+        return lambda _, args, output: streams[name].extend([*args[:1], stream_out(output)])
+
+    def note_input(name: str) -> After:
+        return lambda _, args, __: inputs.append((name, args[0]))
+
+    hooks: list[tuple[nn.Module, After]] = [(block, note_stream(name)) for name, block in members.items()]
+    hooks += [(layer, note_input(name)) for name, layer in layers.items()]
+    with watching(after=hooks):
         model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     if len({name for name, _ in inputs}) != len(inputs) or any(len(pair) != 2 for pair in streams.values()):
         return []
-    ordered = [streams[name] for name, _ in members]
-    if any(before[1] is not after[0] for before, after in pairwise(ordered)):
+    if any(before[1] is not after[0] for before, after in pairwise(streams.values())):
         return []
     return [Block(name, _same_input([(n, x) for n, x in inputs if n.startswith(f"{name}.")], layers))
-            for name, _ in members]  # fmt: skip
+            for name in members]  # fmt: skip
 
 
 def _same_input(inputs: list[tuple[str, Tensor]], layers: dict[str, TernaryLinear]) -> list[list[str]]:
@@ -160,73 +151,51 @@ class Follower:
                     self._compensate(group, x, goal, None)
                 done += group
                 say(len(done), total)
-            wanted, stream = after, self._run(block, stream, rest)
+            wanted, stream = after, self._run(self.model, block, stream, rest)
         return done
 
-    def _calls(
-        self, model: nn.Module, blocks: Sequence[str]
-    ) -> list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    def _calls(self, model: nn.Module, blocks: Sequence[str]) -> list[dict[str, Call]]:
         """Return for each batch of windows what each of these blocks is called with; of streams only the first."""
-        calls: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        calls: list[dict[str, Call]] = []
 
-        def note(name: str) -> Callable[..., None]:
+        def note(name: str) -> Before:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 calls[-1][name] = (args if name == blocks[0] else (None, *args[1:]), kwargs)
                 if name == blocks[-1]:
-                    raise _Stop
+                    raise StopForward
 
             return hook
 
-        handles = [model.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True) for name in blocks]
-        try:
+        with watching(before=[(model.get_submodule(name), note(name)) for name in blocks]), self.autocast():
             for ids in self.windows:
                 calls.append({})
-                with self.autocast():
-                    _until_stop(model, input_ids=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
+                run_until_stop(model, input_ids=ids, use_cache=False)
         return calls
 
-    def _parents(
-        self, block: Block, stream: list[Tensor], rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def _parents(self, block: Block, stream: list[Tensor], rest: list[Call]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return the outputs of the parent's layers, (N, out) float32 by name, and its stream after the block."""
         names = [name for group in block.groups for name in group]
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        handles = [
-            self.parent.get_submodule(name).register_forward_hook(
-                lambda _, __, out, name=name: found[name].append(out.float().flatten(0, -2))
-            )
-            for name in names
-        ]
-        try:
-            module = self.parent.get_submodule(block.name)
-            with self.autocast():
-                after = [_first(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {name: torch.cat(parts) for name, parts in found.items()}, after
+        outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def _inputs(
-        self, block: Block, group: list[str], stream: list[Tensor], rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    ) -> tuple[Tensor, Tensor]:
+        def note(name: str) -> After:
+            return lambda _, __, output: outputs[name].append(output.float().flatten(0, -2))
+
+        with watching(after=[(self.parent.get_submodule(name), note(name)) for name in names]):
+            after = self._run(self.parent, block, stream, rest)
+        return {name: torch.cat(parts) for name, parts in outputs.items()}, after
+
+    def _inputs(self, block: Block, group: list[str], stream: list[Tensor], rest: list[Call]) -> tuple[Tensor, Tensor]:
         """Return a group's inputs in the student, (N, in) float32: rounded as the layer rounds them, and as they come."""
         layer, raw = self.layers[group[0]], []
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def note(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
             raw.append(args[0])
-            raise _Stop
+            raise StopForward
 
-        handle = layer.register_forward_pre_hook(hook)
-        try:
-            module = self.model.get_submodule(block.name)
+        module = self.model.get_submodule(block.name)
+        with watching(before=[(layer, note)]), self.autocast():
             for x, (args, kwargs) in zip(stream, rest, strict=True):
-                with self.autocast():
-                    _until_stop(module, x, *args, **kwargs)
-        finally:
-            handle.remove()
+                run_until_stop(module, x, *args, **kwargs)
         inputs = torch.cat([part.flatten(0, -2) for part in raw])
         rows = layer.normed(inputs).float()
         return (quantise_activations(rows, layer.activation_bits) if layer.activation_bits else rows), inputs
@@ -254,12 +223,11 @@ class Follower:
             output: Tensor = self.layers[name](inputs)
         return output.float()
 
-    def _run(
-        self, block: Block, stream: list[Tensor], rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    ) -> list[Tensor]:
-        module = self.model.get_submodule(block.name)
+    def _run(self, model: nn.Module, block: Block, stream: list[Tensor], rest: list[Call]) -> list[Tensor]:
+        """Return the streams after a block of a model."""
+        module = model.get_submodule(block.name)
         with self.autocast():
-            return [_first(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
+            return [stream_out(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
 
 
 def _say(stream: Tensor) -> Tensor:
@@ -283,13 +251,3 @@ def _is_additive(block: Block, goals: dict[str, Tensor], before: list[Tensor], a
 
 def _rows(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.float().flatten(0, -2) for part in parts])
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
-def _until_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-    with suppress(_Stop):
-        module(*args, **kwargs)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from agent_forge.models import chunks
-
-IGNORE = -100
+from agent_forge.anatomy import chunks
+from agent_forge.anatomy.cross_entropy import IGNORE
 
 
 @dataclass(frozen=True, slots=True)

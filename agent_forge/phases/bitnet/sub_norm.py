@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agent_forge.models.ternary import TernaryLinear, ternary_layers
+from agent_forge.anatomy.watch import watching
+from agent_forge.models.ternary import ternary_layers
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def mean_sizes(model: nn.Module, windows: Sequence[Tensor]) -> dict[str, Tensor]
     counts = dict.fromkeys(normed, 0)
 
     def hook(name: str) -> Callable[..., None]:
-        def note(_: TernaryLinear, inputs: tuple[Tensor, ...], __: Any) -> None:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], __: Any) -> None:
             sizes = inputs[0].float().square().mean(-1).sqrt()
             sums[name] = sums.get(name, torch.zeros(1, device=sizes.device)) + sizes.sum()
             counts[name] += sizes.numel()
@@ -34,15 +35,13 @@ def mean_sizes(model: nn.Module, windows: Sequence[Tensor]) -> dict[str, Tensor]
 
     gains = {name: layer.norm_weight for name, layer in normed.items()}
     blends = {name: layer.blend for name, layer in ternary_layers(model).items()}
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in normed.items()]
     try:
         for layer in ternary_layers(model).values():
             layer.norm_weight, layer.blend = None, 0.0
-        for ids in windows:
-            model(input_ids=ids, use_cache=False)
+        with watching(after=[(layer, hook(name)) for name, layer in normed.items()]):
+            for ids in windows:
+                model(input_ids=ids, use_cache=False)
     finally:
-        for handle in handles:
-            handle.remove()
         for name, layer in ternary_layers(model).items():
             layer.norm_weight, layer.blend = gains.get(name), blends[name]
     return {name: total / counts[name] for name, total in sums.items()}

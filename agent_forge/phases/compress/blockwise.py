@@ -2,17 +2,16 @@
 
 Free are the scales of coded rows, norms and biases. Blocks go from first to last: each reads what the coded blocks before
 it give, and aims at what the parent's block gives in the parent, so that it also takes back what they lost. A block is the
-member of the model's longest list of modules that hold codes; what it is called with is recorded from whole passes, so
-any architecture will do, looped ones too. Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
+member of the model's stack (anatomy/stack.py); what it is called with is recorded from whole passes, so any architecture
+will do, looped ones too. Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
 """
-
-import contextlib
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agent_forge.anatomy.stack import named_blocks, stream_out
+from agent_forge.anatomy.watch import Call, recorded_calls
 from agent_forge.checkpoint import Workspace
 from agent_forge.core.events import EventLog
 from agent_forge.models.compressed import coded_modules
@@ -20,23 +19,12 @@ from agent_forge.phases.compress import RecoverConfig
 
 STAGE = "align"
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and named arguments of a block
 
-
-class _EnoughError(Exception):
-    """Ends a forward pass whose first layers were all that was wanted."""
-
-
-def blocks(model: nn.Module) -> list[str]:
-    """Return the names of the blocks, first to last; empty when no list of modules holds codes."""
-    coded = list(coded_modules(model))
-    found: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > len(found):
-            names = [f"{name}.{index}" for index in range(len(module))]
-            if all(any(inner.startswith(f"{one}.") for inner in coded) for one in names):
-                found = names
-    return found
+def coded_blocks(model: nn.Module) -> list[str]:
+    """Return the names of the blocks, first to last; empty when one of them holds no codes."""
+    coded, names = list(coded_modules(model)), list(named_blocks(model))
+    whole = all(any(inner.startswith(f"{name}.") for inner in coded) for name in names)
+    return names if whole else []
 
 
 def align(
@@ -53,7 +41,7 @@ def align(
     kill. A block whose error did not fall keeps its values.
     """
     errors = {}
-    names = blocks(student)
+    names = coded_blocks(student)
     for index, name in enumerate(names):
         out.check_stop()
         block = student.get_submodule(name)
@@ -104,33 +92,10 @@ def _train_block(
 
 def _pass(model: PreTrainedModel, name: str, ids: Tensor) -> tuple[list[Call], list[Tensor]]:
     """Return what a block is called with in one pass over ids (length,), and what it gives, a call each."""
-    calls: list[Call] = []
-    outputs: list[Tensor] = []
-
-    def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append((arguments, named))
-
-    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        outputs.append(_hidden(output))
-        if not looped:
-            raise _EnoughError
-
-    block = model.get_submodule(name)
     looped = getattr(model.config, "max_loops", 1) > 1
-    handles = [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
-    try:
-        with torch.no_grad(), contextlib.suppress(_EnoughError):
-            model(input_ids=ids[None].to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, outputs
-
-
-def _hidden(output: Any) -> Tensor:
-    """Return the hidden states of a block's output: itself, or the first of a tuple."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+    ids = ids[None].to(model.device)
+    with torch.no_grad():
+        return recorded_calls(model, model.get_submodule(name), once=not looped, input_ids=ids, use_cache=False)
 
 
 def _loss(block: nn.Module, calls: list[Call], targets: list[Tensor]) -> Tensor:
@@ -142,7 +107,7 @@ def _loss(block: nn.Module, calls: list[Call], targets: list[Tensor]) -> Tensor:
     for (arguments, named), target in zip(
         calls, targets, strict=False
     ):  # a looped model may exit earlier than its parent
-        error = (_hidden(block(*arguments, **named)) - target).square().sum(-1)
+        error = (stream_out(block(*arguments, **named)) - target).square().sum(-1)
         total = total + (error / target.square().sum(-1).clamp_min(1e-12)).mean()
     return total / max(min(len(calls), len(targets)), 1)
 

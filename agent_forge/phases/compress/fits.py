@@ -36,7 +36,7 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
 
 def reach_line(model: Any, names: Iterable[str]) -> str:
     """Return what share of a model's weights the named tensors hold, and what the rest is."""
-    from agent_forge.models.reach import counted
+    from agent_forge.anatomy.reach import counted
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     reached = [parameters.get(name, parameters.get(f"{name}.weight")) for name in names]

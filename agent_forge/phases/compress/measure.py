@@ -11,10 +11,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data
+from agent_forge.anatomy import chunks
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.sources import IGNORE
-from agent_forge.models import chunks
 from agent_forge.phases.compress import Config
 
 CPU_LOGITS = 1 << 25  # numbers of logits held at once on the CPU

@@ -14,14 +14,15 @@ and lets the windows pass forward once more for each further part; gradients are
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from agent_forge.anatomy.moments import SharedMoments, second_moment
+from agent_forge.anatomy.watch import After, watching
 from agent_forge.checkpoint import Workspace
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
@@ -115,22 +116,23 @@ class Collector:
         self.sums: dict[str, _Sums] = {}
         self.fisher: dict[str, Tensor] = {}
         self.first = True  # only the first pass counts uses and gradients
-        self._handles: list[RemovableHandle] = []
-        # Layers that share an input (queries, keys and values) share its product as well: the last one is kept.
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._hooks = ExitStack()
+        self._moments = SharedMoments()
         self.outputs: dict[str, Tensor] = {}
         self._frozen: list[Tensor] = []
         head = model.get_output_embeddings()
+        hooks: list[tuple[nn.Module, After]] = []
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 self.sums[name] = _Sums(torch.zeros(len(module.weight), device=module.weight.device))
-                self._handles.append(module.register_forward_hook(self._forward_hook(self.sums[name])))
+                hooks.append((module, self._forward_hook(self.sums[name])))
                 # Gradients of outputs are wanted, not of weights: that saves a third of the work, and their memory.
                 if module.weight.requires_grad:
                     module.weight.requires_grad_(False)
                     self._frozen.append(module.weight)
                 if module is head:
-                    self._handles.append(module.register_forward_hook(self._keep_output(name)))
+                    hooks.append((module, self._keep_output(name)))
+        self._hooks.enter_context(watching(after=hooks))
         coded = set(coded_tensors(model))
         self.others = {name: p for name, p in model.named_parameters() if name in coded}
 
@@ -140,12 +142,12 @@ class Collector:
             weight = model.get_parameter(f"{name}.weight")
             self.sums[name].second = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
 
-    def _forward_hook(self, sums: _Sums) -> Any:
+    def _forward_hook(self, sums: _Sums) -> After:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             embeds = isinstance(module, nn.Embedding)
             factor = scale_of(module) or 1.0  # a row counts as often as it is multiplied
             if not embeds and sums.second is not None:
-                sums.second += self._product(inputs[0])
+                sums.second += self._moments.of(inputs[0])
             if not self.first:
                 return output
             if embeds:
@@ -159,13 +161,7 @@ class Collector:
 
         return note
 
-    def _product(self, x: Tensor) -> Tensor:
-        """Return Σ x xᵀ over the tokens of x (..., width): (width, width) float32."""
-        if self._last is None or self._last[0] is not x:
-            self._last = (x, _second_moment(x))
-        return self._last[1]
-
-    def _keep_output(self, name: str) -> Any:
+    def _keep_output(self, name: str) -> After:
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
             self.outputs[name] = output
 
@@ -173,7 +169,7 @@ class Collector:
 
     def note_head(self, logits: Tensor, probabilities: Tensor) -> None:
         """Add E[g²] = p (1 - p) when the logits are a head's very output; a drawn label would only add noise."""
-        self._last = None
+        self._moments.forget()
         for name, output in self.outputs.items():
             if output is logits:
                 self.sums[name].exact = True
@@ -189,23 +185,15 @@ class Collector:
 
     def close(self) -> None:
         """Remove the hooks and let the weights train again."""
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-
-
-def _second_moment(x: Tensor) -> Tensor:
-    """Return Σ x xᵀ over x (..., width) in float32, also where the model itself runs in bfloat16."""
-    flat = x.detach().flatten(0, -2).float()
-    with torch.autocast(x.device.type, enabled=False):
-        return flat.T @ flat
 
 
 def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool, factor: float) -> None:
     if of_embedding:
         assert sums.second is not None
-        sums.second += _second_moment(gradient if factor == 1 else gradient.float() * factor)
+        sums.second += second_moment(gradient if factor == 1 else gradient.float() * factor)
         sums.uses += gradient.numel() // gradient.shape[-1]
     elif not sums.exact:
         sums.rows += gradient.detach().flatten(0, -2).float().square().sum(0)

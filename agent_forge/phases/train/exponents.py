@@ -16,6 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agent_forge.anatomy.stack import (
+    required_blocks,
+    stream_in,
+    stream_out,
+    with_stream_in,
+    with_stream_out,
+)
+from agent_forge.anatomy.watch import Call, watching
 from agent_forge.config import OptimConfig
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import seed_for, torch_generator
@@ -24,30 +32,15 @@ from agent_forge.learn import Batches, Optimisers, lm_loss
 TINY = 1e-30
 
 
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the stack of blocks: the list of modules that holds the most parameters. Raises PhaseError without one."""
-    found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not found:
-        raise PhaseError(
-            f"{type(model).__name__} has no list of blocks to measure; the train phase needs a stacked model"
-        )
-    return max(found, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
-
-
 @torch.no_grad()
 def depth_exponent(model: Any, batch: Mapping[str, Tensor], *, relative_step: float, seed: int) -> float:
     """Return the mean ln of a random tangent's growth a block, in nats; batch: {"input_ids", "labels"}, (B, T) each."""
     tangent = _Tangent(relative_step, torch_generator(seed, "depth exponent"))
-    blocks = decoder_blocks(model)
-    hooks = [blocks[0].register_forward_pre_hook(tangent.start, with_kwargs=True)]
-    hooks += [block.register_forward_hook(tangent.carry) for block in blocks]
+    blocks = required_blocks(model, "the train phase")
     threefold = {key: value.repeat(3, *[1] * (value.ndim - 1)) for key, value in batch.items()}
-    try:
-        with _probing(model):
-            lm_loss(model, threefold, 0)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    carried = [(block, tangent.carry) for block in blocks]
+    with watching(before=[(blocks[0], tangent.start)], after=carried), _probing(model):
+        lm_loss(model, threefold, 0)
     return float(torch.stack(tangent.logs).mean())
 
 
@@ -59,25 +52,21 @@ class _Tangent:
         self.logs: list[Tensor] = []
         self.step: Tensor | None = None
 
-    def start(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def start(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Add a random direction before the first block, once."""
         if self.step is not None:
             return None
-        h = _stream(args, kwargs)[: len(_stream(args, kwargs)) // 3]
+        h = stream_in(args, kwargs).chunk(3)[0]
         direction = torch.randn(h.shape, generator=self.generator, dtype=torch.float32).to(h)
-        return _with_stream(args, kwargs, self._spread(h, direction))
+        return with_stream_in(args, kwargs, self._spread(h, direction))
 
     def carry(self, _: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         """Note how much the difference grew in this block, and renormalise it."""
-        hidden = output[0] if isinstance(output, tuple) else output
-        h, above, below = hidden.chunk(3)
+        h, above, below = stream_out(output).chunk(3)
         difference = (above - below) / 2
         assert self.step is not None
         self.logs.append((_norm(difference) / self.step).clamp_min(TINY).log().double())
-        spread = self._spread(h, difference)
-        return (spread, *output[1:]) if isinstance(output, tuple) else spread
+        return with_stream_out(output, self._spread(h, difference))
 
     def _spread(self, h: Tensor, direction: Tensor) -> Tensor:
         self.step = self.relative_step * _norm(h).clamp_min(TINY)
@@ -91,23 +80,18 @@ def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, se
     generator = torch_generator(seed, "logit sensitivity")
     squared: list[Tensor] = []
 
-    def disturb(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def disturb(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if squared:
             return None
-        h, _copy = _stream(args, kwargs).chunk(2)
+        h, _copy = stream_in(args, kwargs).chunk(2)
         scale = relative_step * h.square().mean(-1, keepdim=True).sqrt()
         d = torch.randn(h.shape, generator=generator, dtype=torch.float32).to(h) * scale
         squared.append(d.square().sum(-1))
-        return _with_stream(args, kwargs, torch.cat([h, h + d]))
+        return with_stream_in(args, kwargs, torch.cat([h, h + d]))
 
-    hook = decoder_blocks(model)[0].register_forward_pre_hook(disturb, with_kwargs=True)
-    try:
-        with _probing(model):
-            logits = model(input_ids=input_ids.repeat(2, 1), use_cache=False).logits
-    finally:
-        hook.remove()
+    first = required_blocks(model, "the train phase")[0]
+    with watching(before=[(first, disturb)]), _probing(model):
+        logits = model(input_ids=input_ids.repeat(2, 1), use_cache=False).logits
     p, q = logits.double().log_softmax(-1).chunk(2)
     return float(((p.exp() * (p - q)).sum(-1) / squared[0].double().clamp_min(TINY)).mean())
 
@@ -164,20 +148,6 @@ def _distance(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> float:
 def _norm(x: Tensor) -> Tensor:
     """Return the norm of each row over all its other axes: (rows,)."""
     return x.flatten(1).norm(dim=1)
-
-
-def _stream(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the hidden states that a block was called with."""
-    stream: Tensor = args[0] if args else kwargs["hidden_states"]
-    return stream
-
-
-def _with_stream(
-    args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (stream, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": stream}
 
 
 @contextmanager

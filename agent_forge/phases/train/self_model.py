@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agent_forge.anatomy.stack import required_blocks, stream_out
+from agent_forge.anatomy.watch import watching
 from agent_forge.core.seeds import seed_for
 from agent_forge.learn import lm_loss
-from agent_forge.phases.train.exponents import decoder_blocks
 
 EPSILON = 1e-6
 
@@ -21,7 +22,7 @@ class SelfModel:
     """The head and the loss function of the self-modelling stage. `weight` must be positive: 0 is plain `lm_loss`."""
 
     def __init__(self, model: Any, *, weight: float, targets: int, seed: int) -> None:
-        first = next(decoder_blocks(model).parameters())
+        first = next(required_blocks(model, "self-modelling")[0].parameters())
         width = int(model.config.hidden_size)
         self.weight, self.targets = weight, targets
         with torch.random.fork_rng(devices=[]):
@@ -37,14 +38,11 @@ class SelfModel:
         streams: list[Tensor] = []
 
         def note(_: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            streams.append(output[0] if isinstance(output, tuple) else output)
+            streams.append(stream_out(output))
 
-        hooks = [block.register_forward_hook(note) for block in decoder_blocks(model)]
-        try:
+        blocks = required_blocks(model, "self-modelling")
+        with watching(after=[(block, note) for block in blocks]):
             loss, metrics = lm_loss(model, batch, step)
-        finally:
-            for hook in hooks:
-                hook.remove()
         error = self.error(streams)
         return loss + self.weight * error, {**metrics, "self_model_error": error.detach()}
 

@@ -9,6 +9,7 @@ import yaml
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from agent_forge import models
+from agent_forge.anatomy import cross_entropy
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.cognate import loss as cognate_loss
 from agent_forge.models.cognate.memory import bank_imbalance
@@ -107,7 +108,7 @@ def test_losses_in_chunks_equal_losses_at_once(monkeypatch: pytest.MonkeyPatch) 
     whole.backward()
     gradient = model.lm_head.weight.grad.clone()
     model.zero_grad()
-    monkeypatch.setattr(cognate_loss, "LOGITS_IN_MEMORY", 5 * 64)
+    monkeypatch.setattr(cross_entropy, "LOGITS_IN_MEMORY", 5 * 64)
     parts, _ = model.training_loss(tokens, tokens)
     parts.backward()
     assert torch.allclose(whole, parts)
@@ -341,7 +342,7 @@ def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
         return loss.detach(), metrics, list(gradients)
 
     whole, named, gradients = both()
-    monkeypatch.setattr(cognate_loss, "LOGITS_IN_MEMORY", 10)
+    monkeypatch.setattr(cross_entropy, "LOGITS_IN_MEMORY", 10)
     monkeypatch.setattr(model.lm_head, "forward", None)  # whoever computes logits fails
     chunked, again, others = both()
     torch.testing.assert_close(chunked, whole)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agent_forge.anatomy.stack import Matrix
 from agent_forge.phases.adas.experts import ExpertBank, Tensors
-from agent_forge.phases.adas.targets import Matrix
 
 
 @dataclass(frozen=True, slots=True)

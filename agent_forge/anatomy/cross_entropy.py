@@ -12,11 +12,36 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from agent_forge.models import chunks
+from agent_forge.anatomy import chunks
 
+IGNORE = -100  # the label of a token that is not trained
+# Logits of more than this many entries (64 MiB in float32, several times over in training) are computed in chunks.
+LOGITS_IN_MEMORY = 1 << 24
 CHUNK_ROWS = 1024  # of a small vocabulary: what a chunk holds then stays in the cache
+
+
+def logits_fit(rows: int, vocabulary: int) -> bool:
+    """Return whether so many rows of logits are held at once."""
+    return rows * vocabulary <= LOGITS_IN_MEMORY
+
+
+def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """Return -log p of each target (n,) float32 from hidden (n, d); logits never exceed a fixed size in memory."""
+
+    def losses(part: Tensor, goal: Tensor) -> Tensor:
+        return F.cross_entropy(head(part).float(), goal, reduction="none")
+
+    rows = max(LOGITS_IN_MEMORY // int(getattr(head, "out_features", 1)), 1)
+    if len(targets) <= rows:
+        return losses(hidden, targets)
+    parts = [
+        checkpoint(losses, hidden[i : i + rows], targets[i : i + rows], use_reentrant=False)
+        for i in range(0, len(targets), rows)
+    ]
+    return torch.cat(parts)
 
 
 def weighted_cross_entropy(
