@@ -12,7 +12,10 @@ from torch import Tensor
 
 from agent_forge.core.errors import PhaseError
 
-Quantise = Callable[[Tensor, int], Tensor]  # (block (rows, step), first column) -> coded block, same shape
+# Sees a block (rows, step) after compensation and its first column; returns the coded block.
+Quantise = Callable[[Tensor, int], Tensor]
+# Sees the columns (rows, lazy) that come next, compensated so far, and the first of them.
+Begin = Callable[[Tensor, int], None]
 
 # Of each column's own diagonal. GPTQ adds a share of the mean: where a few inputs are a thousand times the others, as after
 # an attention sink, that drowns the rest.
@@ -21,34 +24,63 @@ SILENT = 1e-6  # of the mean diagonal, for inputs that calibration never saw
 
 
 def compensate(weight: Tensor, hessian: Tensor, quantise: Quantise, *, step: int = 1, lazy: int = 128) -> Tensor:
-    """Code `weight` (rows, columns) block by block and return the coded weights, same shape, float32.
+    """Code `weight` (rows, columns) for inputs with `hessian`, damped by `damped`; see `code_in_order`.
 
-    quantise: sees `step` columns after compensation, in order; it may keep state (codes, group scales).
-    lazy: columns coded before the rest of the matrix is updated; a multiple of `step`.
     Raises PhaseError when the Hessian has no inverse even after damping.
     """
+    return code_in_order(weight, inverse_factor(hessian), quantise, step=step, lazy=lazy)
+
+
+def code_in_order(
+    weight: Tensor,
+    upper: Tensor,
+    quantise: Quantise,
+    *,
+    step: int = 1,
+    lazy: int = 128,
+    begin: Begin | None = None,
+    fused: bool = False,
+) -> Tensor:
+    """Code `weight` (rows, columns) block by block and return the coded weights, same shape, float32.
+
+    upper: U with UᵀU = H⁻¹ of a Hessian that was damped. quantise: sees `step` columns after
+    compensation, in order; it may keep state (codes, group scales). lazy: columns coded before the
+    rest of the matrix is updated; a multiple of `step`. begin: called before each of these, so that
+    a group's scale can be chosen from its compensated weights. fused: updates round once instead of
+    twice; for single columns. Stored codes depend on that last bit, so each caller keeps its own.
+    """
     assert lazy % step == 0
+    assert step == 1 or not fused
     work = weight.detach().float().clone()
     coded = torch.empty_like(work)
-    upper = inverse_factor(hessian)
     columns = work.shape[1]
     for start in range(0, columns, lazy):
         end = min(start + lazy, columns)
+        if begin is not None:
+            begin(work[:, start:end], start)
         scaled_errors = work.new_empty(work.shape[0], end - start)
         for first in range(start, end, step):
             last = min(first + step, end)
             target = work[:, first:last].clone()
             coded[:, first:last] = quantise(target, first)
-            error = target - coded[:, first:last]
-            block = upper[first:last, first:last]
-            if last - first == 1:
-                scaled = error / block
+            scaled = _over(target - coded[:, first:last], upper[first:last, first:last])
+            if fused:
+                work[:, last:end].addr_(scaled[:, 0], upper[first, last:end], alpha=-1)
             else:
-                scaled = torch.linalg.solve_triangular(block, error, upper=True, left=False)
-            work[:, last:end] -= scaled @ upper[first:last, last:end]
+                work[:, last:end] -= scaled @ upper[first:last, last:end]
             scaled_errors[:, first - start : last - start] = scaled
-        work[:, end:] -= scaled_errors @ upper[start:end, end:]
+        if fused:
+            work[:, end:].addmm_(scaled_errors, upper[start:end, end:], alpha=-1)
+        else:
+            work[:, end:] -= scaled_errors @ upper[start:end, end:]
     return coded
+
+
+def _over(error: Tensor, block: Tensor) -> Tensor:
+    """Return error (rows, n) times the inverse of an upper triangular block (n, n)."""
+    if block.shape[0] == 1:
+        return error / block
+    return torch.linalg.solve_triangular(block, error, upper=True, left=False)
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
@@ -80,6 +112,11 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
         raise PhaseError(
             "a layer's input Hessian has no Cholesky factor; are there NaNs in the calibration activations?"
         )
+    return upper_from(lower)
+
+
+def upper_from(lower: Tensor) -> Tensor:
+    """Return the upper factor U of H⁻¹ = UᵀU, float32, from the lower factor of H = LLᵀ, float64."""
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
 
 

@@ -411,6 +411,30 @@ def test_block_compensation_is_optimal_for_the_remaining_columns() -> None:
     assert torch.allclose(coded[:, 2:], best, atol=1e-4)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_each_group_begins_with_its_weights_as_the_groups_before_left_them(fused: bool) -> None:
+    weight, (_, hessian) = gaussian(3, 10), correlated_hessian(10)
+    upper = compensate.inverse_factor(hessian)
+    groups: list[tuple[int, Tensor]] = []
+
+    def begin(group: Tensor, first: int) -> None:
+        groups.append((first, group.clone()))
+
+    def rounded(block: Tensor, first: int) -> Tensor:  # noqa: ARG001
+        return torch.round(block * 4) / 4
+
+    coded = compensate.code_in_order(weight, upper, rounded, lazy=4, begin=begin, fused=fused)
+    assert [first for first, _ in groups] == [0, 4, 8]
+    expected = weight.clone()  # the same without blocks: each column's error goes into all that follow
+    for column in range(10):
+        for first, group in groups:
+            if column == first:
+                torch.testing.assert_close(group, expected[:, first : first + 4])
+        error = (expected[:, column] - coded[:, column]) / upper[column, column]
+        expected[:, column:] -= torch.outer(error, upper[column, column:])
+    torch.testing.assert_close(expected, coded)
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_any_float_type_and_memory_layout_gives_the_same_payload(name: str, tmp_path: Path) -> None:
     weight = gaussian(12, 40).bfloat16().float()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from agent_forge.codecs.compensate import upper_from
 from agent_forge.models.ternary import ROW, TernarySettings, multiply_out, ternarise, ternary_codes
 from agent_forge.phases.bitnet import follow
-from agent_forge.phases.bitnet.compensate import SCALES, Rounding, _inverse_factor, _round_in_order, best_scale
+from agent_forge.phases.bitnet.compensate import SCALES, Rounding, _round_in_order, best_scale
 from agent_forge.phases.bitnet.refine import refined
 
 Streams = dict[str, Tensor]
@@ -130,7 +131,7 @@ def test_the_scale_search_weighs_each_column_by_what_its_error_costs() -> None:
 
 def test_columns_without_correlation_cost_their_own_power() -> None:
     original, power = torch.randn(5, 24, generator=torch.Generator().manual_seed(2)), torch.logspace(-2, 2, 24)
-    codes, _ = _round_in_order(original, _inverse_factor(torch.diag(power.sqrt()).double()), 8)
+    codes, _ = _round_in_order(original, upper_from(torch.diag(power.sqrt()).double()), 8)
     for start in range(0, 24, 8):
         block = original[:, start : start + 8]
         scale = best_scale(block, power[start : start + 8])[:, None]

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from agent_forge.anatomy.moments import SharedMoments
 from agent_forge.anatomy.watch import After, watching
+from agent_forge.codecs.compensate import code_in_order, upper_from
 from agent_forge.models.ternary import (
+    ROW,
     TENSOR,
     TernaryLinear,
     cells_for,
@@ -150,7 +152,7 @@ def compensate(
     lower = torch.linalg.cholesky(hessian.double())
     if pull is not None:
         goal = goal + torch.cholesky_solve(pull.double().T, lower).T.float()
-    codes, moved = _round_in_order(goal, _inverse_factor(lower), group_size)
+    codes, moved = _round_in_order(goal, upper_from(lower), group_size)
 
     def fit(found: Tensor, otherwise: Tensor) -> Tensor:
         return _fit_scales(goal, found, hessian, group_size, otherwise).expand(len(goal), -1)
@@ -160,33 +162,34 @@ def compensate(
     return cells_for(codes, scales, group_size, near=moved), scales[:1] if group_size == TENSOR else scales
 
 
-def _inverse_factor(lower: Tensor) -> Tensor:
-    """Return the upper factor U of H⁻¹ = UᵀU from H = LLᵀ, `lower` float64."""
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Return codes (out, in) int8 and the weights as they were when their turn came.
 
+    upper: (in, in), of the inverse Hessian.
+    """
+    codes, moved = torch.empty_like(original, dtype=torch.int8), torch.empty_like(original)
+    # What an error in a column costs once those after it have made up for it.
+    column_cost = upper.diagonal() ** -2
+    scale = original.new_empty(0)
+    if group_size == TENSOR:
+        scale = best_scale(original.reshape(1, -1), column_cost.repeat(len(original))).expand(len(original))
+    elif group_size == ROW:
+        scale = best_scale(original, column_cost)
 
-def _round_in_order(original: Tensor, factor: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Return codes (out, in) int8 and the weights as they were when their turn came."""
-    weight, codes = original.clone(), torch.empty_like(original, dtype=torch.int8)
-    size = group_size if group_size > 0 else COLUMNS
-    say = factor.diagonal() ** -2  # what an error in a column costs once those after it have made up for it
-    whole = None
-    if group_size <= 0:
-        whole = best_scale(original.reshape(1, -1) if group_size == TENSOR else original, say.repeat(
-            len(original) if group_size == TENSOR else 1)).expand(len(original))  # fmt: skip
-    for start in range(0, weight.shape[1], size):
-        end = min(start + size, weight.shape[1])
-        block = weight[:, start:end]
-        errors = torch.empty_like(block)
-        scale = best_scale(block, say[start:end]) if whole is None else whole
-        for j in range(end - start):
-            column, row = block[:, j], factor[start + j, start + j : end]
-            code = column.sign() * (column.abs() > scale / 2)
-            codes[:, start + j] = code.to(torch.int8)
-            errors[:, j] = (column - code * scale) / row[0]
-            block[:, j + 1 :].addr_(errors[:, j], row[1:], alpha=-1)
-        weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
-    return codes, weight
+    def begin(group: Tensor, first: int) -> None:
+        nonlocal scale
+        if group_size > 0:
+            scale = best_scale(group, column_cost[first : first + group.shape[1]])
+
+    def rounded(block: Tensor, first: int) -> Tensor:
+        column = block[:, 0]
+        code = column.sign() * (column.abs() > scale / 2)
+        codes[:, first], moved[:, first] = code.to(torch.int8), column
+        return (code * scale)[:, None]
+
+    lazy = group_size if group_size > 0 else COLUMNS
+    code_in_order(original, upper, rounded, lazy=lazy, begin=begin, fused=True)
+    return codes, moved
 
 
 def best_scale(block: Tensor, say: Tensor) -> Tensor:
