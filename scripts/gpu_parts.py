@@ -134,7 +134,7 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     from agent_forge.checkpoint import Workspace
     from agent_forge.config.compose import compose
     from agent_forge.core.events import EventLog
-    from agent_forge.models.ternary import TernarySettings, ternarise
+    from agent_forge.models.ternary import ternarise
     from agent_forge.phases.bitnet import Config, run
 
     windows, rows, length, steps = (4, 2, 32, 8) if options.smoke else (64, 64, 256, 60)
@@ -150,8 +150,7 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(options.model)
     parent = models.load(options.model, device=options.device).requires_grad_(False)
     model = models.load(options.model, device=options.device)
-    linear = config.linear
-    ternarise(model, TernarySettings(**{name: getattr(linear, name) for name in linear.__dataclass_fields__}))
+    ternarise(model, config.linear)
     source = data.source("text", config.data, tokenizer, "train", 0)
     batches = data.Mixture({"text": source}, {"text": 1.0}, rows=rows, length_tokens=length, seed=0, name="bench")
     work = Workspace(out, phase="bitnet", seed=0, config=config)

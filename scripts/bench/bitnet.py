@@ -33,7 +33,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.core.seeds import torch_generator
-from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.models.ternary import ternarise
 from agent_forge.phases.bitnet import Config
 from agent_forge.phases.bitnet.run import distil, start_compensated
 from scripts.bench.perplexity import LENGTH, figures, scored, split_documents, windows
@@ -136,7 +136,7 @@ class Bench:
         linear = self.config.linear
         ternarise(
             self.model,
-            TernarySettings(**{n: getattr(linear, n) for n in linear.__dataclass_fields__}),
+            linear,
         )
         self.dtype = getattr(torch, self.config.runtime.dtype)
         known = self.out.remember_tensors(

@@ -14,6 +14,7 @@ import pytest
 import agent_forge
 from agent_forge.config import DataConfig, GateConfig, OptimConfig, PhaseConfig, RuntimeConfig
 from agent_forge.config.compose import CONF, compose, groups
+from agent_forge.config.ternary import TernarySettings
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.run_all import compose_run
 from agent_forge.search.settings import EvolveSettings
@@ -27,6 +28,7 @@ SHARED: dict[type, tuple[str, ...]] = {
     GateConfig: ("pipeline", "evaluate"),
     OptimConfig: ("learn",),
     EvolveSettings: ("search", "phases/evomerge"),
+    TernarySettings: ("models/ternary", "config"),
 }
 
 

@@ -1,18 +1,18 @@
 """Ternary models (1.58 bit): linear layers with trainable ternary weights, rounded embeddings, packed files.
 
     quantiser.py   `ternarise`, and the quantiser through which `from_pretrained` opens what it writes
-    layer.py       the linear layer and its settings      install.py     layers put into a model, and found in it
+    layer.py       the linear layer                       install.py     layers put into a model, and found in it
     codes.py       codes, scales and latents              embedding.py   embeddings and heads on a grid of integers
     packing.py     codes in bytes, and the packed file    checkpoint.py  a packed file as a Hugging Face directory
     vectors.py     rows of an embedding as codewords
 
-What other rooms need is named here; transformers learns of the quantiser through `register`.
+The settings are in agent_forge/config/ternary.py. What other rooms need is named here; transformers
+learns of the quantiser through `register`.
 """
 
+from agent_forge.config.ternary import ROW, TENSOR, Grid, TernarySettings
 from agent_forge.models.ternary.checkpoint import save_packed
 from agent_forge.models.ternary.codes import (
-    ROW,
-    TENSOR,
     cells_for,
     latents_for,
     multiply_out,
@@ -20,9 +20,9 @@ from agent_forge.models.ternary.codes import (
     ternary_codes,
     ternary_weight,
 )
-from agent_forge.models.ternary.embedding import Grid, RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.embedding import RoundedEmbedding, RoundedHead
 from agent_forge.models.ternary.install import is_skipped, rounded_embeddings, set_blend, ternary_layers
-from agent_forge.models.ternary.layer import TernaryLinear, TernarySettings, refuse_norm
+from agent_forge.models.ternary.layer import TernaryLinear, refuse_norm
 from agent_forge.models.ternary.quantiser import (
     TernaryConfig,
     TernaryHfQuantizer,

@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge.anatomy.swap import keep_from_initialising, put
+from agent_forge.config.ternary import TENSOR
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
-from agent_forge.models.ternary.codes import TENSOR, latents_for
-from agent_forge.models.ternary.embedding import CODEWORDS, COLUMN_SCALES, RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.codes import latents_for
+from agent_forge.models.ternary.embedding import (
+    CODEWORDS,
+    COLUMN_SCALES,
+    RoundedEmbedding,
+    RoundedHead,
+    codes_shape,
+    scales_shape,
+)
 from agent_forge.models.ternary.layer import TernaryLinear
 from agent_forge.models.ternary.packing import CODES, SCALES, packed_length, unpack, write_packed
 
@@ -53,8 +61,8 @@ class Place(nn.Module):
             groups = -(-width // layer.group_size)
             scales = torch.empty((1, 1) if layer.grouping == TENSOR else (rows, groups), dtype=torch.bfloat16)
         else:
-            codes = torch.empty(layer.grid.codes_shape(rows, width), dtype=torch.uint8)
-            scales = torch.empty(layer.grid.scales_shape(rows, width), dtype=torch.bfloat16)
+            codes = torch.empty(codes_shape(layer.grid, rows, width), dtype=torch.uint8)
+            scales = torch.empty(scales_shape(layer.grid, rows, width), dtype=torch.bfloat16)
             for name in (CODEWORDS, COLUMN_SCALES) if layer.grid.vector else ():
                 self.register_buffer(name, layer.get_buffer(name))
         self.register_buffer(CODES, codes)

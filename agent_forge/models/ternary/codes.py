@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROW, TENSOR = 0, -1  # group sizes that stand for one scale a row and one a tensor
+from agent_forge.config.ternary import TENSOR
+
 # Latents made for given codes keep this distance from the rounding border, in units of the scale.
 _MARGIN = 0.02
 

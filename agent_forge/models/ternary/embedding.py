@@ -6,19 +6,18 @@ gradients pass straight through. Rounding what is rounded changes nothing, so we
 bit. Reads and writes no file.
 """
 
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.config.ternary import Grid
+from agent_forge.core.errors import CheckpointError
 from agent_forge.models.scaled_embedding import scaled
 from agent_forge.models.ternary import vectors
 from agent_forge.models.ternary.codes import straight_through
 
-BITS = (0, 4, 8)
 # Buffers of a layer whose grid has codewords.
 CODEWORDS, ROW_SCALES, COLUMN_SCALES = "codewords", "row_scales", "column_scales"
 
@@ -75,35 +74,14 @@ def packed_columns(width: int, bits: int) -> int:
     return -(-width * bits // 8)
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Where rounded weights may lie. bits: of integers; columns: that share a step, 0 is the row; vector: of codewords."""
+def codes_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
+    """Return the shape of the packed bytes of a weight (rows, width)."""
+    return (rows, width // grid.vector if grid.vector else packed_columns(width, grid.bits))
 
-    bits: int = 0
-    columns: int = 0
-    vector: int = 0
 
-    def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8")
-        if self.columns < 0:
-            raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64")
-        if self.vector not in vectors.VECTORS or (self.vector and self.bits):
-            raise ConfigError(
-                "embedding_vector must be 0 (no codewords), 2, 4 or 8, and embedding_bits 0 beside it, got "
-                f"{self.vector} and {self.bits}; try embedding_vector=2 embedding_bits=0"
-            )
-
-    def __bool__(self) -> bool:
-        return bool(self.bits or self.vector)
-
-    def codes_shape(self, rows: int, width: int) -> tuple[int, int]:
-        """Return the shape of the packed bytes."""
-        return (rows, width // self.vector if self.vector else packed_columns(width, self.bits))
-
-    def scales_shape(self, rows: int, width: int) -> tuple[int, int]:
-        """Return the shape of the steps, or of the scales of rows."""
-        return (rows, 1 if self.vector else -(-width // (self.columns or width)))
+def scales_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
+    """Return the shape of the steps of a weight (rows, width), or of the scales of its rows."""
+    return (rows, 1 if grid.vector else -(-width // (grid.columns or width)))
 
 
 class _Rounded(nn.Module):
@@ -180,7 +158,7 @@ class _Rounded(nn.Module):
         if self._source and self._source[0].weight is self.weight:
             return 0
         rows, width = self.weight.shape
-        codes, scales = self.grid.codes_shape(rows, width), self.grid.scales_shape(rows, width)
+        codes, scales = codes_shape(self.grid, rows, width), scales_shape(self.grid, rows, width)
         shared = 2 * (vectors.CODEWORDS * self.grid.vector + width) if self.grid.vector else 0
         return codes[0] * codes[1] + 2 * scales[0] * scales[1] + shared
 

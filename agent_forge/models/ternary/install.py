@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from agent_forge.anatomy.swap import put
+from agent_forge.config.ternary import TernarySettings
 from agent_forge.core.errors import PhaseError
 from agent_forge.models.conv1d import TransposedLinear
 from agent_forge.models.scaled_embedding import scale_of
 from agent_forge.models.ternary.embedding import RoundedEmbedding, RoundedHead
-from agent_forge.models.ternary.layer import TernaryLinear, TernarySettings
+from agent_forge.models.ternary.layer import TernaryLinear
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:

@@ -1,20 +1,19 @@
-"""The ternary linear layer: a latent float weight that computes as codes -1, 0, +1 times scales, and its settings.
+"""The ternary linear layer: a latent float weight that computes as codes -1, 0, +1 times scales.
 
 Its forward uses the codes times one scale per group of inputs, and int8 activations; gradients pass straight through to
 the latents. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.config.ternary import TENSOR, TernarySettings
+from agent_forge.core.errors import PhaseError
 from agent_forge.models.conv1d import is_transposed
 from agent_forge.models.ternary.codes import (
-    TENSOR,
     group_blocks,
     latents_for,
     quantise_activations,
@@ -22,39 +21,9 @@ from agent_forge.models.ternary.codes import (
     ternary_codes,
     ternary_weight,
 )
-from agent_forge.models.ternary.embedding import Grid
-from agent_forge.models.ternary.packing import packed_length, packing_named
+from agent_forge.models.ternary.packing import packed_length
 
 NORM_EPS = 1e-6
-
-
-@dataclass(slots=True, kw_only=True)
-class TernarySettings:
-    """How linears become ternary. skip: patterns of module names, or of one part of a dotted name, that stay float."""
-
-    group_size: int  # inputs that share one scale, the last group may be smaller; 0: a whole row, -1: the whole tensor
-    activation_bits: int  # of activations, per token by absmax; 0 leaves them float
-    packing: str  # five_trits or two_bit
-    skip: list[str]
-    embedding_bits: int = 0  # of embeddings and head: 8, 4, or 0 for float
-    embedding_group: int = 0  # columns of an embedding row that share one step; 0: the whole row
-    embedding_vector: int = 0  # columns of an embedding row that one of 256 codewords stands for; 0: integers, or float
-    sub_norm: list[str] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size < TENSOR:
-            raise ConfigError(
-                f"group_size must be a whole number from 1, 0 (a row) or -1 (a tensor), got {self.group_size}; "
-                "try group_size=128"
-            )
-        self.embedding_grid()
-        if self.activation_bits != 0 and not 2 <= self.activation_bits <= 16:
-            raise ConfigError(f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8")
-        packing_named(self.packing)
-
-    def embedding_grid(self) -> Grid:
-        """Return where the weights of embedding and head may lie."""
-        return Grid(self.embedding_bits, self.embedding_group, self.embedding_vector)
 
 
 class _FreeScale(torch.autograd.Function):

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agent_forge.checkpoint import atomic
-from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
+from agent_forge.config.ternary import unknown_packing
+from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models.storage import stored_tensors
 from agent_forge.models.ternary import embedding, vectors
 from agent_forge.models.ternary.codes import multiply_out
@@ -65,7 +66,7 @@ PACKINGS: Mapping[str, Packing] = {
 def packing_named(name: str) -> Packing:
     """Return a packing. Raises ConfigError with the nearest known name."""
     if name not in PACKINGS:
-        raise ConfigError(f"no ternary packing '{name}'{did_you_mean(name, PACKINGS)}; known: {', '.join(PACKINGS)}")
+        raise unknown_packing(name)
     return PACKINGS[name]
 
 

@@ -10,8 +10,8 @@ too, so that the packed file computes exactly what was trained. SubLN is a
 setting, and off: the parent was trained without it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -24,18 +24,21 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.anatomy.swap import own_config
+from agent_forge.config.ternary import Grid, TernarySettings
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models.ternary import checkpoint
-from agent_forge.models.ternary.embedding import Grid
 from agent_forge.models.ternary.install import (
     input_width,
     install_embeddings,
     install_layers,
     is_skipped,
 )
-from agent_forge.models.ternary.layer import TernaryLinear, TernarySettings
+from agent_forge.models.ternary.layer import TernaryLinear
 
 METHOD = "forge_ternary"
+DEFAULTS: Mapping[str, Any] = {
+    "group_size": 128, "activation_bits": 8, "packing": "five_trits", "skip": ["lm_head"]
+}  # fmt: skip
 
 
 def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
@@ -76,49 +79,33 @@ def round_embeddings(model: PreTrainedModel, grid: Grid) -> None:
     config: Any = getattr(model.config, "quantization_config", None)
     if not isinstance(config, TernaryConfig):
         raise PhaseError(f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`")
-    config.embedding_bits, config.embedding_group, config.embedding_vector = grid.bits, grid.columns, grid.vector
-    install_embeddings(model, config.settings())
+    settings = replace(
+        config.settings(), embedding_bits=grid.bits, embedding_group=grid.columns, embedding_vector=grid.vector
+    )
+    config.__dict__ |= asdict(settings)
+    install_embeddings(model, settings)
 
 
 class TernaryConfig(QuantizationConfigMixin):
-    """`quantization_config` of a ternary model: the settings, under the method name `forge_ternary`."""
+    """`quantization_config` of a ternary model: its TernarySettings, under the method name `forge_ternary`.
 
-    def __init__(
-        self,
-        group_size: int = 128,
-        activation_bits: int = 8,
-        packing: str = "five_trits",
-        skip: Sequence[str] = ("lm_head",),
-        embedding_bits: int = 0,
-        embedding_group: int = 0,
-        embedding_vector: int = 0,
-        sub_norm: Sequence[str] = (),
-        packed: bool = False,
-        **unknown: Any,
-    ) -> None:
-        unknown.pop("quant_method", None)
-        if unknown:
-            raise ConfigError(
-                f"quantization_config of a {METHOD} model has unknown keys {sorted(unknown)}; remove them"
-            )
+    settings: the fields of TernarySettings; those that a config.json does not have are DEFAULTS.
+    packed: the file holds codes and scales instead of latents.
+    """
+
+    def __init__(self, packed: bool = False, **settings: Any) -> None:
+        settings.pop("quant_method", None)
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.group_size = group_size
-        self.activation_bits = activation_bits
-        self.packing = packing
-        self.skip = list(skip)
-        self.embedding_bits = embedding_bits
-        self.embedding_group = embedding_group
-        self.embedding_vector = embedding_vector
-        self.sub_norm = list(sub_norm)
-        self.packed = packed  # the file holds codes and scales instead of latents
+        unknown = sorted(set(settings) - {one.name for one in fields(TernarySettings)})
+        if unknown:
+            raise ConfigError(f"quantization_config of a {METHOD} model has unknown keys {unknown}; remove them")
+        # The mixin writes what the object has, so every setting is an attribute of it.
+        self.__dict__ |= asdict(TernarySettings(**{**DEFAULTS, **settings}))
+        self.packed = packed
 
     def settings(self) -> TernarySettings:
         """Return the settings, checked."""
-        return TernarySettings(
-            group_size=self.group_size, activation_bits=self.activation_bits, packing=self.packing, skip=self.skip,
-            embedding_bits=self.embedding_bits, embedding_group=self.embedding_group,
-            embedding_vector=self.embedding_vector, sub_norm=self.sub_norm,
-        )  # fmt: skip
+        return TernarySettings(**{one.name: getattr(self, one.name) for one in fields(TernarySettings)})
 
 
 class TernaryHfQuantizer(HfQuantizer):

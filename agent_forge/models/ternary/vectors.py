@@ -16,7 +16,6 @@ from agent_forge.core.errors import ConfigError
 
 CODEWORDS = 256
 ITERATIONS = 12
-VECTORS = (0, 2, 4, 8)  # columns a codeword; 0: no vectors
 
 
 def learned(weight: Tensor, vector: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,6 @@ from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
 from agent_forge.config.limits import (
-    MANY,
     Count,
     CountOrNone,
     OneOf,
@@ -29,26 +28,10 @@ from agent_forge.config.limits import (
     Window,
     data_kinds,
 )
+from agent_forge.config.ternary import TernarySettings
 from agent_forge.core.errors import ConfigError
 
-PACKINGS = ("five_trits", "two_bit")
 INITS = ("gptq", "absmean")
-
-
-@dataclass(slots=True, kw_only=True)
-class LinearConfig:
-    """The ternary layer; checked by models.ternary.TernarySettings."""
-
-    group_size: Annotated[int, Range(-1, MANY)]  # inputs that share one scale; 0: a whole row, -1: the whole tensor
-    activation_bits: Annotated[int, Range(0, 16)]  # per token by absmax; 0 leaves activations float
-    packing: Annotated[str, OneOf(PACKINGS)]  # five_trits or two_bit
-    skip: list[Text]  # patterns of module names that stay float; the output embedding always does
-    # of embeddings and head, rounded in the forward pass too: 8, 4, or 0 for float
-    embedding_bits: Annotated[int, OneOf((0, 4, 8))]
-    embedding_group: CountOrNone  # columns of an embedding row that share one step; 0: the whole row
-    # columns of an embedding row that one of 256 codewords stands for: 2, 4, 8, or 0 for none
-    embedding_vector: Annotated[int, OneOf((0, 2, 4, 8))]
-    sub_norm: list[Text]  # patterns of layers that normalise their input first (SubLN)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,7 +91,7 @@ class DistillConfig:
 class Config(PhaseConfig):
     """Settings of the bitnet phase."""
 
-    linear: LinearConfig
+    linear: TernarySettings
     init: InitConfig
     train: TrainConfig
     own: OwnConfig

@@ -1,7 +1,6 @@
 """Say before work starts what bitnet will reach of a model, or why it cannot work on it. Reads config.json alone."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from agent_forge.core.errors import ConfigError, PhaseError
@@ -20,15 +19,14 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     if method:
         raise ConfigError(f"the source is quantised already ({method}); give bitnet the checkpoint before that")
     from agent_forge.models.skeleton import skeleton
-    from agent_forge.models.ternary import TernarySettings, ternarise
+    from agent_forge.models.ternary import ternarise
 
     model = skeleton(model_config)
     _check_length(config, model.config)
     _check_relations(config, model)
-    settings = TernarySettings(**asdict(config.linear))
-    _check_vectors(settings.embedding_vector, model)
+    _check_vectors(config.linear.embedding_vector, model)
     try:
-        ternarise(model, settings)
+        ternarise(model, config.linear)
     except PhaseError as error:
         raise ConfigError(str(error)) from None
     return [reach_line(model)]

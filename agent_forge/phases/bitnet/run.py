@@ -17,7 +17,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
-from agent_forge.models.ternary import TernarySettings, set_blend, ternarise, ternary_layers
+from agent_forge.models.ternary import set_blend, ternarise, ternary_layers
 from agent_forge.phases.bitnet import Config, fits, measure, own_text
 from agent_forge.phases.bitnet.compensate import Rounding
 from agent_forge.phases.bitnet.distill import Distillation
@@ -30,12 +30,11 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     if not sources:
         raise PhaseError("bitnet needs a model to make ternary: set sources=[CHECKPOINT]")
     device = pick_device(config.runtime.device)
-    settings = TernarySettings(**asdict(config.linear))
     tokenizer = models.load_tokenizer(sources[0])
     parent = models.load(sources[0], device=device)
     parent.requires_grad_(False)
     model = models.load(sources[0], device=device)
-    names = ternarise(model, settings)
+    names = ternarise(model, config.linear)
     events.message(f"{len(names)} linear layers become ternary: {fits.reach_line(model)}")
     texts = _sources(config, parent, tokenizer, out)
     context = EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)

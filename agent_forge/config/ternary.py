@@ -1,0 +1,75 @@
+"""The settings of ternary layers, in one class: what `forge bitnet` is given, what layers are built from, and what
+config.json of a ternary model says. Checked when an object is made; reads and writes no file.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from agent_forge.config.limits import MANY, CountOrNone, OneOf, Range, Text
+from agent_forge.core.errors import ConfigError, did_you_mean
+
+ROW, TENSOR = 0, -1  # group sizes that stand for one scale per row and one per tensor
+PACKINGS = ("five_trits", "two_bit")
+EMBEDDING_BITS = (0, 4, 8)
+VECTORS = (0, 2, 4, 8)  # columns a codeword; 0: no vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where rounded weights may lie. bits: of integers; columns: that share a step, 0 is the row; vector: of codewords."""
+
+    bits: int = 0
+    columns: int = 0
+    vector: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in EMBEDDING_BITS:
+            raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8")
+        if self.columns < 0:
+            raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64")
+        if self.vector not in VECTORS or (self.vector and self.bits):
+            raise ConfigError(
+                "embedding_vector must be 0 (no codewords), 2, 4 or 8, and embedding_bits 0 beside it, got "
+                f"{self.vector} and {self.bits}; try embedding_vector=2 embedding_bits=0"
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self.bits or self.vector)
+
+
+@dataclass(slots=True, kw_only=True)
+class TernarySettings:
+    """How linears become ternary. skip: patterns of module names, or of one part of a dotted name, that stay float."""
+
+    # inputs that share one scale, the last group may be smaller; 0: a whole row, -1: the whole tensor
+    group_size: Annotated[int, Range(TENSOR, MANY)]
+    activation_bits: Annotated[int, Range(0, 16)]  # of activations, per token by absmax; 0 leaves them float
+    packing: Annotated[str, OneOf(PACKINGS)]  # five_trits or two_bit
+    skip: list[Text]  # the output embedding always stays float
+    # of embeddings and head, rounded in the forward pass too: 8, 4, or 0 for float
+    embedding_bits: Annotated[int, OneOf(EMBEDDING_BITS)] = 0
+    embedding_group: CountOrNone = 0  # columns of an embedding row that share one step; 0: the whole row
+    # columns of an embedding row that one of 256 codewords stands for; 0: integers, or float
+    embedding_vector: Annotated[int, OneOf(VECTORS)] = 0
+    sub_norm: list[Text] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.group_size, int) or self.group_size < TENSOR:
+            raise ConfigError(
+                f"group_size must be a whole number from 1, 0 (a row) or -1 (a tensor), got {self.group_size}; "
+                "try group_size=128"
+            )
+        self.embedding_grid()
+        if self.activation_bits != 0 and not 2 <= self.activation_bits <= 16:
+            raise ConfigError(f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8")
+        if self.packing not in PACKINGS:
+            raise unknown_packing(self.packing)
+
+    def embedding_grid(self) -> Grid:
+        """Return where the weights of embedding and head may lie."""
+        return Grid(self.embedding_bits, self.embedding_group, self.embedding_vector)
+
+
+def unknown_packing(name: str) -> ConfigError:
+    """Return the error that names the nearest packing and all."""
+    return ConfigError(f"no ternary packing '{name}'{did_you_mean(name, PACKINGS)}; known: {', '.join(PACKINGS)}")
