@@ -104,9 +104,9 @@ def test_best_scale_of_normal_weights_is_about_one_and_a_half_times_their_mean_s
     ratio = best_scale(weight, torch.ones(4096)) / weight.abs().mean(1)
     # Lloyd-Max for a normal density at -s, 0, s with borders s / 2: s = 1.224 sigma, mean|W| = .798 sigma.
     assert float(ratio.mean()) == pytest.approx(1.224 / 0.798, abs=0.1)
-    # A column that costs nothing has no say.
-    say = torch.tensor([1.0, 1.0, 0.0])
-    assert float(best_scale(torch.tensor([[1.0, 1.0, 40.0]]), say)) == pytest.approx(14.0)  # all zero at 14 or above
+    # A column that costs nothing decides nothing.
+    cost = torch.tensor([1.0, 1.0, 0.0])
+    assert float(best_scale(torch.tensor([[1.0, 1.0, 40.0]]), cost)) == pytest.approx(14.0)  # all zero at 14 or above
 
 
 def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
@@ -210,7 +210,7 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(tiny_llama: Any
     ternarise(tiny_llama, SETTINGS)
     calls: list[tuple[int, int]] = []
     found = compensate_in_waves(
-        tiny_llama, calibration(), waves=waves, rounding=Rounding(0.01), say=lambda *done: calls.append(done)
+        tiny_llama, calibration(), waves=waves, rounding=Rounding(0.01), progress=lambda *done: calls.append(done)
     )
     layers = ternary_layers(tiny_llama)
     assert set(found) == set(layers)
@@ -250,11 +250,13 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
             model = copy.deepcopy(parent)
             ternarise(model, settings)
             if aimed:
-                found = compensated(parent, model, calibration(), waves=4, rounding=Rounding(0.1), say=lambda *_: None)
+                found = compensated(
+                    parent, model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None
+                )
                 assert set(found) == {f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")}
                 assert all(torch.equal(value, model.get_parameter(name)) for name, value in found.items())
             else:
-                compensate_in_waves(model, calibration(), waves=4, rounding=Rounding(0.1), say=lambda *_: None)
+                compensate_in_waves(model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None)
             stream = model(fresh, output_hidden_states=True).hidden_states[-1]
             errors.append(float((stream - wanted).square().sum() / wanted.square().sum()))
     assert errors[0] < 0.85 * errors[1]

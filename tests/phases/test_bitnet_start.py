@@ -51,14 +51,14 @@ def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
     ternarise(model, TernarySettings(group_size=16, activation_bits=0, packing="five_trits", skip=[]))
     windows = [torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
     goals: Streams = {}
-    original = follow.Follower._compensate
+    original = follow.BlockwiseCompensator._compensate
 
-    def record(self: Any, group: list[str], x: Tensor, goal: Tensor, say: Tensor | None) -> None:
+    def record(self: Any, group: list[str], x: Tensor, goal: Tensor, token_weights: Tensor | None) -> None:
         goals[group[0]] = goal.clone()
-        original(self, group, x, goal, say)
+        original(self, group, x, goal, token_weights)
 
-    monkeypatch.setattr(follow.Follower, "_compensate", record)
-    follow.compensated(parent, model, windows, waves=1, rounding=Rounding(0.05), say=lambda *_: None)
+    monkeypatch.setattr(follow.BlockwiseCompensator, "_compensate", record)
+    follow.compensated(parent, model, windows, waves=1, rounding=Rounding(0.05), progress=lambda *_: None)
     ours, theirs = streams(model, windows), streams(parent, windows)
     for number in (0, 1):
         layer = f"model.layers.{number}"
@@ -76,7 +76,7 @@ def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
 def test_a_tokens_error_counts_as_one_over_its_squared_size_up_to_four() -> None:
     stream = torch.tensor([1.0, 1.0, 1.0, 0.8, 0.01, 0.0, 10.0])[:, None] * torch.tensor([[0.6, 0.8]])
     expected = torch.tensor([1.0, 1.0, 1.0, 1 / 0.64, 4.0, 4.0, 0.01]) * float(stream.norm(dim=1).median()) ** 2
-    assert torch.allclose(follow._say(stream)[:, 0], expected.clamp_max(4.0))
+    assert torch.allclose(follow._token_weights(stream)[:, 0], expected.clamp_max(4.0))
 
 
 def problem(group_size: int, columns: int = 40) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:

@@ -13,9 +13,9 @@ learns of the quantiser through `register`.
 from agent_forge.config.ternary import ROW, TENSOR, Grid, TernarySettings
 from agent_forge.models.ternary.checkpoint import save_packed
 from agent_forge.models.ternary.codes import (
-    cells_for,
     latents_for,
     multiply_out,
+    project_latents,
     quantise_activations,
     ternary_codes,
     ternary_weight,
@@ -41,10 +41,10 @@ __all__ = [
     "TernaryHfQuantizer",
     "TernaryLinear",
     "TernarySettings",
-    "cells_for",
     "is_skipped",
     "latents_for",
     "multiply_out",
+    "project_latents",
     "quantise_activations",
     "refuse_norm",
     "register",

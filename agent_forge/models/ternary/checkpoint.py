@@ -46,7 +46,7 @@ def save_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | Non
     return write_packed(model, directory / "model.safetensors")
 
 
-class Place(nn.Module):
+class PackedPlaceholder(nn.Module):
     """The bytes of one layer, until transformers has read them. `layer` is the layer it will be."""
 
     bias: nn.Parameter | None
@@ -89,20 +89,20 @@ class Place(nn.Module):
         return layer.train(self.training)
 
 
-def open_places(model: PreTrainedModel) -> None:
+def open_placeholders(model: PreTrainedModel) -> None:
     """Put places for bytes where the model has ternary and rounded layers; a head that is tied waits for its embedding."""
     for name, module in list(model.named_modules()):
         if isinstance(module, RoundedHead) and module.is_tied():
             _forget_tie(model, name)
         elif isinstance(module, (TernaryLinear, RoundedEmbedding, RoundedHead)):
-            put(model, name, Place(module))
+            put(model, name, PackedPlaceholder(module))
             keep_from_initialising(model, [name])
 
 
-def fill_places(model: PreTrainedModel) -> None:
+def fill_placeholders(model: PreTrainedModel) -> None:
     """Turn places back into layers, and tie what was tied."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, Place):
+        if isinstance(module, PackedPlaceholder):
             put(model, name, module.filled())
     for module in list(model.modules()):
         if isinstance(module, RoundedHead) and module.is_tied():

@@ -52,9 +52,9 @@ def ternary_weight(
     the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
     """
     parts = []
-    for block, given in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+    for block, own in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
         result = block.abs()
-        scale = result.mean(-1, keepdim=True, dtype=torch.float32) if given is None else given
+        scale = result.mean(-1, keepdim=True, dtype=torch.float32) if own is None else own
         result.gt_(scale * 0.5).mul_(scale.to(torch.bfloat16).to(weight.dtype)).copysign_(block)
         parts.append(result.view(len(weight), -1).to(dtype or weight.dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -63,27 +63,28 @@ def ternary_weight(
 def ternary_codes(weight: Tensor, group_size: int, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`.
 
-    scales: as there. The one scale of a tensor stands in every row.
+    scales: as in `ternary_weight`. The one scale of a tensor stands in every row.
     """
-    codes, found = [], []
-    for block, given in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+    codes, all_scales = [], []
+    for block, own in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
         magnitude = block.abs()
-        scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32) if given is None else given
+        scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32) if own is None else own
         codes.append((block.sign() * (magnitude > scale * 0.5)).to(torch.int8).view(len(weight), -1))
-        found.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
-    return torch.cat(codes, dim=1), torch.cat(found, dim=1)
+        all_scales.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
+    return torch.cat(codes, dim=1), torch.cat(all_scales, dim=1)
 
 
-def cells_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor) -> Tensor:
-    """Return float32 latents (out, in) that round to these codes with these scales, as near to `near` as that allows.
+def project_latents(codes: Tensor, scales: Tensor, group_size: int, target: Tensor) -> Tensor:
+    """Return the float32 latents (out, in) nearest to `target` that round to these codes.
 
-    For layers whose scales are parameters. scales: (out, groups), or (1, 1) for one a tensor.
+    For layers whose scales are parameters. scales: (out, groups), or (1, 1) for one per tensor.
     """
     scale = multiply_out(torch.ones_like(codes), scales, group_size)
     border, margin = scale * 0.5, scale * _MARGIN
-    size, kept = near.float().abs(), codes != 0
-    beyond = codes * size.masked_fill(near.sign() != codes, 0.0).maximum(border + margin)
-    return torch.where(kept, beyond, torch.copysign(size.minimum(border - margin), near))
+    size, nonzero = target.float().abs(), codes != 0
+    beyond = codes * size.masked_fill(target.sign() != codes, 0.0).maximum(border + margin)
+    inside = torch.copysign(size.minimum(border - margin), target)
+    return torch.where(nonzero, beyond, inside)
 
 
 def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None) -> Tensor:

@@ -121,11 +121,11 @@ class TernaryHfQuantizer(HfQuantizer):
                 f"{self.quantization_config.to_dict()}; the config and the model do not belong together"
             )
         if self.quantization_config.packed:
-            checkpoint.open_places(model)
+            checkpoint.open_placeholders(model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
         if self.quantization_config.packed:
-            checkpoint.fill_places(model)
+            checkpoint.fill_placeholders(model)
             # From here on the model holds latents, and that is how it would be saved.
             self.quantization_config.packed = False
         return model

@@ -26,8 +26,8 @@ from agent_forge.models.ternary import (
     ROW,
     TENSOR,
     TernaryLinear,
-    cells_for,
     multiply_out,
+    project_latents,
     quantise_activations,
     ternary_codes,
     ternary_layers,
@@ -35,7 +35,7 @@ from agent_forge.models.ternary import (
 from agent_forge.phases.bitnet.refine import refined
 
 SCALES = (1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian
-COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not say
+COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not set it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ def compensate_in_waves(
     *,
     waves: int,
     rounding: Rounding,
-    say: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
 ) -> list[str]:
     """Leave the model ternary, with new latents and scales of their own; return the names of the layers that have them.
 
     windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and are not named.
-    say(done, total) is called after each layer. dtype: of the forward passes (autocast).
+    progress(done, total) is called after each layer. dtype: of the forward passes (autocast).
     """
     layers = ternary_layers(model)
     for layer in layers.values():
@@ -88,7 +88,7 @@ def compensate_in_waves(
                 layers[name].free_scales(own)
                 layers[name].blend = 1.0
                 done += 1
-                say(done, len(order))
+                progress(done, len(order))
     for layer in layers.values():
         layer.blend = 1.0
     return order
@@ -145,7 +145,7 @@ def compensate(
     """
     goal = weight.detach().float()
     hessian = hessian.float().clone()
-    # An input that never speaks has no say: its weights are rounded alone.
+    # Inputs that are always zero carry no error: their weights are rounded alone.
     silent = hessian.diagonal() <= 0
     hessian.diagonal()[silent] = 1.0
     hessian.diagonal().add_(rounding.damping * hessian.diagonal().log().mean().exp())
@@ -159,7 +159,7 @@ def compensate(
 
     start = (codes, fit(codes, ternary_codes(goal, group_size)[1]), moved)
     codes, scales, moved = refined(goal, hessian, start, group_size, fit, rounding.sweeps)
-    return cells_for(codes, scales, group_size, near=moved), scales[:1] if group_size == TENSOR else scales
+    return project_latents(codes, scales, group_size, target=moved), scales[:1] if group_size == TENSOR else scales
 
 
 def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -192,10 +192,10 @@ def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
     return codes, moved
 
 
-def best_scale(block: Tensor, say: Tensor) -> Tensor:
+def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
     """Return for each row of block (rows, columns) the multiple of mean|W| whose rounding errs least.
 
-    say: (columns,) what a squared error costs. mean|W| itself is the first candidate, so this is never worse.
+    column_cost: (columns,), what a squared error costs. mean|W| itself is the first candidate, so this is never worse.
     """
     size = block.abs()
     mean = size.mean(1)
@@ -203,7 +203,7 @@ def best_scale(block: Tensor, say: Tensor) -> Tensor:
     found = mean
     for multiple in SCALES:
         scale = mean * multiple
-        error = (size - scale[:, None] * (size > scale[:, None] / 2)).square() @ say
+        error = (size - scale[:, None] * (size > scale[:, None] / 2)).square() @ column_cost
         found = torch.where(error < best, scale, found)
         best = torch.minimum(error, best)
     return found

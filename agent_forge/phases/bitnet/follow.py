@@ -2,9 +2,9 @@
 
 Rounding a layer against its own dense outputs leaves the errors of all layers before it where they are, and they grow.
 Here the goal of a layer is the parent's output on the parent's stream, reached from the student's stream: the best dense
-weight for that is W + mean(d xᵀ) (H + damping)⁻¹, d = wanted - W x, and it is that weight that is rounded (GPTAQ,
-arXiv:2504.02692). Departures: a layer that writes into the residual stream is also asked for what the stream before it
-lacks, and there the error of a token counts relative to the size of its stream. Reads parent, model and calibration
+weight for that is W + mean(d xᵀ) (H + damping)⁻¹, d = goal - W x, and it is that weight that is rounded (GPTAQ,
+arXiv:2504.02692). Departures: a layer that writes into the residual stream also corrects the residual error so far, and
+there the error of a token counts relative to the size of its stream. Reads parent, model and calibration
 windows; changes the model's ternary layers.
 
 Works where the ternary layers stand in blocks (members of a ModuleList) that run once each, one's output being the
@@ -90,20 +90,21 @@ def compensated(
     *,
     waves: int,
     rounding: Rounding,
-    say: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Leave the model ternary with scales of its own, and return them and its latents: name + ".weight" or ".weight_scale".
 
     windows: batches of ids (B, T) int64, all run at their full length. waves: read where the blocks do not stand in line.
-    say(done, total) is called after each layer. Layers that calibration never runs keep their latents and are not returned.
+    progress(done, total) is called after each layer. Layers that calibration never runs keep their latents; they are not
+    returned.
     """
     layers = ternary_layers(model)
     blocks = blocks_in_line(model, windows[0])
     if blocks:
-        names = Follower(parent, model, windows, rounding, dtype).run(blocks, say)
+        names = BlockwiseCompensator(parent, model, windows, rounding, dtype).run(blocks, progress)
     else:
-        names = compensate_in_waves(model, windows, waves=waves, rounding=rounding, say=say, dtype=dtype)
+        names = compensate_in_waves(model, windows, waves=waves, rounding=rounding, progress=progress, dtype=dtype)
     found = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
     for name in names:
         scale = layers[name].weight_scale
@@ -112,7 +113,7 @@ def compensated(
     return found
 
 
-class Follower:
+class BlockwiseCompensator:
     """Goes through the blocks with the parent's stream and the student's, a tensor (B, T, d) a batch of windows."""
 
     def __init__(
@@ -127,7 +128,7 @@ class Follower:
         return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.no_grad()
-    def run(self, blocks: Sequence[Block], say: Callable[[int, int], None]) -> list[str]:
+    def run(self, blocks: Sequence[Block], progress: Callable[[int, int], None]) -> list[str]:
         """Compensate all layers, leaving them ternary with scales of their own; return their names in order."""
         total, done = sum(len(group) for block in blocks for group in block.groups), []
         calls = self._calls(self.parent, [block.name for block in blocks])
@@ -145,12 +146,12 @@ class Follower:
                 writes = len(group) == 1 and additive and goal.shape[1] == gap.shape[1]
                 if writes:
                     aim = aim + goal
-                    self._compensate(group, x, goal + gap, _say(aim))
+                    self._compensate(group, x, goal + gap, _token_weights(aim))
                     gap = gap + goal - self._own(group[0], outputs)
                 else:
                     self._compensate(group, x, goal, None)
                 done += group
-                say(len(done), total)
+                progress(len(done), total)
             wanted, stream = after, self._run(self.model, block, stream, rest)
         return done
 
@@ -200,8 +201,11 @@ class Follower:
         rows = layer.normed(inputs).float()
         return (quantise_activations(rows, layer.activation_bits) if layer.activation_bits else rows), inputs
 
-    def _compensate(self, group: list[str], x: Tensor, goal: Tensor, say: Tensor | None) -> None:
-        """Round a group's layers for inputs x (N, in) and wanted outputs goal (N, out). say: (N, 1), or all alike."""
+    def _compensate(self, group: list[str], x: Tensor, goal: Tensor, token_weights: Tensor | None) -> None:
+        """Round a group's layers for inputs x (N, in) and goal outputs (N, out).
+
+        token_weights: (N, 1), how much the error of each token counts; None for all alike.
+        """
         weight = torch.cat([self.layers[name].weight for name in group]).float()
         missing = goal - x @ weight.T
         rows = [len(self.layers[name].weight) for name in group]
@@ -209,9 +213,13 @@ class Follower:
             bias = self.layers[name].bias
             if bias is not None:
                 part -= bias.float()
-        heard = x if say is None else x * say
+        weighted = x if token_weights is None else x * token_weights
         latents, scales = compensate(
-            weight, heard.T @ x / len(x), self.layers[group[0]].grouping, self.rounding, missing.T @ heard / len(x)
+            weight,
+            weighted.T @ x / len(x),
+            self.layers[group[0]].grouping,
+            self.rounding,
+            missing.T @ weighted / len(x),
         )
         for name, part, own in zip(group, latents.split(rows), scales.expand(len(weight), -1).split(rows), strict=True):
             self.layers[name].weight.copy_(part)
@@ -230,10 +238,11 @@ class Follower:
             return [stream_out(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
 
 
-def _say(stream: Tensor) -> Tensor:
-    """Return what the error of each token counts, (N, 1): as 1 over its squared size, since a norm follows; at most 4.
+def _token_weights(stream: Tensor) -> Tensor:
+    """Return how much the error of each token of a stream (N, d) counts: (N, 1), at most 4.
 
-    The first token of a window is a hundred times as large as the others: it would decide alone. stream: (N, d).
+    It is 1 over the token's squared size, since a norm follows. The first token of a window is a
+    hundred times as large as the others: unweighted, it would decide alone.
     """
     size = stream.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return (size.median() / size).square().clamp_max(4.0)

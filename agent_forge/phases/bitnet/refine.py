@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agent_forge.models.ternary import TENSOR, multiply_out
 
-COLUMNS = 128  # swept before the slopes of the rest are brought up to date, where groups do not say
+COLUMNS = 128  # swept before the slopes of the rest are brought up to date, where groups do not set it
 
 Fit = Callable[[Tensor, Tensor], Tensor]
 

@@ -134,13 +134,13 @@ def start_compensated(
     """
 
     def compute() -> dict[str, torch.Tensor]:
-        def say(done: int, total: int) -> None:
+        def progress(done: int, total: int) -> None:
             events.progress("compensate", done, total)
             out.check_stop()
 
         rounding = Rounding(config.init.damping, config.init.sweeps)
         return compensated(
-            parent, model, windows(), waves=config.init.waves, rounding=rounding, say=say,
+            parent, model, windows(), waves=config.init.waves, rounding=rounding, progress=progress,
             dtype=pick_dtype(config.runtime.dtype),
         )  # fmt: skip
 

@@ -18,9 +18,9 @@ from agent_forge.models.ternary import (
     TernaryConfig,
     TernaryLinear,
     TernarySettings,
-    cells_for,
     latents_for,
     multiply_out,
+    project_latents,
     quantise_activations,
     set_blend,
     ternarise,
@@ -412,11 +412,11 @@ def test_cells_hold_the_codes_for_their_scales_and_move_only_what_lies_outside(g
     groups = 3 if group_size == 16 else 1
     scales = torch.rand(1 if group_size == -1 else 6, groups, generator=generator).add(0.5).to(torch.bfloat16)
     near = torch.randn(6, 40, generator=generator)
-    latents = cells_for(codes, scales, group_size, near)
+    latents = project_latents(codes, scales, group_size, near)
     found, own = ternary_codes(latents, group_size, scales)
     assert torch.equal(found, codes)
     assert torch.equal(own, scales.expand(6, -1))
-    again = cells_for(codes, scales, group_size, latents)
+    again = project_latents(codes, scales, group_size, latents)
     assert torch.equal(again, latents)
     inside = ternary_codes(near, group_size, scales)[0] == codes
     moved = (latents - near).abs() / multiply_out(torch.ones_like(codes), scales, group_size)
