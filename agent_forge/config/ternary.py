@@ -11,30 +11,23 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 ROW, TENSOR = 0, -1  # group sizes that stand for one scale per row and one per tensor
 PACKINGS = ("five_trits", "two_bit")
 EMBEDDING_BITS = (0, 4, 8)
-VECTORS = (0, 2, 4, 8)  # columns a codeword; 0: no vectors
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where rounded weights may lie. bits: of integers; columns: that share a step, 0 is the row; vector: of codewords."""
+    """Where rounded weights may lie. bits: of integers, 0 is float; columns: that share a step, 0 is the row."""
 
     bits: int = 0
     columns: int = 0
-    vector: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in EMBEDDING_BITS:
             raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8")
         if self.columns < 0:
             raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64")
-        if self.vector not in VECTORS or (self.vector and self.bits):
-            raise ConfigError(
-                "embedding_vector must be 0 (no codewords), 2, 4 or 8, and embedding_bits 0 beside it, got "
-                f"{self.vector} and {self.bits}; try embedding_vector=2 embedding_bits=0"
-            )
 
     def __bool__(self) -> bool:
-        return bool(self.bits or self.vector)
+        return bool(self.bits)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,8 +42,6 @@ class TernarySettings:
     # of embeddings and head, rounded in the forward pass too: 8, 4, or 0 for float
     embedding_bits: Annotated[int, OneOf(EMBEDDING_BITS)] = 0
     embedding_group: CountOrNone = 0  # columns of an embedding row that share one step; 0: the whole row
-    # columns of an embedding row that one of 256 codewords stands for; 0: integers, or float
-    embedding_vector: Annotated[int, OneOf(VECTORS)] = 0
     sub_norm: list[Text] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
 
     def __post_init__(self) -> None:
@@ -67,9 +58,17 @@ class TernarySettings:
 
     def embedding_grid(self) -> Grid:
         """Return where the weights of embedding and head may lie."""
-        return Grid(self.embedding_bits, self.embedding_group, self.embedding_vector)
+        return Grid(self.embedding_bits, self.embedding_group)
 
 
 def unknown_packing(name: str) -> ConfigError:
     """Return the error that names the nearest packing and all."""
     return ConfigError(f"no ternary packing '{name}'{did_you_mean(name, PACKINGS)}; known: {', '.join(PACKINGS)}")
+
+
+def no_codewords(where: str, vector: int) -> ConfigError:
+    """Return the error for a model whose embedding lies on codewords, which lost to 4 bits and are gone."""
+    return ConfigError(
+        f"{where} has an embedding of codewords (embedding_vector={vector}), which this forge no longer opens; make the "
+        "float model ternary again, with linear.embedding_bits=4 linear.embedding_group=64"
+    )

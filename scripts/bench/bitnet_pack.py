@@ -154,7 +154,6 @@ def run(arguments: Sequence[str] = ()) -> Result:
     packer.row("latents (what trains on)", Path(args.ternary))
     packer.packed("8 bits", Grid(8))
     packer.packed("4 bits", Grid(4, 64))
-    packer.packed("pairs as codewords", Grid(vector=2))
     packer.compressed("lossless trits, embedding by VPTQ at 2 bits", [VPTQ], 0)
     rates = [{"codec": "waterfill", "loss": loss} for loss in args.losses]
     for megabytes in args.megabytes:

@@ -92,7 +92,7 @@ def test_every_family_is_told_its_share_from_its_config_alone(kind: str) -> None
     [
         ("phi3", ["distill.relation_weight=1"], "no attention of Phi3ForCausalLM has q_proj"),
         ("llama", ["distill.relation_weight=1", "distill.relation_heads=3"], "does not divide"),
-        ("llama", ["linear.embedding_bits=0", "linear.embedding_vector=4", "train.length_tokens=512"], "256 positions"),
+        ("llama", ["train.length_tokens=512"], "256 positions"),
         ("llama", ["linear.group_size=128"], "nothing to make ternary"),
     ],
 )

@@ -4,7 +4,6 @@
     layer.py       the linear layer                       install.py     layers put into a model, and found in it
     codes.py       codes, scales and latents              embedding.py   embeddings and heads on a grid of integers
     packing.py     codes in bytes, and the packed file    checkpoint.py  a packed file as a Hugging Face directory
-    vectors.py     rows of an embedding as codewords
 
 The settings are in agent_forge/config/ternary.py. What other rooms need is named here; transformers
 learns of the quantiser through `register`.

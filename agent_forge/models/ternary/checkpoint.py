@@ -19,8 +19,6 @@ from agent_forge.config.ternary import TENSOR
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
 from agent_forge.models.ternary.codes import latents_for
 from agent_forge.models.ternary.embedding import (
-    CODEWORDS,
-    COLUMN_SCALES,
     RoundedEmbedding,
     RoundedHead,
     codes_shape,
@@ -63,8 +61,6 @@ class PackedPlaceholder(nn.Module):
         else:
             codes = torch.empty(codes_shape(layer.grid, rows, width), dtype=torch.uint8)
             scales = torch.empty(scales_shape(layer.grid, rows, width), dtype=torch.bfloat16)
-            for name in (CODEWORDS, COLUMN_SCALES) if layer.grid.vector else ():
-                self.register_buffer(name, layer.get_buffer(name))
         self.register_buffer(CODES, codes)
         self.register_buffer(SCALES, scales)
         self.bias = getattr(layer, "bias", None)
@@ -79,8 +75,6 @@ class PackedPlaceholder(nn.Module):
             unpacked = unpack(codes, shape, layer.packing)
             layer.weight = nn.Parameter(latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping))
         else:
-            for name in (CODEWORDS, COLUMN_SCALES) if layer.grid.vector else ():
-                layer.register_buffer(name, self.get_buffer(name))
             layer.take_packed(codes, scales)
         if isinstance(layer, (TernaryLinear, RoundedHead)):
             layer.register_parameter("bias", self.bias)

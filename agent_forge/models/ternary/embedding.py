@@ -1,9 +1,8 @@
-"""Embeddings and heads of ternary models, rounded to int8, int4 or codewords while their latent weights train on.
+"""Embeddings and heads of ternary models, rounded to int8 or int4 while their latent weights train on.
 
 `RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They compute with integers times
-one bfloat16 step for each group of columns of a row (absmax / 127 or / 7), or with codewords (vectors.py);
-gradients pass straight through. Rounding what is rounded changes nothing, so weights that lie on the grid stay there bit for
-bit. Reads and writes no file.
+one bfloat16 step for each group of columns of a row (absmax / 127 or / 7); gradients pass straight through. Rounding what
+is rounded changes nothing, so weights that lie on the grid stay there bit for bit. Reads and writes no file.
 """
 
 from typing import Any, Self
@@ -15,11 +14,7 @@ from torch.nn import functional
 from agent_forge.config.ternary import Grid
 from agent_forge.core.errors import CheckpointError
 from agent_forge.models.scaled_embedding import scaled
-from agent_forge.models.ternary import vectors
 from agent_forge.models.ternary.codes import straight_through
-
-# Buffers of a layer whose grid has codewords.
-CODEWORDS, ROW_SCALES, COLUMN_SCALES = "codewords", "row_scales", "column_scales"
 
 
 def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -76,12 +71,12 @@ def packed_columns(width: int, bits: int) -> int:
 
 def codes_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
     """Return the shape of the packed bytes of a weight (rows, width)."""
-    return (rows, width // grid.vector if grid.vector else packed_columns(width, grid.bits))
+    return (rows, packed_columns(width, grid.bits))
 
 
 def scales_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
-    """Return the shape of the steps of a weight (rows, width), or of the scales of its rows."""
-    return (rows, 1 if grid.vector else -(-width // (grid.columns or width)))
+    """Return the shape of the steps of a weight (rows, width)."""
+    return (rows, -(-width // (grid.columns or width)))
 
 
 class _Rounded(nn.Module):
@@ -94,15 +89,6 @@ class _Rounded(nn.Module):
         """Choose the grid. source: a layer with the same weight, whose rounded weight serves both."""
         self.grid = grid
         self._source = [source] if source is not None else []  # a list hides it from modules(): it is no part of this
-        if not grid.vector or source is not None:
-            return
-        rows, width = self.weight.shape
-        shapes = (vectors.CODEWORDS, grid.vector), (rows, 1), (width,)
-        found = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
-        if self.weight.device.type != "meta":
-            found = list(vectors.learned(self.weight, grid.vector))
-        for name, value in zip((CODEWORDS, ROW_SCALES, COLUMN_SCALES), found, strict=True):
-            self.register_buffer(name, value)
 
     def is_tied(self) -> bool:
         """Say whether this layer was made to share the weight of another."""
@@ -123,35 +109,19 @@ class _Rounded(nn.Module):
             self._kept = (key, self._rounded(weight))
         return self._kept[1]
 
-    def _rounded(self, rows: Tensor, which: Tensor | None = None) -> Tensor:
-        """Return rows (..., width) on the grid; which: their numbers (...), where they are not all rows."""
-        if not self.grid.vector:
-            return rounded(rows, self.grid.bits, self.grid.columns)
-        owner: _Rounded = self._source[0] if self._source else self
-        words, columns = owner.get_buffer(CODEWORDS), owner.get_buffer(COLUMN_SCALES)
-        scales = owner.get_buffer(ROW_SCALES) if which is None else owner.get_buffer(ROW_SCALES)[which]
-        indices = vectors.chosen(rows, words, scales, columns)
-        return vectors.values(indices, words, scales, columns).to(rows.dtype)
+    def _rounded(self, rows: Tensor) -> Tensor:
+        """Return rows (..., width) on the grid."""
+        return rounded(rows, self.grid.bits, self.grid.columns)
 
     def packed_parts(self) -> tuple[Tensor, Tensor]:
-        """Return bytes (rows, bytes) uint8, and steps (rows, groups) or scales (rows, 1) in bfloat16."""
-        weight = self.weight.detach()
-        if self.grid.vector:
-            scales = self.get_buffer(ROW_SCALES)
-            words, columns = self.get_buffer(CODEWORDS), self.get_buffer(COLUMN_SCALES)
-            return vectors.chosen(weight, words, scales, columns), scales.to(torch.bfloat16)
-        codes, steps = grid(weight, self.grid.bits, self.grid.columns)
+        """Return bytes (rows, bytes) uint8 and steps (rows, groups) bfloat16."""
+        codes, steps = grid(self.weight.detach(), self.grid.bits, self.grid.columns)
         return pack(codes, self.grid.bits), steps
 
-    def take_packed(self, packed: Tensor, scales: Tensor) -> None:
-        """Take latents that round to exactly these bytes and steps or scales; codewords and columns lie here already."""
-        if self.grid.vector:
-            self.register_buffer(ROW_SCALES, scales)
-            words, columns = self.get_buffer(CODEWORDS), self.get_buffer(COLUMN_SCALES)
-            latents = vectors.values(packed, words, scales, columns)
-        else:
-            latents = values(unpack(packed, self.grid.bits, self.weight.shape[1]), scales, self.grid.columns)
-        self.weight = nn.Parameter(latents)
+    def take_packed(self, packed: Tensor, steps: Tensor) -> None:
+        """Take latents that round to exactly these bytes and steps."""
+        codes = unpack(packed, self.grid.bits, self.weight.shape[1])
+        self.weight = nn.Parameter(values(codes, steps, self.grid.columns))
 
     def packed_bytes(self) -> int:
         """Return the bytes of codes and steps in the packed file; 0 where another layer stores the same weight."""
@@ -159,8 +129,7 @@ class _Rounded(nn.Module):
             return 0
         rows, width = self.weight.shape
         codes, scales = codes_shape(self.grid, rows, width), scales_shape(self.grid, rows, width)
-        shared = 2 * (vectors.CODEWORDS * self.grid.vector + width) if self.grid.vector else 0
-        return codes[0] * codes[1] + 2 * scales[0] * scales[1] + shared
+        return codes[0] * codes[1] + 2 * scales[0] * scales[1]
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget the kept weight."""
@@ -180,7 +149,7 @@ class RoundedEmbedding(_Rounded, nn.Embedding):
         """Return the rounded rows of input (...): (..., width)."""
         rows = super().forward(input)
         with torch.no_grad():
-            exact = self._rounded(rows, input)
+            exact = self._rounded(rows)
         result: Tensor = straight_through(rows, exact) if rows.requires_grad else exact  # type: ignore[no-untyped-call]
         return scaled(result, self.row_factor)
 

@@ -74,7 +74,7 @@ def install_embeddings(model: PreTrainedModel, settings: TernarySettings) -> Non
     if factor is None:
         raise PhaseError(
             f"{type(model).__name__}'s {type(found).__name__} does more than look rows up, so it cannot be rounded; set "
-            "linear.embedding_bits=0 and linear.embedding_vector=0"
+            "linear.embedding_bits=0"
         )
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is found and isinstance(module, nn.Embedding):

@@ -2,8 +2,8 @@
 
 Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
 weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
-the same for rounded embeddings and heads (with `<module>.codewords` and `.column_scales` where bytes stand for vectors),
-every other tensor as it is, and the shapes in the header. Reads and writes only that file.
+the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads and writes
+only that file.
 """
 
 import json
@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agent_forge.checkpoint import atomic
-from agent_forge.config.ternary import unknown_packing
+from agent_forge.config.ternary import no_codewords, unknown_packing
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models.storage import stored_tensors
-from agent_forge.models.ternary import embedding, vectors
+from agent_forge.models.ternary import embedding
 from agent_forge.models.ternary.codes import multiply_out
 
 _FORMAT = "forge_ternary_packed"
@@ -122,8 +122,8 @@ def write_packed(model: PreTrainedModel, path: Path) -> int:
             entry = {"group_size": module.grouping, "packing": module.packing}
         elif callable(getattr(module, "packed_parts", None)) and f"{name}.weight" in tensors:
             codes, (packed, scales) = module.weight, module.packed_parts()
-            entry = {"bits": module.grid.bits, "columns": module.grid.columns, "vector": module.grid.vector}
-            tensors.pop(f"{name}.{embedding.ROW_SCALES}", None)
+            # "vector" is of a coding that is gone; files without it would have other bytes than those of before.
+            entry = {"bits": module.grid.bits, "columns": module.grid.columns, "vector": 0}
         else:
             continue
         tensors.pop(f"{name}.weight")
@@ -152,9 +152,8 @@ def read_packed(path: Path) -> dict[str, Tensor]:
     for name, entry in json.loads(metadata["ternary"]).items():
         packed, scales = tensors.pop(f"{name}.{CODES}"), tensors.pop(f"{name}.{SCALES}")
         if entry.get("vector"):
-            words, columns = (tensors.pop(f"{name}.{key}") for key in (embedding.CODEWORDS, embedding.COLUMN_SCALES))
-            tensors[f"{name}.weight"] = vectors.values(packed, words, scales, columns)
-        elif "bits" in entry:
+            raise no_codewords(str(path), entry["vector"])
+        if "bits" in entry:
             codes = embedding.unpack(packed, entry["bits"], entry["shape"][1])
             tensors[f"{name}.weight"] = embedding.values(codes, scales, entry["columns"])
         else:

@@ -24,7 +24,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.anatomy.swap import own_config
-from agent_forge.config.ternary import Grid, TernarySettings
+from agent_forge.config.ternary import Grid, TernarySettings, no_codewords
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models.ternary import checkpoint
 from agent_forge.models.ternary.install import (
@@ -79,9 +79,7 @@ def round_embeddings(model: PreTrainedModel, grid: Grid) -> None:
     config: Any = getattr(model.config, "quantization_config", None)
     if not isinstance(config, TernaryConfig):
         raise PhaseError(f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`")
-    settings = replace(
-        config.settings(), embedding_bits=grid.bits, embedding_group=grid.columns, embedding_vector=grid.vector
-    )
+    settings = replace(config.settings(), embedding_bits=grid.bits, embedding_group=grid.columns)
     config.__dict__ |= asdict(settings)
     install_embeddings(model, settings)
 
@@ -96,6 +94,9 @@ class TernaryConfig(QuantizationConfigMixin):
     def __init__(self, packed: bool = False, **settings: Any) -> None:
         settings.pop("quant_method", None)
         self.quant_method = METHOD  # type: ignore[assignment]
+        vector = settings.pop("embedding_vector", 0)  # of a coding that is gone; 0 in every config.json of before
+        if vector:
+            raise no_codewords("config.json", vector)
         unknown = sorted(set(settings) - {one.name for one in fields(TernarySettings)})
         if unknown:
             raise ConfigError(f"quantization_config of a {METHOD} model has unknown keys {unknown}; remove them")

@@ -23,7 +23,6 @@ from agent_forge.config.limits import (
     Share,
     SomeWeight,
     Temperature,
-    Text,
     Weight,
     Window,
     data_kinds,

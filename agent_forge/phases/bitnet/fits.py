@@ -24,7 +24,6 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     model = skeleton(model_config)
     _check_length(config, model.config)
     _check_relations(config, model)
-    _check_vectors(config.linear.embedding_vector, model)
     try:
         ternarise(model, config.linear)
     except PhaseError as error:
@@ -71,12 +70,4 @@ def _check_relations(config: Config, model: Any) -> None:
     if width is not None:
         raise ConfigError(
             f"distill.relation_heads={heads} does not divide the projections' width {width}; try distill.relation_heads=1"
-        )
-
-
-def _check_vectors(vector: int, model: Any) -> None:
-    width = model.get_input_embeddings().embedding_dim
-    if vector and width % vector:
-        raise ConfigError(
-            f"linear.embedding_vector={vector} does not divide the embedding's width {width}; try linear.embedding_vector=2"
         )

@@ -276,7 +276,7 @@ def test_ternary_checkpoint_opens_through_transformers_and_keeps_its_layers(tied
     stored = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
     assert stored == {
         "quant_method": "forge_ternary", "group_size": 16, "activation_bits": 8, "packing": "five_trits",
-        "skip": ["lm_head"], "embedding_bits": 0, "embedding_group": 0, "embedding_vector": 0, "sub_norm": [],
+        "skip": ["lm_head"], "embedding_bits": 0, "embedding_group": 0, "sub_norm": [],
         "packed": False,
     }  # fmt: skip
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()

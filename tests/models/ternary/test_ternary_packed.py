@@ -1,6 +1,7 @@
 """Grouping of scales, rounded embeddings, and packed directories on their way through transformers."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from agent_forge.models.ternary import (
     ternary_codes,
     ternary_layers,
     ternary_weight,
-    vectors,
 )
 from agent_forge.models.ternary.embedding import (
     Grid,
@@ -142,15 +142,12 @@ def test_rounded_head_follows_latents_that_change_in_place() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(
-    ("group_size", "bits", "vector"), [(16, 0, 0), (16, 8, 0), (ROW, 4, 0), (TENSOR, 8, 0), (16, 0, 2), (16, 0, 8)]
-)
+@pytest.mark.parametrize(("group_size", "bits"), [(16, 0), (16, 8), (ROW, 4), (TENSOR, 8)])
 def test_packed_directory_opens_through_transformers_and_computes_the_same(
-    group_size: int, bits: int, vector: int, tied: bool, tmp_path: Path
+    group_size: int, bits: int, tied: bool, tmp_path: Path
 ) -> None:
-    model = make_llama(tie_word_embeddings=tied, vocab_size=64 if not vector else 640)
-    grid = {"embedding_bits": bits, "embedding_group": 8, "embedding_vector": vector}
-    names = ternarise(model, make_settings(group_size=group_size, **grid))
+    model = make_llama(tie_word_embeddings=tied)
+    names = ternarise(model, make_settings(group_size=group_size, embedding_bits=bits, embedding_group=8))
     size = save_packed(model, None, tmp_path / "packed")
     assert size == (tmp_path / "packed" / "model.safetensors").stat().st_size
     assert size < 0.5 * 4 * sum(p.numel() for p in model.parameters())
@@ -172,61 +169,41 @@ def test_packed_directory_opens_through_transformers_and_computes_the_same(
 
 def test_deployable_bytes_count_embedding_and_head_as_they_are_packed(tmp_path: Path) -> None:
     sizes = {}
-    for bits, vector in ((0, 0), (4, 0), (8, 0), (2, 4)):
+    for bits in (0, 4, 8):
         model = make_llama(vocab_size=512, tie_word_embeddings=True)
-        ternarise(model, make_settings(embedding_bits=0 if vector else bits, embedding_vector=vector))
+        ternarise(model, make_settings(embedding_bits=bits))
         sizes[bits] = deployable_bytes(model)
         assert 0 <= save_packed(model, None, tmp_path / str(bits)) - sizes[bits] < 6000  # the header's shapes
     assert sizes[0] - sizes[8] == pytest.approx(512 * (4 * 24 - 24 - 2), abs=200)  # and the header's entry
     assert sizes[8] - sizes[4] == pytest.approx(512 * 12, abs=200)
-    assert sizes[4] - sizes[2] == pytest.approx(512 * 6 - 2 * 256 * 4 - 2 * 24, abs=250)  # the codewords are counted
 
 
-def test_embedding_of_codewords_takes_the_nearest_one_and_stays_where_it_is() -> None:
-    weight = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 300)[:, None]
-    weight[7] = 0.0
-    weight[:, 5] *= 20.0
-    words, scales, columns = vectors.learned(weight, 2)
-    indices = vectors.chosen(weight, words, scales, columns)
-    assert indices.shape == (300, 6)
-    coded = vectors.values(indices, words, scales, columns)
-    assert torch.equal(vectors.chosen(coded, words, scales, columns)[torch.arange(300) != 7],
-                       indices[torch.arange(300) != 7])  # fmt: skip
-    assert torch.equal(vectors.values(vectors.chosen(coded, words, scales, columns), words, scales, columns), coded)
-    assert bool((coded[7] == 0).all())
-    unit = (weight / columns.float() / scales.float().clamp_min(1e-30)).view(300, 6, 1, 2)
-    distance = (unit - words.float()).square().sum(-1)
-    assert torch.allclose(distance.gather(2, indices.long()[..., None])[..., 0], distance.amin(2), atol=1e-4)
-    # No code of 4 bits a weight has a relative error below 2^-8 on a Gaussian; a good one of pairs has about 2.5 times that.
-    # Of each column: none is drowned by the large one.
-    error = (coded - weight).square().sum(0) / weight.square().sum(0)
-    assert float(error.mean()) > 2**-8
-    assert float(error.max()) < 8 * 2**-8
-    with pytest.raises(ConfigError, match="does not divide"):
-        vectors.learned(weight, 8)
-
-
-def test_codewords_serve_rows_that_are_looked_up_as_they_serve_the_head() -> None:
-    model = make_llama(tie_word_embeddings=True, vocab_size=640).train()
-    ternarise(model, make_settings(embedding_vector=4))
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    whole = head.quantised_weight()
-    places = torch.tensor([[3, 639], [3, 0]])
-    assert torch.equal(table(places), whole[places])
-    before = whole.clone()
-    with torch.no_grad():
-        table.weight.add_(0.5)
-    assert torch.equal(table(places), head.trained_weight()[places])
-    assert not torch.equal(head.trained_weight(), before)
-    head(torch.randn(3, 24)).sum().backward()
-    assert table.weight.grad is not None
+@pytest.mark.parametrize("packed", [False, True])
+def test_checkpoints_from_when_embeddings_could_be_codewords_open_unless_theirs_are(
+    packed: bool, tmp_path: Path
+) -> None:
+    model = make_llama()
+    ternarise(model, make_settings(embedding_bits=4))
+    if packed:
+        save_packed(model, None, tmp_path)
+    else:
+        save(model, None, tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["embedding_vector"] = 0
+    file.write_text(json.dumps(config))
+    assert torch.equal(logits(load(tmp_path)), logits(model))
+    config["quantization_config"]["embedding_vector"] = 2
+    file.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"codewords \(embedding_vector=2\).*make the float model ternary again"):
+        load(tmp_path)
 
 
 def test_embedding_on_one_grid_can_be_put_on_another(tmp_path: Path) -> None:
     model = make_llama(tie_word_embeddings=True, vocab_size=640)
     ternarise(model, make_settings(embedding_bits=8))
     latents = model.get_input_embeddings().weight
-    for name, wanted in (("four", Grid(4, 8)), ("pairs", Grid(vector=2)), ("eight", Grid(8))):
+    for name, wanted in (("four", Grid(4, 8)), ("eight", Grid(8))):
         round_embeddings(model, wanted)
         assert model.get_input_embeddings().weight is latents
         assert model.get_output_embeddings().weight is latents
@@ -294,11 +271,7 @@ def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_
         compressed.compress(model, coded)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1), ("embedding_vector", 3)]
-)
+@pytest.mark.parametrize(("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1)])
 def test_grid_that_does_not_exist_is_named(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=setting):
         make_settings(**{setting: value})
-    with pytest.raises(ConfigError, match="embedding_bits 0 beside it"):
-        make_settings(embedding_bits=8, embedding_vector=2)
