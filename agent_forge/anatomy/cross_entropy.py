@@ -66,7 +66,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        wide, wanted = head.to(dtype), weights.float()
+        wide, shares = head.to(dtype), weights.float()
         losses = hidden.new_empty(len(targets), dtype=torch.float32)
         wants_hidden, wants_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -78,7 +78,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 inputs, goal = hidden[part].to(dtype), targets[part, None]
                 logits = F.linear(inputs, wide)
                 if fused:
-                    slope, losses[part] = slopes(logits, goal, wanted[part, None])
+                    slope, losses[part] = slopes(logits, goal, shares[part, None])
                 else:
                     slope, losses[part] = _chances(logits.float(), goal)
                 if not wants_hidden and not wants_head:
@@ -86,7 +86,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 if not fused:
                     # The gradient of the weighted sum with respect to the logits.
                     slope.scatter_add_(1, goal, slope.new_full(goal.shape, -1.0))
-                    slope = slope.mul_(wanted[part, None]).to(dtype)
+                    slope = slope.mul_(shares[part, None]).to(dtype)
                 if to_hidden is not None:
                     to_hidden[part] = (slope @ wide).to(hidden.dtype)
                 if wants_head:
@@ -94,7 +94,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(to_hidden, to_head, losses)
         ctx.head_dtype, ctx.weights_dtype = head.dtype, weights.dtype
         ctx.mark_non_differentiable(losses)
-        return (wanted * losses).sum(), losses
+        return (shares * losses).sum(), losses
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

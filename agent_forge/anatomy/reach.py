@@ -29,10 +29,10 @@ class Reach:
     def line(self, verb: str) -> str:
         """Return one line: what share is reached, and what the rest is, largest first."""
         rest = sorted(self.missed.items(), key=lambda one: -one[1])
-        told = [f"{kind} {_percent(n / self.total)}" for kind, n in rest if n >= SMALLEST_SHARE * self.total]
+        parts = [f"{kind} {_percent(n / self.total)}" for kind, n in rest if n >= SMALLEST_SHARE * self.total]
         small = self.total - self.reached - sum(n for _, n in rest if n >= SMALLEST_SHARE * self.total)
-        told += [f"norms, biases and other small tensors {_percent(small / self.total)}"] if small else []
-        return f"{verb} {_percent(self.share)} of {self.total:,} weights; not reached: {', '.join(told) or 'nothing'}"
+        parts += [f"norms, biases and other small tensors {_percent(small / self.total)}"] if small else []
+        return f"{verb} {_percent(self.share)} of {self.total:,} weights; not reached: {', '.join(parts) or 'nothing'}"
 
 
 def _percent(share: float) -> str:
@@ -43,15 +43,15 @@ def counted(model: Any, reached: Iterable[Tensor]) -> Reach:
     """Return what is reached of a model, each weight counted once. reached: parameters of this very model."""
     inside = {id(parameter) for parameter in reached}
     head = model.get_output_embeddings()
-    found = Reach(0, 0)
+    reach = Reach(0, 0)
     for name, parameter in model.named_parameters():
-        found.total += parameter.numel()
+        reach.total += parameter.numel()
         if id(parameter) in inside:
-            found.reached += parameter.numel()
+            reach.reached += parameter.numel()
             continue
         kind = _kind(model.get_submodule(name.rpartition(".")[0]), parameter, head)
-        found.missed[kind] = found.missed.get(kind, 0) + parameter.numel()
-    return found
+        reach.missed[kind] = reach.missed.get(kind, 0) + parameter.numel()
+    return reach
 
 
 def _kind(owner: nn.Module, parameter: nn.Parameter, head: Any) -> str:

@@ -37,8 +37,8 @@ def expected_loss(
     """Return the training loss of a batch, its metrics, and the memory after it.
 
     model: a CognateForCausalLM, whose file imports this one. input_ids, labels: (B, T), labels not shifted; loops:
-    passes to take (None: all that the config has). Without any label the loss is that of memory alone, so that a
-    segment can be there only to be remembered.
+    passes to take (None: all that the config has). Without any label the loss is the cost of memory alone, so
+    that a segment can be there only to be remembered.
     """
     config, stack = model.config, model.model
     targets = labels[:, 1:].flatten()
@@ -87,8 +87,8 @@ def _exit_losses(head: nn.Linear, at: list[Tensor], exits: Tensor, targets: Tens
         losses = torch.stack([token_losses(h, head, targets) for h in at])
         return (exits * losses).sum(0).mean(), losses
     weights = exits.expand(len(at), len(targets)) / len(targets)
-    found = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
-    return torch.stack([loss for loss, _ in found]).sum(), torch.stack([each for _, each in found])
+    pairs = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
+    return torch.stack([loss for loss, _ in pairs]).sum(), torch.stack([each for _, each in pairs])
 
 
 def exit_probabilities(halts: list[Tensor], device: torch.device | None = None) -> Tensor:

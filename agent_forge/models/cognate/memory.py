@@ -4,7 +4,7 @@ A token that surprises the model (high -log p) and resembles no slot yet is writ
 segment ends; later segments read them. Source: surprise-gated test-time memory of Titans, arXiv:2501.00663; here slots
 instead of a fast-weight network. What makes a slot findable and the writing learnable:
 
-- A written slot is a pair: its key is the stream of the token *before* the written one, its value that of the written
+- A written slot is a pair: its key is the stream of the token *before* the written one, its value the stream of the written
   token, both half way up the stack. A later context that looks like the key reads what followed it (as in kNN language
   models, arXiv:1911.00172).
 - The projections of reading and writing start as the identity (in the spirit of mimetic initialisation,
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 @dataclass(slots=True)
 class MemoryState:
-    """Slots written so far, one set a sequence.
+    """Slots written so far, one set per sequence.
 
     keys, values: (batch, written, hidden); log_gate: (batch, written), -inf where a slot is empty; priority: (batch,
     written), the gated surprise-novelty score that the slot was written with, which later tokens must exceed to

@@ -114,8 +114,8 @@ class CognateModel(CognatePreTrainedModel):
     ) -> CognateModelOutput:
         """Return the last hidden state (B, T, d), each token's at its own exit.
 
-        hidden_states, when asked for: the embedding, then each layer's output in the last pass that ran (the last one
-        normed), as transformers' models give them.
+        hidden_states, with output_hidden_states: the embedding, then each layer's output in the last pass that ran (the
+        last one normed), as transformers' models give them.
         """
         x_BTd, rotary, mask, cache, readables = self.prepare(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, memory
@@ -163,7 +163,7 @@ class CognateModel(CognatePreTrainedModel):
         """Return the normed hidden state after each of `loops` passes, loops - 1 halting logits, the last middle stream.
 
         (B, T, d) each, logits (B, T); the middle stream is what memory writes (`middle`). leaving: each token shows the
-        others its state weighed by where it would have left, not that of a token that stays to the end.
+        others its state weighed by where it would have left, not the state of a token that stays to the end.
         """
         x_BTd, rotary, mask, _, readables = self.prepare(input_ids, attention_mask, memory=memory)
         hidden, halts, middle = [], [], x_BTd
@@ -223,20 +223,20 @@ class CognateModel(CognatePreTrainedModel):
         return x_BTd, rotary, mask, past_key_values, self._readables(memory, past_key_values)
 
     def _readables(self, memory: MemoryState | None, cache: Cache | None) -> list[Readable]:
-        """Return each layer's keys and values of memory; those of the bank are kept with the cache while generating."""
+        """Return each layer's keys and values of memory; the bank's stay with the cache while generating."""
         attentions: list[MemoryAttention] = [layer.memory_attn for layer in self.each_layer()]
-        kept: list[Readable] | None = getattr(cache, "cognate_bank", None)
-        if kept is None or torch.is_grad_enabled():
+        readables: list[Readable] | None = getattr(cache, "cognate_bank", None)
+        if readables is None or torch.is_grad_enabled():
             bank = self.memory.read(self.memory.slots, self.memory.slots)
-            kept = [attention.readable(bank) for attention in attentions]
+            readables = [attention.readable(bank) for attention in attentions]
             if cache is not None and not torch.is_grad_enabled():
-                cache.cognate_bank = kept  # type: ignore[attr-defined]
+                cache.cognate_bank = readables  # type: ignore[attr-defined]
         if memory is None:
-            return kept
+            return readables
         written = self.memory.read(memory.keys, memory.values)
         return [
             attention.with_written(bank, written, memory.log_gate)
-            for bank, attention in zip(kept, attentions, strict=True)
+            for bank, attention in zip(readables, attentions, strict=True)
         ]
 
     def _fill_cache(self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, place: int) -> None:
@@ -293,8 +293,8 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = output.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, positions])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)

@@ -81,12 +81,12 @@ class CompressedHfQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """Say that save_pretrained writes the payloads as they are."""
+        """Return True: save_pretrained writes the payloads as they are."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Say that coded weights do not train; what stayed float still can."""
+        """Return False: coded weights do not train; what stayed float still can."""
         return False
 
 
@@ -137,7 +137,7 @@ def _kind(model: nn.Module, name: str) -> list[Any]:
 
 def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
     """Put empty coded modules where the config names them. Raises CheckpointError when the model has no such place."""
-    made: dict[str, Coded] = {}
+    coded: dict[str, Coded] = {}
     for name, (kind, size_bytes, activation_bits, _) in config.tensors.items():
         try:
             if kind == "parameter":
@@ -149,11 +149,11 @@ def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
                 f"config.json names the coded tensor {name}, but {type(model).__name__} has none; "
                 "the config and the model do not belong together"
             ) from None
-        made[name] = _coded_like(old, size_bytes=size_bytes, activation_bits=activation_bits)
-        replace_everywhere(model, old, made[name])
+        coded[name] = _coded_like(old, size_bytes=size_bytes, activation_bits=activation_bits)
+        replace_everywhere(model, old, coded[name])
     for name, source in config.tied.items():
         old = model.get_submodule(name)
-        replace_everywhere(model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=made[source]))
+        replace_everywhere(model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=coded[source]))
     _untie(model)
 
 

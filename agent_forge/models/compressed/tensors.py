@@ -15,18 +15,18 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
     really multiplies with, so a ternary layer gives its ternary weight. An embedding that does more than look rows up and
     scale them is left out, with all that shares its weight.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             if id(module.weight) not in taken and can_be_coded(module):
                 ternary: Any = getattr(module, "quantised_weight", None)
-                found[name] = ternary() if ternary else module.weight.detach()
+                tensors[name] = ternary() if ternary else module.weight.detach()
             taken.add(id(module.weight))
     for name, parameter in model.named_parameters():
         if id(parameter) not in taken and parameter.ndim >= 2 and parameter.is_floating_point():
-            found[name] = parameter.detach()
-    return found
+            tensors[name] = parameter.detach()
+    return tensors
 
 
 def can_be_coded(module: nn.Module) -> bool:

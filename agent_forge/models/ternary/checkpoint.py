@@ -2,8 +2,8 @@
 
 Writes codes and scales (packing.py) with `packed: true` in quantization_config. On loading, places that hold
 bytes stand where the layers will be; when transformers has filled them they become the trainable layers again, with
-latents that round to exactly the stored codes and scales. So memory is that of the latents: what runs from the bytes is
-the compressed checkpoint and agent_forge.runtime.
+latents that round to exactly the stored codes and scales. So a loaded model takes the memory of the latents;
+the compressed checkpoint and agent_forge.runtime run from the bytes.
 """
 
 import copy

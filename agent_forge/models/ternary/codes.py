@@ -19,7 +19,7 @@ _MARGIN = 0.02
 def group_blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
     """Yield (out, groups, size) views of weight (out, in): whole groups first, then the ragged last one.
 
-    With one scale a tensor there is one block (1, 1, out * in).
+    With one scale per tensor there is one block (1, 1, out * in).
     """
     if group_size == TENSOR:
         yield weight.reshape(1, 1, -1)
@@ -48,8 +48,9 @@ def ternary_weight(
 ) -> Tensor:
     """Return the ternary weight of latents (out, in): sign * scale, or 0 where |w| is at most half of it.
 
-    scales: (out, groups) bfloat16, or (1, 1) for one a tensor; None is mean|W| of the group, rounded to bfloat16. dtype: of
-    the result; None takes that of the latents. Training does this at every step: every pass but one is in place.
+    scales: (out, groups) bfloat16, or (1, 1) for one per tensor; None is mean|W| of the group, rounded to bfloat16.
+    dtype: of the result; None takes the dtype of the latents. Training does this at every step: every pass but one is in
+    place.
     """
     parts = []
     for block, own in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
@@ -102,14 +103,14 @@ def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | N
         first = near.shape[1] // group_size if i else 0
         scale = scales[:, first : first + block.shape[1]].float().unsqueeze(-1)
         border, margin = scale * 0.5, scale * _MARGIN
-        kept = code != 0
-        zeros = torch.minimum(block.abs(), border - margin) * ~kept
-        beyond = (block.abs() - border).clamp_min(0).maximum(margin) * kept
-        wanted = scale * block.shape[-1] - border * kept.sum(-1, keepdim=True) - zeros.sum(-1, keepdim=True)
-        stretched = beyond * (wanted / beyond.sum(-1, keepdim=True).clamp_min(1e-30))
+        nonzero = code != 0
+        zeros = torch.minimum(block.abs(), border - margin) * ~nonzero
+        beyond = (block.abs() - border).clamp_min(0).maximum(margin) * nonzero
+        target_sum = scale * block.shape[-1] - border * nonzero.sum(-1, keepdim=True) - zeros.sum(-1, keepdim=True)
+        stretched = beyond * (target_sum / beyond.sum(-1, keepdim=True).clamp_min(1e-30))
         # A group without any code but 0 can only have the scale 0.
-        latents = torch.where(kept, code * (border + stretched), torch.copysign(zeros, block))
-        parts.append(torch.where(kept.any(-1, keepdim=True), latents, 0.0).view(len(near), -1))
+        latents = torch.where(nonzero, code * (border + stretched), torch.copysign(zeros, block))
+        parts.append(torch.where(nonzero.any(-1, keepdim=True), latents, 0.0).view(len(near), -1))
     return torch.cat(parts, dim=1)
 
 
@@ -123,7 +124,7 @@ def quantise_activations(x: Tensor, bits: int) -> Tensor:
 def multiply_out(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
     """Return codes (out, in) times the scale of their group, scales (out, groups) or (1, 1), as float32.
 
-    group_size: 0 and -1 stand for one scale a row and one a tensor.
+    group_size: 0 and -1 stand for one scale per row and one per tensor.
     """
     columns = group_size if group_size > 0 else codes.shape[1]
     wide = scales.float().repeat_interleave(columns, dim=1)[:, : codes.shape[1]]

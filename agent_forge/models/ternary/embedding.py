@@ -46,7 +46,7 @@ def _blocks(weight: Tensor, columns: int) -> Tensor:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Return codes (rows, width) int8 as bytes: uint8 (rows, bytes), two codes a byte at 4 bits."""
+    """Return codes (rows, width) int8 as bytes: uint8 (rows, bytes), two codes per byte at 4 bits."""
     if bits == 8:
         return codes.view(torch.uint8)
     digits = (functional.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8).unflatten(1, (-1, 2))
@@ -54,10 +54,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Return the codes of `pack`. Raises CheckpointError when the bytes a row do not fit the width."""
+    """Return the codes of `pack`. Raises CheckpointError when the bytes per row do not fit the width."""
     if packed.shape[1] != packed_columns(width, bits):
         raise CheckpointError(
-            f"{packed.shape[1]:,} bytes a row do not hold {width:,} codes of {bits} bits; the file is damaged"
+            f"{packed.shape[1]:,} bytes per row do not hold {width:,} codes of {bits} bits; the file is damaged"
         )
     if bits == 8:
         return packed.view(torch.int8)
@@ -88,10 +88,12 @@ class _Rounded(nn.Module):
     def set_grid(self, grid: Grid, source: "_Rounded | None" = None) -> None:
         """Choose the grid. source: a layer with the same weight, whose rounded weight serves both."""
         self.grid = grid
-        self._source = [source] if source is not None else []  # a list hides it from modules(): it is no part of this
+        self._source = (
+            [source] if source is not None else []
+        )  # a list hides it from modules(): it does not belong to this
 
     def is_tied(self) -> bool:
-        """Say whether this layer was made to share the weight of another."""
+        """Return whether this layer shares the weight of another by design."""
         return bool(self._source)
 
     def tied_to(self) -> "_Rounded":
@@ -162,10 +164,10 @@ class RoundedHead(_Rounded, nn.Linear):
         return functional.linear(input, self.trained_weight(), self.bias)
 
     def trained_weight(self) -> Tensor:
-        """Return the rounded weight; its gradient, where one is wanted, goes to the latents."""
+        """Return the rounded weight; its gradient goes to the latents."""
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.quantised_weight()
-        # Made anew: a fused optimiser changes weights without a word.
+        # Computed every time: a fused optimiser changes weights without a new version number.
         with torch.no_grad():
             weight = self._rounded(self.weight)
         through: Tensor = straight_through(self.weight, weight)  # type: ignore[no-untyped-call]

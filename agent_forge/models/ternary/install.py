@@ -23,11 +23,11 @@ def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
 
 def rounded_embeddings(model: nn.Module) -> dict[str, RoundedEmbedding | RoundedHead]:
     """Return the embedding and head that are on a grid, by name, each weight once."""
-    found: dict[str, RoundedEmbedding | RoundedHead] = {}
+    rounded: dict[str, RoundedEmbedding | RoundedHead] = {}
     for name, module in model.named_modules():
         if isinstance(module, RoundedEmbedding) or (isinstance(module, RoundedHead) and not module.is_tied()):
-            found[name] = module
-    return found
+            rounded[name] = module
+    return rounded
 
 
 def set_blend(model: nn.Module, blend: float) -> None:
@@ -38,21 +38,21 @@ def set_blend(model: nn.Module, blend: float) -> None:
 
 def install_layers(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     """Replace linears by ternary layers, and embeddings by rounded ones where settings say so; return the linears' names."""
-    made: dict[int, nn.Module] = {}
+    new: dict[int, nn.Module] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
         inputs = input_width(module)
         if inputs is None or inputs < settings.group_size or is_skipped(name, settings.skip):
             continue
-        if id(module) not in made:
+        if id(module) not in new:
             linear = TransposedLinear.of(module) if isinstance(module, Conv1D) else module
             assert isinstance(linear, nn.Linear)
             layer = TernaryLinear.from_linear(linear, settings)
             if is_skipped(name, settings.sub_norm):
                 layer.add_norm()
-            made[id(module)] = layer
+            new[id(module)] = layer
             names.append(name)
-        put(model, name, made[id(module)])
+        put(model, name, new[id(module)])
     if settings.embedding_grid():
         install_embeddings(model, settings)
     return names
@@ -67,17 +67,17 @@ def input_width(module: nn.Module) -> int | None:
 
 def install_embeddings(model: PreTrainedModel, settings: TernarySettings) -> None:
     """Put rounded layers in the place of the token embedding and the head."""
-    found, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
     rounded: RoundedEmbedding | None = None
     tied = bool(getattr(model, "all_tied_weights_keys", None)) and head is not None
-    factor = scale_of(found)
+    factor = scale_of(table)
     if factor is None:
         raise PhaseError(
-            f"{type(model).__name__}'s {type(found).__name__} does more than look rows up, so it cannot be rounded; set "
+            f"{type(model).__name__}'s {type(table).__name__} does more than look rows up, so it cannot be rounded; set "
             "linear.embedding_bits=0"
         )
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is found and isinstance(module, nn.Embedding):
+        if module is table and isinstance(module, nn.Embedding):
             if rounded is None:
                 rounded = RoundedEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
                 rounded.row_factor = factor
@@ -93,5 +93,5 @@ def install_embeddings(model: PreTrainedModel, settings: TernarySettings) -> Non
 
 
 def is_skipped(name: str, patterns: Sequence[str]) -> bool:
-    """Say whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
+    """Return whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
     return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))

@@ -52,12 +52,12 @@ class TernaryLinear(nn.Linear):
 
     blend (lambda): 0 is the dense layer on the latents, 1 the ternary layer, between them w + lambda * (ternary - w).
     A plain attribute: it is not stored, and a loaded layer has 1. norm_weight (in,), where there is one: the input is
-    divided by its root mean square and multiplied by it before all else. Without gradients the ternary weight is kept until
-    the latents change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data` goes
-    unseen.
+    divided by its root mean square and multiplied by it before all else. Without gradients the ternary weight is cached
+    until the latents change (in place, by optimiser, `copy_` or load) or the mode is set; only a write through `.data`
+    goes unseen.
 
     weight_scale: normally None, and the scale of a group is mean|latents|. While `free_scales` holds it is a parameter of
-    its own, flat: (out * groups,), or (1,) for one a tensor; the file format has no place for it, `tie_scales` ends it.
+    its own, flat: (out * groups,), or (1,) for one per tensor; the file format has no place for it, `tie_scales` ends it.
     """
 
     norm_weight: nn.Parameter | None
@@ -71,7 +71,7 @@ class TernaryLinear(nn.Linear):
         self.register_parameter("norm_weight", None)
         self.register_parameter("weight_scale", None)
         self.grouping = settings.group_size
-        # Whoever wants to know which weights of a row share a scale.
+        # How many weights of a row share a scale, for other rooms.
         self.group_size = settings.group_size if settings.group_size > 0 else in_features
         self.activation_bits = settings.activation_bits
         self.packing = settings.packing
@@ -109,10 +109,10 @@ class TernaryLinear(nn.Linear):
 
     @torch.no_grad()
     def free_scales(self, scales: Tensor | None = None) -> None:
-        """Make the scales parameters. scales: (out, groups) or (1, 1); None takes those of the latents."""
-        found = self.ternary_parts()[1] if scales is None else scales
-        found = found[:1] if self.grouping == TENSOR else found
-        self.weight_scale = nn.Parameter(found.reshape(-1).to(self.weight, copy=True))
+        """Make the scales parameters. scales: (out, groups) or (1, 1); None takes the scales of the latents."""
+        start = self.ternary_parts()[1] if scales is None else scales
+        start = start[:1] if self.grouping == TENSOR else start
+        self.weight_scale = nn.Parameter(start.reshape(-1).to(self.weight, copy=True))
         self._kept = None
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class TernaryLinear(nn.Linear):
 
     @property
     def scales_shape(self) -> tuple[int, int]:
-        """Return the shape of scales as the packed file has them: (out, groups), or (1, 1) for one a tensor."""
+        """Return the shape of scales as the packed file has them: (out, groups), or (1, 1) for one per tensor."""
         return (1, 1) if self.grouping == TENSOR else (self.out_features, -(-self.in_features // self.group_size))
 
     def normed(self, x: Tensor) -> Tensor:

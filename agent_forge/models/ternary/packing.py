@@ -1,7 +1,7 @@
 """Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
 
-Two packings of codes -1, 0, +1: `two_bit` holds four codes a byte, `five_trits` five (3^5 = 243 values; 1.6 bit a
-weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
+Two packings of codes -1, 0, +1: `two_bit` holds four codes per byte, `five_trits` five (3^5 = 243 values; 1.6 bits
+per weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
 the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads and writes
 only that file.
 """
@@ -31,7 +31,7 @@ _POWERS = (1, 3, 9, 27, 81)
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """One way to write codes: how many a byte, the digits of a byte, and back."""
+    """One way to write codes: how many per byte, the digits of a byte, and back."""
 
     codes_per_byte: int
     pack: Callable[[Tensor], Tensor]  # (bytes, codes_per_byte) uint8 digits 0..2 -> (bytes,) uint8
@@ -145,7 +145,7 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("forge") != _FORMAT:
-                raise CheckpointError(f"{path} is no packed ternary file (format {metadata.get('forge')!r})")
+                raise CheckpointError(f"{path} is not a packed ternary file (format {metadata.get('forge')!r})")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the packed file {path}: {error}; write it again") from None

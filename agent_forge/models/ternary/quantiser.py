@@ -1,13 +1,13 @@
 """Linear layers with trainable ternary weights (1.58 bit), and the quantiser that lets transformers load them.
 
-A `TernaryLinear` keeps a latent float `weight`. Its forward uses codes -1, 0, +1 times one scale a group of 128
+A `TernaryLinear` keeps a latent float `weight`. Its forward uses codes -1, 0, +1 times one scale per group of 128
 inputs, and int8 activations; gradients pass straight through to the latents. `ternarise` puts them into any causal LM
 and notes that in config.json (`quantization_config`), so `AutoModelForCausalLM.from_pretrained` builds the same layers
 again. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging Face's 1.58-bit fine-tuning.
 
-Departures: one scale a group instead of a tensor (outliers stay local); scales are rounded to bfloat16 in the forward
-too, so that the packed file computes exactly what was trained. SubLN is a
-setting, and off: the parent was trained without it.
+Departures: one scale per group instead of per tensor (outliers stay local); scales are rounded to bfloat16 in the
+forward too, so that the packed file computes exactly what was trained. SubLN is a setting, and off: the parent was
+trained without it.
 """
 
 from collections.abc import Mapping
@@ -132,17 +132,17 @@ class TernaryHfQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> bool:
-        """Say that save_pretrained keeps what this quantiser made: latents are plain float tensors."""
+        """Return True: latents are plain float tensors, and save_pretrained writes them."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Say that the layers train: gradients reach the latents."""
+        """Return True: gradients reach the latents."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Say that training goes through the rounding."""
+        """Return True: training goes through the rounding."""
         return True
 
 

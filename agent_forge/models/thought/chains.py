@@ -1,4 +1,4 @@
-"""Write many thoughts at once on a key-value cache, one column a step for each.
+"""Write many thoughts at once on a key-value cache, one column per step for each.
 
 Used to sample thoughts in training and to think in generate(), which removes the columns by cropping the cache.
 """
@@ -15,7 +15,7 @@ from agent_forge.models.thought import layout
 
 
 class Chains:
-    """Thoughts being written on a cache: P positions times N thoughts, one column each a step."""
+    """Thoughts being written on a cache: P positions times N thoughts, one column each per step."""
 
     def __init__(
         self,

@@ -80,8 +80,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
         return logits.argmax(-1)
     cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
     point = (uniform * cumulative[..., -1]).unsqueeze(-1)
-    found = torch.searchsorted(cumulative.contiguous(), point, right=True).squeeze(-1)
-    return found.clamp_max(logits.shape[-1] - 1)
+    index = torch.searchsorted(cumulative.contiguous(), point, right=True).squeeze(-1)
+    return index.clamp_max(logits.shape[-1] - 1)
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:

@@ -114,7 +114,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def thinks(self) -> bool:
-        """Say whether generate() may think: the gate can open."""
+        """Return whether generate() may think: the gate can open."""
         return self.config.gate_entropy_nats is not None
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Error-compensated ternary rounding: round column by column and let later columns make up for the error.
 
-The error that counts is that of a layer's outputs, tr(dW H dWᵀ) with H = XᵀX of its inputs. GPTQ (arXiv:2210.17323)
+The error that counts is the error of a layer's outputs, tr(dW H dWᵀ) with H = XᵀX of its inputs. GPTQ (arXiv:2210.17323)
 rounds the columns in order and moves the rest against each error along H⁻¹. Reads a model whose ternary layers are
 still dense (lambda 0) and calibration windows; leaves latents in the cells of the compensated codes, and scales. Departures:
 the scale of a group is chosen when its turn comes, by what its rounding then costs; and when all codes are known, the
@@ -154,8 +154,8 @@ def compensate(
         goal = goal + torch.cholesky_solve(pull.double().T, lower).T.float()
     codes, moved = _round_in_order(goal, upper_from(lower), group_size)
 
-    def fit(found: Tensor, otherwise: Tensor) -> Tensor:
-        return _fit_scales(goal, found, hessian, group_size, otherwise).expand(len(goal), -1)
+    def fit(chosen_codes: Tensor, otherwise: Tensor) -> Tensor:
+        return _fit_scales(goal, chosen_codes, hessian, group_size, otherwise).expand(len(goal), -1)
 
     start = (codes, fit(codes, ternary_codes(goal, group_size)[1]), moved)
     codes, scales, moved = refined(goal, hessian, start, group_size, fit, rounding.sweeps)
@@ -200,19 +200,19 @@ def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
     size = block.abs()
     mean = size.mean(1)
     best = torch.full_like(mean, torch.inf)
-    found = mean
+    best_so_far = mean
     for multiple in SCALES:
         scale = mean * multiple
         error = (size - scale[:, None] * (size > scale[:, None] / 2)).square() @ column_cost
-        found = torch.where(error < best, scale, found)
+        best_so_far = torch.where(error < best, scale, best_so_far)
         best = torch.minimum(error, best)
-    return found
+    return best_so_far
 
 
 def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int, otherwise: Tensor) -> Tensor:
     """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's, or the tensor's.
 
-    A row whose best scales are not all positive takes those of `otherwise` (out, groups).
+    A row whose best scales are not all positive takes the scales of `otherwise` (out, groups).
     """
     size = group_size if group_size > 0 else codes.shape[1]
     columns = [slice(start, start + size) for start in range(0, codes.shape[1], size)]

@@ -71,7 +71,10 @@ def _observed(
 
 
 def _same_input(inputs: list[tuple[str, Tensor]], layers: dict[str, TernaryLinear]) -> list[list[str]]:
-    """Return names by input: rows do not know of each other, so they are rounded at once. One scale a tensor: alone."""
+    """Return names by input: rows do not depend on each other, so layers with one input are rounded at once.
+
+    A layer with one scale per tensor stays alone.
+    """
     groups: list[tuple[Tensor, list[str]]] = []
     for name, x in inputs:
         together = groups and groups[-1][0] is x and layers[name].grouping != TENSOR
@@ -105,12 +108,12 @@ def compensated(
         names = BlockwiseCompensator(parent, model, windows, rounding, dtype).run(blocks, progress)
     else:
         names = compensate_in_waves(model, windows, waves=waves, rounding=rounding, progress=progress, dtype=dtype)
-    found = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
+    state = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
     for name in names:
         scale = layers[name].weight_scale
         assert scale is not None
-        found[f"{name}.weight_scale"] = scale.detach().clone()
-    return found
+        state[f"{name}.weight_scale"] = scale.detach().clone()
+    return state
 
 
 class BlockwiseCompensator:
@@ -132,13 +135,13 @@ class BlockwiseCompensator:
         """Compensate all layers, leaving them ternary with scales of their own; return their names in order."""
         total, done = sum(len(group) for block in blocks for group in block.groups), []
         calls = self._calls(self.parent, [block.name for block in blocks])
-        wanted = [call[blocks[0].name][0][0] for call in calls]
+        target_stream = [call[blocks[0].name][0][0] for call in calls]
         stream = [call[blocks[0].name][0][0] for call in self._calls(self.model, [blocks[0].name])]
         for block in blocks:
             rest = [(call[block.name][0][1:], call[block.name][1]) for call in calls]
-            goals, after = self._parents(block, wanted, rest)
-            additive = _is_additive(block, goals, wanted, after)
-            aim = _rows(wanted)  # the parent's stream, as far as the block has come
+            goals, after = self._parents(block, target_stream, rest)
+            additive = _is_additive(block, goals, target_stream, after)
+            aim = _rows(target_stream)  # the parent's stream, as far as the block has come
             gap = aim - _rows(stream)
             for group in block.groups:
                 x, outputs = self._inputs(block, group, stream, rest)
@@ -152,7 +155,7 @@ class BlockwiseCompensator:
                     self._compensate(group, x, goal, None)
                 done += group
                 progress(len(done), total)
-            wanted, stream = after, self._run(self.model, block, stream, rest)
+            target_stream, stream = after, self._run(self.model, block, stream, rest)
         return done
 
     def _calls(self, model: nn.Module, blocks: Sequence[str]) -> list[dict[str, Call]]:
@@ -249,7 +252,7 @@ def _token_weights(stream: Tensor) -> Tensor:
 
 
 def _is_additive(block: Block, goals: dict[str, Tensor], before: list[Tensor], after: list[Tensor]) -> bool:
-    """Say whether the block's output is its input plus the outputs of its layers that stand alone and have its width."""
+    """Return whether the block's output is its input plus the outputs of its layers that stand alone and have its width."""
     change = _rows(after) - _rows(before)
     left = change.clone()
     for group in block.groups:

@@ -37,14 +37,14 @@ def refined(
     codes, scales, wishes = start
     slope, error = _slope_and_error(goal_RC, hessian_CC, codes, scales, group_size)
     for _ in range(sweeps):
-        tried, wanted = _sweep(hessian_CC, slope, codes, scales, group_size)
+        tried, tried_wishes = _sweep(hessian_CC, slope, codes, scales, group_size)
         fitted = fit(tried, scales)
         new_slope, new_error = _slope_and_error(goal_RC, hessian_CC, tried, fitted, group_size)
-        # With one scale a tensor the rows stand or fall together.
+        # With one scale per tensor the rows stand or fall together.
         better = new_error < error if group_size != TENSOR else (new_error.sum() < error.sum()).expand_as(error)
         codes, scales, wishes, slope = (
             torch.where(better[:, None], new, old)
-            for new, old in ((tried, codes), (fitted, scales), (wanted, wishes), (new_slope, slope))
+            for new, old in ((tried, codes), (fitted, scales), (tried_wishes, wishes), (new_slope, slope))
         )
         error = torch.where(better, new_error, error)
     return codes, scales, wishes

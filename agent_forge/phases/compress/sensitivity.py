@@ -1,7 +1,7 @@
 """How much the loss rises when a tensor changes: second-order estimates from calibration windows.
 
 A linear layer used N times over T tokens, with inputs x and output gradients g, costs
-½ N/T Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats a token; an embedding the same with its rows' counts and E[g gᵀ]; any other
+½ N/T Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding the same with its rows' counts and E[g gᵀ]; any other
 tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text;
 the output head needs none of them, its E[g²] is E[p (1 - p)]. How often a token comes may be counted on far more text than
 the windows, for no model has to read it; one that was never seen counts as often as the share of tokens seen once says
@@ -38,7 +38,7 @@ ZIPF_OFFSET = 256
 
 @dataclass(slots=True)
 class Use:
-    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in); together nats a token."""
+    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in); together nats per token."""
 
     rows: Tensor
     columns: Tensor
@@ -53,7 +53,7 @@ class Sensitivity:
 
     @property
     def known(self) -> bool:
-        """Say whether calibration reached the tensor."""
+        """Return whether calibration reached the tensor."""
         return bool(self.uses) or self.fisher is not None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -75,14 +75,14 @@ class Sensitivity:
         return Sensitivity(uses, None if self.fisher is None else self.fisher.to(device))
 
     def distortion(self, error: Tensor) -> float:
-        """Return the estimated rise of the loss in nats a token for an error (rows, columns) of the weights."""
+        """Return the estimated rise of the loss in nats per token for an error (rows, columns) of the weights."""
         total = sum(float(use.rows @ ((error @ use.columns) * error).sum(1)) for use in self.uses)
         if self.fisher is not None:
             total += float((self.fisher * error.square()).sum())
         return 0.5 * max(total, 0.0)
 
     def curvature(self) -> tuple[Tensor, Tensor] | None:
-        """Return (rows, columns (in, in)) whose product stands for the second derivative in nats a token, or None.
+        """Return (rows, columns (in, in)) whose product stands for the second derivative in nats per token, or None.
 
         Several uses, and a Fisher matrix without structure, are replaced by the product that agrees with them in every
         row's trace and in the sum over rows.
@@ -126,7 +126,7 @@ class Collector:
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 self.sums[name] = _Sums(torch.zeros(len(module.weight), device=module.weight.device))
                 hooks.append((module, self._forward_hook(self.sums[name])))
-                # Gradients of outputs are wanted, not of weights: that saves a third of the work, and their memory.
+                # Gradients of outputs are needed, not of weights: that saves a third of the work, and their memory.
                 if module.weight.requires_grad:
                     module.weight.requires_grad_(False)
                     self._frozen.append(module.weight)
@@ -294,7 +294,7 @@ def remembered(
     limit_bytes: float = math.inf,
     other_share: float = 0.0,
 ) -> Callable[[str], Sensitivity]:
-    """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file a tensor."""
+    """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file per tensor."""
     files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
 
     def measured(wanted: str) -> dict[str, Tensor]:

@@ -262,7 +262,7 @@ def test_damaged_or_foreign_packed_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"packed\.safetensors"):
         read_packed(path)
     save(make_llama(), None, tmp_path / "plain")
-    with pytest.raises(CheckpointError, match="no packed ternary file"):
+    with pytest.raises(CheckpointError, match="not a packed ternary file"):
         read_packed(tmp_path / "plain" / "model.safetensors")
 
 
