@@ -29,7 +29,7 @@ _log = logging.getLogger("agent_forge")
 def rows_at_once(count: int, vocabulary: int, device: torch.device, most_rows: int = 0) -> int:
     """Return how many of `count` rows of logits to hold at once on an accelerator: even chunks that fit.
 
-    Chosen once for a count, a vocabulary and a device. most_rows: never more than these; 0 is no limit.
+    Chosen once for a count, a vocabulary and a device. most_rows: never more than these; 0 means without a limit.
     """
     free = free_bytes(device)
     entries = int(SHARE_OF_FREE * free / BYTES_PER_ENTRY)

@@ -20,9 +20,9 @@ def test_the_second_moment_is_the_sum_of_outer_products_whatever_the_model_compu
     half = x.bfloat16()
     exact = sum(torch.outer(row, row) for row in half.double().flatten(0, -2))
     with torch.autocast("cpu", torch.bfloat16):
-        found = second_moment(half)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+        actual = second_moment(half)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_rounding_happens_before_the_product() -> None:

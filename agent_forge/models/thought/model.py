@@ -174,11 +174,11 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         thinking = self._thought_seed is not None and use_cache is not False
         if thinking:
             kwargs["output_hidden_states"] = True
-        given = {
+        inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "labels": labels,
             "past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache,
         }  # fmt: skip
-        outputs = self.base(**{name: value for name, value in given.items() if value is not None}, **kwargs)
+        outputs = self.base(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
         if not thinking:
             return outputs
         return self._think_at_end(outputs, attention_mask, {k: v for k, v in kwargs.items() if k == "memory"})
@@ -362,8 +362,9 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             )
         kinds = {kind for kind in getattr(self.base.config, "layer_types", None) or () if kind != "full_attention"}
         if kinds:
-            found = ", ".join(sorted(kinds))
-            raise PhaseError(f"{name} cannot think: thoughts need full attention in every layer, it has {found}")
+            raise PhaseError(
+                f"{name} cannot think: thoughts need full attention in every layer, it has {', '.join(sorted(kinds))}"
+            )
         ids = torch.arange(3, device=self.base.device) % self.config.vocab_size
         embeds = self.base.get_input_embeddings()(ids).expand(2, 3, -1).clone()
         embeds[1, 0] = 1.0 - embeds[1, 0]

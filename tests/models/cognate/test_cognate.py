@@ -230,8 +230,8 @@ def test_untrained_reads_find_the_context_that_was_written_before_anything_is_le
         readable = attention.with_written(
             attention.readable(bank.read(bank.slots, bank.slots)), bank.read(state.keys, state.values), state.log_gate
         )
-        found = attention(stream[:, :-1], readable)
-    similar = torch.einsum("bqd,bkd->bqk", F.normalize(found, dim=-1), F.normalize(state.values, dim=-1))
+        actual = attention(stream[:, :-1], readable)
+    similar = torch.einsum("bqd,bkd->bqk", F.normalize(actual, dim=-1), F.normalize(state.values, dim=-1))
     assert similar.argmax(-1).eq(torch.arange(9)).float().mean() > 0.95
 
 
@@ -347,5 +347,5 @@ def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
     chunked, again, others = both()
     torch.testing.assert_close(chunked, whole)
     assert again == pytest.approx(named, rel=1e-5)
-    for found, wanted in zip(others, gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    for actual, target in zip(others, gradients, strict=True):
+        torch.testing.assert_close(actual, target, rtol=1e-4, atol=1e-6)

@@ -40,25 +40,25 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, step: int, steps: in
 
 def facts_and_questions(rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return facts, other text, questions about all facts in any order, and labels of their two-digit answers."""
-    facts, asked = np.zeros((rows, FACTS * 5), int), np.zeros((rows, FACTS * 5), int)
+    facts, question = np.zeros((rows, FACTS * 5), int), np.zeros((rows, FACTS * 5), int)
     for row in range(rows):
         pairs = [(10 + key, 30 + generator.integers(10, size=2)) for key in generator.permutation(20)[:FACTS]]
         facts[row] = np.concatenate([[1, key, 2, *code] for key, code in pairs])
-        asked[row] = np.concatenate([[4, pairs[i][0], 5, *pairs[i][1]] for i in generator.permutation(FACTS)])
-    labels = np.where(asked >= 30, asked, -100)
+        question[row] = np.concatenate([[4, pairs[i][0], 5, *pairs[i][1]] for i in generator.permutation(FACTS)])
+    labels = np.where(question >= 30, question, -100)
     filler = generator.integers(40, 64, (rows, FILLER))
-    return torch.tensor(facts), torch.tensor(filler), torch.tensor(asked), torch.tensor(labels)
+    return torch.tensor(facts), torch.tensor(filler), torch.tensor(question), torch.tensor(labels)
 
 
 def recalled(model: CognateForCausalLM, write: bool) -> float:
     """Return the share of codes that are right in both digits, of facts two segments before."""
-    facts, filler, asked, labels = facts_and_questions(128, np.random.default_rng(999))
+    facts, filler, question, labels = facts_and_questions(128, np.random.default_rng(999))
     with torch.no_grad():
         state = model(facts, write_memory=write).memory
         state = model(filler, memory=state, write_memory=write).memory
-        found = model(asked, memory=state, write_memory=False).logits.argmax(-1)[:, :-1]
+        actual = model(question, memory=state, write_memory=False).logits.argmax(-1)[:, :-1]
     counted = labels[:, 1:] != -100
-    return float((found == labels[:, 1:])[counted].view(-1, 2).all(1).float().mean())
+    return float((actual == labels[:, 1:])[counted].view(-1, 2).all(1).float().mean())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -66,12 +66,12 @@ def test_facts_are_recalled_across_segments_with_writes_on_and_at_chance_with_wr
     model, generator, steps = learner(seed), np.random.default_rng(seed), 280
     optimiser = torch.optim.AdamW([{"params": model.parameters(), "peak": 3e-3}], weight_decay=0.01)
     for step in range(steps):
-        facts, filler, asked, labels = facts_and_questions(16, generator)
+        facts, filler, question, labels = facts_and_questions(16, generator)
         context, _, memory = cognate_loss.expected_loss(model, facts, facts, write_memory=True)
         if step > 0.25 * steps:
             text, _, memory = cognate_loss.expected_loss(model, filler, filler, memory=memory, write_memory=True)
             context = (context + text) / 2
-        loss, _, _ = cognate_loss.expected_loss(model, asked, labels, memory=memory)
+        loss, _, _ = cognate_loss.expected_loss(model, question, labels, memory=memory)
         descend(optimiser, loss + 0.3 * context, step, steps)
     model.eval()
     assert recalled(model, write=True) >= 0.9

@@ -236,11 +236,11 @@ def test_a_few_tokens_through_the_kernels_give_the_logits_of_the_dense_weights(
         patch.setattr(layers, "PACKED_TOKENS", 0)
         expected = logits(model)
         assert not any(module._packed for module in compressed.coded_modules(model).values())
-    found = logits(model)
+    result = logits(model)
     assert sum(bool(module._packed) for module in compressed.coded_modules(model).values()) > 10
     # Rounded activations may fall on the other side of a border: then one of them differs by 1/127.
     tolerance = 0.03 if kind in ("ternary", "thinking") else 1e-3
-    assert (found - expected).norm() <= tolerance * expected.norm()
+    assert (result - expected).norm() <= tolerance * expected.norm()
 
 
 def test_gradients_and_batches_take_the_dense_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,17 +248,17 @@ def test_gradients_and_batches_take_the_dense_path(monkeypatch: pytest.MonkeyPat
     compressed.compress(
         model, {n: codecs.encode("intk", w, CHANGES["intk"]) for n, w in compressed.coded_tensors(model).items()}
     )
-    asked: list[int] = []
+    packed_calls: list[int] = []
 
     def refuse(*_: object) -> None:
-        asked.append(1)
+        packed_calls.append(1)
 
     # None stands for a machine without kernels, and then everything is dense: so the question itself is counted.
     monkeypatch.setattr(compressed.CompressedLinear, "packed", refuse)
     model(input_ids=IDS, use_cache=False)
     with torch.no_grad():
         model(input_ids=torch.zeros(3, 33, dtype=torch.long), use_cache=False)
-    assert not asked
+    assert not packed_calls
     with torch.no_grad():
         model(input_ids=IDS[:, :2], use_cache=False)
-    assert asked
+    assert packed_calls

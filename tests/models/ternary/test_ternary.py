@@ -80,10 +80,10 @@ def test_ternary_weight_equals_the_formula_group_by_group(rows: int, columns: in
 def test_group_of_zeros_stays_zero_and_finite() -> None:
     weight = torch.zeros(2, 6)
     weight[0, 4:] = torch.tensor([1.0, -3.0])
-    found = ternary_weight(weight, 4)
-    assert torch.equal(found[:, :4], torch.zeros(2, 4))
+    actual = ternary_weight(weight, 4)
+    assert torch.equal(actual[:, :4], torch.zeros(2, 4))
     # 1 / mean = 0.5 rounds to even, which is 0; -3 is clipped to -1 times the mean of 2.
-    assert found[0, 4:].tolist() == [0.0, -2.0]
+    assert actual[0, 4:].tolist() == [0.0, -2.0]
 
 
 def test_ternary_weight_of_strided_latents_equals_that_of_contiguous_ones() -> None:
@@ -392,17 +392,17 @@ def test_gradient_of_a_free_scale_is_the_derivative_for_fixed_codes(group_size: 
     layer.free_scales()
     layer.blend = blend
     generator = torch.Generator().manual_seed(0)
-    x, wanted = torch.randn(9, 40, generator=generator), torch.randn(9, 5, generator=generator)
-    (layer(x) * wanted).sum().backward()
+    x, target = torch.randn(9, 40, generator=generator), torch.randn(9, 5, generator=generator)
+    (layer(x) * target).sum().backward()
     codes, scales = layer.ternary_parts()
     own = scales[:1, :1] if group_size == -1 else scales
     free = own.float().clone().requires_grad_()
     wide = free.repeat_interleave(40 if group_size <= 0 else 16, dim=1)[:, :40]
     dense = layer.weight.detach().clone().requires_grad_()
-    (torch.nn.functional.linear(x, (1 - blend) * dense + blend * codes * wide) * wanted).sum().backward()
+    (torch.nn.functional.linear(x, (1 - blend) * dense + blend * codes * wide) * target).sum().backward()
     assert torch.allclose(layer.weight_scale.grad, free.grad.flatten(), rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
     # Straight through: the latents' gradient is that of the weights, whatever the blend.
-    assert torch.allclose(layer.weight.grad, wanted.T @ x, atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(layer.weight.grad, target.T @ x, atol=1e-5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("group_size", [16, 0, -1])
@@ -413,8 +413,8 @@ def test_cells_hold_the_codes_for_their_scales_and_move_only_what_lies_outside(g
     scales = torch.rand(1 if group_size == -1 else 6, groups, generator=generator).add(0.5).to(torch.bfloat16)
     near = torch.randn(6, 40, generator=generator)
     latents = project_latents(codes, scales, group_size, near)
-    found, own = ternary_codes(latents, group_size, scales)
-    assert torch.equal(found, codes)
+    actual, own = ternary_codes(latents, group_size, scales)
+    assert torch.equal(actual, codes)
     assert torch.equal(own, scales.expand(6, -1))
     again = project_latents(codes, scales, group_size, latents)
     assert torch.equal(again, latents)

@@ -58,8 +58,8 @@ def make_llama(**changes: Any) -> LlamaForCausalLM:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(torch.arange(30)[None]).logits
-    return found
+        actual: torch.Tensor = model(torch.arange(30)[None]).logits
+    return actual
 
 
 @pytest.mark.parametrize("group_size", [ROW, TENSOR])
@@ -203,8 +203,8 @@ def test_embedding_on_one_grid_can_be_put_on_another(tmp_path: Path) -> None:
     model = make_llama(tie_word_embeddings=True, vocab_size=640)
     ternarise(model, make_settings(embedding_bits=8))
     latents = model.get_input_embeddings().weight
-    for name, wanted in (("four", Grid(4, 8)), ("eight", Grid(8))):
-        round_embeddings(model, wanted)
+    for name, target in (("four", Grid(4, 8)), ("eight", Grid(8))):
+        round_embeddings(model, target)
         assert model.get_input_embeddings().weight is latents
         assert model.get_output_embeddings().weight is latents
         save_packed(model, None, tmp_path / name)

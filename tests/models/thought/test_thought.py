@@ -93,16 +93,16 @@ def test_thoughts_in_parallel_equal_thoughts_one_by_one(heat: float, padding: st
     ids = torch.tensor([[0] * left + row + [0] * right for row in rows])
     mask = torch.tensor([[0] * left + [1] * 6 + [0] * right] * 2)
     with torch.no_grad():
-        found = model.think(ids, mask, thoughts=2, lookahead=2, temperature=heat, seed=9)
-    mixed = found.mixed_logits()
+        actual = model.think(ids, mask, thoughts=2, lookahead=2, temperature=heat, seed=9)
+    mixed = actual.mixed_logits()
     for row, place, which in itertools.product(range(2), range(5), range(2)):
         column = left + place
         tokens, base, logits, expected = alone(
             model, rows[row][: place + 1], row, which, 9, heat, rows[row][place + 1 : place + 2]
         )
-        assert found.tokens[row, column, which].tolist() == tokens
-        torch.testing.assert_close(found.base_logits[row, column], base, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.thought_logits[row, column, which], logits, rtol=1e-5, atol=1e-5)
+        assert actual.tokens[row, column, which].tolist() == tokens
+        torch.testing.assert_close(actual.base_logits[row, column], base, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual.thought_logits[row, column, which], logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(mixed[row, column, which], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -111,11 +111,11 @@ def test_parallel_equals_sequential_for_every_head_layout(heads: tuple[int, int]
     model = random_head(thinker(tiny_base(heads=heads[0], key_heads=heads[1], tied=True)))
     row = [7, 8, 9, 10]
     with torch.no_grad():
-        found = model.think(torch.tensor([row]), seed=2)
+        actual = model.think(torch.tensor([row]), seed=2)
     for place in range(4):
         tokens, _, _, expected = alone(model, row[: place + 1], 0, 0, 2, 1.0, [])
-        assert found.tokens[0, place, 0].tolist() == tokens
-        torch.testing.assert_close(found.mixed_logits()[0, place, 0], expected, rtol=1e-5, atol=1e-5)
+        assert actual.tokens[0, place, 0].tolist() == tokens
+        torch.testing.assert_close(actual.mixed_logits()[0, place, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_some_positions_think_as_they_do_among_all() -> None:
@@ -135,13 +135,13 @@ def test_log_probs_are_those_of_the_sampled_tokens() -> None:
     model = thinker()
     row = [7, 8, 9]
     with torch.no_grad():
-        found = model.think(torch.tensor([row]), temperature=0.7, seed=1)
+        actual = model.think(torch.tensor([row]), temperature=0.7, seed=1)
         embed = model.base.get_input_embeddings()
-        tokens = found.tokens[0, 2, 0]
+        tokens = actual.tokens[0, 2, 0]
         embeds = torch.cat([embed(torch.tensor(row)), model.start[None], embed(tokens[:-1])])
         logits = model.base(inputs_embeds=embeds[None]).logits[0, 3:]
     expected = torch.log_softmax(logits / 0.7, -1).gather(-1, tokens[:, None])[:, 0]
-    torch.testing.assert_close(found.log_probs[0, 2, 0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.log_probs[0, 2, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_changed_token_changes_no_thought_before_it() -> None:
@@ -190,9 +190,9 @@ def test_a_fresh_thinker_generates_exactly_what_its_base_does(thoughts: int) -> 
     ids = torch.arange(10).reshape(2, 5) + 5
     settings = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     expected = base.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    found = thinker(base, thoughts=thoughts).generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    assert torch.equal(found.sequences, expected.sequences)
-    assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
+    actual = thinker(base, thoughts=thoughts).generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(actual.logits, expected.logits, strict=True))
 
 
 def test_forward_is_the_base_bit_for_bit() -> None:
@@ -221,10 +221,10 @@ def test_generation_mixes_the_same_thoughts_that_parallel_thinking_does(left: in
     )
     whole = torch.cat([mask, torch.ones(2, 5, dtype=torch.long)], dim=1)
     with torch.no_grad():
-        found = model.think(out.sequences, whole, seed=6)
+        actual = model.think(out.sequences, whole, seed=6)
     for step, logits in enumerate(out.logits):
         torch.testing.assert_close(
-            logits, found.mixed_logits()[:, prompt.shape[1] - 1 + step, 0, 0], rtol=1e-5, atol=1e-5
+            logits, actual.mixed_logits()[:, prompt.shape[1] - 1 + step, 0, 0], rtol=1e-5, atol=1e-5
         )
 
 
@@ -268,7 +268,7 @@ def test_sampled_frequencies_follow_the_temperature(heat: float) -> None:
     ids = torch.tensor([[1, 2, 3]])
     count = 4000
     with torch.no_grad():
-        found = model.think(ids, positions=torch.tensor([[2]]), thoughts=8, temperature=heat, seed=0)
+        actual = model.think(ids, positions=torch.tensor([[2]]), thoughts=8, temperature=heat, seed=0)
         draws = [
             model.think(ids, positions=torch.tensor([[2]]), thoughts=500, temperature=heat, seed=s).tokens
             for s in range(count // 500)
@@ -278,7 +278,7 @@ def test_sampled_frequencies_follow_the_temperature(heat: float) -> None:
     frequency = torch.bincount(torch.cat([d.flatten() for d in draws]), minlength=8) / count
     chi_square = float((count * (frequency - expected) ** 2 / expected).sum())
     assert chi_square < 24.3  # 99.9% of the distribution with 7 degrees of freedom
-    assert found.tokens.shape == (1, 1, 8, 1)
+    assert actual.tokens.shape == (1, 1, 8, 1)
 
 
 def test_noise_is_uniform_and_depends_on_its_index_alone() -> None:
@@ -315,8 +315,8 @@ def exact_gradient(model: ThoughtForCausalLM, ids: Tensor, reward: Tensor, lengt
     """Return d E[reward] / d start of one thought by enumerating all of them. reward: (V ** length,)"""
     every = torch.tensor(list(itertools.product(range(model.config.vocab_size), repeat=length)))
     place = torch.tensor([[ids.shape[1] - 1]])
-    found = model.think(ids, positions=place, tokens=every[None, None], temperature=1.0)
-    expected = (found.log_probs[0, 0].sum(-1).exp() * reward).sum()
+    actual = model.think(ids, positions=place, tokens=every[None, None], temperature=1.0)
+    expected = (actual.log_probs[0, 0].sum(-1).exp() * reward).sum()
     return torch.autograd.grad(expected, model.start)[0]
 
 
@@ -336,11 +336,11 @@ def test_policy_gradient_is_exact_in_expectation_and_clamping_breaks_it(clamped:
         )
     estimate = torch.zeros_like(exact)
     for a, b in itertools.product(range(len(every)), repeat=2):
-        found = model.think(ids, positions=place, tokens=every[[a, b]][None, None], temperature=1.0)
+        actual = model.think(ids, positions=place, tokens=every[[a, b]][None, None], temperature=1.0)
         advantage = leave_one_out(torch.stack([reward[a], reward[b]])[None, None])
         if clamped:
             advantage = advantage.clamp_min(0)
-        loss = policy_loss(found.log_probs, advantage)
+        loss = policy_loss(actual.log_probs, advantage)
         estimate -= chance[a] * chance[b] * torch.autograd.grad(loss, model.start)[0]
     error = float((estimate - exact).norm() / exact.norm())
     assert error > 0.1 if clamped else error < 1e-5
@@ -447,12 +447,12 @@ def test_a_cognate_thinks_in_parallel_as_one_by_one_whatever_depth_its_tokens_us
     left = torch.tensor([[0, 0, *row]])
     with torch.no_grad():
         passes = base(torch.tensor([row])).passes
-        found = model.think(left, (torch.arange(8) >= 2).long()[None], seed=2, temperature=heat, lookahead=2)
+        actual = model.think(left, (torch.arange(8) >= 2).long()[None], seed=2, temperature=heat, lookahead=2)
     assert set(passes.flatten().tolist()) == {1, 2}
     for place in range(5):
         tokens, _, _, expected = alone(model, row[: place + 1], 0, 0, 2, heat, [row[place + 1]])
-        assert found.tokens[0, 2 + place, 0].tolist() == tokens
-        torch.testing.assert_close(found.mixed_logits()[0, 2 + place, 0], expected, rtol=1e-5, atol=1e-5)
+        assert actual.tokens[0, 2 + place, 0].tolist() == tokens
+        torch.testing.assert_close(actual.mixed_logits()[0, 2 + place, 0], expected, rtol=1e-5, atol=1e-5)
     prompt = torch.tensor([row])
     out = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, thought_seed=2,
@@ -495,8 +495,8 @@ def test_a_thought_of_another_architecture_opens_through_auto_classes() -> None:
     model = ThoughtForCausalLM.wrap(base, start_ids=[1], end_ids=[2], thought_length=2)
     random_head(model)
     with torch.no_grad():
-        found: Thoughts = model.think(torch.tensor([[5, 6, 7]]), seed=1)
+        actual: Thoughts = model.think(torch.tensor([[5, 6, 7]]), seed=1)
     tokens, _, _, expected = alone(model, [5, 6], 0, 0, 1, 1.0, [])
-    assert found.tokens[0, 1, 0].tolist() == tokens
-    torch.testing.assert_close(found.mixed_logits()[0, 1, 0], expected, rtol=1e-5, atol=1e-5)
+    assert actual.tokens[0, 1, 0].tolist() == tokens
+    torch.testing.assert_close(actual.mixed_logits()[0, 1, 0], expected, rtol=1e-5, atol=1e-5)
     assert isinstance(AutoModelForCausalLM.from_config(model.config), ThoughtForCausalLM)
