@@ -5,6 +5,7 @@ written there by hand. tests/scripts/test_results.py fails where a page differs 
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from scripts.bench import draw
@@ -36,12 +37,16 @@ Dates are those of the log where the day of the run was not noted. Experiments t
 
 
 def number(value: float | None) -> str:
-    """Return a figure as text: three decimals below ten, one below a thousand, then whole."""
+    """Return a figure as text: three decimals below ten, one below a thousand, then whole.
+
+    Zeros at the end are left out: they would claim digits that nobody measured.
+    """
     if value is None:
         return ""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}".removesuffix(".0")
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return text.rstrip("0").rstrip(".")
 
 
 def shown(figure: Figure) -> str:
@@ -115,16 +120,24 @@ def real_model_table(results: dict[str, Result]) -> str:
     compress, decode, merge = results["compress"], results["decode"], results["merge"]
     run, ternary = results["smollm2_run"], results["bitnet"]
 
-    def cell(result: Result, *keys: str) -> str:
-        return ", ".join(shown(result.find(key)) for key in keys)
+    def cell(result: Result, *keys: str, unit: bool = True) -> str:
+        figures = [result.find(key) for key in keys]
+        bare = [f if unit else replace(f, unit="") for f in figures]
+        return ", ".join(shown(figure) for figure in bare)
+
+    def ratio(key: str) -> str:
+        return cell(compress, key, unit=False)
+
+    def percent(key: str) -> str:
+        return f"{run.find(key).figure:.1%}"
 
     return table(
         ("SmolLM2-135M", "Agent Forge", "peer"),
         [
-            ("perplexity at 87 MB (fp32: 538 MB)", cell(compress, "ours 86.5 MB"),
-             f"{cell(compress, 'llama.cpp Q4_K_M')} (llama.cpp Q4_K_M)"),
-            ("perplexity at 62 MB", cell(compress, "ours 62 MB"),
-             f"{cell(compress, 'llama.cpp Q2_K')} (llama.cpp Q2_K)"),
+            ("perplexity over fp32, at 87 MB (fp32: 538 MB)", ratio("ours 86.5 MB"),
+             f"{ratio('llama.cpp Q4_K_M')} (llama.cpp Q4_K_M)"),
+            ("perplexity over fp32, at 62 MB", ratio("ours 62 MB"),
+             f"{ratio('llama.cpp Q2_K')} (llama.cpp Q2_K)"),
             ("decoding that 62 MB file, two cores", cell(decode, "water-filled, 62 MB"),
              f"{cell(decode, 'llama.cpp Q4_0')} (llama.cpp Q4_0, 92 MB)"),
             ("decoding ternary weights, two cores", cell(decode, "ternary + int8 embedding"),
@@ -132,12 +145,12 @@ def real_model_table(results: dict[str, Result]) -> str:
             ("TIES merge of three, whole process", cell(merge, "ties seconds", "ties megabytes"),
              f"{cell(merge, 'mergekit ties seconds', 'mergekit ties megabytes')} (mergekit 0.1.5)"),
             ("all eight phases: size", cell(run, "deployable"), "538 MB before"),
-            ("all eight phases: quality kept by the last step", cell(run, "kept by compress"), ""),
+            ("all eight phases: bits per byte kept by compressing", percent("kept by compress"), ""),
             ("calculator questions answered by calling the tool",
-             f"{cell(run, 'tools after')} of {run.find('tools after').n}",
-             f"{cell(run, 'tools before')} before"),
-            ("ternary weights, distilled on one thread", shown(ternary),
-             f"bar: {ternary.bar}: {verdict(ternary)}"),
+             f"{percent('tools after')} of {run.find('tools after').n}",
+             f"{percent('tools before')} before"),
+            ("perplexity over fp32, ternary, distilled on one thread",
+             shown(replace(ternary, unit="")), f"bar: {ternary.bar}: {verdict(ternary)}"),
         ],
     )  # fmt: skip
 

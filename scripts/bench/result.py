@@ -1,6 +1,7 @@
 """What a bench measured: the record, where it was measured, and its file in results/."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -35,7 +36,12 @@ class Figure:
     key: str = ""
 
     def __post_init__(self) -> None:
-        """Take an interval as JSON holds it. Raises ValueError for one that is upside down."""
+        """Take an interval as JSON holds it; one that is not finite is none.
+
+        Raises ValueError for one that is upside down.
+        """
+        if self.interval is not None and not all(map(math.isfinite, self.interval)):
+            self.interval = None
         if self.interval is not None:
             low, high = self.interval
             if low > high:

@@ -19,8 +19,10 @@ def medians(turns: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of one value per seed with Student's interval. Raises for a single value."""
+    """Return the mean of one value per seed with Student's interval; NaN where there is none."""
     mean = statistics.mean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = T_975.get(len(values) - 1, Z) * error
     return mean, mean - half, mean + half

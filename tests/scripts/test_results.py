@@ -113,10 +113,11 @@ def test_a_page_without_markers_and_an_unknown_topic_are_refused() -> None:
 
 def test_numbers_have_the_digits_that_their_size_needs() -> None:
     values = (0.00413, 1.0, -1.0083, 14.0, 476.52, 18684.4, None)
-    texts = ["0.004", "1.000", "-1.008", "14", "476.5", "18,684", ""]
+    assert render.number(100.0) == "100"
+    texts = ["0.004", "1", "-1.008", "14", "476.5", "18,684", ""]
     assert [render.number(value) for value in values] == texts
     assert render.shown(measured(figure=6.0, unit="of 6 bars met")) == "6 of 6 bars met"
-    assert render.shown(measured(unit="x", interval=(1.25, 20))) == "1.500 [1.250, 20] x"
+    assert render.shown(measured(unit="x", interval=(1.25, 20))) == "1.5 [1.25, 20] x"
 
 
 def test_students_p_agrees_with_its_closed_forms() -> None:
@@ -131,6 +132,8 @@ def test_paired_gains_without_spread_or_alone_say_so() -> None:
     assert stats.paired_t([1.0, 1.0]) == (math.inf, 0.0)
     assert stats.paired_t([0.0, 0.0]) == (0.0, 1.0)
     assert all(math.isnan(value) for value in stats.paired_t([1.0]))
+    assert stats.mean_interval([2.0])[0] == 2.0
+    assert measured(interval=stats.mean_interval([2.0])[1:]).interval is None
     mean, low, high = stats.mean_interval([1.0, 2.0, 3.0])
     assert (mean, high - mean) == (2.0, pytest.approx(4.303 / math.sqrt(3)))
     assert low == pytest.approx(2 * mean - high)
