@@ -120,7 +120,7 @@ def _between(source: str, start: Place, end: Place) -> str:
 
 
 def apply_mutant(source: str, mutant: Mutant) -> str | None:
-    """Return the changed source, or None where the change is no valid Python (parentheses between the operands)."""
+    """Return the changed source, or None where the change is not valid Python (parentheses between the operands)."""
     lines = [line.encode() for line in source.splitlines(keepends=True)]
     first, last = lines[mutant.line - 1], lines[mutant.end_line - 1]
     middle = first[: mutant.column] + mutant.new.encode() + last[mutant.end_column :]

@@ -31,6 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "merge": ("agent_forge/merge", ["tests/merge"]),
     "codecs": ("agent_forge/codecs", ["tests/codecs", "tests/models/compressed/test_compressed.py"]),
+    "anatomy": (
+        "agent_forge/anatomy",
+        ["tests/anatomy", "tests/learn/test_losses.py", "tests/learn/test_whole.py", "tests/phases/test_fits.py"],
+    ),
     "models": ("agent_forge/models", ["tests/models"]),
     "learn": ("agent_forge/learn", ["tests/learn"]),
     "evaluate": ("agent_forge/evaluate", ["tests/evaluate", "tests/pipeline/test_gate.py"]),
