@@ -173,8 +173,6 @@ def test_compiling_without_a_compiler_says_so_and_goes_on(
 class Switched(nn.Module):
     """A block that counts how often it is compiled, for a compiler that only measures."""
 
-    _no_split_modules = ("Switched",)
-
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[str] = []
@@ -191,7 +189,7 @@ def test_auto_keeps_the_faster_way_and_does_not_try_where_it_cannot_pay(
     tmp_path: Path, eager: float, compiled: float, left: int, choice: str
 ) -> None:
     block, log = Switched(), EventLog(tmp_path / "events.jsonl", "test")
-    compiler = speed.Compiler("auto", block, "stage", log, lambda value: value)
+    compiler = speed.Compiler("auto", nn.ModuleList([block]), "stage", log, lambda value: value)
     compiler.start(torch.device("cpu"))
     for _ in range(speed.MEASURED):
         compiler.note(eager, left)
