@@ -2,7 +2,7 @@
 
 A process is forked for each mutant from one that has imported torch and transformers, but nothing of
 the package. A file of a copy is changed, the tests that execute the change run, quickest first, and the
-first that fails ends the trial.
+first that fails ends the trial. Seconds are of processor time, so that they do not depend on what else runs.
 """
 
 import compileall
@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import py_compile
+import resource
 import shutil
 import signal
 import sys
@@ -33,6 +34,9 @@ WARM = (
     "numpy", "torch", "safetensors.torch", "hydra", "typer",
     "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers",
 )  # fmt: skip
+
+
+LONGEST_WAIT_SECONDS = 1200.0  # for a trial that waits without working
 
 
 class Tree:
@@ -71,6 +75,15 @@ def files_below(root: Path, names: Sequence[str]) -> list[Path]:
     return [path for path in [*(root / name for name in names), *below] if path.is_file()]
 
 
+class TooLongError(Exception):
+    """A test takes more processor time than is allowed while lines are noted."""
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and of its ended children."""
+    return sum(os.times()[:4])
+
+
 class Watcher:
     """A pytest plugin: leaves out what is too slow; notes seconds, failures and executed lines.
 
@@ -78,9 +91,10 @@ class Watcher:
     happens to set one up, every test that uses it executes its lines and needs its seconds.
     """
 
-    def __init__(self, tracer: coverage.Coverage | None = None) -> None:
-        self.tracer = tracer
+    def __init__(self, tracer: coverage.Coverage | None = None, longest: float = 0.0) -> None:
+        self.tracer, self.longest = tracer, longest
         self.context = ""
+        self.started = 0.0
         self.seconds: dict[str, float] = {}  # by test, without shared fixtures
         self.shared: dict[str, float] = {}  # seconds by shared fixture
         self.uses: dict[str, list[str]] = {}  # the shared fixtures of each test
@@ -100,13 +114,20 @@ class Watcher:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._switch(nodeid)
+        self.seconds[nodeid], self.started = 0.0, processor_seconds()
+        if self.longest:
+            signal.signal(signal.SIGPROF, _stop_the_test)
+            signal.setitimer(signal.ITIMER_PROF, self.longest)
 
-    def pytest_runtest_logfinish(self) -> None:
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if self.longest:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+        self.seconds[nodeid] += processor_seconds() - self.started
         self._switch("")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        name, before, started = _shared_name(fixturedef), self.context, time.monotonic()
+        name, before, started = _shared_name(fixturedef), self.context, processor_seconds()
         if not name:
             return (yield)
         self._switch(name)
@@ -114,17 +135,21 @@ class Watcher:
             return (yield)
         finally:
             self._switch(before)
-            self.shared[name] = time.monotonic() - started
-            self.seconds[before] = self.seconds.get(before, 0.0) - self.shared[name]
+            self.shared[name] = processor_seconds() - started
+            if before in self.seconds:
+                self.seconds[before] -= self.shared[name]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed:
             self.failed.append(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.failed.append(f"collecting {report.nodeid}")
+
+
+def _stop_the_test(*_: object) -> None:
+    raise TooLongError
 
 
 def _shared_name(fixture: Any) -> str:
@@ -147,10 +172,13 @@ class Process:
     started: float = field(default_factory=time.monotonic)
 
     def poll(self) -> dict[str, Any] | None:
-        """Return the answer once the process has ended, else None."""
-        if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+        """Return the answer once the process has ended, else None; `signal` is in it where one ended the process."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid == 0:
             return None
-        return json.loads(self.answer.read_text()) if self.answer.exists() else {"code": "no answer"}
+        if self.answer.exists():
+            return json.loads(self.answer.read_text())
+        return {"code": f"no answer, status {status}", "signal": os.WTERMSIG(status), "failed": []}
 
     def stop(self) -> None:
         """End the process and all that it started."""
@@ -159,11 +187,14 @@ class Process:
         os.waitpid(self.pid, 0)
 
 
-def fork(tree: Tree, tests: list[str], file: str = "", lines_of: str = "") -> Process:
+def fork(
+    tree: Tree, tests: list[str], file: str = "", lines_of: str = "", longest: float = 0.0, limit: float = 0.0
+) -> Process:
     """Run the tests in a forked process, which inherits the heavy libraries already imported.
 
     `file` is the changed file: it must be importable. `lines_of` is a folder whose lines are noted
-    per test. The answer has `code` (pytest's exit code), `failed`, and with lines what a Watcher notes.
+    per test; tests of more than `longest` seconds fail then. limit: seconds of processor time after which the
+    process ends. The answer has `code` (pytest's exit code), `failed`, and with lines what a Watcher notes.
     """
     answer = tree.folder / "answer.json"
     answer.unlink(missing_ok=True)
@@ -174,7 +205,9 @@ def fork(tree: Tree, tests: list[str], file: str = "", lines_of: str = "") -> Pr
         try:
             os.setsid()
             _become(tree.folder)
-            content = json.dumps(_run_tests(tree.folder, tests, file, lines_of))
+            if limit:
+                resource.setrlimit(resource.RLIMIT_CPU, (int(processor_seconds() + limit) + 1, resource.RLIM_INFINITY))
+            content = json.dumps(_run_tests(tree.folder, tests, file, lines_of, longest))
             answer.with_suffix(".part").write_text(content)
             answer.with_suffix(".part").replace(answer)
         finally:
@@ -194,7 +227,7 @@ def _become(folder: Path) -> None:
     os.environ["PYTHONPATH"] = str(folder)
 
 
-def _run_tests(folder: Path, tests: list[str], file: str, lines_of: str) -> dict[str, Any]:
+def _run_tests(folder: Path, tests: list[str], file: str, lines_of: str, longest: float) -> dict[str, Any]:
     sys.dont_write_bytecode = os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # type: ignore[assignment]
     if file:
         try:
@@ -210,7 +243,7 @@ def _run_tests(folder: Path, tests: list[str], file: str, lines_of: str) -> dict
         return {"code": int(code), "failed": watcher.failed}
     sys.dont_write_bytecode = False  # the compiled tests are of use to every mutant
     tracer = coverage.Coverage(data_file=None, source=[str(folder / lines_of)], config_file=False)
-    watcher = Watcher(tracer)
+    watcher = Watcher(tracer, longest)
     tracer.start()
     code = pytest.main(arguments, plugins=[watcher])
     tracer.stop()
@@ -272,10 +305,10 @@ class Coverage:
         return sum(self.seconds[test] for test in tests) + sum(self.shared.get(f, 0.0) for f in fixtures)
 
 
-def measure_coverage(tree: Tree, folder: str, named: Sequence[str], cache: Path) -> Coverage:
+def measure_coverage(tree: Tree, folder: str, named: Sequence[str], cache: Path, longest: float = 0.0) -> Coverage:
     """Run the tests in the `named` files once, unchanged, where `cache` does not know them already.
 
-    Lines are those of the files below `folder`.
+    Lines are those of the files below `folder`. A test that takes more than `longest` seconds counts as one that fails.
 
     Raises SystemExit when pytest cannot run. Tests that fail unchanged are named and left out.
     """
@@ -286,7 +319,7 @@ def measure_coverage(tree: Tree, folder: str, named: Sequence[str], cache: Path)
     keys = {test: f"{folder} {common} {tree.digest(test)}" for test in tests}
     missing = [test for test in tests if records.get(f"{folder} {test}", {}).get("key") != keys[test]]
     if missing:
-        process = fork(tree, missing, lines_of=folder)
+        process = fork(tree, missing, lines_of=folder, longest=longest)
         while (answer := process.poll()) is None:
             time.sleep(0.1)
         if answer["code"] not in (0, 1):
@@ -343,10 +376,12 @@ class Trial:
         answer, mutant = self.process.poll(), self.mutant
         mutant.seconds = round(time.monotonic() - self.process.started, 2)
         if answer is None:
-            if mutant.seconds < self.limit_seconds:
+            if time.monotonic() - self.process.started < LONGEST_WAIT_SECONDS:
                 return False
             self.process.stop()
-            mutant.fate, mutant.killer = "killed", f"no end within {self.limit_seconds:.0f} s"
+            mutant.fate, mutant.killer = "killed", f"no end within {LONGEST_WAIT_SECONDS:.0f} s"
+        elif answer.get("signal") == signal.SIGXCPU:
+            mutant.fate, mutant.killer = "killed", f"no end within {self.limit_seconds:.0f} s of processor time"
         elif answer["code"] in (1, 2) and answer["failed"]:
             mutant.fate, mutant.killer = "killed", answer["failed"][0]
         else:
@@ -372,5 +407,5 @@ def start_trial(tree: Tree, mutant: Mutant, cover: Coverage, seconds: float) -> 
         mutant.fate = "not executed by any test"
         return None
     path.write_text(apply_mutant(source, mutant) or source, encoding="utf-8")
-    limit = 60 + 6 * cover.cost(chosen)
-    return Trial(tree, mutant, source, fork(tree, chosen, mutant.file), limit)
+    limit = 30 + 3 * cover.cost(chosen)
+    return Trial(tree, mutant, source, fork(tree, chosen, mutant.file, limit=limit), limit)

@@ -6,9 +6,9 @@ changes that some test notices, with every survivor. `make mutants` runs it.
 
 Works on a copy of the repository without reference files beside it, so it shows what a fresh clone
 proves by itself. Each mutant is judged in a process forked from this one, which has imported torch
-and transformers already, but nothing of the package. Tests that are marked slow or need a whole run
-of all phases are left out: that can only let more mutants survive. With `--work FOLDER`, copies,
-coverage and fates stay there, and the next run goes on from them: what was killed stays killed as
+and transformers already, but nothing of the package. Tests that are marked slow, need a whole run of
+all phases or more than `--longest` seconds are left out: that can only let more mutants survive.
+With `--work FOLDER`, copies, coverage and fates stay there, and the next run goes on from them: what was killed stays killed as
 long as the package and the test that killed it are there; survivors are judged again when tests
 have changed.
 """
@@ -64,8 +64,11 @@ def sample(rooms: list[str], count: int, seed: int) -> list[Mutant]:
     return chosen
 
 
-def run(mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0) -> Iterator[Mutant]:
-    """Yield the mutants as their fates are known; `jobs` copies of the repository in `work` are used at once."""
+def run(mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0, longest: float = 60.0) -> Iterator[Mutant]:
+    """Yield the mutants as their fates are known; `jobs` copies of the repository in `work` are used at once.
+
+    seconds: of the tests of one mutant; longest: of a single test, which is left out beyond that.
+    """
     warm_up()
     trees = [Tree(work / str(number), ROOT) for number in range(jobs)]
     covers: dict[str, Coverage] = {}
@@ -77,7 +80,9 @@ def run(mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0) -> 
             while waiting and trees:
                 mutant = waiting.pop()
                 if mutant.room not in covers:
-                    covers[mutant.room] = measure_coverage(trees[-1], *ROOMS[mutant.room], work / "coverage.json")
+                    covers[mutant.room] = measure_coverage(
+                        trees[-1], *ROOMS[mutant.room], work / "coverage.json", longest
+                    )
                 cover = covers[mutant.room]
                 if _is_settled(mutant, cover, tests_digest):
                     yield mutant
@@ -149,6 +154,7 @@ def main() -> int:
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS), choices=list(ROOMS))
     parser.add_argument("--jobs", type=int, default=2, help="copies of the repository that work at once")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests per mutant, quickest first")
+    parser.add_argument("--longest", type=float, default=60.0, help="seconds of a test; longer ones are left out")
     parser.add_argument("--work", type=Path, help="keep copies, coverage and fates here, and go on from them")
     parser.add_argument("--out", type=Path, help="write every mutant with its fate as JSON")
     arguments = parser.parse_args()
@@ -156,7 +162,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        for number, mutant in enumerate(run(mutants, arguments.jobs, work, arguments.seconds), start=1):
+        for number, mutant in enumerate(
+            run(mutants, arguments.jobs, work, arguments.seconds, arguments.longest), start=1
+        ):
             print(f"{number}/{len(mutants)} {_line(mutant)}", file=sys.stderr, flush=True)
             if arguments.out:
                 arguments.out.write_text(json.dumps([asdict(m) for m in mutants], indent=1) + "\n")
