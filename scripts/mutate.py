@@ -8,9 +8,9 @@ Works on a copy of the repository without reference files beside it, so it shows
 proves by itself. Each mutant is judged in a process forked from this one, which has imported torch
 and transformers already, but nothing of the package. Tests that are marked slow, need a whole run of
 all phases or more than `--longest` seconds are left out: that can only let more mutants survive.
-With `--work FOLDER`, copies, coverage and fates stay there, and the next run goes on from them: what was killed stays killed as
-long as the package and the test that killed it are there; survivors are judged again when tests
-have changed.
+With `--work FOLDER`, copies, coverage and fates stay there, and the next run goes on from them: what
+was killed stays killed as long as the package and the test that killed it are there; survivors are
+judged again when tests have changed.
 """
 
 import argparse
