@@ -305,18 +305,20 @@ class Coverage:
         return sum(self.seconds[test] for test in tests) + sum(self.shared.get(f, 0.0) for f in fixtures)
 
 
-def measure_coverage(tree: Tree, folder: str, named: Sequence[str], cache: Path, longest: float = 0.0) -> Coverage:
-    """Run the tests in the `named` files once, unchanged, where `cache` does not know them already.
+def test_files(root: Path, named: Sequence[str]) -> list[str]:
+    """Return the files with tests among the named files and folders."""
+    return [str(p.relative_to(root)) for p in files_below(root, named) if p.name.startswith("test_")]
+
+
+def measure_coverage(tree: Tree, folder: str, tests: Sequence[str], cache: Path, longest: float = 0.0) -> Coverage:
+    """Run tests ("file" or "file::name") once, unchanged, where `cache` does not know them already.
 
     Lines are those of the files below `folder`. A test that takes more than `longest` seconds counts as one that fails.
-
     Raises SystemExit when pytest cannot run. Tests that fail unchanged are named and left out.
     """
-    files = [p for p in files_below(tree.folder, named) if p.name.startswith("test_")]
-    tests = [str(path.relative_to(tree.folder)) for path in files]
     records = json.loads(cache.read_text()) if cache.exists() else {}
     common = tree.digest(*PACKAGE, *_not_tests(tree))
-    keys = {test: f"{folder} {common} {tree.digest(test)}" for test in tests}
+    keys = {test: f"{folder} {common} {tree.digest(test.partition('::')[0])}" for test in tests}
     missing = [test for test in tests if records.get(f"{folder} {test}", {}).get("key") != keys[test]]
     if missing:
         process = fork(tree, missing, lines_of=folder, longest=longest)
@@ -341,10 +343,12 @@ def _not_tests(tree: Tree) -> list[str]:
     return [str(path.relative_to(tree.folder)) for path in paths]
 
 
-def _part(answer: dict[str, Any], file: str) -> dict[str, Any]:
-    """Return what the answer says of the tests in `file` that passed, shared fixtures resolved to tests."""
+def _part(answer: dict[str, Any], asked: str) -> dict[str, Any]:
+    """Return what the answer says of the tests in `asked` that passed, shared fixtures resolved to tests."""
     failed = set(answer["failed"])
-    seconds = {t: s for t, s in answer["seconds"].items() if t.split("::")[0] == file and t not in failed}
+    seconds = {
+        t: s for t, s in answer["seconds"].items() if asked in (t.split("::")[0], t.split("[")[0]) and t not in failed
+    }
     uses = {test: answer["uses"][test] for test in seconds}
     users = {test: [test] for test in seconds}
     for test, fixtures in uses.items():

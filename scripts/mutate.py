@@ -24,7 +24,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mutant_changes import Mutant, apply_mutant, find_mutants
-from mutant_trials import PACKAGE, Coverage, Tree, measure_coverage, start_trial, warm_up
+from mutant_relevance import relevant_tests
+from mutant_trials import PACKAGE, Coverage, Tree, measure_coverage, start_trial, test_files, warm_up
 
 ROOT = Path(__file__).resolve().parents[1]
 # Room: the folder whose lines are changed, and the tests that are asked.
@@ -64,10 +65,13 @@ def sample(rooms: list[str], count: int, seed: int) -> list[Mutant]:
     return chosen
 
 
-def run(mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0, longest: float = 60.0) -> Iterator[Mutant]:
+def run(
+    mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0, longest: float = 60.0, relevant: int = 0
+) -> Iterator[Mutant]:
     """Yield the mutants as their fates are known; `jobs` copies of the repository in `work` are used at once.
 
     seconds: of the tests of one mutant; longest: of a single test, which is left out beyond that.
+    relevant: how many tests to ask per mutant, by what they speak of; 0 asks all tests of the room.
     """
     warm_up()
     trees = [Tree(work / str(number), ROOT) for number in range(jobs)]
@@ -80,9 +84,9 @@ def run(mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0, lon
             while waiting and trees:
                 mutant = waiting.pop()
                 if mutant.room not in covers:
-                    covers[mutant.room] = measure_coverage(
-                        trees[-1], *ROOMS[mutant.room], work / "coverage.json", longest
-                    )
+                    tests = tests_of_room([m for m in mutants if m.room == mutant.room], relevant)
+                    folder = ROOMS[mutant.room][0]
+                    covers[mutant.room] = measure_coverage(trees[-1], folder, tests, work / "coverage.json", longest)
                 cover = covers[mutant.room]
                 if _is_settled(mutant, cover, tests_digest):
                     yield mutant
@@ -103,6 +107,14 @@ def run(mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0, lon
     finally:
         for trial in trials:
             trial.process.stop()
+
+
+def tests_of_room(mutants: list[Mutant], relevant: int) -> list[str]:
+    """Return the test files of the mutants' room, or the `relevant` test functions of each mutant."""
+    files = test_files(ROOT, ROOMS[mutants[0].room][1])
+    if not relevant:
+        return files
+    return list(dict.fromkeys(test for m in mutants for test in relevant_tests(m, ROOT, files, relevant)))
 
 
 def _is_settled(mutant: Mutant, cover: Coverage, tests_digest: str) -> bool:
@@ -155,6 +167,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="copies of the repository that work at once")
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests per mutant, quickest first")
     parser.add_argument("--longest", type=float, default=60.0, help="seconds of a test; longer ones are left out")
+    parser.add_argument("--relevant", type=int, default=0, help="tests per mutant, by what they speak of; 0: all")
     parser.add_argument("--work", type=Path, help="keep copies, coverage and fates here, and go on from them")
     parser.add_argument("--out", type=Path, help="write every mutant with its fate as JSON")
     arguments = parser.parse_args()
@@ -163,7 +176,7 @@ def main() -> int:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         for number, mutant in enumerate(
-            run(mutants, arguments.jobs, work, arguments.seconds, arguments.longest), start=1
+            run(mutants, arguments.jobs, work, arguments.seconds, arguments.longest, arguments.relevant), start=1
         ):
             print(f"{number}/{len(mutants)} {_line(mutant)}", file=sys.stderr, flush=True)
             if arguments.out:
