@@ -190,3 +190,7 @@ def _line(m: Mutant) -> str:
     how = f"{m.tests} tests, {m.left_out} left out" if m.fate != "killed" else m.killer
     change = f"`{m.old.strip()}` → `{m.new.strip()}`"
     return f"{m.file}:{m.line} {m.kind}: {change} ({m.fate}; {how}; {m.seconds:.0f} s)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
