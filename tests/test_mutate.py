@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,13 @@ def test_each_kind_of_change_is_made_where_arithmetic_stands(mutate: ModuleType,
         ("constant", "total = values.sum(axis=1) - 1.0"),
     } <= changes
     assert not any("raise" in line or "def" in line for _, line in changes), "messages and signatures are left alone"
+
+
+def test_the_script_says_what_it_takes() -> None:
+    help_text = subprocess.run(
+        [sys.executable, str(SCRIPTS / "mutate.py"), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--relevant" in help_text
 
 
 def test_the_sample_is_fixed_by_its_seed(mutate: ModuleType) -> None:
