@@ -7,6 +7,7 @@ devices, index with indices of the CPU, and use a CPU tensor without dimensions;
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,10 @@ aten = torch.ops.aten
 # Operations that CUDA lets read both devices: copies, and those whose indices may lie on the CPU.
 COPIES = {aten.copy_, aten._to_copy, aten._copy_from, aten._foreach_copy_}
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+# Operations for which CUDA makes the host wait until the device has done all that it was asked before.
+WAITS = {
+    aten._local_scalar_dense, aten.nonzero, aten.bincount, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2,
+}  # fmt: skip
 # What reads memory itself, not through an operation, is answered by the tensor that is held.
 READS_MEMORY = {Tensor.data_ptr, Tensor.untyped_storage, Tensor.tolist, Tensor.storage_offset}
 # What autocast casts the operands of.
@@ -78,6 +83,41 @@ class Pretend(Tensor):
         return f"Pretend({self.held!r})"
 
 
+_waits: list[str] | None = None
+
+
+@contextlib.contextmanager
+def counted_waits() -> Iterator[list[str]]:
+    """Yield a list that grows by the name of each operation for which the host would wait for CUDA.
+
+    These are reads of a number, whatever has a size that depends on values (a mask that picks, too), and copies to the CPU.
+    Copies to the device are not counted, nor is `tolist`, by which a training step reads all its numbers at once.
+    """
+    global _waits
+    before, _waits = _waits, []
+    try:
+        yield _waits
+    finally:
+        _waits = before
+
+
+def _is_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    if func.overloadpacket in INDEXED:
+        masks = any(value is not None and value.dtype in (torch.bool, torch.uint8) for value in args[1])
+        # One value for all that a mask picks is filled in without counting them.
+        return masks and (func.overloadpacket is aten.index or args[2].numel() != 1)
+    if func.overloadpacket in COPIES:
+        device = args[0].device if func.overloadpacket is aten.copy_ else kwargs.get("device")
+        return device is not None and not _is_pretend(device)
+    return func.overloadpacket in WAITS
+
+
+def _caller() -> str:
+    """Return the last lines of code outside torch and this file, innermost first."""
+    frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename][:-3]
+    return " < ".join(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in frames[:-5:-1])
+
+
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Return the result of an operation, on the device where CUDA would leave it.
 
@@ -89,6 +129,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if (there or _is_pretend(device)) and kwargs.get("generator") is not None:
         raise RuntimeError(f"two devices: {func} on {DEVICE} draws from a generator of the CPU")
     if there:
+        if _waits is not None and _is_wait(func, args, kwargs):
+            _waits.append(f"{func} in {_caller()}")
         if func.overloadpacket not in COPIES:
             _refuse_two_devices(func, args, inputs)
         args = _held(args)

@@ -109,6 +109,18 @@ def has_bfloat16(device: "torch.device") -> bool:
         return False
 
 
+def sent(value: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Return a value on a device; on its way to CUDA from the host nobody waits for it."""
+    if device.type != "cuda" or value.device.type != "cpu":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
+def exact(value: "torch.Tensor") -> "torch.Tensor":
+    """Return a value without its gradient in double precision, where it lies (MPS has none)."""
+    return value.detach() if value.device.type == "mps" else value.detach().double()
+
+
 def describe(device: "torch.device") -> str:
     """Return a device in one line: its name, and its memory where that is known."""
     import torch

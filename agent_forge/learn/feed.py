@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from agent_forge.core.device import sent
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.learn.records import Batches
@@ -20,14 +21,12 @@ IGNORE = -100
 
 
 class Batch(dict[str, Tensor]):
-    """The tensors of a step, and how many tokens of each row are trained, counted before they left the host.
+    """The tensors of a step on an accelerator, and the same ones on the host, where counting them makes nobody wait."""
 
-    row_counts: (rows,) int64 on the CPU.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], row_counts: Tensor) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(tensors)
-        self.row_counts = row_counts
+        # FSDP makes a dict anew from its items alone; what is lost then is only time.
+        self.host: Mapping[str, Tensor] = dict(self if host is None else host)
 
 
 class Feed:
@@ -64,23 +63,12 @@ class Feed:
     def _moved(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.device.type == "cpu":
             return {key: value.to(self.device) for key, value in batch.items()}
-        counts = _row_counts(batch)
-        pinned = self.device.type == "cuda"
-        moved = {
-            key: (value.pin_memory() if pinned and value.device.type == "cpu" else value).to(
-                self.device, non_blocking=pinned
-            )
-            for key, value in batch.items()
-        }
-        return moved if counts is None else Batch(moved, counts)
+        return Batch({key: sent(value, self.device) for key, value in batch.items()}, batch)
 
 
-def _row_counts(batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the trained tokens of each row (rows,), or None for a batch without labels on the CPU."""
-    labels = batch.get("labels")
-    if labels is None or labels.ndim != 2 or labels.device.type != "cpu":
-        return None
-    return (labels[:, 1:] != IGNORE).sum(1)
+def on_host(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors of a batch where they were made."""
+    return batch.host if isinstance(batch, Batch) else batch
 
 
 def usable_workers(batches: Batches, workers: int, stage: str, events: EventLog) -> int:
@@ -102,13 +90,15 @@ def parts_of(batch: Mapping[str, Tensor], parts: int, name: str) -> list[dict[st
     pieces_of = [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
     if not isinstance(batch, Batch):
         return pieces_of
-    return [Batch(piece, rows) for piece, rows in zip(pieces_of, batch.row_counts.tensor_split(parts), strict=True)]
+    return [Batch(*both) for both in zip(pieces_of, parts_of(batch.host, parts, name), strict=True)]
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:
-    """Return how many tokens the loss is a mean over: labels that a position before them predicts; else rows."""
-    if isinstance(batch, Batch):
-        return int(batch.row_counts.sum())
+    """Return how many tokens the loss is a mean over: labels that a position before them predicts; else rows.
+
+    They are counted on the host: an accelerator would have to finish all its work first to answer.
+    """
+    batch = on_host(batch)
     if "labels" not in batch:
         return int(batch["input_ids"].shape[0])
     return int((batch["labels"][:, 1:] != IGNORE).sum())

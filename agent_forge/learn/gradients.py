@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agent_forge.core.device import exact
 from agent_forge.learn import distribution, feed
 from agent_forge.learn.distribution import World, whole
 
@@ -45,7 +46,8 @@ class Gradients:
                 # DDP and FSDP average over processes; the shares already add up to 1.
                 (loss * (share * self.world.size)).backward()
             for key, value in {**metrics, "": loss.detach()}.items():
-                sums[key] = sums.get(key, 0.0) + share * exact(value) if count else sums.get(key, 0.0)
+                own = exact(value) if isinstance(value, Tensor) else value
+                sums[key] = sums.get(key, 0.0) + share * own if count else sums.get(key, 0.0)
         if self.world.size > 1:
             names = sorted(sums)
             read = numbers(sums)
@@ -56,13 +58,6 @@ class Gradients:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             found: tuple[Tensor, Mapping[str, Any]] = self.objective(batch, step)
         return found
-
-
-def exact(value: Any) -> Any:
-    """Return a number or tensor () in double precision, where it lies (MPS has none)."""
-    if not isinstance(value, Tensor) or value.device.type == "mps":
-        return value
-    return value.detach().double()
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

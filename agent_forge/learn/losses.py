@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from agent_forge.anatomy.cross_entropy import IGNORE, weighted_cross_entropy
 from agent_forge.anatomy.head import plain_head
 from agent_forge.core.errors import DataError
+from agent_forge.learn.feed import trained_tokens
 
 # From this share of trained tokens on it is cheaper to give the others no weight than to pick the trained ones out. An
 # accelerator always does: it would have to wait until the picked ones are counted.
@@ -27,9 +28,7 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
     A model's own `training_loss` is used when it has one. Raises DataError when no token of the batch is trained.
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
-    # Counted where the batch was made: an accelerator would have to finish all its work first to answer.
-    counts = getattr(batch, "row_counts", None)
-    count = int((labels[:, 1:] != IGNORE).sum() if counts is None else counts.sum())
+    count = trained_tokens(batch)
     if not count:
         raise DataError(f"step {step}: no token of this batch is trained (all labels are {IGNORE}); use longer windows")
     if hasattr(model, "training_loss"):
@@ -38,18 +37,33 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
     without_logits = _loss_without_logits(model, batch, count)
     if without_logits is not None:
         return without_logits, {}
-    wanted = labels[:, 1:] != IGNORE
     logits_BTV = model(input_ids=input_ids, attention_mask=batch.get("attention_mask"), use_cache=False).logits
-    loss = functional.cross_entropy(logits_BTV[:, :-1][wanted].float(), labels[:, 1:][wanted])
-    return loss, {}
+    return next_token_loss(logits_BTV, labels), {}
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of labels (B, T), not shifted, under logits (B, T, V); an accelerator never waits.
+
+    At least one label must count: a mean over none is NaN.
+    """
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    if logits.device.type != "cpu":
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+    wanted = labels != IGNORE
+    return functional.cross_entropy(logits[wanted].float(), labels[wanted])
 
 
 def distill_loss(teacher_logits: Tensor, student_logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """Return T² · KL(teacher ‖ student) in nats, the mean over positions where `mask` is true.
 
     teacher_logits, student_logits: (B, T, V), aligned position by position; mask: (B, T) bool.
-    Raises DataError when the mask is empty.
+    Raises DataError when the mask is empty; on an accelerator, which would have to wait to tell, the loss is NaN then.
     """
+    if mask.device.type != "cpu":
+        teacher = functional.log_softmax(teacher_logits.float() / temperature, -1)
+        student = functional.log_softmax(student_logits.float() / temperature, -1)
+        each = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+        return temperature**2 * (each.masked_fill(~mask, 0.0).sum() / mask.sum())
     if not bool(mask.any()):
         raise DataError("distillation has no position to learn from: the mask is empty")
     teacher = functional.log_softmax(teacher_logits[mask].float() / temperature, -1)

@@ -5,7 +5,8 @@ given a mask. transformers writes out a mask of T x T whenever it is traced, and
 accelerator the stream between the layers also has the dtype of the products, which halves what its norms and sums read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,18 @@ def causal_attention(
 AttentionInterface.register(CAUSAL, causal_attention)
 
 
+@contextmanager
+def attends_causally(stack: nn.Module) -> Iterator[None]:
+    """Tell the attention of a stack that it is causal, instead of giving it a mask, while the context lasts."""
+    config: Any = stack.config
+    before = config._attn_implementation
+    config._attn_implementation = CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 class PlainCall:
     """What a stack of layers is called through during training.
 
@@ -68,13 +81,8 @@ class PlainCall:
         """Run the stack."""
         if not self._suits(args, keys):
             return self.stack._call_impl(*args, **keys)
-        config: Any = self.stack.config
-        before = config._attn_implementation
-        config._attn_implementation = CAUSAL
-        try:
+        with attends_causally(self.stack):
             return self.call(**(self._embedded(keys) if self.narrow else keys))
-        finally:
-            config._attn_implementation = before
 
     def _suits(self, args: tuple[Any, ...], keys: dict[str, Any]) -> bool:
         if args or keys.get("use_cache") is not False or keys.get("input_ids") is None:

@@ -22,7 +22,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, gradients, lm_loss, speed, train
-from agent_forge.learn.feed import Batch, parts_of, trained_tokens
+from agent_forge.learn.feed import Batch, on_host, parts_of, trained_tokens
 from agent_forge.learn.loop import PLAIN
 from agent_forge.models.plain import PlainCall, stack_of
 from agent_forge.models.ternary import TernarySettings, ternarise
@@ -291,12 +291,16 @@ def test_a_loss_kernel_that_does_not_compile_runs_as_it_is(
 def test_tokens_counted_on_the_host_are_those_of_each_part() -> None:
     labels = torch.tensor([[1, 2, -100, 4], [-100, -100, 3, 4], [5, -100, -100, -100], [1, 2, 3, 4]])
     tensors = {"input_ids": labels.clamp_min(0), "labels": labels}
-    batch = Batch(tensors, (labels[:, 1:] != -100).sum(1))
+    elsewhere = {name: torch.full_like(value, -100) for name, value in tensors.items()}
+    batch = Batch(elsewhere, tensors)
     assert trained_tokens(batch) == trained_tokens(tensors) == 7
+    assert trained_tokens(Batch(tensors.items())) == 7  # as FSDP makes a dict anew
     for count in (1, 2, 3):
         cut, expected = parts_of(batch, count, "parts"), parts_of(tensors, count, "parts")
         assert [trained_tokens(part) for part in cut] == [trained_tokens(part) for part in expected]
-        assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(cut, expected, strict=True))
+        for a, b in zip(cut, expected, strict=True):
+            assert torch.equal(on_host(a)["labels"], b["labels"])
+            assert a["labels"].shape == b["labels"].shape
 
 
 def test_metrics_are_read_as_they_are() -> None:

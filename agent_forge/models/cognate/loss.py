@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent_forge.anatomy.cross_entropy import logits_fit, token_losses, weighted_cross_entropy
+from agent_forge.core.device import exact
 from agent_forge.models.cognate.layers import CognateConfig
 from agent_forge.models.cognate.memory import MemoryState, bank_imbalance
 
@@ -33,8 +34,10 @@ def expected_loss(
     memory: MemoryState | None = None,
     write_memory: bool = False,
     loops: int | None = None,
-) -> tuple[Tensor, dict[str, float], MemoryState | None]:
-    """Return the training loss of a batch, its metrics, and the memory after it.
+) -> tuple[Tensor, dict[str, Tensor], MemoryState | None]:
+    """Return the training loss of a batch, its metrics, each (), and the memory after it.
+
+    Nothing here makes the host wait for an accelerator.
 
     model: a CognateForCausalLM, whose file imports this one. input_ids, labels: (B, T), labels not shifted; loops:
     passes to take (None: all that the config has). Without any label the loss is the cost of memory alone, so
@@ -42,51 +45,77 @@ def expected_loss(
     """
     config, stack = model.config, model.model
     targets = labels[:, 1:].flatten()
-    places = (targets != -100).nonzero()[:, 0]
-    targets = targets[places]
+    trained = Tokens(targets != -100)
+    targets = trained.of(targets).clamp(min=0)
     hidden, halts, middle = stack.all_passes(
         input_ids, attention_mask, memory, loops or config.max_loops, leaving=config.ponder_cost > 0
     )
     loss = hidden[-1].new_zeros(())
-    metrics: dict[str, float] = {}
-    if len(places):
-        at = [h[:, :-1].flatten(0, 1)[places] for h in hidden]
-        exits = exit_probabilities([h[:, :-1].flatten()[places] for h in halts], loss.device)  # (R, n)
-        loss, losses = _exit_losses(model.lm_head, at, exits, targets)
-        metrics = {"ce": losses[-1].mean().item()}
+    metrics: dict[str, Tensor] = {}
+    if len(targets):
+        at = [trained.of(h[:, :-1].flatten(0, 1)) for h in hidden]
+        exits = exit_probabilities([trained.of(h[:, :-1].flatten()) for h in halts], loss.device)  # (R, n)
+        loss, losses = _exit_losses(model.lm_head, at, exits, targets, trained)
+        metrics = {"ce": trained.mean(losses[-1]).detach()}
         if halts:
             extra, halting = _halting_cost(config, halts, input_ids)
             loss = loss + config.halting_loss_weight * halting
-            metrics |= {"ce_first": losses[0].mean().item(), "passes": 1 + extra.item()}
+            metrics |= {"ce_first": trained.mean(losses[0]).detach(), "passes": 1 + exact(extra)}
     if config.read_loss_weight > 0 and torch.is_grad_enabled():
         imbalance = bank_imbalance(stack.layers[-1].memory_attn, stack.memory, hidden[-1])
         loss = loss + config.read_loss_weight * imbalance
     if write_memory:
         memory, gate = model.write(hidden[-1], middle, input_ids, attention_mask, memory)
         loss = loss + config.write_loss_weight * gate
-        metrics["write_gate"] = gate.item()
+        metrics["write_gate"] = gate.detach()
     return loss, metrics, memory
+
+
+class Tokens:
+    """The tokens of a batch over which a mean is taken: picked out on the CPU, weighed on an accelerator.
+
+    An accelerator would have to finish its work before the host knew how many tokens it picked.
+    """
+
+    def __init__(self, chosen: Tensor) -> None:
+        """chosen: (n,) bool."""
+        self.places = chosen.nonzero()[:, 0] if chosen.device.type == "cpu" else None
+        self.shares = chosen.float() / chosen.sum().clamp(min=1) if self.places is None else None
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the values (n, ...) of the chosen tokens, or of all where they are weighed."""
+        return values if self.places is None else values[self.places]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the chosen tokens of what was computed from `of`, (n,)."""
+        return values.mean() if self.shares is None else (values * self.shares).sum()
+
+    def weights(self, values: Tensor) -> Tensor:
+        """Return values (..., n) times what each token counts in a mean."""
+        return values / values.shape[-1] if self.shares is None else values * self.shares
 
 
 def _halting_cost(config: CognateConfig, halts: list[Tensor], input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return E[extra passes] and ponder_cost E[extra] / (R - 1) - entropy_cost H / log R, means over real tokens."""
     pad = config.pad_token_id
-    real = torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids.ne(pad)
-    exits = exit_probabilities([h[real] for h in halts])
-    extra = (exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0).mean()
-    entropy = -(exits * exits.clamp(min=1e-9).log()).sum(0).mean()
+    real = Tokens((torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids.ne(pad)).flatten())
+    exits = exit_probabilities([real.of(h.flatten()) for h in halts])
+    extra = real.mean((exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0))
+    entropy = -real.mean((exits * exits.clamp(min=1e-9).log()).sum(0))
     return extra, config.ponder_cost * extra / len(halts) - config.entropy_cost * entropy / math.log(len(exits))
 
 
-def _exit_losses(head: nn.Linear, at: list[Tensor], exits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean over tokens of sum_r exits_r CE_r, and all CE_r (R, n) for the metrics.
+def _exit_losses(
+    head: nn.Linear, at: list[Tensor], exits: Tensor, targets: Tensor, trained: Tokens
+) -> tuple[Tensor, Tensor]:
+    """Return the mean over trained tokens of sum_r exits_r CE_r, and all CE_r (R, n) for the metrics.
 
     at: R tensors (n, d); exits: (R, n), or (1, 1) with one pass. Small logits are held whole; large ones never exist.
     """
     if logits_fit(len(targets), head.weight.shape[0]) or type(head) is not nn.Linear:
         losses = torch.stack([token_losses(h, head, targets) for h in at])
-        return (exits * losses).sum(0).mean(), losses
-    weights = exits.expand(len(at), len(targets)) / len(targets)
+        return trained.mean((exits * losses).sum(0)), losses
+    weights = trained.weights(exits.expand(len(at), len(targets)))
     pairs = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
     return torch.stack([loss for loss, _ in pairs]).sum(), torch.stack([each for _, each in pairs])
 

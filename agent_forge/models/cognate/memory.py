@@ -173,6 +173,7 @@ def bank_imbalance(attention: MemoryAttention, bank: MemoryBank, hidden: Tensor)
     keys = attention.k_proj(bank.read(bank.slots, bank.slots)[0])
     scores = attention.q_proj(attention.norm(hidden[:, ::8])) * attention.scale @ keys.T
     attended = scores.softmax(-1).flatten(0, -2)
-    picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten()
-    share = torch.bincount(picked, minlength=keys.shape[0]) / len(picked)
+    picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten(0, -2)
+    # Not bincount: it has the host read the largest index.
+    share = torch.zeros_like(attended, dtype=torch.float32).scatter_(1, picked, 1.0).sum(0) / picked.numel()
     return keys.shape[0] * (share * attended.mean(0)).sum() - 1

@@ -165,6 +165,8 @@ class CognateModel(CognatePreTrainedModel):
         (B, T, d) each, logits (B, T); the middle stream is what memory writes (`middle`). leaving: each token shows the
         others its state weighed by where it would have left, not the state of a token that stays to the end.
         """
+        if attention_mask is not None and attention_mask.device.type != "cpu":
+            attention_mask = written_mask(attention_mask)
         x_BTd, rotary, mask, _, readables = self.prepare(input_ids, attention_mask, memory=memory)
         hidden, halts, middle = [], [], x_BTd
         left_BTd, stay_BT1 = torch.zeros_like(x_BTd), torch.ones_like(x_BTd[..., :1])
@@ -253,6 +255,17 @@ class CognateModel(CognatePreTrainedModel):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def written_mask(attention_mask: Tensor) -> Tensor:
+    """Return what each token of (B, T) sees, (B, 1, T, T) bool: real tokens up to itself, or all where that is none.
+
+    Of a mask (B, T) transformers asks whether it hides anything, and the host would wait for an accelerator's answer.
+    """
+    width = attention_mask.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=attention_mask.device).tril()
+    seen = causal & attention_mask.bool()[:, None, :]
+    return (seen | ~seen.any(-1, keepdim=True))[:, None]
+
+
 class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
     """Cognate with its vocabulary head."""
 
@@ -337,7 +350,7 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
             self.config.novelty_weight,
         )
 
-    def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the expected loss over exits, and metrics; labels as in Hugging Face (-100 is ignored)."""
         loss, metrics, _ = expected_loss(self, input_ids, labels)
         return loss, metrics

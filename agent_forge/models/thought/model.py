@@ -13,7 +13,7 @@ H width.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.models.plain import attends_causally, stack_of
 from agent_forge.models.thought import layout
 from agent_forge.models.thought.chains import Chains, croppable_length
 from agent_forge.models.thought.mixing import MixingHead, entropy_nats, mix
@@ -187,7 +188,10 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         """Return the base's own training loss where it has one, and next-token cross-entropy otherwise."""
         if hasattr(self.base, "training_loss"):
             return self.base.training_loss(input_ids, labels)  # type: ignore[no-any-return, operator]
-        return self.base(input_ids=input_ids, labels=labels, use_cache=False).loss, {}
+        # Without a mask given, transformers looks whether positions jump, and the host would wait for an accelerator.
+        stack = stack_of(self.base) if input_ids.device.type != "cpu" else None
+        with nullcontext() if stack is None else attends_causally(stack):
+            return self.base(input_ids=input_ids, labels=labels, use_cache=False).loss, {}
 
     def think(
         self,

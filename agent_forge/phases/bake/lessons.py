@@ -148,7 +148,8 @@ def joint_loss(
             loss = loss + config.training.neutral_weight * kl
             metrics["neutral_kl"] = kl.detach()
         if weight > 0:
-            total, count = persona.lesson_kl(model, batches.lessons[trait], batch["persona_rows"].cpu())
+            rows = learn.on_host(batch)["persona_rows"]
+            total, count = persona.lesson_kl(model, batches.lessons[trait], rows)
             loss = loss + weight * total / max(count, 1)
             metrics["persona_kl"] = total.detach() / max(count, 1)
         return loss, metrics

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agent_forge import models
+from agent_forge.core.device import sent
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import encode_prompt, split_of, stop_ids, turn_end
@@ -103,13 +104,14 @@ def lesson_kl(
     picked = torch.as_tensor(rows)
     mask = lesson["mask"][picked]
     length = int(mask.any(0).nonzero().max()) + 1
-    ids, mask = lesson["ids"][picked][:, :length].to(model.device), mask[:, :length]
-    logits = model(input_ids=ids).logits
+    mask = mask[:, :length]
+    logits = model(input_ids=sent(lesson["ids"][picked][:, :length], model.device)).logits
     counts = mask.sum(1)
     filled = torch.arange(lesson["tokens"].shape[1])[None] < counts[:, None]
-    tokens = lesson["tokens"][picked][filled].to(model.device)
-    log_probs = lesson["log_probs"][picked][filled].to(model.device)
-    return top_kl(log_probs, logits[mask.to(model.device)], tokens).sum(), int(counts.sum())
+    tokens, log_probs = (sent(lesson[name][picked][filled], model.device) for name in ("tokens", "log_probs"))
+    # Places are looked up where the lesson lies: an accelerator would wait to count what a mask picks.
+    places = sent(mask.flatten().nonzero()[:, 0], model.device)
+    return top_kl(log_probs, logits.flatten(0, 1)[places], tokens).sum(), int(counts.sum())
 
 
 @torch.no_grad()

@@ -101,9 +101,8 @@ class Distillation:
             present = self._present(batch["input_ids"])
             parts["kl"] = learn.distill_loss(taught.logits, logits, present, self.config.temperature)
             loss = loss + self.config.kl_weight * parts["kl"]
-        kept = labels[:, 1:] != IGNORE
-        if self.config.ce_weight > 0 and bool(kept.any()):
-            parts["ce"] = functional.cross_entropy(logits[:, :-1][kept].float(), labels[:, 1:][kept])
+        if self.config.ce_weight > 0 and learn.trained_tokens(batch):
+            parts["ce"] = learn.next_token_loss(logits, labels)
             loss = loss + self.config.ce_weight * parts["ce"]
         return loss, parts
 
@@ -166,11 +165,12 @@ def hidden_loss(parent: Sequence[Tensor] | None, student: Sequence[Tensor] | Non
             "distill.hidden_weight is above 0, but the model does not show as many hidden states of one size as its "
             "parent; set distill.hidden_weight=0"
         )
-    losses = []
+    losses, picks = [], present.device.type == "cpu"  # an accelerator would wait until they are counted
     for wanted, found in zip(parent[1:], student[1:], strict=True):
-        goal = wanted[present].float()
-        error = (found[present].float() - goal).square().sum(-1)
-        losses.append((error / goal.square().sum(-1).clamp_min(1e-12)).mean())
+        goal = (wanted[present] if picks else wanted).float()
+        error = ((found[present] if picks else found).float() - goal).square().sum(-1)
+        relative = error / goal.square().sum(-1).clamp_min(1e-12)
+        losses.append(relative.mean() if picks else (relative * present).sum() / present.sum())
     return torch.stack(losses).mean()
 
 

@@ -145,7 +145,7 @@ def segment_loss(
     *,
     loops: int | None = None,
     write: bool = True,
-) -> "tuple[Tensor, dict[str, float]]":
+) -> "tuple[Tensor, dict[str, Tensor]]":
     """Return the loss of the last segment plus `context_weight` times the mean of the others'; and the last's metrics.
 
     input_ids, labels: (rows, segments · segment_tokens). Memory is carried over when `write`.
@@ -153,7 +153,7 @@ def segment_loss(
     parts = list(zip(input_ids.split(config.segment_tokens, 1), labels.split(config.segment_tokens, 1), strict=True))
     memory: MemoryState | None = None
     losses: list[Tensor] = []
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Tensor] = {}
     for number, (ids, wanted) in enumerate(parts, start=1):
         loss, metrics, memory = cognate_loss.expected_loss(
             model, ids, wanted, attention_mask=ids.ne(pad).long(), memory=memory, loops=loops,

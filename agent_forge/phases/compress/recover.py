@@ -50,25 +50,27 @@ def recovered(
         blockwise.align(parent, student, windows[: config.block_windows], config, out, events)
     if config.steps:
         learn.train(
-            student, batches, _as_parent(parent), stage=STAGE, steps=config.steps, optim=config.optim, out=out,
+            student, batches, AsParent(parent), stage=STAGE, steps=config.steps, optim=config.optim, out=out,
             events=events, seed=seed, parameters=parameters, device=parent.device, dtype=dtype,
         )  # fmt: skip
     return _dense_copy(parent, student, picked), rescaled(student, picked)
 
 
-def _as_parent(parent: PreTrainedModel) -> learn.LossFn:
-    """Return the loss that makes a model's logits those of `parent`."""
+class AsParent:
+    """The loss that makes a model's logits those of `parent`."""
 
-    def loss(model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+    def __init__(self, parent: PreTrainedModel) -> None:
+        self.parent, self.teachers = parent, [parent]
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the KL of a batch in nats a token."""
         del step
         ids = batch["input_ids"]
         with torch.no_grad():
-            wanted = parent(input_ids=ids, use_cache=False).logits
+            wanted = self.parent(input_ids=ids, use_cache=False).logits
         logits = model(input_ids=ids, use_cache=False).logits
         kl = learn.distill_loss(wanted, logits, torch.ones_like(ids, dtype=torch.bool), 1.0)
         return kl, {"kl_nats": kl.detach()}
-
-    return loss
 
 
 def light_copy(model: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:

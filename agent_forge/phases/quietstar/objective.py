@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent_forge.core.device import sent
 from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.learn import lm_loss
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
@@ -68,7 +69,7 @@ def draw_positions(labels: Tensor, count: int, generator: torch.Generator) -> Te
 
     A row with fewer such columns is filled up with others; their loss does not count.
     """
-    rank = torch.rand(labels.shape[0], labels.shape[1] - 1, generator=generator).to(labels.device)
+    rank = sent(torch.rand(labels.shape[0], labels.shape[1] - 1, generator=generator), labels.device)
     rank = rank + (labels[:, 1:] != IGNORE)
     return rank.topk(count, dim=1).indices.sort(dim=1).values
 
