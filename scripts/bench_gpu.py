@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from few_steps import FEW_STEPS, SMALL, UNGATED
+from few_steps import FEW_STEPS, NANO_SMOKE, SMALL, UNGATED
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -119,8 +119,8 @@ def tiny(bench: Bench) -> list[Command]:
 
 
 def nano(bench: Bench) -> list[Command]:
-    """The default run, as `make run-all` does it."""
-    return run_of(bench, "")
+    """The default run, as `make run-all` does it; for --smoke with few steps, for it takes a processor many minutes."""
+    return run_of(bench, "", *(NANO_SMOKE if bench.options.smoke else []))
 
 
 def smollm2_gpu(bench: Bench) -> list[Command]:

@@ -34,3 +34,5 @@ SMALL = [
 PHASES = ("cognate", "evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress")
 # A few steps keep nothing: what a gate says of them means nothing.
 UNGATED = [f"{phase}.gate.enabled=false" for phase in PHASES]
+# The default run for as few steps.
+NANO_SMOKE = ["cognate.trunk.steps=6", "evomerge.baseline=false", *FEW_STEPS, *SMALL, *UNGATED]

@@ -93,9 +93,13 @@ def test_bars_are_judged_from_the_figures_that_are_there(bench: ModuleType) -> N
 
 
 def test_the_few_steps_are_settings_of_the_experiment(bench: ModuleType) -> None:
-    run = compose_run(["experiment=smollm2_gpu", *bench.FEW_STEPS, *bench.SMALL, *bench.UNGATED])
-    assert len(run.phases) == 8
-    assert not any(config.gate.enabled for config in run.phases.values())
+    for settings in (
+        ["experiment=smollm2_gpu", *bench.FEW_STEPS, *bench.SMALL, *bench.UNGATED],
+        bench.NANO_SMOKE,
+    ):
+        run = compose_run(settings)
+        assert len(run.phases) == 8
+        assert not any(config.gate.enabled for config in run.phases.values())
 
 
 @pytest.mark.slow
