@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -163,6 +164,26 @@ def tiny_settings(place: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, forge: Forge) -> Path:
     """Return the directory of one finished `forge run-all`, shared by all workers of a session. Do not write into it."""
+    return finished_tiny_run(tmp_path_factory, forge)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_run_beside_the_first_tests(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forge: Forge
+) -> None:
+    """Where several workers share the run, begin it at once: later all of them would wait for the one that makes it."""
+    wanted = any("tiny_run" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and wanted:
+
+        def begin() -> None:
+            with suppress(AssertionError):  # the first test that needs the run makes it again and tells
+                finished_tiny_run(tmp_path_factory, forge)
+
+        threading.Thread(target=begin, daemon=True).start()
+
+
+def finished_tiny_run(tmp_path_factory: pytest.TempPathFactory, forge: Forge) -> Path:
+    """Return the shared run's directory; the first caller of all workers makes it, the others wait."""
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     place = root / "tiny-run"
