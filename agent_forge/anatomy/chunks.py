@@ -23,6 +23,7 @@ SHARE_OF_FREE = 0.25
 # Below this many logits in all, compiling the fused kernel takes longer than it saves in a stage.
 FUSED_ENTRIES = 1 << 26
 _log = logging.getLogger("agent_forge")
+_said: set[tuple[str, int]] = set()  # (device, vocabulary) whose chunks have been logged
 
 
 @lru_cache(maxsize=256)
@@ -36,8 +37,19 @@ def rows_at_once(count: int, vocabulary: int, device: torch.device, most_rows: i
     entries = max(min(entries, MOST_ENTRIES), CPU_ENTRIES)
     rows = max(entries // vocabulary, 1)
     rows = min(rows, most_rows) if most_rows else rows
+    _say_chunk(device, vocabulary, rows, free)
     chunks = -(-count // rows)
     return max(-(-count // max(chunks, 1)), 1)
+
+
+def _say_chunk(device: torch.device, vocabulary: int, rows: int, free: int) -> None:
+    """Log, once for a device and a vocabulary, how many rows of logits are held at once."""
+    place = (str(device), vocabulary)
+    if place in _said:
+        return
+    _said.add(place)
+    why = f"{free / 1e9:.1f} GB are free" if free else "its free memory cannot be asked"
+    _log.info("logits on %s: at most %s rows of %s at once (%s)", device, f"{rows:,}", f"{vocabulary:,}", why)
 
 
 class Fused:

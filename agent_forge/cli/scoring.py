@@ -1,5 +1,6 @@
 """Score checkpoints on held-out items: eval one, compare two."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,7 @@ def _names(tasks: str) -> list[str]:
 def _score(path: Path, settings: Any, names: list[str], items: int, split: str) -> Any:
     from agent_forge import checkpoint, evaluate, models
     from agent_forge.core import device
+    from agent_forge.core.events import choices_said
 
     device.set_threads(settings.runtime.threads)
     found = checkpoint.open(path)
@@ -117,7 +119,8 @@ def _score(path: Path, settings: Any, names: list[str], items: int, split: str) 
     )
     tokenizer = models.load_tokenizer(found.path)
     context = evaluate.EvalContext(data=settings.data, tokenizer=tokenizer, seed=settings.seed)
-    return evaluate.score(model, tokenizer, names, split, items, context)
+    with choices_said(lambda text: print(text, file=sys.stderr)):
+        return evaluate.score(model, tokenizer, names, split, items, context)
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:

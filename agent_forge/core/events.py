@@ -4,10 +4,12 @@ The terminal, `--json`, the report and any tracker read this stream; nothing els
 """
 
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +99,37 @@ class EventLog:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+@contextmanager
+def choices_said(say: Callable[[str], None]) -> Iterator[None]:
+    """Give `say` each line, once, that rooms without events log of what they chose (INFO), while the context lasts."""
+    log, handler = logging.getLogger("agent_forge"), _Choices(say)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(min(level, logging.INFO) if level else logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+class _Choices(logging.Handler):
+    """Tell choices to a listener; warnings go where they go without this handler."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self.say, self.said = say, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            if logging.lastResort is not None and not logging.getLogger().handlers:
+                logging.lastResort.handle(record)
+        elif text not in self.said:
+            self.said.add(text)
+            self.say(text)
 
 
 def read_events(path: Path, after_seq: int = 0) -> Iterator[Event]:

@@ -33,6 +33,7 @@ CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 65536  # of one batch, where nothing else
 LOGITS_SHARE, LOGIT_BYTES = 0.5, 16  # of free memory; a logit is held as made, picked, in float32 and as log-softmax
 MaskedRow = tuple[Sequence[int], Sequence[bool]]
 _log = logging.getLogger("agent_forge")
+_said: set[tuple[str, int, int]] = set()  # (device, vocabulary, batch_tokens) whose limit has been logged
 
 
 def load_task(name: str) -> ModuleType:
@@ -210,11 +211,26 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
 def _token_limit(model: "PreTrainedModel", batch_tokens: int) -> int:
     """Return the most tokens of a batch: as asked (0: by the device), and never more logits than memory allows."""
     vocabulary = getattr(model.config, "vocab_size", None) or model.get_output_embeddings().weight.shape[0]
+    limit, why = _limit(free_bytes(model.device), int(vocabulary), batch_tokens)
+    place = (str(model.device), int(vocabulary), batch_tokens)
+    if model.device.type != "cpu" and place not in _said:
+        _said.add(place)
+        _log.info("evaluation on %s: up to %s tokens in a pass (%s)", model.device, f"{limit:,}", why)
+    return limit
+
+
+def _limit(free: int, vocabulary: int, batch_tokens: int) -> tuple[int, str]:
+    """Return the most tokens of a batch and what set it. free: bytes; 0 where that cannot be asked."""
     logits, tokens = MAX_LOGITS, CPU_TOKENS
-    free = free_bytes(model.device)
     if free:
         logits, tokens = int(LOGITS_SHARE * free / LOGIT_BYTES), ACCELERATOR_TOKENS
-    return max(1, min(batch_tokens or tokens, logits // int(vocabulary)))
+    memory = max(logits // vocabulary, 1)
+    if memory < (batch_tokens or tokens):
+        room = f" in {free / 1e9:.1f} GB of free memory" if free else ""
+        return memory, f"logits of {vocabulary:,} entries a token{room}"
+    if batch_tokens:
+        return batch_tokens, "as set"
+    return tokens, "which fills it" if free else "as on the CPU: its free memory cannot be asked"
 
 
 def choice_log_likelihood(

@@ -23,7 +23,7 @@ from agent_forge.config import Phase, PhaseConfig, Report
 from agent_forge.config.compose import to_typed
 from agent_forge.core import device, ranks, registry
 from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError, StorageError
-from agent_forge.core.events import EventLog
+from agent_forge.core.events import EventLog, choices_said
 from agent_forge.core.lifetime import die_with_parent
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
@@ -44,7 +44,8 @@ def main(record: Path) -> int:
         with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
             events = EventLog(record / EVENTS, job["phase"])
             try:
-                _run(job, events, outcome)
+                with choices_said(events.message):
+                    _run(job, events, outcome)
             except MemoryError as error:
                 raise PhaseError(f"{job['phase']}: out of memory ({error}); lower the batch rows or length") from error
             except OSError as error:

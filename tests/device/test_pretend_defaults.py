@@ -1,5 +1,6 @@
 """What an accelerator changes by default: bfloat16 in training, batches of evaluation that follow free memory."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from agent_forge.anatomy import chunks
 from agent_forge.core import device as devices
-from agent_forge.core.events import Event, EventLog
+from agent_forge.core.events import Event, EventLog, choices_said
 from agent_forge.evaluate import engine
 from agent_forge.learn import precision
 from agent_forge.phases.compress import measure
@@ -63,6 +64,55 @@ def test_batches_of_evaluation_follow_free_memory(
     monkeypatch.setattr(engine, "free_bytes", lambda _: 32 * vocabulary * 1000)
     assert engine._token_limit(tiny_llama, 0) == 1000
     assert engine._token_limit(tiny_llama, 5000) == 1000
+
+
+def test_pretend_accelerator_says_its_batches_and_chunks_in_one_line_each(
+    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a process, as events of the phase; and nothing is said of the CPU, whose sizes are fixed."""
+    lines: list[str] = []
+    rows, vocabulary = [([1, 5, 9, 7], [False, True, True, True])], tiny_llama.config.vocab_size
+    gigabytes = 32 * vocabulary * 1000 / 1e9
+    monkeypatch.setattr(engine, "_said", set())
+    monkeypatch.setattr(chunks, "_said", set())
+    chunks.rows_at_once.cache_clear()
+    with choices_said(lines.append):
+        engine.row_nll(tiny_llama, rows)
+        assert lines == []
+        with pretend_accelerator() as device:
+            model = tiny_llama.to(device)  # type: ignore[arg-type]
+            for _ in range(2):
+                engine.row_nll(model, rows)
+            chunks.rows_at_once(10, vocabulary, model.device)
+            monkeypatch.setattr(engine, "free_bytes", lambda _: 32 * vocabulary * 1000)
+            engine.row_nll(model, rows, 5000)
+            engine.row_nll(model, rows, 7)
+    chunks.rows_at_once.cache_clear()
+    of_evaluation = f"evaluation on {KIND}:0: up to"
+    assert lines == [
+        f"{of_evaluation} 4,096 tokens in a pass (as on the CPU: its free memory cannot be asked)",
+        f"logits on {KIND}:0: at most {chunks.CPU_ENTRIES // vocabulary:,} rows of {vocabulary} at once "
+        "(its free memory cannot be asked)",
+        f"{of_evaluation} 1,000 tokens in a pass (logits of {vocabulary} entries a token in {gigabytes:.1f} GB of free "
+        "memory)",
+        f"{of_evaluation} 7 tokens in a pass (as set)",
+    ]
+
+
+def test_warnings_still_reach_stderr_while_choices_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """As without a listener; not twice where the program has handlers of its own."""
+    log, root, lines = logging.getLogger("agent_forge"), logging.getLogger(), list[str]()
+    handlers, root.handlers = root.handlers, []
+    try:
+        with choices_said(lines.append):
+            log.warning("cut on the left")
+            log.info("chosen")
+    finally:
+        root.handlers = handlers
+    assert lines == ["chosen"]
+    assert capsys.readouterr().err == "cut on the left\n"
+    assert log.level == logging.NOTSET
+    assert not log.handlers
 
 
 def test_a_device_of_the_cpu_has_no_memory_of_its_own() -> None:
