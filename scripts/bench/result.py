@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -114,6 +115,8 @@ def commit() -> str:
     """Return the short hash of the tree, "+ changes" where files differ from it."""
 
     def git(*command: str) -> str:
+        if shutil.which("git") is None:
+            return ""
         done = subprocess.run(
             ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
         )
