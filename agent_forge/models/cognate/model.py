@@ -256,14 +256,13 @@ class CognateModel(CognatePreTrainedModel):
 
 
 def written_mask(attention_mask: Tensor) -> Tensor:
-    """Return what each token of (B, T) sees, (B, 1, T, T) bool: real tokens up to itself, or all where that is none.
+    """Return what each token of (B, T) sees, (B, 1, T, T) bool: the real tokens up to itself.
 
     Of a mask (B, T) transformers asks whether it hides anything, and the host would wait for an accelerator's answer.
     """
     width = attention_mask.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=attention_mask.device).tril()
-    seen = causal & attention_mask.bool()[:, None, :]
-    return (seen | ~seen.any(-1, keepdim=True))[:, None]
+    return (causal & attention_mask.bool()[:, None, :])[:, None]
 
 
 class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
