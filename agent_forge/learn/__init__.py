@@ -5,6 +5,7 @@ from agent_forge.learn.loop import train
 from agent_forge.learn.losses import chunked_cross_entropy, distill_loss, lm_loss, next_token_loss
 from agent_forge.learn.optimisers import Optimisers, wsd
 from agent_forge.learn.records import Batches, LossFn, OnStep, StepRecord
+from agent_forge.learn.request import TrainRequest
 
 __all__ = [
     "Batches",
@@ -12,6 +13,7 @@ __all__ = [
     "OnStep",
     "Optimisers",
     "StepRecord",
+    "TrainRequest",
     "chunked_cross_entropy",
     "distill_loss",
     "lm_loss",

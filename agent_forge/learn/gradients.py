@@ -24,8 +24,8 @@ class Gradients:
         self.objective, self.world, self.parts = objective, world, parts
         self.device, self.dtype = device, dtype
 
-    def leave(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
-        """Leave the gradient of the whole batch in the parameters; return its loss and metrics."""
+    def backward(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
+        """Accumulate the gradient of the whole batch in the parameters; return its loss and metrics."""
         if self.world.size == 1 and self.parts == 1:
             loss, metrics = self._forward(batch, step)
             loss.backward()

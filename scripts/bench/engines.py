@@ -136,7 +136,7 @@ def ours(
     from agent_forge.checkpoint import Workspace
     from agent_forge.config import OptimConfig
     from agent_forge.core.events import EventLog
-    from agent_forge.learn import lm_loss, train
+    from agent_forge.learn import TrainRequest, lm_loss, train
     from agent_forge.learn.loop import PLAIN
 
     notes: list[str] = []
@@ -159,18 +159,20 @@ def ours(
         auto = options.dtype == "auto"
         records = train(
             model,
-            mixture,
-            lm_loss,
-            stage="bench",
-            steps=options.steps,
-            optim=optim,
-            out=Workspace(Path(folder) / "out", phase="bench", seed=seed, config={}),
-            events=events,
-            seed=seed,
-            on_step=lambda *_: tick(),
-            device=options.device,
-            dtype=torch.float32 if auto else getattr(torch, options.dtype),
-            runtime=replace(PLAIN, compile=options.compile, dtype=options.dtype),
+            TrainRequest(
+                batches=mixture,
+                loss_fn=lm_loss,
+                stage="bench",
+                steps=options.steps,
+                optim=optim,
+                out=Workspace(Path(folder) / "out", phase="bench", seed=seed, config={}),
+                events=events,
+                seed=seed,
+                on_step=lambda *_: tick(),
+                device=options.device,
+                dtype=torch.float32 if auto else getattr(torch, options.dtype),
+                runtime=replace(PLAIN, compile=options.compile, dtype=options.dtype),
+            ),
         )
     return records[-1].loss, "; ".join(notes)
 

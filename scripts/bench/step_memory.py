@@ -73,7 +73,7 @@ def step(dtype: str, threads: int) -> dict[str, object]:
     from agent_forge.config import OptimConfig
     from agent_forge.core import device
     from agent_forge.core.events import EventLog
-    from agent_forge.learn import lm_loss, train
+    from agent_forge.learn import TrainRequest, lm_loss, train
     from agent_forge.learn.loop import PLAIN
     from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
     from scripts.process_memory import held_bytes, memory_bytes
@@ -110,18 +110,20 @@ def step(dtype: str, threads: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         train(
             model,
-            Same(),
-            lm_loss,
-            stage="s",
-            steps=2,
-            optim=optim,
-            seed=0,
-            events=EventLog(
-                None, "bench", (lambda e: notes.append(e.message) if e.message else None,)
+            TrainRequest(
+                batches=Same(),
+                loss_fn=lm_loss,
+                stage="s",
+                steps=2,
+                optim=optim,
+                seed=0,
+                events=EventLog(
+                    None, "bench", (lambda e: notes.append(e.message) if e.message else None,)
+                ),
+                out=Workspace(pathlib.Path(folder) / "out", phase="bench", seed=0, config={}),
+                on_step=lambda *_: stamps.append((time.perf_counter(), time.process_time())),
+                runtime=replace(PLAIN, dtype=dtype),
             ),
-            out=Workspace(pathlib.Path(folder) / "out", phase="bench", seed=0, config={}),
-            on_step=lambda *_: stamps.append((time.perf_counter(), time.process_time())),
-            runtime=replace(PLAIN, dtype=dtype),
         )
     peak = memory_bytes("VmHWM")
     return {

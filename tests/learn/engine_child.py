@@ -21,7 +21,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ForgeError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import lm_loss, state, train
+from agent_forge.learn import TrainRequest, lm_loss, state, train
 from agent_forge.learn.loop import PLAIN
 
 STEPS = 8
@@ -72,9 +72,20 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
     runtime = replace(PLAIN, workers=int(workers), shard=bool(shard))
     try:
         records = train(
-            model, Tokens(), lm_loss, stage="stage", steps=STEPS, optim=optim, out=out,
-            events=EventLog(None, "child"), seed=7, on_step=tell, runtime=runtime,
-        )  # fmt: skip
+            model,
+            TrainRequest(
+                batches=Tokens(),
+                loss_fn=lm_loss,
+                stage="stage",
+                steps=STEPS,
+                optim=optim,
+                out=out,
+                events=EventLog(None, "child"),
+                seed=7,
+                on_step=tell,
+                runtime=runtime,
+            ),
+        )
     except ForgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code

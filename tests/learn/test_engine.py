@@ -24,7 +24,7 @@ from agent_forge.config import OptimConfig, RuntimeConfig
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, feed, gradients, lm_loss, precision, speed, state, train
+from agent_forge.learn import StepRecord, TrainRequest, feed, gradients, lm_loss, precision, speed, state, train
 from agent_forge.learn.distribution import World
 from agent_forge.learn.loop import PLAIN
 from agent_forge.learn.plan import Plan
@@ -71,7 +71,7 @@ def go(model: nn.Module, path: Path, *, runtime: RuntimeConfig = PLAIN, **keys: 
         "stage": "stage", "steps": STEPS, "optim": OPTIM, "seed": 7, "out": workspace(path),
         "events": EventLog(None, "test"), "batches": Tokens(), "loss_fn": lm_loss, "runtime": runtime, **keys,
     }  # fmt: skip
-    return train(model, settings.pop("batches"), settings.pop("loss_fn"), **settings)
+    return train(model, TrainRequest(**settings))
 
 
 def losses(records: list[StepRecord]) -> list[str]:

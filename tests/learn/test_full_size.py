@@ -14,7 +14,7 @@ torch.set_num_threads(2)
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
 from agent_forge.core.events import EventLog
-from agent_forge.learn import lm_loss, train
+from agent_forge.learn import TrainRequest, lm_loss, train
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 
 shape = yaml.safe_load(Path(sys.argv[1]).read_text())
@@ -28,8 +28,9 @@ class Same:
         return {"input_ids": ids, "labels": ids}
 optim = OptimConfig(method="muon", lr=3e-3, muon_lr=0.02, warmup_steps=1, cooldown_share=0.0, weight_decay=0.05,
                     beta1=0.9, beta2=0.95, clip_norm=1.0, average_share=0.0)
-records = train(model, Same(), lm_loss, stage="s", steps=2, optim=optim, seed=0, events=EventLog(None, "t"),
-                out=Workspace(Path(sys.argv[2]) / "out", phase="t", seed=0, config={}))
+out = Workspace(Path(sys.argv[2]) / "out", phase="t", seed=0, config={})
+records = train(model, TrainRequest(batches=Same(), loss_fn=lm_loss, stage="s", steps=2, optim=optim, seed=0,
+                                    events=EventLog(None, "t"), out=out))
 print(records[0].loss, records[1].loss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 

@@ -17,7 +17,7 @@ from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, lm_loss, train
+from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.learn.loop import PLAIN
 from agent_forge.phases.bitnet import head_loss
 
@@ -53,10 +53,22 @@ def trained(path: Path, device: str, **keys: Any) -> tuple[list[StepRecord], lis
     ).to(device)  # fmt: skip
     events = EventLog(path / "events.jsonl", "test")
     records = train(
-        model, Counting(), lm_loss, stage="stage", steps=STEPS, optim=OPTIM, events=events, seed=3, device=device,
-        out=Workspace(path / "out", phase="test", seed=0, config={}), on_step=keys.pop("on_step", None),
-        dtype=keys.pop("dtype", torch.float32), runtime=replace(PLAIN, **keys),
-    )  # fmt: skip
+        model,
+        TrainRequest(
+            batches=Counting(),
+            loss_fn=lm_loss,
+            stage="stage",
+            steps=STEPS,
+            optim=OPTIM,
+            events=events,
+            seed=3,
+            device=device,
+            out=Workspace(path / "out", phase="test", seed=0, config={}),
+            on_step=keys.pop("on_step", None),
+            dtype=keys.pop("dtype", torch.float32),
+            runtime=replace(PLAIN, **keys),
+        ),
+    )
     return records, [event.message for event in read_events(path / "events.jsonl") if event.message]
 
 

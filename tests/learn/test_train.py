@@ -18,7 +18,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import seed_for, torch_generator
-from agent_forge.learn import StepRecord, lm_loss, train, wsd
+from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train, wsd
 from agent_forge.learn import state as states
 from agent_forge.learn.optimisers import Optimisers
 
@@ -57,11 +57,11 @@ def workspace(path: Path) -> Workspace:
 
 
 def go(model: nn.Module, path: Path, *, steps: int = STEPS, **keys: Any) -> list[StepRecord]:
-    settings: dict[str, Any] = {"stage": "stage", "optim": OPTIM, "seed": 7, "out": workspace(path)}
-    settings |= {"events": EventLog(None, "test"), **keys}
-    return train(model, keys.pop("batches", RandomTokens()), settings.pop("loss", dropout_loss), steps=steps, **{
-        key: value for key, value in settings.items() if key != "batches"
-    })  # fmt: skip
+    settings: dict[str, Any] = {
+        "batches": RandomTokens(), "loss_fn": dropout_loss, "stage": "stage", "steps": steps, "optim": OPTIM,
+        "seed": 7, "out": workspace(path), "events": EventLog(None, "test"),
+    }  # fmt: skip
+    return train(model, TrainRequest(**settings | keys))
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def test_a_finished_stage_is_restored_and_not_trained_again(tiny_llama: LlamaFor
     def forbidden(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         raise AssertionError("trained again")
 
-    assert go(second, tmp_path, loss=forbidden) == expected
+    assert go(second, tmp_path, loss_fn=forbidden) == expected
     assert_same(weights(first), weights(second))
 
 
@@ -229,7 +229,7 @@ def test_a_non_finite_loss_aborts_naming_stage_and_step(
         return value * (bad if step == 2 else 1.0), metrics
 
     with pytest.raises(PhaseError, match=r"stage stage, step 2: the loss is (nan|inf).*learning rate"):
-        go(fresh(tiny_llama), tmp_path, loss=loss)
+        go(fresh(tiny_llama), tmp_path, loss_fn=loss)
 
 
 def test_a_controller_rolls_back_a_diverged_step_to_what_it_kept(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_controller_rolls_back_a_diverged_step_to_what_it_kept(tiny_llama: Lla
             return {"rollback": True, "lr_scale": 0.5}
         return {}
 
-    records = go(fresh(tiny_llama), tmp_path, loss=loss, on_step=control)
+    records = go(fresh(tiny_llama), tmp_path, loss_fn=loss, on_step=control)
     assert_same(seen["after"], seen["kept"])
     assert not torch.equal(seen["before"]["model.norm.weight"], seen["kept"]["model.norm.weight"])
     assert records[5].lr == pytest.approx(0.5 * OPTIM.lr * wsd(5, STEPS, 2, 0.4))
@@ -304,7 +304,7 @@ def test_the_average_at_the_end_equals_its_closed_form(
 def test_plain_adamw_written_by_hand_gives_the_same_bits(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     optim = replace(OPTIM, average_share=0.0, weight_decay=0.0)
     ours, hand = fresh(tiny_llama), fresh(tiny_llama)
-    go(ours, tmp_path, optim=optim, loss=lm_loss)
+    go(ours, tmp_path, optim=optim, loss_fn=lm_loss)
     adam = torch.optim.AdamW(hand.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     hand.train()
     for step in range(STEPS):
@@ -334,7 +334,7 @@ def test_training_learns_a_repeated_sentence(tiny_llama: LlamaForCausalLM, tmp_p
 
     for method in ("adamw", "muon"):
         optim = replace(OPTIM, method=method, lr=1e-2, average_share=0.0)
-        records = go(fresh(tiny_llama), tmp_path / method, optim=optim, batches=Same(), loss=lm_loss, steps=40)
+        records = go(fresh(tiny_llama), tmp_path / method, optim=optim, batches=Same(), loss_fn=lm_loss, steps=40)
         assert records[-1].loss < 0.2 * records[0].loss, method
 
 
@@ -361,7 +361,7 @@ def test_parameters_outside_the_model_are_trained_and_restored(tiny_llama: Llama
             return value + extra(torch.ones(4)).square().sum(), metrics
 
         model = fresh(tiny_llama)
-        go(model, tmp_path, loss=loss, parameters=[*model.parameters(), *extra.parameters()])
+        go(model, tmp_path, loss_fn=loss, parameters=[*model.parameters(), *extra.parameters()])
         return extra
 
     first, second = run(), run()
@@ -428,12 +428,19 @@ def test_a_stage_that_goes_on_from_another_is_the_same_as_one_long_stage(
             return super().batch(step + 4)
 
     whole, parts = fresh(tiny_llama), fresh(tiny_llama)
-    expected = go(whole, tmp_path / "whole", optim=optim, loss=lm_loss)
-    first = go(parts, tmp_path / "parts", optim=optim, loss=lm_loss, steps=4, stage="first", keep_optimiser=True)
+    expected = go(whole, tmp_path / "whole", optim=optim, loss_fn=lm_loss)
+    first = go(parts, tmp_path / "parts", optim=optim, loss_fn=lm_loss, steps=4, stage="first", keep_optimiser=True)
     second = go(
-        parts, tmp_path / "parts", optim=optim, loss=lm_loss, steps=4, stage="second", after="first", batches=Later()
+        parts,
+        tmp_path / "parts",
+        optim=optim,
+        loss_fn=lm_loss,
+        steps=4,
+        stage="second",
+        optimiser_from="first",
+        batches=Later(),
     )
     assert [record.loss.hex() for record in first + second] == [record.loss.hex() for record in expected]
     assert_same(weights(parts), weights(whole))
     with pytest.raises(PhaseError, match="no optimiser state of second"):
-        go(parts, tmp_path / "parts", optim=optim, steps=1, stage="third", after="second")
+        go(parts, tmp_path / "parts", optim=optim, steps=1, stage="third", optimiser_from="second")

@@ -21,7 +21,7 @@ from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, gradients, lm_loss, speed, train
+from agent_forge.learn import StepRecord, TrainRequest, gradients, lm_loss, speed, train
 from agent_forge.learn.feed import Batch, on_host, parts_of, trained_tokens
 from agent_forge.learn.loop import PLAIN
 from agent_forge.models.plain import PlainCall, stack_of
@@ -50,9 +50,21 @@ def go(model: nn.Module, path: Path, loss: Any = lm_loss, *, on_step: Any = None
     out = Workspace(path / "out", phase="test", seed=0, config={})
     events = EventLog(path / "events.jsonl", "test")
     return train(
-        model, Tokens(), loss, stage="stage", steps=5, optim=OPTIM, out=out, events=events, seed=7, on_step=on_step,
-        runtime=replace(PLAIN, compile=keys.pop("compile", "on")), **keys,
-    )  # fmt: skip
+        model,
+        TrainRequest(
+            batches=Tokens(),
+            loss_fn=loss,
+            stage="stage",
+            steps=5,
+            optim=OPTIM,
+            out=out,
+            events=events,
+            seed=7,
+            on_step=on_step,
+            runtime=replace(PLAIN, compile=keys.pop("compile", "on")),
+            **keys,
+        ),
+    )
 
 
 def messages(path: Path) -> list[str]:

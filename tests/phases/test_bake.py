@@ -453,9 +453,18 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
         return learn.lm_loss(model, batch, step)
 
     learn.train(
-        model, rows, cross_entropy, stage="hand", steps=6, optim=config.training.optim, out=out, events=events,
-        seed=seed_for(config.seed, "bake", "train"),
-    )  # fmt: skip
+        model,
+        learn.TrainRequest(
+            batches=rows,
+            loss_fn=cross_entropy,
+            stage="hand",
+            steps=6,
+            optim=config.training.optim,
+            out=out,
+            events=events,
+            seed=seed_for(config.seed, "bake", "train"),
+        ),
+    )
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in trained[0].state_dict().items())
     figures = _measure(config, model, tokenizer)

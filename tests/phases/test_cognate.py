@@ -117,9 +117,18 @@ def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every
     batches = mixed_batches("cognate-longer", config.trunk.mix, config, tokenizer, steps, 4, 256)
     hand = Workspace(tmp_path / "hand", phase="cognate", seed=0, config={})
     learn.train(
-        trunk, batches, loss_over(batches, config), stage="longer", steps=steps, optim=config.branch.optim, out=hand,
-        events=EventLog(None, "cognate"), seed=config.seed,
-    )  # fmt: skip
+        trunk,
+        learn.TrainRequest(
+            batches=batches,
+            loss_fn=loss_over(batches, config),
+            stage="longer",
+            steps=steps,
+            optim=config.branch.optim,
+            out=hand,
+            events=EventLog(None, "cognate"),
+            seed=config.seed,
+        ),
+    )
     figures = probes.measure(trunk, tokenizer, config)
     row = {name: round(value, 4) for name, value in figures.items()}
     assert report.tables["All probes"][-1] == {"model": longer.NAME, **row}

@@ -24,7 +24,7 @@ from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.data import Mixture, RowSource, TextSource
 from agent_forge.data.synthetic import reasoning
-from agent_forge.learn import StepRecord, lm_loss, train
+from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases.train import Config, exponents, plain
 from agent_forge.phases.train import run as run_module
@@ -513,9 +513,19 @@ def test_self_modelling_lowers_its_own_error(
     own = SelfModel(tiny_llama, weight=1.0, targets=2, seed=0)
     out = Workspace(tmp_path / "out", phase="train", seed=0, config={})
     records = train(
-        tiny_llama, Batches(), own.loss, stage="self", steps=30, optim=replace(config.optim, lr=1e-2), out=out,
-        events=EventLog(None, "train"), seed=0, parameters=own.parameters(tiny_llama),
-    )  # fmt: skip
+        tiny_llama,
+        TrainRequest(
+            batches=Batches(),
+            loss_fn=own.loss,
+            stage="self",
+            steps=30,
+            optim=replace(config.optim, lr=1e-2),
+            out=out,
+            events=EventLog(None, "train"),
+            seed=0,
+            parameters=own.parameters(tiny_llama),
+        ),
+    )
     assert records[-1].metrics["self_model_error"] < 0.7 * records[0].metrics["self_model_error"]
 
 
@@ -537,10 +547,20 @@ def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
     names = list(STAGES)
     for previous, stage in zip(["", *names], names, strict=False):
         train(
-            model, mixture(config, sources, config.mix, stage), lm_loss, stage=stage, steps=1,
-            optim=stage_optim(config, stage, names), out=out, events=EventLog(None, "train"),
-            seed=seed_for(config.seed, "train"), after=previous, keep_optimiser=stage != names[-1],
-        )  # fmt: skip
+            model,
+            TrainRequest(
+                batches=mixture(config, sources, config.mix, stage),
+                loss_fn=lm_loss,
+                stage=stage,
+                steps=1,
+                optim=stage_optim(config, stage, names),
+                out=out,
+                events=EventLog(None, "train"),
+                seed=seed_for(config.seed, "train"),
+                optimiser_from=previous,
+                keep_optimiser=stage != names[-1],
+            ),
+        )
     found = models.load(Path(written.outputs[0])).state_dict()
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
     assert [row["on"] for row in written.tables["stages"][1:]] == [False] * 10

@@ -178,10 +178,20 @@ def _train_one(
     model.requires_grad_(False)
     try:
         records = learn.train(
-            adapted, batches, anchored_loss(experts.kl_weight), stage=stage, steps=steps,
-            optim=replace(experts.optim, lr=lr), out=out, events=events, seed=config.seed,
-            parameters=list(adapted.vectors), device=model.device,
-        )  # fmt: skip
+            adapted,
+            learn.TrainRequest(
+                batches=batches,
+                loss_fn=anchored_loss(experts.kl_weight),
+                stage=stage,
+                steps=steps,
+                optim=replace(experts.optim, lr=lr),
+                out=out,
+                events=events,
+                seed=config.seed,
+                parameters=list(adapted.vectors),
+                device=model.device,
+            ),
+        )
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])

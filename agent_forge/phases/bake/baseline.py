@@ -30,10 +30,20 @@ def fine_tuned(
     device = pick_device(config.runtime.device)
     model = models.load(source.path, device=device)
     learn.train(
-        model, batches.mixture, learn.lm_loss, stage=STAGE, steps=config.training.steps,
-        optim=config.training.optim, out=out, events=events, seed=seed_for(config.seed, "bake", "train"),
-        device=device, dtype=pick_dtype(config.runtime.dtype),
-    )  # fmt: skip
+        model,
+        learn.TrainRequest(
+            batches=batches.mixture,
+            loss_fn=learn.lm_loss,
+            stage=STAGE,
+            steps=config.training.steps,
+            optim=config.training.optim,
+            out=out,
+            events=events,
+            seed=seed_for(config.seed, "bake", "train"),
+            device=device,
+            dtype=pick_dtype(config.runtime.dtype),
+        ),
+    )
     return model
 
 

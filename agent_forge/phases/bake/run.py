@@ -33,10 +33,20 @@ def run(config: Config, sources: list[Checkpoint], out: Workspace, events: Event
     traits = _Traits(config, parent, tokenizer, out, events)
     batches = lessons.Batches(config, tokenizer, kept, traits.lessons)
     learn.train(
-        model, batches, lessons.joint_loss(config, parent, batches, traits.weights),
-        stage="bake", steps=config.training.steps, optim=config.training.optim, out=out, events=events,
-        seed=seed_for(config.seed, "bake", "train"), device=device, dtype=pick_dtype(config.runtime.dtype),
-    )  # fmt: skip
+        model,
+        learn.TrainRequest(
+            batches=batches,
+            loss_fn=lessons.joint_loss(config, parent, batches, traits.weights),
+            stage="bake",
+            steps=config.training.steps,
+            optim=config.training.optim,
+            out=out,
+            events=events,
+            seed=seed_for(config.seed, "bake", "train"),
+            device=device,
+            dtype=pick_dtype(config.runtime.dtype),
+        ),
+    )
     after = out.remember("after", lambda: _measure(config, model, tokenizer))
     reached = out.remember("strengths", lambda: traits.measure(model))
     plain = _plain(config, sources[0], batches, tokenizer, out, events)

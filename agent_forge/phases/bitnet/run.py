@@ -192,19 +192,21 @@ def distil(
             embedding.requires_grad_(False)
     learn.train(
         model,
-        batches,
-        loss,
-        parameters=_trained(model, train.scale_lr),
-        stage="distil",
-        steps=train.steps,
-        optim=train.optim,
-        out=out,
-        events=events,
-        seed=config.seed,
-        on_step=on_step,
-        device=model.device,
-        dtype=dtype,
-        settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
+        learn.TrainRequest(
+            batches=batches,
+            loss_fn=loss,
+            parameters=_trained(model, train.scale_lr),
+            stage="distil",
+            steps=train.steps,
+            optim=train.optim,
+            out=out,
+            events=events,
+            seed=config.seed,
+            on_step=on_step,
+            device=model.device,
+            dtype=dtype,
+            settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
+        ),
     )
     for layer in ternary_layers(model).values():
         layer.tie_scales()

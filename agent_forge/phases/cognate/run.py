@@ -116,10 +116,21 @@ def pretrained_trunk(
         return recall_or_plain(model, batch, step, loops=1 if step < grow_step else None)
 
     records = learn.train(
-        model, batches, loss_fn, stage="trunk", steps=config.trunk.steps, optim=config.trunk.optim, out=out,
-        events=events, seed=config.seed, device=device, dtype=pick_dtype(config.runtime.dtype),
-        settings={"one_pass_share": config.trunk.one_pass_share},
-    )  # fmt: skip
+        model,
+        learn.TrainRequest(
+            batches=batches,
+            loss_fn=loss_fn,
+            stage="trunk",
+            steps=config.trunk.steps,
+            optim=config.trunk.optim,
+            out=out,
+            events=events,
+            seed=config.seed,
+            device=device,
+            dtype=pick_dtype(config.runtime.dtype),
+            settings={"one_pass_share": config.trunk.one_pass_share},
+        ),
+    )
     return model.eval(), [record.loss for record in records]
 
 
@@ -146,11 +157,22 @@ def specialist(
     )  # fmt: skip
     with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", name)):
         records = learn.train(
-            model, batches, priced(loss_over(batches, config), settings, steps), stage=name, steps=steps,
-            optim=branch.optim, out=out, events=events, seed=config.seed, parameters=_groups(model, settings),
-            device=device, dtype=pick_dtype(config.runtime.dtype),
-            settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
-        )  # fmt: skip
+            model,
+            learn.TrainRequest(
+                batches=batches,
+                loss_fn=priced(loss_over(batches, config), settings, steps),
+                stage=name,
+                steps=steps,
+                optim=branch.optim,
+                out=out,
+                events=events,
+                seed=config.seed,
+                parameters=_groups(model, settings),
+                device=device,
+                dtype=pick_dtype(config.runtime.dtype),
+                settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
+            ),
+        )
     return model.eval(), [record.loss for record in records]
 
 
@@ -184,10 +206,21 @@ def longer_trunk(
     )
     with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", "longer")):
         learn.train(
-            model, batches, loss_over(batches, config), stage="longer", steps=steps, optim=branch.optim, out=out,
-            events=events, seed=config.seed, device=device, dtype=pick_dtype(config.runtime.dtype),
-            settings={"mix": dict(config.trunk.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
-        )  # fmt: skip
+            model,
+            learn.TrainRequest(
+                batches=batches,
+                loss_fn=loss_over(batches, config),
+                stage="longer",
+                steps=steps,
+                optim=branch.optim,
+                out=out,
+                events=events,
+                seed=config.seed,
+                device=device,
+                dtype=pick_dtype(config.runtime.dtype),
+                settings={"mix": dict(config.trunk.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
+            ),
+        )
     return model.eval()
 
 

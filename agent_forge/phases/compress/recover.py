@@ -50,9 +50,21 @@ def recovered(
         blockwise.align(parent, student, windows[: config.block_windows], config, out, events)
     if config.steps:
         learn.train(
-            student, batches, AsParent(parent), stage=STAGE, steps=config.steps, optim=config.optim, out=out,
-            events=events, seed=seed, parameters=parameters, device=parent.device, dtype=dtype,
-        )  # fmt: skip
+            student,
+            learn.TrainRequest(
+                batches=batches,
+                loss_fn=AsParent(parent),
+                stage=STAGE,
+                steps=config.steps,
+                optim=config.optim,
+                out=out,
+                events=events,
+                seed=seed,
+                parameters=parameters,
+                device=parent.device,
+                dtype=dtype,
+            ),
+        )
     return _dense_copy(parent, student, picked), rescaled(student, picked)
 
 

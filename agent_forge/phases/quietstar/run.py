@@ -106,18 +106,20 @@ def _train(
     shaping = ("thoughts", "thought_length", "lookahead", "temperature", "positions", "base_lr", "policy_weight")
     return learn.train(
         model,
-        mixture,
-        QuietStarLoss(config, [group["params"] for group in groups]),
-        stage=STAGE,
-        steps=config.steps,
-        optim=config.optim,
-        out=out,
-        events=events,
-        seed=config.seed,
-        parameters=groups,
-        device=device,
-        dtype=pick_dtype(config.runtime.dtype),
-        settings={name: getattr(config, name) for name in shaping},
+        learn.TrainRequest(
+            batches=mixture,
+            loss_fn=QuietStarLoss(config, [group["params"] for group in groups]),
+            stage=STAGE,
+            steps=config.steps,
+            optim=config.optim,
+            out=out,
+            events=events,
+            seed=config.seed,
+            parameters=groups,
+            device=device,
+            dtype=pick_dtype(config.runtime.dtype),
+            settings={name: getattr(config, name) for name in shaping},
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from agent_forge.checkpoint import Workspace
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
-from agent_forge.learn import lm_loss, train
+from agent_forge.learn import TrainRequest, lm_loss, train
 from agent_forge.phases.train import Config
 from agent_forge.phases.train.control import Rollback, Together
 from agent_forge.phases.train.measure import scores_of
@@ -41,11 +41,24 @@ def train_plainly(
     for stage in steered:
         guard = {"rollback": Rollback(config.rollback, f"plain_{stage}", events)} if config.rollback.enabled else {}
         train(
-            model, mixture(config, sources, config.mix, stage), lm_loss, stage=f"plain_{stage}",
-            steps=getattr(config.steps, stage), optim=stage_optim(replace(config, average="none"), stage, stages),
-            out=out, events=events, seed=seed_for(config.seed, "train"), on_step=Together(guard), device=device,
-            dtype=dtype, settings={"mix": dict(config.mix)}, after=previous, keep_optimiser=stage != stages[-1],
-        )  # fmt: skip
+            model,
+            TrainRequest(
+                batches=mixture(config, sources, config.mix, stage),
+                loss_fn=lm_loss,
+                stage=f"plain_{stage}",
+                steps=getattr(config.steps, stage),
+                optim=stage_optim(replace(config, average="none"), stage, stages),
+                out=out,
+                events=events,
+                seed=seed_for(config.seed, "train"),
+                on_step=Together(guard),
+                device=device,
+                dtype=dtype,
+                settings={"mix": dict(config.mix)},
+                optimiser_from=previous,
+                keep_optimiser=stage != stages[-1],
+            ),
+        )
         previous = f"plain_{stage}"
 
 

@@ -13,7 +13,7 @@ from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
-from agent_forge.learn import StepRecord, train
+from agent_forge.learn import StepRecord, TrainRequest, train
 from agent_forge.phases.train import STAGES, Config, plain
 from agent_forge.phases.train.control import Rollback
 from agent_forge.phases.train.measure import Bench, scores_of
@@ -84,22 +84,24 @@ def _train_stage(
     plan = planner.plan(stage, model, out)
     records = train(
         model,
-        plan.batches,
-        plan.loss,
-        stage=stage,
-        steps=getattr(config.steps, stage),
-        optim=stage_optim(config, stage, stages),
-        out=out,
-        events=events,
-        seed=seed_for(config.seed, "train"),
-        parameters=plan.parameters(model) if plan.parameters else None,
-        on_step=plan.together,
-        device=device,
-        dtype=dtype,
-        average_decay=config.average_decay if config.average == "exponential" else 0.0,
-        settings={"mix": dict(config.mix), **mechanism_settings(config, STAGES[stage])},
-        after=previous,
-        keep_optimiser=stage != stages[-1],
+        TrainRequest(
+            batches=plan.batches,
+            loss_fn=plan.loss,
+            stage=stage,
+            steps=getattr(config.steps, stage),
+            optim=stage_optim(config, stage, stages),
+            out=out,
+            events=events,
+            seed=seed_for(config.seed, "train"),
+            parameters=plan.parameters(model) if plan.parameters else None,
+            on_step=plan.together,
+            device=device,
+            dtype=dtype,
+            average_decay=config.average_decay if config.average == "exponential" else 0.0,
+            settings={"mix": dict(config.mix), **mechanism_settings(config, STAGES[stage])},
+            optimiser_from=previous,
+            keep_optimiser=stage != stages[-1],
+        ),
     )
     return plan, records
 
