@@ -22,7 +22,7 @@ Order = Callable[[Sequence[Individual[G]]], list[Individual[G]]]  # best first
 
 
 @dataclass(frozen=True, slots=True)
-class Yard(Generic[G]):
+class ScoringRule(Generic[G]):
     """What is made of the numbers of the first items; all higher is better.
 
     fitness: one number. objectives: one a task. difference: (mean, standard error) of the fitness of the first list over
@@ -34,14 +34,14 @@ class Yard(Generic[G]):
     difference: Callable[[Sequence[float], Sequence[float]], tuple[float, float]]
 
 
-def mean_yard() -> "Yard[G]":
-    """Return the yard of the plain mean."""
+def mean_rule() -> "ScoringRule[G]":
+    """Return the rule of the plain mean."""
 
     def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
         gaps = np.asarray(ours) - np.asarray(theirs)
         return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else np.inf
 
-    return Yard(lambda v: float(np.mean(v)), lambda v: (float(np.mean(v)),), difference)
+    return ScoringRule(lambda v: float(np.mean(v)), lambda v: (float(np.mean(v)),), difference)
 
 
 class Scorer(Generic[G]):
@@ -52,9 +52,9 @@ class Scorer(Generic[G]):
     """
 
     def __init__(
-        self, space: Space[G], evaluator: Evaluator[G], yard: Yard[G], borders: Sequence[int], journal: Journal
+        self, space: Space[G], evaluator: Evaluator[G], rule: ScoringRule[G], borders: Sequence[int], journal: Journal
     ) -> None:
-        self.space, self.evaluator, self.yard, self.journal = space, evaluator, yard, journal
+        self.space, self.evaluator, self.rule, self.journal = space, evaluator, rule, journal
         self.borders = list(borders)
         self._touched: set[tuple[str, int, int]] = set()
 
@@ -88,7 +88,7 @@ class Scorer(Generic[G]):
         found = self.measure([genome for _, genome in proposals], rung)
         return [
             Individual(
-                genome, self.space.key(genome), self.yard.fitness(values), origin, self.yard.objectives(values),
+                genome, self.space.key(genome), self.rule.fitness(values), origin, self.rule.objectives(values),
                 len(values), rung == len(self.borders) - 1,
             )
             for (origin, genome), values in zip(proposals, found, strict=True)
@@ -158,5 +158,5 @@ def race(heats: Sequence[Heat[G]], scorer: Scorer[G], confidence: float = 0.0) -
 def _hopeless(one: Individual[G], heat: Heat[G], scorer: Scorer[G], confidence: float) -> bool:
     if not confidence or not heat.weakest:
         return False
-    mean, error = scorer.yard.difference(scorer.values(one.key, one.items), scorer.values(heat.weakest, one.items))
+    mean, error = scorer.rule.difference(scorer.values(one.key, one.items), scorer.values(heat.weakest, one.items))
     return mean + confidence * error < 0

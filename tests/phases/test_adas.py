@@ -21,7 +21,7 @@ from agent_forge.core.seeds import numpy_generator
 from agent_forge.phases.adas import Config, runtime_search
 from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
-from agent_forge.phases.adas.influence import look
+from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, make_objective
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject, architecture, singular
 from agent_forge.phases.adas.pool.activation import scaled_along
@@ -76,7 +76,7 @@ def bench(model, bank):
     matrices = find_matrices(model)
     generator = np.random.default_rng(0)
     plain, tasks = ([generator.integers(0, 128, 12).tolist() for _ in range(2)] for _ in range(2))
-    seen = look(model, matrices, plain, tasks)
+    seen = measure_influence(model, matrices, plain, tasks)
 
     def named(kind):
         return {key.split("/")[1]: value for key, value in seen.items() if key.startswith(kind)}
@@ -203,10 +203,10 @@ def test_every_composition_and_edit_changes_the_logits_and_no_two_alike(model, b
     alpha = (1.0, 0.7, 0.4)
     found = {"identity": before}
     for name in COMPOSITIONS:
-        with bench.made(Candidate(technique=name, alpha=alpha)):
+        with bench.applied(Candidate(technique=name, alpha=alpha)):
             found[name] = logits_of(model)
     for name in EDITS:
-        with bench.made(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=(name,))):
+        with bench.applied(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=(name,))):
             found[name] = logits_of(model)
     same = [(a, b) for a, b in itertools.combinations(found, 2) if float((found[a] - found[b]).abs().max()) < 1e-4]
     assert same == []
@@ -247,7 +247,7 @@ def test_the_order_of_experts_does_not_matter(bank, name):
 
 
 def test_skipping_a_layer_equals_the_model_without_it(model, bench):
-    with bench.made(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=("skip_layer",))):
+    with bench.applied(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=("skip_layer",))):
         zeroed = [i for i, layer in enumerate(model.model.layers) if not layer.mlp.down_proj.weight.any()]
         found = logits_of(model)
     assert len(zeroed) == 1
@@ -320,7 +320,7 @@ class Planted(Objective):
 class NoModel:
     """A bench whose models are the candidates themselves."""
 
-    def made(self, candidate):
+    def applied(self, candidate):
         return contextlib.nullcontext(candidate)
 
 

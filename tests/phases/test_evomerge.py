@@ -35,7 +35,7 @@ from agent_forge.phases.evomerge.genome import Genome, GenomeSpace
 from agent_forge.phases.evomerge.run import run
 from agent_forge.phases.evomerge.sources import open_sources
 from agent_forge.search.journal import Journal
-from agent_forge.search.race import Scorer, mean_yard
+from agent_forge.search.race import Scorer, mean_rule
 
 
 def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, steps: int) -> LlamaForCausalLM:
@@ -242,7 +242,7 @@ def test_the_greedy_soup_keeps_what_does_no_harm() -> None:
 
         def close(self) -> None: ...
 
-    scorer = Scorer(space, Known(), mean_yard(), [1], Journal(None))
+    scorer = Scorer(space, Known(), mean_rule(), [1], Journal(None))
     assert greedy_soup(space, scorer) == space.soup([0, 1, 3])
     assert scorer.measured_items == len(worth)
 

@@ -29,7 +29,7 @@ from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases.train import Config, exponents, plain
 from agent_forge.phases.train import run as run_module
 from agent_forge.phases.train import stages as stages_module
-from agent_forge.phases.train.control import ExponentControl, Rollback, Together
+from agent_forge.phases.train.control import CombinedController, ExponentControl, Rollback
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
 from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
 from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity, twin_exponent
@@ -334,11 +334,11 @@ def test_together_multiplies_rates_and_hides_a_broken_loss_from_those_who_cannot
             self.heard = state["heard"]
 
     one, two = Fixed({"lr_scale": 0.5, "noise": 0.1}), Fixed({"lr_scale": 0.5, "noise": 0.3, "keep": True})
-    both = Together({"one": one, "two": two})
+    both = CombinedController({"one": one, "two": two})
     assert both(record(0), None) == {"lr_scale": 0.25, "noise": 0.3, "keep": True}
     both(record(1, math.nan), None)
     assert (one.heard, two.heard) == (1, 1)
-    again = Together({"one": Fixed({}), "two": Fixed({})})
+    again = CombinedController({"one": Fixed({}), "two": Fixed({})})
     again.load_state_dict(json.loads(json.dumps(both.state_dict())))
     assert again(record(2), None) == {"lr_scale": 0.25, "noise": 0.3}
 

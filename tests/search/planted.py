@@ -9,7 +9,7 @@ import numpy as np
 
 from agent_forge.search.evaluator import Evaluator, Measure, Spans, open_evaluator
 from agent_forge.search.journal import Journal
-from agent_forge.search.race import Scorer, Yard, mean_yard, rung_borders
+from agent_forge.search.race import Scorer, ScoringRule, mean_rule, rung_borders
 from agent_forge.search.settings import EvolveSettings
 
 ITEMS = 16
@@ -100,14 +100,14 @@ class Bench:
     task: Planted
     chosen: EvolveSettings = field(default_factory=lambda: SETTINGS)
     space: Vectors = field(default_factory=Vectors)
-    yard: Yard = field(default_factory=mean_yard)
+    rule: ScoringRule = field(default_factory=mean_rule)
     journal: Path | None = None
     items: int = ITEMS
 
     def __enter__(self) -> Scorer:
         self.evaluator: Evaluator = open_evaluator(self.task, self.chosen, lambda: None)
         borders = rung_borders(self.chosen.race, self.items)
-        return Scorer(self.space, self.evaluator, self.yard, borders, Journal(self.journal))
+        return Scorer(self.space, self.evaluator, self.rule, borders, Journal(self.journal))
 
     def __exit__(self, *error: object) -> None:
         self.evaluator.close()

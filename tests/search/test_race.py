@@ -6,7 +6,7 @@ import pytest
 from agent_forge.core.errors import ConfigError
 from agent_forge.search.evolve import evolve
 from agent_forge.search.population import fittest_first
-from agent_forge.search.race import Heat, mean_yard, race, rung_borders
+from agent_forge.search.race import Heat, mean_rule, race, rung_borders
 from tests.search.planted import Bench, Planted, Vectors, flat, settings
 
 SPACE = Vectors(size=1)
@@ -62,7 +62,7 @@ def test_a_child_surely_below_the_weakest_member_stops_and_one_in_doubt_goes_on(
 
 
 def test_the_paired_difference_is_mean_and_standard_error() -> None:
-    mean, error = mean_yard().difference([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
+    mean, error = mean_rule().difference([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
     assert mean == pytest.approx(4 / 3)
     assert error == pytest.approx(np.std([0, 1, 3], ddof=1) / np.sqrt(3))
 

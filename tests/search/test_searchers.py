@@ -9,7 +9,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.search.evolve import Evolution, _goes_on, evolve, island_seed
 from agent_forge.search.pareto import crowding, fronts, hypervolume
 from agent_forge.search.population import Individual, diversity, survivors
-from agent_forge.search.race import Yard, mean_yard
+from agent_forge.search.race import ScoringRule, mean_rule
 from agent_forge.search.searcher import breed, make_searcher
 from agent_forge.search.settings import EvolveSettings
 from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic, settings
@@ -164,13 +164,13 @@ def test_nsga2_covers_the_front_of_zdt1_where_random_search_does_not() -> None:
                 [both(np.asarray(genome[1]))[i % 2] for i in range(*span)] for span in spans
             ]
 
-    yard = Yard(
-        lambda v: float(np.mean(v)), lambda v: (float(np.mean(v[::2])), float(np.mean(v[1::2]))), mean_yard().difference
+    rule = ScoringRule(
+        lambda v: float(np.mean(v)), lambda v: (float(np.mean(v[::2])), float(np.mean(v[1::2]))), mean_rule().difference
     )
     areas = {}
     for method in ("nsga2", "random_search"):
         chosen = settings(method=method, population=16, children=16, generations=40, race=[1.0])
-        with Bench(Halves(flat), chosen, space, yard) as scorer:
+        with Bench(Halves(flat), chosen, space, rule) as scorer:
             found = evolve(space, scorer, (), chosen, 0)
         areas[method] = hypervolume([m.objectives for m in found.members], [-1.0, -1.0])
     assert areas["nsga2"] > 0.9 * 2 / 3

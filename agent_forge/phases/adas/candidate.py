@@ -55,18 +55,18 @@ class Bench:
         self._kept: dict[str, Tensor] = {}
 
     @contextmanager
-    def made(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
+    def applied(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
         """Give the model as `candidate`; the input's bytes return afterwards."""
         self.put(candidate)
         try:
             yield self.model
         finally:
-            self.take_back()
+            self.restore()
 
     @torch.no_grad()
     def put(self, candidate: Candidate) -> None:
         """Write the candidate's weights into the model."""
-        self.take_back()
+        self.restore()
         if any(candidate.alpha):
             for name, delta in COMPOSITIONS[candidate.technique](self.bank, candidate.alpha).items():
                 self._write(name, self.bank.base[name] + delta)
@@ -76,7 +76,7 @@ class Bench:
                 self._write(name, weight)
 
     @torch.no_grad()
-    def take_back(self) -> None:
+    def restore(self) -> None:
         """Restore the input weights bit for bit."""
         for name, kept in self._kept.items():
             self.model.get_parameter(name).copy_(kept)

@@ -17,7 +17,7 @@ from agent_forge.data.windows import cut_left, positions
 
 
 @torch.no_grad()
-def look(
+def measure_influence(
     model: PreTrainedModel, matrices: Sequence[Matrix], plain: Sequence[Sequence[int]], tasks: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
     """Return influence/<layer> (), share/<matrix> () and stream/<layer> (d) as tensors, for `remember_tensors`.

@@ -15,7 +15,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.phases.adas import Config, runtime_search
 from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
-from agent_forge.phases.adas.influence import look
+from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
 from agent_forge.phases.adas.targets import find_matrices, within_budget
@@ -122,7 +122,7 @@ def _subject_maker(
         plain = [encode(tokenizer, item)[0] for item in rows_of("text", "train", LOOKED_AT, context)]
         kinds = [kind for kind in config.domains if kind != "text"] or ["reasoning"]
         tasks = [encode(tokenizer, row)[0] for kind in kinds for row in rows_of(kind, "train", LOOKED_AT, context)]
-        return look(model, matrices, plain, tasks)
+        return measure_influence(model, matrices, plain, tasks)
 
     seen = out.remember_tensors("influence", measure)
 
@@ -174,12 +174,12 @@ def _open_test(
     """Score what each search ended with on the test split: gain over the input in nats a token, with bounds."""
     objective = _objective(config, tokenizer, "test", config.test_items, context)
     picks, real = objective.everything(), bench.bank
-    bench.take_back()
+    bench.restore()
     before = objective.losses(bench.model, picks)
     found = {}
     for label, (search, state, _, bank) in runs.items():
         bench.bank = bank
-        with bench.made(state.incumbent) as model:
+        with bench.applied(state.incumbent) as model:
             after = objective.losses(model, picks)
         low, high = objective.bounds(before, after, picks, "test", label)
         found[label] = {

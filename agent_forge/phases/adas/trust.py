@@ -83,7 +83,7 @@ class Search:
                 **self.judged(state.incumbent, winner, number),
             }
             if step["chance"] <= self.level and step["gain"] > 0:
-                with self.bench.made(winner) as model:
+                with self.bench.applied(winner) as model:
                     step["drift_nats"] = self.drift(model)
                 step["accepted"] = step["drift_nats"] <= self.settings.drift_limit_nats
         return step | {"rows_scored": self.objective.scored - before_rows}
@@ -113,7 +113,7 @@ class Search:
         return {"gain": self.objective.gain(before, after), "low": low, "high": high, "chance": chance}
 
     def _losses(self, candidate: Candidate, picks: Picks) -> Losses:
-        with self.bench.made(candidate) as model:
+        with self.bench.applied(candidate) as model:
             return self.objective.losses(model, picks)
 
     def screen(self, domains: int) -> list[dict[str, Any]]:

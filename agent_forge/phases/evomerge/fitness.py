@@ -21,7 +21,7 @@ from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_chat, text_start
 from agent_forge.evaluate.tasks import text as text_task
 from agent_forge.phases.evomerge import Config
-from agent_forge.search.race import Yard
+from agent_forge.search.race import ScoringRule
 
 MaskedRow = tuple[list[int], list[bool]]
 # Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all others.
@@ -63,9 +63,9 @@ class Yardstick:
             clusters=self.clusters[places], trunk_nats=[],
         )  # fmt: skip
 
-    def yard(self) -> Yard[Any]:
+    def scoring_rule(self) -> ScoringRule[Any]:
         """Return what a search makes of an item's numbers; the trunk's must be known."""
-        return Yard(self.fitness, self.log_retentions, self.difference)
+        return ScoringRule(self.fitness, self.log_retentions, self.difference)
 
     def log_retention(self, nats: Sequence[float], task: int) -> float:
         """Return log(trunk loss / candidate loss) of one task on the first len(nats) items."""

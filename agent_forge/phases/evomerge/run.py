@@ -50,7 +50,7 @@ class Search:
         """Return a scorer on the search split whose count of items starts at 0."""
         per_task = len(self.yardstick.rows) // len(self.yardstick.tasks)
         borders = [border * len(self.yardstick.tasks) for border in rung_borders(self.config.search.race, per_task)]
-        return Scorer(self.space, self.evaluator, self.yardstick.yard(), borders, self.journal)
+        return Scorer(self.space, self.evaluator, self.yardstick.scoring_rule(), borders, self.journal)
 
 
 @dataclass(slots=True, kw_only=True)

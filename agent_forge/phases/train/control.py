@@ -32,7 +32,7 @@ class Controller(Protocol):
         ...
 
 
-class Together:
+class CombinedController:
     """Several controllers as one: rates multiply, the largest noise holds, any rollback or keep counts."""
 
     def __init__(self, members: Mapping[str, Controller]) -> None:

@@ -16,7 +16,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.learn import TrainRequest, lm_loss, train
 from agent_forge.phases.train import Config
-from agent_forge.phases.train.control import Rollback, Together
+from agent_forge.phases.train.control import CombinedController, Rollback
 from agent_forge.phases.train.measure import scores_of
 from agent_forge.phases.train.stages import mixture, stage_optim
 
@@ -51,7 +51,7 @@ def train_plainly(
                 out=out,
                 events=events,
                 seed=seed_for(config.seed, "train"),
-                on_step=Together(guard),
+                on_step=CombinedController(guard),
                 device=device,
                 dtype=dtype,
                 settings={"mix": dict(config.mix)},

@@ -94,7 +94,7 @@ def _train_stage(
             events=events,
             seed=seed_for(config.seed, "train"),
             parameters=plan.parameters(model) if plan.parameters else None,
-            on_step=plan.together,
+            on_step=plan.controller,
             device=device,
             dtype=dtype,
             average_decay=config.average_decay if config.average == "exponential" else 0.0,

@@ -16,7 +16,7 @@ from agent_forge.data import Mixture
 from agent_forge.data.sources import Source
 from agent_forge.learn import Batches, lm_loss
 from agent_forge.phases.train import STAGES, Config
-from agent_forge.phases.train.control import Controller, ExponentControl, Rollback, Together
+from agent_forge.phases.train.control import CombinedController, Controller, ExponentControl, Rollback
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource
 from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
 from agent_forge.phases.train.measure import Bench, without_thinking
@@ -37,9 +37,9 @@ class Plan:
     notes: Callable[[], dict[str, Any]] = field(default=dict)
 
     @property
-    def together(self) -> Together:
+    def controller(self) -> CombinedController:
         """Return the controllers as one."""
-        return Together(self.controllers)
+        return CombinedController(self.controllers)
 
 
 def mechanism_settings(config: Config, mechanism: str) -> dict[str, Any]:
