@@ -42,7 +42,7 @@ def _chosen(command: str) -> list[str]:
 
 def _values(command: str, key: str) -> list[str]:
     if key in _chosen(command):
-        return groups().get(key, [])
+        return groups().get(key.partition("@")[0], [])
     value = dict(flatten(tree(command))).get(key)
     if isinstance(value, bool):
         return ["true", "false"]

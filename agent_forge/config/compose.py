@@ -7,11 +7,20 @@ Hydra keeps global state, so composition is not for threads.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from agent_forge.config.limits import check
-from agent_forge.config.overrides import file_overrides, hint_of, quote, read_yaml, typed_override
+from agent_forge.config.overrides import (
+    file_overrides,
+    hint_of,
+    quote,
+    read_yaml,
+    settings_in_braces,
+    typed_override,
+)
+from agent_forge.config.schema import RuntimeConfig
 from agent_forge.core.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -43,8 +52,16 @@ def all_overrides(overrides: Sequence[str], file: str | None, schema: Any = Any,
             raise ConfigError(f"{override}: Hydra's own settings act on sweeps alone; add -m, or leave it out")
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
-    written = [*from_file, *(_written(override, schema, sweep) for override in overrides)]
+    single = [one for override in overrides for one in _single_settings(override, schema)]
+    written = [*from_file, *(_written(override, schema, sweep) for override in single)]
     return [_force_free_mapping(override, schema) for override in written]
+
+
+def _single_settings(override: str, schema: Any) -> list[str]:
+    """Return `optim={lr: 0.1}` as `optim.lr=0.1`: Hydra takes the name of a group for a choice of an option."""
+    key, _, text = override.partition("=")
+    is_part = key in groups() and is_dataclass(hint_of(schema, key))
+    return settings_in_braces(key, text) if is_part and text.lstrip().startswith("{") else [override]
 
 
 def _written(override: str, schema: Any, sweep: bool) -> str:
@@ -89,6 +106,14 @@ def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error, command)) from None
+
+
+def default_runtime() -> RuntimeConfig:
+    """Return the runtime settings that conf/ gives every phase, for training outside of a phase."""
+    import yaml
+
+    content = (CONF / "_shared" / "runtime.yaml").read_text(encoding="utf-8")
+    return RuntimeConfig(**yaml.safe_load(content))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -71,9 +71,16 @@ def tree(command: str) -> dict[str, Any]:
     content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
     merged: dict[str, Any] = {}
     for name, package in _parts(command, content.pop("defaults", [])):
-        _lay_over(merged, {package: tree(name)} if package else tree(name))
+        _lay_over(merged, _packaged(tree(name), package))
     _lay_over(merged, content)
     return merged
+
+
+def _packaged(values: Mapping[str, Any], package: str) -> Mapping[str, Any]:
+    """Return values below the dotted name of a package."""
+    for part in reversed(package.split(".") if package else []):
+        values = {part: values}
+    return values
 
 
 def _parts(file: str, defaults: list[Any]) -> Iterator[tuple[str, str]]:
@@ -85,7 +92,8 @@ def _parts(file: str, defaults: list[Any]) -> Iterator[tuple[str, str]]:
         elif isinstance(entry, Mapping):
             for group, option in entry.items():
                 if option is not None and not str(group).startswith(OVERRIDE):  # the same keys with other values
-                    yield f"{group}/{option}", str(group)
+                    name, _, package = str(group).partition("@")
+                    yield f"{name}/{option}", package or name
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

@@ -78,6 +78,14 @@ def typed_override(override: str, schema: Any, *, sweep: bool) -> str:
     return f"{key}={_Text(name, text, sweep).value(hint_of(schema, name))}"
 
 
+def settings_in_braces(key: str, text: str) -> list[str]:
+    """Return the entries of a mapping `{NAME: VALUE, ...}` given to `key` as single settings, KEY.NAME=VALUE.
+
+    Raises ConfigError where the text is not a whole mapping.
+    """
+    return _Text(key, text, sweep=False).single_settings()
+
+
 class _Text:
     """A value as typed on the command line, read from left to right."""
 
@@ -101,6 +109,26 @@ class _Text:
         if self.text[self.at :].strip():
             self._fail(hint)
         return found
+
+    def single_settings(self) -> list[str]:
+        """Return the entries of a mapping, each as a setting of its own, with its value as typed."""
+        self._skip_spaces()
+        entries = list(self._items("}", self._single_setting))
+        if self.text[self.at :].strip():
+            raise ConfigError(f"{self.key}: cannot read '{self.text}'")
+        return entries
+
+    def _single_setting(self) -> str:
+        name = checked_name(self.key, self._name())
+        start, depth = self.at, 0
+        while self.at < len(self.text):
+            self.at = _scan(self.text, self.at, ",[{]}")
+            character = self.text[self.at : self.at + 1]
+            if depth == 0 and character in (",", "}"):
+                break
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)
+            self.at += 1
+        return f"{self.key}.{name}={self.text[start : self.at].strip()}"
 
     def _element(self, hint: Any, ends: str) -> str:
         hint = bare(hint)
@@ -151,13 +179,18 @@ class _Text:
         self.at += 1
 
     def _pair(self, hint: Any) -> str:
-        key = self._raw(":}").strip()
-        key = unquote(key) if _is_quoted(key) else key
-        if self.text[self.at : self.at + 1] != ":":
-            raise ConfigError(f"{self.key}: '{key}' has no value; entries of a mapping are NAME: VALUE")
-        self.at += 1
+        key = self._name()
         inner = hint_of(hint, checked_name(self.key, key)) if hint is not Any else Any
         return f"{key}:{self._element(inner, ',}')}"
+
+    def _name(self) -> str:
+        """Return the name of an entry, and go behind its colon."""
+        name = self._raw(":}").strip()
+        name = unquote(name) if _is_quoted(name) else name
+        if self.text[self.at : self.at + 1] != ":":
+            raise ConfigError(f"{self.key}: '{name}' has no value; entries of a mapping are NAME: VALUE")
+        self.at += 1
+        return name
 
     def _raw(self, ends: str) -> str:
         """Return the text up to one of `ends`, outside of quotes and interpolations, without the spaces around it."""

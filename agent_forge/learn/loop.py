@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_forge.config import RuntimeConfig
+from agent_forge.config.compose import default_runtime
 from agent_forge.core.device import keep_freed_memory
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.events import EventLog
@@ -34,11 +35,6 @@ from agent_forge.learn.request import TrainRequest
 from agent_forge.learn.speed import Compiler, garbage_at_intervals, no_memory_fill, recomputing
 from agent_forge.learn.trained import Trained, under
 
-# Where a caller's workspace carries no runtime settings.
-PLAIN = RuntimeConfig(
-    device="cpu", dtype="float32", threads=0, save_every_seconds=60.0, compile="off", workers=0, processes=1, accumulate=1,
-    checkpoint_activations=False, shard=False, rollbacks=0, budget_tokens=0, budget_minutes=0.0, resume_anyway=False,
-)  # fmt: skip
 LOSS, NORM = "", " "  # names that no metric has
 CONTROLS = {"lr_scale", "noise", "keep", "rollback"}
 
@@ -55,11 +51,11 @@ def train(model: nn.Module, request: TrainRequest) -> list[StepRecord]:
 
 
 def _runtime_of(request: TrainRequest) -> RuntimeConfig:
-    """Return how the work is run: as requested, or as the phase says that `out` belongs to."""
+    """Return how the work is run: as requested, by the settings of the phase, or by the defaults."""
     if request.runtime is not None:
         return request.runtime
     carried = request.out.config.get("runtime")
-    return RuntimeConfig(**carried) if carried else PLAIN
+    return RuntimeConfig(**carried) if carried else default_runtime()
 
 
 @dataclass(slots=True)

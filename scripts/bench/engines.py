@@ -135,9 +135,9 @@ def ours(
 
     from agent_forge.checkpoint import Workspace
     from agent_forge.config import OptimConfig
+    from agent_forge.config.compose import default_runtime
     from agent_forge.core.events import EventLog
     from agent_forge.learn import TrainRequest, lm_loss, train
-    from agent_forge.learn.loop import PLAIN
 
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +171,7 @@ def ours(
                 on_step=lambda *_: tick(),
                 device=options.device,
                 dtype=torch.float32 if auto else getattr(torch, options.dtype),
-                runtime=replace(PLAIN, compile=options.compile, dtype=options.dtype),
+                runtime=replace(default_runtime(), compile=options.compile, dtype=options.dtype),
             ),
         )
     return records[-1].loss, "; ".join(notes)

@@ -71,10 +71,10 @@ def step(dtype: str, threads: int) -> dict[str, object]:
 
     from agent_forge.checkpoint import Workspace
     from agent_forge.config import OptimConfig
+    from agent_forge.config.compose import default_runtime
     from agent_forge.core import device
     from agent_forge.core.events import EventLog
     from agent_forge.learn import TrainRequest, lm_loss, train
-    from agent_forge.learn.loop import PLAIN
     from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
     from scripts.process_memory import held_bytes, memory_bytes
 
@@ -122,7 +122,7 @@ def step(dtype: str, threads: int) -> dict[str, object]:
                 ),
                 out=Workspace(pathlib.Path(folder) / "out", phase="bench", seed=0, config={}),
                 on_step=lambda *_: stamps.append((time.perf_counter(), time.process_time())),
-                runtime=replace(PLAIN, dtype=dtype),
+                runtime=replace(default_runtime(), dtype=dtype),
             ),
         )
     peak = memory_bytes("VmHWM")

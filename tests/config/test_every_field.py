@@ -138,7 +138,7 @@ def group_options() -> list[tuple[str, str, str]]:
         content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         for entry in content["defaults"]:
             if isinstance(entry, dict):
-                found += [(name, group, option) for group in entry for option in groups()[group]]
+                found += [(name, group, option) for group in entry for option in groups()[group.partition("@")[0]]]
     return found
 
 
@@ -149,7 +149,7 @@ def test_every_option_of_every_group_composes(phase: str, group: str, option: st
 
 
 def test_no_group_is_left_over() -> None:
-    used = {group for _, group, _ in group_options()} | {"experiment"}
+    used = {group.partition("@")[0] for _, group, _ in group_options()} | {"experiment"}
     assert set(groups()) == used
 
 

@@ -18,11 +18,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
+from agent_forge.config.compose import default_runtime
 from agent_forge.core.errors import ForgeError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import TrainRequest, lm_loss, state, train
-from agent_forge.learn.loop import PLAIN
 
 STEPS = 8
 
@@ -69,7 +69,7 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
 
     if os.environ.get("RANK", "0") != "0":
         state.write = forbidden
-    runtime = replace(PLAIN, workers=int(workers), shard=bool(shard))
+    runtime = replace(default_runtime(), workers=int(workers), shard=bool(shard))
     try:
         records = train(
             model,

@@ -21,14 +21,15 @@ from transformers import LlamaForCausalLM
 from agent_forge.anatomy.stack import blocks
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig, RuntimeConfig
+from agent_forge.config.compose import default_runtime
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, TrainRequest, feed, gradients, lm_loss, precision, speed, state, train
 from agent_forge.learn.distribution import World
-from agent_forge.learn.loop import PLAIN
 from agent_forge.learn.plan import Plan
 
+PLAIN = default_runtime()
 OPTIM = OptimConfig(
     method="adamw", lr=3e-3, muon_lr=2e-2, warmup_steps=2, cooldown_share=0.4, weight_decay=0.1, beta1=0.9, beta2=0.95,
     clip_norm=1.0, average_share=0.5,

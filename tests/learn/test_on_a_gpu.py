@@ -15,16 +15,17 @@ from agent_forge.anatomy import cross_entropy
 from agent_forge.anatomy.cross_entropy import weighted_cross_entropy
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
+from agent_forge.config.compose import default_runtime
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
-from agent_forge.learn.loop import PLAIN
 from agent_forge.phases.bitnet import head_loss
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+PLAIN = default_runtime()
 OPTIM = OptimConfig(
     method="muon", lr=3e-3, muon_lr=2e-2, warmup_steps=2, cooldown_share=0.4, weight_decay=0.1, beta1=0.9, beta2=0.95,
     clip_norm=1.0, average_share=0.0,

@@ -19,16 +19,17 @@ from agent_forge import models
 from agent_forge.anatomy import chunks, cross_entropy
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
+from agent_forge.config.compose import default_runtime
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, TrainRequest, gradients, lm_loss, speed, train
 from agent_forge.learn.feed import Batch, on_host, parts_of, trained_tokens
-from agent_forge.learn.loop import PLAIN
 from agent_forge.models.plain import PlainCall, stack_of
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases.bitnet import DistillConfig, head_loss
 from agent_forge.phases.bitnet.distill import Distillation
 
+PLAIN = default_runtime()
 OPTIM = OptimConfig(
     method="adamw", lr=3e-3, muon_lr=2e-2, warmup_steps=1, cooldown_share=0.4, weight_decay=0.1, beta1=0.9, beta2=0.95,
     clip_norm=1.0, average_share=0.0,
