@@ -146,14 +146,14 @@ def _kernels(out: Path) -> list[Check]:  # noqa: ARG001
 
 
 def _configuration(out: Path) -> list[Check]:  # noqa: ARG001
-    from agent_forge.cli.phase_commands import compose_phase
+    from agent_forge.config.compose import compose
     from agent_forge.core.errors import ForgeError
     from agent_forge.pipeline.catalogue import phases
 
     checks = []
     for phase in phases().values():
         try:
-            compose_phase(phase, [], None)
+            compose(phase.name, phase.config)
         except ForgeError as error:
             checks.append(Check(f"conf/{phase.name}.yaml", "fail", str(error)))
     return checks or [Check("configuration", "ok", f"{len(phases())} phases compose")]

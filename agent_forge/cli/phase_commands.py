@@ -3,7 +3,6 @@
 import inspect
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -106,24 +105,13 @@ def _show_settings(phase: Phase, as_json: bool) -> None:
     console(stderr=False).print(plain_table(rows, f"forge {phase.name} KEY=VALUE"))
 
 
-def compose_phase(phase: Phase, overrides: list[str], file: str | None) -> Any:
-    """Return the typed settings of one phase; `out` is outputs/<phase> unless given."""
-    from agent_forge.config.compose import all_overrides, compose_tree, to_typed
-
-    tree = compose_tree(phase.name, all_overrides(overrides, file, phase.config))
-    from omegaconf import OmegaConf
-
-    if OmegaConf.is_missing(tree, "out"):
-        tree.out = str(Path("outputs") / phase.name)
-    return to_typed(tree, phase.config, phase.name)
-
-
 def _run_phase(
     phase: Phase, overrides: list[str], file: str | None, *, dry_run: bool, resume: bool, as_json: bool
 ) -> None:
+    from agent_forge.config.compose import compose
     from agent_forge.pipeline.run_phase import run_phase
 
-    config = compose_phase(phase, overrides, file)
+    config = compose(phase.name, phase.config, overrides, file)
     if dry_run:
         from agent_forge.pipeline.estimate import estimate_phase
 

@@ -7,7 +7,7 @@ Hydra keeps global state, so composition is not for threads.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
@@ -89,7 +89,8 @@ def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
     """Return `tree` as an instance of the dataclass `schema`.
 
     prefix: what stands before the keys where `tree` is a part of a larger one, such as "cognate.".
-    Raises ConfigError on a key or type that does not fit, and on a value outside the limits beside its field.
+    Raises ConfigError on a key or type that does not fit, on a value outside the limits beside its field, and where
+    `validate()` of a part finds settings that contradict each other.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -103,9 +104,25 @@ def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
         if missing:
             raise ConfigError(f"{command}: no value for {', '.join(missing)}; set it as KEY=VALUE")
         check(OmegaConf.to_container(merged, resolve=True), schema, prefix)  # type: ignore[arg-type]
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        settings: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error, command)) from None
+    try:
+        _validate(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{command}: {error}" if prefix else str(error)) from None
+    return settings  # type: ignore[no-any-return]
+
+
+def _validate(settings: Any) -> None:
+    """Call `validate()` of every part that has one, inner parts first: each is whole and within its limits by then."""
+    inner = [getattr(settings, field.name) for field in fields(settings)]
+    parts = [*inner, *(part for value in inner if isinstance(value, dict) for part in value.values())]
+    for part in parts:
+        if is_dataclass(part):
+            _validate(part)
+    if hasattr(settings, "validate"):
+        settings.validate()
 
 
 def default_runtime() -> RuntimeConfig:

@@ -36,7 +36,7 @@ def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Set
 
     others: phase -> schema, where parts that phases share may be explained.
     """
-    defaults = dict(flatten(tree(command))) | {"out": f"outputs/{command}"}
+    defaults = dict(flatten(tree(command)))
     comments = explanations(command)
     shared = _by_type(schema, comments)
     for other, its in others.items():

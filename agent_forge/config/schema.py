@@ -122,6 +122,9 @@ class PhaseConfig:
     runtime: RuntimeConfig
     gate: GateConfig
 
+    def validate(self) -> None:
+        """Check settings that depend on each other, once all are composed. Raises ConfigError."""
+
     def work_tokens(self) -> float:
         """Return the phase's main work in trained tokens (forward and backward; a forward pass counts a third).
 

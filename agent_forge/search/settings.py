@@ -38,6 +38,7 @@ class EvolveSettings:
     batch_candidates: Count  # most merged candidates in memory at once, over all workers
     ray_address: str  # "" starts Ray on this machine, "auto" or HOST:PORT joins a cluster
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if self.elites > self.population:
             raise ConfigError(f"search.elites={self.elites} exceeds search.population={self.population}; lower elites")

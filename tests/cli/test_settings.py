@@ -9,8 +9,7 @@ from typer.main import get_command
 from typer.testing import Result
 
 from agent_forge.cli.app import app
-from agent_forge.cli.phase_commands import compose_phase
-from agent_forge.config.compose import flatten
+from agent_forge.config.compose import compose, flatten
 from agent_forge.config.explain import _comments, settings, tree
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.run_all import compose_run
@@ -65,7 +64,7 @@ def test_every_help_ends_in_two_examples_that_the_command_takes(cli: Cli, name: 
         words = line.split()[2:]
         overrides = [word for word in words if re.match(r"[\w.@]+=", word)]
         if name in SCHEMAS:
-            compose_phase(phases()[name], overrides, None)
+            compose(name, SCHEMAS[name], overrides)
             assert name == "cognate" or "sources=[outputs/smollm2]" in line
         elif name == "run-all":
             compose_run(overrides)

@@ -69,7 +69,7 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path: Path, text: str, message: str
 
 
 def test_a_missing_value_and_a_missing_file_are_named() -> None:
-    with pytest.raises(ConfigError, match="no value for out"):
+    with pytest.raises(ConfigError, match="out must be text that is not empty"):
         compose("base", PhaseConfig)
     with pytest.raises(ConfigError, match="No such file"):
         base(file="nowhere.yaml")

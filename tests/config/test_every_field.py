@@ -32,11 +32,11 @@ SHARED: dict[type, tuple[str, ...]] = {
 }
 
 
-ONE_VALUE = ("objective",)  # checked in `__post_init__`; there is one value so far, so nothing depends on it
+ONE_VALUE = ("objective",)  # checked in `validate`; there is one value so far, so nothing depends on it
 
 
 def names_read(files: typing.Iterable[Path]) -> set[str]:
-    """Return the attributes that code reads outside `__post_init__`, and the names it passes to getattr.
+    """Return the attributes that code reads outside `validate`, and the names it passes to getattr.
 
     Where a name passed to getattr is a variable, the strings in the tuples and dictionaries of those files count. A
     dataclass that is unpacked whole, `Kind(**asdict(config.part))`, counts as a read of all its fields: what it is
@@ -49,7 +49,7 @@ def names_read(files: typing.Iterable[Path]) -> set[str]:
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                node.body = [part for part in node.body if getattr(part, "name", "") != "__post_init__"]
+                node.body = [part for part in node.body if getattr(part, "name", "") != "validate"]
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 found.add(node.attr)

@@ -87,7 +87,8 @@ class Config(PhaseConfig):
     runtime_search: AgentSearchConfig
     test_items: Count  # test-split items a fitness task, opened once at the end
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if not self.domains or len(set(self.domains)) != len(self.domains):
             raise ConfigError(f"domains must name at least one kind of data, each once, got {list(self.domains)}")
         search = self.search

@@ -80,7 +80,8 @@ class DistillConfig:
     hidden_weight: Weight  # of the relative squared error of the hidden states after each layer
     temperature: Annotated[float, Range(0, 100, above=True)]  # of the KL on logits
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         weights = (self.kl_weight, self.ce_weight, self.relation_weight, self.hidden_weight)
         if not any(weights):
             raise ConfigError("distill teaches nothing: set one of its weights above 0, as in distill.kl_weight=1")

@@ -50,7 +50,8 @@ class ModelConfig:
     max_position_embeddings: Count
     initializer_range: Annotated[float, Range(0, 10, above=True)]
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         width, heads = self.hidden_size, self.num_attention_heads
         if width % (2 * heads):
             near = max(1, round(width / (2 * heads))) * 2 * heads

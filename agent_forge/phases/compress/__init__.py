@@ -60,7 +60,8 @@ class BudgetConfig:
     bytes_ratio: Share  # largest share of the fp32 bytes; 0 is off
     search_steps: Count  # allocations measured while looking for the smallest one above the floor
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if (self.quality_floor > 0) == (self.bytes_ratio > 0):
             raise ConfigError(
                 "exactly one of budget.quality_floor and budget.bytes_ratio must be above 0, got "
@@ -98,7 +99,8 @@ class CurveConfig:
     bytes_ratios: list[PositiveShare]  # shares of the fp32 bytes, a file each
     speed_tokens: Count  # generated for the tokens a second
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if self.enabled and not self.bytes_ratios:
             raise ConfigError("--curve needs at least one size; try curve.bytes_ratios=[0.05,0.07,0.1,0.14,0.2]")
 
@@ -118,7 +120,8 @@ class Config(PhaseConfig):
     recover: RecoverConfig
     curve: CurveConfig
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if self.mode == "stacked" and self.curve.enabled:
             raise ConfigError("--curve needs mode=allocate: stacked codecs give one file, whatever the budget")
 

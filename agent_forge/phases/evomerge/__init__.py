@@ -31,7 +31,8 @@ class MergeConfig:
     extra_layers: CountOrNone  # most layers that a path may have beyond the trunk's
     fewer_layers: CountOrNone  # most layers that a path may leave out
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         for name in ("weight", "density", "strength", "input_scale"):
             bounds = list(getattr(self, name))
             if len(bounds) != 2 or bounds[0] > bounds[1]:

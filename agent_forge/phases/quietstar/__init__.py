@@ -68,7 +68,8 @@ class Config(PhaseConfig):
     optim: OptimConfig
     measure: MeasureConfig
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if self.positions + self.lookahead >= self.length_tokens:
             raise ConfigError(
                 f"positions ({self.positions}) and lookahead ({self.lookahead}) must fit into a window of "

@@ -153,7 +153,8 @@ class Config(PhaseConfig):
     measure: MeasureConfig
     baseline: bool  # where a mechanism is on, also train plainly, and report the gain over that
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check settings that depend on each other. Raises ConfigError."""
         if not 0 < self.dream.prompt_tokens < self.length_tokens:
             raise ConfigError(
                 f"dream.prompt_tokens must lie between 1 and length_tokens - 1 = {self.length_tokens - 1}, "
