@@ -14,7 +14,7 @@ from agent_forge.cli.render import Display, console, print_json, print_json_line
 from agent_forge.config import Phase
 from agent_forge.core import ranks
 from agent_forge.core.errors import ConfigError
-from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.catalogue import phase_named, phases
 
 Overrides = Annotated[
     list[str] | None,
@@ -27,7 +27,10 @@ ConfigOption = Annotated[
 Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Hydra multirun: KEY=a,b,c sweeps.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate, write nothing.")]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with an earlier run (default), or drop it.")]
-Settings = Annotated[bool, typer.Option("--settings", help="List the settings: default, what is allowed, meaning.")]
+PhaseName = Annotated[
+    str, typer.Argument(metavar="PHASE", help="One of the phases.", autocompletion=lambda: list(phases()))
+]
+All = Annotated[bool, typer.Option("--all", help="Also list what few people change.")]
 Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON lines on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 
@@ -41,6 +44,11 @@ def add_to(app: typer.Typer) -> None:
         help="Run all phases with gates between them; the same command again goes on.",
         epilog=examples("forge run-all --dry-run", "forge run-all experiment=tiny bitnet.train.steps=10"),
     )(run_all_command)
+    app.command(
+        "settings",
+        help="List the settings of a phase: default, unit, what is allowed, what it does.",
+        epilog=examples("forge settings bitnet", "forge settings train --all"),
+    )(settings_command)
 
 
 def examples(*lines: str) -> str:
@@ -65,17 +73,13 @@ def _command(phase: Phase) -> Any:
         resume: Resume = True,
         as_json: Json = False,
         verbose: Verbose = False,
-        show_settings: Settings = False,
         **flags: bool,
     ) -> None:
         given = [*(overrides or []), *(flag.override for flag in phase.flags if flags[flag.name])]
         with one_line_errors(verbose):
-            if show_settings:
-                _show_settings(phase, as_json)
-            elif multirun:
+            if multirun:
                 raise typer.Exit(_sweep(phase.name, given, config, dry_run=dry_run, resume=resume, as_json=as_json))
-            else:
-                _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
+            _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
 
     command.__name__ = phase.name
     signature = inspect.signature(command)
@@ -91,18 +95,26 @@ def _command(phase: Phase) -> Any:
     return command
 
 
-def _show_settings(phase: Phase, as_json: bool) -> None:
-    """Print every setting of a phase, from conf/ and the limits beside its fields."""
+def settings_command(phase: PhaseName, show_all: All = False, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Print the settings of a phase, from conf/ and the limits beside its fields."""
     from agent_forge.cli.tables import plain_table
     from agent_forge.config.explain import settings
 
-    rows = [asdict(row) for row in settings(phase.name, phase.config, {p.name: p.config for p in phases().values()})]
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        row["default"] = json.dumps(row["default"], ensure_ascii=False)
-    console(stderr=False).print(plain_table(rows, f"forge {phase.name} KEY=VALUE"))
+    with one_line_errors(verbose):
+        chosen = phase_named(phase)
+        rows = settings(phase, chosen.config, {one.name: one.config for one in phases().values()})
+        listed = [asdict(row) for row in rows if show_all or not row.expert]
+        if as_json:
+            print_json(listed)
+            return
+        for row in listed:
+            row["default"] = json.dumps(row["default"], ensure_ascii=False)
+            mark = "(expert) " if row.pop("expert") else ""
+            row["explanation"] = f"{mark}{row['explanation']}"
+        out = console(stderr=False)
+        out.print(plain_table(listed, f"forge {phase} KEY=VALUE"))
+        if len(listed) < len(rows):
+            out.print(f"{len(rows) - len(listed)} more that few people change: forge settings {phase} --all")
 
 
 def _run_phase(

@@ -2,7 +2,8 @@
 
 A comment behind a value explains it; comment lines right above a key come before that. A mapping written on one line
 shares its comment with what is in it. Where a part is used more than once (an optimiser, a specialist), its settings are
-explained where they are explained first.
+explained where they are explained first. A comment that begins with `(expert)` marks a setting that few people change; on
+the key of a part it marks all of the part.
 """
 
 import re
@@ -12,23 +13,35 @@ from functools import cache
 from typing import Any
 
 from agent_forge.config.compose import CONF, flatten
-from agent_forge.config.limits import Limit, limits
+from agent_forge.config.limits import Limit, Range, limits
 from agent_forge.config.overrides import bare, field_hints
 
 KEY_LINE = re.compile(r"( *)([\w]+):(.*)")
 COMMENT = re.compile(r"""((?:[^"'#]|"[^"]*"|'[^']*'|(?<!\s)#)*?)(?:\s#\s?(.*))?""")
+EXPERT = "(expert)"
+# The last word of a setting's name says what its number counts or measures.
+UNITS = {
+    "bits": "bits", "bytes": "bytes", "candidates": "candidates", "heads": "heads", "items": "items",
+    "layers": "layers", "loops": "passes", "lr": "per step", "mb": "megabytes", "minutes": "minutes",
+    "nats": "nats per token", "parameters": "parameters", "processes": "processes", "rows": "rows",
+    "samples": "resamples", "seconds": "seconds", "size": "features", "slots": "slots", "steps": "steps",
+    "threads": "threads", "tokens": "tokens", "windows": "windows", "workers": "processes",
+    "ratio": "ratio", "scale": "factor", "share": "share", "weight": "weight",
+}  # fmt: skip
 UNBOUNDED = re.compile(r" and at most [\d.]+e\+\d+")  # a bound that nobody meets is not worth a reader's time
 OVERRIDE = "override "  # an entry of a defaults list that takes another option of a group named before it
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line of `forge PHASE --settings`."""
+    """One line of `forge settings PHASE`. expert: few people change it."""
 
     key: str
     default: Any
+    unit: str
     allowed: str
     explanation: str
+    expert: bool
 
 
 def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Setting]:
@@ -43,10 +56,17 @@ def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Set
         shared = _by_type(its, explanations(other)) | shared
     rows = []
     for key, owner, name, hint in _leaves(schema):
-        said = comments.get(key) or shared.get((owner, name)) or comments.get(key.rpartition(".")[0], "")
-        for kept in sorted((k for k in defaults if k == key or k.startswith(f"{key}.")), key=list(defaults).index):
-            text = comments.get(kept) or said
-            rows.append(Setting(kept, defaults[kept], _allowed(hint), text))
+        of_field = comments.get(key) or shared.get((owner, name)) or comments.get(key.rpartition(".")[0], "")
+        for leaf in sorted((k for k in defaults if k == key or k.startswith(f"{key}.")), key=list(defaults).index):
+            text = comments.get(leaf) or of_field
+            above = (comments.get(leaf.rsplit(".", depth)[0], "") for depth in range(1, leaf.count(".") + 1))
+            rows.append(
+                Setting(
+                    key=leaf, default=defaults[leaf], unit=_unit(name, hint), allowed=_allowed(hint),
+                    explanation=text.removeprefix(EXPERT).strip(),
+                    expert=any(one.startswith(EXPERT) for one in (text, of_field, *above)),
+                )
+            )  # fmt: skip
     return rows
 
 
@@ -167,6 +187,23 @@ def _by_type(schema: type, comments: Mapping[str, str]) -> dict[tuple[type, str]
         if comments.get(key):
             found.setdefault((owner, name), comments[key])
     return found
+
+
+def _unit(name: str, hint: Any) -> str:
+    """Return what the number of a setting counts or measures, by the last word of its name, else by its type."""
+    kind = bare(hint)
+    inner = getattr(kind, "__args__", ())
+    if kind is bool:
+        return "switch"
+    if kind is str or (inner and bare(inner[-1]) is str):
+        return "text"
+    last = name.rpartition("_")[2]
+    if last in UNITS:
+        return UNITS[last]
+    within = (bare(inner[-1]), *limits(inner[-1])) if inner else (kind, *limits(hint))
+    if any(isinstance(limit, Range) and (limit.low, limit.high) == (0, 1) for limit in within):
+        return "share"
+    return "count" if within[0] is int else "number" if within[0] is float else "settings"
 
 
 def _allowed(hint: Any) -> str:

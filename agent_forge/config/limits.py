@@ -1,6 +1,6 @@
 """What a setting may be, said once beside its field: `steps: Annotated[int, Range(0, MANY)]`.
 
-`check` walks the composed values of a schema before any object is made of them. `forge PHASE --settings` prints the same
+`check` walks the composed values of a schema before any object is made of them. `forge settings PHASE` prints the same
 limits. A field of a phase's Config that is a number without a limit fails a test.
 """
 

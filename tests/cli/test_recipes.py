@@ -101,7 +101,7 @@ def test_a_recipe_works_as_it_is_written(name: str, project: Path) -> None:
         assert EXPECTED[name] in done.stdout, done.stdout
     if name == "a phase":
         listed = subprocess.run(
-            ["forge", "polish", "--settings"], cwd=project, env=environment, capture_output=True, text=True, check=True
+            ["forge", "settings", "polish"], cwd=project, env=environment, capture_output=True, text=True, check=True
         )
         assert "share of each weight that is taken away" in listed.stdout
 

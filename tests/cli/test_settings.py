@@ -1,4 +1,4 @@
-"""`forge PHASE --settings` and the examples of every help: complete, explained in one place, and they work as printed."""
+"""`forge settings PHASE` and the examples of every help: complete, explained in one place, and they work as printed."""
 
 import json
 import re
@@ -27,14 +27,42 @@ def test_every_setting_of_a_phase_is_listed_and_explained(name: str) -> None:
 
 
 def test_the_list_is_printed_as_a_table_and_as_lines_of_json(cli: Cli) -> None:
-    table = cli("bitnet", "--settings")
+    table = cli("settings", "bitnet")
     assert table.exit_code == 0, table.stderr
     assert "linear.group_size" in table.stdout
-    rows = [json.loads(line) for line in cli("bitnet", "--settings", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in cli("settings", "bitnet", "--all", "--json").stdout.splitlines()]
     (row,) = [row for row in rows if row["key"] == "train.blend_share"]
     assert row["default"] == 0.0
     assert row["allowed"] == "in [0, 1]"
+    assert row["unit"] == "share"
     assert row["explanation"].startswith("share of the steps over which lambda")
+
+
+@pytest.mark.parametrize("name", [*phases()])
+def test_what_few_people_change_is_listed_only_on_request(cli: Cli, name: str) -> None:
+    plain, everything = (
+        [json.loads(line) for line in cli("settings", name, *more, "--json").stdout.splitlines()]
+        for more in ([], ["--all"])
+    )
+    assert plain == [row for row in everything if not row["expert"]]
+    assert 0 < len(plain) < len(everything)
+    shown = {row["key"] for row in plain}
+    assert {"sources", "out", "data.text", "runtime.device", "gate.on_failure"} <= shown
+    assert not {key for key in shown if key.endswith((".beta1", "runtime.workers", "gate.looks"))}
+    assert not [row for row in everything if "(expert)" in row["explanation"] or not row["unit"]]
+
+
+def test_a_part_that_is_marked_marks_all_in_it() -> None:
+    rows = {row.key: row for row in settings("adas", SCHEMAS["adas"], SCHEMAS)}
+    assert rows["experts.optim.lr"].expert
+    assert rows["experts.optim.lr"].explanation == "peak learning rate; svf_lr and task_lr replace it"
+    assert not rows["experts.svf_steps"].expert
+
+
+def test_an_unknown_phase_is_named_with_the_nearest(cli: Cli) -> None:
+    found = cli("settings", "bitnett")
+    assert found.exit_code == 2
+    assert "did you mean 'bitnet'" in found.stderr
 
 
 def test_comments_are_read_where_they_stand() -> None:
