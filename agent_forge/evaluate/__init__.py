@@ -27,6 +27,7 @@ from agent_forge.evaluate.scores import (
     bootstrap_interval,
     cluster_numbers,
     cluster_sums,
+    draw_from,
     paired_gain,
     split_hash,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "choice_log_likelihood",
     "cluster_numbers",
     "cluster_sums",
+    "draw_from",
     "exact_match",
     "footprint",
     "generate_replies",

@@ -127,9 +127,17 @@ def resample(values: Array, weights: Array, draws: NDArray[np.int64]) -> Array:
 
 def draw_items(n: int, samples: int, seed: int, *names: str) -> NDArray[np.int64]:
     """Return (samples, n) item numbers drawn with replacement; the same arguments give the same draws."""
+    return draw_from(numpy_generator(seed, "bootstrap", n, *names), n, samples)
+
+
+def draw_from(generator: np.random.Generator, n: int, samples: int) -> NDArray[np.int64]:
+    """Return (samples, n) item numbers drawn with replacement, of a stream that the caller goes on with.
+
+    Raises DataError where there is nothing to draw from.
+    """
     if n < 1:
         raise DataError("nothing to resample: the task has no item in this split; use more items or more data")
-    return numpy_generator(seed, "bootstrap", n, *names).integers(0, n, (samples, n))
+    return generator.integers(0, n, (samples, n))
 
 
 def bootstrap_interval(

@@ -1,14 +1,17 @@
 """Intervals, retention and verdicts, without a model."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import agent_forge
 from agent_forge.config import GateConfig
 from agent_forge.core.errors import ConfigError, DataError
-from agent_forge.evaluate import Scores, bootstrap_interval, judge, paired_gain, retention, split_hash
+from agent_forge.evaluate import Scores, bootstrap_interval, draw_from, judge, paired_gain, retention, split_hash
 
 
 def scores(values, weights=None, *, higher=True, chance=0.0, items="same", task="reasoning"):
@@ -312,3 +315,15 @@ def test_a_score_without_a_level_of_chance_says_none_in_a_manifest() -> None:
     assert loss.as_metric()["chance"] is None
     assert loss.as_metric()["at_chance"] is False
     assert replace(loss, chance=0.5).as_metric()["chance"] == 0.5
+
+
+def test_bootstrap_draws_are_made_in_one_place() -> None:
+    """A room that resamples by itself calls `draw_from`: only evaluate/scores.py draws a table of item numbers."""
+    package = Path(agent_forge.__file__).parent
+    tables = re.compile(r"\.integers\(\s*0,[^()]*\(+[\w.]*samples")
+    drawing = [str(file.relative_to(package)) for file in package.rglob("*.py") if tables.search(file.read_text())]
+    assert drawing == ["evaluate/scores.py"]
+    expected = np.random.default_rng(3).integers(0, 7, (5, 7))
+    assert (draw_from(np.random.default_rng(3), 7, 5) == expected).all()
+    with pytest.raises(DataError, match="nothing to resample"):
+        draw_from(np.random.default_rng(3), 0, 5)

@@ -92,7 +92,7 @@ class Objective:
             generator = numpy_generator(self.seed, "adas", "bootstrap", kind, *names)
             sums = [self._sums(losses, kind, picks) for losses in (before, after)]
             n = len(sums[0][0])
-            draws = generator.integers(0, n, (self.samples, n))
+            draws = evaluate.draw_from(generator, n, self.samples)
             for (nats, tokens), sign in zip(sums, (1.0, -1.0), strict=True):
                 gains += sign * weight / total * nats[draws].sum(1) / tokens[draws].sum(1)
         gains.sort()

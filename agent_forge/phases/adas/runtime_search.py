@@ -68,9 +68,8 @@ def search_settings(
         return {"accepted": "", "settings": {}, "rows": table}
     changes = RUNTIME[best[0]].settings(examples)
     gains = right(changes, fresh) - right({}, fresh)
-    draws = numpy_generator(config.seed, "adas", "runtime bootstrap").integers(
-        0, len(gains), (config.search.samples, len(gains))
-    )
+    generator = numpy_generator(config.seed, "adas", "runtime bootstrap")
+    draws = evaluate.draw_from(generator, len(gains), config.search.samples)
     low = float(np.sort(gains[draws].mean(1))[int(config.search.samples * (1 - config.search.confidence))])
     table.append(
         {"technique": f"{best[0]} (fresh)", "family": "", "gain": float(gains.mean()), "n": len(gains), "low": low}

@@ -137,7 +137,7 @@ class Yardstick:
     def _draws(self, task: int, samples: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return (samples + 1, clusters) draws of a task's clusters; the first is the sample itself."""
         count = len(set(self.clusters[task :: len(self.tasks)].tolist()))
-        draws = generator.integers(0, count, (samples + 1, count))
+        draws = evaluate.draw_from(generator, count, samples + 1)
         draws[0] = np.arange(count)
         return draws
 
