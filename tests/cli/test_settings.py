@@ -69,12 +69,12 @@ def test_comments_are_read_where_they_stand() -> None:
     lines = [
         "# of the file", "a: 1   # behind", "# above",
         'b: "x # y"  # both', "part:", "  c: {d: 1, e: [2]}  # of the mapping",
-        "  f: 2", "                              # not of f", "g: x#y",
+        "                              # on two lines", "  f: 2", "                              # not of f", "g: x#y",
     ]  # fmt: skip
     found = _comments(lines)
     assert found["a"] == "behind"
     assert found["b"] == "above both"
-    assert (found["part.c"], found["part.c.d"], found["part.c.e"]) == ("of the mapping",) * 3
+    assert (found["part.c"], found["part.c.d"], found["part.c.e"]) == ("of the mapping on two lines",) * 3
     assert (found["part.f"], found["g"]) == ("", "not of f")
 
 

@@ -32,19 +32,18 @@ from agent_forge.core.errors import ConfigError
 class ExpertsConfig:
     """How expert vectors are trained, one for each domain and kind."""
 
-    # of the matrices that experts may change, spread evenly over depth
     max_parameters: Annotated[int, Range(1, 10**12)]
-    batch_rows: Count  # windows a step
-    length_tokens: Window  # tokens a window
-    rows: Count  # generated rows of a domain
-    kl_weight: Weight  # of KL(base || expert) at the trained positions
-    svf_steps: CountOrNone  # training steps of an SVF vector
-    svf_lr: LearningRate  # its peak learning rate (singular gains; 0.01 moves a singular value by about 1% a step)
-    task_steps: CountOrNone  # training steps of a task vector
-    task_lr: LearningRate  # its peak learning rate
-    density: PositiveShare  # share of entries that trimmed techniques keep
-    rank_share: PositiveShare  # share of singular directions that rank cuts keep
-    optim: OptimConfig  # its lr is replaced by svf_lr and task_lr
+    batch_rows: Count
+    length_tokens: Window
+    rows: Count
+    kl_weight: Weight
+    svf_steps: CountOrNone
+    svf_lr: LearningRate
+    task_steps: CountOrNone
+    task_lr: LearningRate
+    density: PositiveShare
+    rank_share: PositiveShare
+    optim: OptimConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,40 +51,40 @@ class SearchConfig:
     """The trust-region search over expert strengths, techniques and edits."""
 
     iterations: CountOrNone
-    scale: PositiveShare  # most that any strength moves in one iteration
-    candidates: Count  # an iteration
-    race_items: list[Count]  # items a fitness task in each round of the race; the last chooses the candidate
-    race_keep: list[Count]  # candidates left after each round but the last
-    pool_items: Count  # search-split items a fitness task that rounds draw from
-    accept_items: Count  # further ones of each iteration, seen in no other, that decide on the race's winner
-    confidence: PositiveShare  # that a search accepts nothing where nothing helps; iterations share the rest
-    samples: Count  # bootstrap resamples, and sign flips of the acceptance test
-    drift_limit_nats: Weight  # most KL(input || candidate) a token on neutral text
-    drift_items: Count  # pieces of neutral text
-    edits: CountOrNone  # most edits of architecture or activation
-    baselines: bool  # also run random search and random vectors of equal norm, at equal budget
+    scale: PositiveShare
+    candidates: Count
+    race_items: list[Count]
+    race_keep: list[Count]
+    pool_items: Count
+    accept_items: Count
+    confidence: PositiveShare
+    samples: Count
+    drift_limit_nats: Weight
+    drift_items: Count
+    edits: CountOrNone
+    baselines: bool
 
 
 @dataclass(slots=True, kw_only=True)
 class AgentSearchConfig:
     """The race of scaffolds and decoders, scored by running the agent."""
 
-    techniques: list[str]  # names of the pool's runtime techniques; [] skips the race
-    tasks: list[TaskName]  # reasoning, memory, tools
-    items: Count  # rows a task in the first round
-    final_items: CountOrNone  # fresh rows a task for the best one
+    techniques: list[str]
+    tasks: list[TaskName]
+    items: Count
+    final_items: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of the adas phase."""
 
-    domains: list[Annotated[str, ITEM_KINDS]]  # kinds of data with an expert of their own: text, or a generated task
-    fitness: Fitness  # kind of data -> weight of its loss in nats a token
+    domains: list[Annotated[str, ITEM_KINDS]]
+    fitness: Fitness
     experts: ExpertsConfig
     search: SearchConfig
     runtime_search: AgentSearchConfig
-    test_items: Count  # test-split items a fitness task, opened once at the end
+    test_items: Count
 
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""

@@ -20,8 +20,8 @@ KINDS = ("calculator", "memory", "code", "retrieve")
 class KindConfig:
     """One kind of trace. A kind with count 0 is not made, not measured, and its tools are not enabled."""
 
-    count: CountOrNone  # questions answered by the real tool
-    weight: Weight  # share of the learned rows, relative to the other kinds and to training.mix
+    count: CountOrNone
+    weight: Weight
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,9 +32,8 @@ class TracesConfig:
     memory: KindConfig
     code: KindConfig
     retrieve: KindConfig
-    # keep a trace when the call lowers the weighted loss of its answer by at least this
     tau_nats: Annotated[float, Range(-1e6, 1e6)]
-    min_kept_share: Share  # where fewer pass, the best are taken up to this share, with a warning
+    min_kept_share: Share
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,11 +41,11 @@ class TrainingConfig:
     """What one step learns: rows of traces and of replay by cross-entropy, and the parent's distribution on text."""
 
     steps: CountOrNone
-    rows: Count  # rows learned by cross-entropy
+    rows: Count
     length_tokens: Annotated[int, Range(16, MANY)]
-    mix: DataWeights  # replay: data source -> weight, relative to the kinds of traces
-    neutral_rows: CountOrNone  # rows of text on which the parent's distribution is kept
-    neutral_weight: Weight  # weight of that KL
+    mix: DataWeights
+    neutral_rows: CountOrNone
+    neutral_weight: Weight
     optim: OptimConfig
 
 
@@ -55,8 +54,8 @@ class TraitConfig:
     """One trait: the system prompt that shows it, the strength to bake, and the questions where it shows."""
 
     system: str
-    strength: Share  # target of s = 1 - KL(prompted || student) / KL(prompted || parent)
-    questions: list[Text]  # "{}" stands for a topic
+    strength: Share
+    questions: list[Text]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,15 +63,15 @@ class PersonaConfig:
     """Traits baked by KL on the answers of the prompted parent."""
 
     enabled: bool
-    prompts: Count  # questions a trait to learn from
-    heldout: Count  # questions a trait to measure on, of other topics
-    reply_tokens: Count  # longest answer of the teacher
-    temperature: Temperature  # at which the teacher answers
-    top_k: Count  # tokens of the teacher's distribution that are kept; the rest is one tail
-    rows: Count  # answers in one step
-    weight: Weight  # weight of the trait's KL
-    check_every_steps: Count  # strengths are measured this often; a trait at its target pauses
-    min_effect_nats: Weight  # KL(prompted || parent) a token under which a trait is not there to be baked
+    prompts: Count
+    heldout: Count
+    reply_tokens: Count
+    temperature: Temperature
+    top_k: Count
+    rows: Count
+    weight: Weight
+    check_every_steps: Count
+    min_effect_nats: Weight
     traits: dict[str, TraitConfig]
 
 
@@ -80,10 +79,10 @@ class PersonaConfig:
 class MeasureConfig:
     """Held-out measurement, before and after."""
 
-    items: Count  # generated questions a kind
-    text_items: Count  # pieces of text for bits per byte
-    max_new_tokens: Count  # in one turn of the agent
-    offer_from: Share  # a kind's tools are offered where at least this share is right, by the lower bound
+    items: Count
+    text_items: Count
+    max_new_tokens: Count
+    offer_from: Share
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,7 +93,7 @@ class Config(PhaseConfig):
     training: TrainingConfig
     persona: PersonaConfig
     measure: MeasureConfig
-    baseline: bool  # also train plainly on the same rows for as many steps, and measure that model beside
+    baseline: bool
 
     def work_tokens(self) -> float:
         """Return the trained tokens, those of the parent on neutral text, and the persona's answers."""

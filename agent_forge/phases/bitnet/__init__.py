@@ -37,27 +37,24 @@ INITS = ("gptq", "absmean")
 class InitConfig:
     """Where the codes start."""
 
-    method: Annotated[str, OneOf(INITS)]  # gptq (error-compensated) or absmean (plain rounding)
-    rows: Count  # calibration windows of train.length_tokens
-    # added to the Hessian's diagonal, as a share of its geometric mean
+    method: Annotated[str, OneOf(INITS)]
+    rows: Count
     damping: Annotated[float, Range(0, 1e6, above=True)]
-    waves: Count  # parts of the network compensated one after another, each seeing those before it ternary
-    sweeps: CountOrNone  # over all columns of a layer after that, each code chosen anew for what all others leave
+    waves: Count
+    sweeps: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainConfig:
     """The training after it."""
 
-    steps: CountOrNone  # 0 keeps the start
-    rows: Count  # windows a step
-    length_tokens: Window  # tokens a window
-    # kind of data -> share of the windows; own: what the parent itself writes
+    steps: CountOrNone
+    rows: Count
+    length_tokens: Window
     mix: Annotated[dict[Annotated[str, data_kinds("own")], Weight], SomeWeight()]
-    embeddings: bool  # train embeddings and head too; false keeps the parent's
-    # of scales that are parameters, times the learning rate; 0: scales stay the mean size of the latents
+    embeddings: bool
     scale_lr: Weight
-    blend_share: Share  # share of the steps over which lambda goes from 0 (dense) to 1 (ternary)
+    blend_share: Share
     optim: OptimConfig
 
 
@@ -65,20 +62,20 @@ class TrainConfig:
 class OwnConfig:
     """Windows that the parent writes itself, for the kind `own` of train.mix."""
 
-    windows: Count  # of train.length_tokens
-    temperature: Temperature  # of the sampling
+    windows: Count
+    temperature: Temperature
 
 
 @dataclass(slots=True, kw_only=True)
 class DistillConfig:
     """What the parent teaches. A weight of 0 switches its term off."""
 
-    kl_weight: Weight  # of T² KL(parent || child) on the logits
-    ce_weight: Weight  # of the next-token cross-entropy
-    relation_weight: Weight  # of the KL between attention relations of the last layer
-    relation_heads: Count  # heads that queries, keys and values are split into for the relations
-    hidden_weight: Weight  # of the relative squared error of the hidden states after each layer
-    temperature: Annotated[float, Range(0, 100, above=True)]  # of the KL on logits
+    kl_weight: Weight
+    ce_weight: Weight
+    relation_weight: Weight
+    relation_heads: Count
+    hidden_weight: Weight
+    temperature: Annotated[float, Range(0, 100, above=True)]
 
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
@@ -96,8 +93,8 @@ class Config(PhaseConfig):
     train: TrainConfig
     own: OwnConfig
     distill: DistillConfig
-    measure_items: Count  # held-out pieces of text that bits per byte are measured on
-    unseen_items: Count  # pieces of text of kinds that are not in the calibration
+    measure_items: Count
+    unseen_items: Count
 
     def work_tokens(self) -> float:
         """Return the student's trained tokens and the parent's forward passes."""

@@ -36,17 +36,17 @@ SPECIALISTS = ("reasoning", "memory_integration", "adaptive_computation")
 class ModelConfig:
     """Shape of the Cognate to make; with kind=imported only `kind` is read."""
 
-    kind: Annotated[str, OneOf(KINDS)]  # cognate or imported
+    kind: Annotated[str, OneOf(KINDS)]
     vocab_size: Annotated[int, Range(BYTE_VOCABULARY, 10_000_000)]
     hidden_size: Annotated[int, Range(2, 1_000_000)]
     intermediate_size: Annotated[int, Range(1, 10_000_000)]
     num_hidden_layers: Annotated[int, Range(1, 10_000)]
     num_attention_heads: Annotated[int, Range(1, 10_000)]
-    max_loops: Annotated[int, Range(1, 1000)]  # passes of the stack
-    halting_size: Annotated[int, Range(1, 1_000_000)]  # hidden width of the halting head
-    memory_slots: Count  # trainable slots
-    memory_top_k: Count  # slots that a token reads in a layer
-    written_slots: Count  # slots that a sequence can write
+    max_loops: Annotated[int, Range(1, 1000)]
+    halting_size: Annotated[int, Range(1, 1_000_000)]
+    memory_slots: Count
+    memory_top_k: Count
+    written_slots: Count
     max_position_embeddings: Count
     initializer_range: Annotated[float, Range(0, 10, above=True)]
 
@@ -72,8 +72,7 @@ class TrunkConfig:
     steps: CountOrNone
     rows: Count
     length_tokens: Window
-    one_pass_share: Share  # first share of the steps that trains a single pass of the stack
-    # text, a generated task, or recall (whole steps of it) -> share
+    one_pass_share: Share
     mix: Annotated[dict[Annotated[str, data_kinds("recall")], Weight], SomeWeight()]
     optim: OptimConfig
 
@@ -83,15 +82,14 @@ class SpecialistConfig:
     """One specialist: its data and its settings as a Cognate (an imported model has data only)."""
 
     mix: Annotated[dict[Annotated[str, data_kinds("recall")], Weight], SomeWeight()]
-    steps_scale: Annotated[float, Range(0, 1e6)]  # times branch.steps
-    halting_lr_scale: Annotated[float, Range(0, 1e6)]  # the halting head's learning rate, as a multiple of the others'
-    halting_threshold: PositiveShare  # a token exits when its cumulated halting probability reaches this
-    surprise_weight: Weight  # priority of a write: surprise ...
-    novelty_weight: Weight  # ... and novelty
+    steps_scale: Annotated[float, Range(0, 1e6)]
+    halting_lr_scale: Annotated[float, Range(0, 1e6)]
+    halting_threshold: PositiveShare
+    surprise_weight: Weight
+    novelty_weight: Weight
     halting_loss_weight: Weight
-    entropy_cost: Weight  # inside the halting loss
-    ponder_cost: Weight  # inside the halting loss, for passes beyond the first
-    # share of the steps before passes have that price; until then all passes are learned evenly
+    entropy_cost: Weight
+    ponder_cost: Weight
     ponder_from: Annotated[float, Range(0, 1, below=True)]
     read_loss_weight: Weight
     write_loss_weight: Weight
@@ -102,9 +100,9 @@ class RecallConfig:
     """Rows of recall: a segment of facts, segments of text, a segment of questions; only memory joins them."""
 
     segment_tokens: Window
-    filler_segments: CountOrNone  # segments of text between facts and questions
-    filler_from: Share  # share of a stage's steps before the text comes between
-    context_weight: Weight  # of the loss on facts and text, beside that on the answers
+    filler_segments: CountOrNone
+    filler_from: Share
+    context_weight: Weight
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,8 +112,8 @@ class BranchConfig:
     steps: CountOrNone
     rows: Count
     length_tokens: Window
-    lora_rank: CountOrNone  # of the adapters that are trained and then merged; 0 trains all weights
-    lora_alpha: Annotated[float, Range(0, 1e6, above=True)]  # the adapters' products count alpha / rank times
+    lora_rank: CountOrNone
+    lora_alpha: Annotated[float, Range(0, 1e6, above=True)]
     optim: OptimConfig
 
 
@@ -130,10 +128,10 @@ class Config(PhaseConfig):
     reasoning: SpecialistConfig
     memory_integration: SpecialistConfig
     adaptive_computation: SpecialistConfig
-    generated_rows: Count  # training rows of each generated task
-    tokenizer_rows: CountOrNone  # rows of each generated task that the tokenizer is trained on, beside the text
-    probe_items: Count  # validation items of each probe
-    baseline: bool  # also train a copy of the trunk on, for the mean steps of a specialist; not with model=imported
+    generated_rows: Count
+    tokenizer_rows: CountOrNone
+    probe_items: Count
+    baseline: bool
 
     def starts_from_nothing(self) -> bool:
         """Say whether the phase needs no source."""

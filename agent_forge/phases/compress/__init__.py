@@ -31,14 +31,11 @@ MODES = ("allocate", "stacked")
 class CalibrationConfig:
     """Text that the sensitivities are measured on."""
 
-    windows: Count  # of the train split, drawn by `mix`
-    # more of them in which tokens are only counted, to weigh the embedding's rows; no model reads them
+    windows: Count
     count_windows: CountOrNone
-    length_tokens: Window  # of a window
-    mix: DataMix  # kind of data -> share of the windows
-    # of the weight of the embedding's and head's rows, spread over the vocabulary by Zipf's law: text of other kinds
+    length_tokens: Window
+    mix: DataMix
     other_share: Share
-    # most megabytes of layers' sums of x xᵀ held at once; what does not fit takes another forward pass
     sums_mb: Annotated[float, Range(0, 1e9, above=True)]
 
 
@@ -46,19 +43,18 @@ class CalibrationConfig:
 class MeasureConfig:
     """Text that quality is measured on: the search split chooses, the validation split reports."""
 
-    windows: Count  # for each kind of `calibration.mix`
+    windows: Count
     length_tokens: Window
-    unseen_items: Count  # pieces of text of kinds that are not in the calibration
+    unseen_items: Count
 
 
 @dataclass(slots=True, kw_only=True)
 class BudgetConfig:
     """What the allocation must keep; exactly one of the two is above 0."""
 
-    # lowest exp(-rise of the loss a token), over the kinds of data; 0 is off
     quality_floor: Annotated[float, Range(0, 1, below=True)]
-    bytes_ratio: Share  # largest share of the fp32 bytes; 0 is off
-    search_steps: Count  # allocations measured while looking for the smallest one above the floor
+    bytes_ratio: Share
+    search_steps: Count
 
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
@@ -74,20 +70,20 @@ class CodecConfig:
     """What each tensor is offered. An entry is {codec: NAME, setting: value, ...} with the codec's own settings."""
 
     candidates: list[dict[str, Any]]
-    uncalibrated: dict[str, Any]  # for tensors that the calibration text never reaches
-    min_weights: CountOrNone  # smaller matrices stay as they are
+    uncalibrated: dict[str, Any]
+    min_weights: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
 class RecoverConfig:
     """Recovery after coding, first block by block, then end to end: scales of rows and uncoded parameters learn."""
 
-    block_steps: CountOrNone  # optimiser steps for each block, to the parent block's outputs; 0 is none
-    block_windows: Count  # of the calibration's, taken in turn
-    block_lr: Annotated[float, Range(0, 10, above=True)]  # learning rate of the first of these steps; it falls to zero
-    steps: CountOrNone  # optimiser steps end to end, to the parent's logits, on the calibration's mix; 0 is none
-    rows: Count  # windows a step
-    length_tokens: Window  # of a window
+    block_steps: CountOrNone
+    block_windows: Count
+    block_lr: Annotated[float, Range(0, 10, above=True)]
+    steps: CountOrNone
+    rows: Count
+    length_tokens: Window
     optim: OptimConfig
 
 
@@ -95,9 +91,9 @@ class RecoverConfig:
 class CurveConfig:
     """Further files that are written, reloaded and measured, none kept: bytes against quality against speed."""
 
-    enabled: bool  # `--curve`
-    bytes_ratios: list[PositiveShare]  # shares of the fp32 bytes, a file each
-    speed_tokens: Count  # generated for the tokens a second
+    enabled: bool
+    bytes_ratios: list[PositiveShare]
+    speed_tokens: Count
 
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
@@ -109,10 +105,10 @@ class CurveConfig:
 class Config(PhaseConfig):
     """Settings of `forge compress`."""
 
-    mode: Annotated[str, OneOf(MODES)]  # allocate or stacked
-    seed_ratio: Share  # largest share of the weights that may be coded by seeds
-    codebook: Annotated[int, Range(2, 256)]  # centroids of a VPTQ codebook, at most 256
-    hyper_ratio: Share  # bytes of what Hyper codes, at most this share of its bfloat16 bytes
+    mode: Annotated[str, OneOf(MODES)]
+    seed_ratio: Share
+    codebook: Annotated[int, Range(2, 256)]
+    hyper_ratio: Share
     budget: BudgetConfig
     calibration: CalibrationConfig
     measure: MeasureConfig

@@ -21,15 +21,14 @@ from agent_forge.search.settings import EvolveSettings
 class MergeConfig:
     """The space of recipes. Ranges are [low, high]."""
 
-    # merge methods that may take part
     techniques: list[Annotated[str, Plugin("agent_forge.merge.methods", "merge method")]]
-    anchors: Count  # points over depth at which weights are free; between them they are interpolated
-    weight: list[Annotated[float, Range(-1000, 1000)]]  # of a task vector
-    density: list[PositiveShare]  # share of a task vector that is kept
-    strength: list[Annotated[float, Range(-1000, 1000)]]  # lambda: scale of all task vectors together
-    input_scale: list[Annotated[float, Range(0, 1000, above=True)]]  # of the input of a layer that a path jumps to
-    extra_layers: CountOrNone  # most layers that a path may have beyond the trunk's
-    fewer_layers: CountOrNone  # most layers that a path may leave out
+    anchors: Count
+    weight: list[Annotated[float, Range(-1000, 1000)]]
+    density: list[PositiveShare]
+    strength: list[Annotated[float, Range(-1000, 1000)]]
+    input_scale: list[Annotated[float, Range(0, 1000, above=True)]]
+    extra_layers: CountOrNone
+    fewer_layers: CountOrNone
 
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
@@ -45,16 +44,15 @@ class MergeConfig:
 class Config(PhaseConfig):
     """Settings of the evomerge phase."""
 
-    fitness: Fitness  # text, or a generated task -> weight in the fitness
-    items: Annotated[int, Range(4, MANY)]  # search items a task
-    # further search items a task that choose the winner among the fittest and the first members; 0: none
+    fitness: Fitness
+    items: Annotated[int, Range(4, MANY)]
     final_items: CountOrNone
-    test_items: Annotated[int, Range(4, MANY)]  # held-out test items a task, for the report
-    floor: Share  # lowest retention of the trunk on any task that costs no penalty
-    floor_penalty: Weight  # price of each unit of log retention below the floor
-    batch_tokens: CountOrNone  # most tokens in one forward pass; 0 is 4,096 on the CPU, and what fills an accelerator
-    samples: Count  # bootstrap resamples
-    baseline: bool  # also run random search on as many items, and report the winner against what it finds
+    test_items: Annotated[int, Range(4, MANY)]
+    floor: Share
+    floor_penalty: Weight
+    batch_tokens: CountOrNone
+    samples: Count
+    baseline: bool
     merge: MergeConfig
     search: EvolveSettings
 

@@ -35,36 +35,36 @@ OBJECTIVES = ("quiet_star",)
 class MeasureConfig:
     """How much held-out data thinking is measured on, for each kind of data in `mix`."""
 
-    windows: Count  # windows a kind
-    positions: Count  # thinking positions a window
-    samples: Count  # bootstrap resamples of windows
-    shown: CountOrNone  # thoughts printed in the report
+    windows: Count
+    positions: Count
+    samples: Count
+    shown: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of the quietstar phase."""
 
-    objective: Annotated[str, OneOf(OBJECTIVES)]  # quiet_star
-    thought_length: Count  # sampled tokens a thought
-    thoughts: Annotated[int, Range(2, MANY)]  # parallel thoughts a position; at least 2, for the baseline
-    lookahead: Count  # true tokens predicted after a thought, in training
-    temperature: Temperature  # of thought tokens
-    generate_thoughts: Count  # thoughts a generated token at run time
-    start_text: str  # text whose mean embedding the start-of-thought vector begins as
-    end_text: str  # the same for the end-of-thought vector
+    objective: Annotated[str, OneOf(OBJECTIVES)]
+    thought_length: Count
+    thoughts: Annotated[int, Range(2, MANY)]
+    lookahead: Count
+    temperature: Temperature
+    generate_thoughts: Count
+    start_text: str
+    end_text: str
     steps: CountOrNone
-    batch_rows: Count  # windows a step
-    length_tokens: Window  # tokens a window
-    positions: Count  # thinking positions a window, drawn anew each step
-    mix: DataMix  # kind of data -> share of the windows
-    base_weight: Weight  # of the base's own loss
-    mixed_weight: Weight  # of the cross-entropy after thinking
-    policy_weight: Weight  # of the policy gradient
-    normalise_advantage: bool  # divide advantages by their root mean square over the batch
-    base_lr: LearningRate  # peak learning rate of the base; 0 freezes it. optim.lr is that of head and meta vectors
-    group_clip_norm: Weight  # gradient norm limit of each group (head, meta vectors, base) on its own; 0 is off
-    gate_shares: list[PositiveShare]  # shares of most uncertain tokens that the gate may open for
+    batch_rows: Count
+    length_tokens: Window
+    positions: Count
+    mix: DataMix
+    base_weight: Weight
+    mixed_weight: Weight
+    policy_weight: Weight
+    normalise_advantage: bool
+    base_lr: LearningRate
+    group_clip_norm: Weight
+    gate_shares: list[PositiveShare]
     optim: OptimConfig
     measure: MeasureConfig
 

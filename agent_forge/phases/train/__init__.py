@@ -60,15 +60,14 @@ class CurriculumConfig:
     """AdaRFT-style: T <- T + rate * tanh(sharpness * (success - target)), in shares of the range of difficulty."""
 
     enabled: bool
-    # generated tasks whose difficulty is steered; each is a kind of `mix` with a task of its name
     kinds: list[GeneratedTask]
-    target_success: Share  # the success rate that is aimed at
-    rate: Weight  # largest change of T (0..1) at a measurement
+    target_success: Share
+    rate: Weight
     sharpness: Weight
-    start: Share  # T at the beginning: 0 is the easiest level, 1 the hardest
-    uniform_share: Share  # share of windows drawn from all levels alike, against forgetting
-    every_steps: Count  # steps between measurements
-    items: Count  # rows a measurement and kind, from the search split
+    start: Share
+    uniform_share: Share
+    every_steps: Count
+    items: Count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,13 +75,13 @@ class ChaosConfig:
     """A PI controller with deadband on gradient noise and learning rate, fed by the measured depth exponent."""
 
     enabled: bool
-    target_exponent: Annotated[float, Range(-1e3, 1e3)]  # nats a block
-    deadband: Weight  # errors below this are ignored, in nats a block
-    proportional: Weight  # control per nat of error
-    integral: Weight  # control per nat of error and measurement
-    lr_range: Annotated[float, Range(0, 1, below=True)]  # the learning rate stays within 1 ± this of its schedule
-    max_noise: Weight  # gradient noise at full control, relative to the gradient's RMS
-    every_steps: Count  # steps between measurements
+    target_exponent: Annotated[float, Range(-1e3, 1e3)]
+    deadband: Weight
+    proportional: Weight
+    integral: Weight
+    lr_range: Annotated[float, Range(0, 1, below=True)]
+    max_noise: Weight
+    every_steps: Count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,10 +89,10 @@ class RollbackConfig:
     """Go back to kept weights when the loss diverges, with a smaller learning rate."""
 
     enabled: bool
-    every_steps: Count  # steps between keeps
-    limit_nats: Weight  # loss above its running mean by this much is divergence
-    lr_factor: PositiveShare  # learning rate after a rollback, relative to before
-    most: CountOrNone  # rollbacks a stage; one more ends the phase
+    every_steps: Count
+    limit_nats: Weight
+    lr_factor: PositiveShare
+    most: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,35 +100,35 @@ class DreamConfig:
     """The model's own generations as replay, guarded by diversity and by the loss on real text."""
 
     enabled: bool
-    share: Share  # of the text windows that dreams replace
-    windows: Count  # dreams a cycle
-    prompt_tokens: Count  # real tokens that a dream begins with
+    share: Share
+    windows: Count
+    prompt_tokens: Count
     temperature: Temperature
     top_p: PositiveShare
-    distinct_share: Share  # distinct bigrams of the dreams relative to real text, below which they are not used
-    limit_nats: Weight  # rise of the loss on real held-out text that ends the replay
-    every_steps: Count  # steps between looks at that loss
+    distinct_share: Share
+    limit_nats: Weight
+    every_steps: Count
 
 
 @dataclass(slots=True, kw_only=True)
 class SelfModelConfig:
     """A linear head predicts RMS-normalised, detached activations of earlier blocks from the last one."""
 
-    weight: Weight  # of its squared error; 0 switches it off
-    targets: Count  # blocks whose activations are predicted
+    weight: Weight
+    targets: Count
 
 
 @dataclass(slots=True, kw_only=True)
 class MeasureConfig:
     """What is measured after every stage; nothing here changes a weight."""
 
-    text_items: Count  # pieces of validation text for bits per byte
-    tasks: list[TaskName]  # evaluation tasks for success rates
-    task_items: Count  # validation items a task
-    probe_rows: Count  # windows for exponents
-    probe_tokens: Window  # tokens of such a window
-    relative_step: Annotated[float, Range(0, 1, above=True)]  # size of a perturbation relative to what it perturbs
-    twin_steps: CountOrNone  # steps that weight twins train for; 0 leaves this exponent out
+    text_items: Count
+    tasks: list[TaskName]
+    task_items: Count
+    probe_rows: Count
+    probe_tokens: Window
+    relative_step: Annotated[float, Range(0, 1, above=True)]
+    twin_steps: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,21 +136,20 @@ class Config(PhaseConfig):
     """Settings of the train phase."""
 
     steps: StageSteps
-    mix: DataMix  # kind of data -> share of the windows
-    mix_rows: Count  # generated rows a kind
-    batch_rows: Count  # windows a step
-    length_tokens: Window  # tokens a window
-    optim: OptimConfig  # warm-up belongs to the first stage, cool-down and averaging to the last
+    mix: DataMix
+    mix_rows: Count
+    batch_rows: Count
+    length_tokens: Window
+    optim: OptimConfig
     curriculum: CurriculumConfig
     chaos: ChaosConfig
     rollback: RollbackConfig
     dream: DreamConfig
     self_model: SelfModelConfig
-    # none, uniform or exponential, over the last optim.average_share of the last stage
     average: Annotated[str, OneOf(AVERAGES)]
-    average_decay: Share  # of the exponential average
+    average_decay: Share
     measure: MeasureConfig
-    baseline: bool  # where a mechanism is on, also train plainly, and report the gain over that
+    baseline: bool
 
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
