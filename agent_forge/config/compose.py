@@ -189,7 +189,7 @@ def _file_overrides(file: str, schema: Any) -> list[str]:
 
 
 def _choices(file: str, defaults: Any) -> list[str]:
-    """Return the group choices of a defaults list. Raises ConfigError for an entry that is no choice."""
+    """Return the group choices of a defaults list. Raises ConfigError for an entry that does not choose an option."""
     chosen = []
     for entry in defaults if isinstance(defaults, list) else [defaults]:
         if isinstance(entry, Mapping):

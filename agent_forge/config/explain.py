@@ -130,7 +130,7 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 def _comments(lines: list[str]) -> dict[str, str]:
     """Return dotted key -> comment of the lines of one YAML file in block style."""
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     above: list[str] = []
     last = ""
@@ -144,21 +144,22 @@ def _comments(lines: list[str]) -> dict[str, str]:
             last = ".".join(name for _, name in path)
             parts = COMMENT.fullmatch(match[3])
             behind = (parts[2] or "") if parts else ""
-            found[last] = " ".join([*(above if len(found) else []), behind]).strip()  # the first lines tell of the file
+            of_file = not comments  # the first lines tell of the file, not of its first key
+            comments[last] = " ".join([*([] if of_file else above), behind]).strip()
             inside = [f"{last}.{name}" for name in _flow_names(parts[1] if parts else "")]
-            found |= dict.fromkeys(inside, behind)
+            comments |= dict.fromkeys(inside, behind)
             above = []
         elif stripped.startswith("#"):
             text = stripped.lstrip("# ")
             deep = len(line) - len(line.lstrip())
-            if last and deep > 20 and found.get(last):  # goes on with the comment behind the last value
+            if last and deep > 20 and comments.get(last):  # goes on with the comment behind the last value
                 for key in (last, *inside):
-                    found[key] += f" {text}"
+                    comments[key] += f" {text}"
             else:
                 above.append(text)
         else:
             above = []
-    return found
+    return comments
 
 
 def _flow_names(text: str) -> list[str]:
@@ -186,11 +187,11 @@ def _leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, type, str, An
 
 def _by_type(schema: type, comments: Mapping[str, str]) -> dict[tuple[type, str], str]:
     """Return (dataclass, field) -> the first explanation of it."""
-    found: dict[tuple[type, str], str] = {}
+    explained: dict[tuple[type, str], str] = {}
     for key, owner, name, _ in _leaves(schema):
         if comments.get(key):
-            found.setdefault((owner, name), comments[key])
-    return found
+            explained.setdefault((owner, name), comments[key])
+    return explained
 
 
 def _unit(name: str, hint: Any) -> str:

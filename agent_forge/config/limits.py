@@ -69,7 +69,7 @@ class Plugin:
         return [*self.also, *registry.names(self.package)]
 
     def wrong(self, value: Any) -> bool:
-        """Return whether there is no such plug-in."""
+        """Return whether the plug-in is missing."""
         return value not in self.known()
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class Device:
     """The name of a device. Whether it is there is found by core.device.pick_device."""
 
     def wrong(self, value: Any) -> bool:
-        """Return whether this is no device's name."""
+        """Return whether this is not a device's name."""
         kinds = "|".join(DEVICE_KINDS)
         return value != "auto" and re.fullmatch(rf"({kinds})(:\d{{1,4}})?", str(value)) is None
 
@@ -122,7 +122,7 @@ class SomeWeight:
     """A mapping of weights that are not all 0."""
 
     def wrong(self, value: Any) -> bool:
-        """Return whether there is no weight above 0."""
+        """Return whether every weight is 0."""
         return not any(value.values())
 
     def __str__(self) -> str:
@@ -132,12 +132,12 @@ class SomeWeight:
 Limit = Range | OneOf | Plugin | Filled | Device | Encoding | SomeWeight
 
 Text = Annotated[str, Filled()]
-Count = Annotated[int, Range(1, MANY)]  # of things that there must be
+Count = Annotated[int, Range(1, MANY)]  # there must be at least one
 CountOrNone = Annotated[int, Range(0, MANY)]  # 0 leaves them out
 Window = Annotated[int, Range(2, MANY)]  # tokens: the first has no prediction, so there must be a second
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
-Weight = Annotated[float, Range(0, 1e6)]  # of one term beside others; 0 leaves it out
+Weight = Annotated[float, Range(0, 1e6)]  # one term beside others; 0 leaves it out
 LearningRate = Annotated[float, Range(0, 10)]  # above 10 nothing has ever been learned
 Temperature = Annotated[float, Range(0, 100)]
 GeneratedTask = Annotated[str, Plugin("agent_forge.data.synthetic", "generated task")]

@@ -105,10 +105,10 @@ class _Text:
                 return ",".join(_Text(self.key, part, False).value(hint) for part in parts)
         if hint is str or (hint is Any and not self.text.lstrip().startswith(("[", "{"))):
             return self._leaf(_whole(self.text), hint)
-        found = self._element(hint, "")
+        written = self._element(hint, "")
         if self.text[self.at :].strip():
             self._fail(hint)
-        return found
+        return written
 
     def single_settings(self) -> list[str]:
         """Return the entries of a mapping, each as a setting of its own, with its value as typed."""
@@ -219,7 +219,7 @@ class _Text:
 
 
 def scalar(key: str, text: str, hint: Any, *, quoted: bool = False) -> str:
-    """Write one value of type `hint`. Raises ConfigError where the text is no such value."""
+    """Write one value of type `hint`. Raises ConfigError where the text does not have that type."""
     kind = bare(hint)
     if "${" in text:
         _check_reference(key, text)
@@ -405,8 +405,8 @@ def _node_text(key: str, node: Any, hint: Any, loader: Any) -> str:
     if get_origin(hint) in (list, dict) or is_dataclass(hint):
         if node.value.startswith("${"):
             return str(node.value)
-        wanted = "a list, [a, b]" if get_origin(hint) is list else "a mapping, {NAME: VALUE}"
-        raise ConfigError(f"{key} is {wanted}, got '{node.value}' (line {node.start_mark.line + 1})")
+        shape = "a list, [a, b]" if get_origin(hint) is list else "a mapping, {NAME: VALUE}"
+        raise ConfigError(f"{key} is {shape}, got '{node.value}' (line {node.start_mark.line + 1})")
     if node.tag == "tag:yaml.org,2002:null":
         if hint is Any:
             return "null"

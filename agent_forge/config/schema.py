@@ -144,7 +144,7 @@ class Phase:
     promises_smaller: bool = False  # the gate then refuses a larger deployable size
     several_processes: bool = False  # its work is training, which runtime.processes (or torchrun) spreads
     flags: tuple[Flag, ...] = ()
-    effort: float = 1.0  # time measured, over that of work_tokens at the rate of training; for estimates
+    effort: float = 1.0  # measured time over the time of work_tokens at the rate of training; for estimates
     copies: float = 5.0  # float32 copies of the model held at once: weights, gradients, two moments, an average
     writes: int = 1  # checkpoints written
     example: str = ""  # settings that somebody may want to try, shown in the help

@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
-def pick_device(wanted: str) -> "torch.device":
+def pick_device(name: str) -> "torch.device":
     """Return the torch device for "auto", "cpu", "cuda", "cuda:1", "mps", ...
 
     Raises ConfigError when the device is named but not present: a setting is never dropped silently.
     """
     import torch
 
-    if wanted == "auto":
+    if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if accelerator is None else _own(accelerator)
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"runtime.device: {error}; try runtime.device=auto") from None
     if device.type != "cpu" and not (
         torch.accelerator.is_available() and device.type == torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
     ):
-        raise ConfigError(f"runtime.device={wanted}: no such device here; try runtime.device=auto")
+        raise ConfigError(f"runtime.device={name}: no such device here; try runtime.device=auto")
     return _own(device)
 
 
@@ -53,25 +53,23 @@ def _own(device: "torch.device") -> "torch.device":
     present = torch.accelerator.device_count()
     if beside > present:
         raise ConfigError(
-            f"runtime.processes={beside}: this machine has {present} accelerators, one a process is needed; "
+            f"runtime.processes={beside}: this machine has {present} accelerators, one per process is needed; "
             f"use runtime.processes={present} or runtime.device=cpu"
         )
     return torch.device(device.type, int(place))
 
 
-def pick_dtype(wanted: str) -> "torch.dtype":
-    """Return the torch dtype named `wanted`. Raises ConfigError on any other name.
+def pick_dtype(name: str) -> "torch.dtype":
+    """Return the torch dtype of that name. Raises ConfigError on any other name.
 
     "auto" is float32 for weights and scoring; training alone takes bfloat16 for its products where that is faster
     (learn/precision.py).
     """
     import torch
 
-    if wanted not in DTYPES:
-        raise ConfigError(
-            f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{wanted}'{did_you_mean(wanted, DTYPES)}"
-        )
-    return torch.float32 if wanted == "auto" else getattr(torch, wanted)
+    if name not in DTYPES:
+        raise ConfigError(f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{name}'{did_you_mean(name, DTYPES)}")
+    return torch.float32 if name == "auto" else getattr(torch, name)
 
 
 def set_threads(threads: int) -> int:

@@ -71,7 +71,7 @@ class EventLog:
         return event
 
     def progress(self, stage: str, step: int, total: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """Say that `step` of `total` is done in `stage` (thinned in time; the last step is always written)."""
+        """Report that `step` of `total` is done in `stage` (thinned in time; the last step is always written)."""
         now = time.monotonic()
         if step < total and now - self._last_progress.get(stage, -math.inf) < self.interval_seconds:
             return
@@ -79,7 +79,7 @@ class EventLog:
         self.emit("progress", stage=stage, step=step, total=total, metrics=dict(metrics or {}))
 
     def message(self, text: str, stage: str = "") -> None:
-        """Say one line to the user."""
+        """Show one line to the user."""
         self.emit("message", stage=stage, message=text)
 
     def warning(self, text: str, stage: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Tie the life of a worker process to that of the process that started it."""
+"""Tie the life of a worker process to the life of the process that started it."""
 
 import ctypes
 import os

@@ -31,7 +31,7 @@ def load(package: str, name: str, kind: str) -> ModuleType:
 
 
 def _where(error: Exception) -> str:
-    """Return the file and line that an import stopped at: that of the innermost frame, or of the syntax error."""
+    """Return the file and line that an import stopped at: where the innermost frame is, or the syntax error."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: "
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
@@ -43,7 +43,7 @@ def _folders(package: str) -> list[str]:
     if package in sys.modules:
         return list(sys.modules[package].__path__)
     root, _, rest = package.partition(".")
-    found = importlib.util.find_spec(root)
-    if found is None or found.submodule_search_locations is None:
+    spec = importlib.util.find_spec(root)
+    if spec is None or spec.submodule_search_locations is None:
         raise ConfigError(f"no package {package}")
-    return [str(Path(place, *rest.split("."))) for place in found.submodule_search_locations]
+    return [str(Path(place, *rest.split("."))) for place in spec.submodule_search_locations]

@@ -20,7 +20,7 @@ Attention = Callable[..., Tensor]
 
 
 @contextmanager
-def fast_bfloat16_attention(wanted: bool) -> Iterator[None]:
+def fast_bfloat16_attention(enabled: bool) -> Iterator[None]:
     """Put `attend` in the place of scaled_dot_product_attention while the context lasts.
 
     Models call torch's function by its name, whatever library they come from; nothing but bfloat16 under autocast on
@@ -31,7 +31,7 @@ def fast_bfloat16_attention(wanted: bool) -> Iterator[None]:
     def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any) -> Tensor:
         return attend(original, query, key, value, *args, **keys)
 
-    if wanted:
+    if enabled:
         # torch.compile makes its list of torch's functions once: with torch's own in it.
         torch.overrides.get_overridable_functions()
         functional.scaled_dot_product_attention = scaled_dot_product_attention
@@ -63,7 +63,7 @@ def attend(original: Attention, query: Tensor, key: Tensor, value: Tensor, *args
 
 
 def _is_plain(query: Tensor, key: Tensor, args: tuple[Any, ...], keys: dict[str, Any]) -> bool:
-    """Say whether this is causal self-attention without mask and dropout over a short sequence."""
+    """Return whether this is causal self-attention without mask and dropout over a short sequence."""
     if args or keys.get("attn_mask") is not None or keys.get("dropout_p") or not keys.get("is_causal"):
         return False
     return query.ndim == 4 and query.shape[2] == key.shape[2] <= WRITTEN_OUT_TOKENS

@@ -1,7 +1,7 @@
 """Several processes train one model: who they are, what they agree on, and how the model is spread over them.
 
 Under torchrun every process gets its share of each batch's rows, and a loss is weighted by its share of the trained
-tokens, so the gradient is that of one process with the whole batch. DDP keeps a copy in each; FSDP2 (fully_shard)
+tokens, so the gradient equals what one process gets from the whole batch. DDP keeps a copy in each; FSDP2 (fully_shard)
 shards a working copy and hands the result back. Only rank 0 writes. Sources: PyTorch DDP, arXiv:2006.15704; FSDP,
 arXiv:2304.11277.
 """

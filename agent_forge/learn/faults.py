@@ -17,7 +17,7 @@ LOST = ("Connection closed", "Connection reset", "Timed out", "timeout", "NCCL",
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether `error` is a lack of memory, on whatever device."""
+    """Return whether `error` is a lack of memory, on whatever device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(sign in str(error) for sign in OUT_OF_MEMORY)
@@ -46,14 +46,14 @@ def _out_of_memory(place: str, batches: Batches, step: int, parts: int) -> Phase
 
 
 def non_finite(place: str, record: StepRecord, batch: Mapping[str, Tensor]) -> str:
-    """Return what a loss or gradient that is no number is reported as: where, which, and on which batch."""
+    """Return what a loss or gradient that is not a number is reported as: where, which, and on which batch."""
     finite = torch.isfinite(torch.tensor(record.loss))
     what, value = ("gradient norm", record.grad_norm) if finite else ("loss", record.loss)
     return f"{place}: the {what} is {value} (batch {record.step}, ids {feed.describe(batch)})"
 
 
 def diverged(what: str, rolled_back: int, lr: float) -> PhaseError:
-    """Return the error that ends a stage whose loss is no number."""
+    """Return the error that ends a stage whose loss is not a number."""
     again = f" after {rolled_back} rollback(s)" if rolled_back else ""
     return PhaseError(
         f"{what}{again}; try a lower learning rate (now {lr:.3g}), more warm-up, clip_norm=1.0, dtype=float32, or "

@@ -15,16 +15,16 @@ from agent_forge.learn.losses import lm_loss
 def fisher_diagonal(model: PreTrainedModel, rows: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the mean squared gradient of each parameter, float32, over sequences of token ids (time,) int64.
 
-    The gradient is that of the summed log-likelihood of a sequence. A tied tensor counts once, under its first name.
+    The gradient is taken of the summed log-likelihood of a sequence. A tied tensor counts once, under its first name.
     """
     model.eval()
-    found = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in model.named_parameters()}
+    fisher = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in model.named_parameters()}
     for ids in rows:
         model.zero_grad(set_to_none=True)
         loss, _ = lm_loss(model, {"input_ids": ids[None], "labels": ids[None]}, 0)
         (loss * (len(ids) - 1)).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                found[name] += parameter.grad.float().square() / len(rows)
+                fisher[name] += parameter.grad.float().square() / len(rows)
     model.zero_grad(set_to_none=True)
-    return found
+    return fisher

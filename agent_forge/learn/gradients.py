@@ -16,7 +16,7 @@ from agent_forge.learn.distribution import World, whole
 
 
 class Gradients:
-    """Runs the objective forward and backward. `dtype` is that of products (autocast)."""
+    """Runs the objective forward and backward. Products are computed in `dtype` (autocast)."""
 
     def __init__(
         self, objective: nn.Module, world: World, parts: int, device: torch.device, dtype: torch.dtype
@@ -56,8 +56,8 @@ class Gradients:
 
     def _forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            found: tuple[Tensor, Mapping[str, Any]] = self.objective(batch, step)
-        return found
+            loss_and_metrics: tuple[Tensor, Mapping[str, Any]] = self.objective(batch, step)
+        return loss_and_metrics
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

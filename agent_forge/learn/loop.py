@@ -157,7 +157,7 @@ class _Stage:
         self.save(states.FINAL)
 
     def _settle_dtype(self) -> None:
-        """Choose the arithmetic of products, once a stage."""
+        """Choose the data type of products, once per stage."""
         if not self._measures_dtype():
             precision.warn_of_slow(self.request.dtype, self.device, self.stage, self.events)
             return
@@ -165,8 +165,8 @@ class _Stage:
             tokens = self.request.batches.batch(self.progress.next_step)["input_ids"].numel()
             tokens //= self.world.size * self.runtime.accumulate
             device, events = self.device, self.events
-            found = precision.chosen(self.model, tokens, device, self.stage, events, self.world.same)
-            self.progress.dtype_choice = str(found).removeprefix("torch.")
+            dtype = precision.chosen(self.model, tokens, device, self.stage, events, self.world.same)
+            self.progress.dtype_choice = str(dtype).removeprefix("torch.")
         self.gradients.dtype = getattr(torch, self.progress.dtype_choice)
 
     def _take_steps(self, compiler: Compiler, collect: Callable[[int], None]) -> None:
@@ -225,7 +225,7 @@ class _Stage:
         return record
 
     def _gradient(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
-        """Leave the gradient of a batch in the parameters; return loss and metrics, which may still be on their way."""
+        """Accumulate the gradient of a batch; return loss and metrics, which may still be on their way."""
         while True:
             self._reseed(step)
             self.optimisers.zero_grad()
@@ -256,9 +256,9 @@ class _Stage:
         return f"{self.out.phase}, stage {self.stage}, step {step}"
 
     def _diverged(self, record: StepRecord, batch: Mapping[str, Tensor]) -> None:
-        """Let the controller go back to kept weights, or go back to the last saved state; else end the phase."""
+        """Go back to remembered weights or to the last saved state, or else end the phase."""
         request = self.request
-        can_recover = request.on_step is not None and self.trained.kept
+        can_recover = request.on_step is not None and self.trained.remembered
         answer = (request.on_step(record, self.model) or {}) if can_recover else {}
         if answer.get("rollback"):
             self._apply_controls(answer)
@@ -279,8 +279,8 @@ class _Stage:
         if unknown:
             raise PhaseError(f"{self.stage}: on_step returned unknown controls {sorted(unknown)}")
         if answer.get("rollback"):
-            if not self.trained.kept:
-                raise PhaseError(f"{self.stage}: on_step asked to roll back, but nothing was kept")
+            if not self.trained.remembered:
+                raise PhaseError(f"{self.stage}: on_step asked to roll back, but no weights are remembered")
             self.trained.go_back()
         if answer.get("keep"):
             self.trained.keep()
@@ -309,10 +309,10 @@ class _Stage:
     def restore(self) -> bool:
         """Load the newest state, if any; return whether the stage is finished."""
         self.world.barrier()
-        found = states.newest(self.directory, self.stage, self.events)
-        if found is None:
+        saved = states.newest(self.directory, self.stage, self.events)
+        if saved is None:
             return False
-        tensors, record = found
+        tensors, record = saved
         changed = states.changes(record["settings"], _plain(self.settings))
         if changed and not self.runtime.resume_anyway:
             states.refuse(self.stage, self.directory, changed)
@@ -325,7 +325,7 @@ class _Stage:
         progress.dtype_choice, self.plan.seconds = record.get("dtype", ""), record["seconds"]
         if record["settings"]["compile"] == self.runtime.compile:
             progress.compile_choice = record["compile"]
-        self.trained.kept = under("kept/", {key: value.to(self.device) for key, value in tensors.items()})
+        self.trained.remembered = under("kept/", {key: value.to(self.device) for key, value in tensors.items()})
         self.trained.load(tensors, record["averaged_steps"])
         on_step: Any = self.request.on_step
         if record["controller"] is not None and hasattr(on_step, "load_state_dict"):
@@ -334,8 +334,8 @@ class _Stage:
 
     def _go_on_from(self, stage: str) -> None:
         """Take over the optimiser state of a finished stage. Raises PhaseError when it was not kept."""
-        found = states.newest(self.out.resume_dir(stage), stage, self.events)
-        moments = under("optimiser/", found[0]) if found is not None else {}
+        saved = states.newest(self.out.resume_dir(stage), stage, self.events)
+        moments = under("optimiser/", saved[0]) if saved is not None else {}
         if not moments:
             raise PhaseError(
                 f"{self.stage}: no optimiser state of {stage} to go on from; run it with keep_optimiser=True"

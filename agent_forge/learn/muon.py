@@ -15,7 +15,7 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero
 ITERATIONS = 5
 EPS = 1e-7
-ENTRIES_AT_ONCE = 1 << 24  # of a stack of matrices: 32 MiB in bfloat16
+ENTRIES_AT_ONCE = 1 << 24  # largest stack of matrices: 32 MiB in bfloat16
 
 
 class Muon(torch.optim.Optimizer):
@@ -29,8 +29,8 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         del closure  # torch's signature
         for group in self.param_groups:
-            found = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for same in _by_shape(found):
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for same in _by_shape(parameters):
                 self._update(same, group)
 
     def _update(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:

@@ -93,12 +93,12 @@ class Optimisers:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the optimisers' state, named "<parameter>|<entry>"."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.named:
             for optimiser in self.all:
                 for key, value in optimiser.state.get(parameter, {}).items():
-                    found[f"{name}|{key}"] = value
-        return found
+                    tensors[f"{name}|{key}"] = value
+        return tensors
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned; parameters without an entry start afresh, unknown entries are left out."""
@@ -118,7 +118,7 @@ class Optimisers:
 
 
 def outside(model: nn.Module, parameters: Sequence[Any] | None) -> list[nn.Parameter]:
-    """Return those of `parameters` that are not the model's own."""
+    """Return the `parameters` that are not the model's own."""
     if parameters is None:
         return []
     own = {id(parameter) for parameter in model.parameters()}
@@ -137,11 +137,11 @@ def _groups(model: nn.Module, parameters: Parameters | None) -> list[tuple[float
     """Return (lr_scale, parameters) groups; all trainable parameters of the model when none are given."""
     if parameters is None:
         return [(1.0, [parameter for parameter in model.parameters() if parameter.requires_grad])]
-    given = list(parameters)
-    if all(isinstance(entry, Tensor) for entry in given):
-        return [(1.0, given)]  # type: ignore[list-item]
+    entries = list(parameters)
+    if all(isinstance(entry, Tensor) for entry in entries):
+        return [(1.0, entries)]  # type: ignore[list-item]
     groups: list[tuple[float, Sequence[nn.Parameter]]] = []
-    for entry in given:
+    for entry in entries:
         if not isinstance(entry, Mapping) or "params" not in entry or set(entry) - {"params", "lr_scale"}:
             raise ConfigError(f'a parameter group is {{"params": [...], "lr_scale": x}}, got {type(entry).__name__}')
         groups.append((float(entry.get("lr_scale", 1.0)), list(entry["params"])))
@@ -150,12 +150,12 @@ def _groups(model: nn.Module, parameters: Parameters | None) -> list[tuple[float
 
 def _embedding_ids(model: nn.Module) -> set[int]:
     """Return the ids of embedding and output weights: Muon and weight decay leave them alone."""
-    found = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    ids = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     get_head: Any = getattr(model, "get_output_embeddings", None)
     head = get_head() if get_head is not None else None
     if head is not None and getattr(head, "weight", None) is not None:
-        found.add(id(head.weight))
-    return found
+        ids.add(id(head.weight))
+    return ids
 
 
 def _fusable(named: Sequence[tuple[str, nn.Parameter]]) -> bool:

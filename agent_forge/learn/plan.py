@@ -23,7 +23,7 @@ class Plan:
             self.steps = min(self.steps, max(-(-self.tokens // tokens_per_step), 1))
 
     def over(self, step: int) -> bool:
-        """Say whether `step` is not to be taken any more."""
+        """Return whether the stage ends before `step`."""
         return step >= self.steps or (self.minutes > 0 and self.seconds >= 60 * self.minutes)
 
     def lr_share(self, step: int) -> float:
@@ -34,7 +34,7 @@ class Plan:
         return min(planned, (1 - used) / cooling) if used > 1 - cooling else planned
 
     def averages(self, step: int) -> bool:
-        """Say whether the weights after `step` belong to the average."""
+        """Return whether the weights after `step` belong to the average."""
         first = self.steps - round(self.optim.average_share * self.steps)
         return step >= first or (self.optim.average_share > 0 and self._time_share() >= 1 - self.optim.average_share)
 

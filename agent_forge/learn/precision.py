@@ -44,7 +44,7 @@ def chosen(
 
 
 def warn_of_slow(dtype: torch.dtype, device: torch.device, stage: str, events: EventLog) -> None:
-    """Say where bfloat16 was asked for and the processor has none."""
+    """Warn where bfloat16 is set and the processor has no instructions for it."""
     if dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         events.warning(
             f"{stage}: this processor has no bfloat16 arithmetic; float32 is faster here (runtime.dtype=auto measures)"

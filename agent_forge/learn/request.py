@@ -22,7 +22,7 @@ class TrainRequest:
         "lr_scale" multiplies the schedule, "noise" is the standard deviation of Gaussian noise on each
         gradient tensor, relative to its RMS; "keep": True remembers weights and optimiser, "rollback":
         True goes back to them (the step count goes on). With `state_dict()` and `load_state_dict()` its
-        own JSON state is saved too. It is called for a non-finite loss only while something is kept.
+        own JSON state is saved too. It is called for a non-finite loss only while weights are remembered.
     dtype: of the forward pass (autocast); with runtime.dtype=auto it is measured instead.
     average_decay: above 0, the average over the last optim.average_share of the steps is exponential,
         not uniform.

@@ -89,7 +89,7 @@ class Compiler:
             self.events.message(f"{self.stage}: torch.compile on, as set", stage=self.stage)
 
     def note(self, seconds: float, steps_left: int) -> None:
-        """Hear how long a step took; in `auto`, measure and choose."""
+        """Take note of how long a step took; in `auto`, measure and choose."""
         if self.choice != "auto":
             return
         if len(self._eager) < MEASURED:
@@ -140,7 +140,7 @@ class Compiler:
         self._switch(self.choice == "on")
         gain = (eager - compiled) * steps_left - cost
         self._say(
-            f"{self.choice}: {eager:.3f} s a step eager, {compiled:.3f} s compiled, {cost:.0f} s to compile; "
+            f"{self.choice}: {eager:.3f} s per step eager, {compiled:.3f} s compiled, {cost:.0f} s to compile; "
             f"over {steps_left} steps that is {gain:+.0f} s"
         )
 
@@ -189,20 +189,20 @@ def garbage_at_intervals() -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
+def recomputing(model: nn.Module, enabled: bool) -> Iterator[None]:
     """Keep no activations inside blocks while the context lasts; they are computed again in the backward pass.
 
     Raises PhaseError when the model has no list of blocks.
     """
-    found: list[Any] = blocks(model) if wanted else []
-    if wanted and not found:
+    chosen: list[Any] = blocks(model) if enabled else []
+    if enabled and not chosen:
         raise PhaseError("runtime.checkpoint_activations needs a model with a list of blocks; set it to false")
-    for block in found:
+    for block in chosen:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in found:
+        for block in chosen:
             del block.forward
 
 

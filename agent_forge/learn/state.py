@@ -44,9 +44,9 @@ def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Map
     with (directory / name / TENSORS).open("rb") as written:
         if hashlib.file_digest(written, "sha256").hexdigest() != document["sha256"]:
             raise CheckpointError(f"{directory / name}: the disk does not hold what was written; check the disk")
-    kept = [name] if name == FINAL else [name, *(other for other in _names(directory) if other != name)][:KEEP]
+    staying = [name] if name == FINAL else [name, *(other for other in _names(directory) if other != name)][:KEEP]
     for path in directory.iterdir():
-        if path.name not in kept:
+        if path.name not in staying:
             shutil.rmtree(path, ignore_errors=True)
 
 

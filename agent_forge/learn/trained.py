@@ -24,28 +24,28 @@ class Trained:
         stored = set(model.state_dict())
         self.buffers = {name: value for name, value in model.named_buffers() if name in stored}
         self.average = TailAverage(decay)
-        self.kept: dict[str, Tensor] = {}
+        self.remembered: dict[str, Tensor] = {}
 
     def keep(self) -> None:
         """Remember weights and optimiser as they are."""
-        self.kept = {key: value.detach().clone() for key, value in self._live().items()}
+        self.remembered = {key: value.detach().clone() for key, value in self._live().items()}
 
     def go_back(self) -> None:
         """Return to what `keep` remembered."""
-        self._load(self.kept)
+        self._load(self.remembered)
 
     def finish(self) -> None:
         """Put the average in place, and drop all but weights and moments."""
         self.average.put_into(self.optimisers.named)
         self.optimisers.zero_grad()
-        self.kept = {}
+        self.remembered = {}
 
     def tensors(self, *, moments: bool) -> dict[str, Tensor]:
         """Return everything by name, whole tensors; all processes must call it. moments: the optimisers' state too."""
-        found = self._live() if moments else self._weights()
-        found |= {f"average/{key}": value for key, value in self.average.tensors.items()}
-        found |= {f"kept/{key}": value for key, value in self.kept.items()}
-        return {key: whole(value) for key, value in found.items()}
+        named = self._live() if moments else self._weights()
+        named |= {f"average/{key}": value for key, value in self.average.tensors.items()}
+        named |= {f"kept/{key}": value for key, value in self.remembered.items()}
+        return {key: whole(value) for key, value in named.items()}
 
     def load(self, tensors: Mapping[str, Tensor], averaged_steps: int) -> None:
         """Take weights, moments and average from a saved state; what is kept aside stays."""
@@ -62,8 +62,8 @@ class Trained:
             states.copy_into(targets[name], whole(value.detach()))
 
     def _weights(self) -> dict[str, Tensor]:
-        found = {f"weight/{name}": parameter.detach() for name, parameter in self.optimisers.named}
-        return found | {f"buffer/{name}": value for name, value in self.buffers.items()}
+        weights = {f"weight/{name}": parameter.detach() for name, parameter in self.optimisers.named}
+        return weights | {f"buffer/{name}": value for name, value in self.buffers.items()}
 
     def _live(self) -> dict[str, Tensor]:
         return self._weights() | {f"optimiser/{key}": value for key, value in self.optimisers.tensors().items()}

@@ -110,7 +110,7 @@ class Config(PhaseConfig):
             )
 
     def work_tokens(self) -> float:
-        """Return the experts' trained tokens and the search's forward passes, at about 100 tokens an item."""
+        """Return the experts' trained tokens and the search's forward passes, at about 100 tokens per item."""
         experts, search = self.experts, self.search
         trained = len(self.domains) * (experts.svf_steps + experts.task_steps) * experts.batch_rows
         entrants = [search.candidates, *search.race_keep]

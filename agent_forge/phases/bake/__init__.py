@@ -96,7 +96,7 @@ class Config(PhaseConfig):
     baseline: bool
 
     def work_tokens(self) -> float:
-        """Return the trained tokens, those of the parent on neutral text, and the persona's answers."""
+        """Return the trained tokens, the tokens of neutral text that the parent reads, and the persona's answers."""
         training, persona = self.training, self.persona
         rows = training.rows + 4 / 3 * training.neutral_rows
         answers = persona.rows * (persona.reply_tokens + 32) * len(persona.traits) if persona.enabled else 0

@@ -1,6 +1,6 @@
 """Make the weights of a model ternary (1.58 bit) and train until it behaves like the model it was.
 
-Every nn.Linear becomes a ternary layer with one scale a group of 128 weights and int8 activations. The codes start
+Every nn.Linear becomes a ternary layer with one scale per group of 128 weights and int8 activations. The codes start
 from error-compensated rounding on calibration text (GPTQ, arXiv:2210.17323), each layer aimed at what the parent's puts
 out (GPTAQ, arXiv:2504.02692), and train on through the rounding, with the float parent as teacher (KL on its logits)
 beside the real next tokens. Optional: scales train as parameters of their own, lambda grows from dense to

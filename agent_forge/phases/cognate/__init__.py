@@ -134,7 +134,7 @@ class Config(PhaseConfig):
     baseline: bool
 
     def starts_from_nothing(self) -> bool:
-        """Say whether the phase needs no source."""
+        """Return whether the phase works without a source."""
         return self.model.kind != "imported"
 
     def work_tokens(self) -> float:

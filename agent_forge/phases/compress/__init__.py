@@ -2,7 +2,7 @@
 
 Calibration text gives each tensor's second-order sensitivity: the loss of an error ΔW is estimated as
 ½ Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ, with g from labels drawn from the model itself (its true Fisher information). Each
-tensor is coded by every candidate; a Lagrangian picks one a tensor, under a byte budget or a floor on measured quality.
+tensor is coded by every candidate; a Lagrangian picks one per tensor, under a byte budget or a floor on measured quality.
 `mode: stacked` runs SeedLM, VPTQ and Hyper one after another instead, for comparison: it only adds their losses.
 Reads sources[0], any Hugging Face causal LM; writes a compressed checkpoint that `from_pretrained` opens and runs.
 Sources: Martens and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham and Gersho 1988 (allocation).

@@ -57,7 +57,7 @@ class Config(PhaseConfig):
     search: EvolveSettings
 
     def work_tokens(self) -> float:
-        """Return the forward passes over search items, at about 100 tokens an item, as trained tokens."""
+        """Return the forward passes over search items, at about 100 tokens per item, as trained tokens."""
         shares = self.search.race
         raced = sum(share * 0.5**i for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)]))
         candidates = self.search.population + self.search.generations * self.search.children * raced
