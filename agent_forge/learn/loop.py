@@ -29,9 +29,9 @@ from agent_forge.learn import state as states
 from agent_forge.learn.attention import fast_bfloat16_attention
 from agent_forge.learn.distribution import World
 from agent_forge.learn.optimisers import outside
-from agent_forge.learn.plan import Plan
 from agent_forge.learn.records import StepRecord
 from agent_forge.learn.request import TrainRequest
+from agent_forge.learn.schedule import StageSchedule
 from agent_forge.learn.speed import Compiler, garbage_at_intervals, no_memory_fill, recomputing
 from agent_forge.learn.trained import Trained, under
 
@@ -91,9 +91,11 @@ class _Stage:
         self.trained = Trained(self.model, request.optim, parameters, request.average_decay)
         self.optimisers = self.trained.optimisers
         self.gradients = gradients.Gradients(called, self.world, runtime.accumulate, device, request.dtype)
-        self.plan = Plan(request.steps, request.optim, tokens=runtime.budget_tokens, minutes=runtime.budget_minutes)
+        self.schedule = StageSchedule(
+            request.steps, request.optim, tokens=runtime.budget_tokens, minutes=runtime.budget_minutes
+        )
         if runtime.budget_tokens:
-            self.plan.limit_tokens(request.batches.batch(0)["input_ids"].numel())
+            self.schedule.limit_tokens(request.batches.batch(0)["input_ids"].numel())
         self.progress = _Progress(compile_choice=runtime.compile)
         self.settings = self._settings()
 
@@ -103,7 +105,7 @@ class _Stage:
         fingerprint: Any = getattr(request.batches, "fingerprint", None)
         return {
             **{f"optim.{key}": value for key, value in asdict(request.optim).items()},
-            "steps": self.plan.steps, "seed": request.seed,
+            "steps": self.schedule.steps, "seed": request.seed,
             "dtype": "auto" if self._measures_dtype() else str(request.dtype),
             "parameters": {name: list(parameter.shape) for name, parameter in self.optimisers.named},
             "compile": runtime.compile, "accumulate": runtime.accumulate, "budget_minutes": runtime.budget_minutes,
@@ -140,7 +142,7 @@ class _Stage:
             whole=not (self.runtime.shard and self.world.size > 1),
         )  # fmt: skip
         workers = feed.usable_workers(request.batches, self.runtime.workers, self.stage, self.events)
-        self.feed = feed.Feed(request.batches, self.progress.next_step, self.plan.steps, workers, self.device)
+        self.feed = feed.Feed(request.batches, self.progress.next_step, self.schedule.steps, workers, self.device)
         if self.runtime.rollbacks and not self.progress.next_step:
             self.save("step-00000000")
         try:
@@ -171,10 +173,10 @@ class _Stage:
 
     def _take_steps(self, compiler: Compiler, collect: Callable[[int], None]) -> None:
         saved_at = time.monotonic()
-        while not self.plan.over(self.progress.next_step):
+        while not self.schedule.over(self.progress.next_step):
             due = time.monotonic() - saved_at >= self.out.save_every_seconds
-            stop, save_now, self.plan.seconds = self.world.largest(
-                [float(self.out.stop_signal), float(due and self.progress.next_step > 0), self.plan.seconds]
+            stop, save_now, self.schedule.seconds = self.world.largest(
+                [float(self.out.stop_signal), float(due and self.progress.next_step > 0), self.schedule.seconds]
             )
             if stop or save_now:
                 self.save(f"step-{self.progress.next_step:08}")
@@ -188,19 +190,19 @@ class _Stage:
             self.progress.records.append(record)
             self.progress.next_step += 1
             seconds = max(time.monotonic() - started, 1e-9)
-            self.plan.seconds += seconds
-            compiler.note(seconds, self.plan.steps - self.progress.next_step)
+            self.schedule.seconds += seconds
+            compiler.note(seconds, self.schedule.steps - self.progress.next_step)
             self.progress.compile_choice = compiler.choice
             collect(self.progress.next_step)
             shown = {"loss": record.loss, "tokens_per_second": record.tokens / seconds}
-            self.events.progress(self.stage, self.progress.next_step, self.plan.steps, shown)
+            self.events.progress(self.stage, self.progress.next_step, self.schedule.steps, shown)
 
     def _take_step(self, step: int) -> StepRecord:
         """Do one update and apply the controls that the controller answers with."""
-        lr = self.optimisers.set_scale(self.plan.lr_share(step) * self.progress.controls["lr_scale"])
+        lr = self.optimisers.set_scale(self.schedule.lr_share(step) * self.progress.controls["lr_scale"])
         batch = self.feed.batch(step)
         loss, metrics = self._gradient(batch, step)
-        if step + 1 < self.plan.steps:
+        if step + 1 < self.schedule.steps:
             self.feed.prepare(step + 1)
         if self.progress.controls["noise"]:
             if self.world.size > 1:
@@ -218,7 +220,7 @@ class _Stage:
             self._diverged(record, batch)
             return record
         self.optimisers.step()
-        if self.plan.averages(step):
+        if self.schedule.averages(step):
             self.trained.average.add(self.optimisers.named)
         if self.request.on_step is not None:
             self._apply_controls(self.request.on_step(record, self.model) or {})
@@ -300,7 +302,7 @@ class _Stage:
             "stage": self.stage, "next_step": progress.next_step, "finished": final, "settings": self.settings,
             "controls": progress.controls, "averaged_steps": self.trained.average.steps, "controller": own,
             "rolled_back": progress.rolled_back, "compile": progress.compile_choice, "dtype": progress.dtype_choice,
-            "seconds": self.plan.seconds, "records": [record.to_json() for record in progress.records],
+            "seconds": self.schedule.seconds, "records": [record.to_json() for record in progress.records],
         }  # fmt: skip
         if self.world.rank == 0:
             states.write(self.directory, name, tensors, record)
@@ -322,7 +324,7 @@ class _Stage:
         progress.next_step, progress.controls = record["next_step"], record["controls"]
         progress.rolled_back = record["rolled_back"]
         progress.records = [StepRecord.from_json(entry) for entry in record["records"]]
-        progress.dtype_choice, self.plan.seconds = record.get("dtype", ""), record["seconds"]
+        progress.dtype_choice, self.schedule.seconds = record.get("dtype", ""), record["seconds"]
         if record["settings"]["compile"] == self.runtime.compile:
             progress.compile_choice = record["compile"]
         self.trained.remembered = under("kept/", {key: value.to(self.device) for key, value in tensors.items()})

@@ -27,7 +27,7 @@ from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import StepRecord, TrainRequest, feed, gradients, lm_loss, precision, speed, state, train
 from agent_forge.learn.distribution import World
-from agent_forge.learn.plan import Plan
+from agent_forge.learn.schedule import StageSchedule
 
 PLAIN = default_runtime()
 OPTIM = OptimConfig(
@@ -249,7 +249,7 @@ def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(tiny_llama: LlamaFor
 
 
 def test_a_budget_of_minutes_cools_down_in_time() -> None:
-    plan = Plan(1000, replace(OPTIM, cooldown_share=0.5, warmup_steps=0), minutes=1.0)
+    plan = StageSchedule(1000, replace(OPTIM, cooldown_share=0.5, warmup_steps=0), minutes=1.0)
     shares = []
     for step in range(8):
         if plan.over(step):

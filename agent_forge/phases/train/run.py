@@ -18,8 +18,8 @@ from agent_forge.phases.train import STAGES, Config, plain
 from agent_forge.phases.train.control import Rollback
 from agent_forge.phases.train.measure import Bench, scores_of
 from agent_forge.phases.train.stages import (
-    Plan,
     Planner,
+    StagePlan,
     mechanism_settings,
     mixture,
     plain_sources,
@@ -80,7 +80,7 @@ def _train_stage(
     events: EventLog,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Plan, list[StepRecord]]:
+) -> tuple[StagePlan, list[StepRecord]]:
     plan = planner.plan(stage, model, out)
     records = train(
         model,
@@ -106,7 +106,7 @@ def _train_stage(
     return plan, records
 
 
-def _facts(stage: str, plan: Plan, records: list[StepRecord]) -> dict[str, Any]:
+def _facts(stage: str, plan: StagePlan, records: list[StepRecord]) -> dict[str, Any]:
     """Return what a stage did, for its row."""
     tail = [record.loss for record in records[-max(len(records) // 4, 1) :] if math.isfinite(record.loss)]
     guard = plan.controllers.get("rollback")

@@ -26,7 +26,7 @@ HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
 
 
 @dataclass(slots=True)
-class Plan:
+class StagePlan:
     """How one stage trains. `notes` are figures of its mechanism for the report, read after training."""
 
     batches: Batches
@@ -92,13 +92,13 @@ class Planner:
         self.curriculum: Curriculum | None = None
         self.control = ExponentControl(config.chaos, bench.depth)
 
-    def plan(self, stage: str, model: Any, out: Workspace) -> Plan:
+    def plan(self, stage: str, model: Any, out: Workspace) -> StagePlan:
         """Return how `stage` trains."""
         config, mechanism = self.config, STAGES[stage]
         controllers: dict[str, Controller] = {}
         if config.rollback.enabled:
             controllers["rollback"] = Rollback(config.rollback, stage, self.events)
-        plan = Plan(mixture(config, self.sources, config.mix, stage), controllers, active=config.is_on(mechanism))
+        plan = StagePlan(mixture(config, self.sources, config.mix, stage), controllers, active=config.is_on(mechanism))
         if not plan.active:
             self.events.message(f"{mechanism.replace('_', ' ')} is off: plain training with telemetry", stage=stage)
         elif mechanism == "curriculum":
@@ -114,7 +114,7 @@ class Planner:
             plan.loss, plan.parameters = own.loss, own.parameters
         return plan
 
-    def _steer_difficulty(self, plan: Plan, stage: str) -> None:
+    def _steer_difficulty(self, plan: StagePlan, stage: str) -> None:
         config = self.config
         if self.curriculum is None:
             levels = {
@@ -134,7 +134,7 @@ class Planner:
         plan.controllers["curriculum"] = curriculum
         plan.notes = lambda: {f"difficulty {k}": round(s.difficulty, 3) for k, s in curriculum.sources.items()}
 
-    def _dream(self, plan: Plan, stage: str, model: Any, out: Workspace) -> None:
+    def _dream(self, plan: StagePlan, stage: str, model: Any, out: Workspace) -> None:
         config, settings = self.config, self.config.dream
         plain = without_thinking(model)
         text: Any = data.source("text", config.data, self.tokenizer, "train", config.seed)

@@ -9,7 +9,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.learn.optimisers import wsd
 
 
-class Plan:
+class StageSchedule:
     """The length and schedule of a stage. `seconds` is the training time used, earlier processes included."""
 
     def __init__(self, steps: int, optim: OptimConfig, *, tokens: int = 0, minutes: float = 0.0) -> None:
