@@ -17,6 +17,7 @@ from agent_forge.config.compose import to_typed
 from agent_forge.core import registry
 from agent_forge.core.device import set_threads
 from agent_forge.core.events import EventLog
+from agent_forge.phases import PhaseRun
 from agent_forge.pipeline.catalogue import PACKAGE, phases
 
 PHASES = ("cognate", "train", "bake")
@@ -43,7 +44,7 @@ def again(name: str, run_dir: Path, out: Path) -> Report:
     workspace = Workspace(config.out, phase=name, seed=config.seed, config=config, parents=sources)
     workspace.save_every_seconds = config.runtime.save_every_seconds
     run = registry.load(f"{PACKAGE}.{name}", "run", "phase module").run
-    report: Report = run(config, sources, workspace, EventLog(None, name))
+    report: Report = run(PhaseRun(config, sources, workspace, EventLog(None, name)))
     return report
 
 

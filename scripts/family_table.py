@@ -25,6 +25,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.export import check, hf_folder
 from agent_forge.export.run import export
 from agent_forge.models.importing import import_model
+from agent_forge.phases import PhaseRun
 from agent_forge.runtime.causal import open_model
 from tests import tiny_families
 
@@ -112,7 +113,7 @@ def phase(bench: Bench, name: str, settings: list[str]) -> tuple[Checkpoint, str
     line = fits.check(config, models.load(bench.made["import"]).config.to_dict())[0]
     out = Workspace(bench.root / name, phase=name, seed=config.seed, config=config, parents=[bench.made["import"]])
     run = importlib.import_module(f"agent_forge.phases.{name}.run").run
-    report = run(config, [bench.made["import"]], out, EventLog(None, name))
+    report = run(PhaseRun(config, [bench.made["import"]], out, EventLog(None, name)))
     return checkpoint.open(report.outputs[0]), line.partition(" reach ")[2].partition(" of ")[0]
 
 

@@ -25,6 +25,7 @@ from agent_forge.core import device, ranks, registry
 from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import EventLog, choices_said
 from agent_forge.core.lifetime import die_with_parent
+from agent_forge.phases import PhaseRun
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
 
@@ -106,7 +107,7 @@ def _barrier(config: PhaseConfig) -> Callable[[], None]:
 def _work(phase: Phase, config: PhaseConfig, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
     """Run the phase itself."""
     run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
-    report: Report = run(config, sources, out, events)
+    report: Report = run(PhaseRun(config, sources, out, events))
     if not report.outputs:
         raise PhaseError(f"{phase.name} wrote no checkpoint; this is a defect of the phase")
     if ranks.size() > 1:

@@ -12,6 +12,7 @@ from agent_forge.checkpoint import Workspace, record_dir
 from agent_forge.config.compose import to_typed
 from agent_forge.core import registry
 from agent_forge.core.events import EventLog
+from agent_forge.phases import PhaseRun
 from agent_forge.pipeline.catalogue import PACKAGE, phases
 from tests.pretend import pretend_accelerator
 
@@ -50,7 +51,7 @@ def run_there(name: str, tiny_run: Path, place: Path) -> list[str]:
     out = Workspace(config.out, phase=name, seed=config.seed, config=config, parents=sources)
     torch.manual_seed(config.seed)
     with pretend_accelerator():
-        return list(run(config, sources, out, EventLog(None, name)).outputs)
+        return list(run(PhaseRun(config, sources, out, EventLog(None, name))).outputs)
 
 
 @pytest.mark.parametrize("name", ORDER)

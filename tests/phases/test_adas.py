@@ -18,6 +18,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
 from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
@@ -505,7 +506,7 @@ def finished(tiny_checkpoint, data_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("adas")
     config = settings(data_config, out / "one")
     workspace = Workspace(out / "one", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
-    report = run(config, [tiny_checkpoint], workspace, EventLog(None, "adas"))
+    report = run(PhaseRun(config, [tiny_checkpoint], workspace, EventLog(None, "adas")))
     return report, workspace, config
 
 
@@ -531,7 +532,7 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_kill(finished, tiny_che
     shutil.copytree(workspace.state, again.state, dirs_exist_ok=True)
     for late in ("random-search-001.json", "random-search-002.json", "test.json", "runtime.json"):
         (again.state / late).unlink(missing_ok=True)
-    other = run(config, [tiny_checkpoint], again, EventLog(None, "adas"))
+    other = run(PhaseRun(config, [tiny_checkpoint], again, EventLog(None, "adas")))
     assert checkpoint.open(other.outputs[0]).id == checkpoint.open(report.outputs[0]).id
     assert other.metrics == report.metrics
 
@@ -542,7 +543,7 @@ def test_when_nothing_is_accepted_the_input_comes_back_bit_for_bit(tiny_checkpoi
         "runtime_search.techniques=[]", "experts.svf_steps=1", "experts.task_steps=1",
     )  # fmt: skip
     out = Workspace(tmp_path / "none", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
-    report = run(config, [tiny_checkpoint], out, EventLog(None, "adas"))
+    report = run(PhaseRun(config, [tiny_checkpoint], out, EventLog(None, "adas")))
     assert report.metrics["accepted"] == 0
     before, after = models.load(tiny_checkpoint).state_dict(), models.load(report.outputs[0]).state_dict()
     assert before.keys() == after.keys()

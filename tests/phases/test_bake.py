@@ -23,6 +23,7 @@ from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_chat
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, toolformer, traces
 from agent_forge.phases.bake.run import _measure, agent_settings, heldout_traces, offered_kinds, run
 
@@ -57,7 +58,7 @@ def forge(
             out.stop_signal = 15
 
     events = EventLog(None, "bake", (stop,), interval_seconds=0.0)
-    return run(config, [source], out, events), out
+    return run(PhaseRun(config, [source], out, events)), out
 
 
 # traces
@@ -552,4 +553,4 @@ def test_a_phase_without_a_source_is_an_error(settings: Callable[..., Config], t
     config = settings()
     out = Workspace(tmp_path / "x", phase="bake", seed=0, config=config)
     with pytest.raises(PhaseError, match="needs a checkpoint"):
-        run(config, [], out, EventLog(None, "bake"))
+        run(PhaseRun(config, [], out, EventLog(None, "bake")))

@@ -33,6 +33,7 @@ from agent_forge.models.ternary import (
     ternary_layers,
     ternary_weight,
 )
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, DistillConfig, distill, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import (
     Rounding,
@@ -590,7 +591,7 @@ def run_phase(config: Config, stop_after: str = "") -> tuple[Report, Workspace, 
         if stop_after and event.stage == stop_after:
             out.stop_signal = 15
 
-    return run(config, sources, out, EventLog(None, "bitnet", (listen,), interval_seconds=0)), out, seen
+    return run(PhaseRun(config, sources, out, EventLog(None, "bitnet", (listen,), interval_seconds=0))), out, seen
 
 
 @pytest.fixture(scope="module")

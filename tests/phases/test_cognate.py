@@ -17,6 +17,7 @@ from agent_forge.core.errors import ConfigError, DataError, Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.data.synthetic import memory
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.cognate import PHASE, Config, RecallConfig, longer, probes
 from agent_forge.phases.cognate.run import SPECIALISTS, loss_over, mixed_batches, priced, run
 from agent_forge.phases.cognate.segments import RecallRows, WithRecall, segment_loss
@@ -41,7 +42,7 @@ def go(config: Config, sources: list[Checkpoint], listener=None) -> tuple:
     out = Workspace(config.out, phase="cognate", seed=config.seed, config=config, parents=sources)
     out.save_every_seconds = config.runtime.save_every_seconds
     listeners = () if listener is None else (lambda event: listener(event, out),)
-    report = run(config, sources, out, EventLog(None, "cognate", listeners, interval_seconds=0))
+    report = run(PhaseRun(config, sources, out, EventLog(None, "cognate", listeners, interval_seconds=0)))
     return report, out
 
 

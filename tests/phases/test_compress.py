@@ -24,6 +24,7 @@ from agent_forge.core.events import EventLog
 from agent_forge.kernels import build
 from agent_forge.models import compressed
 from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import (
     PHASE,
     Config,
@@ -63,7 +64,7 @@ def space(config: Config, parent: Checkpoint, place: Path) -> Workspace:
 
 def forge(config: Config, parent: Checkpoint, place: Path) -> tuple[Report, Workspace]:
     out = space(config, parent, place)
-    return run(config, [parent], out, EventLog(None, "compress")), out
+    return run(PhaseRun(config, [parent], out, EventLog(None, "compress"))), out
 
 
 def test_the_written_file_is_what_was_scored_and_opens_by_itself(
@@ -93,7 +94,7 @@ def test_a_run_killed_while_coding_ends_in_the_same_checkpoint(
     out = space(config, tiny_checkpoint, tmp_path / "b" / "out")
     events = EventLog(None, "compress", (lambda e: setattr(out, "stop_signal", 15 if e.stage == "code" else 0),), 0)
     with pytest.raises(Interrupted):
-        run(config, [tiny_checkpoint], out, events)
+        run(PhaseRun(config, [tiny_checkpoint], out, events))
     assert not out.path.exists()
     resumed, _ = forge(config, tiny_checkpoint, tmp_path / "b" / "out")
     assert checkpoint.open(resumed.outputs[0]).id == checkpoint.open(whole.outputs[0]).id
@@ -530,7 +531,7 @@ def test_wrong_settings_and_parents_are_refused_before_any_work(
     config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="needs a parent"):
-        run(config, [], space(config, tiny_checkpoint, tmp_path / "x"), EventLog(None, "compress"))
+        run(PhaseRun(config, [], space(config, tiny_checkpoint, tmp_path / "x"), EventLog(None, "compress")))
     config.codec.candidates = [{"codec": "intk", "bits": 4, "groups": 32}]
     with pytest.raises(ConfigError, match="no setting 'groups'; did you mean 'group'"):
         forge(config, tiny_checkpoint, tmp_path / "x")

@@ -20,6 +20,7 @@ from agent_forge.config.compose import to_typed
 from agent_forge.core import registry
 from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import Event, EventLog
+from agent_forge.phases import PhaseRun
 from agent_forge.pipeline.catalogue import PACKAGE, phases
 
 ORDER = list(phases())
@@ -61,7 +62,7 @@ def test_an_interrupted_phase_goes_on_to_the_same_checkpoint(name: str, tiny_run
                 out.stop_signal = 15
 
         torch.manual_seed(config.seed)
-        return list(run(config, sources, out, EventLog(None, name, (listen,))).outputs)
+        return list(run(PhaseRun(config, sources, out, EventLog(None, name, (listen,)))).outputs)
 
     with pytest.raises(Interrupted):
         attempt(stop=True)

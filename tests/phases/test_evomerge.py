@@ -27,6 +27,7 @@ from agent_forge.data import encode_chat
 from agent_forge.data.synthetic import memory, reasoning
 from agent_forge.merge import Weights, make_plan, merge_tensor
 from agent_forge.merge.recipe import parse_recipe, read_recipe
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.evomerge import Config
 from agent_forge.phases.evomerge.baselines import greedy_soup
 from agent_forge.phases.evomerge.candidates import Stage
@@ -101,7 +102,7 @@ def finished(family, data_config, tmp_path_factory):
     """Return one finished run: its config, its workspace and its report."""
     config = settings(data_config, tmp_path_factory.mktemp("runs") / "evomerge")
     out = workspace(config, family)
-    return config, out, run(config, family, out, EventLog(None, "evomerge"))
+    return config, out, run(PhaseRun(config, family, out, EventLog(None, "evomerge")))
 
 
 def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(finished, family, tiny_tokenizer) -> None:
@@ -147,7 +148,7 @@ def test_the_winner_is_the_fittest_finalist_on_items_that_the_search_never_saw(
 ) -> None:
     config = settings(data_config, tmp_path / "evomerge", "final_items=8", "baseline=false")
     out = workspace(config, family)
-    report = run(config, family, out, EventLog(None, "evomerge"))
+    report = run(PhaseRun(config, family, out, EventLog(None, "evomerge")))
     whole = make_yardstick(config, tiny_tokenizer, "search", 16)
     search, final = whole.split(8)
     assert [*search.rows, *final.rows] == whole.rows
@@ -202,7 +203,7 @@ def test_final_items_that_the_search_has_seen_reworded_are_refused_before_any_wo
 
     monkeypatch.setattr(reasoning, "rows", repeating)
     with pytest.raises(DataError, match="item 2 of reasoning is in the search items and in the final items"):
-        run(config, family, workspace(config, family), EventLog(None, "evomerge"))
+        run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
     assert not list(Path(config.out).parent.glob("**/evaluations-*"))
 
 
@@ -278,7 +279,7 @@ def test_every_search_method_writes_a_winner_no_worse_than_the_first_members(
         "search.generations=2",
         "baseline=false",
     )
-    report = run(config, family, workspace(config, family), EventLog(None, "evomerge"))
+    report = run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
     best = [row["best"] for row in report.tables["Generations"]]
     assert best == sorted(best)
     assert report.metrics["search_fitness"] >= best[0] - 1e-5 > 0
@@ -287,7 +288,7 @@ def test_every_search_method_writes_a_winner_no_worse_than_the_first_members(
 def test_a_pool_writes_the_same_checkpoint_as_one_process(finished, family, data_config, tmp_path) -> None:
     _, out, _ = finished
     config = settings(data_config, tmp_path / "evomerge", "search.backend=pool", "search.workers=2")
-    report = run(config, family, workspace(config, family), EventLog(None, "evomerge"))
+    report = run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
     assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
 
 
@@ -318,7 +319,7 @@ def test_never_more_candidates_are_alive_than_allowed(candidates: int, family, t
 def test_the_population_and_the_fitness_curve_are_in_the_events(family, data_config, tmp_path) -> None:
     log = tmp_path / "events.jsonl"
     config = settings(data_config, tmp_path / "out", "baseline=false")
-    run(config, family, workspace(config, family), EventLog(log, "evomerge", interval_seconds=0.0))
+    run(PhaseRun(config, family, workspace(config, family), EventLog(log, "evomerge", interval_seconds=0.0)))
     told = [event for event in read_events(log) if event.stage == "generations"]
     assert [event.step for event in told] == [0, 1, 2, 3]
     assert [event.metrics["fitness"] for event in told] == sorted(event.metrics["fitness"] for event in told)
@@ -359,7 +360,7 @@ def test_the_same_seed_gives_the_same_checkpoint_and_parents_stay_untouched(
 ) -> None:
     _, out, _ = finished
     again = settings(data_config, tmp_path / "evomerge")
-    report = run(again, family, workspace(again, family), EventLog(None, "evomerge"))
+    report = run(PhaseRun(again, family, workspace(again, family), EventLog(None, "evomerge")))
     assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
     for parent in family:
         assert checkpoint.open(parent.path).id == parent.id
@@ -377,7 +378,7 @@ def test_a_search_cut_off_after_any_evaluation_ends_in_the_same_checkpoint(
         again.state.mkdir(parents=True)
         torn = b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2]
         (again.state / journal.name).write_bytes(torn)
-        report = run(config, family, again, EventLog(None, "evomerge"))
+        report = run(PhaseRun(config, family, again, EventLog(None, "evomerge")))
         assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id
         assert (again.state / journal.name).read_bytes() == journal.read_bytes()
 
@@ -393,6 +394,7 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(family, data_config, tm
         "from agent_forge.config import DataConfig\n"
         "from agent_forge.config.compose import compose\n"
         "from agent_forge.core.events import EventLog\n"
+        "from agent_forge.phases import PhaseRun\n"
         "from agent_forge.phases.evomerge import Config\n"
         "from agent_forge.phases.evomerge.run import run\n"
         "from agent_forge.search.journal import Journal\n"
@@ -406,7 +408,7 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(family, data_config, tm
         "config = compose('evomerge', Config, sys.argv[2].split(';'))\n"
         "family = checkpoint.expand(config.sources)\n"
         "out = Workspace(config.out, phase='evomerge', seed=config.seed, config=config, parents=family)\n"
-        "run(config, family, out, EventLog(None, 'evomerge'))\n"
+        "run(PhaseRun(config, family, out, EventLog(None, 'evomerge')))\n"
     )
     target = tmp_path / "evomerge"
     config = settings(data_config, target, "final_items=4")
@@ -421,9 +423,9 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(family, data_config, tm
     killed = subprocess.run([sys.executable, str(script), "23", ";".join(overrides)], check=False, env=os.environ)
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
-    report = run(config, family, workspace(config, family), EventLog(None, "evomerge"))
+    report = run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
     never_killed = settings(data_config, tmp_path / "whole", "final_items=4")
-    other = run(never_killed, family, workspace(never_killed, family), EventLog(None, "evomerge"))
+    other = run(PhaseRun(never_killed, family, workspace(never_killed, family), EventLog(None, "evomerge")))
     assert checkpoint.open(report.outputs[0]).id == checkpoint.open(other.outputs[0]).id
 
 
@@ -465,25 +467,27 @@ def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference
     config = settings(data_config, tmp_path / "out")
     log = EventLog(None, "evomerge")
     with pytest.raises(ConfigError, match="at least one model tuned from it, got 1"):
-        run(config, family[:1], workspace(config, family), log)
+        run(PhaseRun(config, family[:1], workspace(config, family), log))
     with pytest.raises(ConfigError, match="named twice"):
-        run(config, [family[0], family[1], family[1]], workspace(config, family), log)
+        run(PhaseRun(config, [family[0], family[1], family[1]], workspace(config, family), log))
     with pytest.raises(ConfigError, match="is the trunk; put it first"):
-        run(config, family[::-1], workspace(config, family), log)
+        run(PhaseRun(config, family[::-1], workspace(config, family), log))
     model = models.load(family[1])
     model.config.rope_parameters = {"rope_theta": 500.0, "rope_type": "default"}
     with pytest.raises(CheckpointError, match=r"rope_parameters is .*500"):
         run(
-            config,
-            [family[0], put(model, tiny_tokenizer, tmp_path / "rope", "specialist")],
-            workspace(config, family),
-            log,
+            PhaseRun(
+                config,
+                [family[0], put(model, tiny_tokenizer, tmp_path / "rope", "specialist")],
+                workspace(config, family),
+                log,
+            ),
         )
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_tokens(["<other>"])
     other = put(models.load(family[1]), tokenizer, tmp_path / "tokens", "specialist")
     with pytest.raises(CheckpointError, match=r"tokenizers .* differ at added_tokens"):
-        run(config, [family[0], other], workspace(config, family), log)
+        run(PhaseRun(config, [family[0], other], workspace(config, family), log))
     assert not (tmp_path / "out").exists()
 
 
@@ -494,4 +498,4 @@ def test_an_unknown_technique_or_task_is_refused_with_the_nearest_name(family, d
     config = settings(data_config, tmp_path / "out", "fitness.tools=0")
     config.fitness = {"reasonin": 1.0}
     with pytest.raises(ConfigError, match="no generated task 'reasonin'; did you mean 'reasoning'"):
-        run(config, family, workspace(config, family), log)
+        run(PhaseRun(config, family, workspace(config, family), log))

@@ -16,6 +16,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted
 from agent_forge.core.events import EventLog
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config, measure
 from agent_forge.phases.quietstar import run as run_module
 from agent_forge.phases.quietstar.objective import clip_by_group, draw_positions, outcome
@@ -34,7 +35,7 @@ def settings(data_config: DataConfig, out: Path, parent: Checkpoint, *more: str)
 
 def forge(config: Config, parent: Checkpoint) -> Any:
     out = Workspace(config.out, phase="quietstar", seed=config.seed, config=config, parents=[parent])
-    return run(config, [parent], out, EventLog(None, "quietstar"))
+    return run(PhaseRun(config, [parent], out, EventLog(None, "quietstar")))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_stopped_phase_run_again_ends_in_the_same_bytes(
     stopping = type("Stopping", (Workspace,), {"stop_signal": StopAt(looks)})
     out = stopping(again.out, phase="quietstar", seed=again.seed, config=again, parents=[tiny_checkpoint])
     with pytest.raises(Interrupted):
-        run(again, [tiny_checkpoint], out, EventLog(None, "quietstar"))
+        run(PhaseRun(again, [tiny_checkpoint], out, EventLog(None, "quietstar")))
     assert not Path(again.out).exists()
     forge(again, tiny_checkpoint)
     assert checkpoint.open(again.out).id == checkpoint.open(config.out).id

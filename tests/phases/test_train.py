@@ -26,6 +26,7 @@ from agent_forge.data import Mixture, RowSource, TextSource
 from agent_forge.data.synthetic import reasoning
 from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.train import Config, exponents, plain
 from agent_forge.phases.train import run as run_module
 from agent_forge.phases.train import stages as stages_module
@@ -58,7 +59,7 @@ def small_config(data_config: DataConfig, *overrides: str, steps: int = 1) -> Co
 def go(config: Config, source: Checkpoint, path: Path, events: EventLog | None = None) -> Report:
     out = Workspace(path / "out", phase="train", seed=config.seed, config=config, parents=[source])
     out.save_every_seconds = 0.0
-    return run(config, [source], out, events or EventLog(None, "train"))
+    return run(PhaseRun(config, [source], out, events or EventLog(None, "train")))
 
 
 # Exponents

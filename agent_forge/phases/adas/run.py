@@ -7,11 +7,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import evaluate, models
 from agent_forge.anatomy.stack import Matrix
-from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
 from agent_forge.core import device
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
 from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
@@ -24,8 +25,9 @@ from agent_forge.phases.adas.trust import Search, State, anywhere, around_incumb
 LOOKED_AT = 4  # texts of each sort from which block influence and directions are measured
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Compose experts into sources[0]; write the model that the search accepted, or the input itself."""
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     if not sources:
         raise ConfigError("adas reads a checkpoint: give sources=[DIR]")
     runtime_search.check(config)

@@ -11,6 +11,7 @@ from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, traces
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 HELDOUT = "validation"
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Bake `sources[0]`. Raises PhaseError without a source or without anything to bake."""
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     if not sources:
         raise PhaseError("bake needs a checkpoint to bake into; set sources=[DIR]")
     device = pick_device(config.runtime.device)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data, evaluate, learn, models
-from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
 from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import PhaseError
@@ -18,6 +18,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import EvalContext, Scores
 from agent_forge.models.ternary import set_blend, ternarise, ternary_layers
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, fits, measure, own_text
 from agent_forge.phases.bitnet.compensate import Rounding
 from agent_forge.phases.bitnet.distill import Distillation
@@ -25,8 +26,9 @@ from agent_forge.phases.bitnet.follow import compensated
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Make sources[0] ternary. Raises PhaseError when there is no source or nothing in it to make ternary."""
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     if not sources:
         raise PhaseError("bitnet needs a model to make ternary: set sources=[CHECKPOINT]")
     device = pick_device(config.runtime.device)

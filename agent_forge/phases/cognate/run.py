@@ -21,6 +21,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import memory, mixed, reasoning, tools
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.cognate import loss as cognate_loss
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.cognate import SPECIALISTS, Config, SpecialistConfig, longer
 from agent_forge.phases.cognate.lora import adapters
 from agent_forge.phases.cognate.probes import OWN_PROBE, measure
@@ -33,8 +34,9 @@ MODEL_SETTINGS = (
 HALTING = "model.halting."
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Make the four models. Raises ConfigError when model=imported has no source."""
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     device = pick_device(config.runtime.device)
     if config.model.kind == "imported":
         if not sources:

@@ -17,6 +17,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed, conv1d
 from agent_forge.models.compressed import coded_modules
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config, choose, curve, fits, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.offers import Offer
 
@@ -26,12 +27,13 @@ HEADER_WORDS_BYTES = 60
 ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into one
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Read sources[0], write the compressed checkpoint.
 
     Raises CheckpointError without a parent or when it is compressed already, PhaseError when it has nothing to
     compress, ConfigError when a candidate or the budget cannot be honoured.
     """
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     if not sources:
         raise CheckpointError("compress needs a parent checkpoint: sources=[DIRECTORY]")
     offers.check(config)

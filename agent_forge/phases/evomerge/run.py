@@ -16,6 +16,7 @@ from agent_forge.config import Report
 from agent_forge.core.device import pick_device, pick_dtype, set_threads
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.evomerge import Config
 from agent_forge.phases.evomerge.baselines import greedy_soup, random_search
 from agent_forge.phases.evomerge.candidates import Stage
@@ -64,11 +65,12 @@ class Found:
     items: dict[str, int]  # measured by the evolution, and by random search
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Evolve a merge of `sources` (trunk first) and write the winner.
 
     Raises ConfigError, CheckpointError or DataError before any work when models or splits do not belong together.
     """
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     device = pick_device(config.runtime.device)
     check_sources(sources, events)
     tokenizer = models.load_tokenizer(sources[0])

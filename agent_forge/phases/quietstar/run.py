@@ -16,6 +16,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.models.thought import ThoughtForCausalLM
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config, measure
 from agent_forge.phases.quietstar.objective import QuietStarLoss
 
@@ -24,11 +25,12 @@ TRAIN_ROWS = 4000  # generated rows a kind
 SHOWN_CONTEXT_TOKENS = 12
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Read sources[0], write the thinking model.
 
     Raises CheckpointError when there is no parent or it thinks already, PhaseError when the parent cannot think.
     """
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     if not sources:
         raise CheckpointError("quietstar needs a parent checkpoint: sources=[DIRECTORY]")
     device = pick_device(config.runtime.device)

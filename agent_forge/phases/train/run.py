@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from agent_forge import evaluate, models
-from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
 from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.learn import StepRecord, TrainRequest, train
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.train import STAGES, Config, plain
 from agent_forge.phases.train.control import Rollback
 from agent_forge.phases.train.measure import Bench, scores_of
@@ -30,8 +31,9 @@ from agent_forge.phases.train.stages import (
 SAMPLES = 1000  # bootstrap resamples of the gain over the parent
 
 
-def run(config: Config, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def run(phase: PhaseRun[Config]) -> Report:
     """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step to take."""
+    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
     if not sources:
         raise ConfigError("train needs a model to start from: set sources=[DIRECTORY]")
     stages = config.taken_stages()
