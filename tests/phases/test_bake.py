@@ -443,10 +443,11 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
     monkeypatch.setattr(baseline, "fine_tuned", lambda *a: trained.append(original(*a)) or trained[-1])
     report, _ = forge(config, tiny_checkpoint, tmp_path / "beside")
 
-    events, tokenizer = EventLog(None, "bake"), models.load_tokenizer(tiny_checkpoint.path)
+    events = EventLog(None, "bake")
     out = Workspace(tmp_path / "hand", phase="bake", seed=config.seed, config=config, parents=[tiny_checkpoint])
-    kept, _ = lessons.collect(config, models.load(tiny_checkpoint.path), tokenizer, out, events)
-    rows = lessons.Batches(settings("training.neutral_rows=0"), tokenizer, kept, {})
+    phase = PhaseRun(config, [tiny_checkpoint], out, events)
+    kept, _ = lessons.collect(phase, models.load(tiny_checkpoint.path))
+    rows = lessons.Batches(settings("training.neutral_rows=0"), phase.tokenizer, kept, {})
     model = models.load(tiny_checkpoint.path)
 
     def cross_entropy(model: LlamaForCausalLM, batch: dict, step: int) -> tuple:
@@ -468,7 +469,7 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
     )
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in trained[0].state_dict().items())
-    figures = _measure(config, model, tokenizer)
+    figures = _measure(phase, model)
     for row in report.tables["held-out tools"]:
         one = figures["tools"][row["kind"]]
         assert (row["plain"], row["plain low"], row["plain high"], row["n"]) == tuple(

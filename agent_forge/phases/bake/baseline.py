@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from agent_forge import learn, models
-from agent_forge.checkpoint import Checkpoint, Workspace
-from agent_forge.core.device import pick_device, pick_dtype
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config
 from agent_forge.phases.bake.lessons import Batches
 
@@ -23,12 +21,10 @@ NOT_RUN = "none ran: plain training on the same rows is off (baseline=true runs 
 SAME = "the same run: without neutral text and persona, this bake is plain training on its rows"
 
 
-def fine_tuned(
-    config: Config, source: Checkpoint, batches: Batches, out: Workspace, events: EventLog
-) -> "PreTrainedModel":
+def fine_tuned(phase: PhaseRun[Config], batches: Batches) -> "PreTrainedModel":
     """Return the parent after plain training on the rows of `batches`, for as many steps as the bake."""
-    device = pick_device(config.runtime.device)
-    model = models.load(source.path, device=device)
+    config = phase.config
+    model = models.load(phase.sources[0].path, device=phase.device)
     learn.train(
         model,
         learn.TrainRequest(
@@ -37,11 +33,11 @@ def fine_tuned(
             stage=STAGE,
             steps=config.training.steps,
             optim=config.training.optim,
-            out=out,
-            events=events,
+            out=phase.out,
+            events=phase.events,
             seed=seed_for(config.seed, "bake", "train"),
-            device=device,
-            dtype=pick_dtype(config.runtime.dtype),
+            device=phase.device,
+            dtype=phase.dtype,
         ),
     )
     return model

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from agent_forge import data, learn
-from agent_forge.checkpoint import Workspace
 from agent_forge.core.errors import PhaseError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import KINDS, Config, persona, toolformer, traces
 
 if TYPE_CHECKING:
@@ -29,13 +28,10 @@ def enabled_kinds(config: Config) -> list[str]:
 
 
 def collect(
-    config: Config,
-    parent: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    out: Workspace,
-    events: EventLog,
+    phase: PhaseRun[Config], parent: "PreTrainedModel"
 ) -> tuple[dict[str, list[traces.Trace]], list[dict[str, Any]]]:
     """Make the traces of each kind and keep those that help; return them and a table of what was kept."""
+    config = phase.config
     kept: dict[str, list[traces.Trace]] = {}
     table = []
     for kind in enabled_kinds(config):
@@ -43,7 +39,7 @@ def collect(
         def compute(kind: str = kind) -> dict[str, Any]:
             made = traces.make(kind, getattr(config.traces, kind).count, "train", config.seed, config.data)
             asked = [i for i, trace in enumerate(made) if trace["filtered"]]
-            losses = toolformer.trace_losses(parent, tokenizer, [made[i] for i in asked])
+            losses = toolformer.trace_losses(parent, phase.tokenizer, [made[i] for i in asked])
             gains = [toolformer.gain(one) for one in losses]
             chosen = {asked[k] for k in toolformer.keep(gains, config.traces.tau_nats, config.traces.min_kept_share)}
             passing = sum(gain >= config.traces.tau_nats for gain in gains)
@@ -54,10 +50,10 @@ def collect(
                 "gain": sum(gains) / count, "losses": [sum(part) / count for part in zip(*losses, strict=True)],
             }  # fmt: skip
 
-        found = out.remember(f"traces-{kind}", compute)
+        found = phase.out.remember(f"traces-{kind}", compute)
         kept[kind] = found["kept"]
         if found["passing"] < found["chosen"]:
-            events.warning(
+            phase.events.warning(
                 f"{kind}: only {found['passing']} of {found['asked']} traces lower the answer's loss by "
                 f"{config.traces.tau_nats:g} nats; the best {found['chosen']} are taken all the same "
                 "(traces.min_kept_share overrides the filter)"
@@ -72,7 +68,7 @@ def collect(
                 "after an empty result": round(empty, 3),
             }
         )  # fmt: skip
-        events.progress("traces", len(kept), len(enabled_kinds(config)))
+        phase.events.progress("traces", len(kept), len(enabled_kinds(config)))
     return kept, table
 
 

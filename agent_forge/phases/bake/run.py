@@ -5,35 +5,29 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agent_forge import evaluate, learn, models
-from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import PhaseError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, traces
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 HELDOUT = "validation"
 
 
 def run(phase: PhaseRun[Config]) -> Report:
     """Bake `sources[0]`. Raises PhaseError without a source or without anything to bake."""
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    if not sources:
+    config, out = phase.config, phase.out
+    if not phase.sources:
         raise PhaseError("bake needs a checkpoint to bake into; set sources=[DIR]")
-    device = pick_device(config.runtime.device)
-    tokenizer = models.load_tokenizer(sources[0].path)
-    parent = models.load(sources[0].path, device=device)
+    parent, model = (models.load(phase.sources[0].path, device=phase.device) for _ in range(2))
     parent.eval().requires_grad_(False)
-    model = models.load(sources[0].path, device=device)
-    before = out.remember("before", lambda: _measure(config, parent, tokenizer))
-    kept, table = lessons.collect(config, parent, tokenizer, out, events)
-    traits = _Traits(config, parent, tokenizer, out, events)
-    batches = lessons.Batches(config, tokenizer, kept, traits.lessons)
+    before = out.remember("before", lambda: _measure(phase, parent))
+    helpful, table = lessons.collect(phase, parent)
+    traits = _Traits(phase, parent)
+    batches = lessons.Batches(config, phase.tokenizer, helpful, traits.lessons)
     learn.train(
         model,
         learn.TrainRequest(
@@ -43,25 +37,25 @@ def run(phase: PhaseRun[Config]) -> Report:
             steps=config.training.steps,
             optim=config.training.optim,
             out=out,
-            events=events,
+            events=phase.events,
             seed=seed_for(config.seed, "bake", "train"),
-            device=device,
-            dtype=pick_dtype(config.runtime.dtype),
+            device=phase.device,
+            dtype=phase.dtype,
         ),
     )
-    after = out.remember("after", lambda: _measure(config, model, tokenizer))
+    after = out.remember("after", lambda: _measure(phase, model))
     reached = out.remember("strengths", lambda: traits.measure(model))
-    plain = _plain(config, sources[0], batches, tokenizer, out, events)
+    plain = _plain(phase, batches)
     metrics = _metrics(before, after, reached)
     offered = offered_kinds(config, after["tools"])
     unusable = [kind for kind in after["tools"] if kind not in offered]
     if unusable:
-        events.warning(
+        phase.events.warning(
             f"{', '.join(unusable)}: the model cannot use these tools, so it is not offered them by default "
             f"(less than {config.measure.offer_from:.0%} right by the lower bound, measure.offer_from)"
         )
     written = out.write(
-        lambda directory: models.save(model, tokenizer, directory),
+        lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
         agent=agent_settings(config, offered),
         deployable_bytes=models.deployable_bytes(model),
@@ -85,22 +79,15 @@ def run(phase: PhaseRun[Config]) -> Report:
     )
 
 
-def _plain(
-    config: Config,
-    source: Checkpoint,
-    batches: lessons.Batches,
-    tokenizer: "PreTrainedTokenizerFast",
-    out: Workspace,
-    events: EventLog,
-) -> dict[str, Any] | None:
+def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] | None:
     """Return what plain training on the same rows measures at; None where it is off or the bake is no other."""
-    if not config.baseline or baseline.is_same(batches):
+    if not phase.config.baseline or baseline.is_same(batches):
         return None
 
     def compute() -> dict[str, Any]:
-        return _measure(config, baseline.fine_tuned(config, source, batches, out, events), tokenizer)
+        return _measure(phase, baseline.fine_tuned(phase, batches))
 
-    return dict(out.remember("plain", compute))
+    return dict(phase.out.remember("plain", compute))
 
 
 def _against(batches: lessons.Batches, after: dict[str, Any], plain: dict[str, Any] | None) -> str:
@@ -130,35 +117,28 @@ def agent_settings(config: Config, offered: Sequence[str]) -> dict[str, Any]:
 class _Traits:
     """The persona lessons, and the thermostat that pauses a trait at its target strength."""
 
-    def __init__(
-        self,
-        config: Config,
-        parent: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerFast",
-        out: Workspace,
-        events: EventLog,
-    ) -> None:
-        self.config, self.out, self.events = config.persona, out, events
+    def __init__(self, phase: PhaseRun[Config], parent: "PreTrainedModel") -> None:
+        self.config, self.out, seed = phase.config.persona, phase.out, phase.config.seed
         self.lessons: lessons.Lessons = {}
         self.heldout: lessons.Lessons = {}
         self.base: dict[str, float] = {}
         for name, trait in self.config.traits.items() if self.config.enabled else ():
-            seed = seed_for(config.seed, "bake", "teacher", name)
+            teacher_seed = seed_for(seed, "bake", "teacher", name)
 
-            def lesson(split: str, count: int, name: str = name, trait: Any = trait, seed: int = seed) -> Any:
-                asked = persona.questions(trait, count, split, config.seed, name)
-                return out.remember_tensors(
+            def lesson(split: str, count: int, name: str = name, trait: Any = trait, drawn: int = teacher_seed) -> Any:
+                questions = persona.questions(trait, count, split, seed, name)
+                return self.out.remember_tensors(
                     f"persona-{name}-{split}",
-                    lambda: persona.teach(parent, tokenizer, trait, asked, self.config, seed),
+                    lambda: persona.teach(parent, phase.tokenizer, trait, questions, self.config, drawn),
                 )
 
             self.heldout[name] = lesson(HELDOUT, self.config.heldout)
-            self.base[name] = out.remember(
+            self.base[name] = self.out.remember(
                 f"persona-{name}-effect", partial(persona.effect, parent, self.heldout[name])
             )
             if self.base[name] < self.config.min_effect_nats:
-                events.warning(
-                    f"persona {name}: the system prompt moves the parent by {self.base[name]:.4f} nats a token only; "
+                phase.events.warning(
+                    f"persona {name}: the system prompt moves the parent by {self.base[name]:.4f} nats per token only; "
                     "the trait is not baked"
                 )
                 continue
@@ -196,8 +176,9 @@ class _Traits:
         ]
 
 
-def _measure(config: Config, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -> dict[str, Any]:
+def _measure(phase: PhaseRun[Config], model: "PreTrainedModel") -> dict[str, Any]:
     """Return held-out tool accuracy by kind, text bits per byte, and sample conversations."""
+    config, tokenizer = phase.config, phase.tokenizer
     tools: dict[str, Any] = {}
     samples: list[str] = []
     for kind in lessons.enabled_kinds(config):
@@ -206,8 +187,7 @@ def _measure(config: Config, model: "PreTrainedModel", tokenizer: "PreTrainedTok
             model, tokenizer, kind, heldout, HELDOUT, config.data, config.measure.max_new_tokens
         )
         samples += shown
-    context = evaluate.EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
-    text = evaluate.score(model, tokenizer, ["text"], HELDOUT, config.measure.text_items, context)["text"]
+    text = evaluate.score(model, tokenizer, ["text"], HELDOUT, config.measure.text_items, phase.eval_context)["text"]
     return {"tools": tools, "text": text.as_metric(), "samples": samples}
 
 

@@ -6,14 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from agent_forge import data, learn, models
-from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import CheckpointError, ConfigError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.models.thought import ThoughtForCausalLM
 from agent_forge.phases import PhaseRun
@@ -21,7 +17,7 @@ from agent_forge.phases.quietstar import Config, measure
 from agent_forge.phases.quietstar.objective import QuietStarLoss
 
 STAGE = "think"
-TRAIN_ROWS = 4000  # generated rows a kind
+TRAIN_ROWS = 4000  # generated rows per kind of data
 SHOWN_CONTEXT_TOKENS = 12
 
 
@@ -30,21 +26,18 @@ def run(phase: PhaseRun[Config]) -> Report:
 
     Raises CheckpointError when there is no parent or it thinks already, PhaseError when the parent cannot think.
     """
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    if not sources:
+    config, out, device = phase.config, phase.out, phase.device
+    if not phase.sources:
         raise CheckpointError("quietstar needs a parent checkpoint: sources=[DIRECTORY]")
-    device = pick_device(config.runtime.device)
-    tokenizer = models.load_tokenizer(sources[0])
-    model = _wrapped(config, sources[0], tokenizer).to(device)  # type: ignore[arg-type]
+    model = _wrapped(phase).to(device)  # type: ignore[arg-type]
     kinds = [kind for kind, share in config.mix.items() if share > 0]
     windows = {
-        split: measure.held_out(config, _sources(config, tokenizer, kinds, split), split)
-        for split in ("search", "validation")
+        split: measure.held_out(config, _sources(phase, kinds, split), split) for split in ("search", "validation")
     }
     parent = out.remember_tensors(
         "parent", lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device)
     )
-    records = _train(config, model, tokenizer, kinds, out, events, device)
+    records = _train(phase, model, kinds)
     model.eval()
 
     def think_over(split: str) -> dict[str, Tensor]:
@@ -55,25 +48,29 @@ def run(phase: PhaseRun[Config]) -> Report:
     model.config.gate_entropy_nats = gate
     report = _report(config, measured["validation"], parent, kinds, gate, records)
     report.tables["when the gate may open (search split)"] = gate_table
-    report.samples = _samples(config, measured["validation"], windows["validation"], tokenizer, kinds)
+    report.samples = _samples(phase, measured["validation"], windows["validation"], kinds)
     deployable = models.deployable_bytes(model)
     written = out.write(
-        lambda directory: models.save(model, tokenizer, directory), metrics=report.metrics, deployable_bytes=deployable
+        lambda directory: models.save(model, phase.tokenizer, directory),
+        metrics=report.metrics,
+        deployable_bytes=deployable,
     )
-    events.metrics("thinking", report.metrics)
+    phase.events.metrics("thinking", report.metrics)
     report.outputs = [str(written.path)]
     return report
 
 
-def _wrapped(config: Config, parent: Checkpoint, tokenizer: PreTrainedTokenizerFast) -> ThoughtForCausalLM:
+def _wrapped(phase: PhaseRun[Config]) -> ThoughtForCausalLM:
+    config, parent = phase.config, phase.sources[0]
     base = models.load(parent)
     if isinstance(base, ThoughtForCausalLM):
         raise CheckpointError(f"{parent.path} is a thinking model already; give quietstar the checkpoint before it")
     ids = {
-        name: tokenizer.encode(getattr(config, name), add_special_tokens=False) for name in ("start_text", "end_text")
+        name: phase.tokenizer.encode(getattr(config, name), add_special_tokens=False)
+        for name in ("start_text", "end_text")
     }
-    for name, found in ids.items():
-        if not found:
+    for name, encoded in ids.items():
+        if not encoded:
             raise ConfigError(f"{name}={getattr(config, name)!r} is empty for this tokenizer; try {name}='\\n'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, "quietstar", "head"))
@@ -84,16 +81,15 @@ def _wrapped(config: Config, parent: Checkpoint, tokenizer: PreTrainedTokenizerF
     return model.eval()
 
 
-def _sources(config: Config, tokenizer: PreTrainedTokenizerFast, kinds: list[str], split: str) -> dict[str, Any]:
+def _sources(phase: PhaseRun[Config], kinds: list[str], split: str) -> dict[str, Any]:
+    config = phase.config
     rows = TRAIN_ROWS if split == "train" else 10 * config.measure.windows
-    return {kind: data.source(kind, config.data, tokenizer, split, config.seed, rows=rows) for kind in kinds}
+    return {kind: data.source(kind, config.data, phase.tokenizer, split, config.seed, rows=rows) for kind in kinds}
 
 
-def _train(
-    config: Config, model: ThoughtForCausalLM, tokenizer: PreTrainedTokenizerFast, kinds: list[str], out: Workspace,
-    events: EventLog, device: torch.device,
-) -> list[learn.StepRecord]:  # fmt: skip
+def _train(phase: PhaseRun[Config], model: ThoughtForCausalLM, kinds: list[str]) -> list[learn.StepRecord]:
     """Train head, meta vectors and (unless base_lr is 0) the base, each with its own learning rate and clipping."""
+    config = phase.config
     head, meta = list(model.mixing.parameters()), [model.start, model.end]
     base = [parameter for parameter in model.base.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": head, "lr_scale": 1.0}, {"params": meta, "lr_scale": 1.0}]
@@ -102,7 +98,7 @@ def _train(
     else:
         model.base.requires_grad_(False)
     mixture = data.Mixture(
-        _sources(config, tokenizer, kinds, "train"), config.mix, rows=config.batch_rows,
+        _sources(phase, kinds, "train"), config.mix, rows=config.batch_rows,
         length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
     )  # fmt: skip
     shaping = ("thoughts", "thought_length", "lookahead", "temperature", "positions", "base_lr", "policy_weight")
@@ -114,12 +110,12 @@ def _train(
             stage=STAGE,
             steps=config.steps,
             optim=config.optim,
-            out=out,
-            events=events,
+            out=phase.out,
+            events=phase.events,
             seed=config.seed,
             parameters=groups,
-            device=device,
-            dtype=pick_dtype(config.runtime.dtype),
+            device=phase.device,
+            dtype=phase.dtype,
             settings={name: getattr(config, name) for name in shaping},
         ),
     )
@@ -140,7 +136,7 @@ def _report(
         before = np.concatenate([parent[name].numpy() for name in chosen])
         real = ~np.isnan(base)
         gain = measure.interval(base - mixed, real, samples, seed)
-        kept = measure.interval(before - base, real, samples, seed)
+        base_gain = measure.interval(before - base, real, samples, seed)
         mean = {
             name: measure.interval(v, real, 1, seed)["value"] for name, v in (("weight", weight), ("helped", helped))
         }
@@ -150,7 +146,7 @@ def _report(
                 "base (nats)": measure.interval(base, real, 1, seed)["value"],
                 "thinking (nats)": measure.interval(mixed, real, 1, seed)["value"],
                 "gain of thinking": gain["value"], "gain low": gain["low"], "gain high": gain["high"],
-                "gain of base over parent": kept["value"], "base low": kept["low"], "base high": kept["high"],
+                "gain of base over parent": base_gain["value"], "base low": base_gain["low"], "base high": base_gain["high"],
                 "mixing weight": mean["weight"], "share helped": mean["helped"],
             }
         )  # fmt: skip
@@ -158,7 +154,7 @@ def _report(
     opened = np.zeros(real.shape, bool) if gate is None else real & (np.nan_to_num(entropy) >= gate)
     inside = measure.interval(base - mixed, opened, samples, seed)
     metrics = {
-        "thinking_gain_nats": gain, "base_gain_over_parent_nats": kept, "gain_where_gate_opens_nats": inside,
+        "thinking_gain_nats": gain, "base_gain_over_parent_nats": base_gain, "gain_where_gate_opens_nats": inside,
         "gate_entropy_nats": gate, "gate_open_share": float(opened.sum() / real.sum()), "mixing_weight": mean["weight"],
         "share_helped": mean["helped"], "reward_nats_last_steps": _last(records, "reward_nats"),
     }  # fmt: skip
@@ -175,10 +171,9 @@ def _report(
 
 
 def _summary(gain: dict[str, Any], inside: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """Say in one or two sentences whether thinking helped."""
-    figures = (
-        f"{gain['value']:+.4f} nats a token [{gain['low']:+.4f}, {gain['high']:+.4f}] over {gain['n']} held-out tokens"
-    )
+    """Return whether thinking helped, in one or two sentences."""
+    interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
+    figures = f"{gain['value']:+.4f} nats per token {interval} over {gain['n']} held-out tokens"
     if metrics["gate_entropy_nats"] is None:
         return (
             f"Thinking gained {figures}; at no tried gate did it help by more than chance, so the gate stays shut and "
@@ -198,28 +193,25 @@ def _last(records: list[learn.StepRecord], name: str) -> float:
 
 
 def _samples(
-    config: Config,
-    record: dict[str, Tensor],
-    windows: dict[str, dict[str, Tensor]],
-    tokenizer: PreTrainedTokenizerFast,
-    kinds: list[str],
+    phase: PhaseRun[Config], record: dict[str, Tensor], windows: dict[str, dict[str, Tensor]], kinds: list[str]
 ) -> list[str]:
     """Return thoughts in their context: the first, at evenly spread windows, not the best."""
-    shown = []
-    for number in range(config.measure.shown):
+    shown: list[str] = []
+    count = phase.config.measure.shown
+    for number in range(count):
         kind = kinds[number % len(kinds)]
         batch, base, mixed = windows[kind], record[f"{kind}/base"], record[f"{kind}/mixed"]
         rows = (~base.isnan()).any(1).nonzero().flatten()
         if not len(rows):
             continue
-        row = int(rows[number * len(rows) // config.measure.shown])
+        row = int(rows[number * len(rows) // count])
         real = (~base[row].isnan()).nonzero().flatten()
         at = int(real[len(real) // 2])
         column = int(batch["positions"][row, at])
         ids = batch["input_ids"][row].tolist()
         context, following = ids[max(column - SHOWN_CONTEXT_TOKENS, 0) : column + 1], ids[column + 1]
         thought = record[f"{kind}/tokens"][row, at, 0].tolist()
-        before, word, after = (tokenizer.decode(part) for part in (context, thought, [following]))
+        before, word, after = (phase.tokenizer.decode(part) for part in (context, thought, [following]))
         without, thinking = float(base[row, at]), float(mixed[row, at])
         shown.append(f"{before!r} thinks {word!r}, then {after!r}: {without:.3f} nats without, {thinking:.3f} with")
     return shown
