@@ -33,10 +33,11 @@ EASY, HARD = 1, mixed.USUAL_STEPS
 
 @dataclass(slots=True)
 class Items:
-    """What a probe found, an entry an item.
+    """What a probe measured, one entry per item.
 
-    losses: summed nats of the reply's tokens; tokens: how many those are; right: 1.0 or 0.0; passes: mean passes of all
-    tokens of the item, question included; answer_passes: those of the reply's tokens. Without passes both are 1.
+    losses: summed nats of the reply's tokens; tokens: how many the reply has; right: 1.0 or 0.0; passes: mean passes of
+    all tokens of the item, question included; answer_passes: mean passes of the reply's tokens. Without passes both
+    are 1.
     """
 
     losses: NDArray[np.float64]
@@ -47,7 +48,7 @@ class Items:
 
     @property
     def loss(self) -> float:
-        """Return nats a token."""
+        """Return nats per token."""
         return float(self.losses.sum() / self.tokens.sum())
 
 

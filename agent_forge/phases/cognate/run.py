@@ -12,11 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data, learn, models
-from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.checkpoint import Checkpoint
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import ConfigError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import memory, mixed, reasoning, tools
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
@@ -36,41 +34,39 @@ HALTING = "model.halting."
 
 def run(phase: PhaseRun[Config]) -> Report:
     """Make the four models. Raises ConfigError when model=imported has no source."""
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    device = pick_device(config.runtime.device)
+    config, out = phase.config, phase.out
     if config.model.kind == "imported":
-        if not sources:
+        if not phase.sources:
             raise ConfigError(
                 "model=imported takes its trunk from a checkpoint; give sources=[DIR] (see `forge import`)"
             )
-        tokenizer = models.load_tokenizer(sources[0])
-        trunk = models.load(sources[0], device=device)
+        trunk = models.load(phase.sources[0], device=phase.device)
         losses: list[float] = []
     else:
-        tokenizer = trained_tokenizer(config, out, events)
-        trunk, losses = pretrained_trunk(config, tokenizer, out, events, device)
-    tables = {"trunk": out.remember("probe-trunk", lambda: measure(trunk, tokenizer, config))}
-    written = [_write(trunk, tokenizer, out, "trunk", "trunk", tables["trunk"], losses)]
-    events.artefact(written[0].path)
+        phase.tokenizer = trained_tokenizer(phase)
+        trunk, losses = pretrained_trunk(phase)
+    tables = {"trunk": out.remember("probe-trunk", lambda: measure(trunk, phase.tokenizer, config))}
+    written = [_write(phase, trunk, "trunk", tables["trunk"], losses, parents=None)]
     items: dict[str, Any] = {}
     beside = config.baseline and config.starts_from_nothing()
     for name in SPECIALISTS:
-        model, losses = specialist(name, trunk, config, tokenizer, out, events, device)
-        tables[name] = out.remember(f"probe-{name}", partial(measure, model, tokenizer, config))
-        written.append(_write(model, tokenizer, out, name, "specialist", tables[name], losses, parents=[written[0]]))
-        events.artefact(written[-1].path)
+        model, losses = specialist(phase, name, trunk)
+        tables[name] = out.remember(f"probe-{name}", partial(measure, model, phase.tokenizer, config))
+        written.append(_write(phase, model, name, tables[name], losses, parents=[written[0]]))
         if beside:
-            items[name] = out.remember(f"items-{name}", partial(longer.own_items, model, tokenizer, config, [name]))
-    rival = _longer(trunk, tables, config, tokenizer, out, events, device) if beside else {}
+            items[name] = out.remember(
+                f"items-{name}", partial(longer.own_items, model, phase.tokenizer, config, [name])
+            )
+    rival = _longer(phase, trunk, tables) if beside else {}
     return _report(tables, written, longer.compared(items, rival, config))
 
 
-def trained_tokenizer(config: Config, out: Workspace, events: EventLog) -> PreTrainedTokenizerFast:
+def trained_tokenizer(phase: PhaseRun[Config]) -> PreTrainedTokenizerFast:
     """Return the tokenizer, trained once on text and rendered rows and kept in the phase's state."""
-    directory = out.state / "tokenizer"
+    config, directory = phase.config, phase.out.state / "tokenizer"
 
     def train() -> dict[str, str]:
-        events.message("training the tokenizer", stage="tokenizer")
+        phase.events.message("training the tokenizer", stage="tokenizer")
         rows = [
             message["content"]
             for task in (reasoning, memory, tools, mixed)
@@ -84,16 +80,15 @@ def trained_tokenizer(config: Config, out: Workspace, events: EventLog) -> PreTr
         tokenizer.save_pretrained(directory)
         return {file.name: file.read_text(encoding="utf-8") for file in sorted(directory.iterdir())}
 
-    for name, content in out.remember("tokenizer", train).items():
+    for name, content in phase.out.remember("tokenizer", train).items():
         directory.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(content, encoding="utf-8")
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
-def pretrained_trunk(
-    config: Config, tokenizer: PreTrainedTokenizerFast, out: Workspace, events: EventLog, device: torch.device
-) -> tuple[CognateForCausalLM, list[float]]:
+def pretrained_trunk(phase: PhaseRun[Config]) -> tuple[CognateForCausalLM, list[float]]:
     """Return the trunk after pretraining, and its loss at every step (nats)."""
+    config, tokenizer = phase.config, phase.tokenizer
     shape = {key: value for key, value in asdict(config.model).items() if key != "kind"}
     torch.manual_seed(seed_for(config.seed, "cognate", "weights"))
     model: Any = CognateForCausalLM(
@@ -105,7 +100,7 @@ def pretrained_trunk(
             **{key: getattr(config.reasoning, key) for key in MODEL_SETTINGS},
         )
     )
-    model.to(device)
+    model.to(phase.device)
     grow_step = round(config.trunk.one_pass_share * config.trunk.steps)
 
     batches = mixed_batches(
@@ -125,27 +120,20 @@ def pretrained_trunk(
             stage="trunk",
             steps=config.trunk.steps,
             optim=config.trunk.optim,
-            out=out,
-            events=events,
+            out=phase.out,
+            events=phase.events,
             seed=config.seed,
-            device=device,
-            dtype=pick_dtype(config.runtime.dtype),
+            device=phase.device,
+            dtype=phase.dtype,
             settings={"one_pass_share": config.trunk.one_pass_share},
         ),
     )
     return model.eval(), [record.loss for record in records]
 
 
-def specialist(
-    name: str,
-    trunk: PreTrainedModel,
-    config: Config,
-    tokenizer: PreTrainedTokenizerFast,
-    out: Workspace,
-    events: EventLog,
-    device: torch.device,
-) -> tuple[PreTrainedModel, list[float]]:
+def specialist(phase: PhaseRun[Config], name: str, trunk: PreTrainedModel) -> tuple[PreTrainedModel, list[float]]:
     """Return a copy of the trunk trained as specialist `name`, and its loss at every step (nats)."""
+    config = phase.config
     settings: SpecialistConfig = getattr(config, name)
     model = copy.deepcopy(trunk)
     if isinstance(model, CognateForCausalLM):
@@ -154,7 +142,7 @@ def specialist(
     branch = config.branch
     steps = config.branch_steps(name)
     batches = mixed_batches(
-        f"cognate-{name}", settings.mix, config, tokenizer, steps, branch.rows, branch.length_tokens,
+        f"cognate-{name}", settings.mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens,
         segmented=isinstance(model, CognateForCausalLM),
     )  # fmt: skip
     with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", name)):
@@ -166,45 +154,32 @@ def specialist(
                 stage=name,
                 steps=steps,
                 optim=branch.optim,
-                out=out,
-                events=events,
+                out=phase.out,
+                events=phase.events,
                 seed=config.seed,
                 parameters=_groups(model, settings),
-                device=device,
-                dtype=pick_dtype(config.runtime.dtype),
+                device=phase.device,
+                dtype=phase.dtype,
                 settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
             ),
         )
     return model.eval(), [record.loss for record in records]
 
 
-def _longer(
-    trunk: Any,
-    tables: dict[str, dict[str, float]],
-    config: Config,
-    tokenizer: PreTrainedTokenizerFast,
-    out: Workspace,
-    events: EventLog,
-    device: torch.device,
-) -> dict[str, Any]:
+def _longer(phase: PhaseRun[Config], trunk: Any, tables: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Measure the trunk that is trained as long into `tables`; return its items of every specialist's own probe."""
-    model = longer_trunk(trunk, config, tokenizer, out, events, device)
+    config, tokenizer, out = phase.config, phase.tokenizer, phase.out
+    model = longer_trunk(phase, trunk)
     tables[longer.NAME] = out.remember("probe-longer", lambda: measure(model, tokenizer, config))
     return dict(out.remember("items-longer", lambda: longer.own_items(model, tokenizer, config, SPECIALISTS)))
 
 
-def longer_trunk(
-    trunk: CognateForCausalLM,
-    config: Config,
-    tokenizer: PreTrainedTokenizerFast,
-    out: Workspace,
-    events: EventLog,
-    device: torch.device,
-) -> CognateForCausalLM:
+def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateForCausalLM:
     """Return a copy of the trunk trained on with its own mix, for a specialist's mean steps, batches and optimiser."""
+    config = phase.config
     model, branch, steps = copy.deepcopy(trunk), config.branch, config.longer_steps()
     batches = mixed_batches(
-        "cognate-longer", config.trunk.mix, config, tokenizer, steps, branch.rows, branch.length_tokens
+        "cognate-longer", config.trunk.mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens
     )
     with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", "longer")):
         learn.train(
@@ -215,11 +190,11 @@ def longer_trunk(
                 stage="longer",
                 steps=steps,
                 optim=branch.optim,
-                out=out,
-                events=events,
+                out=phase.out,
+                events=phase.events,
                 seed=config.seed,
-                device=device,
-                dtype=pick_dtype(config.runtime.dtype),
+                device=phase.device,
+                dtype=phase.dtype,
                 settings={"mix": dict(config.trunk.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
             ),
         )
@@ -232,14 +207,14 @@ def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
     Priced from the start, tokens would leave before the deeper passes had learned what they are for.
     """
 
-    def found(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+    def priced_loss(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
         if isinstance(model.config, CognateConfig):
             early = step < settings.ponder_from * steps
             model.config.ponder_cost = 0.0 if early else settings.ponder_cost
             model.config.entropy_cost = 1.0 if early else settings.entropy_cost
         return loss(model, batch, step)
 
-    return found
+    return priced_loss
 
 
 def _groups(model: PreTrainedModel, settings: SpecialistConfig) -> list[dict[str, Any]]:
@@ -306,27 +281,27 @@ def loss_over(batches: data.Mixture | WithRecall, config: Config) -> Any:
 
 
 def _write(
+    phase: PhaseRun[Config],
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    out: Workspace,
     name: str,
-    role: str,
     probes: dict[str, float],
     losses: list[float],
-    parents: list[Checkpoint] | None = None,
+    parents: list[Checkpoint] | None,
 ) -> Checkpoint:
     def save(directory: Path) -> None:
-        models.save(model, tokenizer, directory)
+        models.save(model, phase.tokenizer, directory)
 
-    return out.write(
+    written = phase.out.write(
         save,
         name=name,
-        role=role,
+        role="trunk" if name == "trunk" else "specialist",
         metrics={**probes, "parameters": sum(p.numel() for p in model.parameters()), "steps": len(losses)},
         extra={"training": {"losses_nats": losses}, "validation": {"split": "validation", **probes}},
         deployable_bytes=models.deployable_bytes(model),
         parents=parents,
     )
+    phase.events.artefact(written.path)
+    return written
 
 
 def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint], baseline: str) -> Report:
