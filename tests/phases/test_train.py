@@ -431,9 +431,10 @@ def test_dreams_that_repeat_themselves_are_not_replayed(
     events = EventLog(tmp_path / "events.jsonl", "train")
     sources = plain_sources(config, tiny_tokenizer)
     bench = Bench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
-    planner = Planner(config, tiny_tokenizer, bench, sources, events)
     out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
-    plan = planner.plan("dream_1", tiny_llama, out)
+    phase = PhaseRun(config, [], out, events)
+    phase.tokenizer = tiny_tokenizer
+    plan = Planner(phase, bench, sources).plan("dream_1", tiny_llama)
     assert plan.active is not collapsed
     assert ("dream" in plan.controllers) is not collapsed
     warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
@@ -576,7 +577,9 @@ def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
     expected = models.load(Path(off.outputs[0])).state_dict()
     assert off.baseline == plain.SAME
     trained, original = [], plain.train_plainly
-    monkeypatch.setattr(plain, "train_plainly", lambda c, m, *rest: (trained.append(m), original(c, m, *rest))[1])
+    monkeypatch.setattr(
+        plain, "train_plainly", lambda phase, m, *rest: (trained.append(m), original(phase, m, *rest))[1]
+    )
     for number, steered in enumerate((ALL_ON, ["average=none", "self_model.weight=0.1"], ["average=uniform"])):
         config = small_config(data_config, "optim.average_share=1.0", "measure.twin_steps=0", *steered)
         report = go(config, tiny_checkpoint, tmp_path / str(number))

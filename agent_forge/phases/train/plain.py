@@ -7,14 +7,11 @@ guards both runs. Without a mechanism there is nothing to compare: the phase its
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from agent_forge import evaluate
-from agent_forge.checkpoint import Workspace
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.learn import TrainRequest, lm_loss, train
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.train import Config
 from agent_forge.phases.train.control import CombinedController, Rollback
 from agent_forge.phases.train.measure import scores_of
@@ -26,20 +23,15 @@ SAME = "the same run: no mechanism is on, so this phase is plain training"
 NOT_RUN = "none ran: plain training from the same parent is off (baseline=true runs it)"
 
 
-def train_plainly(
-    config: Config,
-    model: Any,
-    sources: dict[str, Source],
-    out: Workspace,
-    events: EventLog,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Train `model`, as it was before the first steered stage, plainly through that stage and those that follow."""
+def train_plainly(phase: PhaseRun[Config], model: Any, sources: dict[str, Source]) -> None:
+    """Train `model`, as it was before the first steered stage, plainly through that stage and all after it."""
+    config = phase.config
     stages, steered = config.taken_stages(), config.steered_stages()
     previous = ["", *stages][stages.index(steered[0])]
     for stage in steered:
-        guard = {"rollback": Rollback(config.rollback, f"plain_{stage}", events)} if config.rollback.enabled else {}
+        guard = (
+            {"rollback": Rollback(config.rollback, f"plain_{stage}", phase.events)} if config.rollback.enabled else {}
+        )
         train(
             model,
             TrainRequest(
@@ -48,12 +40,12 @@ def train_plainly(
                 stage=f"plain_{stage}",
                 steps=getattr(config.steps, stage),
                 optim=stage_optim(replace(config, average="none"), stage, stages),
-                out=out,
-                events=events,
+                out=phase.out,
+                events=phase.events,
                 seed=seed_for(config.seed, "train"),
                 on_step=CombinedController(guard),
-                device=device,
-                dtype=dtype,
+                device=phase.device,
+                dtype=phase.dtype,
                 settings={"mix": dict(config.mix)},
                 optimiser_from=previous,
                 keep_optimiser=stage != stages[-1],

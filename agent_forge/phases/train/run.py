@@ -4,14 +4,9 @@ import copy
 import math
 from typing import Any
 
-import torch
-
 from agent_forge import evaluate, models
-from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import ConfigError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.learn import StepRecord, TrainRequest, train
 from agent_forge.phases import PhaseRun
@@ -33,58 +28,47 @@ SAMPLES = 1000  # bootstrap resamples of the gain over the parent
 
 def run(phase: PhaseRun[Config]) -> Report:
     """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step to take."""
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    if not sources:
+    config, out = phase.config, phase.out
+    if not phase.sources:
         raise ConfigError("train needs a model to start from: set sources=[DIRECTORY]")
     stages = config.taken_stages()
     if not stages:
         raise ConfigError(
             "train has no step to take: every stage of `steps` is 0; set one, for example steps.settle=40"
         )
-    device, dtype = pick_device(config.runtime.device), pick_dtype(config.runtime.dtype)
-    model = models.load(sources[0], device=device)
-    tokenizer = models.load_tokenizer(sources[0])
-    kinds = plain_sources(config, tokenizer)
-    bench = Bench(config, tokenizer, mixture(config, kinds, config.mix, "probes"))
-    planner = Planner(config, tokenizer, bench, kinds, events)
+    model = models.load(phase.sources[0], device=phase.device)
+    kinds = plain_sources(config, phase.tokenizer)
+    bench = Bench(config, phase.tokenizer, mixture(config, kinds, config.mix, "probes"))
+    planner = Planner(phase, bench, kinds)
     before = out.remember("measured-start", lambda: bench.everything(model, "start"))
     rows = [_row("start", before, {})]
     measured = before
     steered = config.steered_stages()
     unsteered: Any = None
-    for previous, stage in zip(["", *stages], stages, strict=False):
+    for stage in stages:
         if config.baseline and [stage] == steered[:1]:
             unsteered = copy.deepcopy(model)
-        plan, records = _train_stage(config, planner, stage, previous, stages, model, out, events, device, dtype)
+        plan = planner.plan(stage, model)
+        records = _train_stage(phase, plan, stage, model)
         measured = out.remember(f"measured-{stage}", lambda name=stage: bench.everything(model, name))  # type: ignore[misc]
         rows.append(_row(stage, measured, _facts(stage, plan, records)))
-        events.metrics(stage, {key: value for key, value in rows[-1].items() if value is not None})
+        phase.events.metrics(stage, {key: value for key, value in rows[-1].items() if value is not None})
     beside: list[dict[str, Any]] = []
     if unsteered is not None:
-        plain.train_plainly(config, unsteered, kinds, out, events, device, dtype)
+        plain.train_plainly(phase, unsteered, kinds)
         scores = out.remember("measured-plain", lambda: bench.scores(unsteered))
         beside = plain.compared(measured["scores"], scores, config.seed)
-    report = _write(config, model, tokenizer, out, before, measured, rows)
+    report = _write(phase, model, before, measured, rows)
     if beside:
         report.tables["against plain training of equal tokens"] = beside
     report.baseline = plain.phrase(beside) if beside else plain.NOT_RUN if steered else plain.SAME
     return report
 
 
-def _train_stage(
-    config: Config,
-    planner: Planner,
-    stage: str,
-    previous: str,
-    stages: list[str],
-    model: Any,
-    out: Workspace,
-    events: EventLog,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[StagePlan, list[StepRecord]]:
-    plan = planner.plan(stage, model, out)
-    records = train(
+def _train_stage(phase: PhaseRun[Config], plan: StagePlan, stage: str, model: Any) -> list[StepRecord]:
+    """Train one stage as planned; its optimiser goes on from the stage before it."""
+    config, stages = phase.config, phase.config.taken_stages()
+    return train(
         model,
         TrainRequest(
             batches=plan.batches,
@@ -92,20 +76,19 @@ def _train_stage(
             stage=stage,
             steps=getattr(config.steps, stage),
             optim=stage_optim(config, stage, stages),
-            out=out,
-            events=events,
+            out=phase.out,
+            events=phase.events,
             seed=seed_for(config.seed, "train"),
             parameters=plan.parameters(model) if plan.parameters else None,
             on_step=plan.controller,
-            device=device,
-            dtype=dtype,
+            device=phase.device,
+            dtype=phase.dtype,
             average_decay=config.average_decay if config.average == "exponential" else 0.0,
             settings={"mix": dict(config.mix), **mechanism_settings(config, STAGES[stage])},
-            optimiser_from=previous,
+            optimiser_from=["", *stages][stages.index(stage)],
             keep_optimiser=stage != stages[-1],
         ),
     )
-    return plan, records
 
 
 def _facts(stage: str, plan: StagePlan, records: list[StepRecord]) -> dict[str, Any]:
@@ -145,25 +128,19 @@ def _row(stage: str, measured: dict[str, Any], facts: dict[str, Any]) -> dict[st
 
 
 def _write(
-    config: Config,
-    model: Any,
-    tokenizer: Any,
-    out: Workspace,
-    before: dict[str, Any],
-    after: dict[str, Any],
-    rows: list[dict[str, Any]],
+    phase: PhaseRun[Config], model: Any, before: dict[str, Any], after: dict[str, Any], rows: list[dict[str, Any]]
 ) -> Report:
     metrics: dict[str, Any] = {}
     said = []
     for task in after["scores"]:
         parent, child = scores_of(before, task), scores_of(after, task)
-        gain, low = evaluate.paired_gain(parent, child, samples=SAMPLES, seed=config.seed)
+        gain, low = evaluate.paired_gain(parent, child, samples=SAMPLES, seed=phase.config.seed)
         metrics[task] = child.as_metric()
         metrics[f"{task} gain"] = {"value": gain, "low": low, "n": child.n}
         said.append(f"{task} {parent.mean:.3f} -> {child.mean:.3f} {child.metric} (n={child.n})")
     metrics |= {f"{name} exponent": value for name, value in after["exponents"].items()}
-    written = out.write(
-        lambda directory: models.save(model, tokenizer, directory),
+    written = phase.out.write(
+        lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
         deployable_bytes=models.deployable_bytes(model),
     )

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from agent_forge import data
-from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import Mixture
 from agent_forge.data.sources import Source
 from agent_forge.learn import Batches, lm_loss
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.train import STAGES, Config
 from agent_forge.phases.train.control import CombinedController, Controller, ExponentControl, Rollback
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource
@@ -85,14 +84,13 @@ def mixture(config: Config, sources: Mapping[str, Source], weights: Mapping[str,
 class Planner:
     """Make the plan of each stage; the curriculum and the exponent controller go on from stage to stage."""
 
-    def __init__(
-        self, config: Config, tokenizer: Any, bench: Bench, sources: dict[str, Source], events: EventLog
-    ) -> None:
-        self.config, self.tokenizer, self.bench, self.sources, self.events = config, tokenizer, bench, sources, events
+    def __init__(self, phase: PhaseRun[Config], bench: Bench, sources: dict[str, Source]) -> None:
+        self.phase, self.config, self.events = phase, phase.config, phase.events
+        self.bench, self.sources = bench, sources
         self.curriculum: Curriculum | None = None
-        self.control = ExponentControl(config.chaos, bench.depth)
+        self.control = ExponentControl(self.config.chaos, bench.depth)
 
-    def plan(self, stage: str, model: Any, out: Workspace) -> StagePlan:
+    def plan(self, stage: str, model: Any) -> StagePlan:
         """Return how `stage` trains."""
         config, mechanism = self.config, STAGES[stage]
         controllers: dict[str, Controller] = {}
@@ -107,7 +105,7 @@ class Planner:
             controllers["chaos"] = self.control
             plan.notes = lambda: {"control": [round(u, 3) for _, _, u in self.control.log]}
         elif mechanism == "dream":
-            self._dream(plan, stage, model, out)
+            self._dream(plan, stage, model)
         elif mechanism == "self_model":
             settings = config.self_model
             own = SelfModel(model, weight=settings.weight, targets=settings.targets, seed=config.seed)
@@ -120,7 +118,7 @@ class Planner:
             levels = {
                 kind: LevelSource(
                     kind,
-                    self.tokenizer,
+                    self.phase.tokenizer,
                     config.mix_rows,
                     seed_for(config.seed, "train", kind),
                     config.curriculum.uniform_share,
@@ -134,10 +132,10 @@ class Planner:
         plan.controllers["curriculum"] = curriculum
         plan.notes = lambda: {f"difficulty {k}": round(s.difficulty, 3) for k, s in curriculum.sources.items()}
 
-    def _dream(self, plan: StagePlan, stage: str, model: Any, out: Workspace) -> None:
-        config, settings = self.config, self.config.dream
+    def _dream(self, plan: StagePlan, stage: str, model: Any) -> None:
+        config, settings, out = self.config, self.config.dream, self.phase.out
         plain = without_thinking(model)
-        text: Any = data.source("text", config.data, self.tokenizer, "train", config.seed)
+        text: Any = data.source("text", config.data, self.phase.tokenizer, "train", config.seed)
         dreamt = out.remember_tensors(
             f"dreams-{stage}",
             lambda: dream(plain, text, settings, length_tokens=config.length_tokens, seed=config.seed, stage=stage),
