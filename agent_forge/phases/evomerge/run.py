@@ -8,13 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from agent_forge import evaluate, models
-from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.checkpoint import Checkpoint
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype, set_threads
-from agent_forge.core.events import EventLog
+from agent_forge.core.device import set_threads
 from agent_forge.core.seeds import seed_for
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.evomerge import Config
@@ -38,14 +35,18 @@ SUMMED = ("task_arithmetic", "ties")  # members from the start, with weights tha
 class Search:
     """What a search works with. evaluator: measures items of `yardstick`, of `final`, then of `exam` (the test split)."""
 
-    config: Config
+    phase: PhaseRun[Config]
     space: GenomeSpace
     yardstick: Yardstick
     final: Yardstick
     exam: Yardstick
     evaluator: Evaluator[Genome]
     journal: Journal
-    events: EventLog
+
+    @property
+    def config(self) -> Config:
+        """Return the settings of the phase."""
+        return self.phase.config
 
     def scorer(self) -> Scorer[Genome]:
         """Return a scorer on the search split whose count of items starts at 0."""
@@ -70,42 +71,40 @@ def run(phase: PhaseRun[Config]) -> Report:
 
     Raises ConfigError, CheckpointError or DataError before any work when models or splits do not belong together.
     """
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    device = pick_device(config.runtime.device)
-    check_sources(sources, events)
-    tokenizer = models.load_tokenizer(sources[0])
-    whole = make_yardstick(config, tokenizer, "search", config.items + config.final_items)
+    config, out = phase.config, phase.out
+    check_sources(phase.sources, phase.events)
+    whole = make_yardstick(config, phase.tokenizer, "search", config.items + config.final_items)
     yardstick, final = whole.split(config.items)
-    exam = make_yardstick(config, tokenizer, "test", config.test_items)
+    exam = make_yardstick(config, phase.tokenizer, "test", config.test_items)
     require_disjoint(search=yardstick, final=final, test=exam)
     for name, part, count in (
         ("search", yardstick, config.items), ("final", final, config.final_items), ("test", exam, config.test_items),
     ):  # fmt: skip
         if len(part.rows) < count * len(part.tasks):
             there = len(part.rows) // len(part.tasks)
-            events.warning(f"{name}: {there} distinct items a task, not {count}: the split holds no more")
-    opened = open_sources(sources, out.state, device, pick_dtype(config.runtime.dtype))
+            phase.events.warning(f"{name}: {there} distinct items per task, not {count}: the split holds no more")
+    opened = open_sources(phase.sources, out.state, phase.device, phase.dtype)
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     task = CandidateTask(
-        sources=[str(source.path.resolve()) for source in sources], scratch=str(out.state.resolve()), merge=config.merge,
-        mask_seed=stage.seed, rows=[*whole.rows, *exam.rows], batch_tokens=config.batch_tokens,
-        device=str(device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
+        sources=[str(source.path.resolve()) for source in phase.sources], scratch=str(out.state.resolve()),
+        merge=config.merge, mask_seed=stage.seed, rows=[*whole.rows, *exam.rows], batch_tokens=config.batch_tokens,
+        device=str(phase.device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
     )  # fmt: skip
     journal = Journal(out.state / f"evaluations-{_fingerprint(config, opened, yardstick, final, exam)}.jsonl")
     evaluator = open_evaluator(task, config.search, out.check_stop)
     try:
         work = Search(
-            config=config, space=space, yardstick=yardstick, final=final, exam=exam, evaluator=evaluator,
-            journal=journal, events=events,
+            phase=phase, space=space, yardstick=yardstick, final=final, exam=exam, evaluator=evaluator,
+            journal=journal,
         )  # fmt: skip
         found = search(work)
         tested = out.remember(f"test-{found.winner.key}", partial(examine, work, found.named))
     finally:
         evaluator.close()
         set_threads(config.runtime.threads)
-    written = _write(config, opened, stage, space, found, tokenizer, tested, out)
-    events.artefact(written.path)
+    written = _write(work, opened, stage, found, tested)
+    phase.events.artefact(written.path)
     return _report(opened, space, yardstick, found, tested, written)
 
 
@@ -125,7 +124,7 @@ def search(work: Search) -> Found:
         other = work.scorer()
 
         def tell(measured: int) -> None:
-            work.events.progress("random search (items)", min(measured, items["evolution"]), items["evolution"])
+            work.phase.events.progress("random search (items)", min(measured, items["evolution"]), items["evolution"])
 
         members = random_search(space, other, initial, config.search, config.seed, items["evolution"], tell)
         named["random search"] = chosen(work, other, members, initial)[0].genome
@@ -160,7 +159,7 @@ def _tell(work: Search, generation: Generation, members: Sequence[Individual[Gen
         "fitness": generation.best, "mean": generation.mean, "diversity": generation.diversity,
         "items": generation.measured_items, "population": _population(work.yardstick.tasks, members),
     }  # fmt: skip
-    work.events.progress("generations", generation.number, work.config.search.generations, metrics)
+    work.phase.events.progress("generations", generation.number, work.config.search.generations, metrics)
 
 
 def _population(tasks: Sequence[str], members: Sequence[Individual[Genome]]) -> list[dict[str, Any]]:
@@ -208,18 +207,9 @@ def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
     return {"gains": rows, "losses": losses}
 
 
-def _write(
-    config: Config,
-    opened: Sources,
-    stage: Stage,
-    space: GenomeSpace,
-    found: Found,
-    tokenizer: PreTrainedTokenizerFast,
-    tested: dict[str, Any],
-    out: Workspace,
-) -> Checkpoint:
-    best, history = found.winner, found.evolution.history
-    recipe = space.recipe(best.genome)
+def _write(work: Search, opened: Sources, stage: Stage, found: Found, tested: dict[str, Any]) -> Checkpoint:
+    config, best, history = work.config, found.winner, found.evolution.history
+    recipe = work.space.recipe(best.genome)
     model = stage.make(recipe, opened.dtype)
     dtype = str(opened.dtype).removeprefix("torch.")
     figures = {
@@ -230,7 +220,7 @@ def _write(
     }  # fmt: skip
 
     def save(directory: Path) -> None:
-        models.save(model, tokenizer, directory)
+        models.save(model, work.phase.tokenizer, directory)
         (directory / RECIPE_FILE).write_text(recipe_text(recipe, dtype, stage.seed), encoding="utf-8")
         card = card_text(config, opened.checkpoints, opened.labels, recipe, dtype, tested, figures)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
@@ -238,7 +228,7 @@ def _write(
     metrics: dict[str, Any] = {f"test_{task}_nats": score for task, score in tested["losses"]["winner"].items()}
     metrics["search_fitness"] = best.fitness
     content = recipe.to_mergekit(dtype)
-    return out.write(
+    return work.phase.out.write(
         save,
         metrics=metrics,
         extra={"recipe": content, "technique": recipe.method, "origin": best.origin, "mask_seed": stage.seed},
