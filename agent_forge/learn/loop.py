@@ -259,9 +259,9 @@ class _Stage:
 
     def _diverged(self, record: StepRecord, batch: Mapping[str, Tensor]) -> None:
         """Go back to remembered weights or to the last saved state, or else end the phase."""
-        request = self.request
-        can_recover = request.on_step is not None and self.trained.remembered
-        answer = (request.on_step(record, self.model) or {}) if can_recover else {}
+        on_step: Any = self.request.on_step
+        can_recover = on_step is not None and bool(self.trained.remembered)
+        answer = (on_step(record, self.model) or {}) if can_recover else {}
         if answer.get("rollback"):
             self._apply_controls(answer)
             return
