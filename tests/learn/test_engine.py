@@ -231,7 +231,7 @@ def test_only_the_last_part_of_a_batch_exchanges_gradients(monkeypatch: pytest.M
     order: list[str] = []
     monkeypatch.setattr(gradients.distribution, "unsynchronised", lambda _: Local())
     run = gradients.Gradients(Mean(2, 1), World(torch.device("cpu")), 3, torch.device("cpu"), torch.float32)
-    run.leave({"x": torch.ones(3, 2), "labels": torch.ones(3, 2, dtype=torch.long)}, 0)
+    run.backward({"x": torch.ones(3, 2), "labels": torch.ones(3, 2, dtype=torch.long)}, 0)
     assert order == ["local", "forward", "end"] * 2 + ["forward"]
 
 

@@ -330,11 +330,13 @@ def test_a_shown_thought_stands_between_the_tokens_around_its_position(
             return " ".join(map(str, tokens))
 
     config = settings(data_config, tmp_path, tiny_checkpoint, "measure.shown=1")
+    phase: Any = PhaseRun(config, [], None, None)  # type: ignore[arg-type]
+    phase.tokenizer = Spelled()
     made = {"text/base": torch.tensor([[1.0]]), "text/mixed": torch.tensor([[0.5]])}
     made["text/tokens"] = torch.tensor([[[[7, 8], [0, 0]]]])
     for place, context in ((2, "10 11 12"), (70, " ".join(map(str, range(80 - run_module.SHOWN_CONTEXT_TOKENS, 81))))):
         windows = {"text": {"input_ids": torch.arange(10, 110)[None], "positions": torch.tensor([[place]])}}
-        shown = run_module._samples(config, made, windows, Spelled(), ["text"])
+        shown = run_module._samples(phase, made, windows, ["text"])
         line = f"{context!r} thinks '7 8', then '{11 + place}': 1.000 nats without, 0.500 with"
         assert shown == [line]
 
