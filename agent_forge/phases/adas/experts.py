@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from agent_forge import data, learn
 from agent_forge.anatomy.stack import Matrix
-from agent_forge.checkpoint import Workspace
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for, torch_generator
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config
 
 Tensors = dict[str, Tensor]
@@ -124,19 +123,14 @@ def empty_bank(model: PreTrainedModel, matrices: Sequence[Matrix], config: Confi
 
 
 def train_bank(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    matrices: Sequence[Matrix],
-    config: Config,
-    out: Workspace,
-    events: EventLog,
+    phase: PhaseRun[Config], model: PreTrainedModel, matrices: Sequence[Matrix]
 ) -> tuple[ExpertBank, list[dict[str, Any]]]:
-    """Return the trained bank and a table: domain, kind, loss at the first and the last step (nats a token).
+    """Return the trained bank and a table: domain, kind, loss at the first and the last step (nats per token).
 
     The decompositions are kept in the workspace with the experts: another run of the same numbers could flip a sign.
     """
-    bank = empty_bank(model, matrices, config)
-    parts = out.remember_tensors(
+    bank = empty_bank(model, matrices, phase.config)
+    parts = phase.out.remember_tensors(
         "factors", lambda: {f"{k}/{n}": v for n, f in bank.factors.items() for k, v in zip("usv", f, strict=True)}
     )
     bank.factors = {
@@ -144,30 +138,23 @@ def train_bank(
         for name in bank.base
     }
     table = []
-    for domain in config.domains:
+    for domain in phase.config.domains:
         for kind in ("svf", "task"):
-            vectors, row = _train_one(model, tokenizer, bank, domain, kind, config, out, events)
+            vectors, row = _train_one(phase, model, bank, domain, kind)
             (bank.gains if kind == "svf" else bank.deltas).append(vectors)
             table.append(row)
     return bank, table
 
 
 def _train_one(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    bank: ExpertBank,
-    domain: str,
-    kind: str,
-    config: Config,
-    out: Workspace,
-    events: EventLog,
+    phase: PhaseRun[Config], model: PreTrainedModel, bank: ExpertBank, domain: str, kind: str
 ) -> tuple[Tensors, dict[str, Any]]:
-    experts = config.experts
+    config, experts = phase.config, phase.config.experts
     steps, lr = (experts.svf_steps, experts.svf_lr) if kind == "svf" else (experts.task_steps, experts.task_lr)
     adapted = Adapted(model, bank, kind)
     stage = f"expert-{domain}-{kind}"
     source = data.source(
-        domain, config.data, tokenizer, "train", seed_for(config.seed, "adas", "rows", domain), rows=experts.rows
+        domain, config.data, phase.tokenizer, "train", seed_for(config.seed, "adas", "rows", domain), rows=experts.rows
     )
     batches = data.Mixture(
         {domain: source}, {domain: 1.0}, rows=experts.batch_rows, length_tokens=experts.length_tokens,
@@ -185,8 +172,8 @@ def _train_one(
                 stage=stage,
                 steps=steps,
                 optim=replace(experts.optim, lr=lr),
-                out=out,
-                events=events,
+                out=phase.out,
+                events=phase.events,
                 seed=config.seed,
                 parameters=list(adapted.vectors),
                 device=model.device,

@@ -3,15 +3,12 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from agent_forge import evaluate, models
+from agent_forge import models
 from agent_forge.anatomy.stack import Matrix
-from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
-from agent_forge.core import device
 from agent_forge.core.errors import ConfigError
-from agent_forge.core.events import EventLog
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
 from agent_forge.phases.adas.candidate import Bench, Candidate
@@ -27,36 +24,29 @@ LOOKED_AT = 4  # texts of each sort from which block influence and directions ar
 
 def run(phase: PhaseRun[Config]) -> Report:
     """Compose experts into sources[0]; write the model that the search accepted, or the input itself."""
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    if not sources:
+    config, out = phase.config, phase.out
+    if not phase.sources:
         raise ConfigError("adas reads a checkpoint: give sources=[DIR]")
     runtime_search.check(config)
-    source = sources[0]
-    model = models.load(
-        source, device=device.pick_device(config.runtime.device), dtype=device.pick_dtype(config.runtime.dtype)
-    )
-    tokenizer = models.load_tokenizer(source)
+    source = phase.sources[0]
+    model = models.load(source, device=phase.device, dtype=phase.dtype)
     every = find_matrices(model)
-    context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
     chosen = within_budget(every, config.experts.max_parameters)
-    bank, expert_rows = train_bank(model, tokenizer, chosen, config, out, events)
+    bank, expert_rows = train_bank(phase, model, chosen)
     search = config.search
     rows = search.pool_items + search.iterations * search.accept_items
-    objective = _objective(config, tokenizer, "search", rows, context, pool=search.pool_items)
-    bench = Bench(model, bank, every, _subject_maker(model, tokenizer, every, config, context, out))
-    drift = Drift(
-        model, [encode(tokenizer, text) for text in rows_of("text", "search", config.search.drift_items, context)]
-    )
-    runs = _search_all(bench, objective, drift, config, out, events)
+    objective = _objective(phase, "search", rows, pool=search.pool_items)
+    bench = Bench(model, bank, every, _subject_maker(phase, model, every))
+    texts = rows_of("text", "search", search.drift_items, phase.eval_context)
+    drift = Drift(model, [encode(phase.tokenizer, text) for text in texts])
+    runs = _search_all(phase, bench, objective, drift)
     winner = runs["adas"][1].incumbent
-    test = out.remember("test", lambda: _open_test(bench, runs, tokenizer, config, context))
+    test = out.remember("test", lambda: _open_test(phase, bench, runs))
     bench.put(winner)
-    found = out.remember(
-        "runtime", lambda: runtime_search.search_settings(model, tokenizer, source.manifest.agent, config, context)
-    )
+    found = out.remember("runtime", lambda: runtime_search.search_settings(phase, model, source.manifest.agent))
     metrics = _metrics(test, runs, winner, len(chosen))
     written = out.write(
-        lambda directory: models.save(model, tokenizer, directory),
+        lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
         agent=found["settings"],
         extra={"candidate": winner.to_plain(), "runtime": found["accepted"], "search_items": objective.items_hash},
@@ -90,35 +80,24 @@ def _baseline(test: dict[str, dict[str, Any]]) -> str:
     return f"gain in nats {gain} against {', '.join(others)}" if others else ""
 
 
-def _objective(
-    config: Config,
-    tokenizer: PreTrainedTokenizerFast,
-    split: str,
-    count: int,
-    context: evaluate.EvalContext,
-    pool: int = 0,
-) -> Objective:
+def _objective(phase: PhaseRun[Config], split: str, count: int, pool: int = 0) -> Objective:
+    search = phase.config.search
     return make_objective(
-        config.fitness,
-        tokenizer,
+        phase.config.fitness,
+        phase.tokenizer,
         split,
         count,
-        context,
-        samples=config.search.samples,
-        confidence=config.search.confidence,
+        phase.eval_context,
+        samples=search.samples,
+        confidence=search.confidence,
         pool=pool,
     )
 
 
-def _subject_maker(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    matrices: list[Matrix],
-    config: Config,
-    context: evaluate.EvalContext,
-    out: Workspace,
-) -> Any:
+def _subject_maker(phase: PhaseRun[Config], model: PreTrainedModel, matrices: list[Matrix]) -> Any:
     """Return what builds an edit's view of the model; the measurements are made once, on the input."""
+
+    config, tokenizer, context = phase.config, phase.tokenizer, phase.eval_context
 
     def measure() -> dict[str, Tensor]:
         plain = [encode(tokenizer, item)[0] for item in rows_of("text", "train", LOOKED_AT, context)]
@@ -126,7 +105,7 @@ def _subject_maker(
         tasks = [encode(tokenizer, row)[0] for kind in kinds for row in rows_of(kind, "train", LOOKED_AT, context)]
         return measure_influence(model, matrices, plain, tasks)
 
-    seen = out.remember_tensors("influence", measure)
+    seen = phase.out.remember_tensors("influence", measure)
 
     def named(kind: str) -> dict[str, Tensor]:
         return {key.removeprefix(f"{kind}/"): value for key, value in seen.items() if key.startswith(f"{kind}/")}
@@ -146,16 +125,15 @@ def _subject_maker(
 Runs = dict[str, tuple[Search, State, list[dict[str, Any]], ExpertBank]]
 
 
-def _search_all(
-    bench: Bench, objective: Objective, drift: Drift, config: Config, out: Workspace, events: EventLog
-) -> Runs:
+def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, drift: Drift) -> Runs:
     """Run the search, and its baselines: random search, and the same search with random vectors of equal norm."""
+    config = phase.config
     size, runs = len(config.domains), Runs()
     labels = ("adas", "random search", "random vectors") if config.search.baselines else ("adas",)
     real = bench.bank
     for label in labels:
         bench.bank = real.randomised(label) if label == "random vectors" else real
-        search = Search(label.replace(" ", "-"), bench, objective, drift, config.search, out, events)
+        search = Search(label.replace(" ", "-"), bench, objective, drift, config.search, phase.out, phase.events)
         state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * size))
         screened: list[dict[str, Any]] = []
         if label == "random search":
@@ -170,11 +148,9 @@ def _search_all(
     return runs
 
 
-def _open_test(
-    bench: Bench, runs: Runs, tokenizer: PreTrainedTokenizerFast, config: Config, context: evaluate.EvalContext
-) -> dict[str, dict[str, Any]]:
-    """Score what each search ended with on the test split: gain over the input in nats a token, with bounds."""
-    objective = _objective(config, tokenizer, "test", config.test_items, context)
+def _open_test(phase: PhaseRun[Config], bench: Bench, runs: Runs) -> dict[str, dict[str, Any]]:
+    """Score what each search ended with on the test split: gain over the input in nats per token, with bounds."""
+    objective = _objective(phase, "test", phase.config.test_items)
     picks, real = objective.everything(), bench.bank
     bench.restore()
     before = objective.losses(bench.model, picks)

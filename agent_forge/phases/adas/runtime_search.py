@@ -18,6 +18,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.evaluate.engine import asked, last_word
 from agent_forge.evaluate.tasks.tools import is_right
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config
 from agent_forge.phases.adas.objective import rows_of
 from agent_forge.phases.adas.pool import RUNTIME, runtime_named
@@ -37,14 +38,9 @@ def check(config: Config) -> None:
             )
 
 
-def search_settings(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    inherited: Mapping[str, Any],
-    config: Config,
-    context: evaluate.EvalContext,
-) -> dict[str, Any]:
-    """Return {"accepted", "settings", "rows"}: the winner's name ("" for none), its settings, and a row a technique."""
+def search_settings(phase: PhaseRun[Config], model: PreTrainedModel, inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"accepted", "settings", "rows"}: the winner's name ("" for none), its settings, a row per technique."""
+    config, tokenizer, context = phase.config, phase.tokenizer, phase.eval_context
     settings = config.runtime_search
     count = settings.items + settings.final_items
     rows = {task: rows_of(task, "search", count, context) for task in settings.tasks}
