@@ -1,4 +1,4 @@
-"""The curve of a model: bytes against quality against tokens a second, one written and reloaded file a point.
+"""The curve of a model: bytes against quality against tokens per second, one written and reloaded file per point.
 
 Speed is that of generation as the agent does it: the packed engine where it computes the model, torch elsewhere.
 """
@@ -13,11 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agent_forge import models
-from agent_forge.checkpoint import Workspace
 from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Option
 from agent_forge.core.errors import ConfigError
-from agent_forge.core.events import EventLog
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config, choose, measure
 from agent_forge.phases.compress.offers import Offer
 from agent_forge.runtime import causal
@@ -27,20 +26,20 @@ PROMPT_TOKENS = 16
 
 
 def points(
+    phase: PhaseRun[Config],
     model: PreTrainedModel,
     coded: Mapping[str, list[Offer]],
     tensors: Sequence[Sequence[Option]],
     fixed_bytes: int,
     windows: measure.Windows,
     parent: Mapping[str, Tensor],
-    config: Config,
-    out: Workspace,
-    events: EventLog,
 ) -> list[dict[str, Any]]:
     """Return a row for each of `curve.bytes_ratios`, largest first, without recovery.
 
-    fixed_bytes: of the file beside the coded tensors. A ratio that the candidates cannot reach is left out with a warning.
+    fixed_bytes: size of the file beside the coded tensors. A ratio that the candidates cannot reach is left
+    out with a warning.
     """
+    config, out, events = phase.config, phase.out, phase.events
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
     seeds = int(config.seed_ratio * sum(o[0].shape[0] * o[0].shape[1] for o in coded.values()))
     rows: list[dict[str, Any]] = []

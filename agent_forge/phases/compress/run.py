@@ -8,13 +8,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data, evaluate, models
-from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.checkpoint import Checkpoint
 from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Choice
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
 from agent_forge.core.errors import CheckpointError, ConfigError
-from agent_forge.core.events import EventLog
 from agent_forge.models import compressed, conv1d
 from agent_forge.models.compressed import coded_modules
 from agent_forge.phases import PhaseRun
@@ -33,14 +31,14 @@ def run(phase: PhaseRun[Config]) -> Report:
     Raises CheckpointError without a parent or when it is compressed already, PhaseError when it has nothing to
     compress, ConfigError when a candidate or the budget cannot be honoured.
     """
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    if not sources:
+    config, out, events = phase.config, phase.out, phase.events
+    if not phase.sources:
         raise CheckpointError("compress needs a parent checkpoint: sources=[DIRECTORY]")
     offers.check(config)
-    tokenizer = models.load_tokenizer(sources[0])
-    model = models.load(sources[0], device=pick_device(config.runtime.device))
+    source, tokenizer = phase.sources[0], phase.tokenizer
+    model = models.load(source, device=phase.device)
     if coded_modules(model):
-        raise CheckpointError(f"{sources[0].path} is compressed already; give compress the checkpoint before it")
+        raise CheckpointError(f"{source.path} is compressed already; give compress the checkpoint before it")
     conv1d.unfold(model)
     tensors = offers.quantisable(model, config)
     events.message(fits.reach_line(model, tensors))
@@ -56,25 +54,25 @@ def run(phase: PhaseRun[Config]) -> Report:
     else:
         coded = offers.all_offers(model, tensors, sensitivities, config, out, events)
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
-    choice, points = _choose(config, model, coded, search, parent, fp32, out, events)
+    choice, points = _choose(phase, model, coded, search, parent, fp32)
     before = out.remember_tensors("parent-validation", lambda: measure.losses(model, validation))
     packed = out.state / "packed"
     shutil.rmtree(packed, ignore_errors=True)
-    built, rows = _built(config, model, tokenizer, calibration, coded, choice, out, events)
+    built, rows = _built(phase, model, calibration, coded, choice)
     conv1d.fold(built)  # what stays float is written as the model type has it
     models.save(built, tokenizer, packed)
     del built  # what is scored is the file
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
-    elsewhere, kinds = _elsewhere(config, model, reloaded, tokenizer, out)
+    elsewhere, kinds = _elsewhere(phase, model, reloaded)
     figures |= elsewhere
-    report = _report(config, reloaded, rows, figures, points, fp32, packed, sources[0])
+    report = _report(config, reloaded, rows, figures, points, fp32, packed, source)
     report.tables[evaluate.TITLE] = kinds
     extra = {}
     if config.curve.enabled:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
-        found = curve.points(model, coded, options, fixed, validation, before, config, out, events)
+        found = curve.points(phase, model, coded, options, fixed, validation, before)
         report.tables[curve.TITLE], report.plots, extra = found, curve.plots(found), {"curve": found}
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
@@ -87,17 +85,13 @@ def run(phase: PhaseRun[Config]) -> Report:
 
 
 def _elsewhere(
-    config: Config,
-    parent: PreTrainedModel,
-    child: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    out: Workspace,
+    phase: PhaseRun[Config], parent: PreTrainedModel, child: PreTrainedModel
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return metrics and a table of what the child keeps on kinds of text that are not in the calibration."""
-    context = evaluate.EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
+    config = phase.config
     items = config.measure.unseen_items
     before, after = (
-        evaluate.unseen_scores(name, model, tokenizer, items, context, out)
+        evaluate.unseen_scores(name, model, phase.tokenizer, items, phase.eval_context, phase.out)
         for name, model in (("parent", parent), ("child", child))
     )
     return evaluate.kept_elsewhere(before, after, config.gate.samples, config.seed)
@@ -124,24 +118,22 @@ def _mixture(config: Config, tokenizer: PreTrainedTokenizerFast, rows: int, leng
 
 
 def _built(
-    config: Config,
+    phase: PhaseRun[Config],
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
     calibration: torch.Tensor,
     coded: dict[str, list[Offer]],
     choice: Choice,
-    out: Workspace,
-    events: EventLog,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Return the compressed model, recovered when the settings ask for it, and a row of the report a tensor."""
+    """Return the compressed model, recovered when the settings ask for it, and a row of the report per tensor."""
+    config = phase.config
     picked = choose.picked(coded, choice)
     dense = model
     if config.recover.steps or config.recover.block_steps:
         settings = config.recover
-        batches = _mixture(config, tokenizer, settings.rows, settings.length_tokens, recover.STAGE)
+        batches = _mixture(config, phase.tokenizer, settings.rows, settings.length_tokens, recover.STAGE)
         dense, picked = recover.recovered(
-            model, picked, calibration, batches, settings, out, events,
-            seed=config.seed, dtype=pick_dtype(config.runtime.dtype),
+            model, picked, calibration, batches, settings, phase.out, phase.events,
+            seed=config.seed, dtype=phase.dtype,
         )  # fmt: skip
     rows = []
     for (name, options), i in zip(coded.items(), choice, strict=True):
@@ -156,16 +148,15 @@ def _built(
 
 
 def _choose(
-    config: Config,
+    phase: PhaseRun[Config],
     model: PreTrainedModel,
     coded: dict[str, list[Offer]],
     search: measure.Windows,
     parent: dict[str, torch.Tensor],
     fp32_bytes: int,
-    out: Workspace,
-    events: EventLog,
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Return the allocation and the rate-quality points that were measured on the way (search split)."""
+    config, out = phase.config, phase.out
     tensors = [[offer.option() for offer in options] for options in coded.values()]
     total_weights = sum(options[0].shape[0] * options[0].shape[1] for options in coded.values())
     max_seeds = int(config.seed_ratio * total_weights) if config.mode == "allocate" else total_weights
@@ -187,7 +178,7 @@ def _choose(
         choice = allocate.within_budget(tensors, budget, max_seed_blocks=max_seeds)
         return choice, [measured(choice)]
     choices = choose.hull(tensors, max_seeds)
-    return choose.smallest_above_floor(choices, tensors, measured, config, events)
+    return choose.smallest_above_floor(choices, tensors, measured, config, phase.events)
 
 
 def _fixed_bytes(config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int) -> int:
