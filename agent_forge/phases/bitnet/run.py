@@ -6,17 +6,17 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from agent_forge import data, evaluate, learn, models
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
-from agent_forge.core.device import pick_device, pick_dtype
+from agent_forge.core.device import pick_dtype
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
-from agent_forge.evaluate import EvalContext, Scores
+from agent_forge.evaluate import Scores
 from agent_forge.models.ternary import set_blend, ternarise, ternary_layers
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, fits, measure, own_text
@@ -28,24 +28,21 @@ from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 def run(phase: PhaseRun[Config]) -> Report:
     """Make sources[0] ternary. Raises PhaseError when there is no source or nothing in it to make ternary."""
-    config, sources, out, events = phase.config, phase.sources, phase.out, phase.events
-    if not sources:
+    config, out, events = phase.config, phase.out, phase.events
+    if not phase.sources:
         raise PhaseError("bitnet needs a model to make ternary: set sources=[CHECKPOINT]")
-    device = pick_device(config.runtime.device)
-    tokenizer = models.load_tokenizer(sources[0])
-    parent = models.load(sources[0], device=device)
+    tokenizer, context = phase.tokenizer, phase.eval_context
+    parent, model = (models.load(phase.sources[0], device=phase.device) for _ in range(2))
     parent.requires_grad_(False)
-    model = models.load(sources[0], device=device)
     names = ternarise(model, config.linear)
     events.message(f"{len(names)} linear layers become ternary: {fits.reach_line(model)}")
-    texts = _sources(config, parent, tokenizer, out)
-    context = EvalContext(data=config.data, seed=config.seed, tokenizer=tokenizer)
+    texts = _sources(phase, parent)
 
     def scored(name: str, which: PreTrainedModel) -> Scores:
-        found = out.remember(
+        scores = out.remember(
             f"score-{name}", lambda: measure.text_scores(which, tokenizer, config.measure_items, context).to_plain()
         )
-        return Scores.from_plain(found)
+        return Scores.from_plain(scores)
 
     stages: dict[str, Scores] = {}
     before = scored("parent", parent)
@@ -58,7 +55,8 @@ def run(phase: PhaseRun[Config]) -> Report:
         stages["compensated"] = scored("compensated", model)
     start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     if config.train.steps:
-        _distil(config, parent, model, texts, tokenizer.pad_token_id, out, events)
+        batches = _mixture(config, texts, "train")
+        distil(config, parent, model, batches, tokenizer.pad_token_id, out, events)
         stages["trained"] = scored("trained", model)
     items = config.unseen_items
     elsewhere = evaluate.kept_elsewhere(
@@ -67,25 +65,24 @@ def run(phase: PhaseRun[Config]) -> Report:
         config.gate.samples,
         config.seed,
     )
-    return _write(config, parent, model, tokenizer, before, stages, elsewhere, start, out, events)
+    return _write(phase, parent, model, before, stages, elsewhere, start)
 
 
-def _sources(
-    config: Config, parent: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Workspace
-) -> dict[str, Source]:
-    found: dict[str, Source] = {}
+def _sources(phase: PhaseRun[Config], parent: PreTrainedModel) -> dict[str, Source]:
+    config = phase.config
+    sources: dict[str, Source] = {}
     for kind, share in config.train.mix.items():
         if share > 0 and kind == own_text.KIND:
-            found[kind] = _own_text(config, parent, tokenizer, out)
+            sources[kind] = _own_text(phase, parent)
         elif share > 0:
-            found[kind] = data.source(kind, config.data, tokenizer, "train", seed_for(config.seed, "bitnet", kind))
-    return found
+            seed = seed_for(config.seed, "bitnet", kind)
+            sources[kind] = data.source(kind, config.data, phase.tokenizer, "train", seed)
+    return sources
 
 
-def _own_text(
-    config: Config, parent: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Workspace
-) -> own_text.OwnText:
-    windows = out.remember_tensors(
+def _own_text(phase: PhaseRun[Config], parent: PreTrainedModel) -> own_text.OwnText:
+    config, tokenizer = phase.config, phase.tokenizer
+    windows = phase.out.remember_tensors(
         "own",
         lambda: {
             "windows": own_text.sample(
@@ -162,18 +159,6 @@ def start_compensated(
         )
 
 
-def _distil(
-    config: Config,
-    parent: PreTrainedModel,
-    model: PreTrainedModel,
-    texts: dict[str, Source],
-    pad: int | None,
-    out: Workspace,
-    events: EventLog,
-) -> None:
-    distil(config, parent, model, _mixture(config, texts, "train"), pad, out, events)
-
-
 def distil(
     config: Config,
     parent: PreTrainedModel,
@@ -230,17 +215,15 @@ def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | 
 
 
 def _write(
-    config: Config,
+    phase: PhaseRun[Config],
     parent: PreTrainedModel,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
     before: Scores,
     stages: dict[str, Scores],
     elsewhere: tuple[dict[str, Any], list[dict[str, Any]]],
     start: dict[str, torch.Tensor],
-    out: Workspace,
-    events: EventLog,
 ) -> Report:
+    config, out, events = phase.config, phase.out, phase.events
     last = list(stages)[-1]
     size = measure.packed_file_bytes(model, out.state / "packed.safetensors")
     parent_size = models.deployable_bytes(parent)
@@ -263,7 +246,7 @@ def _write(
     }
     events.metrics("bitnet", {key: value for key, value in metrics.items() if not isinstance(value, dict)})
     written = out.write(
-        lambda directory: models.save(model, tokenizer, directory), metrics=metrics, deployable_bytes=size
+        lambda directory: models.save(model, phase.tokenizer, directory), metrics=metrics, deployable_bytes=size
     )
     events.artefact(written.path)
     summary = (
