@@ -34,6 +34,7 @@ from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 from agent_forge.core.events import EventLog
 from agent_forge.data.synthetic import mixed
 from agent_forge.models.cognate import CognateForCausalLM
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.cognate import Config
 from agent_forge.phases.cognate.probes import (
     EASY,
@@ -122,7 +123,7 @@ def make(config: Config) -> None:
     started = time.process_time()
     out = Workspace(config.out, phase="cognate", seed=config.seed, config=config, parents=[])
     out.save_every_seconds = config.runtime.save_every_seconds
-    run_cognate(config, [], out, EventLog(None, "cognate", (), interval_seconds=60))
+    run_cognate(PhaseRun(config, [], out, EventLog(None, "cognate", (), interval_seconds=60)))
     print(
         f"seed {config.seed}: made in {time.process_time() - started:.0f} s of processor time",
         flush=True,

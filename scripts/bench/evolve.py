@@ -29,6 +29,7 @@ from agent_forge import checkpoint, evaluate, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config.compose import compose
 from agent_forge.core.events import EventLog
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.evomerge import Config
 from agent_forge.phases.evomerge.candidates import Stage
 from agent_forge.phases.evomerge.genome import GenomeSpace
@@ -221,7 +222,7 @@ def evolved(chosen: argparse.Namespace, out: Path, seed: int) -> dict[str, Any]:
         workspace = Workspace(out, phase="evomerge", seed=seed, config=config, parents=sources)
         start = time.perf_counter()
         if not out.exists():
-            run_evomerge(config, sources, workspace, EventLog(None, "evomerge"))
+            run_evomerge(PhaseRun(config, sources, workspace, EventLog(None, "evomerge")))
         tested = workspace.remember(next(workspace.state.glob("test-*.json")).stem, dict)
         tested["technique"] = checkpoint.open(out).manifest.extra["technique"]
         tested["seconds"] = time.perf_counter() - start
