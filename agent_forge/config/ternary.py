@@ -34,15 +34,13 @@ class Grid:
 class TernarySettings:
     """How linears become ternary. skip: patterns of module names, or of one part of a dotted name, that stay float."""
 
-    # inputs that share one scale, the last group may be smaller; 0: a whole row, -1: the whole tensor
     group_size: Annotated[int, Range(TENSOR, MANY)]
-    activation_bits: Annotated[int, Range(0, 16)]  # of activations, per token by absmax; 0 leaves them float
-    packing: Annotated[str, OneOf(PACKINGS)]  # five_trits or two_bit
-    skip: list[Text]  # the output embedding always stays float
-    # of embeddings and head, rounded in the forward pass too: 8, 4, or 0 for float
+    activation_bits: Annotated[int, Range(0, 16)]
+    packing: Annotated[str, OneOf(PACKINGS)]
+    skip: list[Text]
     embedding_bits: Annotated[int, OneOf(EMBEDDING_BITS)] = 0
-    embedding_group: CountOrNone = 0  # columns of an embedding row that share one step; 0: the whole row
-    sub_norm: list[Text] = field(default_factory=list)  # patterns of layers that normalise their input first (SubLN)
+    embedding_group: CountOrNone = 0
+    sub_norm: list[Text] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not isinstance(self.group_size, int) or self.group_size < TENSOR:
