@@ -60,12 +60,12 @@ def _tests_in(file: Path) -> list[tuple[str, frozenset[str]]]:
     """Return the name of each test function of the file, and the words in it and in the helpers it calls."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     helpers = {n.name: _words(n) for n in tree.body if isinstance(n, Definition) and not n.name.startswith("test")}
-    found = []
+    tests = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
             words = _words(node)
-            found.append((node.name, frozenset(words.union(*(helpers[h] for h in words & helpers.keys())))))
-    return found
+            tests.append((node.name, frozenset(words.union(*(helpers[h] for h in words & helpers.keys())))))
+    return tests
 
 
 def _words(node: ast.AST) -> set[str]:

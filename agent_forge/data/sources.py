@@ -293,10 +293,10 @@ def check_kind(setting: str, kind: str, config: DataConfig) -> None:
     if kind == "rows" and not config.rows:
         raise ConfigError(f"{setting}: {NO_ROWS}")
     try:
-        found = kind not in KINDS or files_of(KINDS[kind])
+        usable = kind not in KINDS or files_of(KINDS[kind])
     except DataError as error:
         raise ConfigError(f"{setting}: {error}") from None
-    if not found:
+    if not usable:
         raise ConfigError(f"{setting}: no file of '{kind}' is on this disk; leave it out")
 
 

@@ -82,7 +82,7 @@ def check_files(directory: Path) -> None:
 
 
 def check_loaded(directory: Path, model: PreTrainedModel) -> None:
-    """Raise CheckpointError when a stored tensor is no weight by its dtype; settle which head the model has.
+    """Raise CheckpointError when a stored tensor is not a weight by its dtype; settle which head the model has.
 
     Where config.json ties head and embedding and two different ones are stored, transformers uses both.
     """

@@ -72,10 +72,10 @@ def test_a_mix_whose_package_or_rows_are_missing_is_refused_before_work(
     config.calibration.mix = {"text": 1.0, "languages": 0.5, "rows": 0.0}
     assert list(kinds_of_data(config)) == [("calibration.mix", "text"), ("calibration.mix", "languages")]
     check_settings("compress", config)
-    found = importlib.util.find_spec
+    original = importlib.util.find_spec
 
     def without(name: str, *more: Any) -> Any:
-        return None if name == "chatterbot_corpus" else found(name, *more)
+        return None if name == "chatterbot_corpus" else original(name, *more)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     with pytest.raises(

@@ -167,10 +167,10 @@ def test_pretend_accelerator_weighs_tokens_as_the_cpu_picks_them(kind: Callable[
     expected = _loss_and_gradient(*kind(torch.device("cpu")), batch)
     with pretend_accelerator() as device:
         there = Batch({name: value.to(device) for name, value in batch.items()}, batch)
-        found = _loss_and_gradient(*kind(device), there)
+        actual = _loss_and_gradient(*kind(device), there)
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name].cpu(), value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+            actual[name].cpu(), value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
