@@ -12,10 +12,9 @@ from torch import Tensor
 from agent_forge import learn
 from agent_forge.checkpoint import Workspace
 from agent_forge.config import OptimConfig
-from agent_forge.config.compose import compose
+from agent_forge.config.compose import compose, default_runtime
 from agent_forge.core.events import EventLog
 from agent_forge.learn.feed import Batch
-from agent_forge.learn.loop import PLAIN
 from agent_forge.models.ternary import TernarySettings, ternarise
 from tests.device.test_pretend_rooms import small_cognate, small_llama
 from tests.pretend import counted_waits, pretend_accelerator
@@ -150,10 +149,11 @@ def test_pretend_accelerator_is_waited_for_once_a_step(kind: Callable[..., Any],
 
         watched.teachers = getattr(loss, "teachers", ())  # type: ignore[attr-defined]
         with counted_waits() as waits:
-            records = learn.train(
-                model, Always(), watched, stage="steps", steps=STEPS + 1, optim=optim, out=out,
-                events=EventLog(None, "test"), seed=0, device=device, runtime=replace(PLAIN, dtype="float32"),
+            request = learn.TrainRequest(
+                batches=Always(), loss_fn=watched, stage="steps", steps=STEPS + 1, optim=optim, out=out,
+                events=EventLog(None, "test"), seed=0, device=device, runtime=default_runtime(),
             )  # fmt: skip
+            records = learn.train(model, request)
     # From the start of the second step, for the first may try the model out, to that of the last.
     assert len(taken) == STEPS + 1
     assert waits[taken[1] : taken[-1]] == []
