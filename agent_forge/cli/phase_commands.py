@@ -2,8 +2,9 @@
 
 import inspect
 import json
+import textwrap
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,6 +16,9 @@ from agent_forge.config import Phase
 from agent_forge.core import ranks
 from agent_forge.core.errors import ConfigError
 from agent_forge.pipeline.catalogue import phase_named, phases
+
+if TYPE_CHECKING:
+    from agent_forge.config.explain import Setting
 
 Overrides = Annotated[
     list[str] | None,
@@ -97,24 +101,32 @@ def _command(phase: Phase) -> Any:
 
 def settings_command(phase: PhaseName, show_all: All = False, as_json: Json = False, verbose: Verbose = False) -> None:
     """Print the settings of a phase, from conf/ and the limits beside its fields."""
-    from agent_forge.cli.tables import plain_table
     from agent_forge.config.explain import settings
 
     with one_line_errors(verbose):
         chosen = phase_named(phase)
         rows = settings(phase, chosen.config, {one.name: one.config for one in phases().values()})
-        listed = [asdict(row) for row in rows if show_all or not row.expert]
+        listed = [row for row in rows if show_all or not row.expert]
         if as_json:
-            print_json(listed)
+            print_json([asdict(row) for row in listed])
             return
         for row in listed:
-            row["default"] = json.dumps(row["default"], ensure_ascii=False)
-            mark = "(expert) " if row.pop("expert") else ""
-            row["explanation"] = f"{mark}{row['explanation']}"
-        out = console(stderr=False)
-        out.print(plain_table(listed, f"forge {phase} KEY=VALUE"))
+            _print_setting(row)
         if len(listed) < len(rows):
-            out.print(f"{len(rows) - len(listed)} more that few people change: forge settings {phase} --all")
+            hidden = len(rows) - len(listed)
+            console().print(f"{hidden} more that few people change: forge settings {phase} --all")
+
+
+def _print_setting(row: "Setting") -> None:
+    """Print key, default, unit and limits in one line, and the explanation below: no key is ever cut."""
+    from rich.text import Text
+
+    default = json.dumps(row.default, ensure_ascii=False)
+    mark = "; expert" if row.expert else ""
+    out = console(stderr=False)
+    out.print(Text.assemble((row.key, "bold"), f" = {default}  ({row.unit}; {row.allowed}{mark})"))
+    indent = " " * 4
+    out.print(Text(textwrap.fill(row.explanation, out.width, initial_indent=indent, subsequent_indent=indent)))
 
 
 def _run_phase(
