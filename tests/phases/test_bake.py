@@ -498,7 +498,7 @@ def test_training_teaches_the_call(
 ) -> None:
     config = settings(
         "persona.enabled=false", "traces.memory.count=0", "traces.code.count=0", "traces.retrieve.count=0",
-        "training.mix={}", "training.neutral_weight=0", "training.steps=60", "training.rows=8",
+        "training.neutral_weight=0", "training.steps=60", "training.rows=8",
         "training.optim.lr=1e-2", "measure.items=8",
     )  # fmt: skip
     report, _ = forge(config, tiny_checkpoint, tmp_path / "taught")
