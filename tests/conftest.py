@@ -174,6 +174,7 @@ def _tiny_run_beside_the_first_tests(
     """Where several workers share the run, begin it at once: later all of them would wait for the one that makes it."""
     wanted = any("tiny_run" in getattr(item, "fixturenames", ()) for item in request.session.items)
     if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and wanted:
+        tmp_path_factory.getbasetemp()  # two threads that ask for it first would each make it anew
 
         def begin() -> None:
             with suppress(AssertionError):  # the first test that needs the run makes it again and tells
