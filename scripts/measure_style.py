@@ -303,7 +303,7 @@ def main() -> int:
         print("\n".join(shrink()) or "nothing to drop")
         return 0
     chosen = arguments.paths or [ROOT / name for name in FOLDERS]
-    groups = {path.resolve().name: [read(file) for file in files([path])] for path in chosen}
+    groups = {label(path): [read(file) for file in files([path])] for path in chosen}
     sources = [source for group in groups.values() for source in group]
     if arguments.rules:
         lines = [line for source in sources for line in broken(source)]
@@ -314,6 +314,12 @@ def main() -> int:
     else:
         print(table(groups))
     return 0
+
+
+def label(path: Path) -> str:
+    """Return a path as the table names it: from the root, where it is inside."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else path)
 
 
 def places(sources: list[Source], part: str) -> list[str]:

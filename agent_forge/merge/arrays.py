@@ -56,13 +56,13 @@ def float_dtype(name: str, where: str) -> DType:
     return BY_NAME[name]
 
 
-def decode(stored: Array, dtype: DType, wanted: Any) -> Array:
-    """Return stored numbers as an array of `wanted` (np.float32 or np.float64); possibly a view: do not write into it."""
+def decode(stored: Array, dtype: DType, target: Any) -> Array:
+    """Return stored numbers as an array of `target` (np.float32 or np.float64); possibly a view: do not write into it."""
     if dtype.code == "BF16":
         bits = stored.astype(np.uint32)
         bits <<= 16
-        return bits.view(np.float32).astype(wanted, copy=False)
-    return stored.astype(wanted, copy=False)
+        return bits.view(np.float32).astype(target, copy=False)
+    return stored.astype(target, copy=False)
 
 
 def encode(values: Array, dtype: DType) -> Array:
@@ -85,7 +85,7 @@ def encode(values: Array, dtype: DType) -> Array:
 
 
 def all_finite(stored: Array, dtype: DType) -> bool:
-    """Say whether stored numbers hold no NaN and no infinity."""
+    """Return whether stored numbers hold neither NaN nor infinity."""
     if not dtype.is_floating_point or not stored.size:
         return True
     if dtype.code == "BF16":

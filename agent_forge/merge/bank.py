@@ -130,15 +130,15 @@ class Bank:
         result = place.view(-1) if place.is_contiguous() else torch.empty_like(base, dtype=place.dtype)
         for start in range(0, base.numel(), CHUNK):
             part = slice(start, start + CHUNK)
-            kept = (_masked(delta[part], mask, start) for delta, mask in zip(deltas, masks, strict=True))
-            total = _elected(kept, scales) if SUMS[method] else _added(kept, scales)
+            masked = (_masked(delta[part], mask, start) for delta, mask in zip(deltas, masks, strict=True))
+            total = _elected(masked, scales) if SUMS[method] else _added(masked, scales)
             result[part] = torch.add(base[part], total, alpha=tensor.shared["lambda"])
         if not place.is_contiguous():
             place.copy_(result.view_as(place))
 
     def _masks(self, method: str, tensor: TensorPlan) -> "list[Mask]":
         """Return each model's mask; empty when some parameter needs the one-shot way."""
-        shared, found = tensor.shared, []
+        shared, masks = tensor.shared, []
         rescaled = shared.get("rescale", False) is not method.startswith("dare")
         if shared["normalize"] or rescaled or shared.get("rescale_l1", False):
             return []
@@ -149,8 +149,8 @@ class Bank:
             mask = self._mask(method, label, name, key, int(density), int(above))
             if mask is None:
                 return []
-            found.append(mask)
-        return found
+            masks.append(mask)
+        return masks
 
     def _mask(self, method: str, label: str, name: str, key: str, density: int, above: int) -> "Mask | None":
         """Return the mask of a density and a dropped top, both in units of 1 / GRID."""
@@ -237,20 +237,20 @@ def rank_classes(delta: Tensor) -> Ranks:
 
 def _products(parts: list[Tensor]) -> np.ndarray:
     """Return the inner products of tensors of one shape, summed in float64: (m, m)."""
-    found = np.zeros((len(parts), len(parts)))
+    gram = np.zeros((len(parts), len(parts)))
     flat = [part.reshape(-1) for part in parts]
     for start in range(0, flat[0].numel(), CHUNK):
         rows = torch.stack([part[start : start + CHUNK] for part in flat]).double()
-        found += (rows @ rows.T).cpu().numpy()
-    return found
+        gram += (rows @ rows.T).cpu().numpy()
+    return gram
 
 
 def _masked(delta: Tensor, mask: Mask, start: int) -> Tensor:
     classes = mask.classes[start : start + len(delta)]
-    kept = classes <= mask.upto
+    inside = classes <= mask.upto
     if mask.above:
-        kept &= classes > mask.above
-    result = kept.to(torch.float32).mul_(delta)  # a fifth of the time of torch.where
+        inside &= classes > mask.above
+    result = inside.to(torch.float32).mul_(delta)  # a fifth of the time of torch.where
     if start <= mask.without < start + len(delta):
         result[mask.without - start] = 0.0
     return result

@@ -45,7 +45,7 @@ _Loader.yaml_implicit_resolvers = {
 def read_document(content: bytes | str) -> Any:
     """Return a recipe's document, with text and numbers where they belong.
 
-    Raises ConfigError when it is no valid YAML, or a key stands twice.
+    Raises ConfigError when it is not valid YAML, or a key stands twice.
     """
     try:
         return typed(yaml.load(content, _Loader))  # noqa: S506 - the loader is a safe one

@@ -166,16 +166,16 @@ def _verified_id(source: Source) -> str:
 
 
 def _parents(job: Job, hashes: Mapping[str, Future[str]]) -> list[dict[str, str]]:
-    found = []
+    parents = []
     for label, source in job.sources.items():
         manifest = source.manifest
-        found.append(
+        parents.append(
             {
                 "path": str(source.path), "id": hashes[label].result(), "phase": manifest.phase if manifest else "",
                 "name": (manifest.name if manifest else "") or source.path.name,
             }
         )  # fmt: skip
-    return found
+    return parents
 
 
 def _agent(job: Job) -> dict[str, Any]:
@@ -209,14 +209,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _template(job: Job) -> str:
     """Return the chat template to write, "" for that of the tokenizer's files."""
-    wanted = job.recipe.chat_template
-    if wanted in ("", "auto"):
+    template = job.recipe.chat_template
+    if template in ("", "auto"):
         texts = [_own_template(source.path) for source in job.sources.values()]
-        found = Counter(text for text in texts if text)
-        return found.most_common(1)[0][0] if wanted and found else ""
-    if "{" not in wanted:
-        raise ConfigError(f"chat_template must be auto or a Jinja template, got '{wanted}'")
-    return wanted
+        counts = Counter(text for text in texts if text)
+        return counts.most_common(1)[0][0] if template and counts else ""
+    if "{" not in template:
+        raise ConfigError(f"chat_template must be auto or a Jinja template, got '{template}'")
+    return template
 
 
 def _own_template(path: Path) -> str:

@@ -59,14 +59,14 @@ class Layers:
 
 def find_layers(names: Iterable[str]) -> Layers | None:
     """Return the numbered stack that holds the most tensors, or None when nothing is numbered 0, 1, 2, ..."""
-    found: dict[str, list[int]] = defaultdict(list)
+    by_prefix: dict[str, list[int]] = defaultdict(list)
     for name in names:
         match = _NUMBERED.match(name)
         if match:
-            found[match[1] or ""].append(int(match[2]))
+            by_prefix[match[1] or ""].append(int(match[2]))
     stacks = [
         (len(numbers), prefix, max(numbers) + 1)
-        for prefix, numbers in found.items()
+        for prefix, numbers in by_prefix.items()
         if set(numbers) == set(range(max(numbers) + 1))
     ]
     if not stacks:
@@ -76,7 +76,7 @@ def find_layers(names: Iterable[str]) -> Layers | None:
 
 
 def before_layers(name: str) -> bool:
-    """Say whether a tensor outside the stack belongs to its input side (embeddings) rather than its output side."""
+    """Return whether a tensor outside the stack belongs to its input side (embeddings) rather than its output side."""
     return any(part in name for part in ("embed", "wte", "wpe")) and not any(part in name for part in OUTPUT_EMBEDDINGS)
 
 
@@ -116,7 +116,7 @@ def stack_config(donor: Mapping[str, Any], path: Sequence[tuple[Mapping[str, Any
 
 
 def is_per_layer(name: str, value: Any, count: int) -> bool:
-    """Say whether a setting holds one entry for each of `count` layers."""
+    """Return whether a setting holds one entry for each of `count` layers."""
     if name in _FOLLOW or name in NOT_PER_LAYER or name.endswith("_token_id"):
         return False
     return isinstance(value, (list, str) if name in PATTERNS else list) and len(value) == count

@@ -133,13 +133,13 @@ def check_count(name: str, method: Method, models: int, has_base: bool) -> None:
     if method.base == "required" and not has_base:
         raise ConfigError(f"merge method {name} needs base_model (the model that the others were tuned from); name one")
     if models < fewest or (most is not None and models > most):
-        wanted = f"{fewest} to {most}" if most and most != fewest else f"{fewest}{'' if most else ' or more'}"
-        raise ConfigError(f"merge method {name} takes {wanted} models besides the base, got {models}")
+        allowed = f"{fewest} to {most}" if most and most != fewest else f"{fewest}{'' if most else ' or more'}"
+        raise ConfigError(f"merge method {name} takes {allowed} models besides the base, got {models}")
 
 
-def check_names(method_name: str, where: str, given: Sequence[str], known: Sequence[str]) -> None:
+def check_names(method_name: str, where: str, names: Sequence[str], known: Sequence[str]) -> None:
     """Raise ConfigError for a parameter name that the method does not have, with the nearest one."""
-    for name in given:
+    for name in names:
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"
             raise ConfigError(

@@ -83,18 +83,18 @@ class Whole:
 
     def piece(self, start: int, stop: int, *, single: bool = False, facts: Any = None) -> Inputs:
         """Return the inputs of one piece; `single` asks for float32 whatever the tensor is merged in."""
-        wanted = np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
+        target = np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
         if self.kept is not None:
-            if (start, stop, wanted) not in self.kept:
-                self.kept[start, stop, wanted] = self._read(start, stop, wanted)
-            return replace(self.kept[start, stop, wanted], facts=facts)
-        return replace(self._read(start, stop, wanted), facts=facts)
+            if (start, stop, target) not in self.kept:
+                self.kept[start, stop, target] = self._read(start, stop, target)
+            return replace(self.kept[start, stop, target], facts=facts)
+        return replace(self._read(start, stop, target), facts=facts)
 
-    def _read(self, start: int, stop: int, wanted: Any) -> Inputs:
+    def _read(self, start: int, stop: int, target: Any) -> Inputs:
         shape = (-1, *self.shape[1:]) if self.method.METHOD.rows and len(self.shape) > 1 else (-1,)
 
         def load(stored: Stored) -> Array:
-            return decode(stored.read(start, stop), stored.dtype, wanted).reshape(shape)
+            return decode(stored.read(start, stop), stored.dtype, target).reshape(shape)
 
         return Inputs(
             tensors=[load(stored) for stored in self.tensors],
@@ -111,10 +111,10 @@ class Whole:
     def total(self, function: Callable[[Inputs], Array], *, single: bool = False) -> Array:
         """Return the sum of `function` over the pieces, added in their order."""
         parts = self.map(function, single=single)
-        found = np.array(next(parts))
+        total = np.array(next(parts))
         for part in parts:
-            found += part
-        return found
+            total += part
+        return total
 
     def _spread(self, work: Callable[[tuple[int, int]], T]) -> Iterator[T]:
         """Yield `work` of every piece, in order; in the pool only a few pieces are under way or waiting."""
@@ -136,8 +136,8 @@ class Whole:
 
     def survey(self) -> Any:
         """Return what the method must know of the whole tensor, None for most methods."""
-        found = getattr(self.method, "survey", None)
-        return found(self) if found else None
+        survey = getattr(self.method, "survey", None)
+        return survey(self) if survey else None
 
     def merged(self, start: int, stop: int, facts: Any) -> Array:
         """Return one merged piece, flat, in the dtype of the arithmetic."""

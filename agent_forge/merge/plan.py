@@ -68,7 +68,7 @@ class Plan:
 
 
 def is_wide(tensor: TensorPlan, models: Mapping[str, Forms]) -> bool:
-    """Say whether a tensor is merged in float64: when every source is stored in 16 bits.
+    """Return whether a tensor is merged in float64: when every source is stored in 16 bits.
 
     Sums of 16-bit weights are often exact ties between two 16-bit numbers; float32 would break them wrongly.
     """
@@ -150,12 +150,12 @@ class _Builder:
     def _rests(self, label: str, layers: Layers) -> dict[int, list[str]]:
         """Return what the tensors of each layer of a model are called behind the layer's number."""
         if label not in self._by_layer:
-            found: dict[int, list[str]] = {}
+            by_layer: dict[int, list[str]] = {}
             for name in self.models[label].forms:
                 place = layers.split(name)
                 if place is not None:
-                    found.setdefault(place[0], []).append(place[1])
-            self._by_layer[label] = found
+                    by_layer.setdefault(place[0], []).append(place[1])
+            self._by_layer[label] = by_layer
         return self._by_layer[label]
 
     def add(self, plan: Plan, part: Slice, target: str, names: Sequence[str], base_name: str, depth: float) -> None:
@@ -205,8 +205,8 @@ class _Builder:
         """Return every parameter of `known` for one tensor: the innermost level that says something wins."""
         values: dict[str, Any] = {}
         for name, parameter in known.items():
-            found = (resolve(level[name], target, depth, self.used) for level in levels if name in level)
-            value = next((value for value in found if value is not None), parameter.default)
+            settings = (resolve(level[name], target, depth, self.used) for level in levels if name in level)
+            value = next((value for value in settings if value is not None), parameter.default)
             if value is None:
                 raise ConfigError(
                     f"merge method {self.recipe.method} needs the parameter '{name}' for {target}; set it"
@@ -293,9 +293,9 @@ def _add_outside(
     plan: Plan, builder: _Builder, slices: Sequence[Slice], layers: Layers | None, models: Mapping[str, Forms]
 ) -> None:
     """Add the tensors outside the stack: embeddings from the first slice, norm and head from the last, depth 0."""
-    for part, wanted in ((slices[0], True), (slices[-1], False)):
+    for part, before in ((slices[0], True), (slices[-1], False)):
         labels = [source.model for source in part.sources] + ([builder.base] if builder.base else [])
         names = {name for label in labels for name in models[label].forms}
         for name in sorted(names):
-            if (layers is None or layers.split(name) is None) and before_layers(name) is wanted:
+            if (layers is None or layers.split(name) is None) and before_layers(name) is before:
                 builder.add(plan, part, name, [name] * len(part.sources), name, 0.0)

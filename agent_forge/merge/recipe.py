@@ -190,8 +190,8 @@ def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int, dict[str, TokenSource]
     """Return where the tokenizer comes from, what its size is rounded up to (0: nothing), and tokens' embeddings."""
     if top.get("tokenizer") and top.get("tokenizer_source"):
         raise ConfigError("give either `tokenizer` or `tokenizer_source`")
-    given = {} if top.get("tokenizer") is None else top["tokenizer"]
-    part = _mapping(given, "tokenizer", TOKENIZER_KEYS, required=())
+    section = {} if top.get("tokenizer") is None else top["tokenizer"]
+    part = _mapping(section, "tokenizer", TOKENIZER_KEYS, required=())
     multiple = part.get("pad_to_multiple_of") or 0
     if _whole(multiple, "tokenizer: pad_to_multiple_of") < 0:
         raise ConfigError(f"tokenizer: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
@@ -199,8 +199,8 @@ def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int, dict[str, TokenSource]
     if not isinstance(tokens, dict):
         raise ConfigError(f"tokenizer: tokens must be TOKEN: {{source: ...}} entries, got {tokens!r}")
     source = str(part.get("source") or top.get("tokenizer_source") or "")
-    found = {str(token): _token_source(str(token), entry) for token, entry in tokens.items()}
-    return source or ("base" if found else ""), int(multiple), found
+    sources = {str(token): _token_source(str(token), entry) for token, entry in tokens.items()}
+    return source or ("base" if sources else ""), int(multiple), sources
 
 
 def _token_source(token: str, entry: Any) -> TokenSource:
@@ -215,14 +215,14 @@ def _token_source(token: str, entry: Any) -> TokenSource:
     kind = source.get("kind") if isinstance(source, dict) else source
     if kind not in TOKEN_KINDS:
         raise ConfigError(f"{where}: source must be a model, or have kind {' or '.join(TOKEN_KINDS)}; got {source!r}")
-    found = _mapping(source, where, TOKEN_KINDS[kind], required=("model",) if kind == "model_token" else ())
+    content = _mapping(source, where, TOKEN_KINDS[kind], required=("model",) if kind == "model_token" else ())
     if kind == "zero":
         return TokenSource(force=force)
-    if (found.get("token") is None) == (found.get("token_id") is None):
+    if (content.get("token") is None) == (content.get("token_id") is None):
         raise ConfigError(f"{where}: give either token or token_id")
-    by_id = found.get("token") is None
-    other = _whole(found["token_id"], f"{where}: token_id") if by_id else str(found["token"])
-    return TokenSource(model=str(found["model"]), token=other, force=force)
+    by_id = content.get("token") is None
+    other = _whole(content["token_id"], f"{where}: token_id") if by_id else str(content["token"])
+    return TokenSource(model=str(content["model"]), token=other, force=force)
 
 
 def _slice_source(entry: Any) -> SliceSource:

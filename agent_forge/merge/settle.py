@@ -91,13 +91,13 @@ def settle_vocabulary(recipe: Recipe, sources: Mapping[str, Source], donor: str,
     source of the tokenizer.
     """
     having = {label: source.tokenizer for label, source in sources.items() if source.tokenizer is not None}
-    wanted = recipe.tokenizer_source
+    choice = recipe.tokenizer_source
     chosen = _chosen(recipe, sources, having, donor, notes)
     if not having:
         return Tokens(chosen=donor)
     differing = {label: where for label, other in having.items() if (where := difference(having[chosen], other))}
     lacking = [label for label in sources if label not in having]
-    if not wanted and not recipe.pad_to_multiple_of:
+    if not choice and not recipe.pad_to_multiple_of:
         _refuse_differing(chosen, differing)
         notes += [f"{label} has no tokenizer; its token ids are taken for those of {chosen}" for label in lacking]
         _refuse_heights(sources, chosen)
@@ -106,12 +106,12 @@ def settle_vocabulary(recipe: Recipe, sources: Mapping[str, Source], donor: str,
     if lacking:
         raise CheckpointError(f"{lacking[0]} has no {TOKENIZER}; tokenizer_source needs one of every model")
     united = None
-    if wanted == "union" and differing:
+    if choice == "union" and differing:
         united = vocabulary.union([_content(sources[label]) for label in [chosen, *differing]], notes)
     ids = token_ids(united) if united else having[chosen].ids
     _transplant(recipe, sources, ids, chosen, notes)
     _note_usage(having, chosen, notes)
-    moved = bool(differing) or (wanted in sources and chosen != donor)
+    moved = bool(differing) or (choice in sources and chosen != donor)
     return Tokens(chosen=chosen, united=united, ids=ids if moved else None)
 
 
@@ -169,17 +169,17 @@ def _chosen(
     recipe: Recipe, sources: Mapping[str, Source], having: Mapping[str, TokenizerFiles], donor: str, notes: list[str]
 ) -> str:
     """Return whose tokenizer the result has, or starts from."""
-    wanted = recipe.tokenizer_source
-    if wanted not in ("", "base", "union") and wanted not in sources:
+    choice = recipe.tokenizer_source
+    if choice not in ("", "base", "union") and choice not in sources:
         known = ["base", "union", *sources]
-        raise ConfigError(f"tokenizer_source '{wanted}' is none of {', '.join(known)}{did_you_mean(wanted, known)}")
+        raise ConfigError(f"tokenizer_source '{choice}' is none of {', '.join(known)}{did_you_mean(choice, known)}")
     if not having:
-        if wanted or recipe.pad_to_multiple_of:
-            raise CheckpointError(f"tokenizer_source: {wanted or 'base'}: no model has a {TOKENIZER}")
+        if choice or recipe.pad_to_multiple_of:
+            raise CheckpointError(f"tokenizer_source: {choice or 'base'}: no model has a {TOKENIZER}")
         return donor
-    chosen = wanted if wanted in sources else donor
+    chosen = choice if choice in sources else donor
     if chosen not in having:
-        if wanted:
+        if choice:
             raise CheckpointError(f"{chosen} has no {TOKENIZER}; copy the tokenizer of the model there")
         chosen = next(iter(having))
         notes.append(f"{donor} has no tokenizer; the result has that of {chosen}")
@@ -236,11 +236,11 @@ def _transplant(
     for label, source in sources.items():
         height = inner(source.config).get("vocab_size")
         layers = find_layers(source.files.forms)
-        found = vocabulary.embedding_names(source.files, layers, height) if isinstance(height, int) else []
-        if not isinstance(height, int) or not found:
+        embeddings = vocabulary.embedding_names(source.files, layers, height) if isinstance(height, int) else []
+        if not isinstance(height, int) or not embeddings:
             raise CheckpointError(f"{source.path / CONFIG}: no tensor has vocab_size = {height} rows")
         heights[label] = height
-        names += [name for name in found if name not in names]
+        names += [name for name in embeddings if name not in names]
     tokenizers = {label: source.tokenizer.ids for label, source in sources.items() if source.tokenizer is not None}
     rows = vocabulary.make_vocabulary(ids, tokenizers, heights, chosen, recipe.pad_to_multiple_of)
     vocabulary.give(rows, recipe.tokens, ids, tokenizers)

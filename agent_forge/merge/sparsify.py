@@ -40,12 +40,12 @@ class Cut:
 
     def mask(self, magnitudes: Array, start: int) -> Array:
         """Return which entries of the piece that begins at `start` are kept (float32 magnitudes)."""
-        kept = magnitudes > self.threshold
-        wanted = self.equals.get(start, 0)
-        if wanted:
-            flat = kept.reshape(-1)
-            flat[np.flatnonzero(magnitudes == self.threshold)[:wanted]] = True
-        return kept
+        chosen = magnitudes > self.threshold
+        ties = self.equals.get(start, 0)
+        if ties:
+            flat = chosen.reshape(-1)
+            flat[np.flatnonzero(magnitudes == self.threshold)[:ties]] = True
+        return chosen
 
 
 KEEP_ALL = Cut(np.float32(-1.0), {})
@@ -58,32 +58,32 @@ def largest(
 
     magnitudes: a piece (float32) -> non-negative float32 arrays of its shape, one for each entry of `counts`.
     """
-    wanted = [[min(count, whole.entries) for count in each] for each in counts]
-    brackets = _brackets(whole, magnitudes, wanted)
-    cuts: list[list[Cut | None]] = [[None] * len(each) for each in wanted]
+    needed = [[min(count, whole.entries) for count in each] for each in counts]
+    brackets = _brackets(whole, magnitudes, needed)
+    cuts: list[list[Cut | None]] = [[None] * len(each) for each in needed]
     starts = [start for start, _ in whole.borders()]
-    for tried in (brackets, [[EVERYTHING] * len(each) for each in wanted]):
+    for tried in (brackets, [[EVERYTHING] * len(each) for each in needed]):
         missing = [(k, j) for k, each in enumerate(cuts) for j, cut in enumerate(each) if cut is None]
         if not missing:
             break
-        found = list(whole.map(partial(_inside, magnitudes, tried, missing), single=True))
+        inside = list(whole.map(partial(_inside, magnitudes, tried, missing), single=True))
         for place, (k, j) in enumerate(missing):
-            above = sum(piece[place][0] for piece in found)
-            cuts[k][j] = _cut(wanted[k][j] - above, starts, [piece[place][1] for piece in found])
+            above = sum(piece[place][0] for piece in inside)
+            cuts[k][j] = _cut(needed[k][j] - above, starts, [piece[place][1] for piece in inside])
     return [[cut for cut in each if cut is not None] for each in cuts]
 
 
 def _brackets(
-    whole: Whole, magnitudes: Callable[[Inputs], Sequence[Array]], wanted: Sequence[Sequence[int]]
+    whole: Whole, magnitudes: Callable[[Inputs], Sequence[Array]], needed: Sequence[Sequence[int]]
 ) -> list[list[tuple[float, float]]]:
     """Return bounds between which each cut lies almost certainly, from a sample of entries of every piece."""
     borders = whole.borders()
     if len(borders) < 2:
-        return [[EVERYTHING] * len(each) for each in wanted]
+        return [[EVERYTHING] * len(each) for each in needed]
     step = max(1, SAMPLE_ENTRIES // len(borders))
     pieces = [magnitudes(whole.piece(a, min(b, a + step), single=True)) for a, b in borders]
-    found = []
-    for k, each in enumerate(wanted):
+    brackets = []
+    for k, each in enumerate(needed):
         sample = np.sort(np.concatenate([piece[k] for piece in pieces]))
         bounds = []
         for count in each:
@@ -93,8 +93,8 @@ def _brackets(
             bounds.append(
                 (float(sample[low]) if low > 0 else 0.0, float(sample[high]) if high < len(sample) else math.inf)
             )
-        found.append(bounds)
-    return found
+        brackets.append(bounds)
+    return brackets
 
 
 def _inside(
@@ -104,15 +104,15 @@ def _inside(
     inputs: Inputs,
 ) -> list[tuple[int, Array]]:
     """Return for each bracket how many entries of the piece lie above it, and those that lie in it, in order."""
-    found = []
+    inside = []
     arrays = magnitudes(inputs)
     for k, j in which:
         low, high = brackets[k][j]
         array = arrays[k].reshape(-1)
         above = int(np.count_nonzero(array > np.float32(high)))
         # Both bounds before selecting: selecting few entries is many times cheaper than selecting half of them.
-        found.append((above, array[(array >= np.float32(low)) & (array <= np.float32(high))]))
-    return found
+        inside.append((above, array[(array >= np.float32(low)) & (array <= np.float32(high))]))
+    return inside
 
 
 def _cut(need: int, starts: Sequence[int], pieces: Sequence[Array]) -> Cut | None:
@@ -179,9 +179,9 @@ def keep_probabilities(delta: Array, density: float, epsilon: float) -> Array:
     rising = (density - epsilon + 2 * epsilon * np.arange(width) / (width - 1)).clip(0.0, 1.0).astype(np.float32)
     order = _order(single_magnitude(rows).reshape(-1, width))
     order += (np.arange(len(order)) * width)[:, None]
-    found = np.empty(rows.size, np.float32)
-    found[order.reshape(-1)] = np.tile(rising, len(order))  # two flat arrays: twice as fast as broadcasting
-    return found.reshape(delta.shape)
+    ranks = np.empty(rows.size, np.float32)
+    ranks[order.reshape(-1)] = np.tile(rising, len(order))  # two flat arrays: twice as fast as broadcasting
+    return ranks.reshape(delta.shape)
 
 
 def _order(magnitudes: Array) -> Array:

@@ -70,8 +70,8 @@ def follow(
     for document in documents:
         for part in _parts(document):
             notes += _rewritten(part, values, parents[donor], target)
-    told = ", ".join(f"{name} {value}" for name, value in values.items())
-    return [*dict.fromkeys(notes), f"token ids follow the tokenizer of {chosen}: {told}"]
+    listed = ", ".join(f"{name} {value}" for name, value in values.items())
+    return [*dict.fromkeys(notes), f"token ids follow the tokenizer of {chosen}: {listed}"]
 
 
 def _parts(document: dict[str, Any]) -> list[dict[str, Any]]:

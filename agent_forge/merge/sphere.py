@@ -24,11 +24,11 @@ def gram(whole: Whole, vectors: Callable[[Inputs], Sequence[Array]]) -> Array:
 
     def products(inputs: Inputs) -> Array:
         flat = [vector.reshape(-1) for vector in vectors(inputs)]
-        found = np.empty((len(flat), len(flat)))
+        matrix = np.empty((len(flat), len(flat)))
         for i, left in enumerate(flat):
             for j, right in enumerate(flat[: i + 1]):
-                found[i, j] = found[j, i] = _dot(left, right)
-        return found
+                matrix[i, j] = matrix[j, i] = _dot(left, right)
+        return matrix
 
     return whole.total(products)
 

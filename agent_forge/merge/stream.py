@@ -123,9 +123,9 @@ def check_written(layout: Layout, directory: Path) -> None:
     """Open what was written and compare names, shapes and dtypes with the plan. Raises CheckpointError when they differ."""
     written = ModelFiles(directory, str(directory))
     written.close()
-    wanted = {output.plan.target: (output.shape, output.dtype) for output in layout.outputs}
-    if written.forms != wanted:
-        odd = sorted(name for name in written.forms | wanted if written.forms.get(name) != wanted.get(name))
+    expected = {output.plan.target: (output.shape, output.dtype) for output in layout.outputs}
+    if written.forms != expected:
+        odd = sorted(name for name in written.forms | expected if written.forms.get(name) != expected.get(name))
         raise CheckpointError(f"the written weights differ from the plan at {odd[0]}: a defect, please report it")
 
 
@@ -178,15 +178,15 @@ def _tasks(
 
 def _merged(whole: Whole, output: Output, borders: Sequence[tuple[int, int]], facts: Any) -> list[Array]:
     """Return some merged pieces, as they are stored. Raises CheckpointError when they do not fit the dtype."""
-    found = []
+    parts = []
     for start, stop in borders:
         stored = encode(whole.merged(start, stop, facts), output.dtype)
         if not all_finite(stored, output.dtype):
             raise CheckpointError(
                 f"{whole.name}: the merge gives numbers beyond {output.dtype}; lower the weights or set out_dtype"
             )
-        found.append(stored)
-    return found
+        parts.append(stored)
+    return parts
 
 
 def _copied(tensor: TensorPlan, sources: Sequence[Stored], start: int) -> Array:

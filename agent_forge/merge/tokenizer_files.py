@@ -69,12 +69,12 @@ def read_tokenizer(directory: Path) -> TokenizerFiles | None:
         path = next(iter(sorted(directory.glob(pattern))), None)
         if path is not None:
             try:
-                found = reader(path)
-                found.settings = _json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
-                found.added = _added(directory, found)
+                tokenizer = reader(path)
+                tokenizer.settings = _json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
+                tokenizer.added = _added(directory, tokenizer)
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 raise CheckpointError(f"{path} cannot be read ({error}); restore it from a copy") from None
-            return found
+            return tokenizer
     return None
 
 
@@ -106,18 +106,18 @@ def canonical(text: str, file: Path | str) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     try:
-        found: dict[str, Any] = json.loads(Tokenizer.from_str(text).to_str())
+        loaded: dict[str, Any] = json.loads(Tokenizer.from_str(text).to_str())
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception
         raise CheckpointError(f"{file} cannot be loaded as a tokenizer ({error}); restore it from a copy") from None
-    return found
+    return loaded
 
 
 def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Return the id of every token of a tokenizer.json."""
     vocab = tokenizer["model"].get("vocab") or {}
-    found = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    found.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []})
-    return found
+    ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+    ids.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []})
+    return ids
 
 
 # -- meaning ------------------------------------------------------------------------------------------------------
@@ -125,10 +125,10 @@ def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
 
 def _meaning(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the ids of a text. Without a normalizer, no added token is looked for in normalised text."""
-    found = {key: value for key, value in _without_defaults(tokenizer).items() if key not in USAGE}
-    if "normalizer" not in found:
-        found["added_tokens"] = [{**entry, "normalized": False} for entry in found.get("added_tokens") or []]
-    return found
+    content = {key: value for key, value in _without_defaults(tokenizer).items() if key not in USAGE}
+    if "normalizer" not in content:
+        content["added_tokens"] = [{**entry, "normalized": False} for entry in content.get("added_tokens") or []]
+    return content
 
 
 def _without_defaults(value: Any) -> Any:
@@ -142,9 +142,9 @@ def _without_defaults(value: Any) -> Any:
             return (inner[0] if inner else None) if len(inner) < 2 else {"type": "Sequence", "steps": inner}
         if value.get("type") == "ByteLevel":
             value = {key: entry for key, entry in value.items() if key != "trim_offsets"}  # places in the text only
-        kept = {key: entry if key == "vocab" else _without_defaults(entry) for key, entry in value.items()}
+        cleaned = {key: entry if key == "vocab" else _without_defaults(entry) for key, entry in value.items()}
         return {
-            key: entry for key, entry in kept.items()
+            key: entry for key, entry in cleaned.items()
             if entry is not None and not (key in ("continuing_subword_prefix", "end_of_word_suffix") and entry == "")
             and not (key == "dropout" and entry == 0)
         }  # fmt: skip
@@ -183,8 +183,8 @@ def _short(value: Any) -> str:
 def _merges(tokenizer: TokenizerFiles) -> list[list[str]] | None:
     if tokenizer.content is None:
         return tokenizer.merges
-    found: list[list[str]] | None = tokenizer.canonical["model"].get("merges")
-    return found
+    merges: list[list[str]] | None = tokenizer.canonical["model"].get("merges")
+    return merges
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -197,24 +197,24 @@ def _json(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _parsed(content: bytes) -> dict[str, Any]:
     """Return parsed JSON, not to be changed. Siblings mostly have the same file, and parsing takes a tenth of a second."""
-    found = json.loads(content)
-    if not isinstance(found, dict):
+    document = json.loads(content)
+    if not isinstance(document, dict):
         raise ValueError("no entries in it")
-    return found
+    return document
 
 
-def _added(directory: Path, found: TokenizerFiles) -> list[dict[str, Any]]:
+def _added(directory: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]]:
     """Return the tokens that stand only beside the vocabulary: in added_tokens.json and in the settings."""
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     tokens = dict(_json(directory / ADDED)) if (directory / ADDED).is_file() else {}
     entries = {token: {**plain, "id": int(number), "content": token} for token, number in tokens.items()}
-    for number, entry in (found.settings.get("added_tokens_decoder") or {}).items():
+    for number, entry in (tokenizer.settings.get("added_tokens_decoder") or {}).items():
         about = entry if isinstance(entry, dict) else {"content": str(entry)}
-        kept = {key: value for key, value in about.items() if key in plain or key == "content"}
-        entries[kept["content"]] = {**plain, **kept, "id": int(number)}
+        flags = {key: value for key, value in about.items() if key in plain or key == "content"}
+        entries[flags["content"]] = {**plain, **flags, "id": int(number)}
     if not entries:
         return []
-    known = found.own if found.content is None else token_ids(found.content)
+    known = tokenizer.own if tokenizer.content is None else token_ids(tokenizer.content)
     return sorted((e for token, e in entries.items() if token not in known), key=lambda entry: entry["id"])
 
 
@@ -268,7 +268,7 @@ def _pieces(content: bytes) -> list[str]:
 
 def _fields(content: bytes) -> list[tuple[int, bytes | int]]:
     """Return the (number, value) pairs of a protocol buffer message; numbers of fixed width as bytes."""
-    found: list[tuple[int, bytes | int]] = []
+    fields: list[tuple[int, bytes | int]] = []
     place = 0
 
     def varint() -> int:
@@ -286,14 +286,14 @@ def _fields(content: bytes) -> list[tuple[int, bytes | int]]:
         tag = varint()
         kind = tag & 7
         if kind == 0:
-            found.append((tag >> 3, varint()))
+            fields.append((tag >> 3, varint()))
             continue
         if kind not in (1, 2, 5):
             raise ValueError(f"wire type {kind}")
         length = varint() if kind == 2 else 8 if kind == 1 else 4
-        found.append((tag >> 3, content[place : place + length]))
+        fields.append((tag >> 3, content[place : place + length]))
         place += length
-    return found
+    return fields
 
 
 @lru_cache(maxsize=1)

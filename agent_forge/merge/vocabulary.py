@@ -34,16 +34,16 @@ def union(tokenizers: Sequence[Mapping[str, Any]], notes: list[str]) -> dict[str
             f"no union of tokenizers of different kinds: {', '.join(sorted(map(str, kinds)))}; use tokenizer_source: base"
         )
     result = copy.deepcopy(dict(tokenizers[0]))
-    wanted = token_ids(result)
+    expected = token_ids(result)
     _spell_out(result)
     for other in tokenizers[1:]:
-        _add_tokens(result, wanted, other)
+        _add_tokens(result, expected, other)
         _add_merges(result, other, notes)
     loaded = token_ids(canonical(json.dumps(result), "the united tokenizer"))
-    if loaded != wanted:
-        odd = next(token for token in {**wanted, **loaded} if wanted.get(token) != loaded.get(token))
+    if loaded != expected:
+        odd = next(token for token in {**expected, **loaded} if expected.get(token) != loaded.get(token))
         raise CheckpointError(
-            f"the united tokenizer gives {odd!r} the id {loaded.get(odd)} and not {wanted.get(odd)}; use "
+            f"the united tokenizer gives {odd!r} the id {loaded.get(odd)} and not {expected.get(odd)}; use "
             "tokenizer_source: base"
         )
     return result
@@ -112,37 +112,37 @@ class Vocabulary:
         if row in self.given:
             named = self.given[row]
             return [named] if named else []
-        found = [(label, int(rows[row])) for label, rows in self.rows.items() if rows[row] >= 0]
-        of_base = [pair for pair in found if pair[0] == self.base]
-        return of_base or found
+        owners = [(label, int(rows[row])) for label, rows in self.rows.items() if rows[row] >= 0]
+        of_base = [pair for pair in owners if pair[0] == self.base]
+        return of_base or owners
 
 
 def make_vocabulary(
-    wanted: Mapping[str, int],
+    output_ids: Mapping[str, int],
     tokenizers: Mapping[str, Mapping[str, int]],
     heights: Mapping[str, int],
     base: str,
     multiple: int,
 ) -> Vocabulary:
-    """Return the rows of every model for the wanted tokens. tokenizers: the ids of each model's tokens.
+    """Return the rows of every model for the tokens of `output_ids` (token -> row).
 
-    heights: rows of each model's embedding.
+    tokenizers: the ids of each model's tokens. heights: rows of each model's embedding.
 
     The result has a row for each token, rounded up to `multiple`, and no fewer than the base when its tokens suffice
     (models pad their embeddings).
     """
-    needed = max(wanted.values()) + 1
+    needed = max(output_ids.values()) + 1
     padded = heights[base] if needed <= heights[base] and not multiple else needed
     size = -(-padded // multiple) * multiple if multiple else padded
     rows = {}
     for label, ids in tokenizers.items():
-        found = np.full(size, -1, np.int64)
-        for token, row in wanted.items():
+        source_rows = np.full(size, -1, np.int64)
+        for token, row in output_ids.items():
             if ids.get(token, heights[label]) < heights[label]:
-                found[row] = ids[token]
-        rows[label] = found
+                source_rows[row] = ids[token]
+        rows[label] = source_rows
     # Rows that no token has (padding) come from the base as far as it has them.
-    unnamed = np.setdiff1d(np.arange(min(size, heights[base])), np.fromiter(wanted.values(), np.int64))
+    unnamed = np.setdiff1d(np.arange(min(size, heights[base])), np.fromiter(output_ids.values(), np.int64))
     rows[base][unnamed] = unnamed
     return Vocabulary(size=size, rows=rows, base=base)
 

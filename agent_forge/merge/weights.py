@@ -46,7 +46,7 @@ class Weights:
     def _map(self, file: Path) -> None:
         try:
             handle = safe_open(file, framework="pt")
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 part = handle.get_slice(name)
                 dtype = _DTYPES.get(part.get_dtype())
                 if dtype is None:

@@ -107,5 +107,5 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     """Return the logits of 24 tokens: more than the sliding window."""
     ids = torch.arange(24)[None] * 7 % 90 + 3
     with torch.no_grad():
-        found: torch.Tensor = model(ids, use_cache=False).logits
-    return found
+        result: torch.Tensor = model(ids, use_cache=False).logits
+    return result

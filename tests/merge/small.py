@@ -29,15 +29,15 @@ def tokenizer(
     size: int = 320, special: tuple[str, ...] = SPECIAL, text: str = TEXT, **names: str
 ) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer whose special tokens have the first ids."""
-    made = Tokenizer(BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
+    built = Tokenizer(BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([text], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, **{"eos_token": special[0], **names})
+    built.train_from_iterator([text], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=built, **{"eos_token": special[0], **names})
 
 
 def put(
@@ -84,8 +84,8 @@ def change_weights(directory: Path, **tensors: torch.Tensor) -> None:
 
 
 def read(directory: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / name).read_text())
-    return found
+    result: dict[str, Any] = json.loads((directory / name).read_text())
+    return result
 
 
 def change(directory: Path, name: str, **entries: Any) -> None:

@@ -72,13 +72,13 @@ def recipes() -> list[Recipe]:
 def test_a_candidate_equals_the_one_shot_merge_of_its_recipe(recipe: Recipe, dtype: torch.dtype) -> None:
     models = family(dtype)
     plan = make_plan(recipe, models)
-    made = {tensor.target: torch.full(SHAPES[tensor.target], torch.nan) for tensor in plan.tensors}
-    Bank(models, "trunk", seed=3).merge_into(plan, made)
+    built = {tensor.target: torch.full(SHAPES[tensor.target], torch.nan) for tensor in plan.tensors}
+    Bank(models, "trunk", seed=3).merge_into(plan, built)
     for tensor in plan.tensors:
         truth = merge_tensor(plan, tensor, models, 3)
         # Sums of 16-bit numbers are often 0 but for rounding, and then an election in float32 may go either way.
         even = 0.005 * truth.numel() if dtype == torch.bfloat16 and recipe.method.endswith("ties") else 0
-        wrong = ~torch.isclose(made[tensor.target], truth, rtol=2e-5, atol=2e-6)
+        wrong = ~torch.isclose(built[tensor.target], truth, rtol=2e-5, atol=2e-6)
         assert int(wrong.sum()) <= even
 
 
@@ -109,12 +109,12 @@ def test_rank_classes_give_the_mask_of_every_density_on_the_grid(count: int) -> 
     delta[delta == 0] = 0.25
     ranks = rank_classes(delta)
     for density in range(1, GRID + 1):
-        kept = ranks.classes <= density
+        remaining = ranks.classes <= density
         # The first among equals, exactly so many.
-        wanted = max(1, density * count // GRID)
-        first = torch.argsort(delta.abs(), descending=True, stable=True)[:wanted]
-        assert sorted(first.tolist()) == kept.nonzero().flatten().tolist()
-        if int(kept.sum()) > int((ranks.classes < density).sum()):
+        expected = max(1, density * count // GRID)
+        first = torch.argsort(delta.abs(), descending=True, stable=True)[:expected]
+        assert sorted(first.tolist()) == remaining.nonzero().flatten().tolist()
+        if int(remaining.sum()) > int((ranks.classes < density).sum()):
             smallest = delta.abs()[ranks.classes == density].min()
             assert delta.abs()[ranks.last[density]] == smallest
             assert int(ranks.classes[ranks.last[density]]) == density

@@ -93,20 +93,20 @@ def test_the_written_weights_are_those_of_a_merge_in_memory(family: Path, method
 
 
 def test_transformers_and_forge_open_the_result_and_its_lineage_names_the_parents(family: Path) -> None:
-    found = merge(recipe(family))
-    again = checkpoint.open(found.path)
-    assert again.id == found.id
+    result = merge(recipe(family))
+    again = checkpoint.open(result.path)
+    assert again.id == result.id
     assert [parent["name"] for parent in again.manifest.parents] == ["base", "m1", "m2", "m3"]
     assert all(len(parent["id"]) == 16 for parent in again.manifest.parents)
     assert again.manifest.phase == "merge"
-    loaded, info = AutoModelForCausalLM.from_pretrained(found.path, output_loading_info=True)
+    loaded, info = AutoModelForCausalLM.from_pretrained(result.path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    for name, value in weights_of(found.path).items():
+    for name, value in weights_of(result.path).items():
         assert torch.equal(loaded.state_dict()[name], value)
     text = "The state of the union."
-    assert AutoTokenizer.from_pretrained(found.path)(text).input_ids == AutoTokenizer.from_pretrained(family / "base")(text).input_ids  # fmt: skip  # noqa: E501
-    card = (found.path / "README.md").read_text()
+    assert AutoTokenizer.from_pretrained(result.path)(text).input_ids == AutoTokenizer.from_pretrained(family / "base")(text).input_ids  # fmt: skip  # noqa: E501
+    card = (result.path / "README.md").read_text()
     assert all(parent["id"] in card for parent in again.manifest.parents)
     assert "config.json and all that is not merged come from base" in card
     assert "density: 0.5" in card
@@ -116,11 +116,11 @@ def test_without_a_base_the_config_is_that_of_the_first_model_and_the_difference
     change_config(family / "m1", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     entries = [{"model": name} for name in ("m2", "m1")]
     for _ in range(3):
-        found = merge(recipe(family, "linear", base_model=None, models=entries), f"out{_}")
-        config = json.loads((found.path / "config.json").read_text())
+        result = merge(recipe(family, "linear", base_model=None, models=entries), f"out{_}")
+        config = json.loads((result.path / "config.json").read_text())
         assert config["rope_parameters"] == json.loads((family / "m2" / "config.json").read_text())["rope_parameters"]
-        assert found.manifest.extra["donor"] == "m2"
-        assert any("rope_parameters is" in note and "in m1" in note for note in found.manifest.extra["notes"])
+        assert result.manifest.extra["donor"] == "m2"
+        assert any("rope_parameters is" in note and "in m1" in note for note in result.manifest.extra["notes"])
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "della"])
@@ -152,25 +152,25 @@ def test_shards_of_any_size_in_and_out_hold_the_same_tensors(family: Path) -> No
     where = {n: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, n in enumerate(names)}
     (family / "m2" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     (family / "m2" / "model.safetensors").unlink()
-    found = merge(recipe(family), "parts", shard_bytes=20_000)
-    files = sorted(path.name for path in found.path.glob("*.safetensors"))
+    result = merge(recipe(family), "parts", shard_bytes=20_000)
+    files = sorted(path.name for path in result.path.glob("*.safetensors"))
     assert len(files) > 2
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
-    index = json.loads((found.path / "model.safetensors.index.json").read_text())
+    index = json.loads((result.path / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == whole.keys()
     assert index["metadata"]["total_size"] == sum(v.numel() * v.element_size() for v in whole.values())
-    parts = weights_of(found.path)
+    parts = weights_of(result.path)
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
-    loaded = AutoModelForCausalLM.from_pretrained(found.path)
+    loaded = AutoModelForCausalLM.from_pretrained(result.path)
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in whole.items())
 
 
 def test_out_dtype_is_what_is_stored_and_what_the_config_says(family: Path) -> None:
-    found = merge(recipe(family, dtype="float32", out_dtype="bfloat16"))
-    assert {value.dtype for value in weights_of(found.path).values()} == {torch.bfloat16}
-    assert json.loads((found.path / "config.json").read_text())["dtype"] == "bfloat16"
+    result = merge(recipe(family, dtype="float32", out_dtype="bfloat16"))
+    assert {value.dtype for value in weights_of(result.path).values()} == {torch.bfloat16}
+    assert json.loads((result.path / "config.json").read_text())["dtype"] == "bfloat16"
     full = weights_of(merge(recipe(family), "full").path)
-    assert all(torch.equal(full[name].bfloat16(), value) for name, value in weights_of(found.path).items())
+    assert all(torch.equal(full[name].bfloat16(), value) for name, value in weights_of(result.path).items())
 
 
 def test_a_tied_and_an_untied_model_give_an_untied_one_with_both_merged(family: Path) -> None:
@@ -178,18 +178,18 @@ def test_a_tied_and_an_untied_model_give_an_untied_one_with_both_merged(family: 
     change(family / "m1", lambda weights: weights.update({"lm_head.weight": head}))
     change_config(family / "m1", tie_word_embeddings=False)
     entries = [{"model": "m2"}, {"model": "m1"}]
-    found = merge(recipe(family, "linear", base_model=None, models=entries))
+    result = merge(recipe(family, "linear", base_model=None, models=entries))
     embedding = weights_of(family / "m2")["model.embed_tokens.weight"]
-    torch.testing.assert_close(weights_of(found.path)["lm_head.weight"], (head + embedding) / 2)
-    loaded = AutoModelForCausalLM.from_pretrained(found.path)
+    torch.testing.assert_close(weights_of(result.path)["lm_head.weight"], (head + embedding) / 2)
+    loaded = AutoModelForCausalLM.from_pretrained(result.path)
     torch.testing.assert_close(loaded.lm_head.weight, (head + embedding) / 2)
-    assert any("ties its head" in note for note in found.manifest.extra["notes"])
+    assert any("ties its head" in note for note in result.manifest.extra["notes"])
 
 
 def test_models_that_all_tie_their_head_stay_tied(family: Path) -> None:
-    found = merge(recipe(family))
-    assert "lm_head.weight" not in weights_of(found.path)
-    loaded = AutoModelForCausalLM.from_pretrained(found.path)
+    result = merge(recipe(family))
+    assert "lm_head.weight" not in weights_of(result.path)
+    loaded = AutoModelForCausalLM.from_pretrained(result.path)
     assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()
 
 
@@ -222,11 +222,11 @@ def test_differing_tokenizers_are_refused_with_the_place_and_the_remedy(grown: P
 
 
 def test_a_union_has_every_token_and_new_rows_keep_their_owners_embedding(grown: Path) -> None:
-    found = merge(recipe(grown, "task_arithmetic", tokenizer_source="union"))
-    tokenizer = AutoTokenizer.from_pretrained(found.path)
+    result = merge(recipe(grown, "task_arithmetic", tokenizer_source="union"))
+    tokenizer = AutoTokenizer.from_pretrained(result.path)
     theirs = weights_of(grown / "m1")["model.embed_tokens.weight"]
-    merged = weights_of(found.path)["model.embed_tokens.weight"]
-    assert len(merged) == len(theirs) == json.loads((found.path / "config.json").read_text())["vocab_size"]
+    merged = weights_of(result.path)["model.embed_tokens.weight"]
+    assert len(merged) == len(theirs) == json.loads((result.path / "config.json").read_text())["vocab_size"]
     for token in ("<extra>", "zebra"):
         # Nobody but m1 has the token: base and the others borrow its row, so no task vector moves it.
         torch.testing.assert_close(merged[tokenizer.convert_tokens_to_ids(token)], theirs[tokenizer.convert_tokens_to_ids(token)])  # fmt: skip  # noqa: E501
@@ -235,7 +235,7 @@ def test_a_union_has_every_token_and_new_rows_keep_their_owners_embedding(grown:
     rows = weights_of(old.path)["model.embed_tokens.weight"]
     assert len(rows) == len(theirs) - 2
     torch.testing.assert_close(merged[: len(rows)], rows)
-    AutoModelForCausalLM.from_pretrained(found.path)
+    AutoModelForCausalLM.from_pretrained(result.path)
 
 
 def test_a_vocabulary_in_another_order_is_merged_token_by_token(family: Path) -> None:
@@ -254,18 +254,18 @@ def test_a_vocabulary_in_another_order_is_merged_token_by_token(family: Path) ->
 
     change(family / "m1", swap)
     entries = [{"model": "base"}, {"model": "m1"}]
-    found = merge(
+    result = merge(
         recipe(family, "linear", base_model=None, models=entries, tokenizer_source="base".replace("base", "union"))
     )
     base = weights_of(family / "base")["model.embed_tokens.weight"]
-    torch.testing.assert_close(weights_of(found.path)["model.embed_tokens.weight"], (base + usual) / 2)
+    torch.testing.assert_close(weights_of(result.path)["model.embed_tokens.weight"], (base + usual) / 2)
 
 
 def test_rows_are_padded_to_a_multiple(family: Path) -> None:
-    found = merge(recipe(family, "linear", base_model=None, tokenizer={"source": "union", "pad_to_multiple_of": 128}))
-    merged = weights_of(found.path)["model.embed_tokens.weight"]
+    result = merge(recipe(family, "linear", base_model=None, tokenizer={"source": "union", "pad_to_multiple_of": 128}))
+    merged = weights_of(result.path)["model.embed_tokens.weight"]
     assert len(merged) % 128 == 0
-    assert json.loads((found.path / "config.json").read_text())["vocab_size"] == len(merged)
+    assert json.loads((result.path / "config.json").read_text())["vocab_size"] == len(merged)
     old = len(weights_of(family / "m1")["model.embed_tokens.weight"])
     assert not merged[old:].any()
 
@@ -276,9 +276,9 @@ def test_a_recipe_names_whose_embedding_single_tokens_get(grown: Path) -> None:
         "<extra>": {"source": {"kind": "zero"}, "force": True},
         "a": {"source": {"kind": "model_token", "model": "m2", "token_id": 70}, "force": True},
     }
-    found = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union", "tokens": tokens}))
-    place = AutoTokenizer.from_pretrained(found.path).convert_tokens_to_ids
-    merged = weights_of(found.path)["model.embed_tokens.weight"]
+    result = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union", "tokens": tokens}))
+    place = AutoTokenizer.from_pretrained(result.path).convert_tokens_to_ids
+    merged = weights_of(result.path)["model.embed_tokens.weight"]
     theirs = weights_of(grown / "m1")["model.embed_tokens.weight"]
     # Base and m2 take <extra>'s row for zebra and m1 keeps its own, so m1's task vector is what is between the two.
     usual = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union"}), "usual")
@@ -454,16 +454,16 @@ def test_a_dry_run_says_bytes_and_seconds_and_writes_nothing(family: Path) -> No
     before = sorted(family.iterdir())
     result = CliRunner().invoke(app, ["merge", str(file), "--dry-run", "--json"])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    results = json.loads(result.stdout)
     assert sorted(family.iterdir()) == before
     written = merge(file).path / "model.safetensors"
     header = int(np.frombuffer(written.read_bytes()[:8], "<u8")[0])
-    assert found["writes_bytes"] == written.stat().st_size - 8 - header
-    assert found["reads_bytes"] == sum(
+    assert results["writes_bytes"] == written.stat().st_size - 8 - header
+    assert results["reads_bytes"] == sum(
         (family / name / "model.safetensors").stat().st_size for name in ("base", "m1", "m2", "m3")
     )
-    assert found["donor"] == "base"
-    assert found["seconds"] >= 0
+    assert results["donor"] == "base"
+    assert results["seconds"] >= 0
 
 
 def test_the_command_merges_and_errors_are_one_line(family: Path) -> None:

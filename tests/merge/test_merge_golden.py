@@ -58,8 +58,8 @@ def test_ties_in_bfloat16_is_right_wherever_the_kept_set_is_defined() -> None:
         defined = torch.ones_like(truth, dtype=torch.bool)
         for entry in recipe.models:
             size = (models[entry.model].get(name).double() - base).abs()
-            kept = max(1, int(entry.parameters["density"] * size.numel()))
-            threshold = size.flatten().sort(descending=True).values[kept - 1]
+            remaining = max(1, int(entry.parameters["density"] * size.numel()))
+            threshold = size.flatten().sort(descending=True).values[remaining - 1]
             defined &= size != threshold
         wrong += int((ours[name].bfloat16() != truth.bfloat16())[defined].sum())
         total += int(defined.sum())
@@ -78,21 +78,21 @@ def test_a_random_case_keeps_the_share_and_the_scale_of_each_task_vector(case: s
         labels = alone.labels()
         models = {label: Weights.open(GOLDEN / label, label) for label in labels}
         plan = make_plan(alone, models)
-        kept = nonzero = 0
+        remaining = nonzero = 0
         l1_before = l1_after = 0.0
         for tensor in plan.tensors:
             base = models[alone.base].get(tensor.target)
             delta = models[entry.model].get(tensor.target) - base
             change = (merge_tensor(plan, tensor, models, seed=0) - base) / weight
-            kept += int(((change != 0) & (delta != 0)).sum())
+            remaining += int(((change != 0) & (delta != 0)).sum())
             nonzero += int((delta != 0).sum())
             l1_before += float(delta.abs().sum())
             l1_after += float(change.abs().sum())
         sigma = (density * (1 - density) / nonzero) ** 0.5
         if case.startswith("dare"):
-            assert abs(kept / nonzero - density) < 4 * sigma
+            assert abs(remaining / nonzero - density) < 4 * sigma
         else:
-            assert abs(kept / nonzero - density) < 0.1
+            assert abs(remaining / nonzero - density) < 0.1
         assert l1_after == pytest.approx(l1_before, rel=0.02)
 
 

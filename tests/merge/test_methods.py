@@ -94,8 +94,8 @@ def test_a_copy_is_scaled(name: str) -> None:
 def test_task_arithmetic_adds_lambda_times_the_weighted_task_vectors(normalize: bool) -> None:
     base, *models = arrays(3)
     change = sum(w * (x - base) for w, x in zip(WEIGHTS, models, strict=True)) / (sum(WEIGHTS) if normalize else 1.0)
-    found = run("task_arithmetic", models, base, weighted(), normalize=normalize, **{"lambda": 0.6})
-    close(found, base + 0.6 * change)
+    result = run("task_arithmetic", models, base, weighted(), normalize=normalize, **{"lambda": 0.6})
+    close(result, base + 0.6 * change)
     close(run("task_arithmetic", models, base), base + sum(x - base for x in models))
 
 
@@ -159,13 +159,13 @@ def test_nuslerp_goes_by_the_share_of_the_second_weight(with_base: bool) -> None
     each = weighted((0.6, 1.4))
     origin = base if with_base else np.zeros(SHAPE)
     a, b = one - origin, two - origin
-    given = base if with_base else None
-    close(run("nuslerp", [one, two], given, each), origin + _slerp(a, b, 0.7))
+    inputs = base if with_base else None
+    close(run("nuslerp", [one, two], inputs, each), origin + _slerp(a, b, 0.7))
     rows = np.stack([_slerp(x, y, 0.7) for x, y in zip(a, b, strict=True)])
-    close(run("nuslerp", [one, two], given, each, nuslerp_flatten=False), origin + rows)
+    close(run("nuslerp", [one, two], inputs, each, nuslerp_flatten=False), origin + rows)
     columns = np.stack([_slerp(x, y, 0.7) for x, y in zip(a.T, b.T, strict=True)]).T
-    found = run("nuslerp", [one, two], given, each, nuslerp_flatten=False, nuslerp_row_wise=True)
-    close(found, origin + columns)
+    result = run("nuslerp", [one, two], inputs, each, nuslerp_flatten=False, nuslerp_row_wise=True)
+    close(result, origin + columns)
 
 
 @pytest.mark.parametrize("with_base", [True, False])
@@ -208,9 +208,9 @@ def test_karcher_takes_one_step_after_another_to_the_mean_of_logarithms() -> Non
         mean, _ = step(mean)
         close(run("karcher", models, max_iter=steps, tol=0.0), (mean * np.mean(lengths)).reshape(SHAPE))
     # At the end the logarithms cancel: the defining property of the mean.
-    found = run("karcher", models, max_iter=200, tol=1e-12).ravel()
-    assert np.linalg.norm(found) == pytest.approx(np.mean(lengths), rel=1e-6)
-    assert step(found / np.linalg.norm(found))[1] < 1e-6
+    result = run("karcher", models, max_iter=200, tol=1e-12).ravel()
+    assert np.linalg.norm(result) == pytest.approx(np.mean(lengths), rel=1e-6)
+    assert step(result / np.linalg.norm(result))[1] < 1e-6
 
 
 def test_karcher_stops_at_its_tolerance_and_leaves_zeros_out() -> None:
@@ -232,9 +232,9 @@ def test_karcher_stops_at_its_tolerance_and_leaves_zeros_out() -> None:
 def top(delta: Floats, count: int) -> Floats:
     """Return the `count` largest entries by magnitude, zeros elsewhere."""
     order = np.argsort(-np.abs(delta), axis=None, kind="stable")
-    kept = np.zeros(delta.size)
-    kept[order[:count]] = delta.ravel()[order[:count]]
-    return kept.reshape(delta.shape)
+    remaining = np.zeros(delta.size)
+    remaining[order[:count]] = delta.ravel()[order[:count]]
+    return remaining.reshape(delta.shape)
 
 
 def elected(deltas: list[Floats], weights: tuple[float, ...], normalize: bool) -> Floats:
@@ -256,21 +256,21 @@ def test_ties_trims_elects_and_averages(normalize: bool, rescale: bool) -> None:
     weights = (0.5, 0.9, 0.2)
     deltas = []
     for model in models:
-        kept = top(model - base, 13)  # .34 of 40 entries is 13.6
-        factor = np.abs(model - base).sum() / np.abs(kept).sum() if rescale else 1.0
-        deltas.append(kept * factor)
-    found = run(
+        remaining = top(model - base, 13)  # .34 of 40 entries is 13.6
+        factor = np.abs(model - base).sum() / np.abs(remaining).sum() if rescale else 1.0
+        deltas.append(remaining * factor)
+    result = run(
         "ties", models, base, weighted(weights, density=0.34), normalize=normalize, rescale=rescale, **{"lambda": 0.8}
     )
-    close(found, base + 0.8 * elected(deltas, weights, normalize))
+    close(result, base + 0.8 * elected(deltas, weights, normalize))
 
 
 def test_ties_normalises_by_default_and_keeps_at_least_one_entry() -> None:
     base, *models = arrays(2)
-    found = run("ties", models, base, weighted((2.0, 3.0), density=0.34))
-    close(found, base + elected([top(x - base, 13) for x in models], (2.0, 3.0), True))
-    found = run("ties", models[:1], base, {"density": 1e-6})
-    close(found, base + top(models[0] - base, 1))
+    result = run("ties", models, base, weighted((2.0, 3.0), density=0.34))
+    close(result, base + elected([top(x - base, 13) for x in models], (2.0, 3.0), True))
+    result = run("ties", models[:1], base, {"density": 1e-6})
+    close(result, base + top(models[0] - base, 1))
 
 
 def test_an_even_vote_is_positive_and_negative_weights_turn_their_models_round() -> None:
@@ -293,15 +293,15 @@ def test_breadcrumbs_drops_the_largest_and_the_smallest(name: str, normalize: bo
     deltas = []
     for model in models:
         delta = model - base
-        kept = top(delta, 14 + 5) - top(delta, 5)  # density .36 keeps 14 of 40, gamma .14 drops the top 5
-        deltas.append(kept * (np.abs(delta).sum() / np.abs(kept).sum() if rescale else 1.0))
+        remaining = top(delta, 14 + 5) - top(delta, 5)  # density .36 keeps 14 of 40, gamma .14 drops the top 5
+        deltas.append(remaining * (np.abs(delta).sum() / np.abs(remaining).sum() if rescale else 1.0))
     each = weighted(weights, density=0.36, gamma=0.14)
-    found = run(name, models, base, each, normalize=normalize, rescale=rescale, **{"lambda": 0.8})
+    result = run(name, models, base, each, normalize=normalize, rescale=rescale, **{"lambda": 0.8})
     if name == "breadcrumbs_ties":
         truth = elected(deltas, weights, normalize)
     else:
         truth = sum(w * d for w, d in zip(weights, deltas, strict=True)) / (sum(weights) if normalize else 1.0)
-    close(found, base + 0.8 * truth)
+    close(result, base + 0.8 * truth)
 
 
 @pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
@@ -309,8 +309,8 @@ def test_breadcrumbs_never_drops_more_outliers_than_leave_room_for_its_density(n
     base, model = arrays(1)
     delta = model - base
     # density .9 keeps 36 of 40: there is room for 4 outliers, not for the 8 of gamma .2.
-    found = run(name, [model], base, {"density": 0.9, "gamma": 0.2})
-    close(found, base + delta - top(delta, 4))
+    result = run(name, [model], base, {"density": 0.9, "gamma": 0.2})
+    close(result, base + delta - top(delta, 4))
     close(run(name, [model], base, {"density": 1.0, "gamma": 0.2}), model)
     # By default nothing is rescaled or normalised, and a hundredth of 40 entries is none.
     close(run(name, [model], base, {"weight": 2.0, "density": 0.5}), base + 2 * top(delta, 20))
@@ -323,13 +323,13 @@ def test_sce_weighs_models_by_the_energy_of_what_varies_most() -> None:
     count = int(0.4 * np.count_nonzero(variance))
     chosen = top(variance, count) > 0
     for share, mask in ((0.4, chosen), (1.0, np.ones(SHAPE, bool))):
-        kept = [d * mask for d in deltas]
-        energy = np.array([np.square(d).sum() for d in kept])
+        remaining = [d * mask for d in deltas]
+        energy = np.array([np.square(d).sum() for d in remaining])
         weights = energy / energy.sum()
         truth = np.zeros(SHAPE)
         for place in np.ndindex(SHAPE):
-            sign = 1.0 if sum(d[place] for d in kept) >= 0 else -1.0
-            agreeing = [(w, d[place]) for w, d in zip(weights, kept, strict=True) if d[place] * sign > 0]
+            sign = 1.0 if sum(d[place] for d in remaining) >= 0 else -1.0
+            agreeing = [(w, d[place]) for w, d in zip(weights, remaining, strict=True) if d[place] * sign > 0]
             if agreeing:
                 truth[place] = sum(w * d for w, d in agreeing) / sum(w for w, _ in agreeing)
         close(run("sce", models, base, select_topk=share), base + truth)
@@ -382,10 +382,10 @@ def test_arcee_fusion_takes_over_what_is_important() -> None:
     ranked = sorted(importance.ravel())
     low, middle, high = (ranked[int(share * 95)] for share in (0.25, 0.5, 0.75))
     threshold = middle + 1.5 * (high - low)
-    kept = importance >= threshold
-    assert 2 < kept.sum() < 40
+    remaining = importance >= threshold
+    assert 2 < remaining.sum() < 40
     assert np.abs(importance / threshold - 1).min() > 1e-4
-    close(run("arcee_fusion", [model], base), np.where(kept, model, base))
+    close(run("arcee_fusion", [model], base), np.where(remaining, model, base))
 
 
 def test_the_softmax_of_arcee_fusion_is_that_of_vector_units_rounding_for_rounding() -> None:
@@ -442,16 +442,16 @@ def test_dare_drops_by_the_draws_and_rescales(name: str, normalize: bool, rescal
     deltas = []
     for number, model in enumerate(models):
         draws = sparsify.draws(3, ("dare", "w", f"m{number}"), 0, 40).reshape(SHAPE)
-        kept = (model - base) * (draws < 0.4)
-        restoring = np.abs(model - base).sum() / np.abs(kept).sum()
-        deltas.append(kept * {"density": 2.5, "l1": restoring, "none": 1.0}[rescaling])
+        remaining = (model - base) * (draws < 0.4)
+        restoring = np.abs(model - base).sum() / np.abs(remaining).sum()
+        deltas.append(remaining * {"density": 2.5, "l1": restoring, "none": 1.0}[rescaling])
     shared = {"normalize": normalize, "rescale": rescaling != "none", "rescale_l1": rescaling == "l1", "lambda": 0.8}
-    found = run(name, models, base, weighted(weights, density=0.4), **shared)
+    result = run(name, models, base, weighted(weights, density=0.4), **shared)
     if name == "dare_ties":
         truth = elected(deltas, weights, normalize)
     else:
         truth = sum(w * d for w, d in zip(weights, deltas, strict=True)) / (sum(weights) if normalize else 1.0)
-    close(found, base + 0.8 * truth)
+    close(result, base + 0.8 * truth)
     if rescaling == "density" and not normalize:  # the defaults
         close(run(name, models, base, weighted(weights, density=0.4), **{"lambda": 0.8}), base + 0.8 * truth)
 
@@ -467,14 +467,14 @@ def test_della_keeps_by_rank_in_the_row_and_rescales(name: str, rescaling: str) 
         draws = sparsify.draws(3, ("della", "w", f"m{number}"), 0, 40).reshape(SHAPE)
         rank = np.argsort(np.argsort(np.abs(delta).astype(np.float32), axis=1, kind="stable"), axis=1)
         probability = (0.5 - 0.3) + 2 * 0.3 * rank / 9
-        kept = delta * (draws < probability)
-        restoring = np.abs(delta).sum() / np.abs(kept).sum()
-        deltas.append(kept * {"probability": 1 / probability, "l1": restoring, "none": 1.0}[rescaling])
+        remaining = delta * (draws < probability)
+        restoring = np.abs(delta).sum() / np.abs(remaining).sum()
+        deltas.append(remaining * {"probability": 1 / probability, "l1": restoring, "none": 1.0}[rescaling])
     shared = {"rescale": rescaling != "none", "rescale_l1": rescaling == "l1", "lambda": 0.8}
-    found = run(name, models, base, weighted(weights, density=0.5, epsilon=0.3), **shared)
+    result = run(name, models, base, weighted(weights, density=0.5, epsilon=0.3), **shared)
     # By default della averages the agreeing, della_linear adds.
     summed = sum(w * d for w, d in zip(weights, deltas, strict=True))
-    close(found, base + 0.8 * (elected(deltas, weights, True) if name == "della" else summed))
+    close(result, base + 0.8 * (elected(deltas, weights, True) if name == "della" else summed))
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della_linear", "della"])

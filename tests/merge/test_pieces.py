@@ -105,9 +105,9 @@ def test_dare_keeps_its_share_without_bias_and_with_the_known_variance() -> None
     delta = model - base
     change = merged(job) - base
     density, n = 0.4, job.entries
-    kept = np.abs(change) > 1e-9
-    assert abs(kept.mean() - density) < 4 * np.sqrt(density * (1 - density) / n)
-    np.testing.assert_allclose(change[kept], delta[kept] / density, atol=2e-6)
+    remaining = np.abs(change) > 1e-9
+    assert abs(remaining.mean() - density) < 4 * np.sqrt(density * (1 - density) / n)
+    np.testing.assert_allclose(change[remaining], delta[remaining] / density, atol=2e-6)
     # Mean of change - delta is 0, its variance delta^2 (1 - p) / p.
     variance = np.square(delta) * (1 - density) / density
     assert abs((change - delta).mean()) < 4 * np.sqrt(variance.mean() / n)
@@ -118,22 +118,22 @@ def test_della_keeps_larger_entries_more_often_by_rank_within_the_row() -> None:
     job = whole("della_linear", 1, rescale=False)
     job.each[0]["weight"] = 1.0
     base, model = (s.read(0, job.entries).reshape(SHAPE) for s in (job.base, job.tensors[0]))
-    kept = merged(job).reshape(SHAPE) != base
+    remaining = merged(job).reshape(SHAPE) != base
     ranks = np.abs(model - base).argsort(-1).argsort(-1)
     for low in range(0, SHAPE[1], 100):
         chosen = (ranks >= low) & (ranks < low + 100)
-        wanted = 0.4 - 0.2 + 2 * 0.2 * (low + 49.5) / (SHAPE[1] - 1)
-        assert abs(kept[chosen].mean() - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / chosen.sum())
+        expected = 0.4 - 0.2 + 2 * 0.2 * (low + 49.5) / (SHAPE[1] - 1)
+        assert abs(remaining[chosen].mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / chosen.sum())
 
 
 @pytest.mark.parametrize(("width", "exact"), [(7, False), (700, False), (9000, True)])
 def test_keep_probabilities_are_linear_in_the_rank(width: int, exact: bool) -> None:
     delta = np.random.default_rng(width).standard_normal((5, width)).astype(np.float32)
-    found = sparsify.keep_probabilities(delta, 0.5, 0.25)
+    result = sparsify.keep_probabilities(delta, 0.5, 0.25)
     truth = 0.25 + 0.5 * np.abs(delta).argsort(-1, kind="stable").argsort(-1) / (width - 1)
     # Packed keys compare the leading bits; neighbours that agree in them may change places.
-    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-6 if exact else 2.5 / width)
-    np.testing.assert_allclose(np.sort(found), np.sort(truth.astype(np.float32)), atol=1e-6)
+    np.testing.assert_allclose(result, truth, rtol=0, atol=1e-6 if exact else 2.5 / width)
+    np.testing.assert_allclose(np.sort(result), np.sort(truth.astype(np.float32)), atol=1e-6)
 
 
 @pytest.mark.parametrize("density", [1e-9, 0.001, 0.3, 0.5, 0.999, 1.0])
@@ -146,8 +146,8 @@ def test_a_cut_keeps_exactly_the_largest_and_the_first_among_equals(density: flo
     count = sparsify.kept_count(density, job.entries)
     truth = np.zeros(job.entries, bool)
     truth[np.argsort(-values, kind="stable")[:count]] = True
-    found = np.concatenate([cut.mask(values[a:b], a) for a, b in job.borders()])
-    np.testing.assert_array_equal(found, truth)
+    result = np.concatenate([cut.mask(values[a:b], a) for a, b in job.borders()])
+    np.testing.assert_array_equal(result, truth)
 
 
 def test_a_cut_outside_its_bracket_is_found_all_the_same() -> None:
@@ -158,9 +158,9 @@ def test_a_cut_outside_its_bracket_is_found_all_the_same() -> None:
         values[start : min(stop, start + sparsify.SAMPLE_ENTRIES)] *= 1e-6
     job.tensors, job.base = [Stored.of(values, SHAPE, F32)], Stored.of(np.zeros_like(values), SHAPE, F32)
     (cut,) = sparsify.top_cuts(job, [0.01])
-    kept = np.concatenate([cut.mask(np.abs(values[a:b]), a) for a, b in job.borders()])
-    assert kept.sum() == sparsify.kept_count(0.01, job.entries)
-    assert np.abs(values[kept]).min() >= np.abs(values[~kept]).max()
+    remaining = np.concatenate([cut.mask(np.abs(values[a:b]), a) for a, b in job.borders()])
+    assert remaining.sum() == sparsify.kept_count(0.01, job.entries)
+    assert np.abs(values[remaining]).min() >= np.abs(values[~remaining]).max()
 
 
 def test_a_method_that_is_not_by_rows_sees_flat_pieces_and_one_by_rows_whole_rows() -> None:

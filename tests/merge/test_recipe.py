@@ -38,13 +38,13 @@ tokenizer:
   tokens: {"1_0": {source: {kind: model_token, model: 007, token_id: 1e1}, force: on}}
 chat_template: 1.0
 """
-    found = parse_recipe(read_document(text))
-    assert (found.base, [m.model for m in found.models]) == ("007", ["2024_01", "yes"])
-    assert found.models[0].parameters == {"weight": 1e-3, "density": [0.5, 1.0]}
-    assert found.models[1].parameters["weight"] == [{"filter": "1e3", "value": -0.2}, {"value": 0.3}]
-    assert found.parameters == {"normalize": False, "lambda": 1.5, "int8_mask": False}
-    assert (found.pad_to_multiple_of, found.tokenizer_source, found.chat_template) == (64, "1e3", "1.0")
-    token = found.tokens["1_0"]
+    result = parse_recipe(read_document(text))
+    assert (result.base, [m.model for m in result.models]) == ("007", ["2024_01", "yes"])
+    assert result.models[0].parameters == {"weight": 1e-3, "density": [0.5, 1.0]}
+    assert result.models[1].parameters["weight"] == [{"filter": "1e3", "value": -0.2}, {"value": 0.3}]
+    assert result.parameters == {"normalize": False, "lambda": 1.5, "int8_mask": False}
+    assert (result.pad_to_multiple_of, result.tokenizer_source, result.chat_template) == (64, "1e3", "1.0")
+    token = result.tokens["1_0"]
     assert (token.model, token.token, token.force) == ("007", 10, True)
     sliced = {"merge_method": "passthrough", "slices": [{"sources": [{"model": "a", "layer_range": ["0", "2e0"]}]}]}
     assert parse_recipe(sliced).slices[0].sources[0].layer_range == (0, 2)
@@ -58,11 +58,11 @@ def test_a_merge_by_a_number_in_another_spelling_is_that_merge(tmp_path: Path) -
         "merge_method: linear\nmodels:\n- {model: 1e3, parameters: {weight: 1e-3}}\n"
         "- {model: 2024_01, parameters: {weight: 3e-3}}\n"
     )
-    found = merge(file)
+    result = merge(file)
     one, two = weights(tmp_path / "1e3"), weights(tmp_path / "2024_01")
-    for name, value in weights(found.path).items():
+    for name, value in weights(result.path).items():
         torch.testing.assert_close(value, one[name] / 4 + two[name] * 3 / 4)
-    assert found.manifest.config["recipe"]["models"][1] == {"model": "2024_01", "parameters": {"weight": 0.003}}
+    assert result.manifest.config["recipe"]["models"][1] == {"model": "2024_01", "parameters": {"weight": 0.003}}
 
 
 @pytest.mark.parametrize("value", ["much", "1e", "0x10", "1:30", "", None, {"a": 1}, [], [None], float("nan"), ".inf"])
@@ -249,11 +249,11 @@ def test_weights_that_cancel_are_refused_where_they_are_divided_by(method: str) 
 def random_models(*labels: str) -> dict[str, Weights]:
     """Return models of three layers of one matrix each, and an embedding."""
     names = ["embed_tokens.weight", *(f"layers.{i}.w" for i in range(3)), "norm.weight"]
-    found = {}
+    result = {}
     for number, label in enumerate(labels):
         generator = torch.Generator().manual_seed(number)
-        found[label] = Weights(label, {name: torch.randn(6, 4, generator=generator) for name in names})
-    return found
+        result[label] = Weights(label, {name: torch.randn(6, 4, generator=generator) for name in names})
+    return result
 
 
 def merged(content: dict[str, Any], models: dict[str, Weights]) -> dict[str, torch.Tensor]:
@@ -267,30 +267,30 @@ def test_a_slice_of_two_stretches_of_one_model_merges_both() -> None:
         {"model": "a", "layer_range": [0, 2], "parameters": {"weight": 1}},
         {"model": "a", "layer_range": [1, 3], "parameters": {"weight": 3}},
     ]
-    found = merged({"merge_method": "linear", "slices": [{"sources": sources}]}, models)
+    result = merged({"merge_method": "linear", "slices": [{"sources": sources}]}, models)
     layers = [models["a"].get(f"layers.{i}.w") for i in range(3)]
     for i in range(2):
-        torch.testing.assert_close(found[f"layers.{i}.w"], layers[i] / 4 + layers[i + 1] * 3 / 4)
-    torch.testing.assert_close(found["norm.weight"], models["a"].get("norm.weight"))
+        torch.testing.assert_close(result[f"layers.{i}.w"], layers[i] / 4 + layers[i + 1] * 3 / 4)
+    torch.testing.assert_close(result["norm.weight"], models["a"].get("norm.weight"))
 
 
 def test_the_base_may_be_a_member_at_other_layers() -> None:
     models = random_models("a")
     sources = [{"model": "a", "layer_range": [0, 2]}, {"model": "a", "layer_range": [1, 3]}]
     content = {"base_model": "a", "slices": [{"sources": sources}]}
-    found = merged({"merge_method": "slerp", "parameters": {"t": 0.0}, **content}, models)
-    torch.testing.assert_close(found["layers.1.w"], models["a"].get("layers.1.w"))
-    found = merged({"merge_method": "slerp", "parameters": {"t": 1.0}, **content}, models)
-    torch.testing.assert_close(found["layers.1.w"], models["a"].get("layers.2.w"))
-    torch.testing.assert_close(found["embed_tokens.weight"], models["a"].get("embed_tokens.weight"))
+    result = merged({"merge_method": "slerp", "parameters": {"t": 0.0}, **content}, models)
+    torch.testing.assert_close(result["layers.1.w"], models["a"].get("layers.1.w"))
+    result = merged({"merge_method": "slerp", "parameters": {"t": 1.0}, **content}, models)
+    torch.testing.assert_close(result["layers.1.w"], models["a"].get("layers.2.w"))
+    torch.testing.assert_close(result["embed_tokens.weight"], models["a"].get("embed_tokens.weight"))
 
 
 def test_a_model_listed_twice_counts_twice_with_a_mask_of_its_own_each_time() -> None:
     models = random_models("base", "a")
     twice = [{"model": "a", "parameters": {"weight": 1.0, "density": 0.5}}] * 2
-    found = merged({"merge_method": "dare_linear", "base_model": "base", "models": twice}, models)
+    result = merged({"merge_method": "dare_linear", "base_model": "base", "models": twice}, models)
     base, other = (models[label].get("layers.0.w") for label in ("base", "a"))
-    times = (found["layers.0.w"] - base) / (other - base) / 2  # each keeps an entry at twice its size, or drops it
+    times = (result["layers.0.w"] - base) / (other - base) / 2  # each keeps an entry at twice its size, or drops it
     torch.testing.assert_close(times, times.round(), atol=1e-4, rtol=0)
     assert {int(time) for time in times.flatten().round()} == {0, 1, 2}
 
@@ -300,9 +300,9 @@ def test_the_base_listed_among_the_models_is_no_model(method: str) -> None:
     models = random_models("base", "a", "b")
     listed = [{"model": name} for name in ("a", "base", "b")]
     content = {"merge_method": method, "base_model": "base"}
-    found = merged({**content, "models": listed}, models)
+    result = merged({**content, "models": listed}, models)
     for name, value in merged({**content, "models": [listed[0], listed[2]]}, models).items():
-        assert torch.equal(found[name], value)
+        assert torch.equal(result[name], value)
 
 
 def test_a_path_may_be_spelled_in_several_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,10 +311,10 @@ def test_a_path_may_be_spelled_in_several_ways(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     spelled = ("a", "./a/", str(tmp_path / "a"), "b/../a", "link")
-    found = merge(recipe(tmp_path, *spelled[1:], "b", base_model="a", tokenizer_source="b/../b"))
-    assert [parent["name"] for parent in found.manifest.parents] == ["a", "b"]
+    result = merge(recipe(tmp_path, *spelled[1:], "b", base_model="a", tokenizer_source="b/../b"))
+    assert [parent["name"] for parent in result.manifest.parents] == ["a", "b"]
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
-    for name, value in weights(found.path).items():
+    for name, value in weights(result.path).items():
         torch.testing.assert_close(value, (4 * a[name] + b[name]) / 5)
     # As base and as member: the base has no task vector, so b's alone is added.
     entries = [{"model": name} for name in ("./a", "b")]
@@ -335,10 +335,10 @@ def test_a_folder_with_other_letters_and_spaces_merges(tmp_path: Path) -> None:
         yaml.safe_dump({"merge_method": "linear", "models": [{"model": "ä b"}, {"model": "c"}]}, allow_unicode=True),
         encoding="utf-8",
     )
-    found = merge(file, "результат")
+    result = merge(file, "результат")
     for name, value in mean(folder / "ä b", folder / "c").items():
-        torch.testing.assert_close(weights(found.path)[name], value)
-    assert "ä b" in (found.path / "README.md").read_text(encoding="utf-8")
+        torch.testing.assert_close(weights(result.path)[name], value)
+    assert "ä b" in (result.path / "README.md").read_text(encoding="utf-8")
 
 
 # -- which files ------------------------------------------------------------------------------------------------------
@@ -352,10 +352,10 @@ def test_other_weights_beside_the_models_are_said_and_not_read(tmp_path: Path) -
         save_file(odd, tmp_path / "b" / name)
     (tmp_path / "b" / "original").mkdir()
     save_file(odd, tmp_path / "b" / "original" / "model.safetensors")
-    found = merge(recipe(tmp_path, "a", "b"))
+    result = merge(recipe(tmp_path, "a", "b"))
     for name, value in mean(tmp_path / "a", tmp_path / "b").items():
-        torch.testing.assert_close(weights(found.path)[name], value)
-    assert "b: adapter_model.safetensors, consolidated.safetensors, model.fp16.safetensors is not read" in notes(found)
+        torch.testing.assert_close(weights(result.path)[name], value)
+    assert "b: adapter_model.safetensors, consolidated.safetensors, model.fp16.safetensors is not read" in notes(result)
 
 
 def test_the_files_of_an_index_are_read_and_no_others(tmp_path: Path) -> None:
@@ -368,9 +368,9 @@ def test_the_files_of_an_index_are_read_and_no_others(tmp_path: Path) -> None:
     (tmp_path / "b" / "model.safetensors").unlink()
     save_file({name: value + 1 for name, value in whole.items()}, tmp_path / "b" / "consolidated.safetensors")
     assert len(list((tmp_path / "b").glob("model-*"))) > 1
-    found = merge(recipe(tmp_path, "a", "b"))
+    result = merge(recipe(tmp_path, "a", "b"))
     for name, value in weights(tmp_path / "a").items():
-        torch.testing.assert_close(weights(found.path)[name], (value + whole[name]) / 2)
+        torch.testing.assert_close(weights(result.path)[name], (value + whole[name]) / 2)
     opened = Weights.open(tmp_path / "b")
     assert torch.equal(opened.get("model.norm.weight"), whole["model.norm.weight"])
 
@@ -407,14 +407,14 @@ def test_a_head_shared_in_one_model_and_apart_in_the_other(tmp_path: Path, kind:
     put(tmp_path / "tied", 0, kind, tie_word_embeddings=True, **sizes)
     put(tmp_path / "apart", 1, kind, tie_word_embeddings=False, **sizes)
     assert head not in weights(tmp_path / "tied")
-    found = merge(recipe(tmp_path, *order))
-    model, info = AutoModelForCausalLM.from_pretrained(found.path, output_loading_info=True)
+    result = merge(recipe(tmp_path, *order))
+    model, info = AutoModelForCausalLM.from_pretrained(result.path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     tied, apart = weights(tmp_path / "tied"), weights(tmp_path / "apart")
     torch.testing.assert_close(model.get_output_embeddings().weight, (tied[embedding] + apart[head]) / 2)
     torch.testing.assert_close(model.get_input_embeddings().weight, (tied[embedding] + apart[embedding]) / 2)
-    assert "ties its head to its embedding" in notes(found)
+    assert "ties its head to its embedding" in notes(result)
 
 
 @pytest.mark.parametrize("kind", TIED)
@@ -429,13 +429,13 @@ def test_a_stored_duplicate_of_the_embedding_neither_unties_nor_grows_the_result
     save_file(own | {head: own[embedding].clone()}, tmp_path / "b" / "model.safetensors", {"format": "pt"})
     change(tmp_path / "b", "config.json", tie_word_embeddings=said)
     for first, other in (("a", "b"), ("b", "a")):
-        found = merge(recipe(tmp_path, first, other), f"from_{first}")
-        assert head not in weights(found.path)
-        model, info = AutoModelForCausalLM.from_pretrained(found.path, output_loading_info=True)
+        result = merge(recipe(tmp_path, first, other), f"from_{first}")
+        assert head not in weights(result.path)
+        model, info = AutoModelForCausalLM.from_pretrained(result.path, output_loading_info=True)
         assert not info["missing_keys"]
         assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
         truth = (weights(tmp_path / "a")[embedding] + own[embedding]) / 2
-        torch.testing.assert_close(weights(found.path)[embedding], truth)
+        torch.testing.assert_close(weights(result.path)[embedding], truth)
 
 
 def test_a_stored_head_that_differs_is_kept_as_transformers_keeps_it(tmp_path: Path) -> None:
@@ -446,9 +446,9 @@ def test_a_stored_head_that_differs_is_kept_as_transformers_keeps_it(tmp_path: P
     save_file(own | {"lm_head.weight": head}, tmp_path / "b" / "model.safetensors", {"format": "pt"})
     truth = AutoModelForCausalLM.from_pretrained(tmp_path / "b").lm_head.weight
     torch.testing.assert_close(truth, head)
-    found = merge(recipe(tmp_path, "a", "b"))
+    result = merge(recipe(tmp_path, "a", "b"))
     expected = (weights(tmp_path / "a")["model.embed_tokens.weight"] + head) / 2
-    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(found.path).lm_head.weight, expected)
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(result.path).lm_head.weight, expected)
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
@@ -457,9 +457,9 @@ def test_a_stored_head_that_differs_is_kept_as_transformers_keeps_it(tmp_path: P
 def test_parameters_of_the_base_and_another_rescaling_than_mergekits_are_said(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         put(tmp_path / name, seed)
-    found = merge(recipe(tmp_path, "a", "b", method="dare_ties", base_model="a"))
-    assert "a is the base of dare_ties: parameters listed for it are not used" in notes(found)
-    assert "mergekit restores the L1 norm instead: `rescale_l1: true`" in notes(found)
+    result = merge(recipe(tmp_path, "a", "b", method="dare_ties", base_model="a"))
+    assert "a is the base of dare_ties: parameters listed for it are not used" in notes(result)
+    assert "mergekit restores the L1 norm instead: `rescale_l1: true`" in notes(result)
     for number, parameters in enumerate(({"rescale_l1": True}, {"rescale": False})):
         quiet = merge(recipe(tmp_path, "b", method="dare_ties", base_model="a", parameters=parameters), f"q{number}")
         assert "L1" not in notes(quiet)

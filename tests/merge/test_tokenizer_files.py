@@ -65,11 +65,11 @@ SAME = [_strings, _without_defaults, _other_spellings, _used]
 @pytest.mark.parametrize("source", ["", "union"])
 def test_files_that_mean_the_same_merge_whatever_their_text(pair: Path, alter: Any, source: str) -> None:
     rewrite(pair / "b", alter)
-    found = merge(recipe(pair, "a", "b", **({"tokenizer_source": source} if source else {})))
+    result = merge(recipe(pair, "a", "b", **({"tokenizer_source": source} if source else {})))
     for name, value in mean(pair / "a", pair / "b").items():
-        torch.testing.assert_close(weights(found.path)[name], value)
+        torch.testing.assert_close(weights(result.path)[name], value)
     text = "The law of 1789<turn>"
-    ours, theirs = (AutoTokenizer.from_pretrained(path)(text).input_ids for path in (found.path, pair / "a"))
+    ours, theirs = (AutoTokenizer.from_pretrained(path)(text).input_ids for path in (result.path, pair / "a"))
     assert ours == theirs
 
 
@@ -115,8 +115,8 @@ def test_what_changes_no_id_is_said_and_no_reason_to_refuse(pair: Path) -> None:
         "special_tokens": {"<end>": {"id": "<end>", "ids": [0], "tokens": ["<end>"]}},
     }  # fmt: skip
     rewrite(pair / "b", lambda content: content.update(post_processor=processor))
-    found = merge(recipe(pair, "a", "b"))
-    assert "the post_processor of b's tokenizer is another; the result has that of a" in notes(found)
+    result = merge(recipe(pair, "a", "b"))
+    assert "the post_processor of b's tokenizer is another; the result has that of a" in notes(result)
 
 
 def test_a_token_that_only_the_settings_name_counts(pair: Path) -> None:
@@ -150,14 +150,14 @@ def test_a_union_loads_and_gives_every_token_of_both_its_own_row(tmp_path: Path,
     # a: tokens added behind a short vocabulary; b: a longer vocabulary, so its learned tokens lie where a's added ones do.
     _grown(tmp_path / "a", 0, ["zebra", "1789"], ["<tool>"])
     put(tmp_path / "b", 1, tokens=tokenizer(340, special=(*SPECIAL, "<think>")))
-    found = merge(recipe(tmp_path, *order, tokenizer_source="union"))
-    loaded = Tokenizer.from_file(str(found.path / "tokenizer.json"))
+    result = merge(recipe(tmp_path, *order, tokenizer_source="union"))
+    loaded = Tokenizer.from_file(str(result.path / "tokenizer.json"))
     ids = loaded.get_vocab(with_added_tokens=True)
     parts = {name: Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")).get_vocab() for name in "ab"}
     assert set(ids) == set(parts["a"]) | set(parts["b"])
     assert len(set(ids.values())) == len(ids)
     assert all(ids[token] == number for token, number in parts[order[0]].items())
-    rows = weights(found.path)[EMBEDDING]
+    rows = weights(result.path)[EMBEDDING]
     own = {name: weights(tmp_path / name)[EMBEDDING] for name in "ab"}
     for token, number in ids.items():
         having = [own[name][parts[name][token]] for name in "ab" if token in parts[name]]
@@ -167,15 +167,15 @@ def test_a_union_loads_and_gives_every_token_of_both_its_own_row(tmp_path: Path,
         torch.testing.assert_close(rows[number], truth)
     text = "The zebra of 1789<tool> and <think> so"
     assert loaded.decode(loaded.encode(text).ids, skip_special_tokens=False) == text
-    AutoModelForCausalLM.from_pretrained(found.path)
+    AutoModelForCausalLM.from_pretrained(result.path)
 
 
 def test_a_union_with_merges_as_strings_loads(tmp_path: Path) -> None:
     put(tmp_path / "a", 0)
     _grown(tmp_path / "b", 1, ["zebra"], [])
     rewrite(tmp_path / "b", _strings)
-    found = merge(recipe(tmp_path, "a", "b", tokenizer_source="union"))
-    assert "zebra" in Tokenizer.from_file(str(found.path / "tokenizer.json")).get_vocab()
+    result = merge(recipe(tmp_path, "a", "b", tokenizer_source="union"))
+    assert "zebra" in Tokenizer.from_file(str(result.path / "tokenizer.json")).get_vocab()
 
 
 def test_a_token_that_is_added_in_one_and_learned_in_the_other_is_one_token(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_token_that_is_added_in_one_and_learned_in_the_other_is_one_token(tmp_
     assert "zebra" in learned or "Ġzebra" in learned
     _grown(tmp_path / "a", 0, ["zebra", "Ġzebra"], [])
     for order in (("a", "b"), ("b", "a")):
-        found = merge(recipe(tmp_path, *order, tokenizer_source="union"), f"{order[0]}_first")
-        ids = Tokenizer.from_file(str(found.path / "tokenizer.json")).get_vocab()
+        result = merge(recipe(tmp_path, *order, tokenizer_source="union"), f"{order[0]}_first")
+        ids = Tokenizer.from_file(str(result.path / "tokenizer.json")).get_vocab()
         assert set(learned) <= set(ids)
         assert len(set(ids.values())) == len(ids)
 
@@ -277,10 +277,10 @@ def test_a_model_without_a_tokenizer_is_named(pair: Path) -> None:
 def test_base_takes_any_form_and_union_says_what_it_needs(pair: Path) -> None:
     rewrite(pair / "b", _swapped)
     _as_vocab_json(pair / "b")
-    found = merge(recipe(pair, "a", "b", tokenizer_source="base"))
+    result = merge(recipe(pair, "a", "b", tokenizer_source="base"))
     ids = Tokenizer.from_file(str(pair / "a" / "tokenizer.json")).get_vocab()
     theirs = read(pair / "b", "vocab.json")
-    rows, a, b = (weights(path)[EMBEDDING] for path in (found.path, pair / "a", pair / "b"))
+    rows, a, b = (weights(path)[EMBEDDING] for path in (result.path, pair / "a", pair / "b"))
     for token in ("a", "b", "c"):
         torch.testing.assert_close(rows[ids[token]], (a[ids[token]] + b[theirs[token]]) / 2)
     with pytest.raises(CheckpointError, match=r"union needs a tokenizer\.json of every model, b has vocab\.json"):
@@ -305,8 +305,8 @@ def test_another_row_count_under_one_tokenizer_names_the_remedy_and_it_works(tmp
     with pytest.raises(CheckpointError, match=r"336 rows in b and 320 in a.*`tokenizer_source: base`"):
         merge(recipe(tmp_path, "a", "b"))
     for first, other in (("a", "b"), ("b", "a")):
-        found = merge(recipe(tmp_path, first, other, tokenizer_source="base"), f"from_{first}")
-        rows = weights(found.path)[EMBEDDING]
+        result = merge(recipe(tmp_path, first, other, tokenizer_source="base"), f"from_{first}")
+        rows = weights(result.path)[EMBEDDING]
         assert len(rows) == len(weights(tmp_path / first)[EMBEDDING])
         both = (weights(tmp_path / "a")[EMBEDDING] + weights(tmp_path / "b")[EMBEDDING][:320]) / 2
         torch.testing.assert_close(rows[:320], both)
@@ -329,43 +329,43 @@ def speakers(tmp_path: Path) -> Path:
 
 
 def test_special_ids_template_and_settings_follow_another_models_tokenizer(speakers: Path) -> None:
-    found = merge(recipe(speakers, "base", "chat", tokenizer_source="chat"))
+    result = merge(recipe(speakers, "base", "chat", tokenizer_source="chat"))
     for name in ("config.json", "generation_config.json"):
-        content = read(found.path, name)
+        content = read(result.path, name)
         assert content["eos_token_id"] == [2, 3], name  # </turn>, and <end>, where base ends
         assert (content["bos_token_id"], content["pad_token_id"]) == (1, 0), name
-    assert read(found.path, "generation_config.json")["temperature"] == 0.6
-    loaded = AutoTokenizer.from_pretrained(found.path)
+    assert read(result.path, "generation_config.json")["temperature"] == 0.6
+    loaded = AutoTokenizer.from_pretrained(result.path)
     assert (loaded.eos_token, loaded.pad_token) == ("</turn>", "<pad>")
     assert "<turn>" in loaded.chat_template
-    assert "token ids follow the tokenizer of chat" in notes(found)
-    assert AutoModelForCausalLM.from_pretrained(found.path).generation_config.eos_token_id == [2, 3]
+    assert "token ids follow the tokenizer of chat" in notes(result)
+    assert AutoModelForCausalLM.from_pretrained(result.path).generation_config.eos_token_id == [2, 3]
 
 
 def test_under_base_and_union_the_ends_of_all_models_stop_the_result(speakers: Path) -> None:
     for source in ("base", "union"):
-        found = merge(recipe(speakers, "base", "chat", tokenizer_source=source), f"by_{source}")
-        ids = Tokenizer.from_file(str(found.path / "tokenizer.json")).get_vocab()
+        result = merge(recipe(speakers, "base", "chat", tokenizer_source=source), f"by_{source}")
+        ids = Tokenizer.from_file(str(result.path / "tokenizer.json")).get_vocab()
         for name in ("config.json", "generation_config.json"):
-            assert read(found.path, name)["eos_token_id"] == [ids["<end>"], ids["</turn>"]], (source, name)
-        assert read(found.path, "config.json")["bos_token_id"] == ids["<end>"]
+            assert read(result.path, name)["eos_token_id"] == [ids["<end>"], ids["</turn>"]], (source, name)
+        assert read(result.path, "config.json")["bos_token_id"] == ids["<end>"]
 
 
 def test_with_one_vocabulary_every_parents_end_stops_the_result(pair: Path) -> None:
     change(pair / "b", "generation_config.json", eos_token_id=[2, 0])
-    found = merge(recipe(pair, "a", "b"))
-    assert read(found.path, "config.json")["eos_token_id"] == [0, 2]
-    assert read(found.path, "generation_config.json")["eos_token_id"] == [0, 2]
-    assert "the end tokens of all models united" in notes(found)
+    result = merge(recipe(pair, "a", "b"))
+    assert read(result.path, "config.json")["eos_token_id"] == [0, 2]
+    assert read(result.path, "generation_config.json")["eos_token_id"] == [0, 2]
+    assert "the end tokens of all models united" in notes(result)
 
 
 def test_other_ids_keep_their_token_or_are_said_to_go(speakers: Path) -> None:
     change(speakers / "base", "config.json", sep_token_id=0, image_token_id=1)
     change(speakers / "base", "generation_config.json", suppress_tokens=[1, 2])
-    found = merge(recipe(speakers, "base", "chat", tokenizer_source="chat"))
-    config = read(found.path, "config.json")
+    result = merge(recipe(speakers, "base", "chat", tokenizer_source="chat"))
+    config = read(result.path, "config.json")
     assert config["sep_token_id"] == 3  # <end>
     assert config["image_token_id"] is None  # <turn>, which chat's tokenizer has not
-    assert "suppress_tokens" not in read(found.path, "generation_config.json")
-    assert "image_token_id 1 stands for no token" in notes(found)
-    assert "suppress_tokens names tokens of another vocabulary" in notes(found)
+    assert "suppress_tokens" not in read(result.path, "generation_config.json")
+    assert "image_token_id 1 stands for no token" in notes(result)
+    assert "suppress_tokens names tokens of another vocabulary" in notes(result)

@@ -34,9 +34,9 @@ def survey(whole: Whole) -> Trim:
     """Return the cuts; with `rescale` also what restores the L1 norms."""
     counts = []
     for parameters in whole.each:
-        kept = sparsify.kept_count(parameters["density"], whole.entries)
-        top = min(int(parameters["gamma"] * whole.entries), whole.entries - kept)
-        counts.append([kept + top, top] if top else [kept])
+        count = sparsify.kept_count(parameters["density"], whole.entries)
+        top = min(int(parameters["gamma"] * whole.entries), whole.entries - count)
+        counts.append([count + top, top] if top else [count])
     cuts = sparsify.largest(whole, sparsify.delta_magnitudes, counts)
     if not whole.shared["rescale"]:
         return Trim(cuts, [])

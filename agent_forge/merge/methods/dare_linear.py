@@ -31,21 +31,21 @@ def survey(whole: Whole) -> list[float]:
 
 def thinned(inputs: Inputs) -> list[Array]:
     """Return the task vectors with dropped entries, not rescaled."""
-    kept = []
+    deltas = []
     for delta, density, key in zip(inputs.deltas(), inputs.column("density"), inputs.keys, strict=True):
         if density < 1:
             names = ("dare", inputs.name, key)
             delta *= sparsify.draws(inputs.seed, names, inputs.start, delta.size) < density
-        kept.append(delta)
-    return kept
+        deltas.append(delta)
+    return deltas
 
 
 def drop(inputs: Inputs) -> list[Array]:
     """Return the task vectors with dropped entries, rescaled as the recipe says."""
-    kept = thinned(inputs)
-    for delta, factor in zip(kept, inputs.facts, strict=True):
+    deltas = thinned(inputs)
+    for delta, factor in zip(deltas, inputs.facts, strict=True):
         delta *= factor
-    return kept
+    return deltas
 
 
 def merge(inputs: Inputs) -> Array:

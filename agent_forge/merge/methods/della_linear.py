@@ -44,17 +44,17 @@ def survey(whole: Whole) -> list[float] | None:
 
 def drop(inputs: Inputs) -> list[Array]:
     """Return the task vectors with dropped entries, rescaled as the recipe says."""
-    kept = _thinned(inputs, rescale=inputs.shared["rescale"] and not inputs.shared["rescale_l1"])
-    for delta, factor in zip(kept, inputs.facts or [], strict=False):
+    deltas = _thinned(inputs, rescale=inputs.shared["rescale"] and not inputs.shared["rescale_l1"])
+    for delta, factor in zip(deltas, inputs.facts or [], strict=False):
         delta *= factor
-    return kept
+    return deltas
 
 
 def _thinned(inputs: Inputs, *, rescale: bool) -> list[Array]:
-    kept = []
+    deltas = []
     for delta, parameters, key in zip(inputs.deltas(), inputs.each, inputs.keys, strict=True):
         if parameters["density"] == 1:
-            kept.append(delta)
+            deltas.append(delta)
             continue
         probability = sparsify.keep_probabilities(delta, parameters["density"], parameters["epsilon"])
         names = ("della", inputs.name, key)
@@ -62,8 +62,8 @@ def _thinned(inputs: Inputs, *, rescale: bool) -> list[Array]:
         if rescale:
             # A probability of 0 keeps nothing: there is only 0 to divide.
             delta /= np.maximum(probability, np.finfo(np.float32).tiny)
-        kept.append(delta)
-    return kept
+        deltas.append(delta)
+    return deltas
 
 
 def merge(inputs: Inputs) -> Array:

@@ -32,7 +32,7 @@ def merge(inputs: Inputs) -> Array:
 
 
 def jumps(path: Sequence[tuple[str, int]]) -> list[bool]:
-    """Say for each position whether it does not simply follow the one before (the first follows the embeddings)."""
+    """Return for each position whether it breaks with the one before (the first follows the embeddings)."""
     before = [*path[:1], *path[:-1]]
     return [i > 0 and step != (last[0], last[1] + 1) for i, (last, step) in enumerate(zip(before, path, strict=True))]
 

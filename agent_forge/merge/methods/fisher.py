@@ -23,7 +23,7 @@ METHOD = Method(
 
 
 def check(each: Sequence[Mapping[str, Any]], _shared: Mapping[str, Any]) -> str:
-    """Say when every weight is 0."""
+    """Return what is wrong when every weight is 0, else ""."""
     return "" if sum(parameters["weight"] for parameters in each) else "all weights are 0; raise one"
 
 

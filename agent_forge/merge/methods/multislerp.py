@@ -22,7 +22,7 @@ METHOD = Method(
 
 
 def check(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> str:
-    """Say when weights that are to be normalised cancel."""
+    """Return what is wrong when weights that are to be normalised cancel, else ""."""
     total = sum(parameters["weight"] for parameters in each)
     return "the weights sum to 0" if shared["normalize_weights"] and abs(total) < CANCELLED else ""
 

@@ -25,7 +25,7 @@ METHOD = Method(
 
 
 def check(each: Sequence[Mapping[str, Any]], _shared: Mapping[str, Any]) -> str:
-    """Say when both weights are 0."""
+    """Return what is wrong when both weights are 0, else ""."""
     return "" if sum(parameters["weight"] for parameters in each) else "both weights are 0; raise one"
 
 
