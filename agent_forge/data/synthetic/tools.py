@@ -25,17 +25,21 @@ WORDS = (
 )  # fmt: skip
 CALL_SHARE = 0.9
 COMMUTES = "+*"
-# Of the easiest questions, the share whose operands have one digit each: of those there are only 210, so the others
-# have one operand of one digit and one of two.
-SHORT_SHARE = 0.1
+# Of the easiest questions, the share whose operands have one digit each; the others have one operand
+# of one digit and one of two. Held-out questions are distinct, and only 210 are as short as that.
+# Training repeats them, because copying begins with single digits: with 0.1 in training as well, the
+# nano trunk answered 0 to 5% of its questions, and with 0.8 it answers most (docs/log.md).
+HELD_OUT_SHORT_SHARE = 0.1
+TRAINING_SHORT_SHARE = 0.8
 
 
 def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> list[dict[str, Any]]:
     """Return `count` rows of `split`; `difficulty` 1..3 is the number of digits of an operand, None mixes them."""
+    short_share = TRAINING_SHORT_SHARE if split == "train" else HELD_OUT_SHORT_SHARE
 
     def make(generator: np.random.Generator) -> tuple[str, dict[str, Any]]:
         if generator.random() < CALL_SHARE:
-            return _calculation(generator, difficulty)
+            return _calculation(generator, difficulty, short_share)
         word, other = (WORDS[i] for i in generator.permutation(len(WORDS))[:2])
         answer = f"{word} {other}"
         row = {"messages": chat(f"Repeat the words {answer}.", answer), "answer": answer, "difficulty": 1, "tool": ""}
@@ -44,11 +48,13 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
     return draw_rows("tools", count, split, seed, make)
 
 
-def _calculation(generator: np.random.Generator, difficulty: int | None) -> tuple[str, dict[str, Any]]:
+def _calculation(
+    generator: np.random.Generator, difficulty: int | None, short_share: float
+) -> tuple[str, dict[str, Any]]:
     level = difficulty or int(generator.integers(1, 4))
     low, high = (0, 10) if level == 1 else (10 ** (level - 1), 10**level)
     a, b = (int(n) for n in generator.integers(low, high, 2))
-    if level == 1 and generator.random() >= SHORT_SHARE:
+    if level == 1 and generator.random() >= short_share:
         longer = int(generator.integers(10, 100))
         a, b = (a, longer) if generator.random() < 0.5 else (longer, b)
     operator = "+-*"[int(generator.integers(3))]
