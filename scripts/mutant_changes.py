@@ -6,7 +6,7 @@ Left out because no result can depend on them: constants below 1e-6, which guard
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 COMPARISONS = {
@@ -36,6 +36,7 @@ class Mutant:
     killer: str = ""  # the first test that failed, or what else ended the run
     seconds: float = 0.0
     tests_digest: str = ""  # of all tests at the time
+    chosen: list[str] = field(default_factory=list)
 
 
 def find_mutants(room: str, folder: str, root: Path) -> Iterator[Mutant]:

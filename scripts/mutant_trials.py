@@ -17,8 +17,10 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache as cached
 from pathlib import Path
 from typing import Any
 
@@ -204,18 +206,22 @@ def fork(
     if pid == 0:
         try:
             os.setsid()
-            _become(tree.folder)
+            become(tree.folder)
             if limit:
                 resource.setrlimit(resource.RLIMIT_CPU, (int(processor_seconds() + limit) + 1, resource.RLIM_INFINITY))
             content = json.dumps(_run_tests(tree.folder, tests, file, lines_of, longest))
             answer.with_suffix(".part").write_text(content)
             answer.with_suffix(".part").replace(answer)
+        except BaseException:  # noqa: BLE001 a child must never go on as its parent
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(0)
     return Process(pid, answer)
 
 
-def _become(folder: Path) -> None:
+def become(folder: Path) -> None:
     """Work in `folder` alone: output goes to a file there, imports come from there."""
     os.chdir(folder)
     log = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -236,7 +242,9 @@ def _run_tests(folder: Path, tests: list[str], file: str, lines_of: str, longest
             return {"code": 1, "failed": [f"importing {file}"]}
         if Path(str(module.__file__)) != folder / file:
             return {"code": f"imported {module.__file__} instead", "failed": []}
-    arguments = ["-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", *tests]
+    # Plugins of pytest are among what is imported already; nothing of theirs is rewritten.
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    arguments = ["-q", *quiet, "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", *tests]
     if not lines_of:
         watcher = Watcher()
         code = pytest.main([*arguments, "-x", "--no-header"], plugins=[watcher])
@@ -299,6 +307,15 @@ class Coverage:
         chosen = set().union(*(lines.get(n, set()) for n in statement_lines(source, mutant) or lines))
         return sorted((t for t in self.seconds if t in chosen), key=lambda test: (self.cost([test]), test))
 
+    def choose(self, mutant: Mutant, source: str, seconds: float) -> None:
+        """Choose the mutant's tests, quickest first until they would take more than `seconds`, but at least one."""
+        tests, mutant.chosen = self.tests_of(mutant, source), []
+        for test in tests:
+            if mutant.chosen and self.cost([*mutant.chosen, test]) > seconds:
+                break
+            mutant.chosen.append(test)
+        mutant.tests, mutant.left_out, mutant.killer = len(mutant.chosen), len(tests) - len(mutant.chosen), ""
+
     def cost(self, tests: list[str]) -> float:
         """Return the seconds that the tests take together, each shared fixture counted once."""
         fixtures = {name for test in tests for name in self.uses[test]}
@@ -317,8 +334,7 @@ def measure_coverage(tree: Tree, folder: str, tests: Sequence[str], cache: Path,
     Raises SystemExit when pytest cannot run. Tests that fail unchanged are named and left out.
     """
     records = json.loads(cache.read_text()) if cache.exists() else {}
-    common = tree.digest(*PACKAGE, *_not_tests(tree))
-    keys = {test: f"{folder} {common} {tree.digest(test.partition('::')[0])}" for test in tests}
+    keys = {test: _key(tree, folder, test) for test in tests}
     missing = [test for test in tests if records.get(f"{folder} {test}", {}).get("key") != keys[test]]
     if missing:
         process = fork(tree, missing, lines_of=folder, longest=longest)
@@ -329,12 +345,29 @@ def measure_coverage(tree: Tree, folder: str, tests: Sequence[str], cache: Path,
         for test in answer["failed"]:
             print(f"{folder}: fails unchanged, left out: {test}", file=sys.stderr)
         for test in missing:
-            records[f"{folder} {test}"] = {"key": keys[test], **_part(answer, test)}
+            records[f"{folder} {test}"] = record_of(tree, folder, test, answer)
         cache.write_text(json.dumps(records))
     cover = Coverage()
     for test in tests:
         cover.add(records[f"{folder} {test}"])
     return cover
+
+
+def record_of(tree: Tree, folder: str, test: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what the answer says of a test, as the coverage cache keeps it: lines of the files in `folder` alone."""
+    part = _part(answer, test)
+    part["lines"] = {file: lines for file, lines in part["lines"].items() if file.startswith(folder + "/")}
+    return {"key": _key(tree, folder, test), **part}
+
+
+def _key(tree: Tree, folder: str, test: str) -> str:
+    """Return a hash of all that a measurement depends on."""
+    return f"{folder} {_common(tree)} {tree.digest(test.partition('::')[0])}"
+
+
+@cached
+def _common(tree: Tree) -> str:
+    return tree.digest(*PACKAGE, *_not_tests(tree))
 
 
 def _not_tests(tree: Tree) -> list[str]:
@@ -401,15 +434,10 @@ def start_trial(tree: Tree, mutant: Mutant, cover: Coverage, seconds: float) -> 
     """
     path = tree.folder / mutant.file
     source = path.read_text(encoding="utf-8")
-    tests, chosen = cover.tests_of(mutant, source), []
-    for test in tests:
-        if chosen and cover.cost([*chosen, test]) > seconds:
-            break
-        chosen.append(test)
-    mutant.tests, mutant.left_out, mutant.killer = len(chosen), len(tests) - len(chosen), ""
-    if not chosen:
+    cover.choose(mutant, source, seconds)
+    if not mutant.chosen:
         mutant.fate = "not executed by any test"
         return None
     path.write_text(apply_mutant(source, mutant) or source, encoding="utf-8")
-    limit = 30 + 3 * cover.cost(chosen)
-    return Trial(tree, mutant, source, fork(tree, chosen, mutant.file, limit=limit), limit)
+    limit = 30 + 3 * cover.cost(mutant.chosen)
+    return Trial(tree, mutant, source, fork(tree, mutant.chosen, mutant.file, limit=limit), limit)

@@ -21,10 +21,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from mutant_changes import Mutant, apply_mutant, find_mutants
 from mutant_relevance import relevant_tests
+from mutant_session import judge_together
 from mutant_trials import PACKAGE, Coverage, Tree, measure_coverage, start_trial, test_files, warm_up
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +81,8 @@ def run(
     package, tests_digest = trees[0].digest(*PACKAGE), trees[0].digest("tests")
     waiting, trials = list(reversed(mutants)), []
     recall(mutants, work / "fates.json", package)
+    _together(trees[0], mutants, work, package, tests_digest, seconds, longest, relevant)
+    recall(mutants, work / "fates.json", package)
     try:
         while waiting or trials:
             while waiting and trees:
@@ -107,6 +111,27 @@ def run(
     finally:
         for trial in trials:
             trial.process.stop()
+
+
+def _together(
+    tree: Tree, mutants: list[Mutant], work: Path, package: str, tests_digest: str, seconds: float, longest: float,
+    relevant: int,
+) -> None:  # fmt: skip
+    """Judge in one session what has no fate yet; what stands outside of functions keeps none."""
+    left = [m for m in mutants if m.fate != "killed" and (not m.fate or m.tests_digest != tests_digest)]
+    rooms = {
+        room: (ROOMS[room][0], tests_of_room([m for m in mutants if m.room == room], relevant))
+        for room in dict.fromkeys(m.room for m in left)
+    }
+
+    def note(mutant: Mutant) -> None:
+        mutant.tests_digest = tests_digest
+        remember(mutant, work / "fates.json", package)
+
+    if left:
+        groups = [[m for m in left if m.room == room] for room in rooms]
+        in_turn = [m for row in zip_longest(*groups) for m in row if m]  # stopped early, rooms have equal shares
+        judge_together(tree, in_turn, rooms, work / "coverage.json", seconds, longest, note)
 
 
 def tests_of_room(mutants: list[Mutant], relevant: int) -> list[str]:

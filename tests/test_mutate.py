@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -114,10 +115,13 @@ def test_a_second_run_judges_again_only_what_new_tests_may_change(
     mutate: ModuleType, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
-    original = mutate.start_trial
-    monkeypatch.setattr(
-        mutate, "start_trial", lambda tree, mutant, *rest: judged.append(mutant.line) or original(tree, mutant, *rest)
-    )
+    original = mutate.judge_together
+
+    def note(tree: Any, mutants: list[Any], *rest: Any) -> None:
+        judged.extend(mutant.line for mutant in mutants)
+        original(tree, mutants, *rest)
+
+    monkeypatch.setattr(mutate, "judge_together", note)
     first = fates(mutate, small, tmp_path / "work")
     assert fates(mutate, small, tmp_path / "work") == first
     assert sorted(judged) == [2, 6, 10]
