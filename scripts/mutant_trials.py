@@ -58,6 +58,10 @@ class Tree:
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
+        for link in [link for name in PACKAGE for link in (root / name).rglob("*") if link.is_symlink()]:
+            copy = folder / link.relative_to(root)  # agent_forge/conf is a link to the folder above
+            if not copy.is_symlink():
+                copy.symlink_to(link.readlink())
         mode = py_compile.PycInvalidationMode.CHECKED_HASH
         for name in PACKAGE:
             compileall.compile_dir(folder / name, quiet=2, invalidation_mode=mode)

@@ -599,8 +599,9 @@ def test_room_for_scales_that_will_be_trained_is_reckoned_at_half_a_byte_a_row(
     assert run_module._fixed_bytes(config, tiny_llama, coded, 10_000) == plain + 10
 
 
-def test_a_gain_multiplies_a_layers_rows_and_not_its_bias() -> None:
-    layer = nn.Linear(3, 2)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gain_multiplies_a_layers_rows_and_not_its_bias(bias: bool) -> None:
+    layer = nn.Linear(3, 2, bias=bias)
     gain = torch.tensor([2.0, 0.5])
     module = object.__new__(compressed.CompressedLinear)
     nn.Module.__init__(module)
