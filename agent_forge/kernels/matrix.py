@@ -1,9 +1,11 @@
-"""One matrix in the layout of engine.c: codes in tiles of 16 rows, scales and zero points a group.
+"""One matrix in the layout of engine.c: codes in tiles of 16 rows, with scales and zero points per
+group.
 
-Made from the payload of any codec. Ternary and k-bit integers keep their codes (in 2, 4 or 8 bits) and VPTQ its
-indices, of a residual codebook too: rows taken are the very numbers that the codec would decode. Floats stay floats.
-What has no layout of its own (hyper, seedlm, VPTQ with outlier columns) is decoded once, at load, into float16 with a
-scale a row, 16 bits a weight.
+Made from the payload of any codec. Ternary and k-bit integers keep their codes (in 2, 4 or 8 bits)
+and VPTQ its indices, those into a residual codebook too: rows taken are exactly the numbers that
+the codec decodes. Floats stay floats. What has no layout of its own (hyper, seedlm, VPTQ with
+outlier columns) is decoded once, at load, into float16 with one scale per row: 16 bits per weight.
+product.h, vq.h and mixed.h draw the layouts.
 """
 
 import math
@@ -21,21 +23,25 @@ from agent_forge.kernels import build, mixed, native
 
 Array = NDArray[Any]
 KINDS = ("codes", "vq", "floats", "mixed")
-FORMATS = ("float32", "float16", "bfloat16")  # of scales, and of the values of kind floats
+FORMATS = ("float32", "float16", "bfloat16")  # formats of scales, and of the values of kind floats
 ROWS, VQ_ROWS, CENTROIDS, STEP = 16, 64, 256, 16
-VQ_BLOCK, VQ_BLOCK_COLUMNS = 16, 64  # most indices of a row whose activations share a step, and most columns
-SLAB_ROWS = 2048  # rows laid out, or decoded by the portable path, at a time
-# Row 16 k + 4 l + e of a VQ tile stands at byte 16 l + 4 k + e: where the byte shuffles of engine.c leave it.
+# A step of the activations is shared by at most so many indices of a row, and so many columns.
+VQ_BLOCK, VQ_BLOCK_COLUMNS = 16, 64
+SLAB_ROWS = 2048  # rows that are laid out, or decoded by the portable path, at a time
+# Row 16 k + 4 l + e of a VQ tile stands at byte 16 l + 4 k + e: where the byte shuffles of engine.c
+# leave it.
 VQ_ORDER = np.arange(VQ_ROWS).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
 ACTIVATION_BITS = tuple(b for b in range(16) if b != 1)
-WATERFILL_LEVELS_PER_OCTAVE = 8  # of the stored column scales; as codecs.waterfill has it, which needs torch
+# Steps of the stored column scales. codecs.waterfill has the same number, but it imports torch.
+WATERFILL_LEVELS_PER_OCTAVE = 8
 
 
 @dataclass(slots=True, kw_only=True)
 class Layout:
-    """Numbers of a packed matrix. vector: columns an index.
+    """The shape of a packed matrix and of its codes. vector: columns per index, for vq.
 
-    bits: of a code; for vq of an index into all codebooks; for kind floats an index into FORMATS.
+    bits: the bits of a code; for vq of the indices into all codebooks; for floats the index of
+    their format in FORMATS.
     """
 
     kind: str
@@ -50,17 +56,17 @@ class Layout:
 
     @property
     def stages(self) -> int:
-        """Return the codebooks of a vq matrix: an index has 8 bits, or 16 with a residual."""
+        """Return how many codebooks a vq matrix has, one per index of 8 bits."""
         return 2 if self.bits > 8 else 1
 
     @property
     def block(self) -> int:
-        """Return the indices of a row of a vq matrix whose activations share a step."""
+        """Return how many indices of a row of a vq matrix have activations that share a step."""
         return min(VQ_BLOCK, max(1, VQ_BLOCK_COLUMNS // self.vector))
 
     @property
     def groups(self) -> int:
-        """Return the scales of a row; for vq the steps of its activations."""
+        """Return the scales per row; for vq the steps of its activations."""
         if self.kind == "vq":
             return -(-self.columns // (self.block * self.vector))
         return -(-self.columns // self.group)
@@ -88,7 +94,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A matrix (rows, columns) as engine.c reads it. `arrays`: codes, scales, and where there are any zeros, codebook."""
+    """A matrix (rows, columns) as engine.c reads it.
+
+    arrays: codes and scales, and what else the kind has, by the names of the pointers in
+    MatrixStruct.
+    """
 
     layout: Layout
     arrays: Mapping[str, Array]
@@ -125,7 +135,9 @@ class PackedMatrix:
         """Return x (T, columns) float32 times the matrix, plus the bias: (T, rows) float32."""
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 2 or x.shape[1] != self.layout.columns:
-            raise PhaseError(f"a matrix of {self.layout.columns} columns cannot take inputs of shape {x.shape}")
+            raise PhaseError(
+                f"a matrix of {self.layout.columns} columns cannot take inputs of shape {x.shape}"
+            )
         if build.library() is None:
             return self._multiply_in_blocks(round_activations(x, self.layout.activation_bits))
         out = np.empty((len(x), self.layout.rows), np.float32)
@@ -137,7 +149,9 @@ class PackedMatrix:
         """Return the rows named by `rows` (n,), float32."""
         rows = np.ascontiguousarray(rows, np.int32)
         if rows.size and not (rows.min() >= 0 and rows.max() < self.layout.rows):
-            raise PhaseError(f"a matrix of {self.layout.rows} rows has no row {rows.min()} to {rows.max()}")
+            raise PhaseError(
+                f"a matrix of {self.layout.rows} rows has no row {rows.min()} to {rows.max()}"
+            )
         if build.library() is None:
             return self.decoded(rows)
         out = np.empty((len(rows), self.layout.columns), np.float32)
@@ -145,7 +159,7 @@ class PackedMatrix:
         return out
 
     def decoded(self, rows: Array) -> Array:
-        """Return the rows named by `rows` (n,) as float32, made by numpy."""
+        """Return the rows named by `rows` (n,) as float32, computed by numpy."""
         one, arrays = self.layout, self.arrays
         if one.kind == "floats":
             values = _as_float32(arrays["codes"][rows], FORMATS[one.bits])
@@ -161,12 +175,17 @@ class PackedMatrix:
         if one.kind == "mixed":
             return self._decoded_mixed(tile, lane)
         packed = arrays["codes"][tile, :, lane]  # (n, blocks, 4)
-        parts = [packed >> np.uint8(one.bits * i) & np.uint8(2**one.bits - 1) for i in range(8 // one.bits)]
+        parts = [
+            packed >> np.uint8(one.bits * i) & np.uint8(2**one.bits - 1)
+            for i in range(8 // one.bits)
+        ]
         codes = np.stack(parts, axis=2).reshape(len(rows), -1)[:, one.places()].astype(np.float32)
         scales = _as_float32(arrays["scales"][tile, :, lane], one.scale_format)
         group = np.arange(one.columns) // one.group
         codes -= (
-            arrays["zeros"][tile, :, lane].astype(np.float32)[:, group] if "zeros" in arrays else np.float32(one.zero)
+            arrays["zeros"][tile, :, lane].astype(np.float32)[:, group]
+            if "zeros" in arrays
+            else np.float32(one.zero)
         )
         products: Array = codes * scales[:, group]
         return products
@@ -193,37 +212,49 @@ class PackedMatrix:
 
 
 def round_activations(x: Array, bits: int) -> Array:
-    """Round x (T, columns) as a layer with `activation_bits` does: per token by absmax; 0 bits leave it."""
+    """Round x (T, columns) as a layer with `activation_bits` does, by each token's largest size.
+
+    0 bits leave x as it is.
+    """
     if not bits:
         return x
-    step = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-5)) / np.float32(2 ** (bits - 1) - 1)
+    step = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-5)) / np.float32(
+        2 ** (bits - 1) - 1
+    )
     rounded: Array = (np.rint(x / step) * step).astype(np.float32)
     return rounded
 
 
 def has_layout(coded: Payload) -> bool:
-    """Return whether the codes stay codes: not in hyper and seedlm, nor where VPTQ codes outlier columns apart."""
-    return coded.codec not in ("hyper", "seedlm") and not (coded.codec == "vptq" and "o" in coded.parts)
+    """Return whether the codes stay codes: not in hyper, seedlm, and VPTQ with outlier columns."""
+    return coded.codec not in ("hyper", "seedlm") and not (
+        coded.codec == "vptq" and "o" in coded.parts
+    )
 
 
 def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
-    """Lay out what a codec wrote. activation_bits: of the layer's input, 0 for none.
+    """Lay out what a codec wrote.
+
+    activation_bits: bits of the layer's input, 0 where it is not rounded.
 
     Raises PhaseError for activations of 16 bits, which two planes of int8 do not hold.
     """
     if activation_bits not in ACTIVATION_BITS:
         raise PhaseError(
-            f"packed inference holds activations of up to 15 bits, got {activation_bits}; use engine=torch"
+            f"packed inference holds activations of up to 15 bits, got {activation_bits}; use "
+            "engine=torch"
         )
     parts = coded.parts
     if coded.codec == "ternary":
         scales, form = (parts["b"], "bfloat16") if "b" in parts else _narrowest(parts["s"])
-        return from_codes(parts["q"], scales, form, group=coded.meta["g"], zero=1, activation_bits=activation_bits)
+        return from_codes(
+            parts["q"], scales, form, group=coded.meta["g"], zero=1, activation_bits=activation_bits
+        )
     if coded.codec == "intk":
         zero = 2 ** (coded.meta["k"] - 1)
         return from_codes(
-            parts["q"], parts["s"].view(np.uint16), "float16", group=coded.meta["g"], zero=zero, zeros=parts.get("z"),
-            activation_bits=activation_bits,
+            parts["q"], parts["s"].view(np.uint16), "float16", group=coded.meta["g"], zero=zero,
+            zeros=parts.get("z"), activation_bits=activation_bits,
         )  # fmt: skip
     if coded.codec == "vptq" and has_layout(coded):
         stages = [(parts["i"], parts["c"]), *([(parts["r"], parts["d"])] if "r" in parts else ())]
@@ -233,7 +264,9 @@ def from_payload(coded: Payload, activation_bits: int = 0) -> PackedMatrix:
 
         codes = entropy.expand_blocks(parts["q"].tobytes(), parts["a"], parts["b"])
         rows = parts["s"].astype(np.float32) * np.float32(2.0 ** coded.meta["u"])
-        columns = np.exp2((parts["c"].astype(np.float32) - 128) / WATERFILL_LEVELS_PER_OCTAVE).astype(np.float32)
+        columns = np.exp2(
+            (parts["c"].astype(np.float32) - 128) / WATERFILL_LEVELS_PER_OCTAVE
+        ).astype(np.float32)
         return from_scaled_codes(codes, rows, columns, activation_bits)
     if coded.codec == "raw":
         values = parts["w"].view(np.float32) if coded.meta["t"] == "float32" else parts["w"]
@@ -255,20 +288,21 @@ def from_codes(
 ) -> PackedMatrix:
     """Lay out codes (rows, columns) uint8 with weight (code - zero) * scale.
 
-    scales: (rows, groups), float32 or the bit patterns of float16 or bfloat16; zeros: (rows, groups) uint8, or `zero`
-    for all.
+    scales: (rows, groups), float32 or the bit patterns of float16 or bfloat16; zeros: (rows,
+    groups) uint8, or `zero` for all.
     """
     rows, columns = codes.shape
     if zeros is None:
-        lowest = int(codes.min())  # a narrow range fits fewer bits, wherever it lies
+        # A narrow range of codes fits fewer bits once it begins at 0.
+        lowest = int(codes.min())
         zero -= lowest
     else:
         lowest = 0
     top = int(codes.max()) - lowest
     bits = 2 if top < 4 else 4 if top < 16 else 8
     layout = Layout(
-        kind="codes", rows=rows, columns=columns, bits=bits, group=group, scale_format=scale_format, zero=zero,
-        activation_bits=activation_bits,
+        kind="codes", rows=rows, columns=columns, bits=bits, group=group, scale_format=scale_format,
+        zero=zero, activation_bits=activation_bits,
     )  # fmt: skip
     tiles = -(-rows // ROWS)
     packed = aligned((tiles, layout.padded * bits // 32, ROWS, 4))
@@ -282,10 +316,18 @@ def from_codes(
     return PackedMatrix(layout, arrays)
 
 
-def from_scaled_codes(codes: Array, rows: Array, columns: Array, activation_bits: int = 0) -> PackedMatrix:
-    """Lay out codes (rows, columns) int8 with a scale a row (rows,) and a column (columns,), both float32."""
+def from_scaled_codes(
+    codes: Array, rows: Array, columns: Array, activation_bits: int = 0
+) -> PackedMatrix:
+    """Lay out codes (rows, columns) int8 with float32 scales of the rows (rows,) and columns
+    (columns,).
+    """
     layout = Layout(
-        kind="mixed", rows=codes.shape[0], columns=codes.shape[1], group=mixed.GROUP, activation_bits=activation_bits
+        kind="mixed",
+        rows=codes.shape[0],
+        columns=codes.shape[1],
+        group=mixed.GROUP,
+        activation_bits=activation_bits,
     )
     order = np.argsort(columns, kind="stable")
     codes, columns = mixed.evened(codes, columns, order)
@@ -300,7 +342,10 @@ def from_scaled_codes(codes: Array, rows: Array, columns: Array, activation_bits
 
 
 def aligned(shape: tuple[int, ...]) -> Array:
-    """Return an uninitialised uint8 array that begins at a multiple of 64: a load then stays within a cache line."""
+    """Return an uninitialised uint8 array that begins at a cache line.
+
+    No load of a line's size then crosses into a second line.
+    """
     size = math.prod(shape)
     memory = np.empty(size + 64, np.uint8)
     first = -memory.ctypes.data % 64
@@ -308,14 +353,19 @@ def aligned(shape: tuple[int, ...]) -> Array:
 
 
 def _tiled(codes: Array, layout: Layout) -> Array:
-    """Return codes (rows, columns) as (tiles, blocks, ROWS, 4) bytes; a byte holds 8 / bits codes, 4 columns apart."""
+    """Return codes (rows, columns) as (tiles, blocks, ROWS, 4) bytes, as product.h draws them.
+
+    A byte holds 8 / bits codes of columns that lie 4 apart.
+    """
     rows, bits, parts = len(codes), layout.bits, 8 // layout.bits
     padded = np.zeros((-(-rows // ROWS) * ROWS, layout.padded), np.uint8)
     if layout.padded_group == layout.group:
         padded[:rows, : layout.columns] = codes
     else:
         padded[:rows, layout.places()] = codes
-    split = padded.reshape(-1, ROWS, layout.padded // (4 * parts), parts, 4).transpose(0, 2, 3, 1, 4)
+    split = padded.reshape(-1, ROWS, layout.padded // (4 * parts), parts, 4).transpose(
+        0, 2, 3, 1, 4
+    )
     packed = split[:, :, 0].copy()
     for part in range(1, parts):
         packed |= split[:, :, part] << np.uint8(bits * part)
@@ -333,7 +383,11 @@ def _tiled_groups(values: Array) -> Array:
 def from_indices(
     stages: Sequence[tuple[Array, Array]], scales: Array, columns: int, activation_bits: int = 0
 ) -> PackedMatrix:
-    """Lay out VPTQ: one or two (indices (rows, positions) uint8, codebook (k, v)) that add up, and scales (rows,)."""
+    """Lay out VPTQ; the indices of a tile are put in the order that vq.h draws.
+
+    stages: one or two of (indices (rows, positions) uint8, codebook (k, v)), which add up. scales:
+    (rows,).
+    """
     rows, positions = stages[0][0].shape
     vector = stages[0][1].shape[1]
     padded = np.zeros((-(-rows // VQ_ROWS) * VQ_ROWS, positions, len(stages)), np.uint8)
@@ -343,16 +397,24 @@ def from_indices(
         entries[stage, :, : len(codebook)] = codebook.astype(np.float32).T
     tiles = padded.reshape(-1, VQ_ROWS, positions * len(stages))[:, VQ_ORDER].transpose(0, 2, 1)
     layout = Layout(
-        kind="vq", rows=rows, columns=columns, bits=8 * len(stages), vector=vector, activation_bits=activation_bits
+        kind="vq", rows=rows, columns=columns, bits=8 * len(stages), vector=vector,
+        activation_bits=activation_bits,
     )  # fmt: skip
     codes = aligned(tiles.shape)
     codes[:] = tiles
-    arrays = {"codes": codes, "scales": scales.astype(np.float32), "codebook": entries.reshape(-1, CENTROIDS)}
+    arrays = {
+        "codes": codes,
+        "scales": scales.astype(np.float32),
+        "codebook": entries.reshape(-1, CENTROIDS),
+    }
     return PackedMatrix(layout, arrays)
 
 
 def from_floats(values: Array, dtype: str, activation_bits: int = 0) -> PackedMatrix:
-    """Take values (rows, columns) as they are, memory-mapped ones too: float32, or bit patterns of 16-bit floats."""
+    """Take values (rows, columns), float32 or bit patterns of 16-bit floats, as they are.
+
+    Memory-mapped values stay in their file.
+    """
     layout = Layout(
         kind="floats", rows=values.shape[0], columns=values.shape[1], bits=FORMATS.index(dtype),
         activation_bits=activation_bits,
@@ -361,7 +423,10 @@ def from_floats(values: Array, dtype: str, activation_bits: int = 0) -> PackedMa
 
 
 def from_dense(weight: Array, activation_bits: int = 0) -> PackedMatrix:
-    """Keep a float32 matrix as float16 with a scale a row: within 5e-4 of every weight that is not tiny."""
+    """Keep a float32 matrix as float16 with one scale per row.
+
+    Each weight that is not tiny is kept within 5e-4 of itself.
+    """
     scales = np.maximum(np.abs(weight).max(1), 1e-30).astype(np.float32)
     values = (weight / scales[:, None]).astype(np.float16).view(np.uint16)
     packed = from_floats(values, "float16", activation_bits)

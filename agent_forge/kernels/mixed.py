@@ -1,9 +1,11 @@
-"""Integers of mixed widths: every block of 16 rows and 64 columns keeps just the bits that its largest code needs.
+"""Integers of mixed widths: a block of 16 rows and 64 columns has the bits that its largest code
+needs.
 
-The layout of water-filled matrices, whose codes differ in size by row and column. Columns are put in an order that
-brings codes of like size together; a block of width w (0 to 8 bits) holds code + 2^(w-1) in binary planes of 4, 2 and
-1 bits (or whole bytes), 32 columns a step, each plane in cache lines of 16 rows times 4 columns times 8 / bits parts.
-Reads and writes numpy; mixed.h is what multiplies with it.
+The layout of water-filled matrices, whose codes differ in size by row and column. Columns are put
+in an order that brings codes of like size together. A block of width w (0 to 8 bits) holds code +
+2^(w-1) in binary planes of 4, 2 and 1 bits (or whole bytes), 32 columns per step; each plane lies
+in cache lines of 16 rows times 4 columns times 8 / bits parts. mixed.h draws the layout and
+multiplies with it. Reads and writes numpy arrays.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-ROWS, GROUP, STEP, LINE = 16, 64, 32, 64  # rows and columns of a block, columns of a step, bytes of a cache line
+# rows and columns of a block, columns of a step, bytes of a cache line
+ROWS, GROUP, STEP, LINE = 16, 64, 32, 64
 BYTE = 8
-EVEN_OCTAVES = 3  # of column scales in a group: 13 of an activation's 16 bits are left for the least of them
+# Scales of a group's columns may span so many octaves: 13 of an activation's 16 bits are then left
+# for the column with the least scale.
+EVEN_OCTAVES = 3
 PLANES = (4, 2, 1)
 SLAB_ROWS = 2048  # rows laid out at a time
 
@@ -26,17 +31,21 @@ def padded_columns(columns: int) -> int:
 
 
 def group_columns(columns: int) -> Array:
-    """Return the columns of every group in the layout, (groups,): GROUP, and what is left in the last."""
+    """Return the columns of every group in the layout, (groups,): GROUP, and what is left for the
+    last.
+    """
     padded = padded_columns(columns)
     return np.minimum(GROUP, padded - np.arange(0, padded, GROUP))
 
 
 def evened(codes: Array, scales: Array, order: Array) -> tuple[Array, Array]:
-    """Return codes and column scales (columns,) of the same products whose scales lie closer together within a group.
+    """Return codes and column scales (columns,) with the same products, but closer scales within a
+    group.
 
-    Activations are rounded with one step a group, set by the largest product with a column scale. So a column whose
-    scale is more than 2^EVEN_OCTAVES times the least of its group halves it, doubling its codes, as often as int8 allows;
-    a column of zeros gets the scale 0 instead. Both are exact. Matrices without such columns keep equal scales equal.
+    Activations are rounded with one step per group, set by the largest product with a column scale.
+    A scale of more than 2^EVEN_OCTAVES times the least of its group is therefore halved and its
+    codes doubled, as often as int8 allows; a column of zeros gets the scale 0. Both are exact.
+    Without such columns nothing changes.
     """
     largest = np.maximum(np.abs(codes.min(0).astype(np.int16)), codes.max(0))
     room = 7 - np.array([int(n).bit_length() for n in range(129)])[largest]
@@ -50,14 +59,17 @@ def evened(codes: Array, scales: Array, order: Array) -> tuple[Array, Array]:
     halvings[largest == 0] = 0
     if halvings.any():
         codes = codes << halvings
-    evened_scales = np.where((largest == 0) & (excess > 0), 0, scales * np.exp2(-halvings.astype(np.float32)))
+    evened_scales = np.where(
+        (largest == 0) & (excess > 0), 0, scales * np.exp2(-halvings.astype(np.float32))
+    )
     return codes, evened_scales.astype(np.float32)
 
 
 def pack(codes: Array, order: Array) -> dict[str, Array]:
     """Lay out codes (rows, columns) int8 with their columns in `order` (columns,).
 
-    Returns codes (bytes,) uint8, widths (tiles, groups) uint8 and starts (tiles,) uint32 in cache lines.
+    Returns codes (bytes,) uint8, widths (tiles, groups) uint8 and starts (tiles,) uint32 in cache
+    lines.
     """
     rows = len(codes)
     tiles, sizes = -(-rows // ROWS), group_columns(codes.shape[1])
@@ -76,29 +88,34 @@ def pack(codes: Array, order: Array) -> dict[str, Array]:
 
 
 def unpack(arrays: Mapping[str, Array], tiles: Array, columns: int) -> Array:
-    """Return the codes of the tiles named, in the order of the layout: (tiles * ROWS, columns) int8."""
+    """Return the codes of some tiles: (tiles * ROWS, columns) int8, columns in layout order."""
     sizes, widths = group_columns(columns), arrays["widths"][tiles]
     lines = _lines(widths, sizes)
-    starts = (arrays["starts"][tiles].astype(np.int64)[:, None] + np.cumsum(lines, axis=1) - lines) * LINE
-    found = np.zeros((len(tiles), ROWS, padded_columns(columns)), np.int8)
+    starts = (
+        arrays["starts"][tiles].astype(np.int64)[:, None] + np.cumsum(lines, axis=1) - lines
+    ) * LINE
+    codes = np.zeros((len(tiles), ROWS, padded_columns(columns)), np.int8)
     for width, size, places in _alike(widths, sizes):
         tile, group = places
         count = int(size) * ROWS * width // 8
         data = arrays["codes"][starts[places][:, None] + np.arange(count)]
         at = group[:, None] * GROUP + np.arange(size)
-        found[tile[:, None], :, at] = _unpacked_blocks(data, width, int(size)).transpose(0, 2, 1)
-    return found.reshape(-1, padded_columns(columns))[:, :columns]
+        codes[tile[:, None], :, at] = _unpacked_blocks(data, width, int(size)).transpose(0, 2, 1)
+    return codes.reshape(-1, padded_columns(columns))[:, :columns]
 
 
 def _aligned(size_bytes: int) -> Array:
-    """Return uninitialised bytes that begin at a cache line; at least one line, so that there is something to point at."""
+    """Return uninitialised bytes that begin at a cache line.
+
+    One line more is reserved, so that the address of 0 bytes is valid too.
+    """
     memory = np.empty(size_bytes + 2 * LINE, np.uint8)
     first = -memory.ctypes.data % LINE
     return memory[first : first + size_bytes]
 
 
 def _blocks(codes: Array, order: Array) -> Array:
-    """Return codes (rows, columns) as (tiles, ROWS, padded) with columns in order, zeros in the padding."""
+    """Return codes (rows, columns) as (tiles, ROWS, padded): columns in order, then zeros."""
     rows, columns = codes.shape
     padded = np.zeros((-(-rows // ROWS) * ROWS, padded_columns(columns)), np.int8)
     padded[:rows, :columns] = codes[:, order]
@@ -106,7 +123,10 @@ def _blocks(codes: Array, order: Array) -> Array:
 
 
 def _widths(blocks: Array) -> Array:
-    """Return the bits of each block (tiles, groups): 0 where all is zero, else a sign and the bits of the largest."""
+    """Return the bits of each block (tiles, groups): a sign bit and what its largest code needs.
+
+    A block of zeros has 0 bits.
+    """
     sizes = blocks ^ (blocks >> 7)  # q, or -q - 1 for negative q
     by_column = sizes.max(1)
     starts = np.arange(0, blocks.shape[2], GROUP)
@@ -124,7 +144,11 @@ def _lines(widths: Array, sizes: Array) -> Array:
 
 
 def _alike(widths: Array, sizes: Array) -> Iterator[tuple[int, int, tuple[Array, Array]]]:
-    """Yield (width, columns, (tiles, groups)) of blocks of one width and size; empty blocks are left out."""
+    """Yield (width, columns, (tiles, groups)) of blocks of one width and size, except those of 0
+    bits.
+
+    Blocks that are alike are packed together, by one operation on arrays.
+    """
     for size in np.unique(sizes):
         for width in np.unique(widths):
             tile, group = np.nonzero((widths == width) & (sizes == size))
@@ -153,15 +177,19 @@ def _packed_blocks(codes: Array, width: int) -> Array:
     """Return codes (n, ROWS, columns) of one width as (n, bytes)."""
     values = (codes.astype(np.int16) + (1 << (width - 1))).astype(np.uint8)
     steps = values.reshape(len(codes), ROWS, -1, STEP)
-    found = []
+    planes = []
     below = 0
     for bits in _planes(width):
         digits = steps >> np.uint8(below) & np.uint8((1 << bits) - 1)
-        parts = digits.reshape(*steps.shape[:3], STEP * bits // 32, 8 // bits, 4).transpose(0, 2, 3, 1, 5, 4)
+        parts = digits.reshape(*steps.shape[:3], STEP * bits // 32, 8 // bits, 4).transpose(
+            0, 2, 3, 1, 5, 4
+        )
         shifts = np.arange(0, 8, bits, dtype=np.uint8)  # (n, steps, lines, ROWS, 4, parts)
-        found.append(np.bitwise_or.reduce(parts << shifts, axis=-1).reshape(len(codes), steps.shape[2], -1))
+        planes.append(
+            np.bitwise_or.reduce(parts << shifts, axis=-1).reshape(len(codes), steps.shape[2], -1)
+        )
         below += bits
-    return np.concatenate(found, axis=2).reshape(len(codes), -1)
+    return np.concatenate(planes, axis=2).reshape(len(codes), -1)
 
 
 def _unpacked_blocks(data: Array, width: int, columns: int) -> Array:
@@ -176,5 +204,5 @@ def _unpacked_blocks(data: Array, width: int, columns: int) -> Array:
         digits = (lines >> shifts & np.uint8((1 << bits) - 1)).transpose(0, 3, 1, 2, 5, 4)
         values |= digits.reshape(values.shape) << np.uint8(below)
         below, first = below + bits, first + count
-    found: Array = (values.astype(np.int16) - (1 << (width - 1))).astype(np.int8)
-    return found.reshape(len(data), ROWS, columns)
+    codes: Array = (values.astype(np.int16) - (1 << (width - 1))).astype(np.int8)
+    return codes.reshape(len(data), ROWS, columns)

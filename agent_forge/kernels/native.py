@@ -1,6 +1,7 @@
-"""engine.c from Python: its structures, a pool of threads, and calls that check shapes before they cross over.
+"""engine.c from Python: its structures, a pool of threads, and its calls.
 
-A pool belongs to the process that made it: after a fork a new one is made. Calls on one pool take turns.
+A pool belongs to the process that created it: after a fork the child gets one of its own. Calls on
+one pool take turns.
 """
 
 import ctypes
@@ -22,16 +23,28 @@ CHUNK = 32  # tokens of one forward call, as in engine.c
 Array = NDArray[Any]
 
 _INTS = (
-    "kind", "bits", "rows", "columns", "group", "padded_group", "groups", "padded", "activation_top", "scale_kind",
-    "zero", "vector",
+    "kind", "bits", "rows", "columns", "group", "padded_group", "groups", "padded",
+    "activation_top", "scale_kind", "zero", "vector",
 )  # fmt: skip
-_POINTERS = ("codes", "scales", "zeros", "bias", "codebook", "column_scales", "order", "widths", "starts")
+_POINTERS = (
+    "codes",
+    "scales",
+    "zeros",
+    "bias",
+    "codebook",
+    "column_scales",
+    "order",
+    "widths",
+    "starts",
+)
 
 
 class MatrixStruct(ctypes.Structure):
     """Mirror of `Matrix` in engine.c."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in _INTS] + [(name, ctypes.c_void_p) for name in _POINTERS]
+    _fields_ = [(name, ctypes.c_int32) for name in _INTS] + [
+        (name, ctypes.c_void_p) for name in _POINTERS
+    ]
 
 
 class LayerStruct(ctypes.Structure):
@@ -46,7 +59,10 @@ class ModelStruct(ctypes.Structure):
     """Mirror of `Model` in engine.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("hidden", "layers", "heads", "kv_heads", "head_size", "inner")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("hidden", "layers", "heads", "kv_heads", "head_size", "inner")
+        ),
         *((name, ctypes.c_int32) for name in ("vocabulary", "unused")),
         *((name, ctypes.c_float) for name in ("epsilon", "unused_float")),
         *((name, MatrixStruct) for name in ("embedding", "head")),
@@ -64,7 +80,8 @@ def pointer(array: Array | None) -> int | None:
 class Chunk:
     """Tokens that run through a model together: ids, positions, sequences (n,) int32, contiguous.
 
-    caches: keys and values of each sequence, (layers, kv_heads, capacity, head_size) float32, both written.
+    caches: keys and values of each sequence, (layers, kv_heads, capacity, head_size) float32, both
+    written.
     logits (wanted, vocabulary): filled for the tokens numbered in `wanted`, int32.
     """
 
@@ -85,7 +102,9 @@ class Pool:
         self._engine = _declared(loaded)
         self._address = self._engine.forge_pool_new(threads or len(os.sched_getaffinity(0)))
         if not self._address:
-            raise PhaseError("no memory for the threads of packed inference; free some or set threads=1")
+            raise PhaseError(
+                "no memory for the threads of packed inference; free some or set threads=1"
+            )
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._held: ModelStruct | None = None
@@ -95,7 +114,9 @@ class Pool:
     def matmul(self, matrix: MatrixStruct, x: Array, out: Array) -> None:
         """Fill out (T, rows) with x (T, columns) times the matrix; both float32 and contiguous."""
         with self._lock:
-            done = self._engine.forge_matmul(self._address, ctypes.byref(matrix), pointer(x), len(x), pointer(out))
+            done = self._engine.forge_matmul(
+                self._address, ctypes.byref(matrix), pointer(x), len(x), pointer(out)
+            )
         _refuse(done)
 
     def forward(self, model: ModelStruct, chunk: Chunk) -> None:
@@ -105,12 +126,14 @@ class Pool:
         capacities = np.asarray([k.shape[2] for k, _ in chunk.caches], np.int32)
         with self._lock:
             if self._held is not model:
-                # A thread that was put aside in an earlier call still carries the address of that call's layers.
+                # A thread that the system put aside in an earlier call still holds the address of
+                # that call's layers.
                 self._engine.forge_settle(self._address)
                 self._held = model
             done = self._engine.forge_forward(
-                self._address, ctypes.byref(model), len(chunk.ids), pointer(chunk.ids), pointer(chunk.positions),
-                pointer(chunk.sequences), keys, values, pointer(capacities), pointer(chunk.wanted), len(chunk.wanted),
+                self._address, ctypes.byref(model), len(chunk.ids), pointer(chunk.ids),
+                pointer(chunk.positions), pointer(chunk.sequences), keys, values,
+                pointer(capacities), pointer(chunk.wanted), len(chunk.wanted),
                 pointer(chunk.logits),
             )  # fmt: skip
         _refuse(done)
@@ -134,7 +157,7 @@ def _pool(threads: int, process: int, build_name: str) -> Pool:  # noqa: ARG001 
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    """Give the functions of the engine their types: without them a pointer would be cut to 32 bits."""
+    """Declare the types of the engine's functions: else a pointer would be cut to 32 bits."""
     address, number = ctypes.c_void_p, ctypes.c_int
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "forge_pool_new": (address, [number]),
@@ -152,12 +175,14 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _free(engine: ctypes.CDLL, address: int, process: int) -> None:
-    """End the threads; a child of a fork has none of them to end."""
+    """End the threads; the child of a fork does not have them."""
     if os.getpid() == process:
         engine.forge_pool_free(address)
 
 
 def _refuse(done: int) -> None:
     if done == -1:
-        raise PhaseError("no memory for the activations of packed inference; free some or use a shorter prompt")
+        raise PhaseError(
+            "no memory for the activations of packed inference; free some or use a shorter prompt"
+        )
     assert done == 0, f"engine.c refused its arguments ({done})"

@@ -1,10 +1,37 @@
-/* Products of activations with one matrix: coded, vector-quantised or floats, shared out among the threads. */
+/* Products of activations with one matrix: coded, vector-quantised or floats, shared among threads.
+
+   How codes lie (kind CODES). A tile is 16 rows (ROWS). A block is one cache line of 64 bytes: 4
+   bytes for each row of the tile, and in them 4 * parts neighbouring columns of it, parts = 8 /
+   bits:
+
+       block b of a tile    row 0           row 1                   row 15
+                            [B0 B1 B2 B3]   [B0 B1 B2 B3]    ...    [B0 B1 B2 B3]
+
+   Byte Bi holds the columns i, i + 4, i + 8, ... of the block, the first one in the lowest bits:
+
+       bits of Bi     7 6      5 4      3 2      1 0
+       2-bit codes    12 + i   8 + i    4 + i    i         counted from column 16 * b
+       4-bit codes    4 + i             i                  counted from column 8 * b
+       8-bit codes    i                                    counted from column 4 * b
+
+   So one shift and one mask of the whole line leave, in the 32-bit lane of every row, the codes of
+   4 neighbouring columns. One instruction multiplies them with the same 4 activations, broadcast to
+   all lanes, and adds up within the lane: a lane is a row, and no sum ever crosses lanes.
+
+   Blocks follow each other along the columns, then come those of the next tile. Each group of
+   columns is padded to a multiple of 16 (COLUMNS), so no block has columns of two groups. Scales
+   and zero points lie as (tiles, groups, ROWS), one lane per row. With activations a = step * (256
+   * high + low):
+
+   out[row] = step * sum over groups of scale * (sum of code * a  -  zero * sum of a)
+
+   The zero point is taken off once per group, because the sums of the activations are known. */
 
 #pragma once
 #include "mixed.h"
 #include "vq.h"
 
-/* ---- integers of activations ----------------------------------------------------------------------------------- */
+/* ---- integers of activations ----------------------------------------------------------------- */
 
 INLINE int is_coded(const Matrix *m) { return m->kind != FLOATS; }
 
@@ -13,10 +40,15 @@ INLINE int tiles_of(const Matrix *m) {
     return (m->rows + rows - 1) / rows;
 }
 
-INLINE int planes_of(const Matrix *m) { return m->activation_top > 0 && m->activation_top <= 127 ? 1 : 2; }
+INLINE int planes_of(const Matrix *m) {
+    return m->activation_top > 0 && m->activation_top <= 127 ? 1 : 2;
+}
 
+/* Reserve the integers of `tokens` tokens; every part begins at a cache line. Returns 0 when there
+   is no memory. */
 static int reserve_input(Input *input, int tokens, int padded, int groups) {
-    size_t plane = ((size_t)tokens * padded + 63) / 64 * 64, sums = ((size_t)tokens * groups * 4 + 63) / 64 * 64;
+    size_t plane = ((size_t)tokens * padded + 63) / 64 * 64,
+           sums = ((size_t)tokens * groups * 4 + 63) / 64 * 64;
     size_t wanted = 2 * plane + 2 * sums + 4 * (size_t)tokens * groups;
     if (!reserve((void **)&input->low, &input->size_bytes, wanted)) return 0;
     input->high = input->low + plane;
@@ -26,21 +58,27 @@ static int reserve_input(Input *input, int tokens, int padded, int groups) {
     return 1;
 }
 
-/* Return the step of a token's integers. */
+/* Return the step of a token's integers: its largest size becomes the largest integer. Where the
+   model rounds, 1e-5 is the floor that its own rounding has; else the floor only avoids dividing by
+   0. */
 static float step_of(const Matrix *m, const float *x) {
     float largest = largest_of(x, m->columns);
-    if (m->activation_top > 0) return (largest < 1e-5f ? 1e-5f : largest) / (float)m->activation_top;
+    if (m->activation_top > 0)
+        return (largest < 1e-5f ? 1e-5f : largest) / (float)m->activation_top;
     return largest > 1e-35f ? largest / (float)FULL_TOP : 1;
 }
 
-/* Round one token x (columns) to integers, laid out in groups padded with zeros, and sum each group. */
+/* Round one token x (columns) to integers, laid out in groups padded with zeros, and sum each
+   group. */
 static void round_token(const Matrix *m, const float *x, Input *input, int token) {
-    int8_t *low = input->low + (size_t)token * m->padded, *high = input->high + (size_t)token * m->padded;
+    int8_t *low = input->low + (size_t)token * m->padded,
+           *high = input->high + (size_t)token * m->padded;
     int two = planes_of(m) == 2;
     float step = step_of(m, x);
     input->steps[token] = step;
     for (int g = 0; g < m->groups; g++) {
-        int first = g * m->group, count = m->columns - first < m->group ? m->columns - first : m->group;
+        int first = g * m->group,
+            count = m->columns - first < m->group ? m->columns - first : m->group;
         int width = (count + COLUMNS - 1) / COLUMNS * COLUMNS;
         int32_t low_sum = 0, high_sum = 0;
         int8_t *l = low + (size_t)g * m->padded_group, *h = high + (size_t)g * m->padded_group;
@@ -66,20 +104,24 @@ static void round_token(const Matrix *m, const float *x, Input *input, int token
     }
 }
 
-/* ---- coded matrices -------------------------------------------------------------------------------------------- */
+/* ---- coded matrices -------------------------------------------------------------------------- */
 
-#define SPLIT_MAX 4
+#define SPLIT_MAX 4 /* most independent sums per row, see `split` */
 
-/* Write one tile's products with `count` tokens, scaled by the tokens' steps, into products (count, ROWS).
-   bits, planes and count are constants at every call: the loops over them vanish. */
-INLINE void tile_product(const Matrix *m, int tile, const Input *in, int token, float *products, int bits, int planes,
-                         int count) {
+/* Write one tile's products with `count` tokens, scaled by the tokens' steps, into products (count,
+   ROWS). bits, planes and count are constants at every call, so the compiler unrolls the loops over
+   them. Each line of codes is loaded and unpacked once for all `count` tokens. */
+INLINE void tile_product(const Matrix *m, int tile, const Input *in, int token, float *products,
+                         int bits, int planes, int count) {
     const int per_step = bits == 2 ? 1 : bits == 4 ? 2 : 4, parts = 8 / bits;
-    /* One token: independent sums hide the latency of the multiply-add. */
+    /* A multiply-add has to wait for the one before it in the same sum. Several tokens are several
+       independent sums already; for one token its sum is split up. */
     const int split = count > 1 ? 1 : planes == 1 ? 4 : 2;
     const size_t tile_bytes = (size_t)m->padded * ROWS * bits / 8;
-    const int8_t *planes_of_input[2] = {in->low + (size_t)token * m->padded, in->high + (size_t)token * m->padded};
-    const int32_t *sums[2] = {in->low_sums + (size_t)token * m->groups, in->high_sums + (size_t)token * m->groups};
+    const int8_t *planes_of_input[2] = {in->low + (size_t)token * m->padded,
+                                        in->high + (size_t)token * m->padded};
+    const int32_t *sums[2] = {in->low_sums + (size_t)token * m->groups,
+                              in->high_sums + (size_t)token * m->groups};
     for (int half = 0; half < ROWS; half += LANES) {
         const uint8_t *codes = m->codes + (size_t)tile * tile_bytes + 4 * half;
         Floats total[WIDE_BATCH];
@@ -104,7 +146,8 @@ INLINE void tile_product(const Matrix *m, int tile, const Input *in, int token, 
 #pragma GCC unroll 2
                             for (int p = 0; p < planes; p++) {
                                 Ints *s = &sum[t][p][(block * parts + part) % split];
-                                *s = dot(*s, values, planes_of_input[p] + (size_t)t * m->padded + at, bits);
+                                *s = dot(*s, values,
+                                         planes_of_input[p] + (size_t)t * m->padded + at, bits);
                             }
                     }
                 }
@@ -116,6 +159,7 @@ INLINE void tile_product(const Matrix *m, int tile, const Input *in, int token, 
             for (int t = 0; t < count; t++) {
                 Floats value = zero_floats();
 #pragma GCC unroll 2
+                /* The high plane comes first: value = 256 * high + low, by Horner's rule. */
                 for (int p = planes - 1; p >= 0; p--) {
                     Ints whole = sum[t][p][0];
 #pragma GCC unroll 4
@@ -127,49 +171,55 @@ INLINE void tile_product(const Matrix *m, int tile, const Input *in, int token, 
             }
         }
         for (int t = 0; t < count; t++)
-            put(products + (size_t)t * ROWS + half, times_plus(total[t], all_floats(in->steps[token + t]), zero_floats()));
+            put(products + (size_t)t * ROWS + half,
+                times_plus(total[t], all_floats(in->steps[token + t]), zero_floats()));
     }
 }
 
-/* Put a tile's products into out (T, stride): bias added, rows beyond the matrix dropped; `add_to` keeps what is there. */
-INLINE void write_tile(const Matrix *m, int first_row, int tile_rows, const float *products, int count, float *out,
-                       size_t stride, int add_to) {
+/* Put a tile's products into out (T, stride): the bias is added, and rows of the tile beyond the
+   last row of the matrix are dropped. With `add_to` the products are added to what `out` holds. */
+INLINE void write_tile(const Matrix *m, int first_row, int tile_rows, const float *products,
+                       int count, float *out, size_t stride, int add_to) {
     int rows = m->rows - first_row < tile_rows ? m->rows - first_row : tile_rows;
     for (int t = 0; t < count; t++) {
         float *to = out + (size_t)t * stride + first_row;
         for (int r = 0; r < rows; r++) {
-            float value = products[(size_t)t * tile_rows + r] + (m->bias ? m->bias[first_row + r] : 0);
+            float value =
+                products[(size_t)t * tile_rows + r] + (m->bias ? m->bias[first_row + r] : 0);
             to[r] = add_to ? to[r] + value : value;
         }
     }
 }
 
-/* A product asked for: out (tokens, stride) = x (tokens, columns) times the matrix, or added to what is there. */
+/* One product: out (tokens, stride) = x (tokens, columns) times the matrix, or added to what `out`
+   holds. */
 typedef struct {
     const Matrix *matrix;
-    const float *x; /* shared by all threads; one token of a source that is not made yet: NULL */
+    const float
+        *x; /* shared by all threads; NULL: each thread computes its one token from `source` */
     const void *source;
     int tokens, add_to, size;
     float *out;
     size_t stride;
 } Use;
 
-#define TILES(NAME, BITS, PLANES)                                                                                     \
-    static void NAME(const Use *u, const Input *input, int first, int last) {                                         \
-        float products[WIDE_BATCH * ROWS];                                                                            \
-        for (int tile = first; tile < last; tile++) {                                                                 \
-            int token = 0;                                                                                            \
-            for (; token + WIDE_BATCH <= u->tokens; token += WIDE_BATCH) {                                            \
-                tile_product(u->matrix, tile, input, token, products, BITS, PLANES, WIDE_BATCH);                      \
-                write_tile(u->matrix, tile * ROWS, ROWS, products, WIDE_BATCH, u->out + token * u->stride, u->stride, \
-                           u->add_to);                                                                                \
-            }                                                                                                         \
-            for (; token < u->tokens; token++) {                                                                      \
-                tile_product(u->matrix, tile, input, token, products, BITS, PLANES, 1);                               \
-                write_tile(u->matrix, tile * ROWS, ROWS, products, 1, u->out + token * u->stride, u->stride,          \
-                           u->add_to);                                                                                \
-            }                                                                                                         \
-        }                                                                                                             \
+/* One function per number of bits and planes, so that both are constants in tile_product. */
+#define TILES(NAME, BITS, PLANES)                                                                 \
+    static void NAME(const Use *u, const Input *input, int first, int last) {                     \
+        float products[WIDE_BATCH * ROWS];                                                        \
+        for (int tile = first; tile < last; tile++) {                                             \
+            int token = 0;                                                                        \
+            for (; token + WIDE_BATCH <= u->tokens; token += WIDE_BATCH) {                        \
+                tile_product(u->matrix, tile, input, token, products, BITS, PLANES, WIDE_BATCH);  \
+                write_tile(u->matrix, tile * ROWS, ROWS, products, WIDE_BATCH,                    \
+                           u->out + token * u->stride, u->stride, u->add_to);                     \
+            }                                                                                     \
+            for (; token < u->tokens; token++) {                                                  \
+                tile_product(u->matrix, tile, input, token, products, BITS, PLANES, 1);           \
+                write_tile(u->matrix, tile * ROWS, ROWS, products, 1, u->out + token * u->stride, \
+                           u->stride, u->add_to);                                                 \
+            }                                                                                     \
+        }                                                                                         \
     }
 TILES(tiles_2_1, 2, 1)
 TILES(tiles_2_2, 2, 2)
@@ -184,25 +234,32 @@ static void tiles_mixed(const Use *u, const Input *input, int first, int last) {
         int token = 0;
         for (; token + WIDE_BATCH <= u->tokens; token += WIDE_BATCH) {
             mixed_tile(u->matrix, tile, input, token, products, WIDE_BATCH);
-            write_tile(u->matrix, tile * ROWS, ROWS, products, WIDE_BATCH, u->out + token * u->stride, u->stride, u->add_to);
+            write_tile(u->matrix, tile * ROWS, ROWS, products, WIDE_BATCH,
+                       u->out + token * u->stride, u->stride, u->add_to);
         }
         for (; token < u->tokens; token++) {
             mixed_tile(u->matrix, tile, input, token, products, 1);
-            write_tile(u->matrix, tile * ROWS, ROWS, products, 1, u->out + token * u->stride, u->stride, u->add_to);
+            write_tile(u->matrix, tile * ROWS, ROWS, products, 1, u->out + token * u->stride,
+                       u->stride, u->add_to);
         }
     }
 }
 
-/* Scale sums (count, VQ_ROWS) of a tile's rows, and put them into out from `token` on. */
+/* Multiply a tile's sums (count, VQ_ROWS) by the scales of its rows, and put them into out from
+   `token` on. */
 INLINE void write_vq_tile(const Use *u, int tile, float *sums, int token, int count) {
     const Matrix *m = u->matrix;
     int first = tile * VQ_ROWS, rows = m->rows - first < VQ_ROWS ? m->rows - first : VQ_ROWS;
     const float *scales = (const float *)m->scales + first;
     for (int t = 0; t < count; t++)
         for (int r = 0; r < rows; r++) sums[t * VQ_ROWS + r] *= scales[r];
-    write_tile(m, first, VQ_ROWS, sums, count, u->out + (size_t)token * u->stride, u->stride, u->add_to);
+    write_tile(m, first, VQ_ROWS, sums, count, u->out + (size_t)token * u->stride, u->stride,
+               u->add_to);
 }
 
+/* Multiply tiles first to last of a vector-quantised matrix; `memory` has vq_bytes(m) bytes. Few
+   tokens go through tables: VQ_RUN tiles share the tables of a block, which cost as much as some
+   tiles. */
 static void tiles_vq(const Use *u, const Input *input, void *memory, int first, int last) {
     const Matrix *m = u->matrix;
     int32_t *book = memory, *block = book + 2 * vq_book(m);
@@ -214,7 +271,8 @@ static void tiles_vq(const Use *u, const Input *input, void *memory, int first, 
             int tiles = last - tile < VQ_RUN ? last - tile : VQ_RUN;
             for (int token = 0; token < u->tokens; token++) {
                 sum_tables(m, input, token, book, book_step, (uint8_t *)block, tile, tiles, sums);
-                for (int t = 0; t < tiles; t++) write_vq_tile(u, tile + t, sums + t * VQ_ROWS, token, 1);
+                for (int t = 0; t < tiles; t++)
+                    write_vq_tile(u, tile + t, sums + t * VQ_ROWS, token, 1);
             }
         }
         return;
@@ -249,21 +307,24 @@ static void take_row(const Matrix *m, int row, float *out) {
     for (int c = 0; c < m->columns; c++) {
         int g = c / m->group, at = g * m->padded_group + c % m->group;
         size_t place = ((size_t)tile * m->groups + g) * ROWS + lane;
-        int zero = m->zeros ? m->zeros[place] : m->zero, block = at / (4 * parts), part = at / 4 % parts;
+        int zero = m->zeros ? m->zeros[place] : m->zero, block = at / (4 * parts),
+            part = at / 4 % parts;
         int code = codes[(size_t)block * 4 * ROWS + at % 4] >> (part * m->bits) & mask;
         out[c] = one_as_float(m->scales, place, m->scale_kind) * (float)(code - zero);
     }
 }
 
-/* ---- float matrices -------------------------------------------------------------------------------------------- */
+/* ---- float matrices -------------------------------------------------------------------------- */
 
-#define FLOAT_ROWS 4 /* rows and tokens whose sums stay in registers */
+/* Rows times tokens of a block: 4 * 4 sums, 4 weights and an activation fit AVX-512's 32 registers.
+   */
+#define FLOAT_ROWS 4
 #define FLOAT_TOKENS 4
 
-/* Multiply `rows` rows from `row` on with `count` tokens; both are constants at every call. One row and token at a time
-   gives the same sums. */
-INLINE void float_block(const Matrix *m, const float *x, int row, int rows, int count, float *out, size_t stride,
-                        int add_to, int format) {
+/* Multiply `rows` rows from `row` on with `count` tokens; both are constants at every call. The sum
+   of a row and a token has the same order for every block size, hence the same bits. */
+INLINE void float_block(const Matrix *m, const float *x, int row, int rows, int count, float *out,
+                        size_t stride, int add_to, int format) {
     f32x16 sums[FLOAT_ROWS][FLOAT_TOKENS];
     int columns = m->columns, c = 0;
     for (int r = 0; r < rows; r++)
@@ -271,7 +332,8 @@ INLINE void float_block(const Matrix *m, const float *x, int row, int rows, int 
     for (; c + 16 <= columns; c += 16) {
         f32x16 w[FLOAT_ROWS];
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) w[r] = load_as_float(m->codes, (size_t)(row + r) * columns + c, format);
+        for (int r = 0; r < rows; r++)
+            w[r] = load_as_float(m->codes, (size_t)(row + r) * columns + c, format);
 #pragma GCC unroll 4
         for (int k = 0; k < count; k++) {
             f32x16 activation = load16(x + (size_t)k * columns + c);
@@ -280,18 +342,20 @@ INLINE void float_block(const Matrix *m, const float *x, int row, int rows, int 
         }
     }
     for (int r = 0; r < rows; r++) {
-        float scale = m->scales ? ((const float *)m->scales)[row + r] : 1, bias = m->bias ? m->bias[row + r] : 0;
+        float scale = m->scales ? ((const float *)m->scales)[row + r] : 1,
+              bias = m->bias ? m->bias[row + r] : 0;
         for (int k = 0; k < count; k++) {
             float total = sum16(sums[r][k]), *to = out + (size_t)k * stride + row + r;
             for (int rest = c; rest < columns; rest++)
-                total += one_as_float(m->codes, (size_t)(row + r) * columns + rest, format) * x[(size_t)k * columns + rest];
+                total += one_as_float(m->codes, (size_t)(row + r) * columns + rest, format)
+                         * x[(size_t)k * columns + rest];
             *to = (add_to ? *to : 0) + total * scale + bias;
         }
     }
 }
 
-INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
-                       int add_to, int format) {
+INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int tokens, float *out,
+                       size_t stride, int add_to, int format) {
     int token = 0;
     for (; token + FLOAT_TOKENS <= tokens; token += FLOAT_TOKENS) {
         const float *from = x + (size_t)token * m->columns;
@@ -299,38 +363,49 @@ INLINE void float_rows(const Matrix *m, const float *x, int first, int last, int
         int row = first;
         for (; row + FLOAT_ROWS <= last; row += FLOAT_ROWS)
             float_block(m, from, row, FLOAT_ROWS, FLOAT_TOKENS, to, stride, add_to, format);
-        for (; row < last; row++) float_block(m, from, row, 1, FLOAT_TOKENS, to, stride, add_to, format);
+        for (; row < last; row++)
+            float_block(m, from, row, 1, FLOAT_TOKENS, to, stride, add_to, format);
     }
     for (; token < tokens; token++)
         for (int row = first; row < last; row++)
-            float_block(m, x + (size_t)token * m->columns, row, 1, 1, out + (size_t)token * stride, stride, add_to, format);
+            float_block(m, x + (size_t)token * m->columns, row, 1, 1, out + (size_t)token * stride,
+                        stride, add_to, format);
 }
 
-static void floats_product(const Matrix *m, const float *x, int first, int last, int tokens, float *out, size_t stride,
-                           int add_to) {
+static void floats_product(const Matrix *m, const float *x, int first, int last, int tokens,
+                           float *out, size_t stride, int add_to) {
     if (m->bits == F32) float_rows(m, x, first, last, tokens, out, stride, add_to, F32);
     else if (m->bits == F16) float_rows(m, x, first, last, tokens, out, stride, add_to, F16);
     else float_rows(m, x, first, last, tokens, out, stride, add_to, BF16);
 }
 
-/* ---- any matrix ------------------------------------------------------------------------------------------------ */
+/* ---- any matrix ------------------------------------------------------------------------------ */
 
-/* Make one token's source in this thread's memory, unless it is there. Defined where sources are. */
+/* Return one token's activations, which this thread computes into its own memory unless they are
+   there already. Defined in engine.c, where sources are. */
 static const float *own_source(Team *team, const void *source);
 
-INLINE const float *activations(Team *team, const Use *u) { return u->x ? u->x : own_source(team, u->source); }
-
-INLINE int same_key(const Key *a, const Key *b) {
-    return a->stamp == b->stamp && a->column_scales == b->column_scales && a->group == b->group && a->top == b->top
-           && a->columns == b->columns && a->vector == b->vector;
+INLINE const float *activations(Team *team, const Use *u) {
+    return u->x ? u->x : own_source(team, u->source);
 }
 
-/* A source has a number: what was made from it is known by that number. */
-typedef struct { uint64_t stamp; } Stamped;
+INLINE int same_key(const Key *a, const Key *b) {
+    return a->stamp == b->stamp && a->column_scales == b->column_scales && a->group == b->group
+           && a->top == b->top && a->columns == b->columns && a->vector == b->vector;
+}
+
+/* What every source begins with: its number, by which results computed from it are recognised. */
+typedef struct {
+    uint64_t stamp;
+} Stamped;
 
 INLINE Key key_of(const Use *u) {
     const Matrix *m = u->matrix;
-    return (Key){((const Stamped *)u->source)->stamp, m->column_scales, m->group, m->activation_top, m->columns,
+    return (Key){((const Stamped *)u->source)->stamp,
+                 m->column_scales,
+                 m->group,
+                 m->activation_top,
+                 m->columns,
                  m->kind == VQ ? m->vector : 0};
 }
 
@@ -342,6 +417,8 @@ INLINE void round_input(const Use *u, const float *x, Input *input, int token) {
     else round_vq_token(m, x, input, token, uses_tables(u->tokens));
 }
 
+/* Round a token as the model does, but leave it in floats: for kinds whose own rounding is finer.
+   */
 static void round_floats(const Matrix *m, const float *from, float *to) {
     float step = step_of(m, from);
     for (int c = 0; c < m->columns; c++) to[c] = rintf(from[c] / step) * step;
@@ -373,12 +450,14 @@ static const float *plain_or_rounded(Team *team, const Use *u) {
     return team->own->rounded;
 }
 
-/* Return the integers of the activations: with one token each thread makes its own, once it has work with them. */
+/* Return the integers of the activations. One token is rounded by every thread that works with it,
+   for itself: that takes less time than waiting for another thread to do it. */
 static const Input *integers(Team *team, const Use *u) {
     if (u->tokens > 1) return &team->shared->input;
     Key key = key_of(u);
     if (!same_key(&team->own->key, &key)) {
-        const float *x = u->matrix->kind == CODES ? activations(team, u) : plain_or_rounded(team, u);
+        const float *x =
+            u->matrix->kind == CODES ? activations(team, u) : plain_or_rounded(team, u);
         round_input(u, x, &team->own->input, 0);
         team->own->key = key;
     }
@@ -403,16 +482,19 @@ static void codes_piece(Team *team, const void *data, int first, int last) {
 
 static void floats_piece(Team *team, const void *data, int first, int last) {
     const Use *u = data;
-    floats_product(u->matrix, plain_or_rounded(team, u), first, last, u->tokens, u->out, u->stride, u->add_to);
+    floats_product(u->matrix, plain_or_rounded(team, u), first, last, u->tokens, u->out, u->stride,
+                   u->add_to);
 }
 
-/* Return how many of `tiles` tiles make a piece. Every piece that looks up makes tables of its own: one a thread. */
+/* Return the number of tiles per piece of work. A piece that looks up in tables has to fill them
+   first, so there is one piece per thread; other pieces are small, to even out the threads. */
 INLINE int tiles_in_piece(const Team *team, const Use *u, int tiles) {
     if (u->matrix->kind != VQ || !uses_tables(u->tokens)) return piece_of(team, tiles, 64);
     return (tiles + team->pool->threads - 1) / team->pool->threads;
 }
 
-/* Multiply; return when all of out is there, 0 when the round is over. Every thread calls it. */
+/* Multiply, and return 1 when all of `out` is there; 0 when the round is over. All threads call it.
+   */
 static int product(Team *team, const Use *use) {
     const Matrix *m = use->matrix;
     if (use->tokens > 1 && (is_coded(m) || m->activation_top > 0)) {
@@ -420,11 +502,12 @@ static int product(Team *team, const Use *use) {
         if (!same_key(held, &key) && !together(team, use->tokens, 1, round_piece, use)) return 0;
         *held = key;
     }
-    if (m->kind == FLOATS) return together(team, m->rows, piece_of(team, m->rows, 512), floats_piece, use);
+    if (m->kind == FLOATS)
+        return together(team, m->rows, piece_of(team, m->rows, 512), floats_piece, use);
     return together(team, tiles_of(m), tiles_in_piece(team, use, tiles_of(m)), codes_piece, use);
 }
 
-#define PHASES 2 /* most phases of a product */
+#define PHASES 2 /* most phases of a product: rounding, then multiplying */
 
 /* Reserve what a product with `tokens` tokens needs. Returns 0 when there is no memory. */
 static int reserve_for(Pool *pool, const Matrix *m, int tokens) {

@@ -1,6 +1,7 @@
-"""Triton kernels: a few tokens times a coded matrix, codes read as they are packed. Imported only where Triton is.
+"""Triton kernels: a few tokens times a coded matrix. Imported only where Triton is installed.
 
-Shapes: T tokens, x (T, columns) of any float type, out (T, rows) float32. A program makes BLOCK_ROWS rows of one token.
+Shapes: T tokens, x (T, columns) of any float type, out (T, rows) float32. A program computes
+BLOCK_ROWS rows of one token.
 """
 
 import triton
@@ -12,10 +13,11 @@ def codes_kernel(
     x, codes, scales, zeros, out, rows, columns, groups, group, width,
     BITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_BYTES: tl.constexpr,
 ):  # fmt: skip
-    """Fill out: weight = (code - zero) * scale, scale and zero of each row and group.
+    """Fill out: weight = (code - zero) * scale, with one scale and one zero per row and group.
 
-    codes: (rows, groups, width) uint8; byte j of a group holds, lowest bits first, its columns j, j + width, ...
-    scales, zeros: (rows, groups) float32 and uint8. group: columns of one.
+    codes: (rows, groups, width) uint8; byte j of a group holds, lowest bits first, its columns j, j
+    + width, ...
+    scales, zeros: (rows, groups) float32 and uint8. group: columns per group.
     """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = tl.program_id(1)
@@ -28,11 +30,15 @@ def codes_kernel(
         for first in range(0, width, BLOCK_BYTES):
             at = first + tl.arange(0, BLOCK_BYTES)
             place = codes + (long_row[:, None] * groups + g) * width + at[None, :]
-            packed = tl.load(place, mask=inside[:, None] & (at < width)[None, :], other=0).to(tl.int32)
+            packed = tl.load(place, mask=inside[:, None] & (at < width)[None, :], other=0).to(
+                tl.int32
+            )
             for part in tl.static_range(8 // BITS):
                 column = part * width + at
                 real = (at < width) & (column < group) & (g * group + column < columns)
-                activation = tl.load(x + token * columns + g * group + column, mask=real, other=0).to(tl.float32)
+                activation = tl.load(
+                    x + token * columns + g * group + column, mask=real, other=0
+                ).to(tl.float32)
                 code = (packed >> (part * BITS)) & ((1 << BITS) - 1)
                 part_total += tl.sum((code.to(tl.float32) - zero[:, None]) * activation[None, :], 1)
         scale = tl.load(scales + long_row * groups + g, mask=inside, other=0)
@@ -45,7 +51,7 @@ def vectors_kernel(
     x, indices, codebook, scales, out, rows, columns, positions,
     VECTOR: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Fill out: VECTOR neighbouring weights of a row are an entry of the codebook times the row's scale.
+    """Fill out: VECTOR neighbouring weights of a row are a codebook entry times the row's scale.
 
     indices: (rows, positions) uint8; codebook: (entries, VECTOR) float32; scales: (rows,) float32.
     """
@@ -57,7 +63,9 @@ def vectors_kernel(
     for first in range(0, positions, BLOCK_POSITIONS):
         at = first + tl.arange(0, BLOCK_POSITIONS)
         held = inside[:, None] & (at < positions)[None, :]
-        index = tl.load(indices + long_row[:, None] * positions + at[None, :], mask=held, other=0).to(tl.int32)
+        index = tl.load(
+            indices + long_row[:, None] * positions + at[None, :], mask=held, other=0
+        ).to(tl.int32)
         for part in tl.static_range(VECTOR):
             column = at * VECTOR + part
             real = (at < positions) & (column < columns)
