@@ -25,7 +25,7 @@ from agent_forge.config.compose import default_runtime
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, TrainRequest, feed, gradients, lm_loss, precision, speed, state, train
+from agent_forge.learn import StepRecord, TrainRequest, gradients, lm_loss, precision, speed, state, train
 from agent_forge.learn.distribution import World
 from agent_forge.learn.schedule import StageSchedule
 
@@ -211,7 +211,7 @@ def test_the_choice_is_reported_with_what_compiling_cost_and_what_it_saves(tmp_p
     for seconds in compiled:
         compiler.note(seconds, 100)
     assert [event.message for event in read_events(tmp_path / "events.jsonl")] == [
-        "stage: torch.compile on: 1.000 s a step eager, 0.500 s compiled, 30 s to compile; over 100 steps that is +20 s"
+        "stage: torch.compile on: 1.000 s per step eager, 0.500 s compiled, 30 s to compile; over 100 steps that is +20 s"
     ]
 
 
@@ -233,14 +233,6 @@ def test_only_the_last_part_of_a_batch_exchanges_gradients(monkeypatch: pytest.M
     run = gradients.Gradients(Mean(2, 1), World(torch.device("cpu")), 3, torch.device("cpu"), torch.float32)
     run.backward({"x": torch.ones(3, 2), "labels": torch.ones(3, 2, dtype=torch.long)}, 0)
     assert order == ["local", "forward", "end"] * 2 + ["forward"]
-
-
-def test_the_trained_tokens_of_rows_are_counted_before_they_leave_the_host() -> None:
-    labels = torch.tensor([[5, -100, 7, 8], [5, -100, -100, -100]])  # the first label has nothing before it
-    counts = feed._row_counts({"labels": labels})
-    assert counts is not None
-    assert counts.tolist() == [2, 0]
-    assert feed._row_counts({"labels": labels[0]}) is None
 
 
 def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
