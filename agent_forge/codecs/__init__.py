@@ -1,9 +1,10 @@
-"""Weight codecs: a matrix to bytes and back, with the bits that it takes and the error that it leaves.
+"""Weight codecs: a matrix to bytes and back, with the bits it takes and the error it leaves.
 
-One file a codec, found by its name: `Settings` (a dataclass), `encode(weight, settings, hessian) -> (parts, meta)`,
-`unpack(parts, meta, shape) -> compact tensors`, `dense(tensors, meta, shape, rows) -> Tensor`. The compact tensors are
-what a compressed layer keeps in memory; `decode` is `dense` of `unpack`. Numbers in and out are float32. Matrices are coded
-on the device where they lie; entropy coding, and what `unpack` reads from bytes, is work of the CPU.
+One file per codec, found by its name: `Settings` (a dataclass), `encode(weight, settings, hessian)
+-> (parts, meta)`, `unpack(parts, meta, shape) -> compact tensors`, `dense(tensors, meta, shape,
+rows) -> Tensor`. The compact tensors are what a compressed layer keeps in memory; `decode` is
+`dense` of `unpack`. Numbers in and out are float32. Matrices are coded on the device where they
+lie; entropy coding, and what `unpack` reads from bytes, is work of the CPU.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from agent_forge.codecs.payload import Payload
 
-# Modules of this folder that serve the codecs and are none themselves.
+# Modules of this folder that serve the codecs and are not codecs themselves.
 SERVICES = ("allocate", "compensate", "entropy", "host", "payload")
 
 
@@ -30,60 +31,76 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """Return the codec called `name`. Raises ConfigError naming the nearest one when there is none."""
+    """Return the codec called `name`.
+
+    Raises ConfigError naming the nearest one when there is none.
+    """
     if name not in names():
-        raise ConfigError(f"no codec '{name}'{did_you_mean(name, names())}; known: {', '.join(names())}")
+        raise ConfigError(
+            f"no codec '{name}'{did_you_mean(name, names())}; known: {', '.join(names())}"
+        )
     return registry.load(__name__, name, "codec")
 
 
-def settings(name: str, given: Mapping[str, Any]) -> Any:
-    """Return the codec's typed settings. Raises ConfigError on an unknown name or a value out of range."""
+def settings(name: str, overrides: Mapping[str, Any]) -> Any:
+    """Return the codec's typed settings.
+
+    Raises ConfigError on an unknown name or a value out of range.
+    """
     module = load(name)
     known = [field.name for field in fields(module.Settings)]
-    for key in given:
+    for key in overrides:
         if key not in known:
             hint = did_you_mean(key, known)
             raise ConfigError(f"codec {name}: no setting '{key}'{hint}; known: {', '.join(known)}")
-    return module.Settings(**given)
+    return module.Settings(**overrides)
 
 
 def encode(
     name: str,
     weight: "Tensor",
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     hessian: "Tensor | None" = None,
     importance: "Tensor | None" = None,
 ) -> "Payload":
-    """Code `weight` (rows, columns); the payload's relative error is measured on its own bytes, read back.
+    """Code `weight` (rows, columns), and measure the relative error on the payload's own bytes,
+    read back.
 
     The work is done on the weight's device, to which the other tensors are moved.
     hessian: E[x xᵀ] of the layer's inputs, (columns, columns), for codecs that compensate errors.
-    importance: (rows,) with mean 1, for codecs that spend bits where a row matters (`weighs_rows` in their module).
-    Raises PhaseError when the weight is no matrix or not finite.
+    importance: (rows,) with mean 1, for codecs that spend bits where a row matters (`weighs_rows`
+    in their module).
+    Raises PhaseError when the weight is not a matrix or not finite.
     """
-    return encode_and_decode(name, weight, given, hessian, importance)[0]
+    return encode_and_decode(name, weight, overrides, hessian, importance)[0]
 
 
 def encode_and_decode(
     name: str,
     weight: "Tensor",
-    given: Mapping[str, Any],
+    overrides: Mapping[str, Any],
     hessian: "Tensor | None" = None,
     importance: "Tensor | None" = None,
 ) -> "tuple[Payload, Tensor]":
-    """Return what `encode` returns, and `decode` of it: both need the bytes read back, which is slow."""
+    """Return what `encode` returns, and `decode` of it: the bytes are read back once for both."""
     from agent_forge.codecs import payload
 
     if weight.ndim != 2 or not weight.numel():
-        raise PhaseError(f"codec {name}: a matrix with at least one weight is needed, got shape {tuple(weight.shape)}")
+        raise PhaseError(
+            f"codec {name}: a matrix with at least one weight is needed, got shape "
+            f"{tuple(weight.shape)}"
+        )
     if not bool(weight.isfinite().all()):
-        raise PhaseError(f"codec {name}: the weight holds NaN or infinity; compress a checkpoint that passed its gate")
+        raise PhaseError(
+            f"codec {name}: the weight holds NaN or infinity; compress a checkpoint that passed "
+            "its gate"
+        )
     module = load(name)
     weight = weight.detach().float()
     hessian = None if hessian is None else hessian.to(weight.device)
     importance = None if importance is None else importance.to(weight.device)
     weights = {"importance": importance} if getattr(module, "weighs_rows", False) else {}
-    parts, meta = module.encode(weight, settings(name, given), hessian, **weights)
+    parts, meta = module.encode(weight, settings(name, overrides), hessian, **weights)
     shape = (weight.shape[0], weight.shape[1])
     coded = payload.read(payload.write(name, shape, meta, parts), "a fresh encoding")
     decoded = decode(coded, weight.device)
@@ -104,7 +121,9 @@ def decode(coded: "Payload", device: "torch.device | str" = "cpu") -> "Tensor":
 
 
 def scaled(coded: "Payload", gains: "Tensor") -> "Payload | None":
-    """Return the payload of the same codes with each row times its gain (rows,); None when no float16 scales lie in it.
+    """Return the payload of the same codes with each row times its gain (rows,).
+
+    None when the payload holds no float16 scales.
 
     Scales are rounded to float16 as stored, and kept within its range.
     """

@@ -1,8 +1,9 @@
 """Choose a codec and rate for every tensor: least total distortion within a byte budget.
 
-Minimises Σ D + μ Σ R a tensor at a time; bisection finds the μ whose choice just fits the budget (Everett 1963: that
-choice is optimal for the bytes it uses). What the budget leaves over is then spent by exchanges. Codecs that regenerate
-blocks from seeds may take only a share of all blocks; a second multiplier on that share keeps them within it.
+Minimises Σ D + μ Σ R for each tensor on its own; bisection finds the μ whose choice just fits the
+budget (Everett 1963: that choice is optimal for the bytes it uses). Bytes that are left over are
+then spent by exchanges. Codecs that regenerate blocks from seeds may take only a share of all
+blocks; a second multiplier keeps them within that share.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,17 @@ from agent_forge.core.errors import ConfigError
 
 BISECTIONS = 60
 EXCHANGE_ROUNDS = 50
-# Pairs and triples are tried among this many tensors, those with most distortion left; triples only when no pair helps.
+# Pairs and triples are tried among this many tensors, the ones with most distortion left; triples
+# only when no pair helps.
 PAIR_TENSORS, TRIPLE_TENSORS = 24, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to code a tensor. size_bytes: on disk. distortion: estimated loss. seed_blocks: weights under seeds."""
+    """One way to code a tensor.
+
+    size_bytes: bytes on disk. distortion: estimated loss. seed_blocks: weights coded by seeds.
+    """
 
     name: str
     size_bytes: int
@@ -27,18 +32,26 @@ class Option:
     seed_blocks: int = 0
 
 
-Choice = list[int]  # index of the option taken, a tensor each
+Choice = list[int]  # for each tensor the index of its option
 
 
-def at_price(tensors: Sequence[Sequence[Option]], mu: float, *, max_seed_blocks: int | None = None) -> Choice:
-    """Return the choice that minimises Σ D + μ Σ R, with at most `max_seed_blocks` weights coded by seeds."""
-    if max_seed_blocks is None or seed_blocks(tensors, _cheapest(tensors, mu, 0.0)) <= max_seed_blocks:
+def at_price(
+    tensors: Sequence[Sequence[Option]], mu: float, *, max_seed_blocks: int | None = None
+) -> Choice:
+    """Return the choice of least Σ D + μ Σ R with at most `max_seed_blocks` weights under seeds."""
+    if (
+        max_seed_blocks is None
+        or seed_blocks(tensors, _cheapest(tensors, mu, 0.0)) <= max_seed_blocks
+    ):
         return _cheapest(tensors, mu, 0.0)
     low, high = 0.0, 1.0
     while seed_blocks(tensors, _cheapest(tensors, mu, high)) > max_seed_blocks:
         low, high = high, high * 4
         if high > 1e30:
-            raise ConfigError("seed_ratio cannot be kept: some tensor is offered to seedlm alone; add another codec")
+            raise ConfigError(
+                "seed_ratio cannot be kept: some tensor is offered to seedlm alone; add another "
+                "codec"
+            )
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         if seed_blocks(tensors, _cheapest(tensors, mu, middle)) > max_seed_blocks:
@@ -59,11 +72,17 @@ def within_budget(
     smallest = at_price(tensors, float("inf"), max_seed_blocks=max_seed_blocks)
     if total_bytes(tensors, smallest) > budget_bytes:
         raise ConfigError(
-            f"budget.bytes_ratio allows {budget_bytes:,} bytes for the coded tensors, but the smallest choice of the "
-            f"candidates takes {total_bytes(tensors, smallest):,}; raise it or offer candidates of fewer bits"
+            f"budget.bytes_ratio allows {budget_bytes:,} bytes for the coded tensors, but the "
+            "smallest choice of the "
+            f"candidates takes {total_bytes(tensors, smallest):,}; raise it or offer candidates of "
+            "fewer bits"
         )
     low, high, best = 0.0, 1e-12, smallest
-    while total_bytes(tensors, at_price(tensors, high, max_seed_blocks=max_seed_blocks)) > budget_bytes and high < 1e30:
+    while (
+        total_bytes(tensors, at_price(tensors, high, max_seed_blocks=max_seed_blocks))
+        > budget_bytes
+        and high < 1e30
+    ):
         low, high = high, high * 8
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -95,18 +114,28 @@ def _cheapest(tensors: Sequence[Sequence[Option]], mu: float, seed_price: float)
         tie = option.distortion if mu == float("inf") else float(option.size_bytes)
         return _price(option, mu) + seed_price * option.seed_blocks, tie, option.name
 
-    return [min(range(len(options)), key=lambda i, o=options: cost(o[i])) for options in tensors]  # type: ignore[misc]
+    return [
+        min(range(len(options)), key=[cost(option) for option in options].__getitem__)
+        for options in tensors
+    ]
 
 
 def _price(option: Option, mu: float) -> float:
     """Return D + μ R; at an infinite μ only the bytes count."""
-    return float(option.size_bytes) if mu == float("inf") else option.distortion + mu * option.size_bytes
+    return (
+        float(option.size_bytes)
+        if mu == float("inf")
+        else option.distortion + mu * option.size_bytes
+    )
 
 
-def _spend_seeds(tensors: Sequence[Sequence[Option]], choice: Choice, mu: float, spare: int) -> Choice:
+def _spend_seeds(
+    tensors: Sequence[Sequence[Option]], choice: Choice, mu: float, spare: int
+) -> Choice:
     """Give the seed weights that are left over to the tensors that gain most by each of them.
 
-    One multiplier for the share can jump from none to too many: one large tensor, or several of equal gain, go together.
+    One multiplier for the share can jump from none to too many: one large tensor, or several of
+    equal gain, go together.
     """
     gains = []
     for t, (options, taken) in enumerate(zip(tensors, choice, strict=True)):
@@ -124,16 +153,27 @@ def _spend_seeds(tensors: Sequence[Sequence[Option]], choice: Choice, mu: float,
 
 
 def _exchange(
-    tensors: Sequence[Sequence[Option]], choice: Choice, budget_bytes: int, max_seed_blocks: int | None
+    tensors: Sequence[Sequence[Option]],
+    choice: Choice,
+    budget_bytes: int,
+    max_seed_blocks: int | None,
 ) -> Choice:
-    """Change one, two or three tensors at a time while that lowers the distortion and fits both limits."""
+    """Change one, two or three tensors at a time while that lowers the distortion and fits both
+    limits.
+    """
     choice = list(choice)
     for _ in range(EXCHANGE_ROUNDS):
         spare_bytes = budget_bytes - total_bytes(tensors, choice)
-        spare_seeds = float("inf") if max_seed_blocks is None else max_seed_blocks - seed_blocks(tensors, choice)
+        spare_seeds = (
+            float("inf")
+            if max_seed_blocks is None
+            else max_seed_blocks - seed_blocks(tensors, choice)
+        )
         order = sorted(range(len(tensors)), key=lambda t: -tensors[t][choice[t]].distortion)
         for size, width in ((1, len(tensors)), (2, PAIR_TENSORS), (3, TRIPLE_TENSORS)):
-            better = _best_change(tensors, choice, combinations(sorted(order[:width]), size), spare_bytes, spare_seeds)
+            better = _best_change(
+                tensors, choice, combinations(sorted(order[:width]), size), spare_bytes, spare_seeds
+            )
             if better is not None:
                 choice = better
                 break
@@ -149,7 +189,7 @@ def _best_change(
     spare_bytes: int,
     spare_seeds: float,
 ) -> Choice | None:
-    """Return the choice after the best change of one of `groups` of tensors, None when no change helps."""
+    """Return the choice after the best change of one of `groups` of tensors; None if none helps."""
     best_gain, best = 1e-15 * total_distortion(tensors, choice), None
     for group in groups:
         for candidate in product(*(range(len(tensors[t])) for t in group)):

@@ -1,8 +1,10 @@
-"""Error compensation: quantise columns left to right and let the columns not yet coded absorb each error.
+"""Error compensation: columns are coded left to right, and those to come absorb each error.
 
-For a layer y = Wx with H = E[x xᵀ], the loss tr(ΔW H ΔWᵀ) left by coding a block B of columns with error E is least
-when the remaining columns R move by -E (H⁻¹_BB)⁻¹ H⁻¹_BR. With the upper Cholesky factor U of H⁻¹: -E U_BB⁻¹ U_BR.
-Source: Frantar et al. 2022, arXiv:2210.17323 (single columns); van Baalen et al. 2024, arXiv:2402.15319 (vectors).
+For a layer y = Wx with H = E[x xᵀ], the loss tr(ΔW H ΔWᵀ) left by coding a block B of columns with
+error E is least when the remaining columns R move by -E (H⁻¹_BB)⁻¹ H⁻¹_BR. With the upper Cholesky
+factor U of H⁻¹: -E U_BB⁻¹ U_BR.
+Source: Frantar et al. 2022, arXiv:2210.17323 (single columns); van Baalen et al. 2024,
+arXiv:2402.15319 (vectors).
 """
 
 from collections.abc import Callable
@@ -12,19 +14,24 @@ from torch import Tensor
 
 from agent_forge.core.errors import PhaseError
 
-# Sees a block (rows, step) after compensation and its first column; returns the coded block.
+# Takes a block (rows, step) after compensation and the number of its first column; returns the
+# coded block.
 Quantise = Callable[[Tensor, int], Tensor]
-# Sees the columns (rows, lazy) that come next, compensated so far, and the first of them.
+# Takes the columns (rows, lazy) that come next, as compensated so far, and the number of the first.
 Begin = Callable[[Tensor, int], None]
 
-# Of each column's own diagonal. GPTQ adds a share of the mean: where a few inputs are a thousand times the others, as after
-# an attention sink, that drowns the rest.
+# The share of each column's own diagonal that is added to it. GPTQ adds a share of the mean
+# diagonal: where a few inputs are a thousand times the others, as after an attention sink, that
+# drowns the rest.
 DAMPING = 0.01
-SILENT = 1e-6  # of the mean diagonal, for inputs that calibration never saw
+SILENT = 1e-6  # The share of the mean diagonal that is added for inputs that calibration never saw.
 
 
-def compensate(weight: Tensor, hessian: Tensor, quantise: Quantise, *, step: int = 1, lazy: int = 128) -> Tensor:
-    """Code `weight` (rows, columns) for inputs with `hessian`, damped by `damped`; see `code_in_order`.
+def compensate(
+    weight: Tensor, hessian: Tensor, quantise: Quantise, *, step: int = 1, lazy: int = 128
+) -> Tensor:
+    """Code `weight` (rows, columns) for inputs with `hessian`, damped by `damped`; see
+    `code_in_order`.
 
     Raises PhaseError when the Hessian has no inverse even after damping.
     """
@@ -41,13 +48,15 @@ def code_in_order(
     begin: Begin | None = None,
     fused: bool = False,
 ) -> Tensor:
-    """Code `weight` (rows, columns) block by block and return the coded weights, same shape, float32.
+    """Code `weight` (rows, columns) block by block and return the coded weights, same shape,
+    float32.
 
-    upper: U with UᵀU = H⁻¹ of a Hessian that was damped. quantise: sees `step` columns after
-    compensation, in order; it may keep state (codes, group scales). lazy: columns coded before the
-    rest of the matrix is updated; a multiple of `step`. begin: called before each of these, so that
-    a group's scale can be chosen from its compensated weights. fused: updates round once instead of
-    twice; for single columns. Stored codes depend on that last bit, so each caller keeps its own.
+    upper: U with UᵀU = H⁻¹ of a Hessian that was damped. quantise: is called with `step` columns
+    after compensation, in order; it may keep state (codes, group scales). lazy: columns coded
+    before the rest of the matrix is updated; a multiple of `step`. begin: called before each of
+    these, so that a group's scale can be chosen from its compensated weights. fused: updates round
+    once instead of twice, for single columns. Stored codes depend on that last bit of rounding, so
+    each caller keeps the way that it has.
     """
     assert lazy % step == 0
     assert step == 1 or not fused
@@ -110,18 +119,23 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(damped(hessian))
     if int(failed):
         raise PhaseError(
-            "a layer's input Hessian has no Cholesky factor; are there NaNs in the calibration activations?"
+            "a layer's input Hessian has no Cholesky factor; are there NaNs in the calibration "
+            "activations?"
         )
     return upper_from(lower)
 
 
 def upper_from(lower: Tensor) -> Tensor:
-    """Return the upper factor U of H⁻¹ = UᵀU, float32, from the lower factor of H = LLᵀ, float64."""
+    """Return U of H⁻¹ = UᵀU, upper and float32, from L of H = LLᵀ, lower and float64."""
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
 
 
-def pad_columns(weight: Tensor, hessian: Tensor | None, multiple: int) -> tuple[Tensor, Tensor | None]:
-    """Append zero columns up to a multiple of `multiple`; they share nothing with the others in the Hessian."""
+def pad_columns(
+    weight: Tensor, hessian: Tensor | None, multiple: int
+) -> tuple[Tensor, Tensor | None]:
+    """Append columns of zeros up to a multiple of `multiple`, uncorrelated with the others in the
+    Hessian.
+    """
     missing = -weight.shape[1] % multiple
     if not missing:
         return weight, hessian

@@ -1,7 +1,8 @@
 """Entropy coding of symbol streams: store, zstd or a range coder, whichever is smallest. Lossless.
 
-Reads and writes `uint8` symbols. A first byte names the method. The range coder (constriction) uses one static table of
-frequencies, kept as one byte a symbol: twelfths of an octave below the most frequent one, which costs under .001 bit.
+Reads and writes `uint8` symbols. A first byte names the method. The range coder (constriction) uses
+one static table of frequencies, stored as one byte per symbol: twelfths of an octave below the most
+frequent one, which costs less than .001 bit per symbol.
 """
 
 import math
@@ -19,7 +20,8 @@ STORED, ZSTD, RANGE, CONSTANT = range(4)
 ZSTD_LEVEL = 19
 SAMPLE_SYMBOLS = 1 << 16  # longer streams try zstd on this many symbols first
 STEPS_PER_OCTAVE = 12
-# Of the sizes that rows and columns are sorted by. A table a third of an octave off costs .005 bit a code at most.
+# Classes of rows and columns lie a third of an octave apart: a table that is so far off costs at
+# most .005 bits per code.
 CLASSES_PER_OCTAVE = 3
 MIDDLE_CLASS = 60
 
@@ -40,10 +42,14 @@ def compress(symbols: Symbols) -> bytes:
 
 
 def expand(data: bytes, count: int) -> Symbols:
-    """Return the `count` symbols that `compress` was given. Raises CheckpointError when `data` cannot be theirs."""
+    """Return the `count` symbols that `compress` was given.
+
+    Raises CheckpointError when `data` cannot be theirs.
+    """
     if len(data) < 2 or data[0] > CONSTANT:
         raise CheckpointError(
-            "an entropy-coded stream has no known method; the file is damaged, restore it from a copy"
+            "an entropy-coded stream has no known method; the file is damaged, restore it from a "
+            "copy"
         )
     method, alphabet, body = data[0], data[1] + 1, data[2:]
     if method == CONSTANT:
@@ -58,12 +64,12 @@ def expand(data: bytes, count: int) -> Symbols:
 
 
 def symbols_per_byte(alphabet: int) -> int:
-    """Return how many symbols of `alphabet` fit into a byte: five trits, two nibbles, eight bits."""
+    """Return how many symbols of `alphabet` fit into a byte: five trits, two nibbles."""
     return 8 if alphabet <= 2 else int(math.log(256) / math.log(alphabet) + 1e-9)
 
 
 def pack_radix(symbols: Symbols, alphabet: int) -> bytes:
-    """Write symbols below `alphabet` as digits of that base, as many a byte as fit (five for trits)."""
+    """Write symbols below `alphabet` as digits of that base, as many per byte as fit."""
     per_byte = symbols_per_byte(alphabet)
     if per_byte == 1:
         return symbols.tobytes()
@@ -79,11 +85,15 @@ def unpack_radix(data: bytes, alphabet: int, count: int) -> Symbols:
     per_byte = symbols_per_byte(alphabet)
     numbers = np.frombuffer(data, np.uint8)
     if len(numbers) * per_byte < count:
-        raise CheckpointError(f"a stream of {len(numbers)} bytes cannot hold {count} symbols; the file is damaged")
+        raise CheckpointError(
+            f"a stream of {len(numbers)} bytes cannot hold {count} symbols; the file is damaged"
+        )
     if per_byte == 1:
         return numbers[:count].copy()
     base = max(alphabet, 2)
-    table = np.array([[(n // base**i) % base for i in range(per_byte)] for n in range(256)], np.uint8)
+    table = np.array(
+        [[(n // base**i) % base for i in range(per_byte)] for n in range(256)], np.uint8
+    )
     return np.ascontiguousarray(table[numbers].reshape(-1)[:count])
 
 
@@ -102,7 +112,9 @@ def _zstd(data: bytes) -> bytes:
 
 
 def _zstd_may_win(packed: bytes, best_bytes: int) -> bool:
-    """Try zstd fast on a sample of a long stream: a stream without repeats is not worth the time."""
+    """Return whether zstd, fast and on a sample, shortens a long stream: without repeats it only
+    takes time.
+    """
     if len(packed) <= SAMPLE_SYMBOLS:
         return True
     import zstandard
@@ -115,12 +127,17 @@ def _zstd_may_win(packed: bytes, best_bytes: int) -> bool:
 def _model(levels: Symbols) -> Any:
     from constriction import stream  # type: ignore[attr-defined]
 
-    weights = np.where(levels > 0, np.exp2((levels.astype(np.float64) - 255) / STEPS_PER_OCTAVE), 0.0)
+    weights = np.where(
+        levels > 0, np.exp2((levels.astype(np.float64) - 255) / STEPS_PER_OCTAVE), 0.0
+    )
     return stream.model.Categorical((weights / weights.sum()).astype(np.float32), perfect=False)
 
 
 def _levels(counts: NDArray[np.float64]) -> Symbols:
-    """Return frequencies as a byte each: twelfths of an octave below the most frequent (255); 0 is never."""
+    """Return frequencies as one byte each: twelfths of an octave below the most frequent one, 255.
+
+    0 stands for symbols that never occur.
+    """
     with np.errstate(divide="ignore"):
         below = np.round(STEPS_PER_OCTAVE * np.log2(counts.max() / counts))
     return np.where(counts > 0, np.maximum(255 - below, 1), 0).astype(np.uint8)
@@ -142,16 +159,18 @@ def _range_decode(body: bytes, alphabet: int, count: int) -> Symbols:
     size = max(alphabet, 2)
     levels = np.frombuffer(body[:size], np.uint8)
     if len(levels) < size or (len(body) - size) % 4:
-        raise CheckpointError("a range-coded stream is cut short; the file is damaged, restore it from a copy")
+        raise CheckpointError(
+            "a range-coded stream is cut short; the file is damaged, restore it from a copy"
+        )
     decoder = stream.queue.RangeDecoder(np.frombuffer(body[size:], "<u4").astype(np.uint32))
     decoded: Symbols = decoder.decode(_model(levels), count).astype(np.uint8)
     return decoded
 
 
 def size_classes(codes: NDArray[np.int8]) -> tuple[Symbols, Symbols]:
-    """Return a class of each row and each column by the RMS of its codes, thirds of an octave apart.
+    """Return the class of each row and column by the RMS of its codes, thirds of an octave apart.
 
-    The sum of the two classes then stands for the size of a code as the product of both sizes would.
+    The sum of the two classes stands for the size of a code, as the product of the two sizes does.
     """
     squares = codes.astype(np.float32) ** 2
     total = max(float(squares.mean()), 1e-12)
@@ -165,13 +184,18 @@ def _octave_class(mean_square: NDArray[np.float32]) -> Symbols:
 
 
 def compress_blocks(codes: NDArray[np.int8], by_row: Symbols, by_column: Symbols) -> bytes:
-    """Range-code integers (rows, columns) with a table for every sum of row class and column class. Lossless.
+    """Range-code integers (rows, columns) with one table per sum of row class and column class.
 
-    A table holds the frequencies of the sizes |code|: the two signs are taken as equally likely.
+    Lossless.
+
+    A table holds the frequencies of the sizes |code|: both signs are taken to be equally likely.
     """
     from constriction import stream  # type: ignore[attr-defined]
 
-    blocks = [(key, codes[np.ix_(rows, columns)].ravel()) for key, rows, columns in _blocks(by_row, by_column)]
+    blocks = [
+        (key, codes[np.ix_(rows, columns)].ravel())
+        for key, rows, columns in _blocks(by_row, by_column)
+    ]
     counts: dict[int, NDArray[np.int64]] = {}
     for key, block in blocks:
         sizes = np.bincount(block.view(np.uint8), minlength=256)
@@ -184,31 +208,42 @@ def compress_blocks(codes: NDArray[np.int8], by_row: Symbols, by_column: Symbols
         table = tables[key]
         if len(table) > 1:
             encoder.encode(block.astype(np.int32) + (len(table) - 1), _model(_both_signs(table)))
-    stored = b"".join(bytes([key, len(table) - 1]) + table.tobytes() for key, table in tables.items())
+    stored = b"".join(
+        bytes([key, len(table) - 1]) + table.tobytes() for key, table in tables.items()
+    )
     packed = zlib.compress(stored, 9)
     words: bytes = encoder.get_compressed().astype("<u4").tobytes()
     return len(packed).to_bytes(4, "little") + packed + words
 
 
 def expand_blocks(data: bytes, by_row: Symbols, by_column: Symbols) -> NDArray[np.int8]:
-    """Return the integers that `compress_blocks` was given. Raises CheckpointError when `data` cannot be theirs."""
+    """Return the integers that `compress_blocks` was given.
+
+    Raises CheckpointError when `data` cannot be theirs.
+    """
     from constriction import stream  # type: ignore[attr-defined]
 
     size = int.from_bytes(data[:4], "little")
     tables, words = _read_tables(data[4 : 4 + size]), data[4 + size :]
     if len(words) % 4:
-        raise CheckpointError("a range-coded stream is cut short; the file is damaged, restore it from a copy")
+        raise CheckpointError(
+            "a range-coded stream is cut short; the file is damaged, restore it from a copy"
+        )
     decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
     codes = np.zeros((len(by_row), len(by_column)), np.int8)
     for key, rows, columns in _blocks(by_row, by_column):
         table = tables[key]
         if len(table) > 1:
-            block = decoder.decode(_model(_both_signs(table)), len(rows) * len(columns)) - (len(table) - 1)
+            block = decoder.decode(_model(_both_signs(table)), len(rows) * len(columns)) - (
+                len(table) - 1
+            )
             codes[np.ix_(rows, columns)] = block.astype(np.int8).reshape(len(rows), len(columns))
     return codes
 
 
-def _blocks(by_row: Symbols, by_column: Symbols) -> list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
+def _blocks(
+    by_row: Symbols, by_column: Symbols
+) -> list[tuple[int, NDArray[np.intp], NDArray[np.intp]]]:
     """Return (sum of the classes, rows, columns) of every pair of classes, in order."""
     rows = [(int(c), np.flatnonzero(by_row == c)) for c in np.unique(by_row)]
     columns = [(int(c), np.flatnonzero(by_column == c)) for c in np.unique(by_column)]

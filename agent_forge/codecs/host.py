@@ -3,7 +3,8 @@
 The range coder holds Python's lock, so threads alone would wait for each other. `Pool.map` runs a
 function for several items, each in a thread: one thread at a time works in this process, and hands
 its turn on while `call` waits for a worker. Results are those of a plain loop, bit for bit, for a
-worker runs the same function on the same arrays. Reads and writes no file; imports no torch.
+worker runs the same function on the same arrays. Reads and writes no files, and does not import
+torch.
 """
 
 import multiprocessing
@@ -19,8 +20,8 @@ from typing import Any, TypeVar
 from agent_forge.core.errors import Interrupted, PhaseError
 
 MOST_IN_FLIGHT = 4  # items whose tensors are held at once
-# Arrays with fewer entries are coded in this process: below it, starting workers takes longer
-# than they save (a core codes about 16 M entries per second).
+# Arrays with fewer entries are coded in this process: starting workers would take longer than they
+# save (a core codes about 16 M entries per second).
 FEWEST_ENTRIES = 1 << 20
 
 Item = TypeVar("Item")
@@ -28,7 +29,9 @@ Result = TypeVar("Result")
 
 
 class _Turn(threading.local):
-    """Of one thread: the workers that it may use, and the lock that it holds while it works."""
+    """What belongs to one thread: the workers that it may use, and the lock it holds while it
+    works.
+    """
 
     workers: ProcessPoolExecutor | None = None
     lock: threading.Lock
@@ -38,7 +41,7 @@ _turn = _Turn()
 
 
 class Pool:
-    """At most `workers` processes, started when an array first is large enough; 1 starts none."""
+    """At most `workers` processes, started once an array is large enough; 1 starts none."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -50,8 +53,12 @@ class Pool:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item], entries: int) -> list[Result]:
-        """Return function(item) of every item, in order; entries: of the array that each one codes.
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], entries: int
+    ) -> list[Result]:
+        """Return function(item) of every item, in order.
+
+            entries: the size of the array each one codes.
 
         Raises what the function raises, also in a worker, and PhaseError when a worker dies.
         """
@@ -87,7 +94,8 @@ class Pool:
 def call(function: Callable[..., Result], *arguments: Any, entries: int) -> Result:
     """Return function(*arguments), from a worker where this thread has one and it pays.
 
-    function: of a module that imports no torch. entries: of the array that it codes.
+    function: must be of a module that does not import torch. entries: the size of the array that it
+    codes.
     """
     if _turn.workers is None or entries < FEWEST_ENTRIES:
         return function(*arguments)
@@ -97,7 +105,7 @@ def call(function: Callable[..., Result], *arguments: Any, entries: int) -> Resu
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Let the pool's other threads work meanwhile: for a wait, or work that is the CPU's alone."""
+    """Let the pool's other threads work meanwhile: during a wait, or work of the CPU alone."""
     if _turn.workers is None:
         yield
         return
@@ -109,7 +117,7 @@ def aside() -> Iterator[None]:
 
 
 def _start() -> None:
-    """Of a worker: leave signals to the parent, which ends in order, and end with it.
+    """Begin a worker: it leaves signals to the parent, which ends in order, and ends with it.
 
     Not by die_with_parent: Linux takes the thread that started a process for its parent, and a
     thread of `map` does not live as long as the pool.

@@ -1,6 +1,7 @@
-"""One coded tensor as bytes: magic, CRC-32, a short header, then the entropy-coded byte planes of every part.
+"""One coded tensor as bytes: magic, CRC-32, a short header, then entropy-coded byte planes.
 
-The bits that a codec states are these bytes. A payload whose checksum does not fit is named and never decoded.
+The bits that a codec states are these bytes. A payload whose checksum does not fit is named and
+never decoded.
 """
 
 import json
@@ -25,7 +26,8 @@ Parts = dict[str, NDArray[Any]]
 class Payload:
     """A coded matrix.
 
-    data: the bytes on disk.  shape: (rows, columns).  relative_error: |W - decoded|² / |W|², None when read from disk.
+    data: the bytes on disk.  shape: (rows, columns).  relative_error: |W - decoded|² / |W|², None
+    when read from disk.
     """
 
     codec: str
@@ -37,7 +39,7 @@ class Payload:
 
     @property
     def bits(self) -> float:
-        """Return bits a weight, side information, header and checksum included."""
+        """Return bits per weight, side information, header and checksum included."""
         return 8 * len(self.data) / (self.shape[0] * self.shape[1])
 
 
@@ -46,7 +48,9 @@ def write(codec: str, shape: tuple[int, int], meta: dict[str, Any], parts: Parts
     streams: list[bytes] = []
     layout: dict[str, list[Any]] = {}
     for name, array in parts.items():
-        planes = [host.call(entropy.compress, plane, entries=plane.size) for plane in _planes(array)]
+        planes = [
+            host.call(entropy.compress, plane, entries=plane.size) for plane in _planes(array)
+        ]
         layout[name] = [array.dtype.str[1:], list(array.shape), [len(plane) for plane in planes]]
         streams += planes
     header = json.dumps([codec, list(shape), meta, layout], separators=(",", ":")).encode()
@@ -55,7 +59,10 @@ def write(codec: str, shape: tuple[int, int], meta: dict[str, Any], parts: Parts
 
 
 def read(data: bytes, where: str) -> Payload:
-    """Return the payload in `data`. Raises CheckpointError naming `where` when the bytes are damaged."""
+    """Return the payload in `data`.
+
+    Raises CheckpointError naming `where` when the bytes are damaged.
+    """
     damaged = f"the payload of {where} is damaged"
     remedy = "restore the checkpoint from a copy or run `forge compress` again"
     if len(data) < PREFIX.size or data[:2] != MAGIC:
@@ -78,7 +85,10 @@ def read(data: bytes, where: str) -> Payload:
 
 
 def _planes(array: NDArray[Any]) -> list[NDArray[np.uint8]]:
-    """Return the byte planes of an array, least significant first: exponents then compress apart from mantissas."""
+    """Return the byte planes of an array, least significant first.
+
+    So exponents are compressed apart from mantissas.
+    """
     little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).reshape(-1)
     table = little.view(np.uint8).reshape(len(little), array.dtype.itemsize)
     return [np.ascontiguousarray(table[:, i]) for i in range(array.dtype.itemsize)]

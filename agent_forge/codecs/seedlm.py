@@ -1,9 +1,10 @@
-"""SeedLM: a block of C weights is U(seed)·t, where a 16-bit LFSR regenerates U and t has P coefficients of 4 bits.
+"""SeedLM: a block of C weights is U(seed)·t, U regenerated from a seed, t of P small coefficients.
 
-Reads a matrix; the Hessian plays no part (the method is data-free). Each block stores its seed, a shared 4-bit exponent
-and P 4-bit coefficients: (16 + 4 + 4P)/C bits a weight, 4 bits at C 8, P 3 and 3 bits at C 12, P 4.
-Source: arXiv:2410.10714. Departure: the search may be cut to the first `seeds` states of the sequence, for time; the
-entropy coder then pays for log2(seeds) bits only.
+Reads a matrix; the Hessian plays no part (the method is data-free). A 16-bit linear-feedback shift
+register (LFSR) regenerates U. Each block stores its seed, a shared 4-bit exponent and P 4-bit
+coefficients: (16 + 4 + 4P)/C bits per weight, which is 4 bits at C 8, P 3 and 3 bits at C 12, P 4.
+Source: arXiv:2410.10714. Departure: the search may be cut to the first `seeds` states of the
+sequence, which saves time; the entropy coder then spends only log2(seeds) bits on each.
 """
 
 from contextlib import nullcontext
@@ -22,11 +23,13 @@ from agent_forge.core.errors import ConfigError
 
 K = 16
 PERIOD = 2**K - 1
-TAPS = (16, 15, 13, 4)  # x^16 + x^15 + x^13 + x^4 + 1 is primitive, so the sequence visits every non-zero state
+# x^16 + x^15 + x^13 + x^4 + 1 is primitive, so the sequence visits every non-zero state
+TAPS = (16, 15, 13, 4)
 EXPONENTS = 16
 COEFFICIENT_LOW, COEFFICIENT_HIGH = -8, 7
 BEST = 4  # seeds kept by projection, then compared with quantised coefficients
-CHUNK_FLOATS = 1 << 20  # size of the (blocks, seeds) projections held at once: small enough for the cache
+# entries of the (blocks, seeds) projections at a time: few enough for the cache
+CHUNK_FLOATS = 1 << 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +43,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.coefficients < self.block:
             raise ConfigError(
-                f"codec seedlm: coefficients must be in 1..block-1, got {self.coefficients} for a block of {self.block}"
+                f"codec seedlm: coefficients must be in 1..block-1, got {self.coefficients} for a "
+                f"block of {self.block}"
             )
         if not 1 <= self.seeds <= PERIOD:
             raise ConfigError(f"codec seedlm: seeds must be in 1..{PERIOD}, got {self.seeds}")
@@ -61,9 +65,11 @@ def sequence() -> NDArray[np.uint16]:
 
 
 def projection(positions: Tensor, block: int, coefficients: int) -> Tensor:
-    """Return U of the seeds at `positions` (n,) of the sequence: (n, block, coefficients) float32 in [-1, 1].
+    """Return U of the seeds at `positions` (n,) of the sequence: (n, block, coefficients) float32
+    in [-1, 1].
 
-    Row by row, U holds the states that follow the seed; a state v in 1..65535 means (v - 32768) / 32767.
+    Row by row, U holds the states that follow the seed; a state v in 1..65535 means (v - 32768) /
+    32767.
     """
     states = torch.from_numpy(sequence().astype(np.int32))
     steps = torch.arange(1, block * coefficients + 1)
@@ -71,17 +77,21 @@ def projection(positions: Tensor, block: int, coefficients: int) -> Tensor:
     return ((chosen - 2 ** (K - 1)).float() / (2 ** (K - 1) - 1)).view(-1, block, coefficients)
 
 
-def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
-    """Return seed positions uint16, exponents and coefficients uint8, a row of blocks each row of the matrix.
+def encode(
+    weight: Tensor, settings: Settings, hessian: Tensor | None
+) -> tuple[Parts, dict[str, Any]]:
+    """Return seed positions uint16, exponents and coefficients uint8, one row of blocks per matrix
+    row.
 
-    The search runs on the CPU's threads wherever the weight lies: least squares of rank-deficient bases are only there.
+    The search runs on the CPU's threads wherever the weight lies: torch solves least squares with
+    rank-deficient bases only there.
     """
     del hessian
     rows = weight.shape[0]
     padded = torch.nn.functional.pad(weight.float().cpu(), (0, -weight.shape[1] % settings.block))
     blocks = padded.reshape(-1, settings.block)
     step = _unit(blocks)
-    # A device goes on with other codecs meanwhile; on the CPU both would fight over its cores.
+    # A device goes on with other codecs meanwhile. On the CPU the two would compete for its cores.
     with nullcontext() if weight.device.type == "cpu" else host.aside():
         seeds, exponents, coefficients = search(blocks / step, settings)
     parts: Parts = {
@@ -93,30 +103,41 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
 
 
 def _unit(blocks: Tensor) -> float:
-    """Return the value of coefficient 1 at exponent 0, a power of two: the widest block then uses exponent 15."""
+    """Return the value of coefficient 1 at exponent 0: the power of two that gives the widest block
+    exponent 15.
+    """
     largest = float(blocks.abs().max().clamp_min(1e-30))
     return float(2.0 ** (np.floor(np.log2(largest)) - EXPONENTS + 1))
 
 
 def search(blocks: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for blocks (n, C), in coefficient units, the best seeds (n,), exponents (n,) and coefficients (n, P)."""
+    """Return the best seeds (n,), exponents (n,) and coefficients (n, P) of blocks (n, C).
+
+    Blocks are in units of a coefficient.
+    """
     bases = projection(torch.arange(settings.seeds), settings.block, settings.coefficients)
-    directions = torch.linalg.qr(bases).Q.permute(2, 1, 0).contiguous()  # (P, C, seeds): sums run along the seeds
+    # (P, C, seeds): sums run along the seeds
+    directions = torch.linalg.qr(bases).Q.permute(2, 1, 0).contiguous()
     chunk = max(1, CHUNK_FLOATS // settings.seeds)
     best = min(BEST, settings.seeds)
-    found = []
+    fits = []
     for part in blocks.split(chunk):
         energy = (part @ directions[0]).square_()  # (blocks, seeds)
         for direction in directions[1:]:
             energy.add_((part @ direction).square_())
-        candidates = energy.topk(best, dim=1).indices  # what a seed's span captures of the block
-        found.append(_quantised_best(part, candidates, bases))
-    seeds, exponents, coefficients = (torch.cat(parts) for parts in zip(*found, strict=True))
+        # how much of the block's energy lies in a seed's span
+        candidates = energy.topk(best, dim=1).indices
+        fits.append(_quantised_best(part, candidates, bases))
+    seeds, exponents, coefficients = (torch.cat(parts) for parts in zip(*fits, strict=True))
     return seeds, exponents, coefficients
 
 
-def _quantised_best(blocks: Tensor, candidates: Tensor, bases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose among candidate seeds (n, b) and two exponents each by the error of the quantised coefficients."""
+def _quantised_best(
+    blocks: Tensor, candidates: Tensor, bases: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose among candidate seeds (n, b), with two exponents each, by the error after
+    quantisation.
+    """
     chosen = bases[candidates]  # (n, b, C, P)
     target = blocks[:, None, :, None].expand(-1, candidates.shape[1], -1, 1)
     exact = torch.linalg.lstsq(chosen, target).solution.squeeze(-1)  # (n, b, P)
@@ -130,11 +151,15 @@ def _quantised_best(blocks: Tensor, candidates: Tensor, bases: Tensor) -> tuple[
     winner = errors.argmin(1)
     rows = torch.arange(len(blocks))
     seed, option = winner // 2, winner % 2
-    return candidates[rows, seed], options[rows, seed, option].long(), rounded[rows, seed, option].long()
+    return (
+        candidates[rows, seed],
+        options[rows, seed, option].long(),
+        rounded[rows, seed, option].long(),
+    )
 
 
 def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Return {"j": int32, "e": uint8, "t": int8}, a row of blocks each row of the matrix."""
+    """Return {"j": int32, "e": uint8, "t": int8}, one row of blocks per row of the matrix."""
     del meta, shape
     return {
         "j": torch.from_numpy(parts["j"].astype(np.int32)),
@@ -143,9 +168,17 @@ def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[s
     }
 
 
-def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:
+def dense(
+    tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None
+) -> Tensor:
     """Return the matrix, or the rows named by `rows` (n,): float32."""
-    seeds, exponents, coefficients = (tensors[key] if rows is None else tensors[key][rows] for key in ("j", "e", "t"))
+    seeds, exponents, coefficients = (
+        tensors[key] if rows is None else tensors[key][rows] for key in ("j", "e", "t")
+    )
     u = projection(seeds.reshape(-1).cpu(), meta["c"], meta["p"]).to(seeds.device)
-    scaled = coefficients.reshape(-1, meta["p"]).float() * torch.exp2(exponents.reshape(-1, 1).float()) * meta["u"]
+    scaled = (
+        coefficients.reshape(-1, meta["p"]).float()
+        * torch.exp2(exponents.reshape(-1, 1).float())
+        * meta["u"]
+    )
     return torch.einsum("ncp,np->nc", u, scaled).reshape(len(seeds), -1)[:, : shape[1]]

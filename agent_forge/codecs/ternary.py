@@ -1,7 +1,8 @@
-"""Ternary weights: -s, 0 or s in groups of 128 columns, five trits a byte before entropy coding.
+"""Ternary weights: -s, 0 or s in groups of 128 columns, five trits per byte before entropy coding.
 
-Reads a matrix; when it lies on such a grid already, the trits and scales are exactly its own. Otherwise it is rounded,
-with error compensation when a Hessian is given. Source: BitNet b1.58, arXiv:2402.17764 (there one scale a tensor).
+Reads a matrix; when it lies on such a grid already, the trits and scales are exactly its own.
+Otherwise it is rounded, with error compensation when a Hessian is given. Source: BitNet b1.58,
+arXiv:2402.17764 (there with one scale per tensor).
 """
 
 from dataclasses import dataclass
@@ -16,42 +17,57 @@ from agent_forge.codecs.payload import Parts
 from agent_forge.core.errors import ConfigError
 
 SCALES = ("exact", "float32", "bfloat16", "float16")
-REFITS = 6  # alternations of rounding and least squares for the scale; the error has settled by then
+# alternations of rounding and least squares, after which the error has settled
+REFITS = 6
 
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """group: columns that share a scale. scales: their format; exact is the first 16-bit one that loses nothing."""
+    """group: columns that share a scale. scales: the format of the scales.
+
+    "exact" is the first 16-bit format that loses nothing.
+    """
 
     group: int = 128
     scales: str = "exact"
 
     def __post_init__(self) -> None:
         if self.scales not in SCALES:
-            raise ConfigError(f"codec ternary: scales must be one of {', '.join(SCALES)}, got '{self.scales}'")
+            raise ConfigError(
+                f"codec ternary: scales must be one of {', '.join(SCALES)}, got '{self.scales}'"
+            )
         if self.group < 1:
             raise ConfigError(f"codec ternary: group must be at least 1 column, got {self.group}")
 
 
-def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
+def encode(
+    weight: Tensor, settings: Settings, hessian: Tensor | None
+) -> tuple[Parts, dict[str, Any]]:
     """Return trits (rows, columns) in 0..2 and scales (rows, groups)."""
-    found = on_grid(weight, settings.group)
-    trits, scales = found if found is not None else _round(weight, settings, hessian)
-    stored = {"q": (trits + 1).to(torch.uint8).cpu().numpy(), **_stored_scales(scales, settings.scales)}
+    grid = on_grid(weight, settings.group)
+    trits, scales = grid if grid is not None else _round(weight, settings, hessian)
+    stored = {
+        "q": (trits + 1).to(torch.uint8).cpu().numpy(),
+        **_stored_scales(scales, settings.scales),
+    }
     return stored, {"g": settings.group}
 
 
-def _stored_scales(scales: Tensor, wanted: str) -> Parts:
+def _stored_scales(scales: Tensor, exact_scales: str) -> Parts:
     """Return {"b": bfloat16 bit patterns} or {"s": float16 or float32}."""
-    if wanted == "bfloat16" or (wanted == "exact" and torch.equal(scales.bfloat16().float(), scales)):
+    if exact_scales == "bfloat16" or (
+        exact_scales == "exact" and torch.equal(scales.bfloat16().float(), scales)
+    ):
         return {"b": scales.bfloat16().view(torch.int16).cpu().numpy().view(np.uint16)}
-    if wanted == "float16" or (wanted == "exact" and torch.equal(scales.half().float(), scales)):
+    if exact_scales == "float16" or (
+        exact_scales == "exact" and torch.equal(scales.half().float(), scales)
+    ):
         return {"s": scales.half().cpu().numpy()}
     return {"s": scales.cpu().numpy()}
 
 
 def on_grid(weight: Tensor, group: int) -> tuple[Tensor, Tensor] | None:
-    """Return (trits int8, scales float32) when every group of a row holds only -s, 0 and s; otherwise None."""
+    """Return (trits int8, scales float32) if every group holds only -s, 0 and s, else None."""
     blocks = _blocks(weight, group)
     scales = blocks.abs().amax(-1)
     trits = blocks.sign()
@@ -61,7 +77,9 @@ def on_grid(weight: Tensor, group: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _round(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Round to the nearest grid; the scale of a group is its least-squares fit, found by alternation."""
+    """Round to the nearest grid: the scale of each group is fitted by least squares, in
+    alternation.
+    """
     columns = weight.shape[1]
     blocks = _blocks(weight, settings.group)
     scales = _fit(blocks)
@@ -79,7 +97,9 @@ def _round(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
 
 
 def _fit(blocks: Tensor) -> Tensor:
-    """Return the scale of blocks (..., columns) that minimises the squared error, starting from the mean size."""
+    """Return the scales of blocks (..., columns) of least squared error, starting from the mean
+    size.
+    """
     scale = blocks.abs().mean(-1)
     for _ in range(REFITS):
         trits = _trits(blocks, scale[..., None])
@@ -108,7 +128,9 @@ def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[s
     return {"q": padded, "s": scales.float()}
 
 
-def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:
+def dense(
+    tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None
+) -> Tensor:
     """Return the matrix, or the rows named by `rows` (n,): float32."""
     trits, scales = (tensors[key] if rows is None else tensors[key][rows] for key in ("q", "s"))
     values = trits.float().view(len(trits), -1, meta["g"])

@@ -1,9 +1,10 @@
 """VPTQ: vectors of v neighbouring weights of a row are entries of a codebook of k centroids.
 
-Reads a matrix, optionally with the Hessian of the layer's inputs: its diagonal weighs the k-means, and errors of coded
-columns are compensated in those still to come. Two additions of the paper are settings: a second codebook for what the
-first leaves of each vector (`residual`), and the columns of largest Hessian diagonal coded first and finer, by a codebook
-of pairs of their own (`outliers`). Bits: (log2 k + log2 residual)/v, plus the codebooks, plus one scale a row.
+Reads a matrix, optionally with the Hessian of the layer's inputs: its diagonal weighs the k-means,
+and errors of coded columns are compensated in those still to come. Two additions of the paper are
+settings: a second codebook for what the first leaves of each vector (`residual`), and the columns
+of largest Hessian diagonal coded first and finer, by a codebook of pairs of their own (`outliers`).
+Bits per weight: (log2 k + log2 residual)/v, plus the codebooks, plus one scale per row.
 Source: arXiv:2409.17066.
 """
 
@@ -21,14 +22,17 @@ from agent_forge.core.errors import ConfigError
 FIT_VECTORS = 1 << 16  # k-means sees at most this many vectors, evenly spread
 CHUNK_VECTORS = 1 << 16
 LAZY_COLUMNS = 128  # columns coded before the rest of the matrix is updated
-OUTLIER_VECTOR, OUTLIER_CENTROIDS = 2, 256  # four bits a weight
+OUTLIER_VECTOR, OUTLIER_CENTROIDS = 2, 256  # four bits per weight
 
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """vector: weights an index. codebook: centroids, at most 256 (an index is a byte). iterations: of k-means.
+    """vector: weights per index.
 
-    residual: centroids of the second codebook, 0 for none. outliers: share of the columns that are coded apart.
+    codebook: centroids, at most 256 (an index is a byte). iterations: steps of k-means.
+
+    residual: centroids of the second codebook, 0 for none. outliers: share of the columns that are
+    coded apart.
     """
 
     vector: int = 4
@@ -50,13 +54,17 @@ class Settings:
 
 @dataclass(slots=True)
 class Stages:
-    """Codebooks (k, v) that are applied one after another: each codes what the ones before it left."""
+    """Codebooks (k, v) that are applied one after another, each to the error that the last one
+    left.
+    """
 
     books: list[Tensor]
 
     @classmethod
     def fit(cls, vectors: Tensor, weights: Tensor, sizes: list[int], iterations: int) -> "Stages":
-        """Return codebooks of `sizes` centroids for vectors (n, v) with a weight for every entry (n, v)."""
+        """Return codebooks of `sizes` centroids for vectors (n, v) with a weight for every entry
+        (n, v).
+        """
         books, left = [], vectors
         for size in sizes:
             centroids, _ = kmeans(left, weights, size, iterations)
@@ -73,10 +81,13 @@ class Stages:
         return torch.stack(indices, 1), coded
 
 
-def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[Parts, dict[str, Any]]:
+def encode(
+    weight: Tensor, settings: Settings, hessian: Tensor | None
+) -> tuple[Parts, dict[str, Any]]:
     """Return indices (rows, vectors) uint8, the codebook (k, v) float16 and scales (rows,) float16.
 
-    With a residual also its indices "r" and codebook "d"; with outliers their columns "o", indices "x" and codebook "p".
+    With a residual also its indices "r" and codebook "d"; with outliers their columns "o", indices
+    "x" and codebook "p".
     """
     scales = weight.float().square().mean(1).sqrt().clamp(6.2e-5, 6.5e4).half().float()
     unit = weight.float() / scales[:, None]
@@ -93,14 +104,23 @@ def encode(weight: Tensor, settings: Settings, hessian: Tensor | None) -> tuple[
         "s": scales.half().cpu().numpy(),
     }
     if settings.residual:
-        parts |= {"r": indices[..., 1].to(torch.uint8).cpu().numpy(), "d": books[1].half().cpu().numpy()}
+        parts |= {
+            "r": indices[..., 1].to(torch.uint8).cpu().numpy(),
+            "d": books[1].half().cpu().numpy(),
+        }
     return parts, {}
 
 
 def _outlier_columns(unit: Tensor, hessian: Tensor | None, share: float) -> Tensor:
-    """Return the columns to code apart, in order: an even number, those that weigh most in the loss."""
+    """Return the columns to code apart, in order: an even number, the ones that weigh most in the
+    loss.
+    """
     columns = unit.shape[1]
-    count = min(OUTLIER_VECTOR * round(share * columns / OUTLIER_VECTOR + 0.5), columns - 1) if share else 0
+    count = (
+        min(OUTLIER_VECTOR * round(share * columns / OUTLIER_VECTOR + 0.5), columns - 1)
+        if share
+        else 0
+    )
     count -= count % OUTLIER_VECTOR
     weights = unit.square().mean(0) if hessian is None else hessian.diagonal()
     return weights.topk(count).indices.sort().values
@@ -109,9 +129,11 @@ def _outlier_columns(unit: Tensor, hessian: Tensor | None, share: float) -> Tens
 def _code_outliers(
     unit: Tensor, hessian: Tensor | None, apart: Tensor, iterations: int, parts: Parts
 ) -> tuple[Tensor, Tensor | None]:
-    """Code the columns `apart` into `parts`; return the other columns, compensated, and their Hessian.
+    """Code the columns `apart` into `parts`; return the other columns, compensated, and their
+    Hessian.
 
-    With the outliers fixed and the others at their optimum, what an error of the others costs is their own block of H.
+    With the outliers fixed and the others at their optimum, what an error of the others costs is
+    their own block of H.
     """
     rest = _others(unit.shape[1], apart)
     order = torch.cat([apart, rest])
@@ -128,8 +150,10 @@ def _code_outliers(
     def quantise(block: Tensor, start: int) -> Tensor:
         if start >= len(apart):
             return block
-        found, coded = book.code(block, weights[start : start + OUTLIER_VECTOR].expand(len(block), -1))
-        indices[:, start // OUTLIER_VECTOR] = found[:, 0]
+        code_indices, coded = book.code(
+            block, weights[start : start + OUTLIER_VECTOR].expand(len(block), -1)
+        )
+        indices[:, start // OUTLIER_VECTOR] = code_indices[:, 0]
         return coded
 
     if turned is None:
@@ -150,13 +174,15 @@ def _code_outliers(
 
 def _others(columns: int, apart: Tensor) -> Tensor:
     """Return the columns that are not in `apart`, in order."""
-    kept = torch.ones(columns, dtype=torch.bool, device=apart.device)
-    kept[apart.long()] = False
-    return kept.nonzero().flatten()
+    is_other = torch.ones(columns, dtype=torch.bool, device=apart.device)
+    is_other[apart.long()] = False
+    return is_other.nonzero().flatten()
 
 
 def _importance(hessian: Tensor | None, unit: Tensor) -> Tensor:
-    """Return the weight of each column of `unit` (rows, columns) in the k-means, with mean 1: (columns,)."""
+    """Return the weight of each column of `unit` (rows, columns) in the k-means, with mean 1:
+    (columns,).
+    """
     if hessian is None:
         return torch.ones_like(unit[0])
     weights = hessian.diagonal().clamp_min(1e-9 * float(hessian.trace()) + 1e-30)
@@ -166,7 +192,9 @@ def _importance(hessian: Tensor | None, unit: Tensor) -> Tensor:
 def _coded(
     unit: Tensor, hessian: Tensor | None, v: int, sizes: list[int], iterations: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return indices (rows, vectors, stages) of unit (rows, columns), a multiple of v, and the codebooks."""
+    """Return indices (rows, vectors, stages) of unit (rows, columns), a multiple of v, and the
+    codebooks.
+    """
     rows = len(unit)
     importance = _importance(hessian, unit)
     vectors = unit.reshape(-1, v)
@@ -177,7 +205,9 @@ def _coded(
     indices = unit.new_empty(rows, unit.shape[1] // v, len(sizes), dtype=torch.long)
 
     def quantise(block: Tensor, first: int) -> Tensor:
-        indices[:, first // v], coded = stages.code(block, importance[first : first + v].expand(rows, -1))
+        indices[:, first // v], coded = stages.code(
+            block, importance[first : first + v].expand(rows, -1)
+        )
         return coded
 
     compensate(unit, hessian, quantise, step=v, lazy=v * max(1, LAZY_COLUMNS // v))
@@ -185,10 +215,11 @@ def _coded(
 
 
 def kmeans(vectors: Tensor, weights: Tensor, k: int, iterations: int) -> tuple[Tensor, list[float]]:
-    """Return centroids (k, v) of vectors (n, v) with a weight for every entry (n, v), and the objective a step.
+    """Return centroids (k, v) of vectors (n, v) weighted by entry (n, v), and the objective per
+    step.
 
-    Starts from evenly spaced vectors in order of size, so it draws no random number. A centroid that nobody chose moves
-    to the vector that is coded worst.
+    Starts from evenly spaced vectors in order of size, so it draws no random number. A centroid
+    that nobody chose moves to the vector that is coded worst.
     """
     stride = -(-len(vectors) // FIT_VECTORS)
     vectors, weights = vectors[::stride], weights[::stride]
@@ -211,26 +242,32 @@ def kmeans(vectors: Tensor, weights: Tensor, k: int, iterations: int) -> tuple[T
 
 
 def assign(vectors: Tensor, weights: Tensor, centroids: Tensor) -> Tensor:
-    """Return for each vector (n, v) the index of the centroid at least weighted distance: (n,) int64."""
+    """Return the centroid at least weighted distance of each vector (n, v): (n,) int64."""
     squares, doubles = centroids.square().T, (2 * centroids).T
-    found = [
+    indices = [
         (w @ squares - (w * x) @ doubles).argmin(1)
         for x, w in zip(vectors.split(CHUNK_VECTORS), weights.split(CHUNK_VECTORS), strict=True)
     ]
-    return torch.cat(found)
+    return torch.cat(indices)
 
 
 def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Return {"i": (rows, vectors) uint8, "c": (k, v) float32, "s": (rows,) float32}, and the parts of `encode`."""
+    """Return {"i": (rows, vectors) uint8, "c": (k, v) float32, "s": (rows,) float32}, and the parts
+    of `encode`.
+    """
     del meta, shape
-    found = {}
+    tensors = {}
     for name, array in parts.items():
         values = array.astype(np.float32) if array.dtype == np.float16 else array
-        found[name] = torch.from_numpy((values.astype(np.int32) if name == "o" else values).copy())
-    return found
+        tensors[name] = torch.from_numpy(
+            (values.astype(np.int32) if name == "o" else values).copy()
+        )
+    return tensors
 
 
-def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:
+def dense(
+    tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None
+) -> Tensor:
     """Return the matrix, or the rows named by `rows` (n,): float32."""
     del meta
 

@@ -1,10 +1,12 @@
-"""Water-filling: every weight rounded with a step of its own, so that all of them cost the same loss; then entropy coded.
+"""Water-filling: each weight is rounded with a step such that all cost the same loss, then coded.
 
-For a loss ½ Σ_o r_o ΔW_o H ΔW_oᵀ and errors fed back column by column, what is left is ½ Σ r_o (e_oi / U_ii)², with U the
-upper Cholesky factor of H⁻¹ and e the rounding errors. At a given rate that sum is least when its terms are equal: the step
-of weight (o, i) goes as U_ii / √r_o. Codes of a row and a column then differ in size, and rows and columns of like size
-share a table in the entropy coder. Reads a matrix, H and r; without them all steps are equal.
-Sources: WaterSIC, arXiv:2603.04956 (a step a column); deviation: steps a row too, from the Fisher information of outputs.
+For a loss ½ Σ_o r_o ΔW_o H ΔW_oᵀ and errors fed back column by column, what is left is ½ Σ r_o
+(e_oi / U_ii)², with U the upper Cholesky factor of H⁻¹ and e the rounding errors. At a given rate
+that sum is least when its terms are equal: the step of weight (o, i) goes as U_ii / √r_o. Codes of
+a row and a column then differ in size, and rows and columns of like size share a table in the
+entropy coder. Reads a matrix, H and r; without them all steps are equal.
+Sources: WaterSIC, arXiv:2603.04956 (one step per column). Deviation: rows have steps too, from the
+Fisher information of the outputs.
 """
 
 from dataclasses import dataclass
@@ -21,18 +23,23 @@ from agent_forge.core.errors import ConfigError
 
 weighs_rows = True
 LARGEST_CODE = 127
-COLUMN_LEVELS_PER_OCTAVE = 8  # of the stored column steps, a byte each
-WIDENING_LEVELS = 4  # apart are the wider column steps that are tried: half an octave
+# Column steps are stored as one byte each, in so many levels per octave.
+COLUMN_LEVELS_PER_OCTAVE = 8
+WIDENING_LEVELS = 4  # Wider column steps that are tried lie half an octave apart.
 LAZY_COLUMNS = 64  # columns coded before the rest of the matrix is updated
-# A Gaussian of σ steps is coded best, at the price of its own rate, with the threshold of code 1 this much over ½: times
-# 1/σ². (Price ln 2/6 of a step² a bit; code 1 costs 1/(2 σ² ln 2) bits more than 0.)
+# A Gaussian of σ steps is coded best, at the price of its own rate, with the threshold of code 1
+# this much over ½: times 1/σ². (The price is ln 2/6 of a step² per bit; code 1 costs 1/(2 σ² ln 2)
+# bits more than code 0.)
 DEAD_ZONE, WIDEST_DEAD_ZONE = 1 / 24, 0.2
 RESCALED_BELOW = 2.0  # RMS of the codes; finer codes have nothing to gain from a new scale
 
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """loss: that each weight may cost, in the unit of the Hessian; 0 takes `step`, in RMS of the matrix, instead."""
+    """loss: what each weight may cost, in the unit of the Hessian.
+
+    0: `step` is used, in RMS of the matrix.
+    """
 
     loss: float = 0.0
     step: float = 0.25
@@ -40,25 +47,37 @@ class Settings:
     def __post_init__(self) -> None:
         if self.loss < 0 or self.step <= 0:
             raise ConfigError(
-                f"codec waterfill: loss must not be negative and step above 0, got {self.loss} and {self.step}"
+                f"codec waterfill: loss must not be negative and step above 0, got {self.loss} and "
+                f"{self.step}"
             )
 
 
 def encode(
     weight: Tensor, settings: Settings, hessian: Tensor | None, importance: Tensor | None = None
 ) -> tuple[Parts, dict[str, Any]]:
-    """Return the coded integers, a step a row (float16, in units of 2^u) and a column, and their entropy classes.
+    """Return the coded integers, their steps per row and per column, and their entropy classes.
+
+    Row steps are float16, in units of 2^u.
 
     importance: r, (rows,), with mean 1; all ones when it is not given.
     """
     weight = weight.float()
-    upper = torch.eye(weight.shape[1], device=weight.device) if hessian is None else inverse_factor(hessian)
+    upper = (
+        torch.eye(weight.shape[1], device=weight.device)
+        if hessian is None
+        else inverse_factor(hessian)
+    )
     diagonal = upper.diagonal()
     typical = float(diagonal.log().mean().exp())
     levels = (COLUMN_LEVELS_PER_OCTAVE * (diagonal / typical).log2()).round().clamp(-128, 127) + 128
-    # A rounding error is uniform: its square is step²/12 on average, and the loss takes half of that.
+    # A rounding error is uniform: its square is step²/12 on average, and the loss takes half of
+    # that.
     by_loss = settings.loss > 0 and hessian is not None
-    base = (24 * settings.loss) ** 0.5 * typical if by_loss else settings.step * float(weight.square().mean().sqrt())
+    base = (
+        (24 * settings.loss) ** 0.5 * typical
+        if by_loss
+        else settings.step * float(weight.square().mean().sqrt())
+    )
     rows = weight.new_full((len(weight),), max(base, 1e-30))
     if importance is not None:
         rows = rows / importance.clamp_min(1e-12).sqrt()
@@ -84,24 +103,24 @@ def encode(
 
 
 def _widened(weight: Tensor, rows: Tensor, levels: Tensor) -> Tensor:
-    """Return column levels with those raised whose codes would overflow, as far as that is cheaper than raising rows.
+    """Return the column levels, raised where codes would overflow and raising rows would cost more.
 
-    All weights cost the same loss, so a step wider by f adds f² - 1 shares of it for every weight of its row or column,
-    but no row can lose more than all its weights are worth.
+    All weights cost the same loss, so a step wider by a factor f adds f² - 1 times it for every
+    weight of its row or column; but a row cannot lose more than all its weights are worth.
     """
     over = weight.abs() / (rows[:, None] * column_steps(levels) * LARGEST_CODE)
     worth = 12 * (over * LARGEST_CODE).square().mean(1, keepdim=True)
-    found = (over.amax(0) > 1).nonzero().flatten()
-    over, best = over[:, found], over.new_full((len(found),), float("inf"))
+    columns = (over.amax(0) > 1).nonzero().flatten()
+    over, best = over[:, columns], over.new_full((len(columns),), float("inf"))
     raised = torch.zeros_like(best)
-    widest = COLUMN_LEVELS_PER_OCTAVE * float(over.max().log2()) if len(found) else 0.0
+    widest = COLUMN_LEVELS_PER_OCTAVE * float(over.max().log2()) if len(columns) else 0.0
     for level in range(0, int(widest) + WIDENING_LEVELS + 1, WIDENING_LEVELS):
         wider = 2.0 ** (level / COLUMN_LEVELS_PER_OCTAVE)
         left = ((over / wider).square() - 1).clamp_min(0).minimum(worth)
         cost = len(weight) * (wider**2 - 1) + weight.shape[1] * left.sum(0)
         raised, best = torch.where(cost < best, level, raised), torch.minimum(cost, best)
     levels = levels.clone()
-    levels[found] += raised
+    levels[columns] += raised
     return levels.clamp_max(255)
 
 
@@ -116,8 +135,11 @@ def _stored(rows: Tensor, unit: int) -> Tensor:
 
 
 def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Round column by column, each error fed back into the columns to come; return codes (rows, columns) int8."""
-    work = weight.T.contiguous()  # a column is contiguous here: all steps below go along it
+    """Return codes (rows, columns) int8, rounded column by column with each error fed back into the
+    rest.
+    """
+    # Columns are contiguous in this copy, because all steps below go along a column.
+    work = weight.T.contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
     size = weight.square().mean().clamp_min(1e-30)
     # Variance of a weight in steps, as row times column: (σ/step)² = by_row · by_column.
@@ -143,8 +165,13 @@ def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tens
     return codes.T.contiguous()
 
 
-def _rescaled(weight: Tensor, codes: Tensor, rows: Tensor, columns: Tensor, hessian: Tensor) -> Tensor:
-    """Return the row steps of least loss for these codes: a line through the origin, fitted in the Hessian's metric."""
+def _rescaled(
+    weight: Tensor, codes: Tensor, rows: Tensor, columns: Tensor, hessian: Tensor
+) -> Tensor:
+    """Return the row steps of least loss for these codes.
+
+    Each is the slope of a line through the origin, fitted in the Hessian's metric.
+    """
     values = codes.float() * columns * rows[:, None]
     pushed = values @ hessian
     ratio = (weight * pushed).sum(1) / (values * pushed).sum(1).clamp_min(1e-30)
@@ -162,7 +189,9 @@ def unpack(parts: Parts, meta: dict[str, Any], shape: tuple[int, int]) -> dict[s
     }
 
 
-def dense(tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None) -> Tensor:
+def dense(
+    tensors: dict[str, Tensor], meta: dict[str, Any], shape: tuple[int, int], rows: Tensor | None
+) -> Tensor:
     """Return the matrix, or the rows named by `rows` (n,): float32."""
     del meta, shape
     codes, scales = (tensors[key] if rows is None else tensors[key][rows] for key in ("q", "s"))

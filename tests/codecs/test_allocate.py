@@ -10,18 +10,22 @@ from agent_forge.codecs.allocate import Option
 from agent_forge.core.errors import ConfigError
 
 
-def instance(seed: int, tensors: int = 3, rates: int = 4, *, seeds: bool = False) -> list[list[Option]]:
+def instance(
+    seed: int, tensors: int = 3, rates: int = 4, *, seeds: bool = False
+) -> list[list[Option]]:
     generator = np.random.default_rng(seed)
-    made = []
+    tensor_options = []
     for t in range(tensors):
         bits = np.sort(generator.uniform(1, 8, rates))
         variance, weights = 10 ** generator.uniform(-3, 0), int(generator.integers(100, 2000))
-        made.append([
-            Option(f"{t}-{i}", int(weights * b / 8), float(weights * variance * 4**-b * generator.uniform(0.7, 1.4)),
+        tensor_options.append([
+            Option(
+                f"{t}-{i}", int(weights * b / 8),
+                float(weights * variance * 4**-b * generator.uniform(0.7, 1.4)),
                    weights if seeds and i == 1 else 0)
             for i, b in enumerate(bits)
         ])  # fmt: skip
-    return made
+    return tensor_options
 
 
 def brute_force(tensors: list[list[Option]], budget: int, max_seeds: int | None = None) -> float:
@@ -42,7 +46,9 @@ def test_three_tensors_of_four_rates_equal_brute_force(seed: int) -> None:
         budget = int(low + share * (high - low))
         choice = allocate.within_budget(tensors, budget)
         assert allocate.total_bytes(tensors, choice) <= budget
-        assert allocate.total_distortion(tensors, choice) == pytest.approx(brute_force(tensors, budget), rel=1e-12)
+        assert allocate.total_distortion(tensors, choice) == pytest.approx(
+            brute_force(tensors, budget), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -51,12 +57,17 @@ def test_a_choice_at_a_price_is_optimal_for_the_bytes_it_uses(seed: int) -> None
     for mu in (1e-5, 1e-3, 1e-1):
         choice = allocate.at_price(tensors, mu)
         used = allocate.total_bytes(tensors, choice)
-        assert allocate.total_distortion(tensors, choice) == pytest.approx(brute_force(tensors, used), rel=1e-12)
+        assert allocate.total_distortion(tensors, choice) == pytest.approx(
+            brute_force(tensors, used), rel=1e-12
+        )
 
 
 def test_a_higher_price_never_buys_more_bytes() -> None:
     tensors = instance(7, tensors=20, rates=6)
-    sizes = [allocate.total_bytes(tensors, allocate.at_price(tensors, 10.0**e)) for e in np.linspace(-8, 3, 45)]
+    sizes = [
+        allocate.total_bytes(tensors, allocate.at_price(tensors, 10.0**e))
+        for e in np.linspace(-8, 3, 45)
+    ]
     assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
     assert sizes[0] > sizes[-1]
 
@@ -78,14 +89,20 @@ def test_seeds_are_used_up_to_their_share_even_where_tensors_gain_alike() -> Non
     alike = [[Option("raw", 300, 0.0), Option("seeds", 100, 1.0, 100)] for _ in range(10)]
     choice = allocate.at_price(alike, float("inf"), max_seed_blocks=350)
     assert allocate.seed_blocks(alike, choice) == 300
-    assert allocate.total_bytes(alike, allocate.within_budget(alike, 2500, max_seed_blocks=350)) <= 2500
+    assert (
+        allocate.total_bytes(alike, allocate.within_budget(alike, 2500, max_seed_blocks=350))
+        <= 2500
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_exchanges_keep_the_seed_share_and_reach_brute_force(seed: int) -> None:
     """Seeds make the second rate of each tensor so good that every exchange would take it."""
     tensors = [
-        [Option(o.name, o.size_bytes, o.distortion / (50 if o.seed_blocks else 1), o.seed_blocks) for o in options]
+        [
+            Option(o.name, o.size_bytes, o.distortion / (50 if o.seed_blocks else 1), o.seed_blocks)
+            for o in options
+        ]
         for options in instance(seed, seeds=True)
     ]
     blocks = [max(o.seed_blocks for o in options) for options in tensors]
@@ -99,7 +116,9 @@ def test_exchanges_keep_the_seed_share_and_reach_brute_force(seed: int) -> None:
 
 
 def test_seeds_go_where_each_coded_weight_gains_most() -> None:
-    """The first fits in no share, and its price shuts the others out; then two small ones (14) beat a large one (10)."""
+    """The first fits in no share, and its price shuts the others out; then two small ones (14) beat
+    a large one (10).
+    """
     huge = [Option("raw", 100, 400.0), Option("seeds", 100, 0.0, 1000)]
     large = [Option("raw", 100, 10.0), Option("seeds", 100, 0.0, 100)]
     small = [Option("raw", 100, 7.0), Option("seeds", 100, 0.0, 50)]
@@ -110,7 +129,11 @@ def test_seeds_go_where_each_coded_weight_gains_most() -> None:
 def test_the_order_of_options_and_tensors_changes_nothing() -> None:
     tensors = instance(3, tensors=6, rates=5)
     budget = sum(o[2].size_bytes for o in tensors)
-    names = lambda ts: {o[i].name for o, i in zip(ts, allocate.within_budget(ts, budget), strict=True)}  # noqa: E731
+
+    def names(ts: list[list[Option]]) -> set[str]:
+        chosen = allocate.within_budget(ts, budget)
+        return {options[i].name for options, i in zip(ts, chosen, strict=True)}
+
     turned = [list(reversed(options)) for options in reversed(tensors)]
     assert names(tensors) == names(turned)
 

@@ -1,4 +1,6 @@
-"""Entropy coding and payloads: lossless, no larger than the entropy says, and damaged bytes are named."""
+"""Entropy coding and payloads: lossless, no larger than the entropy says, and damaged bytes are
+named.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from agent_forge.core.errors import CheckpointError
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 256), st.integers(0, 700), st.floats(0.05, 5.0), st.integers(0, 2**32 - 1))
-def test_every_stream_comes_back_symbol_for_symbol(alphabet: int, count: int, skew: float, seed: int) -> None:
+def test_every_stream_comes_back_symbol_for_symbol(
+    alphabet: int, count: int, skew: float, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     p = generator.random(alphabet) ** (skew * 4) + 1e-12
     symbols = generator.choice(alphabet, size=count, p=p / p.sum()).astype(np.uint8)
@@ -33,7 +37,10 @@ def test_a_cut_stream_is_refused_in_words() -> None:
     flat = generator.integers(0, 250, 4000).astype(np.uint8)
     ranged, stored = entropy.compress(skewed), entropy.compress(flat)
     assert (ranged[0], stored[0]) == (entropy.RANGE, entropy.STORED)
-    for data, cuts in ((ranged, (1, 3, 4, len(ranged) - 1, len(ranged) - 3)), (stored, (1, 2, 3999))):
+    for data, cuts in (
+        (ranged, (1, 3, 4, len(ranged) - 1, len(ranged) - 3)),
+        (stored, (1, 2, 3999)),
+    ):
         for length in cuts:
             with pytest.raises(CheckpointError, match=r"damaged"):
                 entropy.expand(data[:length], 4000)
@@ -74,7 +81,9 @@ def test_repeats_are_left_to_zstd() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "int32"])
 def test_a_payload_keeps_parts_of_every_type_and_shape(dtype: str) -> None:
     array = (np.random.default_rng(1).standard_normal((7, 3, 2)) * 50).astype(dtype)
-    data = payload.write("raw", (7, 6), {"x": 1.5}, {"a": array, "empty": np.zeros((0, 4), np.uint8)})
+    data = payload.write(
+        "raw", (7, 6), {"x": 1.5}, {"a": array, "empty": np.zeros((0, 4), np.uint8)}
+    )
     read = payload.read(data, "here")
     assert (read.codec, read.shape, read.meta) == ("raw", (7, 6), {"x": 1.5})
     assert np.array_equal(read.parts["a"], array)
@@ -101,9 +110,13 @@ def test_any_flipped_bit_and_any_cut_is_named() -> None:
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60, deadline=None)
-def test_size_sorted_blocks_of_any_shape_come_back_whole(rows: int, columns: int, spread: int, seed: int) -> None:
+def test_size_sorted_blocks_of_any_shape_come_back_whole(
+    rows: int, columns: int, spread: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     sizes = generator.integers(0, spread + 1, (rows, 1)) * generator.random((1, columns))
     codes = np.round(sizes * generator.uniform(-1, 1, (rows, columns))).astype(np.int8)
     classes = entropy.size_classes(codes)
-    assert np.array_equal(entropy.expand_blocks(entropy.compress_blocks(codes, *classes), *classes), codes)
+    assert np.array_equal(
+        entropy.expand_blocks(entropy.compress_blocks(codes, *classes), *classes), codes
+    )

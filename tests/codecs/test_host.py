@@ -26,16 +26,22 @@ def small_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_arrays_too")
 def test_several_processes_code_to_the_bytes_of_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    weight, inputs = torch.randn(64, 48, generator=generator), torch.randn(200, 48, generator=generator)
+    weight, inputs = (
+        torch.randn(64, 48, generator=generator),
+        torch.randn(200, 48, generator=generator),
+    )
     offers = [
-        ("waterfill", {"loss": 1e-4}), ("waterfill", {"step": 0.5}), ("intk", {"bits": 4, "group": 16}),
-        ("vptq", {"codebook": 8}), ("seedlm", {"seeds": 63}), ("raw", {}),
+        ("waterfill", {"loss": 1e-4}), ("waterfill", {"step": 0.5}),
+        ("intk", {"bits": 4, "group": 16}), ("vptq", {"codebook": 8}), ("seedlm", {"seeds": 63}),
+        ("raw", {}),
     ]  # fmt: skip
     processes = set()
 
     def coded(offer: tuple[str, dict[str, float]]) -> tuple[bytes, float | None, torch.Tensor]:
         processes.add(host.call(os.getpid, entries=1000))
-        payload, decoded = codecs.encode_and_decode(offer[0], weight, offer[1], inputs.T @ inputs / 200)
+        payload, decoded = codecs.encode_and_decode(
+            offer[0], weight, offer[1], inputs.T @ inputs / 200
+        )
         assert torch.equal(decoded, codecs.decode(payload))
         return payload.data, payload.relative_error, decoded
 
@@ -55,7 +61,9 @@ def test_several_processes_code_to_the_bytes_of_one() -> None:
 def test_an_error_in_a_worker_keeps_its_kind_and_words_and_a_dead_worker_is_named() -> None:
     with contextlib.closing(host.Pool(2)) as pool:
         with pytest.raises(CheckpointError, match="no known method"):
-            pool.map(lambda data: host.call(entropy.expand, data, 2000, entries=2000), [b"", b"?"], 2000)
+            pool.map(
+                lambda data: host.call(entropy.expand, data, 2000, entries=2000), [b"", b"?"], 2000
+            )
         with pytest.raises(PhaseError, match=r"process that codes .* died .* runtime\.threads=1"):
             pool.map(lambda code: host.call(os._exit, code, entries=2000), [3, 3], 2000)
 
@@ -112,7 +120,9 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_workers_end_with_a_killed_parent_and_import_no_torch() -> None:
-    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         worker = Path("/proc", parent.stdout.readline().strip())
         assert "libtorch" not in (worker / "maps").read_text()
