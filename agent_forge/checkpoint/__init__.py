@@ -1,4 +1,4 @@
-"""The checkpoint directory: atomic writes, verification on read, lineage, locks, resumable workspaces."""
+"""The checkpoint directory: atomic writes, verified reads, lineage, locks, resumable workspaces."""
 
 from agent_forge.checkpoint.directory import Checkpoint, expand, open, write
 from agent_forge.checkpoint.lock import DirectoryLock

@@ -1,4 +1,7 @@
-"""Writes that a reader sees whole or not at all: fill a temporary neighbour, fsync, rename, fsync the parent."""
+"""Writes that a reader sees whole or not at all.
+
+A write fills a temporary neighbour, flushes it to the disk, renames it, and flushes the folder.
+"""
 
 import contextlib
 import ctypes
@@ -18,7 +21,8 @@ from agent_forge.core.errors import StorageError
 
 TEMPORARY = ".tmp-"
 OLD = f"{TEMPORARY}old-"
-WHERE = "out= of a phase, run_dir= of run-all, --out of other commands"  # the setting that says where to write
+# The settings that say where to write, for messages.
+WHERE = "out= of a phase, run_dir= of run-all, --out of other commands"
 
 
 def sha256_file(path: Path) -> str:
@@ -37,7 +41,10 @@ def fsync_path(path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` atomically and durably. Raises StorageError when the disk is full."""
+    """Replace `path` by `content` atomically and durably.
+
+    Raises StorageError when the disk is full.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +68,9 @@ def write_json(path: Path, value: Any) -> None:
 def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool = True) -> None:
     """Let `fill` write into a temporary neighbour of `target`, then make it `target` in one rename.
 
-    Every file is fsynced before the rename. An existing `target` changes places with the new directory in one system
-    call where the kernel can (Linux); elsewhere it is moved aside first, and `remove_leftovers` puts it back after a kill.
+    Every file is fsynced before the rename. An existing `target` changes places with the new
+    directory in one system call where the kernel can (Linux); elsewhere it is moved aside first,
+    and `remove_leftovers` puts it back after a kill.
     Raises StorageError when the disk is full or the place cannot be written.
     """
     temporary = target.with_name(f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}")
@@ -81,7 +89,11 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool
             temporary.rename(target)
         fsync_path(target.parent)
     except OSError as error:
-        needed = sum(p.stat().st_size for p in temporary.rglob("*") if p.is_file()) if temporary.exists() else 0
+        needed = (
+            sum(p.stat().st_size for p in temporary.rglob("*") if p.is_file())
+            if temporary.exists()
+            else 0
+        )
         shutil.rmtree(temporary, ignore_errors=True)
         raise storage_error(error, target, needed) from error
     except BaseException as error:
@@ -92,7 +104,7 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, replace: bool
 
 
 def _replace_directory(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target`; a reader finds one or the other at every moment (on Linux)."""
+    """Put `new` in the place of `target`; on Linux a reader always finds one or the other."""
     if _exchange(new, target):
         fsync_path(target.parent)
         shutil.rmtree(new)
@@ -105,18 +117,24 @@ def _replace_directory(new: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, two: Path) -> bool:
-    """Swap two directory entries atomically (renameat2 with RENAME_EXCHANGE); say whether the kernel could."""
+    """Swap two directory entries in one step; return whether the kernel could.
+
+    Linux can, by renameat2 with RENAME_EXCHANGE.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False
     at_fdcwd, rename_exchange = -100, 2
-    return bool(libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(two), rename_exchange) == 0)
+    return bool(
+        libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(two), rename_exchange) == 0
+    )
 
 
 def remove_leftovers(parent: Path, name: str = "") -> None:
-    """Clear up after killed writers: put back a directory that was moved aside, delete temporary files.
+    """Clear up after killed writers: put back directories moved aside, delete temporary files.
 
-    name: clear up after the writers of `parent/name` only. Without it no one else may write in `parent` meanwhile.
+    name: clear up after the writers of `parent/name` only. Without a name nobody else may write in
+    `parent` meanwhile.
     """
     if not parent.is_dir():
         return
@@ -124,7 +142,9 @@ def remove_leftovers(parent: Path, name: str = "") -> None:
         target = parent / path.name.removeprefix(OLD)
         if not target.exists():
             path.rename(target)
-    mine = re.compile(rf"{re.escape(TEMPORARY)}(old-{re.escape(name)}|{re.escape(name)}-[0-9a-f]{{8}})")
+    mine = re.compile(
+        rf"{re.escape(TEMPORARY)}(old-{re.escape(name)}|{re.escape(name)}-[0-9a-f]{{8}})"
+    )
     for path in parent.glob(f"{TEMPORARY}*"):
         if name and not mine.fullmatch(path.name):
             continue
@@ -135,8 +155,9 @@ def remove_leftovers(parent: Path, name: str = "") -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise StorageError when neither a file called so nor its temporary neighbour can be: the name is too long, or the
-    links on the way lead round in a circle.
+    """Raise StorageError where `path` or its temporary neighbour cannot exist.
+
+    The name may be too long, or links on the way may lead round in a circle.
     """
     for place in (path, path.parent / f"{TEMPORARY}{path.name}-{'0' * 8}"):
         try:
@@ -152,11 +173,18 @@ def storage_error(error: OSError, path: Path, needed_bytes: int) -> StorageError
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         place = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
         free = shutil.disk_usage(place).free
-        need = f"needs at least {needed_bytes:,} bytes more than were written, " if needed_bytes else ""
+        need = (
+            f"needs at least {needed_bytes:,} bytes more than were written, "
+            if needed_bytes
+            else ""
+        )
         return StorageError(
-            f"disk full while writing {path}: {need}free {free:,} bytes; free some space or write to another disk "
+            f"disk full while writing {path}: {need}free {free:,} bytes; free some space or write "
+            "to another disk "
             f"({WHERE}), then run the same command again"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StorageError(f"cannot write {path}: {error.strerror}; name a directory that you may write ({WHERE})")
+        return StorageError(
+            f"cannot write {path}: {error.strerror}; name a directory that you may write ({WHERE})"
+        )
     return StorageError(f"cannot write {path}: {error.strerror or error}")

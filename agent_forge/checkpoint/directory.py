@@ -1,8 +1,8 @@
-"""The checkpoint directory: a Hugging Face model folder plus forge.json, written atomically, verified on read.
+"""The checkpoint directory: a Hugging Face model folder plus forge.json, verified on read.
 
-forge.json names the phase, config, seed, parents, metrics, deployable bytes, and the size and SHA-256 of every
-other file. The id is a hash of those file hashes: the same weights, config and tokenizer have the same id
-wherever and whenever they were made.
+forge.json names the phase, config, seed, parents, metrics, deployable bytes, and the size and
+SHA-256 of every other file; all is written atomically. The id is a hash of those file hashes: the
+same weights, config and tokenizer have the same id wherever and whenever they were written.
 """
 
 import hashlib
@@ -39,17 +39,22 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # relative path -> {"sha256", "bytes"}
     metrics: dict[str, Any]
     deployable_bytes: int
-    agent: dict[str, Any]  # run-time settings of the agent: tools, persona, scaffold, decoder, memory policy
+    # run-time settings of the agent: tools, persona, scaffold, decoder, memory policy
+    agent: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     host: str = ""
     time: float = 0.0
-    sha256: str = ""  # of all the fields above; "" in a manifest that was written without it
+    sha256: str = ""  # hash of all fields above; "" in a manifest that was written without it
 
     @property
     def file_bytes(self) -> int:
-        """Return the bytes of the weight files as they lie here; `deployable_bytes` are of the packed form."""
-        return sum(entry["bytes"] for path, entry in self.files.items() if path.endswith(".safetensors"))
+        """Return the bytes of the weight files as they are; `deployable_bytes` counts the packed
+        form.
+        """
+        return sum(
+            entry["bytes"] for path, entry in self.files.items() if path.endswith(".safetensors")
+        )
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,12 +96,15 @@ def write(
     deployable_bytes: int | None = None,
     hashes: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint: `save(directory)` fills a temporary directory, the manifest goes last, then one rename.
+    """Write a checkpoint: `save(directory)` fills a temporary directory, which is renamed at the
+    end.
 
-    deployable_bytes defaults to the bytes of all weight files. parents that are no checkpoints are given as the
-    manifest names them. hashes: SHA-256 of files that `save` knows from writing them, by name; the others are read.
+    The manifest is written last. deployable_bytes: by default the bytes of all weight files.
+    parents: checkpoints, or entries as the manifest has them. hashes: SHA-256 of files, by name,
+    that `save` knows from writing them; other files are read again.
     Raises StorageError on a full or read-only disk; `target` then still holds what it held before.
-    Raises PhaseError when a metric is not a finite number: JSON has no word for it, and no gate can read it.
+    Raises PhaseError when a metric is not a finite number: JSON has no word for it, and no gate can
+    read it.
     """
     _require_finite(metrics or {}, phase)
     manifest: Manifest | None = None
@@ -106,13 +114,16 @@ def write(
         save(directory)
         files: dict[str, dict[str, Any]] = {
             str(path.relative_to(directory)): {
-                "sha256": (hashes or {}).get(str(path.relative_to(directory))) or atomic.sha256_file(path),
+                "sha256": (hashes or {}).get(str(path.relative_to(directory)))
+                or atomic.sha256_file(path),
                 "bytes": path.stat().st_size,
             }
             for path in sorted(directory.rglob("*"))
             if path.is_file()
         }
-        weights = sum(entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors"))
+        weights = sum(
+            entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors")
+        )
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             id=content_id(files),
@@ -132,7 +143,9 @@ def write(
             time=time.time(),
         )
         manifest.sha256 = manifest_hash(manifest)
-        (directory / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        (directory / MANIFEST).write_text(
+            json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8"
+        )
 
     atomic.write_directory(target, fill)
     assert manifest is not None
@@ -147,12 +160,19 @@ def _require_finite(value: Any, where: str) -> None:
         for entry in value:
             _require_finite(entry, where)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise PhaseError(f"metric {where} is {value}, not a finite number; measure it on more items")
+        raise PhaseError(
+            f"metric {where} is {value}, not a finite number; measure it on more items"
+        )
 
 
 def _parent(parent: Checkpoint | Mapping[str, str]) -> dict[str, str]:
     if isinstance(parent, Checkpoint):
-        return {"path": str(parent.path), "id": parent.id, "phase": parent.manifest.phase, "name": parent.name}
+        return {
+            "path": str(parent.path),
+            "id": parent.id,
+            "phase": parent.manifest.phase,
+            "name": parent.name,
+        }
     return dict(parent)
 
 
@@ -164,39 +184,51 @@ def content_id(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 def manifest_hash(manifest: Manifest) -> str:
     """Return the SHA-256 of a manifest's fields, its own hash left out."""
-    content = {key: value for key, value in json.loads(json.dumps(asdict(manifest))).items() if key != "sha256"}
+    content = {
+        key: value
+        for key, value in json.loads(json.dumps(asdict(manifest))).items()
+        if key != "sha256"
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
-    """Open a checkpoint directory and check the size and hash of every file that its manifest names, and its own.
+    """Open a checkpoint directory; check the sizes and hashes of its files, the manifest included.
 
     Raises CheckpointError that names the directory and the first broken or missing file.
     """
     path = Path(path)
     if not path.is_dir():
-        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        siblings = (
+            [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        )
         raise CheckpointError(f"no checkpoint at {path}{did_you_mean(path.name, siblings)}")
     manifest = _read_manifest(path)
     if verify:
         if manifest.sha256 and manifest.sha256 != manifest_hash(manifest):
-            raise CheckpointError(f"{path / MANIFEST} is damaged: it does not have its recorded hash; restore it")
+            raise CheckpointError(
+                f"{path / MANIFEST} is damaged: it does not have its recorded hash; restore it"
+            )
         for relative, entry in manifest.files.items():
             _verify_file(path, relative, entry)
         if content_id(manifest.files) != manifest.id:
-            raise CheckpointError(f"{path / MANIFEST} is damaged: its id does not fit its file hashes; restore it")
+            raise CheckpointError(
+                f"{path / MANIFEST} is damaged: its id does not fit its file hashes; restore it"
+            )
     return Checkpoint(path, manifest)
 
 
 def expand(paths: Sequence[str | Path], *, verify: bool = True) -> list[Checkpoint]:
-    """Open checkpoints; a directory without a manifest stands for the checkpoints in it, trunk first.
+    """Open checkpoints.
 
-    Raises CheckpointError when a path holds none.
+    A directory without a manifest stands for the checkpoints in it, trunk first.
+
+    Raises CheckpointError when a path holds no checkpoint.
     """
-    found: list[Checkpoint] = []
+    checkpoints: list[Checkpoint] = []
     for path in map(Path, paths):
         if (path / MANIFEST).exists() or not path.is_dir():
-            found.append(open(path, verify=verify))
+            checkpoints.append(open(path, verify=verify))
             continue
         children = [
             open(child, verify=verify)
@@ -209,9 +241,11 @@ def expand(paths: Sequence[str | Path], *, verify: bool = True) -> list[Checkpoi
                 if (path / "config.json").exists()
                 else ""
             )
-            raise CheckpointError(f"{path} is not a checkpoint and holds none ({MANIFEST} is missing){hint}")
-        found += sorted(children, key=lambda c: (c.manifest.role != "trunk", c.path.name))
-    return found
+            raise CheckpointError(
+                f"{path} is not a checkpoint and holds none ({MANIFEST} is missing){hint}"
+            )
+        checkpoints += sorted(children, key=lambda c: (c.manifest.role != "trunk", c.path.name))
+    return checkpoints
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -220,13 +254,20 @@ def _read_manifest(path: Path) -> Manifest:
         content = json.loads(file.read_text(encoding="utf-8"))
         manifest = Manifest(**content)
     except FileNotFoundError:
-        hint = "; run `forge import` on a plain Hugging Face directory" if (path / "config.json").exists() else ""
+        hint = (
+            "; run `forge import` on a plain Hugging Face directory"
+            if (path / "config.json").exists()
+            else ""
+        )
         raise CheckpointError(f"{path} is not a checkpoint: {MANIFEST} is missing{hint}") from None
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore the directory from a copy") from None
+        raise CheckpointError(
+            f"{file} is damaged ({error}); restore the directory from a copy"
+        ) from None
     if manifest.format_version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has format version {manifest.format_version}, this forge reads up to {FORMAT_VERSION}; upgrade"
+            f"{file} has format version {manifest.format_version}, this forge reads up to "
+            f"{FORMAT_VERSION}; upgrade"
         )
     return manifest
 
@@ -234,19 +275,25 @@ def _read_manifest(path: Path) -> Manifest:
 def _verify_file(directory: Path, relative: str, entry: Mapping[str, Any]) -> None:
     file = directory / relative
     if not file.is_file():
-        raise CheckpointError(f"{file} is missing from the checkpoint; restore it or run its phase again")
+        raise CheckpointError(
+            f"{file} is missing from the checkpoint; restore it or run its phase again"
+        )
     size = file.stat().st_size
     if size != entry.get("bytes"):
-        raise CheckpointError(f"{file} is damaged: {size:,} bytes, the manifest says {entry.get('bytes')}")
+        raise CheckpointError(
+            f"{file} is damaged: {size:,} bytes, the manifest says {entry.get('bytes')}"
+        )
     if atomic.sha256_file(file) != entry.get("sha256"):
-        raise CheckpointError(f"{file} is damaged: its SHA-256 differs from the manifest's; restore it from a copy")
+        raise CheckpointError(
+            f"{file} is damaged: its SHA-256 differs from the manifest's; restore it from a copy"
+        )
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("agent-forge", "torch", "transformers", "safetensors", "tokenizers", "numpy"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,7 @@
-"""One writer a directory: a kernel lock that dies with its process, with the owner's pid and host beside it."""
+"""One writer per directory: a lock of the kernel, which ends with its process.
+
+The owner's pid and host are written beside it, for messages.
+"""
 
 import json
 import os
@@ -15,9 +18,10 @@ LOCK_NAME = ".forge.lock"
 
 
 class DirectoryLock:
-    """Hold `directory` for writing. Raises LockedError naming pid and host of the holder, StorageError on a full disk.
+    """Hold `directory` for writing.
 
-    wait_seconds: how long to wait for a holder that is just dying.
+    Raises LockedError naming pid and host of the holder, StorageError on a full disk. wait_seconds:
+    how long to wait for a holder that is about to end.
     """
 
     def __init__(self, directory: Path, wait_seconds: float = 0.0) -> None:
@@ -39,14 +43,19 @@ class DirectoryLock:
         except OSError as error:
             raise storage_error(error, self.directory, 0) from error
         try:
-            self._owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+            self._owner.write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8"
+            )
         except OSError as error:
             self._lock.release()
             raise storage_error(error, self._owner, 100) from error
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._owner.unlink(missing_ok=True)
         self._lock.release()

@@ -1,8 +1,9 @@
-"""A phase's place to write: results computed once, checkpoints written whole, a stop that is noticed in time.
+"""Where a phase writes: results are computed once, checkpoints written whole, stops noticed in
+time.
 
-For a target `runs/bitnet` everything about its making is under `runs/.forge/bitnet/`: the job, the events, the outcome,
-and `state`, which survives a kill: a phase that runs again finds there what it had finished. `state` is removed when the
-phase has succeeded.
+For a target `runs/bitnet` everything about its making is under `runs/.forge/bitnet/`: the job, the
+events, the outcome, and `state`. `state` survives a kill, so a phase that runs again finds there
+what it had finished; it is removed when the phase has succeeded.
 """
 
 import hashlib
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def record_dir(out: Path | str) -> Path:
-    """Return the directory that keeps the job, events, outcome and state of the phase that writes `out`."""
+    """Return the directory that keeps the job, events, outcome and state of the phase that writes
+    `out`.
+    """
     out = Path(out)
     return out.parent / ".forge" / out.name
 
@@ -34,9 +37,9 @@ class Workspace:
     path: the checkpoint directory (or, for several checkpoints, the directory that holds them).
     state: resumable scratch of the phase.
     stop_signal: 0, or the number of the signal that asked the process to stop.
-    warn: told in one line of damaged state that is passed over.
-    rank: of several processes that run the phase together, only 0 writes what they share; the others wait for it with
-        `meet`, a barrier, and have scratch of their own.
+    warn: called with one line about damaged state that is passed over.
+    rank: of several processes that run the phase together, only rank 0 writes what they share; the
+    others wait for it at `meet`, a barrier, and have scratch of their own.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Workspace:
         self.phase = phase
         self.seed = seed
         self.config: dict[str, Any] = (
-            asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+            asdict(config)
+            if is_dataclass(config) and not isinstance(config, type)
+            else dict(config)
         )
         self.parents = list(parents)
         self.stop_signal = 0
@@ -78,7 +83,8 @@ class Workspace:
     ) -> Checkpoint:
         """Write `path` (or `path/name`) as a checkpoint filled by `save(directory)`.
 
-        `agent` settings are laid over those of the first parent, so what an earlier phase baked stays known.
+        `agent` settings are laid over the first parent's, so what an earlier phase baked stays
+        known.
         """
         target = self.path / name if name else self.path
         if self.rank:
@@ -104,22 +110,32 @@ class Workspace:
         return written
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the JSON value of `compute()`, computed at most once per workspace, also across restarts."""
-        return json.loads(self._once(f"{name}.json", lambda: json.dumps(compute(), indent=2).encode()))
+        """Return the JSON value of `compute()`, computed at most once per workspace, also across
+        restarts.
+        """
+        return json.loads(
+            self._once(f"{name}.json", lambda: json.dumps(compute(), indent=2).encode())
+        )
 
     def remember_tensors(
         self, name: str, compute: Callable[[], dict[str, "torch.Tensor"]]
     ) -> dict[str, "torch.Tensor"]:
-        """Return the tensors of `compute()`, computed at most once per workspace, also across restarts."""
+        """Return the tensors of `compute()`, computed at most once per workspace, also across
+        restarts.
+        """
         from safetensors.torch import load, save
 
         def content() -> bytes:
-            return save({key: value.detach().contiguous().cpu() for key, value in compute().items()})
+            return save(
+                {key: value.detach().contiguous().cpu() for key, value in compute().items()}
+            )
 
         return load(self._once(f"{name}.tensors", content))
 
     def _once(self, name: str, compute: Callable[[], bytes]) -> bytes:
-        """Return what is kept under `name`; rank 0 computes it where it is missing, the others wait and read."""
+        """Return the content stored as `name`; rank 0 computes it where it is missing, the others
+        wait.
+        """
         file = self._shared / name
         if self.rank:
             self.meet()
@@ -138,7 +154,9 @@ class Workspace:
         atomic.write_bytes(file, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
     def _kept(self, file: Path) -> bytes | None:
-        """Return what `_keep` wrote; None when there is nothing, or when it is damaged (then it is computed anew)."""
+        """Return what `_keep` wrote, None where it is missing or damaged and has to be computed
+        again.
+        """
         try:
             digest, _, content = file.read_bytes().partition(b"\n")
         except FileNotFoundError:
@@ -165,10 +183,15 @@ class Workspace:
         signal.signal(signal.SIGINT, note)
 
     def check_stop(self) -> None:
-        """Raise Interrupted when a signal asked to stop. Call it where everything worth keeping is saved."""
+        """Raise Interrupted when a signal asked to stop.
+
+        To be called where everything worth keeping is saved.
+        """
         if self.stop_signal:
             name = signal.Signals(self.stop_signal).name
-            error = Interrupted(f"{self.phase} stopped by {name}; the same command goes on from here")
+            error = Interrupted(
+                f"{self.phase} stopped by {name}; the same command goes on from here"
+            )
             error.exit_code = 130 if self.stop_signal == signal.SIGINT else Interrupted.exit_code
             raise error
 

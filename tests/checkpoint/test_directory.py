@@ -26,25 +26,34 @@ def save_files(*contents: bytes):
 
 
 def write(target: Path, *contents: bytes, **settings) -> Checkpoint:
-    return checkpoint.write(target, save_files(*contents), phase="test", seed=1, config={"a": 1}, **settings)
+    return checkpoint.write(
+        target, save_files(*contents), phase="test", seed=1, config={"a": 1}, **settings
+    )
 
 
 def test_a_written_checkpoint_opens_with_its_manifest(tmp_path: Path) -> None:
     parent = write(tmp_path / "parent", b"weights")
     child = write(
-        tmp_path / "child", b"other", parents=[parent], metrics={"loss": 0.5}, agent={"tools": ["calculator"]}
+        tmp_path / "child",
+        b"other",
+        parents=[parent],
+        metrics={"loss": 0.5},
+        agent={"tools": ["calculator"]},
     )
-    found = checkpoint.open(tmp_path / "child")
-    assert found.manifest == child.manifest
-    assert found.manifest.parents == [
+    opened = checkpoint.open(tmp_path / "child")
+    assert opened.manifest == child.manifest
+    assert opened.manifest.parents == [
         {"path": str(tmp_path / "parent"), "id": parent.id, "phase": "test", "name": "test"}
     ]
-    assert found.metrics == {"loss": 0.5}
-    assert found.manifest.deployable_bytes == len(b"other")
+    assert opened.metrics == {"loss": 0.5}
+    assert opened.manifest.deployable_bytes == len(b"other")
 
 
 def test_the_id_depends_on_content_alone(tmp_path: Path) -> None:
-    assert write(tmp_path / "a", b"x", b"y").id == write(tmp_path / "b", b"x", b"y", name="other", metrics={"m": 1}).id
+    assert (
+        write(tmp_path / "a", b"x", b"y").id
+        == write(tmp_path / "b", b"x", b"y", name="other", metrics={"m": 1}).id
+    )
     assert write(tmp_path / "c", b"x", b"z").id != write(tmp_path / "d", b"x", b"y").id
 
 
@@ -62,7 +71,9 @@ def test_ids_and_the_format_version_are_as_checkpoints_out_there_have_them(tmp_p
         file.write_text(json.dumps({**content, "format_version": version}))
         if version == 1:
             assert checkpoint.open(model.path).id == model.id
-    with pytest.raises(CheckpointError, match="has format version 2, this forge reads up to 1; upgrade"):
+    with pytest.raises(
+        CheckpointError, match="has format version 2, this forge reads up to 1; upgrade"
+    ):
         checkpoint.open(model.path)
 
 
@@ -89,9 +100,12 @@ def test_a_damaged_or_missing_manifest_is_refused(tmp_path: Path) -> None:
     content = json.loads(manifest.read_text())
     content["files"]["part-0.safetensors"]["sha256"] = content["files"]["config.json"]["sha256"]
     manifest.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"forge\.json is damaged: it does not have its recorded hash"):
+    with pytest.raises(
+        CheckpointError, match=r"forge\.json is damaged: it does not have its recorded hash"
+    ):
         checkpoint.open(tmp_path / "model")
-    manifest.write_text(json.dumps({**content, "sha256": ""}))  # as written before manifests had a hash
+    # A manifest that was written before manifests had a hash.
+    manifest.write_text(json.dumps({**content, "sha256": ""}))
     with pytest.raises(CheckpointError, match=r"part-0\.safetensors is damaged"):
         checkpoint.open(tmp_path / "model")
     manifest.write_text("{")
@@ -119,7 +133,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_noticed(tmp_path: Path) -> No
 
 
 def _same_json(one: bytes, two: bytes) -> bool:
-    """Say whether a flip changed nothing but white space."""
+    """Return whether a flip changed nothing but white space."""
     try:
         return json.loads(one) == json.loads(two)
     except ValueError:
@@ -136,7 +150,7 @@ def test_a_folder_stands_for_its_checkpoints_trunk_first(tmp_path: Path) -> None
     write(tmp_path / "all" / "a", b"1", name="a", role="specialist")
     write(tmp_path / "all" / "z", b"2", name="z", role="trunk")
     (tmp_path / "all" / ".tmp-x").mkdir()
-    assert [found.name for found in checkpoint.expand([tmp_path / "all"])] == ["z", "a"]
+    assert [one.name for one in checkpoint.expand([tmp_path / "all"])] == ["z", "a"]
     (tmp_path / "none").mkdir()
     with pytest.raises(CheckpointError, match="holds none"):
         checkpoint.expand([tmp_path / "none"])
@@ -158,7 +172,9 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path)
 
 
 def _killed_at(point: int, target: Path) -> int:
-    """Write over `target` in a forked child that is killed at its `point`-th file operation; return the signal."""
+    """Write over `target` in a forked child that is killed at its `point`-th file operation; return
+    the signal.
+    """
     child = os.fork()
     if child == 0:
         seen = 0
@@ -198,7 +214,9 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_is_needed(tmp_path: 
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
-        with pytest.raises(StorageError, match=r"disk full .* needs at least .* free [\d,]+ bytes") as caught:
+        with pytest.raises(
+            StorageError, match=r"disk full .* needs at least .* free [\d,]+ bytes"
+        ) as caught:
             write(tmp_path / "model", b"x" * (1 << 16))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -223,7 +241,8 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
         [
             sys.executable, "-c",
             "import sys, pathlib; from agent_forge.checkpoint import DirectoryLock\n"
-            "with DirectoryLock(pathlib.Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()",
+            "with DirectoryLock(pathlib.Path(sys.argv[1])):\n print('held', flush=True); "
+            "sys.stdin.read()",
             str(tmp_path),
         ],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -231,7 +250,10 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(LockedError, match=rf"pid {holder.pid} on \S+") as caught, DirectoryLock(tmp_path):
+        with (
+            pytest.raises(LockedError, match=rf"pid {holder.pid} on \S+") as caught,
+            DirectoryLock(tmp_path),
+        ):
             pass
         assert caught.value.exit_code == 73
     finally:

@@ -1,8 +1,10 @@
-"""Power may fail between any two operations of a save: what was renamed into place must already be on the disk.
+"""Power may fail between any two operations of a save: what was renamed into place must already be
+on the disk.
 
-The model of a crash: after a power cut a file has its content only if it was fsynced, and a directory has an entry only if
-the directory was fsynced after the entry changed. So every file and folder is flushed before the rename that shows it,
-and the folder that holds the name after the rename, before the old version goes.
+The model of a crash: after a power cut a file has its content only if it was fsynced, and a
+directory has an entry only if the directory was fsynced after the entry changed. So every file and
+folder is flushed before the rename that shows it, and the folder that holds the name after the
+rename, before the old version goes.
 """
 
 import json
@@ -24,7 +26,9 @@ Journal = list[tuple[str, str, frozenset[str]]]
 
 @pytest.fixture
 def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
-    """Return the list into which fsyncs, renames, exchanges and removals go: (operation, path, what lay below it)."""
+    """Return the list into which fsyncs, renames, exchanges and removals go: (operation, path, what
+    lay below it).
+    """
     events: Journal = []
 
     def below(path: Path) -> frozenset[str]:
@@ -56,9 +60,13 @@ def assert_survives_power_cuts(journal: Journal, parent: Path) -> None:
     shown = [i for i, (operation, _, _) in enumerate(journal) if operation == "rename"]
     assert len(shown) == 1
     _, new, contents = journal[shown[0]]
-    assert {new, *contents} <= flushed(journal, 0, shown[0]), "something is shown that is not on the disk"
+    assert {new, *contents} <= flushed(journal, 0, shown[0]), (
+        "something is shown that is not on the disk"
+    )
     removed = [i for i, (operation, _, _) in enumerate(journal) if operation == "remove"]
-    assert str(parent) in flushed(journal, shown[0], removed[0] if removed else None), "the new name can be lost"
+    assert str(parent) in flushed(journal, shown[0], removed[0] if removed else None), (
+        "the new name can be lost"
+    )
 
 
 def save(folder: Path) -> None:
@@ -76,14 +84,23 @@ def test_a_file_is_on_the_disk_before_it_is_shown(tmp_path: Path, journal: Journ
     assert_survives_power_cuts(journal, tmp_path)
 
 
-def test_a_new_checkpoint_is_on_the_disk_before_it_is_shown(tmp_path: Path, journal: Journal) -> None:
+def test_a_new_checkpoint_is_on_the_disk_before_it_is_shown(
+    tmp_path: Path, journal: Journal
+) -> None:
     write(tmp_path / "model")
     assert_survives_power_cuts(journal, tmp_path)
     shown = next(contents for operation, _, contents in journal if operation == "rename")
-    assert {Path(path).name for path in shown} == {"weights.safetensors", "inner", "config.json", "forge.json"}
+    assert {Path(path).name for path in shown} == {
+        "weights.safetensors",
+        "inner",
+        "config.json",
+        "forge.json",
+    }
 
 
-def test_the_old_checkpoint_stays_until_the_new_name_is_on_the_disk(tmp_path: Path, journal: Journal) -> None:
+def test_the_old_checkpoint_stays_until_the_new_name_is_on_the_disk(
+    tmp_path: Path, journal: Journal
+) -> None:
     write(tmp_path / "model")
     journal.clear()
     write(tmp_path / "model")
@@ -126,7 +143,9 @@ def test_leftovers_of_other_writers_stay(tmp_path: Path) -> None:
 def test_two_names_are_exchanged_in_one_step_also_by_relative_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The constants are Linux's: the current directory, and RENAME_EXCHANGE, which needs both names."""
+    """The constants are Linux's: the current directory, and RENAME_EXCHANGE, which needs both
+    names.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two"):
         Path(name).mkdir()

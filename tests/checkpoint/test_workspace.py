@@ -32,8 +32,13 @@ def test_results_are_remembered_across_restarts(tmp_path: Path) -> None:
 def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
     value = {"a": torch.randn(3, 4).t(), "b": torch.tensor([1.5], dtype=torch.bfloat16)}
     workspace(tmp_path / "out").remember_tensors("t", lambda: value)
-    found = workspace(tmp_path / "out").remember_tensors("t", lambda: pytest.fail("computed again"))
-    assert all(torch.equal(found[name], value[name]) and found[name].dtype == value[name].dtype for name in value)
+    tensors = workspace(tmp_path / "out").remember_tensors(
+        "t", lambda: pytest.fail("computed again")
+    )
+    assert all(
+        torch.equal(tensors[name], value[name]) and tensors[name].dtype == value[name].dtype
+        for name in value
+    )
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -48,11 +53,16 @@ def test_damaged_results_are_named_and_computed_again(tmp_path: Path, damage: st
         content = bytearray(file.read_bytes())
         content[-3] ^= 1
         file.write_bytes({"flip": content, "cut": content[:-3], "empty": b""}[damage])
-    told: list[str] = []
-    again.warn = told.append
+    warnings: list[str] = []
+    again.warn = warnings.append
     assert again.remember("x", lambda: {"best": 13}) == {"best": 13}
     assert torch.equal(again.remember_tensors("t", lambda: value)["a"], value["a"])
-    assert [str(file) in line for file, line in zip(sorted(files, key=lambda f: f.name != "x.json"), told, strict=True)]
+    assert [
+        str(file) in line
+        for file, line in zip(
+            sorted(files, key=lambda f: f.name != "x.json"), warnings, strict=True
+        )
+    ]
     assert again.remember("x", lambda: pytest.fail("computed again")) == {"best": 13}
 
 
@@ -73,7 +83,9 @@ def test_agent_settings_are_laid_over_the_parents(tmp_path: Path) -> None:
     def save(directory: Path) -> None:
         (directory / "config.json").write_text("{}")
 
-    parent = workspace(tmp_path / "parent").write(save, agent={"tools": ["calculator"], "system": "a"})
+    parent = workspace(tmp_path / "parent").write(
+        save, agent={"tools": ["calculator"], "system": "a"}
+    )
     child = workspace(tmp_path / "child", [parent]).write(save, agent={"system": "b"})
     assert checkpoint.open(child.path).manifest.agent == {"tools": ["calculator"], "system": "b"}
 
