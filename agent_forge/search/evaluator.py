@@ -1,7 +1,8 @@
 """Where candidates are measured: one interface over this process, a process pool and Ray.
 
-What a candidate scores is a pure function of its genome and the items, so every backend and any number of workers gives
-the same numbers; only the order in which they arrive differs. A backend is one file in `evaluators/` with `open`.
+What a candidate scores is a pure function of its genome and the items, so every backend and any
+number of workers gives the same numbers; only the order in which they arrive differs. A backend is
+one file in `evaluators/` with `open`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from agent_forge.search.settings import EvolveSettings
 
 PACKAGE = "agent_forge.search.evaluators"
 Spans = tuple[tuple[int, int], ...]
-Measure = Callable[[Any, str, Spans], list[list[float]]]  # (genome, its key, item ranges) -> a number an item
+# (genome, its key, item ranges) -> for each range, one number per item
+Measure = Callable[[Any, str, Spans], list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +29,16 @@ class Job(Generic[G]):
 
 
 class Task(Protocol):
-    """What a worker is told; for workers in other processes it must travel by pickle.
+    """What a worker has to do. It must be picklable for workers in other processes.
 
-    One that computes on an accelerator says so in an attribute `device` (as in runtime.device).
+    A task that computes on an accelerator names it in an attribute `device` (as in runtime.device).
     """
 
     def open(self, worker: int, candidates: int) -> Measure:
-        """Return what measures, called once a worker. candidates: how many it may keep merged."""
+        """Return the function that measures; called once per worker.
+
+        candidates: how many merged candidates it may keep.
+        """
         ...
 
 
@@ -43,7 +48,7 @@ class Evaluator(Protocol[G]):
     width: int
 
     def measure(self, jobs: Sequence[Job[G]]) -> Iterator[tuple[Job[G], list[list[float]]]]:
-        """Yield each job with its numbers, one list a span, in whatever order they are ready."""
+        """Yield each job with its numbers, one list per span, as soon as they are ready."""
         ...
 
     def close(self) -> None:
@@ -51,13 +56,19 @@ class Evaluator(Protocol[G]):
         ...
 
 
-def open_evaluator(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> Evaluator[Any]:
-    """Return the backend that `settings.backend` names. `check_stop` is called often, and may raise.
+def open_evaluator(
+    task: Task, settings: EvolveSettings, check_stop: Callable[[], None]
+) -> Evaluator[Any]:
+    """Return the backend that `settings.backend` names.
+
+    `check_stop` is called often, and may raise.
 
     Raises ConfigError for an unknown backend, or one whose package is not installed.
     """
-    found: Evaluator[Any] = registry.load(PACKAGE, settings.backend, "search backend").open(task, settings, check_stop)
-    return found
+    evaluator: Evaluator[Any] = registry.load(PACKAGE, settings.backend, "search backend").open(
+        task, settings, check_stop
+    )
+    return evaluator
 
 
 def on_accelerator(task: Task) -> bool:
@@ -65,7 +76,10 @@ def on_accelerator(task: Task) -> bool:
     return str(getattr(task, "device", "cpu")) != "cpu"
 
 
-def shares(wanted: int, available: int, batch_candidates: int) -> tuple[int, int]:
-    """Return (workers, candidates that each may keep): together never more than `batch_candidates` are alive."""
-    workers = max(1, min(wanted or available, batch_candidates))
+def shares(workers_set: int, available: int, batch_candidates: int) -> tuple[int, int]:
+    """Return (workers, candidates that each may keep), at most `batch_candidates` of them together.
+
+    workers_set: search.workers; 0 takes as many as are available.
+    """
+    workers = max(1, min(workers_set or available, batch_candidates))
     return workers, batch_candidates // workers

@@ -1,7 +1,8 @@
-"""One evolution: first members measured in full, then generations that are raced, on one island or several.
+"""One evolution: first members measured in full, then generations that are raced, on one island or
+several.
 
-The winner is the fittest of all that were ever measured on every item, so it is never worse than a first member; nothing
-depends on the clock, on the backend, or on what a killed run had done.
+The winner is the fittest of all that were ever measured on every item, so it is never worse than a
+first member; nothing depends on the clock, on the backend, or on what a killed run had done.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +17,13 @@ from agent_forge.search.race import Heat, Scorer, race
 from agent_forge.search.searcher import Searcher, make_searcher, new
 from agent_forge.search.settings import EvolveSettings
 
-BARREN = 20  # generations without a new candidate after which a search by items ends: the space is exhausted
+# generations without a new candidate after which a search by items ends: the space is exhausted
+BARREN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a generation came to; `best` is the fittest so far, `mean` and `diversity` are of the members."""
+    """A generation's result: the best fitness so far, mean and diversity of the members."""
 
     number: int
     best: float
@@ -33,7 +35,7 @@ class Generation:
 
 @dataclass(slots=True, kw_only=True)
 class Evolution(Generic[G]):
-    """A finished search: members of all islands best first, and one record a generation."""
+    """A finished search: members of all islands, best first, and one record per generation."""
 
     members: list[Individual[G]]
     history: list[Generation] = field(default_factory=list)
@@ -56,12 +58,20 @@ def evolve(
     on_generation: Listener[G] = lambda _generation, _members: None,
     least_items: int = 0,
 ) -> Evolution[G]:
-    """Search from `initial` members (name, genome), all measured in full, and random ones up to the population.
+    """Search from `initial` members (name, genome), all measured in full, and random ones up to the
+    population.
 
-    least_items: when given, the search goes on until that many items were needed, instead of `settings.generations`.
+    least_items: when given, the search goes on until it has measured so many items, instead of for
+    `settings.generations`.
     """
-    islands = [make_searcher(space, settings, island_seed(seed, i, settings.islands)) for i in range(settings.islands)]
-    named = [_first(space, initial, settings, island_seed(seed, i, settings.islands)) for i in range(len(islands))]
+    islands = [
+        make_searcher(space, settings, island_seed(seed, i, settings.islands))
+        for i in range(settings.islands)
+    ]
+    named = [
+        _first(space, initial, settings, island_seed(seed, i, settings.islands))
+        for i in range(len(islands))
+    ]
     scorer.measure([genome for group in named for _, genome in group])
     for island, group in zip(islands, named, strict=True):
         island.start(scorer.individuals(group))
@@ -89,12 +99,12 @@ def _goes_on(number: int, measured_items: int, settings: EvolveSettings, least_i
 
 
 def island_seed(seed: int, island: int, islands: int) -> int:
-    """Return the seed of an island: a lone one has the run's own."""
+    """Return the seed of an island; a single island has the run's own seed."""
     return seed if islands == 1 else seed_for(seed, "island", island)
 
 
 def migrate(islands: Sequence[Searcher[G]], migrants: int) -> None:
-    """Let each island receive the fittest of the one before it, all at once, in a ring."""
+    """Let each island receive the fittest of the island before it: all at once, in a ring."""
     leaving = [fittest_first(island.members)[:migrants] for island in islands]
     for number, island in enumerate(islands):
         island.receive(leaving[number - 1])
@@ -111,12 +121,23 @@ def _first(
     return named
 
 
-def _together(islands: Sequence[Searcher[G]], champion: Sequence[Individual[G]]) -> list[Individual[G]]:
-    """Return the members of all islands and the fittest so far, which a searcher may have let go; best first."""
+def _together(
+    islands: Sequence[Searcher[G]], champion: Sequence[Individual[G]]
+) -> list[Individual[G]]:
+    """Return the members of all islands and the fittest so far, best first.
+
+    The fittest is passed as `champion`, because a search method may have dropped it.
+    """
     return fittest_first([*champion, *(member for island in islands for member in island.members)])
 
 
-def _record(result: Evolution[G], number: int, scorer: Scorer[G], space: Space[G], on_generation: Listener[G]) -> None:
+def _record(
+    result: Evolution[G],
+    number: int,
+    scorer: Scorer[G],
+    space: Space[G],
+    on_generation: Listener[G],
+) -> None:
     generation = Generation(
         number=number,
         best=result.best.fitness,

@@ -1,4 +1,4 @@
-"""Keep every evaluation of a search: an append-only JSON-lines file, one fsynced line a measurement.
+"""Keep every evaluation of a search: an append-only JSON-lines file, one fsynced line each.
 
 A killed process leaves at most one torn last line, which is cut off when the file is opened again.
 """
@@ -14,7 +14,7 @@ from agent_forge.core.errors import CheckpointError
 
 
 class Journal:
-    """Measurements by (candidate, slice of items). With no path it lives in memory only."""
+    """Measurements by (candidate, slice of items). Without a path it lives in memory only."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -28,11 +28,16 @@ class Journal:
         return len(self._values)
 
     def get(self, key: str, start: int, stop: int) -> list[float] | None:
-        """Return what candidate `key` scored on items [start, stop), or None when it was not measured yet."""
+        """Return what candidate `key` scored on items [start, stop), or None when it was not
+        measured yet.
+        """
         return self._values.get((key, start, stop))
 
     def put(self, key: str, start: int, stop: int, values: list[float]) -> None:
-        """Record a measurement; it is on the disk when this returns. Raises StorageError when it cannot be."""
+        """Record a measurement; it is on the disk when this returns.
+
+        Raises StorageError when it cannot be.
+        """
         self._values[(key, start, stop)] = values
         if self.path is None:
             return
@@ -59,7 +64,9 @@ class Journal:
                     raise ValueError("checksum")
                 self._values[(entry["key"], entry["start"], entry["stop"])] = entry["values"]
             except (ValueError, KeyError, TypeError):
-                raise CheckpointError(f"{path}, line {number} is damaged; remove the file to search anew") from None
+                raise CheckpointError(
+                    f"{path}, line {number} is damaged; remove the file to search anew"
+                ) from None
 
 
 def _checksum(entry: dict[str, Any]) -> int:

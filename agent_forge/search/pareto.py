@@ -12,25 +12,30 @@ Points = Sequence[Sequence[float]]
 
 
 def fronts(points: Points) -> list[list[int]]:
-    """Return the places of `points` by front: the first holds those that no other dominates, and so on."""
+    """Return the indices of `points` by front.
+
+    The first front holds the points that no other dominates; the next, what is such a front once
+    the first is gone; and so on.
+    """
     values = np.asarray(points, np.float64).reshape(len(points), -1)
     better = (values[:, None] >= values[None]).all(-1) & (values[:, None] > values[None]).any(-1)
-    losses = np.asarray(better).sum(0)  # how many dominate each point
-    found: list[list[int]] = []
+    losses = np.asarray(better).sum(0)  # by how many points each one is dominated
+    ordered: list[list[int]] = []
     left = np.ones(len(values), bool)
     while left.any():
         front = np.flatnonzero(left & (losses == 0))
-        found.append([int(i) for i in front])
+        ordered.append([int(i) for i in front])
         left[front] = False
         losses = losses - np.asarray(better)[front].sum(0)
-    return found
+    return ordered
 
 
 def crowding(points: Points) -> NDArray[np.float64]:
-    """Return each point's crowding distance: the mean side of the box its neighbours span, infinite at the ends.
+    """Return each point's crowding distance: the mean side of the box that its neighbours span.
 
-    Sides are shares of the range of each objective; one that does not vary counts nothing. A point equal to another
-    in everything adds nothing to the front, and has 0.
+    It is infinite at the ends. Sides are shares of each objective's range; an objective that does
+    not vary does not count. A point equal to another in everything adds nothing to the front, and
+    has 0.
     """
     values = np.asarray(points, np.float64).reshape(len(points), -1)
     distinct, first = np.unique(values, axis=0, return_index=True)
@@ -44,13 +49,15 @@ def crowding(points: Points) -> NDArray[np.float64]:
         gaps[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span / len(distinct.T)
     if len(distinct) == 1:
         gaps[:] = np.inf
-    found = np.zeros(len(values))
-    found[first] = gaps
-    return found
+    distances = np.zeros(len(values))
+    distances[first] = gaps
+    return distances
 
 
 def hypervolume(points: Points, reference: Sequence[float]) -> float:
-    """Return the volume that `points` dominate above `reference` (exact, by slicing along the last objective)."""
+    """Return the volume that `points` dominate above `reference` (exact, by slicing along the last
+    objective).
+    """
     low = np.asarray(reference, np.float64)
     values = np.asarray(points, np.float64).reshape(-1, len(low))
     values = values[(values > low).all(1)]
@@ -62,7 +69,8 @@ def hypervolume(points: Points, reference: Sequence[float]) -> float:
     floors = [*levels[1:], low[-1]]
     return float(
         sum(
-            (level - floor) * hypervolume(values[values[:, -1] >= level][:, :-1].tolist(), low[:-1].tolist())
+            (level - floor)
+            * hypervolume(values[values[:, -1] >= level][:, :-1].tolist(), low[:-1].tolist())
             for level, floor in zip(levels, floors, strict=True)
         )
     )

@@ -1,4 +1,4 @@
-"""Individuals, tournament selection, and survival of the fittest that keeps a population diverse."""
+"""Individuals, tournaments, and survival of the fittest that keeps a population diverse."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ G = TypeVar("G")
 
 
 class Space(Protocol[G]):
-    """What a search needs to know of its genomes. All randomness comes from the generator that is passed."""
+    """What a search needs to know of its genomes.
+
+    All randomness comes from the generator that is passed.
+    """
 
     def random(self, generator: np.random.Generator) -> G:
         """Return a genome drawn from the whole space."""
@@ -34,11 +37,13 @@ class Space(Protocol[G]):
         ...
 
     def kind(self, genome: G) -> str:
-        """Return what of a genome is no number: genomes of one kind have the same numbers."""
+        """Return what of a genome is not a number: genomes of one kind have the same numbers."""
         ...
 
     def vector(self, genome: G) -> NDArray[np.float64]:
-        """Return the numbers of a genome, each scaled to [0, 1] by its range; empty when it has none."""
+        """Return the numbers of a genome, each scaled to [0, 1] by its range; empty when it has
+        none.
+        """
         ...
 
     def with_vector(self, genome: G, vector: NDArray[np.float64]) -> G:
@@ -50,7 +55,8 @@ class Space(Protocol[G]):
 class Individual(Generic[G]):
     """A measured genome and where it came from.
 
-    fitness and objectives (all: higher is better) are those of its first `items` items; finished: these are all.
+    fitness and objectives (all: higher is better) are those of its first `items` items; finished:
+    these are all.
     """
 
     genome: G
@@ -62,14 +68,18 @@ class Individual(Generic[G]):
     finished: bool = True
 
 
-def tournament(members: Sequence[Individual[G]], size: int, generator: np.random.Generator) -> Individual[G]:
+def tournament(
+    members: Sequence[Individual[G]], size: int, generator: np.random.Generator
+) -> Individual[G]:
     """Return the fittest of `size` members drawn without replacement."""
     drawn = generator.choice(len(members), min(size, len(members)), replace=False)
     return min((members[i] for i in drawn), key=rank)
 
 
 def fittest_first(members: Sequence[Individual[G]]) -> list[Individual[G]]:
-    """Return distinct members by falling fitness, equal ones by key: no result hangs on the order of evaluation."""
+    """Return distinct members by falling fitness, equal ones by key: no result hangs on the order
+    of evaluation.
+    """
     return sorted({member.key: member for member in members}.values(), key=rank)
 
 
@@ -81,15 +91,18 @@ def survivors(
     distance: Callable[[G, G], float],
     novelty: float = 0.0,
 ) -> list[Individual[G]]:
-    """Return the next population, best first: the elites, then the best that are `min_distance` from all chosen.
+    """Return the next population, best first: the elites, then the best that are `min_distance`
+    from all chosen.
 
-    "Best" weighs two ranks among the candidates, each in [0, 1]: fitness by 1 - novelty, and the distance to the nearest
-    one already chosen by novelty. Equal candidates survive once. Places that diversity leaves empty go to the fittest
-    of the rest.
+    "Best" weighs two ranks among the candidates, each in [0, 1]: fitness by 1 - novelty, and the
+    distance to the nearest one already chosen by novelty. Equal candidates survive once. Places
+    that diversity leaves empty go to the fittest of the rest.
     """
     unique = fittest_first(members)
     chosen, rest = unique[:elites], unique[elites:]
-    nearest = [min((distance(m.genome, kept.genome) for kept in chosen), default=1.0) for m in rest]
+    nearest = [
+        min((distance(m.genome, survivor.genome) for survivor in chosen), default=1.0) for m in rest
+    ]
     passed: list[Individual[G]] = []
     while rest and len(chosen) < count:
         at = _best_of(nearest, novelty)
@@ -98,17 +111,23 @@ def survivors(
             passed.append(member)
             continue
         chosen.append(member)
-        nearest = [min(near, distance(m.genome, member.genome)) for near, m in zip(nearest, rest, strict=True)]
+        nearest = [
+            min(near, distance(m.genome, member.genome))
+            for near, m in zip(nearest, rest, strict=True)
+        ]
     return sorted([*chosen, *fittest_first(passed)[: max(0, count - len(chosen))]], key=rank)
 
 
 def _best_of(nearest: Sequence[float], novelty: float) -> int:
-    """Return the place that wins among candidates listed fittest first; ties go to the fitter one."""
+    """Return the place that wins among candidates, listed fittest first; ties go to the fitter."""
     if not novelty or len(nearest) == 1:
         return 0
     last = len(nearest) - 1
     by_distance = np.argsort(np.argsort(np.asarray(nearest), kind="stable"), kind="stable")
-    scores = [(1 - novelty) * (1 - i / last) + novelty * by_distance[i] / last for i in range(len(nearest))]
+    scores = [
+        (1 - novelty) * (1 - i / last) + novelty * by_distance[i] / last
+        for i in range(len(nearest))
+    ]
     return int(np.argmax(scores))
 
 

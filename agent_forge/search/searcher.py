@@ -1,10 +1,11 @@
-"""A search method: it is started with measured members, asked for candidates, and told how they raced.
+"""A search method: it starts with measured members, proposes candidates, and learns how they raced.
 
-A method is one file in `searchers/` with `make(space, settings, seed)`. Its state is what it was told, so replaying the
-journal restores it; nothing else is saved.
+A method is one file in `searchers/` with `make(space, settings, seed)`. Its state follows from the
+results that it has received, so replaying the journal restores it; nothing else is saved.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ Select = Callable[[Sequence[Individual[G]], np.random.Generator], Individual[G]]
 
 
 class Searcher(Protocol[G]):
-    """One population and its way on. `members`: what it keeps, all measured on every item."""
+    """One population, and how it goes on. members: all measured on every item."""
 
     members: list[Individual[G]]
 
@@ -33,11 +34,11 @@ class Searcher(Protocol[G]):
         ...
 
     def order(self, raced: Sequence[Individual[G]]) -> list[Individual[G]]:
-        """Return candidates measured on equally many items, best first: who goes on in a race."""
+        """Return candidates measured on equally many items, best first: the order of a race."""
         ...
 
     def tell(self, raced: Sequence[Individual[G]]) -> None:
-        """Take what became of the candidates, best first, unfinished ones last."""
+        """Take the results of the candidates, best first, unfinished ones last."""
         ...
 
     def receive(self, migrants: Sequence[Individual[G]]) -> None:
@@ -45,14 +46,21 @@ class Searcher(Protocol[G]):
         ...
 
     def weakest(self) -> str:
-        """Return the key of the member that a candidate must beat to survive, "" when there is no such member."""
+        """Return the key of the member that a candidate must beat to survive, "" when there is no
+        such member.
+        """
         ...
 
 
 def make_searcher(space: Space[G], settings: EvolveSettings, seed: int) -> Searcher[G]:
-    """Return the method that `settings.method` names. Raises ConfigError naming the nearest known one."""
-    found: Searcher[Any] = registry.load(PACKAGE, settings.method, "search method").make(space, settings, seed)
-    return found
+    """Return the method that `settings.method` names.
+
+    Raises ConfigError naming the nearest known one.
+    """
+    searcher: Searcher[Any] = registry.load(PACKAGE, settings.method, "search method").make(
+        space, settings, seed
+    )
+    return searcher
 
 
 def breed(
@@ -63,9 +71,11 @@ def breed(
     number: int,
     select: Select[G],
 ) -> list[tuple[str, G]]:
-    """Return generation `number`'s children, each from a random stream of its own, none equal to another or to a member.
+    """Return the children of generation `number`, all different from each other and from the
+    members.
 
-    select: picks a parent. The step of mutations falls from `mutation` to `mutation_end` over the generations.
+    Each child has a random stream of its own. select: picks a parent. The step of mutations falls
+    from `mutation` to `mutation_end` over the generations.
     """
     progress = (number - 1) / max(settings.generations - 1, 1)
     step = settings.mutation + min(progress, 1.0) * (settings.mutation_end - settings.mutation)
@@ -75,11 +85,12 @@ def breed(
         generator = numpy_generator(seed, "evolve", number, index)
         draw = generator.random()
         if draw < settings.immigrants:
-            origin, child = "immigrant", new(space, taken, lambda g=generator: space.random(g))  # type: ignore[misc]
+            origin, child = "immigrant", new(space, taken, partial(space.random, generator))
         else:
             crossed = draw < settings.immigrants + (1 - settings.immigrants) * settings.crossover
             origin = "crossover" if crossed else "mutation"
-            child = new(space, taken, lambda g=generator, c=crossed: _child(space, members, select, g, c, step))  # type: ignore[misc]
+            draw_child = partial(_child, space, members, select, generator, crossed, step)
+            child = new(space, taken, draw_child)
         taken.add(space.key(child))
         children.append((origin, child))
     return children

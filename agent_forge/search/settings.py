@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from agent_forge.config.limits import MANY, Count, CountOrNone, Plugin, PositiveShare, Range, Share, Weight
+from agent_forge.config.limits import (
+    MANY,
+    Count,
+    CountOrNone,
+    Plugin,
+    PositiveShare,
+    Range,
+    Share,
+    Weight,
+)
 from agent_forge.core.errors import ConfigError
 
 
@@ -38,4 +47,7 @@ class EvolveSettings:
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
         if self.elites > self.population:
-            raise ConfigError(f"search.elites={self.elites} exceeds search.population={self.population}; lower elites")
+            raise ConfigError(
+                f"search.elites={self.elites} exceeds search.population={self.population}; "
+                "lower elites"
+            )

@@ -1,4 +1,6 @@
-"""Planted landscapes: genomes are a kind and a vector in [0, 1]^n, and what an item scores is known in closed form."""
+"""Planted landscapes: genomes are a kind and a vector in [0, 1]^n, and what an item scores is known
+in closed form.
+"""
 
 import time
 from collections.abc import Callable
@@ -14,10 +16,10 @@ from agent_forge.search.settings import EvolveSettings
 
 ITEMS = 16
 SETTINGS = EvolveSettings(
-    method="ga", population=8, generations=10, children=8, tournament=2, elites=2, crossover=0.5, immigrants=0.1,
-    mutation=0.6, mutation_end=0.05, min_distance=0.02, novelty=0.0, cma_step=0.2, race=[0.25, 0.5, 1.0],
-    race_confidence=0.0, islands=1, migrate_every=5, migrants=1, backend="in_process", workers=2, threads=1,
-    batch_candidates=4, ray_address="",
+    method="ga", population=8, generations=10, children=8, tournament=2, elites=2, crossover=0.5,
+    immigrants=0.1, mutation=0.6, mutation_end=0.05, min_distance=0.02, novelty=0.0, cma_step=0.2,
+    race=[0.25, 0.5, 1.0], race_confidence=0.0, islands=1, migrate_every=5, migrants=1,
+    backend="in_process", workers=2, threads=1, batch_candidates=4, ray_address="",
 )  # fmt: skip
 Genome = tuple[str, tuple[float, ...]]
 
@@ -59,10 +61,11 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Planted:
-    """An evaluation task: item i of a genome scores height(kind, vector) plus the item's own difficulty.
+    """An evaluation task: item i of a genome scores height(kind, vector) plus the item's own
+    difficulty.
 
-    noise: spread of what an item adds to one genome and not to another. log: a file that gets a line for each job, with
-    the process that did it. seconds: what a job costs.
+    noise: spread of what an item adds to one genome and not to another. log: a file that gets a
+    line for each job, with the process that did it. seconds: what a job costs.
     """
 
     height: Callable[[str, np.ndarray], float]
@@ -114,7 +117,9 @@ class Bench:
 
 
 def quadratic(kind: str, vector: np.ndarray) -> float:
-    """Return a quadratic of condition 10 with its top, 0, at .3, .4, ...; kind "b" is lower everywhere."""
+    """Return a quadratic of condition 10 with its top, 0, at .3, .4, ...; kind "b" is lower
+    everywhere.
+    """
     scale = np.logspace(0, 1, len(vector))
     target = 0.3 + 0.1 * np.arange(len(vector)) % 0.5
     return -float((scale * (vector - target) ** 2).sum()) - (1.0 if kind == "b" else 0.0)

@@ -1,4 +1,6 @@
-"""Backends: the same scores wherever candidates are measured, whatever dies on the way, and never too many alive."""
+"""Backends: the same scores wherever candidates are measured, whatever dies on the way, and never
+too many alive.
+"""
 
 import os
 import signal
@@ -19,10 +21,12 @@ from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
 SPACE = Vectors()
 
 
-def best(chosen, journal: Path | None = None, task: Planted | None = None) -> tuple[str, float, list[str]]:
+def best(
+    chosen, journal: Path | None = None, task: Planted | None = None
+) -> tuple[str, float, list[str]]:
     with Bench(task or Planted(quadratic, noise=0.1), chosen, SPACE, journal=journal) as scorer:
-        found = evolve(SPACE, scorer, (), chosen, 3)
-    return found.best.key, found.best.fitness, [m.key for m in found.members]
+        evolution = evolve(SPACE, scorer, (), chosen, 3)
+    return evolution.best.key, evolution.best.fitness, [m.key for m in evolution.members]
 
 
 @pytest.mark.parametrize("method", ["ga", "cmaes", "nsga2"])
@@ -33,11 +37,15 @@ def test_a_pool_of_any_size_finds_what_one_process_finds(method: str, workers: i
     assert best(pooled) == best(chosen)
 
 
-def test_workers_share_the_jobs_and_are_never_more_than_the_candidates_that_may_live(tmp_path: Path) -> None:
+def test_workers_share_the_jobs_and_are_never_more_than_the_candidates_that_may_live(
+    tmp_path: Path,
+) -> None:
     for workers, candidates, expected in ((2, 4, 2), (4, 2, 2), (3, 1, 1)):
         log = tmp_path / f"{workers}-{candidates}"
         task = Planted(quadratic, log=str(log), seconds=0.05)
-        chosen = settings(backend="pool", workers=workers, batch_candidates=candidates, generations=1)
+        chosen = settings(
+            backend="pool", workers=workers, batch_candidates=candidates, generations=1
+        )
         best(chosen, task=task)
         used = Counter(line.split()[0] for line in log.read_text().splitlines())
         assert len(used) == expected
@@ -48,7 +56,9 @@ def test_workers_share_the_jobs_and_are_never_more_than_the_candidates_that_may_
 
 
 class Dying(Planted):
-    """A task whose worker is killed at the first job of each file name in `log` that does not exist yet."""
+    """A task whose worker is killed at the first job of each file name in `log` that does not exist
+    yet.
+    """
 
     def open(self, worker: int, candidates: int):
         measure = super().open(worker, candidates)
@@ -87,7 +97,8 @@ from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
 if __name__ == "__main__":
     method, backend, journal = sys.argv[1:]
     chosen = settings(method=method, backend=backend, generations=6)
-    with Bench(Planted(quadratic, noise=0.1, seconds=0.02), chosen, Vectors(), journal=Path(journal)) as scorer:
+    task = Planted(quadratic, noise=0.1, seconds=0.02)
+    with Bench(task, chosen, Vectors(), journal=Path(journal)) as scorer:
         evolve(Vectors(), scorer, (), chosen, 3)
 """
 
@@ -100,7 +111,8 @@ def test_a_search_killed_in_the_middle_of_a_generation_ends_in_the_same_genome(
     script, journal = tmp_path / "child.py", tmp_path / "journal.jsonl"
     script.write_text(CHILD)
     child = subprocess.Popen(
-        [sys.executable, str(script), method, backend, str(journal)], env={**os.environ, "PYTHONPATH": os.getcwd()}
+        [sys.executable, str(script), method, backend, str(journal)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 35)
     workers = children(child.pid)
@@ -111,7 +123,7 @@ def test_a_search_killed_in_the_middle_of_a_generation_ends_in_the_same_genome(
     assert best(chosen, journal) == best(chosen)
     assert journal.read_bytes().count(b"\n") > measured
     assert len(workers) >= (2 if backend == "pool" else 0)
-    wait_for(lambda: not any(running(worker) for worker in workers))  # no orphan goes on
+    wait_for(lambda: not any(running(worker) for worker in workers))  # No orphan goes on.
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
@@ -133,7 +145,9 @@ def running(pid: int) -> bool:
 
 
 class PretendRay:
-    """Ray as far as the search uses it, in this process: actors run at once, and those in `dying` die at a job."""
+    """Ray as far as the search uses it, in this process: actors run at once, and those in `dying`
+    die at a job.
+    """
 
     class exceptions:
         class RayActorError(Exception):
@@ -147,11 +161,15 @@ class PretendRay:
 
     def remote(self, **needs):
         self.needs.append(needs)
-        return lambda kind: type("Actor", (), {"remote": lambda *arguments: self.start(kind(*arguments))})
+        return lambda kind: type(
+            "Actor", (), {"remote": lambda *arguments: self.start(kind(*arguments))}
+        )
 
     def start(self, worker):
         number, self.actors = self.actors, self.actors + 1
-        call = lambda work: type("Method", (), {"remote": lambda *a: (number, lambda: work(*a))})  # noqa: E731
+
+        def call(work):
+            return type("Method", (), {"remote": lambda *a: (number, lambda: work(*a))})
 
         def run(job):
             if number in self.dying:
@@ -168,7 +186,9 @@ class PretendRay:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_job_whose_ray_actor_dies_is_done_by_another(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+def test_a_job_whose_ray_actor_dies_is_done_by_another(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
     pretend = PretendRay(dying={0, 1})
     monkeypatch.setattr(ray, "_ray", lambda: pretend)
     task = Planted(quadratic)

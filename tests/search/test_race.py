@@ -1,4 +1,4 @@
-"""Racing and baselines: shared items, half the cost, and children that cannot survive stop at once."""
+"""Racing and baselines: shared items, half the cost, and an early stop for hopeless children."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,9 @@ def test_a_race_of_eight_costs_half_and_ends_with_the_best() -> None:
 
 
 def test_what_is_hard_about_an_item_cancels() -> None:
-    """Items differ by a spread of 1, candidates by .01: unpaired, 4 items could not tell them apart."""
+    """Items differ by a spread of 1, candidates by .01: unpaired, 4 items could not tell them
+    apart.
+    """
     for seed in range(10):
         generator = np.random.default_rng(seed)
         values = [0.5 + 0.01 * i for i in generator.permutation(8)]
@@ -40,10 +42,10 @@ def test_with_noise_a_race_loses_little_for_half_the_cost() -> None:
     for seed in range(30):
         generator = np.random.default_rng(seed)
         values = [float(x) for x in generator.random(8)]
-        for shares, found in (([0.25, 0.5, 1.0], raced), ([1.0], full)):
+        for shares, regrets in (([0.25, 0.5, 1.0], raced), ([1.0], full)):
             chosen = settings(race=shares)
             with Bench(Planted(flat, noise=0.3), chosen, SPACE, items=32) as scorer:
-                found.append(max(values) - race([heat(values)], scorer)[0][0].genome[1][0])
+                regrets.append(max(values) - race([heat(values)], scorer)[0][0].genome[1][0])
                 assert scorer.measured_items == (8 * 32 if len(shares) == 1 else 8 * 32 / 2)
     assert np.mean(raced) <= np.mean(full) + 0.02
 
@@ -70,14 +72,25 @@ def test_the_paired_difference_is_mean_and_standard_error() -> None:
 def test_a_lone_candidate_reaches_the_end_and_of_an_odd_number_the_larger_half_goes_on() -> None:
     with Bench(Planted(flat), space=SPACE) as scorer:
         assert [one.items for one in race([heat([0.5])], scorer)[0]] == [16]
-        assert [one.items for one in race([heat([0.1, 0.2, 0.3, 0.4, 0.6])], scorer)[0]] == [16, 16, 8, 4, 4]
+        assert [one.items for one in race([heat([0.1, 0.2, 0.3, 0.4, 0.6])], scorer)[0]] == [
+            16,
+            16,
+            8,
+            4,
+            4,
+        ]
 
 
 def test_who_is_measured_on_all_items_is_finished() -> None:
     with Bench(Planted(flat), space=SPACE) as scorer:
         proposals = [("planted", ("a", (0.5,)))]
         ends = [scorer.individuals(proposals, rung)[0] for rung in (0, 1, 2, None)]
-    assert [(one.items, one.finished) for one in ends] == [(4, False), (8, False), (16, True), (16, True)]
+    assert [(one.items, one.finished) for one in ends] == [
+        (4, False),
+        (8, False),
+        (16, True),
+        (16, True),
+    ]
 
 
 def test_borders_rise_to_all_items_or_are_refused() -> None:
@@ -98,6 +111,8 @@ def test_random_search_at_equal_budget_needs_as_many_items_and_ends_on_an_exhaus
         assert budget <= scorer.measured_items < budget + 8 * 16
     tiny = Vectors(size=0)
     with Bench(Planted(lambda kind, x: 0.0), space=tiny) as scorer:  # noqa: ARG005
-        found = evolve(tiny, scorer, (), settings(method="random_search"), 0, least_items=10_000)
+        evolution = evolve(
+            tiny, scorer, (), settings(method="random_search"), 0, least_items=10_000
+        )
         assert scorer.measured_items == 16
-        assert found.best.genome == ("a", ())
+        assert evolution.best.genome == ("a", ())

@@ -1,4 +1,6 @@
-"""Ray: a search on a cluster of two nodes, one of which is killed, and a search whose own process is killed."""
+"""Ray: a search on a cluster of two nodes, one of which is killed, and a search whose own process
+is killed.
+"""
 
 import os
 import signal
@@ -35,7 +37,11 @@ def test_a_search_on_two_nodes_survives_the_death_of_one(tmp_path: Path) -> None
         expected = evolve(space, scorer, (), chosen, 3)
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+        head_node_args={
+            "num_cpus": 1,
+            "include_dashboard": False,
+            "object_store_memory": STORE_BYTES,
+        },
     )
     try:
         second = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
@@ -45,7 +51,10 @@ def test_a_search_on_two_nodes_survives_the_death_of_one(tmp_path: Path) -> None
         killed = threading.Event()
 
         def kill() -> None:
-            while not log.exists() or len({line.split()[0] for line in log.read_text().splitlines()}) < 2:
+            while (
+                not log.exists()
+                or len({line.split()[0] for line in log.read_text().splitlines()}) < 2
+            ):
                 time.sleep(0.02)
             cluster.remove_node(second, allow_graceful=False)
             killed.set()
@@ -53,10 +62,10 @@ def test_a_search_on_two_nodes_survives_the_death_of_one(tmp_path: Path) -> None
         thread = threading.Thread(target=kill, daemon=True)
         with Bench(task, pooled, space) as scorer:
             thread.start()
-            found = evolve(space, scorer, (), pooled, 3)
+            evolution = evolve(space, scorer, (), pooled, 3)
         assert killed.is_set()
-        assert [m.key for m in found.members] == [m.key for m in expected.members]
-        assert found.best.fitness == expected.best.fitness
+        assert [m.key for m in evolution.members] == [m.key for m in expected.members]
+        assert evolution.best.fitness == expected.best.fitness
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -70,7 +79,8 @@ from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
 
 if __name__ == "__main__":
     chosen = settings(backend="ray", workers=1, generations=4)
-    with Bench(Planted(quadratic, noise=0.1, seconds=0.02), chosen, Vectors(), journal=Path(sys.argv[1])) as scorer:
+    task = Planted(quadratic, noise=0.1, seconds=0.02)
+    with Bench(task, chosen, Vectors(), journal=Path(sys.argv[1])) as scorer:
         evolve(Vectors(), scorer, (), chosen, 3)
 """
 
@@ -78,21 +88,25 @@ if __name__ == "__main__":
 def test_a_killed_search_leaves_no_process_and_ends_in_the_same_genome(tmp_path: Path) -> None:
     script, journal, space = tmp_path / "child.py", tmp_path / "journal.jsonl", Vectors()
     script.write_text(CHILD)
-    child = subprocess.Popen([sys.executable, str(script), str(journal)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    child = subprocess.Popen(
+        [sys.executable, str(script), str(journal)], env={**os.environ, "PYTHONPATH": os.getcwd()}
+    )
     while not journal.exists() or journal.read_bytes().count(b"\n") < 30:
         assert child.poll() is None
         time.sleep(0.02)
     # Agents of Ray notice the death of their raylet on their own, some time later.
-    started = [p for p in psutil.Process(child.pid).children(recursive=True) if "Agent" not in p.name()]
+    started = [
+        p for p in psutil.Process(child.pid).children(recursive=True) if "Agent" not in p.name()
+    ]
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     measured = journal.read_bytes().count(b"\n")
     chosen = settings(generations=4)
-    found = []
+    genomes = []
     for path in (journal, None):
         with Bench(Planted(quadratic, noise=0.1), chosen, space, journal=path) as scorer:
-            found.append(evolve(space, scorer, (), chosen, 3))
+            genomes.append(evolve(space, scorer, (), chosen, 3))
     assert journal.read_bytes().count(b"\n") > measured
-    assert [m.key for m in found[0].members] == [m.key for m in found[1].members]
+    assert [m.key for m in genomes[0].members] == [m.key for m in genomes[1].members]
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive

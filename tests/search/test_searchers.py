@@ -17,7 +17,9 @@ from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic
 METHODS = ("ga", "cmaes", "nsga2", "random_search")
 
 
-def run(task: Planted, chosen: EvolveSettings, space: Vectors, seed: int = 0, initial: tuple = ()) -> Evolution:
+def run(
+    task: Planted, chosen: EvolveSettings, space: Vectors, seed: int = 0, initial: tuple = ()
+) -> Evolution:
     with Bench(task, chosen, space) as scorer:
         return evolve(space, scorer, initial, chosen, seed)
 
@@ -30,14 +32,14 @@ def dominates(a: np.ndarray, b: np.ndarray) -> bool:
 def test_the_best_never_gets_worse_and_the_same_seed_gives_the_same_search(method: str) -> None:
     task, chosen, space = Planted(quadratic), settings(method=method), Vectors(kinds=("a", "b"))
     first = ("first", ("a", (0.5,) * 6))
-    found = run(task, chosen, space, seed=4, initial=(first,))
-    best = [generation.best for generation in found.history]
+    evolution = run(task, chosen, space, seed=4, initial=(first,))
+    best = [generation.best for generation in evolution.history]
     assert best == sorted(best)
-    assert found.best.fitness == best[-1] > best[0]
+    assert evolution.best.fitness == best[-1] > best[0]
     np.random.seed(123)
     again = run(task, chosen, space, seed=4, initial=(first,))
-    assert [m.key for m in again.members] == [m.key for m in found.members]
-    assert run(task, chosen, space, seed=5, initial=(first,)).best.key != found.best.key
+    assert [m.key for m in again.members] == [m.key for m in evolution.members]
+    assert run(task, chosen, space, seed=5, initial=(first,)).best.key != evolution.best.key
 
 
 def test_cma_es_reaches_the_top_of_a_quadratic_and_random_search_at_equal_budget_does_not() -> None:
@@ -45,20 +47,22 @@ def test_cma_es_reaches_the_top_of_a_quadratic_and_random_search_at_equal_budget
     task = Planted(quadratic)
     chosen = settings(method="cmaes", generations=50, race=[1.0])
     offset = np.mean([task.item("", i) for i in range(16)])
-    found = run(task, chosen, space)
+    evolution = run(task, chosen, space)
     other = run(task, settings(method="random_search", generations=50, race=[1.0]), space)
-    assert found.best.fitness - offset > -3e-3
+    assert evolution.best.fitness - offset > -3e-3
     assert other.best.fitness - offset < -0.03
     top = 0.3 + 0.1 * np.arange(6) % 0.5
-    np.testing.assert_allclose(found.best.genome[1], top, atol=0.03)
+    np.testing.assert_allclose(evolution.best.genome[1], top, atol=0.03)
 
 
 def test_cma_es_starts_again_from_another_kind_when_the_first_is_exhausted() -> None:
     space = Vectors(size=2, kinds=("a", "b"))
     low = Planted(lambda kind, x: quadratic("a", x) - (0.0 if kind == "b" else 5.0))
     first = (("near", ("a", (0.3, 0.4))), ("far", ("b", (0.9, 0.9))))
-    found = run(low, settings(method="cmaes", generations=60, population=2, elites=1), space, initial=first)
-    assert found.best.genome[0] == "b"
+    evolution = run(
+        low, settings(method="cmaes", generations=60, population=2, elites=1), space, initial=first
+    )
+    assert evolution.best.genome[0] == "b"
 
 
 def test_cma_es_refuses_what_it_cannot_move() -> None:
@@ -101,7 +105,8 @@ def test_nsga2_lists_a_front_from_the_least_crowded_point_to_the_most() -> None:
     points = {"left": (0.0, 4.0), "wide": (1.0, 3.0), "crowded": (1.2, 2.9), "right": (4.0, 0.0)}
     front = [Individual(("a", (0.0,)), name, 0.0, "", point) for name, point in points.items()]
     method = make_searcher(Vectors(), settings(method="nsga2", children=4), 0)
-    assert [one.key for one in method.order(front)][2:] == ["crowded", "wide"]  # sides of 3.9 + 4 and of 1.2 + 1.1
+    # sides of 3.9 + 4 and of 1.2 + 1.1
+    assert [one.key for one in method.order(front)][2:] == ["crowded", "wide"]
     assert {one.key for one in method.order(front)[:2]} == {"left", "right"}
 
 
@@ -121,21 +126,30 @@ def test_children_come_in_the_shares_of_the_settings_and_steps_fall_to_their_las
             return super().mutate(genome, generator, strength)
 
     space, steps = Steps(), set()
-    chosen = settings(children=1000, immigrants=0.4, crossover=0.5, generations=5, mutation=0.6, mutation_end=0.2)
+    chosen = settings(
+        children=1000, immigrants=0.4, crossover=0.5, generations=5, mutation=0.6, mutation_end=0.2
+    )
     members = [Individual(("a", (x,) * 6), space.key(("a", (x,) * 6)), x, "") for x in (0.2, 0.8)]
     for number, step in ((1, 0.6), (3, 0.4), (5, 0.2), (9, 0.2)):
         steps.clear()
-        origins = [origin for origin, _ in breed(space, members, chosen, 0, number, lambda m, g: m[g.integers(len(m))])]
-        assert [origins.count(name) / 1000 for name in ("immigrant", "crossover", "mutation")] == pytest.approx(
-            [0.4, 0.3, 0.3], abs=0.05
-        )
+        origins = [
+            origin
+            for origin, _ in breed(
+                space, members, chosen, 0, number, lambda m, g: m[g.integers(len(m))]
+            )
+        ]
+        assert [
+            origins.count(name) / 1000 for name in ("immigrant", "crossover", "mutation")
+        ] == pytest.approx([0.4, 0.3, 0.3], abs=0.05)
         assert list(steps) == pytest.approx([step])
 
 
 def test_fewer_than_two_members_have_no_diversity() -> None:
     one = Individual(("a", (0.0,)), "one", 0.0, "")
     assert diversity([one], Vectors(size=1).distance) == 0.0
-    assert diversity([one, Individual(("a", (0.5,)), "two", 0.0, "")], Vectors(size=1).distance) == 0.5
+    assert (
+        diversity([one, Individual(("a", (0.5,)), "two", 0.0, "")], Vectors(size=1).distance) == 0.5
+    )
 
 
 def test_hypervolume_equals_counting_cells() -> None:
@@ -149,7 +163,9 @@ def test_hypervolume_equals_counting_cells() -> None:
 
 
 def test_nsga2_covers_the_front_of_zdt1_where_random_search_does_not() -> None:
-    """ZDT1 turned upside down: the front is f2 = 1 - sqrt(f1), hypervolume 2/3 against the corner (1, 1)."""
+    """ZDT1 turned upside down: the front is f2 = 1 - sqrt(f1), hypervolume 2/3 against the corner
+    (1, 1).
+    """
     space = Vectors(size=5)
 
     def both(vector: np.ndarray) -> tuple[float, float]:
@@ -165,14 +181,16 @@ def test_nsga2_covers_the_front_of_zdt1_where_random_search_does_not() -> None:
             ]
 
     rule = ScoringRule(
-        lambda v: float(np.mean(v)), lambda v: (float(np.mean(v[::2])), float(np.mean(v[1::2]))), mean_rule().difference
+        lambda v: float(np.mean(v)),
+        lambda v: (float(np.mean(v[::2])), float(np.mean(v[1::2]))),
+        mean_rule().difference,
     )
     areas = {}
     for method in ("nsga2", "random_search"):
         chosen = settings(method=method, population=16, children=16, generations=40, race=[1.0])
         with Bench(Halves(flat), chosen, space, rule) as scorer:
-            found = evolve(space, scorer, (), chosen, 0)
-        areas[method] = hypervolume([m.objectives for m in found.members], [-1.0, -1.0])
+            evolution = evolve(space, scorer, (), chosen, 0)
+        areas[method] = hypervolume([m.objectives for m in evolution.members], [-1.0, -1.0])
     assert areas["nsga2"] > 0.9 * 2 / 3
     assert areas["nsga2"] > areas["random_search"] + 0.3
 
@@ -193,7 +211,8 @@ def test_migration_brings_the_best_of_one_island_to_the_next(islands: int) -> No
     task, space = Planted(quadratic), Vectors()
     apart = run(task, settings(islands=islands, migrate_every=0, generations=4), space)
     mixed = run(task, settings(islands=islands, migrate_every=4, generations=4), space)
-    assert mixed.best.key == apart.best.key  # migration after the last children moves members, makes none
+    # migration after the last children moves members, makes none
+    assert mixed.best.key == apart.best.key
     assert mixed.history[-1].diversity < apart.history[-1].diversity
 
 
@@ -201,20 +220,30 @@ def test_novelty_finds_more_of_many_equal_peaks() -> None:
     space, task = Vectors(size=2), Planted(peaks)
 
     def corners(novelty: float, seed: int) -> int:
-        chosen = settings(novelty=novelty, generations=30, population=8, immigrants=0.2, race=[1.0], min_distance=0.0)
+        chosen = settings(
+            novelty=novelty,
+            generations=30,
+            population=8,
+            immigrants=0.2,
+            race=[1.0],
+            min_distance=0.0,
+        )
         members = run(task, chosen, space, seed).members
         top = [m.genome[1] for m in members if peaks("", np.asarray(m.genome[1])) > 0.8]
         return len({tuple(x > 0.5 for x in vector) for vector in top})
 
-    plain, novel = (np.mean([corners(novelty, seed) for seed in range(5)]) for novelty in (0.0, 0.5))
+    plain, novel = (
+        np.mean([corners(novelty, seed) for seed in range(5)]) for novelty in (0.0, 0.5)
+    )
     assert novel >= plain + 1
 
 
 def test_survival_by_novelty_alone_takes_the_farthest_and_keeps_the_elite() -> None:
     space = Vectors(size=1)
     members = [Individual(("a", (x,)), str(x), -x, "") for x in (0.0, 0.1, 0.2, 0.5, 1.0)]
-    kept = survivors(members, 3, 1, 0.0, space.distance, novelty=1.0)
-    assert [m.genome[1][0] for m in kept] == [0.0, 0.5, 1.0]
-    kept = survivors(members, 3, 1, 0.15, space.distance)
-    assert [m.genome[1][0] for m in kept] == [0.0, 0.2, 0.5]
-    assert len(survivors(members, 5, 1, 0.9, space.distance)) == 5  # the fittest of the rest fill up
+    survived = survivors(members, 3, 1, 0.0, space.distance, novelty=1.0)
+    assert [m.genome[1][0] for m in survived] == [0.0, 0.5, 1.0]
+    survived = survivors(members, 3, 1, 0.15, space.distance)
+    assert [m.genome[1][0] for m in survived] == [0.0, 0.2, 0.5]
+    # the fittest of the rest fill up
+    assert len(survivors(members, 5, 1, 0.9, space.distance)) == 5

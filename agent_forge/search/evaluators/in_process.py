@@ -8,12 +8,12 @@ from agent_forge.search.settings import EvolveSettings
 
 
 def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "InProcess":
-    """Return the evaluator; models are opened here and now."""
+    """Return the evaluator; models are opened at once."""
     return InProcess(task, settings.batch_candidates, check_stop)
 
 
 class InProcess:
-    """The simplest backend: no worker but this process."""
+    """The simplest backend: this process is the only worker."""
 
     width = 1
 

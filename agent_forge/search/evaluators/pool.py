@@ -1,7 +1,8 @@
 """Measure candidates in a pool of processes; each opens the models once, memory-mapped.
 
-Workers are started afresh (spawn), for threads and accelerators do not survive a fork. A worker that dies takes no
-result with it: the pool is made anew, and what was not finished is measured again. Workers die with this process.
+Workers are started afresh (spawn), because threads and accelerators do not survive a fork. When a
+worker dies no finished result is lost: a new pool is started, and what was not finished is measured
+again. Workers die with this process.
 """
 
 import os
@@ -17,9 +18,9 @@ from agent_forge.search.evaluator import Job, Measure, Task, on_accelerator, sha
 from agent_forge.search.settings import EvolveSettings
 
 POLL_SECONDS = 0.5
-MOST_RESTARTS = 3  # of a pool whose workers died, without one result in between
+MOST_RESTARTS = 3  # restarts of a pool whose workers died, without one result in between
 
-_measure: Measure | None = None  # of a worker process
+_measure: Measure | None = None  # what this process measures with, where it is a worker
 
 
 def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "Pool":
@@ -36,7 +37,9 @@ def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -
 class Pool:
     """`width` worker processes."""
 
-    def __init__(self, task: Task, workers: int, candidates: int, check_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, task: Task, workers: int, candidates: int, check_stop: Callable[[], None]
+    ) -> None:
         self.width = workers
         self._task, self._candidates, self._check_stop = task, candidates, check_stop
         self._executor: ProcessPoolExecutor | None = None
@@ -55,18 +58,21 @@ class Pool:
                 restarts += 1
                 if restarts > MOST_RESTARTS:
                     raise PhaseError(
-                        f"workers of the pool died {restarts} times (often for want of memory); lower search.workers"
+                        f"workers of the pool died {restarts} times (often for want of memory); "
+                        "lower search.workers"
                     ) from None
 
     def close(self) -> None:
-        """End the workers; each finishes what it is at."""
+        """End the workers; each finishes its current job."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
     def _round(self, jobs: Sequence[Job[Any]]) -> Iterator[tuple[Job[Any], list[list[float]]]]:
         executor = self._running()
-        pending: dict[Future[list[list[float]]], Job[Any]] = {executor.submit(_run, job): job for job in jobs}
+        pending: dict[Future[list[list[float]]], Job[Any]] = {
+            executor.submit(_run, job): job for job in jobs
+        }
         try:
             while pending:
                 self._check_stop()

@@ -1,7 +1,8 @@
-"""Measure candidates on Ray actors, one an accelerator or core, on one machine or many.
+"""Measure candidates on Ray actors, one per accelerator or core, on one machine or many.
 
-A job whose actor or node dies goes to another actor, and a new actor is asked for. On several hosts the checkpoints must
-be readable at the same paths on each (a shared file system). Needs the extra `dist`.
+A job whose actor or node dies goes to another actor, and a new actor is started. On several hosts
+the checkpoints must be readable at the same paths on each (a shared file system). Needs the extra
+`dist`.
 """
 
 import signal
@@ -14,11 +15,14 @@ from agent_forge.search.settings import EvolveSettings
 
 POLL_SECONDS = 0.5
 OBJECT_STORE_BYTES = 200_000_000  # genomes and scores are small; models never travel
-MOST_DEATHS = 8  # of actors, without one result in between
+MOST_DEATHS = 8  # deaths of actors, without one result in between
 
 
 def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "RayActors":
-    """Start or join Ray and return the evaluator. Raises ConfigError without the package or the cluster."""
+    """Start or join Ray and return the evaluator.
+
+    Raises ConfigError without the package or the cluster.
+    """
     ray = _ray()
     started = not ray.is_initialized()
     if started:
@@ -34,23 +38,29 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError("search.backend=ray needs Ray; install the extra: pip install 'agent-forge[dist]'") from None
+        raise ConfigError(
+            "search.backend=ray needs Ray; install the extra: pip install 'agent-forge[dist]'"
+        ) from None
     return ray
 
 
 def _connect(ray: Any, settings: EvolveSettings) -> None:
-    """Start or join Ray, without its signal handlers: a stop is noticed by the phase, which saves first."""
+    """Start or join Ray, without its signal handlers: a stop is noticed by the phase, which saves
+    first.
+    """
     options: dict[str, Any] = {"address": settings.ray_address}
     if not settings.ray_address:
         options = {
-            "address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES,
-            "num_cpus": settings.workers or None,
+            "address": "local", "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES, "num_cpus": settings.workers or None,
         }  # fmt: skip
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**options, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"search.ray_address={settings.ray_address}: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"search.ray_address={settings.ray_address}: {' '.join(str(error).split())}"
+        ) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -63,7 +73,7 @@ class Worker:
         self._measure = task.open(number, candidates)
 
     def ready(self) -> bool:
-        """Say that the models are open."""
+        """Return True, once the models are open: actors are built before they answer."""
         return True
 
     def run(self, job: Job[Any]) -> list[list[float]]:
@@ -72,10 +82,20 @@ class Worker:
 
 
 class RayActors:
-    """`width` actors. Only an actor that has said it is ready gets a job: one that no node has room for never holds any."""
+    """`width` actors.
+
+    Only an actor that is ready gets a job, so an actor for which no node has room never holds one.
+    """
 
     def __init__(
-        self, task: Task, workers: int, candidates: int, check_stop: Callable[[], None], *, on_gpu: bool, owns_ray: bool
+        self,
+        task: Task,
+        workers: int,
+        candidates: int,
+        check_stop: Callable[[], None],
+        *,
+        on_gpu: bool,
+        owns_ray: bool,
     ) -> None:
         self.width = workers
         self._ray, self._owns_ray = _ray(), owns_ray
@@ -98,7 +118,9 @@ class RayActors:
             while left and self._idle:
                 actor, job = self._idle.pop(0), left.pop(0)
                 busy[actor.run.remote(job)] = (actor, job)
-            for reference in self._ray.wait([*busy, *self._starting], num_returns=1, timeout=POLL_SECONDS)[0]:
+            for reference in self._ray.wait(
+                [*busy, *self._starting], num_returns=1, timeout=POLL_SECONDS
+            )[0]:
                 waiting = busy.pop(reference, None)
                 actor = self._starting.pop(reference) if waiting is None else waiting[0]
                 try:
@@ -128,5 +150,8 @@ class RayActors:
     def _replace(self, error: Exception) -> None:
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
-            raise PhaseError(f"{self._deaths} Ray actors died one after another ({' '.join(str(error).split())[:200]})")
+            raise PhaseError(
+                f"{self._deaths} Ray actors died one after another "
+                f"({' '.join(str(error).split())[:200]})"
+            )
         self._start()

@@ -1,8 +1,10 @@
-"""CMA-ES on the numbers of a genome; technique and layer path stay those of the member it starts from.
+"""CMA-ES on the numbers of a genome; technique and layer path stay as in the member it starts from.
 
-Starts from the fittest member that has numbers. Where the best stays the same for long, or the steps have become tiny, it
-starts again from the fittest member of a kind not tried yet, then from the best. Only ranks are told, so
-candidates that a race stopped count below all that went on. Source: Hansen 2016, arXiv:1604.00772 (package `cma`).
+Starts from the fittest member that has numbers. When the best has stayed the same for long, or the
+steps have become tiny, it starts again from the fittest member of a kind that it has not tried yet,
+then from the best. It learns ranks only, so candidates that a race stopped count below all that
+went on.
+Source: Hansen 2016, arXiv:1604.00772 (package `cma`).
 """
 
 import warnings
@@ -20,14 +22,19 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Could not import matplotlib")  # it only plots
     from cma.evolution_strategy import CMAEvolutionStrategy
 
-STALE_GENERATIONS = 12  # without a better best before a new start
-SMALLEST_STEP = 1e-4  # share of a gene's range
+STALE_GENERATIONS = 12  # generations without a better best, after which it starts again
+SMALLEST_STEP = 1e-4  # as a share of a gene's range
 
 
 def make(space: Space[Any], settings: EvolveSettings, seed: int) -> "CMAES[Any]":
-    """Return the method. Raises ConfigError for fewer than four children: ranks of fewer steer nothing."""
+    """Return the method.
+
+    Raises ConfigError for fewer than four children: ranks of fewer steer nothing.
+    """
     if settings.children < 4:
-        raise ConfigError(f"search.method=cmaes needs search.children of at least 4, got {settings.children}")
+        raise ConfigError(
+            f"search.method=cmaes needs search.children of at least 4, got {settings.children}"
+        )
     return CMAES(space, settings, seed)
 
 
@@ -45,10 +52,15 @@ class CMAES(Generic[G]):
         self._asked: list[np.ndarray] = []
 
     def start(self, members: Sequence[Individual[G]]) -> None:
-        """Take the first members and begin at the fittest. Raises ConfigError when none has numbers."""
+        """Take the first members and begin at the fittest.
+
+        Raises ConfigError when none has numbers.
+        """
         self._first = [one for one in fittest_first(members) if len(self.space.vector(one.genome))]
         if not self._first:
-            raise ConfigError("search.method=cmaes moves numbers, and no genome has any; use search.method=ga")
+            raise ConfigError(
+                "search.method=cmaes moves numbers, and no genome has any; use search.method=ga"
+            )
         self.members = fittest_first(members)[: self.settings.population]
         self._begin()
 
@@ -90,8 +102,8 @@ class CMAES(Generic[G]):
         self._starts, self._stale = self._starts + 1, 0
         start = np.clip(self.space.vector(chosen.genome), 0.0, 1.0)
         options = {
-            "bounds": [0.0, 1.0], "popsize": self.settings.children, "seed": np.nan, "verbose": -9, "CMA_mirrors": 0,
-            "randn": lambda *shape: generator.standard_normal(shape),
+            "bounds": [0.0, 1.0], "popsize": self.settings.children, "seed": np.nan, "verbose": -9,
+            "CMA_mirrors": 0, "randn": lambda *shape: generator.standard_normal(shape),
         }  # fmt: skip
         self._strategy = CMAEvolutionStrategy(_padded(start), self.settings.cma_step, options)
 
@@ -101,5 +113,7 @@ class CMAES(Generic[G]):
 
 
 def _padded(vector: np.ndarray) -> np.ndarray:
-    """Return a vector of at least two numbers: the package refuses one; the second then means nothing."""
+    """Return a vector of at least two numbers, since the package refuses one; the second is not
+    used.
+    """
     return vector if len(vector) > 1 else np.append(vector, 0.5)

@@ -1,6 +1,7 @@
 """Genetic algorithm: tournaments, crossover, mutation, immigrants; elites and diverse ones survive.
 
-The best member never gets worse (elitism). With `novelty`, survival also rewards distance from those already chosen.
+The best member never gets worse (elitism). With `novelty`, survival also rewards distance from
+those already chosen.
 """
 
 from collections.abc import Sequence
@@ -50,12 +51,19 @@ class Genetic(Generic[G]):
         self.members = self._survivors([*self.members, *migrants])
 
     def weakest(self) -> str:
-        """Return the least fit member, once the population is full; a newcomer may be kept for its distance."""
+        """Return the least fit member, once the population is full; a newcomer may be kept for its
+        distance.
+        """
         full = len(self.members) >= self.settings.population and not self.settings.novelty
         return self.members[-1].key if full else ""
 
     def _survivors(self, members: Sequence[Individual[G]]) -> list[Individual[G]]:
         settings = self.settings
         return survivors(
-            members, settings.population, settings.elites, settings.min_distance, self.space.distance, settings.novelty
+            members,
+            settings.population,
+            settings.elites,
+            settings.min_distance,
+            self.space.distance,
+            settings.novelty,
         )

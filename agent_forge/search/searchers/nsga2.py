@@ -1,7 +1,7 @@
-"""NSGA-II: many tasks at once. Survivors are the first fronts, and of the last one those in the least crowded places.
+"""NSGA-II: many tasks at once. The first fronts survive, and the least crowded of the last one.
 
-Source: Deb et al. 2002. The objectives are what the candidate keeps of each task; the plain fitness picks the winner from
-all that were finished.
+Source: Deb et al. 2002. The objectives are a candidate's scores on each task; the plain fitness
+picks the winner among all that were finished.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,12 @@ class NSGA2(Generic[G]):
         self._number += 1
         place = {member.key: i for i, member in enumerate(self.members)}
 
-        def select(members: Sequence[Individual[G]], generator: np.random.Generator) -> Individual[G]:
-            drawn = generator.choice(len(members), min(self.settings.tournament, len(members)), replace=False)
+        def select(
+            members: Sequence[Individual[G]], generator: np.random.Generator
+        ) -> Individual[G]:
+            drawn = generator.choice(
+                len(members), min(self.settings.tournament, len(members)), replace=False
+            )
             return min((members[i] for i in drawn), key=lambda member: place[member.key])
 
         return breed(self.space, self.members, self.settings, self.seed, self._number, select)
@@ -49,7 +53,9 @@ class NSGA2(Generic[G]):
         ordered: list[Individual[G]] = []
         for front in fronts([one.objectives for one in unique]) if unique else []:
             gaps = crowding([unique[i].objectives for i in front])
-            placed = sorted(zip(gaps, front, strict=True), key=lambda pair: (-pair[0], rank(unique[pair[1]])))
+            placed = sorted(
+                zip(gaps, front, strict=True), key=lambda pair: (-pair[0], rank(unique[pair[1]]))
+            )
             ordered += [unique[i] for _, i in placed]
         return ordered
 

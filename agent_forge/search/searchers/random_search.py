@@ -1,6 +1,10 @@
-"""Random search: every candidate is drawn anew from the whole space. The baseline that a search must beat."""
+"""Random search: each candidate is drawn from the whole space.
+
+The baseline that a search must beat.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Generic
 
 from agent_forge.core.seeds import numpy_generator
@@ -30,13 +34,13 @@ class RandomSearch(Generic[G]):
         """Return fresh draws."""
         self._number += 1
         taken = {member.key for member in self.members}
-        found: list[tuple[str, G]] = []
+        draws: list[tuple[str, G]] = []
         for index in range(self.settings.children):
             generator = numpy_generator(self.seed, "random search", self._number, index)
-            genome = new(self.space, taken, lambda g=generator: self.space.random(g))  # type: ignore[misc]
+            genome = new(self.space, taken, partial(self.space.random, generator))
             taken.add(self.space.key(genome))
-            found.append(("random", genome))
-        return found
+            draws.append(("random", genome))
+        return draws
 
     def order(self, raced: Sequence[Individual[G]]) -> list[Individual[G]]:
         """Return the fittest first."""
