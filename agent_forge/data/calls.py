@@ -1,7 +1,9 @@
-"""How tool calls and their results are written: Hermes tags around JSON. What is trained and what the agent writes alike.
+"""How tool calls and their results are written: Hermes tags around JSON.
 
-`<tool_call>{"name": …, "arguments": {…}}</tool_call>` and `<tool_response>…</tool_response>`, the convention of Hermes
-and Qwen. Reading them back is `agent/calls.py`.
+Training rows and the agent write them alike.
+
+`<tool_call>{"name": …, "arguments": {…}}</tool_call>` and `<tool_response>…</tool_response>`, the
+convention of Hermes and Qwen. Reading them back is `agent/calls.py`.
 """
 
 import json
@@ -11,20 +13,26 @@ from typing import Any
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
-# A tag inside a tool's text gets a backslash after "<", one more where there are some: so it is undone exactly.
+# A tag inside a tool's text gets a backslash after "<", or one more where it has some already, so
+# that reading can undo it exactly.
 _TAG = re.compile(r"<(\\*)(/?tool_(?:call|response))>")
 _ESCAPED_TAG = re.compile(r"<\\(\\*)(/?tool_(?:call|response))>")
 
 
 def write_call(name: str, arguments: Mapping[str, Any]) -> str:
-    """Return the call as tagged JSON. A tag inside a string has \\u003c for "<", so a plain search finds the end."""
+    """Return the call as tagged JSON. A tag inside a string has \\u003c for "<", so a plain search
+    finds the end.
+    """
     text = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     text = re.sub(r"<(?=/?tool_(?:call|response)>)", r"\\u003c", text)
     return f"{CALL_OPEN}{text}{CALL_CLOSE}"
 
 
 def write_response(text: str) -> str:
-    """Return a tool's result between its tags; tags inside `text` are escaped, so a result cannot forge a turn."""
+    """Return a tool's result between its tags.
+
+    Tags inside `text` are escaped, so that a result cannot forge a turn.
+    """
     return RESPONSE_OPEN + _TAG.sub(r"<\\\1\2>", text) + RESPONSE_CLOSE
 
 

@@ -1,9 +1,11 @@
-"""Conversations to token ids and a mask of the tokens to train on: one format for training, scoring and talking.
+"""Conversations to token ids and a mask of trained tokens: one format for training and talking.
 
-A tokenizer's own chat template writes the turns. Where that is ChatML, or there is none but ChatML's tokens are there,
-turns are assembled here: `<|im_start|>role\\ncontent<|im_end|>\\n`. A tokenizer with neither gets roles in plain words,
-never markers that it would take apart. A tool call is assistant content `<tool_call>{json}</tool_call>`; its result is
-a message of role `tool` with `<tool_response>…</tool_response>` (the convention of Hermes and Qwen).
+A tokenizer's own chat template writes the turns. Where that is ChatML, or where there is none but
+ChatML's tokens are in the vocabulary, turns are assembled here:
+`<|im_start|>role\\ncontent<|im_end|>\\n`. For a tokenizer with neither, roles are plain words,
+because it would split markers up. A tool call is assistant content `<tool_call>{json}</tool_call>`;
+its result is a message of role `tool` with `<tool_response>…</tool_response>` (the convention of
+Hermes and Qwen).
 """
 
 import logging
@@ -48,7 +50,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How a tokenizer's turns are written. template is None for ChatML; note says in one line what is missing."""
+    """How a tokenizer's turns are written.
+
+    template is None for ChatML; note says in one line what is missing.
+    """
 
     template: Template | None
     prefix: list[int]  # BOS, where every context begins with it
@@ -66,10 +71,10 @@ _formats: "weakref.WeakKeyDictionary[Any, tuple[Any, ChatFormat]]" = weakref.Wea
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
-    """Return how conversations are written for this tokenizer; what it lacks is logged the first time.
+    """Return how conversations are written for this tokenizer; what it lacks is logged once.
 
-    Raises DataError for a chat template that renders no conversation, and for a tokenizer that has neither a template
-    nor a token that ends a text.
+    Raises DataError for a chat template that renders no conversation, and for a tokenizer that has
+    neither a template nor a token that ends a text.
     """
     known = _formats.get(tokenizer)
     if known is None or known[0] != tokenizer.chat_template:
@@ -82,20 +87,27 @@ def chat_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
 
 def _find_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
     prefix = window_prefix(tokenizer)
-    control = control_tokens([token.content for token in tokenizer.added_tokens_decoder.values() if token.special])
+    control = control_tokens(
+        [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    )
     marks = [_token_id(tokenizer, token) for token in (IM_START, IM_END)]
     has_chatml = None not in marks
     if tokenizer.chat_template is None and has_chatml:
-        note = "the model has no chat template; its tokenizer has ChatML's tokens, so turns are written with those"
+        note = (
+            "the model has no chat template; "
+            "its tokenizer has ChatML's tokens, so turns are written with those"
+        )
         return ChatFormat(None, prefix, [marks[1]], control, note)  # type: ignore[list-item]
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:
             raise DataError(
-                "the tokenizer has neither a chat template nor ChatML's tokens nor an eos_token, so no turn could end; "
+                "the tokenizer has neither a chat template nor ChatML's tokens nor an eos_token, "
+                "so no turn could end; "
                 "set eos_token in tokenizer_config.json"
             )
         note = (
-            "the model has no chat template and no tokens for turns: they are written as 'User: …' and 'Assistant: …', "
+            "the model has no chat template and no tokens for turns: they are written as 'User: …' "
+            "and 'Assistant: …', "
             f"and an answer ends with {tokenizer.eos_token}"
         )
         return ChatFormat(Template(tokenizer, PLAIN_TEMPLATE), prefix, [], control, note)
@@ -107,12 +119,22 @@ def _find_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
 
 
 def _is_chatml(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Return whether the tokenizer's own template writes what `_assembled` does, thoughts and tools included."""
+    """Return whether the tokenizer's own template writes what `_assembled` does, thoughts and tools
+    included.
+    """
     from jinja2 import TemplateError
 
     thoughts = "<think>\nt\n</think>\n\nb"
-    turns = [("user", "a"), ("assistant", thoughts), ("tool", "<tool_response>c</tool_response>"), ("assistant", "d")]
-    tool: dict[str, Any] = {"type": "function", "function": {"name": "n", "description": "d", "parameters": {}}}
+    turns = [
+        ("user", "a"),
+        ("assistant", thoughts),
+        ("tool", "<tool_response>c</tool_response>"),
+        ("assistant", "d"),
+    ]
+    tool: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": "n", "description": "d", "parameters": {}},
+    }
     listings: tuple[Any, ...] = ((turns, None), ([("system", "s"), *turns], None), (turns, [tool]))
     for said, tools in listings:
         messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in said]
@@ -126,9 +148,14 @@ def _is_chatml(tokenizer: "PreTrainedTokenizerFast") -> bool:
         except (TemplateError, TypeError, ValueError, KeyError):
             return False
         if tools is not None and "<tool_call>" not in str(text):
-            break  # it says nothing of calls in our tags, so tools are listed in our words
-        listed = with_tools([{"role": "system", "content": "", "tools": tools}, *messages] if tools else messages)
-        expected = "".join(f"{IM_START}{message['role']}\n{message['content']}{IM_END}\n" for message in listed)
+            # This template does not ask for calls in our tags, so our own words list the tools.
+            break
+        listed = with_tools(
+            [{"role": "system", "content": "", "tools": tools}, *messages] if tools else messages
+        )
+        expected = "".join(
+            f"{IM_START}{message['role']}\n{message['content']}{IM_END}\n" for message in listed
+        )
         if text != f"{expected}{IM_START}assistant\n":
             return False
     return True
@@ -139,7 +166,11 @@ def _token_id(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> int | 
     if token is None:
         return None
     number = tokenizer.convert_tokens_to_ids(token)
-    return number if isinstance(number, int) and number >= 0 and number != tokenizer.unk_token_id else None
+    return (
+        number
+        if isinstance(number, int) and number >= 0 and number != tokenizer.unk_token_id
+        else None
+    )
 
 
 def encode_chat(
@@ -149,9 +180,9 @@ def encode_chat(
 ) -> tuple[list[int], list[bool]]:
     """Return ids and a mask that is True on the content and end token of turns that are learned.
 
-    A turn is learned as its "learn" says, else where its role is in `mask_roles`. Text of users and tools cannot forge
-    turn borders: control tokens inside it are encoded as plain text. Raises DataError where the tokenizer's chat
-    template refuses the conversation.
+    A turn is learned as its "learn" says, else where its role is in `mask_roles`. Text of users and
+    tools cannot forge turn borders: control tokens inside it are encoded as plain text. Raises
+    DataError where the tokenizer's chat template refuses the conversation.
     """
     return encode_chats(tokenizer, [messages], mask_roles)[0]
 
@@ -161,10 +192,12 @@ def encode_chats(
     conversations: Sequence[Sequence[Message]],
     mask_roles: Collection[str] = ("assistant",),
 ) -> list[tuple[list[int], list[bool]]]:
-    """Return `encode_chat` of every conversation. Each distinct text is encoded once, all of them on all cores."""
+    """Return `encode_chat` of every conversation; distinct texts are encoded once, on all cores."""
     form = chat_format(tokenizer)
     if form.template is not None:
-        rendered = [form.template.render(c, _learned(c, mask_roles), prompt=False) for c in conversations]
+        rendered = [
+            form.template.render(c, _learned(c, mask_roles), prompt=False) for c in conversations
+        ]
         return [_with_prefix(form, *one) for one in _encode_rendered(tokenizer, rendered)]
     conversations = [with_tools(messages) for messages in conversations]
     texts: dict[str, list[int]] = {}
@@ -185,8 +218,12 @@ def _learned(messages: Sequence[Message], mask_roles: Collection[str]) -> list[b
     return [bool(message.get("learn", message["role"] in mask_roles)) for message in messages]
 
 
-def _with_prefix(form: ChatFormat, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
-    """Return ids and mask behind BOS, where contexts begin with it and the template did not write it."""
+def _with_prefix(
+    form: ChatFormat, ids: list[int], mask: list[bool]
+) -> tuple[list[int], list[bool]]:
+    """Return ids and mask after BOS, where contexts begin with it and the template did not write
+    it.
+    """
     if form.prefix and ids[: len(form.prefix)] != form.prefix:
         return [*form.prefix, *ids], [*[False] * len(form.prefix), *mask]
     return ids, mask
@@ -221,7 +258,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Messa
 
 
 def encode_content(tokenizer: "PreTrainedTokenizerFast", role: str, content: str) -> list[int]:
-    """Return the ids of one turn's text; control tokens in text that we did not write stay plain text."""
+    """Return the ids of one turn's text; control tokens in other people's text stay plain text."""
     return _content(partial(_encode, tokenizer), chat_format(tokenizer).pieces, role, content)
 
 
@@ -240,9 +277,10 @@ def turn_end(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def stop_ids(tokenizer: "PreTrainedTokenizerFast", model: Any = None) -> list[int]:
-    """Return the ids that end a turn: the template's own end, the tokenizer's, and all that the model's files name.
+    """Return the ids that end a turn: by the template, by the tokenizer, and by the model's files.
 
-    model: anything with a `generation_config` or `config` that may hold `eos_token_id` (an id or a list).
+    model: anything with a `generation_config` or `config` that may hold `eos_token_id` (an id or a
+    list).
     """
     ids = {tokenizer.eos_token_id, *chat_format(tokenizer).end}
     for part in ("generation_config", "config"):
@@ -254,7 +292,9 @@ def stop_ids(tokenizer: "PreTrainedTokenizerFast", model: Any = None) -> list[in
 def _encode_rendered(
     tokenizer: "PreTrainedTokenizerFast", rendered: Sequence[Rendered]
 ) -> list[tuple[list[int], list[bool]]]:
-    """Return ids and mask of rendered conversations; a token is learned that reaches into a learned turn."""
+    """Return ids and mask of rendered conversations: tokens that reach into a learned turn are
+    learned.
+    """
     pieces: list[str] = []
     for one in rendered:
         borders = [0, *one.cuts, len(one.text)]
@@ -284,7 +324,7 @@ def _encode_all(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[
 
 
 def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
-    """Return the ids of a text. The Rust tokenizer is asked directly: its wrapper takes several times as long."""
+    """Return the ids of a text from the Rust tokenizer, whose wrapper is several times slower."""
     backend = _plain_backend(tokenizer)
     if backend is None:
         return tokenizer.encode(text, add_special_tokens=False)
@@ -293,6 +333,10 @@ def _encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
 
 
 def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> "Tokenizer | None":
-    """Return the Rust tokenizer, or None where the wrapper does more than call it (truncation, padding)."""
+    """Return the Rust tokenizer; None where the wrapper does more, such as padding."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return None if backend is None or backend.truncation is not None or backend.padding is not None else backend
+    return (
+        None
+        if backend is None or backend.truncation is not None or backend.padding is not None
+        else backend
+    )

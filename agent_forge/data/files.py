@@ -1,7 +1,8 @@
-"""Read text and rows from files, strictly: what cannot be decoded is refused with file, line and byte.
+"""Read text and rows from files; what cannot be decoded is refused with file, line and byte.
 
-Reads .txt, .md, .jsonl, .json and .parquet files, folders of them, and `hf:<data set>`. Text is UTF-8, with or without a
-byte-order mark, unless `data.encoding` names another encoding; nothing is ever replaced or skipped.
+Reads .txt, .md, .jsonl, .json and .parquet files, folders of them, and `hf:<data set>`. Text is
+UTF-8, with or without a byte-order mark, unless `data.encoding` names another encoding; nothing is
+ever replaced or skipped.
 """
 
 import codecs
@@ -18,8 +19,9 @@ from agent_forge.core.errors import DataError
 ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
 SUFFIXES = (".txt", ".md", *ROW_SUFFIXES)
 UTF8 = "utf-8"
-MOST_LEVELS = 64  # of objects and lists inside one another in a row; no dialect of chats has ten
-# A mark of four bytes is tried before the one of two bytes that it begins with.
+# levels of objects and lists inside one another in a row; dialects of chats have fewer than ten
+MOST_LEVELS = 64
+# A mark of four bytes is tried before the mark of two bytes that it begins with.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -28,10 +30,11 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 
 
 def read_rows(name: str, encoding: str = UTF8) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("FILE, row N", row) for a .jsonl, .json or .parquet file, a folder of them, or hf:<data set>.
+    """Yield ("FILE, row N", row) for a .jsonl, .json or .parquet file, a folder of them, or
+    hf:<data set>.
 
-    A field that is null is left out, at every depth: tables store nulls where other formats store nothing. Raises
-    DataError for anything else, and for a file without a row.
+    A field that is null is left out, at every depth: tables store nulls where other formats store
+    nothing. Raises DataError for anything else, and for a file without a row.
     """
     path = Path(name)
     if name.startswith("hf:"):
@@ -47,7 +50,8 @@ def read_rows(name: str, encoding: str = UTF8) -> Iterator[tuple[str, dict[str, 
     else:
         what = "is of another kind" if path.exists() else "does not exist"
         raise DataError(
-            f"data.rows: '{name}' {what}; give a {', '.join(ROW_SUFFIXES)} file, a folder of them, or hf:<data set>"
+            f"data.rows: '{name}' {what}; give a {', '.join(ROW_SUFFIXES)} file, a folder of them, "
+            "or hf:<data set>"
         )
     for file in files:
         number = 0
@@ -58,15 +62,21 @@ def read_rows(name: str, encoding: str = UTF8) -> Iterator[tuple[str, dict[str, 
 
 
 def files_under(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """Return the readable kinds of file under `folder`. Raises DataError where a folder may not be looked into."""
+    """Return the readable kinds of file under `folder`.
+
+    Raises DataError where a folder may not be looked into.
+    """
 
     def refuse(error: OSError) -> None:
         raise DataError(
-            f"cannot read {error.filename}: {error.strerror}; change its permissions or name another source"
+            f"cannot read {error.filename}: {error.strerror}; change its permissions or name "
+            "another source"
         )
 
     # Not rglob: it passes over folders without permission and says nothing.
-    paths = [Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    paths = [
+        Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names
+    ]
     return sorted(path for path in paths if path.suffix in suffixes and path.is_file())
 
 
@@ -83,7 +93,10 @@ def rows_of(file: Path, encoding: str = UTF8) -> Iterator[dict[str, Any]]:
 
 
 def read_text(file: Path, encoding: str = UTF8) -> str:
-    """Return a file's text, with line ends as `\\n`. Raises DataError naming the byte that cannot be decoded."""
+    """Return a file's text, with line ends as `\\n`.
+
+    Raises DataError naming the byte that cannot be decoded.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -98,22 +111,29 @@ def decode(content: bytes, file: Path, encoding: str = UTF8) -> str:
 
 
 def hub_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Hugging Face data set, without their nulls. Raises DataError when it cannot be had."""
+    """Yield the rows of a Hugging Face data set, without their nulls.
+
+    Raises DataError when it cannot be had.
+    """
     try:
         import datasets
     except ImportError:
-        raise DataError(f"hf:{name} needs the datasets package; pip install 'agent-forge[data]'") from None
+        raise DataError(
+            f"hf:{name} needs the datasets package; pip install 'agent-forge[data]'"
+        ) from None
     try:
         loaded = datasets.load_dataset(*name.split(":", 1), split="train")
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"hf:{name} cannot be read ({reason}); check the name and the network, or use a file") from None
+        raise DataError(
+            f"hf:{name} cannot be read ({reason}); check the name and the network, or use a file"
+        ) from None
     for row in loaded:
         yield without_nulls(dict(row))
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a JSON value without its null (or NaN) fields, at every depth; entries of lists stay."""
+    """Return a JSON value without its null (or NaN) fields, at every depth; lists keep theirs."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if not _is_null(item)}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -124,12 +144,13 @@ def _is_null(value: object) -> bool:
 
 
 def _refuse_other_mark(head: bytes, file: Path, encoding: str) -> None:
-    """Raise DataError when a file begins with the byte-order mark of an encoding that was not named."""
+    """Raise DataError when a file begins with the byte-order mark of another encoding."""
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             if not codecs.lookup(encoding).name.startswith(name):
                 raise DataError(
-                    f"{file}: byte 0: it begins with the byte-order mark of {name.upper()}, not of {encoding}; "
+                    f"{file}: byte 0: it begins with the byte-order mark of {name.upper()}, not of "
+                    f"{encoding}; "
                     f"save it as UTF-8 or set data.encoding={name}"
                 )
             return
@@ -137,14 +158,19 @@ def _refuse_other_mark(head: bytes, file: Path, encoding: str) -> None:
 
 def _decoded(content: bytes, file: Path, encoding: str, offset: int, line: int) -> str:
     """Return the text of bytes that begin at `offset` of a file, in its line `line`."""
-    head = len(codecs.BOM_UTF8) if offset == 0 and content.startswith(codecs.BOM_UTF8) and _is_utf8(encoding) else 0
+    head = (
+        len(codecs.BOM_UTF8)
+        if offset == 0 and content.startswith(codecs.BOM_UTF8) and _is_utf8(encoding)
+        else 0
+    )
     try:
         text = content[head:].decode(encoding)
     except UnicodeDecodeError as error:
         place = head + error.start
         line += content.count(b"\n", 0, place)
         raise DataError(
-            f"{file}: byte {offset + place} (line {line}) is not {encoding} (0x{content[place]:02x}: {error.reason}); "
+            f"{file}: byte {offset + place} (line {line}) is not {encoding} "
+            f"(0x{content[place]:02x}: {error.reason}); "
             f"save the file as UTF-8 or name its encoding, for instance data.encoding=latin-1"
         ) from None
     if (place := text.find("\0")) >= 0:
@@ -161,9 +187,14 @@ def _is_utf8(encoding: str) -> bool:
 
 
 def _lines(file: Path, encoding: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (number, byte offset, text) of each line; a file whose line ends are single bytes is never read whole."""
+    """Yield (number, byte offset, text) of each line.
+
+    A file whose line ends are single bytes is never read whole.
+    """
     if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
-        for number, text in enumerate(decode(file.read_bytes(), file, encoding).split("\n"), start=1):
+        for number, text in enumerate(
+            decode(file.read_bytes(), file, encoding).split("\n"), start=1
+        ):
             yield number, 0, text
         return
     offset = 0
@@ -183,7 +214,9 @@ def _jsonl_rows(file: Path, encoding: str) -> Iterator[dict[str, Any]]:
             row = _parsed(line, f"{file}:{number}")
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", None) or str(error)
-            raise DataError(f"{file}:{number}: not JSON ({reason}); one JSON object a line is expected") from None
+            raise DataError(
+                f"{file}:{number}: not JSON ({reason}); one JSON object a line is expected"
+            ) from None
         _refuse_lone_surrogate(line, f"{file}:{number}", offset)
         yield _object(row, f"{file}:{number}")
 
@@ -194,7 +227,9 @@ def _json_rows(file: Path, encoding: str) -> Iterator[dict[str, Any]]:
     try:
         content = _parsed(text, str(file))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON ({error}); rows on lines of their own belong in a .jsonl file") from None
+        raise DataError(
+            f"{file}: not JSON ({error}); rows on lines of their own belong in a .jsonl file"
+        ) from None
     _refuse_lone_surrogate(text, str(file), 0)
     if not isinstance(content, list):
         raise DataError(f"{file}: a list of rows is expected, got one {type(content).__name__}")
@@ -203,14 +238,19 @@ def _json_rows(file: Path, encoding: str) -> Iterator[dict[str, Any]]:
 
 
 def _parsed(text: str, where: str) -> Any:
-    """Return the value of a JSON text. Raises DataError when an object has a key twice: one of the two would be dropped."""
+    """Return the value of a JSON text.
+
+    Raises DataError when an object has a key twice: one of the two would be dropped.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{where}: the key '{twice}' stands twice in one object; keep one of them")
+            raise DataError(
+                f"{where}: the key '{twice}' stands twice in one object; keep one of them"
+            )
         return entries
 
     return json.loads(text, object_pairs_hook=unique)
@@ -218,9 +258,14 @@ def _parsed(text: str, where: str) -> Any:
 
 def _object(row: object, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a row is a JSON object with named fields, got a {type(row).__name__}")
+        raise DataError(
+            f"{where}: a row is a JSON object with named fields, got a {type(row).__name__}"
+        )
     if _deeper(row, MOST_LEVELS):
-        raise DataError(f"{where}: more than {MOST_LEVELS} objects and lists inside one another; flatten the row")
+        raise DataError(
+            f"{where}: more than {MOST_LEVELS} objects and lists inside one another; flatten the "
+            "row"
+        )
     return row
 
 
@@ -233,9 +278,10 @@ def _deeper(value: object, levels: int) -> bool:
 
 
 def _refuse_lone_surrogate(text: str, where: str, offset: int) -> None:
-    """Raise DataError when a JSON text escapes half of a surrogate pair: it stands for no character.
+    """Raise DataError when a JSON text escapes half of a surrogate pair: it stands for no
+    character.
 
-    offset: of the text in its file, in bytes.
+    offset: where the text begins in its file, in bytes.
     """
     if "\\u" not in text:
         return
@@ -257,7 +303,8 @@ def _refuse_lone_surrogate(text: str, where: str, offset: int) -> None:
         line = text.count("\n", 0, lone.start()) + 1
         at = where if offset or line == 1 else f"{where}:{line}"
         raise DataError(
-            f"{at}: byte {place}: {lone[0]} is half of a surrogate pair and stands for no character; "
+            f"{at}: byte {place}: {lone[0]} is half of a surrogate pair and stands for no "
+            "character; "
             "write the character itself, or remove the escape"
         )
 
@@ -266,11 +313,13 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise DataError(f"{file}: reading parquet needs pyarrow; pip install 'agent-forge[data]'") from None
+        raise DataError(
+            f"{file}: reading parquet needs pyarrow; pip install 'agent-forge[data]'"
+        ) from None
     from pyarrow.lib import ArrowException
 
     try:
-        # A row group at a time: the file may be larger than the memory.
+        # One row group at a time, because the file may be larger than the memory.
         for batch in parquet.ParquetFile(file).iter_batches():
             yield from batch.to_pylist()
     except (ArrowException, UnicodeDecodeError) as error:

@@ -1,4 +1,7 @@
-"""What training would make of rows: their dialect, splits, lengths, and which tokens are learned. Writes nothing."""
+"""What training would make of rows: their dialect, splits, lengths, and which tokens are learned.
+
+Writes nothing.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,16 +30,21 @@ def inspect_rows(
     encoding: str = UTF8,
     ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return counts over all rows and the masks of the first `shown`. Raises DataError when no token is trained.
+    """Return counts over all rows and the masks of the first `shown`.
 
-    A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts and stops.
+    Raises DataError when no token is trained.
+
+    A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts
+    and stops.
     """
     if Encoding().wrong(encoding):
         raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
     unknown = set(mask_roles) - set(raw.SPEAKERS.values())
     if unknown:
         known = ", ".join(sorted(set(raw.SPEAKERS.values())))
-        raise ConfigError(f"--roles: no turn ever has the role {', '.join(sorted(unknown))}; roles: {known}")
+        raise ConfigError(
+            f"--roles: no turn ever has the role {', '.join(sorted(unknown))}; roles: {known}"
+        )
     dialects: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     seen: set[str] = set()
@@ -53,25 +61,36 @@ def inspect_rows(
                 splits[split_of(key)] += 1
             seen.add(key)
             ids, mask = encode_chat(tokenizer, turns, mask_roles)
-            tokens, trained, longest = tokens + len(ids), trained + sum(mask), max(longest, len(ids))
+            tokens, trained, longest = (
+                tokens + len(ids),
+                trained + sum(mask),
+                max(longest, len(ids)),
+            )
             cut += limit is not None and len(ids) > limit
             if len(masks) < shown:
                 masks.append(segments(tokenizer, ids, mask))
     if not trained:
         raise DataError(
-            f"{', '.join(names)}: none of {tokens:,} tokens in {count} rows is trained: no row has a turn of "
+            f"{', '.join(names)}: none of {tokens:,} tokens in {count} rows is trained: no row has "
+            "a turn of "
             f"{', '.join(mask_roles)} that its marks let be learned; see --roles"
         )
     return {
         "rows": count, "distinct": len(seen), "marked_out": unlearned, "dialects": dict(dialects),
-        "splits": {split: splits[split] for split in SPLITS}, "tokens": tokens, "trained_tokens": trained,
-        "trained_share": trained / tokens, "longest_tokens": longest, "too_long": cut, "masks": masks,
+        "splits": {split: splits[split] for split in SPLITS}, "tokens": tokens,
+        "trained_tokens": trained, "trained_share": trained / tokens, "longest_tokens": longest,
+        "too_long": cut, "masks": masks,
     }  # fmt: skip
 
 
-def segments(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], mask: Sequence[bool]) -> list[dict[str, Any]]:
+def segments(
+    tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], mask: Sequence[bool]
+) -> list[dict[str, Any]]:
     """Return the text of `ids` in runs of equal mask."""
     return [
         {"text": tokenizer.decode([token for token, _ in run]), "trained": learned}
-        for learned, run in ((key, list(group)) for key, group in groupby(zip(ids, mask, strict=True), lambda x: x[1]))
+        for learned, run in (
+            (key, list(group))
+            for key, group in groupby(zip(ids, mask, strict=True), lambda x: x[1])
+        )
     ]

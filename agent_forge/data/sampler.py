@@ -1,7 +1,8 @@
-"""Positions without memory: a shuffled order of n items that is computed, not stored, from (seed, epoch, offset).
+"""A shuffled order of n items that is computed from (seed, epoch, offset), not stored.
 
-Each epoch is a permutation of its own, so every item comes exactly once in it, and any process can ask for any position.
-The permutation is a Feistel network on the next power of four, walked until it lands inside (Black and Rogaway 2002).
+Each epoch is a permutation of its own, so every item comes exactly once in it, and any process can
+ask for any position. The permutation is a Feistel network on the next power of four, walked until
+it lands inside (Black and Rogaway 2002).
 """
 
 import hashlib
@@ -33,7 +34,11 @@ def _permuted(value: int, half: int, keys: bytes) -> int:
     mask = (1 << half) - 1
     left, right = value >> half, value & mask
     for number in range(ROUNDS):
-        left, right = right, left ^ (_mixed(right, int.from_bytes(keys[4 * number : 4 * number + 4], "little")) & mask)
+        left, right = (
+            right,
+            left
+            ^ (_mixed(right, int.from_bytes(keys[4 * number : 4 * number + 4], "little")) & mask),
+        )
     return left << half | right
 
 

@@ -1,7 +1,7 @@
-"""Tokenised text in shards that are memory-mapped: built once, in parallel, shard by shard, so a kill loses one shard.
+"""Tokenised text in memory-mapped shards, built once and one by one: a kill loses one shard.
 
-`FOLDER/shard-00000.npy` … hold token ids of some hundred documents each, every document followed by a separator;
-`FOLDER/index.json`, written last, lists their lengths and makes the folder whole.
+`FOLDER/shard-00000.npy` … hold token ids of some hundred documents each, every document followed by
+a separator; `FOLDER/index.json`, written last, lists their lengths and makes the folder whole.
 """
 
 import io
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 INDEX = "index.json"
-SHARD_BYTES = 1 << 24  # of text
+SHARD_BYTES = 1 << 24  # bytes of text per shard
 
 
 class Shards:
@@ -28,7 +28,10 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         lengths = json.loads((folder / INDEX).read_text(encoding="utf-8"))["lengths"]
-        self._maps = [np.load(folder / _name(i), mmap_mode="r", allow_pickle=False) for i in range(len(lengths))]
+        self._maps = [
+            np.load(folder / _name(i), mmap_mode="r", allow_pickle=False)
+            for i in range(len(lengths))
+        ]
         if [len(part) for part in self._maps] != lengths:
             raise ValueError(f"{folder}: a shard does not have its recorded length")
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -57,8 +60,8 @@ def build(
 ) -> None:
     """Tokenise `texts` into `folder`; shards that an earlier, killed run has finished are kept.
 
-    The same folder must always mean the same texts and tokenizer. progress(done, total) is called after each shard.
-    The tokenizer works on all cores.
+    The same folder must always mean the same texts and tokenizer. progress(done, total) is called
+    after each shard. The tokenizer works on all cores.
     """
     separator = text_start(tokenizer)
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 65536 else np.uint32)
@@ -69,7 +72,9 @@ def build(
         tokens = _finished(file)
         if tokens is None:
             parts: list[NDArray[Any]] = []
-            for encoded in tokenizer.backend_tokenizer.encode_batch(group, add_special_tokens=False):
+            for encoded in tokenizer.backend_tokenizer.encode_batch(
+                group, add_special_tokens=False
+            ):
                 parts += [np.asarray(encoded.ids, dtype), np.asarray([separator], dtype)]
             tokens = np.concatenate(parts)
             buffer = io.BytesIO()

@@ -1,7 +1,8 @@
 """Token windows from text and rows, mixed into batches that depend on nothing but (seed, step).
 
-Text is tokenised once into memory-mapped shards under `data.cache`; rows are encoded once in memory and packed, several
-to a window. Labels follow Hugging Face: not shifted, -100 where nothing is learned.
+Text is tokenised once into memory-mapped shards under `data.cache`; rows are encoded once in memory
+and packed, several to a window. Labels follow Hugging Face: not shifted, -100 where nothing is
+learned.
 """
 
 import hashlib
@@ -44,7 +45,9 @@ Row = Mapping[str, Any]
 class Source(Protocol):
     """Anything that can fill a window of tokens."""
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    def take(
+        self, generator: np.random.Generator, length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return ids and labels, each (length,) int64."""
         ...
 
@@ -52,11 +55,15 @@ class Source(Protocol):
 class TextSource:
     """Windows of running text of one split. `tokens` is a memory-mapped sequence of token ids.
 
-    events: hears the progress of a first tokenisation.
+    events: receives the progress of a first tokenisation.
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str, events: EventLog | None = None
+        self,
+        config: DataConfig,
+        tokenizer: "PreTrainedTokenizerFast",
+        split: str,
+        events: EventLog | None = None,
     ) -> None:
         self.key = f"text-{split}-{_cache_key(config, tokenizer, split)}"
         self.epochs = config.sampling == "epoch"
@@ -70,40 +77,61 @@ class TextSource:
             build(folder, list(documents(config, split)), tokenizer, progress)
             self.tokens = Shards(folder)
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    def take(
+        self, generator: np.random.Generator, length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return a random window as (ids, labels)."""
         self._check(length)
         ids = self._window(int(generator.integers(0, len(self.tokens) - length + 1)), length)
         return ids, ids.copy()
 
-    def take_at(self, position: int, length: int, seed: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return the window at a running position: every window of the text once an epoch, in a new order each."""
+    def take_at(
+        self, position: int, length: int, seed: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+        """Return the window at a running position.
+
+        In every epoch each window of the text comes once, in a new order.
+        """
         available = self._check(length)
         ids = self._window(item_at(position, available, seed) * (length - len(self.prefix)), length)
         return ids, ids.copy()
 
     def fingerprint(self) -> str:
-        """Return what names the tokens: the text's files, the tokenizer and the split."""
+        """Return what identifies the tokens: the text's files, the tokenizer and the split."""
         return f"{self.key}-{'epoch' if self.epochs else 'random'}{'-bos' if self.prefix else ''}"
 
     def windows(self, length: int, count: int) -> "NDArray[np.int64]":
-        """Return up to `count` non-overlapping windows, spread evenly over the text: (count, length) int64."""
+        """Return up to `count` non-overlapping windows, spread evenly over the text: (count,
+        length) int64.
+        """
         available = self._check(length)
         chosen = np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
-        return np.stack([self._window(i * (length - len(self.prefix)), length) for i in chosen.tolist()])
+        return np.stack(
+            [self._window(i * (length - len(self.prefix)), length) for i in chosen.tolist()]
+        )
 
     def _check(self, length: int) -> int:
-        """Return how many windows the text has. Raises DataError when none, ConfigError past the model's positions."""
+        """Return how many windows the text has.
+
+        Raises DataError when there are none, ConfigError for windows past the model's positions.
+        """
         refuse_long_window(length, self.longest)
         if len(self.tokens) < length:
-            raise DataError(f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; add more text")
+            raise DataError(
+                f"the text has {len(self.tokens)} tokens, fewer than one window of {length}; "
+                "add more text"
+            )
         return (len(self.tokens) - len(self.prefix)) // (length - len(self.prefix))
 
     def _window(self, start: int, length: int) -> "NDArray[np.int64]":
-        """Return the `length` ids of the window at `start`, the first of which is BOS where the model needs it."""
+        """Return the `length` ids of the window at `start`, the first of which is BOS where the
+        model needs it.
+        """
         ids = self.tokens[start : start + length].astype(np.int64)
         if self.prefix and int(ids[0]) != self.prefix[0]:
-            ids = np.concatenate([np.asarray(self.prefix, np.int64), ids[: length - len(self.prefix)]])
+            ids = np.concatenate(
+                [np.asarray(self.prefix, np.int64), ids[: length - len(self.prefix)]]
+            )
         return ids
 
 
@@ -124,12 +152,16 @@ class RowSource:
             self._rows.append((np.asarray(ids, np.int64), labels.astype(np.int64)))
         if not any((labels != IGNORE).any() for _, labels in self._rows):
             raise DataError(
-                f"no token of these {len(rows)} rows is trained: none has a turn of {', '.join(mask_roles)}"
+                f"no token of these {len(rows)} rows is trained: none has a turn of "
+                f"{', '.join(mask_roles)}"
             )
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._pad = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
         self._prefix = window_prefix(tokenizer)
         self._longest = longest(tokenizer)
-        self._checked: set[int] = set()  # lengths of windows that were compared with the rows
+        # lengths of windows that were compared with the rows already
+        self._checked: set[int] = set()
 
     def fingerprint(self) -> str:
         """Return a hash of all ids and labels."""
@@ -138,10 +170,13 @@ class RowSource:
             digest.update(ids.tobytes() + labels.tobytes())
         return digest.hexdigest()[:16]
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    def take(
+        self, generator: np.random.Generator, length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return whole rows packed into (ids, labels); the rest is padding.
 
-        A row longer than the window is cut on the left, where its oldest turns are, and a warning counts such rows.
+        A row longer than the window is cut on the left, where its oldest turns are, and a warning
+        counts such rows.
         """
         self._check(length)
         ids = np.full(length, self._pad, np.int64)
@@ -162,12 +197,14 @@ class RowSource:
     def _cut(
         self, ids: "NDArray[np.int64]", labels: "NDArray[np.int64]", length: int
     ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return the last `length` ids and labels of a row, BOS in front where it was."""
+        """Return the last `length` ids and labels of a row, with BOS where the row begins so."""
         places = cut_left(range(len(ids)), length, range(len(self._prefix)) if self._prefix else ())
         return ids[places], labels[places]
 
     def _check(self, length: int) -> None:
-        """Raise ConfigError for windows past the model's positions; say once how many rows are longer than one."""
+        """Raise ConfigError for windows past the model's positions; warn once of rows that are
+        longer.
+        """
         if length in self._checked:
             return
         self._checked.add(length)
@@ -175,18 +212,23 @@ class RowSource:
         long = sum(len(ids) > length for ids, _ in self._rows)
         if long:
             _log.warning(
-                "%d of %d rows are longer than a window of %d tokens: cut on the left", long, len(self._rows), length
+                "%d of %d rows are longer than a window of %d tokens: cut on the left",
+                long,
+                len(self._rows),
+                length,
             )
 
 
 class Mixture:
-    """Batches whose rows are drawn from several sources by weight; `batch(step)` is a pure function of step.
+    """Batches whose rows are drawn from several sources by weight; `batch(step)` is a pure function
+    of step.
 
-    With a source that counts epochs (data.sampling=epoch) every source gets its exact share of rows, and that source
-    its windows in order of position. Raises DataError when the first batches hold no trained token at all.
+    When a source counts epochs (data.sampling=epoch), every source gets its exact share of rows,
+    and that source yields its windows in order of position. Raises DataError when the first batches
+    hold no trained token at all.
     """
 
-    pure = True  # other processes may prepare any step
+    pure = True  # other processes may prepare any step, so nothing depends on earlier ones
 
     def __init__(
         self,
@@ -203,23 +245,35 @@ class Mixture:
             raise ConfigError(f"mix names {sorted(unknown)}, but the sources are {sorted(sources)}")
         total = float(sum(weights.values()))
         if total <= 0 or min(weights.values()) < 0:
-            raise ConfigError(f"mix weights must be non-negative with a positive sum, got {dict(weights)}")
+            raise ConfigError(
+                f"mix weights must be non-negative with a positive sum, got {dict(weights)}"
+            )
         self.names = [key for key in weights if weights[key] > 0]
         self.sources = [sources[key] for key in self.names]
         self._borders = np.cumsum([weights[key] / total for key in self.names])
         self.rows, self.length_tokens, self.seed, self.name = rows, length_tokens, seed, name
         self._weights = [weights[key] / total for key in self.names]
         self._counted = any(getattr(one, "epochs", False) for one in self.sources)
-        if not any(bool((self.batch(step)["labels"][:, 1:] != IGNORE).any()) for step in range(CHECKED_BATCHES)):
+        if not any(
+            bool((self.batch(step)["labels"][:, 1:] != IGNORE).any())
+            for step in range(CHECKED_BATCHES)
+        ):
             raise DataError(
-                f"no token of the mix {', '.join(self.names)} is trained in its first {CHECKED_BATCHES} batches of "
-                f"{rows} x {length_tokens} tokens; use longer windows, or rows that end with what is to be learned"
+                f"no token of the mix {', '.join(self.names)} is trained in its first "
+                f"{CHECKED_BATCHES} batches of "
+                f"{rows} x {length_tokens} tokens; use longer windows, or rows that end with what "
+                "is to be learned"
             )
 
     def fingerprint(self) -> str:
         """Return a hash of the sources, their weights and the shape of a batch."""
-        parts = [one.fingerprint() if hasattr(one, "fingerprint") else type(one).__name__ for one in self.sources]
-        text = json.dumps([parts, self.names, self._weights, self.rows, self.length_tokens, self.seed, self.name])
+        parts = [
+            one.fingerprint() if hasattr(one, "fingerprint") else type(one).__name__
+            for one in self.sources
+        ]
+        text = json.dumps(
+            [parts, self.names, self._weights, self.rows, self.length_tokens, self.seed, self.name]
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def batch(self, step: int) -> "dict[str, torch.Tensor]":
@@ -231,7 +285,8 @@ class Mixture:
             taken = self._take_counted(generator, step)
             ids, labels = (np.stack(part) for part in zip(*taken, strict=True))
             return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-        # One stratified draw: row i lands in ((i + u) / rows), so a batch holds its sources in proportion.
+        # One stratified draw: row i lands in ((i + u) / rows), so a batch holds its sources in
+        # proportion.
         points = (np.arange(self.rows) + generator.random()) / self.rows
         picks = np.minimum(np.searchsorted(self._borders, points), len(self.sources) - 1)
         taken = [self.sources[pick].take(generator, self.length_tokens) for pick in picks]
@@ -239,21 +294,30 @@ class Mixture:
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
 
     def _take_counted(self, generator: np.random.Generator, step: int) -> "list[Any]":
-        """Return the windows of a step when positions are counted: source k owns rows border(k-1) .. border(k)."""
+        """Return the windows of a step when positions are counted: source k owns rows border(k-1)
+        .. border(k).
+        """
         taken: list[Any] = []
         before, after = (self._drawn(step), self._drawn(step + 1))
         for index, one in enumerate(self.sources):
             for position in range(before[index], after[index]):
                 if getattr(one, "epochs", False):
                     seed = seed_for(self.seed, "epoch", self.name, self.names[index])
-                    taken.append(one.take_at(position, self.length_tokens, seed))  # type: ignore[attr-defined]
+                    counted: Any = one  # the only kind with `epochs`: text, or its like
+                    taken.append(counted.take_at(position, self.length_tokens, seed))
                 else:
                     taken.append(one.take(generator, self.length_tokens))
         return taken
 
     def _drawn(self, step: int) -> list[int]:
-        """Return how many rows each source has given before `step`: its exact share, rounded at the borders."""
-        borders = [0, *(round(border * self.rows * step) for border in self._borders[:-1].tolist()), self.rows * step]
+        """Return how many rows each source has given before `step`: its exact share, rounded at the
+        borders.
+        """
+        borders = [
+            0,
+            *(round(border * self.rows * step) for border in self._borders[:-1].tolist()),
+            self.rows * step,
+        ]
         return [high - low for low, high in pairwise(borders)]
 
 
@@ -270,8 +334,8 @@ def source(
 ) -> Source:
     """Return the source named `kind`.
 
-    A kind is "text" (data.text), "code" or "languages" (`packaged`), "rows" (data.rows), or a generated task (a module of
-    data/synthetic).
+    A kind is "text" (data.text), "code" or "languages" (`packaged`), "rows" (data.rows), or a
+    generated task (a module of data/synthetic).
     """
     if kind == "text":
         return TextSource(config, tokenizer, split, events)
@@ -281,7 +345,9 @@ def source(
         if not config.rows:
             raise ConfigError(NO_ROWS)
         return RowSource(
-            read(config.rows, split, mask_roles, encoding=config.encoding, ignored=config.ignore_keys),
+            read(
+                config.rows, split, mask_roles, encoding=config.encoding, ignored=config.ignore_keys
+            ),
             tokenizer, mask_roles,
         )  # fmt: skip
     task = registry.load("agent_forge.data.synthetic", kind, "generated task")
@@ -289,7 +355,10 @@ def source(
 
 
 def check_kind(setting: str, kind: str, config: DataConfig) -> None:
-    """Raise ConfigError where `kind`, named in the mix `setting`, has nothing to read: no data.rows, a missing package."""
+    """Raise ConfigError where `kind`, in the mix `setting`, has nothing to read.
+
+    That is so without data.rows, or when a package is missing.
+    """
     if kind == "rows" and not config.rows:
         raise ConfigError(f"{setting}: {NO_ROWS}")
     try:
@@ -306,7 +375,11 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _cache_key(config: DataConfig, tokenizer: "PreTrainedTokenizerFast", split: str) -> str:
-    settings = {key: value for key, value in asdict(config).items() if key not in ("cache", "rows", "sampling")}
+    settings = {
+        key: value
+        for key, value in asdict(config).items()
+        if key not in ("cache", "rows", "sampling")
+    }
     stamps = [_stamp(name) for name in config.text]
     text = json.dumps([settings, stamps, split, SHARES, EXCERPT_BYTES, tokenizer_hash(tokenizer)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -316,4 +389,8 @@ def _stamp(name: str) -> list[Any]:
     """Return what changes when a local source changes: names, sizes and times of its files."""
     path = Path(name)
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    return [
+        [str(file), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in files
+        if file.is_file()
+    ]

@@ -18,8 +18,11 @@ SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", "<|pad|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, context_tokens: int = 2048) -> "PreTrainedTokenizerFast":
-    """Return a byte-level BPE tokenizer of exactly `vocab_size` tokens (or fewer when `texts` is too small).
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, context_tokens: int = 2048
+) -> "PreTrainedTokenizerFast":
+    """Return a byte-level BPE tokenizer of exactly `vocab_size` tokens (or fewer when `texts` is
+    too small).
 
     Raises ConfigError when vocab_size cannot hold the 256 bytes and the fixed tokens.
     """
@@ -28,10 +31,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, context_tokens: in
 
     fixed = len(SPECIAL) + len(TOOL_TOKENS)
     if vocab_size < 256 + fixed:
-        raise ConfigError(f"model.vocab_size must be at least {256 + fixed} (bytes and fixed tokens), got {vocab_size}")
+        raise ConfigError(
+            f"model.vocab_size must be at least {256 + fixed} (bytes and fixed tokens), got "
+            f"{vocab_size}"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
@@ -41,7 +50,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, context_tokens: in
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TOOL_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in TOOL_TOKENS]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,

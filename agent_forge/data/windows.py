@@ -1,7 +1,8 @@
-"""How long a model's context is, and what stands at its beginning: decided here for data, scoring, chat and calibration.
+"""How long a model's context is, and what it begins with, for data, scoring, chat and calibration.
 
-Some tokenizers put a token for the beginning of text (BOS) before everything they encode, and their models rely on it:
-Gemma costs a quarter more bits a byte without it. A window of running text then begins with BOS, exactly one.
+Some tokenizers put a token for the beginning of text (BOS) before everything they encode, and their
+models rely on it: Gemma needs a quarter more bits per byte without it. A window of running text
+then begins with BOS, exactly one.
 """
 
 import functools
@@ -14,13 +15,21 @@ from agent_forge.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
-_UNLIMITED = 1 << 30  # transformers writes 1e30 where a tokenizer does not say
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+)
+_UNLIMITED = 1 << 30  # transformers writes 1e30 where a tokenizer states no limit
 _log = logging.getLogger("agent_forge")
 
 
 def window_prefix(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """Return the ids that every context begins with: [BOS] where the tokenizer itself puts it first, else []."""
+    """Return the ids that every context begins with: [BOS] where the tokenizer itself puts it
+    first, else [].
+    """
     bos = tokenizer.bos_token_id
     if bos is None:
         return []
@@ -28,7 +37,8 @@ def window_prefix(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def text_start(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Return the id that stands before a document, and between two: BOS, or the end of text where there is none.
+    """Return the id that stands before a document, and between two: BOS, or the end of text where
+    there is none.
 
     Raises DataError when the tokenizer has neither.
     """
@@ -36,7 +46,8 @@ def text_start(tokenizer: "PreTrainedTokenizerFast") -> int:
         if token is not None:
             return int(token)
     raise DataError(
-        "the tokenizer has neither a bos_token nor an eos_token, one of which stands between documents; "
+        "the tokenizer has neither a bos_token nor an eos_token, one of which stands between "
+        "documents; "
         "set one in tokenizer_config.json"
     )
 
@@ -52,7 +63,9 @@ def positions(config: Any) -> int | None:
 
 
 def stored_positions(settings: Mapping[str, Any]) -> int | None:
-    """Return how many positions a config.json names, in it or in the config of the model that it wraps, or None."""
+    """Return how many positions a config.json names, in it or in the config of the model that it
+    wraps, or None.
+    """
     for part in (settings, settings.get("text_config"), settings.get("base_config")):
         for name in _POSITIONS:
             value = part.get(name) if isinstance(part, Mapping) else None
@@ -62,7 +75,9 @@ def stored_positions(settings: Mapping[str, Any]) -> int | None:
 
 
 def longest(tokenizer: "PreTrainedTokenizerFast") -> int | None:
-    """Return the model's positions as its tokenizer knows them (`models.load_tokenizer` sees to that), or None."""
+    """Return the model's positions as its tokenizer knows them (`models.load_tokenizer` sees to
+    that), or None.
+    """
     limit = tokenizer.model_max_length
     return int(limit) if limit and limit < _UNLIMITED else None
 
@@ -84,16 +99,21 @@ def cut_left(ids: Sequence[int], limit: int, prefix: Sequence[int] = ()) -> list
     return held + list(ids[len(ids) - (limit - len(held)) :])
 
 
-def fitting_prompt(ids: Sequence[int], new_tokens: int, limit: int | None, bos: int | None = None) -> list[int]:
-    """Return a prompt that leaves room for `new_tokens` among `limit` positions, cut on the left with a warning.
+def fitting_prompt(
+    ids: Sequence[int], new_tokens: int, limit: int | None, bos: int | None = None
+) -> list[int]:
+    """Return a prompt that leaves room for `new_tokens` among `limit` positions, cut on the left
+    with a warning.
 
-    bos: stays in front where the prompt began with it. Raises ConfigError when new_tokens alone do not fit.
+    bos: stays in front where the prompt began with it. Raises ConfigError when new_tokens alone do
+    not fit.
     """
     if limit is None or len(ids) + new_tokens <= limit:
         return list(ids)
     if new_tokens >= limit:
         raise ConfigError(
-            f"{new_tokens} new tokens leave no room for a prompt among the model's {limit} positions; "
+            f"{new_tokens} new tokens leave no room for a prompt among the model's {limit} "
+            "positions; "
             f"ask for fewer than {limit}"
         )
     _say_cut(limit)
@@ -103,16 +123,21 @@ def fitting_prompt(ids: Sequence[int], new_tokens: int, limit: int | None, bos: 
 @functools.cache
 def _say_cut(limit: int) -> None:
     """Log, once a process, that prompts are cut."""
-    _log.warning("prompts that do not fit the model's %d positions with their answers are cut on the left", limit)
+    _log.warning(
+        "prompts that do not fit the model's %d positions with their answers are cut on the left",
+        limit,
+    )
 
 
 def scoring_windows(
     ids: Sequence[int], mask: Sequence[bool], limit: int | None
 ) -> list[tuple[Sequence[int], Sequence[bool]]]:
-    """Return (ids, mask) windows of at most `limit` tokens in which every scored token stands exactly once.
+    """Return (ids, mask) windows of at most `limit` tokens in which every scored token stands
+    exactly once.
 
-    A row that fits is returned as it is. A longer one is cut on the left where all scored tokens stand at its end; else
-    each further window begins half a window later, and scores what the one before has not.
+    A row that fits is returned as it is. A longer one is cut on the left where all scored tokens
+    stand at its end; else each further window begins half a window later, and scores what the one
+    before has not.
     """
     count = len(ids)
     if limit is None or count <= limit:

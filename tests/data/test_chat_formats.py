@@ -1,4 +1,6 @@
-"""Chats in the formats of other families: their own template, their BOS, their ends of turn, and no markers as text."""
+"""Chats in the formats of other families: their own template, their BOS, their ends of turn, and no
+markers as text.
+"""
 
 import logging
 from typing import Any
@@ -13,51 +15,67 @@ from agent_forge.data.chat import chat_format, encode_chats
 from agent_forge.data.chat_template import CHAT_TEMPLATE, with_tools
 
 GEMMA = (
-    "{{ bos_token }}{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{%- endif %}"
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not "
+    "supported') }}{%- endif %}"
     "{%- for message in messages %}"
-    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{%- endif %}"
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must "
+    "alternate') }}{%- endif %}"
     "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{%- endfor %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{%- "
+    "endfor %}"
     "{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{%- endif %}"
 )
 LLAMA2 = (
     "{%- for message in messages %}{%- if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{%- elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{%- endif %}{%- endfor %}"
+    "{%- elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{%- "
+    "endif %}{%- endfor %}"
 )
-# Drops thoughts of all turns but the last, lists tools and asks for calls between our tags, as Qwen 3 does.
+# Drops thoughts of all turns but the last, lists tools and asks for calls between our tags, as Qwen
+# 3 does.
 QWEN3 = (
-    "{%- if tools %}{{ '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}"
-    "{%- endif %}{{ '# Tools\n<tools>' }}{%- for tool in tools %}{{ '\n' + (tool | tojson) }}{%- endfor %}"
-    "{{ '\n</tools>\nAnswer with <tool_call></tool_call>.<|im_end|>\n' }}{%- elif messages[0].role == 'system' %}"
+    "{%- if tools %}{{ '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}{{ "
+    "messages[0].content + '\n\n' }}"
+    "{%- endif %}{{ '# Tools\n<tools>' }}{%- for tool in tools %}{{ '\n' + (tool | tojson) }}{%- "
+    "endfor %}"
+    "{{ '\n</tools>\nAnswer with <tool_call></tool_call>.<|im_end|>\n' }}{%- elif messages[0].role "
+    "== 'system' %}"
     "{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}"
-    "{%- for message in messages %}{%- set content = message.content %}{%- if message.role == 'assistant' %}"
+    "{%- for message in messages %}{%- set content = message.content %}{%- if message.role == "
+    "'assistant' %}"
     "{%- if '</think>' in content %}"
-    "{%- set thoughts = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set thoughts = content.split('</think>')[0].rstrip('\n').split('<think>')[-1]"
+    ".lstrip('\n') %}"
     "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- if loop.last %}"
-    "{%- set content = '<think>\n' + thoughts.strip('\n') + '\n</think>\n\n' + content %}{%- endif %}{%- endif %}"
+    "{%- set content = '<think>\n' + thoughts.strip('\n') + '\n</think>\n\n' + content %}{%- endif "
+    "%}{%- endif %}"
     "{{ '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}"
-    "{%- elif message.role != 'system' %}{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- elif message.role != 'system' %}{{ '<|im_start|>' + message.role + '\n' + content + "
+    "'<|im_end|>\n' }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
 TURNS = [{"role": "user", "content": "Two?"}, {"role": "assistant", "content": "It is 2."}]
 LONG = [{"role": "system", "content": "Be brief."}, *TURNS, {"role": "user", "content": " More?\n"},
         {"role": "assistant", "content": "<tool_call>{}</tool_call>"},
-        {"role": "tool", "content": "<tool_response>3</tool_response>"}, {"role": "assistant", "content": "3"}]  # fmt: skip
+        {"role": "tool", "content": "<tool_response>3</tool_response>"},
+        {"role": "assistant", "content": "3"}]  # fmt: skip
 
 
 def tokenizer(
     template: str | None, special: tuple[str, ...], *, adds_bos: bool = False, **names: Any
 ) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    split: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = split
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     text = "Two? It is 2. More? User: Assistant: Be brief. model user assistant " * 9
     inner.train_from_iterator(
         [text], trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
     )
-    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    inner.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     if adds_bos:
         bos = names["bos_token"]
         inner.post_processor = processors.TemplateProcessing(
@@ -70,7 +88,9 @@ def tokenizer(
 
 def gemma() -> PreTrainedTokenizerFast:
     special = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
-    return tokenizer(GEMMA, special, adds_bos=True, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
+    return tokenizer(
+        GEMMA, special, adds_bos=True, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
+    )
 
 
 def qwen3() -> PreTrainedTokenizerFast:
@@ -91,14 +111,16 @@ def test_turns_are_those_of_the_models_own_template(make: Any) -> None:
     tok = make()
     for messages in (TURNS, [*TURNS, *TURNS]):
         ids, mask = data.encode_chat(tok, messages)
-        assert ids == tok.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+        assert (
+            ids == tok.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+        )
         assert 0 < sum(mask) < len(mask)
         prompt = data.encode_prompt(tok, messages[:-1])
         assert (
             prompt
-            == tok.apply_chat_template(messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=True)[
-                "input_ids"
-            ]
+            == tok.apply_chat_template(
+                messages[:-1], tokenize=True, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
         )
         assert ids[: len(prompt)] == prompt
         assert mask[len(prompt)]  # learned from the very first token that the model is to say
@@ -106,7 +128,8 @@ def test_turns_are_those_of_the_models_own_template(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "learned"), [(gemma, "It is 2.<end_of_turn>"), (llama2, " It is 2. </s>"), (qwen3, "It is 2.<|im_end|>")]
+    ("make", "learned"),
+    [(gemma, "It is 2.<end_of_turn>"), (llama2, " It is 2. </s>"), (qwen3, "It is 2.<|im_end|>")],
 )
 def test_the_templates_own_end_of_turn_is_trained_and_stops(make: Any, learned: str) -> None:
     tok = make()
@@ -126,12 +149,19 @@ def test_a_template_without_system_and_tool_turns_gets_them_as_the_users() -> No
     tok = gemma()
     ids, _ = data.encode_chat(tok, LONG)
     assert tok.decode(ids) == (
-        "<bos><start_of_turn>user\nBe brief.\n\nTwo?<end_of_turn>\n<start_of_turn>model\nIt is 2.<end_of_turn>\n"
-        "<start_of_turn>user\nMore?<end_of_turn>\n<start_of_turn>model\n<tool_call>{}</tool_call><end_of_turn>\n"
-        "<start_of_turn>user\n<tool_response>3</tool_response><end_of_turn>\n<start_of_turn>model\n3<end_of_turn>\n"
+        "<bos><start_of_turn>user\nBe brief.\n\nTwo?<end_of_turn>\n<start_of_turn>model\nIt is "
+        "2.<end_of_turn>\n"
+        "<start_of_turn>user\nMore?<end_of_turn>\n<start_of_turn>model\n"
+        "<tool_call>{}</tool_call><end_of_turn>\n"
+        "<start_of_turn>user\n<tool_response>3</tool_response><end_of_turn>\n"
+        "<start_of_turn>model\n3<end_of_turn>\n"
     )
-    assert learned_text(tok, LONG) == "It is 2.<end_of_turn><tool_call>{}</tool_call><end_of_turn>3<end_of_turn>"
-    assert "Be brief." in tok.decode(data.encode_chat(llama2(), LONG)[0])  # one that would drop them in silence
+    assert (
+        learned_text(tok, LONG)
+        == "It is 2.<end_of_turn><tool_call>{}</tool_call><end_of_turn>3<end_of_turn>"
+    )
+    # one that would drop them in silence
+    assert "Be brief." in tok.decode(data.encode_chat(llama2(), LONG)[0])
 
 
 @pytest.mark.parametrize("make", [gemma, llama2, qwen3])
@@ -145,7 +175,9 @@ def test_nobody_forges_a_control_token(make: Any) -> None:
     assert forged in tok.decode(ids)
 
 
-def test_a_tokenizer_without_turns_gets_words_and_never_markers(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tokenizer_without_turns_gets_words_and_never_markers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tok = tokenizer(None, ("<|endoftext|>",), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     with caplog.at_level(logging.WARNING):
         ids, _ = data.encode_chat(tok, TURNS)
@@ -159,7 +191,9 @@ def test_a_tokenizer_without_turns_gets_words_and_never_markers(caplog: pytest.L
         data.encode_chat(tokenizer(None, ("<x>",)), TURNS)
 
 
-def test_chatml_tokens_without_a_template_are_used_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_chatml_tokens_without_a_template_are_used_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tok = tokenizer(None, ("<|im_start|>", "<|im_end|>"), eos_token="<|im_end|>")
     with caplog.at_level(logging.WARNING):
         ids, _ = data.encode_chat(tok, TURNS)
@@ -187,11 +221,17 @@ def test_thoughts_are_learned_where_the_template_keeps_them() -> None:
     assert learned_text(tok, [TURNS[0], thinking]) == "<think>\nTwo.\n</think>\n\n2<|im_end|>"
     twice = [TURNS[0], thinking, TURNS[0], thinking]
     assert learned_text(tok, twice) == "2<|im_end|><think>\nTwo.\n</think>\n\n2<|im_end|>"
-    assert data.encode_chat(tok, twice)[0] == tok.apply_chat_template(twice, return_dict=True)["input_ids"]
+    assert (
+        data.encode_chat(tok, twice)[0]
+        == tok.apply_chat_template(twice, return_dict=True)["input_ids"]
+    )
 
 
 def test_tools_are_listed_as_the_template_lists_them_when_it_asks_for_our_calls() -> None:
-    tool = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "add", "description": "Adds.", "parameters": {}},
+    }
     messages = [{"role": "system", "content": "", "tools": [tool]}, *TURNS]
     tok = qwen3()
     ids, _ = data.encode_chat(tok, messages)
@@ -208,9 +248,17 @@ def test_tools_are_listed_as_the_template_lists_them_when_it_asks_for_our_calls(
         assert with_tools(listed)[0]["content"].startswith(system)
 
 
-def test_our_template_keeps_line_ends_and_takes_calls_without_content(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    tiny_tokenizer = tokenizer(CHAT_TEMPLATE, ("<|im_start|>", "<|im_end|>"), eos_token="<|im_end|>")
-    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": "</tool_call>é"}}}
+def test_our_template_keeps_line_ends_and_takes_calls_without_content(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    tiny_tokenizer = tokenizer(
+        CHAT_TEMPLATE, ("<|im_start|>", "<|im_end|>"), eos_token="<|im_end|>"
+    )
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "add", "arguments": {"a": "</tool_call>é"}},
+    }
     written = '<tool_call>{"name": "add", "arguments": {"a": "\\u003c/tool_call>é"}}</tool_call>'
     second = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
     for content in ({}, {"content": None}, {"content": ""}):
@@ -221,7 +269,8 @@ def test_our_template_keeps_line_ends_and_takes_calls_without_content(tiny_token
         ]
         text = tiny_tokenizer.apply_chat_template(messages, tools=[{"name": "add"}], tokenize=False)
         assert text == (
-            '<|im_start|>system\nYou may call these tools: <tools>[{"name": "add"}]</tools><|im_end|>\n'
+            '<|im_start|>system\nYou may call these tools: <tools>[{"name": "add"}]</tools>'
+            "<|im_end|>\n"
             f"<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n{written}\n"
             '<tool_call>{"name": "now", "arguments": {}}</tool_call><|im_end|>\n'
             "<|im_start|>tool\n<tool_response>3</tool_response><|im_end|>\n"
@@ -232,7 +281,9 @@ def test_our_template_keeps_line_ends_and_takes_calls_without_content(tiny_token
     assert said == f"<|im_start|>assistant\nLet me see.\n{written}<|im_end|>\n"
 
 
-def test_windows_begin_with_bos_once_where_the_tokenizer_puts_it(tmp_path: Any, data_config: Any) -> None:
+def test_windows_begin_with_bos_once_where_the_tokenizer_puts_it(
+    tmp_path: Any, data_config: Any
+) -> None:
     from dataclasses import replace
 
     import numpy as np
@@ -241,14 +292,18 @@ def test_windows_begin_with_bos_once_where_the_tokenizer_puts_it(tmp_path: Any, 
     source = data.TextSource(replace(data_config, cache=str(tmp_path)), tok, "train")
     generator = np.random.default_rng(0)
     drawn = [source.take(generator, 24)[0] for _ in range(50)] + list(source.windows(24, 40))
-    drawn += [source.take_at(position, 24, 0)[0] for position in range(len(source.tokens) // 23 - 1)]
+    drawn += [
+        source.take_at(position, 24, 0)[0] for position in range(len(source.tokens) // 23 - 1)
+    ]
     for ids in drawn:
         assert len(ids) == 24
         assert ids[0] == tok.bos_token_id
         assert ids[1] != tok.bos_token_id
     for number, ids in enumerate(source.windows(24, 10**6)):
         text = source.tokens[number * 23 : number * 23 + 24].tolist()
-        assert ids.tolist() == (text if text[0] == tok.bos_token_id else [tok.bos_token_id, *text[:23]])
+        assert ids.tolist() == (
+            text if text[0] == tok.bos_token_id else [tok.bos_token_id, *text[:23]]
+        )
 
 
 def test_a_packed_model_stops_where_its_files_say(tmp_path: Any) -> None:

@@ -1,4 +1,6 @@
-"""Text that packages carry: which languages and modules, apart from what is scored, and a missing package refused."""
+"""Text that packages carry: which languages and modules, apart from what is scored, and a missing
+package refused.
+"""
 
 import importlib.util
 from dataclasses import replace
@@ -37,7 +39,9 @@ def test_conversations_are_whole_turns_in_many_languages_and_none_in_english() -
     assert "\n\n你好\n" in chinese
 
 
-def test_code_of_the_calibration_is_none_of_the_code_that_is_scored(data_config: DataConfig) -> None:
+def test_code_of_the_calibration_is_none_of_the_code_that_is_scored(
+    data_config: DataConfig,
+) -> None:
     calibrated = {file.name: file for file in packaged.files_of("stdlib")}
     assert len(calibrated) > 100
     everything = "\n".join(packaged.documents_of("stdlib"))
@@ -67,10 +71,15 @@ def test_a_mix_whose_package_or_rows_are_missing_is_refused_before_work(
     config = compose("compress", Config, ["out=x"])
     config.data = data_config
     config.calibration.mix = {"text": 1.0, "rows": 0.5}
-    with pytest.raises(ConfigError, match=r"calibration\.mix: the mix names 'rows', but data\.rows is empty"):
+    with pytest.raises(
+        ConfigError, match=r"calibration\.mix: the mix names 'rows', but data\.rows is empty"
+    ):
         check_settings("compress", config)
     config.calibration.mix = {"text": 1.0, "languages": 0.5, "rows": 0.0}
-    assert list(kinds_of_data(config)) == [("calibration.mix", "text"), ("calibration.mix", "languages")]
+    assert list(kinds_of_data(config)) == [
+        ("calibration.mix", "text"),
+        ("calibration.mix", "languages"),
+    ]
     check_settings("compress", config)
     original = importlib.util.find_spec
 
@@ -79,7 +88,8 @@ def test_a_mix_whose_package_or_rows_are_missing_is_refused_before_work(
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     with pytest.raises(
-        ConfigError, match=r"calibration\.mix: .*agent-forge\[demo\]'.*leave 'languages' out of the mix"
+        ConfigError,
+        match=r"calibration\.mix: .*agent-forge\[demo\]'.*leave 'languages' out of the mix",
     ):
         check_settings("compress", config)
     with pytest.raises(DataError, match="chatterbot_corpus: the package is not installed"):

@@ -1,4 +1,6 @@
-"""A context longer than a model's positions: cut on the left, scored in windows, or refused; never an index out of range."""
+"""A context longer than a model's positions: cut on the left, scored in windows, or refused; never
+an index out of range.
+"""
 
 import json
 import logging
@@ -30,14 +32,18 @@ def short_model(tiny_tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def short_tokenizer(
-    short_model: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    short_model: GPT2LMHeadModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> PreTrainedTokenizerFast:
     place = tmp_path_factory.mktemp("short")
     models.save(short_model, tiny_tokenizer, place)
     return models.load_tokenizer(place)
 
 
-def test_the_tokenizer_of_a_checkpoint_knows_the_models_positions(short_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_tokenizer_of_a_checkpoint_knows_the_models_positions(
+    short_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     assert windows.longest(short_tokenizer) == POSITIONS
     assert windows.stored_positions({"text_config": {"max_position_embeddings": 7}}) == 7
     assert windows.stored_positions({"model_type": "bloom"}) is None
@@ -45,7 +51,9 @@ def test_the_tokenizer_of_a_checkpoint_knows_the_models_positions(short_tokenize
 
 @pytest.mark.parametrize("limit", [5, 8, 9, 40])
 @pytest.mark.parametrize("scored", ["all", "end", "some"])
-def test_scoring_windows_hold_every_scored_token_once_with_what_stands_before_it(limit: int, scored: str) -> None:
+def test_scoring_windows_hold_every_scored_token_once_with_what_stands_before_it(
+    limit: int, scored: str
+) -> None:
     count = 23
     masks = {"all": [i > 0 for i in range(count)], "end": [i > count - 4 for i in range(count)],
              "some": [i in (3, 4, 17) for i in range(count)]}  # fmt: skip
@@ -66,7 +74,7 @@ def test_long_rows_are_scored_as_windows_by_hand(short_model: GPT2LMHeadModel) -
     generator = np.random.default_rng(0)
     ids = generator.integers(0, 300, 75).tolist()
     row = (ids, [i > 0 for i in range(75)])
-    found = evaluate.row_nll(short_model, [row, (ids[:20], [i > 0 for i in range(20)])])
+    scores = evaluate.row_nll(short_model, [row, (ids[:20], [i > 0 for i in range(20)])])
     half, expected, done = POSITIONS // 2, 0.0, 1
     for start in range(0, 75, half):
         end = min(start + POSITIONS, 75)
@@ -77,8 +85,8 @@ def test_long_rows_are_scored_as_windows_by_hand(short_model: GPT2LMHeadModel) -
         done = max(done, end)
         if end == 75:
             break
-    assert found[0, 0] == pytest.approx(expected, rel=1e-5)
-    assert found[:, 1].tolist() == [74, 19]
+    assert scores[0, 0] == pytest.approx(expected, rel=1e-5)
+    assert scores[:, 1].tolist() == [74, 19]
 
 
 def test_prompts_are_cut_on_the_left_and_bos_stays(
@@ -87,13 +95,13 @@ def test_prompts_are_cut_on_the_left_and_bos_stays(
     windows._say_cut.cache_clear()
     long = [7 + i % 200 for i in range(90)]
     with caplog.at_level(logging.WARNING):
-        found = models.generate(short_model, [long, long[-22:]], max_new_tokens=10, stop_ids=())
-    assert found[0] == found[1]
-    assert len(found[0]) == 10
+        texts = models.generate(short_model, [long, long[-22:]], max_new_tokens=10, stop_ids=())
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 10
     assert caplog.text.count("cut on the left") == 1
     bos = short_model.config.bos_token_id
-    kept = windows.fitting_prompt([bos, *long], 10, POSITIONS, bos)
-    assert kept == [bos, *long[-21:]]
+    prompt = windows.fitting_prompt([bos, *long], 10, POSITIONS, bos)
+    assert prompt == [bos, *long[-21:]]
     with pytest.raises(ConfigError, match="32 new tokens leave no room"):
         models.generate(short_model, [long], max_new_tokens=POSITIONS, stop_ids=())
 
@@ -101,7 +109,9 @@ def test_prompts_are_cut_on_the_left_and_bos_stays(
 def test_an_agent_answers_however_long_the_conversation(
     short_model: GPT2LMHeadModel, short_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    talker = agent.Agent(short_model, short_tokenizer, settings={"decoder": {"max_new_tokens": 8}, "max_rounds": 1})
+    talker = agent.Agent(
+        short_model, short_tokenizer, settings={"decoder": {"max_new_tokens": 8}, "max_rounds": 1}
+    )
     turn = talker.reply([{"role": "user", "content": "a very long question " * 40}])
     assert len(turn.messages) == 1
 
@@ -115,14 +125,23 @@ def test_windows_past_the_positions_are_refused_in_one_line(
     for take in (lambda n: source.take(generator, n), lambda n: source.windows(n, 2),
                  lambda n: source.take_at(0, n, 0), lambda n: rows.take(generator, n)):  # fmt: skip
         take(POSITIONS)
-        with pytest.raises(ConfigError, match="windows of 33 tokens are longer than the model's 32 positions"):
+        with pytest.raises(
+            ConfigError, match="windows of 33 tokens are longer than the model's 32 positions"
+        ):
             take(POSITIONS + 1)
 
 
 def test_a_row_longer_than_its_window_keeps_its_end_and_is_counted(
     tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    long = [{"messages": [{"role": "user", "content": "x " * 200}, {"role": "assistant", "content": "yes"}]}]
+    long = [
+        {
+            "messages": [
+                {"role": "user", "content": "x " * 200},
+                {"role": "assistant", "content": "yes"},
+            ]
+        }
+    ]
     with caplog.at_level(logging.WARNING):
         source = data.RowSource(long, tiny_tokenizer)
         ids, labels = source.take(np.random.default_rng(0), 32)
@@ -142,10 +161,17 @@ def test_inspect_counts_rows_past_the_models_positions(
     from agent_forge.cli.app import app
 
     models.save(short_model, tiny_tokenizer, tmp_path / "model")
-    row = {"messages": [{"role": "user", "content": "long " * 60}, {"role": "assistant", "content": "y"}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": "long " * 60},
+            {"role": "assistant", "content": "y"},
+        ]
+    }
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     said = CliRunner().invoke(
         app, ["data", "inspect", str(tmp_path / "a.jsonl"), "--tokenizer", str(tmp_path / "model")]
     )
     assert said.exit_code == 0, said.output
-    assert "1 rows are longer than the model's 32 positions: cut on the left" in " ".join(said.stdout.split())
+    assert "1 rows are longer than the model's 32 positions: cut on the left" in " ".join(
+        said.stdout.split()
+    )

@@ -1,4 +1,6 @@
-"""What people give by mistake, and the spellings that they expect to work: one line that names file, row and remedy."""
+"""What people give by mistake, and the spellings that they expect to work: one line that names
+file, row and remedy.
+"""
 
 import json
 import os
@@ -22,20 +24,30 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("turn.jsonl", '{"messages": ["hi"]}', r"turn\.jsonl, row 1: turn 1: a turn is an object .*, got a str"),
+        ("turn.jsonl",
+         '{"messages": ["hi"]}', r"turn\.jsonl, row 1: turn 1: a turn is an object .*, got a str"),
         ("none.jsonl", '{"messages": []}', r"row 1: a conversation without a turn"),
-        ("list.jsonl", "[1]", r"list\.jsonl:1: a row is a JSON object with named fields, got a list"),
+        ("list.jsonl",
+         "[1]", r"list\.jsonl:1: a row is a JSON object with named fields, got a list"),
         ("list.json", "[3]", r"list\.json, row 1: a row is a JSON object"),
         ("one.json", '{"a": 1}', r"one\.json: a list of rows is expected, got one dict"),
         ("cut.json", "[", r"cut\.json: not JSON"),
         ("empty.jsonl", "", r"empty\.jsonl holds no row"),
-        ("column.jsonl", '{"foo": 1}', r"column\.jsonl, row 1: a row with the keys \['foo'\] is no conversation; known:"),
-        ("picture.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', r"content of type list"),
-        ("call.jsonl", '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}', "no JSON"),
+        ("column.jsonl",
+         '{"foo": 1}',
+         r"column\.jsonl, row 1: a row with the keys \['foo'\] is no conversation; known:"),
+        ("picture.jsonl",
+         '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+         r"content of type list"),
+        ("call.jsonl",
+         '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}',
+         "no JSON"),
         ("rows.csv", "a,b", r"rows\.csv' is of another kind; give a \.jsonl"),
     ],
 )  # fmt: skip
-def test_rows_that_cannot_be_used_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_rows_that_cannot_be_used_are_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         rows.read([str(tmp_path / name)], "train")
@@ -73,7 +85,10 @@ def test_a_folder_or_file_without_permission_is_named(read: Any) -> None:
         folder.mkdir()
         for closed in (folder, file):
             closed.chmod(0o000)
-            with without_rights(), pytest.raises(DataError, match=rf"cannot read {closed}: Permission denied"):
+            with (
+                without_rights(),
+                pytest.raises(DataError, match=rf"cannot read {closed}: Permission denied"),
+            ):
                 read(str(closed))
 
 
@@ -87,10 +102,16 @@ def test_a_json_list_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 
 
 def test_text_parts_and_tool_calls_become_the_text_that_is_trained(tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "calculator", "arguments": '{"expression": "1+2"}'}}
+    call = {
+        "type": "function",
+        "function": {"name": "calculator", "arguments": '{"expression": "1+2"}'},
+    }
     row = {
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "1+2?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "1+2?"}],
+            },
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "content": "3"},
         ]
@@ -98,7 +119,8 @@ def test_text_parts_and_tool_calls_become_the_text_that_is_trained(tmp_path: Pat
     (tmp_path / "calls.jsonl").write_text(json.dumps(row))
     ((_, turns),) = rows.conversations(str(tmp_path / "calls.jsonl"))
     assert [turn["content"] for turn in turns] == [
-        "What is 1+2?", '<tool_call>{"name": "calculator", "arguments": {"expression": "1+2"}}</tool_call>',
+        "What is 1+2?",
+        '<tool_call>{"name": "calculator", "arguments": {"expression": "1+2"}}</tool_call>',
         "<tool_response>3</tool_response>",
     ]  # fmt: skip
 
@@ -134,7 +156,8 @@ def test_bytes_that_are_no_utf8_are_refused_with_their_place(
     tmp_path: Path, suffix: str, content: bytes, message: str
 ) -> None:
     file = tmp_path / f"a{suffix}"
-    if suffix == ".jsonl" and content.startswith((b"ok\n", b"A\n")):  # the first line must be JSON to get further
+    # the first line must be JSON to get further
+    if suffix == ".jsonl" and content.startswith((b"ok\n", b"A\n")):
         content = content.replace(b"ok", b"{}", 1).replace(b"A\n", b"1\n", 1)
         message = message if content.startswith(b"{") else "row is a JSON object"
     file.write_bytes(content)
@@ -144,7 +167,9 @@ def test_bytes_that_are_no_utf8_are_refused_with_their_place(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32", "gb18030"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32", "gb18030"]
+)
 def test_a_named_encoding_is_followed_everywhere(tmp_path: Path, encoding: str) -> None:
     text = "Grüße"
     (tmp_path / "a.txt").write_bytes(f"{text}\r\nzwei".encode(encoding))
@@ -160,11 +185,14 @@ def test_a_named_encoding_is_followed_everywhere(tmp_path: Path, encoding: str) 
 @pytest.mark.parametrize(
     ("line", "byte"),
     [
-        (r'{"text": "a\ud800"}', 11), (r'{"text": "\udc00\ud83d\ude00"}', 10), (r'{"text": "\ud83d\ud83d\ude00"}', 10),
+        (r'{"text": "a\ud800"}',
+         11), (r'{"text": "\udc00\ud83d\ude00"}', 10), (r'{"text": "\ud83d\ud83d\ude00"}', 10),
         (r'{"text": "é\\\udbff x"}', 14), (r'{"\ud800": 1}', 2),
     ],
 )  # fmt: skip
-def test_half_a_surrogate_pair_is_refused_with_its_line_and_byte(tmp_path: Path, line: str, byte: int) -> None:
+def test_half_a_surrogate_pair_is_refused_with_its_line_and_byte(
+    tmp_path: Path, line: str, byte: int
+) -> None:
     first = json.dumps({"text": r"fine \ud800, as it is no escape 😀"}) + "\n"
     (tmp_path / "a.jsonl").write_text(first + line + "\n", encoding="utf-8")
     with pytest.raises(
@@ -179,12 +207,16 @@ def test_half_a_surrogate_pair_is_refused_with_its_line_and_byte(tmp_path: Path,
     assert list(read_source(str(tmp_path / "a.jsonl"))) == [r"fine \ud800, as it is no escape 😀"]
 
 
-def test_a_row_of_text_that_is_of_no_kind_is_named_and_one_marked_out_is_left_out(tmp_path: Path) -> None:
+def test_a_row_of_text_that_is_of_no_kind_is_named_and_one_marked_out_is_left_out(
+    tmp_path: Path,
+) -> None:
     lines = [{"text": "yes"}, {"text": "no", "weight": 0}, {"text": None, "id": 3}, {"txt": "typo"}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines[:3])))
     assert list(read_source(str(tmp_path / "a.jsonl"))) == ["yes"]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(DataError, match=r"a\.jsonl, row 4: no usable row; .*it has the keys \['txt'\]"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl, row 4: no usable row; .*it has the keys \['txt'\]"
+    ):
         list(read_source(str(tmp_path / "a.jsonl")))
 
 
@@ -207,7 +239,10 @@ def test_an_encoding_that_does_not_exist_is_a_setting_to_mend(tmp_path: Path) ->
     ("row", "message"),
     [
         ('{"text": "a", "text": "b"}', r"a\.jsonl:1: the key 'text' stands twice in one object"),
-        ('{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}', "the key 'role' stands twice"),
+        (
+            '{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}',
+            "the key 'role' stands twice",
+        ),
         (
             '{"text": "a", "meta": ' + '{"a": ' * 800 + "1" + "}" * 801,
             "more than 64 objects and lists inside one another",
@@ -215,7 +250,9 @@ def test_an_encoding_that_does_not_exist_is_a_setting_to_mend(tmp_path: Path) ->
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_a_row_that_would_lose_a_key_or_never_ends_is_refused(tmp_path: Path, row: str, message: str) -> None:
+def test_a_row_that_would_lose_a_key_or_never_ends_is_refused(
+    tmp_path: Path, row: str, message: str
+) -> None:
     (tmp_path / "a.jsonl").write_text(row + "\n", encoding="utf-8")
     for read in (read_source, rows.conversations):
         with pytest.raises(DataError, match=message):

@@ -1,4 +1,6 @@
-"""Key-value recall: a list of facts, then a question about one of them. Difficulty is the number of facts.
+"""Key-value recall: a list of facts, then a question about one of them.
+
+Difficulty is the number of facts.
 
 The same facts in another order, with the same question, are the same question.
 """
@@ -10,9 +12,9 @@ import numpy as np
 from agent_forge.data.synthetic import chat, draw_rows
 
 KEYS = (
-    "red box", "blue box", "green box", "old door", "new door", "big ship", "small ship", "north gate", "south gate",
-    "east tower", "west tower", "first room", "last room", "iron chest", "gold chest", "stone bridge", "black horse",
-    "white horse", "tall tree", "long road",
+    "red box", "blue box", "green box", "old door", "new door", "big ship", "small ship",
+    "north gate", "south gate", "east tower", "west tower", "first room", "last room", "iron chest",
+    "gold chest", "stone bridge", "black horse", "white horse", "tall tree", "long road",
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def question_text(key: str) -> str:
 
 
 def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> list[dict[str, Any]]:
-    """Return `count` rows of `split`; `difficulty` 1..5 fixes the number of facts (difficulty + 1)."""
+    """Return `count` rows of `split`; `difficulty` 1..5 is the number of facts less 1."""
 
     def make(generator: np.random.Generator) -> tuple[str, dict[str, Any]]:
         level = difficulty or int(generator.integers(1, 6))

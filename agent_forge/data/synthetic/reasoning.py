@@ -1,7 +1,8 @@
-"""Arithmetic, comparison, logic and sequences with short worked answers, in five levels of difficulty.
+"""Arithmetic, comparison, logic and sequences with short worked answers, in five levels.
 
-The answer is the last word of the reply; what stands before it is the chain of thought. Canonical are the numbers of a
-sum or a comparison in ascending order, and the people of an order by height, whatever the order of the facts.
+The answer is the last word of the reply; what stands before it is the chain of thought. Canonical
+are the numbers of a sum or a comparison in ascending order, and the people of an order by height,
+whatever the order of the facts.
 """
 
 from itertools import pairwise
@@ -16,7 +17,9 @@ NAMES = (
     "Kim", "Lea", "Max", "Ned", "Pam", "Ray", "Sue", "Tom", "Una", "Val",
 )  # fmt: skip
 TWO_DIGIT_SHARE = (
-    0.3  # of sums of two or three numbers, one of which then has two digits: one-digit ones are soon all seen
+    # The share of sums of two or three numbers in which one number has two digits: sums of digits
+    # alone are soon all seen.
+    0.3
 )
 
 
@@ -27,14 +30,20 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
         level = difficulty or int(generator.integers(1, 6))
         kind = MAKERS[int(generator.integers(len(MAKERS)))]
         canonical, question, thought, answer = kind(generator, level)
-        row = {"messages": chat(question, f"{thought} {answer}"), "answer": answer, "difficulty": level}
+        row = {
+            "messages": chat(question, f"{thought} {answer}"),
+            "answer": answer,
+            "difficulty": level,
+        }
         return canonical, {**row, "kind": kind.__name__.removeprefix("_")}
 
     return draw_rows("reasoning", count, split, seed, make)
 
 
 def _sum(generator: np.random.Generator, level: int) -> tuple[str, str, str, str]:
-    """Add `level + 1` numbers of one digit (of two or three, sometimes one of two digits), showing the running total."""
+    """Add `level + 1` numbers of one digit (of two or three, sometimes one of two digits), showing
+    the running total.
+    """
     numbers = [int(n) for n in generator.integers(0, 10, level + 1)]
     if level <= 2 and generator.random() < TWO_DIGIT_SHARE:
         numbers[int(generator.integers(len(numbers)))] = int(generator.integers(10, 50))

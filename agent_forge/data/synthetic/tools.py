@@ -1,8 +1,9 @@
-"""Questions that need the calculator (call, result, answer), and a few that must be answered without a call.
+"""Questions that need the calculator (call, result, answer), and a few that need no call.
 
-The result in a row is Python's own exact arithmetic on the expression. Canonical is the expression, its operands in
-ascending order where they commute, so held-out questions ask for sums that were never trained, commuted or reworded.
-Rows of the same two numbers are a cluster. Questions without a call are a kind of their own.
+The result in a row is Python's own exact arithmetic on the expression. Canonical is the expression,
+its operands in ascending order where they commute, so held-out questions ask for sums that were
+never trained, commuted or reworded. Rows of the same two numbers are a cluster. Questions without a
+call are a kind of their own.
 """
 
 import json
@@ -14,27 +15,45 @@ from agent_forge.data.synthetic import chat, draw_rows
 
 # operator -> (symbol in an expression, phrasings of the question)
 PHRASES: dict[str, tuple[str, ...]] = {
-    "+": ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} + {b}?", "Compute {a} + {b}."),
-    "-": ("What is {a} minus {b}?", "Take {b} from {a}.", "How much is {a} - {b}?", "Compute {a} - {b}."),
-    "*": ("What is {a} times {b}?", "Multiply {a} by {b}.", "How much is {a} * {b}?", "Compute {a} * {b}."),
+    "+": (
+        "What is {a} plus {b}?",
+        "Add {a} and {b}.",
+        "How much is {a} + {b}?",
+        "Compute {a} + {b}.",
+    ),
+    "-": (
+        "What is {a} minus {b}?",
+        "Take {b} from {a}.",
+        "How much is {a} - {b}?",
+        "Compute {a} - {b}.",
+    ),
+    "*": (
+        "What is {a} times {b}?",
+        "Multiply {a} by {b}.",
+        "How much is {a} * {b}?",
+        "Compute {a} * {b}.",
+    ),
 }
 WORDS = (
-    "river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window",
-    "school", "farm", "market", "road", "army", "law", "bank", "ship", "forest", "city",
+    "river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver",
+    "window", "school", "farm", "market", "road", "army", "law", "bank", "ship", "forest", "city",
     "bridge", "gold", "peace", "trade", "coast", "land", "vote", "union", "debt", "mine",
 )  # fmt: skip
 CALL_SHARE = 0.9
 COMMUTES = "+*"
-# Of the easiest questions, the share whose operands have one digit each; the others have one operand
-# of one digit and one of two. Held-out questions are distinct, and only 210 are as short as that.
-# Training repeats them, because copying begins with single digits: with 0.1 in training as well, the
-# nano trunk answered 0 to 5% of its questions, and with 0.8 it answers most (docs/log.md).
+# Of the easiest questions, the share whose operands have one digit each; the others have one
+# operand of one digit and one of two. Held-out questions are distinct, and only 210 are as short as
+# that. Training repeats them, because copying begins with single digits: with 0.1 in training as
+# well, the nano trunk answered 0 to 5% of its questions, and with 0.8 it answers most
+# (docs/log.md).
 HELD_OUT_SHORT_SHARE = 0.1
 TRAINING_SHORT_SHARE = 0.8
 
 
 def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> list[dict[str, Any]]:
-    """Return `count` rows of `split`; `difficulty` 1..3 is the number of digits of an operand, None mixes them."""
+    """Return `count` rows of `split`; `difficulty` 1..3 is the number of digits of an operand, None
+    mixes them.
+    """
     short_share = TRAINING_SHORT_SHARE if split == "train" else HELD_OUT_SHORT_SHARE
 
     def make(generator: np.random.Generator) -> tuple[str, dict[str, Any]]:
@@ -42,7 +61,12 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
             return _calculation(generator, difficulty, short_share)
         word, other = (WORDS[i] for i in generator.permutation(len(WORDS))[:2])
         answer = f"{word} {other}"
-        row = {"messages": chat(f"Repeat the words {answer}.", answer), "answer": answer, "difficulty": 1, "tool": ""}
+        row = {
+            "messages": chat(f"Repeat the words {answer}.", answer),
+            "answer": answer,
+            "difficulty": 1,
+            "tool": "",
+        }
         return f"repeat {sorted((word, other))}", {**row, "kind": "no call"}
 
     return draw_rows("tools", count, split, seed, make)
@@ -72,6 +96,6 @@ def _calculation(
     first, second = sorted((a, b))
     canonical = f"{first}{operator}{second}" if operator in COMMUTES else expression
     return canonical, {
-        "messages": messages, "answer": answer, "difficulty": level, "tool": "calculator", "expression": expression,
-        "kind": "call", "cluster": f"tools/{first},{second}",
+        "messages": messages, "answer": answer, "difficulty": level, "tool": "calculator",
+        "expression": expression, "kind": "call", "cluster": f"tools/{first},{second}",
     }  # fmt: skip
