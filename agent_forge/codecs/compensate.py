@@ -73,6 +73,8 @@ def code_in_order(
             target = work[:, first:last].clone()
             coded[:, first:last] = quantise(target, first)
             scaled = _over(target - coded[:, first:last], upper[first:last, first:last])
+            # Columns of this run are compensated at once, the rest of the matrix after the run, by
+            # one large product instead of many small ones.
             if fused:
                 work[:, last:end].addr_(scaled[:, 0], upper[first, last:end], alpha=-1)
             else:
@@ -143,5 +145,6 @@ def pad_columns(
     if hessian is None:
         return padded, None
     wide = torch.nn.functional.pad(hessian, (0, missing, 0, missing))
+    # A positive diagonal, so that the padded Hessian has an inverse.
     wide.diagonal()[-missing:] = hessian.diagonal().mean()
     return padded, wide

@@ -119,6 +119,7 @@ def _zstd_may_win(packed: bytes, best_bytes: int) -> bool:
         return True
     import zstandard
 
+    # The middle, because the beginning of a matrix may be unlike the rest.
     middle = packed[(len(packed) - SAMPLE_SYMBOLS) // 2 :][:SAMPLE_SYMBOLS]
     tried = zstandard.ZstdCompressor(level=3).compress(middle)
     return len(tried) / SAMPLE_SYMBOLS < 1.05 * best_bytes / len(packed)
@@ -127,6 +128,7 @@ def _zstd_may_win(packed: bytes, best_bytes: int) -> bool:
 def _model(levels: Symbols) -> Any:
     from constriction import stream  # type: ignore[attr-defined]
 
+    # Only the stored levels enter, so that reader and writer have the same table.
     weights = np.where(
         levels > 0, np.exp2((levels.astype(np.float64) - 255) / STEPS_PER_OCTAVE), 0.0
     )
@@ -196,9 +198,11 @@ def compress_blocks(codes: NDArray[np.int8], by_row: Symbols, by_column: Symbols
         (key, codes[np.ix_(rows, columns)].ravel())
         for key, rows, columns in _blocks(by_row, by_column)
     ]
+    # Blocks with one sum of classes share a table: their codes are of one size.
     counts: dict[int, NDArray[np.int64]] = {}
     for key, block in blocks:
         sizes = np.bincount(block.view(np.uint8), minlength=256)
+        # Read as bytes, -1 is 255 and -128 is 128: the upper half, reversed, counts sizes 1 to 128.
         folded = np.append(sizes[:128], 0)
         folded[1:129] += sizes[:127:-1]
         counts[key] = counts.get(key, np.zeros(129, np.int64)) + folded

@@ -2,9 +2,9 @@
 
 The range coder holds Python's lock, so threads alone would wait for each other. `Pool.map` runs a
 function for several items, each in a thread: one thread at a time works in this process, and hands
-its turn on while `call` waits for a worker. Results are those of a plain loop, bit for bit, for a
-worker runs the same function on the same arrays. Reads and writes no files, and does not import
-torch.
+its turn on while `call` waits for a worker. Results are the same as in a plain loop, bit for bit,
+for a worker runs the same function on the same arrays. Reads and writes no files, and does not
+import torch.
 """
 
 import multiprocessing

@@ -116,7 +116,8 @@ def search(blocks: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
     Blocks are in units of a coefficient.
     """
     bases = projection(torch.arange(settings.seeds), settings.block, settings.coefficients)
-    # (P, C, seeds): sums run along the seeds
+    # Shape (P, C, seeds): seeds last, so that the sums below run along contiguous memory. With an
+    # orthonormal basis of each seed's span, the energy in the span is a sum of squares.
     directions = torch.linalg.qr(bases).Q.permute(2, 1, 0).contiguous()
     chunk = max(1, CHUNK_FLOATS // settings.seeds)
     best = min(BEST, settings.seeds)
@@ -125,7 +126,7 @@ def search(blocks: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
         energy = (part @ directions[0]).square_()  # (blocks, seeds)
         for direction in directions[1:]:
             energy.add_((part @ direction).square_())
-        # how much of the block's energy lies in a seed's span
+        # The more of a block's energy lies in a seed's span, the less error is left.
         candidates = energy.topk(best, dim=1).indices
         fits.append(_quantised_best(part, candidates, bases))
     seeds, exponents, coefficients = (torch.cat(parts) for parts in zip(*fits, strict=True))
@@ -142,6 +143,8 @@ def _quantised_best(
     target = blocks[:, None, :, None].expand(-1, candidates.shape[1], -1, 1)
     exact = torch.linalg.lstsq(chosen, target).solution.squeeze(-1)  # (n, b, P)
     top = exact.abs().amax(-1).clamp_min(1e-30)
+    # The smallest exponent that holds the largest coefficient, and the one below: with that one
+    # the largest is clipped, but all others are rounded more finely.
     smallest = torch.ceil(torch.log2(top / COEFFICIENT_HIGH)).clamp(0, EXPONENTS - 1)
     options = torch.stack([(smallest - 1).clamp_min(0), smallest], -1)  # (n, b, 2)
     scale = torch.exp2(options)[..., None]

@@ -223,6 +223,7 @@ def kmeans(vectors: Tensor, weights: Tensor, k: int, iterations: int) -> tuple[T
     """
     stride = -(-len(vectors) // FIT_VECTORS)
     vectors, weights = vectors[::stride], weights[::stride]
+    # The sign of the first entry sets opposite vectors of one size apart.
     order = (vectors.square().sum(1) * vectors[:, 0].sign()).argsort(stable=True)
     centroids = vectors[order[torch.linspace(0, len(order) - 1, k).long()]].clone()
     objective: list[float] = []
@@ -243,6 +244,7 @@ def kmeans(vectors: Tensor, weights: Tensor, k: int, iterations: int) -> tuple[T
 
 def assign(vectors: Tensor, weights: Tensor, centroids: Tensor) -> Tensor:
     """Return the centroid at least weighted distance of each vector (n, v): (n,) int64."""
+    # |x - c|² without |x|², which is the same for all centroids.
     squares, doubles = centroids.square().T, (2 * centroids).T
     indices = [
         (w @ squares - (w * x) @ doubles).argmin(1)

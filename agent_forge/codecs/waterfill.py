@@ -116,6 +116,7 @@ def _widened(weight: Tensor, rows: Tensor, levels: Tensor) -> Tensor:
     widest = COLUMN_LEVELS_PER_OCTAVE * float(over.max().log2()) if len(columns) else 0.0
     for level in range(0, int(widest) + WIDENING_LEVELS + 1, WIDENING_LEVELS):
         wider = 2.0 ** (level / COLUMN_LEVELS_PER_OCTAVE)
+        # What the column does not take has to be taken by the rows whose codes still overflow.
         left = ((over / wider).square() - 1).clamp_min(0).minimum(worth)
         cost = len(weight) * (wider**2 - 1) + weight.shape[1] * left.sum(0)
         raised, best = torch.where(cost < best, level, raised), torch.minimum(cost, best)
@@ -152,6 +153,7 @@ def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tens
         end = min(start + LAZY_COLUMNS, len(work))
         errors = work.new_empty(end - start, work.shape[1])
         for j in range(start, end):
+            # The reciprocals of all rows are computed once; the step of a column is one number.
             unit = work[j] * inverse / steps[j]
             threshold = 0.5 - (dead_rows * dead[j]).clamp_(max=WIDEST_DEAD_ZONE)
             code = unit.abs().add_(threshold).floor_().clamp_(max=LARGEST_CODE).copysign_(unit)
@@ -160,6 +162,7 @@ def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tens
             torch.sub(work[j], code.mul_(rows).mul_(steps[j]), out=error).div_(scales[j])
             if j + 1 < end:
                 work[j + 1 : end].addr_(upper[j, j + 1 : end], error, alpha=-1)
+        # The columns of later runs are updated once per run, by one large product.
         if end < len(work):
             work[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     return codes.T.contiguous()

@@ -217,7 +217,7 @@ class Template:
         return turns
 
     def _marked(self, turn: Mapping[str, Any]) -> str:
-        """Return a turn's text with marks inside its outer white space, as templates may strip it."""
+        """Return a turn's text with marks inside its outer white space."""
         start, end, cut = _MARKS
         text = str(turn["content"])
         if any(mark in text for mark in _MARKS):
@@ -285,7 +285,7 @@ def _with_think(text: str, start: int) -> int:
 
 
 def control_tokens(special: Sequence[str]) -> "re.Pattern[str]":
-    """Return a pattern for the first character of each control token in a text, and of each `<|`."""
+    """Return a pattern of the first characters of control tokens in a text, and of each `<|`."""
     heads = [
         f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in special if len(token) > 1
     ]

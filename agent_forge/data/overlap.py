@@ -1,7 +1,7 @@
 """How much of each held-out split is in training too: in canonical form, and in runs of 13 words.
 
-The canonical form of a document or row is its text in lower case without punctuation; that of a
-generated question is what it asks. Runs of 13 words show what was copied into another document. For
+The canonical form of a document or row is its text in lower case without punctuation; a generated
+question's is what it asks. Runs of 13 words show what was copied into another document. For
 generated rows they are shown but not limited, because templates share their words. Writes nothing.
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-grams).
 """

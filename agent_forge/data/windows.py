@@ -122,7 +122,7 @@ def fitting_prompt(
 
 @functools.cache
 def _say_cut(limit: int) -> None:
-    """Log, once a process, that prompts are cut."""
+    """Log, once per process, that prompts are cut."""
     _log.warning(
         "prompts that do not fit the model's %d positions with their answers are cut on the left",
         limit,

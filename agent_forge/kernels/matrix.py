@@ -201,6 +201,7 @@ class PackedMatrix:
 
     def _multiply_in_blocks(self, x: Array) -> Array:
         out = np.empty((len(x), self.layout.rows), np.float32)
+        # In blocks of rows, so that the dense matrix never exists as a whole.
         for first in range(0, self.layout.rows, SLAB_ROWS):
             rows = np.arange(first, min(first + SLAB_ROWS, self.layout.rows))
             out[:, first : first + len(rows)] = x @ self.decoded(rows).T

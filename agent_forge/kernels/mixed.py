@@ -49,6 +49,7 @@ def evened(codes: Array, scales: Array, order: Array) -> tuple[Array, Array]:
     """
     largest = np.maximum(np.abs(codes.min(0).astype(np.int16)), codes.max(0))
     room = 7 - np.array([int(n).bit_length() for n in range(129)])[largest]
+    # Columns of zeros do not count: their scale has no effect on products.
     used = np.where(largest > 0, scales, np.inf)
     least = np.minimum.reduceat(used[order], np.arange(0, len(order), GROUP))
     least[np.isinf(least)] = 1  # a group of zeros
@@ -127,7 +128,8 @@ def _widths(blocks: Array) -> Array:
 
     A block of zeros has 0 bits.
     """
-    sizes = blocks ^ (blocks >> 7)  # q, or -q - 1 for negative q
+    # Width w holds -2^(w-1) to 2^(w-1) - 1, so q and -q - 1 need the same bits.
+    sizes = blocks ^ (blocks >> 7)
     by_column = sizes.max(1)
     starts = np.arange(0, blocks.shape[2], GROUP)
     largest = np.maximum.reduceat(by_column, starts, axis=1).astype(np.uint8)
@@ -144,7 +146,7 @@ def _lines(widths: Array, sizes: Array) -> Array:
 
 
 def _alike(widths: Array, sizes: Array) -> Iterator[tuple[int, int, tuple[Array, Array]]]:
-    """Yield (width, columns, (tiles, groups)) of blocks of one width and size, except those of 0
+    """Yield (width, columns, (tiles, groups)) of blocks of one width and size, except blocks of 0
     bits.
 
     Blocks that are alike are packed together, by one operation on arrays.
@@ -176,6 +178,7 @@ def _packed_slab(blocks: Array, widths: Array, sizes: Array) -> Array:
 def _packed_blocks(codes: Array, width: int) -> Array:
     """Return codes (n, ROWS, columns) of one width as (n, bytes)."""
     values = (codes.astype(np.int16) + (1 << (width - 1))).astype(np.uint8)
+    # mixed.h draws the planes: the 4-bit plane first, with the lowest bits of the code.
     steps = values.reshape(len(codes), ROWS, -1, STEP)
     planes = []
     below = 0

@@ -19,7 +19,7 @@ def fronts(points: Points) -> list[list[int]]:
     """
     values = np.asarray(points, np.float64).reshape(len(points), -1)
     better = (values[:, None] >= values[None]).all(-1) & (values[:, None] > values[None]).any(-1)
-    losses = np.asarray(better).sum(0)  # by how many points each one is dominated
+    losses = np.asarray(better).sum(0)  # how many points dominate each one
     ordered: list[list[int]] = []
     left = np.ones(len(values), bool)
     while left.any():

@@ -55,8 +55,8 @@ class Space(Protocol[G]):
 class Individual(Generic[G]):
     """A measured genome and where it came from.
 
-    fitness and objectives (all: higher is better) are those of its first `items` items; finished:
-    these are all.
+    fitness and objectives, of which higher is always better, are of its first `items` items.
+    finished: whether these are all items.
     """
 
     genome: G

@@ -51,7 +51,7 @@ def test_rows_that_cannot_be_used_are_named(
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         rows.read([str(tmp_path / name)], "train")
-    with pytest.raises(DataError, match=message):  # and before a long job begins
+    with pytest.raises(DataError, match=message):  # The same holds before a long job begins.
         rows.check_source(str(tmp_path / name))
 
 
