@@ -1,9 +1,9 @@
-"""Merge models of one shape: a recipe is planned and checked whole, then carried out tensor by tensor.
+"""Merge models of one shape: a recipe is checked as a whole, then carried out tensor by tensor.
 
-A method is one file in `methods/`, found by its name: `METHOD` (what it needs, its parameters and their ranges) and
-`merge(inputs) -> piece`. `stream` merges from files into files; `apply` merges tensors in memory and alone needs torch.
-Arithmetic is float32, or float64 for models stored in 16 bits; the result is cast once. Sources: the papers named in
-each file.
+A method is one file in `methods/`, found by its name: `METHOD` (what it needs, its parameters and
+their ranges) and `merge(inputs) -> piece`. `stream` merges from files into files; `apply` merges
+tensors in memory and alone needs torch. Arithmetic is float32, or float64 for models stored in 16
+bits; the result is cast once. Sources: the papers named in each file.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge.merge.layers import Layers, find_layers
 from agent_forge.merge.method import Flag, Inputs, Method, Number, load_method, method_names
-from agent_forge.merge.plan import Plan, TensorPlan, make_plan
+from agent_forge.merge.plan import MergePlan, TensorPlan, make_plan
 from agent_forge.merge.recipe import Recipe, Slice, SliceSource, parse_recipe, read_recipe
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ __all__ = [
     "Flag",
     "Inputs",
     "Layers",
+    "MergePlan",
     "Method",
     "Number",
-    "Plan",
     "Recipe",
     "Slice",
     "SliceSource",

@@ -1,6 +1,7 @@
-"""Numbers as they are stored and as they are merged: safetensors dtypes to float32 or float64 arrays and back.
+"""Numbers as they are stored and as they are merged: safetensors dtypes, float32 and float64.
 
-NumPy has no bfloat16; its values are the upper 16 bits of float32 ones, and travel here as uint16.
+NumPy does not have bfloat16. Its values are the upper 16 bits of float32 values, and are held here
+as uint16.
 """
 
 from dataclasses import dataclass
@@ -52,12 +53,16 @@ FLOATS = tuple(dtype.name for dtype in _KNOWN if dtype.is_floating_point)
 def float_dtype(name: str, where: str) -> DType:
     """Return the floating point dtype called `name`. Raises ConfigError on any other name."""
     if name not in FLOATS:
-        raise ConfigError(f"{where} must be one of {', '.join(FLOATS)}, got '{name}'{did_you_mean(name, FLOATS)}")
+        raise ConfigError(
+            f"{where} must be one of {', '.join(FLOATS)}, got '{name}'{did_you_mean(name, FLOATS)}"
+        )
     return BY_NAME[name]
 
 
 def decode(stored: Array, dtype: DType, target: Any) -> Array:
-    """Return stored numbers as an array of `target` (np.float32 or np.float64); possibly a view: do not write into it."""
+    """Return stored numbers as an array of `target` (np.float32 or np.float64); possibly a view: do
+    not write into it.
+    """
     if dtype.code == "BF16":
         bits = stored.astype(np.uint32)
         bits <<= 16
@@ -66,7 +71,10 @@ def decode(stored: Array, dtype: DType, target: Any) -> Array:
 
 
 def encode(values: Array, dtype: DType) -> Array:
-    """Return float32 or float64 values as they are stored; 16-bit results are rounded by way of float32, half to even."""
+    """Return float32 or float64 values as they are stored.
+
+    16-bit results are rounded by way of float32, half to even.
+    """
     if dtype.code == "F64":
         return values.astype(np.float64, copy=False)
     single = values.astype(np.float32, copy=False)

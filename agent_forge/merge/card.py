@@ -1,4 +1,4 @@
-"""The model card of a merge: what was merged and how, parents with their hashes, whose config it has."""
+"""The model card of a merge: what was merged and how, parents and their hashes, whose config."""
 
 from agent_forge.merge.prepared import Job
 
@@ -7,16 +7,20 @@ def merge_card(job: Job, parents: list[dict[str, str]]) -> str:
     """Return README.md of a merged model."""
     method = job.recipe.method
     names = ", ".join(parent["name"] for parent in parents)
-    rows = "\n".join(f"| {parent['name']} | `{parent['id']}` | {_role(job, i)} |" for i, parent in enumerate(parents))
+    rows = "\n".join(
+        f"| {parent['name']} | `{parent['id']}` | {_role(job, i)} |"
+        for i, parent in enumerate(parents)
+    )
     notes = "\n".join(f"- {note}" for note in job.notes)
     parameters = sum(output.size_bytes // output.dtype.itemsize for output in job.layout.outputs)
+    seed = job.settings.seed
     return f"""---
 tags: [merge, agent-forge, {method}]
 ---
 # A merge of {names}
 
 Method: {method} ({job.plan.method.METHOD.summary}). {parameters:,} stored numbers,
-{job.layout.size_bytes:,} bytes. Random masks, where the method has any, are those of seed {job.settings.seed}.
+{job.layout.size_bytes:,} bytes. Random masks, where the method has any, are those of seed {seed}.
 
 | parent | content id | role |
 |---|---|---|

@@ -1,7 +1,7 @@
-"""Combine task vectors: a weighted sum, or a weighted sum of those that agree with the elected sign.
+"""Combine task vectors: a weighted sum of all, or of the ones that agree with the elected sign.
 
-Sources: task arithmetic (arXiv:2212.04089), TIES (arXiv:2306.01708). Masks multiply rather than select: on random masks
-that is several times faster, and every input is finite.
+Sources: task arithmetic (arXiv:2212.04089), TIES (arXiv:2306.01708). Masks multiply rather than
+select: on random masks that is several times faster, and every input is finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ CANCELLED = 1e-8  # sums of weights below this count as 0
 def shared_parameters(normalize: bool) -> dict[str, Parameter]:
     """Return what all methods that add task vectors share.
 
-    `int8_mask` saves memory in other tools; here no mask outlives its piece, and the flag changes nothing.
+    `int8_mask` saves memory in other tools. Here no mask outlives its piece, so the flag is read
+    and has no effect.
     """
     return {"normalize": Flag(normalize), "lambda": LAMBDA, "int8_mask": Flag(False)}
 
@@ -34,8 +35,13 @@ def cancelled(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> s
     return ""
 
 
-def add_weighted(base: Array, deltas: Sequence[Array], weights: Sequence[float], shared: Mapping[str, Any]) -> Array:
-    """Return base + lambda * sum(w * delta), divided by sum(w) when `normalize`. Overwrites the deltas."""
+def add_weighted(
+    base: Array, deltas: Sequence[Array], weights: Sequence[float], shared: Mapping[str, Any]
+) -> Array:
+    """Return base + lambda * sum(w * delta), divided by sum(w) when `normalize`.
+
+    Overwrites the deltas.
+    """
     total = weighted_sum(deltas, weights)
     total *= shared["lambda"] / (sum(weights) if shared["normalize"] else 1.0)
     total += base
@@ -50,10 +56,14 @@ def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
     return total
 
 
-def add_elected(base: Array, deltas: Sequence[Array], weights: Sequence[float], shared: Mapping[str, Any]) -> Array:
-    """Return base + lambda * (sum of the weighted deltas whose sign is that of their sum; zero counts as +).
+def add_elected(
+    base: Array, deltas: Sequence[Array], weights: Sequence[float], shared: Mapping[str, Any]
+) -> Array:
+    """Return base + lambda * (sum of the weighted deltas with the sign of their sum; zero counts as
+    +).
 
-    `normalize` divides each entry by the summed weights of the agreeing models. Overwrites the deltas.
+    `normalize` divides each entry by the summed weights of the agreeing models. Overwrites the
+    deltas.
     """
     sign = weighted_sum(deltas, weights)
     sign += 0.0  # turns -0 into 0, which counts as +
@@ -61,7 +71,7 @@ def add_elected(base: Array, deltas: Sequence[Array], weights: Sequence[float], 
     total, divisor = np.zeros_like(base), np.zeros_like(base)
     for delta, weight in zip(deltas, weights, strict=True):
         delta *= weight
-        delta *= sign  # what agrees is positive now
+        delta *= sign  # deltas that agree are positive now
         if shared["normalize"]:
             divisor += np.multiply(delta > 0, weight, dtype=base.dtype)
         total += np.maximum(delta, 0.0, out=delta)

@@ -1,7 +1,8 @@
-"""Read the YAML of a recipe: text stays as typed where text is meant, numbers are numbers however they are written.
+"""Read the YAML of a recipe: text stays as typed, and numbers are numbers however they are written.
 
-YAML 1.1 reads `1e-3` as text and a model called `2024_01` as a whole number. So every scalar is read as text first; the
-place where it stands then decides what it becomes. A key that stands twice is refused: one of the two would be dropped.
+YAML 1.1 reads `1e-3` as text and a model called `2024_01` as a whole number. So every scalar is
+read as text first; the key under which it stands then decides what it becomes. A key that stands
+twice is refused, because one of the two would be dropped.
 """
 
 from typing import Any
@@ -12,8 +13,8 @@ from agent_forge.core.errors import ConfigError
 
 # Places that hold text; all others hold numbers, flags, lists or entries.
 TEXT_KEYS = (
-    "merge_method", "base_model", "model", "dtype", "out_dtype", "tokenizer_source", "source", "chat_template", "filter",
-    "kind", "token",
+    "merge_method", "base_model", "model", "dtype", "out_dtype", "tokenizer_source", "source",
+    "chat_template", "filter", "kind", "token",
 )  # fmt: skip
 NULL, TEXT, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -30,7 +31,8 @@ class _Loader(yaml.SafeLoader):
                 line = key.start_mark.line + 1
                 if key.value in seen:
                     raise ConfigError(
-                        f"'{key.value}' stands twice, in line {seen[key.value]} and line {line}; keep one of them"
+                        f"'{key.value}' stands twice, in line {seen[key.value]} and line {line}; "
+                        "keep one of them"
                     )
                 seen[key.value] = line
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
@@ -54,7 +56,9 @@ def read_document(content: bytes | str) -> Any:
 
 
 def typed(value: Any, text: bool = False) -> Any:
-    """Return a document in which all text is a number or a flag that reads as one, where no text is meant."""
+    """Return a document in which text that reads as a number or flag is one, where text is not
+    meant.
+    """
     if isinstance(value, dict):
         return {key: typed(entry, str(key) in TEXT_KEYS) for key, entry in value.items()}
     if isinstance(value, list):

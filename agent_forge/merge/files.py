@@ -1,6 +1,7 @@
-"""Read a model's safetensors piece by piece: headers first, numbers by place, nothing mapped and nothing kept.
+"""Read a model's safetensors piece by piece: headers first, then numbers at their offsets.
 
-A mapped file's pages count as this process's memory; reads by place do not. Torch is not needed.
+Files are not mapped, because a mapped file's pages count as this process's memory. Torch is not
+needed.
 """
 
 import json
@@ -17,15 +18,19 @@ from agent_forge.merge.arrays import BY_CODE, Array, DType, all_finite
 from agent_forge.merge.pieces import Stored
 
 WEIGHTS = "model.safetensors"
-IMPORTANCE = "fisher"  # subdirectory of a model that rates its weights
+IMPORTANCE = "fisher"  # subdirectory of a model with the measured importance of its weights
 INDEX = "model.safetensors.index.json"
-POINTER = b"version https://git-lfs"  # the beginning of what Git keeps in the place of a large file
+# how the text begins that Git keeps in the place of a large file
+POINTER = b"version https://git-lfs"
 MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 Form = tuple[tuple[int, ...], DType]
 
 
 class ModelFiles:
-    """The tensors of one model directory. `forms`: name -> (shape, dtype); `label`: what the recipe calls the model."""
+    """The tensors of one model directory.
+
+    `forms`: name -> (shape, dtype); `label`: what the recipe calls the model.
+    """
 
     def __init__(self, directory: Path, label: str) -> None:
         self.directory, self.label = directory, label
@@ -35,12 +40,17 @@ class ModelFiles:
         self._open: list[int] = []
         for file in self.files:
             self._read_header(file)
-        self.importance = ModelFiles(directory / IMPORTANCE, label) if (directory / IMPORTANCE).is_dir() else None
+        self.importance = (
+            ModelFiles(directory / IMPORTANCE, label) if (directory / IMPORTANCE).is_dir() else None
+        )
 
     @property
     def others(self) -> list[str]:
-        """Return the names of safetensors files beside the model's that are no part of it."""
-        return sorted({path.name for path in self.directory.glob("*.safetensors")} - {path.name for path in self.files})
+        """Return the names of safetensors files beside the model's that are not part of it."""
+        return sorted(
+            {path.name for path in self.directory.glob("*.safetensors")}
+            - {path.name for path in self.files}
+        )
 
     def rated(self, name: str) -> Stored:
         """Return the measured importance of a tensor; the plan has checked that there is one."""
@@ -48,11 +58,14 @@ class ModelFiles:
         return self.importance.stored(name)
 
     def stored(self, name: str) -> Stored:
-        """Return a tensor where it lies. Reading it raises CheckpointError when it holds a NaN or an infinity."""
+        """Return a tensor where it lies.
+
+        Reading it raises CheckpointError when it holds a NaN or an infinity.
+        """
         return self._stored[name]
 
     def put(self, name: str, stored: Stored) -> None:
-        """Let `name` stand for another tensor: a tied one, or one with its rows rearranged."""
+        """Let `name` mean another tensor: a tied one, or one with its rows rearranged."""
         self.forms[name] = (stored.shape, stored.dtype)
         self._stored[name] = stored
 
@@ -74,41 +87,65 @@ class ModelFiles:
             size = os.fstat(descriptor).st_size
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
             if os.pread(descriptor, len(POINTER), 0) == POINTER:
-                raise CheckpointError(f"{file} only points to the weights; fetch them with `git lfs pull`")
+                raise CheckpointError(
+                    f"{file} only points to the weights; fetch them with `git lfs pull`"
+                )
             if size < 8 or length > min(size - 8, MOST_HEADER_BYTES):
                 raise CheckpointError(
-                    f"{file} is damaged: its header does not fit into the file; restore it from a copy"
+                    f"{file} is damaged: its header does not fit into the file; restore it from a "
+                    "copy"
                 )
             header = json.loads(os.pread(descriptor, length, 8))
         except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}; restore it from a copy") from None
+            raise CheckpointError(
+                f"{file} cannot be read: {error.strerror}; restore it from a copy"
+            ) from None
         except ValueError:
-            raise CheckpointError(f"{file} is damaged: its header is not JSON; restore it from a copy") from None
+            raise CheckpointError(
+                f"{file} is damaged: its header is not JSON; restore it from a copy"
+            ) from None
         for name, entry in header.items():
             if name != "__metadata__":
                 self._add(file, descriptor, 8 + length, size, name, entry)
 
-    def _add(self, file: Path, descriptor: int, origin: int, size: int, name: str, entry: Mapping[str, Any]) -> None:
+    def _add(
+        self,
+        file: Path,
+        descriptor: int,
+        origin: int,
+        size: int,
+        name: str,
+        entry: Mapping[str, Any],
+    ) -> None:
         dtype = BY_CODE.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(
-                f"{file}: {name} has dtype {entry['dtype']}, which is not read here; convert it to bfloat16 first"
+                f"{file}: {name} has dtype {entry['dtype']}, which is not read here; convert it to "
+                "bfloat16 first"
             )
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        if end - begin != math.prod(shape) * dtype.itemsize or not 0 <= begin <= end <= size - origin:
+        if (
+            end - begin != math.prod(shape) * dtype.itemsize
+            or not 0 <= begin <= end <= size - origin
+        ):
             raise CheckpointError(
-                f"{file} is damaged: {name} does not lie where its header says; restore it from a copy"
+                f"{file} is damaged: {name} does not lie where its header says; restore it from a "
+                "copy"
             )
         if name in self.forms:
-            raise CheckpointError(f"{file}: {name} is also in another file of {self.directory}; remove one of them")
+            raise CheckpointError(
+                f"{file}: {name} is also in another file of {self.directory}; remove one of them"
+            )
         where = f"{self.label}: {name}"
 
         def read(start: int, stop: int) -> Array:
             count = (stop - start) * dtype.itemsize
             raw = os.pread(descriptor, count, origin + begin + start * dtype.itemsize)
             if len(raw) != count:
-                raise CheckpointError(f"{file} became shorter while it was read; restore it from a copy")
+                raise CheckpointError(
+                    f"{file} became shorter while it was read; restore it from a copy"
+                )
             values = np.frombuffer(raw, dtype.stored)
             if not all_finite(values, dtype):
                 raise CheckpointError(f"{where} holds NaN or infinity; merge a sound checkpoint")
@@ -118,11 +155,14 @@ class ModelFiles:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a directory that hold its model, as transformers chooses them.
+    """Return the safetensors files of a directory that hold its model, as transformers chooses
+    them.
 
-    model.safetensors comes before the files that an index lists; other files beside them (a second copy in another
-    format or precision, an adapter) are no part of the model. A lone file may have any name.
-    Raises CheckpointError when there are none, one is missing, or it cannot be said which ones belong to the model.
+    model.safetensors comes before the files that an index lists; other files beside them (a second
+    copy in another format or precision, an adapter) are not part of the model. A lone file may have
+    any name.
+    Raises CheckpointError when there are none, one is missing, or it cannot be said which ones
+    belong to the model.
     """
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
@@ -133,18 +173,25 @@ def weight_files(directory: Path) -> list[Path]:
         return files
     if any(file.name.startswith("adapter_") for file in files):
         raise CheckpointError(
-            f"{directory} holds an adapter, not a model; merge it into its base model first (peft: merge_and_unload)"
+            f"{directory} holds an adapter, not a model; merge it into its base model first (peft: "
+            "merge_and_unload)"
         )
     if files:
         raise CheckpointError(
-            f"{directory} has {len(files)} .safetensors files, but neither {WEIGHTS} nor {INDEX}, which says which of "
+            f"{directory} has {len(files)} .safetensors files, but neither {WEIGHTS} nor {INDEX}, "
+            "which says which of "
             "them hold the model; restore one of the two"
         )
-    raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
+    raise CheckpointError(
+        f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it"
+    )
 
 
 def _listed(directory: Path) -> list[Path]:
-    """Return the files that the index lists. Raises CheckpointError when it is damaged, or one is missing."""
+    """Return the files that the index lists.
+
+    Raises CheckpointError when it is damaged, or one is missing.
+    """
     index = directory / INDEX
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

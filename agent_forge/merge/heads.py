@@ -1,7 +1,8 @@
 """Output heads that share the embedding's weights in one model and are stored apart in another.
 
-What a model has follows from its files and its config as transformers reads them: without a stored head the embedding
-serves; a stored head that equals the embedding is a duplicate, unless the config says that the two are apart.
+What a model has follows from its files and its config as transformers reads them: without a stored
+head the embedding serves; a stored head that equals the embedding is a duplicate, unless the config
+says that the two are apart.
 """
 
 from collections.abc import Mapping
@@ -28,16 +29,21 @@ def head_name(files: ModelFiles) -> str:
 
 def ties(config: Mapping[str, Any]) -> bool | None:
     """Return whether a config shares the embedding with the head; None when it does not say."""
-    inner: Mapping[str, Any] = next((config[key] for key in NESTED if isinstance(config.get(key), dict)), {})
+    inner: Mapping[str, Any] = next(
+        (config[key] for key in NESTED if isinstance(config.get(key), dict)), {}
+    )
     value = config.get(TIE, inner.get(TIE))
     return value if isinstance(value, bool) else None
 
 
-def settle(models: Mapping[str, tuple[ModelFiles, Mapping[str, Any]]]) -> tuple[bool | None, list[str]]:
+def settle(
+    models: Mapping[str, tuple[ModelFiles, Mapping[str, Any]]],
+) -> tuple[bool | None, list[str]]:
     """Make all models (files and config) alike: all with a head of their own, or all without.
 
-    Duplicates of the embedding are left out. Where some models have a head of their own, the others get a copy of their
-    embedding as one. Return what the result's config must say of shared weights (None: what it says already), and notes.
+    Duplicates of the embedding are left out. Where some models have a head of their own, the others
+    get a copy of their embedding as one. Return what the result's config must say about shared
+    weights (None where it may stay as it is), and notes.
     """
     notes = []
     dropped = False
@@ -55,12 +61,18 @@ def settle(models: Mapping[str, tuple[ModelFiles, Mapping[str, Any]]]) -> tuple[
         embedding = embedding_name(files)
         if not heads[label] and embedding and ties(config) is not False:
             files.put(heads[owner], files.stored(embedding))
-            notes.append(f"{label} ties its head to its embedding, {owner} does not: the result has both apart")
+            notes.append(
+                f"{label} ties its head to its embedding, {owner} does not: the result has both "
+                "apart"
+            )
     return False, notes
 
 
 def _named_like(files: ModelFiles, endings: tuple[str, ...]) -> str:
-    return next((name for ending in endings for name in files.forms if f".{name}".endswith(f".{ending}")), "")
+    return next(
+        (name for ending in endings for name in files.forms if f".{name}".endswith(f".{ending}")),
+        "",
+    )
 
 
 def _equal(files: ModelFiles, one: str, other: str) -> bool:

@@ -1,8 +1,9 @@
-"""Merge models once, as a recipe says: read mergekit's YAML, check everything, stream the weights, write a checkpoint.
+"""Merge models as a recipe says: read its YAML, check everything, stream the weights, write them.
 
-Reads Forge checkpoints and plain Hugging Face directories; writes a checkpoint of phase "merge" with the recipe and a
-model card. Nothing is written before names, shapes, parameters, configs and tokenizers have been found to fit. Needs
-neither torch nor transformers, whose imports would take longer than most merges.
+Reads Forge checkpoints and plain Hugging Face directories; writes a checkpoint of phase "merge"
+with the recipe and a model card. Nothing is written before names, shapes, parameters, configs and
+tokenizers have been found to fit. Needs neither torch nor transformers, whose imports would take
+longer than most merges.
 """
 
 import json
@@ -23,18 +24,31 @@ from agent_forge.merge.card import merge_card
 from agent_forge.merge.document import read_document
 from agent_forge.merge.layers import NESTED, stack_config
 from agent_forge.merge.prepared import CONFIG, GENERATION, Job, Source
-from agent_forge.merge.settle import compare_configs, inner, locate, open_sources, settle_heads, settle_vocabulary
+from agent_forge.merge.settle import (
+    compare_configs,
+    inner,
+    locate,
+    open_sources,
+    settle_heads,
+    settle_vocabulary,
+)
 from agent_forge.merge.tokenizer_files import TOKENIZER
 
 RECIPE, TEMPLATE = "merge_recipe.yml", "chat_template.jinja"
 # What a tokenizer may consist of, as file name patterns.
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model*", "spiece.model", "sentencepiece*.model", "*.tiktoken", "tekken.json",
-    TEMPLATE, "additional_chat_templates/*.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model*", "spiece.model",
+    "sentencepiece*.model", "*.tiktoken", "tekken.json", TEMPLATE,
+    "additional_chat_templates/*.jinja",
 )  # fmt: skip
-# Files that spell out the vocabulary a second time: a united vocabulary makes them stale.
-KEPT_AFTER_UNION = ("tokenizer_config.json", "special_tokens_map.json", TEMPLATE, "additional_chat_templates/*.jinja")
+# Files that repeat the vocabulary: they would be wrong beside a united vocabulary.
+KEPT_AFTER_UNION = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    TEMPLATE,
+    "additional_chat_templates/*.jinja",
+)
 
 
 def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0) -> Job:
@@ -53,14 +67,15 @@ def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0
     plan = make_plan(recipe, files)
     notes += plan.notes
     dtype = recipe.out_dtype or recipe.dtype
-    settings = stream.Settings(
+    settings = stream.StreamSettings(
         dtype=float_dtype(dtype, "dtype") if dtype else None,
         wide=bool(recipe.dtype) and float_dtype(recipe.dtype, "dtype").name == "float64",
         shard_bytes=shard_bytes, seed=seed, threads=threads or stream.threads_here(),
     )  # fmt: skip
     job = Job(
-        recipe=recipe, text=path.read_text(encoding="utf-8"), sources=sources, donor=donor, plan=plan,
-        layout=stream.lay_out(plan, files, settings), settings=settings, tokens=tokens, notes=notes,
+        recipe=recipe, text=path.read_text(encoding="utf-8"), sources=sources, donor=donor,
+        plan=plan, layout=stream.lay_out(plan, files, settings), settings=settings, tokens=tokens,
+        notes=notes,
     )  # fmt: skip
     _template(job)
     _settle_settings(job, share_head)
@@ -68,7 +83,10 @@ def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0
 
 
 def estimate_seconds(job: Job, sample_bytes: int = 1 << 24) -> float:
-    """Return about how long the merge takes: the time of a small part of it, scaled to the whole, plus the disk's."""
+    """Return about how many seconds the merge takes.
+
+    A small part of it is timed and scaled to the whole; the disk's time is added.
+    """
     outputs = sorted(job.layout.outputs, key=lambda output: output.size_bytes)
     sample, size = [], 0
     for output in reversed(outputs[: len(outputs) // 2 + 1]):
@@ -86,17 +104,22 @@ def estimate_seconds(job: Job, sample_bytes: int = 1 << 24) -> float:
 def run(job: Job, out: Path, progress: Callable[[int], None] = lambda _done: None) -> Checkpoint:
     """Write the merge as checkpoint `out` and return it.
 
-    Raises StorageError when `out` exists or there is no room, CheckpointError when a source is damaged or not finite;
-    nothing is left at `out` then.
+    Raises StorageError when `out` exists or there is no room, CheckpointError when a source is
+    damaged or not finite; nothing is left at `out` then.
     """
     if out.exists():
         raise StorageError(f"{out} already exists; name another directory or remove it")
-    free = shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free
+    free = shutil.disk_usage(
+        next(place for place in (out, *out.absolute().parents) if place.exists())
+    ).free
     if free < job.layout.size_bytes:
-        raise StorageError(f"the merge needs {job.layout.size_bytes:,} bytes at {out}, {free:,} are free")
+        raise StorageError(
+            f"the merge needs {job.layout.size_bytes:,} bytes at {out}, {free:,} are free"
+        )
     files = {label: source.files for label, source in job.sources.items()}
     parents: list[dict[str, str]] = []
-    # Sources are hashed while the weights are merged; a source that does not fit its manifest stops the merge.
+    # Sources are hashed while the weights are merged; one that does not fit its manifest stops the
+    # merge.
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
         hashes = {label: pool.submit(_verified_id, source) for label, source in job.sources.items()}
 
@@ -106,14 +129,15 @@ def run(job: Job, out: Path, progress: Callable[[int], None] = lambda _done: Non
             _write_rest(job, directory, parents)
 
         return checkpoint.write(
-            out, save, phase="merge", seed=job.settings.seed, config={"recipe": read_document(job.text)},
-            parents=parents, name=out.name, extra={"donor": job.donor, "notes": job.notes},
-            hashes=job.settings.hashes, agent=_agent(job),
+            out, save, phase="merge", seed=job.settings.seed,
+            config={"recipe": read_document(job.text)}, parents=parents, name=out.name,
+            extra={"donor": job.donor, "notes": job.notes}, hashes=job.settings.hashes,
+            agent=_agent(job),
         )  # fmt: skip
 
 
 def _settle_settings(job: Job, share_head: bool | None) -> None:
-    """Set the result's config.json and generation_config.json, with the token ids that its tokenizer has."""
+    """Set the result's config.json and generation_config.json, with its tokenizer's token ids."""
     job.config = _config(job, share_head)
     donor = job.sources[job.donor]
     job.generation = None if donor.generation is None else json.loads(json.dumps(donor.generation))
@@ -128,40 +152,59 @@ def _settle_settings(job: Job, share_head: bool | None) -> None:
 
 
 def _config(job: Job, share_head: bool | None) -> dict[str, Any]:
-    """Return the result's config.json. Raises ConfigError when its layers cannot be rearranged as the slices say."""
+    """Return the result's config.json.
+
+    Raises ConfigError when its layers cannot be rearranged as the slices say.
+    """
     donor = job.sources[job.donor]
     config: dict[str, Any] = json.loads(json.dumps(donor.config))
     if job.plan.path is not None:
-        config = stack_config(config, [(job.sources[label].config, layer) for label, layer in job.plan.path])
+        config = stack_config(
+            config, [(job.sources[label].config, layer) for label, layer in job.plan.path]
+        )
     if job.settings.dtype is not None:
         for key in ("dtype", "torch_dtype"):
             if key in config:
                 config[key] = job.settings.dtype.name
-    embedding = next((o for o in job.layout.outputs if o.plan.target.endswith("embed_tokens.weight")), None)
+    embedding = next(
+        (o for o in job.layout.outputs if o.plan.target.endswith("embed_tokens.weight")), None
+    )
     sizes = {o.shape[0] for o in job.layout.outputs if o.shape and _is_embedding(o, donor)} or (
         {embedding.shape[0]} if embedding else set()
     )
     if len(sizes) == 1:
         inner(config)["vocab_size"] = sizes.pop()
     if share_head is not None:
-        for part in (config, *(config[key] for key in NESTED if heads.TIE in (config.get(key) or {}))):
+        for part in (
+            config,
+            *(config[key] for key in NESTED if heads.TIE in (config.get(key) or {})),
+        ):
             part[heads.TIE] = share_head
     return config
 
 
 def _is_embedding(output: stream.Output, donor: Source) -> bool:
     form = donor.files.forms.get(output.plan.target)
-    return form is not None and bool(form[0]) and form[0][0] == output.shape[0] and "embed" in output.plan.target
+    return (
+        form is not None
+        and bool(form[0])
+        and form[0][0] == output.shape[0]
+        and "embed" in output.plan.target
+    )
 
 
 def _verified_id(source: Source) -> str:
-    """Return the content id of a source. Raises CheckpointError when a file does not fit the source's manifest."""
+    """Return the content id of a source.
+
+    Raises CheckpointError when a file does not fit the source's manifest.
+    """
     if source.manifest is not None:
         return checkpoint.open(source.path).id
     files = {
         path.name: {"sha256": atomic.sha256_file(path)}
-        for path in [*source.files.files, source.path / CONFIG, source.path / TOKENIZER] if path.is_file()
-    }  # fmt: skip
+        for path in [*source.files.files, source.path / CONFIG, source.path / TOKENIZER]
+        if path.is_file()
+    }
     return checkpoint.directory.content_id(files)
 
 
@@ -171,7 +214,8 @@ def _parents(job: Job, hashes: Mapping[str, Future[str]]) -> list[dict[str, str]
         manifest = source.manifest
         parents.append(
             {
-                "path": str(source.path), "id": hashes[label].result(), "phase": manifest.phase if manifest else "",
+                "path": str(source.path), "id": hashes[label].result(),
+                "phase": manifest.phase if manifest else "",
                 "name": (manifest.name if manifest else "") or source.path.name,
             }
         )  # fmt: skip
@@ -208,7 +252,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _template(job: Job) -> str:
-    """Return the chat template to write, "" for that of the tokenizer's files."""
+    """Return the chat template to write, "" to leave the template in the tokenizer's files."""
     template = job.recipe.chat_template
     if template in ("", "auto"):
         texts = [_own_template(source.path) for source in job.sources.values()]
@@ -223,5 +267,9 @@ def _own_template(path: Path) -> str:
     if (path / TEMPLATE).is_file():
         return (path / TEMPLATE).read_text(encoding="utf-8")
     settings = path / "tokenizer_config.json"
-    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else ""
+    template = (
+        json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        if settings.is_file()
+        else ""
+    )
     return template if isinstance(template, str) else ""

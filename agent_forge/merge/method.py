@@ -1,8 +1,8 @@
-"""What a merge method says about itself and what it is given: parameters with ranges, tensors of one name.
+"""A merge method's declaration, its parameters with their ranges, and the inputs that it gets.
 
-A method is a module of `methods/` with `METHOD` and `merge(inputs: Inputs) -> Array`, and optionally
-`survey(whole: Whole) -> Any`, what must be known of the whole tensor before any piece of it is merged, and
-`check(each, shared) -> str` that names a bad combination ("" when there is none).
+A method is a module of `methods/` with `METHOD` and `merge(inputs: Inputs) -> Array`, and
+optionally `survey(whole: Whole) -> Any`, what must be known of the whole tensor before any piece of
+it is merged, and `check(each, shared) -> str` that names a bad combination ("" when there is none).
 """
 
 import math
@@ -20,7 +20,10 @@ PACKAGE = "agent_forge.merge.methods"
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A real parameter in [low, high], or (low, high] when `above` is set; `default` None means it must be given."""
+    """A real parameter in [low, high], or (low, high] when `above` is set.
+
+    Without a default it must be set.
+    """
 
     default: float | None
     low: float = -math.inf
@@ -29,15 +32,20 @@ class Number:
     whole: bool = False
 
     def check(self, name: str, value: Any) -> float | int:
-        """Return `value` as a number. Raises ConfigError when it is none, or out of range."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        """Return `value` as a number. Raises ConfigError when it is not one, or out of range."""
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
             raise ConfigError(f"merge parameter {name} must be a finite number, got {value!r}")
         low = value > self.low if self.above else value >= self.low
         if not low or value > self.high or (self.whole and value != int(value)):
             border = "(" if self.above else "["
             kind = "a whole number in " if self.whole else "in "
             raise ConfigError(
-                f"merge parameter {name} must be {kind}{border}{self.low:g}, {self.high:g}], got {value:g}"
+                f"merge parameter {name} must be {kind}{border}{self.low:g}, {self.high:g}], got "
+                f"{value:g}"
             )
         return int(value) if self.whole else float(value)
 
@@ -49,7 +57,7 @@ class Flag:
     default: bool
 
     def check(self, name: str, value: Any) -> bool:
-        """Return `value` as a bool. Raises ConfigError when it is none."""
+        """Return `value` as a bool. Raises ConfigError when it is not one."""
         if not isinstance(value, bool):
             raise ConfigError(f"merge parameter {name} must be true or false, got {value!r}")
         return value
@@ -62,12 +70,15 @@ Parameter = Number | Flag
 class Method:
     """What a method needs.
 
-    base: whether a base model is required, optional, or unused; it is then never one of the merged models.
+    base: whether a base model is required, optional, or unused; it is then never one of the merged
+    models.
     models: fewest and most models merged, the base not counted (None: no limit).
     each: parameters that every model has; shared: parameters of the whole merge.
-    rows: whether a piece must hold whole rows of the first dimension; otherwise a piece is any run of entries.
-    narrow: whether float32 does for models stored in 16 bits too: where each entry takes a few sums and products, its
-    error is some 2^-22 of the entry, which changes the rounding to 16 bits in one of some ten thousand.
+    rows: whether a piece must hold whole rows of the first dimension; otherwise a piece is any run
+    of entries.
+    narrow: whether float32 does for models stored in 16 bits too: where each entry takes a few sums
+    and products, its error is about 2^-22 of the entry, which changes the rounding to 16 bits in
+    about one of ten thousand entries.
     importance: whether each model must bring a measured importance of every weight.
     """
 
@@ -83,13 +94,15 @@ class Method:
 
 @dataclass(slots=True, kw_only=True)
 class Inputs:
-    """One piece of a tensor of every model, all of one shape and dtype: float32, float64 for models stored in 16 bits.
+    """One piece of a tensor of every model, all of one shape and dtype: float32, float64 for models
+    stored in 16 bits.
 
-    A piece is a flat run of entries, or whole rows with the tensor's other dimensions (Method.rows). Do not write into
-    the arrays. base: the base model's piece, or None. importance: of each model's entries, where the method asks for it.
-    each: parameters of each model; shared: of the merge. keys: what names each model in random masks; name: the
-    tensor's name; seed: the run's seed. start: place of the piece's first entry in the flattened tensor; facts: what the
-    method's survey found.
+    A piece is a flat run of entries, or whole rows with the tensor's other dimensions
+    (Method.rows). Do not write into the arrays. base: the base model's piece, or None. importance:
+    of each model's entries, where the method asks for it.
+    each: parameters of each model; shared: of the merge. keys: what names each model in random
+    masks; name: the tensor's name; seed: the run's seed. start: place of the piece's first entry in
+    the flattened tensor; facts: what the method's survey found.
     """
 
     tensors: list[Array]
@@ -128,17 +141,26 @@ def method_names() -> list[str]:
 
 
 def check_count(name: str, method: Method, models: int, has_base: bool) -> None:
-    """Raise ConfigError when a method does not get the base or the number of models that it needs."""
+    """Raise ConfigError when a method lacks the base, or the number of models, that it needs."""
     fewest, most = method.models
     if method.base == "required" and not has_base:
-        raise ConfigError(f"merge method {name} needs base_model (the model that the others were tuned from); name one")
+        raise ConfigError(
+            f"merge method {name} needs base_model (the model that the others were tuned from); "
+            "name one"
+        )
     if models < fewest or (most is not None and models > most):
-        allowed = f"{fewest} to {most}" if most and most != fewest else f"{fewest}{'' if most else ' or more'}"
-        raise ConfigError(f"merge method {name} takes {allowed} models besides the base, got {models}")
+        allowed = (
+            f"{fewest} to {most}"
+            if most and most != fewest
+            else f"{fewest}{'' if most else ' or more'}"
+        )
+        raise ConfigError(
+            f"merge method {name} takes {allowed} models besides the base, got {models}"
+        )
 
 
 def check_names(method_name: str, where: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ConfigError for a parameter name that the method does not have, with the nearest one."""
+    """Raise ConfigError for a parameter name that the method lacks, with the nearest one."""
     for name in names:
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"

@@ -1,8 +1,9 @@
-"""Merge a tensor piece by piece: survey the whole where the method asks for it, then merge each piece on its own.
+"""Merge a tensor piece by piece, after a survey of the whole tensor where the method needs one.
 
-Pieces always have the same borders, sums over them run in the same order, and random draws are addressed by the entry's
-place, so the result does not depend on the number of threads. A piece is small enough to stay in the processor's cache;
-only a few exist at a time, whatever the size of the tensor.
+Pieces always have the same borders, sums over them run in the same order, and random draws are
+addressed by the entry's place, so the result does not depend on the number of threads. A piece is
+small enough to stay in the processor's cache; only a few exist at a time, whatever the size of the
+tensor.
 """
 
 import math
@@ -19,7 +20,8 @@ from agent_forge.merge.arrays import Array, DType, decode
 from agent_forge.merge.method import Inputs
 
 PIECE_ENTRIES = 1 << 17
-# Waking a thread costs as much as merging a piece, so a thread is given several: those of a whole tensor when it is small.
+# Waking a thread costs as much as merging a piece, so a thread gets several at once: all of a small
+# tensor.
 TASK_ENTRIES = 1 << 20
 TASK_PIECES = 4
 WAITING_TASKS = 8
@@ -28,7 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor where it lies. read(start, stop) returns that run of its flattened entries, as they are stored."""
+    """A tensor where it lies.
+
+    read(start, stop) returns that run of its flattened entries, as they are stored.
+    """
 
     shape: tuple[int, ...]
     dtype: DType
@@ -42,12 +47,12 @@ class Stored:
 
 @dataclass(slots=True, kw_only=True)
 class Whole:
-    """One tensor of every model, read in pieces. The other fields are those of Inputs.
+    """One tensor of every model, read in pieces. Inputs explains the other fields.
 
     wide: compute in float64 (unless the method is narrow).
     pool: where pieces are worked on side by side; None: here, one after another.
-    kept: pieces by (start, stop, dtype), for a tensor small enough that what the survey has read may stay for the merge;
-    None keeps nothing.
+    kept: pieces by (start, stop, dtype), for a tensor so small that pieces read by the survey stay
+    in memory for the merge; None keeps nothing.
     """
 
     method: ModuleType
@@ -78,12 +83,19 @@ class Whole:
         step = PIECE_ENTRIES
         if self.method.METHOD.rows:
             row = math.prod(self.shape[1:])
-            step = max(1, PIECE_ENTRIES // max(row, 1)) * row if len(self.shape) > 1 else self.entries
-        return [(start, min(start + step, self.entries)) for start in range(0, self.entries, max(step, 1))]
+            step = (
+                max(1, PIECE_ENTRIES // max(row, 1)) * row if len(self.shape) > 1 else self.entries
+            )
+        return [
+            (start, min(start + step, self.entries))
+            for start in range(0, self.entries, max(step, 1))
+        ]
 
     def piece(self, start: int, stop: int, *, single: bool = False, facts: Any = None) -> Inputs:
-        """Return the inputs of one piece; `single` asks for float32 whatever the tensor is merged in."""
-        target = np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
+        """Return the inputs of one piece; `single` makes them float32."""
+        target = (
+            np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
+        )
         if self.kept is not None:
             if (start, stop, target) not in self.kept:
                 self.kept[start, stop, target] = self._read(start, stop, target)
@@ -117,13 +129,17 @@ class Whole:
         return total
 
     def _spread(self, work: Callable[[tuple[int, int]], T]) -> Iterator[T]:
-        """Yield `work` of every piece, in order; in the pool only a few pieces are under way or waiting."""
+        """Yield `work` of every piece, in order; the pool holds only a few pieces at any time."""
         if self.pool is None:
             yield from map(work, self.borders())
             return
         waiting: deque[Future[list[T]]] = deque()
+
+        def work_all(task: Sequence[tuple[int, int]]) -> list[T]:
+            return [work(border) for border in task]
+
         for task in self.tasks():
-            waiting.append(self.pool.submit(lambda task=task: [work(border) for border in task]))  # type: ignore[misc]
+            waiting.append(self.pool.submit(work_all, task))
             if len(waiting) >= WAITING_TASKS:
                 yield from waiting.popleft().result()
         while waiting:
@@ -132,7 +148,9 @@ class Whole:
     def tasks(self) -> list[list[tuple[int, int]]]:
         """Return the borders in runs, each the work of one thread at a time."""
         borders = self.borders()
-        return [borders[start : start + TASK_PIECES] for start in range(0, len(borders), TASK_PIECES)]
+        return [
+            borders[start : start + TASK_PIECES] for start in range(0, len(borders), TASK_PIECES)
+        ]
 
     def survey(self) -> Any:
         """Return what the method must know of the whole tensor, None for most methods."""

@@ -1,4 +1,4 @@
-"""What a checked merge consists of: its opened models, the tokenizer of its result, and the job that is ready to run.
+"""What a checked merge consists of: opened models, the result's tokenizer, and the job to run.
 
 `settle.py` fills these records, `job.py` runs them, `card.py` describes them.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint.directory import Manifest
-from agent_forge.merge import Plan, Recipe, special_tokens, stream
+from agent_forge.merge import MergePlan, Recipe, special_tokens, stream
 from agent_forge.merge.files import ModelFiles
 from agent_forge.merge.tokenizer_files import TokenizerFiles
 
@@ -18,7 +18,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 @dataclass(slots=True, kw_only=True)
 class Source:
-    """One model of the recipe: where it is, its opened files, its settings, tokenizer and (if it has one) manifest."""
+    """One model of the recipe: its path, opened files, settings, tokenizer and manifest, if any."""
 
     label: str
     path: Path
@@ -29,17 +29,20 @@ class Source:
     manifest: Manifest | None
 
     def parent(self, with_ids: bool) -> special_tokens.Parent:
-        """Return what the files say of special tokens; the ids of all tokens only where they are needed."""
+        """Return what the files say of special tokens; the ids of all tokens only where they are
+        needed.
+        """
         tokenizer = self.tokenizer
         return special_tokens.Parent(
-            config=self.config, generation=self.generation or {}, tokenizer=tokenizer.settings if tokenizer else {},
+            config=self.config, generation=self.generation or {},
+            tokenizer=tokenizer.settings if tokenizer else {},
             ids=tokenizer.ids if tokenizer and with_ids else {},
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What the result's tokenizer is: a new one, or (None) a copy of the files of the model `chosen`.
+    """The result's tokenizer: a new one, or (None) a copy of the files of the model `chosen`.
 
     ids: token -> id, None where every model has that vocabulary already and no id moves.
     """
@@ -51,15 +54,18 @@ class Tokens:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """A checked merge, ready to run. donor: whose config and other files the result has. notes: what the user must know."""
+    """A checked merge, ready to run.
+
+    donor: whose config and other files the result has. notes: what the user must know.
+    """
 
     recipe: Recipe
     text: str
     sources: dict[str, Source]
     donor: str
-    plan: Plan
+    plan: MergePlan
     layout: stream.Layout
-    settings: stream.Settings
+    settings: stream.StreamSettings
     tokens: Tokens
     config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] | None = None
@@ -68,7 +74,9 @@ class Job:
     @property
     def read_bytes(self) -> int:
         """Return the bytes of all weights that are read."""
-        return sum(path.stat().st_size for source in self.sources.values() for path in source.files.files)
+        return sum(
+            path.stat().st_size for source in self.sources.values() for path in source.files.files
+        )
 
     def close(self) -> None:
         """Close the sources' files."""

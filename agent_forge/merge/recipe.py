@@ -1,6 +1,9 @@
-"""What to merge: method, models, base, parameters, and optionally slices of layers. Reads and writes mergekit's YAML.
+"""What to merge: method, models, base, parameters, and optionally slices of layers.
 
-Models are named by labels: directories as written in the file. A recipe is plain data; `plan.make_plan` checks it.
+Reads and writes mergekit's YAML.
+
+Models are named by labels: directories as written in the file. A recipe is plain data;
+`plan.make_plan` checks it.
 """
 
 from collections.abc import Mapping
@@ -14,8 +17,8 @@ from agent_forge.merge.values import Setting
 
 Parameters = dict[str, Setting]
 TOP_KEYS = (
-    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template",
+    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
+    "tokenizer_source", "tokenizer", "chat_template",
 )  # fmt: skip
 TOKENIZER_KEYS = ("source", "pad_to_multiple_of", "tokens")
 TOKEN_KINDS = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
@@ -50,7 +53,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSource:
-    """Whose embedding a token gets. model: "" for zeros. token: a token or an id there. force: also where it is known."""
+    """Whose embedding a token gets.
+
+    model: "" for zeros. token: a token or an id there. force: also where it is known.
+    """
 
     model: str = ""
     token: str | int = ""
@@ -59,13 +65,15 @@ class TokenSource:
 
 @dataclass(slots=True, kw_only=True)
 class Recipe:
-    """A merge. Either `models` (whole models) or `slices` (stretches of layers) is filled.
+    """A merge, either of `models` (whole models) or of `slices` (stretches of layers).
 
-    dtype: what results are stored in unless out_dtype says otherwise; other tools compute in it too, here arithmetic is
-    float32, or float64 for models stored in 16 bits and where dtype is float64.
-    tokenizer_source: "" (all must be equal), "base", "union", or a model of the recipe. pad_to_multiple_of: 0 for none.
+    dtype: what results are stored in unless out_dtype says otherwise; other tools compute in it
+    too, here arithmetic is float32, or float64 for models stored in 16 bits and where dtype is
+    float64.
+    tokenizer_source: "" (all must be equal), "base", "union", or a model of the recipe.
+    pad_to_multiple_of: 0 for none.
     tokens: whose embeddings the named tokens get.
-    chat_template: "" (that of the tokenizer), "auto" (the most frequent one), or the template itself.
+    chat_template: "" (the tokenizer's own), "auto" (the most frequent one), or the template itself.
     """
 
     method: str
@@ -82,7 +90,11 @@ class Recipe:
 
     def labels(self) -> list[str]:
         """Return every model that is named, once, in order."""
-        named = [self.base, *(m.model for m in self.models), *(s.model for part in self.slices for s in part.sources)]
+        named = [
+            self.base,
+            *(m.model for m in self.models),
+            *(s.model for part in self.slices for s in part.sources),
+        ]
         return list(dict.fromkeys(label for label in named if label))
 
     def renamed(self, names: Mapping[str, str]) -> "Recipe":
@@ -91,7 +103,10 @@ class Recipe:
         def entry(part: Any) -> Any:
             return replace(part, model=names.get(part.model, part.model))
 
-        slices = [replace(part, sources=[entry(source) for source in part.sources]) for part in self.slices]
+        slices = [
+            replace(part, sources=[entry(source) for source in part.sources])
+            for part in self.slices
+        ]
         return replace(
             self,
             base=names.get(self.base, self.base),
@@ -110,7 +125,13 @@ class Recipe:
             content["slices"] = [
                 {
                     "sources": [
-                        _filled({"model": s.model, "layer_range": list(s.layer_range), "parameters": s.parameters})
+                        _filled(
+                            {
+                                "model": s.model,
+                                "layer_range": list(s.layer_range),
+                                "parameters": s.parameters,
+                            }
+                        )
                         for s in part.sources
                     ],
                     **_filled({"parameters": part.parameters}),
@@ -118,12 +139,17 @@ class Recipe:
                 for part in self.slices
             ]
         else:
-            content["models"] = [_filled({"model": m.model, "parameters": m.parameters}) for m in self.models]
+            content["models"] = [
+                _filled({"model": m.model, "parameters": m.parameters}) for m in self.models
+            ]
         return {**content, **_filled({"parameters": self.parameters}), "dtype": self.dtype or dtype}
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Return the recipe in a YAML file. Raises ConfigError naming the file and what does not fit."""
+    """Return the recipe in a YAML file.
+
+    Raises ConfigError naming the file and what does not fit.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -135,7 +161,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(content: Any) -> Recipe:
-    """Return the recipe of a mergekit document. Raises ConfigError on an unknown key or a wrong form."""
+    """Return the recipe of a mergekit document.
+
+    Raises ConfigError on an unknown key or a wrong form.
+    """
     top = _mapping(_whole_model(typed(content)), "the recipe", TOP_KEYS, required=("merge_method",))
     if bool(top.get("models")) == bool(top.get("slices")):
         raise ConfigError("a recipe needs either `models` or `slices`")
@@ -145,13 +174,18 @@ def parse_recipe(content: Any) -> Recipe:
             raise ConfigError(f"{key}: a list expected, got {top[key]!r}")
     for entry in top.get("models") or []:
         part = _mapping(entry, "models", ("model", "parameters"), required=("model",))
-        models.append(ModelEntry(model=_label(part["model"], "models"), parameters=_parameters(part)))
+        models.append(
+            ModelEntry(model=_label(part["model"], "models"), parameters=_parameters(part))
+        )
     for entry in top.get("slices") or []:
         part = _mapping(entry, "slices", ("sources", "parameters"), required=("sources",))
         if not isinstance(part["sources"], list):
             raise ConfigError(f"slices: sources must be a list, got {part['sources']!r}")
         slices.append(
-            Slice(sources=[_slice_source(source) for source in part["sources"]], parameters=_parameters(part))
+            Slice(
+                sources=[_slice_source(source) for source in part["sources"]],
+                parameters=_parameters(part),
+            )
         )
     tokenizer, multiple, tokens = _tokenizer(top)
     return Recipe(
@@ -170,41 +204,57 @@ def parse_recipe(content: Any) -> Recipe:
 
 
 def _whole_model(content: Any) -> Any:
-    """Return a document without `modules`: a causal language model has one, whose entries stand for the whole's."""
+    """Return a document without `modules`: a causal language model is one module, whose entries
+    count.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("modules"), dict):
         return content
     if len(content["modules"]) != 1:
         raise ConfigError(
-            f"modules: {', '.join(map(str, content['modules']))}: models of several modules (vision and text, say) are not "
+            f"modules: {', '.join(map(str, content['modules']))}: models of several modules "
+            "(vision and text, say) are not "
             "merged here; give `models` or `slices` of a causal language model"
         )
     (module,) = content["modules"].values()
     rest = {key: value for key, value in content.items() if key != "modules"}
     inner = _mapping(module, "modules", ("models", "slices", "parameters"), required=())
     if overlap := rest.keys() & inner.keys() - {"parameters"}:
-        raise ConfigError(f"`{min(overlap)}` stands both in the recipe and in its module; give it once")
-    return {**rest, **inner, "parameters": {**(rest.get("parameters") or {}), **(inner.get("parameters") or {})}}
+        raise ConfigError(
+            f"`{min(overlap)}` stands both in the recipe and in its module; give it once"
+        )
+    return {
+        **rest,
+        **inner,
+        "parameters": {**(rest.get("parameters") or {}), **(inner.get("parameters") or {})},
+    }
 
 
 def _tokenizer(top: Mapping[str, Any]) -> tuple[str, int, dict[str, TokenSource]]:
-    """Return where the tokenizer comes from, what its size is rounded up to (0: nothing), and tokens' embeddings."""
+    """Return the tokenizer's source, what its size is rounded up to (0: nothing), and tokens."""
     if top.get("tokenizer") and top.get("tokenizer_source"):
         raise ConfigError("give either `tokenizer` or `tokenizer_source`")
     section = {} if top.get("tokenizer") is None else top["tokenizer"]
     part = _mapping(section, "tokenizer", TOKENIZER_KEYS, required=())
     multiple = part.get("pad_to_multiple_of") or 0
     if _whole(multiple, "tokenizer: pad_to_multiple_of") < 0:
-        raise ConfigError(f"tokenizer: pad_to_multiple_of must be a positive whole number, got {multiple!r}")
+        raise ConfigError(
+            f"tokenizer: pad_to_multiple_of must be a positive whole number, got {multiple!r}"
+        )
     tokens = {} if part.get("tokens") is None else part["tokens"]
     if not isinstance(tokens, dict):
-        raise ConfigError(f"tokenizer: tokens must be TOKEN: {{source: ...}} entries, got {tokens!r}")
+        raise ConfigError(
+            f"tokenizer: tokens must be TOKEN: {{source: ...}} entries, got {tokens!r}"
+        )
     source = str(part.get("source") or top.get("tokenizer_source") or "")
     sources = {str(token): _token_source(str(token), entry) for token, entry in tokens.items()}
     return source or ("base" if sources else ""), int(multiple), sources
 
 
 def _token_source(token: str, entry: Any) -> TokenSource:
-    """Return the embedding of one token: a model's own, another token's ({kind: model_token}) or {kind: zero}."""
+    """Return where a token's embedding comes from: a model, another token, or zeros.
+
+    In the recipe these are a label, {kind: model_token, ...} and {kind: zero}.
+    """
     where = f"tokenizer: tokens: {token}"
     part = _mapping(entry, where, ("source", "force"), required=("source",))
     source, force = part["source"], part.get("force", False)
@@ -214,8 +264,13 @@ def _token_source(token: str, entry: Any) -> TokenSource:
         return TokenSource(model=source, token=token, force=force)
     kind = source.get("kind") if isinstance(source, dict) else source
     if kind not in TOKEN_KINDS:
-        raise ConfigError(f"{where}: source must be a model, or have kind {' or '.join(TOKEN_KINDS)}; got {source!r}")
-    content = _mapping(source, where, TOKEN_KINDS[kind], required=("model",) if kind == "model_token" else ())
+        raise ConfigError(
+            f"{where}: source must be a model, or have kind {' or '.join(TOKEN_KINDS)}; got "
+            f"{source!r}"
+        )
+    content = _mapping(
+        source, where, TOKEN_KINDS[kind], required=("model",) if kind == "model_token" else ()
+    )
     if kind == "zero":
         return TokenSource(force=force)
     if (content.get("token") is None) == (content.get("token_id") is None):
@@ -226,16 +281,22 @@ def _token_source(token: str, entry: Any) -> TokenSource:
 
 
 def _slice_source(entry: Any) -> SliceSource:
-    part = _mapping(entry, "sources", ("model", "layer_range", "parameters"), required=("model", "layer_range"))
+    part = _mapping(
+        entry, "sources", ("model", "layer_range", "parameters"), required=("model", "layer_range")
+    )
     bounds = part["layer_range"]
     if not isinstance(bounds, list) or len(bounds) != 2:
         raise ConfigError(f"layer_range must be [from, to) as two whole numbers, got {bounds!r}")
     first, last = (_whole(bound, "layer_range: each bound") for bound in bounds)
-    return SliceSource(model=_label(part["model"], "sources"), layer_range=(first, last), parameters=_parameters(part))
+    return SliceSource(
+        model=_label(part["model"], "sources"),
+        layer_range=(first, last),
+        parameters=_parameters(part),
+    )
 
 
 def _label(value: Any, where: str) -> str:
-    """Return what a model is called. Raises ConfigError for anything but text, such as mergekit's revisions."""
+    """Return a model's label. Raises ConfigError for anything but text, such as a revision."""
     if isinstance(value, (dict, list, bool)):
         raise ConfigError(f"{where}: a model is named by its directory, as text; got {value!r}")
     return str(value)
@@ -248,12 +309,17 @@ def _whole(value: Any, where: str) -> int:
     return int(value)
 
 
-def _mapping(value: Any, where: str, known: tuple[str, ...], required: tuple[str, ...]) -> Mapping[str, Any]:
+def _mapping(
+    value: Any, where: str, known: tuple[str, ...], required: tuple[str, ...]
+) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: KEY: VALUE entries expected, got {value!r}")
     for key in value:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}; known: {', '.join(known)}")
+            raise ConfigError(
+                f"{where}: unknown key '{key}'{did_you_mean(str(key), known)}; known: "
+                f"{', '.join(known)}"
+            )
     for key in required:
         if not value.get(key):
             raise ConfigError(f"{where}: '{key}' is missing")

@@ -1,11 +1,11 @@
-"""Keep part of a task vector: by magnitude, by magnitude without outliers, at random, at random by rank.
+"""Keep part of a task vector: the largest entries, with or without outliers, or a random choice.
 
-Cuts by magnitude are found without sorting: a sample brackets the cut, one pass counts what lies above the bracket and
-collects the few entries in it, and the cut is selected among those (Floyd and Rivest 1975). Should the cut lie outside its
-bracket, everything is collected: the result is exact in any case.
-Random masks come from Philox, a counter-based generator: the draw of an entry depends on (seed, tensor, model, place)
-alone. Sources: TIES (arXiv:2306.01708), Model Breadcrumbs (arXiv:2312.06795), DARE (arXiv:2311.03099), DELLA
-(arXiv:2406.11617), Philox (Salmon et al. 2011).
+Cuts by magnitude are found without sorting: a sample brackets the cut, one pass counts what lies
+above the bracket and collects the few entries in it, and the cut is selected among those (Floyd and
+Rivest 1975). Should the cut lie outside its bracket, everything is collected: the result is exact
+in any case. Random masks come from Philox, a counter-based generator: the draw of an entry depends
+on (seed, tensor, model, place) alone. Sources: TIES (arXiv:2306.01708), Model Breadcrumbs
+(arXiv:2312.06795), DARE (arXiv:2311.03099), DELLA (arXiv:2406.11617), Philox (Salmon et al. 2011).
 """
 
 import math
@@ -21,16 +21,19 @@ from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs
 from agent_forge.merge.pieces import Whole
 
-SAMPLE_ENTRIES = 1 << 14  # of a tensor, from which the place of a cut is guessed
-SAMPLE_DEVIATIONS = 4.0  # of the guess, that its bracket is wide
+SAMPLE_ENTRIES = 1 << 14  # entries of a tensor from which the place of a cut is estimated
+# standard deviations of the estimate by which its bracket reaches to each side
+SAMPLE_DEVIATIONS = 4.0
 EVERYTHING = (0.0, math.inf)
 DRAWS_PER_COUNT = 8  # one step of Philox's counter gives four 64-bit numbers: eight float32 draws
-PACKED_BITS = 20  # of a magnitude's bits that must be left beside the place in the row, to sort both in 32 bits
+# how many of a magnitude's bits must fit beside the place in the row, to sort both in 32 bits
+PACKED_BITS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The `count` largest magnitudes of a tensor: all above `threshold`, and of those equal to it the first ones.
+    """The `count` largest magnitudes of a tensor: all above `threshold`, and of those equal to it
+    the first ones.
 
     equals: start of a piece -> how many of its entries that equal the threshold are kept.
     """
@@ -39,7 +42,7 @@ class Cut:
     equals: Mapping[int, int]
 
     def mask(self, magnitudes: Array, start: int) -> Array:
-        """Return which entries of the piece that begins at `start` are kept (float32 magnitudes)."""
+        """Return which entries of the piece from `start` on are kept; magnitudes are float32."""
         chosen = magnitudes > self.threshold
         ties = self.equals.get(start, 0)
         if ties:
@@ -56,14 +59,17 @@ def largest(
 ) -> list[list[Cut]]:
     """Return, for magnitude array k, the cut of each count in counts[k].
 
-    magnitudes: a piece (float32) -> non-negative float32 arrays of its shape, one for each entry of `counts`.
+    magnitudes: a piece (float32) -> non-negative float32 arrays of its shape, one for each entry of
+    `counts`.
     """
     needed = [[min(count, whole.entries) for count in each] for each in counts]
     brackets = _brackets(whole, magnitudes, needed)
     cuts: list[list[Cut | None]] = [[None] * len(each) for each in needed]
     starts = [start for start, _ in whole.borders()]
     for tried in (brackets, [[EVERYTHING] * len(each) for each in needed]):
-        missing = [(k, j) for k, each in enumerate(cuts) for j, cut in enumerate(each) if cut is None]
+        missing = [
+            (k, j) for k, each in enumerate(cuts) for j, cut in enumerate(each) if cut is None
+        ]
         if not missing:
             break
         inside = list(whole.map(partial(_inside, magnitudes, tried, missing), single=True))
@@ -76,7 +82,7 @@ def largest(
 def _brackets(
     whole: Whole, magnitudes: Callable[[Inputs], Sequence[Array]], needed: Sequence[Sequence[int]]
 ) -> list[list[tuple[float, float]]]:
-    """Return bounds between which each cut lies almost certainly, from a sample of entries of every piece."""
+    """Return bounds between which each cut almost certainly lies, from a sample of every piece."""
     borders = whole.borders()
     if len(borders) < 2:
         return [[EVERYTHING] * len(each) for each in needed]
@@ -88,10 +94,15 @@ def _brackets(
         bounds = []
         for count in each:
             share = 1.0 - count / whole.entries
-            slack = SAMPLE_DEVIATIONS * math.sqrt(share * (1.0 - share) / len(sample)) + 2.0 / len(sample)
+            slack = SAMPLE_DEVIATIONS * math.sqrt(share * (1.0 - share) / len(sample)) + 2.0 / len(
+                sample
+            )
             low, high = (round((share + sign * slack) * len(sample)) for sign in (-1, 1))
             bounds.append(
-                (float(sample[low]) if low > 0 else 0.0, float(sample[high]) if high < len(sample) else math.inf)
+                (
+                    float(sample[low]) if low > 0 else 0.0,
+                    float(sample[high]) if high < len(sample) else math.inf,
+                )
             )
         brackets.append(bounds)
     return brackets
@@ -103,20 +114,21 @@ def _inside(
     which: Sequence[tuple[int, int]],
     inputs: Inputs,
 ) -> list[tuple[int, Array]]:
-    """Return for each bracket how many entries of the piece lie above it, and those that lie in it, in order."""
+    """Return for each bracket how many entries of the piece lie above it, and the ones inside."""
     inside = []
     arrays = magnitudes(inputs)
     for k, j in which:
         low, high = brackets[k][j]
         array = arrays[k].reshape(-1)
         above = int(np.count_nonzero(array > np.float32(high)))
-        # Both bounds before selecting: selecting few entries is many times cheaper than selecting half of them.
+        # Both bounds are applied before selecting: few entries are selected many times faster than
+        # half of them.
         inside.append((above, array[(array >= np.float32(low)) & (array <= np.float32(high))]))
     return inside
 
 
 def _cut(need: int, starts: Sequence[int], pieces: Sequence[Array]) -> Cut | None:
-    """Return the cut that keeps `need` of the entries given piece by piece; None when it lies elsewhere."""
+    """Return the cut that keeps `need` of all pieces' entries, None when it lies elsewhere."""
     values = np.concatenate(pieces)
     if not 0 < need <= values.size:
         return None
@@ -161,37 +173,49 @@ def single_magnitude(delta: Array) -> Array:
 
 
 def draws(seed: int, names: Sequence[str], start: int, count: int) -> Array:
-    """Return uniform draws in [0, 1), float32, for the entries start..start+count of what (seed, names) name."""
+    """Return uniform draws in [0, 1), float32, of the entries start..start+count of stream (seed,
+    names).
+    """
     skip = start % DRAWS_PER_COUNT
     source = np.random.Philox(key=seed_for(seed, *names), counter=start // DRAWS_PER_COUNT)
     return np.random.Generator(source).random(skip + count, dtype=np.float32)[skip:]
 
 
 def keep_probabilities(delta: Array, density: float, epsilon: float) -> Array:
-    """Return float32 probabilities that rise with the rank of the magnitude in the row, from density - to + epsilon.
+    """Return float32 probabilities, density - epsilon to density + epsilon, by the magnitude's rank
+    in its row.
 
-    delta: (..., width). Of magnitudes that agree in their leading bits (20 or more) the earlier one ranks lower.
+    delta: (..., width). Of magnitudes that agree in their leading bits (20 or more) the earlier one
+    ranks lower.
     """
     rows = delta if delta.ndim > 1 else delta[None]
     width = rows.shape[-1]
     if width == 1:
         return np.full(delta.shape, density, np.float32)
-    rising = (density - epsilon + 2 * epsilon * np.arange(width) / (width - 1)).clip(0.0, 1.0).astype(np.float32)
+    rising = (
+        (density - epsilon + 2 * epsilon * np.arange(width) / (width - 1))
+        .clip(0.0, 1.0)
+        .astype(np.float32)
+    )
     order = _order(single_magnitude(rows).reshape(-1, width))
     order += (np.arange(len(order)) * width)[:, None]
     ranks = np.empty(rows.size, np.float32)
-    ranks[order.reshape(-1)] = np.tile(rising, len(order))  # two flat arrays: twice as fast as broadcasting
+    # Two flat arrays are twice as fast as broadcasting.
+    ranks[order.reshape(-1)] = np.tile(rising, len(order))
     return ranks.reshape(delta.shape)
 
 
 def _order(magnitudes: Array) -> Array:
-    """Return the places that sort each row (rows, width) of magnitudes, by sorting magnitude and place as one number."""
+    """Return the places that sort each row (rows, width) of magnitudes.
+
+    Magnitude and place are sorted as one number.
+    """
     width = magnitudes.shape[-1]
     place_bits = (width - 1).bit_length()
     bits = magnitudes.view(np.uint32)
     places = np.arange(width, dtype=np.uint32)
     if 31 - place_bits >= PACKED_BITS:
-        # The sign bit is free: the magnitude moves up by one.
+        # The sign bit is not needed, so the magnitude moves up by one bit.
         keys = bits << 1
         keys >>= place_bits
         keys <<= place_bits
@@ -205,7 +229,9 @@ def _order(magnitudes: Array) -> Array:
 
 
 def l1_factors(whole: Whole, thin: Callable[[Inputs], Sequence[Array]]) -> list[float]:
-    """Return what restores each task vector's L1 norm after `thin` dropped some of it (1 where nothing is left)."""
+    """Return what restores each task vector's L1 norm after `thin` dropped some; 1 if nothing is
+    left.
+    """
 
     def norms(inputs: Inputs) -> Array:
         before = [np.abs(delta).sum(dtype=np.float64) for delta in inputs.deltas()]

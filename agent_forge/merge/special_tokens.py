@@ -1,4 +1,4 @@
-"""Token ids in the settings of a merged model: they follow its tokenizer, and it stops where any of its parents does.
+"""Token ids in a merged model's settings: they follow its tokenizer; it stops where its parents do.
 
 Works on config.json, generation_config.json and tokenizer_config.json as plain dictionaries.
 """
@@ -10,17 +10,22 @@ from typing import Any
 from agent_forge.merge.layers import NESTED
 
 EOS = "eos_token_id"
-ENDS = ("bos", "pad")  # settings of one id that the tokenizer's model decides
+# settings of one id, for which the model that the tokenizer comes from decides
+ENDS = ("bos", "pad")
 SUFFIX = "_token_id"
 # Settings that hold token ids in other forms, which are not translated.
 ID_LISTS = (
-    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias",
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids",
+    "forced_decoder_ids", "sequence_bias",
 )  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
 class Parent:
-    """What the files of one model say of special tokens. ids: token -> id in its own vocabulary, {} if unknown."""
+    """What the files of one model say of special tokens.
+
+    ids: token -> id in its own vocabulary, {} if unknown.
+    """
 
     config: Mapping[str, Any]
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -28,7 +33,9 @@ class Parent:
     ids: Mapping[str, int] = field(default_factory=dict)
 
     def numbers(self, name: str) -> list[int]:
-        """Return the ids that config and generation settings have under `name`, in the model's own vocabulary."""
+        """Return the ids that config and generation settings call `name`, in the model's
+        vocabulary.
+        """
         inner: Mapping[str, Any] = next(
             (self.config[key] for key in NESTED if isinstance(self.config.get(key), dict)), {}
         )
@@ -36,12 +43,17 @@ class Parent:
         return list(dict.fromkeys(number for value in values for number in _listed(value)))
 
 
-def unite_stops(parents: Mapping[str, Parent], documents: Iterable[dict[str, Any]], donor: str) -> list[str]:
-    """Let the settings `documents` of the donor stop at every parent's end tokens, where all have one vocabulary.
+def unite_stops(
+    parents: Mapping[str, Parent], documents: Iterable[dict[str, Any]], donor: str
+) -> list[str]:
+    """Let the donor's settings `documents` stop at every parent's end tokens; all share a
+    vocabulary.
 
     Return notes.
     """
-    united = list(dict.fromkeys(n for label in [donor, *parents] for n in parents[label].numbers(EOS)))
+    united = list(
+        dict.fromkeys(n for label in [donor, *parents] for n in parents[label].numbers(EOS))
+    )
     if set(united) <= set(parents[donor].numbers(EOS)):
         return []
     for document in documents:
@@ -57,10 +69,10 @@ def follow(
     chosen: str,
     target: Mapping[str, int],
 ) -> list[str]:
-    """Let the token ids in the donor's settings `documents` follow the tokenizer that came from `chosen`.
+    """Translate the token ids in the donor's settings `documents` for the tokenizer of `chosen`.
 
-    target: token -> id of the result. bos and pad are those of the chosen model; end tokens of all models are united, the
-    chosen one's first; other ids keep their token. Return notes.
+    target: token -> id of the result. bos and pad are the chosen model's; end tokens of all
+    models are united, the chosen one's first; other ids keep their token. Return notes.
     """
     ends = {f"{end}{SUFFIX}": _first(parents[chosen], end, target) for end in ENDS}
     stops = [n for label in [chosen, *parents] for n in _translated(parents[label], "eos", target)]
@@ -80,7 +92,9 @@ def _parts(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [document, *(part for part in nested if any(key.endswith(SUFFIX) for key in part))]
 
 
-def _rewritten(part: dict[str, Any], values: Mapping[str, Any], donor: Parent, target: Mapping[str, int]) -> list[str]:
+def _rewritten(
+    part: dict[str, Any], values: Mapping[str, Any], donor: Parent, target: Mapping[str, int]
+) -> list[str]:
     notes = []
     tokens = {number: token for token, number in donor.ids.items()}
     for name in [name for name in part if name.endswith(SUFFIX) and name not in values]:
@@ -105,7 +119,7 @@ def _first(parent: Parent, end: str, target: Mapping[str, int]) -> int | None:
 
 
 def _translated(parent: Parent, end: str, target: Mapping[str, int]) -> list[int]:
-    """Return the ids in the result of a parent's special tokens of one kind, the tokenizer's own first."""
+    """Return the result's ids of a parent's special tokens of one kind, its tokenizer's first."""
     entry = parent.tokenizer.get(f"{end}_token")
     own = entry.get("content") if isinstance(entry, Mapping) else entry
     tokens = {number: token for token, number in parent.ids.items()}

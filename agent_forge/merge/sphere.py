@@ -1,7 +1,7 @@
-"""Geometry of whole tensors: inner products, spherical interpolation, and means that lie in the span of the models.
+"""Geometry of whole tensors: inner products, spherical interpolation, means in the models' span.
 
-Everything is found from the matrix of inner products (Gram matrix), which is summed in float64, run by run and piece by
-piece. The result is a weighted sum of the models.
+Everything is found from the matrix of inner products (Gram matrix), which is summed in float64, run
+by run and piece by piece. The result is a weighted sum of the models.
 """
 
 import math
@@ -13,14 +13,15 @@ from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs
 from agent_forge.merge.pieces import Whole
 
-# Beyond this cosine slerp is linear by definition; NEARLY_EQUAL is only where the sine leaves float64's precision.
+# Beyond this cosine slerp is linear by definition. NEARLY_EQUAL is only where the sine leaves
+# float64's precision.
 COLINEAR = 0.9995
 NEARLY_EQUAL = 1.0 - 1e-9
 RUN = 1024
 
 
 def gram(whole: Whole, vectors: Callable[[Inputs], Sequence[Array]]) -> Array:
-    """Return the inner products of the tensors that `vectors` makes of each piece: (n, n) float64."""
+    """Return the inner products of the tensors that `vectors` returns per piece: (n, n) float64."""
 
     def products(inputs: Inputs) -> Array:
         flat = [vector.reshape(-1) for vector in vectors(inputs)]
@@ -36,7 +37,8 @@ def gram(whole: Whole, vectors: Callable[[Inputs], Sequence[Array]]) -> Array:
 def _dot(left: Array, right: Array) -> float:
     """Return the inner product of two flat arrays: of runs in their dtype, summed in float64.
 
-    BLAS would spread a long product over threads of its own, which then wait for the cores that ours are using.
+    BLAS would spread a long product over threads of its own, which would then wait for the cores
+    that ours use.
     """
     whole = len(left) // RUN * RUN
     runs = np.vecdot(left[:whole].reshape(-1, RUN), right[:whole].reshape(-1, RUN))
@@ -44,9 +46,10 @@ def _dot(left: Array, right: Array) -> float:
 
 
 def slerp_weights(t: float, cosine: Array, threshold: float) -> tuple[Array, Array]:
-    """Return the weights sin((1-t)θ)/sin θ and sin(tθ)/sin θ; linear ones where |cosine| is above the threshold.
+    """Return the weights sin((1-t)θ)/sin θ and sin(tθ)/sin θ; linear ones above the threshold.
 
-    cosine: any shape, of the directions; NaN where one of them has length 0, which is interpolated linearly.
+    cosine: of the angle between the directions, any shape; NaN where one of them has length 0,
+    which is interpolated linearly.
     """
     flat = ~(np.abs(cosine) <= threshold)
     angle = np.arccos(np.where(flat, 0.0, cosine))
@@ -64,9 +67,10 @@ def cosine_of(dot: Array, square_a: Array, square_b: Array) -> Array:
 
 
 def karcher_weights(products: Array, max_iter: int, tol: float) -> list[float]:
-    """Return the weights of the tensors in the Riemannian mean of their directions, scaled to their mean length.
+    """Return the tensors' weights in the Riemannian mean of their directions, at their mean length.
 
-    Iterates m <- exp_m(mean of log_m(u_k)) from the normalised mean; tensors of length 0 count for the length only.
+    Iterates m <- exp_m(mean of log_m(u_k)) from the normalised mean; tensors of length 0 count for
+    the length only.
     """
     lengths = np.sqrt(np.diag(products))
     used = np.flatnonzero(lengths > 0)
@@ -94,9 +98,11 @@ def karcher_weights(products: Array, max_iter: int, tol: float) -> list[float]:
 
 
 def tangent_mean_weights(products: Array, shares: Sequence[float], eps: float) -> list[float]:
-    """Return the weights of the tensors in their barycentre on the sphere, by one step in the tangent space.
+    """Return the tensors' weights in their barycentre on the sphere, by one step in the tangent
+    space.
 
-    The tangent space is the one at the shares' mean direction; the length is the shares' mean of the lengths.
+    The tangent space is the one at the shares' mean direction; the length is the shares' mean of
+    the lengths.
     """
     lengths = np.sqrt(np.diag(products))
     scale = 1.0 / (lengths + eps)

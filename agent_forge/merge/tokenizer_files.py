@@ -1,8 +1,9 @@
-"""Read the tokenizer of a model directory however it is stored, and compare tokenizers by meaning.
+"""Read a model directory's tokenizer, however it is stored, and compare tokenizers by meaning.
 
-Two tokenizer.json files are brought to one form by the `tokenizers` library, which fills in defaults that a file leaves
-out; it is imported only where two files differ or a new one is made. A vocabulary stored otherwise (vocab.json with
-merges.txt, SentencePiece, tiktoken, tekken, vocab.txt) is compared token by token.
+Two tokenizer.json files are brought to one form by the `tokenizers` library, which fills in
+defaults that a file leaves out; it is imported only where two files differ or a new one is made. A
+vocabulary stored otherwise (vocab.json with merges.txt, SentencePiece, tiktoken, tekken, vocab.txt)
+is compared token by token.
 """
 
 import base64
@@ -16,7 +17,8 @@ from typing import Any
 from agent_forge.core.errors import CheckpointError
 
 TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
-# Parts of tokenizer.json that say how text is cut to length or put back together: they change no token's id.
+# Parts of tokenizer.json about cutting text to length or putting it together: they change no
+# token's id.
 USAGE = ("truncation", "padding", "version", "post_processor", "decoder")
 NOTED = ("post_processor", "decoder")
 SPM_PIECE, SPM_TEXT = 1, 1  # field numbers of SentencePiece's model file: a piece, and its text
@@ -24,10 +26,13 @@ SPM_PIECE, SPM_TEXT = 1, 1  # field numbers of SentencePiece's model file: a pie
 
 @dataclass(kw_only=True)
 class TokenizerFiles:
-    """A model's tokenizer. file: where the vocabulary is; content: tokenizer.json, if there is one, not to be changed.
+    """A model's tokenizer.
 
-    own: token -> id where there is no tokenizer.json. added: tokens that only the settings beside it name, as entries of
-    tokenizer.json's added_tokens. merges: of a byte-pair encoding that is stored as text.
+    file: where the vocabulary is; content: tokenizer.json, if there is one, not to be changed.
+
+    own: token -> id where there is no tokenizer.json. added: tokens that only the settings beside
+    it name, as entries of tokenizer.json's added_tokens. merges: of a byte-pair encoding that is
+    stored as text.
     """
 
     file: Path
@@ -62,24 +67,31 @@ def read_tokenizer(directory: Path) -> TokenizerFiles | None:
     """
     readers: tuple[tuple[str, Callable[[Path], TokenizerFiles]], ...] = (
         (TOKENIZER, lambda path: TokenizerFiles(file=path, content=_json(path))),
-        ("vocab.json", _byte_pairs), ("tekken.json", _tekken), ("*.tiktoken", _tiktoken), ("tokenizer.model*", _model),
-        ("spiece.model", _model), ("sentencepiece*.model", _model), ("vocab.txt", _lines),
+        ("vocab.json", _byte_pairs), ("tekken.json", _tekken), ("*.tiktoken", _tiktoken),
+        ("tokenizer.model*", _model), ("spiece.model", _model), ("sentencepiece*.model", _model),
+        ("vocab.txt", _lines),
     )  # fmt: skip
     for pattern, reader in readers:
         path = next(iter(sorted(directory.glob(pattern))), None)
         if path is not None:
             try:
                 tokenizer = reader(path)
-                tokenizer.settings = _json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
+                tokenizer.settings = (
+                    _json(directory / SETTINGS) if (directory / SETTINGS).is_file() else {}
+                )
                 tokenizer.added = _added(directory, tokenizer)
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{path} cannot be read ({error}); restore it from a copy") from None
+                raise CheckpointError(
+                    f"{path} cannot be read ({error}); restore it from a copy"
+                ) from None
             return tokenizer
     return None
 
 
 def difference(one: TokenizerFiles, two: TokenizerFiles) -> str:
-    """Return the place of the first difference that changes what token ids mean, "" when there is none."""
+    """Return the place of the first difference that changes what token ids mean, "" when there is
+    none.
+    """
     if one.content is not None and two.content is not None:
         if one.content == two.content and one.added == two.added:
             return ""
@@ -91,7 +103,7 @@ def difference(one: TokenizerFiles, two: TokenizerFiles) -> str:
 
 
 def usage_difference(one: TokenizerFiles, two: TokenizerFiles) -> str:
-    """Return which of the parts that change no token's id differ, "" when none does."""
+    """Return which parts differ among those without influence on ids, "" when none does."""
     if one.content is None or two.content is None or one.content == two.content:
         return ""
     pair = [_without_defaults(tokenizer.canonical) for tokenizer in (one, two)]
@@ -108,7 +120,9 @@ def canonical(text: str, file: Path | str) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = json.loads(Tokenizer.from_str(text).to_str())
     except Exception as error:  # noqa: BLE001 - the library raises plain Exception
-        raise CheckpointError(f"{file} cannot be loaded as a tokenizer ({error}); restore it from a copy") from None
+        raise CheckpointError(
+            f"{file} cannot be loaded as a tokenizer ({error}); restore it from a copy"
+        ) from None
     return loaded
 
 
@@ -120,32 +134,55 @@ def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     return ids
 
 
-# -- meaning ------------------------------------------------------------------------------------------------------
+# -- meaning ---------------------------------------------------------------------------------------
 
 
 def _meaning(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the ids of a text. Without a normalizer, no added token is looked for in normalised text."""
-    content = {key: value for key, value in _without_defaults(tokenizer).items() if key not in USAGE}
+    """Return what decides the ids of a text.
+
+    Without a normalizer, no added token is looked for in normalised text.
+    """
+    content = {
+        key: value for key, value in _without_defaults(tokenizer).items() if key not in USAGE
+    }
     if "normalizer" not in content:
-        content["added_tokens"] = [{**entry, "normalized": False} for entry in content.get("added_tokens") or []]
+        content["added_tokens"] = [
+            {**entry, "normalized": False} for entry in content.get("added_tokens") or []
+        ]
     return content
 
 
 def _without_defaults(value: Any) -> Any:
-    """Return a canonical tokenizer without what makes no difference: nulls, empty affixes, sequences of one."""
+    """Return a canonical tokenizer without nulls, empty affixes and sequences of one: they do
+    nothing.
+    """
     if isinstance(value, Mapping):
         steps = next(
-            (value[key] for key in ("pretokenizers", "normalizers", "processors", "decoders") if key in value), None
+            (
+                value[key]
+                for key in ("pretokenizers", "normalizers", "processors", "decoders")
+                if key in value
+            ),
+            None,
         )
         if value.get("type") == "Sequence" and steps is not None:
             inner = [step for step in map(_without_defaults, steps) if step is not None]
-            return (inner[0] if inner else None) if len(inner) < 2 else {"type": "Sequence", "steps": inner}
+            return (
+                (inner[0] if inner else None)
+                if len(inner) < 2
+                else {"type": "Sequence", "steps": inner}
+            )
         if value.get("type") == "ByteLevel":
-            value = {key: entry for key, entry in value.items() if key != "trim_offsets"}  # places in the text only
-        cleaned = {key: entry if key == "vocab" else _without_defaults(entry) for key, entry in value.items()}
+            # places in the text only
+            value = {key: entry for key, entry in value.items() if key != "trim_offsets"}
+        cleaned = {
+            key: entry if key == "vocab" else _without_defaults(entry)
+            for key, entry in value.items()
+        }
         return {
             key: entry for key, entry in cleaned.items()
-            if entry is not None and not (key in ("continuing_subword_prefix", "end_of_word_suffix") and entry == "")
+            if entry is not None
+            and not (key in ("continuing_subword_prefix", "end_of_word_suffix") and entry == "")
             and not (key == "dropout" and entry == 0)
         }  # fmt: skip
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
@@ -171,7 +208,9 @@ def _difference(a: Any, b: Any, where: str) -> str:
 def _of_ids(one: Mapping[str, int], two: Mapping[str, int]) -> str:
     """Return the token of lowest id that two vocabularies do not both have at one id."""
     odd = {token for token in {**one, **two} if one.get(token) != two.get(token)}
-    token = min(odd, key=lambda token: (min(one.get(token, len(one)), two.get(token, len(two))), token))
+    token = min(
+        odd, key=lambda token: (min(one.get(token, len(one)), two.get(token, len(two))), token)
+    )
     return f"token {_short(token)} (id {one.get(token, 'none')} and {two.get(token, 'none')})"
 
 
@@ -187,7 +226,7 @@ def _merges(tokenizer: TokenizerFiles) -> list[list[str]] | None:
     return merges
 
 
-# -- files --------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -196,7 +235,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _parsed(content: bytes) -> dict[str, Any]:
-    """Return parsed JSON, not to be changed. Siblings mostly have the same file, and parsing takes a tenth of a second."""
+    """Return parsed JSON, not to be changed.
+
+    It is cached: siblings mostly have the same file, and parsing takes a tenth of a second.
+    """
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError("no entries in it")
@@ -204,10 +246,18 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _added(directory: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]]:
-    """Return the tokens that stand only beside the vocabulary: in added_tokens.json and in the settings."""
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    """Return the tokens outside the vocabulary's file: from added_tokens.json and the settings."""
+    plain = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": False,
+    }
     tokens = dict(_json(directory / ADDED)) if (directory / ADDED).is_file() else {}
-    entries = {token: {**plain, "id": int(number), "content": token} for token, number in tokens.items()}
+    entries = {
+        token: {**plain, "id": int(number), "content": token} for token, number in tokens.items()
+    }
     for number, entry in (tokenizer.settings.get("added_tokens_decoder") or {}).items():
         about = entry if isinstance(entry, dict) else {"content": str(entry)}
         flags = {key: value for key, value in about.items() if key in plain or key == "content"}
@@ -215,13 +265,19 @@ def _added(directory: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]]:
     if not entries:
         return []
     known = tokenizer.own if tokenizer.content is None else token_ids(tokenizer.content)
-    return sorted((e for token, e in entries.items() if token not in known), key=lambda entry: entry["id"])
+    return sorted(
+        (e for token, e in entries.items() if token not in known), key=lambda entry: entry["id"]
+    )
 
 
 def _byte_pairs(path: Path) -> TokenizerFiles:
     merges = path.with_name("merges.txt")
     lines = merges.read_text(encoding="utf-8").splitlines() if merges.is_file() else None
-    pairs = None if lines is None else [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = (
+        None
+        if lines is None
+        else [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    )
     return TokenizerFiles(file=path, own=dict(_json(path)), merges=pairs)
 
 
@@ -240,34 +296,43 @@ def _model(path: Path) -> TokenizerFiles:
 
 def _tiktoken(path: Path) -> TokenizerFiles:
     rows = [line.split() for line in path.read_bytes().splitlines() if line]
-    return TokenizerFiles(file=path, own={_spelled(base64.b64decode(token)): int(rank) for token, rank in rows})
+    return TokenizerFiles(
+        file=path, own={_spelled(base64.b64decode(token)): int(rank) for token, rank in rows}
+    )
 
 
 def _tekken(path: Path) -> TokenizerFiles:
-    """Read Mistral's format: special tokens first, the others counted behind them."""
+    """Read Mistral's format: special tokens come first, the ids of the others follow on."""
     content = _json(path)
     special = content.get("special_tokens") or []
     settings = content["config"]
     offset = settings["default_num_special_tokens"]
     room = settings["default_vocab_size"] - offset
     own = {entry["token_str"]: entry["rank"] for entry in special}
-    own |= {_spelled(base64.b64decode(e["token_bytes"])): e["rank"] + offset for e in content["vocab"][:room]}
+    own |= {
+        _spelled(base64.b64decode(e["token_bytes"])): e["rank"] + offset
+        for e in content["vocab"][:room]
+    }
     return TokenizerFiles(file=path, own=own)
 
 
 def _pieces(content: bytes) -> list[str]:
-    """Return the pieces of a SentencePiece model, in the order of their ids (protocol buffers, fields by number)."""
+    """Return the pieces of a SentencePiece model, a protocol buffer, in the order of their ids."""
     pieces = []
     for number, value in _fields(content):
         if number == SPM_PIECE and isinstance(value, bytes):
-            pieces.append(next(v.decode() for n, v in _fields(value) if n == SPM_TEXT and isinstance(v, bytes)))
+            pieces.append(
+                next(
+                    v.decode() for n, v in _fields(value) if n == SPM_TEXT and isinstance(v, bytes)
+                )
+            )
     if not pieces:
         raise ValueError("no pieces in it")
     return pieces
 
 
 def _fields(content: bytes) -> list[tuple[int, bytes | int]]:
-    """Return the (number, value) pairs of a protocol buffer message; numbers of fixed width as bytes."""
+    """Return a protocol buffer message's (number, value) pairs, fixed-width numbers as bytes."""
     fields: list[tuple[int, bytes | int]] = []
     place = 0
 
@@ -298,7 +363,10 @@ def _fields(content: bytes) -> list[tuple[int, bytes | int]]:
 
 @lru_cache(maxsize=1)
 def _letters() -> list[str]:
-    """Return how byte-level vocabularies spell each byte: printable ones as themselves, others from U+0100 on."""
+    """Return how byte-level vocabularies spell each byte.
+
+    Printable bytes stand for themselves, others are characters from U+0100 on.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]

@@ -15,14 +15,18 @@ from agent_forge.core.errors import CheckpointError
 from agent_forge.merge.files import weight_files
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
 }  # fmt: skip
 Form = tuple[tuple[int, ...], torch.dtype]
 
 
 class Weights:
-    """The tensors of one model. `forms`: name -> (shape, dtype); `label`: what messages call the model."""
+    """The tensors of one model.
+
+    `forms`: name -> (shape, dtype); `label`: what messages call the model.
+    """
 
     def __init__(self, label: str, tensors: Mapping[str, Tensor] | None = None) -> None:
         self.label = label
@@ -50,11 +54,15 @@ class Weights:
                 part = handle.get_slice(name)
                 dtype = _DTYPES.get(part.get_dtype())
                 if dtype is None:
-                    raise CheckpointError(f"{file}: {name} has dtype {part.get_dtype()}, which cannot be merged")
+                    raise CheckpointError(
+                        f"{file}: {name} has dtype {part.get_dtype()}, which cannot be merged"
+                    )
                 self.forms[name] = (tuple(part.get_shape()), dtype)
                 self._files[name] = handle
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged or missing ({error}); restore it from a copy") from None
+            raise CheckpointError(
+                f"{file} is damaged or missing ({error}); restore it from a copy"
+            ) from None
 
     def get(self, name: str) -> Tensor:
         """Return one tensor, in the dtype it is stored in. Do not write into it."""
@@ -72,20 +80,25 @@ class Weights:
 
 
 def require_same_shapes(models: list[Weights]) -> None:
-    """Raise CheckpointError naming the first tensor that one model lacks, has in excess, or has in another shape."""
+    """Raise CheckpointError naming the first tensor that models do not share in name and shape."""
     first = models[0]
     for other in models[1:]:
         for name in sorted(set(first.forms) ^ set(other.forms)):
             has, lacks = (first, other) if name in first.forms else (other, first)
             raise CheckpointError(
-                f"{has.label} has the tensor {name}, {lacks.label} has not: models of one architecture are needed"
+                f"{has.label} has the tensor {name}, {lacks.label} has not: models of one "
+                "architecture are needed"
             )
         for name, (shape, dtype) in first.forms.items():
             theirs, their_dtype = other.forms[name]
             if shape != theirs:
-                raise CheckpointError(f"{name} is {list(shape)} in {first.label} and {list(theirs)} in {other.label}")
+                raise CheckpointError(
+                    f"{name} is {list(shape)} in {first.label} and {list(theirs)} in {other.label}"
+                )
             if dtype.is_floating_point != their_dtype.is_floating_point:
-                raise CheckpointError(f"{name} is {dtype} in {first.label} and {their_dtype} in {other.label}")
+                raise CheckpointError(
+                    f"{name} is {dtype} in {first.label} and {their_dtype} in {other.label}"
+                )
 
 
 def require_finite(models: list[Weights]) -> None:
@@ -93,4 +106,6 @@ def require_finite(models: list[Weights]) -> None:
     for weights in models:
         for name, (_, dtype) in weights.forms.items():
             if dtype.is_floating_point and not bool(torch.isfinite(weights.get(name)).all()):
-                raise CheckpointError(f"{weights.label}: {name} holds NaN or infinity; merge a sound checkpoint")
+                raise CheckpointError(
+                    f"{weights.label}: {name} holds NaN or infinity; merge a sound checkpoint"
+                )

@@ -1,4 +1,4 @@
-"""Tiny models with tokenizers of their own, and merges of them: what tests of whole recipes share."""
+"""Tiny models with tokenizers of their own, and merges of them, for tests of whole recipes."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,14 @@ from agent_forge.merge import job as merge_job
 
 TEXT = (
     "The law of the land is the law of all; forty and two are forty-two, and so it was in 1789. "
-    "Whoever crosses the river at night carries a lantern, bread, and some patience for the ferryman's stories. "
+    "Whoever crosses the river at night carries a lantern, bread, and some patience for the "
+    "ferryman's stories. "
 ) * 40
 SPECIAL = ("<end>", "<turn>", "</turn>")
 SIZES = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": 0,
 }  # fmt: skip
 
 
@@ -34,14 +36,21 @@ def tokenizer(
     built.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+        vocab_size=size,
+        special_tokens=list(special),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     built.train_from_iterator([text], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=built, **{"eos_token": special[0], **names})
 
 
 def put(
-    path: Path, seed: int, kind: str = "llama", tokens: PreTrainedTokenizerFast | None = None, **settings: Any
+    path: Path,
+    seed: int,
+    kind: str = "llama",
+    tokens: PreTrainedTokenizerFast | None = None,
+    **settings: Any,
 ) -> Path:
     """Write a random model with its tokenizer and return its directory."""
     tokens = tokens or tokenizer()
@@ -69,8 +78,8 @@ def merge(file: Path, out: str = "out") -> checkpoint.Checkpoint:
         job.close()
 
 
-def notes(found: checkpoint.Checkpoint) -> str:
-    return "\n".join(found.manifest.extra["notes"])
+def notes(merged: checkpoint.Checkpoint) -> str:
+    return "\n".join(merged.manifest.extra["notes"])
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""The bank of a search: whatever it shares between candidates, each comes out as a one-shot merge of its recipe."""
+"""The bank of a search: whatever it shares between candidates, each comes out as a one-shot merge
+of its recipe.
+"""
 
 import itertools
 
@@ -12,17 +14,23 @@ from agent_forge.merge.recipe import ModelEntry, Recipe, Slice, SliceSource
 
 SHAPES = {
     "embed_tokens.weight": (40, 16), "layers.0.a.weight": (16, 16), "layers.0.norm.weight": (16,),
-    "layers.1.a.weight": (16, 16), "layers.1.norm.weight": (16,), "norm.weight": (16,), "odd.weight": (7, 5), "one": (1,),
+    "layers.1.a.weight": (16, 16), "layers.1.norm.weight": (16,), "norm.weight": (16,),
+    "odd.weight": (7, 5), "one": (1,),
 }  # fmt: skip
 
 
 def family(dtype: torch.dtype = torch.float32) -> dict[str, Weights]:
-    """Return a trunk and three models tuned from it: exact ties, zeros, an untouched tensor, and equal models in one."""
+    """Return a trunk and three models tuned from it: exact ties, zeros, an untouched tensor, and
+    equal models in one.
+    """
     generator = torch.Generator().manual_seed(0)
     trunk = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     models = {"trunk": trunk}
     for number in range(3):
-        tuned = {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in trunk.items()}
+        tuned = {
+            name: value + 0.05 * torch.randn(value.shape, generator=generator)
+            for name, value in trunk.items()
+        }
         tuned["layers.0.a.weight"] = trunk["layers.0.a.weight"] + 0.25 * torch.randint(
             -2, 3, (16, 16), generator=generator
         )
@@ -30,35 +38,56 @@ def family(dtype: torch.dtype = torch.float32) -> dict[str, Weights]:
         if number == 2:
             tuned["norm.weight"] = models["m1"]["norm.weight"].clone()
         models[f"m{number}"] = tuned
-    return {label: Weights(label, {n: v.to(dtype) for n, v in tensors.items()}) for label, tensors in models.items()}
+    return {
+        label: Weights(label, {n: v.to(dtype) for n, v in tensors.items()})
+        for label, tensors in models.items()
+    }
 
 
 def recipes() -> list[Recipe]:
-    """Return one recipe of every technique that a search uses, and some that the bank has no short way for."""
+    """Return one recipe of every technique that a search uses, and some that the bank has no short
+    way for.
+    """
 
     def tuned(method: str, **each: object) -> Recipe:
         weights = (0.7, [1.2, -0.3], 0.4)
-        models = [ModelEntry(model=f"m{i}", parameters={"weight": w, **each}) for i, w in enumerate(weights)]
-        return Recipe(method=method, models=models, base="trunk", parameters={"normalize": False, "lambda": 0.9})
+        models = [
+            ModelEntry(model=f"m{i}", parameters={"weight": w, **each})
+            for i, w in enumerate(weights)
+        ]
+        return Recipe(
+            method=method,
+            models=models,
+            base="trunk",
+            parameters={"normalize": False, "lambda": 0.9},
+        )
 
-    def plain(method: str, models: tuple[str, ...], base: str = "", each: bool = True, **shared: object) -> Recipe:
+    def plain(
+        method: str, models: tuple[str, ...], base: str = "", each: bool = True, **shared: object
+    ) -> Recipe:
         entries = [
-            ModelEntry(model=m, parameters={"weight": [0.3 + i, 0.8]} if each else {}) for i, m in enumerate(models)
+            ModelEntry(model=m, parameters={"weight": [0.3 + i, 0.8]} if each else {})
+            for i, m in enumerate(models)
         ]
         return Recipe(method=method, models=entries, base=base, parameters=shared)
 
     whole = ("trunk", "m0", "m1", "m2")
-    path = [SliceSource(model="m1", layer_range=(0, 1)), SliceSource(model="m0", layer_range=(1, 2))]
+    path = [
+        SliceSource(model="m1", layer_range=(0, 1)),
+        SliceSource(model="m0", layer_range=(1, 2)),
+    ]
     scaled = SliceSource(model="m2", layer_range=(0, 1), parameters={"scale": 0.5})
     negative = tuned("ties", density=40 / GRID)
     negative.parameters["lambda"] = -0.8
     return [
         plain("linear", whole), plain("slerp", ("m1",), "trunk", each=False, t=[0.2, 0.7]),
         plain("slerp", ("m1",), "m2", each=False, t=0.4), plain("nuslerp", ("m0", "m2")),
-        plain("nuslerp", ("m0", "m2"), "trunk"), plain("multislerp", whole), plain("multislerp", whole[1:], "trunk"),
+        plain("nuslerp", ("m0", "m2"), "trunk"), plain("multislerp", whole),
+        plain("multislerp", whole[1:], "trunk"),
         plain("karcher", whole, each=False), plain("model_stock", whole[1:], "trunk", each=False),
         plain("sce", whole[1:], "trunk", each=False, select_topk=0.5), tuned("task_arithmetic"),
-        tuned("ties", density=40 / GRID), negative, tuned("ties", density=0.333), tuned("ties", density=1.0),
+        tuned("ties", density=40 / GRID), negative, tuned("ties", density=0.333),
+        tuned("ties", density=1.0),
         tuned("dare_linear", density=64 / GRID), tuned("dare_ties", density=100 / GRID),
         tuned("breadcrumbs", density=70 / GRID, gamma=9 / GRID),
         tuned("breadcrumbs_ties", density=33 / GRID, gamma=5 / GRID),
@@ -69,15 +98,22 @@ def recipes() -> list[Recipe]:
 
 @pytest.mark.parametrize("recipe", recipes(), ids=lambda r: f"{r.method}-{r.base}-{len(r.models)}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_candidate_equals_the_one_shot_merge_of_its_recipe(recipe: Recipe, dtype: torch.dtype) -> None:
+def test_a_candidate_equals_the_one_shot_merge_of_its_recipe(
+    recipe: Recipe, dtype: torch.dtype
+) -> None:
     models = family(dtype)
     plan = make_plan(recipe, models)
     built = {tensor.target: torch.full(SHAPES[tensor.target], torch.nan) for tensor in plan.tensors}
     Bank(models, "trunk", seed=3).merge_into(plan, built)
     for tensor in plan.tensors:
         truth = merge_tensor(plan, tensor, models, 3)
-        # Sums of 16-bit numbers are often 0 but for rounding, and then an election in float32 may go either way.
-        even = 0.005 * truth.numel() if dtype == torch.bfloat16 and recipe.method.endswith("ties") else 0
+        # Sums of 16-bit numbers are often 0 but for rounding, and then an election in float32 may
+        # go either way.
+        even = (
+            0.005 * truth.numel()
+            if dtype == torch.bfloat16 and recipe.method.endswith("ties")
+            else 0
+        )
         wrong = ~torch.isclose(built[tensor.target], truth, rtol=2e-5, atol=2e-6)
         assert int(wrong.sum()) <= even
 
@@ -91,7 +127,9 @@ def test_candidates_do_not_depend_on_those_before_them_and_go_into_any_layout() 
         again, alone = {name: torch.empty(SHAPES[name]) for name in names}, {}
         for name in names:
             shape = SHAPES[name]
-            alone[name] = torch.empty(shape[::-1]).T if len(shape) == 2 else torch.empty(2 * shape[0])[::2]
+            alone[name] = (
+                torch.empty(shape[::-1]).T if len(shape) == 2 else torch.empty(2 * shape[0])[::2]
+            )
         shared.merge_into(plan, again)
         Bank(models, "trunk", seed=3).merge_into(plan, alone)
         assert all(torch.equal(again[name], alone[name]) for name in names), recipe.method

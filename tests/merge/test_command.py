@@ -1,4 +1,6 @@
-"""`forge merge`: everything is checked before the first write, and what is written is a checkpoint that anyone opens."""
+"""`forge merge`: everything is checked before the first write, and what is written is a checkpoint
+that anyone opens.
+"""
 
 import json
 import os
@@ -27,7 +29,9 @@ from agent_forge.merge import job as merge_job
 
 @pytest.fixture
 def family(llama_config, tiny_tokenizer, tmp_path: Path) -> Path:
-    """Return a folder with a base and three models tuned from it, as plain Hugging Face directories."""
+    """Return a folder with a base and three models tuned from it, as plain Hugging Face
+    directories.
+    """
     torch.manual_seed(0)
     base = LlamaForCausalLM(llama_config).eval()
     for number, name in enumerate(("base", "m1", "m2", "m3")):
@@ -60,7 +64,9 @@ def merge(file: Path, out: str = "out", **settings: Any) -> checkpoint.Checkpoin
 
 
 def weights_of(directory: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in sorted(directory.glob("*.safetensors")) for k, v in load_file(file).items()}
+    return {
+        k: v for file in sorted(directory.glob("*.safetensors")) for k, v in load_file(file).items()
+    }
 
 
 def change(directory: Path, alter: Any) -> None:
@@ -75,12 +81,16 @@ def change_config(directory: Path, **settings: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
-# -- what is written ------------------------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "model_stock"])
 def test_the_written_weights_are_those_of_a_merge_in_memory(family: Path, method: str) -> None:
-    each = {} if method == "model_stock" else {"weight": 0.4} | ({"density": 0.5} if method != "linear" else {})
+    each = (
+        {}
+        if method == "model_stock"
+        else {"weight": 0.4} | ({"density": 0.5} if method != "linear" else {})
+    )
     entries = [{"model": name, "parameters": each} for name in ("m1", "m2")]
     file = recipe(family, method, models=entries, base_model=None if method == "linear" else "base")
     written = weights_of(merge(file, seed=5).path)
@@ -92,7 +102,9 @@ def test_the_written_weights_are_those_of_a_merge_in_memory(family: Path, method
         assert torch.equal(merge_tensor(plan, tensor, sources, 5), written[tensor.target])
 
 
-def test_transformers_and_forge_open_the_result_and_its_lineage_names_the_parents(family: Path) -> None:
+def test_transformers_and_forge_open_the_result_and_its_lineage_names_the_parents(
+    family: Path,
+) -> None:
     result = merge(recipe(family))
     again = checkpoint.open(result.path)
     assert again.id == result.id
@@ -105,22 +117,31 @@ def test_transformers_and_forge_open_the_result_and_its_lineage_names_the_parent
     for name, value in weights_of(result.path).items():
         assert torch.equal(loaded.state_dict()[name], value)
     text = "The state of the union."
-    assert AutoTokenizer.from_pretrained(result.path)(text).input_ids == AutoTokenizer.from_pretrained(family / "base")(text).input_ids  # fmt: skip  # noqa: E501
+    theirs = AutoTokenizer.from_pretrained(family / "base")
+    assert AutoTokenizer.from_pretrained(result.path)(text).input_ids == theirs(text).input_ids
     card = (result.path / "README.md").read_text()
     assert all(parent["id"] in card for parent in again.manifest.parents)
     assert "config.json and all that is not merged come from base" in card
     assert "density: 0.5" in card
 
 
-def test_without_a_base_the_config_is_that_of_the_first_model_and_the_difference_is_said(family: Path) -> None:
+def test_without_a_base_the_config_is_that_of_the_first_model_and_the_difference_is_said(
+    family: Path,
+) -> None:
     change_config(family / "m1", rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     entries = [{"model": name} for name in ("m2", "m1")]
     for _ in range(3):
         result = merge(recipe(family, "linear", base_model=None, models=entries), f"out{_}")
         config = json.loads((result.path / "config.json").read_text())
-        assert config["rope_parameters"] == json.loads((family / "m2" / "config.json").read_text())["rope_parameters"]
+        assert (
+            config["rope_parameters"]
+            == json.loads((family / "m2" / "config.json").read_text())["rope_parameters"]
+        )
         assert result.manifest.extra["donor"] == "m2"
-        assert any("rope_parameters is" in note and "in m1" in note for note in result.manifest.extra["notes"])
+        assert any(
+            "rope_parameters is" in note and "in m1" in note
+            for note in result.manifest.extra["notes"]
+        )
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "della"])
@@ -136,11 +157,13 @@ def test_a_random_merge_has_the_same_id_for_any_threads_and_order_and_another_fo
     for name, value in weights_of(first.path).items():
         # The masks are equal; only sums run in another order.
         torch.testing.assert_close(weights_of(turned.path)[name], value, rtol=0, atol=1e-6)
-    assert weights_hash(merge(recipe(family, method, models=entries), "d", seed=1)) != weights_hash(first)
+    assert weights_hash(merge(recipe(family, method, models=entries), "d", seed=1)) != weights_hash(
+        first
+    )
 
 
-def weights_hash(found: checkpoint.Checkpoint) -> str:
-    return str(found.manifest.files["model.safetensors"]["sha256"])
+def weights_hash(merged: checkpoint.Checkpoint) -> str:
+    return str(merged.manifest.files["model.safetensors"]["sha256"])
 
 
 def test_shards_of_any_size_in_and_out_hold_the_same_tensors(family: Path) -> None:
@@ -148,7 +171,10 @@ def test_shards_of_any_size_in_and_out_hold_the_same_tensors(family: Path) -> No
     weights = weights_of(family / "m2")
     names = sorted(weights)
     for part in range(3):
-        save_file({n: weights[n] for n in names[part::3]}, family / "m2" / f"model-0000{part + 1}-of-00003.safetensors")
+        save_file(
+            {n: weights[n] for n in names[part::3]},
+            family / "m2" / f"model-0000{part + 1}-of-00003.safetensors",
+        )
     where = {n: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, n in enumerate(names)}
     (family / "m2" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     (family / "m2" / "model.safetensors").unlink()
@@ -158,7 +184,9 @@ def test_shards_of_any_size_in_and_out_hold_the_same_tensors(family: Path) -> No
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     index = json.loads((result.path / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == whole.keys()
-    assert index["metadata"]["total_size"] == sum(v.numel() * v.element_size() for v in whole.values())
+    assert index["metadata"]["total_size"] == sum(
+        v.numel() * v.element_size() for v in whole.values()
+    )
     parts = weights_of(result.path)
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     loaded = AutoModelForCausalLM.from_pretrained(result.path)
@@ -170,7 +198,9 @@ def test_out_dtype_is_what_is_stored_and_what_the_config_says(family: Path) -> N
     assert {value.dtype for value in weights_of(result.path).values()} == {torch.bfloat16}
     assert json.loads((result.path / "config.json").read_text())["dtype"] == "bfloat16"
     full = weights_of(merge(recipe(family), "full").path)
-    assert all(torch.equal(full[name].bfloat16(), value) for name, value in weights_of(result.path).items())
+    assert all(
+        torch.equal(full[name].bfloat16(), value) for name, value in weights_of(result.path).items()
+    )
 
 
 def test_a_tied_and_an_untied_model_give_an_untied_one_with_both_merged(family: Path) -> None:
@@ -193,7 +223,7 @@ def test_models_that_all_tie_their_head_stay_tied(family: Path) -> None:
     assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()
 
 
-# -- vocabularies ---------------------------------------------------------------------------------------------------
+# -- vocabularies ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -216,7 +246,9 @@ def grown(family: Path) -> Path:
 
 
 def test_differing_tokenizers_are_refused_with_the_place_and_the_remedy(grown: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"base and m1 differ at added_tokens.*tokenizer_source: union"):
+    with pytest.raises(
+        CheckpointError, match=r"base and m1 differ at added_tokens.*tokenizer_source: union"
+    ):
         merge(recipe(grown))
     assert not (grown / "out").exists()
 
@@ -226,11 +258,20 @@ def test_a_union_has_every_token_and_new_rows_keep_their_owners_embedding(grown:
     tokenizer = AutoTokenizer.from_pretrained(result.path)
     theirs = weights_of(grown / "m1")["model.embed_tokens.weight"]
     merged = weights_of(result.path)["model.embed_tokens.weight"]
-    assert len(merged) == len(theirs) == json.loads((result.path / "config.json").read_text())["vocab_size"]
+    assert (
+        len(merged)
+        == len(theirs)
+        == json.loads((result.path / "config.json").read_text())["vocab_size"]
+    )
     for token in ("<extra>", "zebra"):
-        # Nobody but m1 has the token: base and the others borrow its row, so no task vector moves it.
-        torch.testing.assert_close(merged[tokenizer.convert_tokens_to_ids(token)], theirs[tokenizer.convert_tokens_to_ids(token)])  # fmt: skip  # noqa: E501
-    assert tokenizer("The zebra.").input_ids != AutoTokenizer.from_pretrained(grown / "base")("The zebra.").input_ids
+        # Nobody but m1 has the token: base and the others borrow its row, so no task vector moves
+        # it.
+        row = tokenizer.convert_tokens_to_ids(token)
+        torch.testing.assert_close(merged[row], theirs[row])
+    assert (
+        tokenizer("The zebra.").input_ids
+        != AutoTokenizer.from_pretrained(grown / "base")("The zebra.").input_ids
+    )
     old = merge(recipe(grown, "task_arithmetic", tokenizer_source="base"), "based")
     rows = weights_of(old.path)["model.embed_tokens.weight"]
     assert len(rows) == len(theirs) - 2
@@ -255,14 +296,29 @@ def test_a_vocabulary_in_another_order_is_merged_token_by_token(family: Path) ->
     change(family / "m1", swap)
     entries = [{"model": "base"}, {"model": "m1"}]
     result = merge(
-        recipe(family, "linear", base_model=None, models=entries, tokenizer_source="base".replace("base", "union"))
+        recipe(
+            family,
+            "linear",
+            base_model=None,
+            models=entries,
+            tokenizer_source="base".replace("base", "union"),
+        )
     )
     base = weights_of(family / "base")["model.embed_tokens.weight"]
-    torch.testing.assert_close(weights_of(result.path)["model.embed_tokens.weight"], (base + usual) / 2)
+    torch.testing.assert_close(
+        weights_of(result.path)["model.embed_tokens.weight"], (base + usual) / 2
+    )
 
 
 def test_rows_are_padded_to_a_multiple(family: Path) -> None:
-    result = merge(recipe(family, "linear", base_model=None, tokenizer={"source": "union", "pad_to_multiple_of": 128}))
+    result = merge(
+        recipe(
+            family,
+            "linear",
+            base_model=None,
+            tokenizer={"source": "union", "pad_to_multiple_of": 128},
+        )
+    )
     merged = weights_of(result.path)["model.embed_tokens.weight"]
     assert len(merged) % 128 == 0
     assert json.loads((result.path / "config.json").read_text())["vocab_size"] == len(merged)
@@ -276,11 +332,14 @@ def test_a_recipe_names_whose_embedding_single_tokens_get(grown: Path) -> None:
         "<extra>": {"source": {"kind": "zero"}, "force": True},
         "a": {"source": {"kind": "model_token", "model": "m2", "token_id": 70}, "force": True},
     }
-    result = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union", "tokens": tokens}))
+    result = merge(
+        recipe(grown, "task_arithmetic", tokenizer={"source": "union", "tokens": tokens})
+    )
     place = AutoTokenizer.from_pretrained(result.path).convert_tokens_to_ids
     merged = weights_of(result.path)["model.embed_tokens.weight"]
     theirs = weights_of(grown / "m1")["model.embed_tokens.weight"]
-    # Base and m2 take <extra>'s row for zebra and m1 keeps its own, so m1's task vector is what is between the two.
+    # Base and m2 take <extra>'s row for zebra and m1 keeps its own, so m1's task vector is what is
+    # between the two.
     usual = merge(recipe(grown, "task_arithmetic", tokenizer={"source": "union"}), "usual")
     usual_rows = weights_of(usual.path)["model.embed_tokens.weight"]
     zebra, extra = theirs[place("zebra")], theirs[place("<extra>")]
@@ -288,7 +347,9 @@ def test_a_recipe_names_whose_embedding_single_tokens_get(grown: Path) -> None:
     torch.testing.assert_close(weight, weight[0].expand_as(weight), atol=1e-4, rtol=0)
     assert 0.1 < float(weight[0]) < 1.1
     assert not merged[place("<extra>")].any()
-    torch.testing.assert_close(merged[place("a")], weights_of(grown / "m2")["model.embed_tokens.weight"][70])
+    torch.testing.assert_close(
+        merged[place("a")], weights_of(grown / "m2")["model.embed_tokens.weight"][70]
+    )
     touched = [place(token) for token in tokens]
     rest = [row for row in range(len(merged)) if row not in touched]
     torch.testing.assert_close(merged[rest], usual_rows[rest])
@@ -312,37 +373,50 @@ def test_wrong_token_embeddings_are_refused_by_name(grown: Path, tokens: Any, me
     assert not (grown / "out").exists()
 
 
-# -- what is refused, before anything is written --------------------------------------------------------------------
+# -- what is refused, before anything is written ---------------------------------------------------
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "a misspelt key": ({"paramters": {"normalize": True}}, "unknown key 'paramters'; did you mean 'parameters'"),
+    "a misspelt key": ({"paramters": {"normalize": True}},
+                       "unknown key 'paramters'; did you mean 'parameters'"),
     "a misspelt method": ({"merge_method": "tise"}, "no merge method 'tise'; did you mean 'ties'"),
-    "a misspelt parameter": ({"parameters": {"normalise": True}}, "no parameter 'normalise'.*did you mean 'normalize'"),
+    "a misspelt parameter": ({"parameters": {"normalise": True}},
+                             "no parameter 'normalise'.*did you mean 'normalize'"),
     "a misspelt parameter of a model": (
-        {"models": [{"model": "m1", "parameters": {"wieght": 1}}]}, "no parameter 'wieght'.*did you mean 'weight'",
+        {"models": [{"model": "m1", "parameters": {"wieght": 1}}]},
+        "no parameter 'wieght'.*did you mean 'weight'",
     ),
     "a filter that fits nothing": (
-        {"parameters": {"lambda": [{"filter": "self_atn", "value": 0.5}, {"value": 1.0}]}}, "'self_atn' fits no tensor",
+        {"parameters": {"lambda": [{"filter": "self_atn", "value": 0.5}, {"value": 1.0}]}},
+        "'self_atn' fits no tensor",
     ),
-    "a density above 1": ({"models": [{"model": "m1", "parameters": {"density": 1.7}}]}, r"density must be in \(0, 1\]"),
+    "a density above 1": ({"models": [{"model": "m1", "parameters": {"density": 1.7}}]},
+                          r"density must be in \(0, 1\]"),
     "a gradient that leaves the range": (
-        {"models": [{"model": "m1", "parameters": {"density": [0.5, 1.7]}}]}, r"density must be in \(0, 1\], got 1.7",
+        {"models": [{"model": "m1", "parameters": {"density": [0.5, 1.7]}}]},
+        r"density must be in \(0, 1\], got 1.7",
     ),
     "t beyond 1": (
-        {"merge_method": "slerp", "models": [{"model": "m1"}], "parameters": {"t": 2.5}}, r"t must be in \[0, 1\], got 2.5",
+        {"merge_method": "slerp", "models": [{"model": "m1"}], "parameters": {"t": 2.5}},
+        r"t must be in \[0, 1\], got 2.5",
     ),
     "weights that cancel": (
-        {"models": [{"model": "m1", "parameters": {"weight": 1}}, {"model": "m2", "parameters": {"weight": -1}}]},
+        {"models": [{"model": "m1", "parameters": {"weight": 1}},
+                    {"model": "m2", "parameters": {"weight": -1}}]},
         "weights sum to 0",
     ),
-    "a weight that is no number": ({"models": [{"model": "m1", "parameters": {"weight": "much"}}]}, "must be a number"),
-    "a weight that is not finite": ({"models": [{"model": "m1", "parameters": {"weight": float("nan")}}]}, "finite"),
+    "a weight that is no number": ({"models": [{"model": "m1", "parameters": {"weight": "much"}}]},
+                                   "must be a number"),
+    "a weight that is not finite": (
+        {"models": [{"model": "m1", "parameters": {"weight": float("nan")}}]}, "finite",
+    ),
     "an unknown dtype": ({"dtype": "bfloat61"}, "did you mean 'bfloat16'"),
-    "a model that is not there": ({"models": [{"model": "bases"}]}, "no model directory at bases.*did you mean 'base'"),
+    "a model that is not there": ({"models": [{"model": "bases"}]},
+                                  "no model directory at bases.*did you mean 'base'"),
     "models and slices": ({"slices": [{"sources": []}]}, "either `models` or `slices`"),
     "a layer range beyond the model": (
         {"merge_method": "passthrough", "base_model": None, "models": None,
-         "slices": [{"sources": [{"model": "m1", "layer_range": [0, 9]}]}]}, r"layer_range \[0, 9\) leaves the 2 layers",
+         "slices": [{"sources": [{"model": "m1", "layer_range": [0, 9]}]}]},
+        r"layer_range \[0, 9\) leaves the 2 layers",
     ),
     "an unknown tokenizer source": ({"tokenizer_source": "unoin"}, "did you mean 'union'"),
     "a named chat template": ({"chat_template": "chatlm"}, "chat_template must be"),
@@ -397,7 +471,14 @@ def test_a_merge_beyond_the_stored_range_is_refused(family: Path) -> None:
     entries = [{"model": "m1", "parameters": {"weight": 1e7}}]
     with pytest.raises(CheckpointError, match="beyond float16"):
         merge(
-            recipe(family, "linear", base_model=None, models=entries, parameters={"normalize": False}, dtype="float16")
+            recipe(
+                family,
+                "linear",
+                base_model=None,
+                models=entries,
+                parameters={"normalize": False},
+                dtype="float16",
+            )
         )
     assert not (family / "out").exists()
 
@@ -440,13 +521,15 @@ def test_remote_code_quantised_weights_and_other_architectures_are_refused(famil
         with pytest.raises(CheckpointError, match=message):
             merge(recipe(family))
         content = json.loads((family / "m2" / "config.json").read_text())
-        (family / "m2" / "config.json").write_text(json.dumps({k: v for k, v in content.items() if k not in settings}))
+        (family / "m2" / "config.json").write_text(
+            json.dumps({k: v for k, v in content.items() if k not in settings})
+        )
     change_config(family / "m2", model_type="mistral")
     with pytest.raises(CheckpointError, match="m2 is a mistral model, base a llama one"):
         merge(recipe(family))
 
 
-# -- the command line -----------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 
 
 def test_a_dry_run_says_bytes_and_seconds_and_writes_nothing(family: Path) -> None:
@@ -467,40 +550,61 @@ def test_a_dry_run_says_bytes_and_seconds_and_writes_nothing(family: Path) -> No
 
 
 def test_the_command_merges_and_errors_are_one_line(family: Path) -> None:
-    result = CliRunner().invoke(app, ["merge", str(recipe(family)), "--out", str(family / "out"), "--json"])
+    result = CliRunner().invoke(
+        app, ["merge", str(recipe(family)), "--out", str(family / "out"), "--json"]
+    )
     assert result.exit_code == 0, result.output
     last = json.loads(result.stdout.splitlines()[-1])
     assert last["id"] == checkpoint.open(family / "out").id
-    result = CliRunner().invoke(app, ["merge", str(recipe(family, dtype="f32")), "--out", str(family / "other")])
+    result = CliRunner().invoke(
+        app, ["merge", str(recipe(family, dtype="f32")), "--out", str(family / "other")]
+    )
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
 
 
-def test_a_merge_process_imports_no_torch_and_its_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+def test_a_merge_process_imports_no_torch_and_its_memory_does_not_grow_with_the_model(
+    tmp_path: Path,
+) -> None:
     shape = (8192, 1152)  # bfloat16: 18.9 MB each, 16 of them in each of three models
     generator = np.random.default_rng(0)
-    config = {"model_type": "llama", "num_hidden_layers": 15, "vocab_size": shape[0], "hidden_size": shape[1]}
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 15,
+        "vocab_size": shape[0],
+        "hidden_size": shape[1],
+    }
     for name in ("base", "m1", "m2"):
         (tmp_path / name).mkdir()
         weights = {"model.embed_tokens.weight": _noise(generator, shape)}
-        weights |= {f"model.layers.{i}.mlp.up_proj.weight": _noise(generator, shape) for i in range(15)}
+        weights |= {
+            f"model.layers.{i}.mlp.up_proj.weight": _noise(generator, shape) for i in range(15)
+        }
         save_file(weights, tmp_path / name / "model.safetensors", {"format": "pt"})
         (tmp_path / name / "config.json").write_text(json.dumps(config))
-    entries = [{"model": name, "parameters": {"weight": 0.5, "density": 0.3}} for name in ("m1", "m2")]
+    entries = [
+        {"model": name, "parameters": {"weight": 0.5, "density": 0.3}} for name in ("m1", "m2")
+    ]
     recipe(tmp_path, "ties", models=entries)
     script = (
         "import sys, re\n"
         "from agent_forge.cli.app import app\n"
         "try:\n    app(['merge', 'recipe.yml', '--out', 'out', '--threads', '2'])\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "loaded = sorted({'torch', 'transformers', 'safetensors', 'tokenizers'} & set(sys.modules))\n"
+        "loaded = sorted({'torch', 'transformers', 'safetensors', 'tokenizers'} & "
+        "set(sys.modules))\n"
         "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
         "print(loaded, int(peak) // 1024)\n"
     )
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     modules, peak_mb = done.stdout.splitlines()[-1].rsplit(" ", 1)
@@ -518,7 +622,9 @@ def _noise(generator: np.random.Generator, shape: tuple[int, int]) -> torch.Tens
 def test_a_fisher_merge_reads_the_measured_importance_and_refuses_without_it(family: Path) -> None:
     entries = [{"model": name} for name in ("m1", "m2")]
     file = recipe(family, "fisher", base_model=None, models=entries)
-    with pytest.raises(CheckpointError, match=r"needs the importance of model\.\S+ in m1; measure it with"):
+    with pytest.raises(
+        CheckpointError, match=r"needs the importance of model\.\S+ in m1; measure it with"
+    ):
         merge(file)
     rows = [torch.arange(5, 25), torch.arange(40, 60)]
     rates = {}
@@ -530,14 +636,24 @@ def test_a_fisher_merge_reads_the_measured_importance_and_refuses_without_it(fam
     for name, value in written.items():
         one, two = (weights_of(family / m)[name].double() for m in ("m1", "m2"))
         f1, f2 = (rates[m][name].double() + 1e-20 for m in ("m1", "m2"))
-        torch.testing.assert_close(value.double(), (f1 * one + f2 * two) / (f1 + f2), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            value.double(), (f1 * one + f2 * two) / (f1 + f2), rtol=0, atol=1e-6
+        )
 
 
 def test_a_lone_module_of_mergekit_is_the_whole_model_and_several_are_refused() -> None:
     models = [{"model": "a"}, {"model": "b", "parameters": {"weight": 2.0}}]
-    plain = {"merge_method": "linear", "models": models, "parameters": {"normalize": True, "weight": 1.0}}
+    plain = {
+        "merge_method": "linear",
+        "models": models,
+        "parameters": {"normalize": True, "weight": 1.0},
+    }
     inner = {"models": models, "parameters": {"weight": 1.0}}
-    nested = {"merge_method": "linear", "parameters": {"normalize": True}, "modules": {"default": inner}}
+    nested = {
+        "merge_method": "linear",
+        "parameters": {"normalize": True},
+        "modules": {"default": inner},
+    }
     assert parse_recipe(nested) == parse_recipe(plain)
     with pytest.raises(ConfigError, match="vision, text: models of several modules"):
         parse_recipe({"merge_method": "linear", "modules": {"vision": inner, "text": inner}})

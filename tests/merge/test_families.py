@@ -1,4 +1,6 @@
-"""Linear merges and frankenmerges over many families of transformers: right, or refused by name; never silently wrong."""
+"""Linear merges and frankenmerges over many families of transformers: right, or refused by name;
+never silently wrong.
+"""
 
 import copy
 from pathlib import Path
@@ -13,7 +15,8 @@ from agent_forge.merge import job as merge_job
 
 from . import families
 
-# Families whose layers depend on their number in the stack in a way that no config can say otherwise.
+# Families whose layers depend on their number in the stack in a way that no config can say
+# otherwise.
 REFUSED_STACKS = ("DeepseekV3Config", "DiffLlamaConfig")
 
 
@@ -28,12 +31,17 @@ def merge(recipe: dict[str, object], folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_a_linear_merge_is_the_model_with_the_mean_of_the_weights(family: str, tmp_path: Path) -> None:
+def test_a_linear_merge_is_the_model_with_the_mean_of_the_weights(
+    family: str, tmp_path: Path
+) -> None:
     one = families.make_model(family, 0)
     two = families.make_model(family, 1, one)
     families.save(one, tmp_path / "one")
     families.save(two, tmp_path / "two")
-    models = [{"model": name, "parameters": {"weight": weight}} for name, weight in (("one", 0.25), ("two", 0.75))]
+    models = [
+        {"model": name, "parameters": {"weight": weight}}
+        for name, weight in (("one", 0.25), ("two", 0.75))
+    ]
     out = merge({"merge_method": "linear", "models": models}, tmp_path)
     truth = copy.deepcopy(one)
     with torch.no_grad():
@@ -42,7 +50,9 @@ def test_a_linear_merge_is_the_model_with_the_mean_of_the_weights(family: str, t
     loaded, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    torch.testing.assert_close(families.logits(loaded.eval()), families.logits(truth), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        families.logits(loaded.eval()), families.logits(truth), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -69,4 +79,6 @@ def test_a_frankenmerge_of_six_layers_from_four_computes_what_the_stacked_layers
     assert not info["unexpected_keys"]
     path = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
     truth = families.stacked(one, two, path)
-    torch.testing.assert_close(families.logits(loaded.eval()), families.logits(truth), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        families.logits(loaded.eval()), families.logits(truth), rtol=1e-4, atol=1e-5
+    )

@@ -1,4 +1,6 @@
-"""Every method against the golden outputs of mergekit 0.1.5 (../shared/golden/merge), and bf16 against float64 truth."""
+"""Every method against the golden outputs of mergekit 0.1.5 (../shared/golden/merge), and bf16
+against float64 truth.
+"""
 
 from pathlib import Path
 
@@ -18,12 +20,16 @@ EXACT = [case for case in CASES if case not in (*TRUTHS, *RANDOM)]
 TIED = ("ties__bf16in_f64truth", "breadcrumbs__bf16in_f64truth")
 
 
-def merged(case: str, seed: int = 0, **shared: object) -> tuple[dict[str, Tensor], dict[str, Weights]]:
+def merged(
+    case: str, seed: int = 0, **shared: object
+) -> tuple[dict[str, Tensor], dict[str, Weights]]:
     recipe = read_recipe(GOLDEN / f"{case}.yml")
     recipe.parameters.update(shared)
     models = {label: Weights.open(GOLDEN / label, label) for label in recipe.labels()}
     plan = make_plan(recipe, models)
-    return {tensor.target: merge_tensor(plan, tensor, models, seed) for tensor in plan.tensors}, models
+    return {
+        tensor.target: merge_tensor(plan, tensor, models, seed) for tensor in plan.tensors
+    }, models
 
 
 def golden(case: str) -> dict[str, Tensor]:
@@ -48,7 +54,8 @@ def test_a_bfloat16_merge_is_the_correctly_rounded_truth(case: str) -> None:
 
 
 def test_ties_in_bfloat16_is_right_wherever_the_kept_set_is_defined() -> None:
-    # An entry at a threshold magnitude may be kept or not; everywhere else the merge must be the truth.
+    # An entry at a threshold magnitude may be kept or not; everywhere else the merge must be the
+    # truth.
     ours, models = merged(TIED[0])
     theirs = golden(TIED[0])
     recipe = read_recipe(GOLDEN / f"{TIED[0]}.yml")
@@ -74,7 +81,10 @@ def test_a_random_case_keeps_the_share_and_the_scale_of_each_task_vector(case: s
         alone = read_recipe(GOLDEN / f"{case}.yml")
         alone.models = [next(m for m in alone.models if m.model == entry.model)]
         alone.parameters["normalize"] = False
-        density, weight = alone.models[0].parameters["density"], alone.models[0].parameters["weight"]
+        density, weight = (
+            alone.models[0].parameters["density"],
+            alone.models[0].parameters["weight"],
+        )
         labels = alone.labels()
         models = {label: Weights.open(GOLDEN / label, label) for label in labels}
         plan = make_plan(alone, models)
@@ -102,7 +112,8 @@ def test_a_random_case_changes_the_base_as_much_as_the_golden_file_does(case: st
     theirs = golden(case)
     base = models[read_recipe(GOLDEN / f"{case}.yml").base]
     sizes = [
-        sum(float((tensors[name] - base.get(name)).square().sum()) for name in theirs) for tensors in (ours, theirs)
+        sum(float((tensors[name] - base.get(name)).square().sum()) for name in theirs)
+        for tensors in (ours, theirs)
     ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.03)
 

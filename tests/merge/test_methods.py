@@ -1,7 +1,9 @@
-"""Every merge method against its formula, written out in float64 entry by entry; no other files are needed.
+"""Every merge method against its formula, written out in float64 entry by entry; no other files are
+needed.
 
-The truth is written as plainly as the formula reads, over small tensors whose shape, signs and sizes make each term count:
-entries that agree and disagree, exact zeros, weights that are neither equal nor sum to 1, and more columns than rows.
+The truth is written as plainly as the formula reads, over small tensors whose shape, signs and
+sizes make each term count: entries that agree and disagree, exact zeros, weights that are neither
+equal nor sum to 1, and more columns than rows.
 """
 
 import math
@@ -25,7 +27,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def arrays(count: int, shape: tuple[int, ...] = SHAPE) -> list[Floats]:
-    """Return a base and `count` models near it, some entries untouched, the first two moved apart in half the places."""
+    """Return a base and `count` models near it, some entries untouched, the first two moved apart
+    in half the places.
+    """
     generator = np.random.default_rng(5)
     base = generator.standard_normal(shape)
     models = []
@@ -37,49 +41,64 @@ def arrays(count: int, shape: tuple[int, ...] = SHAPE) -> list[Floats]:
 
 
 def run(
-    name: str, models: list[Floats], base: Floats | None = None, each: Any = None, seed: int = 3, **shared: Any
+    name: str,
+    models: list[Floats],
+    base: Floats | None = None,
+    each: Any = None,
+    seed: int = 3,
+    **shared: Any,
 ) -> Floats:
-    """Return a method's merge of whole arrays; `each`: parameters of every model, or those of all alike."""
+    """Return a method's merge of whole arrays; `each`: parameters of every model, or the same for
+    all.
+    """
     method = load_method(name)
     entries = each if isinstance(each, list) else [each or {}] * len(models)
     job = Whole(
-        method=method, tensors=[_stored(m) for m in models], base=None if base is None else _stored(base),
-        each=[_filled(method.METHOD.each, entry) for entry in entries], shared=_filled(method.METHOD.shared, shared),
-        keys=[f"m{i}" for i in range(len(models))], name="w", seed=seed, wide=True,
+        method=method, tensors=[_stored(m) for m in models],
+        base=None if base is None else _stored(base),
+        each=[_filled(method.METHOD.each, entry) for entry in entries],
+        shared=_filled(method.METHOD.shared, shared), keys=[f"m{i}" for i in range(len(models))],
+        name="w", seed=seed, wide=True,
     )  # fmt: skip
     out = np.empty(models[0].size)
     job.merge_into(out)
     return out.reshape(models[0].shape)
 
 
-def _filled(known: Any, given: Any) -> dict[str, Any]:
-    assert set(given) <= set(known), set(given) - set(known)
-    return {name: parameter.check(name, given.get(name, parameter.default)) for name, parameter in known.items()}
+def _filled(known: Any, overrides: Any) -> dict[str, Any]:
+    assert set(overrides) <= set(known), set(overrides) - set(known)
+    return {
+        name: parameter.check(name, overrides.get(name, parameter.default))
+        for name, parameter in known.items()
+    }
 
 
 def _stored(values: Floats) -> Stored:
     return Stored.of(values.reshape(-1), values.shape, F64)
 
 
-def close(found: Floats, truth: Floats) -> None:
+def close(merged: Floats, truth: Floats) -> None:
     # Narrow methods work in float32: 1e-6 of values near 1 is some ten of its steps.
-    np.testing.assert_allclose(found, truth, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(merged, truth, rtol=0, atol=2e-6)
 
 
 def weighted(weights: tuple[float, ...] = WEIGHTS, **others: Any) -> list[dict[str, Any]]:
     return [{"weight": weight, **others} for weight in weights]
 
 
-# -- means ------------------------------------------------------------------------------------------------------------
+# -- means -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_linear_is_the_weighted_sum_over_the_sum_of_weights(normalize: bool) -> None:
     _, *models = arrays(3)
-    truth = sum(w * x for w, x in zip(WEIGHTS, models, strict=True)) / (sum(WEIGHTS) if normalize else 1.0)
+    truth = sum(w * x for w, x in zip(WEIGHTS, models, strict=True)) / (
+        sum(WEIGHTS) if normalize else 1.0
+    )
     close(run("linear", models, each=weighted(), normalize=normalize), truth)
     close(
-        run("linear", models, each=weighted()), sum(w * x for w, x in zip(WEIGHTS, models, strict=True)) / sum(WEIGHTS)
+        run("linear", models, each=weighted()),
+        sum(w * x for w, x in zip(WEIGHTS, models, strict=True)) / sum(WEIGHTS),
     )
 
 
@@ -93,8 +112,12 @@ def test_a_copy_is_scaled(name: str) -> None:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_task_arithmetic_adds_lambda_times_the_weighted_task_vectors(normalize: bool) -> None:
     base, *models = arrays(3)
-    change = sum(w * (x - base) for w, x in zip(WEIGHTS, models, strict=True)) / (sum(WEIGHTS) if normalize else 1.0)
-    result = run("task_arithmetic", models, base, weighted(), normalize=normalize, **{"lambda": 0.6})
+    change = sum(w * (x - base) for w, x in zip(WEIGHTS, models, strict=True)) / (
+        sum(WEIGHTS) if normalize else 1.0
+    )
+    result = run(
+        "task_arithmetic", models, base, weighted(), normalize=normalize, **{"lambda": 0.6}
+    )
     close(result, base + 0.6 * change)
     close(run("task_arithmetic", models, base), base + sum(x - base for x in models))
 
@@ -103,7 +126,10 @@ def test_model_stock_goes_from_the_base_to_the_mean_by_the_angle() -> None:
     base, *models = arrays(3)
 
     def share(deltas: list[Floats]) -> float:
-        pairs = [a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(deltas, 2)]
+        pairs = [
+            a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b)
+            for a, b in combinations(deltas, 2)
+        ]
         return 3 * np.mean(pairs) / (1 + 2 * np.mean(pairs))
 
     def truth(base: Floats, models: list[Floats]) -> Floats:
@@ -126,7 +152,7 @@ def test_nearswap_takes_over_what_lies_nearer_than_t() -> None:
     assert 0 < (np.abs(base - model) > 0.4).mean() < 1
 
 
-# -- on the sphere ----------------------------------------------------------------------------------------------------
+# -- on the sphere ---------------------------------------------------------------------------------
 
 
 def _slerp(a: Floats, b: Floats, t: float) -> Floats:
@@ -170,7 +196,9 @@ def test_nuslerp_goes_by_the_share_of_the_second_weight(with_base: bool) -> None
 
 @pytest.mark.parametrize("with_base", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_multislerp_maps_the_tangent_mean_back_onto_the_sphere(with_base: bool, normalize: bool) -> None:
+def test_multislerp_maps_the_tangent_mean_back_onto_the_sphere(
+    with_base: bool, normalize: bool
+) -> None:
     base, *models = arrays(3)
     origin = base if with_base else np.zeros(SHAPE)
     vectors = [(x - origin).ravel() for x in models]
@@ -184,7 +212,10 @@ def test_multislerp_maps_the_tangent_mean_back_onto_the_sphere(with_base: bool, 
     point = mean * math.cos(angle) + tangent * math.sin(angle) / angle
     truth = origin + (point * (weights @ lengths)).reshape(SHAPE)
     each = weighted((0.5, 0.9, 0.2))
-    close(run("multislerp", models, base if with_base else None, each, normalize_weights=normalize), truth)
+    close(
+        run("multislerp", models, base if with_base else None, each, normalize_weights=normalize),
+        truth,
+    )
 
 
 def test_karcher_takes_one_step_after_another_to_the_mean_of_logarithms() -> None:
@@ -206,7 +237,10 @@ def test_karcher_takes_one_step_after_another_to_the_mean_of_logarithms() -> Non
     mean = start / np.linalg.norm(start)
     for steps in (1, 2, 3):
         mean, _ = step(mean)
-        close(run("karcher", models, max_iter=steps, tol=0.0), (mean * np.mean(lengths)).reshape(SHAPE))
+        close(
+            run("karcher", models, max_iter=steps, tol=0.0),
+            (mean * np.mean(lengths)).reshape(SHAPE),
+        )
     # At the end the logarithms cancel: the defining property of the mean.
     result = run("karcher", models, max_iter=200, tol=1e-12).ravel()
     assert np.linalg.norm(result) == pytest.approx(np.mean(lengths), rel=1e-6)
@@ -223,10 +257,11 @@ def test_karcher_stops_at_its_tolerance_and_leaves_zeros_out() -> None:
     close(with_zeros, middle * (np.linalg.norm(one) + np.linalg.norm(two)) / 3)
     _, *models = arrays(3)
     first = run("karcher", models, max_iter=1, tol=0.0)
-    assert np.abs(run("karcher", models, max_iter=5, tol=10.0) - first).max() > 1e-4  # no step at all
+    # no step at all
+    assert np.abs(run("karcher", models, max_iter=5, tol=10.0) - first).max() > 1e-4
 
 
-# -- elections --------------------------------------------------------------------------------------------------------
+# -- elections -------------------------------------------------------------------------------------
 
 
 def top(delta: Floats, count: int) -> Floats:
@@ -238,7 +273,9 @@ def top(delta: Floats, count: int) -> Floats:
 
 
 def elected(deltas: list[Floats], weights: tuple[float, ...], normalize: bool) -> Floats:
-    """Return at each entry the weighted sum of those with the sign of the whole sum, over their weights."""
+    """Return at each entry the weighted sum of those with the sign of the whole sum, over their
+    weights.
+    """
     truth = np.zeros(deltas[0].shape)
     for place in np.ndindex(truth.shape):
         parts = [(w * d[place], w) for w, d in zip(weights, deltas, strict=True)]
@@ -260,7 +297,13 @@ def test_ties_trims_elects_and_averages(normalize: bool, rescale: bool) -> None:
         factor = np.abs(model - base).sum() / np.abs(remaining).sum() if rescale else 1.0
         deltas.append(remaining * factor)
     result = run(
-        "ties", models, base, weighted(weights, density=0.34), normalize=normalize, rescale=rescale, **{"lambda": 0.8}
+        "ties",
+        models,
+        base,
+        weighted(weights, density=0.34),
+        normalize=normalize,
+        rescale=rescale,
+        **{"lambda": 0.8},
     )
     close(result, base + 0.8 * elected(deltas, weights, normalize))
 
@@ -287,20 +330,27 @@ def test_an_even_vote_is_positive_and_negative_weights_turn_their_models_round()
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
-def test_breadcrumbs_drops_the_largest_and_the_smallest(name: str, normalize: bool, rescale: bool) -> None:
+def test_breadcrumbs_drops_the_largest_and_the_smallest(
+    name: str, normalize: bool, rescale: bool
+) -> None:
     base, *models = arrays(3)
     weights = (0.5, 0.9, 0.2)
     deltas = []
     for model in models:
         delta = model - base
-        remaining = top(delta, 14 + 5) - top(delta, 5)  # density .36 keeps 14 of 40, gamma .14 drops the top 5
-        deltas.append(remaining * (np.abs(delta).sum() / np.abs(remaining).sum() if rescale else 1.0))
+        # density .36 keeps 14 of 40, gamma .14 drops the top 5
+        remaining = top(delta, 14 + 5) - top(delta, 5)
+        deltas.append(
+            remaining * (np.abs(delta).sum() / np.abs(remaining).sum() if rescale else 1.0)
+        )
     each = weighted(weights, density=0.36, gamma=0.14)
     result = run(name, models, base, each, normalize=normalize, rescale=rescale, **{"lambda": 0.8})
     if name == "breadcrumbs_ties":
         truth = elected(deltas, weights, normalize)
     else:
-        truth = sum(w * d for w, d in zip(weights, deltas, strict=True)) / (sum(weights) if normalize else 1.0)
+        truth = sum(w * d for w, d in zip(weights, deltas, strict=True)) / (
+            sum(weights) if normalize else 1.0
+        )
     close(result, base + 0.8 * truth)
 
 
@@ -329,7 +379,11 @@ def test_sce_weighs_models_by_the_energy_of_what_varies_most() -> None:
         truth = np.zeros(SHAPE)
         for place in np.ndindex(SHAPE):
             sign = 1.0 if sum(d[place] for d in remaining) >= 0 else -1.0
-            agreeing = [(w, d[place]) for w, d in zip(weights, remaining, strict=True) if d[place] * sign > 0]
+            agreeing = [
+                (w, d[place])
+                for w, d in zip(weights, remaining, strict=True)
+                if d[place] * sign > 0
+            ]
             if agreeing:
                 truth[place] = sum(w * d for w, d in agreeing) / sum(w for w, _ in agreeing)
         close(run("sce", models, base, select_topk=share), base + truth)
@@ -341,7 +395,9 @@ def test_sce_weighs_models_by_the_energy_of_what_varies_most() -> None:
     close(run("sce", even, np.zeros((1, 2))), np.array([[3.0, 1.0]]))  # an even vote is positive
 
 
-def _changes(base: Floats, models: list[Floats], epsilon: float) -> tuple[list[Floats], list[Any], Any]:
+def _changes(
+    base: Floats, models: list[Floats], epsilon: float
+) -> tuple[list[Floats], list[Any], Any]:
     deltas = [x - base for x in models]
     changed = [np.abs(d) > epsilon for d in deltas]
     return deltas, changed, np.sum(changed, axis=0)
@@ -366,7 +422,11 @@ def test_ramplus_enlarges_unique_changes_by_the_share_of_shared_ones() -> None:
         ratios = [(c & (count > 1)).sum() / (c & (count == 1)).sum() for c in changed]
         assert min(ratios) > 0
         for place in np.ndindex(SHAPE):
-            own = [(d[place], ratio) for d, c, ratio in zip(deltas, changed, ratios, strict=True) if c[place]]
+            own = [
+                (d[place], ratio)
+                for d, c, ratio in zip(deltas, changed, ratios, strict=True)
+                if c[place]
+            ]
             if len(own) == 1:
                 truth[place] = own[0][0] * (1 + r * min(max(own[0][1], 0.0), alpha))
             elif own:
@@ -407,10 +467,12 @@ def test_the_softmax_of_arcee_fusion_is_that_of_vector_units_rounding_for_roundi
 
 
 def test_arcee_fusion_takes_the_lower_of_two_order_statistics() -> None:
-    # One row a model entry apart: importance is |X - B| times one number, so its order is that of the distances.
+    # One row a model entry apart: importance is |X - B| times one number, so its order is that of
+    # the distances.
     base = np.zeros((1, 6))
     model = np.array([[0.0, 1.0, 2.0, 3.0, 3.9, 30.0]])
-    # sorted: 0 1 2 3 3.9 30; the lower quartiles of six are number 1, 2 and 3: 2 + 1.5 (3 - 1) = 5 (interpolated: 6.29).
+    # sorted: 0 1 2 3 3.9 30; the lower quartiles of six are number 1, 2 and 3: 2 + 1.5 (3 - 1) = 5
+    # (interpolated: 6.29).
     close(run("arcee_fusion", [model], base), np.array([[0, 0, 0, 0, 0, 30.0]]))
     model = np.array([[0.0, 1.0, 2.0, 3.0, 5.5, 30.0]])
     close(run("arcee_fusion", [model], base), np.array([[0, 0, 0, 0, 5.5, 30.0]]))
@@ -421,8 +483,9 @@ def test_fisher_counts_each_entry_by_its_information() -> None:
     rates = [np.square(x) for x in arrays(2)[:2]]
     method = load_method("fisher")
     job = Whole(
-        method=method, tensors=[_stored(one), _stored(two)], importance=[_stored(rate) for rate in rates],
-        each=weighted((0.5, 2.0)), shared={"floor": 0.1}, keys=["a", "b"], wide=True,
+        method=method, tensors=[_stored(one), _stored(two)],
+        importance=[_stored(rate) for rate in rates], each=weighted((0.5, 2.0)),
+        shared={"floor": 0.1}, keys=["a", "b"], wide=True,
     )  # fmt: skip
     out = np.empty(one.size)
     job.merge_into(out)
@@ -430,7 +493,7 @@ def test_fisher_counts_each_entry_by_its_information() -> None:
     close(out.reshape(SHAPE), (shares[0] * one + shares[1] * two) / sum(shares))
 
 
-# -- at random --------------------------------------------------------------------------------------------------------
+# -- at random -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
@@ -445,15 +508,25 @@ def test_dare_drops_by_the_draws_and_rescales(name: str, normalize: bool, rescal
         remaining = (model - base) * (draws < 0.4)
         restoring = np.abs(model - base).sum() / np.abs(remaining).sum()
         deltas.append(remaining * {"density": 2.5, "l1": restoring, "none": 1.0}[rescaling])
-    shared = {"normalize": normalize, "rescale": rescaling != "none", "rescale_l1": rescaling == "l1", "lambda": 0.8}
+    shared = {
+        "normalize": normalize,
+        "rescale": rescaling != "none",
+        "rescale_l1": rescaling == "l1",
+        "lambda": 0.8,
+    }
     result = run(name, models, base, weighted(weights, density=0.4), **shared)
     if name == "dare_ties":
         truth = elected(deltas, weights, normalize)
     else:
-        truth = sum(w * d for w, d in zip(weights, deltas, strict=True)) / (sum(weights) if normalize else 1.0)
+        truth = sum(w * d for w, d in zip(weights, deltas, strict=True)) / (
+            sum(weights) if normalize else 1.0
+        )
     close(result, base + 0.8 * truth)
     if rescaling == "density" and not normalize:  # the defaults
-        close(run(name, models, base, weighted(weights, density=0.4), **{"lambda": 0.8}), base + 0.8 * truth)
+        close(
+            run(name, models, base, weighted(weights, density=0.4), **{"lambda": 0.8}),
+            base + 0.8 * truth,
+        )
 
 
 @pytest.mark.parametrize("name", ["della_linear", "della"])
@@ -465,11 +538,15 @@ def test_della_keeps_by_rank_in_the_row_and_rescales(name: str, rescaling: str) 
     for number, model in enumerate(models):
         delta = model - base
         draws = sparsify.draws(3, ("della", "w", f"m{number}"), 0, 40).reshape(SHAPE)
-        rank = np.argsort(np.argsort(np.abs(delta).astype(np.float32), axis=1, kind="stable"), axis=1)
+        rank = np.argsort(
+            np.argsort(np.abs(delta).astype(np.float32), axis=1, kind="stable"), axis=1
+        )
         probability = (0.5 - 0.3) + 2 * 0.3 * rank / 9
         remaining = delta * (draws < probability)
         restoring = np.abs(delta).sum() / np.abs(remaining).sum()
-        deltas.append(remaining * {"probability": 1 / probability, "l1": restoring, "none": 1.0}[rescaling])
+        deltas.append(
+            remaining * {"probability": 1 / probability, "l1": restoring, "none": 1.0}[rescaling]
+        )
     shared = {"rescale": rescaling != "none", "rescale_l1": rescaling == "l1", "lambda": 0.8}
     result = run(name, models, base, weighted(weights, density=0.5, epsilon=0.3), **shared)
     # By default della averages the agreeing, della_linear adds.
@@ -484,7 +561,10 @@ def test_density_one_drops_nothing(name: str) -> None:
 
 
 def test_a_column_keeps_by_the_density_alone() -> None:
-    assert sparsify.keep_probabilities(np.ones((5, 1)), 0.3, 0.2).ravel().tolist() == [np.float32(0.3)] * 5
+    assert (
+        sparsify.keep_probabilities(np.ones((5, 1)), 0.3, 0.2).ravel().tolist()
+        == [np.float32(0.3)] * 5
+    )
 
 
 def test_every_method_has_its_formula_here() -> None:
@@ -492,19 +572,22 @@ def test_every_method_has_its_formula_here() -> None:
     assert [name for name in method_names() if f'"{name}"' not in text] == []
 
 
-# -- defaults beside mergekit's ---------------------------------------------------------------------------------------
+# -- defaults beside mergekit's --------------------------------------------------------------------
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "linear": {"normalize": True}, "task_arithmetic": {"normalize": False, "lambda": 1.0},
     "ties": {"normalize": True, "rescale": False, "density": 1.0, "lambda": 1.0},
-    "dare_linear": {"normalize": False, "rescale": True}, "dare_ties": {"normalize": False, "rescale": True},
+    "dare_linear": {"normalize": False, "rescale": True},
+    "dare_ties": {"normalize": False, "rescale": True},
     "della": {"normalize": True, "rescale": True, "epsilon": 0.15},
     "della_linear": {"normalize": False, "rescale": True, "epsilon": 0.15},
     "breadcrumbs": {"normalize": False, "rescale": False, "gamma": 0.01},
     "breadcrumbs_ties": {"normalize": False, "rescale": False, "gamma": 0.01},
-    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False}, "multislerp": {"normalize_weights": True, "eps": 1e-8},
-    "karcher": {"max_iter": 10, "tol": 1e-5}, "model_stock": {"filter_wise": False}, "sce": {"select_topk": 1.0},
-    "ram": {"epsilon": 1e-5}, "ramplus_tl": {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}, "passthrough": {"scale": 1.0},
+    "nuslerp": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    "multislerp": {"normalize_weights": True, "eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5}, "model_stock": {"filter_wise": False},
+    "sce": {"select_topk": 1.0}, "ram": {"epsilon": 1e-5},
+    "ramplus_tl": {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}, "passthrough": {"scale": 1.0},
     "slerp": {"t": None}, "nearswap": {"t": None}, "arcee_fusion": {},
 }  # fmt: skip
 

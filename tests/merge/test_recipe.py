@@ -1,4 +1,6 @@
-"""Recipes: read as typed, refused by name at every level, and one model as often and as spelled as one likes."""
+"""Recipes: read as typed, refused by name at every level, and one model as often and as spelled as
+one likes.
+"""
 
 import copy
 import shutil
@@ -21,7 +23,7 @@ from agent_forge.merge.document import read_document
 
 from .small import change, mean, merge, notes, put, recipe, weights
 
-# -- numbers and text -------------------------------------------------------------------------------------------------
+# -- numbers and text ------------------------------------------------------------------------------
 
 
 def test_numbers_are_numbers_however_they_are_written_and_text_stays_as_typed() -> None:
@@ -41,12 +43,22 @@ chat_template: 1.0
     result = parse_recipe(read_document(text))
     assert (result.base, [m.model for m in result.models]) == ("007", ["2024_01", "yes"])
     assert result.models[0].parameters == {"weight": 1e-3, "density": [0.5, 1.0]}
-    assert result.models[1].parameters["weight"] == [{"filter": "1e3", "value": -0.2}, {"value": 0.3}]
+    assert result.models[1].parameters["weight"] == [
+        {"filter": "1e3", "value": -0.2},
+        {"value": 0.3},
+    ]
     assert result.parameters == {"normalize": False, "lambda": 1.5, "int8_mask": False}
-    assert (result.pad_to_multiple_of, result.tokenizer_source, result.chat_template) == (64, "1e3", "1.0")
+    assert (result.pad_to_multiple_of, result.tokenizer_source, result.chat_template) == (
+        64,
+        "1e3",
+        "1.0",
+    )
     token = result.tokens["1_0"]
     assert (token.model, token.token, token.force) == ("007", 10, True)
-    sliced = {"merge_method": "passthrough", "slices": [{"sources": [{"model": "a", "layer_range": ["0", "2e0"]}]}]}
+    sliced = {
+        "merge_method": "passthrough",
+        "slices": [{"sources": [{"model": "a", "layer_range": ["0", "2e0"]}]}],
+    }
     assert parse_recipe(sliced).slices[0].sources[0].layer_range == (0, 2)
 
 
@@ -62,21 +74,34 @@ def test_a_merge_by_a_number_in_another_spelling_is_that_merge(tmp_path: Path) -
     one, two = weights(tmp_path / "1e3"), weights(tmp_path / "2024_01")
     for name, value in weights(result.path).items():
         torch.testing.assert_close(value, one[name] / 4 + two[name] * 3 / 4)
-    assert result.manifest.config["recipe"]["models"][1] == {"model": "2024_01", "parameters": {"weight": 0.003}}
+    assert result.manifest.config["recipe"]["models"][1] == {
+        "model": "2024_01",
+        "parameters": {"weight": 0.003},
+    }
 
 
-@pytest.mark.parametrize("value", ["much", "1e", "0x10", "1:30", "", None, {"a": 1}, [], [None], float("nan"), ".inf"])
+@pytest.mark.parametrize(
+    "value", ["much", "1e", "0x10", "1:30", "", None, {"a": 1}, [], [None], float("nan"), ".inf"]
+)
 def test_what_is_no_number_is_refused(value: Any) -> None:
     models = [{"model": "a", "parameters": {"weight": value}}, {"model": "b"}]
     with pytest.raises(ConfigError, match="weight"):
-        make_plan(parse_recipe({"merge_method": "linear", "models": models}), random_models("a", "b"))
+        make_plan(
+            parse_recipe({"merge_method": "linear", "models": models}), random_models("a", "b")
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("merge_method: linear\nmerge_method: ties\nmodels: []", "'merge_method' stands twice, in line 1 and line 2"),
-        ("merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1, weight: 2}}", "'weight' stands twice"),
+        (
+            "merge_method: linear\nmerge_method: ties\nmodels: []",
+            "'merge_method' stands twice, in line 1 and line 2",
+        ),
+        (
+            "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1, weight: 2}}",
+            "'weight' stands twice",
+        ),
         ("merge_method: [linear", "not valid YAML"),
         ("- linear", "KEY: VALUE entries expected"),
         ("", "KEY: VALUE entries expected"),
@@ -89,20 +114,29 @@ def test_documents_of_no_recipe_are_refused(tmp_path: Path, text: str, message: 
         merge(tmp_path / "recipe.yml")
 
 
-# -- unknown keys -----------------------------------------------------------------------------------------------------
+# -- unknown keys ----------------------------------------------------------------------------------
 
 FULL: dict[str, Any] = {
     "merge_method": "ties",
     "base_model": "base",
     "models": [
-        {"model": "a", "parameters": {"weight": [{"filter": "mlp", "value": 0.5}, {"value": 1.0}], "density": 0.5}},
+        {
+            "model": "a",
+            "parameters": {
+                "weight": [{"filter": "mlp", "value": 0.5}, {"value": 1.0}],
+                "density": 0.5,
+            },
+        },
         {"model": "b", "parameters": {"weight": [0.2, 0.8]}},
     ],
     "parameters": {"normalize": True},
     "dtype": "float32",
     "tokenizer": {
         "source": "union",
-        "tokens": {"<end>": {"source": {"kind": "model_token", "model": "a", "token": "<turn>"}}, "x": {"source": "b"}},
+        "tokens": {
+            "<end>": {"source": {"kind": "model_token", "model": "a", "token": "<turn>"}},
+            "x": {"source": "b"},
+        },
     },
 }
 SLICED: dict[str, Any] = {
@@ -116,7 +150,8 @@ SLICED: dict[str, Any] = {
     ],
 }
 MODULES: dict[str, Any] = {
-    "merge_method": "linear", "modules": {"text": {"models": [{"model": "a"}, {"model": "b"}], "parameters": {}}},
+    "merge_method": "linear",
+    "modules": {"text": {"models": [{"model": "a"}, {"model": "b"}], "parameters": {}}},
 }  # fmt: skip
 
 
@@ -151,8 +186,12 @@ def test_the_documents_below_are_merged_as_they_stand(three: Path, name: str) ->
     assert CliRunner().invoke(app, ["merge", str(file), "--dry-run"]).exit_code == 0
 
 
-@pytest.mark.parametrize(("name", "path"), LEVELS, ids=lambda value: "-".join(map(str, value)) or "top")
-def test_an_unknown_key_at_any_level_is_refused_by_name(three: Path, name: str, path: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "path"), LEVELS, ids=lambda value: "-".join(map(str, value)) or "top"
+)
+def test_an_unknown_key_at_any_level_is_refused_by_name(
+    three: Path, name: str, path: tuple[Any, ...]
+) -> None:
     document = copy.deepcopy(DOCUMENTS[name])
     place = document
     for step in path:
@@ -170,16 +209,26 @@ def test_the_levels_tried_are_all_there_are() -> None:
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "sources that are no list": (lambda d: d["slices"][0].update(sources={"model": "a"}), "sources must be a list"),
-    "a model that is a mapping": (lambda d: d["slices"][1]["sources"][0].update(model={"path": "b"}), "as text"),
-    "a bound that is no number": (lambda d: d["slices"][1]["sources"][0].update(layer_range=[0, "x"]), "whole number"),
-    "half a layer": (lambda d: d["slices"][1]["sources"][0].update(layer_range=[0, 1.5]), "whole number"),
-    "parameters that are a list": (lambda d: d["slices"][1].update(parameters=[]), "parameters must be"),
+    "sources that are no list": (lambda d: d["slices"][0].update(sources={"model": "a"}),
+                                 "sources must be a list"),
+    "a model that is a mapping": (
+        lambda d: d["slices"][1]["sources"][0].update(model={"path": "b"}), "as text",
+    ),
+    "a bound that is no number": (
+        lambda d: d["slices"][1]["sources"][0].update(layer_range=[0, "x"]), "whole number",
+    ),
+    "half a layer": (lambda d: d["slices"][1]["sources"][0].update(layer_range=[0, 1.5]),
+                     "whole number"),
+    "parameters that are a list": (lambda d: d["slices"][1].update(parameters=[]),
+                                   "parameters must be"),
     "a tokenizer that is a list": (lambda d: d.update(tokenizer=[]), "tokenizer: KEY: VALUE"),
-    "padding by a flag": (lambda d: d.update(tokenizer={"pad_to_multiple_of": True}), "pad_to_multiple_of"),
-    "an adapter": (lambda d: d["slices"][1]["sources"][0].update(model="b+lora"), "merge the adapter into its model"),
+    "padding by a flag": (lambda d: d.update(tokenizer={"pad_to_multiple_of": True}),
+                          "pad_to_multiple_of"),
+    "an adapter": (lambda d: d["slices"][1]["sources"][0].update(model="b+lora"),
+                   "merge the adapter into its model"),
     "scale at a filter of nothing": (
-        lambda d: d.update(parameters={"scale": [{"filter": "mpl", "value": 1}]}), "'mpl' fits no tensor",
+        lambda d: d.update(parameters={"scale": [{"filter": "mpl", "value": 1}]}),
+        "'mpl' fits no tensor",
     ),
 }  # fmt: skip
 
@@ -194,7 +243,7 @@ def test_values_of_another_form_are_refused(three: Path, what: str) -> None:
         merge(three / "wrong.yml")
 
 
-# -- ranges -----------------------------------------------------------------------------------------------------------
+# -- ranges ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,9 +266,12 @@ def test_values_of_another_form_are_refused(three: Path, what: str) -> None:
         ("ramplus_tl", {}, {"r": -1}, "r must be"),
     ],
 )
-def test_parameters_out_of_range_are_refused(method: str, each: Any, shared: Any, message: str) -> None:
+def test_parameters_out_of_range_are_refused(
+    method: str, each: Any, shared: Any, message: str
+) -> None:
     content = {
-        "merge_method": method, "base_model": "base", "models": [{"model": "a", "parameters": each}], "parameters": shared,
+        "merge_method": method, "base_model": "base",
+        "models": [{"model": "a", "parameters": each}], "parameters": shared,
     }  # fmt: skip
     with pytest.raises(ConfigError, match=message):
         make_plan(parse_recipe(content), random_models("base", "a"))
@@ -228,7 +280,11 @@ def test_parameters_out_of_range_are_refused(method: str, each: Any, shared: Any
 @pytest.mark.parametrize("method", ["karcher"])
 @pytest.mark.parametrize(("name", "value"), [("max_iter", 0), ("max_iter", 2.5), ("tol", -1)])
 def test_iterations_and_tolerances_have_ranges(method: str, name: str, value: float) -> None:
-    content = {"merge_method": method, "models": [{"model": "a"}, {"model": "b"}], "parameters": {name: value}}
+    content = {
+        "merge_method": method,
+        "models": [{"model": "a"}, {"model": "b"}],
+        "parameters": {name: value},
+    }
     with pytest.raises(ConfigError, match=f"{name} must be"):
         make_plan(parse_recipe(content), random_models("a", "b"))
 
@@ -243,7 +299,7 @@ def test_weights_that_cancel_are_refused_where_they_are_divided_by(method: str) 
         make_plan(parse_recipe({"merge_method": method, "models": models}), opened)
 
 
-# -- one model several times ------------------------------------------------------------------------------------------
+# -- one model several times -----------------------------------------------------------------------
 
 
 def random_models(*labels: str) -> dict[str, Weights]:
@@ -252,7 +308,9 @@ def random_models(*labels: str) -> dict[str, Weights]:
     result = {}
     for number, label in enumerate(labels):
         generator = torch.Generator().manual_seed(number)
-        result[label] = Weights(label, {name: torch.randn(6, 4, generator=generator) for name in names})
+        result[label] = Weights(
+            label, {name: torch.randn(6, 4, generator=generator) for name in names}
+        )
     return result
 
 
@@ -282,7 +340,9 @@ def test_the_base_may_be_a_member_at_other_layers() -> None:
     torch.testing.assert_close(result["layers.1.w"], models["a"].get("layers.1.w"))
     result = merged({"merge_method": "slerp", "parameters": {"t": 1.0}, **content}, models)
     torch.testing.assert_close(result["layers.1.w"], models["a"].get("layers.2.w"))
-    torch.testing.assert_close(result["embed_tokens.weight"], models["a"].get("embed_tokens.weight"))
+    torch.testing.assert_close(
+        result["embed_tokens.weight"], models["a"].get("embed_tokens.weight")
+    )
 
 
 def test_a_model_listed_twice_counts_twice_with_a_mask_of_its_own_each_time() -> None:
@@ -290,7 +350,8 @@ def test_a_model_listed_twice_counts_twice_with_a_mask_of_its_own_each_time() ->
     twice = [{"model": "a", "parameters": {"weight": 1.0, "density": 0.5}}] * 2
     result = merged({"merge_method": "dare_linear", "base_model": "base", "models": twice}, models)
     base, other = (models[label].get("layers.0.w") for label in ("base", "a"))
-    times = (result["layers.0.w"] - base) / (other - base) / 2  # each keeps an entry at twice its size, or drops it
+    # each keeps an entry at twice its size, or drops it
+    times = (result["layers.0.w"] - base) / (other - base) / 2
     torch.testing.assert_close(times, times.round(), atol=1e-4, rtol=0)
     assert {int(time) for time in times.flatten().round()} == {0, 1, 2}
 
@@ -305,7 +366,9 @@ def test_the_base_listed_among_the_models_is_no_model(method: str) -> None:
         assert torch.equal(result[name], value)
 
 
-def test_a_path_may_be_spelled_in_several_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_be_spelled_in_several_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed, name in enumerate("ab"):
         put(tmp_path / name, seed)
     (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
@@ -332,7 +395,10 @@ def test_a_folder_with_other_letters_and_spaces_merges(tmp_path: Path) -> None:
         put(folder / name, seed)
     file = folder / "rezept.yml"
     file.write_text(
-        yaml.safe_dump({"merge_method": "linear", "models": [{"model": "ä b"}, {"model": "c"}]}, allow_unicode=True),
+        yaml.safe_dump(
+            {"merge_method": "linear", "models": [{"model": "ä b"}, {"model": "c"}]},
+            allow_unicode=True,
+        ),
         encoding="utf-8",
     )
     result = merge(file, "результат")
@@ -341,7 +407,7 @@ def test_a_folder_with_other_letters_and_spaces_merges(tmp_path: Path) -> None:
     assert "ä b" in (result.path / "README.md").read_text(encoding="utf-8")
 
 
-# -- which files ------------------------------------------------------------------------------------------------------
+# -- which files -----------------------------------------------------------------------------------
 
 
 def test_other_weights_beside_the_models_are_said_and_not_read(tmp_path: Path) -> None:
@@ -355,18 +421,26 @@ def test_other_weights_beside_the_models_are_said_and_not_read(tmp_path: Path) -
     result = merge(recipe(tmp_path, "a", "b"))
     for name, value in mean(tmp_path / "a", tmp_path / "b").items():
         torch.testing.assert_close(weights(result.path)[name], value)
-    assert "b: adapter_model.safetensors, consolidated.safetensors, model.fp16.safetensors is not read" in notes(result)
+    assert (
+        "b: adapter_model.safetensors, consolidated.safetensors, model.fp16.safetensors is not read"
+        in notes(result)
+    )
 
 
 def test_the_files_of_an_index_are_read_and_no_others(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         put(tmp_path / name, seed)
     whole = weights(tmp_path / "b")
-    AutoModelForCausalLM.from_pretrained(tmp_path / "b").save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "b").save_pretrained(
+        tmp_path / "parts", max_shard_size="20KB"
+    )
     for file in tmp_path.joinpath("parts").glob("model*"):
         shutil.copy(file, tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").unlink()
-    save_file({name: value + 1 for name, value in whole.items()}, tmp_path / "b" / "consolidated.safetensors")
+    save_file(
+        {name: value + 1 for name, value in whole.items()},
+        tmp_path / "b" / "consolidated.safetensors",
+    )
     assert len(list((tmp_path / "b").glob("model-*"))) > 1
     result = merge(recipe(tmp_path, "a", "b"))
     for name, value in weights(tmp_path / "a").items():
@@ -381,7 +455,9 @@ def test_files_of_which_nobody_says_that_they_are_the_model_are_refused(tmp_path
     (tmp_path / "b" / "model.safetensors").rename(tmp_path / "b" / "one.safetensors")
     merge(recipe(tmp_path, "a", "b"), "lone")
     save_file({"x": torch.ones(1)}, tmp_path / "b" / "two.safetensors")
-    with pytest.raises(CheckpointError, match=r"2 \.safetensors files, but neither model\.safetensors nor"):
+    with pytest.raises(
+        CheckpointError, match=r"2 \.safetensors files, but neither model\.safetensors nor"
+    ):
         merge(recipe(tmp_path, "a", "b"))
     (tmp_path / "b" / "one.safetensors").unlink()
     (tmp_path / "b" / "two.safetensors").rename(tmp_path / "b" / "adapter_model.safetensors")
@@ -389,10 +465,14 @@ def test_files_of_which_nobody_says_that_they_are_the_model_are_refused(tmp_path
         merge(recipe(tmp_path, "a", "b"))
 
 
-# -- heads ------------------------------------------------------------------------------------------------------------
+# -- heads -----------------------------------------------------------------------------------------
 
 TIED = {
-    "gpt2": ("transformer.wte.weight", "lm_head.weight", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "gpt2": (
+        "transformer.wte.weight",
+        "lm_head.weight",
+        {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    ),
     "gpt_neox": ("gpt_neox.embed_in.weight", "embed_out.weight", {}),
     "llama": ("model.embed_tokens.weight", "lm_head.weight", {}),
     "gemma3_text": ("model.embed_tokens.weight", "lm_head.weight", {"head_dim": 8}),
@@ -402,7 +482,9 @@ TIED = {
 
 @pytest.mark.parametrize("kind", TIED)
 @pytest.mark.parametrize("order", [("tied", "apart"), ("apart", "tied")])
-def test_a_head_shared_in_one_model_and_apart_in_the_other(tmp_path: Path, kind: str, order: tuple[str, str]) -> None:
+def test_a_head_shared_in_one_model_and_apart_in_the_other(
+    tmp_path: Path, kind: str, order: tuple[str, str]
+) -> None:
     embedding, head, sizes = TIED[kind]
     put(tmp_path / "tied", 0, kind, tie_word_embeddings=True, **sizes)
     put(tmp_path / "apart", 1, kind, tie_word_embeddings=False, **sizes)
@@ -412,8 +494,12 @@ def test_a_head_shared_in_one_model_and_apart_in_the_other(tmp_path: Path, kind:
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     tied, apart = weights(tmp_path / "tied"), weights(tmp_path / "apart")
-    torch.testing.assert_close(model.get_output_embeddings().weight, (tied[embedding] + apart[head]) / 2)
-    torch.testing.assert_close(model.get_input_embeddings().weight, (tied[embedding] + apart[embedding]) / 2)
+    torch.testing.assert_close(
+        model.get_output_embeddings().weight, (tied[embedding] + apart[head]) / 2
+    )
+    torch.testing.assert_close(
+        model.get_input_embeddings().weight, (tied[embedding] + apart[embedding]) / 2
+    )
     assert "ties its head to its embedding" in notes(result)
 
 
@@ -426,14 +512,19 @@ def test_a_stored_duplicate_of_the_embedding_neither_unties_nor_grows_the_result
     for seed, name in enumerate("ab"):
         put(tmp_path / name, seed, kind, tie_word_embeddings=True, **sizes)
     own = weights(tmp_path / "b")
-    save_file(own | {head: own[embedding].clone()}, tmp_path / "b" / "model.safetensors", {"format": "pt"})
+    save_file(
+        own | {head: own[embedding].clone()}, tmp_path / "b" / "model.safetensors", {"format": "pt"}
+    )
     change(tmp_path / "b", "config.json", tie_word_embeddings=said)
     for first, other in (("a", "b"), ("b", "a")):
         result = merge(recipe(tmp_path, first, other), f"from_{first}")
         assert head not in weights(result.path)
         model, info = AutoModelForCausalLM.from_pretrained(result.path, output_loading_info=True)
         assert not info["missing_keys"]
-        assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+        assert (
+            model.get_output_embeddings().weight.data_ptr()
+            == model.get_input_embeddings().weight.data_ptr()
+        )
         truth = (weights(tmp_path / "a")[embedding] + own[embedding]) / 2
         torch.testing.assert_close(weights(result.path)[embedding], truth)
 
@@ -443,25 +534,34 @@ def test_a_stored_head_that_differs_is_kept_as_transformers_keeps_it(tmp_path: P
         put(tmp_path / name, seed, tie_word_embeddings=True)
     own = weights(tmp_path / "b")
     head = torch.randn_like(own["model.embed_tokens.weight"])
-    save_file(own | {"lm_head.weight": head}, tmp_path / "b" / "model.safetensors", {"format": "pt"})
+    save_file(
+        own | {"lm_head.weight": head}, tmp_path / "b" / "model.safetensors", {"format": "pt"}
+    )
     truth = AutoModelForCausalLM.from_pretrained(tmp_path / "b").lm_head.weight
     torch.testing.assert_close(truth, head)
     result = merge(recipe(tmp_path, "a", "b"))
     expected = (weights(tmp_path / "a")["model.embed_tokens.weight"] + head) / 2
-    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(result.path).lm_head.weight, expected)
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(result.path).lm_head.weight, expected
+    )
 
 
-# -- what is said -----------------------------------------------------------------------------------------------------
+# -- what is said ----------------------------------------------------------------------------------
 
 
-def test_parameters_of_the_base_and_another_rescaling_than_mergekits_are_said(tmp_path: Path) -> None:
+def test_parameters_of_the_base_and_another_rescaling_than_mergekits_are_said(
+    tmp_path: Path,
+) -> None:
     for seed, name in enumerate("ab"):
         put(tmp_path / name, seed)
     result = merge(recipe(tmp_path, "a", "b", method="dare_ties", base_model="a"))
     assert "a is the base of dare_ties: parameters listed for it are not used" in notes(result)
     assert "mergekit restores the L1 norm instead: `rescale_l1: true`" in notes(result)
     for number, parameters in enumerate(({"rescale_l1": True}, {"rescale": False})):
-        quiet = merge(recipe(tmp_path, "b", method="dare_ties", base_model="a", parameters=parameters), f"q{number}")
+        quiet = merge(
+            recipe(tmp_path, "b", method="dare_ties", base_model="a", parameters=parameters),
+            f"q{number}",
+        )
         assert "L1" not in notes(quiet)
         assert "not used" not in notes(quiet)
 

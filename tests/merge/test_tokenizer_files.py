@@ -1,4 +1,6 @@
-"""Tokenizers are compared by meaning, unions load, and no two vocabularies merge in silence however they are stored."""
+"""Tokenizers are compared by meaning, unions load, and no two vocabularies merge in silence however
+they are stored.
+"""
 
 import base64
 import json
@@ -39,7 +41,14 @@ def _strings(content: Json) -> None:
 
 
 def _without_defaults(content: Json) -> None:
-    for name in ("ignore_merges", "byte_fallback", "fuse_unk", "dropout", "unk_token", "continuing_subword_prefix"):
+    for name in (
+        "ignore_merges",
+        "byte_fallback",
+        "fuse_unk",
+        "dropout",
+        "unk_token",
+        "continuing_subword_prefix",
+    ):
         content["model"].pop(name, None)
 
 
@@ -52,10 +61,15 @@ def _other_spellings(content: Json) -> None:
 
 def _used(content: Json) -> None:
     content["padding"] = {
-        "strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-        "pad_token": SPECIAL[0],
+        "strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": SPECIAL[0],
     }  # fmt: skip
-    content["truncation"] = {"direction": "Right", "max_length": 7, "strategy": "LongestFirst", "stride": 0}
+    content["truncation"] = {
+        "direction": "Right",
+        "max_length": 7,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
 
 
 SAME = [_strings, _without_defaults, _other_spellings, _used]
@@ -63,13 +77,17 @@ SAME = [_strings, _without_defaults, _other_spellings, _used]
 
 @pytest.mark.parametrize("alter", SAME)
 @pytest.mark.parametrize("source", ["", "union"])
-def test_files_that_mean_the_same_merge_whatever_their_text(pair: Path, alter: Any, source: str) -> None:
+def test_files_that_mean_the_same_merge_whatever_their_text(
+    pair: Path, alter: Any, source: str
+) -> None:
     rewrite(pair / "b", alter)
     result = merge(recipe(pair, "a", "b", **({"tokenizer_source": source} if source else {})))
     for name, value in mean(pair / "a", pair / "b").items():
         torch.testing.assert_close(weights(result.path)[name], value)
     text = "The law of 1789<turn>"
-    ours, theirs = (AutoTokenizer.from_pretrained(path)(text).input_ids for path in (result.path, pair / "a"))
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(path)(text).input_ids for path in (result.path, pair / "a")
+    )
     assert ours == theirs
 
 
@@ -97,13 +115,18 @@ def _dropout(content: Json) -> None:
 @pytest.mark.parametrize(
     ("alter", "where"),
     [
-        (_swapped, r"model\.vocab\.a \("), (_fewer_merges, r"model\.merges"), (_plain_token, "added_tokens"),
+        (_swapped,
+         r"model\.vocab\.a \("), (_fewer_merges, r"model\.merges"), (_plain_token, "added_tokens"),
         (_prefix_space, r"pre_tokenizer\.add_prefix_space"), (_dropout, r"model\.dropout"),
     ],
 )  # fmt: skip
-def test_files_that_mean_something_else_are_refused_at_the_place(pair: Path, alter: Any, where: str) -> None:
+def test_files_that_mean_something_else_are_refused_at_the_place(
+    pair: Path, alter: Any, where: str
+) -> None:
     rewrite(pair / "b", alter)
-    with pytest.raises(CheckpointError, match=f"a and b differ at {where}.*tokenizer_source: union"):
+    with pytest.raises(
+        CheckpointError, match=f"a and b differ at {where}.*tokenizer_source: union"
+    ):
         merge(recipe(pair, "a", "b"))
 
 
@@ -116,7 +139,9 @@ def test_what_changes_no_id_is_said_and_no_reason_to_refuse(pair: Path) -> None:
     }  # fmt: skip
     rewrite(pair / "b", lambda content: content.update(post_processor=processor))
     result = merge(recipe(pair, "a", "b"))
-    assert "the post_processor of b's tokenizer is another; the result has that of a" in notes(result)
+    assert "the post_processor of b's tokenizer is another; the result has that of a" in notes(
+        result
+    )
 
 
 def test_a_token_that_only_the_settings_name_counts(pair: Path) -> None:
@@ -140,20 +165,28 @@ def test_a_token_that_only_the_settings_name_counts(pair: Path) -> None:
 
 def _grown(path: Path, seed: int, extra: list[str], special: list[str], size: int = 320) -> None:
     tokens = tokenizer(size)
-    tokens.add_special_tokens({"additional_special_tokens": [AddedToken(t, normalized=False) for t in special]})
+    tokens.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(t, normalized=False) for t in special]}
+    )
     tokens.add_tokens(extra)
     put(path, seed, tokens=tokens)
 
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
-def test_a_union_loads_and_gives_every_token_of_both_its_own_row(tmp_path: Path, order: tuple[str, str]) -> None:
-    # a: tokens added behind a short vocabulary; b: a longer vocabulary, so its learned tokens lie where a's added ones do.
+def test_a_union_loads_and_gives_every_token_of_both_its_own_row(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    # a: tokens added behind a short vocabulary; b: a longer vocabulary, so its learned tokens lie
+    # where a's added ones do.
     _grown(tmp_path / "a", 0, ["zebra", "1789"], ["<tool>"])
     put(tmp_path / "b", 1, tokens=tokenizer(340, special=(*SPECIAL, "<think>")))
     result = merge(recipe(tmp_path, *order, tokenizer_source="union"))
     loaded = Tokenizer.from_file(str(result.path / "tokenizer.json"))
     ids = loaded.get_vocab(with_added_tokens=True)
-    parts = {name: Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")).get_vocab() for name in "ab"}
+    parts = {
+        name: Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")).get_vocab()
+        for name in "ab"
+    }
     assert set(ids) == set(parts["a"]) | set(parts["b"])
     assert len(set(ids.values())) == len(ids)
     assert all(ids[token] == number for token, number in parts[order[0]].items())
@@ -162,7 +195,8 @@ def test_a_union_loads_and_gives_every_token_of_both_its_own_row(tmp_path: Path,
     for token, number in ids.items():
         having = [own[name][parts[name][token]] for name in "ab" if token in parts[name]]
         truth = torch.stack(having).mean(0)
-        if len(having) == 1 and token in parts[order[0]]:  # the first is the base: others borrow its row
+        # the first is the base: others borrow its row
+        if len(having) == 1 and token in parts[order[0]]:
             truth = having[0]
         torch.testing.assert_close(rows[number], truth)
     text = "The zebra of 1789<tool> and <think> so"
@@ -190,7 +224,7 @@ def test_a_token_that_is_added_in_one_and_learned_in_the_other_is_one_token(tmp_
         assert len(set(ids.values())) == len(ids)
 
 
-# -- other files ------------------------------------------------------------------------------------------------------
+# -- other files -----------------------------------------------------------------------------------
 
 
 def _as_vocab_json(directory: Path) -> None:
@@ -208,7 +242,9 @@ def _as_vocab_txt(directory: Path) -> None:
 
 
 def _as_sentencepiece(directory: Path) -> None:
-    """Write a SentencePiece model: protocol buffers, field 1 a piece with its text (1), score (2) and kind (3)."""
+    """Write a SentencePiece model: protocol buffers, field 1 a piece with its text (1), score (2)
+    and kind (3).
+    """
     vocab = read(directory, "tokenizer.json")["model"]["vocab"]
     content = b""
     for token in sorted(vocab, key=lambda token: vocab[token]):
@@ -224,7 +260,11 @@ def _as_tiktoken(directory: Path) -> None:
     letters = Tokenizer.from_file(str(directory / "tokenizer.json")).decoder
     lines = []
     for token, number in vocab.items():
-        raw = token.encode() if token in SPECIAL else letters.decode([token]).encode("utf-8", "surrogateescape")
+        raw = (
+            token.encode()
+            if token in SPECIAL
+            else letters.decode([token]).encode("utf-8", "surrogateescape")
+        )
         if token not in SPECIAL and "�" in letters.decode([token]):
             continue  # half a character: its bytes cannot be had from the decoder
         lines.append(base64.b64encode(raw) + b" " + str(number).encode())
@@ -271,7 +311,9 @@ def test_merges_in_text_are_compared_with_those_in_json(pair: Path) -> None:
 
 def test_a_model_without_a_tokenizer_is_named(pair: Path) -> None:
     (pair / "b" / "tokenizer.json").unlink()
-    assert "b has no tokenizer; its token ids are taken for those of a" in notes(merge(recipe(pair, "a", "b")))
+    assert "b has no tokenizer; its token ids are taken for those of a" in notes(
+        merge(recipe(pair, "a", "b"))
+    )
 
 
 def test_base_takes_any_form_and_union_says_what_it_needs(pair: Path) -> None:
@@ -283,26 +325,42 @@ def test_base_takes_any_form_and_union_says_what_it_needs(pair: Path) -> None:
     rows, a, b = (weights(path)[EMBEDDING] for path in (result.path, pair / "a", pair / "b"))
     for token in ("a", "b", "c"):
         torch.testing.assert_close(rows[ids[token]], (a[ids[token]] + b[theirs[token]]) / 2)
-    with pytest.raises(CheckpointError, match=r"union needs a tokenizer\.json of every model, b has vocab\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"union needs a tokenizer\.json of every model, b has vocab\.json"
+    ):
         merge(recipe(pair, "a", "b", tokenizer_source="union"), "other")
 
 
 def test_tokenizers_of_different_kinds_and_broken_ones_are_refused_by_name(pair: Path) -> None:
-    rewrite(pair / "b", lambda c: c.update(model={"type": "WordLevel", "vocab": c["model"]["vocab"], "unk_token": "a"}))
-    with pytest.raises(ConfigError, match="no union of tokenizers of different kinds: BPE, WordLevel"):
+    rewrite(
+        pair / "b",
+        lambda c: c.update(
+            model={"type": "WordLevel", "vocab": c["model"]["vocab"], "unk_token": "a"}
+        ),
+    )
+    with pytest.raises(
+        ConfigError, match="no union of tokenizers of different kinds: BPE, WordLevel"
+    ):
         merge(recipe(pair, "a", "b", tokenizer_source="union"))
-    rewrite(pair / "b", lambda content: content.update(model={"type": "BPE", "vocab": {}, "merges": [["x", "y"]]}))
+    rewrite(
+        pair / "b",
+        lambda content: content.update(model={"type": "BPE", "vocab": {}, "merges": [["x", "y"]]}),
+    )
     with pytest.raises(CheckpointError, match=r"b/tokenizer\.json cannot be loaded as a tokenizer"):
         merge(recipe(pair, "a", "b"))
 
 
-# -- padding ----------------------------------------------------------------------------------------------------------
+# -- padding ---------------------------------------------------------------------------------------
 
 
-def test_another_row_count_under_one_tokenizer_names_the_remedy_and_it_works(tmp_path: Path) -> None:
+def test_another_row_count_under_one_tokenizer_names_the_remedy_and_it_works(
+    tmp_path: Path,
+) -> None:
     put(tmp_path / "a", 0, tie_word_embeddings=True)
     put(tmp_path / "b", 1, tie_word_embeddings=True, vocab_size=len(tokenizer()) + 16)
-    with pytest.raises(CheckpointError, match=r"336 rows in b and 320 in a.*`tokenizer_source: base`"):
+    with pytest.raises(
+        CheckpointError, match=r"336 rows in b and 320 in a.*`tokenizer_source: base`"
+    ):
         merge(recipe(tmp_path, "a", "b"))
     for first, other in (("a", "b"), ("b", "a")):
         result = merge(recipe(tmp_path, first, other, tokenizer_source="base"), f"from_{first}")
@@ -312,19 +370,33 @@ def test_another_row_count_under_one_tokenizer_names_the_remedy_and_it_works(tmp
         torch.testing.assert_close(rows[:320], both)
 
 
-# -- special tokens ---------------------------------------------------------------------------------------------------
+# -- special tokens --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def speakers(tmp_path: Path) -> Path:
-    """Return a folder with a base model and a chat model whose tokenizers number their special tokens differently."""
+    """Return a folder with a base model and a chat model whose tokenizers number their special
+    tokens differently.
+    """
     put(tmp_path / "base", 0)
     names = {"bos_token": "<s>", "eos_token": "</turn>", "pad_token": "<pad>"}
     other = tokenizer(special=("<pad>", "<s>", "</turn>", "<end>"), **names)
     other.chat_template = "{% for m in messages %}<turn>{{ m.content }}</turn>{% endfor %}"
     put(tmp_path / "chat", 1, tokens=other, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    change(tmp_path / "base", "generation_config.json", eos_token_id=[0], bos_token_id=0, temperature=0.6)
-    change(tmp_path / "chat", "generation_config.json", eos_token_id=[2, 3], bos_token_id=1, pad_token_id=0)
+    change(
+        tmp_path / "base",
+        "generation_config.json",
+        eos_token_id=[0],
+        bos_token_id=0,
+        temperature=0.6,
+    )
+    change(
+        tmp_path / "chat",
+        "generation_config.json",
+        eos_token_id=[2, 3],
+        bos_token_id=1,
+        pad_token_id=0,
+    )
     return tmp_path
 
 
@@ -339,7 +411,10 @@ def test_special_ids_template_and_settings_follow_another_models_tokenizer(speak
     assert (loaded.eos_token, loaded.pad_token) == ("</turn>", "<pad>")
     assert "<turn>" in loaded.chat_template
     assert "token ids follow the tokenizer of chat" in notes(result)
-    assert AutoModelForCausalLM.from_pretrained(result.path).generation_config.eos_token_id == [2, 3]
+    assert AutoModelForCausalLM.from_pretrained(result.path).generation_config.eos_token_id == [
+        2,
+        3,
+    ]
 
 
 def test_under_base_and_union_the_ends_of_all_models_stop_the_result(speakers: Path) -> None:
@@ -347,7 +422,10 @@ def test_under_base_and_union_the_ends_of_all_models_stop_the_result(speakers: P
         result = merge(recipe(speakers, "base", "chat", tokenizer_source=source), f"by_{source}")
         ids = Tokenizer.from_file(str(result.path / "tokenizer.json")).get_vocab()
         for name in ("config.json", "generation_config.json"):
-            assert read(result.path, name)["eos_token_id"] == [ids["<end>"], ids["</turn>"]], (source, name)
+            assert read(result.path, name)["eos_token_id"] == [ids["<end>"], ids["</turn>"]], (
+                source,
+                name,
+            )
         assert read(result.path, "config.json")["bos_token_id"] == ids["<end>"]
 
 

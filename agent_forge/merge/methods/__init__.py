@@ -1,1 +1,4 @@
-"""One merge method a file, found by its name. See `agent_forge.merge.method` for what a file must hold."""
+"""Merge methods, one per file, found by the file's name.
+
+See `agent_forge.merge.method` for what a file must hold.
+"""

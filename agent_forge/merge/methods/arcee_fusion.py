@@ -1,10 +1,11 @@
-"""Take over only the changes that matter: |X - B| times the rows' KL divergence, above median + 1.5 IQR.
+"""Take over only important changes: |X - B| times the rows' KL divergence, above median + 1.5 IQR.
 
-Quartiles are the lower order statistics, sorted[int(q (n - 1))]. The divergence is a small difference of large sums, so
-its rounding decides which of the entries at the threshold are taken over. Its softmax is therefore that of the vector
-units which other tools run on, rounding for rounding: the exponential of SLEEF (Shibata and Petrogalli 2020,
-arXiv:2001.09258), with fused multiply-adds, summed in sixteen lanes. Here each step is taken in float64 and rounded to
-float32, so the result is the same on every processor.
+Quartiles are the lower order statistics, sorted[int(q (n - 1))]. The divergence is a small
+difference of large sums, so its rounding decides which of the entries at the threshold are taken
+over. Its softmax is therefore computed as on the vector units that other tools run on, rounding for
+rounding: with the exponential of SLEEF (Shibata and Petrogalli 2020, arXiv:2001.09258), with fused
+multiply-adds, summed in sixteen lanes. Here each step is taken in float64 and rounded to float32,
+so the result is the same on every processor.
 """
 
 import numpy as np
@@ -13,17 +14,19 @@ from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method
 from agent_forge.merge.pieces import Whole
 
-METHOD = Method(summary="take over the important changes only", base="required", models=(1, 1), rows=True)
+METHOD = Method(
+    summary="take over the important changes only", base="required", models=(1, 1), rows=True
+)
 FLOOR = np.float32(1e-8)  # added to every probability
 LANES = 16
-# Of exp(x) = 2^k · exp(r), |r| ≤ ln 2 / 2: ln 2 in a short and a small part, so that k · LN2_HIGH is exact, and the
-# polynomial of exp(r) in Horner's order, from r^7 down to r^2.
+# exp(x) is 2^k · exp(r) with |r| ≤ ln 2 / 2. ln 2 is split into a short and a small part, so that k
+# · LN2_HIGH is exact; the polynomial of exp(r) is in Horner's order, from r^7 down to r^2.
 LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.428606765330187045e-06)
 LOG2_E = np.float32(1.4426950408889634)
 POLYNOMIAL = np.array(
     [1.9852762e-4, 1.3930436e-3, 8.3333608e-3, 4.1666485e-2, 1.6666667e-1, 0.5], np.float32
 )  # fmt: skip
-VANISHES = -104  # exp of less is 0 in float32
+VANISHES = -104  # exp(x) of smaller x is 0 in float32
 
 
 def survey(whole: Whole) -> float:
@@ -40,7 +43,9 @@ def merge(inputs: Inputs) -> Array:
 
 def importance(inputs: Inputs) -> Array:
     """Return the importance of each entry, float32."""
-    base, other = (tensor.astype(np.float32, copy=False) for tensor in (inputs.origin(), inputs.tensors[0]))
+    base, other = (
+        tensor.astype(np.float32, copy=False) for tensor in (inputs.origin(), inputs.tensors[0])
+    )
     p, q = _softmax(other) + FLOOR, _softmax(base) + FLOOR
     terms = p * np.log((p / q).astype(np.float64)).astype(np.float32)
     divergence = terms.sum(-1, keepdims=True, dtype=np.float64).astype(np.float32)
@@ -61,16 +66,21 @@ def _exp(x: Array) -> Array:
     for coefficient in POLYNOMIAL[1:]:
         value = _fused(value, rest, coefficient)
     value = np.float32(1.0) + _fused(rest * rest, value, rest)
-    return np.where(x < VANISHES, np.float32(0.0), np.ldexp(value, np.nan_to_num(power).astype(np.int32)))
+    return np.where(
+        x < VANISHES, np.float32(0.0), np.ldexp(value, np.nan_to_num(power).astype(np.int32))
+    )
 
 
 def _fused(a: Array, b: Array | np.float32, c: Array | np.float32) -> Array:
-    """Return a · b + c, rounded once to float32: the product of two float32 numbers is exact in float64."""
+    """Return a · b + c, rounded once to float32.
+
+    The product of two float32 numbers is exact in float64.
+    """
     return np.asarray((a.astype(np.float64) * b + c).astype(np.float32))
 
 
 def _lane_sum(rows: Array) -> Array:
-    """Return the float32 sums of rows: entry i is added in lane i modulo 16, then the lanes are added by halves."""
+    """Return the float32 sums of rows: entry i is added in lane i mod 16, then lanes are halved."""
     width = rows.shape[-1]
     padded = np.zeros((*rows.shape[:-1], -(-width // LANES) * LANES), np.float32)
     padded[..., :width] = rows

@@ -1,4 +1,6 @@
-"""Drop both the largest and the smallest entries of each task vector, then add. Source: arXiv:2312.06795.
+"""Drop both the largest and the smallest entries of each task vector, then add.
+
+Source: arXiv:2312.06795.
 
 `rescale` restores each trimmed vector's L1 norm.
 """
@@ -24,7 +26,10 @@ check = cancelled
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """Where each task vector is cut, below what stays and (if any are dropped) below the outliers; factors of the rest."""
+    """Where each task vector is cut: below what stays, and below the outliers if any are dropped.
+
+    factors: by what the rest is multiplied.
+    """
 
     cuts: list[list[sparsify.Cut]]
     factors: list[float]
@@ -52,7 +57,9 @@ def trim(inputs: Inputs) -> list[Array]:
 
 
 def _trimmed_all(inputs: Inputs, cuts: Sequence[Sequence[sparsify.Cut]]) -> list[Array]:
-    return [_trimmed(delta, own, inputs.start) for delta, own in zip(inputs.deltas(), cuts, strict=True)]
+    return [
+        _trimmed(delta, own, inputs.start) for delta, own in zip(inputs.deltas(), cuts, strict=True)
+    ]
 
 
 def _trimmed(delta: Array, cuts: Sequence[sparsify.Cut], start: int) -> Array:

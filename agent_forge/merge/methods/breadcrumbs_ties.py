@@ -1,4 +1,7 @@
-"""Drop the largest and smallest entries of each task vector, then elect signs. Source: arXiv:2312.06795."""
+"""Drop the largest and smallest entries of each task vector, then elect signs.
+
+Source: arXiv:2312.06795.
+"""
 
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_elected, cancelled
@@ -18,4 +21,6 @@ survey = breadcrumbs.survey
 
 def merge(inputs: Inputs) -> Array:
     """Return the merged piece."""
-    return add_elected(inputs.origin(), breadcrumbs.trim(inputs), inputs.column("weight"), inputs.shared)
+    return add_elected(
+        inputs.origin(), breadcrumbs.trim(inputs), inputs.column("weight"), inputs.shared
+    )

@@ -1,7 +1,9 @@
-"""Drop entries of each task vector at random and rescale, then add them. Source: DARE, arXiv:2311.03099.
+"""Drop entries of each task vector at random and rescale, then add them.
 
-Each model has its own mask, keyed by (seed, tensor, model, place). `rescale` divides by the density as in the paper;
-with `rescale_l1` the L1 norm is restored instead, as mergekit 0.1.5 does.
+Source: DARE, arXiv:2311.03099.
+
+Each model has its own mask, keyed by (seed, tensor, model, place). `rescale` divides by the density
+as in the paper; with `rescale_l1` the L1 norm is restored instead, as mergekit 0.1.5 does.
 """
 
 from agent_forge.merge import sparsify
@@ -32,7 +34,9 @@ def survey(whole: Whole) -> list[float]:
 def thinned(inputs: Inputs) -> list[Array]:
     """Return the task vectors with dropped entries, not rescaled."""
     deltas = []
-    for delta, density, key in zip(inputs.deltas(), inputs.column("density"), inputs.keys, strict=True):
+    for delta, density, key in zip(
+        inputs.deltas(), inputs.column("density"), inputs.keys, strict=True
+    ):
         if density < 1:
             names = ("dare", inputs.name, key)
             delta *= sparsify.draws(inputs.seed, names, inputs.start, delta.size) < density

@@ -1,4 +1,7 @@
-"""Drop entries of each task vector at random and rescale, then elect signs. Source: DARE, arXiv:2311.03099."""
+"""Drop entries of each task vector at random and rescale, then elect signs.
+
+Source: DARE, arXiv:2311.03099.
+"""
 
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_elected, cancelled
@@ -18,4 +21,6 @@ survey = dare_linear.survey
 
 def merge(inputs: Inputs) -> Array:
     """Return the merged piece."""
-    return add_elected(inputs.origin(), dare_linear.drop(inputs), inputs.column("weight"), inputs.shared)
+    return add_elected(
+        inputs.origin(), dare_linear.drop(inputs), inputs.column("weight"), inputs.shared
+    )

@@ -1,4 +1,7 @@
-"""Drop by magnitude rank, elect signs, and average those that agree. Source: DELLA, arXiv:2406.11617."""
+"""Drop by magnitude rank, elect signs, and average those that agree.
+
+Source: DELLA, arXiv:2406.11617.
+"""
 
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import add_elected
@@ -19,4 +22,6 @@ survey = della_linear.survey
 
 def merge(inputs: Inputs) -> Array:
     """Return the merged piece."""
-    return add_elected(inputs.origin(), della_linear.drop(inputs), inputs.column("weight"), inputs.shared)
+    return add_elected(
+        inputs.origin(), della_linear.drop(inputs), inputs.column("weight"), inputs.shared
+    )

@@ -1,7 +1,7 @@
-"""DARE with a keep-probability that rises with the magnitude rank inside each row: density ± epsilon, then a sum.
+"""DARE with keep-probabilities, density ± epsilon, that rise with the magnitude's rank in its row.
 
-Source: DELLA, arXiv:2406.11617. `rescale` divides by each entry's probability; with `rescale_l1` the L1 norm is
-restored. Masks are keyed by (seed, tensor, model, place).
+Source: DELLA, arXiv:2406.11617. `rescale` divides by each entry's probability; with `rescale_l1`
+the L1 norm is restored. Masks are keyed by (seed, tensor, model, place).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,10 @@ METHOD = Method(
 
 
 def check(each: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> str:
-    """Return what is wrong when a keep-probability would leave (0, 1], or weights cancel. Density 1 drops nothing."""
+    """Return what is wrong when a keep-probability would leave (0, 1], or weights cancel.
+
+    Density 1 drops nothing.
+    """
     for parameters in each:
         density, epsilon = parameters["density"], parameters["epsilon"]
         if density < 1 and (density - epsilon <= 0 or density + epsilon > 1):
@@ -56,11 +59,16 @@ def _thinned(inputs: Inputs, *, rescale: bool) -> list[Array]:
         if parameters["density"] == 1:
             deltas.append(delta)
             continue
-        probability = sparsify.keep_probabilities(delta, parameters["density"], parameters["epsilon"])
+        probability = sparsify.keep_probabilities(
+            delta, parameters["density"], parameters["epsilon"]
+        )
         names = ("della", inputs.name, key)
-        delta *= sparsify.draws(inputs.seed, names, inputs.start, delta.size).reshape(delta.shape) < probability
+        delta *= (
+            sparsify.draws(inputs.seed, names, inputs.start, delta.size).reshape(delta.shape)
+            < probability
+        )
         if rescale:
-            # A probability of 0 keeps nothing: there is only 0 to divide.
+            # Entries with probability 0 are all dropped, so there is only 0 to divide.
             delta /= np.maximum(probability, np.finfo(np.float32).tiny)
         deltas.append(delta)
     return deltas

@@ -2,10 +2,11 @@
 
 Source: Akiba et al. 2024, arXiv:2403.13187.
 
-The scales are folded into weights, so that the result is a plain model. With c the product of the input scales so far,
-the residual stream is carried as h / c: each layer after a jump writes 1/c of its output, and because every layer reads
-through a scale-free norm, and the head too, nothing else changes (exactly so up to the norm's epsilon). That needs a
-pre-norm model whose layers write through the modules that `writers` names.
+The scales are folded into weights, so that the result is a plain model. With c the product of the
+input scales so far, the residual stream is carried as h / c: each layer after a jump writes 1/c of
+its output, and because every layer reads through a scale-free norm, and the head too, nothing else
+changes (exactly so up to the norm's epsilon). That needs a pre-norm model whose layers write
+through the modules that `writers` names.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ METHOD = Method(
     models=(1, 1),
     each={"scale": Number(1.0)},
 )
-# The last linear maps of attention and MLP in pre-norm models named like Llama: what adds to the residual stream.
+# The last linear maps of attention and MLP in pre-norm models with Llama's names: they add to the
+# residual stream.
 WRITERS = ("o_proj", "down_proj")
 
 
@@ -32,21 +34,29 @@ def merge(inputs: Inputs) -> Array:
 
 
 def jumps(path: Sequence[tuple[str, int]]) -> list[bool]:
-    """Return for each position whether it breaks with the one before (the first follows the embeddings)."""
+    """Return for each position whether it breaks with the one before (the first follows the
+    embeddings).
+    """
     before = [*path[:1], *path[:-1]]
-    return [i > 0 and step != (last[0], last[1] + 1) for i, (last, step) in enumerate(zip(before, path, strict=True))]
+    return [
+        i > 0 and step != (last[0], last[1] + 1)
+        for i, (last, step) in enumerate(zip(before, path, strict=True))
+    ]
 
 
 def path_recipe(
     path: Sequence[tuple[str, int]], input_scales: Sequence[float], writers: Sequence[str] = WRITERS
 ) -> Recipe:
-    """Return the recipe of a path; `input_scales` (one a position) count at jumps only.
+    """Return the recipe of a path; `input_scales` (one per position) count at jumps only.
 
-    Embeddings come from the first model of the path, final norm and head from the last. Raises ConfigError on a scale
-    that is not positive.
+    Embeddings come from the first model of the path, final norm and head from the last. Raises
+    ConfigError on a scale that is not positive.
     """
     if not path or len(input_scales) != len(path):
-        raise ConfigError(f"a layer path needs one input scale a layer, got {len(input_scales)} for {len(path)} layers")
+        raise ConfigError(
+            f"a layer path needs one input scale per layer, "
+            f"got {len(input_scales)} for {len(path)} layers"
+        )
     slices: list[Slice] = []
     product, previous = 1.0, 0.0
     for (model, layer), jump, scale in zip(path, jumps(path), input_scales, strict=True):
@@ -60,7 +70,11 @@ def path_recipe(
             slices.append(
                 Slice(
                     sources=[
-                        SliceSource(model=model, layer_range=(layer, layer + 1), parameters=_folded(product, writers))
+                        SliceSource(
+                            model=model,
+                            layer_range=(layer, layer + 1),
+                            parameters=_folded(product, writers),
+                        )
                     ]
                 )
             )
@@ -71,4 +85,9 @@ def path_recipe(
 def _folded(product: float, writers: Sequence[str]) -> dict[str, Any]:
     if product == 1.0:
         return {}
-    return {"scale": [*({"filter": writer, "value": 1.0 / product} for writer in writers), {"value": 1.0}]}
+    return {
+        "scale": [
+            *({"filter": writer, "value": 1.0 / product} for writer in writers),
+            {"value": 1.0},
+        ]
+    }

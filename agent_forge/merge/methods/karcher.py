@@ -1,6 +1,7 @@
 """Riemannian (Karcher) mean of the models' directions, scaled to their mean length.
 
-The iteration stays in the span of the models, so it runs on their inner products and ends in one weight a model.
+The iteration stays in the span of the models, so it runs on their inner products and ends with one
+weight per model.
 """
 
 from agent_forge.merge import sphere

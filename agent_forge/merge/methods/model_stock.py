@@ -1,4 +1,6 @@
-"""Interpolate between the base and the mean of the models by the angle of the task vectors. Source: arXiv:2403.19522.
+"""Interpolate between the base and the mean of the models by the angle of the task vectors.
+
+Source: arXiv:2403.19522.
 
 t = N c / (1 + (N - 1) c), c the mean pairwise cosine; per tensor, or per row with `filter_wise`.
 """
@@ -23,7 +25,7 @@ METHOD = Method(
 
 
 def survey(whole: Whole) -> float | None:
-    """Return the share of the models' mean for the whole tensor; None where each row has its own."""
+    """Return the share of the models' mean for the whole tensor, None if each row has its own."""
     if whole.shared["filter_wise"] and len(whole.shape) > 1:
         return None
     products = sphere.gram(whole, Inputs.deltas)
@@ -36,7 +38,10 @@ def merge(inputs: Inputs) -> Array:
     share = inputs.facts
     if share is None:
         rows = [delta.reshape(len(delta), -1).astype(np.float64, copy=False) for delta in deltas]
-        share = _share([(rows[i] * rows[j]).sum(1) for i, j in _pairs(rows)], [(row * row).sum(1) for row in rows])
+        share = _share(
+            [(rows[i] * rows[j]).sum(1) for i, j in _pairs(rows)],
+            [(row * row).sum(1) for row in rows],
+        )
         share = share.reshape(-1, *[1] * (base.ndim - 1)).astype(base.dtype)
     change = deltas[0]
     for delta in deltas[1:]:
@@ -51,7 +56,7 @@ def _pairs(things: object) -> list[tuple[int, int]]:
 
 
 def _share(dots: list[Array], squares: list[Array]) -> Array:
-    """Return t from the inner products of the pairs and the squared lengths (numbers, or one a row)."""
+    """Return t from the pairs' inner products and the squared lengths: numbers, or one per row."""
     cosines = []
     for (i, j), dot in zip(_pairs(squares), dots, strict=True):
         cosines.append(dot / np.maximum(np.sqrt(squares[i] * squares[j]), 1e-300))

@@ -1,4 +1,4 @@
-"""Weighted mean of many models on the sphere, by one step in the tangent space at their mean direction.
+"""Weighted mean of many models on the sphere, by one step in the tangent space at their mean.
 
 Works on task vectors when there is a base. The length is the weighted mean of the lengths.
 """

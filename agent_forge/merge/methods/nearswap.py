@@ -1,4 +1,7 @@
-"""Pull entries of the base to the other model where they nearly agree: w = clip(t / |B - X|, 0, 1), w X + (1 - w) B."""
+"""Pull entries of the base to the other model where they nearly agree.
+
+The result is w X + (1 - w) B with w = clip(t / |B - X|, 0, 1).
+"""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Slerp of two models, or of their task vectors when there is a base; t = w2 / (w1 + w2).
 
-Flattened, or with `nuslerp_flatten: false` vector by vector: along the first dimension with `nuslerp_row_wise: true`
-(mergekit's name for it), else along the last.
+Flattened, or with `nuslerp_flatten: false` vector by vector: along the first dimension with
+`nuslerp_row_wise: true` (mergekit's name for it), else along the last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,16 @@ METHOD = Method(
 
 def check(each: Sequence[Mapping[str, Any]], _shared: Mapping[str, Any]) -> str:
     """Return what is wrong when both weights are 0, else ""."""
-    return "" if sum(parameters["weight"] for parameters in each) else "both weights are 0; raise one"
+    return (
+        "" if sum(parameters["weight"] for parameters in each) else "both weights are 0; raise one"
+    )
 
 
 def survey(whole: Whole) -> Array | None:
-    """Return the cosine of the whole tensors, or of each vector along the first dimension; None for the last."""
+    """Return the cosine of the whole tensors, or of each vector along the first dimension.
+
+    None for vectors along the last dimension, which a piece holds whole.
+    """
     flatten = whole.shared["nuslerp_flatten"] or len(whole.shape) < 2
     if not flatten and not whole.shared["nuslerp_row_wise"]:
         return None
@@ -49,7 +54,9 @@ def merge(inputs: Inputs) -> Array:
     cosine = inputs.facts
     if cosine is None:
         a, b = first.astype(np.float64, copy=False), second.astype(np.float64, copy=False)
-        cosine = sphere.cosine_of(*((x * y).sum(-1, keepdims=True) for x, y in ((a, b), (a, a), (b, b))))
+        cosine = sphere.cosine_of(
+            *((x * y).sum(-1, keepdims=True) for x, y in ((a, b), (a, a), (b, b)))
+        )
     of_first, of_second = sphere.slerp_weights(w2 / (w1 + w2), cosine, sphere.NEARLY_EQUAL)
     mixed = first * of_first + second * of_second
     return mixed if inputs.base is None else inputs.base + mixed

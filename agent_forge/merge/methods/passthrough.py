@@ -1,10 +1,13 @@
-"""Take one model's tensor as it is, times `scale`: with slices this stacks layers (frankenmerge)."""
+"""Take one model's tensor, times `scale`; with slices this stacks layers (frankenmerge)."""
 
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 
 METHOD = Method(
-    summary="one model's tensor, scaled; stacks layers", base="unused", models=(1, 1), each={"scale": Number(1.0)}
+    summary="one model's tensor, scaled; stacks layers",
+    base="unused",
+    models=(1, 1),
+    each={"scale": Number(1.0)},
 )
 
 

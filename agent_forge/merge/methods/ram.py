@@ -1,4 +1,7 @@
-"""Add changes that only one model made whole, and average those that several made. A change is |X - B| > epsilon."""
+"""Add changes that only one model made whole, and average those that several made.
+
+A change is |X - B| > epsilon.
+"""
 
 import numpy as np
 
@@ -6,7 +9,11 @@ from agent_forge.merge.arrays import Array
 from agent_forge.merge.method import Inputs, Method, Number
 
 EPSILON = Number(1e-5, low=0.0)
-METHOD = Method(summary="unique changes whole, shared ones averaged", base="required", shared={"epsilon": EPSILON})
+METHOD = Method(
+    summary="unique changes whole, shared ones averaged",
+    base="required",
+    shared={"epsilon": EPSILON},
+)
 
 
 def merge(inputs: Inputs) -> Array:

@@ -1,4 +1,7 @@
-"""RAM with unique changes enlarged by 1 + r * clip(rho, 0, alpha), rho = overlapping / unique changes of that model."""
+"""RAM with unique changes enlarged by 1 + r * clip(rho, 0, alpha).
+
+rho is the model's number of overlapping changes per unique change.
+"""
 
 import numpy as np
 
@@ -19,7 +22,9 @@ def survey(whole: Whole) -> list[float]:
 
     def tally(inputs: Inputs) -> Array:
         _, changed, count = _changes(inputs)
-        return np.array([[int((m & (count == 1)).sum()), int((m & (count > 1)).sum())] for m in changed])
+        return np.array(
+            [[int((m & (count == 1)).sum()), int((m & (count > 1)).sum())] for m in changed]
+        )
 
     factors = []
     for unique, overlapping in whole.total(tally):
@@ -39,7 +44,7 @@ def merge(inputs: Inputs) -> Array:
 
 
 def _changes(inputs: Inputs) -> tuple[Array, Array, Array]:
-    """Return the task vectors, which entries each changed, and by how many models each entry was."""
+    """Return the task vectors, which entries each changed, and how many models changed each."""
     deltas = np.stack(inputs.deltas())
     changed = np.abs(deltas) > inputs.shared["epsilon"]
     return deltas, changed, changed.sum(0)

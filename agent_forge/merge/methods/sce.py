@@ -46,8 +46,10 @@ def _variance_cut(whole: Whole) -> sparsify.Cut | None:
     share = whole.shared["select_topk"]
     if share >= 1 or len(whole.tensors) < 2:
         return None
-    # The share counts the entries that vary at all.
-    varying = sum(whole.map(lambda inputs: int(np.count_nonzero(_spread(inputs.deltas()))), single=True))
+    # The share is one of the entries that vary at all.
+    varying = sum(
+        whole.map(lambda inputs: int(np.count_nonzero(_spread(inputs.deltas()))), single=True)
+    )
     count = max(1, int(share * varying))
     return sparsify.largest(whole, lambda inputs: [_spread(inputs.deltas())], [[count]])[0][0]
 

@@ -1,4 +1,4 @@
-"""Spherical interpolation from the base (t = 0) to one other model (t = 1), over the flattened tensor.
+"""Spherical interpolation from the base (t = 0) to another model (t = 1) over flattened tensors.
 
 Source: Shoemake 1985. Directions nearer than |cos| = .9995 are interpolated linearly.
 """
@@ -22,7 +22,9 @@ def survey(whole: Whole) -> list[float]:
     """Return the weights of base and model, from the angle between the whole tensors."""
     products = sphere.gram(whole, lambda inputs: [inputs.origin(), inputs.tensors[0]])
     cosine = sphere.cosine_of(products[0, 1], products[0, 0], products[1, 1])
-    return [float(weight) for weight in sphere.slerp_weights(whole.shared["t"], cosine, sphere.COLINEAR)]
+    return [
+        float(weight) for weight in sphere.slerp_weights(whole.shared["t"], cosine, sphere.COLINEAR)
+    ]
 
 
 def merge(inputs: Inputs) -> Array:

@@ -1,4 +1,7 @@
-"""Add weighted task vectors to the base: B + lambda * sum of w_k (X_k - B). Source: arXiv:2212.04089."""
+"""Add weighted task vectors to the base: B + lambda * sum of w_k (X_k - B).
+
+Source: arXiv:2212.04089.
+"""
 
 from agent_forge.merge.arrays import Array
 from agent_forge.merge.consensus import WEIGHT, add_weighted, cancelled, shared_parameters

@@ -1,4 +1,6 @@
-"""Trim task vectors to their largest entries, elect a sign, and average those that agree. Source: arXiv:2306.01708.
+"""Trim task vectors to their largest entries, elect a sign, and average those that agree.
+
+Source: arXiv:2306.01708.
 
 `rescale` restores each trimmed vector's L1 norm.
 """

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from agent_forge.core.errors import CheckpointError
-from agent_forge.merge import Plan, Recipe, find_layers, make_plan, merge_into
+from agent_forge.merge import MergePlan, Recipe, find_layers, make_plan, merge_into
 from agent_forge.merge.bank import Bank
 from agent_forge.merge.layers import COUNT_KEYS, resize_config
 from agent_forge.merge.methods.dfs import WRITERS
@@ -53,7 +53,7 @@ class Stage:
         after_norms = any("feedforward_layernorm" in rest or "post_self_attn" in rest for rest in rests)
         return not after_norms and all(any(writer in rest for rest in rests) for writer in WRITERS)
 
-    def plan(self, recipe: Recipe) -> Plan:
+    def plan(self, recipe: Recipe) -> MergePlan:
         """Return the checked plan of a recipe over the sources."""
         return make_plan(recipe, self.sources.weights)
 
@@ -77,7 +77,7 @@ class Stage:
         merge_into(plan, self.sources.weights, model.state_dict(), self.seed, self.between)
         return model
 
-    def _check(self, plan: Plan, model: PreTrainedModel) -> None:
+    def _check(self, plan: MergePlan, model: PreTrainedModel) -> None:
         made, wanted = {tensor.target for tensor in plan.tensors}, set(stored_tensors(model))
         if made != wanted:
             first = sorted(made ^ wanted)[0]
@@ -85,7 +85,7 @@ class Stage:
                 f"the merge {'makes' if first in made else 'lacks'} the tensor {first}, against its model"
             )
 
-    def _path(self, plan: Plan) -> LayerPath:
+    def _path(self, plan: MergePlan) -> LayerPath:
         if plan.path is None:
             return None
         path = tuple(layer for _, layer in plan.path)
