@@ -51,8 +51,8 @@ class Whole:
 
     wide: compute in float64 (unless the method is narrow).
     pool: where pieces are worked on side by side; None: here, one after another.
-    kept: pieces by (start, stop, dtype), for a tensor so small that pieces read by the survey stay
-    in memory for the merge; None keeps nothing.
+    cache: pieces by (start, stop, dtype), for a tensor so small that pieces read by the survey stay
+    in memory for the merge; None caches nothing.
     """
 
     method: ModuleType
@@ -66,7 +66,7 @@ class Whole:
     seed: int = 0
     wide: bool = False
     pool: Executor | None = None
-    kept: dict[tuple[int, int, Any], Inputs] | None = None
+    cache: dict[tuple[int, int, Any], Inputs] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,10 +96,10 @@ class Whole:
         target = (
             np.float64 if self.wide and not single and not self.method.METHOD.narrow else np.float32
         )
-        if self.kept is not None:
-            if (start, stop, target) not in self.kept:
-                self.kept[start, stop, target] = self._read(start, stop, target)
-            return replace(self.kept[start, stop, target], facts=facts)
+        if self.cache is not None:
+            if (start, stop, target) not in self.cache:
+                self.cache[start, stop, target] = self._read(start, stop, target)
+            return replace(self.cache[start, stop, target], facts=facts)
         return replace(self._read(start, stop, target), facts=facts)
 
     def _read(self, start: int, stop: int, target: Any) -> Inputs:

@@ -342,7 +342,7 @@ def _transplant(
     vocabulary.transplant({label: source.files for label, source in sources.items()}, rows, names)
     for label, places in rows.rows.items():
         missing = sum(
-            row < 0 and place not in rows.given for place, row in enumerate(places.tolist())
+            row < 0 and place not in rows.named for place, row in enumerate(places.tolist())
         )
         if missing:
             notes.append(

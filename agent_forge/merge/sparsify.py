@@ -86,6 +86,7 @@ def _brackets(
     borders = whole.borders()
     if len(borders) < 2:
         return [[EVERYTHING] * len(each) for each in needed]
+    # The beginning of every piece is read: runs are faster than single entries all over the tensor.
     step = max(1, SAMPLE_ENTRIES // len(borders))
     pieces = [magnitudes(whole.piece(a, min(b, a + step), single=True)) for a, b in borders]
     brackets = []
@@ -94,9 +95,9 @@ def _brackets(
         bounds = []
         for count in each:
             share = 1.0 - count / whole.entries
-            slack = SAMPLE_DEVIATIONS * math.sqrt(share * (1.0 - share) / len(sample)) + 2.0 / len(
-                sample
-            )
+            # The share of a sample below the cut is binomial; 2 entries are for rounding.
+            deviation = math.sqrt(share * (1.0 - share) / len(sample))
+            slack = SAMPLE_DEVIATIONS * deviation + 2.0 / len(sample)
             low, high = (round((share + sign * slack) * len(sample)) for sign in (-1, 1))
             bounds.append(
                 (
@@ -134,6 +135,8 @@ def _cut(need: int, starts: Sequence[int], pieces: Sequence[Array]) -> Cut | Non
         return None
     threshold = np.partition(values, values.size - need)[values.size - need]
     still = need - int(np.count_nonzero(values > threshold))
+    # Entries equal to the threshold are kept from the first one on, until the count is reached, so
+    # the choice does not depend on how the selection ordered them.
     equals = {}
     for start, piece in zip(starts, pieces, strict=True):
         here = min(still, int(np.count_nonzero(piece == threshold)))
@@ -176,6 +179,7 @@ def draws(seed: int, names: Sequence[str], start: int, count: int) -> Array:
     """Return uniform draws in [0, 1), float32, of the entries start..start+count of stream (seed,
     names).
     """
+    # A counter yields several draws, and a piece may begin between them.
     skip = start % DRAWS_PER_COUNT
     source = np.random.Philox(key=seed_for(seed, *names), counter=start // DRAWS_PER_COUNT)
     return np.random.Generator(source).random(skip + count, dtype=np.float32)[skip:]
@@ -216,6 +220,7 @@ def _order(magnitudes: Array) -> Array:
     places = np.arange(width, dtype=np.uint32)
     if 31 - place_bits >= PACKED_BITS:
         # The sign bit is not needed, so the magnitude moves up by one bit.
+        # The place takes the lowest bits, which the magnitude loses.
         keys = bits << 1
         keys >>= place_bits
         keys <<= place_bits

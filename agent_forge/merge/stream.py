@@ -206,7 +206,8 @@ def _tasks(
         importance=[models[label].rated(name) for label, name in tensor.sources] if rated else [],
         each=tensor.each, shared=tensor.shared, keys=tensor.keys, name=tensor.target,
         seed=settings.seed, wide=settings.wide or is_wide(tensor, models),
-        pool=None if small else pool, kept={} if small and hasattr(plan.method, "survey") else None,
+        pool=None if small else pool,
+        cache={} if small and hasattr(plan.method, "survey") else None,
     )  # fmt: skip
     if small:
         yield lambda: _merged(whole, output, whole.borders(), whole.survey())

@@ -115,20 +115,20 @@ class Vocabulary:
     """Where each output row comes from. size: the rows of the result.
 
     rows[label][i]: the row of that model for output token i, -1 where it knows no such token.
-    given[i]: the model and row that the recipe names for output token i; None for zeros.
+    named[i]: the model and row that the recipe names for output token i; None for zeros.
     """
 
     size: int
     rows: dict[str, Array]
     base: str
-    given: dict[int, tuple[str, int] | None] = field(default_factory=dict)
+    named: dict[int, tuple[str, int] | None] = field(default_factory=dict)
 
     def owners(self, row: int) -> list[tuple[str, int]]:
         """Return the models, and their rows, whose mean is used for models that do not know a
         token.
         """
-        if row in self.given:
-            named = self.given[row]
+        if row in self.named:
+            named = self.named[row]
             return [named] if named else []
         owners = [(label, int(rows[row])) for label, rows in self.rows.items() if rows[row] >= 0]
         of_base = [pair for pair in owners if pair[0] == self.base]
@@ -195,7 +195,7 @@ def give(
             if place not in theirs.values():
                 raise ConfigError(f"{where}: {source.model} has no token {source.token!r}")
             named = (source.model, place)
-        vocabulary.given[row] = named
+        vocabulary.named[row] = named
         for label, rows in vocabulary.rows.items():
             if source.force:
                 rows[row] = place if named and label == source.model else -1
