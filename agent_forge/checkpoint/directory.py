@@ -52,9 +52,7 @@ class Manifest:
         """Return the bytes of the weight files as they are; `deployable_bytes` counts the packed
         form.
         """
-        return sum(
-            entry["bytes"] for path, entry in self.files.items() if path.endswith(".safetensors")
-        )
+        return _weight_bytes(self.files)
 
 
 @dataclass(slots=True, frozen=True)
@@ -112,18 +110,7 @@ def write(
     def fill(directory: Path) -> None:
         nonlocal manifest
         save(directory)
-        files: dict[str, dict[str, Any]] = {
-            str(path.relative_to(directory)): {
-                "sha256": (hashes or {}).get(str(path.relative_to(directory)))
-                or atomic.sha256_file(path),
-                "bytes": path.stat().st_size,
-            }
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        }
-        weights = sum(
-            entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors")
-        )
+        files = _listed(directory, hashes or {})
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             id=content_id(files),
@@ -135,7 +122,7 @@ def write(
             parents=[_parent(parent) for parent in parents],
             files=files,
             metrics=dict(metrics or {}),
-            deployable_bytes=weights if deployable_bytes is None else deployable_bytes,
+            deployable_bytes=_weight_bytes(files) if deployable_bytes is None else deployable_bytes,
             agent=dict(agent or {}),
             extra=dict(extra or {}),
             versions=_versions(),
@@ -150,6 +137,21 @@ def write(
     atomic.write_directory(target, fill)
     assert manifest is not None
     return Checkpoint(target, manifest)
+
+
+def _listed(directory: Path, hashes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of every file below `directory`; files without a hash are read."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            name = str(path.relative_to(directory))
+            digest = hashes.get(name) or atomic.sha256_file(path)
+            files[name] = {"sha256": digest, "bytes": path.stat().st_size}
+    return files
+
+
+def _weight_bytes(files: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors"))
 
 
 def _require_finite(value: Any, where: str) -> None:
