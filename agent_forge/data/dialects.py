@@ -237,6 +237,12 @@ def _with_thoughts(fields: Mapping[str, Any], content: str) -> str:
     return f"<think>\n{text.strip()}\n</think>\n\n{content}"
 
 
+_TURN_KEYS = frozenset(
+    {"role", "from", *_CONTENT, "name", "tool_calls", "function_call"}
+    | {*REASONING, *MARKS, *TURN_NO_EFFECT}
+)
+
+
 def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
     """Return one turn.
 
@@ -247,18 +253,7 @@ def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
             f"turn {number}: a turn is an object with role and content, got a {type(turn).__name__}"
         )
     where = f"turn {number}"
-    known = {
-        "role",
-        "from",
-        *_CONTENT,
-        "name",
-        "tool_calls",
-        "function_call",
-        *REASONING,
-        *MARKS,
-        *TURN_NO_EFFECT,
-    }
-    _refuse_unknown(where, turn, {*known, *MEDIA}, ignored)
+    _refuse_unknown(where, turn, {*_TURN_KEYS, *MEDIA}, ignored)
     _refuse_media(where, turn, ignored)
     spoken = str(turn.get("from", turn.get("role")))
     role = SPEAKERS.get(spoken)

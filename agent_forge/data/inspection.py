@@ -37,14 +37,7 @@ def inspect_rows(
     A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts
     and stops.
     """
-    if Encoding().wrong(encoding):
-        raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
-    unknown = set(mask_roles) - set(raw.SPEAKERS.values())
-    if unknown:
-        known = ", ".join(sorted(set(raw.SPEAKERS.values())))
-        raise ConfigError(
-            f"--roles: no turn ever has the role {', '.join(sorted(unknown))}; roles: {known}"
-        )
+    _check_options(mask_roles, encoding)
     dialects: Counter[str] = Counter()
     splits: Counter[str] = Counter()
     seen: set[str] = set()
@@ -61,11 +54,9 @@ def inspect_rows(
                 splits[split_of(key)] += 1
             seen.add(key)
             ids, mask = encode_chat(tokenizer, turns, mask_roles)
-            tokens, trained, longest = (
-                tokens + len(ids),
-                trained + sum(mask),
-                max(longest, len(ids)),
-            )
+            tokens += len(ids)
+            trained += sum(mask)
+            longest = max(longest, len(ids))
             cut += limit is not None and len(ids) > limit
             if len(masks) < shown:
                 masks.append(segments(tokenizer, ids, mask))
@@ -81,6 +72,18 @@ def inspect_rows(
         "trained_tokens": trained, "trained_share": trained / tokens, "longest_tokens": longest,
         "too_long": cut, "masks": masks,
     }  # fmt: skip
+
+
+def _check_options(mask_roles: Sequence[str], encoding: str) -> None:
+    """Raise ConfigError for an unknown encoding, or a role that no turn ever has."""
+    if Encoding().wrong(encoding):
+        raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
+    unknown = set(mask_roles) - set(raw.SPEAKERS.values())
+    if unknown:
+        known = ", ".join(sorted(set(raw.SPEAKERS.values())))
+        raise ConfigError(
+            f"--roles: no turn ever has the role {', '.join(sorted(unknown))}; roles: {known}"
+        )
 
 
 def segments(
