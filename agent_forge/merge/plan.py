@@ -200,27 +200,14 @@ class _Builder:
         sources = [(source.model, name) for source, name in chosen]
         base = (self.base, base_name) if self.base else None
         everyone = [*sources, *([base] if base else [])]
-        forms = [self.models[label].forms.get(name) for label, name in everyone]
-        for (label, name), form in zip(everyone, forms, strict=True):
-            if form is None:
-                raise CheckpointError(
-                    f"{label} has no tensor {name}, which {everyone[0][0]} has; nothing is dropped "
-                    "silently"
-                )
-            if forms[0] is not None and form[0] != forms[0][0]:
-                raise CheckpointError(
-                    f"{name} is {list(form[0])} in {label} and {list(forms[0][0])} in "
-                    f"{everyone[0][0]}; "
-                    "shapes must be equal"
-                )
-        assert forms[0] is not None
-        if not forms[0][1].is_floating_point:
+        shape, kind = self._common_form(everyone)
+        if not kind.is_floating_point:
             plan.tensors.append(
                 TensorPlan(target=target, sources=sources, base=base, each=[], shared={}, copy=True)
             )
             return
         if self.method.importance:
-            self._require_importance(sources, forms[0][0])
+            self._require_importance(sources, shape)
         levels = (part.parameters, self.recipe.parameters)
         each = [
             self._resolved(self.method.each, (source.parameters, *levels), target, depth)
@@ -233,6 +220,26 @@ class _Builder:
         plan.tensors.append(
             TensorPlan(target=target, sources=sources, base=base, each=each, shared=shared)
         )
+
+    def _common_form(self, everyone: Sequence[tuple[str, str]]) -> tuple[tuple[int, ...], Kind]:
+        """Return the shape that all of (model, tensor name) have, and the first one's dtype.
+
+        Raises CheckpointError when a tensor is missing or has another shape.
+        """
+        forms = [self.models[label].forms.get(name) for label, name in everyone]
+        for (label, name), form in zip(everyone, forms, strict=True):
+            if form is None:
+                raise CheckpointError(
+                    f"{label} has no tensor {name}, which {everyone[0][0]} has; nothing is dropped "
+                    "silently"
+                )
+            if forms[0] is not None and form[0] != forms[0][0]:
+                raise CheckpointError(
+                    f"{name} is {list(form[0])} in {label} and {list(forms[0][0])} in "
+                    f"{everyone[0][0]}; shapes must be equal"
+                )
+        assert forms[0] is not None
+        return forms[0]
 
     def _require_importance(
         self, sources: Sequence[tuple[str, str]], shape: tuple[int, ...]
