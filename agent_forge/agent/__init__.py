@@ -1,12 +1,16 @@
-"""Run time of the agent: tools, sandbox, memories, the loop around the model, and the terminal chat.
+"""Run an agent: its tools, sandbox, memories, the loop around the model, and the terminal chat.
 
-    calls.py      tool calls as text, both ways        tools/        one file a tool; Toolbox runs what is enabled
-    memory.py     episodic, semantic, working          store.py      the SQLite file below memories and documents
-    documents.py  offline search index                 sandbox.py    untrusted code
-    loop.py       Agent, answer_batch                  chat.py       `forge chat`
+    calls.py      tool calls as text, both ways
+    tools/        one file per tool; Toolbox runs what is enabled
+    sandbox.py    untrusted code
+    memory.py     episodic, semantic and working memory
+    documents.py  the offline search index
+    store.py      the SQLite file below memories and documents
+    loop.py       Agent, answer_batch
+    chat.py       `forge chat`
 
-The names below are resolved on first use, so that importing this package needs neither torch nor numpy. (`chat` is
-not among them: the module of that name would hide it.)
+The names below are resolved on first use, so that importing this package needs neither torch nor
+numpy. (`chat` is not among them: the module of that name would hide it.)
 """
 
 import importlib

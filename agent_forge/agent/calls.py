@@ -1,7 +1,8 @@
-"""Tool calls read back from an assistant's text, however they came. How they are written is `data/calls.py`.
+"""Tool calls read back from an assistant's text, however they came.
 
-Reads assistant text, gives `Call`s; what looks like a call and cannot be read is a `BrokenCall` whose message the model
-is shown. A call that is only quoted, inside thoughts (`<think>…</think>`) or between backticks, is text and never run.
+`data/calls.py` writes them. Here assistant text becomes `Call`s; what looks like a call and cannot
+be read becomes a `BrokenCall`, whose message the model is shown. A call that is only quoted, inside
+thoughts (`<think>…</think>`) or between backticks, is text and never run.
 """
 
 import ast
@@ -23,15 +24,16 @@ from agent_forge.data.calls import (
 )
 
 __all__ = [
-    "CALL_CLOSE", "CALL_OPEN", "RESPONSE_CLOSE", "RESPONSE_OPEN", "BrokenCall", "Call", "format_call",
-    "format_response", "parse_calls", "parse_response", "scan_calls", "text_without_calls",
+    "CALL_CLOSE", "CALL_OPEN", "RESPONSE_CLOSE", "RESPONSE_OPEN", "BrokenCall", "Call",
+    "format_call", "format_response", "parse_calls", "parse_response", "scan_calls",
+    "text_without_calls",
 ]  # fmt: skip
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
 _ARGUMENT_KEYS = ("arguments", "parameters", "args")
 _FENCE = re.compile(r"^\s*```(?:\w+)?[ \t]*\n?|```\s*$")
-# What may stand behind the last call in its tags: braces too many, the end of a code fence.
+# Surplus braces and the end of a code fence may follow the last call in its tags.
 _LITTER = re.compile(r"[\s}\],;]*(?:```)?\s*")
 _TICKS_OR_CALL = re.compile(rf"`+|{CALL_OPEN}")
 _NEXT = re.compile(rf"{CALL_OPEN}|{THINK_OPEN}|{THINK_CLOSE}|`+")
@@ -47,7 +49,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class BrokenCall:
-    """Text between call tags that is no call: `message` says why."""
+    """Text between call tags that cannot be read as a call: `message` says why."""
 
     text: str
     message: str
@@ -55,7 +57,7 @@ class BrokenCall:
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """What stands between two call tags, from `start` to `end` in the text; `after` is behind the closing tag."""
+    """The calls between two tags; their text stops at `end`, and the closing tag at `after`."""
 
     calls: list[Call | BrokenCall]
     end: int
@@ -79,12 +81,15 @@ def parse_calls(text: str, *, cut: bool = False) -> list[Call]:
 def scan_calls(text: str, *, cut: bool = False) -> list[Call | BrokenCall]:
     """Return every call in an assistant's text, readable or broken, in order.
 
-    cut: the text ended because its tokens ran out; a call whose tag is still open then is broken, however whole it
-    looks. Tolerated: several calls in one pair of tags (a list, or one after the other with commas, line ends or
-    nothing between), closing tags inside strings, a missing closing tag behind a whole call, code fences, single quotes,
-    trailing commas, missing closing braces before a closing tag, arguments encoded as a JSON string (once or twice),
-    `parameters` for `arguments`, OpenAI's `{"function": {...}}`. A call without its closing tag that is no whole JSON
-    value is never repaired: its end is not there.
+    cut: the text ended because its tokens ran out; a call whose tag is still open then is broken,
+    however complete it looks.
+
+    Tolerated are several calls in one pair of tags (a list, or one after the other with commas,
+    line ends or nothing between), closing tags inside strings, a missing closing tag behind a
+    complete call, code fences, single quotes, trailing commas, missing closing braces before a
+    closing tag, arguments encoded as a JSON string (once or twice), `parameters` for `arguments`,
+    and OpenAI's `{"function": {...}}`. A call without its closing tag that is not a complete JSON
+    value is never repaired, because its end is missing.
     """
     return [call for _, body in _pieces(text, cut) if body is not None for call in body.calls]
 
@@ -110,24 +115,26 @@ def _pieces(text: str, cut: bool) -> list[tuple[str, _Body | None]]:
             close = text.find(THINK_CLOSE, place)
             place = len(text) if close < 0 else close + len(THINK_CLOSE)
         elif mark[0] == THINK_CLOSE and not thought:
-            # The prompt opened the thoughts, as some templates do: all so far was thought.
+            # Some templates open the thoughts in the prompt: everything so far was thought, and
+            # calls quoted there stay words.
             thought = True
-            pieces, done = [], 0  # quoted calls stay words
+            pieces, done = [], 0
         elif mark[0].startswith("`"):
             place = _end_of_quote(text, mark)
     return [*pieces, (text[done:], None)]
 
 
 def _end_of_quote(text: str, opening: re.Match[str]) -> int:
-    """Return where the code that backticks open ends; right behind them where nothing closes it.
+    """Return where the code that backticks open ends, or the place right behind them.
 
-    As in Markdown: as many backticks close it as opened it, and an open fence of three goes on to the end.
+    As in Markdown, the same number of backticks closes it, and a fence of three that is never
+    closed reaches to the end of the text.
     """
     ticks, place = opening[0], opening.end()
     while (mark := _TICKS_OR_CALL.search(text, place)) is not None:
         if mark[0] == ticks:
             return mark.end()
-        # Backticks inside a call's strings close nothing.
+        # Backticks inside the strings of a call do not close the quotation.
         place = _values(text, mark.end())[1] if mark[0] == CALL_OPEN else mark.end()
     return len(text) if len(ticks) >= 3 else opening.end()
 
@@ -147,14 +154,18 @@ def _read_body(text: str, start: int, cut: bool) -> _Body:
     calls = [call for value in values for call in _to_calls(value, body)]
     if not values:
         value = _repair(body) if closed else None
-        calls = [BrokenCall(body, f"the call is not JSON: {_clip(body)}")] if value is None else _to_calls(value, body)
+        calls = (
+            [BrokenCall(body, f"the call is not JSON: {_clip(body)}")]
+            if value is None
+            else _to_calls(value, body)
+        )
     elif _LITTER.fullmatch(rest) is None:
         calls.append(BrokenCall(rest, f"what follows the call is not JSON: {_clip(rest)}"))
     return _Body(calls, stop, after)
 
 
 def _values(text: str, start: int) -> tuple[list[Any], int]:
-    """Return the JSON values that stand one after the other from `start` on, and where the last one ends."""
+    """Return the consecutive JSON values from `start` on, and where the last one ends."""
     values: list[Any] = []
     end = start
     while True:
@@ -170,14 +181,14 @@ def _values(text: str, start: int) -> tuple[list[Any], int]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
 
 
 def _decode(text: str) -> Any:
-    """Return the one JSON value of a text. Raises ValueError (or RecursionError) when it is none."""
+    """Return the JSON value of a text. Raises ValueError or RecursionError where it is not one."""
     value, end = _DECODER.raw_decode(text.strip())
     if text.strip()[end:]:
         raise ValueError("more than one value")
@@ -196,7 +207,8 @@ def _repair(body: str) -> Any:
             pass
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of unknown escapes in strings
+                # Python warns of unknown escapes in strings; the model cannot act on that.
+                warnings.simplefilter("ignore")
                 value = ast.literal_eval(candidate)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
@@ -216,7 +228,9 @@ def _to_calls(value: Any, body: str) -> list[Call | BrokenCall]:
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         return [call for item in value for call in _to_calls(item, body)]
     if not isinstance(value, dict):
-        return [BrokenCall(body, f"a call is a JSON object with name and arguments, got {_clip(body)}")]
+        return [
+            BrokenCall(body, f"a call is a JSON object with name and arguments, got {_clip(body)}")
+        ]
     inner = value.get("function")
     if isinstance(inner, dict):
         value = inner
@@ -235,15 +249,25 @@ def _to_calls(value: Any, body: str) -> list[Call | BrokenCall]:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        return [BrokenCall(body, f"arguments of {_clip(name)} must be a JSON object, got {_clip(str(arguments))}")]
+        return [
+            BrokenCall(
+                body,
+                f"arguments of {_clip(name)} must be a JSON object, got {_clip(str(arguments))}",
+            )
+        ]
     wrong = _not_json([name, arguments])
     if wrong:
-        return [BrokenCall(body, f"the call of {_clip(name)} holds {wrong}; write the character or number itself")]
+        return [
+            BrokenCall(
+                body,
+                f"the call of {_clip(name)} holds {wrong}; write the character or number itself",
+            )
+        ]
     return [Call(name.strip(), arguments)]
 
 
 def _not_json(value: Any) -> str:
-    """Return what in a value no JSON text can say ("" where nothing): half characters, infinities, other types."""
+    """Return what in a value JSON cannot write: half characters, infinities, other types; or ""."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -251,14 +275,18 @@ def _not_json(value: Any) -> str:
             return f"half of a surrogate pair (\\u{ord(value[error.start]):04x})"
         return ""
     if isinstance(value, dict):
-        return next(filter(None, (_not_json(part) for pair in value.items() for part in pair)), "") or (
-            "" if all(isinstance(key, str) for key in value) else "a key that is no string"
-        )
+        return next(
+            filter(None, (_not_json(part) for pair in value.items() for part in pair)), ""
+        ) or ("" if all(isinstance(key, str) for key in value) else "a key that is not a string")
     if isinstance(value, list):
         return next(filter(None, map(_not_json, value)), "")
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if (
+        value is None
+        or isinstance(value, bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
         return ""
-    return f"{_clip(repr(value))}, which is no JSON"
+    return f"{_clip(repr(value))}, which is not JSON"
 
 
 def _clip(text: str, limit: int = 80) -> str:

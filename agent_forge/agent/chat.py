@@ -1,6 +1,7 @@
-"""Talk to an agent in the terminal: `chat(path)` is a loop on a terminal, one answer for a message or a pipe.
+"""Talk to an agent: `chat(path)` loops on a terminal, and answers a message or a pipe once.
 
-Reads a checkpoint directory; writes the memory file when one is named. Tool calls are shown as they were run.
+Reads a checkpoint directory; writes the memory file when one is named. Tool calls are shown as they
+were run.
 """
 
 import sys
@@ -37,18 +38,21 @@ def chat(
     show_calls: bool = True,
     console: Console | None = None,
 ) -> None:
-    """Answer `once`, or the whole of a piped standard input, and return; on a terminal, converse until /quit.
+    """Answer `once` or the whole piped standard input; on a terminal, converse until /quit.
 
-    encoding: of the text files among `documents`.
+    encoding: the encoding of the text files among `documents`.
 
-    Raises CheckpointError when `path` holds no agent and ConfigError when there is nothing to answer.
+    Raises CheckpointError when `path` holds no agent and ConfigError when there is nothing to
+    answer.
     """
     console = console or Console(highlight=False)
     interactive = once is None and sys.stdin.isatty()
     if not interactive:
         once = (sys.stdin.read() if once is None else once).strip()
         if not once:
-            raise ConfigError("nothing to answer: give a message, pipe one in, or start chat on a terminal")
+            raise ConfigError(
+                "nothing to answer: give a message, pipe one in, or start chat on a terminal"
+            )
         _refuse_undecodable(once)
     agent = Agent.from_checkpoint(
         path, memory=memory, documents=documents, device=device, engine=engine, encoding=encoding
@@ -62,10 +66,13 @@ def chat(
         agent.memory.close()
 
 
-def converse(agent: Agent, console: Console, title: str, show_calls: bool, read: Callable[[], str]) -> None:
-    """Answer what `read` returns, a message a time, until /quit or until it raises EOFError.
+def converse(
+    agent: Agent, console: Console, title: str, show_calls: bool, read: Callable[[], str]
+) -> None:
+    """Answer each message that `read` returns, until /quit or until it raises EOFError.
 
-    Ctrl-C while the agent answers stops that answer alone: what was said before stays, the message does not.
+    Ctrl-C while the agent answers stops only that answer: the conversation before it stays, and the
+    message that was being answered is dropped.
     """
     enabled = ", ".join(agent.toolbox.names) or "none"
     head = f"{escape(title)}\ntools: {enabled}\n/help lists the commands\n{KEYS}"
@@ -84,14 +91,14 @@ def converse(agent: Agent, console: Console, title: str, show_calls: bool, read:
                 messages = []
             run_command(agent, console, line)
         elif line:
-            asked = [*messages, {"role": "user", "content": line}]
+            conversation = [*messages, {"role": "user", "content": line}]
             try:
                 with console.status("thinking"):
-                    turn = agent.reply(asked)
+                    turn = agent.reply(conversation)
             except KeyboardInterrupt:
                 console.print("[yellow]stopped; the conversation goes on without that message[/]")
                 continue
-            messages = [*asked, *turn.messages]
+            messages = [*conversation, *turn.messages]
             show_turn(console, turn, show_calls)
 
 
@@ -101,7 +108,8 @@ def _refuse_undecodable(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
-            f"the message is not UTF-8 (character {error.start}); set a UTF-8 locale, for instance LC_ALL=C.UTF-8"
+            f"the message is not UTF-8 (character {error.start}); set a UTF-8 locale, "
+            "for instance LC_ALL=C.UTF-8"
         ) from None
 
 
@@ -119,21 +127,25 @@ def run_command(agent: Agent, console: Console, line: str) -> None:
     elif line == "/memory":
         facts = agent.memory.semantic.all()
         for fact in facts:
-            console.print(f"  {escape(f'{fact.about}: ' if fact.about else '')}{escape(fact.content)}")
+            console.print(
+                f"  {escape(f'{fact.about}: ' if fact.about else '')}{escape(fact.content)}"
+            )
         if not facts:
             console.print("  nothing is remembered")
     elif line == "/reset":
         console.print("  a new conversation")
     else:
-        console.print(f"  no command {escape(line)}{did_you_mean(line, COMMANDS)}; /help lists them")
+        console.print(
+            f"  no command {escape(line)}{did_you_mean(line, COMMANDS)}; /help lists them"
+        )
 
 
 def show_turn(console: Console, turn: Turn, show_calls: bool) -> None:
     """Print the calls that were run and the answer."""
     for result in turn.results if show_calls else ():
-        asked = _call_text(result.call)
+        call = _call_text(result.call)
         colour = "red" if result.error else "green"
-        console.print(f"[dim]→ {escape(asked)}[/]")
+        console.print(f"[dim]→ {escape(call)}[/]")
         console.print(f"[{colour}]← {escape(result.text)}[/]")
     console.print(escape(turn.text) if turn.text else "[dim](no answer)[/]")
     if not turn.finished:

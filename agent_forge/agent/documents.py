@@ -1,7 +1,7 @@
 """Search over real documents on this machine: passages of about a hundred words in a SQLite index.
 
-`DocumentIndex.add` fills it (from `data.documents`, or a user's files); `search` is BM25, `retrieve` fuses BM25 with
-vectors for retrieval-augmented answers.
+`DocumentIndex.add` fills it (from `data.documents`, or a user's files); `search` is BM25,
+`retrieve` fuses BM25 with vectors for retrieval-augmented answers.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class Passage:
 
 
 class DocumentIndex:
-    """Passages in `store`. Adding a document that is there already changes nothing."""
+    """Passages in `store`. Adding a document a second time changes nothing."""
 
     def __init__(self, store: Store, passage_words: int = 80) -> None:
         self.store = store
@@ -37,7 +37,13 @@ class DocumentIndex:
             return name
         with self.store.transaction():
             for passage in split_passages(text, self.passage_words):
-                self.store.insert("passages", passage, document=name, content=passage, vector=to_blob(embed(passage)))
+                self.store.insert(
+                    "passages",
+                    passage,
+                    document=name,
+                    content=passage,
+                    vector=to_blob(embed(passage)),
+                )
         return name
 
     def add_all(self, texts: Iterable[str]) -> int:
@@ -60,13 +66,15 @@ class DocumentIndex:
     def _passages(self, ranked: list[tuple[int, float]]) -> list[Passage]:
         passages = []
         for i, score in ranked:
-            document, content = self.store.rows("SELECT document, content FROM passages WHERE id = ?", i)[0]
+            document, content = self.store.rows(
+                "SELECT document, content FROM passages WHERE id = ?", i
+            )[0]
             passages.append(Passage(i, document, content, score))
         return passages
 
 
 def split_passages(text: str, limit_words: int) -> list[str]:
-    """Split text into passages of at most `limit_words` words, at sentence ends where there are some."""
+    """Split text into passages of at most `limit_words` words, at ends of sentences if possible."""
     passages: list[str] = []
     held: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):

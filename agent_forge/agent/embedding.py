@@ -1,7 +1,7 @@
-"""Text vectors without a model: signed hashes of character n-grams, so that near spellings lie near each other.
+"""Text vectors without a model: signed hashes of character n-grams, so similar spellings are near.
 
-Feature hashing of n-grams (Weinberger et al. 2009, arXiv:0902.2206) with fastText's word borders. Exact and the same in
-every process.
+Feature hashing of n-grams (Weinberger et al. 2009, arXiv:0902.2206) with fastText's word borders.
+Exact and the same in every process.
 """
 
 import re
@@ -24,7 +24,7 @@ def words(text: str) -> list[str]:
 
 
 def embed(text: str) -> "NDArray[np.float32]":
-    """Return the unit vector of `text`: (DIMENSIONS,) float32; all zero when it has no word."""
+    """Return the unit vector of `text`, (DIMENSIONS,) float32; all zero when it has no words."""
     vector = np.zeros(DIMENSIONS, np.float64)
     for gram, count in Counter(_grams(text)).items():
         hashed = zlib.crc32(gram.encode())
@@ -38,7 +38,12 @@ def _grams(text: str) -> list[str]:
     for word in words(text):
         bordered = f"<{word}>"
         grams.append(bordered)
-        grams += [bordered[i : i + n] for n in NGRAMS for i in range(len(bordered) - n + 1) if n < len(bordered)]
+        grams += [
+            bordered[i : i + n]
+            for n in NGRAMS
+            for i in range(len(bordered) - n + 1)
+            if n < len(bordered)
+        ]
     return grams
 
 

@@ -1,8 +1,9 @@
-"""The agent's loop: generate, run the calls, show the results to the model, go on until it answers in words.
+"""The agent's loop: generate, run the calls, show the model their results, until it answers.
 
-Reads a model, a tokenizer, the tools that are enabled and the memories; writes nothing but memories. Control tokens in
-text of users and tools stay plain text (`data.encode_chat`), calls are read from the assistant's own turns only, and a
-tool that is not enabled is refused. The loop of ReAct (Yao et al. 2022, arXiv:2210.03629) in the format of Hermes.
+Reads a model, a tokenizer, the tools that are enabled and the memories; writes only to the
+memories. Control tokens in the text of users and tools stay plain text (`data.encode_chat`), calls
+are read only from the assistant's own turns, and a tool that is not enabled is refused. This is the
+loop of ReAct (Yao et al. 2022, arXiv:2210.03629) in the format of Hermes.
 """
 
 from collections import Counter
@@ -30,10 +31,10 @@ Message = Mapping[str, str]
 
 @dataclass(slots=True)
 class Turn:
-    """An agent's reply: its words, the tools it ran, and the new messages (calls and results included).
+    """An agent's reply: its words, the tools it ran, and all new messages with calls and results.
 
-    finished is False where the rounds ran out while the model still called tools; cut is True where the last message
-    ended because its tokens ran out.
+    finished: False where the rounds ran out while the model still called tools.
+    cut: True where the last message ended because its tokens ran out.
     """
 
     text: str = ""
@@ -53,11 +54,16 @@ def answer_batch(
     *,
     batch_rows: int = 64,
 ) -> list[list[dict[str, str]]]:
-    """Return the messages that each conversation gains: calls, tool results and the answer, greedily decoded.
+    """Return the messages that each conversation gains, greedily decoded.
 
-    tools: one toolbox or list of enabled names for all, or one toolbox a conversation (own memories).
+    They are the calls, the tools' results and the answer.
+
+    tools: one toolbox or list of enabled names for all, or one toolbox per conversation, each with
+    its own memories.
     """
-    turns = answer_turns(model, tokenizer, conversations, tools, max_rounds, max_new_tokens, batch_rows=batch_rows)
+    turns = answer_turns(
+        model, tokenizer, conversations, tools, max_rounds, max_new_tokens, batch_rows=batch_rows
+    )
     return [turn.messages for turn in turns]
 
 
@@ -74,7 +80,10 @@ def answer_turns(
     seed: int = 0,
     batch_rows: int = 64,
 ) -> list[Turn]:
-    """As `answer_batch`, with sampling, giving whole turns; a round generates for all unfinished ones at once."""
+    """Return whole turns, as `answer_batch` does, with sampling.
+
+    Each round generates for all unfinished conversations at once.
+    """
     boxes = _toolboxes(tools, len(conversations))
     stops = stop_ids(tokenizer, model)
     turns = [Turn() for _ in conversations]
@@ -82,8 +91,10 @@ def answer_turns(
     for number in range(max_rounds):
         if not active:
             break
-        prompts = [encode_prompt(tokenizer, [*conversations[i], *turns[i].messages]) for i in active]
-        found = models.generate(
+        prompts = [
+            encode_prompt(tokenizer, [*conversations[i], *turns[i].messages]) for i in active
+        ]
+        replies = models.generate(
             model,
             prompts,
             max_new_tokens=max_new_tokens,
@@ -93,7 +104,7 @@ def answer_turns(
             seed=seed + number,
             batch_rows=batch_rows,
         )
-        for i, tokens in zip(active, found, strict=True):
+        for i, tokens in zip(active, replies, strict=True):
             turns[i].cut = len(tokens) >= max_new_tokens
             _take(turns[i], decode_reply(tokenizer, tokens), boxes[i])
         active = [i for i in active if not turns[i].finished]
@@ -101,7 +112,7 @@ def answer_turns(
 
 
 def decode_reply(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[int]) -> str:
-    """Return the text of a reply without control tokens; tags of calls and thoughts stay where they are such tokens."""
+    """Return the text of a reply without control tokens, except the tags of calls and thoughts."""
     hidden = set(tokenizer.all_special_ids) | {
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special
     }
@@ -126,7 +137,7 @@ def _toolboxes(tools: Toolbox | Sequence[str] | Sequence[Toolbox], count: int) -
         return [tools] * count
     boxes = [tool for tool in tools if isinstance(tool, Toolbox)]
     if boxes:
-        assert len(boxes) == count, "one toolbox a conversation"
+        assert len(boxes) == count, "one toolbox per conversation"
         return boxes
     return [Toolbox([str(name) for name in tools])] * count
 
@@ -134,8 +145,8 @@ def _toolboxes(tools: Toolbox | Sequence[str] | Sequence[Toolbox], count: int) -
 class Agent:
     """A model with tools and memories.
 
-    settings: an AgentSettings, or the `agent` entry of a manifest. `tools` are the enabled names; None takes the
-    settings'.
+    settings: an AgentSettings, or the `agent` entry of a manifest.
+    tools: the names of the enabled tools; None takes those in the settings.
     """
 
     def __init__(
@@ -157,12 +168,18 @@ class Agent:
         if isinstance(tools, Toolbox):
             self.toolbox = tools
         else:
-            context = ToolContext(memory=self.memory, documents=documents, code_sandbox=settings.code_sandbox)
+            context = ToolContext(
+                memory=self.memory, documents=documents, code_sandbox=settings.code_sandbox
+            )
             self.toolbox = Toolbox(list(settings.tools if tools is None else tools), context)
-        # A turn's borders, with those of the answer: at least what any turn costs beside its text.
+        # The template's tokens around an empty turn and its answer: no turn costs more than these
+        # beside its text.
         self._turn_tokens = len(encode_prompt(tokenizer, [{"role": "user", "content": ""}]))
         context_tokens = positions(model.config) or 2048
-        budget = settings.working_tokens or context_tokens - settings.max_new_tokens * settings.max_rounds
+        budget = (
+            settings.working_tokens
+            or context_tokens - settings.max_new_tokens * settings.max_rounds
+        )
         self.working = WorkingMemory(max(budget, context_tokens // 4), self._count_tokens)
 
     @classmethod
@@ -179,10 +196,12 @@ class Agent:
     ) -> "Agent":
         """Build the agent that a checkpoint's manifest describes.
 
-        memory: the SQLite file of its memories. documents: text sources (as in data.text) for search and retrieve;
-        indexed once into the same file. engine: auto, packed or torch, as in runtime.causal. encoding: of the documents.
-        Raises CheckpointError when
-        the checkpoint is damaged.
+        memory: the SQLite file of its memories.
+        documents: text sources (as in data.text) for search and retrieve, indexed once into the
+        same file.
+        engine: auto, packed or torch, as in runtime.causal.
+        encoding: the encoding of the documents.
+        Raises CheckpointError when the checkpoint is damaged.
         """
         opened = checkpoint.open(path)
         store = Memory(memory)
@@ -190,10 +209,20 @@ class Agent:
         for name in documents:
             index.add_all(read_source(name, encoding))
         model: Any = causal.open_model(opened.path, device=device, engine=engine)
-        return cls(model, models.load_tokenizer(opened.path), tools, store, opened.manifest.agent, documents=index)
+        return cls(
+            model,
+            models.load_tokenizer(opened.path),
+            tools,
+            store,
+            opened.manifest.agent,
+            documents=index,
+        )
 
     def reply(self, messages: Sequence[Message]) -> Turn:
-        """Answer a conversation that ends with a user's turn; what was said is kept in the episodic memory."""
+        """Answer a conversation that ends with a user's turn.
+
+        Both the question and the answer go into the episodic memory.
+        """
         settings = self.settings
         conversation = self.working.window(self._with_system(self._scaffolded(messages)))
         samples = settings.scaffold_samples if settings.scaffold == "self_consistency" else 1
@@ -208,7 +237,8 @@ class Agent:
 
     def _turn(self, conversation: Sequence[Message], sample: int) -> Turn:
         settings = self.settings
-        # Answers can only vote when they may differ, so the first is as configured and the others are sampled.
+        # Answers can only vote when they may differ: the first is as configured, and the others are
+        # always sampled.
         temperature = settings.temperature if sample == 0 else (settings.temperature or 0.7)
         return answer_turns(
             self.model,
@@ -233,7 +263,9 @@ class Agent:
                 for question, answer in settings.scaffold_examples
                 for role, text in (("user", question), ("assistant", answer))
             ]
-            first = next((i for i, message in enumerate(copied) if message["role"] != "system"), len(copied))
+            first = next(
+                (i for i, message in enumerate(copied) if message["role"] != "system"), len(copied)
+            )
             copied[first:first] = shots
         return copied
 
@@ -241,11 +273,16 @@ class Agent:
         parts = [self.settings.system] if self.settings.system else []
         if self.settings.recall_facts and messages:
             facts = self.memory.semantic.recall(messages[-1]["content"], self.settings.recall_facts)
-            parts += [f"{fact.about}: {fact.content}" if fact.about else fact.content for fact in facts]
+            parts += [
+                f"{fact.about}: {fact.content}" if fact.about else fact.content for fact in facts
+            ]
         return [{"role": "system", "content": "\n".join(parts)}, *messages] if parts else messages
 
     def _count_tokens(self, message: Message) -> int:
-        return len(encode_content(self.tokenizer, message["role"], message["content"])) + self._turn_tokens
+        return (
+            len(encode_content(self.tokenizer, message["role"], message["content"]))
+            + self._turn_tokens
+        )
 
     def with_settings(self, **changes: Any) -> "Agent":
         """Return the same agent with some settings changed."""

@@ -1,7 +1,8 @@
-"""Three memories of an agent on one SQLite file: what happened, what is true, and what is in view now.
+"""Three memories of an agent on one SQLite file: what happened, what is true, what is in view.
 
-Episodic: every message, searchable. Semantic: facts, at most one current fact a subject: a new one supersedes the old,
-which is kept and never shown again. Working: the newest turns that fit a token budget.
+Episodic memory holds every message, searchable. Semantic memory holds facts, at most one current
+fact per subject: a new one supersedes the old one, which stays in the file and is never shown
+again. Working memory is the newest turns that fit a token budget.
 """
 
 import time
@@ -48,17 +49,25 @@ class EpisodicMemory:
 
     def add(self, session: str, role: str, content: str) -> int:
         """Keep one message; return its id."""
-        return self.store.insert("episodes", content, session=session, role=role, content=content, time=self.clock())
+        return self.store.insert(
+            "episodes", content, session=session, role=role, content=content, time=self.clock()
+        )
 
     def recent(self, session: str, count: int) -> list[Episode]:
         """Return the newest `count` messages of a session, oldest first."""
-        sql = "SELECT id, session, role, content, time FROM episodes WHERE session = ? ORDER BY id DESC LIMIT ?"
+        sql = (
+            "SELECT id, session, role, content, time FROM episodes WHERE session = ? ORDER "
+            "BY id DESC LIMIT ?"
+        )
         return [Episode(*row) for row in reversed(self.store.rows(sql, session, count))]
 
     def search(self, query: str, count: int) -> list[Episode]:
         """Return the messages that fit `query` best by BM25."""
         sql = "SELECT id, session, role, content, time FROM episodes WHERE id = ?"
-        return [Episode(*self.store.rows(sql, i)[0]) for i, _ in self.store.match("episodes", query, count)]
+        return [
+            Episode(*self.store.rows(sql, i)[0])
+            for i, _ in self.store.match("episodes", query, count)
+        ]
 
 
 class SemanticMemory:
@@ -71,21 +80,28 @@ class SemanticMemory:
     def remember(self, content: str, about: str = "") -> Fact:
         """Keep a fact and return it.
 
-        The same fact again (but for case, spacing and punctuation) is not stored twice. Where `about` is given, other
-        current facts about the same subject are superseded.
+        The same fact again (but for case, spacing and punctuation) is not stored twice. Where
+        `about` is given, other current facts about the same subject are superseded.
         """
         about = " ".join(words(about))
         with self.store.transaction():
             return self._remember(content, about)
 
     def _remember(self, content: str, about: str) -> Fact:
-        current = self.store.rows(f"SELECT id, content FROM facts WHERE about = ? AND {_CURRENT}", about)
+        current = self.store.rows(
+            f"SELECT id, content FROM facts WHERE about = ? AND {_CURRENT}", about
+        )
         same = [i for i, text in current if words(text) == words(content)]
         if same:
             return self.get(same[0])
         text = f"{about} {content}".strip()
         new = self.store.insert(
-            "facts", text, about=about, content=content, time=self.clock(), vector=to_blob(embed(text))
+            "facts",
+            text,
+            about=about,
+            content=content,
+            time=self.clock(),
+            vector=to_blob(embed(text)),
         )
         if about:
             self._supersede([i for i, _ in current], new)
@@ -100,19 +116,26 @@ class SemanticMemory:
         return fact
 
     def recall(self, query: str, count: int) -> list[Fact]:
-        """Return the current facts nearest to `query`, best first; the subject that `query` names exactly leads."""
-        found = self.store.hybrid("facts", query, count, _CURRENT)
+        """Return the current facts nearest to `query`, best first.
+
+        A fact whose subject is exactly `query` comes before all others.
+        """
+        nearest = self.store.hybrid("facts", query, count, _CURRENT)
         sql = f"SELECT id FROM facts WHERE about = ? AND about != '' AND {_CURRENT}"
         exact = self.store.rows(sql, " ".join(words(query)))
         ranked = [(int(i), 1.0) for (i,) in exact]
-        ranked += [(i, score) for i, score in found if (i, 1.0) not in ranked]
+        ranked += [(i, score) for i, score in nearest if (i, 1.0) not in ranked]
         return [self.get(i, score) for i, score in ranked[:count]]
 
     def forget(self, about: str) -> int:
         """Hide every current fact about a subject, or with exactly that text; return how many."""
-        wanted = words(about)
+        subject_words = words(about)
         current = self.store.rows(f"SELECT id, about, content FROM facts WHERE {_CURRENT}")
-        chosen = [i for i, subject, text in current if wanted and wanted in (words(subject), words(text))]
+        chosen = [
+            i
+            for i, subject, text in current
+            if subject_words and subject_words in (words(subject), words(text))
+        ]
         with self.store.transaction():
             for i in chosen:
                 self.store.change("UPDATE facts SET forgotten = 1 WHERE id = ?", i)
@@ -126,13 +149,16 @@ class SemanticMemory:
 
     def all(self) -> list[Fact]:
         """Return every current fact, oldest first."""
-        return [self.get(i) for (i,) in self.store.rows(f"SELECT id FROM facts WHERE {_CURRENT} ORDER BY id")]
+        return [
+            self.get(i)
+            for (i,) in self.store.rows(f"SELECT id FROM facts WHERE {_CURRENT} ORDER BY id")
+        ]
 
     def get(self, identity: int, score: float = 0.0) -> Fact:
         """Return one fact by id, hidden or not."""
         sql = "SELECT id, about, content, time, superseded_by FROM facts WHERE id = ?"
-        found, about, content, when, superseded_by = self.store.rows(sql, identity)[0]
-        return Fact(found, about, content, when, superseded_by, score)
+        number, about, content, when, superseded_by = self.store.rows(sql, identity)[0]
+        return Fact(number, about, content, when, superseded_by, score)
 
     def _supersede(self, old: Sequence[int], new: int) -> None:
         for i in old:
@@ -141,16 +167,17 @@ class SemanticMemory:
 
 
 class WorkingMemory:
-    """The part of a conversation that fits into `budget_tokens` (as `count_tokens` counts one message)."""
+    """The part of a conversation that fits a budget; `count_tokens` counts one message."""
 
     def __init__(self, budget_tokens: int, count_tokens: Callable[[Message], int]) -> None:
         self.budget_tokens = budget_tokens
         self.count_tokens = count_tokens
 
     def window(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Return system turns and the newest turns that fit, in order; the last user turn and what follows always stay.
+        """Return system turns and the newest turns that fit, in order.
 
-        A tool's answer is never kept without the call before it: turns fall out in groups that begin with a user turn.
+        The last user turn and what follows it always stay. Turns leave in groups that begin with a
+        user turn, so that a tool's answer never stays without its call.
         """
         system = [message for message in messages if message["role"] == "system"]
         groups: list[list[Message]] = []
@@ -161,19 +188,24 @@ class WorkingMemory:
                 groups.append([])
             groups[-1].append(message)
         left = self.budget_tokens - sum(map(self.count_tokens, system))
-        kept: list[list[Message]] = []
+        recent: list[list[Message]] = []
         for group in reversed(groups):
             left -= sum(map(self.count_tokens, group))
-            if kept and left < 0:
+            if recent and left < 0:
                 break
-            kept.append(group)
-        return [dict(message) for message in (*system, *(m for group in reversed(kept) for m in group))]
+            recent.append(group)
+        return [
+            dict(message)
+            for message in (*system, *(m for group in reversed(recent) for m in group))
+        ]
 
 
 class Memory:
     """The memories of one agent on one file."""
 
-    def __init__(self, path: Path | str = ":memory:", clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path | str = ":memory:", clock: Callable[[], float] = time.time
+    ) -> None:
         self.store = Store(path)
         self.episodic = EpisodicMemory(self.store, clock)
         self.semantic = SemanticMemory(self.store, clock)

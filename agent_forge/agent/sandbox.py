@@ -1,7 +1,8 @@
-"""Run untrusted Python: Monty (an own interpreter in a worker process, no files, no network) or bubblewrap.
+"""Run untrusted Python in Monty or in bubblewrap.
 
-Monty 1.4 runs a subset of Python under limits of time, memory and recursion; nothing of the host is visible to it.
-Bubblewrap gives full Python in empty namespaces with a read-only /usr; where `bwrap` is not installed it refuses.
+Monty 1.4 is an interpreter of its own in a worker process. It runs a subset of Python under limits
+of time, memory and recursion, without files or network. Bubblewrap gives full Python in empty
+namespaces with a read-only /usr; where `bwrap` is not installed, code is refused.
 """
 
 import shutil
@@ -17,23 +18,30 @@ PROCESSES = 64
 
 
 class SandboxError(ForgeError):
-    """The program failed, hit a limit, or there is no sandbox to run it in."""
+    """The program failed or hit a limit, or there is no sandbox to run it in."""
 
 
 def run_python(code: str, *, kind: str, timeout_seconds: float, memory_bytes: int) -> str:
-    """Return what the program prints, then its last value. Raises SandboxError, or ConfigError for an unknown kind."""
+    """Return what the program prints, then its last value.
+
+    Raises SandboxError, or ConfigError for an unknown kind.
+    """
     if kind == "monty":
         return _run_monty(code, timeout_seconds, memory_bytes)
     if kind == "bubblewrap":
         return _run_bubblewrap(code, timeout_seconds, memory_bytes)
-    raise ConfigError(f"code_sandbox must be one of {', '.join(KINDS)}, got '{kind}'{did_you_mean(kind, KINDS)}")
+    raise ConfigError(
+        f"code_sandbox must be one of {', '.join(KINDS)}, got '{kind}'{did_you_mean(kind, KINDS)}"
+    )
 
 
 def _run_monty(code: str, timeout_seconds: float, memory_bytes: int) -> str:
     try:
         import pydantic_monty as monty
     except ImportError:
-        raise SandboxError("the code tool needs pydantic-monty; pip install 'agent-forge[agent]'") from None
+        raise SandboxError(
+            "the code tool needs pydantic-monty; pip install 'agent-forge[agent]'"
+        ) from None
     limits: monty.ResourceLimits = {
         "max_feed_duration_secs": timeout_seconds,
         "max_memory": memory_bytes,
@@ -56,12 +64,18 @@ def _run_monty(code: str, timeout_seconds: float, memory_bytes: int) -> str:
 
 
 def bubblewrap_command(memory_bytes: int, timeout_seconds: float) -> list[str]:
-    """Return the command that runs Python from standard input in empty namespaces; SandboxError without bwrap."""
+    """Return the command that runs Python from standard input in empty namespaces.
+
+    Raises SandboxError where bwrap or Python is missing.
+    """
     bwrap = shutil.which("bwrap")
     python = shutil.which("python3", path="/usr/bin")
     if bwrap is None or python is None:
         missing = "bubblewrap (bwrap)" if bwrap is None else "/usr/bin/python3"
-        raise SandboxError(f"full Python needs {missing}, which is not installed; install it or set code_sandbox=monty")
+        raise SandboxError(
+            f"full Python needs {missing}, which is not installed; install it or set "
+            "code_sandbox=monty"
+        )
     links = [
         part
         for name in ("lib", "lib64", "bin", "sbin")
@@ -76,10 +90,19 @@ def bubblewrap_command(memory_bytes: int, timeout_seconds: float) -> list[str]:
     ]
     limits = (
         f"ulimit -v {memory_bytes // 1024 + 65536} && ulimit -t {int(timeout_seconds) + 1} && "
-        f"ulimit -f {MAX_OUTPUT_BYTES // 512} && (ulimit -u {PROCESSES} 2>/dev/null || true) && exec {python} -I -"
+        f"ulimit -f {MAX_OUTPUT_BYTES // 512} && (ulimit -u {PROCESSES} 2>/dev/null || "
+        f"true) && exec {python} -I -"
     )
     return [
-        *(bwrap, "--unshare-all", "--clearenv", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *(
+            bwrap,
+            "--unshare-all",
+            "--clearenv",
+            "--die-with-parent",
+            "--new-session",
+            "--cap-drop",
+            "ALL",
+        ),
         *("--ro-bind", "/usr", "/usr", *links, *binds),
         *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp"),
         *("--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8"),
@@ -90,9 +113,13 @@ def bubblewrap_command(memory_bytes: int, timeout_seconds: float) -> list[str]:
 def _run_bubblewrap(code: str, timeout_seconds: float, memory_bytes: int) -> str:
     command = bubblewrap_command(memory_bytes, timeout_seconds)
     try:
-        done = subprocess.run(command, input=code.encode(), capture_output=True, timeout=timeout_seconds, check=False)
+        done = subprocess.run(
+            command, input=code.encode(), capture_output=True, timeout=timeout_seconds, check=False
+        )
     except subprocess.TimeoutExpired:
-        raise SandboxError(f"TimeoutError: the program ran longer than {timeout_seconds:g} s") from None
+        raise SandboxError(
+            f"TimeoutError: the program ran longer than {timeout_seconds:g} s"
+        ) from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise SandboxError(lines[-1] if lines else f"the program ended with code {done.returncode}")

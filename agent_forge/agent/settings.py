@@ -1,4 +1,4 @@
-"""How an agent runs: read from the `agent` entry of a manifest, where phases put what they baked or found."""
+"""How an agent runs: settings from a manifest's `agent` entry, which the phases fill in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +15,21 @@ _KEYS = ("tools", "system", "decoder", "scaffold", "memory", "max_rounds", "code
 
 @dataclass(slots=True, kw_only=True)
 class AgentSettings:
-    """Run-time settings of one agent. The defaults are those of an agent of which a manifest says nothing."""
+    """Run-time settings of one agent.
+
+    The defaults hold for an agent whose manifest does not name a setting.
+    """
 
     tools: list[str] = field(default_factory=list)  # enabled tools; every other call is refused
-    system: str = ""  # system turn put before every conversation; "" puts none
+    system: str = ""  # system turn before every conversation; "" adds none
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 96
     seed: int = 0
     scaffold: str = "direct"
     scaffold_prompt: str = "Think step by step."  # chain_of_thought: added to the user's message
-    scaffold_examples: list[list[str]] = field(default_factory=list)  # few_shot: [question, answer] pairs
+    # few_shot: pairs of a question and its answer
+    scaffold_examples: list[list[str]] = field(default_factory=list)
     scaffold_samples: int = 5  # self_consistency: answers that vote
     working_tokens: int = 0  # token budget of the conversation in view; 0 takes the model's context
     recall_facts: int = 0  # facts recalled into the system turn unasked; 0 recalls only by tool
@@ -34,7 +38,10 @@ class AgentSettings:
 
     @classmethod
     def from_manifest(cls, agent: Mapping[str, Any]) -> "AgentSettings":
-        """Read a manifest's `agent` entry. Raises ConfigError on a key or value that the runtime does not know."""
+        """Read a manifest's `agent` entry.
+
+        Raises ConfigError on a key or value that the runtime does not know.
+        """
         _check_keys("agent", agent, _KEYS)
         decoder = agent.get("decoder") or {}
         memory = agent.get("memory") or {}
@@ -45,15 +52,24 @@ class AgentSettings:
         _check_keys("agent.scaffold", scaffold, _SCAFFOLD)
         name = scaffold.get("name", "direct")
         if name not in SCAFFOLDS:
-            raise ConfigError(f"no scaffold '{name}'{did_you_mean(name, SCAFFOLDS)}; known: {', '.join(SCAFFOLDS)}")
-        given = {key: agent[key] for key in ("tools", "system", "max_rounds", "code_sandbox") if key in agent}
-        given |= {key: value for part in (decoder, memory) for key, value in part.items()}
-        given |= {f"scaffold_{key}": value for key, value in scaffold.items() if key != "name"}
-        return cls(**given, scaffold=name)
+            raise ConfigError(
+                f"no scaffold '{name}'{did_you_mean(name, SCAFFOLDS)}; known: "
+                f"{', '.join(SCAFFOLDS)}"
+            )
+        values = {
+            key: agent[key]
+            for key in ("tools", "system", "max_rounds", "code_sandbox")
+            if key in agent
+        }
+        values |= {key: value for part in (decoder, memory) for key, value in part.items()}
+        values |= {f"scaffold_{key}": value for key, value in scaffold.items() if key != "name"}
+        return cls(**values, scaffold=name)
 
 
-def _check_keys(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in given:
+def _check_keys(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in entry:
         if key not in known:
             hint = did_you_mean(key, known)
-            raise ConfigError(f"{where}.{key} is no setting of the agent{hint}; known: {', '.join(known)}")
+            raise ConfigError(
+                f"{where}.{key} is no setting of the agent{hint}; known: {', '.join(known)}"
+            )

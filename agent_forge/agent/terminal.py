@@ -1,7 +1,8 @@
-"""Read messages from a person at a terminal: line editing, history, several lines, and Ctrl-C as shells have it.
+"""Read messages from a person at a terminal, with line editing, history and several lines.
 
-Reads the keyboard; keeps what was typed in `agent-forge/chat_history` under XDG_STATE_HOME (~/.local/state), readable by
-its owner alone. prompt_toolkit does the work, and is imported only here.
+Ctrl-C works as in shells. What was typed is kept in `agent-forge/chat_history` under XDG_STATE_HOME
+(~/.local/state), readable only by its owner. prompt_toolkit does the work, and is imported only
+here.
 """
 
 import os
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 PROMPT = "you › "
-KEYS = "Alt-Enter begins a new line; Ctrl-C clears the line, stops an answer, and leaves from an empty line"
+KEYS = (
+    "Alt-Enter begins a new line; Ctrl-C clears the line, stops an answer, and leaves from "
+    "an empty line"
+)
 
 
 def history_file() -> Path:
@@ -26,7 +30,7 @@ def history_file() -> Path:
 def line_reader(commands: Collection[str]) -> Callable[[], str]:
     """Return a function that reads one message; it raises EOFError where the person leaves.
 
-    commands: completed by Tab. Where output is no terminal, a plain line is read.
+    commands: what Tab completes. Where output is not a terminal, a plain line is read.
     """
     if not sys.stdout.isatty():
         return lambda: input(PROMPT)
@@ -45,7 +49,7 @@ def line_reader(commands: Collection[str]) -> Callable[[], str]:
 
 
 def _history() -> Any:
-    """Return the history on disk, or one in memory where the disk does not let us."""
+    """Return the history on disk, or one in memory where the disk cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     file = history_file()
@@ -60,7 +64,7 @@ def _history() -> Any:
 
 
 def _keys() -> "KeyBindings":
-    """Return Enter to send, Alt-Enter for a new line, Ctrl-C to clear the line or, on an empty one, to leave."""
+    """Return the keys: Enter sends, Alt-Enter begins a line, Ctrl-C clears the line or leaves."""
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()

@@ -1,7 +1,7 @@
-"""The agent's loop: calls are run, results are shown, what is not enabled is denied, and settings are followed.
+"""The agent's loop runs calls, shows results, denies what is not enabled, and follows settings.
 
-The model is a real Llama whose next token is dictated: a table from the text so far to the reply. The loop, the tools
-and the generation are the real ones.
+The model is a real Llama whose next token is dictated: a table from the text so far to the reply.
+The loop, the tools and the generation are the real ones.
 """
 
 import copy
@@ -26,7 +26,10 @@ Prompts = list[list[int]]
 def speaks(
     tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[str], str]], list[str]]:
-    """Let `reply(prompt text)` decide what the model says; return the list of prompts it was shown."""
+    """Let `reply(prompt text)` decide what the model says.
+
+    Return the list of prompts it was shown.
+    """
     seen: list[str] = []
 
     def install(reply: Callable[[str], str]) -> list[str]:
@@ -57,10 +60,12 @@ def test_a_batch_is_answered_with_really_run_tools(
     speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     speaks(calculates)
-    found = answer_batch(tiny_llama, tiny_tokenizer, [user("12*12"), user("1+1"), user("1/0")], ["calculator"])
-    assert [messages[-1]["content"] for messages in found[:2]] == ["144", "2"]
-    assert [m["role"] for m in found[0]] == ["assistant", "tool", "assistant"]
-    assert found[2][1]["content"].startswith("<tool_response>error: division by zero")
+    replies = answer_batch(
+        tiny_llama, tiny_tokenizer, [user("12*12"), user("1+1"), user("1/0")], ["calculator"]
+    )
+    assert [messages[-1]["content"] for messages in replies[:2]] == ["144", "2"]
+    assert [m["role"] for m in replies[0]] == ["assistant", "tool", "assistant"]
+    assert replies[2][1]["content"].startswith("<tool_response>error: division by zero")
 
 
 def test_a_tool_that_is_not_enabled_is_denied_in_the_loop(
@@ -75,7 +80,9 @@ def test_rounds_are_bounded(
     speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     seen = speaks(lambda _: format_call(Call("calculator", {"expression": "1+1"})))
-    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], max_rounds=3)
+    (messages,) = answer_batch(
+        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], max_rounds=3
+    )
     assert len(seen) == 3
     assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
 
@@ -97,7 +104,12 @@ def test_a_reply_is_kept_in_the_episodic_memory(
     agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
     turn = agent.reply(user("2+3"))
     assert (turn.text, turn.finished, len(turn.results)) == ("5", True, 1)
-    assert [e.role for e in agent.memory.episodic.recent("default", 9)] == ["user", "assistant", "tool", "assistant"]
+    assert [e.role for e in agent.memory.episodic.recent("default", 9)] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
 
 
 def test_settings_shape_the_prompt(
@@ -112,7 +124,12 @@ def test_settings_shape_the_prompt(
         "memory": {"recall_facts": 1},
     }
     Agent(tiny_llama, tiny_tokenizer, memory=memory, settings=settings).reply(user("the red box?"))
-    assert seen[0].index("Be kind.") < seen[0].index("red box: 52") < seen[0].index("a?") < seen[0].index("b.")
+    assert (
+        seen[0].index("Be kind.")
+        < seen[0].index("red box: 52")
+        < seen[0].index("a?")
+        < seen[0].index("b.")
+    )
 
 
 def test_self_consistency_answers_what_most_samples_say(
@@ -142,7 +159,11 @@ def test_long_conversations_are_cut_to_the_context(
 ) -> None:
     seen = speaks(lambda _: "ok")
     agent = Agent(tiny_llama, tiny_tokenizer, settings={"memory": {"working_tokens": 60}})
-    history = [m for i in range(30) for m in (*user(f"question {i}"), {"role": "assistant", "content": "ok"})]
+    history = [
+        m
+        for i in range(30)
+        for m in (*user(f"question {i}"), {"role": "assistant", "content": "ok"})
+    ]
     agent.reply([*history, *user("the last one")])
     assert "the last one" in seen[0]
     assert "question 0" not in seen[0]
@@ -152,9 +173,12 @@ def test_long_conversations_are_cut_to_the_context(
 def test_the_real_model_answers_the_same_in_a_batch_and_alone(
     tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    asked = [user("What is 3 plus 4?"), user("Add 12 and 60, please."), user("hello")]
-    together = answer_batch(tiny_llama, tiny_tokenizer, asked, ["calculator"], 2, 12)
-    alone = [answer_batch(tiny_llama, tiny_tokenizer, [question], ["calculator"], 2, 12)[0] for question in asked]
+    questions = [user("What is 3 plus 4?"), user("Add 12 and 60, please."), user("hello")]
+    together = answer_batch(tiny_llama, tiny_tokenizer, questions, ["calculator"], 2, 12)
+    alone = [
+        answer_batch(tiny_llama, tiny_tokenizer, [question], ["calculator"], 2, 12)[0]
+        for question in questions
+    ]
     assert together == alone
 
 
@@ -169,11 +193,15 @@ def test_chat_answers_one_message_from_a_checkpoint(
 ) -> None:
     speaks(lambda _: "hello [bold]you[/]")
     memory = tmp_path / "memory.db"
-    assert "hello [bold]you[/]" in printed(lambda c: chat(tiny_checkpoint.path, once="hi", memory=memory, console=c))
+    assert "hello [bold]you[/]" in printed(
+        lambda c: chat(tiny_checkpoint.path, once="hi", memory=memory, console=c)
+    )
     assert Memory(memory).episodic.search("hi", 1)[0].content == "hi"
 
 
-def test_chat_reads_a_pipe(speaks: Callable, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_reads_a_pipe(
+    speaks: Callable, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = speaks(lambda _: "fine")
     monkeypatch.setattr("sys.stdin", StringIO("how are you?\n"))
     assert "fine" in printed(lambda c: chat(tiny_checkpoint.path, console=c))
@@ -197,9 +225,16 @@ def test_chat_converses_shows_calls_and_obeys_commands(
     lines = iter(["6*7", "/memory", "/reset", "/tols", "/quit"])
     monkeypatch.setattr("agent_forge.agent.chat.line_reader", lambda _: lambda: next(lines))
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"])))
+    monkeypatch.setattr(
+        AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"]))
+    )
     text = printed(lambda c: chat(tiny_checkpoint.path, console=c))
-    for expected in ("calculator(expression='6*7')", "← 42", "nothing is remembered", "did you mean '/tools'"):
+    for expected in (
+        "calculator(expression='6*7')",
+        "← 42",
+        "nothing is remembered",
+        "did you mean '/tools'",
+    ):
         assert expected in text
 
 
@@ -218,23 +253,35 @@ def test_a_call_that_the_token_limit_cuts_off_is_not_run_and_the_model_is_told(
     part = whole.removesuffix('4"}}</tool_call>')
     speaks(lambda text: "told" if "cut off" in text else part)
     limit = len(tiny_tokenizer.encode(part, add_special_tokens=False))
-    for tokens in (limit, limit + 5):  # cut by the limit, or ended by the model in the middle of its call
-        (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 2, tokens)
+    # The limit may cut the call, or the model may end in the middle of it.
+    for tokens in (limit, limit + 5):
+        (messages,) = answer_batch(
+            tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 2, tokens
+        )
         assert messages[1]["content"].startswith("<tool_response>error: the call is cut off")
         assert messages[-1]["content"] == "told"
-    speaks(lambda _: whole.removesuffix("</tool_call>"))  # whole JSON, but who knows what was to follow
+    # The JSON is complete, but what was to follow it is unknown.
+    speaks(lambda _: whole.removesuffix("</tool_call>"))
     limit = len(tiny_tokenizer.encode(whole.removesuffix("</tool_call>"), add_special_tokens=False))
-    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit)
+    (messages,) = answer_batch(
+        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit
+    )
     assert "error: the call is cut off" in messages[1]["content"]
-    (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit + 1)
+    (messages,) = answer_batch(
+        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit + 1
+    )
     assert messages[1]["content"] == "<tool_response>46</tool_response>"
 
 
 @pytest.mark.parametrize(
-    "text", [r'{"name": "calculator", "arguments": {"expression": "\ud800"}}', r'{"name": "\udfff"}']
+    "text",
+    [r'{"name": "calculator", "arguments": {"expression": "\ud800"}}', r'{"name": "\udfff"}'],
 )
 def test_half_a_character_in_a_call_is_an_error_for_the_model_and_ends_nothing(
-    text: str, speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+    text: str,
+    speaks: Callable,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     speaks(lambda shown: "told" if "surrogate" in shown else f"<tool_call>{text}</tool_call>")
     agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
@@ -242,7 +289,9 @@ def test_half_a_character_in_a_call_is_an_error_for_the_model_and_ends_nothing(
     assert (turn.text, [result.error for result in turn.results]) == ("told", [True])
 
 
-def test_a_result_with_half_a_character_can_be_shown_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_with_half_a_character_can_be_shown_to_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     box = Toolbox(["calculator"])
     monkeypatch.setattr(box._modules["calculator"], "run", lambda *_: "a\ud800")
     assert box.run(Call("calculator", {"expression": "1"})).text == "a\\ud800"
@@ -295,7 +344,9 @@ def test_tags_of_calls_are_seen_where_a_tokenizer_counts_them_as_control_tokens(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     special = copy.deepcopy(tiny_tokenizer)
-    special.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>", "<|other|>"]})
+    special.add_special_tokens(
+        {"additional_special_tokens": ["<tool_call>", "</tool_call>", "<|other|>"]}
+    )
     text = format_call(Call("calculator", {"expression": "1"}))
     tokens = special.encode(f"<|other|>{text}<|im_end|>", add_special_tokens=False)
     assert special.decode(tokens, skip_special_tokens=True) != text

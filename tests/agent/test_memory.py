@@ -1,4 +1,4 @@
-"""Memories: ranking is BM25, new facts supersede old ones, nothing is lost across processes, SQL stays text."""
+"""Memories: BM25 ranking, facts that supersede others, several processes, and SQL as plain text."""
 
 import math
 import subprocess
@@ -23,8 +23,13 @@ TEXTS = (
 )
 
 
-def reference_bm25(query: list[str], texts: tuple[str, ...], k1: float = 1.2, b: float = 0.75) -> list[float]:
-    """BM25 by its formula (Robertson, Zaragoza 2009), with FTS5's floor of 1e-6 for the inverse document frequency."""
+def reference_bm25(
+    query: list[str], texts: tuple[str, ...], k1: float = 1.2, b: float = 0.75
+) -> list[float]:
+    """Return BM25 by its formula (Robertson, Zaragoza 2009).
+
+    As in FTS5, the inverse document frequency is at least 1e-6.
+    """
     documents = [text.split() for text in texts]
     mean = sum(map(len, documents)) / len(documents)
     scores = []
@@ -39,17 +44,19 @@ def reference_bm25(query: list[str], texts: tuple[str, ...], k1: float = 1.2, b:
     return scores
 
 
-@pytest.mark.parametrize("query", ["red box", "old harbor code", "north", "the winter", "red red door"])
+@pytest.mark.parametrize(
+    "query", ["red box", "old harbor code", "north", "the winter", "red red door"]
+)
 def test_full_text_ranking_is_reference_bm25(query: str) -> None:
     store = Store()
     for text in TEXTS:
         store.insert("episodes", text, session="s", role="user", content=text, time=0.0)
     expected = reference_bm25(list(dict.fromkeys(query.split())), TEXTS)
-    found = store.match("episodes", query, 10)
-    assert [score for _, score in found] == pytest.approx(
+    ranking = store.match("episodes", query, 10)
+    assert [score for _, score in ranking] == pytest.approx(
         sorted((s for s in expected if s > 0), reverse=True), rel=1e-6
     )
-    assert all(score == pytest.approx(expected[i - 1], rel=1e-6) for i, score in found)
+    assert all(score == pytest.approx(expected[i - 1], rel=1e-6) for i, score in ranking)
 
 
 def test_a_newer_fact_hides_the_older_one_and_keeps_it_in_the_history() -> None:
@@ -58,7 +65,10 @@ def test_a_newer_fact_hides_the_older_one_and_keeps_it_in_the_history() -> None:
     new = memory.remember("52", "red box")
     assert [fact.content for fact in memory.recall("red box", 5)] == ["52"]
     assert "47" not in [fact.content for fact in memory.recall("47", 5)]
-    assert [(fact.id, fact.superseded_by) for fact in memory.history("red box")] == [(old.id, new.id), (new.id, None)]
+    assert [(fact.id, fact.superseded_by) for fact in memory.history("red box")] == [
+        (old.id, new.id),
+        (new.id, None),
+    ]
 
 
 def test_superseded_facts_do_not_count_in_the_ranking() -> None:
@@ -110,7 +120,9 @@ def test_injected_sql_and_query_syntax_is_plain_text(text: str) -> None:
     assert [episode.content for episode in memory.episodic.recent(text, 5)] == [text]
     memory.episodic.search(text, 5)
     assert memory.semantic.recall("keeper", 1)[0].content == "safe"
-    tables = {name for (name,) in memory.store.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    tables = {
+        name for (name,) in memory.store.rows("SELECT name FROM sqlite_master WHERE type = 'table'")
+    }
     assert {"facts", "episodes", "passages"} <= tables
 
 
@@ -118,7 +130,8 @@ def test_memories_persist_across_processes(tmp_path: Path) -> None:
     file = tmp_path / "memory.db"
     code = (
         "import sys; from agent_forge.agent import Memory; m = Memory(sys.argv[1]); "
-        "m.semantic.remember('52', 'red box'); m.episodic.add('s', 'user', 'hello'); import os; os._exit(9)"
+        "m.semantic.remember('52', 'red box'); m.episodic.add('s', 'user', 'hello'); "
+        "import os; os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(file)], check=False).returncode == 9
     memory = Memory(file)
@@ -164,10 +177,16 @@ def test_vectors_find_near_spellings_that_words_miss() -> None:
 
 def test_facts_that_share_nothing_with_the_question_are_not_recalled() -> None:
     memory = Memory().semantic
-    for number, text in enumerate(["closed in winter", "sailing on Friday", "the blue door", "nine o'clock"]):
+    for number, text in enumerate(
+        ["closed in winter", "sailing on Friday", "the blue door", "nine o'clock"]
+    ):
         memory.remember(text, f"subject{number}")
     query = "xylophone quartz"
-    alike = {fact.id for fact in memory.all() if float(embed(f"{fact.about} {fact.content}") @ embed(query)) > 0}
+    alike = {
+        fact.id
+        for fact in memory.all()
+        if float(embed(f"{fact.about} {fact.content}") @ embed(query)) > 0
+    }
     assert len(alike) < 4, "every fact shares a hash with the question; ask another"
     assert {fact.id for fact in memory.recall(query, 10)} == alike
 
@@ -194,7 +213,12 @@ def message(role: str, content: str) -> dict[str, str]:
 def test_the_window_keeps_the_system_turn_and_the_newest_whole_exchanges() -> None:
     talk = [
         message("system", "s"),
-        *(message("user", "aa"), message("assistant", "bb"), message("tool", "cc"), message("assistant", "dd")),
+        *(
+            message("user", "aa"),
+            message("assistant", "bb"),
+            message("tool", "cc"),
+            message("assistant", "dd"),
+        ),
         *(message("user", "ee"), message("assistant", "ff")),
         message("user", "gg"),
     ]
@@ -204,5 +228,7 @@ def test_the_window_keeps_the_system_turn_and_the_newest_whole_exchanges() -> No
 
 
 def test_the_last_user_turn_stays_even_when_it_is_too_long() -> None:
-    window = WorkingMemory(1, lambda m: len(m["content"])).window([message("user", "old"), message("user", "too long")])
+    window = WorkingMemory(1, lambda m: len(m["content"])).window(
+        [message("user", "old"), message("user", "too long")]
+    )
     assert [m["content"] for m in window] == ["too long"]

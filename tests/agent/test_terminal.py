@@ -1,4 +1,4 @@
-"""`forge chat` on a pseudo-terminal: editing, history, several lines, and what Ctrl-C and Ctrl-D do."""
+"""`forge chat` on a pseudo-terminal: editing, history, several lines, Ctrl-C and Ctrl-D."""
 
 import os
 import pty
@@ -14,7 +14,8 @@ import pytest
 
 pytestmark = pytest.mark.timeout(180)
 
-# Reads with the chat's own reader and prints what it got: no model, so that a keystroke is a matter of milliseconds.
+# The child reads with the chat's own reader and prints what it got. Without a model, each keystroke
+# takes milliseconds.
 READER = """
 from agent_forge.agent.terminal import line_reader
 read = line_reader(["/help", "/quit"])
@@ -25,7 +26,15 @@ while True:
         print("LEFT", flush=True)
         break
 """
-CTRL_C, CTRL_D, UP, LEFT, ALT_ENTER, ENTER, TAB = "\x03", "\x04", "\x1b[A", "\x1b[D", "\x1b\r", "\r", "\t"
+CTRL_C, CTRL_D, UP, LEFT, ALT_ENTER, ENTER, TAB = (
+    "\x03",
+    "\x04",
+    "\x1b[A",
+    "\x1b[D",
+    "\x1b\r",
+    "\r",
+    "\t",
+)
 
 
 class Terminal:
@@ -49,15 +58,15 @@ class Terminal:
     def expect(self, pattern: str, seconds: float = 90) -> str:
         """Wait for the pattern and take everything up to its end."""
         end = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.text)):
+        while not (match := re.search(pattern, self.text)):
             ready, _, _ = select.select([self.screen], [], [], max(0.0, end - time.monotonic()))
             try:
                 new = os.read(self.screen, 4096).decode(errors="replace") if ready else ""
-            except OSError:  # the child has ended
+            except OSError:  # Linux raises this when the child has ended.
                 new = ""
             assert new, f"no {pattern!r} in {self.text!r}"
             self.text += new
-        taken, self.text = self.text[: found.end()], self.text[found.end() :]
+        taken, self.text = self.text[: match.end()], self.text[match.end() :]
         return taken
 
     def status(self) -> int:
@@ -80,7 +89,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     begun: list[Terminal] = []
     root = str(Path(__file__).parents[2])
     places = {"XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": root}
-    plain = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    plain = {
+        "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }
 
     def begin(*arguments: str) -> Terminal:
         begun.append(Terminal(list(arguments), {**plain, **places}))
@@ -93,7 +107,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
         os.close(terminal.screen)
 
 
-def test_lines_are_edited_remembered_and_cleared(start: Callable[..., Terminal], tmp_path: Path) -> None:
+def test_lines_are_edited_remembered_and_cleared(
+    start: Callable[..., Terminal], tmp_path: Path
+) -> None:
     shell = start("-c", READER)
     shell.type("helo" + LEFT + "l" + ENTER)
     shell.expect("GOT 'hello'")
@@ -102,10 +118,10 @@ def test_lines_are_edited_remembered_and_cleared(start: Callable[..., Terminal],
     shell.type("one" + ALT_ENTER + "two" + ENTER)
     shell.expect(r"GOT 'one\\ntwo'")
     shell.type("/he" + TAB)
-    shell.expect("/help")  # completed in the background
+    shell.expect("/help")  # prompt_toolkit completes in the background
     shell.press(ENTER)
     shell.expect("GOT '/help'")
-    shell.type("\n")  # what other terminals send for Enter
+    shell.type("\n")  # Some terminals send this for Enter.
     shell.expect("GOT ''")
     shell.type(UP + UP + UP + UP + ENTER)
     shell.expect("GOT 'whole'")

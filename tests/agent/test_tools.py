@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_forge.agent import BrokenCall, Call, DocumentIndex, Memory, Toolbox, ToolContext, ToolError, sandbox
+from agent_forge.agent import (
+    BrokenCall,
+    Call,
+    DocumentIndex,
+    Memory,
+    Toolbox,
+    ToolContext,
+    ToolError,
+    sandbox,
+)
 from agent_forge.agent.tools import PACKAGE, calculator
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError
@@ -56,8 +65,9 @@ def test_the_calculator_is_exact(expression: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["", "1/0", "2**", "9**9**9", "__import__('os')", "a+1", "(1).real", "[1][0]", "'x'*3", "1 if 1 else 2",
-     "lambda: 1", "sqrt(-1)", "1" * 2000, "(" * 900, "2**0.3", "True", "round(1,2,3)", "min()"],
+    ["", "1/0", "2**", "9**9**9", "__import__('os')", "a+1", "(1).real", "[1][0]", "'x'*3",
+     "1 if 1 else 2", "lambda: 1", "sqrt(-1)", "1" * 2000, "(" * 900, "2**0.3", "True",
+     "round(1,2,3)", "min()"],
 )  # fmt: skip
 def test_the_calculator_refuses_everything_else_with_a_reason(expression: str) -> None:
     with pytest.raises(ToolError, match=r".{10,}"):
@@ -88,7 +98,9 @@ def test_an_unknown_tool_cannot_be_enabled() -> None:
         ({"expression": ["1"]}, "string"),
     ],
 )
-def test_arguments_that_do_not_fit_the_schema_are_told_to_the_model(arguments: dict, message: str) -> None:
+def test_arguments_that_do_not_fit_the_schema_are_told_to_the_model(
+    arguments: dict, message: str
+) -> None:
     result = Toolbox(["calculator"]).run(Call("calculator", arguments))
     assert result.error
     assert message in result.text
@@ -100,10 +112,14 @@ def test_a_broken_call_gives_its_message() -> None:
 
 def test_every_tool_file_follows_the_contract() -> None:
     names = registry.names(PACKAGE)
-    assert {"calculator", "code", "search", "retrieve", "remember", "recall", "forget"} <= set(names)
+    assert {"calculator", "code", "search", "retrieve", "remember", "recall", "forget"} <= set(
+        names
+    )
     for name, schema in zip(names, Toolbox(names).schemas(), strict=True):
         assert schema["function"]["name"] == name
-        assert set(schema["function"]["parameters"]["required"]) <= set(schema["function"]["parameters"]["properties"])
+        assert set(schema["function"]["parameters"]["required"]) <= set(
+            schema["function"]["parameters"]["properties"]
+        )
 
 
 def test_memory_tools_write_replace_recall_and_forget() -> None:
@@ -125,8 +141,14 @@ def test_search_and_retrieve_give_real_passages() -> None:
     index.add("The treaty was signed in winter. The harbor froze over that year.", "one")
     index.add("Farmers sold their crops at the market.", "two")
     box = Toolbox(["search", "retrieve"], ToolContext(documents=index))
-    assert box.run(Call("search", {"query": "harbor", "count": 1})).text == "[one] The harbor froze over that year."
-    assert box.run(Call("retrieve", {"query": "farmer crop"})).text == "Farmers sold their crops at the market."
+    assert (
+        box.run(Call("search", {"query": "harbor", "count": 1})).text
+        == "[one] The harbor froze over that year."
+    )
+    assert (
+        box.run(Call("retrieve", {"query": "farmer crop"})).text
+        == "Farmers sold their crops at the market."
+    )
     assert box.run(Call("search", {"query": "zebra"})).text == "nothing found"
 
 
@@ -187,12 +209,17 @@ def test_an_unknown_sandbox_is_a_config_error() -> None:
 def test_the_memory_limit_is_what_stops_a_large_value() -> None:
     """Eight megabytes fit into 32 MiB and not into 4."""
     code = "len('ab' * 4000000)"
-    assert sandbox.run_python(code, kind="monty", timeout_seconds=5, memory_bytes=32 * 2**20) == "8000000"
+    assert (
+        sandbox.run_python(code, kind="monty", timeout_seconds=5, memory_bytes=32 * 2**20)
+        == "8000000"
+    )
     with pytest.raises(sandbox.SandboxError, match=r"(?i)memory"):
         sandbox.run_python(code, kind="monty", timeout_seconds=5, memory_bytes=4 * 2**20)
 
 
-needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed here")
+needs_bubblewrap = pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="bubblewrap is not installed here"
+)
 
 
 def run_full(code: str, seconds: float = 5) -> str:
@@ -200,10 +227,15 @@ def run_full(code: str, seconds: float = 5) -> str:
 
 
 @needs_bubblewrap
-def test_bubblewrap_runs_python_without_the_environment_home_or_files_of_the_host(tmp_path: Path) -> None:
+def test_bubblewrap_runs_python_without_the_environment_home_or_files_of_the_host(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "secret").write_text("hush")
     assert run_full("print(6 * 7)") == "42"
-    assert run_full("import os; print(sorted(os.environ))") in ("['LANG', 'PATH']", "['LANG', 'PATH', 'PWD']")
+    assert run_full("import os; print(sorted(os.environ))") in (
+        "['LANG', 'PATH']",
+        "['LANG', 'PATH', 'PWD']",
+    )
     for path in (tmp_path / "secret", "/etc/passwd", "/root", "/home"):
         with pytest.raises(sandbox.SandboxError, match="FileNotFoundError"):
             run_full(f"import os; os.stat({str(path)!r})")

@@ -1,8 +1,8 @@
-"""Tools that an agent may call: one file a tool, found by its name.
+"""Tools that an agent may call: one file per tool, loaded by its name.
 
 A tool is a module with NAME, DESCRIPTION, PARAMETERS (JSON schema of its arguments) and
-`run(arguments, context) -> str`. `Toolbox` runs calls: only tools that were enabled, only arguments that fit the
-schema; everything else is answered with an error text that the model reads.
+`run(arguments, context) -> str`. `Toolbox` runs calls: only tools that were enabled, only arguments
+that fit the schema; everything else is answered with an error text that the model reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class ToolError(ForgeError):
-    """A tool cannot do what it was asked; the model is told the message."""
+    """A tool cannot do what the call asks for; the model reads the message."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,13 +39,17 @@ class ToolContext:
     documents: DocumentIndex | None = None
     timeout_seconds: float = 5.0
     memory_bytes: int = 64 * 2**20
-    code_sandbox: str = "monty"  # monty (a Python subset, own interpreter) or bubblewrap (full Python)
+    # monty (its own interpreter, a subset of Python) or bubblewrap (full Python)
+    code_sandbox: str = "monty"
     result_characters: int = 2000  # longer results are cut
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of one call. `error` is True where the tool did not run or failed; `text` then says why."""
+    """What came of one call.
+
+    `error` is True where the tool did not run or failed; `text` then says why.
+    """
 
     call: Call | BrokenCall
     text: str
@@ -54,7 +58,10 @@ class Result:
 
 @dataclass(slots=True)
 class Toolbox:
-    """The tools that are enabled. Everything not named is denied. Raises ConfigError on an unknown name."""
+    """The tools that are enabled.
+
+    Everything not named is denied. Raises ConfigError on an unknown name.
+    """
 
     names: Sequence[str]
     context: ToolContext = field(default_factory=ToolContext)
@@ -66,7 +73,14 @@ class Toolbox:
     def schemas(self) -> list[dict[str, Any]]:
         """Return the tools in the form that chat templates take."""
         return [
-            {"type": "function", "function": {"name": m.NAME, "description": m.DESCRIPTION, "parameters": m.PARAMETERS}}
+            {
+                "type": "function",
+                "function": {
+                    "name": m.NAME,
+                    "description": m.DESCRIPTION,
+                    "parameters": m.PARAMETERS,
+                },
+            }
             for m in self._modules.values()
         ]
 
@@ -78,19 +92,27 @@ class Toolbox:
         if module is None:
             enabled = ", ".join(self.names) or "none"
             hint = did_you_mean(call.name, self.names)
-            return Result(call, f"error: no tool '{call.name}' is enabled{hint}; enabled: {enabled}", error=True)
+            return Result(
+                call,
+                f"error: no tool '{call.name}' is enabled{hint}; enabled: {enabled}",
+                error=True,
+            )
         try:
             arguments = check_arguments(call, module.PARAMETERS)
             text = str(module.run(arguments, self.context))
         except (ToolError, ConfigError) as error:
             return Result(call, f"error: {error}", error=True)
-        text = text.encode("utf-8", "backslashreplace").decode()  # half characters, which no tokenizer takes
+        # No tokenizer accepts half of a surrogate pair.
+        text = text.encode("utf-8", "backslashreplace").decode()
         limit = self.context.result_characters
         return Result(call, text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def check_arguments(call: Call, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments when they fit the schema; an integer written as text is taken. Raises ToolError."""
+    """Return the arguments when they fit the schema; an integer written as text is taken.
+
+    Raises ToolError.
+    """
     properties: Mapping[str, Any] = schema["properties"]
     arguments = dict(call.arguments)
     for name in schema.get("required", ()):

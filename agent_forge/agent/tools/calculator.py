@@ -1,4 +1,4 @@
-"""Exact arithmetic: a Python expression of numbers, evaluated as rationals over its syntax tree, never by eval."""
+"""Exact arithmetic: an expression's syntax tree is evaluated over rationals, never by eval."""
 
 import ast
 import math
@@ -17,7 +17,8 @@ PARAMETERS = {
     "properties": {
         "expression": {
             "type": "string",
-            "description": "numbers with + - * / // % ** ( ) and abs, min, max, round, sqrt; for example (12+30)*5",
+            "description": "numbers with + - * / // % ** ( ) and abs, min, max, round, sqrt; for "
+            "example (12+30)*5",
         }
     },
     "required": ["expression"],
@@ -38,15 +39,21 @@ _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Any]] = {
 }
 
 
-def run(arguments: dict[str, Any], context: ToolContext) -> str:  # noqa: ARG001 (every tool has this signature)
-    """Return the value: an exact integer or decimal, else 12 significant digits. Raises ToolError."""
+def run(arguments: dict[str, Any], context: ToolContext) -> str:
+    """Return the value: an exact integer or decimal, else 12 significant digits.
+
+    Raises ToolError.
+    """
+    del context
     return format_number(evaluate(arguments["expression"]))
 
 
 def evaluate(expression: str) -> Fraction:
     """Return the exact value of an arithmetic expression. Raises ToolError saying what is wrong."""
     if len(expression) > MAX_CHARACTERS:
-        raise ToolError(f"the expression has {len(expression)} characters, at most {MAX_CHARACTERS} are read")
+        raise ToolError(
+            f"the expression has {len(expression)} characters, at most {MAX_CHARACTERS} are read"
+        )
     text = expression.translate(_SIGNS).strip().rstrip("=").strip()
     if not re.search(r"[A-Za-z]", text):
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
@@ -55,13 +62,15 @@ def evaluate(expression: str) -> Fraction:
         tree = ast.parse(text, mode="eval")
         return _value(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ToolError(f"cannot read '{expression[:60]}'; write numbers with + - * / // % ** and brackets") from None
+        raise ToolError(
+            f"cannot read '{expression[:60]}'; write numbers with + - * / // % ** and brackets"
+        ) from None
     except ZeroDivisionError:
         raise ToolError(f"division by zero in '{expression[:60]}'") from None
 
 
 def format_number(value: Fraction) -> str:
-    """Return a whole number as such, a short decimal exactly, anything else to 12 significant digits."""
+    """Return integers and short decimals exactly, anything else to 12 significant digits."""
     if value.denominator == 1:
         return str(value.numerator)
     if 10**DECIMALS % value.denominator == 0:
@@ -91,9 +100,14 @@ def _value(node: ast.expr) -> Fraction:
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*[_value(argument) for argument in arguments])
         case ast.Name(id=name):
-            raise ToolError(f"'{name}' is not a number; the calculator knows numbers and {', '.join(_FUNCTIONS)}")
+            raise ToolError(
+                f"'{name}' is not a number; the calculator knows numbers and "
+                f"{', '.join(_FUNCTIONS)}"
+            )
     shown = ast.unparse(node)[:60]
-    raise ToolError(f"'{shown}' is not arithmetic; the calculator knows numbers and {', '.join(_FUNCTIONS)}")
+    raise ToolError(
+        f"'{shown}' is not arithmetic; the calculator knows numbers and {', '.join(_FUNCTIONS)}"
+    )
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
@@ -125,9 +139,15 @@ def _absolute(*values: Fraction) -> Fraction:
 
 
 def _round(*values: Fraction) -> Fraction:
-    if not 1 <= len(values) <= 2 or (len(values) == 2 and (values[1].denominator != 1 or abs(values[1]) > 100)):
+    if not 1 <= len(values) <= 2 or (
+        len(values) == 2 and (values[1].denominator != 1 or abs(values[1]) > 100)
+    ):
         raise ToolError("round takes a number and at most 100 decimals")
-    return Fraction(round(values[0], int(values[1]))) if len(values) == 2 else Fraction(round(values[0]))
+    return (
+        Fraction(round(values[0], int(values[1])))
+        if len(values) == 2
+        else Fraction(round(values[0]))
+    )
 
 
 def _minimum(*values: Fraction) -> Fraction:

@@ -6,16 +6,23 @@ from agent_forge.agent import sandbox
 from agent_forge.agent.tools import ToolContext, ToolError
 
 NAME = "code"
-DESCRIPTION = "Run a short Python program and return what it prints; the value of the last line is shown too."
+DESCRIPTION = (
+    "Run a short Python program and return what it prints; the value of the last line is shown too."
+)
 PARAMETERS = {
     "type": "object",
-    "properties": {"code": {"type": "string", "description": "Python source; no network, no files"}},
+    "properties": {
+        "code": {"type": "string", "description": "Python source; no network, no files"}
+    },
     "required": ["code"],
 }
 
 
 def run(arguments: dict[str, Any], context: ToolContext) -> str:
-    """Return printed text and last value. Raises ToolError on an error in the program or a limit that was hit."""
+    """Return the printed text and the last value.
+
+    Raises ToolError on an error in the program or a limit that was hit.
+    """
     try:
         return sandbox.run_python(
             arguments["code"],

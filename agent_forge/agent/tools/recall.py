@@ -17,8 +17,16 @@ PARAMETERS = {
 
 
 def run(arguments: dict[str, Any], context: ToolContext) -> str:
-    """Return `subject: fact` lines, best first, or "nothing". Raises ToolError when the agent has no memory."""
+    """Return `subject: fact` lines, best first, or "nothing".
+
+    Raises ToolError when the agent has no memory.
+    """
     if context.memory is None:
         raise ToolError("this agent has no memory")
-    found = context.memory.semantic.recall(arguments["query"], min(max(arguments.get("count", 1), 1), 10))
-    return "\n".join(f"{fact.about}: {fact.content}" if fact.about else fact.content for fact in found) or "nothing"
+    facts = context.memory.semantic.recall(
+        arguments["query"], min(max(arguments.get("count", 1), 1), 10)
+    )
+    return (
+        "\n".join(f"{fact.about}: {fact.content}" if fact.about else fact.content for fact in facts)
+        or "nothing"
+    )

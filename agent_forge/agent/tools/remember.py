@@ -1,4 +1,4 @@
-"""Keep a fact in the semantic memory; a newer fact about the same subject supersedes the older one."""
+"""Keep a fact in the semantic memory; a newer fact about its subject supersedes it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Fetch the passage that answers a question (BM25 and vectors fused), to be read before answering."""
+"""Fetch the passages that best answer a question, by BM25 and vectors fused."""
 
 from typing import Any
 
@@ -17,8 +17,13 @@ PARAMETERS = {
 
 
 def run(arguments: dict[str, Any], context: ToolContext) -> str:
-    """Return the text of the best passages, one a paragraph. Raises ToolError when the store is empty."""
+    """Return the text of the best passages, one paragraph each.
+
+    Raises ToolError when the store is empty.
+    """
     if context.documents is None or not len(context.documents):
         raise ToolError("the document store is empty; name documents in the agent's settings")
-    found = context.documents.retrieve(arguments["query"], min(max(arguments.get("count", 1), 1), 10))
-    return "\n\n".join(passage.content for passage in found) or "nothing found"
+    passages = context.documents.retrieve(
+        arguments["query"], min(max(arguments.get("count", 1), 1), 10)
+    )
+    return "\n\n".join(passage.content for passage in passages) or "nothing found"

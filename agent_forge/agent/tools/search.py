@@ -17,8 +17,10 @@ PARAMETERS = {
 
 
 def run(arguments: dict[str, Any], context: ToolContext) -> str:
-    """Return passages, one a paragraph, best first. Raises ToolError when there is no index."""
+    """Return passages, best first, one paragraph each. Raises ToolError without an index."""
     if context.documents is None or not len(context.documents):
         raise ToolError("there is no document index; name documents in the agent's settings")
-    found = context.documents.search(arguments["query"], min(max(arguments.get("count", 3), 1), 10))
-    return "\n\n".join(f"[{p.document}] {p.content}" for p in found) or "nothing found"
+    passages = context.documents.search(
+        arguments["query"], min(max(arguments.get("count", 3), 1), 10)
+    )
+    return "\n\n".join(f"[{p.document}] {p.content}" for p in passages) or "nothing found"
