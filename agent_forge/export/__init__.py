@@ -1,7 +1,8 @@
-"""Export a checkpoint: GGUF (llama.cpp, Ollama), a plain Hugging Face folder, a packed file, each with a model card.
+"""Export a checkpoint with a model card: GGUF, Ollama, a plain Hugging Face folder, a packed file.
 
-`run.export(source, out, format, type)` is the door; `check.compare` loads a GGUF file in llama.cpp and compares logits.
-Needs the extra `export` (gguf); the check also llama-cpp-python, here or in another Python.
+Call `run.export(source, out, format, type)`; `check.compare` loads a GGUF file in llama.cpp and
+compares logits. GGUF needs the extra `export`; the check also needs llama-cpp-python or xllamacpp,
+in this Python or in another.
 """
 
 FORMATS = ("gguf", "hf", "ollama", "packed")

@@ -1,10 +1,10 @@
-"""The model card: what the checkpoint's manifest knows, in the README.md that model hubs show."""
+"""The model card: the content of a checkpoint's manifest as the README.md that model hubs show."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-MARK = "Exported by Agent Forge"  # what tells a folder that may be written again
+MARK = "Exported by Agent Forge"  # a folder whose card holds this may be written again
 USES = {
     "gguf": "llama-cli -m {file} -cnv",
     "ollama": "ollama create agent -f Modelfile && ollama run agent",
@@ -13,31 +13,50 @@ USES = {
 }
 
 
-def text(source: Path, format_name: str, kind: str, file: str, lines: list[str], check: dict[str, Any] | None) -> str:
+def text(
+    source: Path,
+    format_name: str,
+    kind: str,
+    file: str,
+    lines: list[str],
+    check: dict[str, Any] | None,
+) -> str:
     """Return the card of an export."""
     manifest = _manifest(source)
     name = manifest.get("name") or source.name
     parts = [
-        "---", "library_name: transformers", "tags: [agent-forge]", "pipeline_tag: text-generation", "---",
+        "---", "library_name: transformers", "tags: [agent-forge]", "pipeline_tag: text-generation",
+        "---",
         f"# {name}", "",
-        f"{MARK} from the checkpoint `{source.name}`"
-        + (f" (id {manifest['id']}, phase {manifest['phase']}, seed {manifest['seed']})" if manifest else "")
-        + f", format {format_name}, type {kind}.",
+        f"{MARK} from the checkpoint `{source.name}`{_identity(manifest)}, "
+        f"format {format_name}, type {kind}.",
         "", "## Use", "```", USES[format_name].format(file=file), "```",
         _chat_format(source), "",
         "## What the export did", *(f"- {line}" for line in lines),
     ]  # fmt: skip
     if check:
-        parts += ["", "## Check against llama.cpp", *(f"- {key}: {_short(value)}" for key, value in check.items())]
+        parts += [
+            "",
+            "## Check against llama.cpp",
+            *(f"- {key}: {_short(value)}" for key, value in check.items()),
+        ]
     if manifest.get("metrics"):
-        parts += ["", "## Measured on the checkpoint", *(f"- {k}: {_short(v)}" for k, v in manifest["metrics"].items())]
+        parts += [
+            "",
+            "## Measured on the checkpoint",
+            *(f"- {k}: {_short(v)}" for k, v in manifest["metrics"].items()),
+        ]
     if manifest.get("parents"):
-        parts += ["", "## Parents", *(f"- {p['name']} ({p['phase']}, id {p['id']})" for p in manifest["parents"])]
+        parts += [
+            "",
+            "## Parents",
+            *(f"- {p['name']} ({p['phase']}, id {p['id']})" for p in manifest["parents"]),
+        ]
     return "\n".join(parts) + "\n"
 
 
 def _chat_format(source: Path) -> str:
-    """Return how turns are written: as the model's chat template has it, or in ChatML where it has none."""
+    """Return how turns are written: by the model's chat template, or else in ChatML."""
     file = source / "chat_template.jinja"
     config = source / "tokenizer_config.json"
     template = file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -48,10 +67,18 @@ def _chat_format(source: Path) -> str:
     return "Chat format: ChatML (`<|im_start|>role`, newline, content, `<|im_end|>`)."
 
 
+def _identity(manifest: dict[str, Any]) -> str:
+    if not manifest:
+        return ""
+    return f" (id {manifest['id']}, phase {manifest['phase']}, seed {manifest['seed']})"
+
+
 def _manifest(source: Path) -> dict[str, Any]:
     path = source / "forge.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, dict) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value) if isinstance(value, dict) else str(value)

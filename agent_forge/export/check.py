@@ -1,7 +1,8 @@
-"""Load a GGUF file in llama.cpp and compare with the checkpoint: same tokens for the same text, same logits.
+"""Load a GGUF file in llama.cpp and compare its tokens and logits with the checkpoint.
 
-Two comparisons. The *file's own weights*, read back and run by transformers, must give llama.cpp's logits: that is the
-proof that the file is right. The checkpoint's logits say what the quantisation cost.
+There are two comparisons. The *file's own weights*, read back and run by transformers, must give
+llama.cpp's logits: this proves that the file is right. The difference from the checkpoint's logits
+is what the quantisation cost.
 """
 
 import json
@@ -30,12 +31,14 @@ READER = Path(__file__).with_name("llama_logits.py")
 LLAMA_PACKAGES = ("llama_cpp", "xllamacpp")
 SECONDS = 600
 TEXTS = (
-    "Fellow citizens of the Senate and of the House of Representatives: in 1790 there were 3,929,214 of us.",
+    "Fellow citizens of the Senate and of the House of Representatives: in 1790 there "
+    "were 3,929,214 of us.",
     "def add(a, b):\n    return a + b  # they're 2 lines, isn't it?\n\n\n\tprint(add(37, 58))",
     "<|im_start|>user\nWhat is 48 plus 77?<|im_end|>\n<|im_start|>assistant\n",
     "Größe, naïve café, 数字 123, emoji 🙂 and   spaces   ",
 )
-# llama.cpp rounds activations to 8 bits before it multiplies quantised weights, in blocks of as many columns.
+# llama.cpp rounds activations to 8 bits before it multiplies quantised weights. These are the
+# columns per block.
 ROUNDED_BLOCKS = {"Q8_0": 32, "Q4_0": 32, "Q5_0": 32, "Q4_K": 256, "TQ1_0": 256, "TQ2_0": 256}
 MOST_ERROR = {"F16": 0.01}
 MOST_ERROR_QUANTISED = 0.06
@@ -43,19 +46,22 @@ MOST_ERROR_QUANTISED = 0.06
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """errors: |difference| / |reference| of logits over all tokens. top1: share of tokens with the same likeliest next."""
+    """How far llama.cpp is from the file's own weights, and from the checkpoint.
+
+    errors: |difference| / |reference| of logits over all tokens.
+    top1: the share of tokens after which both have the same likeliest token.
+    """
 
     tokens: int
     same_tokens: bool  # llama.cpp cuts the texts as the tokenizer does
     file_error: float  # llama.cpp against transformers on the file's weights
     file_top1: float
-    rounding_error: (
-        float  # the file's weights in transformers, with llama.cpp's rounding of activations against without
-    )
+    # transformers on the file's weights: with llama.cpp's rounding of activations against without
+    rounding_error: float
     checkpoint_error: float  # llama.cpp against the checkpoint
     checkpoint_top1: float
     checkpoint_kl_nats: float  # mean KL(checkpoint || llama.cpp)
-    limit: float  # that file_error may reach
+    limit: float  # the largest file_error that passes
     passed: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,8 +72,8 @@ class Comparison:
 def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
     """Compare a GGUF file with the checkpoint that it was written from.
 
-    python: one that has llama-cpp-python or xllamacpp; this one by default. Raises ConfigError when it has none,
-    GateError when llama.cpp cannot load the file.
+    python: a Python that has llama-cpp-python or xllamacpp; by default the one that runs this.
+    Raises ConfigError when it has neither, GateError when llama.cpp cannot load the file.
     """
     (model, _), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
     ids = [tokenizer.encode(text, add_special_tokens=True) for text in TEXTS]
@@ -81,17 +87,17 @@ def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
     reference = _at(logits_of(stored, ids), places)
     error, top1 = _difference(theirs, reference)
     with activations_rounded(stored):
-        moved, _ = _difference(_at(logits_of(stored, ids), places), reference)
-    lost, kept = _difference(theirs, ours)
+        rounding_error, _ = _difference(_at(logits_of(stored, ids), places), reference)
+    loss, same_top1 = _difference(theirs, ours)
     limit = MOST_ERROR.get(kind, MOST_ERROR_QUANTISED)
     return Comparison(
         tokens=sum(map(len, places)),
         same_tokens=same,
         file_error=error,
         file_top1=top1,
-        rounding_error=moved,
-        checkpoint_error=lost,
-        checkpoint_top1=kept,
+        rounding_error=rounding_error,
+        checkpoint_error=loss,
+        checkpoint_top1=same_top1,
         checkpoint_kl_nats=_kl(ours, theirs),
         limit=limit,
         passed=same and error <= limit,
@@ -104,12 +110,17 @@ def llama_answer(
     """Return llama.cpp's logits and tokens."""
     if not has_llama(python):
         raise ConfigError(
-            f"--check needs llama.cpp, and {python} does not have it; pip install xllamacpp (built already) or "
-            "llama-cpp-python (it compiles llama.cpp), or name a Python that has one with --llama-python"
+            f"--check needs llama.cpp, and {python} does not have it; pip install "
+            "xllamacpp (built already) or "
+            "llama-cpp-python (it compiles llama.cpp), or name a Python that has one "
+            "with --llama-python"
         )
     with tempfile.TemporaryDirectory() as folder:
         request, out = Path(folder) / "request.json", Path(folder) / "out.npz"
-        request.write_text(json.dumps({"ids": ids, "texts": list(texts), "vocabulary": vocabulary}), encoding="utf-8")
+        request.write_text(
+            json.dumps({"ids": ids, "texts": list(texts), "vocabulary": vocabulary}),
+            encoding="utf-8",
+        )
         command = [python, "-I", str(READER), str(gguf.resolve()), str(request), str(out)]
         try:
             done = subprocess.run(
@@ -124,9 +135,11 @@ def llama_answer(
         except subprocess.TimeoutExpired:
             raise GateError(f"llama.cpp did not answer for {gguf} within {SECONDS} s") from None
         if done.returncode or not out.is_file():
-            raise GateError(f"llama.cpp cannot run {gguf}: {_reason(done.stderr)}; export again, or report this")
-        with np.load(out) as found:
-            return dict(found)
+            raise GateError(
+                f"llama.cpp cannot run {gguf}: {_reason(done.stderr)}; export again, or report this"
+            )
+        with np.load(out) as arrays:
+            return dict(arrays)
 
 
 def _reason(errors: str) -> str:
@@ -137,13 +150,13 @@ def _reason(errors: str) -> str:
 
 
 def usable_python() -> str:
-    """Return the Python that has llama.cpp: the one that FORGE_LLAMA_PYTHON names, or this one, or "" for none."""
+    """Return the Python that has llama.cpp: FORGE_LLAMA_PYTHON, or this one; "" for neither."""
     python = os.environ.get("FORGE_LLAMA_PYTHON") or sys.executable
     return python if has_llama(python) else ""
 
 
 def has_llama(python: str) -> bool:
-    """Return whether this is a Python that has llama.cpp, in one of the packages that the reader knows."""
+    """Return whether a Python has one of the packages with llama.cpp that the reader knows."""
     known = " or ".join(f"importlib.util.find_spec({name!r})" for name in LLAMA_PACKAGES)
     command = [python, "-I", "-c", f"import importlib.util, sys; sys.exit(not ({known}))"]
     try:
@@ -155,13 +168,16 @@ def has_llama(python: str) -> bool:
 @torch.no_grad()
 def logits_of(model: Any, ids: list[list[int]]) -> list[Array]:
     """Return logits (T, vocabulary) of each row of ids."""
-    return [model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float().numpy() for row in ids]
+    return [
+        model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float().numpy()
+        for row in ids
+    ]
 
 
 def from_file(gguf: Path) -> tuple[Any, str]:
-    """Return the model that the file's own tensors and settings make, and the type of its block matrices.
+    """Return the model built from the file alone, and the type of the matrices in its blocks.
 
-    Its linear layers note the type that they are stored as (`stored_as`).
+    Each linear layer notes the type that it is stored as (`stored_as`).
     """
     from gguf import GGUFReader
 
@@ -175,24 +191,32 @@ def from_file(gguf: Path) -> tuple[Any, str]:
     head: Any = model.get_output_embeddings()
     if "output.weight" not in kinds and head is not None:
         head.stored_as = kinds["token_embd.weight"]
-    return model.eval(), next(kind for name, kind in kinds.items() if ".ffn_down" in name and kind != "F32")
+    return model.eval(), next(
+        kind for name, kind in kinds.items() if ".ffn_down" in name and kind != "F32"
+    )
 
 
 @contextmanager
 def activations_rounded(model: Any) -> Iterator[None]:
-    """Round the inputs of a filled model's linears as llama.cpp does for the types that they are stored as."""
-    blocks = [(module, ROUNDED_BLOCKS.get(getattr(module, "stored_as", ""), 0)) for module in model.modules()]
+    """Round the inputs of a model's linear layers as llama.cpp does for their stored types."""
+    blocks = [
+        (module, ROUNDED_BLOCKS.get(getattr(module, "stored_as", ""), 0))
+        for module in model.modules()
+    ]
     with watching(before=[(module, _rounding(block)) for module, block in blocks if block]):
         yield
 
 
 def _rounding(block: int) -> Before:
-    """Return a hook that rounds the first argument in blocks of so many columns."""
+    """Return a hook that rounds the first argument in blocks of `block` columns."""
     return lambda _, args, kwargs: ((rounded(args[0], block), *args[1:]), kwargs)
 
 
 def rounded(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Return x (..., columns) in 8 bits a value, with a scale a block of columns: ggml's Q8_0 (32) and Q8_K (256)."""
+    """Return x (..., columns) at 8 bits per value, with one scale per block of columns.
+
+    This is ggml's Q8_0 for blocks of 32 and Q8_K for blocks of 256.
+    """
     blocks = x.unflatten(-1, (-1, block))
     step = (blocks.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
     return ((blocks / step).round() * step).flatten(-2)
@@ -202,14 +226,19 @@ def _at(logits: list[Array], places: list[Array]) -> list[Array]:
     return [rows[where] for rows, where in zip(logits, places, strict=True)]
 
 
-def _difference(found: list[Array], reference: list[Array]) -> tuple[float, float]:
-    """Return the relative difference of logits less each row's mean, which no probability depends on, and top-1."""
-    a, b = np.concatenate(found).astype(np.float64), np.concatenate(reference).astype(np.float64)
+def _difference(logits: list[Array], reference: list[Array]) -> tuple[float, float]:
+    """Return the relative difference of logits and the share of rows with the same top token.
+
+    The mean of each row is taken away first, because probabilities do not depend on it.
+    """
+    a, b = np.concatenate(logits).astype(np.float64), np.concatenate(reference).astype(np.float64)
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b)), float((a.argmax(1) == b.argmax(1)).mean())
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b)), float(
+        (a.argmax(1) == b.argmax(1)).mean()
+    )
 
 
-def _kl(reference: list[Array], found: list[Array]) -> float:
+def _kl(reference: list[Array], logits: list[Array]) -> float:
     p = torch.from_numpy(np.concatenate(reference)).double().log_softmax(-1)
-    q = torch.from_numpy(np.concatenate(found)).double().log_softmax(-1)
+    q = torch.from_numpy(np.concatenate(logits)).double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())

@@ -1,7 +1,8 @@
-"""Write a checkpoint as a GGUF file for llama.cpp, and print what it cost.
+"""Write a checkpoint as a GGUF file for llama.cpp, and state what the types cost.
 
-Reads the model as torch loads it (ternary and compressed weights are what their layers multiply with) and its tokenizer.
-Names, settings and tokens come from models.gguf_format, with which an import reads the file again.
+Reads the tokenizer and the model as torch loads it: ternary and compressed layers give the weights
+that they multiply with. Names, settings and tokens come from models.gguf_format, with which an
+import reads the file again.
 """
 
 import json
@@ -23,15 +24,22 @@ if TYPE_CHECKING:
     from agent_forge.models.gguf_format.families import Family
 
 Array = NDArray[Any]
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 15, "TQ1_0": 36, "TQ2_0": 37}  # llama.cpp's llama_ftype
-EMBEDDING_TYPE = "Q8_0"  # of embedding and head in every quantised file: fewer bits there cost more than they save
+# llama.cpp's llama_ftype
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 15, "TQ1_0": 36, "TQ2_0": 37}
+# Embedding and head have this type in every quantised file: fewer bits cost more than they save.
+EMBEDDING_TYPE = "Q8_0"
 OUTER = ("token_embd.weight", "output.weight")
-FLOAT = ("position_embd.weight", "ffn_gate_inp.weight")  # matrices that stay float32: positions, and what routes tokens
+# Matrices that stay float32: the positions, and the router of a mixture of experts.
+FLOAT = ("position_embd.weight", "ffn_gate_inp.weight")
 
 
 @dataclass(slots=True)
 class Written:
-    """What a file holds. tensors: name -> (type, relative squared error); lines: what to tell the user."""
+    """What a file holds.
+
+    tensors: name -> (type, relative squared error).
+    lines: what to tell the user.
+    """
 
     path: Path
     size_bytes: int = 0
@@ -42,12 +50,15 @@ class Written:
 def write(source: Path, path: Path, kind: str) -> Written:
     """Write the GGUF file of a checkpoint directory.
 
-    Raises ConfigError for an unknown type, a missing package, or a model or tokenizer that llama.cpp does not compute.
+    Raises ConfigError for an unknown type, a missing package, or a model or tokenizer that
+    llama.cpp does not compute.
     """
     writer_class = _gguf_writer()
     quantise.checked_type(kind)
     content = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    content = content.get("base_config", content) if content.get("model_type") == "thought" else content
+    content = (
+        content.get("base_config", content) if content.get("model_type") == "thought" else content
+    )
     family = family_of(content, source)
     from agent_forge import models
     from agent_forge.checkpoint import atomic
@@ -58,7 +69,7 @@ def write(source: Path, path: Path, kind: str) -> Written:
     plain = skeleton(content)
     places = families.places(plain, family)
     entries, factors, lines = _metadata(plain, family, content, kind)
-    (model, told), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
+    (model, notes), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
     lines += _tokenizer_entries(entries, tokenizer, model, plain.config.vocab_size)
     written = Written(path)
     temporary = path.with_name(f"{atomic.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
@@ -80,7 +91,7 @@ def write(source: Path, path: Path, kind: str) -> Written:
     finally:
         temporary.unlink(missing_ok=True)
     written.size_bytes = path.stat().st_size
-    written.lines = [*told, *lines, *_summary(written, kind)]
+    written.lines = [*notes, *lines, *_summary(written, kind)]
     return written
 
 
@@ -88,19 +99,25 @@ def _gguf_writer() -> Any:
     try:
         from gguf import GGUFWriter
     except ImportError:
-        raise ConfigError("writing GGUF needs the package gguf; pip install 'agent-forge[export]'") from None
+        raise ConfigError(
+            "writing GGUF needs the package gguf; pip install 'agent-forge[export]'"
+        ) from None
     return GGUFWriter
 
 
 def family_of(content: dict[str, Any], source: Path) -> "Family":
-    """Return the family of a config.json. Raises ConfigError where this export writes no architecture for it."""
+    """Return the family of a config.json.
+
+    Raises ConfigError where this export writes no architecture for it.
+    """
     from agent_forge.models.gguf_format.families import BY_TYPE
 
     kind = str(content.get("model_type", ""))
     if kind not in BY_TYPE:
         raise ConfigError(
             f"{source} cannot become GGUF: this export writes no architecture for model type "
-            f"'{kind}'{did_you_mean(kind, BY_TYPE)}; it writes {', '.join(BY_TYPE)}. Use --format hf"
+            f"'{kind}'{did_you_mean(kind, BY_TYPE)}; it writes {', '.join(BY_TYPE)}. "
+            "Use --format hf"
         )
     return BY_TYPE[kind]
 
@@ -108,9 +125,9 @@ def family_of(content: dict[str, Any], source: Path) -> "Family":
 def _metadata(
     plain: "PreTrainedModel", family: "Family", content: dict[str, Any], kind: str
 ) -> tuple[dict[str, Any], dict[str, Array], list[str]]:
-    """Return the model's metadata, its rotary factors and lines to tell.
+    """Return the model's metadata, its rotary factors and lines for the user.
 
-    Raises ConfigError naming a setting that does not come back as it was.
+    Raises ConfigError naming a setting that would be read back with another value.
     """
     from agent_forge.models.gguf_format import families, settings
     from agent_forge.models.gguf_format.metadata import Metadata
@@ -128,17 +145,22 @@ def _metadata(
     meta = Metadata(Path("the file"), {**entries, "general.architecture": family.architecture})
     names = [*families.places(plain, family), *factors]
     again = settings.read(meta, family, names, factors, int(plain.config.vocab_size))
-    settings.refuse_lost(plain.config, typed_config({"model_type": family.model_type, **again}), family)
+    settings.refuse_lost(
+        plain.config, typed_config({"model_type": family.model_type, **again}), family
+    )
     return entries, factors, lines
 
 
 def _tokenizer_entries(
-    entries: dict[str, Any], tokenizer: "PreTrainedTokenizerFast", model: "PreTrainedModel", vocabulary: int
+    entries: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerFast",
+    model: "PreTrainedModel",
+    vocabulary: int,
 ) -> list[str]:
     from agent_forge.models.gguf_format import vocabulary as tokens
 
-    found = getattr(model.generation_config, "eos_token_id", None)
-    stops = found if isinstance(found, list) else [] if found is None else [found]
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    stops = ends if isinstance(ends, list) else [] if ends is None else [ends]
 
     def put(key: str, value: Any) -> None:
         entries[key] = value
@@ -147,7 +169,10 @@ def _tokenizer_entries(
 
 
 def _add_entry(writer: Any, key: str, value: Any) -> None:
-    """Add metadata by the type of its value; whole numbers are unsigned, but for llama.cpp's token types."""
+    """Add metadata by the type of its value.
+
+    Whole numbers are unsigned, except llama.cpp's token types.
+    """
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -195,20 +220,22 @@ def _add_tensor(writer: Any, name: str, stored: quantise.Stored) -> None:
 
 
 def _summary(written: Written, kind: str) -> list[str]:
-    """Say which types the matrices got, what could not have the wanted one, and the loss of each kind."""
+    """Return lines about the types of the matrices, their loss, and where `kind` did not fit."""
     matrices = {n: t for n, t in written.tensors.items() if t[0] != "F32"}
     lines = []
-    for found in sorted({t for t, _ in matrices.values()}):
-        errors = [error for t, error in matrices.values() if t == found]
+    for stored_type in sorted({t for t, _ in matrices.values()}):
+        errors = [error for t, error in matrices.values() if t == stored_type]
         exact = sum(error == 0 for error in errors)
         lines.append(
-            f"{found}: {len(errors)} matrices, {exact} of them exact, relative squared error mean "
+            f"{stored_type}: {len(errors)} matrices, {exact} of them exact, relative "
+            "squared error mean "
             f"{np.mean(errors):.2e}, worst {max(errors):.2e}"
         )
     missed = [n for n, (t, _) in matrices.items() if t != kind and n.startswith("blk.")]
     if missed:
         lines.append(
-            f"{len(missed)} matrices are not {kind}: its blocks of {quantise.BLOCKS[kind]} do not divide their columns "
+            f"{len(missed)} matrices are not {kind}: its blocks of "
+            f"{quantise.BLOCKS[kind]} do not divide their columns "
             f"({missed[0]}, ...)"
         )
     return lines

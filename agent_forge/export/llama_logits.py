@@ -1,10 +1,12 @@
-"""Write logits: run token ids through a GGUF file with llama.cpp.
+"""Run token ids through a GGUF file with llama.cpp and write the logits.
 
     python -I llama_logits.py MODEL.gguf REQUEST.json OUT.npz
 
-A program of its own, run by any Python that has numpy and llama-cpp-python or xllamacpp: it imports nothing of Agent Forge.
-REQUEST holds {"ids": [[int]], "texts": [str]}; OUT gets positions_<i> (P,), logits_<i> (P, vocabulary) float32 of what
-follows the tokens there, up to a constant for each row, and tokens_<i> int64, with the special tokens that the file adds.
+A separate program, run by any Python that has numpy and llama-cpp-python or xllamacpp: it imports
+nothing from Agent Forge. REQUEST holds {"ids": [[int]], "texts": [str]}. OUT gets, for each row of
+ids, positions_<i> (P,) and logits_<i> (P, vocabulary) float32 of the token after each position, up
+to one constant per row; and for each text tokens_<i> int64, with the special tokens that the file
+adds.
 """
 
 import importlib
@@ -18,51 +20,57 @@ from typing import Any
 
 import numpy as np
 
-MOST_ENTRIES = 1 << 21  # probabilities asked of a server
-MOST_REQUESTS = 16  # of them, one for each position
-
-ANSWER_SECONDS = 60  # that one request may take
+MOST_ENTRIES = 1 << 21  # probabilities that a server is asked for in all
+MOST_REQUESTS = 16  # requests for probabilities, each for one position
+ANSWER_SECONDS = 60  # the longest that one request may take
 
 
 def main(model: str, request: str, out: str) -> None:
     """Answer one request."""
     with open(request, encoding="utf-8") as file:
-        asked = json.load(file)
+        content = json.load(file)
     try:
-        import llama_cpp  # noqa: F401 - which of the two is here
+        import llama_cpp  # noqa: F401 - only its presence counts
     except ImportError:
-        answer = with_server(model, asked)
+        answer = with_server(model, content)
     else:
-        answer = in_process(model, asked)
+        answer = in_process(model, content)
     np.savez(out, **answer)  # type: ignore[arg-type]  # numpy's stub takes the names for its flag
 
 
-def in_process(model: str, asked: dict[str, Any]) -> dict[str, Any]:
+def in_process(model: str, request: dict[str, Any]) -> dict[str, Any]:
     """Answer with llama-cpp-python."""
     from llama_cpp import Llama
 
-    longest = max(map(len, asked["ids"]))
-    llm = Llama(model_path=model, n_ctx=longest + 8, n_batch=longest + 8, logits_all=True, verbose=False, n_threads=2)
+    longest = max(map(len, request["ids"]))
+    llm = Llama(
+        model_path=model,
+        n_ctx=longest + 8,
+        n_batch=longest + 8,
+        logits_all=True,
+        verbose=False,
+        n_threads=2,
+    )
     answer: dict[str, Any] = {}
-    for number, ids in enumerate(asked["ids"]):
+    for number, ids in enumerate(request["ids"]):
         llm.reset()
         llm.eval(ids)
         answer[f"logits_{number}"] = np.array(llm.scores[: len(ids)], np.float32)
         answer[f"positions_{number}"] = np.arange(len(ids))
-    for number, text in enumerate(asked["texts"]):
+    for number, text in enumerate(request["texts"]):
         tokens = llm.tokenize(text.encode(), add_bos=True, special=True)
         answer[f"tokens_{number}"] = np.array(tokens, np.int64)
     return answer
 
 
-def with_server(model: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Answer with xllamacpp: llama.cpp's server gives log-probabilities, which are logits less a constant."""
-    xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled: it says nothing of its types
+def with_server(model: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Answer with xllamacpp, whose server gives log-probabilities: logits less a constant."""
+    xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled, without types
     params = xllamacpp.CommonParams()
     params.model.path, params.port, params.warmup, params.ui = model, 0, False, False
-    params.n_ctx, params.n_parallel = max(map(len, asked["ids"])) + 8, 1
+    params.n_ctx, params.n_parallel = max(map(len, request["ids"])) + 8, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(params)  # it serves while it is held
+    server = xllamacpp.Server(params)  # serves as long as this object lives
     address = server.listening_address
 
     def post(path: str, content: dict[str, Any]) -> Any:
@@ -72,23 +80,29 @@ def with_server(model: str, asked: dict[str, Any]) -> dict[str, Any]:
 
     _wait_for(address)
 
-    vocabulary, tokens = int(asked["vocabulary"]), sum(map(len, asked["ids"]))
+    vocabulary, tokens = int(request["vocabulary"]), sum(map(len, request["ids"]))
     stride = max(1, -(-tokens // min(MOST_REQUESTS, MOST_ENTRIES // vocabulary)))
-    # Part of a character, or an end, would come without probabilities: a letter follows, which changes none of them.
+    # The server gives no probabilities for a token that is part of a character, or an end. The bias
+    # makes it answer with a letter, and does not change the probabilities.
     letter = post("/tokenize", {"content": "a"})["tokens"][-1]
     answer: dict[str, Any] = {}
-    for number, ids in enumerate(asked["ids"]):
+    for number, ids in enumerate(request["ids"]):
         places = np.arange(len(ids) - 1, -1, -stride)[::-1]
         rows = np.full((len(places), vocabulary), -np.inf, np.float32)
         for row, place in enumerate(places):
-            settings = {"n_predict": 1, "n_probs": vocabulary, "cache_prompt": False, "logit_bias": [[letter, 1e4]]}
-            told = post("/completion", {"prompt": ids[: place + 1], **settings})
-            for entry in told["completion_probabilities"][0]["top_logprobs"]:
+            settings = {
+                "n_predict": 1,
+                "n_probs": vocabulary,
+                "cache_prompt": False,
+                "logit_bias": [[letter, 1e4]],
+            }
+            reply = post("/completion", {"prompt": ids[: place + 1], **settings})
+            for entry in reply["completion_probabilities"][0]["top_logprobs"]:
                 rows[row, entry["id"]] = entry["logprob"]
         answer[f"logits_{number}"], answer[f"positions_{number}"] = rows, places
-    for number, text in enumerate(asked["texts"]):
-        told = post("/tokenize", {"content": text, "add_special": True, "parse_special": True})
-        answer[f"tokens_{number}"] = np.array(told["tokens"], np.int64)
+    for number, text in enumerate(request["texts"]):
+        reply = post("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        answer[f"tokens_{number}"] = np.array(reply["tokens"], np.int64)
     return answer
 
 
@@ -104,4 +118,4 @@ def _wait_for(address: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # the server's threads would be waited for
+    os._exit(0)  # an ordinary exit would wait for the server's threads

@@ -1,4 +1,4 @@
-"""Export one checkpoint in one format: the door that `forge export` uses."""
+"""Export one checkpoint in one format, for `forge export`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ TURN = "<|im_start|>"
 
 @dataclass(slots=True)
 class Exported:
-    """What was written. files: every file. check: the comparison with llama.cpp, when asked for."""
+    """What was written: the files, lines for the user, and any comparison with llama.cpp."""
 
     format: str
     type: str
@@ -34,63 +34,92 @@ class Exported:
 
 
 def export(
-    source: Path, out: Path, format_name: str, kind: str = "", *, check: bool = False, llama_python: str = ""
+    source: Path,
+    out: Path,
+    format_name: str,
+    kind: str = "",
+    *,
+    check: bool = False,
+    llama_python: str = "",
 ) -> Exported:
     """Write `out`: a file for gguf and packed, a folder for hf and ollama.
 
-    Raises ConfigError for an unknown format or type and for a model the format cannot hold, GateError when the check finds
-    other logits than the file's weights give.
+    Raises ConfigError for an unknown format or type and for a model the format cannot hold,
+    GateError when the check finds other logits than the file's weights give.
     """
     if format_name not in FORMATS:
         known = ", ".join(FORMATS)
-        raise ConfigError(f"no format '{format_name}'{did_you_mean(format_name, FORMATS)}; known: {known}")
+        raise ConfigError(
+            f"no format '{format_name}'{did_you_mean(format_name, FORMATS)}; known: {known}"
+        )
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{source} holds no model: config.json is missing")
     if check and format_name not in ("gguf", "ollama"):
-        raise ConfigError(f"--check compares a GGUF file with llama.cpp; format {format_name} writes none")
+        raise ConfigError(
+            f"--check compares a GGUF file with llama.cpp; format {format_name} writes none"
+        )
     _refuse_to_replace(source, out, is_folder=format_name in ("hf", "ollama"))
     kind = kind or DEFAULT_TYPES[format_name]
     done = _WRITERS[format_name](source, out, kind)
     if check:
         from agent_forge.export.check import compare
 
-        file = out if format_name == "gguf" else Path(next(name for name in done.files if name.endswith(".gguf")))
-        found = compare(source, file, python=llama_python)
-        done.check = found.as_dict()
+        file = (
+            out
+            if format_name == "gguf"
+            else Path(next(name for name in done.files if name.endswith(".gguf")))
+        )
+        comparison = compare(source, file, python=llama_python)
+        done.check = comparison.as_dict()
     _write_card(source, out, done)
-    if done.check and not done.check["passed"] and done.check["rounding_error"] > done.check["limit"]:
+    if (
+        done.check
+        and not done.check["passed"]
+        and done.check["rounding_error"] > done.check["limit"]
+    ):
         raise GateError(
-            f"the weights of {out} make a model that is too unstable to compare: llama.cpp's rounding of activations alone "
-            f"moves its logits by {done.check['rounding_error']:.3g} of their size. {kind} does not fit this checkpoint; "
+            f"the weights of {out} make a model that is too unstable to compare: "
+            "llama.cpp's rounding of activations alone "
+            f"moves its logits by {done.check['rounding_error']:.3g} of their size. "
+            f"{kind} does not fit this checkpoint; "
             "try --type Q8_0"
         )
     if done.check and not done.check["passed"]:
         raise GateError(
-            f"llama.cpp does not give the logits of {out}: relative error {done.check['file_error']:.3g}, same tokens: "
+            f"llama.cpp does not give the logits of {out}: relative error "
+            f"{done.check['file_error']:.3g}, same tokens: "
             f"{done.check['same_tokens']}; do not use the file, and report this"
         )
     return done
 
 
 def _refuse_to_replace(source: Path, out: Path, *, is_folder: bool) -> None:
-    """Raise ConfigError when `out` is the checkpoint, lies in it, or is something that no export wrote."""
+    """Raise ConfigError when `out` lies in the checkpoint or was not written by an export."""
     if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
         raise ConfigError(
-            f"--out {out} is in the checkpoint itself, which an export leaves as it is; name another place"
+            f"--out {out} is in the checkpoint itself, which an export leaves as it is; "
+            "name another place"
         )
     if not is_folder:
         if out.is_dir():
-            raise ConfigError(f"--out {out} is a folder, and this format is one file; name a file in it")
+            raise ConfigError(
+                f"--out {out} is a folder, and this format is one file; name a file in it"
+            )
         return
     if out.is_file():
         raise ConfigError(f"--out {out} is a file, and this format is a folder; name a folder")
     if out.is_dir() and any(out.iterdir()) and not _is_export(out):
-        raise ConfigError(f"--out {out} holds files that no export wrote, and they would be lost; name a new folder")
+        raise ConfigError(
+            f"--out {out} holds files that no export wrote, and they would be lost; name a "
+            "new folder"
+        )
 
 
 def _is_export(folder: Path) -> bool:
     card_file = folder / "README.md"
-    return card_file.is_file() and card.MARK in card_file.read_text(errors="replace", encoding="utf-8")
+    return card_file.is_file() and card.MARK in card_file.read_text(
+        errors="replace", encoding="utf-8"
+    )
 
 
 def _gguf(source: Path, out: Path, kind: str) -> Exported:
@@ -106,20 +135,24 @@ def _ollama(source: Path, out: Path, kind: str) -> Exported:
     done = _gguf(source, out / "model.gguf", kind)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     context = config.get("base_config", config).get("max_position_embeddings", 2048)
-    told = [] if _speaks_chatml(source) else [OTHER_TEMPLATE]
-    text = f"FROM ./model.gguf\n{'' if told else CHATML}PARAMETER num_ctx {context}\n"
+    notes = [] if _speaks_chatml(source) else [OTHER_TEMPLATE]
+    text = f"FROM ./model.gguf\n{'' if notes else CHATML}PARAMETER num_ctx {context}\n"
     atomic.write_bytes(out / "Modelfile", text.encode())
-    files, lines = [*done.files, str(out / "Modelfile")], [*done.lines, *told]
+    files, lines = [*done.files, str(out / "Modelfile")], [*done.lines, *notes]
     return Exported("ollama", kind, files, done.size_bytes, lines, done.tensors)
 
 
 OTHER_TEMPLATE = (
-    "this model's chat format is not ChatML: the Modelfile has no template, and Ollama goes by the one in model.gguf"
+    "this model's chat format is not ChatML: the Modelfile has no template, and Ollama "
+    "goes by the one in model.gguf"
 )
 
 
 def _speaks_chatml(source: Path) -> bool:
-    """Return whether turns are written in ChatML: the tokenizer has its tokens, and the chat template, if any, uses them."""
+    """Return whether turns are written in ChatML.
+
+    They are where the tokenizer has its tokens and the chat template, if any, uses them.
+    """
     from agent_forge import models
 
     tokenizer = models.load_tokenizer(source)
@@ -141,13 +174,19 @@ def _packed(source: Path, out: Path, kind: str) -> Exported:
     from agent_forge.runtime.shape import UnsupportedModelError
 
     if kind != "codes":
-        raise ConfigError(f"the packed format keeps the checkpoint's own codes; leave --type away, got {kind}")
+        raise ConfigError(
+            f"the packed format keeps the checkpoint's own codes; leave --type away, got {kind}"
+        )
     try:
         model = load(source)
     except UnsupportedModelError as error:
-        raise ConfigError(f"{str(error).removesuffix('; use engine=torch')}; use --format hf") from error
+        raise ConfigError(
+            f"{str(error).removesuffix('; use engine=torch')}; use --format hf"
+        ) from error
     size = save(model, out)
-    return Exported("packed", kind, [str(out)], size, [f"{len(model.matrices)} matrices", *model.notes])
+    return Exported(
+        "packed", kind, [str(out)], size, [f"{len(model.matrices)} matrices", *model.notes]
+    )
 
 
 _WRITERS = {"gguf": _gguf, "ollama": _ollama, "hf": _hf, "packed": _packed}

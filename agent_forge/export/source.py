@@ -1,4 +1,4 @@
-"""What an export writes: the model of a checkpoint as torch loads it, out of the wrapper that thinks."""
+"""The model that an export writes: as torch loads it, without the wrapper that thinks."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,9 @@ from agent_forge import models
 
 
 def load(source: Path, *, can_think: bool) -> tuple[Any, list[str]]:
-    """Return the model and lines to tell the user. can_think: whether the format keeps a thought model whose gate opens.
+    """Return the model and lines to tell the user.
+
+    can_think: whether the format can hold a thought model whose gate opens.
 
     A thought model with a shut gate answers as its base does, so the base alone is written.
     """
@@ -16,16 +18,20 @@ def load(source: Path, *, can_think: bool) -> tuple[Any, list[str]]:
         return model, []
     gate = model.config.gate_entropy_nats
     if gate is None:
-        return model.base, ["the gate of its thoughts is shut: the base model alone, which answers the same"]
+        return model.base, [
+            "the gate of its thoughts is shut: the base model alone, which answers the same"
+        ]
     if can_think:
         return model, []
-    return model.base, [f"the base model alone: its thoughts, which begin at {gate} nats of entropy, stay behind"]
+    return model.base, [
+        f"the base model alone: its thoughts, which begin at {gate} nats of entropy, stay behind"
+    ]
 
 
 def plain_value(model: Any, name: str) -> Any:
-    """Return a tensor of the model by the name that it has in a plain model: what a layer multiplies with.
+    """Return the tensor that a layer multiplies with, by the name that it has in a plain model.
 
-    Raises PhaseError for a layer that normalises its input, for which a plain model has no place.
+    Raises PhaseError for a layer that normalises its input, because a plain model cannot do that.
     """
     from agent_forge.models.conv1d import is_transposed
     from agent_forge.models.ternary import refuse_norm

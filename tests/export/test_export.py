@@ -1,4 +1,4 @@
-"""Exports: blocks against gguf's own reader, files against llama.cpp where a Python has it, refusals by name."""
+"""Exports: blocks against gguf's own reader, files against llama.cpp, refusals by name."""
 
 import json
 import sys
@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from agent_forge import codecs, models, runtime
@@ -30,7 +35,8 @@ torch.set_num_threads(1)
 LLAMA_PYTHON = check.usable_python()
 HAS_LLAMA = bool(LLAMA_PYTHON)
 needs_llama = pytest.mark.skipif(
-    not HAS_LLAMA, reason="needs xllamacpp or llama-cpp-python; FORGE_LLAMA_PYTHON names a Python that has one"
+    not HAS_LLAMA,
+    reason="needs xllamacpp or llama-cpp-python; FORGE_LLAMA_PYTHON names a Python that has one",
 )
 
 
@@ -45,13 +51,23 @@ def test_stored_values_and_error_are_those_that_gguf_reads_back(kind: str) -> No
     stored = quantise.store(weight, kind)
     again = read_back(stored)
     assert np.array_equal(again.astype(np.float32), stored.values)
-    assert stored.relative_error == pytest.approx(float(((weight - again) ** 2).sum() / (weight**2).sum()), rel=1e-4)
+    assert stored.relative_error == pytest.approx(
+        float(((weight - again) ** 2).sum() / (weight**2).sum()), rel=1e-4
+    )
 
 
 def test_q4_k_is_finer_than_q4_0_and_holds_the_edges() -> None:
     weight = np.random.default_rng(1).normal(size=(16, 1024)).astype(np.float32) + 0.3
-    assert quantise.store(weight, "Q4_K").relative_error < 0.8 * quantise.store(weight, "Q4_0").relative_error
-    for edge in (np.zeros((1, 256)), np.full((1, 256), 2.0), np.full((1, 256), -3.0), np.eye(1, 256) * 1e4):
+    assert (
+        quantise.store(weight, "Q4_K").relative_error
+        < 0.8 * quantise.store(weight, "Q4_0").relative_error
+    )
+    for edge in (
+        np.zeros((1, 256)),
+        np.full((1, 256), 2.0),
+        np.full((1, 256), -3.0),
+        np.eye(1, 256) * 1e4,
+    ):
         stored = quantise.store(edge.astype(np.float32), "Q4_K")
         assert np.allclose(stored.values, edge, rtol=0.02, atol=1e-6)
 
@@ -64,9 +80,12 @@ def test_ternary_blocks_are_exact_where_a_block_has_one_scale(kind: str) -> None
     exact = quantise.store((codes * scale[..., None]).reshape(8, -1), kind)
     assert exact.relative_error == 0
     assert np.array_equal(read_back(exact), exact.values)
-    halves = np.repeat(scale, 2, 1) * np.tile([1, 1.5], 4)  # groups of 128 inside blocks of 256
+    halves = np.repeat(scale, 2, 1) * np.tile([1, 1.5], 4)  # two groups of 128 in each block of 256
     mixed = quantise.store(
-        (codes.reshape(8, 8, 128) * halves.astype(np.float16)[..., None]).reshape(8, -1).astype(np.float32), kind
+        (codes.reshape(8, 8, 128) * halves.astype(np.float16)[..., None])
+        .reshape(8, -1)
+        .astype(np.float32),
+        kind,
     )
     assert (mixed.relative_error == 0) == (kind in ("Q4_0", "Q8_0"))
 
@@ -83,7 +102,8 @@ def test_columns_that_blocks_do_not_divide_get_the_type_llama_cpp_would_take() -
 def test_reordered_rows_come_back_and_turn_as_llama_cpp_turns_them() -> None:
     rows = np.random.default_rng(3).normal(size=(24, 5)).astype(np.float32)
     assert np.array_equal(families.halves(families.paired(rows, 3), 3), rows)
-    half_turned = rows.reshape(3, 2, 4, 5)  # (heads, half, pair, columns): Hugging Face pairs i with i + size/2
+    # (heads, half, pair, columns): Hugging Face pairs i with i + size/2
+    half_turned = rows.reshape(3, 2, 4, 5)
     neighbours = families.paired(rows, 3).reshape(3, 4, 2, 5)  # llama.cpp pairs 2i with 2i + 1
     assert np.array_equal(neighbours, half_turned.swapaxes(1, 2))
 
@@ -103,18 +123,21 @@ def test_the_file_holds_shape_tokenizer_and_weights_of_the_checkpoint(
     expected = check.logits_of(model, [[5, 6, 7, 8]])[0]
     stored, kind = check.from_file(written.path)
     assert kind == "F16"
-    found = check.logits_of(stored, [[5, 6, 7, 8]])[0]
-    assert 0 < np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
+    logits = check.logits_of(stored, [[5, 6, 7, 8]])[0]
+    assert 0 < np.abs(logits - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module")
 def wide(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a compressed ternary Llama whose widths hold blocks of 256, untied, with grouped queries."""
+    """Return a compressed ternary Llama whose widths hold blocks of 256, untied, with grouped
+    queries.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tiny_tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2,
-        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
-        bos_token_id=tiny_tokenizer.bos_token_id, eos_token_id=tiny_tokenizer.eos_token_id,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.2, bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     ternarise(model, TernarySettings(group_size=256, activation_bits=8, packing="two_bit", skip=[]))
@@ -134,16 +157,24 @@ def test_ternary_groups_of_256_are_exact_in_every_type_that_can_hold_them(
     kind: str, wide: Path, tmp_path: Path
 ) -> None:
     written = gguf_file.write(wide, tmp_path / "m.gguf", kind)
-    blocks = {name: entry for name, entry in written.tensors.items() if ".ffn_" in name and "norm" not in name}
+    blocks = {
+        name: entry
+        for name, entry in written.tensors.items()
+        if ".ffn_" in name and "norm" not in name
+    }
     assert set(blocks.values()) == {(kind, 0.0)}
     assert any("of them exact" in line for line in written.lines)
 
 
-def test_a_type_that_does_not_fit_is_said_with_its_loss(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_type_that_does_not_fit_is_said_with_its_loss(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     written = gguf_file.write(tiny_checkpoint.path, tmp_path / "m.gguf", "Q4_K")
-    assert {kind for name, (kind, _) in written.tensors.items() if name.startswith("blk.") and "norm" not in name} == {
-        "Q5_0"
-    }
+    assert {
+        kind
+        for name, (kind, _) in written.tensors.items()
+        if name.startswith("blk.") and "norm" not in name
+    } == {"Q5_0"}
     assert any("are not Q4_K: its blocks of 256 do not divide" in line for line in written.lines)
 
 
@@ -151,28 +182,33 @@ def test_a_type_that_does_not_fit_is_said_with_its_loss(tiny_checkpoint: Checkpo
 @pytest.mark.parametrize("kind", quantise.TYPES)
 def test_llama_cpp_gives_the_logits_of_the_file(kind: str, wide: Path, tmp_path: Path) -> None:
     gguf_file.write(wide, tmp_path / "m.gguf", kind)
-    found = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
-    assert found.same_tokens
-    assert found.passed, found
+    comparison = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
+    assert comparison.same_tokens
+    assert comparison.passed, comparison
 
 
 @needs_llama
-def test_the_check_notices_rows_in_the_wrong_order(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_notices_rows_in_the_wrong_order(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(families, "paired", lambda rows, _: rows)
         gguf_file.write(wide, tmp_path / "m.gguf", "F16")
         # The reader of the check must undo what the writer should have done, not what it did.
         patch.setattr(families, "halves", lambda rows, _: rows)
-        found = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
-    assert not found.passed, found
+        comparison = check.compare(wide, tmp_path / "m.gguf", python=LLAMA_PYTHON)
+    assert not comparison.passed, comparison
 
 
 def test_activations_are_rounded_in_blocks_with_a_scale_each() -> None:
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     x[:, 40] = 1000.0
-    found = check.rounded(x, 32)
-    assert float((found[:, :32] - x[:, :32]).abs().max()) <= float(x[:, :32].abs().max()) / 254 * 1.001
-    assert not found[:, 32:40].any()
+    values = check.rounded(x, 32)
+    assert (
+        float((values[:, :32] - x[:, :32]).abs().max())
+        <= float(x[:, :32].abs().max()) / 254 * 1.001
+    )
+    assert not values[:, 32:40].any()
     assert torch.equal(check.rounded(torch.zeros(1, 32), 32), torch.zeros(1, 32))
 
 
@@ -180,11 +216,11 @@ def test_activations_are_rounded_in_blocks_with_a_scale_each() -> None:
 def test_weights_that_a_type_cannot_hold_are_told_from_a_wrong_file(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = check.compare
+    compare = check.compare
     for moved, named in ((0.5, "too unstable to compare"), (0.01, "does not give the logits")):
 
         def worse(*given: Any, moved: float = moved, **options: Any) -> check.Comparison:
-            measured = found(*given, **options)
+            measured = compare(*given, **options)
             return replace(measured, passed=False, file_error=0.7, rounding_error=moved)
 
         monkeypatch.setattr(check, "compare", worse)
@@ -211,7 +247,9 @@ def test_the_file_that_was_written_is_checked_whatever_its_name(
 
 
 @pytest.mark.skipif(check.has_llama(sys.executable), reason="this Python has llama.cpp")
-def test_the_check_without_llama_cpp_says_what_to_install(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_check_without_llama_cpp_says_what_to_install(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="pip install xllamacpp"):
         export(tiny_checkpoint.path, tmp_path / "m.gguf", "gguf", "F16", check=True)
     with pytest.raises(ConfigError, match="/no/such/python does not have"):
@@ -228,7 +266,9 @@ def test_ollama_gets_a_modelfile_in_chatml(tiny_checkpoint: Checkpoint, tmp_path
     assert {Path(file).name for file in done.files} == {"model.gguf", "Modelfile", "README.md"}
 
 
-def test_ollama_gets_no_chatml_for_a_model_that_speaks_otherwise(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_ollama_gets_no_chatml_for_a_model_that_speaks_otherwise(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     words = models.load_tokenizer(tiny_checkpoint)
     words.chat_template = "{% for m in messages %}<start_of_turn>{{ m.content }}{% endfor %}"
     models.save(models.load(tiny_checkpoint), words, tmp_path / "other")
@@ -249,8 +289,8 @@ def test_the_hugging_face_folder_opens_without_our_quantiser_and_gives_the_same_
     for module in compressed.coded_modules(model).values():
         module.activation_bits = 0  # type: ignore[assignment]
     ids = [[1, 5, 9, 30]]
-    found, expected = check.logits_of(plain, ids)[0], check.logits_of(model, ids)[0]
-    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+    logits, expected = check.logits_of(plain, ids)[0], check.logits_of(model, ids)[0]
+    assert np.linalg.norm(logits - expected) <= 1e-3 * np.linalg.norm(expected)
     assert any("no longer rounded to 8 bits" in line for line in done.lines)
     assert "# model" in (tmp_path / "plain" / "README.md").read_text()
 
@@ -260,8 +300,8 @@ def test_a_cognate_is_refused_as_gguf_and_written_as_a_folder(
 ) -> None:
     torch.manual_seed(0)
     config = CognateConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        memory_slots=16, written_slots=4, halting_size=8,
+        vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, memory_slots=16, written_slots=4, halting_size=8,
     )  # fmt: skip
     model = CognateForCausalLM(config).eval()
     models.save(model, tiny_tokenizer, tmp_path / "cognate")
@@ -271,22 +311,31 @@ def test_a_cognate_is_refused_as_gguf_and_written_as_a_folder(
     assert any("opens where agent-forge is installed" in line for line in done.lines)
     ids = [[1, 2, 3]]
     assert np.allclose(
-        check.logits_of(models.load(tmp_path / "plain"), ids)[0], check.logits_of(model, ids)[0], atol=1e-5
+        check.logits_of(models.load(tmp_path / "plain"), ids)[0],
+        check.logits_of(model, ids)[0],
+        atol=1e-5,
     )
 
 
 @pytest.fixture(scope="module")
-def thinking(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return checkpoints of a thought model around the tiny Llama: its gate shut, and open from 2 nats on."""
-    folder, found = tmp_path_factory.mktemp("thinking"), {}
+def thinking(
+    tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Return checkpoints of a thought model around the tiny Llama: its gate shut, and open from 2
+    nats on.
+    """
+    folder, checkpoints = tmp_path_factory.mktemp("thinking"), {}
     for name, gate in (("shut", None), ("open", 2.0)):
         base = models.load(tiny_checkpoint)
         model = ThoughtForCausalLM.wrap(base, start_ids=[5], end_ids=[6], gate_entropy_nats=gate)
-        coded = {n: codecs.encode("intk", w, {"bits": 8}) for n, w in compressed.coded_tensors(base).items()}
+        coded = {
+            n: codecs.encode("intk", w, {"bits": 8})
+            for n, w in compressed.coded_tensors(base).items()
+        }
         compressed.compress(model, {f"base.{n}": payload for n, payload in coded.items()})
         models.save(model, models.load_tokenizer(tiny_checkpoint.path), folder / name)
-        found[name] = folder / name
-    return found
+        checkpoints[name] = folder / name
+    return checkpoints
 
 
 def test_a_thought_model_is_exported_as_its_base_and_what_stays_behind_is_said(
@@ -309,8 +358,12 @@ def test_a_thought_model_is_exported_as_its_base_and_what_stays_behind_is_said(
 
 
 @needs_llama
-def test_llama_cpp_gives_the_logits_of_a_thought_models_base(thinking: dict[str, Path], tmp_path: Path) -> None:
-    done = export(thinking["shut"], tmp_path / "m.gguf", "gguf", "F16", check=True, llama_python=LLAMA_PYTHON)
+def test_llama_cpp_gives_the_logits_of_a_thought_models_base(
+    thinking: dict[str, Path], tmp_path: Path
+) -> None:
+    done = export(
+        thinking["shut"], tmp_path / "m.gguf", "gguf", "F16", check=True, llama_python=LLAMA_PYTHON
+    )
     assert done.check is not None
     assert done.check["checkpoint_error"] <= 0.01
 
@@ -321,16 +374,23 @@ def test_the_packed_engine_runs_a_thought_model_whose_gate_is_shut_and_refuses_o
     ids = [3, 4, 5]
     expected = check.logits_of(models.load(thinking["shut"]), [ids])[0]
     export(thinking["shut"], tmp_path / "m.forge", "packed")
-    found = runtime.load(tmp_path / "m.forge").logits(ids)
-    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+    logits = runtime.load(tmp_path / "m.forge").logits(ids)
+    assert np.linalg.norm(logits - expected) <= 1e-3 * np.linalg.norm(expected)
     with pytest.raises(ConfigError, match=r"thinks from 2\.0 nats on; use --format hf"):
         export(thinking["open"], tmp_path / "n.forge", "packed")
 
 
-def test_an_export_replaces_an_export_and_nothing_else(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_an_export_replaces_an_export_and_nothing_else(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     source = tiny_checkpoint.path
     before = sorted(path.name for path in source.iterdir())
-    for out, kind in ((source, "hf"), (source / "plain", "hf"), (source / "m.gguf", "gguf"), (source, "gguf")):
+    for out, kind in (
+        (source, "hf"),
+        (source / "plain", "hf"),
+        (source / "m.gguf", "gguf"),
+        (source, "gguf"),
+    ):
         with pytest.raises(ConfigError, match="is in the checkpoint itself"):
             export(source, out, kind)
     assert sorted(path.name for path in source.iterdir()) == before
@@ -368,21 +428,27 @@ def test_a_gguf_export_that_fails_leaves_the_old_file_and_no_other(
 def test_a_packed_export_runs(wide: Path, tmp_path: Path) -> None:
     done = export(wide, tmp_path / "m.forge", "packed")
     ids = [3, 4, 5]
-    assert np.array_equal(runtime.load(tmp_path / "m.forge").logits(ids), runtime.load(wide).logits(ids))
-    assert done.size_bytes < 1.2 * sum(p.stat().st_size for p in wide.glob("*.safetensors")) * 2 / 1.6
+    assert np.array_equal(
+        runtime.load(tmp_path / "m.forge").logits(ids), runtime.load(wide).logits(ids)
+    )
+    assert (
+        done.size_bytes < 1.2 * sum(p.stat().st_size for p in wide.glob("*.safetensors")) * 2 / 1.6
+    )
 
 
-def test_the_command_writes_the_file_its_card_and_json(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_command_writes_the_file_its_card_and_json(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     out = tmp_path / "m.gguf"
     result = CliRunner().invoke(
         app, ["export", str(tiny_checkpoint.path), "--out", str(out), "--type", "Q8_0", "--json"]
     )
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert told["size_bytes"] == out.stat().st_size
+    report = json.loads(result.stdout)
+    assert report["size_bytes"] == out.stat().st_size
     card = (tmp_path / "m.gguf.md").read_text()
     assert f"id {tiny_checkpoint.id}" in card
-    assert told["lines"][0] in card
+    assert report["lines"][0] in card
 
 
 @pytest.mark.parametrize(
@@ -397,6 +463,8 @@ def test_the_command_writes_the_file_its_card_and_json(tiny_checkpoint: Checkpoi
 def test_wrong_arguments_leave_with_2_and_name_themselves(
     arguments: list[str], named: str, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    result = CliRunner().invoke(app, ["export", str(tiny_checkpoint.path), "--out", str(tmp_path / "x"), *arguments])
+    result = CliRunner().invoke(
+        app, ["export", str(tiny_checkpoint.path), "--out", str(tmp_path / "x"), *arguments]
+    )
     assert result.exit_code == 2
     assert named in result.stderr
