@@ -1,8 +1,8 @@
-"""Run a checkpoint from its codes: Llama-family models in one native call a step, nothing expanded to float32.
+"""Run Llama-family models from their codes, in one native call per step, without float32 copies.
 
-`load(path)` reads a checkpoint directory (compressed, ternary or float) or a packed file into a `PackedModel`;
-`causal.open_model` picks between that and torch for the agent. Names resolve on first use; none of them needs torch,
-except to load codecs without a packed layout and ternary latents.
+`load(path)` reads a checkpoint directory (compressed, ternary or float) or a packed file into a
+`PackedModel`; `causal.open_model` picks between that and torch for the agent. Names resolve on
+first use. Only ternary latents and codecs without a packed layout need torch.
 """
 
 import importlib

@@ -1,7 +1,8 @@
-"""A packed model in the shoes of a transformers one: `models.generate` and the agent call it without knowing.
+"""A packed model behind the interface of a transformers one, for `models.generate` and the agent.
 
-`open_model` chooses: the packed engine for compressed and ternary checkpoints on the CPU that it computes, torch for
-everything else. Both give the same logits within the rounding that tests/runtime states.
+`open_model` takes the packed engine for compressed and ternary checkpoints on the CPU, where it
+computes the model, and torch for everything else. Both give the same logits within the rounding
+that tests/runtime states.
 """
 
 import json
@@ -36,7 +37,7 @@ class PackedCache:
         self.caches = caches
 
     def get_seq_length(self) -> int:
-        """Return the tokens held."""
+        """Return the number of tokens held."""
         return self.caches[0].length
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -51,14 +52,17 @@ class PackedCache:
 
 @dataclass(slots=True)
 class PackedOutput:
-    """logits: (batch, kept, vocabulary) float32."""
+    """logits: (batch, steps, vocabulary) float32."""
 
     logits: Tensor
     past_key_values: PackedCache | None
 
 
 class PackedCausalLM:
-    """What `models.generate` needs of a model: a forward pass with a cache, a device, and modes that change nothing."""
+    """The parts of a model that `models.generate` uses: a forward pass with a cache, and a device.
+
+    `eval` and `train` exist because it calls them.
+    """
 
     thinks = False
     training = False
@@ -67,8 +71,11 @@ class PackedCausalLM:
         self.packed = packed
         self.device = torch.device("cpu")
         shape = packed.shape
-        self.config = SimpleNamespace(max_position_embeddings=shape.longest, vocab_size=shape.vocabulary)
-        self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)  # data.stop_ids looks here
+        self.config = SimpleNamespace(
+            max_position_embeddings=shape.longest, vocab_size=shape.vocabulary
+        )
+        # data.stop_ids looks here
+        self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)
 
     def eval(self) -> "PackedCausalLM":
         """Return itself: there is no other mode."""
@@ -77,7 +84,9 @@ class PackedCausalLM:
     def train(self, mode: bool = True) -> "PackedCausalLM":
         """Return itself. Raises ConfigError when asked to train."""
         if mode:
-            raise ConfigError("a packed model does not train; load the checkpoint with engine=torch")
+            raise ConfigError(
+                "a packed model does not train; load the checkpoint with engine=torch"
+            )
         return self
 
     def __call__(
@@ -91,21 +100,23 @@ class PackedCausalLM:
     ) -> PackedOutput:
         """Return logits of input_ids (batch, time) after what the cache holds.
 
-        Raises ConfigError for a mask that hides tokens: rows of unequal length go in separately here.
+        Raises ConfigError for a mask that hides tokens: rows of unequal length need separate calls.
         """
         if attention_mask is not None and not bool(attention_mask.all()):
-            raise ConfigError("a packed model takes no padding; give rows of one length, or one at a time")
+            raise ConfigError(
+                "a packed model takes no padding; give rows of one length, or one at a time"
+            )
         rows, length = input_ids.shape
         cache = past_key_values or PackedCache([self.packed.new_cache() for _ in range(rows)])
-        kept = min(logits_to_keep or length, length)
-        wanted = [row * length + t for row in range(rows) for t in range(length - kept, length)]
+        steps = min(logits_to_keep or length, length)
+        places = [row * length + t for row in range(rows) for t in range(length - steps, length)]
         logits = self.packed.step(
             input_ids.reshape(-1).numpy().astype(np.int32),
             np.repeat(np.arange(rows, dtype=np.int32), length),
             cache.caches,
-            wanted,
+            places,
         )
-        shaped = torch.from_numpy(logits).view(rows, kept, -1)
+        shaped = torch.from_numpy(logits).view(rows, steps, -1)
         return PackedOutput(shaped, cache if use_cache or past_key_values is not None else None)
 
 
@@ -114,15 +125,23 @@ def open_model(
 ) -> "PreTrainedModel | PackedCausalLM":
     """Return a checkpoint's model for generation.
 
-    engine: auto takes the packed engine for a compressed or ternary checkpoint on the CPU when there is compiled code for
-    it and it computes the model; packed insists; torch never does. Raises ConfigError when packed cannot be had.
+    engine: auto takes the packed engine for a compressed or ternary checkpoint on the CPU, when
+    there is compiled code for it and it computes the model; packed always takes it, torch never.
+    Raises ConfigError when `packed` cannot run the model.
     """
     if engine not in ENGINES:
-        raise ConfigError(f"no engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}")
+        raise ConfigError(
+            f"no engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}"
+        )
     path, on_cpu = Path(path), torch.device(device).type == "cpu"
     if engine == "packed" and not on_cpu:
-        raise ConfigError(f"the packed engine runs on the CPU, got device {device}; use device=cpu or engine=torch")
-    if engine == "packed" or (engine == "auto" and on_cpu and _is_quantised(path) and build.library() is not None):
+        raise ConfigError(
+            f"the packed engine runs on the CPU, got device {device}; use device=cpu or "
+            "engine=torch"
+        )
+    if engine == "packed" or (
+        engine == "auto" and on_cpu and _is_quantised(path) and build.library() is not None
+    ):
         try:
             packed = load(path, threads=threads or torch.get_num_threads())
         except UnsupportedModelError as error:
@@ -139,12 +158,12 @@ def open_model(
 
 
 def _stored_ends(path: Path) -> int | list[int] | None:
-    """Return the ids that end a text by a checkpoint's generation_config.json, else its config.json."""
+    """Return the ids that end a text, from generation_config.json or else config.json."""
     for name in ("generation_config.json", "config.json"):
         file = path / name
-        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-        if ends is not None:
-            return ends  # type: ignore[no-any-return]
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if content.get("eos_token_id") is not None:
+            return content["eos_token_id"]  # type: ignore[no-any-return]
     return None
 
 
@@ -152,6 +171,8 @@ def _is_quantised(path: Path) -> bool:
     if path.is_file():
         return True
     config: dict[str, Any] = (
-        json.loads((path / "config.json").read_text(encoding="utf-8")) if (path / "config.json").is_file() else {}
+        json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if (path / "config.json").is_file()
+        else {}
     )
     return (config.get("quantization_config") or {}).get("quant_method") in QUANTISED

@@ -1,7 +1,7 @@
-"""A Llama-family model as packed matrices: logits of given tokens, with a cache, and greedy generation.
+"""A Llama-family model as packed matrices: logits with a cache, and greedy generation.
 
-The forward pass is one call of engine.c for up to 32 tokens; without compiled code it is the numpy below, over the same
-packed matrices (which are also what the native pass is tested against).
+The forward pass is one call of engine.c for up to 32 tokens. Without compiled code it is the numpy
+code below over the same packed matrices, which is also the reference for tests of engine.c.
 """
 
 import ctypes
@@ -25,17 +25,22 @@ NORMS = ("norm_before", "norm_after", "q_norm", "k_norm")
 
 
 class Cache:
-    """Keys and values of one sequence: (layers, kv_heads, capacity, head_size) float32, `length` tokens of them used."""
+    """Keys and values of one sequence: (layers, kv_heads, capacity, head_size) float32.
+
+    The first `length` of `capacity` tokens are in use.
+    """
 
     def __init__(self, shape: Shape, capacity: int = FIRST_CAPACITY) -> None:
         self.shape, self.length = shape, 0
         self.keys, self.values = self._empty(capacity), self._empty(capacity)
 
     def _empty(self, capacity: int) -> Array:
-        return np.empty((self.shape.layers, self.shape.kv_heads, capacity, self.shape.head_size), np.float32)
+        return np.empty(
+            (self.shape.layers, self.shape.kv_heads, capacity, self.shape.head_size), np.float32
+        )
 
     def make_room(self, tokens: int) -> None:
-        """Hold `tokens` tokens in all."""
+        """Let the cache hold `tokens` tokens in all; capacity at least doubles when it grows."""
         capacity = self.keys.shape[2]
         if tokens <= capacity:
             return
@@ -53,7 +58,8 @@ class Cache:
 class PackedModel:
     """A model ready to run.
 
-    matrices: `embedding`, `head`, and `0.q` ... `<layer>.down`. norms: `final_norm`, and `0.norm_before` ... float32.
+    matrices: `embedding`, `head`, and `0.q` ... `<layer>.down`.
+    norms: `final_norm`, and `0.norm_before` ..., float32.
     threads: 0 takes every core of the process.
     """
 
@@ -61,11 +67,11 @@ class PackedModel:
     matrices: Mapping[str, PackedMatrix]
     norms: Mapping[str, Array]
     threads: int = 0
-    notes: Sequence[str] = field(default=())  # what was repacked at a loss, one line each
+    notes: Sequence[str] = field(default=())  # one line per matrix that was repacked at a loss
 
     @property
     def size_bytes(self) -> int:
-        """Return the bytes of all weights in memory; shared ones count once."""
+        """Return the size of all weights in memory; shared arrays count once."""
         arrays = [array for matrix in self.matrices.values() for array in matrix.arrays.values()]
         biases = [matrix.bias for matrix in self.matrices.values() if matrix.bias is not None]
         unique = {id(array): array.nbytes for array in [*arrays, *biases, *self.norms.values()]}
@@ -75,24 +81,30 @@ class PackedModel:
         """Return an empty cache."""
         return Cache(self.shape, capacity)
 
-    def logits(self, ids: Sequence[int] | Array, cache: Cache | None = None, *, last_only: bool = False) -> Array:
-        """Return logits (T, vocabulary) float32 of ids (T,) after what the cache holds, which is added to it.
+    def logits(
+        self, ids: Sequence[int] | Array, cache: Cache | None = None, *, last_only: bool = False
+    ) -> Array:
+        """Return logits (T, vocabulary) float32 of ids (T,) after the cache, which takes them in.
 
         Raises ConfigError for no ids or ids outside the vocabulary.
         """
         tokens = np.asarray(ids, np.int32).reshape(-1)
         cache = self.new_cache(max(FIRST_CAPACITY, len(tokens))) if cache is None else cache
-        wanted = [len(tokens) - 1] if last_only else range(len(tokens))
-        return self.step(tokens, np.zeros(len(tokens), np.int32), [cache], wanted)
+        places = [len(tokens) - 1] if last_only else range(len(tokens))
+        return self.step(tokens, np.zeros(len(tokens), np.int32), [cache], places)
 
-    def step(self, ids: Array, sequences: Array, caches: Sequence[Cache], wanted: Collection[int]) -> Array:
-        """Run ids (n,) int32, each appended to the cache its entry of sequences (n,) names.
+    def step(
+        self, ids: Array, sequences: Array, caches: Sequence[Cache], wanted: Collection[int]
+    ) -> Array:
+        """Run ids (n,) int32, and append each to the cache that its entry of sequences (n,) names.
 
-        Returns logits (wanted, vocabulary) of the tokens numbered in `wanted`, which ascends.
+        Returns logits (len(wanted), vocabulary) of the tokens at the places in `wanted`, which
+        ascend.
         """
         if not len(ids) or ids.min() < 0 or ids.max() >= self.shape.vocabulary:
             raise ConfigError(
-                f"token ids must be 0 to {self.shape.vocabulary - 1} and at least one, got {ids.tolist()[:8]}"
+                f"token ids must be 0 to {self.shape.vocabulary - 1} and at least one, "
+                f"got {ids.tolist()[:8]}"
             )
         positions = np.empty(len(ids), np.int32)
         counts = np.bincount(sequences, minlength=len(caches))
@@ -105,11 +117,11 @@ class PackedModel:
         for first in range(0, len(ids), native.CHUNK):
             part = slice(first, first + native.CHUNK)
             low, high = np.searchsorted(picked, [first, first + native.CHUNK])
-            tokens, places, owners, asked = (
+            tokens, places, owners, rows = (
                 np.ascontiguousarray(a, np.int32)
                 for a in (ids[part], positions[part], sequences[part], picked[low:high] - first)
             )
-            self._forward(native.Chunk(tokens, places, owners, pairs, asked, logits[low:high]))
+            self._forward(native.Chunk(tokens, places, owners, pairs, rows, logits[low:high]))
         for number, cache in enumerate(caches):
             cache.length += int(counts[number])
         return logits
@@ -122,19 +134,22 @@ class PackedModel:
         stop_ids: Collection[int] = (),
         on_token: Callable[[int], None] | None = None,
     ) -> list[int]:
-        """Return the greedy continuation of a prompt, without the stop token; `on_token` hears of each as it is made."""
+        """Return the greedy continuation of a prompt, without the stop token.
+
+        on_token: called with each token as soon as it is chosen.
+        """
         cache = self.new_cache(len(prompt) + max_new_tokens)
-        found: list[int] = []
+        tokens: list[int] = []
         fed: Sequence[int] = prompt
-        while len(found) < max_new_tokens:
+        while len(tokens) < max_new_tokens:
             token = int(self.logits(fed, cache, last_only=True)[0].argmax())
             if token in stop_ids:
                 break
-            found.append(token)
+            tokens.append(token)
             if on_token is not None:
                 on_token(token)
             fed = [token]
-        return found
+        return tokens
 
     def _forward(self, chunk: native.Chunk) -> None:
         """Run one chunk; fill its caches and logits."""
@@ -145,7 +160,10 @@ class PackedModel:
 
     @cached_property
     def _struct(self) -> native.ModelStruct:
-        """Return the structure of engine.c; it points into this model's arrays, which live as long as it."""
+        """Return engine.c's view of the model.
+
+        It points into this model's arrays, which live as long as the model.
+        """
         one = self.shape
         layers = (native.LayerStruct * one.layers)()
         for index in range(one.layers):
@@ -154,10 +172,12 @@ class PackedModel:
             for name in NORMS:
                 setattr(layers[index], name, native.pointer(self.norms.get(f"{index}.{name}")))
         struct = native.ModelStruct(
-            hidden=one.hidden, layers=one.layers, heads=one.heads, kv_heads=one.kv_heads, head_size=one.head_size,
-            inner=one.inner, vocabulary=one.vocabulary, epsilon=one.epsilon, embedding=self.matrices["embedding"].struct,
+            hidden=one.hidden, layers=one.layers, heads=one.heads, kv_heads=one.kv_heads,
+            head_size=one.head_size, inner=one.inner, vocabulary=one.vocabulary,
+            epsilon=one.epsilon, embedding=self.matrices["embedding"].struct,
             head=self.matrices["head"].struct, final_norm=native.pointer(self.norms["final_norm"]),
-            frequencies=native.pointer(self._frequencies), layer=ctypes.cast(layers, ctypes.POINTER(native.LayerStruct)),
+            frequencies=native.pointer(self._frequencies),
+            layer=ctypes.cast(layers, ctypes.POINTER(native.LayerStruct)),
         )  # fmt: skip
         struct.owner = layers  # type: ignore[attr-defined]
         return struct
@@ -180,7 +200,9 @@ class PackedModel:
                 for name, a in (("q", q), ("k", k))
             )
             mixed = np.empty_like(q)
-            for t, (sequence, position) in enumerate(zip(chunk.sequences, chunk.positions, strict=True)):
+            for t, (sequence, position) in enumerate(
+                zip(chunk.sequences, chunk.positions, strict=True)
+            ):
                 keys, values = (array[index] for array in chunk.caches[sequence])
                 keys[:, position], values[:, position] = k[t], v[t]
                 mixed[t] = _attend(q[t], keys[:, : position + 1], values[:, : position + 1])
@@ -197,7 +219,9 @@ class PackedModel:
 def _rms_norm(x: Array, weight: Array | None, epsilon: float) -> Array:
     if weight is None:
         return x
-    factor = 1 / np.sqrt(np.square(x).mean(-1, keepdims=True, dtype=np.float32) + np.float32(epsilon))
+    factor = 1 / np.sqrt(
+        np.square(x).mean(-1, keepdims=True, dtype=np.float32) + np.float32(epsilon)
+    )
     return (x * factor * weight).astype(np.float32)
 
 

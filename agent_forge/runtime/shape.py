@@ -1,8 +1,8 @@
-"""The shape of a Llama-family model from its config.json, and a refusal of everything that would compute otherwise.
+"""The shape of a Llama-family model from its config.json; whatever computes otherwise is refused.
 
-Reads a config as a dictionary. Families: llama, mistral, qwen2, qwen3; no windows narrower than the context; rotary
-positions of type default, linear, llama3, or longrope with the same factors at every length (formulas: Hugging Face
-transformers' modeling_rope_utils).
+Reads a config as a dictionary. The families are llama, mistral, qwen2 and qwen3, without windows
+narrower than the context, and with rotary positions of type default, linear, llama3, or longrope
+with the same factors at every length (formulas: Hugging Face transformers' modeling_rope_utils).
 """
 
 import math
@@ -25,7 +25,11 @@ class UnsupportedModelError(ConfigError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of a Llama-family model, in values. inner: of the SwiGLU. frequencies: (head_size / 2,), radians a token."""
+    """Sizes of a Llama-family model, in values.
+
+    inner: the width of the SwiGLU.
+    frequencies: (head_size / 2,), radians per token.
+    """
 
     hidden: int
     layers: int
@@ -48,7 +52,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     kv_heads = int(config.get("num_key_value_heads") or heads)
     if head_size % 2 or heads % kv_heads:
         raise UnsupportedModelError(
-            f"the packed engine needs even heads in whole groups, got head size {head_size} and {heads} heads on "
+            "the packed engine needs even heads in whole groups, got head size "
+            f"{head_size} and {heads} heads on "
             f"{kv_heads}; use engine=torch"
         )
     return Shape(
@@ -67,16 +72,18 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 
 def unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Return the config of what computes, and the prefix of its tensors' names.
+    """Return the config of the model that computes, and the prefix of its tensors' names.
 
-    A thought model whose gate is shut is its base. Raises UnsupportedModelError when the gate can open.
+    A thought model whose gate is shut computes as its base. Raises UnsupportedModelError when the
+    gate can open.
     """
     if config.get("model_type") != "thought":
         return config, ""
     gate = config.get("gate_entropy_nats")
     if gate is not None:
         raise UnsupportedModelError(
-            f"the packed engine does not compute thoughts, and this model thinks from {gate} nats on; use engine=torch"
+            "the packed engine does not compute thoughts, and this model thinks from "
+            f"{gate} nats on; use engine=torch"
         )
     return {**config.get("base_config", {})}, "base."
 
@@ -86,21 +93,28 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
     rope = _rope(config)
     window = _window(config)
     longest = int(config.get("max_position_embeddings") or 2048)
+    activation = config.get("hidden_act", "silu")
     problems = {
         f"model type '{family}' (it computes {', '.join(FAMILIES)})": family not in FAMILIES,
-        f"activation {config.get('hidden_act')}": config.get("hidden_act", "silu") not in ("silu", "swish"),
+        f"activation {activation}": activation not in ("silu", "swish"),
         f"rotary positions of type {rope['rope_type']}": rope["rope_type"] not in ROTARY,
-        "longrope whose factors change with the length, or that scales attention": not _is_constant(rope),
+        "longrope whose factors change with the length, or that scales attention": (
+            not _is_constant(rope)
+        ),
         "rotary positions on part of a head": _turning_share(config, rope) != 1,
-        f"sliding windows of {window} tokens in a context of {longest}": window is not None and window < longest,
+        f"sliding windows of {window} tokens in a context of {longest}": (
+            window is not None and window < longest
+        ),
     }  # fmt: skip
-    found = [what for what, wrong in problems.items() if wrong]
-    if found:
-        raise UnsupportedModelError(f"the packed engine does not compute {found[0]}; use engine=torch")
+    refused = [what for what, wrong in problems.items() if wrong]
+    if refused:
+        raise UnsupportedModelError(
+            f"the packed engine does not compute {refused[0]}; use engine=torch"
+        )
 
 
 def _window(config: Mapping[str, Any]) -> int | None:
-    """Return the tokens that the narrowest layer looks back over, or None where all look back over everything."""
+    """Return the width of the narrowest attention window in tokens, or None where there is none."""
     kinds, window = config.get("layer_types"), config.get("sliding_window")
     if kinds:
         return int(window or 0) if any(kind != "full_attention" for kind in kinds) else None
@@ -113,18 +127,21 @@ def _turning_share(config: Mapping[str, Any], rope: Mapping[str, Any]) -> float:
 
 
 def _is_constant(rope: Mapping[str, Any]) -> bool:
-    """Return whether a longrope divides the frequencies by the same factors at any length, and does nothing else."""
+    """Return whether a longrope only divides the frequencies, by the same factors at any length."""
     if rope["rope_type"] != "longrope":
         return True
-    return bool(rope["short_factor"] == rope["long_factor"] and float(rope.get("attention_factor") or 0) == 1)
+    return bool(
+        rope["short_factor"] == rope["long_factor"]
+        and float(rope.get("attention_factor") or 0) == 1
+    )
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return rope_type, rope_theta and the factors, from the new form of the config or the older one."""
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    given.setdefault("rope_type", given.get("type", "default"))
-    given.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
-    return given
+    """Return rope_type, rope_theta and the factors, from either form of the config."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    return rope
 
 
 def _frequencies(config: Mapping[str, Any], head_size: int) -> NDArray[np.float32]:
@@ -140,4 +157,6 @@ def _frequencies(config: Mapping[str, Any], head_size: int) -> NDArray[np.float3
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
     share = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return ((1 - share) * frequencies / float(rope["factor"]) + share * frequencies).astype(np.float32)
+    return ((1 - share) * frequencies / float(rope["factor"]) + share * frequencies).astype(
+        np.float32
+    )

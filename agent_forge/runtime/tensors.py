@@ -1,6 +1,7 @@
-"""Tensors of safetensors files as memory-mapped numpy arrays, without torch; and a writer whose codes stay aligned.
+"""Tensors of safetensors files as memory-mapped numpy arrays, and a writer, without torch.
 
-bfloat16 comes as its bit patterns, uint16. Format: an 8-byte length, a JSON header, then the bytes, as safetensors has it.
+bfloat16 comes as its bit patterns, uint16. The writer aligns the codes to cache lines. The format
+is that of safetensors: an 8-byte length, a JSON header, then the bytes.
 """
 
 import json
@@ -19,12 +20,13 @@ from agent_forge.merge.files import weight_files
 
 Array = NDArray[Any]
 DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
-    "I16": np.int16, "U16": np.uint16, "U32": np.uint32, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "U16": np.uint16, "U32": np.uint32, "I8": np.int8,
+    "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 NAMES = {
-    np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8", np.dtype(np.int32): "I32",
-    np.dtype(np.uint32): "U32",
+    np.dtype(np.float32): "F32", np.dtype(np.uint16): "U16", np.dtype(np.uint8): "U8",
+    np.dtype(np.int32): "I32", np.dtype(np.uint32): "U32",
 }  # fmt: skip
 ALIGNMENT = 64
 
@@ -49,8 +51,13 @@ class Tensors:
             raise CheckpointError(f"cannot read {file}: {error}; restore it from a copy") from None
         self.metadata |= header.pop("__metadata__", {})
         for name, entry in header.items():
-            if entry["dtype"] not in DTYPES or 8 + header_bytes + entry["data_offsets"][1] > len(content):
-                raise CheckpointError(f"{file}: tensor {name} is damaged or of type {entry['dtype']}; restore the file")
+            if entry["dtype"] not in DTYPES or 8 + header_bytes + entry["data_offsets"][1] > len(
+                content
+            ):
+                raise CheckpointError(
+                    f"{file}: tensor {name} is damaged or of type {entry['dtype']}; restore "
+                    "the file"
+                )
             self._entries[name] = (content, 8 + header_bytes, entry)
 
     def __contains__(self, name: str) -> bool:
@@ -65,10 +72,15 @@ class Tensors:
         return str(self._entry(name)[2]["dtype"])
 
     def get(self, name: str) -> Array:
-        """Return a read-only view of a tensor's bytes on disk. Raises CheckpointError when there is none."""
+        """Return a read-only view of a tensor's bytes on disk.
+
+        Raises CheckpointError when there is none.
+        """
         content, base, entry = self._entry(name)
         first, last = entry["data_offsets"]
-        return content[base + first : base + last].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return (
+            content[base + first : base + last].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        )
 
     def floats(self, name: str) -> Array:
         """Return a tensor as a float32 copy."""
@@ -80,20 +92,31 @@ class Tensors:
     def _entry(self, name: str) -> tuple[Array, int, dict[str, Any]]:
         if name not in self._entries:
             raise CheckpointError(
-                f"the weights have no tensor {name}; config.json and the weights do not belong together"
+                f"the weights have no tensor {name}; config.json and the weights do not "
+                "belong together"
             )
         return self._entries[name]
 
 
 def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> int:
-    """Write tensors atomically, those of whole cache lines first so that each begins on one; return the file's bytes."""
-    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT != 0, -tensors[name].itemsize, name))
+    """Write tensors atomically; return the size of the file in bytes.
+
+    Tensors that fill whole cache lines come first, so that each begins on one.
+    """
+    order = sorted(
+        tensors,
+        key=lambda name: (tensors[name].nbytes % ALIGNMENT != 0, -tensors[name].itemsize, name),
+    )
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for name in order:
         array = tensors[name]
         end = position + array.nbytes
-        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [position, end]}
+        header[name] = {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)

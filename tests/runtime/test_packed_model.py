@@ -1,4 +1,4 @@
-"""The packed engine against transformers on the same checkpoint: logits, generation, refusals, files."""
+"""The packed engine against transformers on one checkpoint: logits, generation, refusals, files."""
 
 import json
 import math
@@ -35,16 +35,18 @@ from agent_forge.runtime.shape import UnsupportedModelError
 
 torch.set_num_threads(1)
 SIZES: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3,
+    "vocab_size": 96, "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "initializer_range": 0.3,
 }  # fmt: skip
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
 FACTORS = {
-    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.5, 3.0, 2.0, 4.0], "attention_factor": 1.0,
-    "long_factor": [1.0, 1.5, 3.0, 2.0, 4.0], "original_max_position_embeddings": 64,
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.5, 3.0, 2.0, 4.0],
+    "attention_factor": 1.0, "long_factor": [1.0, 1.5, 3.0, 2.0, 4.0],
+    "original_max_position_embeddings": 64,
 }  # fmt: skip
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
@@ -53,7 +55,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "wide heads": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, head_dim=32)),
     "llama3 positions": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
     "linear positions": lambda: LlamaForCausalLM(
-        LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0})
+        LlamaConfig(
+            **SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+        )
     ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
     "a window as long as the context": lambda: MistralForCausalLM(
@@ -64,8 +68,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),
 }
 RATES: dict[str, dict[str, Any]] = {
-    "ternary": {"group": 16}, "intk": {"bits": 4, "group": 16}, "vptq": {"vector": 4, "iterations": 1},
-    "raw": {"dtype": "bfloat16"}, "hyper": {}, "seedlm": {"seeds": 16}, "waterfill": {"step": 0.1},
+    "ternary": {"group": 16}, "intk": {"bits": 4, "group": 16},
+    "vptq": {"vector": 4, "iterations": 1}, "raw": {"dtype": "bfloat16"}, "hyper": {},
+    "seedlm": {"seeds": 16}, "waterfill": {"step": 0.1},
 }  # fmt: skip
 IDS = np.random.default_rng(0).integers(0, 96, 45).tolist()  # longer than one chunk of the engine
 
@@ -81,7 +86,8 @@ def made(family: str) -> PreTrainedModel:
     model = FAMILIES[family]().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:  # norms of 1 and biases of 0 would hide that they are read
+            # Norms of 1 and biases of 0 would not show whether they are read.
+            if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
             elif "embed" in name:
                 parameter.mul_(3)
@@ -94,7 +100,9 @@ def coded_as(model: PreTrainedModel, codec: str) -> PreTrainedModel:
     for name, weight in compressed.coded_tensors(model).items():
         embedding = "embed" in name
         coded[name] = codecs.encode(
-            "intk" if embedding else codec, weight, {"bits": 8, "group": 0} if embedding else RATES[codec]
+            "intk" if embedding else codec,
+            weight,
+            {"bits": 8, "group": 0} if embedding else RATES[codec],
         )
     return compressed.compress(model, coded)
 
@@ -120,20 +128,28 @@ def compressed_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.usefixtures("each_build")
-def test_float_checkpoints_of_every_family_give_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
+def test_float_checkpoints_of_every_family_give_the_logits_of_transformers(
+    family: str, tmp_path: Path
+) -> None:
     models.save(made(family), None, tmp_path)
     packed, expected = runtime.load(tmp_path, threads=1), reference(tmp_path)
     assert relative(packed.logits(IDS), expected) <= 1e-5
     cache = packed.new_cache()
-    assert relative(np.concatenate([packed.logits([token], cache) for token in IDS]), expected) <= 1e-5
+    assert (
+        relative(np.concatenate([packed.logits([token], cache) for token in IDS]), expected) <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("codec", RATES)
 @pytest.mark.usefixtures("each_build")
-def test_compressed_checkpoints_of_every_codec_give_the_logits_of_transformers(codec: str, tmp_path: Path) -> None:
+def test_compressed_checkpoints_of_every_codec_give_the_logits_of_transformers(
+    codec: str, tmp_path: Path
+) -> None:
     models.save(coded_as(made("biased" if codec == "intk" else "llama"), codec), None, tmp_path)
     packed = runtime.load(tmp_path, threads=1)
-    assert relative(packed.logits(IDS), reference(tmp_path)) <= (5e-3 if codec in ("hyper", "seedlm") else 1e-3)
+    assert relative(packed.logits(IDS), reference(tmp_path)) <= (
+        5e-3 if codec in ("hyper", "seedlm") else 1e-3
+    )
     assert len(packed.notes) == (15 if codec in ("hyper", "seedlm") else 0)
 
 
@@ -157,7 +173,10 @@ def test_vptq_keeps_a_residual_packed_and_tells_of_outlier_columns(
 
 
 def water_filled(model: PreTrainedModel) -> PreTrainedModel:
-    """Code every matrix, the embedding too, with steps of its own for rows and columns; q, k and v share their columns."""
+    """Code every matrix, the embedding too, with steps of its own for rows and columns.
+
+    Q, k and v share their columns.
+    """
     generator, coded = torch.Generator().manual_seed(2), {}
     hessians: dict[str, torch.Tensor] = {}
     for name, weight in compressed.coded_tensors(model).items():
@@ -165,7 +184,9 @@ def water_filled(model: PreTrainedModel) -> PreTrainedModel:
             torch.rand(weight.shape[1], generator=generator) + 0.2
         )
         layer, _, last = name.rpartition(".")
-        hessian = hessians.setdefault(layer + ("" if last != "o_proj" else last) + str(weight.shape[1]), x.T @ x / 200)
+        hessian = hessians.setdefault(
+            layer + ("" if last != "o_proj" else last) + str(weight.shape[1]), x.T @ x / 200
+        )
         importance = torch.rand(len(weight), generator=generator) + 0.1
         coded[name] = codecs.encode("waterfill", weight, {"step": 0.05}, hessian, importance)
     return compressed.compress(model, coded)
@@ -178,7 +199,9 @@ def test_a_water_filled_model_with_its_embedding_and_tied_head_gives_the_logits_
 ) -> None:
     model = made("tied")
     if activation_bits:
-        ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="two_bit", skip=[]))
+        ternarise(
+            model, TernarySettings(group_size=16, activation_bits=8, packing="two_bit", skip=[])
+        )
     models.save(water_filled(model), None, tmp_path / "model")
     packed = runtime.load(tmp_path / "model", threads=1)
     assert packed.notes == []
@@ -188,7 +211,7 @@ def test_a_water_filled_model_with_its_embedding_and_tied_head_gives_the_logits_
     q, k, o = (packed.matrices[f"0.{name}"].arrays["column_scales"] for name in "qko")
     assert q is k
     assert q is not o
-    # Rounded activations: a float on the other side of a border moves one of them by 1/127.
+    # A float on the other side of a rounding border moves one activation by 1/127.
     expected = reference(tmp_path / "model")
     assert relative(packed.logits(IDS), expected) <= (0.02 if activation_bits else 1e-3)
     single = packed.new_cache()
@@ -202,16 +225,22 @@ def test_a_water_filled_model_with_its_embedding_and_tied_head_gives_the_logits_
 
 @pytest.mark.usefixtures("each_build")
 def test_rounded_activations_are_rounded_alike(compressed_llama: Path) -> None:
-    found, expected = runtime.load(compressed_llama, threads=1).logits(IDS), reference(compressed_llama)
-    # A float that falls on the other side of a rounding border moves one activation by one step of 1/127.
-    assert relative(found, expected) <= 0.02
-    assert np.median(np.abs(found - expected) / np.abs(expected).max()) <= 1e-4
+    logits, expected = (
+        runtime.load(compressed_llama, threads=1).logits(IDS),
+        reference(compressed_llama),
+    )
+    # A float that falls on the other side of a rounding border moves one activation by one step of
+    # 1/127.
+    assert relative(logits, expected) <= 0.02
+    assert np.median(np.abs(logits - expected) / np.abs(expected).max()) <= 1e-4
 
 
 @pytest.mark.usefixtures("each_build")
 def test_ternary_latents_give_the_logits_of_their_layers(tmp_path: Path) -> None:
     model = made("llama")
-    ternarise(model, TernarySettings(group_size=16, activation_bits=0, packing="two_bit", skip=["v_proj"]))
+    ternarise(
+        model, TernarySettings(group_size=16, activation_bits=0, packing="two_bit", skip=["v_proj"])
+    )
     models.save(model, None, tmp_path)
     packed = runtime.load(tmp_path, threads=1)
     assert packed.matrices["0.q"].layout.bits == 2
@@ -222,7 +251,7 @@ def test_ternary_latents_give_the_logits_of_their_layers(tmp_path: Path) -> None
 @pytest.mark.usefixtures("each_build")
 def test_tokens_one_by_one_give_the_logits_of_all_at_once(compressed_llama: Path) -> None:
     packed = runtime.load(compressed_llama, threads=1)
-    cache = packed.new_cache(4)  # grows on the way
+    cache = packed.new_cache(4)  # the cache grows on the way
     single = np.concatenate([packed.logits([token], cache) for token in IDS])
     assert cache.length == len(IDS)
     assert relative(single, packed.logits(IDS)) <= 0.02
@@ -260,21 +289,31 @@ def test_generation_is_that_of_torch_up_to_ties(codec: str, tmp_path: Path) -> N
     sampled = models.generate(packed, prompts, **settings, temperature=1.0, top_p=top_p, seed=seed)  # type: ignore[arg-type]
     for number, (prompt, tokens) in enumerate(zip(prompts, sampled, strict=True)):
         draws = numpy_generator(seed, "generate", number).random(12)
-        for logits, token, draw in zip(next_logits(dense, prompt, tokens), tokens, draws, strict=True):
+        for logits, token, draw in zip(
+            next_logits(dense, prompt, tokens), tokens, draws, strict=True
+        ):
             assert may_be_drawn(logits, token, float(draw), top_p, float(2 * error * logits.norm()))
 
 
 @torch.no_grad()
 def next_logits(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
-    """Return the logits from which each of `tokens` was chosen, (tokens, vocabulary): greedy engines may part at a tie."""
-    return model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1].double()
+    """Return the logits from which each of `tokens` was chosen, (tokens, vocabulary): greedy
+    engines may part at a tie.
+    """
+    return (
+        model(input_ids=torch.tensor([prompt + tokens]), use_cache=False)
+        .logits[0, len(prompt) - 1 : -1]
+        .double()
+    )
 
 
-def may_be_drawn(logits: torch.Tensor, token: int, draw: float, top_p: float, tolerance: float) -> bool:
+def may_be_drawn(
+    logits: torch.Tensor, token: int, draw: float, top_p: float, tolerance: float
+) -> bool:
     """Return whether logits that differ by at most `tolerance` can give `token` for this draw.
 
-    The token lies where the cumulated probability passes the draw; an error moves that border by its share of the
-    probability, and exchanges tokens of nearly equal logits.
+    The token lies where the cumulated probability passes the draw; an error moves that border by
+    its share of the probability, and exchanges tokens of nearly equal logits.
     """
     probabilities, order = torch.softmax(logits, -1).sort(descending=True)
     ends = probabilities.cumsum(0)
@@ -296,7 +335,9 @@ def test_generation_stops_before_a_stop_token_and_tells_of_each(compressed_llama
 
 
 @pytest.mark.usefixtures("each_build")
-def test_a_packed_file_gives_the_same_logits_and_a_flipped_bit_is_named(compressed_llama: Path, tmp_path: Path) -> None:
+def test_a_packed_file_gives_the_same_logits_and_a_flipped_bit_is_named(
+    compressed_llama: Path, tmp_path: Path
+) -> None:
     direct = runtime.load(compressed_llama, threads=1)
     size = loading.save(direct, tmp_path / "model.forge")
     assert size == (tmp_path / "model.forge").stat().st_size
@@ -320,7 +361,9 @@ def test_a_damaged_payload_is_named(compressed_llama: Path, tmp_path: Path) -> N
     name = "model.layers.1.mlp.up_proj.payload"
     content[8 + int.from_bytes(content[:8], "little") + header[name]["data_offsets"][1] - 1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"payload of model\.layers\.1\.mlp\.up_proj is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"payload of model\.layers\.1\.mlp\.up_proj is damaged"
+    ):
         runtime.load(tmp_path)
 
 
@@ -328,7 +371,10 @@ def test_a_damaged_payload_is_named(compressed_llama: Path, tmp_path: Path) -> N
     ("change", "named"),
     [
         ({"model_type": "cognate"}, "model type 'cognate'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rotary positions of type yarn"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rotary positions of type yarn",
+        ),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None},
             "rotary positions of type dynamic",
@@ -348,10 +394,14 @@ def test_what_it_would_compute_otherwise_is_refused_by_name(
         runtime.load(tmp_path)
 
 
-def test_a_matrix_of_another_shape_than_the_config_says_is_refused(compressed_llama: Path, tmp_path: Path) -> None:
+def test_a_matrix_of_another_shape_than_the_config_says_is_refused(
+    compressed_llama: Path, tmp_path: Path
+) -> None:
     config = json.loads((compressed_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 80}))
-    (tmp_path / "model.safetensors").write_bytes((compressed_llama / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(
+        (compressed_llama / "model.safetensors").read_bytes()
+    )
     with pytest.raises(CheckpointError, match=r"0\.gate is 72 x 40, config\.json says 80 x 40"):
         runtime.load(tmp_path)
 
@@ -363,8 +413,12 @@ def test_ids_outside_the_vocabulary_are_refused(compressed_llama: Path) -> None:
             packed.logits(ids)
 
 
-@pytest.mark.skipif(build.available() == [build.PORTABLE], reason="no C compiler here: auto takes torch")
-def test_auto_takes_the_packed_engine_only_where_it_is_meant(compressed_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    build.available() == [build.PORTABLE], reason="no C compiler here: auto takes torch"
+)
+def test_auto_takes_the_packed_engine_only_where_it_is_meant(
+    compressed_llama: Path, tmp_path: Path
+) -> None:
     assert isinstance(open_model(compressed_llama), PackedCausalLM)
     assert isinstance(open_model(compressed_llama, engine="torch"), LlamaForCausalLM)
     models.save(made("llama"), None, tmp_path)
@@ -391,18 +445,24 @@ print(int(line.split()[1]) * 1024)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_resident_memory_stays_within_the_file_and_150_megabytes(tmp_path: Path) -> None:
     config = LlamaConfig(
-        vocab_size=2048, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=16,
-        num_key_value_heads=4, tie_word_embeddings=True,
+        vocab_size=2048, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4,
+        num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
-    coded = {n: codecs.encode("intk", w, {"bits": 8, "group": 128}) for n, w in compressed.coded_tensors(model).items()}
+    coded = {
+        n: codecs.encode("intk", w, {"bits": 8, "group": 128})
+        for n, w in compressed.coded_tensors(model).items()
+    }
     models.save(compressed.compress(model, coded), None, tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size > 40e6
     root = str(Path(runtime.__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path), root], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEMORY, str(tmp_path), root],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= size + 150e6
