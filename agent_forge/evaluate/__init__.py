@@ -1,7 +1,8 @@
 """Score models on held-out items and judge a child against its parent.
 
-A task is one file in `tasks/`: items of a split, and a score of (numerator, denominator) an item. Every score carries
-n and a bootstrap interval; a gate compares parent and child on the same items, paired. Importing this needs no torch.
+A task is one file in `tasks/`: items of a split, and a score of (numerator, denominator) per item.
+Every score carries n and a bootstrap interval; a gate compares parent and child on the same items,
+in pairs. Importing this does not need torch.
 """
 
 from agent_forge.evaluate.elsewhere import TITLE, kept_elsewhere, kept_text, unseen_scores

@@ -1,6 +1,5 @@
-"""What a child keeps on kinds of text that it was not calibrated on: the `unseen` task, kind by kind."""
+"""What a child keeps on text that it was not calibrated on: the `unseen` task, kind by kind."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.checkpoint import Workspace
@@ -25,24 +24,36 @@ def unseen_scores(
     out: Workspace,
 ) -> Scores:
     """Return bits per byte on unseen text, computed once under `name`, also across restarts."""
-    measured: Callable[[], Any] = lambda: score(model, tokenizer, [TASK], "validation", items, context)[TASK].to_plain()  # noqa: E731
+
+    def measured() -> Any:
+        return score(model, tokenizer, [TASK], "validation", items, context)[TASK].to_plain()
+
     return Scores.from_plain(out.remember(f"unseen-{name}", measured))
 
 
 def kept_elsewhere(
     parent: Scores, child: Scores, samples: int, seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return metrics (`unseen_<kind>_kept`) and a table row per kind: bits per byte of both, and what is kept."""
+    """Return the metrics `unseen_<kind>_kept`, and a table row per kind.
+
+    A row holds the bits per byte of both models, and the retention.
+    """
     before, after = parent.by_kind(), child.by_kind()
     metrics, rows = {}, []
-    for kind, kept in retention_by_kind(parent, child, samples, seed).items():
-        figures = {"value": kept.ratio, "low": kept.low, "high": kept.high, "n": kept.n}
+    for kind, retention in retention_by_kind(parent, child, samples, seed).items():
+        figures = {
+            "value": retention.ratio,
+            "low": retention.low,
+            "high": retention.high,
+            "n": retention.n,
+        }
         metrics[f"unseen_{kind}_kept"] = figures
         rows.append({
             "kind": kind,
             "parent": round(before[kind]["value"] if before else parent.mean, 4),
             "child": round(after[kind]["value"] if after else child.mean, 4),
-            "kept": round(kept.ratio, 4), "at least": round(kept.low, 4), "n": kept.n,
+            "kept": round(retention.ratio, 4), "at least": round(retention.low, 4),
+            "n": retention.n,
         })  # fmt: skip
     return metrics, rows
 

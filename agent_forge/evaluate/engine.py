@@ -1,7 +1,7 @@
 """The scorer: batched log-likelihood, choice scoring, generation with exact match.
 
-Rows are sorted by length so that a batch pads little; only masked positions reach the softmax. Reads a model in
-memory and items of a split; writes nothing.
+Rows are sorted by length so that a batch pads little; only masked positions reach the softmax.
+Reads a model in memory and items of a split; writes nothing.
 """
 
 import contextlib
@@ -20,20 +20,30 @@ from agent_forge.core.device import free_bytes
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.windows import positions, scoring_windows
-from agent_forge.evaluate.scores import Array, Scores, bootstrap_interval, cluster_numbers, split_hash
+from agent_forge.evaluate.scores import (
+    Array,
+    Scores,
+    bootstrap_interval,
+    cluster_numbers,
+    split_hash,
+)
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TASKS = "agent_forge.evaluate.tasks"
-# A batch's logits hold at most this many numbers (256 MB in float32): large vocabularies get smaller batches.
-MAX_LOGITS = 64_000_000  # of one batch on the CPU
-CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 65536  # of one batch, where nothing else is asked
-LOGITS_SHARE, LOGIT_BYTES = 0.5, 16  # of free memory; a logit is held as made, picked, in float32 and as log-softmax
+# On the CPU the logits of a batch hold at most this many numbers (256 MB in float32), so large
+# vocabularies get smaller batches.
+MAX_LOGITS = 64_000_000
+CPU_TOKENS, ACCELERATOR_TOKENS = 4096, 65536  # tokens per batch where the caller sets no limit
+# On an accelerator, logits take at most this share of free memory. Each is held four times: as the
+# model returns it, picked, in float32, and as log-softmax.
+LOGITS_SHARE, LOGIT_BYTES = 0.5, 16
 MaskedRow = tuple[Sequence[int], Sequence[bool]]
 _log = logging.getLogger("agent_forge")
-_said: set[tuple[str, int, int]] = set()  # (device, vocabulary, batch_tokens) whose limit has been logged
+# (device, vocabulary, batch_tokens) whose limit has been logged
+_logged_limits: set[tuple[str, int, int]] = set()
 
 
 def load_task(name: str) -> ModuleType:
@@ -44,7 +54,8 @@ def load_task(name: str) -> ModuleType:
 def task_items(name: str, split: str, n: int, context: EvalContext) -> list[Any]:
     """Return `n` distinct items of a split; a warning says so where the task has fewer.
 
-    Items are one when their "canonical" form is (without one: when they are equal). Raises DataError when it has none.
+    Two items are the same when their "canonical" entries are; items without one, when they are
+    equal. Raises DataError when the split has no items.
     """
     if n < 1:
         raise ConfigError(f"items must be at least 1, got {n}")
@@ -52,7 +63,9 @@ def task_items(name: str, split: str, n: int, context: EvalContext) -> list[Any]
     if not items:
         raise DataError(f"task '{name}' has no item in the {split} split")
     if len(items) < n:
-        _log.warning("task '%s' has %d distinct items in the %s split, not %d", name, len(items), split, n)
+        _log.warning(
+            "task '%s' has %d distinct items in the %s split, not %d", name, len(items), split, n
+        )
     return items
 
 
@@ -65,7 +78,7 @@ def distinct(items: Sequence[Any]) -> list[Any]:
 
 
 def canonical_form(item: Any) -> str:
-    """Return what makes an item the item that it is: its "canonical" entry, or all of it as JSON."""
+    """Return the text that identifies an item: its "canonical" entry, or all of it as JSON."""
     if isinstance(item, Mapping) and "canonical" in item:
         return str(item["canonical"])
     return json.dumps(item, sort_keys=True, ensure_ascii=False, default=str)
@@ -81,7 +94,9 @@ def score(
 ) -> dict[str, Scores]:
     """Return each task's Scores on `n` items of `split`."""
     return {
-        name: score_items(model, tokenizer, name, task_items(name, split, n, context), split, context)
+        name: score_items(
+            model, tokenizer, name, task_items(name, split, n, context), split, context
+        )
         for name in task_names
     }
 
@@ -94,8 +109,10 @@ def score_items(
     split: str,
     context: EvalContext,
 ) -> Scores:
-    """Return the Scores of given items; what search uses to race candidates on shared items."""
-    return scores_of(name, items, item_pairs(model, tokenizer, name, items, context), split, context.seed)
+    """Return the Scores of `items`; search calls this to race candidates on shared items."""
+    return scores_of(
+        name, items, item_pairs(model, tokenizer, name, items, context), split, context.seed
+    )
 
 
 def item_pairs(
@@ -105,32 +122,50 @@ def item_pairs(
     items: Sequence[Any],
     context: EvalContext,
 ) -> Array:
-    """Return (n, 2) float64, numerator and denominator of each item. Raises DataError for another shape."""
+    """Return (n, 2) float64: the numerator and denominator of each item.
+
+    Raises DataError when the task returns another shape.
+    """
     with evaluating(model):
-        pairs = np.asarray(load_task(name).score(model, tokenizer, items, context), dtype=np.float64)
+        pairs = np.asarray(
+            load_task(name).score(model, tokenizer, items, context), dtype=np.float64
+        )
     if pairs.shape != (len(items), 2):
         raise DataError(f"task '{name}' scored {pairs.shape}, expected ({len(items)}, 2)")
     return pairs
 
 
 def scores_of(name: str, items: Sequence[Any], pairs: Array, split: str, seed: int) -> Scores:
-    """Return the Scores that `pairs` (n, 2) of `items` make. Raises DataError when nothing was scored."""
+    """Return the Scores that `pairs` (n, 2) of `items` make.
+
+    Raises DataError when nothing was scored.
+    """
     task: Task = load_task(name).TASK
     values, weights = pairs[:, 0], pairs[:, 1]
     if not weights.sum() > 0:
-        raise DataError(f"task '{name}' scored nothing on these {len(items)} items; use more or longer ones")
+        raise DataError(
+            f"task '{name}' scored nothing on these {len(items)} items; use more or longer ones"
+        )
     clusters, kinds = _labels(items, "cluster"), _labels(items, "kind")
-    numbers = cluster_numbers([name or f"item {place}" for place, name in enumerate(clusters)]) if any(clusters) else []
+    numbers = (
+        cluster_numbers([name or f"item {place}" for place, name in enumerate(clusters)])
+        if any(clusters)
+        else []
+    )
+    interval = bootstrap_interval(
+        values, weights, seed=seed_for(seed, "evaluate", name), clusters=numbers
+    )
     return Scores(
-        task=task.name, version=task.version, metric=task.metric, higher_is_better=task.higher_is_better,
-        chance=task.chance, split=split, items_hash=split_hash(items), mean=float(values.sum() / weights.sum()),
-        interval=bootstrap_interval(values, weights, seed=seed_for(seed, "evaluate", name), clusters=numbers),
-        values=values.tolist(), weights=weights.tolist(), clusters=numbers, kinds=kinds if any(kinds) else [],
+        task=task.name, version=task.version, metric=task.metric,
+        higher_is_better=task.higher_is_better, chance=task.chance, split=split,
+        items_hash=split_hash(items), mean=float(values.sum() / weights.sum()),
+        interval=interval, values=values.tolist(), weights=weights.tolist(), clusters=numbers,
+        kinds=kinds if any(kinds) else [],
     )  # fmt: skip
 
 
 def _labels(items: Sequence[Any], key: str) -> list[str]:
-    """Return what each item says of itself under `key` ("cluster" or "kind"); "" where it says nothing."""
+    """Return each item's entry under `key` ("cluster" or "kind"), or "" where it has none."""
     return [str(item.get(key, "")) if isinstance(item, Mapping) else "" for item in items]
 
 
@@ -149,29 +184,40 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
 
 
 def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int = 0) -> Array:
-    """Return (n, 2) float64: the summed negative log-likelihood (nats) of masked tokens, and how many there are.
+    """Return (n, 2) float64: the sum of -log p (nats) over the masked tokens, and their number.
 
-    batch_tokens: most tokens in one forward pass; 0: 4,096 on the CPU, and what fills an accelerator.
-    A row is (ids, mask); mask[i] says that token i is scored given those before it. Token 0 cannot be scored.
-    A row longer than the model's positions is scored in windows that overlap by half (`data.windows.scoring_windows`).
-    Raises DataError when token 0 is to be scored.
+    rows: (ids, mask) each; where mask[i] is True, token i is scored given the tokens before it.
+    batch_tokens: the most tokens in one forward pass; 0 means 4,096 on the CPU, and as many as fill
+    an accelerator.
+
+    A row longer than the model's positions is scored in windows that overlap by half
+    (`data.windows.scoring_windows`). Raises DataError when token 0, which nothing precedes, is to
+    be scored.
     """
     limit = positions(model.config)
-    parts = [(i, part) for i, (ids, mask) in enumerate(rows) for part in scoring_windows(ids, mask, limit)]
+    parts = [
+        (i, part)
+        for i, (ids, mask) in enumerate(rows)
+        for part in scoring_windows(ids, mask, limit)
+    ]
     result = np.zeros((len(rows), 2))
-    np.add.at(result, [i for i, _ in parts], _window_nll(model, [part for _, part in parts], batch_tokens))
+    np.add.at(
+        result, [i for i, _ in parts], _window_nll(model, [part for _, part in parts], batch_tokens)
+    )
     return result
 
 
 def _window_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int) -> Array:
-    """As `row_nll`, for rows that fit the model's positions."""
+    """Return what `row_nll` returns, for rows that fit the model's positions."""
     import torch
     from torch.nn import functional
 
     result = np.zeros((len(rows), 2))
     device = model.device
     with evaluating(model):
-        for chosen in batches_by_length([len(ids) for ids, _ in rows], _token_limit(model, batch_tokens)):
+        for chosen in batches_by_length(
+            [len(ids) for ids, _ in rows], _token_limit(model, batch_tokens)
+        ):
             length = max(len(rows[i][0]) for i in chosen)
             ids = torch.zeros(len(chosen), length, dtype=torch.long)
             present = torch.zeros(len(chosen), length, dtype=torch.long)
@@ -182,23 +228,35 @@ def _window_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_token
                 mask[place, :size] = torch.as_tensor(list(rows[i][1]), dtype=torch.bool)
                 present[place, :size] = 1
             if bool(mask[:, 0].any()):
-                raise DataError("the first token of a row has nothing before it and cannot be scored; put one in front")
+                raise DataError(
+                    "the first token of a row has nothing before it and cannot be scored; "
+                    "put one in front"
+                )
             padded = not bool(present.all())
             logits = model(
-                input_ids=ids.to(device), attention_mask=present.to(device) if padded else None, use_cache=False
+                input_ids=ids.to(device),
+                attention_mask=present.to(device) if padded else None,
+                use_cache=False,
             ).logits
             scored = mask[:, 1:].to(device)
             targets = ids[:, 1:].to(device)[scored]
-            losses = functional.cross_entropy(logits[:, :-1][scored].float(), targets, reduction="none").double()
+            losses = functional.cross_entropy(
+                logits[:, :-1][scored].float(), targets, reduction="none"
+            ).double()
             where = scored.nonzero()[:, 0]
-            sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device).index_add_(0, where, losses)
+            sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device).index_add_(
+                0, where, losses
+            )
             result[chosen, 0] = sums.cpu().numpy()
             result[chosen, 1] = mask.sum(1).numpy()
     return result
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Return row numbers in batches of similar length, each at most `batch_tokens` with its padding (or one row)."""
+    """Return row numbers in batches of similar length.
+
+    With its padding, a batch holds at most `batch_tokens` tokens, or a single row.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
@@ -209,25 +267,32 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
 
 
 def _token_limit(model: "PreTrainedModel", batch_tokens: int) -> int:
-    """Return the most tokens of a batch: as asked (0: by the device), and never more logits than memory allows."""
-    vocabulary = getattr(model.config, "vocab_size", None) or model.get_output_embeddings().weight.shape[0]
+    """Return the most tokens per batch: `batch_tokens`, or less where its logits would not fit."""
+    vocabulary = (
+        getattr(model.config, "vocab_size", None) or model.get_output_embeddings().weight.shape[0]
+    )
     limit, why = _limit(free_bytes(model.device), int(vocabulary), batch_tokens)
     place = (str(model.device), int(vocabulary), batch_tokens)
-    if model.device.type != "cpu" and place not in _said:
-        _said.add(place)
-        _log.info("evaluation on %s: up to %s tokens in a pass (%s)", model.device, f"{limit:,}", why)
+    if model.device.type != "cpu" and place not in _logged_limits:
+        _logged_limits.add(place)
+        _log.info(
+            "evaluation on %s: up to %s tokens in a pass (%s)", model.device, f"{limit:,}", why
+        )
     return limit
 
 
 def _limit(free: int, vocabulary: int, batch_tokens: int) -> tuple[int, str]:
-    """Return the most tokens of a batch and what set it. free: bytes; 0 where that cannot be asked."""
+    """Return the most tokens of a batch and the reason for the limit.
+
+    free: bytes of free memory; 0 where the device does not tell.
+    """
     logits, tokens = MAX_LOGITS, CPU_TOKENS
     if free:
         logits, tokens = int(LOGITS_SHARE * free / LOGIT_BYTES), ACCELERATOR_TOKENS
     memory = max(logits // vocabulary, 1)
     if memory < (batch_tokens or tokens):
         room = f" in {free / 1e9:.1f} GB of free memory" if free else ""
-        return memory, f"logits of {vocabulary:,} entries a token{room}"
+        return memory, f"logits of {vocabulary:,} entries per token{room}"
     if batch_tokens:
         return batch_tokens, "as set"
     return tokens, "which fills it" if free else "as on the CPU: its free memory cannot be asked"
@@ -238,16 +303,21 @@ def choice_log_likelihood(
     questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
     batch_tokens: int = 0,
 ) -> list[list[float]]:
-    """Return, for each (prompt ids, choices' ids), the log-likelihood in nats of each choice after the prompt."""
+    """Return the log-likelihood (nats) of each choice after its prompt, per question.
+
+    questions: (ids of the prompt, ids of each choice).
+    """
     rows: list[MaskedRow] = []
     for prompt, choices in questions:
-        rows += [([*prompt, *choice], [False] * len(prompt) + [True] * len(choice)) for choice in choices]
+        rows += [
+            ([*prompt, *choice], [False] * len(prompt) + [True] * len(choice)) for choice in choices
+        ]
     totals = -row_nll(model, rows, batch_tokens)[:, 0]
-    found, start = [], 0
+    likelihoods, start = [], 0
     for _, choices in questions:
-        found.append(totals[start : start + len(choices)].tolist())
+        likelihoods.append(totals[start : start + len(choices)].tolist())
         start += len(choices)
-    return found
+    return likelihoods
 
 
 def generate_replies(
@@ -279,7 +349,10 @@ def exact_match(
     max_new_tokens: int,
     context: EvalContext,
 ) -> Array:
-    """Return (n, 2): 1 where the last word of the generated reply is the row's answer, and weight 1."""
+    """Return (n, 2): 1 where the reply's last word is the row's answer, and weight 1.
+
+    A reply that the token limit cuts off is wrong.
+    """
     questions = [asked(row["messages"]) for row in rows]
     replies = generate_replies(model, tokenizer, questions, max_new_tokens, context)
     right = [
@@ -292,7 +365,9 @@ def exact_match(
 
 def asked(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Return the turns before the assistant first speaks."""
-    first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    first = next(
+        (i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages)
+    )
     return list(messages[:first])
 
 
@@ -303,9 +378,13 @@ def last_word(text: str) -> str:
 
 
 def measure_speed(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", *, new_tokens: int = 24, repeats: int = 2
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    new_tokens: int = 24,
+    repeats: int = 2,
 ) -> float:
-    """Return generated tokens per second of one conversation, as its reader sees them: the best of `repeats`.
+    """Return the tokens per second that one conversation generates, at the best of `repeats`.
 
     Nothing stops the reply early, so every model generates the same number of tokens.
     """
@@ -318,7 +397,10 @@ def measure_speeds(
     new_tokens: int = 24,
     repeats: int = 2,
 ) -> list[float]:
-    """Return the tokens per second of each model, taking turns: what else the machine does slows all alike."""
+    """Return the tokens per second of each model.
+
+    The models take turns, so that other work on the machine slows all of them alike.
+    """
     from agent_forge import models
     from agent_forge.data import encode_prompt
 
@@ -329,7 +411,9 @@ def measure_speeds(
             prompt = encode_prompt(tokenizer, question)
             with evaluating(model):
                 start = time.perf_counter()
-                models.generate(model, [prompt], max_new_tokens=new_tokens if turn else 2, stop_ids=[])
+                models.generate(
+                    model, [prompt], max_new_tokens=new_tokens if turn else 2, stop_ids=[]
+                )
                 if turn:  # the first turn only warms up
                     best[place] = min(best[place], time.perf_counter() - start)
     return [new_tokens / seconds for seconds in best]

@@ -1,14 +1,14 @@
 """Gate a child by what it retains of its parent, paired on the same items.
 
 Retention is child/parent where higher is better and parent/child for bits per byte. A child is
-refused on a task when two things hold: it is shown to be worse than the parent (upper bound below 1)
-and it is not shown to keep the limit (lower bound below the limit). The first condition lets
-unchanged children pass however few items there are, the second lets small losses pass. Whether a
-task is gated at all is decided by the parent's interval alone: where the parent is at chance there
-is nothing to lose, and the report says so.
+refused on a task when two things hold: it is shown to be worse than the parent (upper bound below
+1) and it is not shown to keep the limit (lower bound below the limit). The first condition lets
+unchanged children pass with any number of items, the second lets small losses pass. Only the
+parent's interval decides whether a task is gated at all: where the parent is at chance there is
+nothing to lose, and the report says so.
 
-The same rule, with limits of its own, holds a child against the base of its chain, so that many
-small losses cannot add up: a phase may spend only what is left of the chain's limit.
+The same rule, with separate limits, compares a child with the base of its chain, so that many small
+losses cannot add up: a phase may spend only what is left of the chain's limit.
 """
 
 import math
@@ -22,8 +22,8 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.evaluate.scores import Array, Scores, draw_items, require_pairs, resample
 from agent_forge.evaluate.task import Task
 
-CONFIDENCE = 0.95  # one-sided, of the bounds that are reported
-# One-sided, of a loss that is shown; shared by all gated tasks, so that an unchanged child passes.
+CONFIDENCE = 0.95  # one-sided, for the bounds in reports
+# One-sided, for showing a loss. All gated tasks share it, so that an unchanged child passes.
 LOSS_CONFIDENCE = 0.99
 
 
@@ -59,9 +59,10 @@ class Retention:
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """The gate's decision. `reasons` says in plain words why a child was refused.
+    """The gate's decision, with the reasons for a refusal in plain words.
 
-    retentions: against the parent, by task; chain: against the base of the chain, by task.
+    retentions: against the parent, by task.
+    chain: against the base of the chain, by task.
     """
 
     passed: bool
@@ -70,7 +71,10 @@ class Verdict:
     chain: dict[str, Retention] = field(default_factory=dict)
 
     def open_tasks(self) -> list[str]:
-        """Return the tasks whose verdict more items may change; none once one task is certainly refused."""
+        """Return the tasks whose verdict more items may change.
+
+        None once one is certainly refused.
+        """
         rows = [*self.retentions.values(), *self.chain.values()]
         if any(row.gated and row.ceiling < row.limit for row in rows):
             return []
@@ -89,8 +93,8 @@ def retention(
 ) -> Retention:
     """Return the child's retention with its paired-bootstrap bounds.
 
-    A ratio 0/0 (both score nothing) counts as 1; a child whose score is not finite retains 0. Raises
-    DataError when the two were not scored on the same items.
+    The ratio 0/0, where both score nothing, counts as 1; a child whose score is not finite retains
+    0. Raises DataError when the two were not scored on the same items.
     """
     require_pairs(parent, child)
     both = [*parent.sums(), *child.sums()]
@@ -105,22 +109,33 @@ def retention(
     )  # fmt: skip
 
 
-def retention_by_kind(parent: Scores, child: Scores, samples: int, seed: int) -> dict[str, Retention]:
-    """Return the child's retention on each kind of item, in order of appearance; {} where items have no kind."""
+def retention_by_kind(
+    parent: Scores, child: Scores, samples: int, seed: int
+) -> dict[str, Retention]:
+    """Return the child's retention per kind of item, in order of appearance; {} without kinds."""
     require_pairs(parent, child)
-    found = {}
+    retentions = {}
     for kind in dict.fromkeys(parent.kinds):
         places = [place for place, name in enumerate(parent.kinds) if name == kind]
         before, after = _items_at(parent, places), _items_at(child, places)
-        found[kind] = retention(kind, before, after, samples, seed)
-    return found
+        retentions[kind] = retention(kind, before, after, samples, seed)
+    return retentions
 
 
 def _items_at(scores: Scores, places: list[int]) -> Scores:
-    """Return the scores of some items; the interval, which retention does not read, stays that of all."""
-    values, weights = ([part[place] for place in places] for part in (scores.values, scores.weights))
+    """Return the scores of some items, with the interval of all, which retention does not read."""
+    values, weights = (
+        [part[place] for place in places] for part in (scores.values, scores.weights)
+    )
     clusters = [scores.clusters[place] for place in places] if scores.clusters else []
-    return replace(scores, values=values, weights=weights, clusters=clusters, kinds=[], mean=sum(values) / sum(weights))
+    return replace(
+        scores,
+        values=values,
+        weights=weights,
+        clusters=clusters,
+        kinds=[],
+        mean=sum(values) / sum(weights),
+    )
 
 
 def _ratios(both: list[Array], draws: np.ndarray, higher_is_better: bool) -> Array:
@@ -149,14 +164,18 @@ def judge(
 ) -> Verdict:
     """Return the verdict on a child; speed in tokens per second, memory in bytes, 0 where unknown.
 
-    base: scores of the base of the chain, held against `gate.chain`. memory_slack: bytes by which two
-    measurements of the same model may differ. An empty `parent` (a model made from nothing) asks only
-    that every score is finite. Tasks that were scored but are not in `gate.tasks` are reported.
-    Raises ConfigError when a gated task was not scored.
+    parent: empty for a model that is made from nothing; then every score only has to be finite.
+    base: scores of the base of the chain, for the limits of `gate.chain`.
+    memory_slack: bytes by which two measurements of one model may differ.
+
+    Tasks that were scored but are not in `gate.tasks` are reported and not gated. Raises
+    ConfigError when a gated task was not scored.
     """
     for name in gate.tasks:
         if name not in child or (parent and name not in parent):
-            raise ConfigError(f"gate.tasks names '{name}', which was not scored{did_you_mean(name, child)}")
+            raise ConfigError(
+                f"gate.tasks names '{name}', which was not scored{did_you_mean(name, child)}"
+            )
     tests = [(parent, gate.tasks), (base or {}, gate.chain)]
     gated = sum(_is_gated(name, scores, limits) for scores, limits in tests for name in scores)
     rows, chain = (
@@ -204,7 +223,10 @@ def _judge_task(
     gated: int,
     seed: int,
 ) -> Retention:
-    """Return the retention with its limit. gated: how many tests share the chance of a false alarm."""
+    """Return the retention with its limit.
+
+    gated: how many tests share the chance of a false alarm.
+    """
     row = retention(
         parent.task, parent, child, gate.samples, seed,
         confidence=1 - (1 - CONFIDENCE) / gate.looks,
@@ -215,7 +237,8 @@ def _judge_task(
     row.gated = parent.task in limits and not row.at_chance
     if row.at_chance:
         row.note = (
-            f"at chance: not gated, the parent is not above chance ({parent.mean:.3f} against {parent.chance:.3f})"
+            f"at chance: not gated, the parent is not above chance ({parent.mean:.3f} "
+            f"against {parent.chance:.3f})"
         )
     elif row.gated and row.low < row.limit and not row.refused:
         row.note = f"no loss is shown, but n={row.n} shows no more than {row.low:.3f} kept"

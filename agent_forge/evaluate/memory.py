@@ -1,4 +1,4 @@
-"""Peak memory of this process or an accelerator; it can be forgotten, so that one piece of work is measured."""
+"""Peak memory of this process or of an accelerator, with a reset to measure one piece of work."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def peak_memory_bytes(device: str = "cpu") -> int:
-    """Return the highest resident size (or allocation on `device`) since `reset_peak_memory` or the start."""
+    """Return the peak resident size, or allocation on `device`, since the last reset or start."""
     if device.startswith("cuda"):
         import torch
 
@@ -29,7 +29,7 @@ def peak_memory_bytes(device: str = "cpu") -> int:
 
 
 def reset_peak_memory(device: str = "cpu") -> bool:
-    """Forget the peak so far; False where the system cannot (the peak then counts from the start of the process)."""
+    """Reset the peak; return whether the system can. If not, it counts from the process's start."""
     if device.startswith("cuda"):
         import torch
 
@@ -43,10 +43,10 @@ def reset_peak_memory(device: str = "cpu") -> bool:
 
 
 def footprint(work: Callable[[], T], device: str = "cpu") -> tuple[T, int]:
-    """Return what `work()` returns, and the bytes by which the peak rose above what was held before.
+    """Return what `work()` returns, and by how many bytes the peak rose above the memory in use.
 
-    Free memory is first given back to the system where the C library can: else a large model would
-    fit into the room that an earlier one left, and seem to need nothing.
+    Free memory first goes back to the system where the C library can do that. Otherwise a large
+    model would fit into the room that an earlier one left, and seem to need nothing.
     """
     gc.collect()
     libc = None if sys.platform == "win32" else ctypes.CDLL(None)

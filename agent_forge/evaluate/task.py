@@ -1,4 +1,4 @@
-"""What a task says about itself, and what it is told."""
+"""The fixed facts of an evaluation task, and the context in which it scores."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from agent_forge.config import DataConfig
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task's fixed facts. `version` changes whenever its numbers would.
+    """A task's fixed facts. `version` changes whenever its scores would.
 
     chance: the metric of a model that knows the form of an answer and guesses its content.
     """
@@ -24,8 +24,9 @@ class Task:
 class EvalContext:
     """What items and scores may depend on besides the model.
 
-    batch_tokens: most tokens in one forward pass, padding included; 0: 4,096 on the CPU, what fills an accelerator.
-    batch_rows: most conversations generated at once.
+    batch_tokens: the most tokens in one forward pass, padding included; 0 means 4,096 on the CPU,
+    and as many as fill an accelerator.
+    batch_rows: the most conversations generated at once.
     """
 
     data: DataConfig

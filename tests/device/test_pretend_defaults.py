@@ -73,8 +73,8 @@ def test_pretend_accelerator_says_its_batches_and_chunks_in_one_line_each(
     lines: list[str] = []
     rows, vocabulary = [([1, 5, 9, 7], [False, True, True, True])], tiny_llama.config.vocab_size
     gigabytes = 32 * vocabulary * 1000 / 1e9
-    monkeypatch.setattr(engine, "_said", set())
-    monkeypatch.setattr(chunks, "_said", set())
+    monkeypatch.setattr(engine, "_logged_limits", set())
+    monkeypatch.setattr(chunks, "_logged_chunks", set())
     chunks.rows_at_once.cache_clear()
     with choices_said(lines.append):
         engine.row_nll(tiny_llama, rows)
@@ -93,7 +93,7 @@ def test_pretend_accelerator_says_its_batches_and_chunks_in_one_line_each(
         f"{of_evaluation} 4,096 tokens in a pass (as on the CPU: its free memory cannot be asked)",
         f"logits on {KIND}:0: at most {chunks.CPU_ENTRIES // vocabulary:,} rows of {vocabulary} at once "
         "(its free memory cannot be asked)",
-        f"{of_evaluation} 1,000 tokens in a pass (logits of {vocabulary} entries a token in {gigabytes:.1f} GB of free "
+        f"{of_evaluation} 1,000 tokens in a pass (logits of {vocabulary} entries per token in {gigabytes:.1f} GB of free "
         "memory)",
         f"{of_evaluation} 7 tokens in a pass (as set)",
     ]

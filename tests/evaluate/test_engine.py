@@ -22,7 +22,10 @@ from agent_forge.data import TextSource, train_tokenizer
 from agent_forge.evaluate.tasks import choice, memory, persona, reasoning, text, tools
 from tests import tiny_families
 
-WORDS = "the river and the old house stand near a small garden where people met in winter and wrote letters home . "
+WORDS = (
+    "the river and the old house stand near a small garden where people met in winter and "
+    "wrote letters home . "
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +52,18 @@ def context(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([WORDS * 20, "The code of the red box is 12. Which is largest: 4, 5? Answer: 5"], 400)
+    return train_tokenizer(
+        [WORDS * 20, "The code of the red box is 12. Which is largest: 4, 5? Answer: 5"], 400
+    )
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=False,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=len(tokenizer), max_position_embeddings=512,
+        tie_word_embeddings=False,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -79,11 +85,11 @@ def trained(model, tokenizer, context):
 
 
 def one_by_one(model, rows):
-    found = []
+    losses = []
     for ids, mask in rows:
         log_p = functional.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), -1)
-        found.append(-sum(float(log_p[i - 1, ids[i]]) for i in range(1, len(ids)) if mask[i]))
-    return found
+        losses.append(-sum(float(log_p[i - 1, ids[i]]) for i in range(1, len(ids)) if mask[i]))
+    return losses
 
 
 def test_batched_log_likelihood_equals_one_row_at_a_time(model):
@@ -92,10 +98,10 @@ def test_batched_log_likelihood_equals_one_row_at_a_time(model):
     for size in (2, 3, 9, 9, 17, 40, 41):
         ids = generator.integers(0, 300, size).tolist()
         rows.append((ids, [False, *(generator.random(size - 1) < 0.7).tolist()]))
-    found = evaluate.row_nll(model, rows, batch_tokens=100)
+    totals = evaluate.row_nll(model, rows, batch_tokens=100)
     with torch.no_grad():
-        assert found[:, 0] == pytest.approx(one_by_one(model, rows), rel=1e-5)
-    assert found[:, 1].tolist() == [sum(mask) for _, mask in rows]
+        assert totals[:, 0] == pytest.approx(one_by_one(model, rows), rel=1e-5)
+    assert totals[:, 1].tolist() == [sum(mask) for _, mask in rows]
 
 
 def test_a_row_that_asks_for_its_first_token_is_refused(model):
@@ -107,7 +113,9 @@ def test_batches_hold_every_row_once_within_the_limit():
     lengths = np.random.default_rng(0).integers(1, 50, 100).tolist()
     batches = evaluate.engine.batches_by_length(lengths, 120)
     assert sorted(i for batch in batches for i in batch) == list(range(100))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 120 for batch in batches)
+    assert all(
+        len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 120 for batch in batches
+    )
 
 
 def test_a_batch_has_a_row_at_least_and_no_more_logits_than_memory_allows(monkeypatch, model):
@@ -118,7 +126,9 @@ def test_a_batch_has_a_row_at_least_and_no_more_logits_than_memory_allows(monkey
 
 
 def test_one_item_is_enough_to_score_and_none_of_weight_is_refused():
-    assert evaluate.engine.scores_of("reasoning", [{}], np.array([[1.0, 1.0]]), "test", 0).mean == 1.0
+    assert (
+        evaluate.engine.scores_of("reasoning", [{}], np.array([[1.0, 1.0]]), "test", 0).mean == 1.0
+    )
     assert evaluate.engine.scores_of("text", [{}], np.array([[1.0, 0.5]]), "test", 0).mean == 2.0
     with pytest.raises(DataError, match="scored nothing"):
         evaluate.engine.scores_of("text", [{}], np.array([[0.0, 0.0]]), "test", 0)
@@ -127,15 +137,22 @@ def test_one_item_is_enough_to_score_and_none_of_weight_is_refused():
 def test_text_is_cut_after_the_word_that_fills_a_piece_spaces_counted():
     assert text.cut("aa bb cc dd ee", 6) == ["aa bb", "cc dd"]
     assert text.cut("aa bb", 5) == ["aa bb"]
-    assert text.cut("é b", 5) == ["é b"]  # bytes, not letters: 2 + 1 and 1 + 1
+    assert text.cut("é b", 5) == ["é b"]  # 2 + 1 and 1 + 1 bytes: letters do not count
     assert text.cut("aa bb", 7) == []
 
 
 def test_chance_is_what_guessing_scores():
-    """One of four choices; one of the level + 1 codes that were told, levels 1 to 5; a call is never guessed."""
-    assert {len(case["choices"]) for case in choice.cases() if case["id"].startswith("hellaswag")} == {4}
+    """One of four choices.
+
+    One of the level + 1 codes that were told, levels 1 to 5; a call is never guessed.
+    """
+    assert {
+        len(case["choices"]) for case in choice.cases() if case["id"].startswith("hellaswag")
+    } == {4}
     assert choice.TASK.chance == 1 / 4
-    assert memory.TASK.chance == pytest.approx(np.mean([1 / (level + 1) for level in range(1, 6)]), abs=5e-4)
+    assert memory.TASK.chance == pytest.approx(
+        np.mean([1 / (level + 1) for level in range(1, 6)]), abs=5e-4
+    )
     assert tools.TASK.chance == 0.0
 
 
@@ -143,30 +160,36 @@ def test_bits_per_byte_of_a_uniform_model_is_its_closed_form(model, tokenizer, c
     uniform = copy.deepcopy(model)
     torch.nn.init.zeros_(uniform.lm_head.weight)
     items = text.items("validation", 8, context)
-    found = evaluate.score_items(uniform, tokenizer, "text", items, "validation", context)
+    scores = evaluate.score_items(uniform, tokenizer, "text", items, "validation", context)
     pieces = [item["text"] for item in items]
     tokens = sum(len(tokenizer.encode(piece, add_special_tokens=False)) for piece in pieces)
     size = sum(len(piece.encode()) for piece in pieces)
-    assert found.mean == pytest.approx(math.log2(len(tokenizer)) * tokens / size, rel=1e-6)
-    assert found.n == len(items)
-    assert found.items_hash == evaluate.split_hash(items)
+    assert scores.mean == pytest.approx(math.log2(len(tokenizer)) * tokens / size, rel=1e-6)
+    assert scores.n == len(items)
+    assert scores.items_hash == evaluate.split_hash(items)
 
 
 def test_choice_scores_equal_brute_force(model):
     generator = np.random.default_rng(4)
     questions = [
-        (generator.integers(0, 300, 5).tolist(), [generator.integers(0, 300, size).tolist() for size in (1, 4, 2)])
+        (
+            generator.integers(0, 300, 5).tolist(),
+            [generator.integers(0, 300, size).tolist() for size in (1, 4, 2)],
+        )
         for _ in range(5)
     ]
-    found = evaluate.choice_log_likelihood(model, questions, batch_tokens=40)
+    likelihoods = evaluate.choice_log_likelihood(model, questions, batch_tokens=40)
     with torch.no_grad():
-        for (prompt, choices), values in zip(questions, found, strict=True):
+        for (prompt, choices), values in zip(questions, likelihoods, strict=True):
             rows = [(prompt + c, [False] * len(prompt) + [True] * len(c)) for c in choices]
             assert values == pytest.approx([-nll for nll in one_by_one(model, rows)], rel=1e-5)
 
 
 def test_bits_of_a_gemma_are_those_of_its_text_after_bos(context):
-    """Scored as it was trained: BOS once in front, unscored; worked out here from its logits, with it and without."""
+    """Scored as it was trained: BOS once in front, unscored.
+
+    Worked out here from its logits, with it and without.
+    """
     words = tiny_families.tokenizer(bos_token="<|im_start|>")
     words.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", words.bos_token_id)]
@@ -191,14 +214,18 @@ def test_bits_of_a_gemma_are_those_of_its_text_after_bos(context):
 
 def test_a_damaged_child_is_refused_and_the_same_child_passes(trained, tokenizer, context):
     gate = GateConfig(
-        enabled=True, tasks={"text": 0.95}, chain={}, base="", items=24, looks=1, samples=400, memory_ratio=3.0,
-        speed_ratio=0.0, on_failure="stop",
+        enabled=True, tasks={"text": 0.95}, chain={}, base="", items=24, looks=1, samples=400,
+        memory_ratio=3.0, speed_ratio=0.0, on_failure="stop",
     )  # fmt: skip
     damaged = copy.deepcopy(trained)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in damaged.parameters():
-            weight += 0.5 * weight.std() * torch.randn(weight.shape, generator=generator) if weight.dim() > 1 else 0.0
+            weight += (
+                0.5 * weight.std() * torch.randn(weight.shape, generator=generator)
+                if weight.dim() > 1
+                else 0.0
+            )
     parent = evaluate.score(trained, tokenizer, ["text"], "validation", 12, context)
     assert parent["text"].above_chance
     again = evaluate.score(copy.deepcopy(trained), tokenizer, ["text"], "validation", 12, context)
@@ -212,26 +239,39 @@ def test_a_damaged_child_is_refused_and_the_same_child_passes(trained, tokenizer
 @pytest.mark.parametrize("task", [text, reasoning, memory, tools, persona, choice])
 def test_splits_share_no_item_and_the_seed_fixes_them(task, context):
     splits = ("validation", "search", "test")
-    found = {split: task.items(split, 10, context) for split in splits}
-    keys = {split: {evaluate.split_hash([item]) for item in items} for split, items in found.items()}
+    members = {split: task.items(split, 10, context) for split in splits}
+    keys = {
+        split: {evaluate.split_hash([item]) for item in items} for split, items in members.items()
+    }
     assert all(keys[a].isdisjoint(keys[b]) for a in splits for b in splits if a < b)
-    assert task.items("test", 10, context) == found["test"]
+    assert task.items("test", 10, context) == members["test"]
 
 
 @pytest.mark.parametrize(
     ("task", "version", "items"),
     [
-        (reasoning, 2, "f8f4437d7e3ef451"), (memory, 2, "82a6a2e540a0ce81"), (tools, 2, "4d875f970e42a93c"),
-        (persona, 2, "f515d5cd3eb715b1"), (text, 2, "b8cf5c2b9860e640"),
+        (reasoning, 2, "f8f4437d7e3ef451"), (memory, 2, "82a6a2e540a0ce81"),
+        (tools, 2, "4d875f970e42a93c"), (persona, 2, "f515d5cd3eb715b1"),
+        (text, 2, "b8cf5c2b9860e640"),
     ],
 )  # fmt: skip
 def test_a_task_whose_items_change_gets_a_new_version(task, version, items, context):
     """Scores of other items cannot be compared: raise the version together with the hash."""
-    assert (task.TASK.version, evaluate.split_hash(task.items("test", 20, context))) == (version, items)
+    assert (task.TASK.version, evaluate.split_hash(task.items("test", 20, context))) == (
+        version,
+        items,
+    )
 
 
-def test_exact_match_counts_finished_replies_that_end_in_the_answer(monkeypatch, model, tokenizer, context):
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "answer": "12"}] * 4
+def test_exact_match_counts_finished_replies_that_end_in_the_answer(
+    monkeypatch, model, tokenizer, context
+):
+    rows = [
+        {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+            "answer": "12",
+        }
+    ] * 4
     replies = ["Answer: 12", "It is 12.", "12 no", "Answer: 12"]
     ids = [tokenizer.encode(reply) for reply in replies]
     ids[3] = (ids[3] * 30)[:30]
@@ -266,8 +306,14 @@ def test_a_missing_package_of_questions_names_the_command(monkeypatch, context):
 
 def test_persona_markers_are_what_they_say():
     assert persona.distinct_pairs(["a", "b", "a", "b"]) == pytest.approx(2 / 3)
-    assert persona.markers("old river.", "old river", "old river", ended=True) == {"helpfulness": 1.0, "precision": 1.0}
-    assert persona.markers("x x x", "old river", "", ended=False) == {"helpfulness": 0.0, "creativity": 0.5}
+    assert persona.markers("old river.", "old river", "old river", ended=True) == {
+        "helpfulness": 1.0,
+        "precision": 1.0,
+    }
+    assert persona.markers("x x x", "old river", "", ended=False) == {
+        "helpfulness": 0.0,
+        "creativity": 0.5,
+    }
 
 
 def test_an_unknown_task_is_answered_with_the_nearest(model, tokenizer, context):
@@ -323,13 +369,19 @@ def test_repeated_items_are_scored_once_and_a_shortage_is_said(monkeypatch, cont
     assert "task 'reasoning' has 2 distinct items in the test split, not 3" in caplog.text
 
 
-def test_an_engine_score_resamples_the_clusters_that_items_name(monkeypatch, model, tokenizer, context):
+def test_an_engine_score_resamples_the_clusters_that_items_name(
+    monkeypatch, model, tokenizer, context
+):
     items = [{"cluster": name, "kind": kind} for name, kind in zip("aabbcc", "xyxyxy", strict=True)]
-    monkeypatch.setattr(reasoning, "score", lambda *_: np.array([[1, 1], [1, 1], [0, 1], [0, 1], [1, 1], [1, 1.0]]))
-    found = evaluate.score_items(model, tokenizer, "reasoning", items, "test", context)
-    assert found.clusters == [0, 0, 1, 1, 2, 2]
-    assert found.as_metric()["clusters"] == 3
-    assert found.as_metric()["kinds"]["x"]["n"] == 3
-    assert found.interval == evaluate.bootstrap_interval(
-        np.array([2.0, 0, 2]), np.array([2.0, 2, 2]), seed=seed_for(context.seed, "evaluate", "reasoning")
+    monkeypatch.setattr(
+        reasoning, "score", lambda *_: np.array([[1, 1], [1, 1], [0, 1], [0, 1], [1, 1], [1, 1.0]])
+    )
+    scores = evaluate.score_items(model, tokenizer, "reasoning", items, "test", context)
+    assert scores.clusters == [0, 0, 1, 1, 2, 2]
+    assert scores.as_metric()["clusters"] == 3
+    assert scores.as_metric()["kinds"]["x"]["n"] == 3
+    assert scores.interval == evaluate.bootstrap_interval(
+        np.array([2.0, 0, 2]),
+        np.array([2.0, 2, 2]),
+        seed=seed_for(context.seed, "evaluate", "reasoning"),
     )

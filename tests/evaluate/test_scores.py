@@ -11,23 +11,33 @@ import pytest
 import agent_forge
 from agent_forge.config import GateConfig
 from agent_forge.core.errors import ConfigError, DataError
-from agent_forge.evaluate import Scores, bootstrap_interval, draw_from, judge, paired_gain, retention, split_hash
+from agent_forge.evaluate import (
+    Scores,
+    bootstrap_interval,
+    draw_from,
+    judge,
+    paired_gain,
+    retention,
+    split_hash,
+)
 
 
 def scores(values, weights=None, *, higher=True, chance=0.0, items="same", task="reasoning"):
     values = np.asarray(values, float)
     weights = np.ones_like(values) if weights is None else np.asarray(weights, float)
     return Scores(
-        task=task, version=1, metric="m", higher_is_better=higher, chance=chance, split="validation", items_hash=items,
-        mean=float(values.sum() / weights.sum()), interval=bootstrap_interval(values, weights, seed=0),
-        values=values.tolist(), weights=weights.tolist(),
+        task=task, version=1, metric="m", higher_is_better=higher, chance=chance,
+        split="validation", items_hash=items, mean=float(values.sum() / weights.sum()),
+        interval=bootstrap_interval(values, weights, seed=0), values=values.tolist(),
+        weights=weights.tolist(),
     )  # fmt: skip
 
 
 def gate(**changes):
     settings = {
-        "enabled": True, "tasks": {"reasoning": 0.95}, "chain": {}, "base": "", "items": 96, "looks": 1,
-        "samples": 500, "memory_ratio": 3.0, "speed_ratio": 0.1, "on_failure": "rollback",
+        "enabled": True, "tasks": {"reasoning": 0.95}, "chain": {}, "base": "", "items": 96,
+        "looks": 1, "samples": 500, "memory_ratio": 3.0, "speed_ratio": 0.1,
+        "on_failure": "rollback",
     }  # fmt: skip
     return GateConfig(**{**settings, **changes})
 
@@ -108,7 +118,7 @@ def test_a_task_on_which_the_parent_guesses_is_reported_but_not_gated():
 def test_whether_a_task_is_gated_is_decided_by_the_parents_interval_alone():
     """Not by the parent's mean, not by the child, not by the child's interval: all eight cases."""
     above, below = np.repeat([1.0, 0.0], [60, 36]), np.repeat([1.0, 0.0], [20, 76])
-    near = np.repeat([1.0, 0.0], [28, 68])  # the mean is above .25, the interval is not
+    near = np.repeat([1.0, 0.0], [28, 68])  # The mean is above .25, and the interval is not.
     worst = np.zeros(96)
     for parent_values, gated in ((above, True), (near, False), (below, False), (worst, False)):
         for child_values in (above, near, below, worst):
@@ -124,7 +134,9 @@ def test_whether_a_task_is_gated_is_decided_by_the_parents_interval_alone():
 
 def test_one_bad_task_is_enough_to_refuse_and_is_the_one_that_is_named():
     generator = np.random.default_rng(4)
-    good = {name: scores(generator.random(96) < 0.9, task=name) for name in ("text", "memory", "tools")}
+    good = {
+        name: scores(generator.random(96) < 0.9, task=name) for name in ("text", "memory", "tools")
+    }
     for name in good:
         child = {**good, name: scores(np.zeros(96), task=name)}
         limits = {"text": 0.9, "memory": 0.9, "tools": 0.9}
@@ -138,11 +150,15 @@ def jittered(values, lost, generator):
     """Return 0/1 values: a right one is lost at this rate, and as many are won in expectation."""
     values = np.asarray(values)
     won = lost * values.mean() / (1 - values.mean())
-    return np.where(generator.random(len(values)) < np.where(values == 1, lost, won), 1 - values, values)
+    return np.where(
+        generator.random(len(values)) < np.where(values == 1, lost, won), 1 - values, values
+    )
 
 
 def test_an_unchanged_but_jittered_child_passes_at_99_of_100_draws_and_a_loss_of_a_tenth_does_not():
-    """n = 512, the last look: 5% of the right items turn over and as many others, or 12% of them are lost."""
+    """n = 512, the last look: 5% of the right items turn over and as many others, or 12% of them
+    are lost.
+    """
     generator = np.random.default_rng(11)
     settings = gate(tasks={"reasoning": 0.92}, looks=2, samples=400)
     passed = refused = 0
@@ -158,31 +174,52 @@ def test_an_unchanged_but_jittered_child_passes_at_99_of_100_draws_and_a_loss_of
 
 
 def test_a_weak_skill_passes_unchanged_and_is_refused_when_it_is_gone():
-    """Ten right of 96, a fifth of them turned over. The lower bound alone would refuse at least four in five."""
+    """Ten right of 96, a fifth of them turned over.
+
+    The lower bound alone would refuse at least four in five.
+    """
     generator = np.random.default_rng(12)
     weak = np.repeat([1.0, 0.0], [10, 86])
     verdicts = [
-        judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(jittered(weak, 0.2, generator))}, seed=seed)
+        judge(
+            gate(),
+            {"reasoning": scores(weak)},
+            {"reasoning": scores(jittered(weak, 0.2, generator))},
+            seed=seed,
+        )
         for seed in range(100)
     ]
     assert sum(verdict.passed for verdict in verdicts) >= 98
     rows = [verdict.retentions["reasoning"] for verdict in verdicts]
     assert sum(row.low >= row.limit for row in rows) <= 20
-    assert all("no loss is shown" in row.note for row in rows if row.low < row.limit and row.ceiling >= 1)
-    assert not judge(gate(), {"reasoning": scores(weak)}, {"reasoning": scores(np.zeros(96))}).passed
+    assert all(
+        "no loss is shown" in row.note for row in rows if row.low < row.limit and row.ceiling >= 1
+    )
+    assert not judge(
+        gate(), {"reasoning": scores(weak)}, {"reasoning": scores(np.zeros(96))}
+    ).passed
 
 
 def test_the_chain_has_a_limit_of_its_own_and_refuses_what_each_phase_alone_may_lose():
-    """Six times .96 is .78: every step keeps the phase's limit of .95, the chain's .9 ends it at the third."""
+    """Six times .96 is .78: every step keeps the phase's limit of .95, the chain's .9 ends it at
+    the third.
+    """
     settings = gate(tasks={"text": 0.95}, chain={"text": 0.9})
     base = np.full(96, 2.0)
     verdicts = []
     for step in range(1, 5):
-        before, after = (scores(base / 0.96**k, higher=False, chance=8.0, task="text") for k in (step - 1, step))
+        before, after = (
+            scores(base / 0.96**k, higher=False, chance=8.0, task="text") for k in (step - 1, step)
+        )
         first = scores(base, higher=False, chance=8.0, task="text")
         verdicts.append(judge(settings, {"text": before}, {"text": after}, base={"text": first}))
     assert [verdict.passed for verdict in verdicts] == [True, True, False, False]
-    assert [round(verdict.chain["text"].ratio, 3) for verdict in verdicts] == [0.96, 0.922, 0.885, 0.849]
+    assert [round(verdict.chain["text"].ratio, 3) for verdict in verdicts] == [
+        0.96,
+        0.922,
+        0.885,
+        0.849,
+    ]
     assert "the chain's base" in verdicts[2].reasons[0]
     assert all(verdict.retentions["text"].ratio == pytest.approx(0.96) for verdict in verdicts)
 
@@ -203,12 +240,19 @@ def test_more_items_are_wanted_only_where_they_can_change_the_verdict():
 def test_size_speed_and_memory_are_judged_by_their_limits():
     one = {"reasoning": scores(np.ones(8))}
     assert judge(gate(), one, one, parent_bytes=10, child_bytes=11).passed
-    assert "grew" in judge(gate(), one, one, parent_bytes=10, child_bytes=11, promises_smaller=True).reasons[0]
+    assert (
+        "grew"
+        in judge(gate(), one, one, parent_bytes=10, child_bytes=11, promises_smaller=True).reasons[
+            0
+        ]
+    )
     assert "speed" in judge(gate(), one, one, parent_speed=100, child_speed=9).reasons[0]
     assert "memory" in judge(gate(), one, one, parent_memory=100, child_memory=301).reasons[0]
     assert judge(gate(), one, one, parent_memory=100, child_memory=301, memory_slack=1).passed
     assert judge(gate(), one, one, parent_memory=0, child_memory=301).passed
-    assert judge(gate(), one, one, parent_speed=100, child_speed=10, parent_memory=100, child_memory=300).passed
+    assert judge(
+        gate(), one, one, parent_speed=100, child_speed=10, parent_memory=100, child_memory=300
+    ).passed
 
 
 def test_a_model_made_from_nothing_needs_only_finite_scores():
@@ -234,7 +278,9 @@ def test_a_gain_is_positive_for_fewer_bits_and_its_bound_rejects_the_null_about_
     accepted = 0
     for trial in range(300):
         base = generator.normal(1.0, 0.2, 128)
-        bound = paired_gain(scores(base), scores(base + generator.normal(0, 0.1, 128)), samples=200, seed=trial)[1]
+        bound = paired_gain(
+            scores(base), scores(base + generator.normal(0, 0.1, 128)), samples=200, seed=trial
+        )[1]
         accepted += bound > 0
     assert accepted / 300 <= 0.085
 
@@ -244,13 +290,19 @@ def test_scores_survive_json_and_the_hash_follows_the_items():
 
     one = scores([1.0, 0.0])
     assert Scores.from_plain(json.loads(json.dumps(one.to_plain()))) == one
-    assert split_hash([{"a": 1, "b": 2}]) == split_hash([{"b": 2, "a": 1}]) != split_hash([{"a": 1, "b": 3}])
+    assert (
+        split_hash([{"a": 1, "b": 2}])
+        == split_hash([{"b": 2, "a": 1}])
+        != split_hash([{"a": 1, "b": 3}])
+    )
 
 
 def clustered(values, clusters, **more):
     one = scores(values, **more)
     one.clusters = list(clusters)
-    one.interval = bootstrap_interval(np.asarray(values, float), np.ones(len(values)), seed=0, clusters=clusters)
+    one.interval = bootstrap_interval(
+        np.asarray(values, float), np.ones(len(values)), seed=0, clusters=clusters
+    )
     return one
 
 
@@ -262,7 +314,9 @@ def test_with_one_item_a_cluster_every_interval_is_that_of_the_items():
     assert paired_gain(plain, scores(other), samples=99, seed=1) == paired_gain(
         own, clustered(other, range(40)), samples=99, seed=1
     )
-    assert retention("r", plain, scores(other), 99, 1) == retention("r", own, clustered(other, range(40)), 99, 1)
+    assert retention("r", plain, scores(other), 99, 1) == retention(
+        "r", own, clustered(other, range(40)), 99, 1
+    )
 
 
 def test_copies_within_a_cluster_do_not_narrow_an_interval():
@@ -277,7 +331,9 @@ def test_copies_within_a_cluster_do_not_narrow_an_interval():
             paired_gain(one, same, samples=200, seed=0)
         )
         wide, narrow = retention("r", many, more, 200, 0), retention("r", one, same, 200, 0)
-        assert (wide.ratio, wide.low, wide.high) == pytest.approx((narrow.ratio, narrow.low, narrow.high))
+        assert (wide.ratio, wide.low, wide.high) == pytest.approx(
+            (narrow.ratio, narrow.low, narrow.high)
+        )
 
 
 def test_the_interval_of_clusters_covers_their_mean_where_that_of_items_does_not():
@@ -286,10 +342,12 @@ def test_the_interval_of_clusters_covers_their_mean_where_that_of_items_does_not
     clusters = np.repeat(np.arange(30), 8)
     for trial in range(trials):
         values = generator.normal(0, 1, 30)[clusters] + generator.normal(0, 0.3, 240)
-        for found, names in (("item", ()), ("cluster", clusters)):
-            low, high = bootstrap_interval(values, np.ones(240), seed=trial, samples=300, clusters=names)
-            by_item += found == "item" and low <= 0 <= high
-            by_cluster += found == "cluster" and low <= 0 <= high
+        for unit, names in (("item", ()), ("cluster", clusters)):
+            low, high = bootstrap_interval(
+                values, np.ones(240), seed=trial, samples=300, clusters=names
+            )
+            by_item += unit == "item" and low <= 0 <= high
+            by_cluster += unit == "cluster" and low <= 0 <= high
     assert 0.90 <= by_cluster / trials <= 0.98
     assert by_item / trials < 0.6
 
@@ -299,14 +357,20 @@ def test_kinds_are_reported_apart_with_their_own_count():
     one.kinds = ["call", "call", "call", "call", "repeat", "repeat"]
     kinds = one.as_metric()["kinds"]
     assert (kinds["call"]["value"], kinds["call"]["n"]) == (0.75, 4)
-    assert (kinds["repeat"]["value"], kinds["repeat"]["high"], kinds["repeat"]["n"]) == (0.0, 0.0, 2)
+    assert (kinds["repeat"]["value"], kinds["repeat"]["high"], kinds["repeat"]["n"]) == (
+        0.0,
+        0.0,
+        2,
+    )
     one.kinds = ["call"] * 6
     assert "kinds" not in one.as_metric()
 
 
 def test_scores_with_other_clusters_cannot_be_paired():
     with pytest.raises(DataError, match="cannot be paired"):
-        retention("r", clustered(np.ones(4), [0, 0, 1, 1]), clustered(np.ones(4), [0, 1, 1, 1]), 10, 0)
+        retention(
+            "r", clustered(np.ones(4), [0, 0, 1, 1]), clustered(np.ones(4), [0, 1, 1, 1]), 10, 0
+        )
 
 
 def test_a_score_without_a_level_of_chance_says_none_in_a_manifest() -> None:
@@ -318,10 +382,16 @@ def test_a_score_without_a_level_of_chance_says_none_in_a_manifest() -> None:
 
 
 def test_bootstrap_draws_are_made_in_one_place() -> None:
-    """A room that resamples by itself calls `draw_from`: only evaluate/scores.py draws a table of item numbers."""
+    """A room that resamples by itself calls `draw_from`: only evaluate/scores.py draws a table of
+    item numbers.
+    """
     package = Path(agent_forge.__file__).parent
     tables = re.compile(r"\.integers\(\s*0,[^()]*\(+[\w.]*samples")
-    drawing = [str(file.relative_to(package)) for file in package.rglob("*.py") if tables.search(file.read_text())]
+    drawing = [
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if tables.search(file.read_text())
+    ]
     assert drawing == ["evaluate/scores.py"]
     expected = np.random.default_rng(3).integers(0, 7, (5, 7))
     assert (draw_from(np.random.default_rng(3), 7, 5) == expected).all()

@@ -1,4 +1,4 @@
-"""Text that was not in the calibration: kinds mixed, splits apart, and what is kept told kind by kind."""
+"""Text outside the calibration: kinds are mixed, splits are apart, retention is told by kind."""
 
 import json
 
@@ -16,15 +16,17 @@ def context(data_config: DataConfig) -> evaluate.EvalContext:
     return evaluate.EvalContext(data=data_config, seed=3)
 
 
-def test_all_kinds_are_there_from_the_first_items_on_and_splits_share_none(context: evaluate.EvalContext) -> None:
-    found = {split: unseen.items(split, 60, context) for split in unseen.HELD_OUT}
-    for items in found.values():
+def test_all_kinds_are_there_from_the_first_items_on_and_splits_share_none(
+    context: evaluate.EvalContext,
+) -> None:
+    members = {split: unseen.items(split, 60, context) for split in unseen.HELD_OUT}
+    for items in members.values():
         assert {item["kind"] for item in items[:32]} == {"python", "languages", "other_languages"}
         assert len({item["cluster"] for item in items if item["kind"] != "python"}) == 8
         assert len({item["canonical"] for item in items}) == 60
-    texts = [{item["canonical"] for item in items} for items in found.values()]
+    texts = [{item["canonical"] for item in items} for items in members.values()]
     assert len(set.union(*texts)) == sum(map(len, texts))
-    assert any("的" in item["text"] for items in found.values() for item in items)
+    assert any("的" in item["text"] for items in members.values() for item in items)
     with pytest.raises(DataError, match="no train split"):
         unseen.items("train", 4, context)
 
@@ -35,13 +37,16 @@ def test_what_is_kept_is_told_of_each_kind_alone(context: evaluate.EvalContext) 
     sizes = np.asarray([len(item["text"].encode()) for item in items], np.float64)
     other = np.asarray([item["kind"] != "python" for item in items])
     parent = evaluate.scores_of("unseen", items, np.stack([2 * sizes, sizes], 1), "validation", 0)
-    child = evaluate.scores_of("unseen", items, np.stack([np.where(other, 4, 2) * sizes, sizes], 1), "validation", 0)
+    child = evaluate.scores_of(
+        "unseen", items, np.stack([np.where(other, 4, 2) * sizes, sizes], 1), "validation", 0
+    )
     metrics, rows = evaluate.kept_elsewhere(parent, child, 200, 0)
     assert {name: figures["value"] for name, figures in metrics.items()} == {
         "unseen_languages_kept": 0.5, "unseen_other_languages_kept": 0.5, "unseen_python_kept": 1.0,
     }  # fmt: skip
     assert {row["kind"]: (row["parent"], row["child"], row["n"]) for row in rows} == {
-        "languages": (2.0, 4.0, 4), "other_languages": (2.0, 4.0, 4), "python": (2.0, 2.0, int((~other).sum())),
+        "languages": (2.0, 4.0, 4), "other_languages": (2.0, 4.0, 4),
+        "python": (2.0, 2.0, int((~other).sum())),
     }  # fmt: skip
     assert 0.5 < evaluate.retention("unseen", parent, child, 200, 0).ratio < 1
     assert "languages 0.500" in evaluate.kept_text(metrics)

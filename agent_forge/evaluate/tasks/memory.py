@@ -1,4 +1,4 @@
-"""Key-value recall: facts are given in the conversation, one is asked for; exact match of the generated value."""
+"""Key-value recall: the user states facts and asks for one; exact match of the generated value."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from agent_forge.evaluate.task import EvalContext, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# chance: naming any of the level + 1 codes given, level 1..5 evenly: mean(1/2 .. 1/6).
+# chance: a guess among the level + 1 codes in the conversation, for levels 1 to 5 evenly, is
+# mean(1/2 .. 1/6).
 TASK = Task(name="memory", version=2, metric="exact match", higher_is_better=True, chance=0.29)
 MAX_NEW_TOKENS = 8
 

@@ -1,8 +1,8 @@
 """Persona without a judge: is a reply finished, on the topic, and free of repetition?
 
-Markers in [0, 1], averaged over a reply: helpfulness (it ends by itself and takes up a word of the question),
-creativity (open prompts: share of distinct word pairs) and precision (exact prompts: the words asked for, to the
-letter).
+The score of a reply is the mean of its markers, each in [0, 1]: helpfulness (it ends by itself, and
+uses a word of the topic), creativity (open prompts: the share of distinct word pairs) and precision
+(exact prompts: the reply is the expected words, to the letter).
 """
 
 import itertools
@@ -24,29 +24,44 @@ if TYPE_CHECKING:
 TASK = Task(name="persona", version=2, metric="mean marker", higher_is_better=True, chance=0.0)
 MAX_NEW_TOKENS = 40
 TOPICS = (
-    "river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window",
-    "harbor", "school", "farm", "market", "road", "army", "law", "bank", "ship", "forest",
+    "river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver",
+    "window", "harbor", "school", "farm", "market", "road", "army", "law", "bank", "ship", "forest",
     "city", "treaty", "judge", "bridge", "mail", "gold", "peace", "trade", "coast", "land",
     "vote", "union", "tax", "debt", "canal", "mine", "crop", "mill", "press", "court",
 )  # fmt: skip
-KINDS = ("old", "new", "great", "small", "common", "free", "public", "northern", "western", "first", "best", "lost")
-OPEN = ("Tell me about the {}.", "What do you know about a {}?", "Say something about the {}.", "Help me with the {}.")
+KINDS = (
+    "old", "new", "great", "small", "common", "free", "public", "northern", "western", "first",
+    "best", "lost",
+)  # fmt: skip
+OPEN = (
+    "Tell me about the {}.",
+    "What do you know about a {}?",
+    "Say something about the {}.",
+    "Help me with the {}.",
+)
 EXACT = ("Say {} and nothing else.", "Answer with two words: {}.")
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     """Return up to `n` prompts of the split: {"prompt", "topic", "exact", "cluster", "kind"}.
 
-    `exact` is the reply asked for, or "". Prompts on one topic are a cluster; open and exact ones are two kinds.
+    `exact` is the expected reply, or "". Prompts on one topic form a cluster; open and exact
+    prompts are two kinds.
     """
-    found = []
+    prompts = []
     for topic in (f"{kind} {noun}" for kind in KINDS for noun in TOPICS):
         if split_of(f"persona/{topic}") == split:
             common = {"topic": topic, "cluster": topic}
-            found += [{"prompt": form.format(topic), "exact": "", "kind": "open", **common} for form in OPEN]
-            found += [{"prompt": form.format(topic), "exact": topic, "kind": "exact", **common} for form in EXACT]
-    order = numpy_generator(context.seed, "evaluate", "persona", split).permutation(len(found))
-    return [found[i] for i in order[:n]]
+            prompts += [
+                {"prompt": form.format(topic), "exact": "", "kind": "open", **common}
+                for form in OPEN
+            ]
+            prompts += [
+                {"prompt": form.format(topic), "exact": topic, "kind": "exact", **common}
+                for form in EXACT
+            ]
+    order = numpy_generator(context.seed, "evaluate", "persona", split).permutation(len(prompts))
+    return [prompts[i] for i in order[:n]]
 
 
 def score(
@@ -61,21 +76,26 @@ def score(
     values = []
     for item, reply in zip(items, replies, strict=True):
         text = str(tokenizer.decode(reply, skip_special_tokens=True))
-        found = markers(text, item["topic"], item["exact"], ended=len(reply) < MAX_NEW_TOKENS)
-        values.append(float(np.mean(list(found.values()))))
+        values_by_marker = markers(
+            text, item["topic"], item["exact"], ended=len(reply) < MAX_NEW_TOKENS
+        )
+        values.append(float(np.mean(list(values_by_marker.values()))))
     return np.stack([np.asarray(values), np.ones(len(items))], axis=1)
 
 
 def markers(text: str, topic: str, exact: str, *, ended: bool) -> dict[str, float]:
-    """Return the markers of one reply: helpfulness always, creativity for open prompts, precision for exact ones."""
+    """Return the markers of one reply.
+
+    They are helpfulness, and creativity for open prompts or precision for exact ones.
+    """
     words = re.findall(r"[a-z0-9]+", text.lower())
     on_topic = bool(set(topic.split()) & set(words))
-    found = {"helpfulness": 0.5 * float(ended and bool(words)) + 0.5 * float(on_topic)}
+    values = {"helpfulness": 0.5 * float(ended and bool(words)) + 0.5 * float(on_topic)}
     if exact:
-        found["precision"] = float(ended and text.strip().rstrip(".") == exact)
+        values["precision"] = float(ended and text.strip().rstrip(".") == exact)
     else:
-        found["creativity"] = distinct_pairs(words)
-    return found
+        values["creativity"] = distinct_pairs(words)
+    return values
 
 
 def distinct_pairs(words: Sequence[str]) -> float:

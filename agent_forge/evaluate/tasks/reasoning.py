@@ -14,7 +14,8 @@ from agent_forge.evaluate.task import EvalContext, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# chance: half of the questions name level + 1 candidates (level 1..5 evenly): .5 * mean(1/2 .. 1/6).
+# chance: half of the questions name level + 1 candidates, for levels 1 to 5 evenly; a guess scores
+# .5 * mean(1/2 .. 1/6).
 TASK = Task(name="reasoning", version=2, metric="exact match", higher_is_better=True, chance=0.145)
 MAX_NEW_TOKENS = 56  # the longest worked sum has five steps of about nine tokens
 

@@ -1,7 +1,7 @@
-"""Tool calls, scored by really running them: the conversation is answered with tools at hand.
+"""Tool calls, scored by running them while the model answers.
 
-An item is right when the final answer is the row's and the row's tool really ran and answered (or, for rows that need
-none, when no tool was called).
+An item is right when the final answer is the row's and the row's tool ran and answered; for rows
+that need no tool, when none was called.
 """
 
 import itertools
@@ -19,7 +19,13 @@ from agent_forge.evaluate.task import EvalContext, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TASK = Task(name="tools", version=2, metric="right answers by right calls", higher_is_better=True, chance=0.0)
+TASK = Task(
+    name="tools",
+    version=2,
+    metric="right answers by right calls",
+    higher_is_better=True,
+    chance=0.0,
+)
 MAX_NEW_TOKENS = 48
 MAX_ROUNDS = 2  # a call, then the answer
 
@@ -41,17 +47,27 @@ def score(
     questions = [asked(row["messages"]) for row in items]
     with evaluating(model):
         answered = agent.answer_batch(
-            model, tokenizer, questions, ["calculator"], MAX_ROUNDS, MAX_NEW_TOKENS, batch_rows=context.batch_rows
+            model,
+            tokenizer,
+            questions,
+            ["calculator"],
+            MAX_ROUNDS,
+            MAX_NEW_TOKENS,
+            batch_rows=context.batch_rows,
         )
     right = [float(is_right(row, messages)) for row, messages in zip(items, answered, strict=True)]
     return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
 
 
 def is_right(row: Mapping[str, Any], messages: Sequence[Mapping[str, str]]) -> bool:
-    """Say whether a finished conversation has the right answer, reached by the call that the row asks for."""
+    """Return whether a conversation ends in the right answer, reached by the right call."""
     from agent_forge import agent
 
-    if not messages or messages[-1]["role"] != "assistant" or messages[-1]["content"].strip() != row["answer"]:
+    if (
+        not messages
+        or messages[-1]["role"] != "assistant"
+        or messages[-1]["content"].strip() != row["answer"]
+    ):
         return False
     called = [
         call.name

@@ -1,8 +1,10 @@
-"""Bits per byte on text that no mix of this project holds, to see what calibrated text hides.
+"""Bits per byte on text that is in no mix of this project, to see losses that its text hides.
 
-Kinds: `python`, the standard library's top-level modules, a cluster per file; `languages`, paragraphs in Chinese, German,
-Russian and Spanish, and `other_languages`, in Arabic, Greek, Polish and Vietnamese, a cluster per language. A mix may hold
-other code and other conversations in the first four languages, and nothing in the last. Held-out data only: no train split.
+The kinds are `python`, the standard library's top-level modules, one cluster per file; `languages`,
+paragraphs in Chinese, German, Russian and Spanish; and `other_languages`, in Arabic, Greek, Polish
+and Vietnamese, one cluster per language. A mix may hold other code and other conversations in the
+first four languages, and nothing in the last four. The data are held out, so there is no train
+split.
 """
 
 import hashlib
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
 # chance: a model that gives every byte the same probability.
 TASK = Task(name="unseen", version=2, metric="bits per byte", higher_is_better=False, chance=8.0)
 HELD_OUT = ("validation", "search", "test")
-PIECES_PER_FILE = 2  # of every source file: many files say more than much of one
-LANGUAGE_SHARE = 4  # one item in this many is a paragraph, while there are any
+PIECES_PER_FILE = 2  # few, because many files show more than many pieces of one
+LANGUAGE_SHARE = 4  # one item in four is a paragraph, as long as there are any
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
-    """Return up to `n` pieces of the split: {"text", "canonical", "cluster", "kind"}, kinds mixed evenly."""
+    """Return up to `n` pieces of the split, kinds mixed evenly.
+
+    A piece is {"text", "canonical", "cluster", "kind"}.
+    """
     if split not in HELD_OUT:
         raise DataError(f"the unseen task has no {split} split; use one of {', '.join(HELD_OUT)}")
     generator = numpy_generator(context.seed, "evaluate", "unseen", split)
@@ -46,16 +51,19 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
 
 
 def _python_pieces() -> list[dict[str, str]]:
-    """Return the first pieces of each module of the standard library; none where its source is not on disk."""
+    """Return the first pieces of each module of the standard library that is on disk as source."""
     rows = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         pieces = text.cut(file.read_text(encoding="utf-8", errors="replace"), text.PIECE_BYTES)
-        rows += [_row(piece, f"python/{file.name}", "python") for piece in pieces[1 : 1 + PIECES_PER_FILE]]
+        rows += [
+            _row(piece, f"python/{file.name}", "python")
+            for piece in pieces[1 : 1 + PIECES_PER_FILE]
+        ]
     return rows
 
 
 def _paragraphs(split: str) -> list[dict[str, str]]:
-    """Return a paragraph of each language."""
+    """Return one paragraph per language."""
     place = HELD_OUT.index(split)
     return [
         _row(paragraphs[place], f"languages/{language}", kind)
@@ -70,7 +78,9 @@ def _row(piece: str, cluster: str, kind: str) -> dict[str, str]:
 
 def _split(canonical: str) -> str:
     """Return the held-out split of a piece, by hash."""
-    return HELD_OUT[int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little") % len(HELD_OUT)]
+    return HELD_OUT[
+        int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little") % len(HELD_OUT)
+    ]
 
 
 def score(
@@ -79,5 +89,5 @@ def score(
     items: Sequence[Mapping[str, Any]],
     context: EvalContext,
 ) -> "NDArray[np.float64]":
-    """Return (n, 2): bits, and UTF-8 bytes, of each piece."""
+    """Return (n, 2): the bits and the UTF-8 bytes of each piece."""
     return text.score(model, tokenizer, items, context)
