@@ -1,9 +1,10 @@
-"""Cross-entropy over a large vocabulary without its logits: one chunk of rows at a time, gradients made on the way.
+"""Cross-entropy over a large vocabulary, chunk by chunk, without holding all logits.
 
-The loss is sum_n w_n CE_n with weights w that are known beforehand, so the gradients of hidden states and head follow
-from each chunk's probabilities in the forward pass: three products a chunk, as without chunks, and nothing is computed
-twice, the exponentials included. At most `chunk_rows` rows of logits live at any time. Source of the idea: Cut Your
-Losses, arXiv:2411.09009.
+The loss is sum_n w_n CE_n with weights w that are known beforehand, so the forward pass can compute
+the gradients of hidden states and head from each chunk's probabilities. That takes three products
+per chunk, the same as without chunks, and nothing is computed twice, not even the exponentials. At
+most `chunk_rows` rows of logits exist at any time. Source of the idea: Cut Your Losses,
+arXiv:2411.09009.
 
 Shapes: N tokens, d hidden, V vocabulary.
 """
@@ -18,18 +19,19 @@ from torch.utils.checkpoint import checkpoint
 from agent_forge.anatomy import chunks
 
 IGNORE = -100  # the label of a token that is not trained
-# Logits of more than this many entries (64 MiB in float32, several times over in training) are computed in chunks.
+# Logits with more entries than this are computed in chunks: they take 64 MiB in float32, several
+# times that in training.
 LOGITS_IN_MEMORY = 1 << 24
-CHUNK_ROWS = 1024  # of a small vocabulary: what a chunk holds then stays in the cache
+CHUNK_ROWS = 1024  # the most rows per chunk on the CPU, so that small vocabularies stay in cache
 
 
 def logits_fit(rows: int, vocabulary: int) -> bool:
-    """Return whether so many rows of logits are held at once."""
+    """Return whether the logits of `rows` tokens may be held at once."""
     return rows * vocabulary <= LOGITS_IN_MEMORY
 
 
 def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
-    """Return -log p of each target (n,) float32 from hidden (n, d); logits never exceed a fixed size in memory."""
+    """Return -log p of each target, (n,) float32, from hidden (n, d), with bounded logits."""
 
     def losses(part: Tensor, goal: Tensor) -> Tensor:
         return F.cross_entropy(head(part).float(), goal, reduction="none")
@@ -47,10 +49,16 @@ def token_losses(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
 def weighted_cross_entropy(
     hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, *, chunk_rows: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return (sum over tokens of weight x -log p, each token's -log p): float32 (), (N,). The latter has no gradient.
+    """Return the sum over tokens of weight x -log p, (), and each token's -log p, (N,), in float32.
 
-    hidden: (N, d); head: (V, d); targets: (N,) int64; weights: (N,), which get their gradient too; chunk_rows: 0
-    chooses. Logits are computed in the autocast dtype where autocast is on, and summed up in float32.
+    The second has no gradient. Logits are computed in the autocast dtype where autocast is on, and
+    summed up in float32.
+
+    hidden: (N, d).
+    head: (V, d).
+    targets: (N,) int64.
+    weights: (N,), which get their gradient too.
+    chunk_rows: rows of logits held at once; 0 chooses by the device.
     """
     if not chunk_rows and hidden.device.type != "cpu":
         chunk_rows = chunks.rows_at_once(max(len(targets), 1), head.shape[0], hidden.device)
@@ -99,7 +107,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_head, losses = ctx.saved_tensors
-        # In place: a copy of the head's gradient would be the largest tensor of all. Autograd refuses a second pass.
+        # In place, because a copy of the head's gradient would be the largest tensor of all. That
+        # is safe: autograd refuses a second backward pass.
         return (
             None if to_hidden is None else to_hidden.mul_(gradient.to(to_hidden.dtype)),
             None if to_head is None else to_head.mul_(gradient).to(ctx.head_dtype),
@@ -110,9 +119,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 def _chances(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the softmax of logits (n, V) float32 and -log of it at goal (n, 1): (n, V), (n,).
+    """Return the softmax of logits (n, V) float32 and its -log at goal (n, 1): (n, V), (n,).
 
-    The likeliest entry has exp(0) / sum, so log(sum) is minus the log of the largest chance: no second exponential.
+    The likeliest entry has the probability exp(0) / sum, so log(sum) is minus the log of the
+    largest probability, and the exponentials are not computed again.
     """
     chances = logits.softmax(-1)
     norm = logits.amax(-1, keepdim=True) - chances.amax(-1, keepdim=True).log()
@@ -120,9 +130,13 @@ def _chances(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slopes(logits: Tensor, goal: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slopes (n, V) of sum weights x losses in the dtype of logits (n, V), and the losses (n,) float32.
+    """Return the gradient (n, V) of sum(weights x losses) by the logits, and losses (n,) float32.
 
-    goal, weights: (n, 1). The same as `_chances` and what follows it, written for a compiler.
+    The gradient has the dtype of logits (n, V).
+
+    goal, weights: (n, 1).
+
+    This computes the same as `_chances` and the lines that follow its call, for a compiler to fuse.
     """
     wide = logits.float()
     top = wide.amax(-1, keepdim=True)
@@ -139,4 +153,8 @@ def _plus_product(total: Tensor | None, slope: Tensor, inputs: Tensor) -> Tensor
     """Return total + slope^T inputs, (V, d) float32, in place of `total` where there is one."""
     if total is None:
         return (slope.T @ inputs).float()
-    return total.addmm_(slope.T, inputs) if slope.dtype == torch.float32 else total.add_(slope.T @ inputs)
+    return (
+        total.addmm_(slope.T, inputs)
+        if slope.dtype == torch.float32
+        else total.add_(slope.T @ inputs)
+    )

@@ -1,4 +1,4 @@
-"""Count which weights of a model something reaches, and say of what kind the others are.
+"""Count the weights of a model that a method reaches, and name the kinds of the others.
 
 Reads a model, on the meta device too, and the parameters that were reached.
 """
@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-SMALLEST_SHARE = 0.005  # of the weights that a kind has when it is named
+SMALLEST_SHARE = 0.005  # a kind with a smaller share of the weights is not named
 
 
 @dataclass(slots=True)
 class Reach:
-    """Weights of a model. missed: kind -> how many are not reached."""
+    """How many weights of a model are reached, and of each kind in `missed`, how many are not."""
 
     total: int
     reached: int
@@ -29,10 +29,23 @@ class Reach:
     def line(self, verb: str) -> str:
         """Return one line: what share is reached, and what the rest is, largest first."""
         rest = sorted(self.missed.items(), key=lambda one: -one[1])
-        parts = [f"{kind} {_percent(n / self.total)}" for kind, n in rest if n >= SMALLEST_SHARE * self.total]
-        small = self.total - self.reached - sum(n for _, n in rest if n >= SMALLEST_SHARE * self.total)
-        parts += [f"norms, biases and other small tensors {_percent(small / self.total)}"] if small else []
-        return f"{verb} {_percent(self.share)} of {self.total:,} weights; not reached: {', '.join(parts) or 'nothing'}"
+        parts = [
+            f"{kind} {_percent(n / self.total)}"
+            for kind, n in rest
+            if n >= SMALLEST_SHARE * self.total
+        ]
+        small = (
+            self.total - self.reached - sum(n for _, n in rest if n >= SMALLEST_SHARE * self.total)
+        )
+        parts += (
+            [f"norms, biases and other small tensors {_percent(small / self.total)}"]
+            if small
+            else []
+        )
+        return (
+            f"{verb} {_percent(self.share)} of {self.total:,} weights; not reached: "
+            f"{', '.join(parts) or 'nothing'}"
+        )
 
 
 def _percent(share: float) -> str:
@@ -40,7 +53,10 @@ def _percent(share: float) -> str:
 
 
 def counted(model: Any, reached: Iterable[Tensor]) -> Reach:
-    """Return what is reached of a model, each weight counted once. reached: parameters of this very model."""
+    """Return the reach of a method over a model, each weight counted once.
+
+    reached: parameters of this model, the same objects.
+    """
     inside = {id(parameter) for parameter in reached}
     head = model.get_output_embeddings()
     reach = Reach(0, 0)
@@ -55,7 +71,7 @@ def counted(model: Any, reached: Iterable[Tensor]) -> Reach:
 
 
 def _kind(owner: nn.Module, parameter: nn.Parameter, head: Any) -> str:
-    """Return what a parameter is, in words."""
+    """Return the kind of a parameter in words."""
     if parameter.ndim < 2:
         return "norms and biases"
     if isinstance(owner, nn.Embedding) or owner is head:

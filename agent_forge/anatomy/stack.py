@@ -1,10 +1,10 @@
-"""The blocks of a model, the matrices in them and what each matrix is for: one rule for all.
+"""The blocks of a model, the matrices in them and what each matrix is for: one rule for all models.
 
-A block is a member of the heaviest list of modules (`nn.ModuleList`) in a model. The list that holds
-the most parameters and buffers is the stack of layers in every decoder of transformers, with experts
-or without, in a wrapper or not, and whether its linears are dense, ternary or codes (codes are
-buffers). Roles are read from names: those of Llama, Cognate, GPT-NeoX and their kin. Reads modules;
-changes nothing.
+A block is a member of the list of modules (`nn.ModuleList`) that holds the most parameters and
+buffers. In every decoder of transformers this list is the stack of layers: with or without experts,
+inside a wrapper or not, with dense, ternary or coded linear layers (codes are buffers). Roles are
+read from the names that Llama, Cognate, GPT-NeoX and similar models use. Reads modules; changes
+nothing.
 """
 
 import re
@@ -30,11 +30,14 @@ _ROLES = (
 def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return the blocks by their full names, first to last; empty for a model without a list."""
     lists = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
     ]
     if not lists:
         return {}
-    # Of a list and one inside it that weigh the same, `max` takes the outer: it comes first.
+    # Where a list inside another holds as much as the outer one, `max` takes the outer one, which
+    # comes first.
     stack, members = max(lists, key=lambda item: _weight(item[1]))
     prefix = f"{stack}." if stack else ""
     return {f"{prefix}{index}": block for index, block in enumerate(members)}
@@ -46,17 +49,18 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def required_blocks(model: nn.Module, purpose: str) -> list[nn.Module]:
-    """Return the blocks of a model. Raises PhaseError, which names `purpose`, for a model without any."""
+    """Return the blocks of a model. Raises PhaseError, which names `purpose`, where it has none."""
     members = blocks(model)
     if not members:
         raise PhaseError(
-            f"{type(model).__name__} has no list of blocks, which {purpose} needs; take a model with a stack of layers"
+            f"{type(model).__name__} has no list of blocks, which {purpose} needs; take "
+            "a model with a stack of layers"
         )
     return members
 
 
 def _weight(module: nn.Module) -> int:
-    """Return the entries of all parameters and buffers."""
+    """Return the number of entries in all parameters and buffers."""
     tensors = (*module.parameters(), *module.buffers())
     return sum(tensor.numel() for tensor in tensors)
 
@@ -77,7 +81,7 @@ def with_stream_in(
 
 
 def stream_out(output: Any) -> Tensor:
-    """Return the hidden states of what a block returned: the output itself, or the first of a tuple."""
+    """Return the hidden states from a block's output: the output itself, or a tuple's first."""
     stream: Tensor = output[0] if isinstance(output, tuple) else output
     return stream
 
@@ -91,7 +95,8 @@ def with_stream_out(output: Any, stream: Tensor) -> Any:
 class Matrix:
     """One weight (out, in) in a block.
 
-    layer: the index of its block. role: query, key, value, attention_out, mlp_in, mlp_out or other.
+    layer: the index of its block.
+    role: query, key, value, attention_out, mlp_in, mlp_out or other.
     """
 
     name: str
@@ -109,7 +114,7 @@ class Matrix:
 
 def matrices(model: nn.Module) -> list[Matrix]:
     """Return the weights of the linear layers in a model's blocks, in model order."""
-    seen: set[nn.Module] = set()  # a layer that two blocks share is the first one's
+    seen: set[nn.Module] = set()  # a layer that two blocks share counts for the first
     return [
         Matrix(f"{name}.{inside}.weight", layer, role_of(inside), module.weight.numel())
         for layer, (name, block) in enumerate(named_blocks(model).items())

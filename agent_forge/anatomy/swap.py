@@ -1,4 +1,4 @@
-"""Put a module in another's place, and tell transformers what it must know of that.
+"""Replace a module by another, and keep transformers from initialising it again.
 
 Used while a model is built, loaded or changed; reads and writes modules in memory.
 """
@@ -12,19 +12,19 @@ from transformers import PreTrainedModel
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds what a dotted name names, and the last part of the name."""
+    """Return the module that holds the attribute of a dotted name, and the attribute's name."""
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place that a dotted name names."""
+    """Set `module` as the submodule with a dotted name."""
     owner, leaf = owner_of(model, name)
     setattr(owner, leaf, module)
 
 
 def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new`, in the mode of `old`, in every place where `old` stands."""
+    """Replace `old` by `new`, in the mode of `old`, wherever it is a child."""
     new.train(old.training)
     for parent in list(model.modules()):
         for child, module in list(parent.named_children()):
@@ -33,7 +33,7 @@ def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None
 
 
 def own_config(model: PreTrainedModel) -> Any:
-    """Give the model a config of its own and return it; the one it has may belong to others too."""
+    """Give the model a copy of its config and return it; the old one may belong to others too."""
     shared, own = model.config, copy.deepcopy(model.config)
     for module in model.modules():
         if getattr(module, "config", None) is shared:
@@ -42,9 +42,9 @@ def own_config(model: PreTrainedModel) -> Any:
 
 
 def keep_from_initialising(model: nn.Module, names: Iterable[str]) -> None:
-    """Mark the parents of the modules named as initialised.
+    """Mark the parents of the named modules as initialised.
 
-    Some parents set the `weight` of their children, which a module in another's place may lack.
+    Some parents set the `weight` of their children, which a replacement may not have.
     """
     for name in names:
         parent: Any = owner_of(model, name)[0]

@@ -1,6 +1,6 @@
 """Watch a model while it runs: hooks that remove themselves, the calls of a block, an early stop.
 
-Reads what modules are called with and what they return; a hook may put something else in its place.
+Reads what modules are called with and what they return; a hook may replace either.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +19,16 @@ After = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
 
 class StopForward(Exception):
-    """Ends a forward pass whose first layers were all that is needed; `run_until_stop` catches it."""
+    """Ends a forward pass once its first layers are known; `run_until_stop` catches it."""
 
 
 @contextmanager
 def watching(
-    *, before: Iterable[tuple[nn.Module, Before]] = (), after: Iterable[tuple[nn.Module, After]] = ()
+    *,
+    before: Iterable[tuple[nn.Module, Before]] = (),
+    after: Iterable[tuple[nn.Module, After]] = (),
 ) -> Iterator[None]:
-    """Call hooks before or after their modules run; on every way out of the context they are removed."""
+    """Call hooks before or after their modules run, and remove them on every way out."""
     handles = []
     try:
         for module, look in before:
@@ -40,15 +42,18 @@ def watching(
 
 
 def run_until_stop(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-    """Call a module for what its hooks see; one of them may raise StopForward to end the pass."""
+    """Call a module so that its hooks see the pass; one of them may raise StopForward to end it."""
     with suppress(StopForward):
         module(*args, **kwargs)
 
 
-def recorded_calls(model: nn.Module, block: nn.Module, *, once: bool, **inputs: Any) -> tuple[list[Call], list[Tensor]]:
-    """Return what `block` is called with while the model runs, and the stream it returns, per call.
+def recorded_calls(
+    model: nn.Module, block: nn.Module, *, once: bool, **inputs: Any
+) -> tuple[list[Call], list[Tensor]]:
+    """Return the arguments of each call of `block` while the model runs, and the stream it returns.
 
-    inputs: what the model is called with. once: the pass ends after the block's first call.
+    once: the pass ends after the block's first call.
+    inputs: what the model is called with.
     """
     calls: list[Call] = []
     streams: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Moments against a plain product, heads that are one product and others, modules in others' places."""
+"""Moments against a plain product, plain heads and others, and modules that replace others."""
 
 from typing import Any
 
@@ -8,7 +8,13 @@ from torch import nn
 
 from agent_forge.anatomy.head import head_weight, plain_head
 from agent_forge.anatomy.moments import SharedMoments, second_moment
-from agent_forge.anatomy.swap import keep_from_initialising, own_config, owner_of, put, replace_everywhere
+from agent_forge.anatomy.swap import (
+    keep_from_initialising,
+    own_config,
+    owner_of,
+    put,
+    replace_everywhere,
+)
 from agent_forge.models.ternary import TernarySettings, ternarise
 from tests import tiny_families
 
@@ -46,7 +52,8 @@ def test_a_plain_head_is_a_bare_linear_of_a_model_that_does_nothing_else_to_logi
     llama = tiny_families.build("llama")
     assert plain_head(llama) is llama.lm_head
     assert head_weight(llama.lm_head) is llama.lm_head.weight
-    for kind in ("gemma2", "granite", "phi3"):  # soft caps, scales; a family that nobody has looked at
+    # Gemma caps its logits, others scale them, and the last family is not on the list.
+    for kind in ("gemma2", "granite", "phi3"):
         assert plain_head(tiny_families.build(kind, **tiny_families.FAMILIES[kind])) is None
     llama.lm_head.bias = nn.Parameter(torch.zeros(400))
     assert plain_head(llama) is None

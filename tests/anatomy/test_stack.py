@@ -1,4 +1,4 @@
-"""One rule for blocks and matrices, against what transformers says of its own models, and over our kinds of models."""
+"""One rule for blocks and matrices, against transformers and over our own kinds of models."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,18 @@ from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.models.thought import ThoughtForCausalLM
 from tests import tiny_families
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "mixtral", "qwen3_moe"]
+FAMILIES = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+]
 SETTINGS = TernarySettings(group_size=16, activation_bits=8, packing="two_bit", skip=[])
 
 
@@ -37,8 +48,8 @@ def family(kind: str) -> Any:
 def cognate() -> CognateForCausalLM:
     return CognateForCausalLM(
         CognateConfig(
-            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-            max_loops=2, memory_slots=512, written_slots=4,
+            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+            num_attention_heads=2, max_loops=2, memory_slots=512, written_slots=4,
         )
     )  # fmt: skip
 
@@ -48,13 +59,22 @@ def thinking() -> ThoughtForCausalLM:
 
 
 def coded(model: Any) -> Any:
-    payloads = {name: codecs.encode("intk", tensor, {}) for name, tensor in compressed.coded_tensors(model).items()}
+    payloads = {
+        name: codecs.encode("intk", tensor, {})
+        for name, tensor in compressed.coded_tensors(model).items()
+    }
     return compressed.compress(model, payloads)
 
 
 def unsplit(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that transformers says must not be split over devices: its own list of layers."""
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    """Return the modules that transformers says must not be split over devices: its own list of
+    layers.
+    """
+    names = {
+        name
+        for module in model.modules()
+        for name in getattr(module, "_no_split_modules", None) or ()
+    }
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
@@ -76,7 +96,9 @@ def test_blocks_of_our_own_models_are_their_layers(make: Callable[[], Any]) -> N
 
 
 @pytest.mark.parametrize("make", [lambda: family("llama"), lambda: family("qwen3"), cognate])
-def test_blocks_stay_where_they_are_when_a_model_becomes_ternary_or_codes(make: Callable[[], Any]) -> None:
+def test_blocks_stay_where_they_are_when_a_model_becomes_ternary_or_codes(
+    make: Callable[[], Any],
+) -> None:
     expected = list(named_blocks(make()))
     ternary = make()
     ternarise(ternary, SETTINGS)
@@ -119,12 +141,18 @@ def test_matrices_are_the_linears_of_numbered_layers(kind: str) -> None:
         if isinstance(module, nn.Linear) and (place := numbered.search(name))
     ]
     assert [(matrix.name, matrix.layer) for matrix in matrices(model)] == expected
-    assert all(model.get_parameter(matrix.name).numel() == matrix.numel for matrix in matrices(model))
+    assert all(
+        model.get_parameter(matrix.name).numel() == matrix.numel for matrix in matrices(model)
+    )
 
 
 def test_roles_of_llama_neox_cognate_and_a_mixture() -> None:
     def roles(model: nn.Module) -> dict[str, str]:
-        return {matrix.name.split(".", 3)[3]: matrix.role for matrix in matrices(model) if matrix.layer == 0}
+        return {
+            matrix.name.split(".", 3)[3]: matrix.role
+            for matrix in matrices(model)
+            if matrix.layer == 0
+        }
 
     attention = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "attention_out"}
     mlp = {"gate_proj": "mlp_in", "up_proj": "mlp_in", "down_proj": "mlp_out"}
@@ -135,7 +163,10 @@ def test_roles_of_llama_neox_cognate_and_a_mixture() -> None:
     assert roles(cognate()) == llama | memory
     neox = roles(family("gpt_neox"))
     assert neox["attention.dense.weight"] == "attention_out"
-    assert (neox["mlp.dense_h_to_4h.weight"], neox["mlp.dense_4h_to_h.weight"]) == ("mlp_in", "mlp_out")
+    assert (neox["mlp.dense_h_to_4h.weight"], neox["mlp.dense_4h_to_h.weight"]) == (
+        "mlp_in",
+        "mlp_out",
+    )
     assert roles(family("qwen3_moe"))["self_attn.o_proj.weight"] == "attention_out"
 
 
@@ -144,7 +175,10 @@ def test_the_stream_is_read_and_replaced_wherever_it_is_passed() -> None:
     assert stream_in((x, 1), {}) is x
     assert stream_in((), {"hidden_states": x, "mask": 1}) is x
     assert with_stream_in((x, 1), {"mask": 2}, y) == ((y, 1), {"mask": 2})
-    assert with_stream_in((), {"hidden_states": x, "mask": 2}, y) == ((), {"hidden_states": y, "mask": 2})
+    assert with_stream_in((), {"hidden_states": x, "mask": 2}, y) == (
+        (),
+        {"hidden_states": y, "mask": 2},
+    )
     assert stream_out((x, 1)) is x
     assert stream_out(x) is x
     assert with_stream_out((x, 1), y) == (y, 1)

@@ -1,4 +1,4 @@
-"""Hooks that leave with their context, calls that can be replayed to the bit, and passes that stop where they should."""
+"""Hooks that leave with their context, calls replayed to the bit, and passes that stop early."""
 
 from typing import Any
 
@@ -15,7 +15,9 @@ IDS = torch.arange(5, 17)[None]
 
 
 def hooks_of(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
 
 
 def test_hooks_see_every_call_and_are_gone_afterwards_also_after_an_error() -> None:
@@ -40,7 +42,10 @@ def test_hooks_see_every_call_and_are_gone_afterwards_also_after_an_error() -> N
 def test_hooks_that_were_added_leave_when_a_later_one_cannot_be() -> None:
     layer = nn.Linear(2, 2)
     broken: Any = object()
-    with pytest.raises(AttributeError), watching(after=[(layer, lambda *_: None), (broken, lambda *_: None)]):
+    with (
+        pytest.raises(AttributeError),
+        watching(after=[(layer, lambda *_: None), (broken, lambda *_: None)]),
+    ):
         pass
     assert hooks_of(layer) == 0
 
@@ -59,7 +64,9 @@ def test_a_pass_stops_where_a_hook_says_and_other_errors_go_through() -> None:
     def stop(*_: Any) -> None:
         raise StopForward
 
-    with watching(before=[(model[1], stop)], after=[(model[0], lambda *_: ran.append(0)), (model[1], stop)]):
+    with watching(
+        before=[(model[1], stop)], after=[(model[0], lambda *_: ran.append(0)), (model[1], stop)]
+    ):
         run_until_stop(model, torch.ones(1, 2))
     assert ran == [0]
     with pytest.raises(RuntimeError, match="mat1"):
@@ -80,8 +87,8 @@ def test_recorded_calls_of_a_block_give_its_stream_again_to_the_bit() -> None:
 @torch.no_grad()
 def test_a_looped_stack_calls_a_block_once_per_pass_unless_one_call_is_enough() -> None:
     config = CognateConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_loops=3,
-        memory_slots=8, written_slots=4, halting_threshold=1.1,
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, max_loops=3, memory_slots=8, written_slots=4, halting_threshold=1.1,
     )  # fmt: skip
     model = CognateForCausalLM(config).eval()
     first, last = blocks(model)[0], blocks(model)[-1]
