@@ -1,1 +1,1 @@
-"""The phase controller: one door to run a phase, the run of all phases with gates between, and the report."""
+"""The phase controller: run one phase, run all phases with gates between them, write the report."""

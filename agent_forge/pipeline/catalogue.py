@@ -1,4 +1,4 @@
-"""The phases there are, found by folder name; nothing here imports torch."""
+"""All phases, listed by the names of their folders, without importing torch."""
 
 import sys
 from functools import cache
@@ -13,19 +13,23 @@ PACKAGE = "agent_forge.phases"
 def phases() -> dict[str, Phase]:
     """Return every phase by name, in the order in which they are meant to run.
 
-    A phase whose file does not import is named on stderr, once, and left out: the others do not need it.
+    A phase whose file does not import is named once on stderr and left out, because the other
+    phases do not need it.
     """
-    found = []
+    known = []
     for name in registry.names(PACKAGE):
         try:
-            found.append(phase_named(name))
+            known.append(phase_named(name))
         except ConfigError as error:
-            _say_once(str(error))
-    return {phase.name: phase for phase in sorted(found, key=lambda phase: phase.order)}
+            _warn_once(str(error))
+    return {phase.name: phase for phase in sorted(known, key=lambda phase: phase.order)}
 
 
 def phase_named(name: str) -> Phase:
-    """Return one phase. Raises ConfigError with the nearest name, or with the file and line that does not import."""
+    """Return one phase.
+
+    Raises ConfigError with the nearest name, or with the file and line that does not import.
+    """
     module = registry.load(PACKAGE, name, "phase")
     phase = getattr(module, "PHASE", None)
     if not isinstance(phase, Phase):
@@ -34,5 +38,5 @@ def phase_named(name: str) -> Phase:
 
 
 @cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     print(f"forge: {message}", file=sys.stderr)

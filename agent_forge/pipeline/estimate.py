@@ -1,9 +1,10 @@
-"""What a dry run says: inputs checked, and rough time, memory and disk of each phase. Nothing is written.
+"""A dry run: check the inputs, and estimate time, memory and disk of each phase, writing nothing.
 
-Time is the phase's own count of tokens (`work_tokens`) at the rate of a matrix product measured here, times what the
-phase was measured to take beside it (`Phase.effort`), and the scoring of its gate. Memory is a process, the copies of the
-model that the phase holds, and the activations of one step. Constants are from the nano run and SmolLM2-135M (README,
-docs/log.md); on a quiet machine the estimates of both are within a factor of two of what was measured.
+Time is the phase's count of tokens (`work_tokens`) at the rate of a matrix product measured here,
+times a factor measured for the phase (`Phase.effort`), plus the scoring of its gate. Memory is a
+process, the copies of the model that the phase holds, and the activations of one step. Constants
+are from the nano run and SmolLM2-135M (README, docs/log.md); on a quiet machine the estimates of
+both are within a factor of two of the measured values.
 """
 
 import json
@@ -25,18 +26,22 @@ from agent_forge.pipeline.run_phase import check_inputs, nearest
 
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, measured on CPU builds
 FLOP_PER_PARAMETER_TOKEN = 6.0  # forward and backward
-EFFICIENCY = 0.35  # of training against a matrix product: measured on nano and on SmolLM2-135M
-START_SECONDS = 10.0  # a process of its own, libraries, data and model read
-ITEM_TOKENS = 100  # of a gate's item; the parent's scores are kept from its own gate
+EFFICIENCY = 0.35  # rate of training / rate of a matrix product, on nano and on SmolLM2-135M
+START_SECONDS = 10.0  # start a process, import libraries, read data and model
+ITEM_TOKENS = 100  # per item of a gate; the parent's scores are known from its own gate
 ACTIVATIONS_PER_WIDTH = 60  # floats kept for the backward pass, per token, layer and hidden unit
 LOGITS = 4  # floats per token and word: logits, their softmax and gradients
-CHECKPOINT_COPIES = 3  # float32 copies of the model on disk: the result, and training states of a stage
-SAFETY = 1.1  # of the free disk that must remain beside the estimate before a run is refused
+# Copies of the float32 model on disk: the result, and the training states of a stage.
+CHECKPOINT_COPIES = 3
+SAFETY = 1.1  # a run is refused unless the free disk holds this many times the estimate
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What an estimate needs to know of a model. widths: hidden units of all layers together, passes included."""
+    """The sizes of a model that an estimate uses.
+
+    widths: hidden units of all layers together, counted once per pass.
+    """
 
     parameters: int
     widths: int
@@ -52,7 +57,7 @@ class Estimate:
     out: str
     device: str
     parameters: int
-    tokens: int  # trained tokens, or passes worth as much
+    tokens: int  # trained tokens, or other work counted as trained tokens
     seconds: float
     memory_bytes: int
     disk_bytes: int
@@ -62,7 +67,7 @@ class Estimate:
 def estimate_phase(name: str, config: PhaseConfig) -> Estimate:
     """Check a phase's inputs (sources, data, directory, room on the disk) and estimate its needs.
 
-    Raises what `check_inputs` raises, and StorageError when the disk is too small.
+    Raises the errors of `check_inputs`, and StorageError when the disk is too small.
     """
     estimate = _checked(name, config, check_inputs(name, config, write_probe=False))
     check_disk([estimate])
@@ -70,17 +75,22 @@ def estimate_phase(name: str, config: PhaseConfig) -> Estimate:
 
 
 def _checked(name: str, config: PhaseConfig, sources: Sequence[Checkpoint]) -> Estimate:
-    """Read a first document, ask the phase about its sources, and estimate."""
+    """Read a first document, check that the phase fits its sources, and estimate."""
     from agent_forge.data.documents import documents
 
     next(iter(documents(config.data, "train")))
-    estimate = _estimate(name, config, _shape(config, sources), [str(source.path) for source in sources])
+    estimate = _estimate(
+        name, config, _shape(config, sources), [str(source.path) for source in sources]
+    )
     estimate.notes = fits(name, config, sources)
     return estimate
 
 
 def estimate_run(run: RunAll) -> list[Estimate]:
-    """Estimate every phase of a run. Each reads what the one before it writes; only the first one's sources exist yet."""
+    """Estimate every phase of a run.
+
+    Each phase reads the output of the one before it, so only the sources of the first exist yet.
+    """
     (first, config), *later = run.phases.items()
     sources = check_inputs(first, config, write_probe=False)
     estimates = [_checked(first, config, sources)]
@@ -95,14 +105,15 @@ def estimate_run(run: RunAll) -> list[Estimate]:
 
 
 def check_disk(estimates: Sequence[Estimate]) -> None:
-    """Raise StorageError when the disk that the estimates write to has too little room for all of them."""
+    """Raise StorageError when the disk has too little room for all estimates together."""
     needed = round(SAFETY * sum(estimate.disk_bytes for estimate in estimates))
     place = nearest(Path(estimates[0].out))
     free = shutil.disk_usage(place).free
     if free < needed:
         key = "out=" if len(estimates) == 1 else "run_dir="
         raise StorageError(
-            f"disk too small: about {needed:,} bytes are needed at {place}, {free:,} are free; free some space or set {key} "
+            f"disk too small: about {needed:,} bytes are needed at {place}, {free:,} "
+            f"are free; free some space or set {key} "
             "to a directory on another disk"
         )
 
@@ -112,10 +123,14 @@ def _estimate(name: str, config: PhaseConfig, shape: ModelShape, sources: list[s
 
     phase = phase_named(name)
     device = pick_device(config.runtime.device)
-    seconds_per_flop = 1 / (EFFICIENCY * _flop_per_second(str(device), config.runtime.dtype, config.runtime.threads))
+    seconds_per_flop = 1 / (
+        EFFICIENCY * _flop_per_second(str(device), config.runtime.dtype, config.runtime.threads)
+    )
     per_token = FLOP_PER_PARAMETER_TOKEN * shape.parameters * seconds_per_flop
     tokens = config.work_tokens()
-    scored = config.gate.items * len(config.gate.tasks) * ITEM_TOKENS / 3 if config.gate.enabled else 0
+    scored = (
+        config.gate.items * len(config.gate.tasks) * ITEM_TOKENS / 3 if config.gate.enabled else 0
+    )
     return Estimate(
         phase=name,
         sources=sources,
@@ -130,7 +145,7 @@ def _estimate(name: str, config: PhaseConfig, shape: ModelShape, sources: list[s
 
 
 def _memory_bytes(phase: Phase, config: PhaseConfig, shape: ModelShape) -> int:
-    """Return the process, the copies of the model, and what one step keeps for its backward pass."""
+    """Return the memory of the process, the copies of the model and one step's activations."""
     width_bytes = 2 if config.runtime.dtype in ("bfloat16", "float16") else 4
     per_token = ACTIVATIONS_PER_WIDTH * shape.widths * width_bytes + LOGITS * shape.words * 4
     activations = config.step_tokens() / config.runtime.accumulate * per_token
@@ -138,14 +153,17 @@ def _memory_bytes(phase: Phase, config: PhaseConfig, shape: ModelShape) -> int:
 
 
 def _shape(config: PhaseConfig, sources: Sequence[Checkpoint]) -> ModelShape:
-    """Return the shape of the largest source, or of the model that the phase makes from nothing."""
+    """Return the shape of the largest source, or of the new model that the phase builds."""
     if not sources:
         return _made_from_nothing(config)
     shapes = []
     for source in sources:
         content = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
         content = content.get("text_config") or content.get("base_config") or content
-        stored = sum(f["bytes"] for p, f in source.manifest.files.items() if p.endswith(".safetensors")) // 4
+        stored = (
+            sum(f["bytes"] for p, f in source.manifest.files.items() if p.endswith(".safetensors"))
+            // 4
+        )
         width, words = int(content.get("hidden_size") or 0), int(content.get("vocab_size") or 0)
         layers = int(content.get("num_hidden_layers") or 1) * int(content.get("max_loops") or 1)
         shapes.append(ModelShape(max(stored, width * words), layers * width, words))
@@ -160,16 +178,20 @@ def _made_from_nothing(config: PhaseConfig) -> ModelShape:
 
     model: Any = config.model  # type: ignore[attr-defined]
     with torch.device("meta"):
-        made: Any = CognateForCausalLM(CognateConfig(**{k: v for k, v in asdict(model).items() if k != "kind"}))
-    parameters = sum(parameter.numel() for parameter in made.parameters())
-    return ModelShape(parameters, model.num_hidden_layers * model.max_loops * model.hidden_size, model.vocab_size)
+        cognate: Any = CognateForCausalLM(
+            CognateConfig(**{k: v for k, v in asdict(model).items() if k != "kind"})
+        )
+    parameters = sum(parameter.numel() for parameter in cognate.parameters())
+    return ModelShape(
+        parameters, model.num_hidden_layers * model.max_loops * model.hidden_size, model.vocab_size
+    )
 
 
 @cache
 def _flop_per_second(device: str, dtype: str, threads: int) -> float:
-    """Return the best rate of a matrix product in `dtype` on `device` with `threads` CPU threads (0: all).
+    """Return the best rate of a matrix product; `threads` counts CPU threads, 0 means all.
 
-    Measured on one thread, whose best time a busy machine disturbs least, times the threads.
+    The rate of one thread, whose best time a busy machine disturbs least, times the threads.
     """
     import torch
 

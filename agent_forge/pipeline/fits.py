@@ -1,11 +1,12 @@
-"""Ask a phase whether it can handle this very model, before work starts: reads config.json of each source, no weights.
+"""Ask a phase before work starts whether it can handle its sources, from their config.json.
 
-A phase room may hold `fits.py` with
+A phase may have a `fits.py` with
 
     check(config, model_config) -> list[str]
 
-model_config: config.json of a source, as a dictionary. The lines say what the phase will reach of that model; a setting
-that cannot work for it raises ConfigError. `run_phase` calls this in its preflight, and a dry run prints the lines.
+model_config: config.json of a source, as a dictionary. The lines state which part of the model the
+phase will reach; a setting that cannot work for the model raises ConfigError. `run_phase` calls
+this before it starts a worker, and a dry run prints the lines.
 """
 
 import importlib
@@ -18,14 +19,14 @@ from agent_forge.checkpoint import Checkpoint
 from agent_forge.config import PhaseConfig
 from agent_forge.core.errors import CheckpointError, ConfigError
 
-WITH_LATENTS = "forge_ternary"  # keeps the weights that its codes are rounded from
+WITH_LATENTS = "forge_ternary"  # this method keeps the weights that its codes are rounded from
 
 
 def fits(name: str, config: PhaseConfig, sources: Iterable[Checkpoint]) -> list[str]:
-    """Return what phase `name` says of its sources, each line once.
+    """Return the lines of phase `name` about its sources, each line once.
 
-    Raises ConfigError when the phase cannot handle one of them or its weights are codes alone, CheckpointError when
-    a source has no readable config.json.
+    Raises ConfigError when the phase cannot handle one of them or its weights are only codes,
+    CheckpointError when a source has no readable config.json.
     """
     module = f"agent_forge.phases.{name}.fits"
     check = importlib.import_module(module).check if importlib.util.find_spec(module) else None
@@ -35,19 +36,24 @@ def fits(name: str, config: PhaseConfig, sources: Iterable[Checkpoint]) -> list[
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); import the model again") from None
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); import the model again"
+            ) from None
         _refuse_codes(name, source, content)
         lines |= dict.fromkeys(check(config, content) if check else [])
     return list(lines)
 
 
 def _refuse_codes(name: str, source: Checkpoint, model_config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for weights that exist as codes alone: every phase trains, merges or codes floats."""
+    """Raise ConfigError for weights that exist only as codes, because phases work on floats."""
     quantisation = model_config.get("quantization_config") or {}
     method = quantisation.get("quant_method")
     if method and (method != WITH_LATENTS or quantisation.get("packed")):
-        before = next((parent["path"] for parent in source.manifest.parents if parent.get("path")), "")
+        before = next(
+            (parent["path"] for parent in source.manifest.parents if parent.get("path")), ""
+        )
         raise ConfigError(
-            f"{source.path} holds codes ({method}), which {name} cannot change; give it the checkpoint before"
+            f"{source.path} holds codes ({method}), which {name} cannot change; give it "
+            "the checkpoint before"
             f"{f': sources=[{before}]' if before else ''}"
         )

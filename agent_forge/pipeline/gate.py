@@ -1,12 +1,13 @@
-"""The gate between a phase and the next: the same held-out items for parent and child, a verdict.
+"""The gate between two phases: score parent and child on the same held-out items, and judge.
 
-Every gate scores every task of `gate.tasks`, whatever the phase; a task on which the parent is above
-chance is gated, so what a phase bakes is gated from the next one on. Tasks whose verdict is not yet
-certain are looked at again with more items. The child is held against the base of its chain too.
+Every gate scores every task of `gate.tasks`, whatever the phase. A task on which the parent is
+above chance is gated, so a skill that one phase teaches is gated from the next phase on. Tasks
+whose verdict is not yet certain are scored again with more items. The child is also compared with
+the base of its chain.
 
 Scores of a block of items are kept in the data cache under the checkpoint's id and the items' hash,
-since the child of one gate is the parent of the next. Speed and memory are measured afresh, parent
-and child in turn, because a figure of an earlier hour would say more of the machine than the model.
+because the child of one gate is the parent of the next. Speed and memory are measured each time,
+parent and child in turn, because an older figure would depend on the state of the machine then.
 """
 
 import hashlib
@@ -25,14 +26,15 @@ from agent_forge.core import device
 from agent_forge.core.events import EventLog
 
 SPLIT = "validation"
-LOOK_GROWTH = 4  # items of a look per item of the look before
+LOOK_GROWTH = 4  # each look at the open tasks has this many times the items of the one before
 MEMORY_SLACK_BYTES = 32_000_000  # two loads of one small model differ by less
 SPEED_REPEATS = 3
-SPEED_TRIES = 3  # other work on the machine can only slow a model down: a slow child gets more tries
+# Other work on the machine can only slow a model down, so a slow child gets more tries.
+SPEED_TRIES = 3
 
 
 class Scored:
-    """A checkpoint that is scored on demand; its model is loaded once, and only when it is needed."""
+    """A checkpoint that is scored on demand; its model is loaded once, when it is first needed."""
 
     def __init__(self, source: Checkpoint, config: PhaseConfig, events: EventLog, who: str) -> None:
         self.source, self.config, self.events, self.who = source, config, events, who
@@ -42,7 +44,7 @@ class Scored:
 
     @property
     def model(self) -> Any:
-        """Return the model; the bytes that loading it and answering once took are noted."""
+        """Return the model, and note the bytes that loading it and answering once took."""
         if self._model is None:
             runtime = self.config.runtime
             place, dtype = device.pick_device(runtime.device), device.pick_dtype(runtime.dtype)
@@ -56,18 +58,24 @@ class Scored:
         return self._model
 
     def scores(self, task: str, items: list[Any], borders: list[int]) -> evaluate.Scores:
-        """Return the scores on `items`, whose blocks end at `borders`; known blocks come from the cache."""
+        """Return the scores on `items`, whose blocks end at `borders`; known blocks are cached."""
         starts = [0, *borders[:-1]]
         blocks = [
-            self._block(task, items[start:end]) for start, end in zip(starts, borders, strict=True) if items[start:end]
+            self._block(task, items[start:end])
+            for start, end in zip(starts, borders, strict=True)
+            if items[start:end]
         ]
-        return evaluate.scores_of(task, items[: borders[-1]], np.concatenate(blocks), SPLIT, self.config.seed)
+        return evaluate.scores_of(
+            task, items[: borders[-1]], np.concatenate(blocks), SPLIT, self.config.seed
+        )
 
     def _block(self, task: str, items: list[Any]) -> Any:
         file = self._file(task, items)
         if file.exists():
             return np.asarray(json.loads(file.read_text(encoding="utf-8")), np.float64)
-        context = evaluate.EvalContext(data=self.config.data, tokenizer=self.tokenizer, seed=self.config.seed)
+        context = evaluate.EvalContext(
+            data=self.config.data, tokenizer=self.tokenizer, seed=self.config.seed
+        )
         pairs = evaluate.item_pairs(self.model, self.tokenizer, task, items, context)
         atomic.write_json(file, pairs.tolist())
         mean = float(pairs[:, 0].sum() / max(pairs[:, 1].sum(), 1e-30))
@@ -92,11 +100,15 @@ def judge_child(
 ) -> tuple[dict[str, Any], float]:
     """Return the verdict on `child` as plain values, and its tokens per second.
 
-    Without a parent (a model made from nothing) the child is scored and passes when its scores are
-    finite. base: the first model of the chain, held against `gate.chain`.
+    parent: None for a model that is made from nothing; it passes when its scores are finite.
+    base: the first model of the chain, for the limits of `gate.chain`.
     """
     sources = {"child": child, "parent": parent, "base": base}
-    who = {name: Scored(source, config, events, name) for name, source in sources.items() if source is not None}
+    who = {
+        name: Scored(source, config, events, name)
+        for name, source in sources.items()
+        if source is not None
+    }
     speed, memory = _speed_and_memory(who, config)
     facts: dict[str, Any] = {
         "parent_bytes": parent.manifest.deployable_bytes if parent else 0,
@@ -113,7 +125,9 @@ def judge_child(
     plain = {
         **_finite(asdict(verdict)),
         **{
-            f"{prefix}scores": {name: value.as_metric() for name, value in scores.get(whose, {}).items()}
+            f"{prefix}scores": {
+                name: value.as_metric() for name, value in scores.get(whose, {}).items()
+            }
             for prefix, whose in (("", "child"), ("parent_", "parent"), ("base_", "base"))
         },
         "base": {"path": str(base.path), "id": base.id, "name": base.name} if base else {},
@@ -128,11 +142,13 @@ def judge_child(
 def _looked(
     who: dict[str, Scored], config: PhaseConfig, facts: dict[str, Any]
 ) -> tuple[evaluate.Verdict, dict[str, dict[str, evaluate.Scores]]]:
-    """Return the verdict and the scores by model and task; open tasks get more items, look by look."""
+    """Return the verdict, and the scores by model and task; open tasks get more items per look."""
     gate = config.gate
     tasks = list(dict.fromkeys([*gate.tasks, *(gate.chain if "base" in who else ())]))
     sizes = [gate.items * LOOK_GROWTH**look for look in range(gate.looks)]
-    context = evaluate.EvalContext(data=config.data, tokenizer=who["child"].tokenizer, seed=config.seed)
+    context = evaluate.EvalContext(
+        data=config.data, tokenizer=who["child"].tokenizer, seed=config.seed
+    )
     items = {task: evaluate.task_items(task, SPLIT, sizes[-1], context) for task in tasks}
     scores: dict[str, dict[str, evaluate.Scores]] = {name: {} for name in who}
     open_tasks, verdict = tasks, None
@@ -140,7 +156,9 @@ def _looked(
         for task in open_tasks:
             for name, model in who.items():
                 scores[name][task] = model.scores(task, items[task], sizes[: look + 1])
-        verdict = evaluate.judge(gate, scores.get("parent", {}), scores["child"], base=scores.get("base"), **facts)
+        verdict = evaluate.judge(
+            gate, scores.get("parent", {}), scores["child"], base=scores.get("base"), **facts
+        )
         open_tasks = [task for task in verdict.open_tasks() if len(items[task]) > sizes[look]]
         if not open_tasks:
             break
@@ -148,20 +166,27 @@ def _looked(
     return verdict, scores
 
 
-def _speed_and_memory(who: dict[str, Scored], config: PhaseConfig) -> tuple[dict[str, float], dict[str, int]]:
-    """Return tokens per second and bytes of parent and child, measured one after the other in turn."""
+def _speed_and_memory(
+    who: dict[str, Scored], config: PhaseConfig
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Return tokens per second and bytes of parent and child, which are measured in turn."""
     names = [name for name in ("parent", "child") if name in who]
     pairs = [(who[name].model, who[name].tokenizer) for name in names]
     best = [0.0] * len(names)
     for _ in range(SPEED_TRIES):
-        best = [max(pair) for pair in zip(best, evaluate.measure_speeds(pairs, repeats=SPEED_REPEATS), strict=True)]
+        best = [
+            max(pair)
+            for pair in zip(
+                best, evaluate.measure_speeds(pairs, repeats=SPEED_REPEATS), strict=True
+            )
+        ]
         if best[-1] >= config.gate.speed_ratio * best[0]:
             break
     return dict(zip(names, best, strict=True)), {name: who[name].memory_bytes for name in names}
 
 
 def _finite(value: Any) -> Any:
-    """Return plain values with None for numbers that JSON cannot hold (a ratio to a parent of zero)."""
+    """Return plain values, with None for numbers that JSON cannot hold (a ratio to zero)."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,9 @@
-"""Start the processes that run one phase together: torchrun over pipeline.worker, tied to the life of its starter.
+"""Start the processes that run one phase together: torchrun over pipeline.worker.
 
     python -m agent_forge.pipeline.launch RECORD PROCESSES PARENT_PID
 
-`torchrun -m agent_forge <phase>` starts the command line several times instead; run_phase then starts a worker in each.
+The processes die with the one that started them. `torchrun -m agent_forge <phase>` starts the
+command line several times instead, and run_phase then starts a worker in each.
 """
 
 import sys
@@ -15,8 +16,16 @@ def main(record: str, processes: str, parent_pid: str) -> None:
     die_with_parent(int(parent_pid))
     from torch.distributed.run import main as torchrun
 
-    # Each worker's own words are enough; torchrun adds a table of failures at level ERROR.
-    torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", "agent_forge.pipeline.worker", record])
+    # Each worker reports its own error; torchrun adds a table of failures at level ERROR.
+    torchrun(
+        [
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "-m",
+            "agent_forge.pipeline.worker",
+            record,
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is known of one run of a phase, kept as outcome.json in its record directory."""
+"""The outcome of one run of a phase, kept as outcome.json in its record directory."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from agent_forge.config.compose import flatten
 OUTCOME = "outcome.json"
 JOB = "job.json"
 EVENTS = "events.jsonl"
-# Settings that change how work is done but not what comes out.
+# Settings that change how the work is done, and not its result.
 NOT_INPUT = (
-    "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway", "sources",
-    "gate.base",
+    "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway",
+    "sources", "gate.base",
 )  # fmt: skip
 
 
@@ -29,12 +29,12 @@ class Outcome:
     input_hash: str
     exit_code: int = 0
     message: str = ""
-    outputs: list[str] = field(default_factory=list)  # the one that goes on first
+    outputs: list[str] = field(default_factory=list)  # the next phase reads the first
     parent: str = ""
     report: dict[str, Any] = field(default_factory=dict)  # config.Report as plain values
     verdict: dict[str, Any] | None = None  # evaluate.Verdict as plain values; None when not gated
-    deployable_bytes: int = 0  # of the packed file that would be shipped
-    file_bytes: int = 0  # of the weight files that lie in the checkpoint
+    deployable_bytes: int = 0  # size of the packed file that would be shipped
+    file_bytes: int = 0  # size of the weight files in the checkpoint
     checkpoint_id: str = ""
     seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -54,7 +54,7 @@ def read_outcome(record: Path) -> Outcome | None:
 
 
 def input_hash(phase: str, settings: Mapping[str, Any], source_ids: Sequence[str]) -> str:
-    """Return a hash of everything that decides a phase's result: its settings and the content of its sources."""
+    """Return a hash of what decides a phase's result: settings and content of the sources."""
     relevant = {name: value for name, value in flatten(settings) if name not in NOT_INPUT}
     text = json.dumps([phase, relevant, list(source_ids)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""Run all phases in order, each reading what the last accepted one wrote. The same command again goes on.
+"""Run all phases in order; each reads the output of the last accepted one.
 
-Every phase's settings are composed and typed before the first one starts. Nothing is kept here but what the phases keep:
-a finished phase is found done by the hash of its settings and sources.
+Every phase's settings are composed and typed before the first one starts. The same command goes on
+with an unfinished run: the run itself keeps no state, and a finished phase is recognised by the
+hash of its settings and sources.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +20,11 @@ from agent_forge.pipeline.outcome import Outcome
 from agent_forge.pipeline.run_phase import Listener, check_inputs, check_settings, run_phase
 
 COMMAND = "run_all"
-# What is chosen by experiment= -> what to choose instead on an accelerator.
-SIZED_FOR_ACCELERATORS = {"": "experiment=cognate_25m or smollm2_gpu", "smollm2": "experiment=smollm2_gpu"}
+# The chosen experiment -> the one to choose instead on an accelerator.
+SIZED_FOR_ACCELERATORS = {
+    "": "experiment=cognate_25m or smollm2_gpu",
+    "smollm2": "experiment=smollm2_gpu",
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,26 +36,42 @@ class RunAll:
 
 
 def compose_run(overrides: Sequence[str] = (), file: str | None = None) -> RunAll:
-    """Compose conf/run_all.yaml with a file and overrides. Raises ConfigError before anything runs."""
+    """Compose conf/run_all.yaml with a file and overrides.
+
+    Raises ConfigError before anything runs.
+    """
     return typed_run(compose_tree(COMMAND, all_overrides(overrides, file, settings_schema())))
 
 
 def settings_schema() -> type:
-    """Return the dataclass of all settings of a run: its own, those that phases share, and each phase's under its name."""
-    shared = [("run_dir", str), ("phases", list[str]), ("seed", int), ("data", DataConfig), ("runtime", RuntimeConfig)]
-    return make_dataclass("RunSettings", [*shared, *((phase.name, phase.config) for phase in phases().values())])
+    """Return the dataclass of a run's settings: its own, shared ones, and each phase's by name."""
+    shared = [
+        ("run_dir", str),
+        ("phases", list[str]),
+        ("seed", int),
+        ("data", DataConfig),
+        ("runtime", RuntimeConfig),
+    ]
+    return make_dataclass(
+        "RunSettings", [*shared, *((phase.name, phase.config) for phase in phases().values())]
+    )
 
 
 def typed_run(tree: Any) -> RunAll:
-    """Return a composed tree as a RunAll; `out` and `sources` of each phase follow from the order."""
+    """Return a composed tree as a RunAll; the order gives each phase its `out` and `sources`."""
     known = phases()
     if not str(tree.run_dir).strip():
-        raise ConfigError("run_dir must not be empty; name the directory of the run, as in run_dir=outputs/run_all")
+        raise ConfigError(
+            "run_dir must not be empty; name the directory of the run, as in "
+            "run_dir=outputs/run_all"
+        )
     run_dir = Path(tree.run_dir)
     chosen: dict[str, PhaseConfig] = {}
     for position, name in enumerate(tree.phases, start=1):
         if name not in known:
-            raise ConfigError(f"run_all: no phase '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+            raise ConfigError(
+                f"run_all: no phase '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}"
+            )
         if name in chosen:
             raise ConfigError(f"run_all: phases names '{name}' twice")
         tree[name].out = str(run_dir / f"{position}-{name}")
@@ -62,8 +82,13 @@ def typed_run(tree: Any) -> RunAll:
 
 
 def larger_budget(run: RunAll, overrides: Sequence[str] = (), file: str | None = None) -> str:
-    """Return a line naming the experiment sized for an accelerator, where a run sized for processors uses one; else ""."""
-    chosen = next((part.split("=", 1)[1] for part in overrides if part.startswith("experiment=")), file or "")
+    """Return a line that names a larger experiment, where a run for processors uses an accelerator.
+
+    Otherwise return "".
+    """
+    chosen = next(
+        (part.split("=", 1)[1] for part in overrides if part.startswith("experiment=")), file or ""
+    )
     larger = SIZED_FOR_ACCELERATORS.get(chosen)
     if larger is None or all(config.runtime.device == "cpu" for config in run.phases.values()):
         return ""
@@ -73,7 +98,10 @@ def larger_budget(run: RunAll, overrides: Sequence[str] = (), file: str | None =
     if device.type == "cpu":
         return ""
     sized = f"experiment={chosen}" if chosen else "the default run"
-    return f"{sized} is sized for two processor cores; on {device.type}, {larger} does more with the hour"
+    return (
+        f"{sized} is sized for two processor cores; on {device.type}, {larger} does more "
+        "with the hour"
+    )
 
 
 def run_all(
@@ -85,8 +113,8 @@ def run_all(
 ) -> list[Outcome]:
     """Run the phases; return their outcomes. Stops at the first one that failed or was interrupted.
 
-    A phase that its gate refused is rolled back: the next one reads the refused one's parent.
-    Raises GateError when the policy of a refused phase is to stop, or when it has no parent to go back to.
+    When its gate refuses a phase, the next one reads the parent of the refused child. Raises
+    GateError when the policy of a refused phase is to stop, or when it has no parent to return to.
     """
     outcomes: list[Outcome] = []
     with DirectoryLock(run.run_dir / ".forge", wait_seconds=3.0):
@@ -119,9 +147,9 @@ def run_all(
 
 
 def check_later_phases(run: RunAll, sources: Sequence[Checkpoint]) -> dict[str, list[str]]:
-    """Check the settings of all phases but the first; return what each says of the model, by phase.
+    """Check the settings of all phases after the first; return their lines about the model.
 
-    sources: of the first phase; the architecture stays theirs.
+    sources: what the first phase reads; no phase changes their architecture.
     """
     said = {}
     for name, config in list(run.phases.items())[1:]:
@@ -131,6 +159,6 @@ def check_later_phases(run: RunAll, sources: Sequence[Checkpoint]) -> dict[str, 
 
 
 def final_checkpoint(outcomes: Sequence[Outcome]) -> tuple[str, str]:
-    """Return the directory and id of the last accepted checkpoint ("" and "" when there is none)."""
+    """Return the directory and id of the last accepted checkpoint, or two empty strings."""
     accepted = [outcome for outcome in outcomes if outcome.status == "done" and outcome.outputs]
     return (accepted[-1].outputs[0], accepted[-1].checkpoint_id) if accepted else ("", "")

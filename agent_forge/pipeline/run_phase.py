@@ -1,7 +1,8 @@
-"""The only door through which a phase runs: check, lock, run in a child process, gate, record.
+"""The only way to run a phase: check, lock, run in a child process, gate, record.
 
-The same call after a kill goes on where the phase stopped; after success it does nothing. A child process keeps one
-phase's memory, threads and crashes away from the next, and dies with its parent.
+The same call after a kill goes on where the phase stopped; after success it does nothing. The child
+process keeps the memory, threads and crashes of one phase away from the next, and dies with its
+parent.
 """
 
 import contextlib
@@ -25,28 +26,49 @@ from agent_forge.checkpoint import Checkpoint, DirectoryLock, atomic, record_dir
 from agent_forge.checkpoint.lock import LOCK_NAME
 from agent_forge.config import PhaseConfig
 from agent_forge.core import ranks
-from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted, LockedError, PhaseError, StorageError
+from agent_forge.core.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    LockedError,
+    PhaseError,
+    StorageError,
+)
 from agent_forge.core.events import Event, read_events
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.fits import fits
-from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome, differences, input_hash, read_outcome
+from agent_forge.pipeline.outcome import (
+    EVENTS,
+    JOB,
+    OUTCOME,
+    Outcome,
+    differences,
+    input_hash,
+    read_outcome,
+)
 
 Listener = Callable[[Event], None]
 POLL_SECONDS = 0.1
-FOLLOW_WAIT_SECONDS = 60.0  # for rank 0 to check its inputs and begin
-LOCK_WAIT_SECONDS = 3.0  # for the worker of a killed run to die
+FOLLOW_WAIT_SECONDS = 60.0  # rank 0 checks its inputs before it begins
+LOCK_WAIT_SECONDS = 3.0  # the worker of a killed run needs a moment to die
 STDERR = "stderr.log"
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)  # signals that stop a process, not crashes
-EXPECTED_EXITS = (LockedError.exit_code, StorageError.exit_code)  # of a worker that could not write its outcome
+# These signals stop a process on purpose; others are crashes.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)
+# A worker that could not write its outcome leaves with one of these.
+EXPECTED_EXITS = (LockedError.exit_code, StorageError.exit_code)
 
 
-def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = None, resume: bool = True) -> Outcome:
-    """Run phase `name`, or go on with it, or find it done; return its outcome.
+def run_phase(
+    name: str, config: PhaseConfig, *, listener: Listener | None = None, resume: bool = True
+) -> Outcome:
+    """Run phase `name`, go on with it, or notice that it is done; return its outcome.
 
-    resume=False drops what an earlier run of other (or the same) settings left at `config.out`.
-    Raises ConfigError when settings differ from those of an unfinished or finished run there, CheckpointError for a
-    missing or damaged source, StorageError when `out` cannot be written, LockedError when another process writes there.
-    Failures inside the phase are in the outcome. Under torchrun rank 0 does all this; the others only train with it.
+    resume: False first removes what an earlier run left at `config.out`, whatever its settings.
+
+    Raises ConfigError when an earlier run there had other settings, CheckpointError for a missing
+    or damaged source, StorageError when `out` cannot be written, LockedError when another process
+    writes there. Failures inside the phase are in the outcome. Under torchrun rank 0 does all this,
+    and the other ranks only train with it.
     """
     check_processes(name, config)
     sources = check_inputs(name, config, write_probe=ranks.rank() == 0)
@@ -57,54 +79,60 @@ def run_phase(name: str, config: PhaseConfig, *, listener: Listener | None = Non
         "data": data_fingerprint([*config.data.text, *config.data.rows]),
         "parent_pid": os.getpid(),
     }
-    job["input_hash"] = wanted = input_hash(name, job["config"], [*job["sources"], *job["data"]])
+    job["input_hash"] = digest = input_hash(name, job["config"], [*job["sources"], *job["data"]])
     record = record_dir(config.out)
     if ranks.rank():
-        return _follow(name, wanted, record, resume)
+        return _follow(name, digest, record, resume)
     with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
         if not resume:
             _drop(record, Path(config.out))
-        found = read_outcome(record)
-        if found is not None and _stands(found, wanted):
-            return found
+        earlier = read_outcome(record)
+        if earlier is not None and _stands(earlier, digest):
+            return earlier
         _refuse_other_settings(record, job)
-        (record / OUTCOME).unlink(missing_ok=True)  # what an earlier attempt said is no answer to this one
+        # The outcome of an earlier attempt must not be taken for this one's.
+        (record / OUTCOME).unlink(missing_ok=True)
         atomic.write_json(record / JOB, job)
     started_seq = max((event.seq for event in read_events(record / EVENTS)), default=0)
     processes = config.runtime.processes if phase_named(name).several_processes else 1
     exit_code, errors = _run_child(record, listener, started_seq, processes)
     outcome = read_outcome(record)
-    if outcome is None or outcome.input_hash != wanted:
-        outcome = _died(name, wanted, exit_code, errors, record)
+    if outcome is None or outcome.input_hash != digest:
+        outcome = _died(name, digest, exit_code, errors, record)
     return outcome
 
 
 def chain_base(config: PhaseConfig) -> list[Checkpoint]:
-    """Return the base of the chain that the gate compares with, verified; [] where none is named."""
+    """Return the verified base of the chain that the gate compares with; [] where there is none."""
     return [checkpoint.open(config.gate.base)] if config.gate.enabled and config.gate.base else []
 
 
 def check_processes(name: str, config: PhaseConfig) -> None:
-    """Raise ConfigError where several processes are asked for and this phase, or this launch, cannot use them."""
-    asked = config.runtime.processes
-    if ranks.size() > 1 and asked > 1:
-        raise ConfigError(f"runtime.processes={asked} starts processes itself: leave it at 1 under torchrun")
+    """Raise ConfigError where this phase, or this launch, cannot use the processes that are set."""
+    processes = config.runtime.processes
+    if ranks.size() > 1 and processes > 1:
+        raise ConfigError(
+            f"runtime.processes={processes} starts processes itself: leave it at 1 under torchrun"
+        )
     if ranks.size() > 1 and not phase_named(name).several_processes:
         raise ConfigError(f"{name} does not train with several processes; run it without torchrun")
 
 
-def _follow(name: str, wanted: str, record: Path, resume: bool) -> Outcome:
-    """Train with rank 0 once it has written its job; or find, as it does, that there is nothing to do."""
-    done = Outcome(phase=name, status="done", input_hash=wanted)
+def _follow(name: str, digest: str, record: Path, resume: bool) -> Outcome:
+    """Train with rank 0 once it has written its job, or notice that the phase is done already."""
+    done = Outcome(phase=name, status="done", input_hash=digest)
     end = time.monotonic() + FOLLOW_WAIT_SECONDS
     while True:
-        found = read_outcome(record)
-        if resume and found is not None and _stands(found, wanted):
+        earlier = read_outcome(record)
+        if resume and earlier is not None and _stands(earlier, digest):
             return done
-        if found is None and _begun_with(record, wanted):
+        if earlier is None and _begun_with(record, digest):
             break
         if time.monotonic() > end:
-            raise PhaseError(f"rank {ranks.rank()}: rank 0 began no {name} in {record}; do all see the same disk?")
+            raise PhaseError(
+                f"rank {ranks.rank()}: rank 0 began no {name} in {record}; do all see the "
+                "same disk?"
+            )
         time.sleep(POLL_SECONDS)
     done.exit_code, errors = _run_child(record, None, 0, 1)
     if done.exit_code:
@@ -112,15 +140,15 @@ def _follow(name: str, wanted: str, record: Path, resume: bool) -> Outcome:
     return done
 
 
-def _begun_with(record: Path, wanted: str) -> bool:
+def _begun_with(record: Path, digest: str) -> bool:
     try:
-        return bool(json.loads((record / JOB).read_text(encoding="utf-8"))["input_hash"] == wanted)
+        return bool(json.loads((record / JOB).read_text(encoding="utf-8"))["input_hash"] == digest)
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _drop(record: Path, out: Path) -> None:
-    """Remove an earlier run of the phase that writes `out`, but for the lock that is held."""
+    """Remove an earlier run of the phase that writes `out`, except the lock, which is in use."""
     shutil.rmtree(out, ignore_errors=True)
     for path in record.iterdir():
         if path.is_dir():
@@ -132,37 +160,45 @@ def _drop(record: Path, out: Path) -> None:
 def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) -> list[Checkpoint]:
     """Check everything that can be checked before work starts, and return the verified sources.
 
-    write_probe=False looks at permissions only, and writes nothing.
+    write_probe: False only reads permissions, and writes nothing.
     """
     check_settings(name, config)
     sources = checkpoint.expand(config.sources)
     if not sources and needs_source(name, config):
-        raise ConfigError(f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)")
+        raise ConfigError(
+            f"{name} reads a checkpoint: give sources=[DIR] (the output of an earlier phase)"
+        )
     fits(name, config, sources)
     out = Path(config.out)
     atomic.check_place(out)
     for source in sources:
         here, there = out.resolve(), source.path.resolve()
         if here == there or here in there.parents or there in here.parents:
-            raise ConfigError(f"out={config.out} is or holds a source; a phase never overwrites its parent")
+            raise ConfigError(
+                f"out={config.out} is or holds a source; a phase never overwrites its parent"
+            )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={config.out} is a file; name a directory")
     if out.is_dir() and any(out.iterdir()) and _written_by(out) != name:
-        raise ConfigError(f"out={config.out} exists and was not written by {name}; name another directory")
+        raise ConfigError(
+            f"out={config.out} exists and was not written by {name}; name another directory"
+        )
     if write_probe:
         check_writable(out.parent)
     else:
         place = nearest(out)
         if not place.is_dir() or not os.access(place, os.W_OK):
-            raise StorageError(f"cannot write below {place}; name a directory that you may write ({atomic.WHERE})")
+            raise StorageError(
+                f"cannot write below {place}; name a directory that you may write ({atomic.WHERE})"
+            )
     return sources
 
 
 def check_settings(name: str, config: PhaseConfig) -> None:
-    """Check what the limits beside the fields cannot: that the device, the gate's tasks and the data are there.
+    """Check that the device, the gate's tasks and the data exist, which the fields' limits cannot.
 
-    A phase room may hold `check.py` with `check(config)`, for settings that only its libraries can judge.
-    Raises ConfigError, or DataError for unreadable data.
+    A phase may have a `check.py` with `check(config)`, for settings that only its libraries can
+    judge. Raises ConfigError, or DataError for unreadable data.
     """
     from agent_forge.config.limits import kinds_of_data
     from agent_forge.core import device, registry
@@ -198,13 +234,13 @@ def _written_by(out: Path) -> str:
 
 
 def needs_source(name: str, config: PhaseConfig) -> bool:
-    """Say whether the phase reads a checkpoint; only the first one may begin from nothing."""
+    """Return whether the phase reads a checkpoint; only the first one may begin from nothing."""
     asks = getattr(config, "starts_from_nothing", None)
     return phase_named(name).order > 1 if asks is None else not asks()
 
 
 def check_writable(directory: Path) -> None:
-    """Create `directory` when needed and write a probe. Raises StorageError."""
+    """Create `directory` if necessary and write a probe. Raises StorageError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f"{atomic.TEMPORARY}probe-{os.getpid()}"
@@ -214,12 +250,16 @@ def check_writable(directory: Path) -> None:
         raise atomic.storage_error(error, directory, 0) from error
     if shutil.disk_usage(directory).free < 1 << 20:
         raise StorageError(
-            f"{directory}: less than 1 MiB is free; free some space or write to another disk ({atomic.WHERE})"
+            f"{directory}: less than 1 MiB is free; free some space or write to another "
+            f"disk ({atomic.WHERE})"
         )
 
 
 def data_fingerprint(sources: Sequence[str]) -> list[str]:
-    """Return a line for each source of text or rows that changes when its content does; hub names stand for themselves."""
+    """Return one line per source of text or rows, which changes with the source's content.
+
+    The line of a hub name depends on the name alone.
+    """
     from agent_forge.data.documents import source_files
 
     lines = []
@@ -231,9 +271,9 @@ def data_fingerprint(sources: Sequence[str]) -> list[str]:
     return lines
 
 
-def _stands(outcome: Outcome, wanted: str) -> bool:
-    """Say whether this is the end of the same job and its outputs are still there and undamaged."""
-    if outcome.status not in ("done", "rejected") or outcome.input_hash != wanted:
+def _stands(outcome: Outcome, digest: str) -> bool:
+    """Return whether this outcome ended the same job, and its outputs are still undamaged."""
+    if outcome.status not in ("done", "rejected") or outcome.input_hash != digest:
         return False
     try:
         return bool(outcome.outputs) and all(checkpoint.open(path) for path in outcome.outputs)
@@ -242,7 +282,10 @@ def _stands(outcome: Outcome, wanted: str) -> bool:
 
 
 def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
-    """Raise ConfigError with a diff when `record` was begun with other settings, sources or data than `job` has."""
+    """Raise ConfigError with the differences when `record` belongs to another job than `job`.
+
+    Jobs differ by settings, sources or data.
+    """
     try:
         begun = json.loads((record / JOB).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -250,27 +293,41 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
     if begun["input_hash"] == job["input_hash"]:
         return
     if begun["phase"] != job["phase"]:
-        raise ConfigError(f"{job['config']['out']} was begun by {begun['phase']}; set out= to another directory")
+        raise ConfigError(
+            f"{job['config']['out']} was begun by {begun['phase']}; set out= to another directory"
+        )
     changed = differences(begun["config"], job["config"])
     if begun["sources"] != job["sources"]:
         changed.append("the content of its sources")
-    if begun.get("data") != job["data"] and not any(text.startswith("data.text") for text in changed):
+    if begun.get("data") != job["data"] and not any(
+        text.startswith("data.text") for text in changed
+    ):
         changed.append("the content of data.text or data.rows")
     raise ConfigError(
-        f"{job['phase']}: {job['config']['out']} was begun with other settings ({'; '.join(changed)}); "
+        f"{job['phase']}: {job['config']['out']} was begun with other settings "
+        f"({'; '.join(changed)}); "
         "use those, or another out=, or --no-resume to drop it and start again"
     )
 
 
-def _run_child(record: Path, listener: Listener | None, after_seq: int, processes: int) -> tuple[int, str]:
-    """Run the worker (or several) on record/job.json, hand its events to `listener`, pass signals on.
+def _run_child(
+    record: Path, listener: Listener | None, after_seq: int, processes: int
+) -> tuple[int, str]:
+    """Run the worker (or several) on record/job.json; pass events to `listener`, signals to it.
 
-    Returns its exit code and what it wrote on stderr, which is also kept as record/stderr.log.
+    Returns its exit code and its stderr, which is also kept as record/stderr.log.
     """
     command = [sys.executable, "-m", "agent_forge.pipeline.worker", str(record)]
     if processes > 1:
-        command = [sys.executable, "-m", "agent_forge.pipeline.launch", str(record), str(processes), str(os.getpid())]
-    # Errors go to a temporary file first: the disk of the record may be the one that is full.
+        command = [
+            sys.executable,
+            "-m",
+            "agent_forge.pipeline.launch",
+            str(record),
+            str(processes),
+            str(os.getpid()),
+        ]
+    # Errors go to a temporary file first, because the record's disk may be the one that is full.
     with tempfile.TemporaryFile() as errors:
         exit_code = _watch_child(command, errors, record, listener, after_seq)
         errors.seek(0)
@@ -281,14 +338,20 @@ def _run_child(record: Path, listener: Listener | None, after_seq: int, processe
     return exit_code, text.decode(errors="replace")
 
 
-def _watch_child(command: list[str], errors: IO[bytes], record: Path, listener: Listener | None, after_seq: int) -> int:
-    # A session of its own: a terminal's Ctrl-C reaches only us, and we pass it on exactly once.
-    child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=errors)
+def _watch_child(
+    command: list[str], errors: IO[bytes], record: Path, listener: Listener | None, after_seq: int
+) -> int:
+    # In a session of its own the child does not see a terminal's Ctrl-C; it is passed on once.
+    child = subprocess.Popen(
+        command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=errors
+    )
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         child.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         while True:
             ended = child.poll() is not None
@@ -306,8 +369,8 @@ def _watch_child(command: list[str], errors: IO[bytes], record: Path, listener: 
             child.wait()
 
 
-def _died(name: str, wanted: str, exit_code: int, errors: str, record: Path) -> Outcome:
-    """Describe a worker that ended without an outcome of its own."""
+def _died(name: str, digest: str, exit_code: int, errors: str, record: Path) -> Outcome:
+    """Return the outcome of a worker that ended without writing one."""
     last = " ".join(errors.strip().splitlines()[-1:])
     status, code, go_on = "failed", exit_code if exit_code > 0 else 1, ""
     if -exit_code in STOPPING:
@@ -321,5 +384,13 @@ def _died(name: str, wanted: str, exit_code: int, errors: str, record: Path) -> 
     elif exit_code in EXPECTED_EXITS:
         cause = f"stopped: {last.partition(': ')[2] or last}"
     else:
-        cause = f"ended with exit code {exit_code}: {last} (see {record / STDERR}); this is a defect"
-    return Outcome(phase=name, status=status, input_hash=wanted, exit_code=code, message=f"{name} {cause}{go_on}")
+        cause = (
+            f"ended with exit code {exit_code}: {last} (see {record / STDERR}); this is a defect"
+        )
+    return Outcome(
+        phase=name,
+        status=status,
+        input_hash=digest,
+        exit_code=code,
+        message=f"{name} {cause}{go_on}",
+    )

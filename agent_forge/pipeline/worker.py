@@ -1,7 +1,8 @@
-"""The child process of run_phase: run one phase from record/job.json, gate it, write record/outcome.json.
+"""The child process of run_phase: run one phase from job.json, gate it, write outcome.json.
 
-Under torchrun there are several of them. Rank 0 does all that one alone would; the others train with it, and write and
-print nothing: no lock, no events, no outcome, no gate.
+Both files are in the phase's record directory. Under torchrun there are several workers: rank 0
+does everything that a single worker does, and the others only train with it. They take no lock, run
+no gate, and write and print nothing.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from agent_forge.phases import PhaseRun
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
 
-LOCK_WAIT_SECONDS = 3.0  # for the worker of a killed run to die
+LOCK_WAIT_SECONDS = 3.0  # the worker of a killed run needs a moment to die
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -48,14 +49,18 @@ def main(record: Path) -> int:
                 with choices_said(events.message):
                     _run(job, events, outcome)
             except MemoryError as error:
-                raise PhaseError(f"{job['phase']}: out of memory ({error}); lower the batch rows or length") from error
+                raise PhaseError(
+                    f"{job['phase']}: out of memory ({error}); lower the batch rows or length"
+                ) from error
             except OSError as error:
                 if error.errno in DISK_ERRORS:
                     raise atomic.storage_error(error, Path(error.filename or record), 0) from error
                 raise
             except RuntimeError as error:
                 if "out of memory" in str(error) or "can't allocate memory" in str(error):
-                    raise PhaseError(f"{job['phase']}: out of memory; lower the batch rows or length") from error
+                    raise PhaseError(
+                        f"{job['phase']}: out of memory; lower the batch rows or length"
+                    ) from error
                 raise
             finally:
                 _close(outcome, record, events, started)
@@ -87,8 +92,8 @@ def _prepared(job: dict[str, Any]) -> tuple[Phase, PhaseConfig, list[Checkpoint]
     torch.use_deterministic_algorithms(True, warn_only=True)
     sources = checkpoint.expand(config.sources, verify=False)
     out = Workspace(
-        config.out, phase=phase.name, seed=config.seed, config=config, parents=sources, rank=ranks.rank(),
-        meet=_barrier(config),
+        config.out, phase=phase.name, seed=config.seed, config=config, parents=sources,
+        rank=ranks.rank(), meet=_barrier(config),
     )  # fmt: skip
     out.save_every_seconds = config.runtime.save_every_seconds
     out.listen_for_signals()
@@ -96,7 +101,7 @@ def _prepared(job: dict[str, Any]) -> tuple[Phase, PhaseConfig, list[Checkpoint]
 
 
 def _barrier(config: PhaseConfig) -> Callable[[], None]:
-    """Return how the processes of a run wait for one another; a single one does not."""
+    """Return a function in which the processes of a run wait for one another."""
     if ranks.size() == 1:
         return lambda: None
     from agent_forge.learn.distribution import World, barrier_for_long_work
@@ -104,7 +109,9 @@ def _barrier(config: PhaseConfig) -> Callable[[], None]:
     return barrier_for_long_work(World(device.pick_device(config.runtime.device)))
 
 
-def _work(phase: Phase, config: PhaseConfig, sources: list[Checkpoint], out: Workspace, events: EventLog) -> Report:
+def _work(
+    phase: Phase, config: PhaseConfig, sources: list[Checkpoint], out: Workspace, events: EventLog
+) -> Report:
     """Run the phase itself."""
     run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
     report: Report = run(PhaseRun(config, sources, out, events))
@@ -127,7 +134,10 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     if place.type != "cpu":
         events.message(f"runs on {device.describe(place)}")
     if config.runtime.processes > 1 and not phase.several_processes:
-        events.warning(f"{phase.name} works in one process: runtime.processes={config.runtime.processes} is not used")
+        events.warning(
+            f"{phase.name} works in one process: "
+            f"runtime.processes={config.runtime.processes} is not used"
+        )
     report = _work(phase, config, sources, out, events)
     child = checkpoint.open(report.outputs[0])
     outcome.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -172,16 +182,23 @@ def _gate(
             if aside.exists():
                 shutil.rmtree(aside)
             out.path.rename(aside)
-        outcome.outputs = [str(aside / Path(path).relative_to(out.path)) for path in outcome.outputs]
+        outcome.outputs = [
+            str(aside / Path(path).relative_to(out.path)) for path in outcome.outputs
+        ]
 
 
 def _close(outcome: Outcome, record: Path, events: EventLog, started: float) -> None:
     outcome.seconds = time.monotonic() - started
     if sys.exc_info()[0] is None:
         outcome.save(record)
-        events.emit("complete", message=outcome.report.get("summary", ""), metrics={"status": outcome.status})
+        events.emit(
+            "complete",
+            message=outcome.report.get("summary", ""),
+            metrics={"status": outcome.status},
+        )
     else:
-        with contextlib.suppress(OSError):  # the error that is on its way may be the full disk itself
+        # The error that is being handled may itself be the full disk.
+        with contextlib.suppress(OSError):
             events.emit("error", message=str(sys.exc_info()[1]))
     events.close()
 
@@ -190,7 +207,7 @@ def _failed(outcome: Outcome, record: Path, error: ForgeError) -> int:
     outcome.status = "interrupted" if isinstance(error, Interrupted) else "failed"
     outcome.exit_code, outcome.message = error.exit_code, str(error)
     if not isinstance(error, LockedError):
-        with contextlib.suppress(StorageError):  # then the exit code and stderr tell the parent
+        with contextlib.suppress(StorageError):  # the exit code and stderr then tell the parent
             outcome.save(record)
     return error.exit_code
 

@@ -15,8 +15,9 @@ from agent_forge.pipeline.outcome import Outcome
 from agent_forge.pipeline.run_phase import run_phase
 
 QUICK = [
-    "linear.group_size=32", "init.rows=2", "train.rows=2", "train.length_tokens=32", "train.steps=3", "measure_items=4",
-    "unseen_items=4",     "gate.items=6", "gate.looks=1", "gate.speed_ratio=0", "runtime.threads=1",
+    "linear.group_size=32", "init.rows=2", "train.rows=2", "train.length_tokens=32",
+    "train.steps=3", "measure_items=4", "unseen_items=4",     "gate.items=6", "gate.looks=1",
+    "gate.speed_ratio=0", "runtime.threads=1",
 ]  # fmt: skip
 Quick = Callable[..., PhaseConfig]
 
@@ -39,7 +40,10 @@ def quick(tiny_checkpoint: Checkpoint, data_config: DataConfig) -> Quick:
 
 @pytest.fixture(scope="session")
 def finished(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """Return (directory, outcome) of one finished quick phase. Copy its parent folder before changing anything."""
+    """Return (directory, outcome) of one finished quick phase.
+
+    Copy its parent folder before changing anything.
+    """
     out = tmp_path_factory.mktemp("finished") / "bitnet"
     outcome = run_phase("bitnet", quick(out))
     assert outcome.status == "done", outcome.message

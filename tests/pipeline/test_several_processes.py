@@ -47,21 +47,37 @@ def alone(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torchrun(settings: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "agent_forge"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "agent_forge",
+    ]
     return subprocess.Popen(
-        [*command, "bitnet", "--config", settings], env=forge_environment(**OTHER), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [*command, "bitnet", "--config", settings], env=forge_environment(**OTHER),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def assert_same_training(one: Path, other: Path, parent: Path) -> None:
-    """Compare losses, and what training moved: sums in another order may flip single ternary codes on the way."""
+    """Compare losses, and what training moved: sums in another order may flip single ternary codes
+    on the way.
+    """
     last = [
-        [event.metrics["loss"] for event in read_events(record_dir(out) / EVENTS) if "loss" in event.metrics][-1]
+        [
+            event.metrics["loss"]
+            for event in read_events(record_dir(out) / EVENTS)
+            if "loss" in event.metrics
+        ][-1]
         for out in (one, other)
     ]
     assert last[1] == pytest.approx(last[0], rel=1e-3)
-    first, second, start = (load_file(place / "model.safetensors") for place in (one, other, parent))
+    first, second, start = (
+        load_file(place / "model.safetensors") for place in (one, other, parent)
+    )
     moved = sum(float((first[name] - start[name]).square().sum()) for name in first)
     apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
     assert apart < 0.01 * moved
@@ -80,7 +96,8 @@ def test_torchrun_trains_one_model_and_rank_0_alone_writes_and_speaks(
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert sum(event.kind == "start" for event in events) == 1
     assert not (record_dir(out) / "state").exists()
-    again = torchrun(as_file(quick(out, "gate.enabled=false")))  # done: both processes find nothing to do
+    # done: both processes find nothing to do
+    again = torchrun(as_file(quick(out, "gate.enabled=false")))
     output, errors = again.communicate(timeout=500)
     assert again.returncode == 0, errors
     assert len(list(read_events(record_dir(out) / EVENTS))) == len(events)
@@ -112,21 +129,26 @@ def test_a_killed_rank_ends_the_others_and_nothing_is_marked_complete(
         if "agent_forge.pipeline.worker" in " ".join(process.cmdline())
     ]  # fmt: skip
     assert len(workers) == 2
-    next(process for process in workers if process.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
+    next(process for process in workers if process.environ()["RANK"] == "1").send_signal(
+        signal.SIGKILL
+    )
     output, errors = started.communicate(timeout=120)
     assert started.returncode != 0, output + errors
     assert not out.exists()
     outcome = read_outcome(record_dir(out))
     assert outcome is None or outcome.status in ("failed", "interrupted")
-    assert not any(psutil.pid_exists(process.pid) and process.status() != "zombie" for process in workers)
+    assert not any(
+        psutil.pid_exists(process.pid) and process.status() != "zombie" for process in workers
+    )
 
 
 def test_sigterm_stops_all_and_is_resumable(quick: Quick, as_file: AsFile, tmp_path: Path) -> None:
     out = tmp_path / "bitnet"
     settings = as_file(quick(out, "gate.enabled=false", "train.steps=400", "runtime.processes=2"))
     started = subprocess.Popen(
-        [sys.executable, "-m", "agent_forge", "bitnet", "--config", settings], env=forge_environment(**OTHER),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, "-m", "agent_forge", "bitnet", "--config", settings],
+        env=forge_environment(**OTHER), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     end = time.monotonic() + 240
     while not any(event.total == 400 for event in read_events(record_dir(out) / EVENTS)):
@@ -151,8 +173,8 @@ def test_what_cannot_be_run_by_several_processes_says_so(
     with pytest.raises(ConfigError, match="evomerge does not train with several processes"):
         run_phase("evomerge", quick(tmp_path / "x"))
     done = subprocess.run(
-        [sys.executable, "-m", "agent_forge", "run-all"], env={**os.environ, **forge_environment()}, text=True,
-        capture_output=True, check=False,
+        [sys.executable, "-m", "agent_forge", "run-all"], env={**os.environ, **forge_environment()},
+        text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "set runtime.processes" in done.stderr

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C, kill -9 and a second writer: what is saved stays, and the same command ends in the same bytes."""
+"""SIGTERM, Ctrl-C, kill -9 and a second writer: the same command ends in the same bytes."""
 
 import os
 import signal
@@ -29,7 +29,9 @@ LONG = "train.steps=150"
 DEADLINE_SECONDS = 240
 
 
-def wait_for(condition: Callable[[], object], what: str, process: "subprocess.Popen[str] | None" = None) -> None:
+def wait_for(
+    condition: Callable[[], object], what: str, process: "subprocess.Popen[str] | None" = None
+) -> None:
     end = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
@@ -38,7 +40,10 @@ def wait_for(condition: Callable[[], object], what: str, process: "subprocess.Po
 
 
 def training(out: Path) -> bool:
-    return any(event.kind == "progress" and event.total == 150 for event in read_events(record_dir(out) / EVENTS))
+    return any(
+        event.kind == "progress" and event.total == 150
+        for event in read_events(record_dir(out) / EVENTS)
+    )
 
 
 def saved(out: Path) -> list[Path]:
@@ -48,7 +53,9 @@ def saved(out: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def uninterrupted(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the id that the long phase ends in when nobody stops it."""
-    outcome = run_phase("bitnet", quick(tmp_path_factory.mktemp("whole") / "bitnet", LONG, "gate.enabled=false"))
+    outcome = run_phase(
+        "bitnet", quick(tmp_path_factory.mktemp("whole") / "bitnet", LONG, "gate.enabled=false")
+    )
     assert outcome.status == "done", outcome.message
     return outcome.checkpoint_id
 
@@ -56,7 +63,10 @@ def uninterrupted(quick: Quick, tmp_path_factory: pytest.TempPathFactory) -> str
 def test_sigterm_saves_and_the_resumed_run_passes_over_a_damaged_state(
     uninterrupted: str, quick: Quick, tmp_path: Path, start_forge: Start, as_file: AsFile
 ) -> None:
-    """Faults 4, 9 and 10: the whole process group is told; the newest saved state is then damaged."""
+    """Faults 4, 9 and 10: the whole process group is told.
+
+    The newest saved state is then damaged.
+    """
     out = tmp_path / "bitnet"
     file = as_file(quick(out, LONG, "gate.enabled=false", "runtime.save_every_seconds=0"))
     process = start_forge("bitnet", "--config", file)
@@ -82,9 +92,17 @@ def test_sigterm_saves_and_the_resumed_run_passes_over_a_damaged_state(
 
 
 def test_a_second_process_is_refused_and_the_lock_is_free_after_kill_9(
-    uninterrupted: str, quick: Quick, tmp_path: Path, start_forge: Start, forge: Forge, as_file: AsFile
+    uninterrupted: str,
+    quick: Quick,
+    tmp_path: Path,
+    start_forge: Start,
+    forge: Forge,
+    as_file: AsFile,
 ) -> None:
-    """Faults 1 and 12. The worker is stopped while it holds the lock, so that nothing depends on speed."""
+    """Faults 1 and 12.
+
+    The worker is stopped while it holds the lock, so that nothing depends on speed.
+    """
     out = tmp_path / "bitnet"
     file = as_file(quick(out, LONG, "gate.enabled=false"))
     first = start_forge("bitnet", "--config", file)
@@ -99,14 +117,19 @@ def test_a_second_process_is_refused_and_the_lock_is_free_after_kill_9(
     assert '"status": "running"' in status.stdout
     first.kill()
     first.communicate()
-    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker to die")
+    wait_for(
+        lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE,
+        "the worker to die",
+    )
     assert "interrupted" in forge("status", str(tmp_path), "--json").stdout
     third = forge("bitnet", "--config", file)
     assert third.returncode == 0, third.stderr
     assert checkpoint.open(out).id == uninterrupted
 
 
-def test_ctrl_c_ends_in_130_and_is_resumable(quick: Quick, tmp_path: Path, start_forge: Start, as_file: AsFile) -> None:
+def test_ctrl_c_ends_in_130_and_is_resumable(
+    quick: Quick, tmp_path: Path, start_forge: Start, as_file: AsFile
+) -> None:
     out = tmp_path / "bitnet"
     process = start_forge("bitnet", "--config", as_file(quick(out, LONG, "gate.enabled=false")))
     wait_for(lambda: training(out), "training", process)
@@ -128,7 +151,9 @@ def test_the_first_ctrl_c_is_noted_and_the_second_ends_the_process_at_once(tmp_p
         "print('noted', flush=True)\n"
         "while True: time.sleep(0.01)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     with process.stdout as lines:
         assert lines.readline() == "ready\n"
@@ -166,8 +191,13 @@ def test_the_end_of_a_worker_that_left_no_outcome_is_told(
     assert "\n" not in outcome.message
 
 
-def test_a_lock_of_a_killed_holder_can_be_taken_and_a_held_one_names_its_holder(tmp_path: Path) -> None:
-    with checkpoint.DirectoryLock(tmp_path), pytest.raises(LockedError, match=f"pid {os.getpid()} on"):
+def test_a_lock_of_a_killed_holder_can_be_taken_and_a_held_one_names_its_holder(
+    tmp_path: Path,
+) -> None:
+    with (
+        checkpoint.DirectoryLock(tmp_path),
+        pytest.raises(LockedError, match=f"pid {os.getpid()} on"),
+    ):
         checkpoint.DirectoryLock(tmp_path).__enter__()
     with checkpoint.DirectoryLock(tmp_path):
         pass
