@@ -1,4 +1,7 @@
-"""The `forge` command. Each file here holds some of its subcommands; none imports torch before a subcommand needs it."""
+"""The `forge` command.
+
+Each file here holds some of its subcommands; none imports torch before a subcommand needs it.
+"""
 
 import signal
 import sys
@@ -15,7 +18,7 @@ def main() -> None:
     try:
         code = _run()
     except OSError:
-        if not streams.failed():  # any other OSError is a defect, and its traceback is wanted
+        if not streams.failed():  # any other OSError is a defect, and its traceback is needed
             raise
     sys.exit(streams.finish(code))
 
@@ -41,7 +44,7 @@ def _run() -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Leave in order on SIGTERM, wherever no phase is at work to be told of it."""
+    """Leave in order on SIGTERM while no phase runs; a running phase handles it itself."""
     from agent_forge.core.errors import Interrupted
 
     del frame

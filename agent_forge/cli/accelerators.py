@@ -1,7 +1,7 @@
-"""What `forge doctor` says of the accelerators: names, memory, arithmetic, libraries, and two rates that are measured.
+"""The checks of `forge doctor` on accelerators: name, memory, arithmetic, libraries, two rates.
 
-Reads the machine, writes nothing. The rates are the floors of everything that runs there: bytes moved over bandwidth,
-operations over rate.
+Reads the machine, writes nothing. The rates are measured, and bound the time of everything that
+runs there from below: bytes moved / bandwidth, and operations / rate.
 """
 
 import importlib.util
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-COPIED_BYTES = 1 << 28  # read and written by the copy that is timed: far above any cache
-PRODUCT_WIDTH = 4096  # of the square matrices that are multiplied: 137 GFLOP fill the device
-TRIALS = 5  # the fastest counts
+COPIED_BYTES = 1 << 28  # the timed copy reads and writes this much: far above any cache
+PRODUCT_WIDTH = 4096  # width of the square matrices in the timed product: 137 GFLOP fill a device
+TRIALS = 5  # the fastest trial counts
 
 Line = tuple[str, str, str]  # name, state, detail
 
@@ -27,10 +27,10 @@ def lines() -> list[Line]:
         return [("accelerator", "ok", f"none; the CPU is used ({_build()})")]
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
-    found: list[Line] = []
+    checks: list[Line] = []
     for index in range(torch.accelerator.device_count()):
-        found += _of(torch.device(kind.type, index))
-    return [*found, *_libraries(kind.type)]
+        checks += _of(torch.device(kind.type, index))
+    return [*checks, *_libraries(kind.type)]
 
 
 def _of(device: "torch.device") -> list[Line]:
@@ -38,7 +38,7 @@ def _of(device: "torch.device") -> list[Line]:
 
     name = f"accelerator {device}"
     narrow = has_bfloat16(device)
-    found: list[Line] = [
+    checks: list[Line] = [
         (name, "ok", describe(device)),
         (
             f"{name}: bfloat16",
@@ -47,24 +47,44 @@ def _of(device: "torch.device") -> list[Line]:
         ),
     ]
     try:
-        found.append((f"{name}: copy", "ok", f"{copy_rate(device) / 1e9:,.0f} GB/s read and written, measured"))
+        checks.append(
+            (
+                f"{name}: copy",
+                "ok",
+                f"{copy_rate(device) / 1e9:,.0f} GB/s read and written, measured",
+            )
+        )
         if narrow:
             rate = product_rate(device) / 1e12
-            found.append((f"{name}: products", "ok", f"{rate:,.1f} TFLOP/s in bfloat16, measured"))
-    except RuntimeError as error:  # out of memory, where somebody else fills the device
-        found.append((f"{name}: rates", "warn", f"not measured: {str(error).splitlines()[0][:160]}"))
-    return found
+            checks.append((f"{name}: products", "ok", f"{rate:,.1f} TFLOP/s in bfloat16, measured"))
+    except RuntimeError as error:  # out of memory, where another process fills the device
+        checks.append(
+            (f"{name}: rates", "warn", f"not measured: {str(error).splitlines()[0][:160]}")
+        )
+    return checks
 
 
 def _libraries(kind: str) -> list[Line]:
     import torch
 
     triton = importlib.util.find_spec("triton") is not None
-    nccl = kind == "cuda" and torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    nccl = (
+        kind == "cuda"
+        and torch.distributed.is_available()
+        and torch.distributed.is_nccl_available()
+    )
     version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else ""  # type: ignore[no-untyped-call]
     return [
-        ("triton", "ok" if triton else "warn", "present" if triton else "missing: packed products and torch.compile"),
-        ("nccl", "ok" if nccl else "warn", version or "missing: several accelerators cannot train together"),
+        (
+            "triton",
+            "ok" if triton else "warn",
+            "present" if triton else "missing: packed products and torch.compile",
+        ),
+        (
+            "nccl",
+            "ok" if nccl else "warn",
+            version or "missing: several accelerators cannot train together",
+        ),
     ]
 
 
@@ -77,7 +97,10 @@ def _build() -> str:
 
 
 def copy_rate(device: "torch.device") -> float:
-    """Return bytes read and written a second by a copy on the device. Raises RuntimeError without the memory."""
+    """Return the bytes per second that a copy on the device reads and writes.
+
+    Raises RuntimeError without the memory.
+    """
     import torch
 
     source = torch.zeros(COPIED_BYTES // 4, device=device)
@@ -86,7 +109,10 @@ def copy_rate(device: "torch.device") -> float:
 
 
 def product_rate(device: "torch.device") -> float:
-    """Return floating-point operations a second of square bfloat16 products. Raises RuntimeError without the memory."""
+    """Return the floating-point operations per second of square bfloat16 products.
+
+    Raises RuntimeError without the memory.
+    """
     import torch
 
     factor = torch.full((PRODUCT_WIDTH, PRODUCT_WIDTH), 0.5, device=device, dtype=torch.bfloat16)
@@ -94,7 +120,7 @@ def product_rate(device: "torch.device") -> float:
 
 
 def _seconds(work: Callable[[], object], device: "torch.device") -> float:
-    """Return the least time of the work; the first run is warm-up."""
+    """Return the shortest time of the work; the first run only warms up."""
     import torch
 
     best = float("inf")

@@ -1,9 +1,18 @@
-"""Put the subcommands together: one for each phase that the catalogue finds, run-all, and the tools around them."""
+"""Put the subcommands together: one per phase of the catalogue, run-all, and the tools around."""
 
 import typer
 
 from agent_forge import __version__
-from agent_forge.cli import chatting, data_commands, doctor, exporting, inspection, merging, phase_commands, scoring
+from agent_forge.cli import (
+    chatting,
+    data_commands,
+    doctor,
+    exporting,
+    inspection,
+    merging,
+    phase_commands,
+    scoring,
+)
 
 app = typer.Typer(
     name="forge",
@@ -14,17 +23,19 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"forge {__version__}")
         raise typer.Exit()
 
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
-    del version  # the callback has printed it and left
+    del version  # the callback has already printed the version and left
 
 
 phase_commands.add_to(app)

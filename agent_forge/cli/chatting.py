@@ -13,25 +13,37 @@ def add_to(app: typer.Typer) -> None:
     """Add the subcommand of this file."""
     app.command(
         "chat",
-        help="Chat with an agent in the terminal; give a message or pipe one in for a single answer.",
+        help="Chat with an agent in the terminal; give a message or pipe one in for a "
+        "single answer.",
         epilog=examples(
-            "forge chat outputs/run_all/8-compress", "forge chat outputs/run_all/8-compress 'What is 48 plus 77?'"
+            "forge chat outputs/run_all/8-compress",
+            "forge chat outputs/run_all/8-compress 'What is 48 plus 77?'",
         ),
     )(chat_command)
 
 
 def chat_command(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")],
-    message: Annotated[str | None, typer.Argument(metavar="[MESSAGE]", help="Answer this and leave.")] = None,
-    memory: Annotated[str, typer.Option("--memory", help="SQLite file of the agent's memories.")] = ":memory:",
+    message: Annotated[
+        str | None, typer.Argument(metavar="[MESSAGE]", help="Answer this and leave.")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option("--memory", help="SQLite file of the agent's memories.")
+    ] = ":memory:",
     documents: Annotated[
-        list[str] | None, typer.Option("--documents", "-d", help="Text for search and retrieval (as in data.text).")
+        list[str] | None,
+        typer.Option("--documents", "-d", help="Text for search and retrieval (as in data.text)."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
     engine: Annotated[
-        str, typer.Option("--engine", help="auto: packed codes on the CPU where possible; packed; torch.")
+        str,
+        typer.Option(
+            "--engine", help="auto: packed codes on the CPU where possible; packed; torch."
+        ),
     ] = "auto",
-    encoding: Annotated[str, typer.Option("--encoding", help="Encoding of the documents.")] = "utf-8",
+    encoding: Annotated[
+        str, typer.Option("--encoding", help="Encoding of the documents.")
+    ] = "utf-8",
     verbose: Verbose = False,
 ) -> None:
     """Chat with an agent."""
@@ -44,6 +56,6 @@ def chat_command(
         if Encoding().wrong(encoding):
             raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
         chat(
-            path, once=message, memory=memory, documents=documents or (), device=str(pick_device(device)),
-            engine=engine, encoding=encoding,
+            path, once=message, memory=memory, documents=documents or (),
+            device=str(pick_device(device)), engine=engine, encoding=encoding,
         )  # fmt: skip

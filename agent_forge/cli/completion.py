@@ -1,6 +1,6 @@
-"""What the shell offers after `forge <phase> `: config keys, options of groups, and values where they are known.
+"""What the shell offers after `forge <phase> `: config keys, options of groups, and known values.
 
-Read from the YAML files of conf/ alone, so that a press of the tab key loads neither Hydra nor torch.
+They are read only from the YAML files of conf/, so that the tab key loads neither Hydra nor torch.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,22 @@ RUN_ALL = "run_all"
 
 
 def complete_override(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return (completion, help) for a KEY=VALUE that is being typed to `forge <phase>` or `forge run-all`."""
+    """Return (completion, help) for a KEY=VALUE that is being typed after a phase or run-all."""
     command = (context.info_name or "").replace("-", "_")
     if not (CONF / f"{command}.yaml").is_file():
         command = "base"
-    key, given, _ = incomplete.partition("=")
-    if given:
-        return [(f"{key}={value}", "") for value in _values(command, key) if f"{key}={value}".startswith(incomplete)]
-    found = {name: _shown(value) for name, value in flatten(tree(command))}
-    found |= {name: f"one of {', '.join(_values(command, name))}" for name in _chosen(command)}
-    return [(f"{name}=", text) for name, text in sorted(found.items()) if name.startswith(incomplete)]
+    key, typed, _ = incomplete.partition("=")
+    if typed:
+        return [
+            (f"{key}={value}", "")
+            for value in _values(command, key)
+            if f"{key}={value}".startswith(incomplete)
+        ]
+    offers = {name: _shown(value) for name, value in flatten(tree(command))}
+    offers |= {name: f"one of {', '.join(_values(command, name))}" for name in _chosen(command)}
+    return [
+        (f"{name}=", text) for name, text in sorted(offers.items()) if name.startswith(incomplete)
+    ]
 
 
 def complete_config(incomplete: str) -> list[str]:
@@ -32,12 +38,14 @@ def complete_config(incomplete: str) -> list[str]:
 
 
 def _chosen(command: str) -> list[str]:
-    """Return the groups that a command's defaults list takes an option of."""
+    """Return the groups from which a command's defaults list takes an option."""
     import yaml
 
     content = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8")) or {}
     entries = [entry for entry in content.get("defaults", []) if isinstance(entry, Mapping)]
-    return [str(group) for entry in entries for group in entry if not str(group).startswith(OVERRIDE)]
+    return [
+        str(group) for entry in entries for group in entry if not str(group).startswith(OVERRIDE)
+    ]
 
 
 def _values(command: str, key: str) -> list[str]:

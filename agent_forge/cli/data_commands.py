@@ -1,4 +1,4 @@
-"""`forge data`: look at training rows, and at what held-out splits share with training, before a long job learns."""
+"""`forge data`: inspect training rows, and what held-out splits share with training."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,20 +19,24 @@ def add_to(app: typer.Typer) -> None:
         "inspect",
         help="Count rows, tokens and trained tokens; show which text is learned.",
         epilog=examples(
-            "forge data inspect rows.jsonl --show-mask", "forge data inspect rows.jsonl --tokenizer outputs/smollm2"
+            "forge data inspect rows.jsonl --show-mask",
+            "forge data inspect rows.jsonl --tokenizer outputs/smollm2",
         ),
     )(inspect_command)
     group.command(
         "splits",
         help="Print what held-out splits share with training; refuse above a limit.",
-        epilog=examples("forge data splits", "forge data splits data.text=[speeches/] data.rows=[rows.jsonl]"),
+        epilog=examples(
+            "forge data splits", "forge data splits data.text=[speeches/] data.rows=[rows.jsonl]"
+        ),
     )(splits_command)
     app.add_typer(group, name="data")
 
 
 def inspect_command(
     sources: Annotated[
-        list[str], typer.Argument(metavar="ROWS...", help=".jsonl, .json, .parquet, a folder, or hf:NAME.")
+        list[str],
+        typer.Argument(metavar="ROWS...", help=".jsonl, .json, .parquet, a folder, or hf:NAME."),
     ],
     show_mask: Annotated[
         bool, typer.Option("--show-mask", help="Show the first rows with their trained text.")
@@ -42,9 +46,12 @@ def inspect_command(
         Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
     ] = None,
     roles: Annotated[str, typer.Option(help="Roles that are learned, with commas.")] = "assistant",
-    encoding: Annotated[str, typer.Option(help="Encoding of the files, as data.encoding.")] = "utf-8",
+    encoding: Annotated[
+        str, typer.Option(help="Encoding of the files, as data.encoding.")
+    ] = "utf-8",
     ignore_key: Annotated[
-        list[str] | None, typer.Option(help="A key without effect, as in data.ignore_keys; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A key without effect, as in data.ignore_keys; may be repeated."),
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -54,30 +61,45 @@ def inspect_command(
         from agent_forge import data, models
         from agent_forge.data.inspection import inspect_rows
 
-        found_tokenizer = models.load_tokenizer(tokenizer) if tokenizer else data.train_tokenizer([], BYTE_VOCABULARY)
-        found = inspect_rows(
-            sources, found_tokenizer, rows if show_mask else 0, roles.split(","),
+        counter = (
+            models.load_tokenizer(tokenizer)
+            if tokenizer
+            else data.train_tokenizer([], BYTE_VOCABULARY)
+        )
+        summary = inspect_rows(
+            sources, counter, rows if show_mask else 0, roles.split(","),
             encoding=encoding, ignored=ignore_key or (),
         )  # fmt: skip
         if as_json:
-            print_json(found)
+            print_json(summary)
             return
         out = console(stderr=False)
         unit = "tokens" if tokenizer else "bytes (no --tokenizer)"
-        dialects = ", ".join(f"{name} {count}" for name, count in found["dialects"].items())
-        splits = ", ".join(f"{name} {count}" for name, count in found["splits"].items())
-        out.print(f"{found['rows']:,} rows ({dialects}), {found['distinct']:,} distinct; {splits}")
+        dialects = ", ".join(f"{name} {count}" for name, count in summary["dialects"].items())
+        splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
         out.print(
-            f"{found['tokens']:,} {unit}, {found['trained_tokens']:,} trained ({found['trained_share']:.1%}); "
-            f"the longest row has {found['longest_tokens']:,}"
+            f"{summary['rows']:,} rows ({dialects}), {summary['distinct']:,} distinct; {splits}"
         )
-        if tokenizer and found["too_long"]:
-            limit = found_tokenizer.model_max_length
-            out.print(f"{found['too_long']:,} rows are longer than the model's {limit:,} positions: cut on the left")
-        if found["marked_out"]:
-            out.print(f"{found['marked_out']:,} rows are marked as not to be learned: training passes them over")
-        for number, mask in enumerate(found["masks"], start=1):
-            out.print(f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]")
+        out.print(
+            f"{summary['tokens']:,} {unit}, {summary['trained_tokens']:,} trained "
+            f"({summary['trained_share']:.1%}); "
+            f"the longest row has {summary['longest_tokens']:,}"
+        )
+        if tokenizer and summary["too_long"]:
+            limit = counter.model_max_length
+            out.print(
+                f"{summary['too_long']:,} rows are longer than the model's {limit:,} "
+                "positions: cut on the left"
+            )
+        if summary["marked_out"]:
+            out.print(
+                f"{summary['marked_out']:,} rows are marked as not to be learned: training "
+                "passes them over"
+            )
+        for number, mask in enumerate(summary["masks"], start=1):
+            out.print(
+                f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]"
+            )
             for part in mask:
                 text = f"»{part['text']}«" if part["trained"] else part["text"]
                 out.print(text, style="green" if part["trained"] else "", markup=False, end="")
@@ -86,16 +108,21 @@ def inspect_command(
 
 def splits_command(
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Settings of `data`, and seed.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE...]", help="Settings of `data`, and seed."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Generated rows a split and task.")] = 1000,
+    count: Annotated[int, typer.Option(min=1, help="Generated rows per split and task.")] = 1000,
     limit: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of a split that may stand in another.")
+        float,
+        typer.Option(min=0, max=1, help="Largest share of a split that may stand in another."),
     ] = 0.01,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print the overlap of every source. Exits 2 when a share exceeds the limit or an item repeats."""
+    """Print the overlap of every source.
+
+    Exits 2 when a share exceeds the limit or an item repeats.
+    """
     with one_line_errors(verbose):
         from agent_forge.config.compose import compose
         from agent_forge.core.errors import ConfigError
@@ -111,13 +138,16 @@ def splits_command(
             for row in rows:
                 note = "" if row["limited"] else " (templates: not limited)"
                 out.print(
-                    f"{row['source']:<10}{row['split']:<11}{row['items']:>6,} items, {row['distinct']:,} distinct; "
-                    f"{row['in other splits']:.2%} in other splits; {row['runs in train']:.2%} of their runs of 13 words "
+                    f"{row['source']:<10}{row['split']:<11}{row['items']:>6,} items, "
+                    f"{row['distinct']:,} distinct; "
+                    f"{row['in other splits']:.2%} in other splits; "
+                    f"{row['runs in train']:.2%} of their runs of 13 words "
                     f"in train{note}"
                 )
         refused = above(rows, limit)
         if refused:
             raise ConfigError(
-                f"held-out items are not held out beyond {limit:.2%}: {'; '.join(refused)}; remove repeated text, try "
+                f"held-out items are not held out beyond {limit:.2%}: "
+                f"{'; '.join(refused)}; remove repeated text, try "
                 "data.near_duplicates=0.8, or allow more with --limit"
             )

@@ -1,4 +1,4 @@
-"""`forge doctor`: is this machine ready? Versions, cores, memory, disk, accelerator, data, sandbox, configuration."""
+"""`forge doctor`: check versions, cores, memory, disk, accelerator, sandbox and configuration."""
 
 import importlib.util
 import os
@@ -57,7 +57,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor_command(
-    out: Annotated[Path, typer.Option("--out", help="Where runs will be written.")] = Path("outputs"),
+    out: Annotated[Path, typer.Option("--out", help="Where runs will be written.")] = Path(
+        "outputs"
+    ),
     as_json: Json = False,
 ) -> None:
     """Run every check."""
@@ -68,12 +70,16 @@ def doctor_command(
     else:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for check in checks:
-            console(stderr=False).print(f"[{colours[check.state]}]{check.state:4}[/] {check.name}: {check.detail}")
+            console(stderr=False).print(
+                f"[{colours[check.state]}]{check.state:4}[/] {check.name}: {check.detail}"
+            )
     raise typer.Exit(1 if failed else 0)
 
 
 def _packages(out: Path) -> list[Check]:  # noqa: ARG001
-    checks = [Check("python", "ok" if sys.version_info >= (3, 11) else "fail", platform.python_version())]
+    checks = [
+        Check("python", "ok" if sys.version_info >= (3, 11) else "fail", platform.python_version())
+    ]
     for name in NEEDED:
         checks.append(_package(name, "fail", "missing: pip install -e ."))
     for name, use in OPTIONAL.items():
@@ -92,7 +98,9 @@ def _machine(out: Path) -> list[Check]:  # noqa: ARG001
     import psutil
 
     memory = psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     checks = [
         Check("cores", "ok", f"{cores} usable"),
         Check(
@@ -119,16 +127,22 @@ def _disk(out: Path) -> list[Check]:
             file.flush()
             os.fsync(file.fileno())
             rate = (1 << 24) / (time.perf_counter() - started)
-        checks.append(Check("disk write", "ok" if rate > 2e7 else "warn", f"{rate / 1e6:.0f} MB/s with fsync"))
+        checks.append(
+            Check("disk write", "ok" if rate > 2e7 else "warn", f"{rate / 1e6:.0f} MB/s with fsync")
+        )
     except OSError as error:
         checks.append(Check("disk write", "fail", f"{place}: {error.strerror}"))
     return checks
 
 
 def _sandbox(out: Path) -> list[Check]:  # noqa: ARG001
-    found = shutil.which("bwrap")
+    bwrap = shutil.which("bwrap")
     return [
-        Check("bubblewrap", "ok" if found else "warn", found or "none: the full-Python code tool will refuse to run")
+        Check(
+            "bubblewrap",
+            "ok" if bwrap else "warn",
+            bwrap or "none: the full-Python code tool will refuse to run",
+        )
     ]
 
 
@@ -137,12 +151,14 @@ def _kernels(out: Path) -> list[Check]:  # noqa: ARG001
     from agent_forge.kernels import build
 
     try:
-        found = build.in_use()
+        kernels = build.in_use()
     except ForgeError as error:
         return [Check("kernels", "fail", str(error))]
-    if found == build.PORTABLE:
+    if kernels == build.PORTABLE:
         return [Check("kernels", "warn", "portable (numpy): install gcc for fast packed inference")]
-    return [Check("kernels", "ok", f"{found}; this machine can run {', '.join(build.available())}")]
+    return [
+        Check("kernels", "ok", f"{kernels}; this machine can run {', '.join(build.available())}")
+    ]
 
 
 def _configuration(out: Path) -> list[Check]:  # noqa: ARG001
@@ -159,4 +175,11 @@ def _configuration(out: Path) -> list[Check]:  # noqa: ARG001
     return checks or [Check("configuration", "ok", f"{len(phases())} phases compose")]
 
 
-CHECKS: tuple[Callable[[Path], list[Check]], ...] = (_packages, _machine, _disk, _sandbox, _kernels, _configuration)
+CHECKS: tuple[Callable[[Path], list[Check]], ...] = (
+    _packages,
+    _machine,
+    _disk,
+    _sandbox,
+    _kernels,
+    _configuration,
+)

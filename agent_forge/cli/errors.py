@@ -1,4 +1,4 @@
-"""Show an error as one line on stderr and leave with its exit code; `--verbose` shows where it came from."""
+"""Show an error as one line on stderr, exit with its code; `--verbose` adds a traceback."""
 
 import sys
 import traceback
@@ -19,6 +19,6 @@ def one_line_errors(verbose: bool = False) -> Iterator[None]:
     except ForgeError as error:
         if verbose:
             traceback.print_exc()
-        if not ranks.rank():  # under torchrun every process finds the same mistake
+        if not ranks.rank():  # under torchrun every process meets the same error
             print(f"forge: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None

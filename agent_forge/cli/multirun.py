@@ -1,6 +1,7 @@
-"""`-m`: Hydra's own multirun. Each job has a directory of its own and runs through the same door as any other.
+"""`-m`: Hydra's own multirun, in which each job has its own directory and runs as any other run.
 
-Works with every Hydra 1.3.8 launcher that is installed (basic, joblib, submitit, ray): `-m hydra/launcher=joblib ...`.
+Works with every Hydra 1.3.8 launcher that is installed (basic, joblib, submitit, ray), as in
+`-m hydra/launcher=joblib ...`.
 """
 
 import json
@@ -20,7 +21,7 @@ from agent_forge.core.errors import ConfigError, ForgeError
 
 
 def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool) -> int:
-    """Run `command` once for each combination of the swept overrides; print a summary; return the worst exit code."""
+    """Run `command` once per combination of the swept overrides; return the worst exit code."""
     import hydra
 
     settings = all_overrides(overrides, file, _schema(command), sweep=True)
@@ -36,7 +37,9 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
     ]
     previous, sys.argv = sys.argv, ["forge", *arguments]
     try:
-        hydra.main(config_path=str(CONF.resolve()), config_name=command, version_base="1.3")(_Job(command, as_json))()
+        hydra.main(config_path=str(CONF.resolve()), config_name=command, version_base="1.3")(
+            _Job(command, as_json)
+        )()
     except SystemExit as leave:
         if leave.code:
             return int(leave.code) if isinstance(leave.code, int) else 2
@@ -47,7 +50,7 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
         for path in sorted(folder.glob("*/job.json"), key=lambda p: int(p.parent.name))
     ]
     shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
-    for row in rows:  # what all jobs have in common says nothing about any of them
+    for row in rows:  # overrides that all jobs share do not tell them apart
         row["overrides"] = [plain_override(text) for text in row["overrides"] if text not in shared]
     atomic.write_json(folder / "summary.json", rows)
     if as_json:
@@ -58,21 +61,27 @@ def sweep(command: str, overrides: list[str], file: str | None, *, as_json: bool
 
 
 def _folder(command: str, settings: list[str]) -> tuple[Path, list[str]]:
-    """Return the directory of the sweep, from out= (of run-all: run_dir=) when it is set, and the other settings.
+    """Return the directory of the sweep and the other settings.
 
-    Raises ConfigError when that directory holds something already, or would be another one for each job.
+    out= (for run-all: run_dir=) names the directory. Raises ConfigError when that directory is not
+    empty, or would differ between jobs.
     """
     key = "run_dir" if command == "run_all" else "out"
     chosen = [text.partition("=")[2] for text in settings if text.lstrip("+").startswith(f"{key}=")]
     if not chosen:
-        return Path("outputs") / "multirun" / command / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}", settings
+        name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
+        return Path("outputs") / "multirun" / command / name, settings
     if not (chosen[-1].startswith("'") and chosen[-1].endswith("'")) or "','" in chosen[-1]:
         raise ConfigError(
-            f"-m: {key}= names one directory for all jobs, which have numbered ones in it; give it one value"
+            f"-m: {key}= names one directory for all jobs, which have numbered ones in "
+            "it; give it one value"
         )
     text = unquote(chosen[-1])
     if not text.strip() or "${" in text:
-        raise ConfigError(f"-m: {key}={text} must be a plain directory name; the jobs have numbered directories in it")
+        raise ConfigError(
+            f"-m: {key}={text} must be a plain directory name; the jobs have numbered "
+            "directories in it"
+        )
     folder = Path(text)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"-m: {key}={folder} is not empty; name a new directory for this sweep")
@@ -87,13 +96,15 @@ def _schema(command: str) -> type:
 
 
 def plain_override(override: str) -> str:
-    """Return an override as a user types it: without the quotes that Hydra reads."""
+    """Return an override as a user types it, without Hydra's quotes."""
     key, _, value = override.partition("=")
-    return f"{key}={unquote(value)}" if len(value) > 1 and value[0] == value[-1] == "'" else override
+    return (
+        f"{key}={unquote(value)}" if len(value) > 1 and value[0] == value[-1] == "'" else override
+    )
 
 
 class _Job:
-    """One job of a sweep: a picklable function of the composed config, so that every launcher can send it away."""
+    """One job of a sweep, as a function of the composed config that launchers can pickle."""
 
     def __init__(self, command: str, as_json: bool) -> None:
         self.command = command
@@ -107,12 +118,19 @@ class _Job:
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        row: dict[str, Any] = {"job": hydra_config.job.num, "overrides": list(hydra_config.overrides.task)}
+        row: dict[str, Any] = {
+            "job": hydra_config.job.num,
+            "overrides": list(hydra_config.overrides.task),
+        }
         OmegaConf.set_struct(tree, False)
         try:
             row |= self._run(tree, folder)
         except ForgeError as error:
-            row |= {"status": type(error).__name__, "exit_code": error.exit_code, "summary": str(error)}
+            row |= {
+                "status": type(error).__name__,
+                "exit_code": error.exit_code,
+                "summary": str(error),
+            }
         atomic.write_json(folder / "job.json", row)
         return float(row["exit_code"])
 

@@ -1,4 +1,4 @@
-"""`forge <phase>` for every phase found, and `forge run-all`: compose, check, run, show."""
+"""`forge <phase>` for every phase, and `forge run-all`: compose, check, run, show."""
 
 import inspect
 import json
@@ -22,17 +22,36 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, Hydra's grammar.", autocompletion=complete_override),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings, Hydra's grammar.",
+        autocompletion=complete_override,
+    ),
 ]
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", "-c", help="A YAML file, or a name in conf/experiment.", autocompletion=complete_config),
+    typer.Option(
+        "--config",
+        "-c",
+        help="A YAML file, or a name in conf/experiment.",
+        autocompletion=complete_config,
+    ),
 ]
-Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Hydra multirun: KEY=a,b,c sweeps.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, estimate, write nothing.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with an earlier run (default), or drop it.")]
+Multirun = Annotated[
+    bool, typer.Option("--multirun", "-m", help="Hydra multirun: KEY=a,b,c sweeps.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, estimate, write nothing.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume/--no-resume", help="Go on with an earlier run (default), or drop it."),
+]
 PhaseName = Annotated[
-    str, typer.Argument(metavar="PHASE", help="One of the phases.", autocompletion=lambda: list(phases()))
+    str,
+    typer.Argument(
+        metavar="PHASE", help="One of the phases.", autocompletion=lambda: list(phases())
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="Also list what few people change.")]
 Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON lines on stdout.")]
@@ -40,13 +59,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceba
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add one subcommand for each phase, and run-all."""
+    """Add one subcommand per phase, run-all and settings."""
     for phase in phases().values():
-        app.command(phase.name, help=phase.summary, epilog=_examples(phase), rich_help_panel="Phases")(_command(phase))
+        app.command(
+            phase.name, help=phase.summary, epilog=_examples(phase), rich_help_panel="Phases"
+        )(_command(phase))
     app.command(
         "run-all",
         help="Run all phases with gates between them; the same command again goes on.",
-        epilog=examples("forge run-all --dry-run", "forge run-all experiment=tiny bitnet.train.steps=10"),
+        epilog=examples(
+            "forge run-all --dry-run", "forge run-all experiment=tiny bitnet.train.steps=10"
+        ),
     )(run_all_command)
     app.command(
         "settings",
@@ -79,11 +102,23 @@ def _command(phase: Phase) -> Any:
         verbose: Verbose = False,
         **flags: bool,
     ) -> None:
-        given = [*(overrides or []), *(flag.override for flag in phase.flags if flags[flag.name])]
+        settings = [
+            *(overrides or []),
+            *(flag.override for flag in phase.flags if flags[flag.name]),
+        ]
         with one_line_errors(verbose):
             if multirun:
-                raise typer.Exit(_sweep(phase.name, given, config, dry_run=dry_run, resume=resume, as_json=as_json))
-            _run_phase(phase, given, config, dry_run=dry_run, resume=resume, as_json=as_json)
+                raise typer.Exit(
+                    _sweep(
+                        phase.name,
+                        settings,
+                        config,
+                        dry_run=dry_run,
+                        resume=resume,
+                        as_json=as_json,
+                    )
+                )
+            _run_phase(phase, settings, config, dry_run=dry_run, resume=resume, as_json=as_json)
 
     command.__name__ = phase.name
     signature = inspect.signature(command)
@@ -94,12 +129,16 @@ def _command(phase: Phase) -> Any:
         )
         for flag in phase.flags
     ]  # fmt: skip
-    shared = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = [
+        p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     command.__signature__ = signature.replace(parameters=[*shared, *options])  # type: ignore[attr-defined]
     return command
 
 
-def settings_command(phase: PhaseName, show_all: All = False, as_json: Json = False, verbose: Verbose = False) -> None:
+def settings_command(
+    phase: PhaseName, show_all: All = False, as_json: Json = False, verbose: Verbose = False
+) -> None:
     """Print the settings of a phase, from conf/ and the limits beside its fields."""
     from agent_forge.config.explain import settings
 
@@ -118,7 +157,7 @@ def settings_command(phase: PhaseName, show_all: All = False, as_json: Json = Fa
 
 
 def _print_setting(row: "Setting") -> None:
-    """Print key, default, unit and limits in one line, and the explanation below: no key is ever cut."""
+    """Print key, default, unit and limits in one line without cutting it, and explain below."""
     from rich.text import Text
 
     default = json.dumps(row.default, ensure_ascii=False)
@@ -126,11 +165,23 @@ def _print_setting(row: "Setting") -> None:
     out = console(stderr=False)
     out.print(Text.assemble((row.key, "bold"), f" = {default}  ({row.unit}; {row.allowed}{mark})"))
     indent = " " * 4
-    out.print(Text(textwrap.fill(row.explanation, out.width, initial_indent=indent, subsequent_indent=indent)))
+    out.print(
+        Text(
+            textwrap.fill(
+                row.explanation, out.width, initial_indent=indent, subsequent_indent=indent
+            )
+        )
+    )
 
 
 def _run_phase(
-    phase: Phase, overrides: list[str], file: str | None, *, dry_run: bool, resume: bool, as_json: bool
+    phase: Phase,
+    overrides: list[str],
+    file: str | None,
+    *,
+    dry_run: bool,
+    resume: bool,
+    as_json: bool,
 ) -> None:
     from agent_forge.config.compose import compose
     from agent_forge.pipeline.run_phase import run_phase
@@ -141,7 +192,7 @@ def _run_phase(
 
         _show_estimates([estimate_phase(phase.name, config)], as_json)
         return
-    if ranks.rank():  # rank 0 alone speaks
+    if ranks.rank():  # only rank 0 prints
         followed = run_phase(phase.name, config, resume=resume)
         raise typer.Exit(followed.exit_code)
     with Display(as_json=as_json) as display:
@@ -150,12 +201,14 @@ def _run_phase(
         print_json_line(asdict(outcome))
     elif outcome.status == "done":
         _show_curves(outcome)
-        console(stderr=False).print(f"{phase.name}: {', '.join(outcome.outputs)} (id {outcome.checkpoint_id})")
+        console(stderr=False).print(
+            f"{phase.name}: {', '.join(outcome.outputs)} (id {outcome.checkpoint_id})"
+        )
     _leave(outcome.exit_code, outcome.message)
 
 
 def _show_curves(outcome: Any) -> None:
-    """Print the tables that have a plot in the report: a curve is what the user asked for, not a detail."""
+    """Print the tables that have a plot in the report, because the user asked for these curves."""
     from agent_forge.cli.tables import plain_table
 
     for title, rows in outcome.report.get("tables", {}).items():
@@ -177,10 +230,19 @@ def run_all_command(
 
     with one_line_errors(verbose):
         if ranks.size() > 1:
-            raise ConfigError("run-all starts its processes itself: leave torchrun out and set runtime.processes")
+            raise ConfigError(
+                "run-all starts its processes itself: leave torchrun out and set runtime.processes"
+            )
         if multirun:
             raise typer.Exit(
-                _sweep(run_all.COMMAND, overrides, config, dry_run=dry_run, resume=resume, as_json=as_json)
+                _sweep(
+                    run_all.COMMAND,
+                    overrides,
+                    config,
+                    dry_run=dry_run,
+                    resume=resume,
+                    as_json=as_json,
+                )
             )
         run = run_all.compose_run(overrides or [], config)
         if hint := run_all.larger_budget(run, overrides or [], config):
@@ -194,7 +256,13 @@ def run_all_command(
 
 
 def _sweep(
-    command: str, overrides: list[str] | None, file: str | None, *, dry_run: bool, resume: bool, as_json: bool
+    command: str,
+    overrides: list[str] | None,
+    file: str | None,
+    *,
+    dry_run: bool,
+    resume: bool,
+    as_json: bool,
 ) -> int:
     """Run a multirun; return the worst exit code of its jobs."""
     from agent_forge.cli.multirun import sweep
@@ -202,7 +270,10 @@ def _sweep(
     if dry_run:
         raise ConfigError("--dry-run checks one run: leave out -m and give each key one value")
     if not resume:
-        raise ConfigError("--no-resume drops one earlier run, and every sweep has a directory of its own: leave it out")
+        raise ConfigError(
+            "--no-resume drops one earlier run, and every sweep has a directory of its "
+            "own: leave it out"
+        )
     return sweep(command, overrides or [], file, as_json=as_json)
 
 
@@ -226,7 +297,9 @@ def _run_all(run: Any, *, resume: bool, as_json: bool) -> None:
     failed = next((o for o in outcomes if o.status not in ("done", "rejected")), None)
     final, final_id = final_checkpoint(outcomes)
     if as_json:
-        print_json_line({"final": final, "id": final_id, "phases": [asdict(outcome) for outcome in outcomes]})
+        print_json_line(
+            {"final": final, "id": final_id, "phases": [asdict(outcome) for outcome in outcomes]}
+        )
     elif failed is None:
         out = console(stderr=False)
         out.print(f"agent: {final} (id {final_id})")
@@ -247,7 +320,10 @@ def _show_estimates(estimates: list[Any], as_json: bool) -> None:
     for estimate in estimates:
         for note in estimate.notes:
             out.print(f"{estimate.phase} · {note}", markup=False)
-    out.print("Estimates, from parameter counts and a short speed test on this machine. Nothing was written.")
+    out.print(
+        "Estimates, from parameter counts and a short speed test on this machine. Nothing "
+        "was written."
+    )
 
 
 def _leave(exit_code: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Show the event stream: a live bar on a terminal, a line every few seconds elsewhere, JSON lines with --json."""
+"""Show events: a live bar on a terminal, a line every few seconds elsewhere, JSON with --json."""
 
 import json
 import os
@@ -25,7 +25,7 @@ LINE_SECONDS = 5.0
 
 
 class Board(Progress):
-    """A bar with a table of rows below it, where the event brings rows (a population)."""
+    """A bar, and below it a table of the rows that an event brings (a population)."""
 
     rows: Sequence[Mapping[str, object]] = ()
 
@@ -45,7 +45,7 @@ def console(*, stderr: bool = True) -> Console:
 
 
 class Display:
-    """A listener for events; use it as a context manager so that the terminal is left in order."""
+    """A listener for events, and a context manager that leaves the terminal in order."""
 
     def __init__(self, *, as_json: bool = False, out: Console | None = None) -> None:
         self.as_json = as_json
@@ -60,7 +60,10 @@ class Display:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._end_bar()
 
@@ -99,7 +102,9 @@ class Display:
             self._bar = self._progress.add_task(stage, total=event.total, figures="")
             self._stage = stage
         self._progress.rows = event.metrics.get("population", ())
-        self._progress.update(self._bar, completed=event.step, total=event.total, figures=_figures(event))
+        self._progress.update(
+            self._bar, completed=event.step, total=event.total, figures=_figures(event)
+        )
 
     def _lines(self, event: Event) -> None:
         if event.kind == "progress":
@@ -107,7 +112,9 @@ class Display:
             if now - self._last_line < LINE_SECONDS:
                 return
             self._last_line = now
-            self.console.print(f"{event.phase} · {event.stage} {event.step}/{event.total} {_figures(event)}")
+            self.console.print(
+                f"{event.phase} · {event.stage} {event.step}/{event.total} {_figures(event)}"
+            )
             return
         self._say(event)
 
@@ -132,9 +139,11 @@ class Display:
 
 def _figures(event: Event) -> str:
     """Return the metrics of an event in a few characters each."""
-    parts = []
-    for name, value in [pair for pair in event.metrics.items() if not isinstance(pair[1], list)][:4]:
-        parts.append(f"{name} {value:,.4g}" if isinstance(value, (int, float)) else f"{name} {value}")
+    pairs = [pair for pair in event.metrics.items() if not isinstance(pair[1], list)]
+    parts = [
+        f"{name} {value:,.4g}" if isinstance(value, (int, float)) else f"{name} {value}"
+        for name, value in pairs[:4]
+    ]
     return _escape("  ".join(parts))
 
 
@@ -148,6 +157,6 @@ def print_json_line(value: object) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print an answer as JSON: one object, or one object per line of a list."""
+    """Print an answer as JSON: one object, or one line per object of a list."""
     for entry in value if isinstance(value, list) else [value]:
         print_json_line(entry)

@@ -11,8 +11,10 @@ from agent_forge.cli.phase_commands import ConfigOption, Json, Overrides, Verbos
 from agent_forge.cli.render import console, print_json
 
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
-Tasks = Annotated[str, typer.Option("--tasks", "-t", help="Comma-separated tasks; all known ones by default.")]
-Items = Annotated[int, typer.Option("--items", "-n", min=2, help="Held-out items a task.")]
+Tasks = Annotated[
+    str, typer.Option("--tasks", "-t", help="Comma-separated tasks; all known ones by default.")
+]
+Items = Annotated[int, typer.Option("--items", "-n", min=2, help="Held-out items per task.")]
 Split = Annotated[str, typer.Option("--split", help="validation, search or test.")]
 
 
@@ -52,8 +54,8 @@ def eval_command(
         scores = _score(path, settings, _names(tasks), items, split)
         rows = [
             {
-                "task": name, "metric": s.metric, "value": s.mean, "low": s.interval[0], "high": s.interval[1],
-                "n": s.n, "chance": s.chance, "items": s.items_hash,
+                "task": name, "metric": s.metric, "value": s.mean, "low": s.interval[0],
+                "high": s.interval[1], "n": s.n, "chance": s.chance, "items": s.items_hash,
             }
             for name, s in scores.items()
         ]  # fmt: skip
@@ -80,11 +82,14 @@ def compare_command(
         one, two = (_score(path, settings, names, items, split) for path in (first, second))
         rows = []
         for name in names:
-            kept = evaluate.retention(name, one[name], two[name], settings.gate.samples, settings.seed)
+            retention = evaluate.retention(
+                name, one[name], two[name], settings.gate.samples, settings.seed
+            )
             rows.append(
                 {
-                    "task": name, "metric": one[name].metric, "first": one[name].mean, "second": two[name].mean,
-                    "kept": kept.ratio, "low": kept.low, "high": kept.high, "n": one[name].n,
+                    "task": name, "metric": one[name].metric, "first": one[name].mean,
+                    "second": two[name].mean, "kept": retention.ratio, "low": retention.low,
+                    "high": retention.high, "n": one[name].n,
                 }
             )  # fmt: skip
         _show(rows, as_json, f"{second} against {first}, {split} split")
@@ -113,11 +118,13 @@ def _score(path: Path, settings: Any, names: list[str], items: int, split: str) 
     from agent_forge.core.events import choices_said
 
     device.set_threads(settings.runtime.threads)
-    found = checkpoint.open(path)
+    opened = checkpoint.open(path)
     model = models.load(
-        found, device=device.pick_device(settings.runtime.device), dtype=device.pick_dtype(settings.runtime.dtype)
+        opened,
+        device=device.pick_device(settings.runtime.device),
+        dtype=device.pick_dtype(settings.runtime.dtype),
     )
-    tokenizer = models.load_tokenizer(found.path)
+    tokenizer = models.load_tokenizer(opened.path)
     context = evaluate.EvalContext(data=settings.data, tokenizer=tokenizer, seed=settings.seed)
     with choices_said(lambda text: print(text, file=sys.stderr)):
         return evaluate.score(model, tokenizer, names, split, items, context)

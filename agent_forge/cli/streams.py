@@ -1,8 +1,9 @@
-"""Standard streams as other tools treat them: closed, full, cut off by `head`, or unable to show a letter.
+"""Standard streams that are closed, full, cut off by `head`, or unable to show a character.
 
-A reader that leaves (`| head -1`) ends the command without a word and with the code of SIGPIPE. A full device is one line
-on stderr and exit code 74. A closed stream takes what is written and drops it. What the terminal's encoding lacks is
-replaced by a question mark; input is read as UTF-8 where the locale knows ASCII alone.
+A reader that leaves (`| head -1`) ends the command silently with the exit code of SIGPIPE. A full
+device gives one line on stderr and exit code 74. Output to a closed stream is dropped. Characters
+that the terminal's encoding lacks become question marks; input is read as UTF-8 where the locale
+has only ASCII.
 """
 
 import contextlib
@@ -13,12 +14,12 @@ import sys
 from typing import Literal, TextIO
 
 ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968")
-SIGPIPE_EXIT = 128 + 13  # what a shell reports of a tool that a closed pipe has ended
+SIGPIPE_EXIT = 128 + 13  # the code that a shell reports for a tool that a closed pipe ended
 STORAGE_EXIT = 74
 
 
 class Output(io.TextIOWrapper):
-    """A text stream that remembers the first error of a write, whoever catches it on its way up."""
+    """A text stream that remembers its first write error, even when a caller catches it."""
 
     failure: OSError | None = None
 
@@ -39,13 +40,14 @@ class Output(io.TextIOWrapper):
             raise
 
 
-_output: Output | None = None  # what `prepare` made; libraries may wrap sys.stdout afterwards
+# The stream that `prepare` opened; libraries may wrap sys.stdout afterwards.
+_output: Output | None = None
 
 
 def prepare() -> None:
-    """Give the process a standard input, output and error that can be used without asking how they are."""
+    """Give the process standard streams that can always be read and written."""
     global _output
-    # In the order of their descriptors: what is opened first takes the lowest one that is free.
+    # In the order of their descriptors, because each open takes the lowest free one.
     if sys.stdin is None:
         sys.stdin = _null("r")
     if sys.stdout is None:
@@ -53,18 +55,23 @@ def prepare() -> None:
     if sys.stderr is None:
         sys.stderr = _null("w")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8" if sys.stdin.encoding.lower() in ASCII else None, errors="replace")
+        sys.stdin.reconfigure(
+            encoding="utf-8" if sys.stdin.encoding.lower() in ASCII else None, errors="replace"
+        )
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="replace")
     if isinstance(sys.stdout, io.TextIOWrapper):
         lines, encoding = sys.stdout.line_buffering, sys.stdout.encoding
-        sys.stdout = _output = Output(sys.stdout.detach(), encoding=encoding, errors="replace", line_buffering=lines)
+        sys.stdout = _output = Output(
+            sys.stdout.detach(), encoding=encoding, errors="replace", line_buffering=lines
+        )
 
 
 def use_utf8_paths() -> None:
-    """Start again in UTF-8 mode where file names are ASCII to Python: libraries take no other names than valid text.
+    """Start again in UTF-8 mode where Python reads file names as ASCII.
 
-    The streams keep the terminal's encoding. Only a C locale whose coercion is switched off comes to this.
+    Libraries only accept names that are valid text. The streams keep the terminal's encoding. This
+    happens only in a C locale whose coercion is switched off.
     """
     if sys.flags.utf8_mode or sys.getfilesystemencoding().lower() not in ASCII:
         return
@@ -80,7 +87,7 @@ def failed() -> bool:
 
 
 def finish(code: int) -> int:
-    """Flush standard output and return the exit code, which a write that failed decides."""
+    """Flush standard output; return the exit code, or the one of a failed write."""
     if _output is None:
         return code
     with contextlib.suppress(OSError):

@@ -18,7 +18,11 @@ def gate_table(outcomes: Sequence[Outcome]) -> Table:
     """
     scores = [(outcome.verdict or {}).get("scores", {}) for outcome in outcomes]
     tasks = list(dict.fromkeys(name for each in scores for name in each))
-    able = [name for name in tasks if any(name in each and not each[name].get("at_chance") for each in scores)]
+    able = [
+        name
+        for name in tasks
+        if any(name in each and not each[name].get("at_chance") for each in scores)
+    ]
     guessed = [name for name in tasks if name not in able]
     table = Table(
         title="phases and gates",
@@ -55,7 +59,7 @@ def _score(metric: Mapping[str, Any] | None) -> str:
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> Table:
-    """Return what a dry run found, with a total of several phases."""
+    """Return the estimates of a dry run, with a total where there are several phases."""
     table = Table("phase", "reads", "writes", "device", "time", "memory", "disk")
     for column in table.columns[1:3]:
         column.overflow = "fold"
@@ -73,22 +77,26 @@ def estimate_table(estimates: Sequence[Estimate]) -> Table:
         seconds, disk = sum(e.seconds for e in estimates), sum(e.disk_bytes for e in estimates)
         memory = max(e.memory_bytes for e in estimates)
         times = f"~{seconds:,.0f} s"
-        table.add_row("total", "", "", "", times, f"~{human_bytes(memory)} at most", f"~{human_bytes(disk)}")
+        table.add_row(
+            "total", "", "", "", times, f"~{human_bytes(memory)} at most", f"~{human_bytes(disk)}"
+        )
     return table
 
 
 def plain_table(rows: Sequence[dict[str, Any]], title: str = "") -> Table:
-    """Return rows of plain values as a table with the keys of the first row as columns."""
+    """Return rows of plain values as a table whose columns are the keys of the first row."""
     table = Table(title=escape(title) or None, title_justify="left")
     for key in rows[0] if rows else ():
-        table.add_column(str(key), justify="right" if isinstance(rows[0][key], (int, float)) else "left")
+        table.add_column(
+            str(key), justify="right" if isinstance(rows[0][key], (int, float)) else "left"
+        )
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     return table
 
 
 def _cell(value: Any) -> str:
-    """Return a plain value as a cell: lists as their items, "-" where there are none."""
+    """Return a plain value as a cell; a list as its items, an empty one as "-"."""
     if isinstance(value, float):
         return f"{value:,.4g}"
     return escape(" ".join(map(str, value)) or "-" if isinstance(value, list) else str(value))

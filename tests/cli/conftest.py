@@ -12,7 +12,9 @@ Cli = Callable[..., Result]
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Return a function that runs `forge ARGUMENTS` in an empty directory: .exit_code, .stdout, .stderr."""
+    """Return a function that runs `forge ARGUMENTS` in an empty directory: .exit_code, .stdout,
+    .stderr.
+    """
     from agent_forge.cli.app import app
 
     (tmp_path / "here").mkdir()

@@ -1,4 +1,4 @@
-"""Bad input ends in one line (what, where, what to do) with its exit code, and nothing is half written."""
+"""Bad input ends in one line (what, where, what to do) and its exit code, with nothing written."""
 
 import json
 import shutil
@@ -21,17 +21,19 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(cli: Cli, tmp_path: Path, text_folder: Path) -> Refused:
-    """Return a function that runs a phase into `out`, checks that it is refused cleanly, and returns the one line."""
+    """Return a function that runs a phase into `out`, checks that it is refused cleanly, and
+    returns the one line.
+    """
 
     def run(exit_code: int, phase: str, *settings: str) -> str:
-        found = cli(
+        result = cli(
             phase, f"out={tmp_path / 'runs' / 'out'}", f"data.text=[{text_folder}]",
             f"data.cache={tmp_path / 'cache'}", "runtime.threads=1", *settings,
         )  # fmt: skip
-        last = found.stderr.strip().splitlines()[-1]
-        assert found.exit_code == exit_code, found.stderr
+        last = result.stderr.strip().splitlines()[-1]
+        assert result.exit_code == exit_code, result.stderr
         assert last.startswith("forge: ")
-        assert "Traceback" not in found.stderr
+        assert "Traceback" not in result.stderr
         assert not (tmp_path / "runs" / "out").exists()
         assert not list(tmp_path.rglob(".tmp-*"))
         return last
@@ -49,8 +51,8 @@ def write_model(place: Path, config: LlamaConfig, tokenizer: PreTrainedTokenizer
     torch.manual_seed(1)
     model = LlamaForCausalLM(config).eval()
     return checkpoint.write(
-        place, lambda directory: models.save(model, tokenizer, directory), phase="import", seed=0, config={},
-        name=place.name,
+        place, lambda directory: models.save(model, tokenizer, directory), phase="import", seed=0,
+        config={}, name=place.name,
     )  # fmt: skip
 
 
@@ -60,7 +62,9 @@ def test_a_wrong_key(refused: Refused) -> None:
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_missing_and_a_corrupt_checkpoint(refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_missing_and_a_corrupt_checkpoint(
+    refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_checkpoint.path, tmp_path / "model")
     line = refused(74, "bitnet", f"sources=[{tmp_path / 'modle'}]")
     assert f"no checkpoint at {tmp_path / 'modle'}; did you mean 'model'?" in line
@@ -71,18 +75,31 @@ def test_a_missing_and_a_corrupt_checkpoint(refused: Refused, tiny_checkpoint: C
 
 
 @pytest.mark.usefixtures("no_child")
-def test_an_unwritable_place(refused: Refused, tiny_checkpoint: Checkpoint, read_only_disk: Path) -> None:
+def test_an_unwritable_place(
+    refused: Refused, tiny_checkpoint: Checkpoint, read_only_disk: Path
+) -> None:
     line = refused(
-        74, "bitnet", f"sources=[{tiny_checkpoint.path}]", f"out={read_only_disk / 'x'}", "linear.group_size=16"
+        74,
+        "bitnet",
+        f"sources=[{tiny_checkpoint.path}]",
+        f"out={read_only_disk / 'x'}",
+        "linear.group_size=16",
     )
-    assert "Read-only file system; name a directory that you may write (out= of a phase, run_dir= of run-all" in line
+    assert (
+        "Read-only file system; name a directory that you may write (out= of a phase, "
+        "run_dir= of run-all"
+    ) in line
 
 
 @pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl", '{"txt": "a"}\n{"text": ""}\n', "no usable row; a row needs a non-empty 'text'"),
+        (
+            "rows.jsonl",
+            '{"txt": "a"}\n{"text": ""}\n',
+            "no usable row; a row needs a non-empty 'text'",
+        ),
         ("rows.jsonl", '{"text": "a"\n', "rows.jsonl:1: not JSON"),
         ("rows.csv", "a,b\n", "unknown kind of file; known:"),
         ("rows.parquet", "PAR1 but not really", "rows.parquet"),
@@ -90,7 +107,12 @@ def test_an_unwritable_place(refused: Refused, tiny_checkpoint: Checkpoint, read
     ],
 )
 def test_a_data_file_without_a_usable_row(
-    refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path, name: str, content: str, message: str
+    refused: Refused,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    name: str,
+    content: str,
+    message: str,
 ) -> None:
     file = tmp_path / name
     file.write_text(content)
@@ -107,8 +129,8 @@ def test_data_that_is_not_there(refused: Refused, tiny_checkpoint: Checkpoint) -
 
 
 def test_sources_with_other_tokenizers(
-    refused: Refused, tiny_checkpoint: Checkpoint, llama_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
+    refused: Refused, tiny_checkpoint: Checkpoint, llama_config: LlamaConfig,
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path,
 ) -> None:  # fmt: skip
     content = json.loads(tiny_tokenizer.backend_tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
@@ -120,12 +142,18 @@ def test_sources_with_other_tokenizers(
     assert "tokenizer" in line
 
 
-def test_a_model_without_a_layer_to_quantise(refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_model_without_a_layer_to_quantise(
+    refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     line = refused(2, "bitnet", f"sources=[{tiny_checkpoint.path}]", "linear.skip=['*']")
     assert "nothing to make ternary" in line
     assert "shorten skip" in line
     line = refused(
-        2, "compress", f"sources=[{tiny_checkpoint.path}]", f"out={tmp_path / 'other'}", "codec.min_weights=1000000000"
+        2,
+        "compress",
+        f"sources=[{tiny_checkpoint.path}]",
+        f"out={tmp_path / 'other'}",
+        "codec.min_weights=1000000000",
     )
     assert "nothing to compress" in line
     assert "lower it or take another checkpoint" in line
@@ -135,7 +163,9 @@ def test_a_model_without_a_layer_to_quantise(refused: Refused, tiny_checkpoint: 
 def test_weights_that_are_not_numbers_are_never_written(
     refused: Refused, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """Fault 7, through a phase: a parent with NaN in it ends in one line, not in a child with NaN in it."""
+    """Fault 7, through a phase: a parent with NaN in it ends in one line, not in a child with NaN
+    in it.
+    """
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
@@ -149,14 +179,16 @@ def test_weights_that_are_not_numbers_are_never_written(
 
     checkpoint.write(broken, save, phase="import", seed=0, config={})
     line = refused(
-        1, "bitnet", f"sources=[{broken}]", "train.steps=0", "init.method=absmean", "measure_items=2",
-        "linear.group_size=32",
+        1, "bitnet", f"sources=[{broken}]", "train.steps=0", "init.method=absmean",
+        "measure_items=2", "linear.group_size=32",
         "gate.enabled=false",
     )  # fmt: skip
     assert "non-finite" in line or "not finite" in line or "not a finite" in line
 
 
-def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(cli: Cli, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(
+    cli: Cli, tmp_path: Path
+) -> None:
     checkpoint.write(
         tmp_path / "empty",
         lambda d: (d / "config.json").write_text("{}"),
@@ -164,10 +196,13 @@ def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(cli: Cli, tmp
         seed=0,
         config={},  # type: ignore[arg-type,return-value]
     )
-    for arguments in (["eval", str(tmp_path / "empty"), "--tasks", "text"], ["chat", str(tmp_path / "empty"), "hi"]):
-        found = cli(*arguments)
-        assert found.exit_code == 74
-        assert len(found.stderr.strip().splitlines()) == 1
+    for arguments in (
+        ["eval", str(tmp_path / "empty"), "--tasks", "text"],
+        ["chat", str(tmp_path / "empty"), "hi"],
+    ):
+        result = cli(*arguments)
+        assert result.exit_code == 74
+        assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.usefixtures("no_child")
@@ -177,8 +212,14 @@ def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(cli: Cli, tmp
     [
         ("compress.runtime.device=mps", "no such device here"),
         ("compress.gate.chain.txt=0.5", "compress.gate.chain: no task 'txt'; did you mean 'text'?"),
-        ("compress.codec.candidates=[{codec: waterfil}]", "no codec 'waterfil'; did you mean 'waterfill'?"),
-        ("compress.codec.candidates=[{codec: intk, bit: 4}]", "no setting 'bit'; did you mean 'bits'?"),
+        (
+            "compress.codec.candidates=[{codec: waterfil}]",
+            "no codec 'waterfil'; did you mean 'waterfill'?",
+        ),
+        (
+            "compress.codec.candidates=[{codec: intk, bit: 4}]",
+            "no setting 'bit'; did you mean 'bits'?",
+        ),
         ("adas.runtime_search.techniques=[rolle]", "did you mean 'role'?"),
         ("bitnet.linear.activation_bits=1", "activation_bits must be 0 (off) or 2 to 16, got 1"),
         ("train.optim.lr=1e30", "train.optim.lr must be in [0, 10], got 1e+30"),
@@ -187,16 +228,23 @@ def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(cli: Cli, tmp
 def test_a_wrong_setting_of_a_later_phase_ends_the_run_before_it_begins(
     cli: Cli, tmp_path: Path, text_folder: Path, setting: str, message: str, dry_run: list[str]
 ) -> None:
-    found = cli("run-all", f"run_dir={tmp_path / 'run'}", f"data.text=[{text_folder}]", setting, *dry_run)
-    assert found.exit_code == 2, found.stderr
-    assert message in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1
+    result = cli(
+        "run-all", f"run_dir={tmp_path / 'run'}", f"data.text=[{text_folder}]", setting, *dry_run
+    )
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.usefixtures("no_child")
 def test_data_of_a_later_phase_that_is_not_there_ends_the_run_before_it_begins(
     cli: Cli, tmp_path: Path, text_folder: Path
 ) -> None:
-    found = cli("run-all", f"run_dir={tmp_path / 'run'}", f"data.text=[{text_folder}]", "bake.data.text=[sotuu]")
-    assert found.exit_code == 74
-    assert "'sotuu' is neither a known package" in found.stderr
+    result = cli(
+        "run-all",
+        f"run_dir={tmp_path / 'run'}",
+        f"data.text=[{text_folder}]",
+        "bake.data.text=[sotuu]",
+    )
+    assert result.exit_code == 74
+    assert "'sotuu' is neither a known package" in result.stderr

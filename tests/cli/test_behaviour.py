@@ -1,4 +1,4 @@
-"""What a user meets at the prompt: exit codes, one-line errors, suggestions, terminals of every kind, sweeps."""
+"""What a user meets at the prompt: exit codes, one-line errors, suggestions, terminals, sweeps."""
 
 import json
 import re
@@ -20,8 +20,9 @@ Cli = Callable[..., Result]
 Forge = Callable[..., "CompletedProcess[str]"]
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "numpy", "safetensors")
 QUICK = [
-    "linear.group_size=32", "init.rows=2", "train.rows=2", "train.length_tokens=32", "train.steps=1", "measure_items=4",
-    "unseen_items=4",     "gate.items=4", "gate.looks=1", "gate.speed_ratio=0", "runtime.threads=1",
+    "linear.group_size=32", "init.rows=2", "train.rows=2", "train.length_tokens=32",
+    "train.steps=1", "measure_items=4", "unseen_items=4",     "gate.items=4", "gate.looks=1",
+    "gate.speed_ratio=0", "runtime.threads=1",
 ]  # fmt: skip
 
 
@@ -43,8 +44,10 @@ def test_help_imports_nothing_heavy_and_is_quick(forge: Forge) -> None:
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "print('REPORT', code, time.process_time(), loaded)"
     )
-    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    code, seconds, loaded = re.search(r"REPORT (\S+) (\S+) (.*)", made.stdout).groups()  # type: ignore[union-attr]
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    code, seconds, loaded = re.search(r"REPORT (\S+) (\S+) (.*)", process.stdout).groups()  # type: ignore[union-attr]
     assert (code, loaded) == ("0", "[]")
     assert float(seconds) < 1.0  # CPU time: 0.2 s on a quiet machine
     assert forge("--version").stdout.startswith("forge 0.")
@@ -81,12 +84,12 @@ def test_unknown_commands_and_options_suggest(cli: Cli) -> None:
 def test_a_mistake_in_settings_is_one_line_with_the_remedy_and_exit_2(
     cli: Cli, arguments: list[str], message: str, tmp_path: Path
 ) -> None:
-    found = cli(*arguments)
-    assert found.exit_code == 2
-    assert message in found.stderr
-    assert found.stderr.startswith("forge: ")
-    assert len(found.stderr.strip().splitlines()) == 1
-    assert found.stdout == ""
+    result = cli(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("forge: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
     assert not list((tmp_path / "here").iterdir())
 
 
@@ -103,9 +106,12 @@ def test_code_in_settings_is_refused_at_every_door(
         ways.append(["-m", setting])
         ways.append(["-m", f"hydra.searchpath=[{tmp_path}]"])
     for way in ways:
-        found = cli(command, *directories, *way)
-        assert found.exit_code == 2
-        assert "_target_ is not accepted" in found.stderr or "settings come from conf/" in found.stderr
+        result = cli(command, *directories, *way)
+        assert result.exit_code == 2
+        assert (
+            "_target_ is not accepted" in result.stderr
+            or "settings come from conf/" in result.stderr
+        )
 
 
 def test_verbose_shows_where_an_error_came_from(cli: Cli) -> None:
@@ -123,21 +129,23 @@ def test_the_exit_codes_are_those_of_the_design() -> None:
         }
 
     assert walk(ForgeError) == {
-        "ForgeError": 1, "ConfigError": 2, "GateError": 3, "CheckpointError": 74, "LockedError": 73, "DataError": 74,
-        "StorageError": 74, "PhaseError": 1, "Interrupted": 75,
+        "ForgeError": 1, "ConfigError": 2, "GateError": 3, "CheckpointError": 74, "LockedError": 73,
+        "DataError": 74, "StorageError": 74, "PhaseError": 1, "Interrupted": 75,
     }  # fmt: skip
 
 
-def test_json_is_one_value_a_line_on_stdout_and_nothing_else(forge: Forge, bitnet: list[str], tmp_path: Path) -> None:
-    found = forge(*bitnet, f"out={tmp_path / 'out'}", "--json")
-    assert found.returncode == 0, found.stderr
-    *events, outcome = [json.loads(line) for line in found.stdout.splitlines()]
+def test_json_is_one_value_a_line_on_stdout_and_nothing_else(
+    forge: Forge, bitnet: list[str], tmp_path: Path
+) -> None:
+    result = forge(*bitnet, f"out={tmp_path / 'out'}", "--json")
+    assert result.returncode == 0, result.stderr
+    *events, outcome = [json.loads(line) for line in result.stdout.splitlines()]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert events[0]["kind"] == "start"
     assert events[-1]["kind"] == "complete"
     assert outcome["status"] == "done"
     assert outcome["checkpoint_id"] == checkpoint.open(tmp_path / "out").id
-    assert found.stderr == ""
+    assert result.stderr == ""
     again = forge(*bitnet, f"out={tmp_path / 'out'}", "--resume")
     assert again.stdout.strip() == f"bitnet: {tmp_path / 'out'} (id {outcome['checkpoint_id']})"
     assert again.stderr == ""
@@ -149,8 +157,8 @@ def test_json_is_one_value_a_line_on_stdout_and_nothing_else(forge: Forge, bitne
 def test_a_multirun_gives_each_job_a_directory_and_prints_a_table(
     forge: Forge, bitnet: list[str], tmp_path: Path
 ) -> None:
-    found = forge(*bitnet, "-m", "train.steps=0,1", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    result = forge(*bitnet, "-m", "train.steps=0,1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "outputs" / "multirun" / "bitnet").iterdir()
     rows = json.loads((folder / "summary.json").read_text())
     assert [(row["job"], row["overrides"], row["status"]) for row in rows] == [
@@ -159,41 +167,55 @@ def test_a_multirun_gives_each_job_a_directory_and_prints_a_table(
     ]
     ids = [checkpoint.open(folder / str(job) / "bitnet").id for job in (0, 1)]
     assert ids[0] != ids[1]
-    assert "2 jobs in" in found.stdout
-    assert "train.steps=1" in found.stdout
+    assert "2 jobs in" in result.stdout
+    assert "train.steps=1" in result.stdout
 
 
 def test_a_multirun_with_a_failing_job_reports_it_and_ends_in_its_code(
     forge: Forge, bitnet: list[str], tmp_path: Path
 ) -> None:
-    found = forge(*bitnet, "-m", "gate.tasks.txt=0.5,0.6", "--json", cwd=tmp_path)
-    assert found.returncode == 2
-    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    result = forge(*bitnet, "-m", "gate.tasks.txt=0.5,0.6", "--json", cwd=tmp_path)
+    assert result.returncode == 2
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["status"] for row in rows] == ["ConfigError", "ConfigError"]
     assert "did you mean 'text'" in rows[0]["summary"]
 
 
-@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "40", "NO_COLOR": "1"}])
-def test_plain_terminals_get_plain_text(cli: Cli, tiny_run: Path, environment: dict[str, str]) -> None:
-    for arguments in (["--help"], ["status", str(tiny_run)], ["report", str(tiny_run)], ["bitnet", "--help"]):
-        found = cli(*arguments, **environment)
-        assert found.exit_code == 0, found.stderr
-        assert "\x1b" not in found.stdout
-        assert found.stdout.isprintable() or "\n" in found.stdout
+@pytest.mark.parametrize(
+    "environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "40", "NO_COLOR": "1"}]
+)
+def test_plain_terminals_get_plain_text(
+    cli: Cli, tiny_run: Path, environment: dict[str, str]
+) -> None:
+    for arguments in (
+        ["--help"],
+        ["status", str(tiny_run)],
+        ["report", str(tiny_run)],
+        ["bitnet", "--help"],
+    ):
+        result = cli(*arguments, **environment)
+        assert result.exit_code == 0, result.stderr
+        assert "\x1b" not in result.stdout
+        assert result.stdout.isprintable() or "\n" in result.stdout
     narrow = cli("--help", COLUMNS="40", NO_COLOR="1")
     assert max(len(line.rstrip()) for line in narrow.stdout.splitlines()) <= 40
 
 
 def test_a_finished_run_is_found_done_and_prints_the_same_id(forge: Forge, tiny_run: Path) -> None:
     place = tiny_run.parent
-    settings = ["experiment=tiny", f"run_dir={tiny_run}", f"data.cache={place / 'cache'}", "runtime.threads=1",
-                "runtime.save_every_seconds=1"]  # fmt: skip
+    settings = [
+        "experiment=tiny",
+        f"run_dir={tiny_run}",
+        f"data.cache={place / 'cache'}",
+        "runtime.threads=1",
+        "runtime.save_every_seconds=1",
+    ]
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*.safetensors")}
-    found = forge("run-all", *settings, "--json")
-    assert found.returncode == 0, found.stderr
-    (result,) = [json.loads(line) for line in found.stdout.splitlines()]
-    assert result["id"] == checkpoint.open(tiny_run / "8-compress").id
-    assert result["final"] == str(tiny_run / "8-compress")
+    result = forge("run-all", *settings, "--json")
+    assert result.returncode == 0, result.stderr
+    (answer,) = [json.loads(line) for line in result.stdout.splitlines()]
+    assert answer["id"] == checkpoint.open(tiny_run / "8-compress").id
+    assert answer["final"] == str(tiny_run / "8-compress")
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*.safetensors")} == before
     shown = forge("run-all", *settings)
     assert f"agent: {result['final']} (id {result['id']})" in shown.stdout

@@ -20,7 +20,8 @@ from agent_forge.pipeline.catalogue import phases
 Cli = Callable[..., Result]
 PHASES = list(phases())
 OTHERS = [
-    "run-all", "list", "status", "inspect", "verify", "report", "import", "eval", "compare", "chat", "doctor",
+    "run-all", "list", "status", "inspect", "verify", "report", "import", "eval", "compare", "chat",
+    "doctor",
 ]  # fmt: skip
 
 
@@ -39,19 +40,28 @@ def small(text_folder: Path, tmp_path: Path) -> list[str]:
 
 
 def test_there_are_eight_phases_in_their_order() -> None:
-    assert PHASES == ["cognate", "evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress"]
+    assert PHASES == [
+        "cognate",
+        "evomerge",
+        "quietstar",
+        "bitnet",
+        "train",
+        "bake",
+        "adas",
+        "compress",
+    ]
 
 
 @pytest.mark.parametrize("name", [*PHASES, *OTHERS])
 def test_every_subcommand_has_help_and_is_in_the_overview(cli: Cli, name: str) -> None:
-    overview, found = cli("--help"), cli(name, "--help")
-    assert overview.exit_code == found.exit_code == 0
+    overview, result = cli("--help"), cli(name, "--help")
+    assert overview.exit_code == result.exit_code == 0
     assert name in overview.stdout
-    assert f"Usage: forge {name} " in found.stdout
+    assert f"Usage: forge {name} " in result.stdout
     if name in PHASES:
-        assert phases()[name].summary.split()[0] in found.stdout
+        assert phases()[name].summary.split()[0] in result.stdout
         for option in ("--config", "--multirun", "--dry-run", "--no-resume", "--json", "--verbose"):
-            assert option in found.stdout
+            assert option in result.stdout
 
 
 @pytest.mark.parametrize("name", PHASES)
@@ -80,9 +90,9 @@ def test_a_dry_run_of_a_phase_estimates_and_writes_nothing(
 
 def test_a_dry_run_of_all_phases_writes_nothing(cli: Cli, small: list[str], tmp_path: Path) -> None:
     before = tree(tmp_path)
-    found = cli("run-all", "experiment=tiny", *small, "--dry-run", "--json")
-    assert found.exit_code == 0, found.stderr
-    estimates = [json.loads(line) for line in found.stdout.splitlines()]
+    result = cli("run-all", "experiment=tiny", *small, "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    estimates = [json.loads(line) for line in result.stdout.splitlines()]
     assert [estimate["phase"] for estimate in estimates] == PHASES
     for before_it, estimate in pairwise(estimates):
         assert estimate["sources"] == [before_it["out"]]
@@ -95,10 +105,12 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     cli: Cli, small_disk: Path, small: list[str]
 ) -> None:
     for command, key in (("cognate", "out"), ("run-all", "run_dir")):
-        found = cli(command, *small, f"{key}={small_disk / 'here'}", "--dry-run")
-        assert found.exit_code == 74, found.stderr
+        result = cli(command, *small, f"{key}={small_disk / 'here'}", "--dry-run")
+        assert result.exit_code == 74, result.stderr
         assert re.search(
-            rf"disk too small: about [\d,]+ bytes are needed at .*, [\d,]+ are free; .* set {key}= to", found.stderr
+            r"disk too small: about [\d,]+ bytes are needed at .*, [\d,]+ are free; .* "
+            rf"set {key}= to",
+            result.stderr,
         )
     assert not list(small_disk.iterdir())
 
@@ -106,20 +118,24 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 def test_estimates_are_within_a_factor_of_two_of_what_was_measured(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, small: list[str]
 ) -> None:
-    """Seconds and megabytes of the nano run of 29 November (results/notes), on two cores of about 98 GFLOP/s each."""
+    """Seconds and megabytes of the nano run of 29 November (results/notes), on two cores of about
+    98 GFLOP/s each.
+    """
     measured = {
-        "cognate": (248, 1740), "evomerge": (100, 633), "quietstar": (29, 784), "bitnet": (37, 772), "train": (71, 1171),
-        "bake": (149, 1423), "adas": (98, 736), "compress": (15, 584),
+        "cognate": (248, 1740), "evomerge": (100, 633), "quietstar": (29, 784), "bitnet": (37, 772),
+        "train": (71, 1171), "bake": (149, 1423), "adas": (98, 736), "compress": (15, 584),
     }  # fmt: skip
     monkeypatch.setattr(estimate_module, "_flop_per_second", lambda *_: 196e9)
-    found = cli("run-all", *small, "--dry-run", "--json")
-    for estimate in map(json.loads, found.stdout.splitlines()):
+    result = cli("run-all", *small, "--dry-run", "--json")
+    for estimate in map(json.loads, result.stdout.splitlines()):
         seconds, megabytes = measured[estimate["phase"]]
         assert 0.5 < estimate["seconds"] / seconds < 2, estimate
         assert 0.5 < estimate["memory_bytes"] / 1e6 / megabytes < 2, estimate
 
 
-def test_list_names_every_checkpoint_and_survives_a_damaged_one(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+def test_list_names_every_checkpoint_and_survives_a_damaged_one(
+    cli: Cli, tiny_run: Path, tmp_path: Path
+) -> None:
     rows = json_lines(cli("list", str(tiny_run), "--json").stdout)
     assert {row["phase"] for row in rows} == set(PHASES)
     assert len(rows) == 11  # the first phase writes four
@@ -127,9 +143,9 @@ def test_list_names_every_checkpoint_and_survives_a_damaged_one(cli: Cli, tiny_r
     shutil.copytree(tiny_run / "8-compress", tmp_path / "all" / "whole")
     (tmp_path / "all" / "broken").mkdir()
     (tmp_path / "all" / "broken" / "forge.json").write_text("{")
-    found = cli("list", str(tmp_path / "all"), "--json")
-    assert [row["phase"] for row in json_lines(found.stdout)] == ["compress"]
-    assert "forge.json is damaged" in found.stderr
+    result = cli("list", str(tmp_path / "all"), "--json")
+    assert [row["phase"] for row in json_lines(result.stdout)] == ["compress"]
+    assert "forge.json is damaged" in result.stderr
     assert cli("list", "nowhere").exit_code == 74
 
 
@@ -164,17 +180,19 @@ def test_inspect_shows_lineage_down_to_the_trunk(cli: Cli, tiny_run: Path) -> No
     assert 'mode="allocate"' in text
 
 
-def test_verify_checks_one_or_all_and_names_what_is_broken(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
+def test_verify_checks_one_or_all_and_names_what_is_broken(
+    cli: Cli, tiny_run: Path, tmp_path: Path
+) -> None:
     rows = json_lines(cli("verify", str(tiny_run), "--json").stdout)
     assert [row["whole"] for row in rows] == [True] * 11
     assert "4 checkpoints, 0 damaged" in cli("verify", str(tiny_run / "1-cognate")).stdout
     assert "1 checkpoint, 0 damaged" in cli("verify", str(tiny_run / "8-compress")).stdout
     shutil.copytree(tiny_run, tmp_path / "run")
     (tmp_path / "run" / "1-cognate" / "reasoning" / "config.json").write_text("{}")
-    found = cli("verify", str(tmp_path / "run"))
-    assert found.exit_code == 74
-    assert "reasoning/config.json is damaged" in found.stderr
-    assert "11 checkpoints, 1 damaged" in found.stdout
+    result = cli("verify", str(tmp_path / "run"))
+    assert result.exit_code == 74
+    assert "reasoning/config.json is damaged" in result.stderr
+    assert "11 checkpoints, 1 damaged" in result.stdout
     assert cli("verify", str(tmp_path / "nowhere")).exit_code == 74
     assert "holds none" in cli("verify", str(tmp_path / "here")).stderr
 
@@ -183,8 +201,8 @@ def test_report_writes_the_same_report_again(cli: Cli, tiny_run: Path, tmp_path:
     shutil.copytree(tiny_run, tmp_path / "run")
     for name in ("report.md", "report.html"):
         (tmp_path / "run" / name).unlink()
-    found = cli("report", str(tmp_path / "run"))
-    assert found.exit_code == 0, found.stderr
+    result = cli("report", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.stderr
     for name in ("report.md", "report.html"):
         assert (tmp_path / "run" / name).read_text() == (tiny_run / name).read_text()
     page = (tiny_run / "report.html").read_text()
@@ -195,9 +213,9 @@ def test_report_writes_the_same_report_again(cli: Cli, tiny_run: Path, tmp_path:
 
 def test_eval_and_compare_score_with_intervals(cli: Cli, tiny_run: Path, small: list[str]) -> None:
     final, parent = str(tiny_run / "8-compress"), str(tiny_run / "7-adas")
-    found = cli("eval", final, *small, "--tasks", "text", "--items", "6", "--json")
-    assert found.exit_code == 0, found.stderr
-    (row,) = json_lines(found.stdout)
+    result = cli("eval", final, *small, "--tasks", "text", "--items", "6", "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json_lines(result.stdout)
     assert row["task"] == "text"
     assert row["low"] <= row["value"] <= row["high"]
     assert row["n"] == 6
@@ -217,9 +235,17 @@ def test_eval_and_compare_score_with_intervals(cli: Cli, tiny_run: Path, small: 
 
 def test_chat_answers_one_message(cli: Cli, tiny_run: Path, tmp_path: Path) -> None:
     memory = tmp_path / "memory.sqlite"
-    found = cli("chat", str(tiny_run / "8-compress"), "What is 2 plus 3?", "--memory", str(memory), "--device", "cpu")
-    assert found.exit_code == 0, found.stderr
-    assert found.stdout.strip()
+    result = cli(
+        "chat",
+        str(tiny_run / "8-compress"),
+        "What is 2 plus 3?",
+        "--memory",
+        str(memory),
+        "--device",
+        "cpu",
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip()
     assert memory.exists()
     piped = cli("chat", str(tiny_run / "8-compress"))
     assert piped.exit_code == 2
@@ -228,27 +254,32 @@ def test_chat_answers_one_message(cli: Cli, tiny_run: Path, tmp_path: Path) -> N
 
 
 def test_doctor_checks_this_machine(cli: Cli, read_only_disk: Path) -> None:
-    found = cli("doctor", "--json")
-    checks = {check["name"]: check for check in json_lines(found.stdout)}
-    assert found.exit_code == 0, found.stdout
+    result = cli("doctor", "--json")
+    checks = {check["name"]: check for check in json_lines(result.stdout)}
+    assert result.exit_code == 0, result.stdout
     assert checks["torch"]["state"] == "ok"
     assert checks["configuration"]["detail"] == "8 phases compose"
     assert "python" in cli("doctor").stdout
     broken = cli("doctor", "--json", "--out", str(read_only_disk))
     assert broken.exit_code == 1
-    assert any(check["state"] == "fail" and check["name"] == "disk write" for check in json_lines(broken.stdout))
+    assert any(
+        check["state"] == "fail" and check["name"] == "disk write"
+        for check in json_lines(broken.stdout)
+    )
 
 
-def test_import_brings_in_a_plain_hugging_face_directory(cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_import_brings_in_a_plain_hugging_face_directory(
+    cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     plain = tmp_path / "plain"
     shutil.copytree(tiny_checkpoint.path, plain)
     (plain / "forge.json").unlink()
     refused = cli("compress", f"sources=[{plain}]", "--dry-run")
     assert refused.exit_code == 74
     assert "forge import" in refused.stderr
-    found = cli("import", str(plain), "--out", str(tmp_path / "in"), "--json")
-    assert found.exit_code == 0, found.stderr
-    assert json.loads(found.stdout)["id"] == checkpoint.open(tmp_path / "in").id
+    result = cli("import", str(plain), "--out", str(tmp_path / "in"), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["id"] == checkpoint.open(tmp_path / "in").id
     missing = cli("import", str(tmp_path / "none"), "--out", str(tmp_path / "x"))
     assert missing.exit_code == 74
     assert os.listdir(tmp_path / "here") == []

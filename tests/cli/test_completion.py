@@ -27,8 +27,8 @@ def offered(command: str, incomplete: str) -> list[str]:
 def test_the_keys_offered_are_those_that_compose(command: str) -> None:
     composed: Any = OmegaConf.to_container(compose_tree(command), resolve=False)
     known = {name for name, _ in flatten(composed)}
-    found = {name for name, _ in flatten(tree(command))}
-    assert found == known
+    offered = {name for name, _ in flatten(tree(command))}
+    assert offered == known
 
 
 def test_keys_groups_and_values_are_completed() -> None:
@@ -46,13 +46,16 @@ def test_keys_groups_and_values_are_completed() -> None:
 def test_the_shell_is_answered_without_torch_or_hydra() -> None:
     script = (
         "import os, sys\n"
-        "os.environ.update(_FORGE_COMPLETE='complete_bash', COMP_WORDS='forge bitnet train.st', COMP_CWORD='2')\n"
+        "os.environ.update(_FORGE_COMPLETE='complete_bash', COMP_WORDS='forge bitnet "
+        "train.st', COMP_CWORD='2')\n"
         "from agent_forge.cli.app import app\n"
         "try: app(prog_name='forge')\n"
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'hydra', 'transformers') if name in sys.modules])\n"
     )
-    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    *names, heavy = made.stdout.split()
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    *names, heavy = process.stdout.split()
     assert "train.steps=" in names
     assert heavy == "[]"

@@ -17,19 +17,24 @@ PACKAGE = Path(agent_forge.__file__).parent
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the package with a phase, a task and a codec that do not import."""
     root = tmp_path_factory.mktemp("tree")
-    shutil.copytree(PACKAGE, root / "agent_forge", ignore=shutil.ignore_patterns("__pycache__", "conf"))
+    shutil.copytree(
+        PACKAGE, root / "agent_forge", ignore=shutil.ignore_patterns("__pycache__", "conf")
+    )
     shutil.copytree(PACKAGE / "conf", root / "agent_forge" / "conf")
     room = root / "agent_forge" / "phases" / "polish"
     room.mkdir()
     (room / "__init__.py").write_text("import nothing_of_this_name\n", encoding="utf-8")
-    (root / "agent_forge" / "evaluate" / "tasks" / "spelling.py").write_text("TASK = (\n", encoding="utf-8")
+    (root / "agent_forge" / "evaluate" / "tasks" / "spelling.py").write_text(
+        "TASK = (\n", encoding="utf-8"
+    )
     return root
 
 
 def forge(tree: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "agent_forge", *arguments], cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)},
-        capture_output=True, text=True, encoding="utf-8", check=False,
+        [sys.executable, "-m", "agent_forge", *arguments], cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True,
+        encoding="utf-8", check=False,
     )  # fmt: skip
 
 
@@ -39,7 +44,8 @@ def test_a_phase_that_does_not_import_is_named_and_the_others_go_on(tree: Path) 
     assert done.returncode == 0
     assert "bitnet" in done.stdout
     assert done.stderr.splitlines() == [
-        f"forge: phase 'polish' does not import: {file}:1: ModuleNotFoundError: No module named 'nothing_of_this_name'"
+        f"forge: phase 'polish' does not import: {file}:1: ModuleNotFoundError: No "
+        "module named 'nothing_of_this_name'"
     ]
     missing = forge(tree, "polish")
     assert missing.returncode == 2

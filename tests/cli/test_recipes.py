@@ -1,4 +1,4 @@
-"""Every recipe of CONTRIBUTING.md, copied out of the page into a fresh copy of the project and run as it is written."""
+"""Every recipe of CONTRIBUTING.md, copied into a fresh copy of the project and run as written."""
 
 import os
 import re
@@ -17,7 +17,11 @@ from agent_forge.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[2]
 RECIPES = dict(
-    re.findall(r"^## Recipe: ([^\n]*)\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M | re.S)
+    re.findall(
+        r"^## Recipe: ([^\n]*)\n(.*?)(?=^## |\Z)",
+        (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+        re.M | re.S,
+    )
 )
 EXPECTED = {
     "a merge method": "merged 2 models as outputs/middle",
@@ -31,8 +35,8 @@ EXPECTED = {
 
 @pytest.fixture
 def project(
-    tmp_path: Path, tiny_checkpoint: Checkpoint, llama_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast,
-    text_folder: Path,
+    tmp_path: Path, tiny_checkpoint: Checkpoint, llama_config: LlamaConfig,
+    tiny_tokenizer: PreTrainedTokenizerFast, text_folder: Path,
 ) -> Path:  # fmt: skip
     """Return a copy of the project with two small models in outputs/, and little text."""
     tree = tmp_path / "project"
@@ -52,10 +56,14 @@ def project(
     )
     shared = tree / "conf" / "_shared" / "data.yaml"
     shared.write_text(
-        shared.read_text("utf-8").replace("text: [sotu]", f"text: ['{text_folder}']", 1), encoding="utf-8"
+        shared.read_text("utf-8").replace("text: [sotu]", f"text: ['{text_folder}']", 1),
+        encoding="utf-8",
     )
     (tree / "bin").mkdir()
-    for name, command in (("forge", f"{sys.executable} -m agent_forge"), ("python", sys.executable)):
+    for name, command in (
+        ("forge", f"{sys.executable} -m agent_forge"),
+        ("python", sys.executable),
+    ):
         (tree / "bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
         (tree / "bin" / name).chmod(0o755)
     return tree
@@ -69,7 +77,9 @@ def apply(page: str, tree: Path) -> list[str]:
             file = tree / name
             assert not file.exists(), f"{name} is there already"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(f"{line[1:]}\n" for line in lines.splitlines()), encoding="utf-8")
+            file.write_text(
+                "".join(f"{line[1:]}\n" for line in lines.splitlines()), encoding="utf-8"
+            )
             names.append(name)
     return names
 
@@ -84,8 +94,8 @@ def test_a_recipe_works_as_it_is_written(name: str, project: Path) -> None:
     assert apply(page, project)
     (commands,) = re.findall(r"```sh\n(.*?)```", page, re.S)
     environment = {
-        **os.environ, "PYTHONPATH": str(project), "PATH": f"{project / 'bin'}:{os.environ['PATH']}", "COLUMNS": "200",
-        "OMP_NUM_THREADS": "1",
+        **os.environ, "PYTHONPATH": str(project), "PATH": f"{project / 'bin'}:{os.environ['PATH']}",
+        "COLUMNS": "200", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     for command in commands.strip().splitlines():
         done = subprocess.run(
@@ -101,7 +111,12 @@ def test_a_recipe_works_as_it_is_written(name: str, project: Path) -> None:
         assert EXPECTED[name] in done.stdout, done.stdout
     if name == "a phase":
         listed = subprocess.run(
-            ["forge", "settings", "polish"], cwd=project, env=environment, capture_output=True, text=True, check=True
+            ["forge", "settings", "polish"],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "share of each weight that is taken away" in listed.stdout
 
@@ -109,10 +124,13 @@ def test_a_recipe_works_as_it_is_written(name: str, project: Path) -> None:
 def test_the_codes_of_the_recipes_are_clean(tmp_path: Path) -> None:
     """What people copy passes the linter of the project."""
     pytest.importorskip("ruff")
-    names = [name for page in RECIPES.values() for name in apply(page, tmp_path) if name.endswith(".py")]
+    names = [
+        name for page in RECIPES.values() for name in apply(page, tmp_path) if name.endswith(".py")
+    ]
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *arguments, "--config", str(ROOT / "pyproject.toml"), "--config",
+            [sys.executable, "-m", "ruff", *arguments,
+             "--config", str(ROOT / "pyproject.toml"), "--config",
              'lint.isort.known-first-party = ["agent_forge"]', *names],
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip

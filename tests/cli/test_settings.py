@@ -1,4 +1,4 @@
-"""`forge settings PHASE` and the examples of every help: complete, explained in one place, and they work as printed."""
+"""`forge settings PHASE` is complete and explained in one place; the examples of help work."""
 
 import json
 import re
@@ -30,7 +30,10 @@ def test_the_list_is_printed_as_a_table_and_as_lines_of_json(cli: Cli) -> None:
     table = cli("settings", "bitnet")
     assert table.exit_code == 0, table.stderr
     assert "linear.group_size" in table.stdout
-    rows = [json.loads(line) for line in cli("settings", "bitnet", "--all", "--json").stdout.splitlines()]
+    rows = [
+        json.loads(line)
+        for line in cli("settings", "bitnet", "--all", "--json").stdout.splitlines()
+    ]
     (row,) = [row for row in rows if row["key"] == "train.blend_share"]
     assert row["default"] == 0.0
     assert row["allowed"] == "in [0, 1]"
@@ -55,27 +58,32 @@ def test_what_few_people_change_is_listed_only_on_request(cli: Cli, name: str) -
 def test_a_part_that_is_marked_marks_all_in_it() -> None:
     rows = {row.key: row for row in settings("adas", SCHEMAS["adas"], SCHEMAS)}
     assert rows["experts.optim.lr"].expert
-    assert rows["experts.optim.lr"].explanation == "peak learning rate; svf_lr and task_lr replace it"
+    assert (
+        rows["experts.optim.lr"].explanation == "peak learning rate; svf_lr and task_lr replace it"
+    )
     assert not rows["experts.svf_steps"].expert
 
 
 def test_an_unknown_phase_is_named_with_the_nearest(cli: Cli) -> None:
-    found = cli("settings", "bitnett")
-    assert found.exit_code == 2
-    assert "did you mean 'bitnet'" in found.stderr
+    result = cli("settings", "bitnett")
+    assert result.exit_code == 2
+    assert "did you mean 'bitnet'" in result.stderr
 
 
 def test_comments_are_read_where_they_stand() -> None:
     lines = [
         "# of the file", "a: 1   # behind", "# above",
         'b: "x # y"  # both', "part:", "  c: {d: 1, e: [2]}  # of the mapping",
-        "                              # on two lines", "  f: 2", "                              # not of f", "g: x#y",
+        "                              # on two lines", "  f: 2",
+        "                              # not of f", "g: x#y",
     ]  # fmt: skip
-    found = _comments(lines)
-    assert found["a"] == "behind"
-    assert found["b"] == "above both"
-    assert (found["part.c"], found["part.c.d"], found["part.c.e"]) == ("of the mapping on two lines",) * 3
-    assert (found["part.f"], found["g"]) == ("", "not of f")
+    comments = _comments(lines)
+    assert comments["a"] == "behind"
+    assert comments["b"] == "above both"
+    assert (comments["part.c"], comments["part.c.d"], comments["part.c.e"]) == (
+        "of the mapping on two lines",
+    ) * 3
+    assert (comments["part.f"], comments["g"]) == ("", "not of f")
 
 
 def commands() -> list[str]:
@@ -85,7 +93,11 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("name", [*commands(), "data inspect"])
 def test_every_help_ends_in_two_examples_that_the_command_takes(cli: Cli, name: str) -> None:
     shown = cli(*name.split(), "--help").stdout
-    lines = [line.strip() for line in shown.partition("Examples:")[2].splitlines() if line.strip().startswith("forge ")]
+    lines = [
+        line.strip()
+        for line in shown.partition("Examples:")[2].splitlines()
+        if line.strip().startswith("forge ")
+    ]
     assert len(lines) >= 2, shown
     for line in lines:
         assert line.startswith(f"forge {name}")

@@ -1,4 +1,4 @@
-"""The command line at a pipe that closes, a full device, closed streams, and a terminal that knows ASCII alone."""
+"""The command line at a pipe that closes, a full device, closed streams, and an ASCII terminal."""
 
 import os
 import subprocess
@@ -15,8 +15,15 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 def shell(command: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
     """Run a line of bash in which `$forge` is the command."""
-    given = {**os.environ, "PYTHONPATH": ROOT, "forge": f"{sys.executable} -m agent_forge", **environment}
-    return subprocess.run(["bash", "-c", command], env=given, capture_output=True, check=False, timeout=120)
+    variables = {
+        **os.environ,
+        "PYTHONPATH": ROOT,
+        "forge": f"{sys.executable} -m agent_forge",
+        **environment,
+    }
+    return subprocess.run(
+        ["bash", "-c", command], env=variables, capture_output=True, check=False, timeout=120
+    )
 
 
 @pytest.fixture
@@ -34,7 +41,8 @@ def many(tiny_checkpoint: Checkpoint, tmp_path: Path) -> Path:
 def test_a_reader_that_leaves_ends_the_command_without_a_word(many: Path, arguments: str) -> None:
     done = shell(f"$forge {arguments.format(many=many)} | head -1; exit ${{PIPESTATUS[0]}}")
     assert done.stderr == b""
-    assert done.returncode in (0, 141)  # 141 as SIGPIPE ends other tools; 0 where all fitted into the pipe
+    # 141 as SIGPIPE ends other tools; 0 where all fitted into the pipe
+    assert done.returncode in (0, 141)
     assert done.stdout.count(b"\n") == 1
 
 
@@ -46,7 +54,9 @@ def test_help_into_a_closed_pipe_is_quiet() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("arguments", ["list {place} --json", "--help"])
-def test_a_full_device_is_one_line_and_an_io_error(tiny_checkpoint: Checkpoint, arguments: str) -> None:
+def test_a_full_device_is_one_line_and_an_io_error(
+    tiny_checkpoint: Checkpoint, arguments: str
+) -> None:
     done = shell(f"$forge {arguments.format(place=tiny_checkpoint.path.parent)} > /dev/full")
     assert done.returncode == 74
     assert done.stderr == b"forge: cannot write to standard output: No space left on device\n"
@@ -65,8 +75,10 @@ def test_an_ascii_terminal_shows_question_marks_and_files_stay_utf_8(
     """A phase, and the commands around it, in the C locale without UTF-8 mode."""
     out = tmp_path / "größe"
     settings = (
-        f"sources=[{tiny_checkpoint.path}] out={out} data.text=[{text_folder}] data.cache={tmp_path / 'cache'} "
-        "runtime.threads=1 linear.group_size=32 init.rows=2 train.rows=2 train.length_tokens=32 train.steps=1 "
+        f"sources=[{tiny_checkpoint.path}] out={out} data.text=[{text_folder}] "
+        f"data.cache={tmp_path / 'cache'} "
+        "runtime.threads=1 linear.group_size=32 init.rows=2 train.rows=2 "
+        "train.length_tokens=32 train.steps=1 "
         "measure_items=4 gate.enabled=false"
     )
     done = shell(f"$forge bitnet {settings}", **C_LOCALE)
@@ -88,9 +100,13 @@ def test_an_ascii_terminal_shows_question_marks_and_files_stay_utf_8(
     assert "bitnet" in page
 
 
-def test_results_go_to_stdout_and_logs_to_stderr(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_results_go_to_stdout_and_logs_to_stderr(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     (tmp_path / "all" / "broken").mkdir(parents=True)
     (tmp_path / "all" / "broken" / "forge.json").write_text("{", encoding="utf-8")
-    done = shell(f"cp -r {tiny_checkpoint.path} {tmp_path}/all/whole; $forge list {tmp_path}/all --json")
+    done = shell(
+        f"cp -r {tiny_checkpoint.path} {tmp_path}/all/whole; $forge list {tmp_path}/all --json"
+    )
     assert done.stdout.count(b"\n") == 1
     assert b"forge.json is damaged" in done.stderr

@@ -9,11 +9,16 @@ from agent_forge.pipeline.outcome import Outcome
 
 
 def outcome(phase: str, status: str, **scores: tuple[float, bool]) -> Outcome:
-    verdict = {"scores": {task: {"value": value, "at_chance": chance} for task, (value, chance) in scores.items()}}
+    verdict = {
+        "scores": {
+            task: {"value": value, "at_chance": chance} for task, (value, chance) in scores.items()
+        }
+    }
     return Outcome(
-        phase=phase, status=status, message="", input_hash="", outputs=[], parent="", checkpoint_id="",
-        deployable_bytes=1_663_000, file_bytes=5_930_000, peak_memory_bytes=1_783_000_000, seconds=1234.4,
-        tokens_per_second=235.0, verdict=verdict if scores else None, report={},
+        phase=phase, status=status, message="", input_hash="", outputs=[], parent="",
+        checkpoint_id="", deployable_bytes=1_663_000, file_bytes=5_930_000,
+        peak_memory_bytes=1_783_000_000, seconds=1234.4, tokens_per_second=235.0,
+        verdict=verdict if scores else None, report={},
     )  # fmt: skip
 
 
@@ -25,14 +30,59 @@ def shown(outcomes: list[Outcome]) -> list[str]:
 
 def test_the_gate_table_has_one_line_per_phase_and_names_what_is_at_chance() -> None:
     lines = shown([
-        outcome("quietstar", "done", text=(1.788, False), reasoning=(0.117, True), tools=(0.1, True)),
-        outcome("compress", "rejected", text=(1.754, False), reasoning=(0.078, True), tools=(0.867, False)),
+        outcome(
+            "quietstar", "done",
+            text=(1.788, False), reasoning=(0.117, True), tools=(0.1, True),
+        ),
+        outcome(
+            "compress", "rejected",
+            text=(1.754, False), reasoning=(0.078, True), tools=(0.867, False),
+        ),
         outcome("bake", "interrupted"),
     ])  # fmt: skip
     rows = [line.split() for line in lines]
-    assert ["quietstar", "passed", "1.788", "chance", "1.66", "MB", "5.93", "MB", "1.78", "GB", "1,234", "s"] in rows
-    assert ["compress", "rejected", "1.754", "0.867", "1.66", "MB", "5.93", "MB", "1.78", "GB", "1,234", "s"] in rows
-    assert ["bake", "interrupted", "-", "-", "1.66", "MB", "5.93", "MB", "1.78", "GB", "1,234", "s"] in rows
+    assert [
+        "quietstar",
+        "passed",
+        "1.788",
+        "chance",
+        "1.66",
+        "MB",
+        "5.93",
+        "MB",
+        "1.78",
+        "GB",
+        "1,234",
+        "s",
+    ] in rows
+    assert [
+        "compress",
+        "rejected",
+        "1.754",
+        "0.867",
+        "1.66",
+        "MB",
+        "5.93",
+        "MB",
+        "1.78",
+        "GB",
+        "1,234",
+        "s",
+    ] in rows
+    assert [
+        "bake",
+        "interrupted",
+        "-",
+        "-",
+        "1.66",
+        "MB",
+        "5.93",
+        "MB",
+        "1.78",
+        "GB",
+        "1,234",
+        "s",
+    ] in rows
     assert "At chance, so not gated: reasoning." in [line.strip() for line in lines]
     assert max(map(len, lines)) <= 80
 
