@@ -168,7 +168,7 @@ def test_vptq_keeps_a_residual_packed_and_tells_of_outlier_columns(
     packed = runtime.load(tmp_path, threads=1)
     assert relative(packed.logits(IDS), reference(tmp_path)) <= (5e-3 if notes else 1e-3)
     assert [note.partition(": ")[2] for note in packed.notes] == [
-        "vptq with outlier columns has no packed layout, kept as float16 with a scale a row"
+        "vptq with outlier columns has no packed layout, kept as float16 with one scale per row"
     ] * notes
 
 
