@@ -1,6 +1,6 @@
 """Models: Cognate, thought wrapper, ternary and compressed linears; load, save, generate, import.
 
-The names below are resolved on first use, so that importing this package needs no torch.
+The names below are resolved on first use, so that importing this package does not need torch.
 """
 
 import importlib
@@ -26,5 +26,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("transformers")  # first, so that our types are registered before any of ours loads
+    # transformers comes first, so that our model types are registered before any of them loads.
+    importlib.import_module("transformers")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,7 +1,7 @@
-"""GPT-2's Conv1D is a linear layer whose weight lies transposed, (in, out); here it becomes one that lies as others do.
+"""Turn GPT-2's Conv1D, whose weight is stored as (in, out), into an ordinary linear layer.
 
-What quantises layers knows `nn.Linear`. A layer that stands in the place of a Conv1D says so (`in_place_of_conv1d`), so that
-an export can turn its weight back.
+Quantisers only know `nn.Linear`. A layer that replaces a Conv1D is marked (`in_place_of_conv1d`),
+so that an export can transpose its weight again.
 """
 
 from typing import Any
@@ -16,39 +16,49 @@ MARK = "in_place_of_conv1d"
 
 
 class TransposedLinear(nn.Linear):
-    """The linear layer that a Conv1D is. weight: (out, in)."""
+    """A linear layer that replaces a Conv1D. weight: (out, in)."""
 
     in_place_of_conv1d = True
 
     @classmethod
     def of(cls, layer: Conv1D) -> "TransposedLinear":
-        """Return the linear layer that computes what `layer` does; the weight is a copy, the bias is shared."""
+        """Return a linear layer that computes the same.
+
+        The weight is a copy, the bias is shared.
+        """
         linear = cls(layer.nx, layer.nf, device="meta")
-        linear.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=layer.weight.requires_grad)
+        linear.weight = nn.Parameter(
+            layer.weight.detach().T.contiguous(), requires_grad=layer.weight.requires_grad
+        )
         linear.bias = layer.bias
         return linear.train(layer.training)
 
     def back(self) -> Conv1D:
-        """Return the Conv1D that computes what this layer does."""
+        """Return a Conv1D that computes the same as this layer."""
         with torch.device("meta"):
             layer = Conv1D(self.out_features, self.in_features)
-        layer.weight = nn.Parameter(self.weight.detach().T.contiguous(), requires_grad=self.weight.requires_grad)
+        layer.weight = nn.Parameter(
+            self.weight.detach().T.contiguous(), requires_grad=self.weight.requires_grad
+        )
         layer.bias = self.bias
         return layer.train(self.training)
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Return whether a layer stands in the place of a Conv1D, and holds its weight the other way."""
+    """Return whether a layer replaces a Conv1D, whose weight is stored the other way round."""
     return bool(getattr(module, MARK, False))
 
 
 def unfold(model: nn.Module) -> list[str]:
-    """Turn every Conv1D of a model into a linear layer, in place; return their names."""
+    """Replace every Conv1D of a model by a linear layer, in place; return their names."""
     return _exchange(model, Conv1D, TransposedLinear.of)
 
 
 def fold(model: nn.Module) -> list[str]:
-    """Turn the linear layers of `unfold` that are left back into Conv1D, in place; return their names."""
+    """Turn the remaining linear layers of `unfold` back into Conv1D in place.
+
+    Return their names.
+    """
     return _exchange(model, TransposedLinear, lambda layer: layer.back())
 
 

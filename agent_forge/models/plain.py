@@ -1,8 +1,9 @@
-"""Models of transformers that are a stack of causal layers with a linear head after it, and how they are run for training.
+"""How to run transformers' plain models in training: a stack of causal layers and a linear head.
 
-`PlainCall` stands in for the call of such a stack while it trains: attention is told that it is causal instead of being
-given a mask. transformers writes out a mask of T x T whenever it is traced, and a mask shuts out the flash kernel. On an
-accelerator the stream between the layers also has the dtype of the products, which halves what its norms and sums read.
+`PlainCall` replaces the call of such a stack while it trains: attention runs as causal instead of
+with a mask. transformers writes out a mask of T x T whenever it is traced, and with a mask the
+flash kernel cannot be used. On an accelerator the stream between the layers also has the dtype of
+the products, which halves the bytes that its norms and sums read.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ CAUSAL = "forge_causal"
 
 
 def stack_of(model: Any) -> nn.Module | None:
-    """Return the stack below the head of a plain model whose layers all attend to everything before them, else None."""
+    """Return the stack below a plain model's head if all its layers are fully causal, else None."""
     base = getattr(model, "base_model", None)
     if not is_plain(model) or not isinstance(base, nn.Module) or base is model:
         return None
     kinds = getattr(model.config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
+    windowed = getattr(model.config, "sliding_window", None) and getattr(
+        model.config, "use_sliding_window", True
+    )
     return base if set(kinds) == {"full_attention"} and not windowed else None
 
 
@@ -34,27 +37,31 @@ def causal_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - transformers' signature; there is none here
+    attention_mask: Tensor | None,  # noqa: ARG001 - transformers' signature; it is None here
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return causal attention (B, T, H, D) of query (B, H, T, D), key and value (B, G, T, D), without any mask."""
+    """Return causal attention (B, T, H, D) without a mask.
+
+    query: (B, H, T, D).
+    key, value: (B, G, T, D), where G divides H.
+    """
     grouped = key.shape[1] != query.shape[1]
     out = functional.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout if module.training else 0.0, is_causal=True, scale=scaling,
-        enable_gqa=grouped,
+        query, key, value, dropout_p=dropout if module.training else 0.0, is_causal=True,
+        scale=scaling, enable_gqa=grouped,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
 
-# Without a mask function of this name, transformers makes no mask for it.
+# transformers writes no mask for an attention whose name has no mask function.
 AttentionInterface.register(CAUSAL, causal_attention)
 
 
 @contextmanager
 def attends_causally(stack: nn.Module) -> Iterator[None]:
-    """Tell the attention of a stack that it is causal, instead of giving it a mask, while the context lasts."""
+    """Run the attention of a stack as causal, without a mask, while the context lasts."""
     config: Any = stack.config
     before = config._attn_implementation
     config._attn_implementation = CAUSAL
@@ -65,15 +72,22 @@ def attends_causally(stack: nn.Module) -> Iterator[None]:
 
 
 class PlainCall:
-    """What a stack of layers is called through during training.
+    """Replaces the call of a stack of layers during training.
 
-    call: the stack's own call, or its compiled one. gradients: whether calls with gradients are meant (a model that
-    trains) or those without (a parent). All other calls (with a cache, with a mask, for a measurement between two
-    steps) go through the stack as it is. narrow: the stream between the layers takes the dtype of autocast.
+    call: the stack's own call, or its compiled one.
+    gradients: replace the calls with gradients (a model that trains) or without (a parent). All
+    other calls (with a cache, with a mask, for a measurement between two steps) go to the stack
+    itself.
+    narrow: the stream between the layers takes the dtype of autocast.
     """
 
     def __init__(
-        self, stack: nn.Module, call: Callable[..., Any], *, gradients: bool = True, narrow: bool = False
+        self,
+        stack: nn.Module,
+        call: Callable[..., Any],
+        *,
+        gradients: bool = True,
+        narrow: bool = False,
     ) -> None:
         self.stack, self.call, self.gradients, self.narrow = stack, call, gradients, narrow
 
@@ -87,7 +101,10 @@ class PlainCall:
     def _suits(self, args: tuple[Any, ...], keys: dict[str, Any]) -> bool:
         if args or keys.get("use_cache") is not False or keys.get("input_ids") is None:
             return False
-        if any(keys.get(name) is not None for name in ("attention_mask", "past_key_values", "position_ids")):
+        if any(
+            keys.get(name) is not None
+            for name in ("attention_mask", "past_key_values", "position_ids")
+        ):
             return False
         return torch.is_grad_enabled() == self.gradients
 
@@ -99,4 +116,7 @@ class PlainCall:
             return keys
         stack: Any = self.stack
         rows = stack.get_input_embeddings()(ids).to(torch.get_autocast_dtype(kind))
-        return {**{name: value for name, value in keys.items() if name != "input_ids"}, "inputs_embeds": rows}
+        return {
+            **{name: value for name, value in keys.items() if name != "input_ids"},
+            "inputs_embeds": rows,
+        }

@@ -1,7 +1,8 @@
-"""Tell transformers of our model types and quantisers, so that plain `from_pretrained` opens our checkpoints.
+"""Register our model types and quantisers, so that plain `from_pretrained` opens our checkpoints.
 
-Each module registers what it defines; `register()` only calls them. It runs when transformers is imported, and again
-before a load: while one of our own model modules is being imported (and was the first to import transformers), it waits.
+Each module registers what it defines; `register()` only calls them. It runs when transformers is
+imported, and again before a load. It does nothing while one of our own model modules is being
+imported, which happens where that module is the first to import transformers.
 """
 
 import importlib
@@ -24,7 +25,10 @@ def register() -> None:
 
 
 def _room_is_being_imported() -> bool:
-    """Say whether a module of this room, other than this one, is half imported: importing more now would be circular."""
+    """Return whether another module of this room is half imported.
+
+    More imports would be circular.
+    """
     return any(
         name.startswith("agent_forge.models.") and name != __name__ and _initialising(module)
         for name, module in list(sys.modules.items())

@@ -1,26 +1,27 @@
-"""What an embedding multiplies its rows by: 1 for a plain table, the root of the width for Gemma's.
+"""The factor of an embedding's rows: 1 for a plain table, the root of the width for Gemma's.
 
-A table that is coded or rounded keeps that number, so it computes as the one that it stands for.
+A coded or rounded table keeps the factor of the table that it replaces.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
 
-SUFFIX = "ScaledWordEmbedding"  # of transformers' classes whose rows are multiplied by `embed_scale`
+# transformers' classes with this suffix multiply their rows by `embed_scale`.
+SUFFIX = "ScaledWordEmbedding"
 
 
 def scale_of(module: nn.Module) -> float | None:
-    """Return what rows are multiplied by, or None for an embedding that does something else besides."""
+    """Return the factor of the rows, or None for an embedding that does anything else to them."""
     own = getattr(module, "row_factor", None)
     if own is not None:
         return float(own)
     if type(module) is nn.Embedding:
         return 1.0
     if isinstance(module, nn.Embedding) and type(module).__name__.endswith(SUFFIX):
-        found: Any = getattr(module, "scalar_embed_scale", None)
-        found = getattr(module, "embed_scale", None) if found is None else found
-        return None if found is None else float(found)
+        scale: Any = getattr(module, "scalar_embed_scale", None)
+        scale = getattr(module, "embed_scale", None) if scale is None else scale
+        return None if scale is None else float(scale)
     return None
 
 

@@ -1,7 +1,8 @@
-"""Load and save Hugging Face model directories, strictly: nothing random, nothing executed, nothing non-finite.
+"""Load and save Hugging Face model directories strictly.
 
-Reads and writes config.json, model.safetensors, generation_config.json and the tokenizer's files. Weights travel as
-safetensors only; a config that asks for code of its own (`auto_map`) is refused.
+No weight is left random or non-finite, and no code of a checkpoint is run: a config that names its
+own code (`auto_map`) is refused, and weights are only read and written as safetensors. Reads and
+writes config.json, model.safetensors, generation_config.json and the tokenizer's files.
 """
 
 import json
@@ -23,42 +24,54 @@ from agent_forge.models import registration, wrapped_names
 
 # Names of dtypes in a safetensors header; only their lengths matter here.
 _DTYPE_CODES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }  # fmt: skip
 
 
 def load(
-    source: Checkpoint | Path | str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    source: Checkpoint | Path | str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Return the causal language model of a checkpoint directory, in eval mode.
 
-    Raises CheckpointError when the directory has no model, asks for remote code, has weights in another format than
-    safetensors, or when a tensor of the model is missing, left over or of another shape.
+    Raises CheckpointError when the directory has no model, asks for remote code, has weights in
+    another format than safetensors, or when a tensor of the model is missing, left over or of
+    another shape.
     """
     registration.register()
     directory = _directory(source)
     refuse_remote_code(directory)
     if not list(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it")
+        raise CheckpointError(
+            f"{directory} has no .safetensors weights; run `forge import {directory}` to convert it"
+        )
     with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are told below, by name
+                directory, dtype=dtype, local_files_only=True, use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused by name below
             )  # fmt: skip
         except (ValueError, OSError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise CheckpointError(f"cannot load the model in {directory}: {' '.join(str(error).split())}") from error
+            raise CheckpointError(
+                f"cannot load the model in {directory}: {' '.join(str(error).split())}"
+            ) from error
     model, info = loaded
     for name, in_file, in_model in sorted(info.get("mismatched_keys") or ()):
         raise CheckpointError(
-            f"{directory}: weight {name} is {list(in_file)}, config.json says {list(in_model)}; they do not belong together"
+            f"{directory}: weight {name} is {list(in_file)}, config.json says "
+            f"{list(in_model)}; they do not belong together"
         )
     for what in ("unexpected_keys", "missing_keys"):
         if info.get(what):
             raise CheckpointError(
                 f"{directory}: {len(info[what])} {what.replace('_', ' ')} in the weights "
-                f"({wrapped_names.explained(map(str, info[what]))}); config.json and the weights do not belong together"
+                f"({wrapped_names.explained(map(str, info[what]))}); config.json and "
+                "the weights do not belong together"
             )
     return model.to(device).eval()
 
@@ -68,18 +81,23 @@ def load_tokenizer(source: Checkpoint | Path | str) -> PreTrainedTokenizerFast:
     directory = _directory(source)
     refuse_remote_code(directory)
     if not (directory / "tokenizer.json").is_file():
-        raise CheckpointError(f"{directory} has no tokenizer.json; copy the tokenizer of the model there")
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json; copy the tokenizer of the model there"
+        )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot load the tokenizer in {directory}: {error}") from error
     limit = stored_positions(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     if limit is not None and tokenizer.model_max_length > limit:
-        tokenizer.model_max_length = limit  # what makes windows of tokens asks the tokenizer how long they may be
+        # Code that cuts windows of tokens goes by the tokenizer's length.
+        tokenizer.model_max_length = limit
     return tokenizer
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> None:
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path
+) -> None:
     """Write a Hugging Face directory; the same model and tokenizer always give the same bytes.
 
     Raises PhaseError when a weight is NaN or infinite: such a model is never written.
@@ -95,34 +113,37 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, dire
 def deployable_bytes(model: PreTrainedModel) -> int:
     """Return the size of the safetensors file that would be shipped, header included.
 
-    A module that offers `packed_bytes()` counts those bytes for all tensors of its own except `bias`: its latent
-    weights are not shipped. Tied tensors count once.
+    A module with `packed_bytes()` counts that many bytes for all its own tensors except `bias`,
+    because its latent weights are not shipped. Tied tensors count once.
     """
     packed_bytes = 0
     hidden: set[str] = set()
     for name, module in model.named_modules():
         if callable(getattr(module, "packed_bytes", None)):
             packed_bytes += int(module.packed_bytes())
-            own = [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]
+            own = [
+                *dict(module.named_parameters(recurse=False)),
+                *dict(module.named_buffers(recurse=False)),
+            ]
             hidden.update(f"{name}.{key}" if name else key for key in own if key != "bias")
     tensors = {name: value for name, value in stored_tensors(model).items() if name not in hidden}
     return packed_bytes + _safetensors_bytes(tensors)
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the state of a model with tied tensors listed once, under the name that `save` keeps."""
+    """Return the state of a model with tied tensors listed once, under the names of `save`."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = model.state_dict()
     seen: dict[tuple[int, torch.Size], str] = {}
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(state, key=lambda key: (key in tied, key)):
         value = state[name]
         place = (value.data_ptr() if value.device.type != "meta" else id(value), value.shape)
         if value.numel() and place in seen:
             continue
         seen[place] = name
-        kept[name] = value
-    return {name: kept[name] for name in sorted(kept)}
+        tensors[name] = value
+    return {name: tensors[name] for name in sorted(tensors)}
 
 
 def refuse_non_finite(model: torch.nn.Module) -> None:
@@ -137,7 +158,7 @@ def refuse_non_finite(model: torch.nn.Module) -> None:
 
 
 def refuse_remote_code(directory: Path) -> None:
-    """Raise CheckpointError when config.json or tokenizer_config.json is missing its data or names code to run."""
+    """Raise CheckpointError when config.json is missing, or a config is damaged or names code."""
     for file in ("config.json", "tokenizer_config.json"):
         path = directory / file
         if not path.is_file():
@@ -179,7 +200,7 @@ def _directory(source: Checkpoint | Path | str) -> Path:
 
 
 def _forget_origin(model: PreTrainedModel) -> None:
-    """Drop what differs between machines: the path that a config was read from."""
+    """Drop the path that a config was read from, because it differs between machines."""
     parts = [getattr(model.config, key, None) for key in getattr(model.config, "sub_configs", ())]
     configs: list[Any] = [model.config, *parts, getattr(model, "generation_config", None)]
     for config in configs:
@@ -188,10 +209,11 @@ def _forget_origin(model: PreTrainedModel) -> None:
 
 
 def _safetensors_bytes(tensors: dict[str, Tensor]) -> int:
-    """Return the exact size of a safetensors file of `tensors` with the metadata that transformers writes."""
+    """Return the exact size of a safetensors file of `tensors` with transformers' metadata."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    # The format sorts by falling alignment, then name; offsets only need the right number of digits.
+    # The format sorts by falling alignment, then by name. Only the number of digits of the offsets
+    # matters for the size.
     for name in sorted(tensors, key=lambda key: (-tensors[key].element_size(), key)):
         value = tensors[name]
         end = offset + value.numel() * value.element_size()

@@ -1,4 +1,4 @@
-"""Say what unexpected names in a file of weights are: most often a wrapper around the model was saved, not the model.
+"""Explain unexpected names in a file of weights: most often a wrapper around the model was saved.
 
 Reads names, returns words; used where weights are loaded strictly.
 """
@@ -10,38 +10,43 @@ from pathlib import Path
 
 WRAPPERS = {
     "_orig_mod.": "torch.compile", "module.": "DataParallel or DistributedDataParallel",
-    "_fsdp_wrapped_module.": "FullyShardedDataParallel", "base_model.model.": "PEFT (an adapter around a model)",
+    "_fsdp_wrapped_module.": "FullyShardedDataParallel",
+    "base_model.model.": "PEFT (an adapter around a model)",
 }  # fmt: skip
 _PREFIX = re.compile("^(?:" + "|".join(re.escape(prefix) for prefix in WRAPPERS) + ")+")
-_ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|modules_to_save)\b")
+_ADAPTER = re.compile(
+    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|ia3_l|modules_to_save)\b"
+)
 SHOWN = 3
 
 
 def explained(names: Iterable[str]) -> str:
-    """Return the names, shortened, and what they are and what to do about it, where that is known."""
+    """Return the names, shortened, with an explanation and a remedy where they are known."""
     names = sorted(names)
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     if any(_ADAPTER.search(name) for name in names):
         return f"{shown}: these are weights of a LoRA adapter; {MERGE}"
-    prefixes = {found.group() for name in names if (found := _PREFIX.match(name))}
+    prefixes = {match.group() for name in names if (match := _PREFIX.match(name))}
     if not prefixes:
         return shown
     prefix = min(prefixes, key=lambda one: (-len(one), one))
     whose = [who for part, who in WRAPPERS.items() if part in prefix]
     return (
-        f"{shown}: the prefix '{prefix}' is put there by {' and '.join(whose)}; save the model inside the wrapper, or take "
+        f"{shown}: the prefix '{prefix}' is put there by {' and '.join(whose)}; save "
+        "the model inside the wrapper, or take "
         f"'{prefix}' off the names"
     )
 
 
 MERGE = (
-    "merge it into its base first: `PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(DIR)` "
+    "merge it into its base first: `PeftModel.from_pretrained(base, "
+    "adapter).merge_and_unload().save_pretrained(DIR)` "
     "with the peft package, then import DIR"
 )
 
 
 def adapter_in(directory: Path) -> str:
-    """Return what to say of a directory that holds a LoRA adapter and no model, or ""."""
+    """Return a message for a directory that holds a LoRA adapter and no model, or ""."""
     adapter = directory / "adapter_config.json"
     weights = [file for file in directory.iterdir() if file.suffix in (".safetensors", ".bin")]
     if not adapter.is_file() or any(not file.name.startswith("adapter_") for file in weights):

@@ -12,8 +12,8 @@ from agent_forge.core.errors import ConfigError
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3,
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -24,17 +24,19 @@ def prompts(count: int, longest: int = 30) -> list[list[int]]:
     return [torch.randint(0, 50, (n,), generator=generator).tolist() for n in lengths]
 
 
-def one_by_one(model: LlamaForCausalLM, prompt: list[int], steps: int, stops: set[int]) -> list[int]:
+def one_by_one(
+    model: LlamaForCausalLM, prompt: list[int], steps: int, stops: set[int]
+) -> list[int]:
     """Greedy without a cache: the definition."""
-    row, found = list(prompt), []
+    row, tokens = list(prompt), []
     for _ in range(steps):
         with torch.no_grad():
             token = int(model(torch.tensor([row]), use_cache=False).logits[0, -1].argmax())
         if token in stops:
             break
         row.append(token)
-        found.append(token)
-    return found
+        tokens.append(token)
+    return tokens
 
 
 def test_greedy_batches_equal_uncached_greedy_one_by_one(model: LlamaForCausalLM) -> None:
@@ -59,22 +61,32 @@ def test_sample_frequencies_follow_temperature_and_top_p(model: LlamaForCausalLM
         logits = model(torch.tensor([prompt])).logits[0, -1]
     probabilities = torch.softmax(logits / 0.7, -1)
     ordered, order = probabilities.sort(descending=True)
-    kept = int((ordered.cumsum(0) - ordered < 0.8).sum())
+    nucleus = int((ordered.cumsum(0) - ordered < 0.8).sum())
     expected = torch.zeros(50)
-    expected[order[:kept]] = ordered[:kept] / ordered[:kept].sum()
+    expected[order[:nucleus]] = ordered[:nucleus] / ordered[:nucleus].sum()
     draws = models.generate(
-        model, [prompt] * 4000, max_new_tokens=1, stop_ids=[], temperature=0.7, top_p=0.8, seed=1, batch_rows=4000
+        model,
+        [prompt] * 4000,
+        max_new_tokens=1,
+        stop_ids=[],
+        temperature=0.7,
+        top_p=0.8,
+        seed=1,
+        batch_rows=4000,
     )
-    found = torch.bincount(torch.tensor([draw[0] for draw in draws]), minlength=50) / 4000
-    assert kept < 50
-    assert found[expected == 0].sum() == 0
-    assert float((found - expected).abs().max()) < 4 * (0.25 / 4000) ** 0.5
+    frequencies = torch.bincount(torch.tensor([draw[0] for draw in draws]), minlength=50) / 4000
+    assert nucleus < 50
+    assert frequencies[expected == 0].sum() == 0
+    assert float((frequencies - expected).abs().max()) < 4 * (0.25 / 4000) ** 0.5
 
 
 def test_a_tiny_top_p_is_greedy(model: LlamaForCausalLM) -> None:
     rows = prompts(6)
     greedy = models.generate(model, rows, max_new_tokens=6, stop_ids=[3])
-    assert models.generate(model, rows, max_new_tokens=6, stop_ids=[3], temperature=1.0, top_p=1e-9) == greedy
+    assert (
+        models.generate(model, rows, max_new_tokens=6, stop_ids=[3], temperature=1.0, top_p=1e-9)
+        == greedy
+    )
 
 
 def test_a_model_that_thinks_generates_through_its_own_generate(

@@ -1,4 +1,4 @@
-"""GGUF both ways: families, rotary scalings, tokenizers; and that no tensor, key or token of a file is left out silently."""
+"""GGUF both ways: families, rotary scalings, tokenizers; nothing in a file is ignored silently."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,16 @@ from agent_forge.models.gguf_format.metadata import Metadata
 from agent_forge.models.importing import import_model
 from tests import tiny_families
 
-TEXTS = ("In 1790 there were 3,929,214 of us, isn't it?", "  two\n\n\tlines 48 12345", "Größe, 数字 123 🙂 a1b22c333")
-HALF = 5e-3  # of logits when weights are rounded to float16
-CASES = {**{kind: (kind, settings) for kind, settings in tiny_families.FAMILIES.items()}, **tiny_families.ROPES}
+TEXTS = (
+    "In 1790 there were 3,929,214 of us, isn't it?",
+    "  two\n\n\tlines 48 12345",
+    "Größe, 数字 123 🙂 a1b22c333",
+)
+HALF = 5e-3  # error of logits when weights are rounded to float16
+CASES = {
+    **{kind: (kind, settings) for kind, settings in tiny_families.FAMILIES.items()},
+    **tiny_families.ROPES,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +49,16 @@ def rewritten(
 ) -> Path:  # fmt: skip
     """Copy a GGUF file with other metadata and tensors."""
     reader = gguf.GGUFReader(str(source))
-    values = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    values = {
+        key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+    }
     values |= put or {}
     writer = gguf.GGUFWriter(str(out), values.pop("general.architecture"))
     for key, value in values.items():
         if key not in drop:
             gguf_file._add_entry(writer, key, value)
-    kept = {t.name: np.array(t.data) for t in reader.tensors if t.name not in without}
-    for name, data in {**kept, **(tensors or {})}.items():
+    originals = {t.name: np.array(t.data) for t in reader.tensors if t.name not in without}
+    for name, data in {**originals, **(tensors or {})}.items():
         writer.add_tensor(name, data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -70,36 +79,61 @@ def test_a_family_comes_back_from_gguf_with_its_logits(
     assert again.config.model_type == ("llama" if kind == "mistral" else kind)
 
 
-def read_rope(values: dict[str, Any], tensors: dict[str, np.ndarray] | None = None, size: int = 8) -> dict[str, Any]:
-    keys = {"general.architecture": "llama", **{f"llama.rope.{key}": value for key, value in values.items()}}
+def read_rope(
+    values: dict[str, Any], tensors: dict[str, np.ndarray] | None = None, size: int = 8
+) -> dict[str, Any]:
+    keys = {
+        "general.architecture": "llama",
+        **{f"llama.rope.{key}": value for key, value in values.items()},
+    }
     return rope.read(Metadata(Path("m.gguf"), keys), tensors or {}, size, 512)
 
 
 def test_rope_keys_mean_what_the_format_says() -> None:
-    """The factor has an older name too; yarn's attention is .1 ln(factor) + 1, times what the file says of it."""
+    """The factor has an older name too.
+
+    Yarn's attention is .1 ln(factor) + 1, times what the file says of it.
+    """
     assert read_rope({}) == {"rope_type": "default", "rope_theta": 10000.0}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     assert read_rope({"scale_linear": 4.0}) == linear
     assert read_rope({"scaling.factor": 4.0, "scaling.type": "linear"}) == linear
     yarn = {"scaling.type": "yarn", "scaling.factor": 4.0}
     usual = 0.1 * np.log(4) + 1
-    for more, times in (({}, 1), ({"scaling.attn_factor": 2.0}, 2), ({"scaling.yarn_attn_factor": 3.0}, 3)):
+    for more, times in (
+        ({}, 1),
+        ({"scaling.attn_factor": 2.0}, 2),
+        ({"scaling.yarn_attn_factor": 3.0}, 3),
+    ):
         assert read_rope(yarn | more)["attention_factor"] == pytest.approx(usual * times)
     both = yarn | {"scaling.attn_factor": 2.0, "scaling.yarn_attn_factor": 3.0}
     assert read_rope(both)["attention_factor"] == pytest.approx(usual * 6)
 
 
 def test_a_llama3_scaling_of_an_unusual_context_is_found_in_its_factors() -> None:
-    scaling = {"rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 40.0}
+    scaling = {
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 40.0,
+    }
     factors = rope.llama3_factors({**scaling, "original_max_position_embeddings": 5000}, 64)
-    found = read_rope({}, {rope.FACTORS: factors}, size=64)
-    assert found == {**scaling, "rope_type": "llama3", "original_max_position_embeddings": 5000}
+    parameters = read_rope({}, {rope.FACTORS: factors}, size=64)
+    assert parameters == {
+        **scaling,
+        "rope_type": "llama3",
+        "original_max_position_embeddings": 5000,
+    }
 
 
-def test_rope_factors_are_used_and_not_only_read(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_rope_factors_are_used_and_not_only_read(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     kind, settings = tiny_families.ROPES["llama3 as published"]
     model = tiny_families.build(kind, **settings)
-    file = gguf_file.write(tiny_families.save(tmp_path / "hf", model, words), tmp_path / "m.gguf", "F16").path
+    file = gguf_file.write(
+        tiny_families.save(tmp_path / "hf", model, words), tmp_path / "m.gguf", "F16"
+    ).path
     without = rewritten(file, tmp_path / "n.gguf", without=(rope.FACTORS,))
     plain = models.load(import_model(without, tmp_path / "plain"))
     assert tiny_families.relative_error(plain, model) > 3 * HALF
@@ -135,7 +169,9 @@ def test_factors_of_no_known_scaling_are_kept_as_they_are(tiny: Path, tmp_path: 
         ({"general.architecture": "falcon"}, "architecture 'falcon'"),
     ],
 )
-def test_a_key_that_is_not_understood_is_named(put: dict[str, Any], named: str, tiny: Path, tmp_path: Path) -> None:
+def test_a_key_that_is_not_understood_is_named(
+    put: dict[str, Any], named: str, tiny: Path, tmp_path: Path
+) -> None:
     file = rewritten(tiny, tmp_path / "m.gguf", put=put)
     with pytest.raises(CheckpointError, match=named):
         import_model(file, tmp_path / "out")
@@ -143,7 +179,9 @@ def test_a_key_that_is_not_understood_is_named(put: dict[str, Any], named: str, 
 
 
 def test_a_tensor_that_is_left_over_or_missing_is_named(tiny: Path, tmp_path: Path) -> None:
-    more = rewritten(tiny, tmp_path / "m.gguf", tensors={"blk.0.attn_sinks.weight": np.ones(4, np.float32)})
+    more = rewritten(
+        tiny, tmp_path / "m.gguf", tensors={"blk.0.attn_sinks.weight": np.ones(4, np.float32)}
+    )
     with pytest.raises(CheckpointError, match=r"no place for \(blk\.0\.attn_sinks\.weight\)"):
         import_model(more, tmp_path / "out")
     fewer = rewritten(tiny, tmp_path / "n.gguf", without=("blk.1.ffn_up.weight",))
@@ -153,24 +191,31 @@ def test_a_tensor_that_is_left_over_or_missing_is_named(tiny: Path, tmp_path: Pa
 
 def test_keys_that_say_nothing_of_the_model_are_ignored(tiny: Path, tmp_path: Path) -> None:
     put = {
-        "general.author": "somebody", "general.base_model.0.name": "x", "general.tags": ["a"], "split.count": 1,
-        "quantize.imatrix.entries_count": 3, "general.sampling.temp": 0.5, "tokenizer.ggml.fim_pre_token_id": 1,
+        "general.author": "somebody", "general.base_model.0.name": "x", "general.tags": ["a"],
+        "split.count": 1, "quantize.imatrix.entries_count": 3, "general.sampling.temp": 0.5,
+        "tokenizer.ggml.fim_pre_token_id": 1,
     }  # fmt: skip
     import_model(rewritten(tiny, tmp_path / "m.gguf", put=put), tmp_path / "out")
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.names[0])
-def test_every_way_to_cut_comes_back_and_keeps_its_name(rule: rules.Rule, tiny: Path, tmp_path: Path) -> None:
-    made = rules.as_json(rule)
-    assert rules.name_of(made, ignore_merges=rule.ignore_merges) == rule.names[0]
+def test_every_way_to_cut_comes_back_and_keeps_its_name(
+    rule: rules.Rule, tiny: Path, tmp_path: Path
+) -> None:
+    content = rules.as_json(rule)
+    assert rules.name_of(content, ignore_merges=rule.ignore_merges) == rule.names[0]
     assert all(rules.rule_named(name) is rule for name in rule.names)
     put = {"tokenizer.ggml.pre": rule.names[-1], "tokenizer.ggml.add_bos_token": False}
-    found = models.load_tokenizer(import_model(rewritten(tiny, tmp_path / "m.gguf", put=put), tmp_path / "back"))
+    tokenizer = models.load_tokenizer(
+        import_model(rewritten(tiny, tmp_path / "m.gguf", put=put), tmp_path / "back")
+    )
     for text in TEXTS:
-        assert found.decode(found.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+DIGITS = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+)
 
 
 @pytest.mark.parametrize(
@@ -179,22 +224,26 @@ DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
         ("gpt-2", pre_tokenizers.ByteLevel(add_prefix_space=False)),
         ("smollm", DIGITS),
         ("smaug-bpe", pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(rules.LLAMA3), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+            [pre_tokenizers.Split(Regex(rules.LLAMA3), "isolated"),
+             pre_tokenizers.ByteLevel(False, use_regex=False)]
         )),
         ("qwen2", pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(rules.QWEN2), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+            [pre_tokenizers.Split(Regex(rules.QWEN2), "isolated"),
+             pre_tokenizers.ByteLevel(False, use_regex=False)]
         )),
     ],
 )  # fmt: skip
-def test_a_tokenizer_comes_back_with_its_rule_for_digits(name: str, pre: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_comes_back_with_its_rule_for_digits(
+    name: str, pre: Any, tmp_path: Path
+) -> None:
     words = tiny_families.tokenizer(pre=pre)
     tiny_families.save(tmp_path / "hf", tiny_families.build("llama"), words)
     file = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16").path
     assert gguf.GGUFReader(str(file)).fields["tokenizer.ggml.pre"].contents() == name
     back = import_model(file, tmp_path / "back")
-    found = models.load_tokenizer(back)
+    tokenizer = models.load_tokenizer(back)
     for text in TEXTS:
-        assert found.encode(text) == words.encode(text)
+        assert tokenizer.encode(text) == words.encode(text)
     again = gguf_file.write(back.path, tmp_path / "again.gguf", "F16").path
     assert gguf.GGUFReader(str(again)).fields["tokenizer.ggml.pre"].contents() == name
 
@@ -220,9 +269,9 @@ def test_a_first_token_is_said_and_comes_back(bos: bool, tmp_path: Path) -> None
     tiny_families.save(tmp_path / "hf", tiny_families.build("llama"), words)
     file = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16").path
     assert gguf.GGUFReader(str(file)).fields["tokenizer.ggml.add_bos_token"].contents() is bos
-    found = models.load_tokenizer(import_model(file, tmp_path / "back"))
-    assert found.encode("Fellow 48") == words.encode("Fellow 48")
-    assert (found.encode("Fellow 48")[0] == 1) is bos
+    tokenizer = models.load_tokenizer(import_model(file, tmp_path / "back"))
+    assert tokenizer.encode("Fellow 48") == words.encode("Fellow 48")
+    assert (tokenizer.encode("Fellow 48")[0] == 1) is bos
 
 
 def test_a_tokenizer_of_bytes_alone_comes_back(tmp_path: Path) -> None:
@@ -230,12 +279,14 @@ def test_a_tokenizer_of_bytes_alone_comes_back(tmp_path: Path) -> None:
     model = tiny_families.build("qwen3", vocab_size=259, head_dim=16)
     tiny_families.save(tmp_path / "hf", model, words)
     file = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16").path
-    found = models.load_tokenizer(import_model(file, tmp_path / "back"))
+    tokenizer = models.load_tokenizer(import_model(file, tmp_path / "back"))
     for text in TEXTS:
-        assert found.encode(text) == words.encode(text)
+        assert tokenizer.encode(text) == words.encode(text)
 
 
-def test_tokens_that_end_a_turn_and_named_templates_come_back(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_tokens_that_end_a_turn_and_named_templates_come_back(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     model = tiny_families.build("llama")
     model.generation_config.eos_token_id = [0, 2]
     words = tiny_families.tokenizer()
@@ -248,7 +299,9 @@ def test_tokens_that_end_a_turn_and_named_templates_come_back(words: PreTrainedT
 
 
 def pieces(prefixed: bool) -> PreTrainedTokenizerFast:
-    """Return a SentencePiece-like tokenizer, as Llama 2 and Gemma have: ▁ for spaces, bytes for the rest."""
+    """Return a SentencePiece-like tokenizer, as Llama 2 and Gemma have: ▁ for spaces, bytes for the
+    rest.
+    """
     from tokenizers import Tokenizer, decoders
     from tokenizers import models as kinds
 
@@ -270,9 +323,13 @@ def pieces(prefixed: bool) -> PreTrainedTokenizerFast:
     ]
     ids = {token: i for i, token in enumerate(tokens)}
     scores = {token: -float(i) for i, token in enumerate(tokens) if not token.startswith("<")}
-    whole = Tokenizer(kinds.BPE(ids, merges_of(scores, ids), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    whole = Tokenizer(
+        kinds.BPE(ids, merges_of(scores, ids), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     replace = normalizers.Replace(" ", "▁")
-    whole.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefixed else replace
+    whole.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefixed else replace
+    )
     whole.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -282,8 +339,12 @@ def pieces(prefixed: bool) -> PreTrainedTokenizerFast:
         ]
     )
     whole.add_special_tokens(["<unk>", "<s>", "</s>"])
-    whole.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    whole.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=whole, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 @pytest.mark.parametrize("prefixed", [True, False])
@@ -292,10 +353,10 @@ def test_sentence_pieces_come_back_from_their_scores(prefixed: bool, tmp_path: P
     tiny_families.save(tmp_path / "hf", tiny_families.build("llama"), words)
     file = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16").path
     assert gguf.GGUFReader(str(file)).fields["tokenizer.ggml.model"].contents() == "llama"
-    found = models.load_tokenizer(import_model(file, tmp_path / "back"))
+    tokenizer = models.load_tokenizer(import_model(file, tmp_path / "back"))
     for text in ("abcd ab 48 hgfe", "a  b", "Größe 🙂", "ab</s>cd"):
-        assert found.encode(text) == words.encode(text)
-        assert found.decode(found.encode(text, add_special_tokens=False)) == words.decode(
+        assert tokenizer.encode(text) == words.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == words.decode(
             words.encode(text, add_special_tokens=False)
         )
 
@@ -307,19 +368,25 @@ def test_sentence_pieces_come_back_from_their_scores(prefixed: bool, tmp_path: P
         ("smollm3", {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 1]}, "no_rope_layers"),
         ("gemma3_text", {"head_dim": 8, "query_pre_attn_scalar": 64}, "query_pre_attn_scalar=64"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu"),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "'dynamic'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "'dynamic'",
+        ),
     ],
 )
 def test_a_setting_that_llama_cpp_does_not_compute_is_refused_by_name(
     kind: str, settings: dict[str, Any], named: str, words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    given = {**tiny_families.FAMILIES[kind], **settings}
-    tiny_families.save(tmp_path / "hf", tiny_families.build(kind, **given), words)
+    config = {**tiny_families.FAMILIES[kind], **settings}
+    tiny_families.save(tmp_path / "hf", tiny_families.build(kind, **config), words)
     with pytest.raises(ConfigError, match=named):
         gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16")
 
 
-def test_a_window_that_llama_cpp_lacks_shortens_the_context(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_window_that_llama_cpp_lacks_shortens_the_context(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     model = tiny_families.build("mistral", sliding_window=100)
     tiny_families.save(tmp_path / "hf", model, words)
     written = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16")
@@ -333,7 +400,8 @@ LLAMA_PYTHON = check.usable_python()
 
 
 @pytest.mark.skipif(
-    not LLAMA_PYTHON, reason="needs xllamacpp or llama-cpp-python; FORGE_LLAMA_PYTHON may name a Python"
+    not LLAMA_PYTHON,
+    reason="needs xllamacpp or llama-cpp-python; FORGE_LLAMA_PYTHON may name a Python",
 )
 @pytest.mark.parametrize("name", ["gemma3_text", "mixtral", "yarn, own attention"])
 def test_llama_cpp_computes_a_family_as_the_file_means_it(
@@ -342,6 +410,6 @@ def test_llama_cpp_computes_a_family_as_the_file_means_it(
     kind, settings = CASES[name]
     tiny_families.save(tmp_path / "hf", tiny_families.build(kind, **settings), words)
     file = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16").path
-    found = check.compare(tmp_path / "hf", file, python=LLAMA_PYTHON)
-    assert found.same_tokens
-    assert found.passed, found
+    comparison = check.compare(tmp_path / "hf", file, python=LLAMA_PYTHON)
+    assert comparison.same_tokens
+    assert comparison.passed, comparison

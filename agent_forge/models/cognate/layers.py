@@ -1,4 +1,4 @@
-"""What Cognate is built of: its config, attention with rotary positions, SwiGLU, one layer, the halting head.
+"""The parts of Cognate: config, attention with rotary positions, SwiGLU, a layer, the halting head.
 
 Shapes: B rows, T time, d hidden, H heads, D head width.
 """
@@ -27,18 +27,20 @@ class CognateConfig(PreTrainedConfig):
     num_attention_heads: int = 3
     max_loops: int = 2  # passes of the stack
     halting_size: int = 42  # width of the halting head's hidden layer
-    halting_threshold: float = 0.95  # a token exits when its cumulated halting probability reaches this
+    # A token exits when its cumulated halting probability reaches this.
+    halting_threshold: float = 0.95
     memory_slots: int = 4096  # trainable slots
-    memory_top_k: int = 4  # slots that a token reads in a layer
-    written_slots: int = 64  # slots a sequence can write
+    memory_top_k: int = 4  # slots that a token reads per layer
+    written_slots: int = 64  # slots that a sequence can write
     write_memory: bool = False  # write after every forward pass
-    surprise_weight: float = 0.7  # share of surprise in the priority of a write ...
-    novelty_weight: float = 0.3  # ... and of novelty
+    surprise_weight: float = 0.7  # weight of surprise in the priority of a write
+    novelty_weight: float = 0.3  # weight of novelty in the priority of a write
     halting_loss_weight: float = 0.1
-    entropy_cost: float = 1.0  # inside the halting loss: keeps the exit distribution from collapsing
-    ponder_cost: float = 0.0  # inside the halting loss: price of the passes beyond the first
-    read_loss_weight: float = 0.05  # even use of the trainable slots
-    write_loss_weight: float = 0.05  # sparse writes
+    # Part of the halting loss: keeps the exit distribution from collapsing.
+    entropy_cost: float = 1.0
+    ponder_cost: float = 0.0  # part of the halting loss: price of each pass after the first
+    read_loss_weight: float = 0.05  # weight of the loss for even use of the trainable slots
+    write_loss_weight: float = 0.05  # weight of the loss for sparse writes
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
@@ -52,9 +54,13 @@ class CognateConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse shapes that cannot be built."""
-        if self.hidden_size % self.num_attention_heads or self.hidden_size // self.num_attention_heads % 2:
+        if (
+            self.hidden_size % self.num_attention_heads
+            or self.hidden_size // self.num_attention_heads % 2
+        ):
             raise ValueError(
-                f"hidden_size must be an even multiple of num_attention_heads, got {self.hidden_size} "
+                "hidden_size must be an even multiple of num_attention_heads, got "
+                f"{self.hidden_size} "
                 f"and {self.num_attention_heads}"
             )
         if self.max_loops < 1:
@@ -76,7 +82,7 @@ class CognateAttention(nn.Module):
     def keys_values(
         self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, place: int
     ) -> tuple[Tensor, Tensor]:
-        """Return keys and values (B, H, past + T, D), stored in the cache when there is one."""
+        """Return keys and values (B, H, past + T, D); the cache, if any, takes them in."""
         k_BHTD = rotate(self._heads(self.k_proj(x_BTd)), rotary)
         v_BHTD = self._heads(self.v_proj(x_BTd))
         return (k_BHTD, v_BHTD) if cache is None else cache.update(k_BHTD, v_BHTD, place)
@@ -90,9 +96,14 @@ class CognateAttention(nn.Module):
         place: int,
         context_BTd: Tensor | None = None,
     ) -> Tensor:
-        """Return attention over the past and this segment, (B, T, d); keys and values are of the context, else of x."""
+        """Return attention over the past and this segment, (B, T, d).
+
+        context_BTd: keys and values come from here; None takes x.
+        """
         q_BHTD = rotate(self._heads(self.q_proj(x_BTd)), rotary)
-        k_BHSD, v_BHSD = self.keys_values(x_BTd if context_BTd is None else context_BTd, rotary, cache, place)
+        k_BHSD, v_BHSD = self.keys_values(
+            x_BTd if context_BTd is None else context_BTd, rotary, cache, place
+        )
         mixed = F.scaled_dot_product_attention(
             q_BHTD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=mask is None and q_BHTD.shape[2] > 1
         )
@@ -117,13 +128,15 @@ class CognateMLP(nn.Module):
 
 
 class CognateLayer(nn.Module):
-    """Attention, a read of memory, SwiGLU; each with its pre-norm and residual."""
+    """Attention, a read of memory and SwiGLU, each with a pre-norm and a residual."""
 
     def __init__(self, config: CognateConfig) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = CognateAttention(config)
-        self.memory_attn = MemoryAttention(config.hidden_size, config.memory_top_k, config.rms_norm_eps)
+        self.memory_attn = MemoryAttention(
+            config.hidden_size, config.memory_top_k, config.rms_norm_eps
+        )
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = CognateMLP(config)
 
@@ -137,15 +150,20 @@ class CognateLayer(nn.Module):
         place: int,
         context_BTd: Tensor | None = None,
     ) -> Tensor:
-        """Return the stream after this layer, (B, T, d). context_BTd: what tokens show the others, else the stream."""
+        """Return the stream after this layer, (B, T, d).
+
+        context_BTd: the states that other tokens attend to; None takes the stream.
+        """
         shown = None if context_BTd is None else self.input_layernorm(context_BTd)
-        x_BTd = x_BTd + self.self_attn(self.input_layernorm(x_BTd), rotary, mask, cache, place, shown)
+        x_BTd = x_BTd + self.self_attn(
+            self.input_layernorm(x_BTd), rotary, mask, cache, place, shown
+        )
         x_BTd = x_BTd + self.memory_attn(x_BTd, memory)
         return x_BTd + self.mlp(self.post_attention_layernorm(x_BTd))
 
 
 class HaltingHead(nn.Module):
-    """The logit of stopping after a pass, from a token's hidden state."""
+    """Computes the logit of stopping after a pass from a token's hidden state."""
 
     def __init__(self, config: CognateConfig) -> None:
         super().__init__()
@@ -159,7 +177,7 @@ class HaltingHead(nn.Module):
 
 
 def rotate(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Return queries or keys turned by their positions."""
+    """Return queries or keys rotated by their positions."""
     cosine, sine = rotary
     left, right = x_BHTD.chunk(2, -1)
     return x_BHTD * cosine + torch.cat([-right, left], -1) * sine

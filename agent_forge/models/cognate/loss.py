@@ -1,15 +1,21 @@
-"""What Cognate is trained on: the expected loss over its exits, a halting cost, and the costs of memory.
+"""The training loss of Cognate: expected loss over its exits, a halting cost, costs of memory.
 
-All tokens take all passes. With p_r the probability of leaving after pass r and CE_r the loss of its logits, the loss
-of a token is sum_r p_r CE_r + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R);
-the halting terms are means over all tokens, trained ones or not, for a question costs passes as an answer does.
-The entropy keeps p from collapsing before the passes differ (Ouro, arXiv:2510.25741); the ponder cost is PonderNet's
-(arXiv:2107.05407) with a price per pass. Memory adds an even-use cost of the bank and a cost of writing.
+All tokens take all passes. With p_r the probability of leaving after pass r and CE_r the loss of
+its logits, the loss of a token is
 
-Where passes have a price tokens do leave early at inference, and those that go on see what they left behind. Training
-shows it the same way: in pass r a token's keys and values come from sum_{s<r} p_s x_s + P(not left) x, its state so far
-weighed by where it would have left (the mean-field state of adaptive computation time, Universal Transformers,
-arXiv:1807.03819). So a token that later ones need learns to stay although its own prediction is done.
+    sum_r p_r CE_r
+    + halting_loss_weight (ponder_cost E[extra passes] / (R - 1) - entropy_cost H(p) / log R)
+
+The halting terms are means over all tokens, whether their labels are trained or not, because a
+question costs passes as an answer does. The entropy keeps p from collapsing before the passes
+differ (Ouro, arXiv:2510.25741); the ponder cost is PonderNet's (arXiv:2107.05407) with a price per
+pass. Memory adds a cost of uneven use of the bank and a cost of writing.
+
+Where passes have a price, tokens leave early at inference, and tokens that go on see the states in
+which the others left. Training imitates this: in pass r a token's keys and values come from
+sum_{s<r} p_s x_s + P(not left) x, its expected state (the mean-field state of adaptive computation
+time, Universal Transformers, arXiv:1807.03819). So a token that later ones need learns to stay,
+even when its own prediction is done.
 """
 
 import math
@@ -39,9 +45,12 @@ def expected_loss(
 
     Nothing here makes the host wait for an accelerator.
 
-    model: a CognateForCausalLM, whose file imports this one. input_ids, labels: (B, T), labels not shifted; loops:
-    passes to take (None: all that the config has). Without any label the loss is the cost of memory alone, so
-    that a segment can be there only to be remembered.
+    model: a CognateForCausalLM, whose file imports this one.
+    input_ids, labels: (B, T), labels not shifted.
+    loops: passes to take; None takes max_loops.
+
+    Without any label the loss is only the cost of memory, so that a segment can serve just to be
+    remembered.
     """
     config, stack = model.config, model.model
     targets = labels[:, 1:].flatten()
@@ -54,7 +63,8 @@ def expected_loss(
     metrics: dict[str, Tensor] = {}
     if len(targets):
         at = [trained.of(h[:, :-1].flatten(0, 1)) for h in hidden]
-        exits = exit_probabilities([trained.of(h[:, :-1].flatten()) for h in halts], loss.device)  # (R, n)
+        # (R, n)
+        exits = exit_probabilities([trained.of(h[:, :-1].flatten()) for h in halts], loss.device)
         loss, losses = _exit_losses(model.lm_head, at, exits, targets, trained)
         metrics = {"ce": trained.mean(losses[-1]).detach()}
         if halts:
@@ -72,9 +82,10 @@ def expected_loss(
 
 
 class Tokens:
-    """The tokens of a batch over which a mean is taken: picked out on the CPU, weighed on an accelerator.
+    """The tokens of a batch over which a mean is taken.
 
-    An accelerator would have to finish its work before the host knew how many tokens it picked.
+    On the CPU they are picked out. On an accelerator all tokens stay, with weights, because picking
+    would make the host wait for the number of tokens.
     """
 
     def __init__(self, chosen: Tensor) -> None:
@@ -91,39 +102,50 @@ class Tokens:
         return values.mean() if self.shares is None else (values * self.shares).sum()
 
     def weights(self, values: Tensor) -> Tensor:
-        """Return values (..., n) times what each token counts in a mean."""
+        """Return values (..., n) times each token's weight in a mean."""
         return values / values.shape[-1] if self.shares is None else values * self.shares
 
 
-def _halting_cost(config: CognateConfig, halts: list[Tensor], input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return E[extra passes] and ponder_cost E[extra] / (R - 1) - entropy_cost H / log R, means over real tokens."""
+def _halting_cost(
+    config: CognateConfig, halts: list[Tensor], input_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return E[extra passes] and the halting cost (module docstring), means over real tokens."""
     pad = config.pad_token_id
-    real = Tokens((torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids.ne(pad)).flatten())
+    is_real = torch.ones_like(input_ids, dtype=torch.bool) if pad is None else input_ids.ne(pad)
+    real = Tokens(is_real.flatten())
     exits = exit_probabilities([real.of(h.flatten()) for h in halts])
     extra = real.mean((exits * torch.arange(len(exits), device=exits.device)[:, None]).sum(0))
     entropy = -real.mean((exits * exits.clamp(min=1e-9).log()).sum(0))
-    return extra, config.ponder_cost * extra / len(halts) - config.entropy_cost * entropy / math.log(len(exits))
+    ponder = config.ponder_cost * extra / len(halts)
+    return extra, ponder - config.entropy_cost * entropy / math.log(len(exits))
 
 
 def _exit_losses(
     head: nn.Linear, at: list[Tensor], exits: Tensor, targets: Tensor, trained: Tokens
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean over trained tokens of sum_r exits_r CE_r, and all CE_r (R, n) for the metrics.
+    """Return the mean over trained tokens of sum_r exits_r CE_r, and all CE_r (R, n) for metrics.
 
-    at: R tensors (n, d); exits: (R, n), or (1, 1) with one pass. Small logits are held whole; large ones never exist.
+    Small logits are computed as a whole, large ones chunk by chunk.
+
+    at: R hidden states (n, d).
+    exits: (R, n), or (1, 1) with one pass.
     """
     if logits_fit(len(targets), head.weight.shape[0]) or type(head) is not nn.Linear:
         losses = torch.stack([token_losses(h, head, targets) for h in at])
         return trained.mean((exits * losses).sum(0)), losses
     weights = trained.weights(exits.expand(len(at), len(targets)))
-    pairs = [weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)]
+    pairs = [
+        weighted_cross_entropy(h, head.weight, targets, w) for h, w in zip(at, weights, strict=True)
+    ]
     return torch.stack([loss for loss, _ in pairs]).sum(), torch.stack([each for _, each in pairs])
 
 
 def exit_probabilities(halts: list[Tensor], device: torch.device | None = None) -> Tensor:
-    """Return the probability of leaving after each pass, (R, n), from R - 1 halting logits (n,); columns sum to 1.
+    """Return the probability of leaving after each pass, (R, n), from R - 1 halting logits (n,).
 
-    device: of the single 1, (1, 1), that one pass has for all tokens.
+    Columns sum to 1. A single pass has (1, 1), which is 1, for all tokens.
+
+    device: where that single 1 is put.
     """
     if not halts:
         return torch.ones(1, 1, device=device)

@@ -1,19 +1,20 @@
-"""Cognate's memory: trainable static slots, slots written at test time, and top-k attention over both.
+"""Cognate's memory: trainable slots, slots written at test time, and top-k attention over both.
 
-A token that surprises the model (high -log p) and resembles no slot yet is written into per-sequence slots when its
-segment ends; later segments read them. Source: surprise-gated test-time memory of Titans, arXiv:2501.00663; here slots
-instead of a fast-weight network. What makes a slot findable and the writing learnable:
+A token that surprises the model (high -log p) and does not resemble a slot is written into
+per-sequence slots when its segment ends; later segments read them. Source: surprise-gated test-time
+memory of Titans, arXiv:2501.00663; here slots instead of a fast-weight network. Four choices make
+slots easy to find and writing learnable:
 
-- A written slot is a pair: its key is the stream of the token *before* the written one, its value the stream of the written
-  token, both half way up the stack. A later context that looks like the key reads what followed it (as in kNN language
-  models, arXiv:1911.00172).
-- The projections of reading and writing start as the identity (in the spirit of mimetic initialisation,
-  arXiv:2305.09828), so that contexts find their like before anything is learned: from random projections the reads are
-  noise, and the layers' gates close for good before a use is found.
-- Keys are normed, values are not: a static slot starts small and reading it changes next to nothing, whereas normed
-  noise would again teach the gates to close.
-- The write gate enters reads as a log-bias and so learns from what reads need; it also scales the priority of a write,
-  so what no read wants does not drive out what reads want, however surprising it is.
+- A written slot is a pair: its key is the stream of the token *before* the written one, its value
+  the stream of the written token, both half way up the stack. A later context that resembles the
+  key reads the token that followed it (as in kNN language models, arXiv:1911.00172).
+- The projections of reading and writing start as the identity (similar to mimetic initialisation,
+  arXiv:2305.09828), so that contexts find similar ones before anything is learned. With random
+  projections the reads are noise, and the layers' gates close for good before they become useful.
+- Keys are normed, values are not. A static slot starts small, and reading it changes little,
+  whereas normed noise would also teach the gates to close.
+- The write gate enters reads as a log-bias, so it learns from what reads need. It also scales the
+  priority of a write, so a surprising token that no read uses does not replace one that reads use.
 """
 
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 class MemoryState:
     """Slots written so far, one set per sequence.
 
-    keys, values: (batch, written, hidden); log_gate: (batch, written), -inf where a slot is empty; priority: (batch,
-    written), the gated surprise-novelty score that the slot was written with, which later tokens must exceed to
-    replace it.
+    keys, values: (batch, written, hidden).
+    log_gate: (batch, written), -inf where a slot is empty.
+    priority: (batch, written), the gated score of surprise and novelty with which the slot was
+    written; later tokens must exceed it to replace the slot.
     """
 
     keys: Tensor
@@ -42,7 +44,9 @@ class MemoryState:
 class Readable:
     """Keys and values of all slots for one layer.
 
-    keys, values: (static, hidden) of the bank. written_*: (batch, written, hidden), log_gate (batch, written), or None.
+    keys, values: (static, hidden) of the bank.
+    written_keys, written_values: (batch, written, hidden), or None.
+    log_gate: (batch, written), or None.
     """
 
     keys: Tensor
@@ -84,19 +88,25 @@ class MemoryBank(nn.Module):
         surprise_weight: float,
         novelty_weight: float,
     ) -> tuple[MemoryState, Tensor]:
-        """Return the state after a segment, and the mean write gate of the tokens that were written (for its cost).
+        """Return the state after a segment, and the mean write gate of its slots, which has a cost.
 
-        stream: (batch, time, hidden) of the segment half way up; surprise: (batch, time), -log p of each token as a
-        share of log vocabulary; valid: (batch, time) bool, False on padding. A token needs one before it to be found
-        by, so the first is never written. The `written_slots` candidates of highest priority stay, old ones included;
-        their order in time is kept.
+        stream: (batch, time, hidden) of the segment half way up the stack.
+        surprise: (batch, time), -log p of each token as a share of log vocabulary.
+        valid: (batch, time) bool, False on padding.
+
+        The first token is never written, because the key is the token before. The `written_slots`
+        candidates of highest priority stay, old ones included, in their order in time.
         """
         normed = self.norm(stream)
         content = self.write_proj(normed)
         log_gate = F.logsigmoid(self.write_gate(normed)[:, 1:, 0])
         with torch.no_grad():
-            score = surprise_weight * surprise[:, 1:] + novelty_weight * self._novelty(content[:, 1:], state)
-            priority = (log_gate.exp() * score).masked_fill(~(valid[:, 1:] & valid[:, :-1]), -torch.inf)
+            score = surprise_weight * surprise[:, 1:] + novelty_weight * self._novelty(
+                content[:, 1:], state
+            )
+            priority = (log_gate.exp() * score).masked_fill(
+                ~(valid[:, 1:] & valid[:, :-1]), -torch.inf
+            )
         merged = MemoryState(
             torch.cat([state.keys, content[:, :-1]], 1),
             torch.cat([state.values, content[:, 1:]], 1),
@@ -109,10 +119,12 @@ class MemoryBank(nn.Module):
         log_gate = merged.log_gate.gather(1, keep).masked_fill(priority == -torch.inf, -torch.inf)
         full = priority > -torch.inf
         cost = (log_gate.exp() * full).sum() / full.sum().clamp(min=1)
-        return MemoryState(merged.keys.gather(1, wide), merged.values.gather(1, wide), log_gate, priority), cost
+        return MemoryState(
+            merged.keys.gather(1, wide), merged.values.gather(1, wide), log_gate, priority
+        ), cost
 
     def _novelty(self, content: Tensor, state: MemoryState) -> Tensor:
-        """Return 1 - the largest cosine with a trainable or written slot: (batch, time)."""
+        """Return 1 - (the largest cosine with a trainable or written slot), (batch, time)."""
         content = F.normalize(content, dim=-1)
         nearest = (content @ F.normalize(self.slots, dim=-1).T).amax(-1)
         written = content @ F.normalize(state.values, dim=-1).transpose(1, 2)
@@ -121,7 +133,7 @@ class MemoryBank(nn.Module):
 
 
 class MemoryAttention(nn.Module):
-    """Each token reads its top-k static and top-k written slots with one head; a scalar gate scales what that adds."""
+    """Each token reads its top-k static and top-k written slots with one head and a scalar gate."""
 
     def __init__(self, hidden_size: int, top_k: int, eps: float) -> None:
         super().__init__()
@@ -139,41 +151,59 @@ class MemoryAttention(nn.Module):
         keys, values = bank
         return Readable(self.k_proj(keys), self.v_proj(values))
 
-    def with_written(self, bank: Readable, written: tuple[Tensor, Tensor], log_gate: Tensor) -> Readable:
-        """Return `bank` with written slots (batch, written, hidden) beside it, after `MemoryBank.read`."""
+    def with_written(
+        self, bank: Readable, written: tuple[Tensor, Tensor], log_gate: Tensor
+    ) -> Readable:
+        """Return `bank` with written slots (batch, written, hidden) of `MemoryBank.read`."""
         keys, values = written
         return Readable(bank.keys, bank.values, self.k_proj(keys), self.v_proj(values), log_gate)
 
     def forward(self, hidden: Tensor, memory: Readable) -> Tensor:
-        """Return what (batch, time, hidden) reads: the same shape."""
+        """Return the reads of hidden (batch, time, hidden), in the same shape."""
         query = self.q_proj(self.norm(hidden)) * self.scale
         values = memory.values
         best, picked = (query @ memory.keys.T).topk(min(self.top_k, len(values)), -1)
-        if memory.written_keys is not None and memory.written_values is not None and memory.log_gate is not None:
-            # The best written slots always enter the softmax: a slot that no token could reach would never learn.
+        if (
+            memory.written_keys is not None
+            and memory.written_values is not None
+            and memory.log_gate is not None
+        ):
+            # The best written slots always enter the softmax, because a slot that no token reads
+            # would not learn.
             scores = query @ memory.written_keys.transpose(1, 2) + memory.log_gate[:, None]
             rows, slots = scores.shape[0], scores.shape[-1]
             written_best, written_picked = scores.topk(min(self.top_k, slots), -1)
             shift = len(values) + torch.arange(rows, device=picked.device)[:, None, None] * slots
-            best, picked = torch.cat([best, written_best], -1), torch.cat([picked, written_picked + shift], -1)
+            best, picked = (
+                torch.cat([best, written_best], -1),
+                torch.cat([picked, written_picked + shift], -1),
+            )
             values = torch.cat([values, memory.written_values.flatten(0, 1)])
         weights = best.softmax(-1)
         read = F.embedding_bag(
-            picked.flatten(0, 1), values, per_sample_weights=weights.flatten(0, 1).to(values.dtype), mode="sum"
+            picked.flatten(0, 1),
+            values,
+            per_sample_weights=weights.flatten(0, 1).to(values.dtype),
+            mode="sum",
         )
         return self.o_proj(read.view_as(hidden)) * self.gate
 
 
 def bank_imbalance(attention: MemoryAttention, bank: MemoryBank, hidden: Tensor) -> Tensor:
-    """Return S sum_s (share of reads)_s (mean attention)_s - 1 over the S trainable slots, 0 when use is even.
+    """Return S sum_s (share of reads)_s (mean attention)_s - 1 over the S trainable slots.
 
-    hidden: (batch, time, hidden). It is taken with the attention of the last layer, where the reads decide the output
-    (the load-balancing loss of mixtures of experts).
+    It is 0 when their use is even (the load-balancing loss of mixtures of experts), and is taken in
+    the last layer, where the reads decide the output.
+
+    hidden: (batch, time, hidden).
     """
     keys = attention.k_proj(bank.read(bank.slots, bank.slots)[0])
     scores = attention.q_proj(attention.norm(hidden[:, ::8])) * attention.scale @ keys.T
     attended = scores.softmax(-1).flatten(0, -2)
     picked = scores.detach().topk(min(attention.top_k, keys.shape[0]), -1).indices.flatten(0, -2)
-    # Not bincount: it has the host read the largest index.
-    share = torch.zeros_like(attended, dtype=torch.float32).scatter_(1, picked, 1.0).sum(0) / picked.numel()
+    # bincount would make the host wait for the largest index.
+    share = (
+        torch.zeros_like(attended, dtype=torch.float32).scatter_(1, picked, 1.0).sum(0)
+        / picked.numel()
+    )
     return keys.shape[0] * (share * attended.mean(0)).sum() - 1

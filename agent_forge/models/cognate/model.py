@@ -1,9 +1,10 @@
-"""Cognate: a looped transformer that decides per token how often to pass its stack, with a memory bank.
+"""Cognate: a looped transformer with a memory bank that chooses the number of passes per token.
 
-The stack of layers runs r = 1..R times. After each pass but the last a halting head gives the probability of stopping
-there; at inference a token exits when the cumulated probability reaches `halting_threshold`, and its hidden state is
-frozen: deeper passes see it through the keys and values of that state, so the cache never needs what was not computed
-and every exit depends on earlier tokens only. Sources: PonderNet, arXiv:2107.05407; looped language models (Ouro),
+The stack of layers runs r = 1..R times. After each pass but the last a halting head gives the
+probability of stopping there. At inference a token exits when the cumulated probability reaches
+`halting_threshold`, and its hidden state is frozen: deeper passes see it through the keys and
+values of that state. So the cache only holds states that were computed, and every exit depends
+only on earlier tokens. Sources: PonderNet, arXiv:2107.05407; looped language models (Ouro),
 arXiv:2510.25741. Layers: layers.py. Memory: memory.py. Training losses: loss.py.
 
 Shapes: B rows, T time, d hidden, H heads, D head width, S slots, V vocabulary.
@@ -37,7 +38,11 @@ from agent_forge.models.cognate.memory import MemoryAttention, MemoryBank, Memor
 
 @dataclass
 class CognateModelOutput(BaseModelOutputWithPast):
-    """passes: (B, T) int64, the passes each token used. middle: (B, T, d), the stream half way up each token's last."""
+    """The output of the stack.
+
+    passes: (B, T) int64, the passes that each token used.
+    middle: (B, T, d), the stream half way up in each token's last pass.
+    """
 
     passes: Tensor | None = None
     middle: Tensor | None = None
@@ -45,9 +50,10 @@ class CognateModelOutput(BaseModelOutputWithPast):
 
 @dataclass
 class CognateOutput(CausalLMOutputWithPast):
-    """memory: the state after this segment when it was written, else the state that was read.
+    """The output with logits.
 
-    passes: (B, T) int64, the passes each token used.
+    memory: the state after this segment when it was written, else the state that was read.
+    passes: (B, T) int64, the passes that each token used.
     """
 
     memory: MemoryState | None = None
@@ -55,7 +61,7 @@ class CognateOutput(CausalLMOutputWithPast):
 
 
 class CognatePreTrainedModel(PreTrainedModel):
-    """Initialisation and what transformers needs to know."""
+    """Initialisation, and the attributes that transformers reads."""
 
     config: CognateConfig
     config_class = CognateConfig
@@ -82,7 +88,7 @@ class CognatePreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _start_as_identity(*layers: nn.Module) -> None:
-        """Make linear layers the identity; a compressed layer has no weight before its codes are read."""
+        """Make linear layers the identity, except compressed ones, which have no weight yet."""
         for layer in layers:
             if isinstance(layer, nn.Linear):
                 init.eye_(layer.weight)
@@ -97,7 +103,9 @@ class CognateModel(CognatePreTrainedModel):
         self.layers = nn.ModuleList(CognateLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.halting = HaltingHead(config)
-        self.memory = MemoryBank(config.memory_slots, config.hidden_size, config.written_slots, config.rms_norm_eps)
+        self.memory = MemoryBank(
+            config.memory_slots, config.hidden_size, config.written_slots, config.rms_norm_eps
+        )
         self.post_init()
 
     def forward(
@@ -112,13 +120,19 @@ class CognateModel(CognatePreTrainedModel):
         memory: MemoryState | None = None,
         **_: Any,
     ) -> CognateModelOutput:
-        """Return the last hidden state (B, T, d), each token's at its own exit.
+        """Return the last hidden state (B, T, d) of each token, at its own exit.
 
-        hidden_states, with output_hidden_states: the embedding, then each layer's output in the last pass that ran (the
-        last one normed), as transformers' models give them.
+        output_hidden_states: also return the embedding and each layer's output in the last pass
+        that ran (the last one normed), as transformers' models do.
         """
         x_BTd, rotary, mask, cache, readables = self.prepare(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, memory
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            memory,
         )
         layers, loops = len(self.layers), self.config.max_loops
         halted = x_BTd.new_zeros(x_BTd.shape[:2])
@@ -143,10 +157,11 @@ class CognateModel(CognatePreTrainedModel):
                 alive = halted < self.config.halting_threshold
                 passes = passes + alive
         last = self.norm(x_BTd)
+        states = (*hidden[:-1], last) if output_hidden_states else None
         return CognateModelOutput(
             last_hidden_state=last,
             past_key_values=cache,
-            hidden_states=(*hidden[:-1], last) if output_hidden_states else None,  # type: ignore[arg-type]
+            hidden_states=states,  # type: ignore[arg-type]
             passes=passes,
             middle=middle,
         )
@@ -160,10 +175,13 @@ class CognateModel(CognatePreTrainedModel):
         *,
         leaving: bool = False,
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Return the normed hidden state after each of `loops` passes, loops - 1 halting logits, the last middle stream.
+        """Return the normed hidden states after each pass, halting logits, and the middle stream.
 
-        (B, T, d) each, logits (B, T); the middle stream is what memory writes (`middle`). leaving: each token shows the
-        others its state weighed by where it would have left, not the state of a token that stays to the end.
+        There are `loops` hidden states (B, T, d), loops - 1 logits (B, T), and the last pass's
+        middle stream (B, T, d), which memory writes (`middle`).
+
+        leaving: tokens see each other's expected states over exits (loss.py), not the states of
+        tokens that stay to the end.
         """
         if attention_mask is not None and attention_mask.device.type != "cpu":
             attention_mask = written_mask(attention_mask)
@@ -171,7 +189,9 @@ class CognateModel(CognatePreTrainedModel):
         hidden, halts, middle = [], [], x_BTd
         left_BTd, stay_BT1 = torch.zeros_like(x_BTd), torch.ones_like(x_BTd[..., :1])
         for loop in range(loops):
-            for index, (layer, readable) in enumerate(zip(self.layers, readables, strict=True), start=1):
+            for index, (layer, readable) in enumerate(
+                zip(self.layers, readables, strict=True), start=1
+            ):
                 context = left_BTd + stay_BT1 * x_BTd if leaving and loop else None
                 x_BTd = layer(x_BTd, rotary, mask, readable, None, 0, context)
                 middle = x_BTd if index == self.middle else middle
@@ -179,16 +199,19 @@ class CognateModel(CognatePreTrainedModel):
             if loop + 1 < loops:
                 halts.append(self.halting(x_BTd))
                 halt_BT1 = torch.sigmoid(halts[-1])[..., None]
-                left_BTd, stay_BT1 = left_BTd + stay_BT1 * halt_BT1 * x_BTd, stay_BT1 * (1 - halt_BT1)
+                left_BTd, stay_BT1 = (
+                    left_BTd + stay_BT1 * halt_BT1 * x_BTd,
+                    stay_BT1 * (1 - halt_BT1),
+                )
         return hidden, halts, middle
 
     @property
     def middle(self) -> int:
-        """Return after how many layers the stream is what memory writes."""
+        """Return after how many layers memory takes the stream."""
         return (len(self.layers) + 1) // 2
 
     def each_layer(self) -> list[CognateLayer]:
-        """Return the layers, typed."""
+        """Return the layers with their type."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def prepare(
@@ -201,7 +224,7 @@ class CognateModel(CognatePreTrainedModel):
         use_cache: bool | None = None,
         memory: MemoryState | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None, Cache | None, list[Readable]]:
-        """Return what every pass needs: embeddings, rotary factors, mask, cache, and each layer's view of memory."""
+        """Return embeddings, rotary factors, mask, cache and each layer's view of memory."""
         x_BTd = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -225,7 +248,10 @@ class CognateModel(CognatePreTrainedModel):
         return x_BTd, rotary, mask, past_key_values, self._readables(memory, past_key_values)
 
     def _readables(self, memory: MemoryState | None, cache: Cache | None) -> list[Readable]:
-        """Return each layer's keys and values of memory; the bank's stay with the cache while generating."""
+        """Return each layer's keys and values of memory.
+
+        The cache holds the bank's in generation.
+        """
         attentions: list[MemoryAttention] = [layer.memory_attn for layer in self.each_layer()]
         readables: list[Readable] | None = getattr(cache, "cognate_bank", None)
         if readables is None or torch.is_grad_enabled():
@@ -241,8 +267,10 @@ class CognateModel(CognatePreTrainedModel):
             for bank, attention in zip(readables, attentions, strict=True)
         ]
 
-    def _fill_cache(self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, place: int) -> None:
-        """Store the keys and values of a pass in which no token takes part."""
+    def _fill_cache(
+        self, x_BTd: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache, place: int
+    ) -> None:
+        """Store the keys and values of a pass after all tokens have left."""
         for index, layer in enumerate(self.each_layer()):
             layer.self_attn.keys_values(layer.input_layernorm(x_BTd), rotary, cache, place + index)
 
@@ -256,9 +284,10 @@ class CognateModel(CognatePreTrainedModel):
 
 
 def written_mask(attention_mask: Tensor) -> Tensor:
-    """Return what each token of (B, T) sees, (B, 1, T, T) bool: the real tokens up to itself.
+    """Return the real tokens up to itself that each token of (B, T) sees, (B, 1, T, T) bool.
 
-    Of a mask (B, T) transformers asks whether it hides anything, and the host would wait for an accelerator's answer.
+    Given a mask (B, T), transformers checks whether it hides anything, and the host would wait for
+    the accelerator.
     """
     width = attention_mask.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=attention_mask.device).tril()
@@ -290,9 +319,11 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         write_memory: bool | None = None,
         **kwargs: Any,
     ) -> CognateOutput:
-        """Return logits (B, T, V) of each token at its exit; the loss over them when `labels` are given.
+        """Return logits (B, T, V) of each token at its exit, and their loss when `labels` are
+        given.
 
-        memory: what earlier segments wrote. write_memory (default: the config's) also returns the state after this one.
+        memory: what earlier segments wrote.
+        write_memory: also return the state after this segment; None goes by the config.
         """
         output = self.model(
             input_ids=input_ids,
@@ -305,12 +336,18 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = output.last_hidden_state
-        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        positions = (
+            slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        )
         logits = self.lm_head(hidden[:, positions])
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
-        if (self.config.write_memory if write_memory is None else write_memory) and input_ids is not None:
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            )
+        if (
+            self.config.write_memory if write_memory is None else write_memory
+        ) and input_ids is not None:
             memory, _ = self.write(hidden, output.middle, input_ids, attention_mask, memory)
         return CognateOutput(
             loss=loss,
@@ -329,13 +366,16 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None,
         memory: MemoryState | None,
     ) -> tuple[MemoryState, Tensor]:
-        """Return memory after a segment, and the mean gate of what was written.
+        """Return memory after a segment, and the mean gate of the written slots.
 
-        hidden: final states (B, T, d), which say what was surprising; middle: the streams half way up, which are kept.
+        hidden: final states (B, T, d), from which surprise is computed.
+        middle: the streams half way up the stack, which are written.
         """
         bank, rows = self.model.memory, input_ids.shape[0]
         with torch.no_grad():
-            losses = token_losses(hidden[:, :-1].flatten(0, 1), self.lm_head, input_ids[:, 1:].flatten())
+            losses = token_losses(
+                hidden[:, :-1].flatten(0, 1), self.lm_head, input_ids[:, 1:].flatten()
+            )
             surprise = F.pad(losses.view(rows, -1) / math.log(self.config.vocab_size), (1, 0))
         valid = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None and attention_mask.dim() == 2:
@@ -350,17 +390,18 @@ class CognateForCausalLM(CognatePreTrainedModel, GenerationMixin):
         )
 
     def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the expected loss over exits, and metrics; labels as in Hugging Face (-100 is ignored)."""
+        """Return the expected loss over exits, and metrics; labels of -100 are ignored."""
         loss, metrics, _ = expected_loss(self, input_ids, labels)
         return loss, metrics
 
 
 def register() -> None:
-    """Make AutoConfig, AutoModel and AutoModelForCausalLM know Cognate."""
+    """Register Cognate with AutoConfig, AutoModel and AutoModelForCausalLM."""
     AutoConfig.register("cognate", CognateConfig, exist_ok=True)
     AutoModel.register(CognateConfig, CognateModel, exist_ok=True)
     AutoModelForCausalLM.register(CognateConfig, CognateForCausalLM, exist_ok=True)
 
 
-# Whoever imports this module before transformers makes the registration of the package skip it: it is not whole then.
+# Where this module is imported before transformers, the package's registration skips it, because
+# it is still being imported then.
 register()

@@ -1,4 +1,4 @@
-"""Dense weights, while a model generates, for the layers that multiply faster by them than by codes."""
+"""Dense weights during generation, for layers that multiply faster with them than with codes."""
 
 import logging
 from collections.abc import Iterator
@@ -10,15 +10,16 @@ from torch import nn
 from agent_forge.core.device import free_bytes
 from agent_forge.models.compressed.layers import CompressedLinear
 
-DENSE_SAFETY = 4  # dense weights are held for generation where this many times their bytes are free
+DENSE_SAFETY = 4  # dense weights are only held where this many times their size is free
 _log = logging.getLogger("agent_forge")
 
 
 @contextmanager
 def decoding(model: nn.Module, rows: int) -> Iterator[None]:
-    """Hold dense weights, while the context lasts, of the layers that multiply `rows` tokens faster by them than by codes.
+    """Hold dense weights in the context for layers that multiply `rows` tokens faster with them.
 
-    On CUDA alone, and where the memory that is free holds them several times; measured once for each kind and shape.
+    This happens only on CUDA, and where free memory holds them several times. Which form is faster
+    is measured once per kind and shape.
     """
     from agent_forge.kernels import gpu
 
@@ -35,7 +36,8 @@ def decoding(model: nn.Module, rows: int) -> Iterator[None]:
         weight = layer.dense().to(dtype)
         if matrix is None or gpu.dense_is_faster(matrix, weight, rows):
             layer.decoding_weight, dense = weight, dense + 1
-    _log.info("generation of %d row(s): %d of %d matrices are multiplied in %s, the others as codes",
+    _log.info("generation of %d row(s): %d of %d matrices are multiplied in %s, the others as "
+        "codes",
               rows, dense, len(layers), str(dtype).removeprefix("torch."))  # fmt: skip
     try:
         yield

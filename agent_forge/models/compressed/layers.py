@@ -1,7 +1,8 @@
-"""Linears and embeddings kept as codes: a payload as it lies on disk, and its codec's compact tensors.
+"""Linears and embeddings kept as codes: the payload on disk, and its codec's compact tensors.
 
-`forward` makes the weight, uses it and drops it. Layers that were ternary go on rounding activations. A few tokens (a step
-of generation) are multiplied with the codes themselves, by agent_forge.kernels: compiled C on the CPU, Triton on CUDA.
+`forward` computes the dense weight, uses it and drops it. Layers that were ternary still round
+activations. For a few tokens (a step of generation) agent_forge.kernels multiplies with the codes
+themselves: compiled C on the CPU, Triton on CUDA.
 """
 
 from types import ModuleType
@@ -23,22 +24,32 @@ from agent_forge.models.ternary.codes import quantise_activations
 if TYPE_CHECKING:
     from agent_forge.kernels.gpu import DeviceMatrix
 
-COMPACT = "compact_"  # prefix of the buffers that hold a codec's compact tensors; they are not stored
+# Buffers with this prefix hold a codec's compact tensors; they are not stored.
+COMPACT = "compact_"
 PACKABLE = ("ternary", "intk", "vptq", "waterfill")  # codecs whose codes the kernels multiply with
-PACKED_TOKENS = 32  # more are a batch, for which making the matrix once is cheap
+PACKED_TOKENS = 32  # a larger batch is cheaper with the dense matrix
 
 
 class Coded(nn.Module):
-    """A matrix held as a codec's compact tensors; `payload` is its stored form, `source` the module it is tied to."""
+    """A matrix held as a codec's compact tensors.
+
+    payload: its stored form.
+    source: the module that holds the codes, for a tied module.
+    """
 
     payload: Tensor | None
     bias: Tensor | None
     dtype_of_output: Tensor
 
-    def __init__(self, size_bytes: int, source: "Coded | None" = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self, size_bytes: int, source: "Coded | None" = None, device: torch.device | None = None
+    ) -> None:
         super().__init__()
-        self._source = [source] if source is not None else []  # a list hides it from state_dict: it is stored once
-        empty = torch.empty(size_bytes, dtype=torch.uint8, device=device) if source is None else None
+        # The list hides the source from state_dict, because it is stored once.
+        self._source = [source] if source is not None else []
+        empty = (
+            torch.empty(size_bytes, dtype=torch.uint8, device=device) if source is None else None
+        )
         self.register_buffer("payload", empty)
         self.codec: ModuleType | None = None
         self.meta: dict[str, Any] = {}
@@ -46,10 +57,13 @@ class Coded(nn.Module):
         self._names: list[str] = []
         self._packed: dict[int, PackedMatrix] = {}
         self._on_device: DeviceMatrix | None = None
-        self.decoding_weight: Tensor | None = None  # while `decoding` lasts
+        self.decoding_weight: Tensor | None = None  # set in the context of `decoding`
 
     def open(self, where: str, coded: Payload | None = None) -> None:
-        """Unpack the payload, or take `coded`. Raises CheckpointError naming `where` when the bytes are damaged."""
+        """Unpack the payload, or take `coded` instead.
+
+        Raises CheckpointError naming `where` when the bytes are damaged.
+        """
         if self._source:
             return
         assert self.payload is not None
@@ -65,7 +79,7 @@ class Coded(nn.Module):
             self.register_buffer(COMPACT + name, tensor.to(device), persistent=False)
 
     def dense(self, rows: Tensor | None = None) -> Tensor:
-        """Return the matrix, or its rows (n,): float32, made anew at every call."""
+        """Return the matrix, or its rows (n,), in float32; it is computed at every call."""
         if self._source:
             return self._source[0].dense(rows)
         assert self.codec is not None, "a compressed layer was used before its payload was unpacked"
@@ -75,12 +89,15 @@ class Coded(nn.Module):
         return matrix
 
     def packed(self, activation_bits: int) -> PackedMatrix | None:
-        """Return the matrix for the kernels, or None where its codec has no layout, or it is not on the CPU."""
+        """Return the matrix for the CPU's kernels, or None without a layout or on other devices."""
         if self._source:
             return self._source[0].packed(activation_bits)
         if self.payload is None or self.payload.device.type != "cpu" or self.codec is None:
             return None
-        if self.codec.__name__.rpartition(".")[2] not in PACKABLE or activation_bits not in packing.ACTIVATION_BITS:
+        if (
+            self.codec.__name__.rpartition(".")[2] not in PACKABLE
+            or activation_bits not in packing.ACTIVATION_BITS
+        ):
             return None
         if activation_bits not in self._packed:
             coded = payloads.read(self.payload.numpy().tobytes(), "a compressed layer")
@@ -88,7 +105,7 @@ class Coded(nn.Module):
         return self._packed[activation_bits]
 
     def on_device(self) -> "DeviceMatrix | None":
-        """Return the matrix for the kernels of an accelerator, made where the codes lie; None where its codec has none."""
+        """Return the matrix for an accelerator's kernels, on the codes' device, or None."""
         if self._source:
             return self._source[0].on_device()
         from agent_forge.kernels import gpu
@@ -97,31 +114,36 @@ class Coded(nn.Module):
             return None
         if self._on_device is None or self._on_device.device != self.payload.device:
             compact = {name: getattr(self, COMPACT + name) for name in self._names}
-            self._on_device = gpu.from_compact(self.codec.__name__.rpartition(".")[2], compact, self.meta, self.shape)
+            self._on_device = gpu.from_compact(
+                self.codec.__name__.rpartition(".")[2], compact, self.meta, self.shape
+            )
         return self._on_device
 
     def compact_device(self) -> torch.device:
-        """Return where the codes lie."""
+        """Return the device of the codes."""
         if self._source:
             return self._source[0].compact_device()
         return torch.device("cpu") if self.payload is None else self.payload.device
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, for code that asks for it; it is not kept."""
+        """Return the dense weight, for code that reads it; it is not cached."""
         return self.dense()
 
     def packed_bytes(self) -> int:
-        """Return the bytes of this matrix on disk; 0 for one that is stored with the module it is tied to."""
+        """Return the size of this matrix on disk; 0 where the module it is tied to stores it."""
         return 0 if self.payload is None else self.payload.numel()
 
     def memory_bytes(self) -> int:
-        """Return the bytes of payload and compact tensors in memory."""
+        """Return the size of payload and compact tensors in memory."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
 
 class CompressedLinear(Coded):
-    """A linear layer whose weight (out, in) is coded. activation_bits: per-token rounding of the input, 0 for none."""
+    """A linear layer whose weight (out, in) is coded.
+
+    activation_bits: bits to which each token's input is rounded; 0 for no rounding.
+    """
 
     in_place_of_conv1d = False  # whether a plain model holds this weight transposed
 
@@ -137,29 +159,45 @@ class CompressedLinear(Coded):
         device: torch.device | None = None,
     ) -> None:
         super().__init__(size_bytes, source, device)
-        self.in_features, self.out_features, self.activation_bits = in_features, out_features, activation_bits
-        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features, device=device)) if bias else None)
+        self.in_features, self.out_features, self.activation_bits = (
+            in_features,
+            out_features,
+            activation_bits,
+        )
+        self.register_parameter(
+            "bias", nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
+        )
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return input (..., in) times the decoded weight: (..., out)."""
+        """Return input (..., in) times the decoded weight, (..., out)."""
         packed = self._packed_for(input)
         if packed is not None:
             flat = input.reshape(-1, self.in_features).numpy()
-            out = torch.from_numpy(packed.multiply(flat, torch.get_num_threads())).view(*input.shape[:-1], -1)
+            out = torch.from_numpy(packed.multiply(flat, torch.get_num_threads())).view(
+                *input.shape[:-1], -1
+            )
             return out if self.bias is None else out + self.bias
         if self.activation_bits:
             rounded = quantise_activations(input, self.activation_bits)
-            input = input + (rounded - input).detach() if torch.is_grad_enabled() and input.requires_grad else rounded
+            input = (
+                input + (rounded - input).detach()
+                if torch.is_grad_enabled() and input.requires_grad
+                else rounded
+            )
         if self.decoding_weight is not None and not torch.is_grad_enabled():
             return functional.linear(input, self.decoding_weight.to(input.dtype), self.bias)
         accelerated = self._accelerated_for(input)
         if accelerated is not None:
-            out = accelerated.multiply(input.reshape(-1, self.in_features)).to(input.dtype).view(*input.shape[:-1], -1)
+            out = (
+                accelerated.multiply(input.reshape(-1, self.in_features))
+                .to(input.dtype)
+                .view(*input.shape[:-1], -1)
+            )
             return out if self.bias is None else out + self.bias
         return functional.linear(input, self.dense().to(input.dtype), self.bias)
 
     def _accelerated_for(self, input: Tensor) -> "DeviceMatrix | None":
-        """Return the matrix for a few tokens on an accelerator that has kernels, without gradients."""
+        """Return the matrix for a few tokens on an accelerator with kernels, without gradients."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not input.numel():
             return None
         from agent_forge.kernels import gpu
@@ -168,18 +206,25 @@ class CompressedLinear(Coded):
         return self.on_device() if few and gpu.usable(input.device) else None
 
     def _packed_for(self, input: Tensor) -> PackedMatrix | None:
-        """Return the packed matrix for a few float32 tokens on the CPU without gradients, where there is compiled code."""
+        """Return the packed matrix for a few float32 tokens on a CPU with compiled code, else None.
+
+        The kernels have no gradients.
+        """
         few = 0 < input.numel() <= PACKED_TOKENS * self.in_features
-        plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_grad_enabled()
+        plain = (
+            input.device.type == "cpu"
+            and input.dtype == torch.float32
+            and not torch.is_grad_enabled()
+        )
         if not (few and plain) or torch.compiler.is_compiling() or build.library() is None:
             return None
         return self.packed(self.activation_bits)
 
 
 class CompressedEmbedding(Coded):
-    """An embedding table (tokens, width) that is coded; a lookup decodes only the rows it needs.
+    """An embedding table (tokens, width) that is coded; a lookup only decodes its own rows.
 
-    row_factor: what rows are multiplied by after that.
+    row_factor: multiplies the rows after decoding.
     """
 
     row_factor = 1.0
@@ -196,10 +241,10 @@ class CompressedEmbedding(Coded):
         super().__init__(size_bytes, source, device)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = None
-        # The dtype of what a lookup returns follows `model.to(dtype)`, as a table's would.
+        # `model.to(dtype)` changes the dtype of this buffer, which lookups return, as for a table.
         self.register_buffer("dtype_of_output", torch.zeros((), device=device), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the rows of token ids (...): (..., width)."""
+        """Return the rows (..., width) of token ids (...)."""
         rows = self.dense(input.reshape(-1))
         return scaled(rows.view(*input.shape, -1).to(self.dtype_of_output.dtype), self.row_factor)

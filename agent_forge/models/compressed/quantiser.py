@@ -1,9 +1,9 @@
-"""Compressed models: linears, embeddings and other matrices kept as codes, made dense one layer at a time.
+"""Compress a model into codes, and the quantiser with which transformers loads it again.
 
-On disk every coded tensor is one `payload` (uint8) in model.safetensors; config.json lists them with their sizes under
-`quantization_config` (method `forge_compressed`), so that plain `from_pretrained` builds the right modules. In memory
-a layer keeps its payload and its codec's compact tensors (int8 codes and scales, indices and codebook, ...), never a
-dense copy (layers.py).
+On disk every coded tensor is one `payload` (uint8) in model.safetensors; config.json lists them
+with their sizes under `quantization_config` (method `forge_compressed`), so that plain
+`from_pretrained` builds the right modules. In memory a layer keeps its payload and its codec's
+compact tensors (int8 codes and scales, indices and codebook, ...), never a dense copy (layers.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,7 +51,8 @@ class CompressedConfig(QuantizationConfigMixin):
         unknown.pop("quant_method", None)
         if unknown or version != 1:
             raise ConfigError(
-                f"quantization_config of a {METHOD} model has version {version} and unknown keys {sorted(unknown)}; "
+                f"quantization_config of a {METHOD} model has version {version} and "
+                f"unknown keys {sorted(unknown)}; "
                 "this forge reads version 1, upgrade it"
             )
         self.quant_method = METHOD  # type: ignore[assignment]
@@ -61,7 +62,7 @@ class CompressedConfig(QuantizationConfigMixin):
 
 
 class CompressedHfQuantizer(HfQuantizer):
-    """Builds the coded modules before transformers fills in the payloads, and unpacks them after."""
+    """Builds the coded modules before transformers reads the payloads, and unpacks them after."""
 
     requires_calibration = True
     quantization_config: "CompressedConfig"
@@ -70,45 +71,61 @@ class CompressedHfQuantizer(HfQuantizer):
         _install(model, self.quantization_config)
         keep_from_initialising(model, coded_modules(model))
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:  # noqa: ARG002
+    def _process_model_after_weight_loading(
+        self,
+        model: PreTrainedModel,
+        **kwargs: Any,  # noqa: ARG002 - transformers' signature
+    ) -> PreTrainedModel:
         for name, (kind, *_) in self.quantization_config.tensors.items():
             if kind == "parameter":
                 owner, leaf = owner_of(model, name)
                 stored = owner.get_buffer(f"{leaf}_payload")
-                _set_parameter(owner, leaf, payloads.read(stored.cpu().numpy().tobytes(), name), owner.get_buffer(leaf))
+                _set_parameter(
+                    owner,
+                    leaf,
+                    payloads.read(stored.cpu().numpy().tobytes(), name),
+                    owner.get_buffer(leaf),
+                )
             else:
                 model.get_submodule(name).open(name)  # type: ignore[operator]
         return model
 
     def is_serializable(self) -> bool:
-        """Return True: save_pretrained writes the payloads as they are."""
+        """Return True: save_pretrained writes the payloads unchanged."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Return False: coded weights do not train; what stayed float still can."""
+        """Return False: coded weights do not train, although weights that stayed float can."""
         return False
 
 
 def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrainedModel:
-    """Replace the tensors named in `coded` by their payloads, in place, and note it in the config; returns the model.
+    """Replace the tensors in `coded` by their payloads, in place and in the config.
 
-    Raises PhaseError when the model is compressed already or a name is none of its tensors.
+    Return the model.
+
+    Raises PhaseError when the model is compressed already or does not have a named tensor.
     """
     if any(isinstance(module, Coded) for module in model.modules()):
-        raise PhaseError("the model is compressed already; take the checkpoint it was compressed from as the source")
+        raise PhaseError(
+            "the model is compressed already; take the checkpoint it was compressed from "
+            "as the source"
+        )
     tensors = coded_tensors(model)
     unknown = sorted(set(coded) - set(tensors))
     if unknown:
         raise PhaseError(
-            f"no matrix {', '.join(unknown[:3])} in this model; it has {', '.join(list(tensors)[:5])}, ..."
+            f"no matrix {', '.join(unknown[:3])} in this model; it has "
+            f"{', '.join(list(tensors)[:5])}, ..."
         )
     entries = {name: [*_kind(model, name), list(tensors[name].shape)] for name in coded}
     for name, entry in entries.items():
         entry.insert(1, len(coded[name].data))
     tied = {name: source for name, source in tied_modules(model).items() if source in coded}
     config = CompressedConfig(entries, tied)
-    # Coded layers go in where the payloads are, so biases and the layers' places stay as they were.
+    # Coded layers are built on the payloads' device, and keep the biases and places of the old
+    # ones.
     _install(model, config)
     for name, (kind, *_) in entries.items():
         if kind == "parameter":
@@ -136,7 +153,10 @@ def _kind(model: nn.Module, name: str) -> list[Any]:
 
 
 def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
-    """Put empty coded modules where the config names them. Raises CheckpointError when the model has no such place."""
+    """Put empty coded modules where the config names them.
+
+    Raises CheckpointError when the model does not have such a module.
+    """
     coded: dict[str, Coded] = {}
     for name, (kind, size_bytes, activation_bits, _) in config.tensors.items():
         try:
@@ -153,31 +173,43 @@ def _install(model: PreTrainedModel, config: CompressedConfig) -> None:
         replace_everywhere(model, old, coded[name])
     for name, source in config.tied.items():
         old = model.get_submodule(name)
-        replace_everywhere(model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=coded[source]))
+        replace_everywhere(
+            model, old, _coded_like(old, size_bytes=0, activation_bits=0, source=coded[source])
+        )
     _untie(model)
 
 
-def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source: Coded | None = None) -> Coded:
+def _coded_like(
+    old: nn.Module, *, size_bytes: int, activation_bits: int, source: Coded | None = None
+) -> Coded:
     if isinstance(old, nn.Embedding):
         table = CompressedEmbedding(
-            old.num_embeddings, old.embedding_dim, size_bytes=size_bytes, source=source, device=old.weight.device
+            old.num_embeddings,
+            old.embedding_dim,
+            size_bytes=size_bytes,
+            source=source,
+            device=old.weight.device,
         )
         factor = scale_of(old)
         if factor is None:
-            raise PhaseError(f"{type(old).__name__} does more than look rows up and scale them, and cannot be coded")
+            raise PhaseError(
+                f"{type(old).__name__} does more than look rows up and scale them, and "
+                "cannot be coded"
+            )
         table.row_factor = factor
         return table
     if isinstance(old, Conv1D):
         layer = CompressedLinear(
-            old.nx, old.nf, True, size_bytes=size_bytes, activation_bits=activation_bits, source=source,
-            device=old.weight.device,
+            old.nx, old.nf, True, size_bytes=size_bytes, activation_bits=activation_bits,
+            source=source, device=old.weight.device,
         )  # fmt: skip
         layer.bias, layer.in_place_of_conv1d = old.bias, True
         return layer
     assert isinstance(old, nn.Linear)
     if getattr(old, "norm_weight", None) is not None:
         raise PhaseError(
-            "a compressed layer cannot normalise its input; make the model ternary with linear.sub_norm=[]"
+            "a compressed layer cannot normalise its input; make the model ternary "
+            "with linear.sub_norm=[]"
         )
     layer = CompressedLinear(
         old.in_features,
@@ -193,25 +225,31 @@ def _coded_like(old: nn.Module, *, size_bytes: int, activation_bits: int, source
 
 
 def _empty_parameter(model: nn.Module, name: str, size_bytes: int) -> None:
-    """Turn a parameter into an unstored buffer of the same name with its payload beside it."""
+    """Replace a parameter by an unstored buffer of its name, and add a buffer for the payload."""
     owner, leaf = owner_of(model, name)
     value = getattr(owner, leaf).detach()
     delattr(owner, leaf)
     owner.register_buffer(leaf, value, persistent=False)
-    owner.register_buffer(f"{leaf}_payload", torch.empty(size_bytes, dtype=torch.uint8, device=value.device))
+    owner.register_buffer(
+        f"{leaf}_payload", torch.empty(size_bytes, dtype=torch.uint8, device=value.device)
+    )
 
 
 def _set_parameter(owner: nn.Module, leaf: str, coded: Payload, like: Tensor) -> None:
-    owner.register_buffer(leaf, codecs.decode(coded).to(like.dtype).view(like.shape).to(like.device), persistent=False)
+    owner.register_buffer(
+        leaf, codecs.decode(coded).to(like.dtype).view(like.shape).to(like.device), persistent=False
+    )
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Drop the parameter ties of coded modules: transformers would look for a weight that is not there."""
+    """Drop the ties of coded modules, because transformers would look for missing weights."""
     for module in _pretrained(model):
         for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
             ties = getattr(module, attribute, None)
             if isinstance(ties, dict):
-                setattr(module, attribute, {k: v for k, v in ties.items() if not _is_coded(module, k)})
+                setattr(
+                    module, attribute, {k: v for k, v in ties.items() if not _is_coded(module, k)}
+                )
 
 
 def _pretrained(model: nn.Module) -> Iterator[PreTrainedModel]:
@@ -228,7 +266,7 @@ def _is_coded(module: nn.Module, key: str) -> bool:
 
 
 def register() -> None:
-    """Tell transformers of the quantiser. Calling it again changes nothing."""
+    """Register the quantiser with transformers. Calling it again changes nothing."""
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(CompressedConfig)
         register_quantizer(METHOD)(CompressedHfQuantizer)

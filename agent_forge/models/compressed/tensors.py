@@ -1,4 +1,4 @@
-"""The tensors of a model that a codec can take, by name, and the layers that hold codes already."""
+"""The tensors of a model that a codec accepts, by name, and the layers that hold codes already."""
 
 from typing import Any
 
@@ -9,11 +9,13 @@ from agent_forge.models.scaled_embedding import scale_of
 
 
 def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a codec can take, each tensor once: weights of linears and embeddings, and other float matrices.
+    """Return the tensors that a codec accepts, each once: linears, embeddings, other float
+    matrices.
 
-    Names are module names for linears and embeddings and full parameter names for the rest; values are what the forward
-    really multiplies with, so a ternary layer gives its ternary weight. An embedding that does more than look rows up and
-    scale them is left out, with all that shares its weight.
+    Linears and embeddings have the names of their modules, and the rest full names of parameters.
+    Values are the weights that the forward multiplies with, so a ternary layer gives its ternary
+    weight. An embedding that does more than look rows up and scale them is left out, together with
+    modules that share its weight.
     """
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
@@ -30,12 +32,12 @@ def coded_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def can_be_coded(module: nn.Module) -> bool:
-    """Return whether a coded layer computes what this linear or embedding does."""
+    """Return whether a coded layer can replace this linear or embedding."""
     return not isinstance(module, nn.Embedding) or scale_of(module) is not None
 
 
 def tied_modules(model: nn.Module) -> dict[str, str]:
-    """Return, for every linear or embedding that shares its weight with an earlier one, the name of that one."""
+    """Return name -> earlier name for linears and embeddings that share an earlier one's weight."""
     first: dict[int, str] = {}
     tied = {}
     for name, module in model.named_modules():

@@ -1,6 +1,13 @@
 """GGUF, both ways: which tensor, setting and token of a file is which of a transformers model.
 
-families: names and orientation of tensors; settings: metadata and config.json; rope: rotary positions; pre_tokenizers and
-vocabulary: tokenizers; reading: a file into a model. `agent_forge.export` writes with the same tables, so what one side
-says the other understands. Names come from the gguf package's own constants and maps.
+    families.py        names and orientation of tensors
+    settings.py        metadata and config.json
+    rope.py            rotary positions
+    vocabulary.py      tokenizers
+    pre_tokenizers.py  how tokenizers cut text
+    metadata.py        the keys of a file, all read or refused
+    reading.py         a file into a model
+
+`agent_forge.export` writes with the same tables, so that an import understands every export. Names
+come from the gguf package's own constants and maps.
 """

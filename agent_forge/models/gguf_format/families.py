@@ -1,8 +1,9 @@
-"""Which tensor of a GGUF file is which parameter of a transformers model, and how it lies there.
+"""Which tensor of a GGUF file is which parameter of a transformers model, and in which layout.
 
-The names are the gguf package's (`get_tensor_name_map`). What it does not say: llama.cpp's llama-like architectures turn
-neighbouring pairs of a head where transformers turns halves; Gemma's files hold 1 + gain; GPT-2's Conv1D is transposed;
-GPT-NeoX keeps query, key and value of a head together; experts lie in one tensor for each of gate, up and down.
+The names are the gguf package's (`get_tensor_name_map`), which leaves out the layouts. llama.cpp's
+llama-like architectures rotate neighbouring pairs of a head where transformers rotates halves;
+Gemma's files hold 1 + gain; GPT-2's Conv1D is transposed; GPT-NeoX keeps query, key and value of a
+head together; experts have one tensor each for gate, up and down.
 """
 
 import re
@@ -28,8 +29,9 @@ class Family:
 
     model_type: str
     architecture: str
-    paired: bool = False  # rows of queries and keys: neighbouring pairs in the file, halves in transformers
-    norm_shift: float = 0.0  # what the file adds to the gains of norms
+    # Rows of queries and keys rotate in neighbouring pairs in the file, in halves in transformers.
+    paired: bool = False
+    norm_shift: float = 0.0  # the file adds this to the gains of norms
 
 
 FAMILIES = (
@@ -60,7 +62,10 @@ def of_architecture(architecture: str, *, experts: int) -> Family | None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor of a file belongs. half: of the parameter's second dimension that it fills, or None for all of it."""
+    """Where a tensor of a file belongs.
+
+    half: which half of the parameter's second dimension it fills; None for the whole.
+    """
 
     parameter: str
     to_file: Change
@@ -69,7 +74,9 @@ class Place:
 
 
 def places(model: "PreTrainedModel", family: Family) -> dict[str, Place]:
-    """Return the tensors that a file of this model has, by name, in the model's order. model: may be on the meta device.
+    """Return the tensors of a file of this model, by name, in the model's order.
+
+    model: may be on the meta device.
 
     Raises ConfigError when a parameter has no name in the architecture.
     """
@@ -79,11 +86,13 @@ def places(model: "PreTrainedModel", family: Family) -> dict[str, Place]:
     assert isinstance(arch, MODEL_ARCH)
     config: Any = model.config
     names = get_tensor_name_map(arch, config.num_hidden_layers)
-    found: dict[str, Place] = {}
+    tensors: dict[str, Place] = {}
     for parameter, value in model.named_parameters():
-        experts = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj", parameter)
+        experts = re.fullmatch(
+            r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj", parameter
+        )
         if experts:
-            found |= _experts(parameter, *experts.groups())
+            tensors |= _experts(parameter, *experts.groups())
             continue
         name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
@@ -91,21 +100,29 @@ def places(model: "PreTrainedModel", family: Family) -> dict[str, Place]:
                 f"llama.cpp's architecture {family.architecture} has no place for {parameter} "
                 f"{list(value.shape)} of this {family.model_type} model; use --format hf"
             )
-        found[name] = Place(parameter, *_changes(model, family, parameter, name))
-    return found
+        tensors[name] = Place(parameter, *_changes(model, family, parameter, name))
+    return tensors
 
 
 def _experts(parameter: str, layer: str, kind: str) -> dict[str, Place]:
     if kind == "down":
         return {f"blk.{layer}.ffn_down_exps.weight": Place(parameter, _same, _same)}
     halves = {"gate": 0, "up": 1}
-    return {f"blk.{layer}.ffn_{n}_exps.weight": Place(parameter, _same, _same, half) for n, half in halves.items()}
+    return {
+        f"blk.{layer}.ffn_{n}_exps.weight": Place(parameter, _same, _same, half)
+        for n, half in halves.items()
+    }
 
 
-def _changes(model: "PreTrainedModel", family: Family, parameter: str, name: str) -> tuple[Change, Change]:
-    """Return how a parameter's values go into the file, and back."""
+def _changes(
+    model: "PreTrainedModel", family: Family, parameter: str, name: str
+) -> tuple[Change, Change]:
+    """Return the functions that turn a parameter's values into the file's, and back."""
     config: Any = model.config
-    heads = {"attn_q": config.num_attention_heads, "attn_k": getattr(config, "num_key_value_heads", 0)}
+    heads = {
+        "attn_q": config.num_attention_heads,
+        "attn_k": getattr(config, "num_key_value_heads", 0),
+    }
     leaf = name.split(".")[-2]
     if family.paired and leaf in heads:
         count = heads[leaf] or config.num_attention_heads
@@ -137,7 +154,7 @@ def _regrouped(rows: Array, outer: int, inner: int) -> Array:
 
 
 def paired(rows: Array, heads: int) -> Array:
-    """Interleave the halves of each head's rows (heads * size, ...): 0, size/2, 1, size/2 + 1, ..."""
+    """Interleave the halves of each head's rows (heads * size, ...): 0, size/2, 1, size/2 + 1..."""
     split = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
 

@@ -1,6 +1,7 @@
-"""The metadata of a GGUF file, which remembers what was read: what nobody read is ignored for a stated reason, or refused.
+"""The metadata of a GGUF file: every key is read, ignored for a stated reason, or refused.
 
-Reads keys of the file's architecture by their last part (`get("block_count")`), all others by their whole name.
+Keys of the file's architecture are read by their last part (`get("block_count")`), all others by
+their whole name.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 from agent_forge.core.errors import CheckpointError
 
-# Pattern of a key -> why an import may leave it. Everything else must be read.
+# Pattern of a key -> why an import may ignore it. Every other key must be read.
 IGNORED = {
     "GGUF.*": "the reader's own header fields",
     "general.name": "names the model; the checkpoint has a name of its own",
@@ -19,36 +20,36 @@ IGNORED = {
     "general.version": "names the model",
     "general.size_label": "names the model",
     "general.description": "describes the model",
-    "general.author": "says who made it",
-    "general.organization": "says who made it",
-    "general.quantized_by": "says who quantised it",
+    "general.author": "names the author",
+    "general.organization": "names the author",
+    "general.quantized_by": "names the one who quantised it",
     "general.license*": "the licence; the manifest keeps the source's name and hash",
-    "general.url": "says where it is from",
-    "general.doi": "says where it is from",
-    "general.uuid": "says where it is from",
-    "general.repo_url": "says where it is from",
-    "general.source.*": "says where it is from",
-    "general.base_model.*": "says what it was trained from",
-    "general.dataset.*": "says what it was trained on",
+    "general.url": "names its origin",
+    "general.doi": "names its origin",
+    "general.uuid": "names its origin",
+    "general.repo_url": "names its origin",
+    "general.source.*": "names its origin",
+    "general.base_model.*": "names the model that it was trained from",
+    "general.dataset.*": "names the data that it was trained on",
     "general.tags": "words for a catalogue",
     "general.languages": "words for a catalogue",
-    "general.file_type": "the commonest type of the tensors; each says its own",
-    "general.quantization_version": "version of the blocks; the gguf package reads all there are",
+    "general.file_type": "the commonest type of the tensors; each names its own",
+    "general.quantization_version": "version of the blocks; the gguf package reads all versions",
     "general.alignment": "where tensors begin; the gguf package has used it",
-    "general.sampling.*": "how llama.cpp samples by default; sampling is chosen here when text is generated",
+    "general.sampling.*": "llama.cpp's default sampling; here it is chosen at generation",
     "quantize.imatrix.*": "how the file was quantised",
     "split.*": "parts of a file; one part alone was checked to be all",
-    "*.rope.scaling.finetuned": "says that the model was trained with its scaling; nothing computes with it",
+    "*.rope.scaling.finetuned": "notes that training used the scaling; nothing computes with it",
     "*.tensor_data_layout": "names the order of query and key rows, which the architecture fixes",
-    "tokenizer.ggml.fim_*_token_id": "markers of fill-in-the-middle; the tokens are in the vocabulary",
-    "tokenizer.ggml.prefix_token_id": "marker of fill-in-the-middle; the token is in the vocabulary",
-    "tokenizer.ggml.suffix_token_id": "marker of fill-in-the-middle; the token is in the vocabulary",
-    "tokenizer.ggml.middle_token_id": "marker of fill-in-the-middle; the token is in the vocabulary",
+    "tokenizer.ggml.fim_*_token_id": "fill-in-the-middle; the tokens are in the vocabulary",
+    "tokenizer.ggml.prefix_token_id": "fill-in-the-middle; the token is in the vocabulary",
+    "tokenizer.ggml.suffix_token_id": "fill-in-the-middle; the token is in the vocabulary",
+    "tokenizer.ggml.middle_token_id": "fill-in-the-middle; the token is in the vocabulary",
 }
 
 
 class Metadata:
-    """Values by key. architecture: whose keys `get` completes."""
+    """Values by key. `get` adds the architecture to keys that need it."""
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
         self.path, self.values = path, values
@@ -63,32 +64,46 @@ class Metadata:
         return self.values.get(key, default)
 
     def number(self, key: str) -> int:
-        """Return a whole number. Raises CheckpointError when it is missing, or differs from layer to layer."""
+        """Return a whole number.
+
+        Raises CheckpointError when it is missing, or differs from layer to layer.
+        """
         value = self.get(key)
         if isinstance(value, list) and value and all(one == value[0] for one in value):
             value = value[0]
         if isinstance(value, list):
             raise CheckpointError(
-                f"{self.path}: {self.architecture}.{key} differs between layers; no model type here does"
+                f"{self.path}: {self.architecture}.{key} differs between layers; no "
+                "model type here does"
             )
         if value is None:
-            raise CheckpointError(f"{self.path} has no {self.architecture}.{key}; the file is damaged or cut short")
+            raise CheckpointError(
+                f"{self.path} has no {self.architecture}.{key}; the file is damaged or cut short"
+            )
         return int(value)
 
     def expect(self, key: str, allowed: Iterable[Any], meaning: str) -> None:
-        """Raise CheckpointError when the file gives `key` a value that is not allowed; it may be absent."""
+        """Raise CheckpointError when `key` has a value that is not allowed; it may be absent."""
         value = self.get(key)
         if value is not None and value not in set(allowed):
-            raise CheckpointError(f"{self.path}: {key} is {value}, which is not computed here ({meaning})")
+            raise CheckpointError(
+                f"{self.path}: {key} is {value}, which is not computed here ({meaning})"
+            )
 
     def refuse_unread(self) -> None:
         """Raise CheckpointError naming the keys that nothing has read and no reason covers."""
-        left = [k for k in self.values if k not in self.read and not any(fnmatchcase(k, p) for p in IGNORED)]
+        left = [
+            k
+            for k in self.values
+            if k not in self.read and not any(fnmatchcase(k, p) for p in IGNORED)
+        ]
         if left:
             shown = ", ".join(f"{key}={_short(self.values[key])}" for key in left[:5])
             raise CheckpointError(
-                f"{self.path}: {len(left)} metadata keys are not understood ({shown}{', ...' if len(left) > 5 else ''}); "
-                "importing without them would make another model. Take a file without them, or the original directory"
+                f"{self.path}: {len(left)} metadata keys are not understood "
+                f"({shown}{', ...' if len(left) > 5 else ''}); "
+                "importing without them would make another model. Take a file without "
+                "them, or the original directory"
             )
 
 

@@ -1,9 +1,10 @@
-"""Rotary positions of GGUF files and of config.json: types default, linear, llama3, yarn and longrope.
+"""Rotary positions in GGUF files and config.json: types default, linear, llama3, yarn, longrope.
 
-A file says `rope.scaling.type` (linear, yarn, longrope) in its metadata; llama3's scaling is a tensor, `rope_freqs.weight`,
-of factors that the plain frequencies are divided by, and longrope's two are `rope_factors_short` and `_long`. Formulas:
-transformers' modeling_rope_utils and llama.cpp's ggml_rope_ext. Factors that are no llama3 scaling come back as a longrope
-whose short and long factors are these, which is the same computation.
+A file names `rope.scaling.type` (linear, yarn, longrope) in its metadata. llama3's scaling is a
+tensor, `rope_freqs.weight`, of factors that divide the plain frequencies; longrope's two tensors
+are `rope_factors_short` and `_long`. Formulas: transformers' modeling_rope_utils and llama.cpp's
+ggml_rope_ext. Factors that are not a llama3 scaling are read as a longrope with these factors for
+short and long contexts, which is the same computation.
 """
 
 import math
@@ -20,28 +21,30 @@ Array = NDArray[Any]
 FACTORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 WRITTEN = ("default", "linear", "llama3", "yarn", "longrope")
-LLAMA3_CONTEXT = 8192  # of the Llama 3 models before they were stretched
-_TOLERANCE = 1e-4  # of recovered factors: files hold them in float32
+LLAMA3_CONTEXT = 8192  # the context of the Llama 3 models before it was extended
+_TOLERANCE = 1e-4  # files hold factors in float32
 _LLAMA_CPP_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def parameters_of(config: Any) -> dict[str, Any]:
-    """Return the rope_parameters of the layers that see everything, with rope_theta and rope_type."""
-    given = dict(getattr(config, "rope_parameters", None) or {})
-    given = dict(given.get("full_attention", given))
-    given.setdefault("rope_type", given.get("type") or "default")
-    given.setdefault("rope_theta", getattr(config, "rope_theta", None) or 10000.0)
-    return given
+    """Return the rope_parameters of layers with full attention, with rope_theta and rope_type."""
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    rope = dict(rope.get("full_attention", rope))
+    rope.setdefault("rope_type", rope.get("type") or "default")
+    rope.setdefault("rope_theta", getattr(config, "rope_theta", None) or 10000.0)
+    return rope
 
 
 def rotated_size(config: Any) -> int:
-    """Return the values of a head that turn."""
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    """Return how many values of a head are rotated."""
+    size = int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     return int(size * float(parameters_of(config).get("partial_rotary_factor") or 1))
 
 
 def write(put: Callable[[str, Any], None], config: Any) -> dict[str, Array]:
-    """Put the metadata of a config's rotary positions, and return the tensors that go with it (float32).
+    """Put the metadata of a config's rotary positions; return the tensors for it (float32).
 
     Raises ConfigError for a type that llama.cpp does not compute.
     """
@@ -49,7 +52,8 @@ def write(put: Callable[[str, Any], None], config: Any) -> dict[str, Array]:
     kind, size = str(rope["rope_type"]), rotated_size(config)
     if kind not in WRITTEN:
         raise ConfigError(
-            f"rotary positions of type '{kind}' cannot be said in GGUF; known: {', '.join(WRITTEN)}; use --format hf"
+            f"rotary positions of type '{kind}' cannot be said in GGUF; known: "
+            f"{', '.join(WRITTEN)}; use --format hf"
         )
     put("rope.freq_base", float(rope["rope_theta"]))
     put("rope.dimension_count", size)
@@ -68,27 +72,33 @@ def write(put: Callable[[str, Any], None], config: Any) -> dict[str, Array]:
 def _write_yarn(put: Callable[[str, Any], None], rope: Mapping[str, Any], config: Any) -> None:
     if rope.get("truncate") is False:
         raise ConfigError(
-            "llama.cpp rounds the borders of yarn to whole dimensions, and config.json says truncate=false"
+            "llama.cpp rounds the borders of yarn to whole dimensions, and config.json "
+            "says truncate=false"
         )
     put("rope.scaling.original_context_length", _original(rope, config))
     for key, usual in _LLAMA_CPP_BETAS.items():
         if float(rope.get(key) or usual) != usual:
             put(f"rope.scaling.yarn_{key}", float(rope[key]))
     usual = yarn_attention(float(rope["factor"]))
-    wanted = rope.get("attention_factor")
-    if wanted is None and rope.get("mscale") and rope.get("mscale_all_dim"):
-        scales = [yarn_attention(float(rope["factor"]), float(rope[key])) for key in ("mscale", "mscale_all_dim")]
-        wanted = scales[0] / scales[1]
-    if wanted is not None and not math.isclose(float(wanted), usual, rel_tol=1e-6):
-        put("rope.scaling.attn_factor", float(wanted) / usual)
+    attention = rope.get("attention_factor")
+    if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        scales = [
+            yarn_attention(float(rope["factor"]), float(rope[key]))
+            for key in ("mscale", "mscale_all_dim")
+        ]
+        attention = scales[0] / scales[1]
+    if attention is not None and not math.isclose(float(attention), usual, rel_tol=1e-6):
+        put("rope.scaling.attn_factor", float(attention) / usual)
 
 
 def yarn_attention(factor: float, scale: float = 1.0) -> float:
-    """Return what yarn multiplies cosines and sines with, unless a file says otherwise."""
+    """Return the factor of cosines and sines in yarn, unless a file gives another."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _write_longrope(put: Callable[[str, Any], None], rope: Mapping[str, Any], config: Any) -> dict[str, Array]:
+def _write_longrope(
+    put: Callable[[str, Any], None], rope: Mapping[str, Any], config: Any
+) -> dict[str, Array]:
     original = _original(rope, config)
     put("rope.scaling.type", "longrope")
     put("rope.scaling.original_context_length", original)
@@ -102,12 +112,17 @@ def _write_longrope(put: Callable[[str, Any], None], rope: Mapping[str, Any], co
 
 
 def _original(rope: Mapping[str, Any], config: Any) -> int:
-    found = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    return int(found or config.max_position_embeddings)
+    original = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    return int(original or config.max_position_embeddings)
 
 
 def llama3_factors(rope: Mapping[str, Any], size: int) -> Array:
-    """Return what a llama3 scaling divides the plain frequencies of `size` turning values by, (size / 2,) float32."""
+    """Return the factors by which a llama3 scaling divides the frequencies, (size / 2,) float32.
+
+    size: how many values of a head are rotated.
+    """
     plain = _plain(float(rope["rope_theta"]), size)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     turns = float(rope["original_max_position_embeddings"]) * plain / (2 * math.pi)
@@ -120,23 +135,38 @@ def _plain(theta: float, size: int) -> NDArray[np.float64]:
 
 
 def read(meta: Metadata, tensors: Mapping[str, Array], size: int, context: int) -> dict[str, Any]:
-    """Return the rope_parameters that a file means. tensors: its factors, by name; size: values of a head that turn.
+    """Return the rope_parameters of a file.
+
+    tensors: its factors, by name.
+    size: how many values of a head are rotated.
 
     Raises CheckpointError for a scaling type that transformers does not compute.
     """
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(meta.get("rope.freq_base", 10000.0))}
-    factor = float(meta.get("rope.scaling.factor", 0.0) or meta.get("rope.scale_linear", 0.0) or 1.0)
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": float(meta.get("rope.freq_base", 10000.0)),
+    }
+    factor = float(
+        meta.get("rope.scaling.factor", 0.0) or meta.get("rope.scale_linear", 0.0) or 1.0
+    )
     kind = str(meta.get("rope.scaling.type", "linear" if factor != 1 else "none"))
     original = meta.get("rope.scaling.original_context_length")
     attention = meta.get("rope.scaling.attn_factor")
     if FACTORS in tensors:
         if factor != 1:
-            raise CheckpointError(f"{meta.path} has both {FACTORS} and rope.scaling.factor={factor}; one was expected")
+            raise CheckpointError(
+                f"{meta.path} has both {FACTORS} and rope.scaling.factor={factor}; one was expected"
+            )
         return rope | _from_factors(tensors[FACTORS], rope["rope_theta"], size, context)
     if kind in ("none", "linear"):
-        return rope | ({"rope_type": "linear", "factor": factor} if factor != 1 and kind == "linear" else {})
+        return rope | (
+            {"rope_type": "linear", "factor": factor} if factor != 1 and kind == "linear" else {}
+        )
     if kind == "yarn":
-        betas = {key: float(meta.get(f"rope.scaling.yarn_{key}", usual)) for key, usual in _LLAMA_CPP_BETAS.items()}
+        betas = {
+            key: float(meta.get(f"rope.scaling.yarn_{key}", usual))
+            for key, usual in _LLAMA_CPP_BETAS.items()
+        }
         times = float(attention or 1) * float(meta.get("rope.scaling.yarn_attn_factor", 1.0))
         return {
             **rope, **betas, "rope_type": "yarn", "factor": factor,
@@ -147,40 +177,53 @@ def read(meta: Metadata, tensors: Mapping[str, Array], size: int, context: int) 
         scale = float(attention) if attention else 1.0
         return rope | _longrope(tensors[SHORT], tensors[LONG], int(original or context), scale)
     raise CheckpointError(
-        f"{meta.path}: rope.scaling.type is '{kind}'; known: none, linear, yarn, longrope with its factors"
+        f"{meta.path}: rope.scaling.type is '{kind}'; known: none, linear, yarn, "
+        "longrope with its factors"
     )
 
 
 def _longrope(short: Array, long: Array, original: int, attention: float) -> dict[str, Any]:
     return {
-        "rope_type": "longrope", "short_factor": [float(x) for x in short], "long_factor": [float(x) for x in long],
-        "original_max_position_embeddings": original, "attention_factor": attention,
+        "rope_type": "longrope", "short_factor": [float(x) for x in short],
+        "long_factor": [float(x) for x in long], "original_max_position_embeddings": original,
+        "attention_factor": attention,
     }  # fmt: skip
 
 
 def _from_factors(factors: Array, theta: float, size: int, context: int) -> dict[str, Any]:
-    """Return the scaling whose factors these are: none, linear, llama3, or any others as a longrope."""
+    """Return the scaling that has these factors: none, linear, llama3, or else longrope."""
     factors = np.asarray(factors, np.float64).reshape(-1)
     if len(factors) != size // 2:
-        raise CheckpointError(f"{FACTORS} has {len(factors)} factors for {size} turning values; expected {size // 2}")
+        raise CheckpointError(
+            f"{FACTORS} has {len(factors)} factors for {size} turning values; expected {size // 2}"
+        )
     if np.allclose(factors, 1, rtol=_TOLERANCE):
         return {}
     if np.allclose(factors, factors[0], rtol=_TOLERANCE):
         return {"rope_type": "linear", "factor": float(factors[0])}
-    for found in _llama3_candidates(factors, theta, size):
-        if np.allclose(llama3_factors({**found, "rope_theta": theta}, size), factors, rtol=_TOLERANCE):
-            return found
+    for candidate in _llama3_candidates(factors, theta, size):
+        if np.allclose(
+            llama3_factors({**candidate, "rope_theta": theta}, size), factors, rtol=_TOLERANCE
+        ):
+            return candidate
     return _longrope(factors, factors, context, 1.0)
 
 
-def _llama3_candidates(factors: NDArray[np.float64], theta: float, size: int) -> list[dict[str, Any]]:
-    """Return llama3 scalings that may have given these factors: the published ones, then the line through the middle."""
+def _llama3_candidates(
+    factors: NDArray[np.float64], theta: float, size: int
+) -> list[dict[str, Any]]:
+    """Return llama3 scalings that may have given these factors: published ones, then a fit."""
     factor = float(np.float32(factors.max()))
     if factor <= 1:
         return []
-    base = {"rope_type": "llama3", "factor": round(factor, 4), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    base = {
+        "rope_type": "llama3",
+        "factor": round(factor, 4),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+    }
     contexts = [LLAMA3_CONTEXT, *(1 << power for power in range(6, 21))]
-    found = [{**base, "original_max_position_embeddings": context} for context in contexts]
+    candidates = [{**base, "original_max_position_embeddings": context} for context in contexts]
     share = (1 / factors - 1 / factor) / (1 - 1 / factor)
     middle = (share > 1e-3) & (share < 1 - 1e-3)
     if middle.sum() >= 2:  # share = (turns - low) / (high - low), and turns grow with the frequency
@@ -189,5 +232,7 @@ def _llama3_candidates(factors: NDArray[np.float64], theta: float, size: int) ->
             high = 1 - 1 / start
             original = 2 * math.pi * slope * (high - 1)
             fitted = {**base, "high_freq_factor": round(float(high), 4)}
-            found.append({**fitted, "original_max_position_embeddings": round(float(original))})
-    return found
+            candidates.append(
+                {**fitted, "original_max_position_embeddings": round(float(original))}
+            )
+    return candidates

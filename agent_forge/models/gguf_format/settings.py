@@ -1,7 +1,8 @@
 """Settings of a model in both forms: config.json of transformers and the metadata of a GGUF file.
 
-Each direction proves the other: what `write` puts is read back by `read`, and a setting that does not come back as it was
-is refused by name, so nothing that changes a logit is left out of a file. Keys: the GGUF specification and llama.cpp.
+Each direction checks the other: `read` reads back what `write` puts, and a setting that comes back
+with another value is refused by name, so a file never loses a setting that changes a logit. Keys:
+the GGUF specification and llama.cpp.
 """
 
 import math
@@ -18,25 +19,27 @@ from agent_forge.models.gguf_format.families import Family
 from agent_forge.models.gguf_format.metadata import Metadata
 
 Put = Callable[[str, Any], None]
-WINDOWED = ("gemma2", "gemma3_text")  # whose windows llama.cpp computes
+WINDOWED = ("gemma2", "gemma3_text")  # llama.cpp computes the windows of these
 LAYER_NORM = ("gpt2", "gpt_neox")  # the others have RMS norms
-BIASED = ("llama",)  # whose biases are there when a setting says so
-GEMMA3_PATTERN, GEMMA3_LOCAL_BASE = 6, 10000.0  # llama.cpp's own, where a file says nothing
-BIG_GEMMA = {"gemma2": 46, "gemma3_text": 62}  # layers of the models whose queries are scaled by hidden / heads
-# Settings that change no logit of a model that is not training, or that are written and compared in another way.
+BIASED = ("llama",)  # these have biases when a setting turns them on
+GEMMA3_PATTERN, GEMMA3_LOCAL_BASE = 6, 10000.0  # llama.cpp's defaults
+# Models with these numbers of layers scale their queries by hidden / heads.
+BIG_GEMMA = {"gemma2": 46, "gemma3_text": 62}
+# Settings that change no logit outside training, or that are written and compared in another way.
 NOT_COMPARED = (
-    "*dropout*", "*_pdrop", "*_token_id", "output_*", "router_*", "summary_*", "rope_*", "id2label", "label2id",
-    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "head_dim", "initializer_range",
-    "is_encoder_decoder", "layer_types", "max_position_embeddings", "max_window_layers", "model_type", "n_ctx",
-    "n_positions", "num_key_value_heads", "original_max_position_embeddings", "pretraining_tp", "problem_type",
-    "reorder_and_upcast_attn", "return_dict", "sliding_window", "transformers_version", "use_cache",
-    "use_sliding_window", "_sliding_window_pattern", "_attn_implementation*", "partial_rotary_factor", "rotary_*",
+    "*dropout*", "*_pdrop", "*_token_id", "output_*", "router_*", "summary_*", "rope_*", "id2label",
+    "label2id", "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "head_dim",
+    "initializer_range", "is_encoder_decoder", "layer_types", "max_position_embeddings",
+    "max_window_layers", "model_type", "n_ctx", "n_positions", "num_key_value_heads",
+    "original_max_position_embeddings", "pretraining_tp", "problem_type", "reorder_and_upcast_attn",
+    "return_dict", "sliding_window", "transformers_version", "use_cache", "use_sliding_window",
+    "_sliding_window_pattern", "_attn_implementation*", "partial_rotary_factor", "rotary_*",
     "max_batch_size", "tokenizer_class", "vocab_size", "n_inner", "intermediate_size",
 )  # fmt: skip
 
 
 def window_of(config: Any) -> int | None:
-    """Return the tokens that the narrowest layer looks back over, or None where all look back over everything."""
+    """Return the width of the narrowest attention window in tokens, or None where there is none."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     sliding = "sliding_attention" in kinds if kinds else bool(window)
@@ -44,19 +47,23 @@ def window_of(config: Any) -> int | None:
 
 
 def context_of(config: Any, family: Family) -> tuple[int, list[str]]:
-    """Return the context length to write, and lines to tell: without windows in llama.cpp it ends where they begin."""
+    """Return the context length to write, and lines for the user.
+
+    Where llama.cpp does not compute a model's windows, the context ends where they would begin.
+    """
     longest, window = int(config.max_position_embeddings), window_of(config)
     if window is None or family.model_type in WINDOWED or window >= longest:
         return longest, []
     line = (
-        f"llama.cpp's {family.architecture} has no sliding windows: the context length is written as {window:,} of "
+        f"llama.cpp's {family.architecture} has no sliding windows: the context length "
+        f"is written as {window:,} of "
         f"{longest:,} tokens, up to which the window of {window:,} changes nothing"
     )
     return window, [line]
 
 
 def write(put: Put, config: Any, family: Family) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Put a config's metadata; return tensors of rotary factors and lines to tell.
+    """Put a config's metadata; return tensors of rotary factors and lines for the user.
 
     Raises ConfigError naming a setting that the architecture cannot have.
     """
@@ -68,7 +75,9 @@ def write(put: Put, config: Any, family: Family) -> tuple[dict[str, NDArray[Any]
     put("block_count", int(config.num_hidden_layers))
     put("feed_forward_length", inner_of(config))
     put("attention.head_count", heads)
-    grouped = None if family.model_type in LAYER_NORM else getattr(config, "num_key_value_heads", None)
+    grouped = (
+        None if family.model_type in LAYER_NORM else getattr(config, "num_key_value_heads", None)
+    )
     put("attention.head_count_kv", int(grouped or heads))
     put("vocab_size", int(config.vocab_size))
     if family.model_type != "gpt2":
@@ -111,7 +120,9 @@ def _write_gemma3(put: Put, config: Any) -> None:
     _write_gemma(put, config)
     local = (config.rope_parameters or {}).get("sliding_attention", {})
     if local.get("rope_type", "default") != "default":
-        raise ConfigError(f"llama.cpp turns Gemma 3's windowed layers plainly, and config.json says {local}")
+        raise ConfigError(
+            f"llama.cpp turns Gemma 3's windowed layers plainly, and config.json says {local}"
+        )
     if float(local.get("rope_theta", GEMMA3_LOCAL_BASE)) != GEMMA3_LOCAL_BASE:
         put("rope.freq_base_swa", float(local["rope_theta"]))
     pattern = _pattern(config)
@@ -120,19 +131,27 @@ def _write_gemma3(put: Put, config: Any) -> None:
 
 
 def _pattern(config: Any) -> int:
-    """Return n where every nth layer sees everything. Raises ConfigError when the layers follow no such rule."""
+    """Return n, where every nth layer has full attention.
+
+    Raises ConfigError when the layers do not follow such a rule.
+    """
     kinds = list(config.layer_types)
     first = next((i for i, kind in enumerate(kinds) if kind != "sliding_attention"), None)
-    # Without a layer that sees everything, any pattern longer than the model says so: llama.cpp's own, if it is.
+    # Without a layer with full attention, any pattern longer than the model fits; llama.cpp's
+    # default is taken where it is longer.
     pattern = first + 1 if first is not None else max(GEMMA3_PATTERN, len(kinds) + 1)
     if kinds != layer_kinds(len(kinds), pattern):
-        raise ConfigError(f"llama.cpp's windows come in a pattern, and layer_types is {kinds}; use --format hf")
+        raise ConfigError(
+            f"llama.cpp's windows come in a pattern, and layer_types is {kinds}; use --format hf"
+        )
     return pattern
 
 
 def layer_kinds(layers: int, pattern: int) -> list[str]:
-    """Return layer_types where every `pattern`th layer sees everything and the others slide."""
-    return ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    """Return layer_types in which every `pattern`th layer has full attention."""
+    return [
+        "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)
+    ]
 
 
 def _write_granite(put: Put, config: Any) -> None:
@@ -158,27 +177,40 @@ def _write_neox(put: Put, config: Any) -> None:
 
 
 _WRITERS: Mapping[str, Callable[[Put, Any], None]] = {
-    "gemma2": _write_gemma, "gemma3_text": _write_gemma3, "granite": _write_granite, "mixtral": _write_mixtral,
-    "qwen3_moe": _write_qwen_moe, "gpt_neox": _write_neox,
+    "gemma2": _write_gemma, "gemma3_text": _write_gemma3, "granite": _write_granite,
+    "mixtral": _write_mixtral, "qwen3_moe": _write_qwen_moe, "gpt_neox": _write_neox,
 }  # fmt: skip
 
 
 def read(
-    meta: Metadata, family: Family, tensors: Collection[str], factors: Mapping[str, NDArray[Any]], vocabulary: int
+    meta: Metadata,
+    family: Family,
+    tensors: Collection[str],
+    factors: Mapping[str, NDArray[Any]],
+    vocabulary: int,
 ) -> dict[str, Any]:
-    """Return the settings of config.json, without token ids. tensors: names in the file; factors: of its rotary positions.
+    """Return the settings of config.json, without token ids.
 
-    Raises CheckpointError naming what is missing, or is said in a way that the model type does not compute.
+    tensors: the names of the file's tensors.
+    factors: the factors of its rotary positions.
+
+    Raises CheckpointError naming a key that is missing, or whose value the model type does not
+    compute.
     """
     hidden, heads = meta.number("embedding_length"), meta.number("attention.head_count")
     context = meta.number("context_length")
     size = int(meta.get("attention.key_length") or hidden // heads)
-    meta.expect("attention.value_length", (size,), f"its keys have {size} values a head")
+    meta.expect("attention.value_length", (size,), f"its keys have {size} values per head")
     meta.expect("attention.causal", (True,), "it looks back only")
-    kv_heads = meta.number("attention.head_count_kv") if meta.get("attention.head_count_kv") is not None else heads
+    kv_heads = (
+        meta.number("attention.head_count_kv")
+        if meta.get("attention.head_count_kv") is not None
+        else heads
+    )
     settings: dict[str, Any] = {
-        "hidden_size": hidden, "num_hidden_layers": meta.number("block_count"), "num_attention_heads": heads,
-        "max_position_embeddings": context, "vocab_size": int(meta.get("vocab_size", vocabulary)),
+        "hidden_size": hidden, "num_hidden_layers": meta.number("block_count"),
+        "num_attention_heads": heads, "max_position_embeddings": context,
+        "vocab_size": int(meta.get("vocab_size", vocabulary)),
         "tie_word_embeddings": "output.weight" not in tensors,
     }  # fmt: skip
     inner = meta.number("feed_forward_length")
@@ -190,7 +222,10 @@ def read(
         name = "layer_norm_epsilon" if family.model_type == "gpt2" else "layer_norm_eps"
         settings[name] = _shortest(meta.get("attention.layer_norm_epsilon", 1e-5))
     if family.model_type in BIASED:
-        settings |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_up.bias" in tensors}
+        settings |= {
+            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        }
     if family.model_type not in WINDOWED:
         settings |= _unwindowed(meta, family, context)
     if family.model_type != "gpt2":
@@ -199,11 +234,22 @@ def read(
 
 
 def _unwindowed(meta: Metadata, family: Family, context: int) -> dict[str, Any]:
-    """Return no window: llama.cpp computes none for these, and a context within it has none."""
+    """Return the window setting of models whose windows llama.cpp does not compute.
+
+    A context that fits into the window does without one.
+    """
     window = meta.get("attention.sliding_window")
     if window and int(window) < context:
-        return {"sliding_window": int(window)} if family.model_type in ("phi3", "mistral", "mixtral") else {}
-    return {"sliding_window": None} if family.model_type in ("phi3", "mistral", "mixtral", "qwen2", "qwen3") else {}
+        return (
+            {"sliding_window": int(window)}
+            if family.model_type in ("phi3", "mistral", "mixtral")
+            else {}
+        )
+    return (
+        {"sliding_window": None}
+        if family.model_type in ("phi3", "mistral", "mixtral", "qwen2", "qwen3")
+        else {}
+    )
 
 
 def _read_rope(
@@ -212,13 +258,16 @@ def _read_rope(
     turning = int(meta.get("rope.dimension_count", size))
     if family.model_type not in ("phi3", "gpt_neox"):
         meta.expect("rope.dimension_count", (size,), "it turns whole heads")
-    found = rope.read(meta, factors, turning, context)
+    parameters = rope.read(meta, factors, turning, context)
     if turning != size:
-        found["partial_rotary_factor"] = turning / size
-    if found["rope_type"] == "longrope" and family.model_type == "phi3":
-        # Phi-3's own config insists on this one beside the scaling.
-        return {"rope_parameters": found, "original_max_position_embeddings": found["original_max_position_embeddings"]}
-    return {"rope_parameters": found}
+        parameters["partial_rotary_factor"] = turning / size
+    if parameters["rope_type"] == "longrope" and family.model_type == "phi3":
+        # Phi-3's config also requires this key outside the scaling.
+        return {
+            "rope_parameters": parameters,
+            "original_max_position_embeddings": parameters["original_max_position_embeddings"],
+        }
+    return {"rope_parameters": parameters}
 
 
 def _read_nothing(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +276,11 @@ def _read_nothing(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_gemma(meta: Metadata, settings: dict[str, Any], kind: str) -> dict[str, Any]:
-    size, hidden, heads = settings["head_dim"], settings["hidden_size"], settings["num_attention_heads"]
+    size, hidden, heads = (
+        settings["head_dim"],
+        settings["hidden_size"],
+        settings["num_attention_heads"],
+    )
     is_big = settings["num_hidden_layers"] == BIG_GEMMA[kind]
     return {
         "sliding_window": int(meta.get("attention.sliding_window", 4096)),
@@ -239,10 +292,10 @@ def _read_gemma(meta: Metadata, settings: dict[str, Any], kind: str) -> dict[str
 
 
 def _read_gemma2(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
-    found = _read_gemma(meta, settings, "gemma2")
+    gemma = _read_gemma(meta, settings, "gemma2")
     for key, usual in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
-        found[key] = usual if found[key] is None else found[key]
-    return found
+        gemma[key] = usual if gemma[key] is None else gemma[key]
+    return gemma
 
 
 def _read_gemma3(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
@@ -271,13 +324,17 @@ def _read_granite(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _read_mixtral(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
     del settings
-    return {"num_local_experts": meta.number("expert_count"), "num_experts_per_tok": meta.number("expert_used_count")}
+    return {
+        "num_local_experts": meta.number("expert_count"),
+        "num_experts_per_tok": meta.number("expert_used_count"),
+    }
 
 
 def _read_qwen_moe(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
     del settings
     return {
-        "num_experts": meta.number("expert_count"), "num_experts_per_tok": meta.number("expert_used_count"),
+        "num_experts": meta.number("expert_count"),
+        "num_experts_per_tok": meta.number("expert_used_count"),
         "moe_intermediate_size": meta.number("expert_feed_forward_length"), "norm_topk_prob": True,
         "decoder_sparse_step": 1, "mlp_only_layers": [],
     }  # fmt: skip
@@ -285,37 +342,47 @@ def _read_qwen_moe(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _read_neox(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
     del settings
-    return {"use_parallel_residual": bool(meta.get("use_parallel_residual", True)), "hidden_act": "gelu"}
+    return {
+        "use_parallel_residual": bool(meta.get("use_parallel_residual", True)),
+        "hidden_act": "gelu",
+    }
 
 
 def _read_smollm3(meta: Metadata, settings: dict[str, Any]) -> dict[str, Any]:
     del meta
-    # llama.cpp leaves every fourth layer without positions.
+    # In llama.cpp every fourth layer has no positions.
     return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(settings["num_hidden_layers"])]}
 
 
 _READERS: Mapping[str, Callable[[Metadata, dict[str, Any]], dict[str, Any]]] = {
-    "gemma2": _read_gemma2, "gemma3_text": _read_gemma3, "granite": _read_granite, "mixtral": _read_mixtral,
-    "qwen3_moe": _read_qwen_moe, "gpt_neox": _read_neox, "smollm3": _read_smollm3,
+    "gemma2": _read_gemma2, "gemma3_text": _read_gemma3, "granite": _read_granite,
+    "mixtral": _read_mixtral, "qwen3_moe": _read_qwen_moe, "gpt_neox": _read_neox,
+    "smollm3": _read_smollm3,
 }  # fmt: skip
 
 
 def _shortest(value: Any) -> float:
-    """Return a float32 of a file as the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
+    """Return a float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747e-06."""
     return float(str(np.float32(value)))
 
 
 def refuse_lost(config: Any, again: Any, family: Family) -> None:
-    """Raise ConfigError naming the settings of `config` that a file does not say: `again` is what its metadata gives."""
+    """Raise ConfigError naming the settings of `config` that a file loses.
+
+    again: the config that the file's metadata gives.
+    """
     before, after = config.to_dict(), again.to_dict()
     lost = []
     for key, value in before.items():
-        if any(fnmatchcase(key, pattern) for pattern in NOT_COMPARED) or _equal(value, after.get(key)):
+        if any(fnmatchcase(key, pattern) for pattern in NOT_COMPARED) or _equal(
+            value, after.get(key)
+        ):
             continue
         lost.append(f"{key}={value} (llama.cpp: {after.get(key)})")
     if lost:
         raise ConfigError(
-            f"llama.cpp's architecture {family.architecture} computes another model than config.json describes: "
+            f"llama.cpp's architecture {family.architecture} computes another model "
+            "than config.json describes: "
             f"{'; '.join(lost[:4])}; use --format hf"
         )
 

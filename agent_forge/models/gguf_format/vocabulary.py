@@ -1,7 +1,8 @@
 """Tokenizers in both forms: the `tokenizer.*` metadata of a GGUF file and tokenizer.json.
 
-Two models of GGUF are known: `gpt2`, byte-level BPE with merges, and `llama`, SentencePiece's BPE, whose merges follow from
-scores: the pair whose union has the best score goes first. Reads metadata or a tokenizer, writes neither file.
+Two of GGUF's tokenizer models are known: `gpt2`, byte-level BPE with merges, and `llama`,
+SentencePiece's BPE, whose merges follow from scores: the pair whose union has the best score is
+merged first. Reads metadata or a tokenizer, and writes no file.
 """
 
 import json
@@ -22,45 +23,62 @@ SPACE = "▁"
 _PADDING = re.compile(r"\[PAD\d+\]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _SPECIAL = {
-    "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id",
-    "sep": "seperator_token_id", "cls": "cls_token_id", "mask": "mask_token_id",
+    "bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id",
+    "pad": "padding_token_id", "sep": "seperator_token_id", "cls": "cls_token_id",
+    "mask": "mask_token_id",
 }  # fmt: skip
 _log = logging.getLogger("agent_forge")
 
 
 def read(meta: Metadata) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """Return the tokenizer of a file, and the ids that end a turn or text (the tokenizer's eos first).
+    """Return the tokenizer of a file, and the ids that end a turn or text, eos first.
 
-    Raises CheckpointError naming what the file lacks or says in a way that is not known.
+    Raises CheckpointError naming what the file lacks, or a value that is not known.
     """
     kind = str(meta.get("tokenizer.ggml.model", ""))
     if kind not in ("gpt2", "llama"):
         raise CheckpointError(
-            f"{meta.path}: tokenizer.ggml.model is '{kind}'; known: gpt2 (byte-level BPE), llama (SentencePiece). "
+            f"{meta.path}: tokenizer.ggml.model is '{kind}'; known: gpt2 (byte-level "
+            "BPE), llama (SentencePiece). "
             "Import the original directory instead"
         )
     tokens = [str(token) for token in meta.get("tokenizer.ggml.tokens") or []]
     types = [int(kind) for kind in meta.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)]
     if not tokens or len(types) != len(tokens):
-        raise CheckpointError(f"{meta.path}: {len(tokens)} tokens and {len(types)} token types; the file is damaged")
-    while _PADDING.fullmatch(tokens[-1]) and types[-1] == UNUSED:  # rows of the embedding without a token
+        raise CheckpointError(
+            f"{meta.path}: {len(tokens)} tokens and {len(types)} token types; the file is damaged"
+        )
+    # These rows of the embedding have no token.
+    while _PADDING.fullmatch(tokens[-1]) and types[-1] == UNUSED:
         tokens.pop()
         types.pop()
     ids = {name: meta.get(f"tokenizer.ggml.{key}") for name, key in _SPECIAL.items()}
-    special = {name: tokens[int(i)] for name, i in ids.items() if i is not None and 0 <= int(i) < len(tokens)}
-    content = _byte_level(meta, tokens) if kind == "gpt2" else _sentence_piece(meta, tokens, types, special)
+    special = {
+        name: tokens[int(i)]
+        for name, i in ids.items()
+        if i is not None and 0 <= int(i) < len(tokens)
+    }
+    content = (
+        _byte_level(meta, tokens)
+        if kind == "gpt2"
+        else _sentence_piece(meta, tokens, types, special)
+    )
     content["added_tokens"] = [
-        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": types[i] != USER_DEFINED}
+        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": types[i] != USER_DEFINED}
         for i, token in enumerate(tokens)
         if types[i] in (CONTROL, USER_DEFINED, UNKNOWN) or token in special.values()
     ]  # fmt: skip
     _add_ends(meta, content, kind, tokens, special)
     stops = [meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    return _tokenizer(meta, content, special), list(dict.fromkeys(int(i) for i in stops if i is not None))
+    return _tokenizer(meta, content, special), list(
+        dict.fromkeys(int(i) for i in stops if i is not None)
+    )
 
 
-def _tokenizer(meta: Metadata, content: dict[str, Any], special: dict[str, str]) -> PreTrainedTokenizerFast:
+def _tokenizer(
+    meta: Metadata, content: dict[str, Any], special: dict[str, str]
+) -> PreTrainedTokenizerFast:
     whole = meta.get("tokenizer.huggingface.json")
     text = str(whole) if whole else json.dumps(content)
     tokenizer = PreTrainedTokenizerFast(
@@ -68,7 +86,8 @@ def _tokenizer(meta: Metadata, content: dict[str, Any], special: dict[str, str])
         **{f"{name}_token": token for name, token in special.items()},
     )  # fmt: skip
     templates = {
-        name: meta.get(f"tokenizer.chat_template.{name}") for name in meta.get("tokenizer.chat_templates") or []
+        name: meta.get(f"tokenizer.chat_template.{name}")
+        for name in meta.get("tokenizer.chat_templates") or []
     }
     default = meta.get("tokenizer.chat_template")
     if templates:
@@ -78,32 +97,54 @@ def _tokenizer(meta: Metadata, content: dict[str, Any], special: dict[str, str])
 
 
 def _base(model: dict[str, Any]) -> dict[str, Any]:
-    return {"version": "1.0", "truncation": None, "padding": None, "model": model, "post_processor": None}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "model": model,
+        "post_processor": None,
+    }
 
 
 def _byte_level(meta: Metadata, tokens: list[str]) -> dict[str, Any]:
     name = meta.get("tokenizer.ggml.pre")
     if name is None or name == "default":
-        _log.warning("%s does not say how text is cut (tokenizer.ggml.pre): as GPT-2 does is taken", meta.path)
+        _log.warning(
+            "%s does not say how text is cut (tokenizer.ggml.pre): as GPT-2 does is taken",
+            meta.path,
+        )
         name = "gpt-2"
     rule = pre_tokenizers.rule_named(str(name))
     for key in ("add_space_prefix", "remove_extra_whitespaces", "escape_whitespaces"):
         if meta.get(f"tokenizer.ggml.{key}"):
             raise CheckpointError(
-                f"{meta.path}: tokenizer.ggml.{key} is true in a byte-level BPE, which is not known here"
+                f"{meta.path}: tokenizer.ggml.{key} is true in a byte-level BPE, which "
+                "is not known here"
             )
     for key in ("token_type_count", "scores"):
-        meta.get(f"tokenizer.ggml.{key}")  # BERT's segments and SentencePiece's scores: BPE has no use for them
+        # BPE does not use BERT's segments and SentencePiece's scores.
+        meta.get(f"tokenizer.ggml.{key}")
     merges = [str(merge) for merge in meta.get("tokenizer.ggml.merges") or []]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": rule.ignore_merges, "vocab": vocabulary,
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+        "ignore_merges": rule.ignore_merges, "vocab": vocabulary,
         "merges": [_split(merge) for merge in merges],
     }  # fmt: skip
     normalizer = {"type": "NFC"} if rule.names[0] == "qwen2" else None
-    decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    return {**_base(model), "normalizer": normalizer, "pre_tokenizer": pre_tokenizers.as_json(rule), "decoder": decoder}
+    decoder = {
+        "type": "ByteLevel",
+        "add_prefix_space": True,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    return {
+        **_base(model),
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizers.as_json(rule),
+        "decoder": decoder,
+    }
 
 
 def _split(merge: str) -> list[str]:
@@ -111,25 +152,41 @@ def _split(merge: str) -> list[str]:
     return [left, right]
 
 
-def _sentence_piece(meta: Metadata, tokens: list[str], types: list[int], special: Mapping[str, str]) -> dict[str, Any]:
+def _sentence_piece(
+    meta: Metadata, tokens: list[str], types: list[int], special: Mapping[str, str]
+) -> dict[str, Any]:
     scores = meta.get("tokenizer.ggml.scores")
     if scores is None or len(scores) < len(tokens):
-        raise CheckpointError(f"{meta.path}: tokenizer.ggml.scores is missing or shorter than its {len(tokens)} tokens")
-    meta.get("tokenizer.ggml.pre")  # cuts nothing in this model: "default" as a rule
+        raise CheckpointError(
+            f"{meta.path}: tokenizer.ggml.scores is missing or shorter than its "
+            f"{len(tokens)} tokens"
+        )
+    meta.get("tokenizer.ggml.pre")  # usually "default"; this model does not cut text
     if meta.get("tokenizer.ggml.remove_extra_whitespaces"):
-        raise CheckpointError(f"{meta.path}: tokenizer.ggml.remove_extra_whitespaces is true, which is not known here")
-    meta.get("tokenizer.ggml.merges")  # these follow from the scores
+        raise CheckpointError(
+            f"{meta.path}: tokenizer.ggml.remove_extra_whitespaces is true, which is not known here"
+        )
+    meta.get("tokenizer.ggml.merges")  # the merges follow from the scores
     prefixed = bool(meta.get("tokenizer.ggml.add_space_prefix", True))
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    plain = {t: float(scores[i]) for i, t in enumerate(tokens) if types[i] in (NORMAL, USER_DEFINED, UNUSED)}
+    plain = {
+        t: float(scores[i])
+        for i, t in enumerate(tokens)
+        if types[i] in (NORMAL, USER_DEFINED, UNUSED)
+    }
     model = {
-        "type": "BPE", "dropout": None, "unk_token": special.get("unk"), "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": any(kind == BYTE for kind in types),
-        "ignore_merges": False, "vocab": vocabulary, "merges": [list(pair) for pair in merges_of(plain, vocabulary)],
+        "type": "BPE", "dropout": None, "unk_token": special.get("unk"),
+        "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+        "byte_fallback": any(kind == BYTE for kind in types), "ignore_merges": False,
+        "vocab": vocabulary, "merges": [list(pair) for pair in merges_of(plain, vocabulary)],
     }  # fmt: skip
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     before = {"type": "Prepend", "prepend": SPACE}
-    steps = [{**spaces, "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    steps = [
+        {**spaces, "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
     if prefixed:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     normalizer = {"type": "Sequence", "normalizers": [before, spaces]} if prefixed else spaces
@@ -138,29 +195,35 @@ def _sentence_piece(meta: Metadata, tokens: list[str], types: list[int], special
 
 
 def merges_of(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Return the merges that SentencePiece's scores mean, first to last: all pairs whose union is a token, best first."""
-    found: list[tuple[float, int, int, str, str]] = []
+    """Return the merges of SentencePiece's scores: all pairs that form tokens, best first."""
+    merges: list[tuple[float, int, int, str, str]] = []
     for token, score in scores.items():
         for i in range(1, len(token)):
             left, right = token[:i], token[i:]
             if left in scores and right in scores:
-                found.append((-score, vocabulary[left], vocabulary[right], left, right))
-    return [(left, right) for *_, left, right in sorted(found, key=lambda one: one[:3])]
+                merges.append((-score, vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(merges, key=lambda one: one[:3])]
 
 
 def _add_ends(
-    meta: Metadata, content: dict[str, Any], kind: str, tokens: list[str], special: Mapping[str, str]
+    meta: Metadata,
+    content: dict[str, Any],
+    kind: str,
+    tokens: list[str],
+    special: Mapping[str, str],
 ) -> None:
-    """Put BOS first and EOS last where the file says so, or llama.cpp does by default."""
+    """Add BOS first and EOS last where the file asks for it, or llama.cpp does by default."""
     name = str(meta.get("tokenizer.ggml.pre", ""))
     usual = kind == "llama" or name in pre_tokenizers.ADD_BOS
     first = bool(meta.get("tokenizer.ggml.add_bos_token", usual and "bos" in special))
     last = bool(meta.get("tokenizer.ggml.add_eos_token", False))
     meta.expect("tokenizer.ggml.add_sep_token", (False,), "no separator is added here")
-    ends = [name for name, wanted in (("bos", first), ("eos", last)) if wanted]
+    ends = [name for name, is_added in (("bos", first), ("eos", last)) if is_added]
     missing = [name for name in ends if name not in special]
     if missing:
-        raise CheckpointError(f"{meta.path} wants {missing[0]} added to every text, and names no such token")
+        raise CheckpointError(
+            f"{meta.path} wants {missing[0]} added to every text, and names no such token"
+        )
     if not ends:
         return
     one = {name: {"SpecialToken": {"id": special[name], "type_id": 0}} for name in ends}
@@ -171,9 +234,13 @@ def _add_ends(
     ]
     second = [*([_typed(one["bos"])] if first else []), {"Sequence": {"id": "B", "type_id": 1}}]
     second += [_typed(one["eos"])] if last else []
-    listed = {special[n]: {"id": special[n], "ids": [tokens.index(special[n])], "tokens": [special[n]]} for n in ends}
+    listed = {
+        special[n]: {"id": special[n], "ids": [tokens.index(special[n])], "tokens": [special[n]]}
+        for n in ends
+    }
     content["post_processor"] = {
-        "type": "TemplateProcessing", "single": pieces, "pair": [*pieces, *second], "special_tokens": listed,
+        "type": "TemplateProcessing", "single": pieces, "pair": [*pieces, *second],
+        "special_tokens": listed,
     }  # fmt: skip
 
 
@@ -182,11 +249,17 @@ def _typed(piece: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(
-    put: Callable[[str, Any], None], tokenizer: PreTrainedTokenizerFast, vocabulary: int, stops: list[int]
+    put: Callable[[str, Any], None],
+    tokenizer: PreTrainedTokenizerFast,
+    vocabulary: int,
+    stops: list[int],
 ) -> list[str]:
-    """Put a tokenizer's metadata; return lines to tell. vocabulary: rows of the embedding; stops: ids that end a text.
+    """Put a tokenizer's metadata; return lines for the user.
 
-    Raises ConfigError when the tokenizer is of a kind that llama.cpp does not have.
+    vocabulary: rows of the embedding.
+    stops: ids that end a text.
+
+    Raises ConfigError when llama.cpp does not have this kind of tokenizer.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model, lines = content["model"], []
@@ -212,7 +285,9 @@ def write(
     return lines
 
 
-def _type(i: int, names: Mapping[int, str], added: Mapping[int, Any], unknown: int | None, pieces: bool) -> int:
+def _type(
+    i: int, names: Mapping[int, str], added: Mapping[int, Any], unknown: int | None, pieces: bool
+) -> int:
     if i not in names:
         return UNUSED
     if i == unknown:
@@ -223,7 +298,7 @@ def _type(i: int, names: Mapping[int, str], added: Mapping[int, Any], unknown: i
 
 
 def _is_sentence_piece(content: Mapping[str, Any]) -> bool:
-    """Return whether a tokenizer.json is SentencePiece's BPE: spaces as ▁, bytes for what has no token."""
+    """Return whether a tokenizer.json is SentencePiece's BPE, which writes spaces as ▁."""
     text = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False)
     return content["model"]["type"] == "BPE" and SPACE in text and "ByteLevel" not in text
 
@@ -232,29 +307,44 @@ def _write_byte_level(put: Callable[[str, Any], None], content: Mapping[str, Any
     model, normalizer, lines = content["model"], content.get("normalizer"), []
     if model["type"] != "BPE":
         raise ConfigError(
-            f"this tokenizer is a {model['type']} model; GGUF export knows BPE of bytes and of SentencePiece. "
+            f"this tokenizer is a {model['type']} model; GGUF export knows BPE of bytes "
+            "and of SentencePiece. "
             "Use --format hf"
         )
     if normalizer is not None and normalizer.get("type") != "NFC":
         raise ConfigError(
-            f"this tokenizer rewrites text first ({normalizer.get('type')}), which llama.cpp does not do; use --format hf"
+            f"this tokenizer rewrites text first ({normalizer.get('type')}), which "
+            "llama.cpp does not do; use --format hf"
         )
     if normalizer is not None:
-        lines.append("the tokenizer composes letters and accents first (NFC); llama.cpp takes text as it comes")
+        lines.append(
+            "the tokenizer composes letters and accents first (NFC); llama.cpp takes text "
+            "as it comes"
+        )
     put("tokenizer.ggml.model", "gpt2")
-    name = pre_tokenizers.name_of(content.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")))
+    name = pre_tokenizers.name_of(
+        content.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges"))
+    )
     put("tokenizer.ggml.pre", name)
     put("tokenizer.ggml.add_space_prefix", False)
     if not model["merges"]:
-        lines.append("the tokenizer has no merges, and llama.cpp opens no byte-level BPE without: `forge import` does")
-    put("tokenizer.ggml.merges", [m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
+        lines.append(
+            "the tokenizer has no merges, and llama.cpp opens no byte-level BPE without: "
+            "`forge import` does"
+        )
+    put(
+        "tokenizer.ggml.merges", [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    )
     return lines
 
 
 def _write_pieces(
     put: Callable[[str, Any], None], content: Mapping[str, Any], tokens: list[str], types: list[int]
 ) -> None:
-    """Put SentencePiece's scores: a token's is less the later it is merged. Raises ConfigError when they cannot say it."""
+    """Put SentencePiece's scores, which fall with the rank of a token's merge.
+
+    Raises ConfigError when scores cannot express the merges.
+    """
     model = content["model"]
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     rank: dict[str, int] = {}
@@ -266,8 +356,10 @@ def _write_pieces(
     lost = set(meant) ^ set(merges)
     if lost:
         raise ConfigError(
-            "llama.cpp merges SentencePiece tokens by the score of their union, and this tokenizer's "
-            f"{len(merges):,} merges are others than that gives ({' + '.join(next(iter(lost)))}, ...); use --format hf"
+            "llama.cpp merges SentencePiece tokens by the score of their union, and "
+            "this tokenizer's "
+            f"{len(merges):,} merges are others than that gives "
+            f"({' + '.join(next(iter(lost)))}, ...); use --format hf"
         )
     normalizer = json.dumps(content.get("normalizer"), ensure_ascii=False)
     metaspace = content.get("pre_tokenizer") or {}
@@ -278,8 +370,10 @@ def _write_pieces(
     put("tokenizer.ggml.add_space_prefix", prefixed)
 
 
-def _write_ends(put: Callable[[str, Any], None], tokenizer: PreTrainedTokenizerFast, stops: list[int]) -> list[str]:
-    """Put which tokens the tokenizer adds to a text, and which end one."""
+def _write_ends(
+    put: Callable[[str, Any], None], tokenizer: PreTrainedTokenizerFast, stops: list[int]
+) -> list[str]:
+    """Put the tokens that the tokenizer adds to a text, and the ones that end a text."""
     inside = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a", add_special_tokens=True)
     at = next((i for i in range(len(whole)) if whole[i : i + len(inside)] == inside), 0)
@@ -287,7 +381,8 @@ def _write_ends(put: Callable[[str, Any], None], tokenizer: PreTrainedTokenizerF
     if first not in ([], [tokenizer.bos_token_id]) or last not in ([], [tokenizer.eos_token_id]):
         raise ConfigError(
             f"this tokenizer puts {tokenizer.convert_ids_to_tokens(first)} before a text and "
-            f"{tokenizer.convert_ids_to_tokens(last)} after it; llama.cpp adds bos and eos alone. Use --format hf"
+            f"{tokenizer.convert_ids_to_tokens(last)} after it; llama.cpp adds bos and "
+            "eos alone. Use --format hf"
         )
     put("tokenizer.ggml.add_bos_token", bool(first))
     put("tokenizer.ggml.add_eos_token", bool(last))
@@ -295,7 +390,10 @@ def _write_ends(put: Callable[[str, Any], None], tokenizer: PreTrainedTokenizerF
     for name, index in zip(("eot", "eom"), others, strict=False):
         put(f"tokenizer.ggml.{name}_token_id", index)
     if len(others) > 2:
-        return [f"GGUF names three tokens that end a text; {tokenizer.convert_ids_to_tokens(others[2:])} are left out"]
+        return [
+            "GGUF names three tokens that end a text; "
+            f"{tokenizer.convert_ids_to_tokens(others[2:])} are left out"
+        ]
     return []
 
 

@@ -1,12 +1,16 @@
-"""Ternary models (1.58 bit): linear layers with trainable ternary weights, rounded embeddings, packed files.
+"""Ternary models (1.58 bit): layers with trainable ternary weights, rounded embeddings, packed
+files.
 
-    quantiser.py   `ternarise`, and the quantiser through which `from_pretrained` opens what it writes
-    layer.py       the linear layer                       install.py     layers put into a model, and found in it
-    codes.py       codes, scales and latents              embedding.py   embeddings and heads on a grid of integers
-    packing.py     codes in bytes, and the packed file    checkpoint.py  a packed file as a Hugging Face directory
+    quantiser.py   `ternarise`, and the quantiser with which `from_pretrained` opens its models
+    layer.py       the linear layer
+    install.py     put layers into a model, and list them
+    codes.py       codes, scales and latents
+    embedding.py   embeddings and heads on a grid of integers
+    packing.py     codes in bytes, and the packed file
+    checkpoint.py  a packed file as a Hugging Face directory
 
-The settings are in agent_forge/config/ternary.py. What other rooms need is named here; transformers
-learns of the quantiser through `register`.
+The settings are in agent_forge/config/ternary.py. The names below are for other rooms; `register`
+makes the quantiser known to transformers.
 """
 
 from agent_forge.config.ternary import ROW, TENSOR, Grid, TernarySettings
@@ -20,7 +24,12 @@ from agent_forge.models.ternary.codes import (
     ternary_weight,
 )
 from agent_forge.models.ternary.embedding import RoundedEmbedding, RoundedHead
-from agent_forge.models.ternary.install import is_skipped, rounded_embeddings, set_blend, ternary_layers
+from agent_forge.models.ternary.install import (
+    is_skipped,
+    rounded_embeddings,
+    set_blend,
+    ternary_layers,
+)
 from agent_forge.models.ternary.layer import TernaryLinear, refuse_norm
 from agent_forge.models.ternary.quantiser import (
     TernaryConfig,

@@ -1,9 +1,10 @@
-"""A packed ternary model as a Hugging Face directory: model.safetensors is the packed file, and `from_pretrained` opens it.
+"""A packed ternary model as a Hugging Face directory that `from_pretrained` opens.
 
-Writes codes and scales (packing.py) with `packed: true` in quantization_config. On loading, places that hold
-bytes stand where the layers will be; when transformers has filled them they become the trainable layers again, with
-latents that round to exactly the stored codes and scales. So a loaded model takes the memory of the latents;
-the compressed checkpoint and agent_forge.runtime run from the bytes.
+model.safetensors is the packed file of codes and scales (packing.py), with `packed: true` in
+quantization_config. On loading, placeholders for bytes replace the layers. When transformers has
+filled them they become trainable layers again, with latents that round to exactly the stored codes
+and scales. So a loaded model takes the memory of the latents; the compressed checkpoint and
+agent_forge.runtime run from the bytes.
 """
 
 import copy
@@ -28,8 +29,13 @@ from agent_forge.models.ternary.layer import TernaryLinear
 from agent_forge.models.ternary.packing import CODES, SCALES, packed_length, unpack, write_packed
 
 
-def save_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path) -> int:
-    """Write the packed model and return the bytes of model.safetensors. Raises PhaseError on NaN or infinite weights."""
+def save_packed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, directory: Path
+) -> int:
+    """Write the packed model and return the size of model.safetensors in bytes.
+
+    Raises PhaseError on NaN or infinite weights.
+    """
     refuse_non_finite(model)
     directory.mkdir(parents=True, exist_ok=True)
     config: Any = copy.deepcopy(model.config)
@@ -45,19 +51,22 @@ def save_packed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | Non
 
 
 class PackedPlaceholder(nn.Module):
-    """The bytes of one layer, until transformers has read them. `layer` is the layer it will be."""
+    """Holds the bytes of one layer while transformers reads them; the layer then replaces it."""
 
     bias: nn.Parameter | None
     norm_weight: nn.Parameter | None
 
     def __init__(self, layer: TernaryLinear | RoundedEmbedding | RoundedHead) -> None:
         super().__init__()
-        self._layer = [layer]  # a list hides it: its weight is not in the file
+        # The list hides the layer from state_dict, because its weight is not in the file.
+        self._layer = [layer]
         rows, width = layer.weight.shape
         if isinstance(layer, TernaryLinear):
             codes = torch.empty(packed_length(rows * width, layer.packing), dtype=torch.uint8)
             groups = -(-width // layer.group_size)
-            scales = torch.empty((1, 1) if layer.grouping == TENSOR else (rows, groups), dtype=torch.bfloat16)
+            scales = torch.empty(
+                (1, 1) if layer.grouping == TENSOR else (rows, groups), dtype=torch.bfloat16
+            )
         else:
             codes = torch.empty(codes_shape(layer.grid, rows, width), dtype=torch.uint8)
             scales = torch.empty(scales_shape(layer.grid, rows, width), dtype=torch.bfloat16)
@@ -67,13 +76,15 @@ class PackedPlaceholder(nn.Module):
         self.norm_weight = getattr(layer, "norm_weight", None)
 
     def filled(self) -> nn.Module:
-        """Return the layer with latents from the bytes."""
+        """Return the layer, with latents that round to the bytes."""
         layer = self._layer[0]
         codes, scales = self.get_buffer(CODES), self.get_buffer(SCALES).to(torch.bfloat16)
         shape = (layer.weight.shape[0], layer.weight.shape[1])
         if isinstance(layer, TernaryLinear):
             unpacked = unpack(codes, shape, layer.packing)
-            layer.weight = nn.Parameter(latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping))
+            layer.weight = nn.Parameter(
+                latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping)
+            )
         else:
             layer.take_packed(codes, scales)
         if isinstance(layer, (TernaryLinear, RoundedHead)):
@@ -84,7 +95,7 @@ class PackedPlaceholder(nn.Module):
 
 
 def open_placeholders(model: PreTrainedModel) -> None:
-    """Put places for bytes where the model has ternary and rounded layers; a head that is tied waits for its embedding."""
+    """Replace ternary and rounded layers by placeholders; a tied head waits for its embedding."""
     for name, module in list(model.named_modules()):
         if isinstance(module, RoundedHead) and module.is_tied():
             _forget_tie(model, name)
@@ -94,7 +105,7 @@ def open_placeholders(model: PreTrainedModel) -> None:
 
 
 def fill_placeholders(model: PreTrainedModel) -> None:
-    """Turn places back into layers, and tie what was tied."""
+    """Turn placeholders back into layers, and restore ties."""
     for name, module in list(model.named_modules()):
         if isinstance(module, PackedPlaceholder):
             put(model, name, module.filled())
@@ -106,11 +117,15 @@ def fill_placeholders(model: PreTrainedModel) -> None:
 
 
 def _forget_tie(model: PreTrainedModel, head: str) -> None:
-    """Let transformers look for no weight of the head: it is not in the file."""
+    """Keep transformers from looking for the head's weight, which is not in the file."""
     ties: dict[str, str] = dict(model.all_tied_weights_keys or {})
     waiting: Any = model
-    waiting._waiting_ties = {key: value for key, value in ties.items() if key.startswith(f"{head}.")}
-    model.all_tied_weights_keys = {key: value for key, value in ties.items() if key not in waiting._waiting_ties}
+    waiting._waiting_ties = {
+        key: value for key, value in ties.items() if key.startswith(f"{head}.")
+    }
+    model.all_tied_weights_keys = {
+        key: value for key, value in ties.items() if key not in waiting._waiting_ties
+    }
     layer = model.get_submodule(head)
     weight: Tensor = layer.weight  # type: ignore[assignment]
     del layer._parameters["weight"]

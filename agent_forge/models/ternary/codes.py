@@ -1,7 +1,8 @@
-"""Ternary weights as arithmetic: codes and scales of latents, latents of codes, and the gradient that passes through.
+"""The arithmetic of ternary weights: codes and scales of latents, latents of codes, gradients.
 
-The straight-through estimator computes with one tensor and sends the gradient to another (arXiv:1308.3432). Reads and
-writes no file; groups, scales and shapes are those of BitNet b1.58 (arXiv:2402.17764) with one scale per group.
+The straight-through estimator computes with one tensor and sends the gradient to another
+(arXiv:1308.3432). Groups, scales and shapes follow BitNet b1.58 (arXiv:2402.17764), with one scale
+per group. Reads and writes no file.
 """
 
 from collections.abc import Iterator
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from agent_forge.config.ternary import TENSOR
 
-# Latents made for given codes keep this distance from the rounding border, in units of the scale.
+# Latents for given codes keep this distance from the rounding border, in units of the scale.
 _MARGIN = 0.02
 
 
 def group_blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
-    """Yield (out, groups, size) views of weight (out, in): whole groups first, then the ragged last one.
+    """Yield (out, groups, size) views of weight (out, in): whole groups, then a shorter last one.
 
-    With one scale per tensor there is one block (1, 1, out * in).
+    With one scale per tensor there is a single block (1, 1, out * in).
     """
     if group_size == TENSOR:
         yield weight.reshape(1, 1, -1)
@@ -32,8 +33,10 @@ def group_blocks(weight: Tensor, group_size: int) -> Iterator[Tensor]:
         yield weight[:, whole:].unsqueeze(1)
 
 
-def _scale_blocks(scales: Tensor | None, weight: Tensor, group_size: int) -> Iterator[Tensor | None]:
-    """Yield (out, groups, 1) float32 of given scales (out, groups) for each of `group_blocks`, or None for each."""
+def _scale_blocks(
+    scales: Tensor | None, weight: Tensor, group_size: int
+) -> Iterator[Tensor | None]:
+    """Yield the scales for each of `group_blocks`, (out, groups, 1) float32, or None for each."""
     if scales is None or group_size == TENSOR:
         yield from [None if scales is None else scales[:1, :1].float().unsqueeze(-1)] * 2
         return
@@ -46,14 +49,17 @@ def _scale_blocks(scales: Tensor | None, weight: Tensor, group_size: int) -> Ite
 def ternary_weight(
     weight: Tensor, group_size: int, dtype: torch.dtype | None = None, scales: Tensor | None = None
 ) -> Tensor:
-    """Return the ternary weight of latents (out, in): sign * scale, or 0 where |w| is at most half of it.
+    """Return the ternary weight of latents (out, in): sign * scale, or 0 where |w| <= scale / 2.
 
-    scales: (out, groups) bfloat16, or (1, 1) for one per tensor; None is mean|W| of the group, rounded to bfloat16.
-    dtype: of the result; None takes the dtype of the latents. Training does this at every step: every pass but one is in
-    place.
+    scales: (out, groups) bfloat16, or (1, 1) for one per tensor; None takes mean|W| of the group,
+    rounded to bfloat16.
+    dtype: the dtype of the result; None takes the latents'.
     """
     parts = []
-    for block, own in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+    for block, own in zip(
+        group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False
+    ):
+        # Training does this at every step, so all passes after the first are in place.
         result = block.abs()
         scale = result.mean(-1, keepdim=True, dtype=torch.float32) if own is None else own
         result.gt_(scale * 0.5).mul_(scale.to(torch.bfloat16).to(weight.dtype)).copysign_(block)
@@ -61,16 +67,24 @@ def ternary_weight(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def ternary_codes(weight: Tensor, group_size: int, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents; their product is `ternary_weight`.
+def ternary_codes(
+    weight: Tensor, group_size: int, scales: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of latents.
 
-    scales: as in `ternary_weight`. The one scale of a tensor stands in every row.
+    Their product is `ternary_weight`. A single scale per tensor is repeated in every row.
+
+    scales: as in `ternary_weight`.
     """
     codes, all_scales = [], []
-    for block, own in zip(group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False):
+    for block, own in zip(
+        group_blocks(weight, group_size), _scale_blocks(scales, weight, group_size), strict=False
+    ):
         magnitude = block.abs()
         scale = magnitude.mean(-1, keepdim=True, dtype=torch.float32) if own is None else own
-        codes.append((block.sign() * (magnitude > scale * 0.5)).to(torch.int8).view(len(weight), -1))
+        codes.append(
+            (block.sign() * (magnitude > scale * 0.5)).to(torch.int8).view(len(weight), -1)
+        )
         all_scales.append(scale.squeeze(-1).to(torch.bfloat16).expand(len(weight), -1).contiguous())
     return torch.cat(codes, dim=1), torch.cat(all_scales, dim=1)
 
@@ -78,7 +92,9 @@ def ternary_codes(weight: Tensor, group_size: int, scales: Tensor | None = None)
 def project_latents(codes: Tensor, scales: Tensor, group_size: int, target: Tensor) -> Tensor:
     """Return the float32 latents (out, in) nearest to `target` that round to these codes.
 
-    For layers whose scales are parameters. scales: (out, groups), or (1, 1) for one per tensor.
+    For layers whose scales are parameters.
+
+    scales: (out, groups), or (1, 1) for one per tensor.
     """
     scale = multiply_out(torch.ones_like(codes), scales, group_size)
     border, margin = scale * 0.5, scale * _MARGIN
@@ -88,10 +104,13 @@ def project_latents(codes: Tensor, scales: Tensor, group_size: int, target: Tens
     return torch.where(nonzero, beyond, inside)
 
 
-def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None) -> Tensor:
-    """Return float32 latents (out, in) whose codes and scales are exactly these, near to `near`.
+def latents_for(
+    codes: Tensor, scales: Tensor, group_size: int, near: Tensor | None = None
+) -> Tensor:
+    """Return float32 latents (out, in) near to `near` whose codes and scales are exactly these.
 
-    Within a group the values keep their order: what stands beyond the border s / 2 is stretched until mean|W| is s.
+    Within a group the values keep their order: those beyond the border s / 2 are stretched until
+    mean|W| is s.
     """
     near = multiply_out(codes, scales, group_size) if near is None else near.float()
     parts = []
@@ -99,32 +118,37 @@ def latents_for(codes: Tensor, scales: Tensor, group_size: int, near: Tensor | N
     for i, (block, code) in enumerate(
         zip(group_blocks(near, group_size), group_blocks(codes, group_size), strict=True)
     ):
-        # A second block is the ragged last group, after all whole ones.
+        # The second block is the shorter last group, after all whole ones.
         first = near.shape[1] // group_size if i else 0
         scale = scales[:, first : first + block.shape[1]].float().unsqueeze(-1)
         border, margin = scale * 0.5, scale * _MARGIN
         nonzero = code != 0
         zeros = torch.minimum(block.abs(), border - margin) * ~nonzero
         beyond = (block.abs() - border).clamp_min(0).maximum(margin) * nonzero
-        target_sum = scale * block.shape[-1] - border * nonzero.sum(-1, keepdim=True) - zeros.sum(-1, keepdim=True)
+        target_sum = (
+            scale * block.shape[-1]
+            - border * nonzero.sum(-1, keepdim=True)
+            - zeros.sum(-1, keepdim=True)
+        )
         stretched = beyond * (target_sum / beyond.sum(-1, keepdim=True).clamp_min(1e-30))
-        # A group without any code but 0 can only have the scale 0.
+        # A group in which all codes are 0 can only have the scale 0.
         latents = torch.where(nonzero, code * (border + stretched), torch.copysign(zeros, block))
         parts.append(torch.where(nonzero.any(-1, keepdim=True), latents, 0.0).view(len(near), -1))
     return torch.cat(parts, dim=1)
 
 
 def quantise_activations(x: Tensor, bits: int) -> Tensor:
-    """Round x (..., in) to the integers of `bits` bits times absmax / (2^(bits-1) - 1) of each token."""
+    """Return x (..., in) rounded to multiples of absmax / (2^(bits-1) - 1) of its token."""
     top = 2 ** (bits - 1) - 1
     step = x.abs().amax(-1, keepdim=True).clamp_min(1e-5) / top
     return (x / step).round_().mul_(step)
 
 
 def multiply_out(codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
-    """Return codes (out, in) times the scale of their group, scales (out, groups) or (1, 1), as float32.
+    """Return codes (out, in) times the scales of their groups, as float32.
 
-    group_size: 0 and -1 stand for one scale per row and one per tensor.
+    scales: (out, groups), or (1, 1) for one per tensor.
+    group_size: 0 means one scale per row, -1 one per tensor.
     """
     columns = group_size if group_size > 0 else codes.shape[1]
     wide = scales.float().repeat_interleave(columns, dim=1)[:, : codes.shape[1]]
@@ -139,7 +163,7 @@ def straight_through(value: Tensor, replacement: Tensor) -> Tensor:
 
 
 class _Reverse(torch.autograd.Function):
-    """The reverse mode alone: torch.compile cannot trace a function that has a forward mode of its own."""
+    """StraightThrough without forward mode, which torch.compile cannot trace."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, replacement: Tensor) -> Tensor:  # noqa: ARG004

@@ -1,8 +1,9 @@
-"""Embeddings and heads of ternary models, rounded to int8 or int4 while their latent weights train on.
+"""Embeddings and heads of ternary models, rounded to int8 or int4 while their latents train on.
 
-`RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They compute with integers times
-one bfloat16 step for each group of columns of a row (absmax / 127 or / 7); gradients pass straight through. Rounding what
-is rounded changes nothing, so weights that lie on the grid stay there bit for bit. Reads and writes no file.
+`RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They
+compute with integers times one bfloat16 step per group of columns in a row (absmax / 127 or
+absmax / 7); gradients pass straight through. Rounding a second time changes nothing, so weights on
+the grid stay there bit for bit. Reads and writes no file.
 """
 
 from typing import Any, Self
@@ -20,7 +21,8 @@ from agent_forge.models.ternary.codes import straight_through
 def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
     """Return codes (..., width) int8 and steps (..., groups) bfloat16 of weight (..., width).
 
-    columns: that share a step; the last group may be smaller; 0 is the whole row. A group of zeros has the step 0.
+    columns: how many columns share a step; 0 means the whole row. The last group may be smaller. A
+    group of zeros has the step 0.
     """
     top = 2 ** (bits - 1) - 1
     blocks = _blocks(weight, columns).float()
@@ -30,7 +32,7 @@ def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def values(codes: Tensor, steps: Tensor, columns: int) -> Tensor:
-    """Return codes (..., width) times the step of their group, steps (..., groups): float32."""
+    """Return codes (..., width) times their groups' steps (..., groups), as float32."""
     wide = steps.float().repeat_interleave(columns or codes.shape[-1], dim=-1)
     return codes.float() * wide[..., : codes.shape[-1]]
 
@@ -46,18 +48,24 @@ def _blocks(weight: Tensor, columns: int) -> Tensor:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Return codes (rows, width) int8 as bytes: uint8 (rows, bytes), two codes per byte at 4 bits."""
+    """Return codes (rows, width) int8 as uint8 (rows, bytes), with two codes per byte at 4 bits."""
     if bits == 8:
         return codes.view(torch.uint8)
-    digits = (functional.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8).unflatten(1, (-1, 2))
+    digits = (
+        (functional.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8).unflatten(1, (-1, 2))
+    )
     return digits[..., 0] | digits[..., 1] << 4
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Return the codes of `pack`. Raises CheckpointError when the bytes per row do not fit the width."""
+    """Return the codes of `pack`.
+
+    Raises CheckpointError when the bytes per row do not fit the width.
+    """
     if packed.shape[1] != packed_columns(width, bits):
         raise CheckpointError(
-            f"{packed.shape[1]:,} bytes per row do not hold {width:,} codes of {bits} bits; the file is damaged"
+            f"{packed.shape[1]:,} bytes per row do not hold {width:,} codes of {bits} "
+            "bits; the file is damaged"
         )
     if bits == 8:
         return packed.view(torch.int8)
@@ -80,17 +88,19 @@ def scales_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
 
 
 class _Rounded(nn.Module):
-    """What both layers share: the latents, and the rounded ones kept until the latents change."""
+    """The common part of both layers: latents, and their rounded form, cached until they change."""
 
     weight: Tensor
     _kept: tuple[tuple[Any, ...], Tensor] | None = None
 
     def set_grid(self, grid: Grid, source: "_Rounded | None" = None) -> None:
-        """Choose the grid. source: a layer with the same weight, whose rounded weight serves both."""
+        """Set the grid.
+
+        source: a layer with the same weight, whose rounded weight serves both.
+        """
         self.grid = grid
-        self._source = (
-            [source] if source is not None else []
-        )  # a list hides it from modules(): it does not belong to this
+        # The list hides the source from modules(), because it is not a part of this layer.
+        self._source = [source] if source is not None else []
 
     def is_tied(self) -> bool:
         """Return whether this layer shares the weight of another by design."""
@@ -102,7 +112,7 @@ class _Rounded(nn.Module):
 
     @torch.no_grad()
     def quantised_weight(self) -> Tensor:
-        """Return what the forward computes with, (rows, width)."""
+        """Return the weight that the forward computes with, (rows, width)."""
         weight = self.weight
         if self._source and self._source[0].weight is weight:
             return self._source[0].quantised_weight()
@@ -116,17 +126,17 @@ class _Rounded(nn.Module):
         return rounded(rows, self.grid.bits, self.grid.columns)
 
     def packed_parts(self) -> tuple[Tensor, Tensor]:
-        """Return bytes (rows, bytes) uint8 and steps (rows, groups) bfloat16."""
+        """Return packed codes (rows, bytes) uint8 and steps (rows, groups) bfloat16."""
         codes, steps = grid(self.weight.detach(), self.grid.bits, self.grid.columns)
         return pack(codes, self.grid.bits), steps
 
     def take_packed(self, packed: Tensor, steps: Tensor) -> None:
-        """Take latents that round to exactly these bytes and steps."""
+        """Set latents that round to exactly these codes and steps."""
         codes = unpack(packed, self.grid.bits, self.weight.shape[1])
         self.weight = nn.Parameter(values(codes, steps, self.grid.columns))
 
     def packed_bytes(self) -> int:
-        """Return the bytes of codes and steps in the packed file; 0 where another layer stores the same weight."""
+        """Return the size of codes and steps in the packed file; 0 if another layer stores them."""
         if self._source and self._source[0].weight is self.weight:
             return 0
         rows, width = self.weight.shape
@@ -134,7 +144,7 @@ class _Rounded(nn.Module):
         return codes[0] * codes[1] + 2 * scales[0] * scales[1]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, and forget the kept weight."""
+        """Set the mode, and drop the cached weight."""
         self._kept = None
         return super().train(mode)
 
@@ -143,12 +153,12 @@ class _Rounded(nn.Module):
 
 
 class RoundedEmbedding(_Rounded, nn.Embedding):
-    """An embedding whose rows are on the grid. row_factor: what they are multiplied by after that."""
+    """An embedding whose rows are on the grid. row_factor: multiplies the rows after rounding."""
 
     row_factor = 1.0
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the rounded rows of input (...): (..., width)."""
+        """Return the rounded rows (..., width) of token ids (...)."""
         rows = super().forward(input)
         with torch.no_grad():
             exact = self._rounded(rows)
@@ -160,14 +170,14 @@ class RoundedHead(_Rounded, nn.Linear):
     """An output layer whose weight is on the grid."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return input (..., width) times the rounded weight: (..., rows)."""
+        """Return input (..., width) times the rounded weight, (..., rows)."""
         return functional.linear(input, self.trained_weight(), self.bias)
 
     def trained_weight(self) -> Tensor:
         """Return the rounded weight; its gradient goes to the latents."""
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.quantised_weight()
-        # Computed every time: a fused optimiser changes weights without a new version number.
+        # Never from the cache: a fused optimiser changes weights without a new version number.
         with torch.no_grad():
             weight = self._rounded(self.weight)
         through: Tensor = straight_through(self.weight, weight)  # type: ignore[no-untyped-call]

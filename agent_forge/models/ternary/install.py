@@ -1,4 +1,4 @@
-"""Ternary layers and rounded embeddings put into a model in place, and found again in it."""
+"""Put ternary layers and rounded embeddings into a model in place, and list those in a model."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -18,26 +18,33 @@ from agent_forge.models.ternary.layer import TernaryLinear
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
     """Return the ternary layers of a model by name, each once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)
+    }
 
 
 def rounded_embeddings(model: nn.Module) -> dict[str, RoundedEmbedding | RoundedHead]:
-    """Return the embedding and head that are on a grid, by name, each weight once."""
+    """Return the rounded embedding and head by name, each weight once."""
     rounded: dict[str, RoundedEmbedding | RoundedHead] = {}
     for name, module in model.named_modules():
-        if isinstance(module, RoundedEmbedding) or (isinstance(module, RoundedHead) and not module.is_tied()):
+        if isinstance(module, RoundedEmbedding) or (
+            isinstance(module, RoundedHead) and not module.is_tied()
+        ):
             rounded[name] = module
     return rounded
 
 
 def set_blend(model: nn.Module, blend: float) -> None:
-    """Set lambda of every ternary layer: 0 dense, 1 ternary."""
+    """Set lambda of every ternary layer: 0 is dense, 1 is ternary."""
     for layer in ternary_layers(model).values():
         layer.blend = blend
 
 
 def install_layers(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
-    """Replace linears by ternary layers, and embeddings by rounded ones where settings say so; return the linears' names."""
+    """Replace linears by ternary layers, and embeddings by rounded ones if set; return the names.
+
+    Only the linears are named.
+    """
     new: dict[int, nn.Module] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -66,32 +73,39 @@ def input_width(module: nn.Module) -> int | None:
 
 
 def install_embeddings(model: PreTrainedModel, settings: TernarySettings) -> None:
-    """Put rounded layers in the place of the token embedding and the head."""
+    """Replace the token embedding and the head by rounded layers."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     rounded: RoundedEmbedding | None = None
     tied = bool(getattr(model, "all_tied_weights_keys", None)) and head is not None
     factor = scale_of(table)
     if factor is None:
         raise PhaseError(
-            f"{type(model).__name__}'s {type(table).__name__} does more than look rows up, so it cannot be rounded; set "
+            f"{type(model).__name__}'s {type(table).__name__} does more than look rows "
+            "up, so it cannot be rounded; set "
             "linear.embedding_bits=0"
         )
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is table and isinstance(module, nn.Embedding):
             if rounded is None:
-                rounded = RoundedEmbedding(module.num_embeddings, module.embedding_dim, device="meta")
+                rounded = RoundedEmbedding(
+                    module.num_embeddings, module.embedding_dim, device="meta"
+                )
                 rounded.row_factor = factor
                 rounded.padding_idx, rounded.weight = module.padding_idx, module.weight
                 rounded.set_grid(settings.embedding_grid())
             put(model, name, rounded)
     for name, module in list(model.named_modules()):
         if module is head and type(module) in (nn.Linear, RoundedHead):
-            layer = RoundedHead(module.in_features, module.out_features, module.bias is not None, device="meta")
+            layer = RoundedHead(
+                module.in_features, module.out_features, module.bias is not None, device="meta"
+            )
             layer.weight, layer.bias = module.weight, module.bias
             layer.set_grid(settings.embedding_grid(), rounded if tied else None)
             put(model, name, layer)
 
 
 def is_skipped(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern (* ? [..]) fits the whole dotted name or one of its parts."""
-    return any(fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split(".")))
+    """Return whether a pattern (* ? [..]) matches the whole dotted name or one of its parts."""
+    return any(
+        fnmatchcase(part, pattern) for pattern in patterns for part in (name, *name.split("."))
+    )

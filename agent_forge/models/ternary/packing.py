@@ -1,9 +1,9 @@
 """Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
 
-Two packings of codes -1, 0, +1: `two_bit` holds four codes per byte, `five_trits` five (3^5 = 243 values; 1.6 bits
-per weight). The file is plain safetensors: `<module>.weight_codes` uint8, `<module>.weight_scales` bfloat16 (rows, groups),
-the same for rounded embeddings and heads, every other tensor as it is, and the shapes in the header. Reads and writes
-only that file.
+Two packings of codes -1, 0, +1: `two_bit` holds four codes per byte, `five_trits` five (3^5 = 243
+values; 1.6 bits per weight). The file is plain safetensors: `<module>.weight_codes` uint8,
+`<module>.weight_scales` bfloat16 (rows, groups), the same for rounded embeddings and heads, every
+other tensor as it is, and the shapes in the header. Reads and writes only that file.
 """
 
 import json
@@ -25,13 +25,14 @@ from agent_forge.models.ternary import embedding
 from agent_forge.models.ternary.codes import multiply_out
 
 _FORMAT = "forge_ternary_packed"
-CODES, SCALES = "weight_codes", "weight_scales"  # what a packed layer has in the place of its weight
+# A packed layer has these two tensors instead of its weight.
+CODES, SCALES = "weight_codes", "weight_scales"
 _POWERS = (1, 3, 9, 27, 81)
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """One way to write codes: how many per byte, the digits of a byte, and back."""
+    """One way to write codes as bytes."""
 
     codes_per_byte: int
     pack: Callable[[Tensor], Tensor]  # (bytes, codes_per_byte) uint8 digits 0..2 -> (bytes,) uint8
@@ -71,23 +72,26 @@ def packing_named(name: str) -> Packing:
 
 
 def packed_length(count: int, packing: str) -> int:
-    """Return the bytes that `count` codes take; the last byte may be part empty."""
+    """Return how many bytes `count` codes take; the last byte may be partly empty."""
     return -(-count // packing_named(packing).codes_per_byte)
 
 
 def pack(codes: Tensor, packing: str) -> Tensor:
     """Return codes -1, 0, +1 of any shape as (bytes,) uint8, in row-major order.
 
-    Raises ConfigError when a code is none of the three.
+    Raises ConfigError when a code is not one of the three.
     """
     kind = packing_named(packing)
     flat = codes.reshape(-1)
     if flat.numel() and not bool(((flat == -1) | (flat == 0) | (flat == 1)).all()):
         raise ConfigError(
-            f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to {flat.max()}; quantise first"
+            f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to "
+            f"{flat.max()}; quantise first"
         )
     digits = torch.zeros(
-        packed_length(flat.numel(), packing) * kind.codes_per_byte, dtype=torch.uint8, device=codes.device
+        packed_length(flat.numel(), packing) * kind.codes_per_byte,
+        dtype=torch.uint8,
+        device=codes.device,
     )
     digits[: flat.numel()] = (flat + 1).to(torch.uint8)
     return kind.pack(digits.view(-1, kind.codes_per_byte))
@@ -101,12 +105,15 @@ def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...], packing: str) ->
     count = torch.Size(shape).numel()
     if packed.numel() != packed_length(count, packing):
         raise CheckpointError(
-            f"{packed.numel():,} bytes of {packing} codes do not hold a tensor of shape {tuple(shape)}, "
+            f"{packed.numel():,} bytes of {packing} codes do not hold a tensor of shape "
+            f"{tuple(shape)}, "
             f"which takes {packed_length(count, packing):,}; the file is damaged"
         )
     digits = packing_named(packing).unpack(packed).reshape(-1)[:count]
     if count and int(digits.max()) > 2:
-        raise CheckpointError(f"a {packing} code is {int(digits.max())}, allowed 0 to 2; the file is damaged")
+        raise CheckpointError(
+            f"a {packing} code is {int(digits.max())}, allowed 0 to 2; the file is damaged"
+        )
     return (digits.to(torch.int8) - 1).reshape(shape)
 
 
@@ -122,7 +129,8 @@ def write_packed(model: PreTrainedModel, path: Path) -> int:
             entry = {"group_size": module.grouping, "packing": module.packing}
         elif callable(getattr(module, "packed_parts", None)) and f"{name}.weight" in tensors:
             codes, (packed, scales) = module.weight, module.packed_parts()
-            # "vector" is of a coding that is gone; files without it would have other bytes than those of before.
+            # "vector" belongs to a coding that is gone; without it, files would have other bytes
+            # than before.
             entry = {"bits": module.grid.bits, "columns": module.grid.columns, "vector": 0}
         else:
             continue
@@ -130,14 +138,17 @@ def write_packed(model: PreTrainedModel, path: Path) -> int:
         tensors[f"{name}.{CODES}"], tensors[f"{name}.{SCALES}"] = packed, scales
         header[name] = {"shape": list(codes.shape), **entry}
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    # "pt" is what transformers asks for.
-    content = save(ready, metadata={"format": "pt", "forge": _FORMAT, "ternary": json.dumps(header, sort_keys=True)})
+    # transformers requires the format "pt".
+    content = save(
+        ready,
+        metadata={"format": "pt", "forge": _FORMAT, "ternary": json.dumps(header, sort_keys=True)},
+    )
     atomic.write_bytes(path, content)
     return len(content)
 
 
 def read_packed(path: Path) -> dict[str, Tensor]:
-    """Return the state of a packed file with every coded weight multiplied out to float32: name -> tensor.
+    """Return the tensors of a packed file by name, with coded weights multiplied out to float32.
 
     Raises CheckpointError naming the file when it is missing, damaged or of another format.
     """
@@ -145,10 +156,14 @@ def read_packed(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("forge") != _FORMAT:
-                raise CheckpointError(f"{path} is not a packed ternary file (format {metadata.get('forge')!r})")
+                raise CheckpointError(
+                    f"{path} is not a packed ternary file (format {metadata.get('forge')!r})"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the packed file {path}: {error}; write it again") from None
+        raise CheckpointError(
+            f"cannot read the packed file {path}: {error}; write it again"
+        ) from None
     for name, entry in json.loads(metadata["ternary"]).items():
         packed, scales = tensors.pop(f"{name}.{CODES}"), tensors.pop(f"{name}.{SCALES}")
         if entry.get("vector"):

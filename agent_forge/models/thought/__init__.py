@@ -1,9 +1,11 @@
-"""Thought: a causal language model that can think before each token, around any Hugging Face causal LM.
+"""Thought: a wrapper around any Hugging Face causal LM that can think before each token.
 
-    model.py    the wrapper: think, generate             layout.py   positions, masks and draws
-    chains.py   many thoughts at once behind one prefix  mixing.py   the head that weighs a thought
+    model.py    the wrapper: think, generate
+    chains.py   many thoughts at once behind one prefix
+    layout.py   positions, masks and draws
+    mixing.py   the head that weighs a thought
 
-What other rooms need is named here; transformers learns of the model type through `register`.
+The names below are for other rooms; `register` makes the model type known to transformers.
 """
 
 from agent_forge.models.thought.mixing import MixingHead, entropy_nats, mix

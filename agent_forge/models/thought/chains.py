@@ -1,6 +1,7 @@
-"""Write many thoughts at once on a key-value cache, one column per step for each.
+"""Write many thoughts at once on a key-value cache, with one column per thought and step.
 
-Used to sample thoughts in training and to think in generate(), which removes the columns by cropping the cache.
+Used to sample thoughts in training and to think in generate(), which removes the columns again by
+cropping the cache.
 """
 
 from typing import Any
@@ -27,15 +28,25 @@ class Chains:
         thoughts: int,
         context: dict[str, Any] | None = None,
     ) -> None:
-        self.base, self.start, self.cache, self.context, self.step = base, start, cache, context or {}, 0
+        self.base, self.start, self.cache, self.context, self.step = (
+            base,
+            start,
+            cache,
+            context or {},
+            0,
+        )
         self.places, self.thoughts = positions.shape[1], thoughts
         self.sees_prefix = layout.chain_sees_prefix(mask, positions, thoughts)
         self.shape = self.sees_prefix.shape[:2]  # (B, M)
         place = layout.token_positions(mask).gather(1, positions)
-        self.place = place.repeat_interleave(thoughts, dim=1)  # (B, M) position of the token that each chain follows
+        # (B, M): the position of the token that each chain follows
+        self.place = place.repeat_interleave(thoughts, dim=1)
 
     def feed(self, embeds: Tensor) -> CausalLMOutputWithPast:
-        """Append one column (B, M, H) to every chain and return the base's output for those columns."""
+        """Append one column (B, M, H) to every chain.
+
+        Return the base's output for these columns.
+        """
         mask = layout.additive(layout.step_mask(self.sees_prefix, self.step), embeds.dtype)
         self.step += 1
         return self.base(  # type: ignore[no-any-return]
@@ -49,24 +60,35 @@ class Chains:
         )
 
     def think(self, length: int, heat: float, seed: int) -> Tensor:
-        """Feed the start vector, sample `length` tokens and feed all but the last; return the tokens (B, P, N, L)."""
+        """Return thoughts (B, P, N, L): after the start vector, `length` sampled tokens.
+
+        All tokens but the last are fed to the base.
+        """
         embed = self.base.get_input_embeddings()
         rows = torch.arange(self.shape[0], device=self.place.device)[:, None].expand(self.shape)
-        which = torch.arange(self.shape[1], device=self.place.device).remainder(self.thoughts).expand(self.shape)
+        which = (
+            torch.arange(self.shape[1], device=self.place.device)
+            .remainder(self.thoughts)
+            .expand(self.shape)
+        )
         column = self.start.expand(*self.shape, -1)
         tokens = []
         for step in range(length):
             logits = self.feed(column).logits
             assert logits is not None
-            tokens.append(layout.draw(logits, layout.uniforms(seed, rows, self.place, step, which), heat))
+            tokens.append(
+                layout.draw(logits, layout.uniforms(seed, rows, self.place, step, which), heat)
+            )
             column = embed(tokens[-1])
         return torch.stack(tokens, dim=-1).unflatten(1, (self.places, self.thoughts))
 
 
 def croppable_length(cache: Any) -> int:
-    """Return how many tokens the cache holds. Raises PhaseError when it cannot be cropped back to that."""
+    """Return how many tokens the cache holds. Raises PhaseError when it cannot be cropped."""
     layers = getattr(cache, "layers", None) or ()
-    fixed = any(getattr(layer, "is_sliding", False) or hasattr(layer, "max_cache_len") for layer in layers)
+    fixed = any(
+        getattr(layer, "is_sliding", False) or hasattr(layer, "max_cache_len") for layer in layers
+    )
     if fixed or not hasattr(cache, "crop"):
         raise PhaseError(
             f"thinking needs a cache that can be cropped, {type(cache).__name__} cannot; "

@@ -1,10 +1,12 @@
-"""Where thoughts stand: columns, masks and positions of many thoughts beside one prefix, and their sampling noise.
+"""Columns, masks and positions of many thoughts beside one prefix, and their sampling noise.
 
-Reads nothing, writes nothing. A row of T prefix tokens thinks at P positions with N thoughts each: M = P * N chains of
-columns, step after step. Chain m sees the prefix up to its position and its own earlier columns only, so that all
-chains run in one forward exactly as if each ran alone. Source: Quiet-STaR, arXiv:2403.09629 (diagonal mask).
+A row of T prefix tokens thinks at P positions with N thoughts each: M = P * N chains of columns,
+step after step. A chain only sees the prefix up to its position and its own earlier columns, so
+that all chains run in one forward exactly as if each ran alone. Source: Quiet-STaR,
+arXiv:2403.09629 (diagonal mask). Reads and writes no file.
 
-Shape letters: B rows, T prefix columns, P positions, N thoughts, M = P * N chains, S steps of a chain, V vocabulary.
+Shape letters: B rows, T prefix columns, P positions, N thoughts, M = P * N chains, S steps of a
+chain, V vocabulary.
 """
 
 import torch
@@ -16,12 +18,18 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def token_positions(attention_mask: Tensor) -> Tensor:
-    """Return the position of every column, counted over real tokens: (B, T) int64; padding in front stands at 0."""
+    """Return the position of every column, counted over real tokens, (B, T) int64.
+
+    Padding has 0.
+    """
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 def prefix_mask(attention_mask: Tensor) -> Tensor:
-    """Return what prefix columns see: (B, T, T) bool, causal and real; every column sees itself, padding too."""
+    """Return the columns that prefix columns see, (B, T, T) bool: real ones up to themselves.
+
+    Every column sees itself, padding too.
+    """
     width = attention_mask.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=attention_mask.device).tril()
     itself = torch.eye(width, dtype=torch.bool, device=attention_mask.device)
@@ -29,21 +37,26 @@ def prefix_mask(attention_mask: Tensor) -> Tensor:
 
 
 def chain_sees_prefix(attention_mask: Tensor, positions: Tensor, thoughts: int) -> Tensor:
-    """Return the prefix columns that each chain sees: (B, M, T) bool. positions: (B, P) columns of the prefix."""
+    """Return the prefix columns that each chain sees, (B, M, T) bool.
+
+    positions: (B, P) columns of the prefix.
+    """
     columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     seen = (columns <= positions[:, :, None]) & attention_mask.bool()[:, None, :]
     return seen.repeat_interleave(thoughts, dim=1)
 
 
 def step_mask(sees_prefix: Tensor, step: int) -> Tensor:
-    """Return what the columns of one step see in the cache: (B, M, T + (step + 1) * M) bool."""
+    """Return the cache columns that one step's columns see, (B, M, T + (step + 1) * M) bool."""
     batch, chains, _ = sees_prefix.shape
-    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device).expand(batch, chains, chains)
+    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device).expand(
+        batch, chains, chains
+    )
     return torch.cat([sees_prefix, *([itself] * (step + 1))], dim=-1)
 
 
 def whole_mask(attention_mask: Tensor, sees_prefix: Tensor, steps: int) -> Tensor:
-    """Return what the prefix and all steps of all chains see: (B, T + S * M, T + S * M) bool."""
+    """Return the columns that prefix and all chains see, (B, T + S * M, T + S * M) bool."""
     batch, chains, _ = sees_prefix.shape
     top = torch.nn.functional.pad(prefix_mask(attention_mask), (0, steps * chains))
     order = torch.ones(steps, steps, dtype=torch.bool, device=sees_prefix.device).tril()
@@ -54,16 +67,16 @@ def whole_mask(attention_mask: Tensor, sees_prefix: Tensor, steps: int) -> Tenso
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a boolean mask (B, Q, K) in the form that eager and sdpa attention both add: (B, 1, Q, K)."""
+    """Return a boolean mask (B, Q, K) as (B, 1, Q, K), which eager and sdpa attention both add."""
     hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return hidden.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
 
 
 def uniforms(seed: int, rows: Tensor, positions: Tensor, step: int, thoughts: Tensor) -> Tensor:
-    """Return numbers in [0, 1), float64, that depend on (seed, row, position, step, thought) and on nothing else.
+    """Return numbers in [0, 1), float64, fixed by (seed, row, position, step, thought).
 
-    The index tensors broadcast. A counter-based hash (SplitMix64, Steele et al. 2014) instead of a stream: a thought
-    sampled alone, in another order or beside others draws the same noise.
+    The index tensors broadcast. A counter-based hash (SplitMix64, Steele et al. 2014) replaces a
+    random stream, so that a thought draws the same noise alone, in another order or beside others.
     """
     state = torch.full((), seed, dtype=torch.int64, device=rows.device)
     for index in (rows, positions, torch.full_like(rows, step), thoughts):
@@ -74,7 +87,8 @@ def uniforms(seed: int, rows: Tensor, positions: Tensor, step: int, thoughts: Te
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """Return one token per row of logits (..., V) by inverting the distribution at `uniform` (...).
 
-    temperature 0 takes the most probable token. Sums are float64: the tail of a large vocabulary is not rounded away.
+    temperature 0 takes the most probable token. Sums are float64, so that the tail of a large
+    vocabulary is not rounded away.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -85,7 +99,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """Shift right without copying the sign."""
+    """Shift right and fill with zeros instead of the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,7 +1,8 @@
-"""How a prediction after a thought is mixed with the one before it: the mixing head, and the interpolation of logits.
+"""The mixing head, which weighs the prediction after a thought, and the interpolation of logits.
 
-The weight is clamped to [0, 1] with a gradient that still leads back inside (the paper's head is unbounded), so that
-weight 0 is exact, leaves the base's logits untouched, and can be left again. Source: Quiet-STaR, arXiv:2403.09629.
+The weight is clamped to [0, 1] with a gradient that still leads back inside (the paper's head is
+unbounded). So weight 0 is exact and leaves the base's logits unchanged, and training can still
+move away from it. Source: Quiet-STaR, arXiv:2403.09629.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 
 class _Unit(torch.autograd.Function):
-    """Clamp to [0, 1]; outside, only a gradient that leads back inside passes."""
+    """Clamps to [0, 1]; outside, only a gradient that leads back inside passes."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
@@ -26,10 +27,11 @@ class _Unit(torch.autograd.Function):
 
 
 class MixingHead(nn.Module):
-    """How much of the thought's prediction to take: [h_base, h_thought] (2H) -> H -> H -> 1, in [0, 1].
+    """The share of the thought's prediction: [h_base, h_thought] (2H) -> H -> H -> 1, in [0, 1].
 
-    The last layer starts at zero, so the weight starts at exactly 0. Plain parameters instead of nn.Linear, because
-    quantisers replace every nn.Linear and later phases do not train this head.
+    The last layer starts at zero, so the weight starts at exactly 0. The head has plain parameters
+    instead of nn.Linear, because quantisers replace every nn.Linear and later phases do not train
+    this head.
     """
 
     def __init__(self, width: int) -> None:
@@ -50,9 +52,11 @@ class MixingHead(nn.Module):
 
 
 def mix(base_logits: Tensor, thought_logits: Tensor, weights: Tensor) -> Tensor:
-    """Interpolate logits (..., V) by weights (...); exact at both ends."""
+    """Return logits (..., V) interpolated by weights (...), exact at both ends."""
     weight = weights.to(base_logits.dtype).unsqueeze(-1)
-    return torch.lerp(base_logits.expand_as(thought_logits), thought_logits, weight.expand_as(thought_logits))
+    return torch.lerp(
+        base_logits.expand_as(thought_logits), thought_logits, weight.expand_as(thought_logits)
+    )
 
 
 def entropy_nats(logits: Tensor) -> Tensor:

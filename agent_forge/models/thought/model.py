@@ -1,14 +1,17 @@
 """A causal language model that can think before each token, around any Hugging Face causal LM.
 
-`forward` is the base model without thinking, so later phases train and score it like any other. `think` samples
-thoughts at many positions at once and returns what the model predicts with and without them; `generate` thinks where
-the base is unsure. A thought is a trained start vector, L sampled tokens and a trained end vector; the vectors go in as
-embeddings, so the vocabulary does not change and no meta token can be emitted.
-Source: Quiet-STaR, arXiv:2403.09629. Departures from its reference code: sampling follows the temperature; a thought
-has the same length in training and in generation; the prefix is cached, not encoded again for each token.
+`forward` is the base model without thinking, so later phases train and score it like any other.
+`think` samples thoughts at many positions at once and returns the predictions with and without
+them; `generate` thinks where the base is unsure. A thought is a trained start vector, L sampled
+tokens and a trained end vector. The vectors are embeddings, so the vocabulary does not change and
+the model cannot emit a meta token.
 
-Shape letters: B rows, T prefix tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V vocabulary,
-H width.
+Source: Quiet-STaR, arXiv:2403.09629. Departures from its reference code: sampling follows the
+temperature; a thought has the same length in training and in generation; the prefix is cached, not
+encoded again for each token.
+
+Shape letters: B rows, T prefix tokens, P positions, N thoughts, L thought tokens, A predicted
+tokens, V vocabulary, H width.
 """
 
 import math
@@ -19,7 +22,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -33,18 +42,20 @@ from agent_forge.models.thought.mixing import MixingHead, entropy_nats, mix
 ATTENTION = ("sdpa", "eager")
 # Read from the base's config, because other code asks the outer config for them.
 _OF_BASE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "intermediate_size", "max_position_embeddings", "tie_word_embeddings", "initializer_range", "bos_token_id",
-    "eos_token_id", "pad_token_id",
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "max_position_embeddings", "tie_word_embeddings",
+    "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
 
 class ThoughtConfig(PretrainedConfig):
     """Settings of a thinking model.
 
-    thought_length: sampled tokens of a thought. thoughts: thoughts per generated token, averaged after mixing.
-    temperature: of thought tokens; 0 is greedy. gate_entropy_nats: generate() thinks where the base's next-token
-    entropy is at least this; None never thinks, 0 always does.
+    thought_length: sampled tokens per thought.
+    thoughts: thoughts per generated token, averaged after mixing.
+    temperature: the temperature of thought tokens; 0 is greedy.
+    gate_entropy_nats: generate() thinks where the base's next-token entropy is at least this; None
+    never thinks, 0 always does.
     """
 
     model_type = "thought"
@@ -69,25 +80,25 @@ class ThoughtConfig(PretrainedConfig):
         decoder: bool | None = None,  # noqa: ARG002 - transformers' signature
         encoder: bool | None = None,  # noqa: ARG002
     ) -> PretrainedConfig:
-        """Return the base's config: caches and generation are sized by it."""
+        """Return the base's config, which sizes caches and generation."""
         assert isinstance(self.base_config, PretrainedConfig)
         return self.base_config
 
 
 @dataclass(slots=True)
 class Thoughts:
-    """What thinking gave. Entry a of the A axis predicts the token at column positions + 1 + a."""
+    """The result of thinking. Entry a of the A axis predicts the token at positions + 1 + a."""
 
     positions: Tensor  # (B, P) prefix columns
     tokens: Tensor  # (B, P, N, L) sampled thought tokens
-    log_probs: Tensor  # (B, P, N, L) of those tokens, at the sampling temperature, differentiable
-    prefix_logits: Tensor  # (B, T, V) of the base without thinking
-    base_logits: Tensor  # (B, P, A, V) of the base without thinking, at the thinking positions
+    log_probs: Tensor  # (B, P, N, L) log p of `tokens` at the temperature, differentiable
+    prefix_logits: Tensor  # (B, T, V) from the base without thinking
+    base_logits: Tensor  # (B, P, A, V) from the base without thinking, at the thinking positions
     thought_logits: Tensor  # (B, P, N, A, V) after the thought
     weights: Tensor  # (B, P, N, A) in [0, 1]
 
     def mixed_logits(self) -> Tensor:
-        """Return (B, P, N, A, V): the base's logits at weight 0 and the thought's at weight 1, both bit for bit."""
+        """Return the mixture (B, P, N, A, V); weights 0 and 1 give one of both, bit for bit."""
         return mix(self.base_logits[:, :, None], self.thought_logits, self.weights)
 
 
@@ -104,7 +115,9 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ThoughtConfig, base: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.base = base if base is not None else AutoModelForCausalLM.from_config(config.base_config)
+        self.base = (
+            base if base is not None else AutoModelForCausalLM.from_config(config.base_config)
+        )
         width = config.hidden_size
         self.start = nn.Parameter(torch.empty(width))
         self.end = nn.Parameter(torch.empty(width))
@@ -115,7 +128,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def thinks(self) -> bool:
-        """Return whether generate() may think: the gate can open."""
+        """Return whether the gate can open, so that generate() may think."""
         return self.config.gate_entropy_nats is not None
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,7 +147,8 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> "ThoughtForCausalLM":
         """Return a thinking model around `base` (kept, not copied).
 
-        start_ids, end_ids: tokens whose mean embedding the start and end vectors begin as. settings: of ThoughtConfig.
+        start_ids, end_ids: the start and end vectors begin as the mean embedding of these tokens.
+        settings: the fields of ThoughtConfig.
         """
         attention = base.config._attn_implementation
         config = ThoughtConfig(base_config=base.config, attn_implementation=attention, **settings)  # type: ignore[call-arg]
@@ -143,7 +157,8 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         if quantised is not None:
             config.quantization_config = quantised
             del base.config.quantization_config
-        # post_init must not draw new weights over trained ones, nor the library's global random state.
+        # post_init must not replace trained weights by new ones, nor advance the global random
+        # state.
         with torch.random.fork_rng(devices=[]):
             for module in base.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
@@ -171,24 +186,30 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return the base's output. Inside generate() the last position's logits are mixed with a thought's."""
+        """Return the base's output; inside generate() a thought is mixed into the last logits."""
         thinking = self._thought_seed is not None and use_cache is not False
         if thinking:
             kwargs["output_hidden_states"] = True
         inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "labels": labels,
-            "past_key_values": past_key_values, "inputs_embeds": inputs_embeds, "use_cache": use_cache,
+            "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids,
+            "labels": labels, "past_key_values": past_key_values, "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
         }  # fmt: skip
-        outputs = self.base(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
+        outputs = self.base(
+            **{name: value for name, value in inputs.items() if value is not None}, **kwargs
+        )
         if not thinking:
             return outputs
-        return self._think_at_end(outputs, attention_mask, {k: v for k, v in kwargs.items() if k == "memory"})
+        return self._think_at_end(
+            outputs, attention_mask, {k: v for k, v in kwargs.items() if k == "memory"}
+        )
 
     def training_loss(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Return the base's own training loss where it has one, and next-token cross-entropy otherwise."""
+        """Return the base's own training loss if it has one, else next-token cross-entropy."""
         if hasattr(self.base, "training_loss"):
             return self.base.training_loss(input_ids, labels)  # type: ignore[no-any-return, operator]
-        # Without a mask given, transformers looks whether positions jump, and the host would wait for an accelerator.
+        # Without a mask, transformers checks whether positions jump, and the host would wait for
+        # the accelerator.
         stack = stack_of(self.base) if input_ids.device.type != "cpu" else None
         with nullcontext() if stack is None else attends_causally(stack):
             return self.base(input_ids=input_ids, labels=labels, use_cache=False).loss, {}
@@ -206,13 +227,16 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         seed: int = 0,
         tokens: Tensor | None = None,
     ) -> Thoughts:
-        """Think at many positions in parallel and return both predictions, differentiable in every parameter.
+        """Think at many positions in parallel; return both predictions, differentiable.
 
-        input_ids: (B, T). positions: (B, P) columns to think at, all of them by default. lookahead: predicted tokens a
-        position; those after the first are predicted with the true tokens fed in (columns past T repeat the last one:
-        mask them in the loss). tokens: (B, P, N, L) thoughts to use instead of sampled ones.
-        Sampling runs without gradient on a cache; then one forward over prefix and thoughts gives everything else.
-        Raises PhaseError when the base cannot take a four-dimensional mask.
+        input_ids: (B, T).
+        positions: (B, P) columns to think at; None thinks at all of them.
+        lookahead: predicted tokens per position. After the first, the true tokens are fed in;
+        columns past T repeat the last one, and the loss has to mask them.
+        tokens: (B, P, N, L) thoughts to use instead of sampled ones.
+
+        Sampling runs without gradient on a cache; then one forward over prefix and thoughts gives
+        everything else. Raises PhaseError when the base does not obey a four-dimensional mask.
         """
         self._require_masks()
         batch, width = input_ids.shape
@@ -224,12 +248,23 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         length = self.config.thought_length if thought_length is None else thought_length
         heat = self.config.temperature if temperature is None else temperature
         if tokens is None:
-            tokens = self._sample_thoughts(input_ids, attention_mask, positions, count, length, heat, seed)
-        return self._forward_with_thoughts(input_ids, attention_mask, positions, tokens, lookahead, heat)
+            tokens = self._sample_thoughts(
+                input_ids, attention_mask, positions, count, length, heat, seed
+            )
+        return self._forward_with_thoughts(
+            input_ids, attention_mask, positions, tokens, lookahead, heat
+        )
 
     @torch.no_grad()
     def _sample_thoughts(
-        self, input_ids: Tensor, mask: Tensor, positions: Tensor, thoughts: int, length: int, heat: float, seed: int
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        thoughts: int,
+        length: int,
+        heat: float,
+        seed: int,
     ) -> Tensor:
         """Return thought tokens (B, P, N, L), sampled step by step on the prefix's cache."""
         embeds = self.base.get_input_embeddings()(input_ids)
@@ -243,23 +278,36 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         return chains.think(length, heat, seed)
 
     def _forward_with_thoughts(
-        self, input_ids: Tensor, mask: Tensor, positions: Tensor, tokens: Tensor, lookahead: int, heat: float
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        tokens: Tensor,
+        lookahead: int,
+        heat: float,
     ) -> Thoughts:
-        """Run prefix and thoughts in one forward (columns: see layout.py)."""
+        """Run prefix and thoughts in one forward; layout.py explains the columns."""
         batch, places, count, length = tokens.shape
         width, chains = input_ids.shape[1], places * count
         embed = self.base.get_input_embeddings()
         steps = length + 1 + lookahead
         flat = tokens.reshape(batch, chains, length).transpose(1, 2)  # (B, L, M), step after step
         shift = torch.arange(lookahead, device=positions.device)
-        ahead = (positions[:, None, :] + shift[None, 1:, None]).clamp_max(width - 1)  # (B, A - 1, P)
-        true = input_ids.gather(1, ahead.flatten(1)).reshape(ahead.shape).repeat_interleave(count, dim=2)
+        # (B, A - 1, P)
+        ahead = (positions[:, None, :] + shift[None, 1:, None]).clamp_max(width - 1)
+        true = (
+            input_ids.gather(1, ahead.flatten(1))
+            .reshape(ahead.shape)
+            .repeat_interleave(count, dim=2)
+        )
         meta = (batch, 1, chains, self.start.shape[0])
         columns = [self.start.expand(meta), embed(flat), self.end.expand(meta), embed(true)]
         embeds = torch.cat([embed(input_ids), torch.cat(columns, dim=1).flatten(1, 2)], dim=1)
         place = layout.token_positions(mask)
         first = place.gather(1, positions).repeat_interleave(count, dim=1) + 1  # (B, M)
-        later = (first[:, None, :] + torch.arange(steps, device=first.device)[None, :, None]).flatten(1)
+        later = (
+            first[:, None, :] + torch.arange(steps, device=first.device)[None, :, None]
+        ).flatten(1)
         sees = layout.chain_sees_prefix(mask, positions, count)
         outputs = self.base(
             inputs_embeds=embeds,
@@ -277,12 +325,19 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         at = (positions[:, :, None] + shift).clamp_max(width - 1).flatten(1)  # (B, P * A)
 
         def take(values: Tensor) -> Tensor:
-            return values.gather(1, at[:, :, None].expand(-1, -1, values.shape[-1])).unflatten(1, (places, lookahead))
+            return values.gather(1, at[:, :, None].expand(-1, -1, values.shape[-1])).unflatten(
+                1, (places, lookahead)
+            )
 
         h_thought = hidden[:, length + 1 :].permute(0, 2, 3, 1, 4)  # (B, P, N, A, H)
         h_base = take(base_hidden)[:, :, None].expand_as(h_thought)
-        spoken = logits[:, :length].permute(0, 2, 3, 1, 4)  # (B, P, N, L, V): column s predicts thought token s
-        log_probs = torch.log_softmax(spoken / (heat or 1.0), dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
+        # (B, P, N, L, V): column s predicts thought token s
+        spoken = logits[:, :length].permute(0, 2, 3, 1, 4)
+        log_probs = (
+            torch.log_softmax(spoken / (heat or 1.0), dim=-1)
+            .gather(-1, tokens[..., None])
+            .squeeze(-1)
+        )
         return Thoughts(
             positions=positions,
             tokens=tokens,
@@ -294,13 +349,17 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def generate(self, *args: Any, thought_seed: int = 0, **kwargs: Any) -> Any:
-        """Generate as any model does; before each token, think where the base's entropy passes the gate.
+        """Generate as any model does, thinking before each token whose entropy passes the gate.
 
-        thought_seed: seed of the sampled thoughts. Raises ConfigError for assisted decoding, which checks several
-        tokens in one forward where a thought stands behind one.
+        thought_seed: seed of the sampled thoughts.
+        Raises ConfigError for assisted decoding, which checks several tokens in one forward, while
+        a thought follows a single one.
         """
         if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
-            raise ConfigError("a thinking model cannot be assisted; drop assistant_model and prompt_lookup_num_tokens")
+            raise ConfigError(
+                "a thinking model cannot be assisted; drop assistant_model and "
+                "prompt_lookup_num_tokens"
+            )
         if self.config.gate_entropy_nats is None or kwargs.get("use_cache") is False:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
         self._require_masks()
@@ -317,11 +376,16 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _think_at_end(
-        self, outputs: CausalLMOutputWithPast, attention_mask: Tensor | None, context: dict[str, Any]
+        self,
+        outputs: CausalLMOutputWithPast,
+        attention_mask: Tensor | None,
+        context: dict[str, Any],
     ) -> CausalLMOutputWithPast:
-        """Mix a thought into the last position's logits of rows whose entropy passes the gate; crop the cache after it.
+        """Mix a thought into the last logits of rows whose entropy passes the gate.
 
-        context: further inputs of the base that a thought must see too (Cognate's written memory).
+        The cache is cropped to its old length afterwards.
+
+        context: other inputs of the base that a thought must see too (Cognate's written memory).
         """
         assert outputs.logits is not None
         assert outputs.hidden_states is not None
@@ -333,12 +397,22 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         cache: Any = outputs.past_key_values
         held = croppable_length(cache)
         if attention_mask is None:
-            attention_mask = torch.ones(logits.shape[0], held, dtype=torch.long, device=logits.device)
+            attention_mask = torch.ones(
+                logits.shape[0], held, dtype=torch.long, device=logits.device
+            )
         positions = torch.full((logits.shape[0], 1), held - 1, device=logits.device)
         chains = Chains(
-            self.base, self.start, cache, attention_mask[:, :held], positions, self.config.thoughts, context
+            self.base,
+            self.start,
+            cache,
+            attention_mask[:, :held],
+            positions,
+            self.config.thoughts,
+            context,
         )
-        tokens = chains.think(self.config.thought_length, self.config.temperature, self._thought_seed)
+        tokens = chains.think(
+            self.config.thought_length, self.config.temperature, self._thought_seed
+        )
         chains.feed(self.base.get_input_embeddings()(tokens[..., -1].flatten(1)))
         after = chains.feed(self.end.expand(*chains.shape, -1))
         assert after.logits is not None
@@ -347,14 +421,19 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         h_thought = after.hidden_states[-1]
         h_base = outputs.hidden_states[-1][:, -1:].expand_as(h_thought)
         mixed = mix(logits[:, None], after.logits, self.mixing(h_base, h_thought))
-        mean = mixed[:, 0] if self.config.thoughts == 1 else logits + (mixed - logits[:, None]).mean(1)
+        mean = (
+            mixed[:, 0] if self.config.thoughts == 1 else logits + (mixed - logits[:, None]).mean(1)
+        )
         last = torch.where(opened[:, None], mean, logits)
         outputs.logits = torch.cat([outputs.logits[:, :-1], last[:, None]], dim=1)
         return outputs
 
     @torch.no_grad()
     def _require_masks(self) -> None:
-        """Check once that the base obeys a four-dimensional mask: a hidden token must not change a later prediction."""
+        """Check once that the base obeys a mask: a hidden token must not change a prediction.
+
+        Raises PhaseError otherwise.
+        """
         if self._takes_masks:
             return
         name = type(self.base).__name__
@@ -364,20 +443,29 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
                 f"thinking needs attention sdpa or eager, {name} runs {attention}; "
                 "load it with attn_implementation='sdpa'"
             )
-        kinds = {kind for kind in getattr(self.base.config, "layer_types", None) or () if kind != "full_attention"}
+        kinds = {
+            kind
+            for kind in getattr(self.base.config, "layer_types", None) or ()
+            if kind != "full_attention"
+        }
         if kinds:
             raise PhaseError(
-                f"{name} cannot think: thoughts need full attention in every layer, it has {', '.join(sorted(kinds))}"
+                f"{name} cannot think: thoughts need full attention in every layer, it "
+                f"has {', '.join(sorted(kinds))}"
             )
         ids = torch.arange(3, device=self.base.device) % self.config.vocab_size
         embeds = self.base.get_input_embeddings()(ids).expand(2, 3, -1).clone()
         embeds[1, 0] = 1.0 - embeds[1, 0]
-        sees = torch.tensor([[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], dtype=torch.bool, device=ids.device).expand(2, 3, 3)
+        sees = torch.tensor(
+            [[[1, 0, 0], [0, 1, 0], [0, 1, 1]]], dtype=torch.bool, device=ids.device
+        ).expand(2, 3, 3)
         places = torch.arange(3, device=ids.device).expand(2, 3)
         mask = layout.additive(sees, embeds.dtype)
         what = "a four-dimensional attention mask; use a model with plain attention"
         try:
-            out = self.base(inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False)
+            out = self.base(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
+            )
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise PhaseError(f"{name} cannot think: it does not accept {what} ({error})") from error
         last = out.logits[:, 2]
@@ -410,6 +498,6 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def register() -> None:
-    """Let transformers open checkpoints of model type "thought"."""
+    """Register the model type "thought" with transformers."""
     AutoConfig.register(ThoughtConfig.model_type, ThoughtConfig, exist_ok=True)
     AutoModelForCausalLM.register(ThoughtConfig, ThoughtForCausalLM, exist_ok=True)

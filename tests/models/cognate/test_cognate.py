@@ -19,8 +19,9 @@ CONF = Path(__file__).parents[3] / "conf" / "model"
 
 def tiny(seed: int = 0, **changes) -> CognateForCausalLM:
     settings = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "max_loops": 3, "halting_size": 8, "memory_slots": 16, "written_slots": 6, "initializer_range": 0.2,
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_loops": 3, "halting_size": 8, "memory_slots": 16,
+        "written_slots": 6, "initializer_range": 0.2,
     }  # fmt: skip
     torch.manual_seed(seed)
     return CognateForCausalLM(CognateConfig(**{**settings, **changes})).eval()
@@ -83,7 +84,9 @@ def test_exit_probabilities_sum_to_one_and_follow_the_product_rule() -> None:
 def test_training_loss_is_the_expectation_over_exits() -> None:
     model = tiny(halting_loss_weight=0.0, read_loss_weight=0.0)
     tokens = ids(3, 8)
-    labels = tokens.masked_fill(torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.4, -100)
+    labels = tokens.masked_fill(
+        torch.rand(tokens.shape, generator=torch.Generator().manual_seed(2)) < 0.4, -100
+    )
     with torch.no_grad():
         loss, _ = model.training_loss(tokens, labels)
         hidden, halts, _ = model.model.all_passes(tokens, None, None, 3)
@@ -122,7 +125,9 @@ def test_cached_logits_equal_uncached_ones_with_mixed_exits() -> None:
         whole = model(tokens, use_cache=False)
         cache = DynamicCache(config=model.config)
         parts = [model(tokens[:, :5], past_key_values=cache, use_cache=True)]
-        parts += [model(tokens[:, i : i + 1], past_key_values=cache, use_cache=True) for i in range(5, 12)]
+        parts += [
+            model(tokens[:, i : i + 1], past_key_values=cache, use_cache=True) for i in range(5, 12)
+        ]
         parts.append(model(tokens[:, 12:], past_key_values=cache, use_cache=True))
     assert torch.allclose(torch.cat([p.logits for p in parts], 1), whole.logits, atol=1e-5)
     assert torch.equal(torch.cat([p.passes for p in parts], 1), whole.passes)
@@ -157,7 +162,12 @@ def test_generation_with_transformers_and_with_ours_agree() -> None:
     for prompt, tokens in zip(prompts, ours, strict=True):
         row = torch.tensor([prompt])
         theirs = model.generate(
-            row, attention_mask=torch.ones_like(row), max_new_tokens=10, do_sample=False, eos_token_id=5, pad_token_id=0
+            row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=10,
+            do_sample=False,
+            eos_token_id=5,
+            pad_token_id=0,
         )[0, len(prompt) :].tolist()
         assert tokens == theirs[: theirs.index(5) if 5 in theirs else None]
 
@@ -181,7 +191,7 @@ def test_written_memory_changes_a_later_segment_and_writes_off_changes_nothing()
 
 def test_the_most_surprising_tokens_are_written_and_padding_never() -> None:
     model = tiny(surprise_weight=1.0, novelty_weight=0.0)
-    model.model.memory.write_gate.weight.data.zero_()  # every gate is a half
+    model.model.memory.write_gate.weight.data.zero_()  # makes every gate one half
     tokens = ids(1, 20)
     mask = torch.ones_like(tokens)
     mask[:, :8] = 0
@@ -193,12 +203,17 @@ def test_the_most_surprising_tokens_are_written_and_padding_never() -> None:
     assert torch.allclose(state.priority[0].sort().values, expected, atol=1e-5)
     short = torch.ones_like(tokens)
     short[:, :-3] = 0
-    with torch.no_grad():  # the first of three real tokens has none before it to be found by
-        assert int(model(tokens, attention_mask=short, write_memory=True).memory.priority.isinf().sum()) == 4
+    with torch.no_grad():  # The first of three real tokens has no token before it as its key.
+        assert (
+            int(
+                model(tokens, attention_mask=short, write_memory=True).memory.priority.isinf().sum()
+            )
+            == 4
+        )
 
 
 def test_a_slot_holds_a_token_under_the_stream_of_the_one_before_it() -> None:
-    model = tiny(written_slots=9)  # all of ten tokens but the first
+    model = tiny(written_slots=9)  # all of ten tokens except the first
     tokens = ids(2, 10)
     with torch.no_grad():
         output = model.model(tokens)
@@ -226,12 +241,18 @@ def test_untrained_reads_find_the_context_that_was_written_before_anything_is_le
     stream = torch.randn(4, 10, 64, generator=torch.Generator().manual_seed(4))
     bank, attention = model.model.memory, model.model.layers[1].memory_attn
     with torch.no_grad():
-        state, _ = bank.write(bank.empty(4), stream, torch.ones(4, 10), torch.ones(4, 10).bool(), 1.0, 0.0)
+        state, _ = bank.write(
+            bank.empty(4), stream, torch.ones(4, 10), torch.ones(4, 10).bool(), 1.0, 0.0
+        )
         readable = attention.with_written(
-            attention.readable(bank.read(bank.slots, bank.slots)), bank.read(state.keys, state.values), state.log_gate
+            attention.readable(bank.read(bank.slots, bank.slots)),
+            bank.read(state.keys, state.values),
+            state.log_gate,
         )
         actual = attention(stream[:, :-1], readable)
-    similar = torch.einsum("bqd,bkd->bqk", F.normalize(actual, dim=-1), F.normalize(state.values, dim=-1))
+    similar = torch.einsum(
+        "bqd,bkd->bqk", F.normalize(actual, dim=-1), F.normalize(state.values, dim=-1)
+    )
     assert similar.argmax(-1).eq(torch.arange(9)).float().mean() > 0.95
 
 
@@ -251,7 +272,9 @@ def test_gradient_reaches_every_parameter() -> None:
     before, _, memory = cognate_loss.expected_loss(model, first, first, write_memory=True)
     after, _, _ = cognate_loss.expected_loss(model, second, second, memory=memory)
     (before + after).backward()
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    silent = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert silent == []
 
 
@@ -273,7 +296,13 @@ def test_a_token_that_surely_leaves_shows_the_others_what_inference_shows_them()
 
 
 def test_a_question_is_charged_for_its_passes_though_nothing_in_it_is_trained() -> None:
-    model = tiny(ponder_cost=1.0, entropy_cost=0.0, read_loss_weight=0.0, halting_loss_weight=1.0, pad_token_id=0)
+    model = tiny(
+        ponder_cost=1.0,
+        entropy_cost=0.0,
+        read_loss_weight=0.0,
+        halting_loss_weight=1.0,
+        pad_token_id=0,
+    )
     tokens = ids(2, 8).clamp(min=1)
     labels = torch.full_like(tokens, -100)
     labels[:, -1] = tokens[:, -1]
@@ -283,7 +312,9 @@ def test_a_question_is_charged_for_its_passes_though_nothing_in_it_is_trained() 
         _, halts, _ = model.model.all_passes(tokens, None, None, 3, leaving=True)
         exits = cognate_loss.exit_probabilities([h.flatten() for h in halts])
         extra = float((exits[1] + 2 * exits[2]).mean())
-        free, _ = tiny(**{**model.config.to_diff_dict(), "ponder_cost": 1e-12}).training_loss(tokens, labels)
+        free, _ = tiny(**{**model.config.to_diff_dict(), "ponder_cost": 1e-12}).training_loss(
+            tokens, labels
+        )
         assert float(loss - free) == pytest.approx(extra / 2, rel=1e-4)
         assert metrics["passes"] == pytest.approx(1 + extra, rel=1e-5)
         again, _ = model.training_loss(padded, F.pad(labels, (0, 3), value=-100))
@@ -297,7 +328,14 @@ def test_the_read_loss_is_zero_for_even_use_and_large_for_collapsed_use() -> Non
         even.layers[-1].memory_attn.q_proj.weight.zero_()
         imbalance = bank_imbalance(even.layers[-1].memory_attn, even.memory, torch.randn(2, 64, 32))
         assert float(imbalance) == pytest.approx(0.0, abs=1e-5)
-        assert float(bank_imbalance(collapsed.layers[-1].memory_attn, collapsed.memory, torch.ones(2, 64, 32))) > 1
+        assert (
+            float(
+                bank_imbalance(
+                    collapsed.layers[-1].memory_attn, collapsed.memory, torch.ones(2, 64, 32)
+                )
+            )
+            > 1
+        )
 
 
 def test_a_saved_model_loads_bit_exact_through_the_auto_class(tmp_path: Path) -> None:
@@ -320,7 +358,9 @@ def test_hidden_states_have_the_embedding_first_and_the_normed_output_last() -> 
 
 
 @pytest.mark.parametrize(("layers", "middle"), [(1, 1), (2, 1), (4, 2), (5, 3)])
-def test_memory_writes_the_stream_after_half_of_the_layers_rounded_up(layers: int, middle: int) -> None:
+def test_memory_writes_the_stream_after_half_of_the_layers_rounded_up(
+    layers: int, middle: int
+) -> None:
     model, tokens = tiny(num_hidden_layers=layers, max_loops=1), ids(2, 5)
     output = model.model(tokens, output_hidden_states=True)
     assert model.model.middle == middle
@@ -343,7 +383,7 @@ def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
 
     whole, named, gradients = both()
     monkeypatch.setattr(cross_entropy, "LOGITS_IN_MEMORY", 10)
-    monkeypatch.setattr(model.lm_head, "forward", None)  # whoever computes logits fails
+    monkeypatch.setattr(model.lm_head, "forward", None)  # computing logits now fails
     chunked, again, others = both()
     torch.testing.assert_close(chunked, whole)
     assert again == pytest.approx(named, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What Cognate's memory and depth are for, learned from nothing at a tiny size: recall across segments, passes by need."""
+"""Cognate learns recall across segments, and passes by need, from nothing at a tiny size."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from agent_forge.models.cognate import loss as cognate_loss
 
 pytestmark = pytest.mark.slow
 
-# Recall: 0 padding, 1 "the code of", 2 "is", 3 ".", 4 "what is", 5 "answer", keys 10-29, digits 30-39, other text 40-63.
+# Recall: 0 padding, 1 "the code of", 2 "is", 3 ".", 4 "what is", 5 "answer", keys 10-29, digits
+# 30-39, other text 40-63.
 FACTS, FILLER = 3, 24
 # Swaps of three cups: places 1-3, swaps 4-6, 7 "where".
 SWAPS = ((0, 1), (0, 2), (1, 2))
@@ -19,9 +20,10 @@ MOST = 3
 
 def learner(seed: int, **changes: object) -> CognateForCausalLM:
     settings: dict[str, object] = {
-        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_loops": 1, "halting_size": 16, "memory_slots": 16, "written_slots": 20, "initializer_range": 0.05,
-        "surprise_weight": 0.5, "novelty_weight": 0.5, "memory_gate_init": 0.3,
+        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_loops": 1, "halting_size": 16, "memory_slots": 16,
+        "written_slots": 20, "initializer_range": 0.05, "surprise_weight": 0.5,
+        "novelty_weight": 0.5, "memory_gate_init": 0.3,
     }  # fmt: skip
     torch.manual_seed(seed)
     return CognateForCausalLM(CognateConfig(**{**settings, **changes}))
@@ -38,13 +40,22 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, step: int, steps: in
     optimiser.step()
 
 
-def facts_and_questions(rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return facts, other text, questions about all facts in any order, and labels of their two-digit answers."""
+def facts_and_questions(
+    rows: int, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return facts, other text, questions about all facts in any order, and labels of their
+    two-digit answers.
+    """
     facts, question = np.zeros((rows, FACTS * 5), int), np.zeros((rows, FACTS * 5), int)
     for row in range(rows):
-        pairs = [(10 + key, 30 + generator.integers(10, size=2)) for key in generator.permutation(20)[:FACTS]]
+        pairs = [
+            (10 + key, 30 + generator.integers(10, size=2))
+            for key in generator.permutation(20)[:FACTS]
+        ]
         facts[row] = np.concatenate([[1, key, 2, *code] for key, code in pairs])
-        question[row] = np.concatenate([[4, pairs[i][0], 5, *pairs[i][1]] for i in generator.permutation(FACTS)])
+        question[row] = np.concatenate(
+            [[4, pairs[i][0], 5, *pairs[i][1]] for i in generator.permutation(FACTS)]
+        )
     labels = np.where(question >= 30, question, -100)
     filler = generator.integers(40, 64, (rows, FILLER))
     return torch.tensor(facts), torch.tensor(filler), torch.tensor(question), torch.tensor(labels)
@@ -62,14 +73,18 @@ def recalled(model: CognateForCausalLM, write: bool) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_facts_are_recalled_across_segments_with_writes_on_and_at_chance_with_writes_off(seed: int) -> None:
+def test_facts_are_recalled_across_segments_with_writes_on_and_at_chance_with_writes_off(
+    seed: int,
+) -> None:
     model, generator, steps = learner(seed), np.random.default_rng(seed), 280
     optimiser = torch.optim.AdamW([{"params": model.parameters(), "peak": 3e-3}], weight_decay=0.01)
     for step in range(steps):
         facts, filler, question, labels = facts_and_questions(16, generator)
         context, _, memory = cognate_loss.expected_loss(model, facts, facts, write_memory=True)
         if step > 0.25 * steps:
-            text, _, memory = cognate_loss.expected_loss(model, filler, filler, memory=memory, write_memory=True)
+            text, _, memory = cognate_loss.expected_loss(
+                model, filler, filler, memory=memory, write_memory=True
+            )
             context = (context + text) / 2
         loss, _, _ = cognate_loss.expected_loss(model, question, labels, memory=memory)
         descend(optimiser, loss + 0.3 * context, step, steps)
@@ -94,7 +109,9 @@ def swapped(rows: int, generator: np.random.Generator) -> tuple[Tensor, Tensor, 
 
 
 def test_hard_items_use_more_passes_and_a_third_is_saved_at_equal_accuracy() -> None:
-    model = learner(0, num_hidden_layers=1, max_loops=3, hidden_size=48, vocab_size=8, pad_token_id=0)
+    model = learner(
+        0, num_hidden_layers=1, max_loops=3, hidden_size=48, vocab_size=8, pad_token_id=0
+    )
     generator = np.random.default_rng(0)
     halting = list(model.model.halting.parameters())
     others = [p for name, p in model.named_parameters() if "halting" not in name]

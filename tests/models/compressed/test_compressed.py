@@ -1,4 +1,4 @@
-"""Compressed models: the same outputs as the tensors they were made from, opened by plain transformers."""
+"""Compressed models give the outputs of their source, and plain transformers opens them."""
 
 import json
 from collections.abc import Callable
@@ -35,8 +35,9 @@ def llama(*, tie: bool = False, bias: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=96, tie_word_embeddings=tie, mlp_bias=bias, attention_bias=bias,
+            hidden_size=32, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=96, tie_word_embeddings=tie, mlp_bias=bias,
+            attention_bias=bias,
         )
     ).eval()  # fmt: skip
 
@@ -45,15 +46,18 @@ def cognate() -> CognateForCausalLM:
     torch.manual_seed(0)
     return CognateForCausalLM(
         CognateConfig(
-            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_loops=2,
-            memory_slots=16, memory_top_k=2, written_slots=4, halting_size=8, initializer_range=0.1,
+            vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, max_loops=2, memory_slots=16, memory_top_k=2, written_slots=4,
+            halting_size=8, initializer_range=0.1,
         )
     ).eval()  # fmt: skip
 
 
 def ternary_llama() -> LlamaForCausalLM:
     model = llama()
-    ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[]))
+    ternarise(
+        model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[])
+    )
     return model
 
 
@@ -61,7 +65,9 @@ def thinking_ternary_cognate() -> PreTrainedModel:
     model = ThoughtForCausalLM.wrap(
         cognate(), start_ids=[1], end_ids=[2], thought_length=2, thoughts=1, temperature=1.0
     )
-    ternarise(model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[]))
+    ternarise(
+        model, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=[])
+    )
     return model.eval()
 
 
@@ -98,7 +104,9 @@ def opened(directory: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
-def test_lossless_codes_give_the_parents_logits_in_memory_and_from_disk(kind: str, tmp_path: Path) -> None:
+def test_lossless_codes_give_the_parents_logits_in_memory_and_from_disk(
+    kind: str, tmp_path: Path
+) -> None:
     model = MODELS[kind]()
     expected = logits(model)
     coded = lossless(model)
@@ -122,7 +130,10 @@ def test_a_reloaded_model_multiplies_with_what_the_codec_decodes(
 ) -> None:
     monkeypatch.setattr(layers, "PACKED_TOKENS", 0)
     model = llama()
-    coded = {n: codecs.encode(codec, t, CHANGES[codec]) for n, t in compressed.coded_tensors(model).items()}
+    coded = {
+        n: codecs.encode(codec, t, CHANGES[codec])
+        for n, t in compressed.coded_tensors(model).items()
+    }
     dense = llama()
     for name, payload in coded.items():
         dense.get_submodule(name).weight.data.copy_(codecs.decode(payload))  # type: ignore[union-attr, operator]
@@ -159,7 +170,8 @@ def test_memory_holds_codes_and_no_dense_copy(tmp_path: Path) -> None:
     for module in compressed.coded_modules(again).values():
         if module.codec is ternary_codec:
             rows, columns = module.shape
-            assert module.memory_bytes() < 2.2 * rows * columns  # an int8 a weight, padding, scales and the payload
+            # One int8 per weight, padding, scales and the payload.
+            assert module.memory_bytes() < 2.2 * rows * columns
             before = module.memory_bytes()
             module.dense()
             assert module.memory_bytes() == before
@@ -170,7 +182,9 @@ def test_generation_with_a_cache_follows_the_parent(tmp_path: Path) -> None:
     prompts = [[3, 4, 5], [7, 8, 9, 10]]
     expected = models.generate(model, prompts, max_new_tokens=6, stop_ids=[])
     models.save(compressed.compress(model, lossless(model)), None, tmp_path)
-    assert models.generate(models.load(tmp_path), prompts, max_new_tokens=6, stop_ids=[]) == expected
+    assert (
+        models.generate(models.load(tmp_path), prompts, max_new_tokens=6, stop_ids=[]) == expected
+    )
 
 
 def test_a_model_in_bfloat16_computes_in_bfloat16(tmp_path: Path) -> None:
@@ -197,7 +211,9 @@ def test_a_config_that_names_another_models_tensors_is_refused(tmp_path: Path) -
     entry = config["quantization_config"]["tensors"].pop("model.layers.0.mlp.up_proj")
     config["quantization_config"]["tensors"]["model.layers.0.mlp.sideways"] = entry
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"names the coded tensor model\.layers\.0\.mlp\.sideways"):
+    with pytest.raises(
+        CheckpointError, match=r"names the coded tensor model\.layers\.0\.mlp\.sideways"
+    ):
         models.load(tmp_path)
 
 
@@ -246,14 +262,19 @@ def test_a_few_tokens_through_the_kernels_give_the_logits_of_the_dense_weights(
 def test_gradients_and_batches_take_the_dense_path(monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     compressed.compress(
-        model, {n: codecs.encode("intk", w, CHANGES["intk"]) for n, w in compressed.coded_tensors(model).items()}
+        model,
+        {
+            n: codecs.encode("intk", w, CHANGES["intk"])
+            for n, w in compressed.coded_tensors(model).items()
+        },
     )
     packed_calls: list[int] = []
 
     def refuse(*_: object) -> None:
         packed_calls.append(1)
 
-    # None stands for a machine without kernels, and then everything is dense: so the question itself is counted.
+    # None stands for a machine without kernels, and then everything is dense: so the question
+    # itself is counted.
     monkeypatch.setattr(compressed.CompressedLinear, "packed", refuse)
     model(input_ids=IDS, use_cache=False)
     with torch.no_grad():

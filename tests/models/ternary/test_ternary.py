@@ -1,4 +1,4 @@
-"""The ternary quantiser, its gradients, its packing and its way through transformers, against formulas."""
+"""The ternary quantiser, its gradients, its packing and transformers' use, against formulas."""
 
 import copy
 import json
@@ -28,23 +28,35 @@ from agent_forge.models.ternary import (
     ternary_layers,
     ternary_weight,
 )
-from agent_forge.models.ternary.packing import pack, packed_length, read_packed, unpack, write_packed
+from agent_forge.models.ternary.packing import (
+    pack,
+    packed_length,
+    read_packed,
+    unpack,
+    write_packed,
+)
 
 
-def make_settings(group_size: int = 16, activation_bits: int = 8, packing: str = "five_trits") -> TernarySettings:
-    return TernarySettings(group_size=group_size, activation_bits=activation_bits, packing=packing, skip=["lm_head"])
+def make_settings(
+    group_size: int = 16, activation_bits: int = 8, packing: str = "five_trits"
+) -> TernarySettings:
+    return TernarySettings(
+        group_size=group_size, activation_bits=activation_bits, packing=packing, skip=["lm_head"]
+    )
 
 
 def make_llama(**changes: int | bool) -> LlamaForCausalLM:
     torch.manual_seed(1)
     shape = {
-        "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**{**shape, **changes})).eval()
 
 
-def make_layer(rows: int, columns: int, group_size: int, bias: bool = False, activation_bits: int = 8) -> TernaryLinear:
+def make_layer(
+    rows: int, columns: int, group_size: int, bias: bool = False, activation_bits: int = 8
+) -> TernaryLinear:
     torch.manual_seed(rows * 1000 + columns)
     return TernaryLinear(columns, rows, bias, settings=make_settings(group_size, activation_bits))
 
@@ -60,14 +72,18 @@ def by_the_formula(weight: torch.Tensor, group_size: int) -> torch.Tensor:
                 continue
             codes = [max(-1, min(1, round(value / scale.item()))) for value in group.tolist()]
             rounded = scale.to(torch.bfloat16).double()
-            result[row, start : start + group_size] = torch.tensor(codes, dtype=torch.float64) * rounded
+            result[row, start : start + group_size] = (
+                torch.tensor(codes, dtype=torch.float64) * rounded
+            )
     return result
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "group_size"), [(3, 8, 4), (5, 13, 4), (2, 576, 128), (4, 3, 8), (1, 1, 1)]
 )
-def test_ternary_weight_equals_the_formula_group_by_group(rows: int, columns: int, group_size: int) -> None:
+def test_ternary_weight_equals_the_formula_group_by_group(
+    rows: int, columns: int, group_size: int
+) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns))
     expected = by_the_formula(weight, group_size)
     assert torch.equal(ternary_weight(weight, group_size).double(), expected)
@@ -100,7 +116,9 @@ def test_share_of_zeros_of_gaussian_weights_is_the_published_31_percent() -> Non
 
 def test_activations_are_rounded_to_the_grid_of_each_token() -> None:
     x = torch.tensor([[0.5, -1.27, 0.004, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    assert torch.allclose(quantise_activations(x, 8)[0], torch.tensor([0.5, -1.27, 0.0, 1.0]), atol=1e-6)
+    assert torch.allclose(
+        quantise_activations(x, 8)[0], torch.tensor([0.5, -1.27, 0.0, 1.0]), atol=1e-6
+    )
     assert torch.equal(quantise_activations(x, 8)[1], torch.zeros(4))
     error = (quantise_activations(x, 4) - x).abs().amax(-1)
     assert bool((error <= x.abs().amax(-1) / 7 / 2 + 1e-6).all())
@@ -115,7 +133,9 @@ def test_gradient_reaches_latents_and_inputs_as_if_the_rounding_were_the_identit
     assert x.grad is not None
     assert layer.bias is not None
     assert layer.bias.grad is not None
-    assert torch.allclose(layer.weight.grad, upstream.T @ quantise_activations(x.detach(), 8), atol=1e-5)
+    assert torch.allclose(
+        layer.weight.grad, upstream.T @ quantise_activations(x.detach(), 8), atol=1e-5
+    )
     assert torch.allclose(x.grad, upstream @ layer.quantised_weight(), atol=1e-5)
     assert torch.allclose(layer.bias.grad, upstream.sum(0), atol=1e-5)
 
@@ -164,9 +184,13 @@ def test_kept_weight_follows_every_change_of_the_latents() -> None:
     with torch.no_grad():
         assert not torch.equal(layer(x), before)
         layer.load_state_dict({"weight": torch.ones(4, 8)})
-        assert torch.allclose(layer(x), quantise_activations(x, 8).sum(-1, keepdim=True).expand(2, 4), atol=1e-5)
+        assert torch.allclose(
+            layer(x), quantise_activations(x, 8).sum(-1, keepdim=True).expand(2, 4), atol=1e-5
+        )
         layer.weight.mul_(2)
-        assert torch.allclose(layer(x), 2 * quantise_activations(x, 8).sum(-1, keepdim=True).expand(2, 4), atol=1e-5)
+        assert torch.allclose(
+            layer(x), 2 * quantise_activations(x, 8).sum(-1, keepdim=True).expand(2, 4), atol=1e-5
+        )
 
 
 def test_weight_kept_in_inference_mode_serves_later_gradients() -> None:
@@ -180,7 +204,13 @@ def test_weight_kept_in_inference_mode_serves_later_gradients() -> None:
     assert torch.allclose(x.grad, clone.quantised_weight().sum(0).expand(2, 8), atol=1e-5)
 
 
-@given(st.integers(1, 5), st.integers(1, 23), st.integers(1, 9), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+@given(
+    st.integers(1, 5),
+    st.integers(1, 23),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 99),
+)
 @settings(max_examples=60, deadline=None)
 def test_latents_made_for_codes_and_scales_quantise_to_exactly_these(
     rows: int, columns: int, group_size: int, zeros: float, seed: int
@@ -191,18 +221,26 @@ def test_latents_made_for_codes_and_scales_quantise_to_exactly_these(
     _, scales = ternary_codes(torch.rand(rows, columns, generator=generator) + 0.1, group_size)
     near = torch.randn(rows, columns, generator=generator)
     for hint in (None, near):
-        found_codes, found_scales = ternary_codes(latents_for(codes, scales, group_size, hint), group_size)
+        found_codes, found_scales = ternary_codes(
+            latents_for(codes, scales, group_size, hint), group_size
+        )
         assert torch.equal(found_codes, codes)
         empty = torch.stack([part.eq(0).all(1) for part in codes.split(group_size, dim=1)], dim=1)
         assert torch.equal(found_scales, scales.masked_fill(empty, 0.0))
 
 
 @given(
-    st.lists(st.integers(0, 7), min_size=1, max_size=3), st.sampled_from(["two_bit", "five_trits"]), st.integers(0, 99)
+    st.lists(st.integers(0, 7), min_size=1, max_size=3),
+    st.sampled_from(["two_bit", "five_trits"]),
+    st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
-def test_pack_then_unpack_is_exact_at_every_shape(shape: list[int], packing: str, seed: int) -> None:
-    codes = torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
+def test_pack_then_unpack_is_exact_at_every_shape(
+    shape: list[int], packing: str, seed: int
+) -> None:
+    codes = torch.randint(
+        -1, 2, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8
+    )
     packed = pack(codes, packing)
     assert packed.dtype == torch.uint8
     assert packed.numel() == packed_length(codes.numel(), packing)
@@ -267,7 +305,9 @@ def test_damaged_or_foreign_packed_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_ternary_checkpoint_opens_through_transformers_and_keeps_its_layers(tied: bool, tmp_path: Path) -> None:
+def test_ternary_checkpoint_opens_through_transformers_and_keeps_its_layers(
+    tied: bool, tmp_path: Path
+) -> None:
     model = make_llama(tie_word_embeddings=tied)
     names = ternarise(model, make_settings())
     ids = torch.arange(30)[None]
@@ -275,9 +315,9 @@ def test_ternary_checkpoint_opens_through_transformers_and_keeps_its_layers(tied
     save(model, None, tmp_path / "a")
     stored = json.loads((tmp_path / "a" / "config.json").read_text())["quantization_config"]
     assert stored == {
-        "quant_method": "forge_ternary", "group_size": 16, "activation_bits": 8, "packing": "five_trits",
-        "skip": ["lm_head"], "embedding_bits": 0, "embedding_group": 0, "sub_norm": [],
-        "packed": False,
+        "quant_method": "forge_ternary", "group_size": 16, "activation_bits": 8,
+        "packing": "five_trits", "skip": ["lm_head"], "embedding_bits": 0, "embedding_group": 0,
+        "sub_norm": [], "packed": False,
     }  # fmt: skip
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "a").eval()
     assert list(ternary_layers(opened)) == names
@@ -320,7 +360,10 @@ def test_model_trained_further_after_loading_stays_ternary(tmp_path: Path) -> No
 def test_skip_patterns_and_small_layers_stay_float() -> None:
     model = make_llama()
     names = ternarise(
-        model, TernarySettings(group_size=32, activation_bits=8, packing="two_bit", skip=["model.layers.0.*"])
+        model,
+        TernarySettings(
+            group_size=32, activation_bits=8, packing="two_bit", skip=["model.layers.0.*"]
+        ),
     )
     # Only down_proj has at least 32 inputs; layer 0 and the output embedding are left out.
     assert names == ["model.layers.1.mlp.down_proj"]
@@ -364,9 +407,12 @@ def test_model_of_one_billion_weights_is_counted_without_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "group_size"), [(6, 40, 16), (6, 32, 16), (4, 10, 16), (5, 24, 0), (5, 24, -1)]
+    ("rows", "columns", "group_size"),
+    [(6, 40, 16), (6, 32, 16), (4, 10, 16), (5, 24, 0), (5, 24, -1)],
 )
-def test_freed_scales_change_nothing_and_tied_again_neither(rows: int, columns: int, group_size: int) -> None:
+def test_freed_scales_change_nothing_and_tied_again_neither(
+    rows: int, columns: int, group_size: int
+) -> None:
     layer = make_layer(rows, columns, group_size)
     x = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
     before, (codes, scales) = layer(x), layer.ternary_parts()
@@ -376,7 +422,7 @@ def test_freed_scales_change_nothing_and_tied_again_neither(rows: int, columns: 
         assert torch.equal(layer(x), before)
         layer.weight_scale.mul_(1.7)  # type: ignore[union-attr]
         freed, (changed, wider) = layer(x), layer.ternary_parts()
-    assert not torch.equal(changed, codes)  # borders move with the scale
+    assert not torch.equal(changed, codes)  # The borders move with the scale.
     assert torch.allclose(wider.float(), 1.7 * scales.float(), rtol=2**-7)
     layer.tie_scales()
     assert layer.weight_scale is None
@@ -387,7 +433,9 @@ def test_freed_scales_change_nothing_and_tied_again_neither(rows: int, columns: 
 
 @pytest.mark.parametrize("blend", [1.0, 0.6])
 @pytest.mark.parametrize("group_size", [16, 0, -1])
-def test_gradient_of_a_free_scale_is_the_derivative_for_fixed_codes(group_size: int, blend: float) -> None:
+def test_gradient_of_a_free_scale_is_the_derivative_for_fixed_codes(
+    group_size: int, blend: float
+) -> None:
     layer = make_layer(5, 40, group_size, activation_bits=0)
     layer.free_scales()
     layer.blend = blend
@@ -399,18 +447,26 @@ def test_gradient_of_a_free_scale_is_the_derivative_for_fixed_codes(group_size: 
     free = own.float().clone().requires_grad_()
     wide = free.repeat_interleave(40 if group_size <= 0 else 16, dim=1)[:, :40]
     dense = layer.weight.detach().clone().requires_grad_()
-    (torch.nn.functional.linear(x, (1 - blend) * dense + blend * codes * wide) * target).sum().backward()
+    (
+        torch.nn.functional.linear(x, (1 - blend) * dense + blend * codes * wide) * target
+    ).sum().backward()
     assert torch.allclose(layer.weight_scale.grad, free.grad.flatten(), rtol=1e-3, atol=1e-3)  # type: ignore[union-attr]
-    # Straight through: the latents' gradient is that of the weights, whatever the blend.
+    # Straight through: latents get the weights' gradient, whatever the blend.
     assert torch.allclose(layer.weight.grad, target.T @ x, atol=1e-5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("group_size", [16, 0, -1])
-def test_cells_hold_the_codes_for_their_scales_and_move_only_what_lies_outside(group_size: int) -> None:
+def test_cells_hold_the_codes_for_their_scales_and_move_only_what_lies_outside(
+    group_size: int,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-1, 2, (6, 40), generator=generator).to(torch.int8)
     groups = 3 if group_size == 16 else 1
-    scales = torch.rand(1 if group_size == -1 else 6, groups, generator=generator).add(0.5).to(torch.bfloat16)
+    scales = (
+        torch.rand(1 if group_size == -1 else 6, groups, generator=generator)
+        .add(0.5)
+        .to(torch.bfloat16)
+    )
     near = torch.randn(6, 40, generator=generator)
     latents = project_latents(codes, scales, group_size, near)
     actual, own = ternary_codes(latents, group_size, scales)

@@ -1,4 +1,4 @@
-"""Grouping of scales, rounded embeddings, and packed directories on their way through transformers."""
+"""Grouping of scales, rounded embeddings, and packed directories opened by transformers."""
 
 import copy
 import json
@@ -43,15 +43,21 @@ from agent_forge.models.ternary.packing import read_packed
 
 
 def make_settings(**changes: Any) -> TernarySettings:
-    plain: dict[str, Any] = {"group_size": 16, "activation_bits": 8, "packing": "five_trits", "skip": []}
+    plain: dict[str, Any] = {
+        "group_size": 16,
+        "activation_bits": 8,
+        "packing": "five_trits",
+        "skip": [],
+    }
     return TernarySettings(**{**plain, **changes})
 
 
 def make_llama(**changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(1)
     shape = {
-        "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
+        "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.3,
     }  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**{**shape, **changes})).eval()
 
@@ -65,7 +71,11 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("group_size", [ROW, TENSOR])
 def test_one_scale_a_row_or_a_tensor_is_the_mean_magnitude_of_all_of_it(group_size: int) -> None:
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
-    mean = weight.abs().mean(1, keepdim=True) if group_size == ROW else weight.abs().mean().expand(6, 1)
+    mean = (
+        weight.abs().mean(1, keepdim=True)
+        if group_size == ROW
+        else weight.abs().mean().expand(6, 1)
+    )
     expected = (weight / mean).round().clamp(-1, 1) * mean.to(torch.bfloat16).float()
     assert torch.equal(ternary_weight(weight, group_size), expected)
     codes, scales = ternary_codes(weight, group_size)
@@ -86,11 +96,16 @@ def test_latents_for_codes_and_scales_round_to_exactly_these(group_size: int) ->
 def test_a_tensor_with_one_scale_stores_one() -> None:
     layer = TernaryLinear(13, 7, False, settings=make_settings(group_size=TENSOR))
     assert layer.packed_bytes() == -(-13 * 7 // 5) + 2
-    assert TernaryLinear(13, 7, False, settings=make_settings(group_size=ROW)).packed_bytes() == -(-13 * 7 // 5) + 14
+    assert (
+        TernaryLinear(13, 7, False, settings=make_settings(group_size=ROW)).packed_bytes()
+        == -(-13 * 7 // 5) + 14
+    )
 
 
 @pytest.mark.parametrize(("bits", "columns"), [(8, 0), (8, 5), (4, 4), (4, 0)])
-def test_rounded_rows_are_within_half_a_step_and_rounding_them_again_changes_nothing(bits: int, columns: int) -> None:
+def test_rounded_rows_are_within_half_a_step_and_rounding_them_again_changes_nothing(
+    bits: int, columns: int
+) -> None:
     weight = torch.randn(9, 14, generator=torch.Generator().manual_seed(bits))
     weight[2] = 0
     once = rounded(weight, bits, columns)
@@ -98,7 +113,9 @@ def test_rounded_rows_are_within_half_a_step_and_rounding_them_again_changes_not
     assert steps.shape == (9, -(-14 // (columns or 14)))
     assert int(codes.abs().max()) == 2 ** (bits - 1) - 1
     # bfloat16 steps are off by up to 2^-9, which the largest code of a group feels most.
-    bound = steps.float().repeat_interleave(columns or 14, 1)[:, :14] * (0.5 + 2 ** (bits - 1) * 2**-8)
+    bound = steps.float().repeat_interleave(columns or 14, 1)[:, :14] * (
+        0.5 + 2 ** (bits - 1) * 2**-8
+    )
     assert bool(((once - weight).abs() <= bound + 1e-9).all())
     assert torch.equal(rounded(once, bits, columns), once)
     assert torch.equal(values(codes, steps, columns), once)
@@ -107,7 +124,9 @@ def test_rounded_rows_are_within_half_a_step_and_rounding_them_again_changes_not
 @pytest.mark.parametrize(("bits", "width"), [(8, 5), (4, 6), (4, 7), (4, 1)])
 def test_packed_rows_unpack_to_the_same_codes(bits: int, width: int) -> None:
     top = 2 ** (bits - 1) - 1
-    codes = torch.randint(-top, top + 1, (11, width), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    codes = torch.randint(
+        -top, top + 1, (11, width), generator=torch.Generator().manual_seed(0)
+    ).to(torch.int8)
     packed = pack(codes, bits)
     assert packed.shape == (11, -(-width * bits // 8))
     assert torch.equal(unpack(packed, bits, width), codes)
@@ -147,7 +166,9 @@ def test_packed_directory_opens_through_transformers_and_computes_the_same(
     group_size: int, bits: int, tied: bool, tmp_path: Path
 ) -> None:
     model = make_llama(tie_word_embeddings=tied)
-    names = ternarise(model, make_settings(group_size=group_size, embedding_bits=bits, embedding_group=8))
+    names = ternarise(
+        model, make_settings(group_size=group_size, embedding_bits=bits, embedding_group=8)
+    )
     size = save_packed(model, None, tmp_path / "packed")
     assert size == (tmp_path / "packed" / "model.safetensors").stat().st_size
     assert size < 0.5 * 4 * sum(p.numel() for p in model.parameters())
@@ -163,7 +184,9 @@ def test_packed_directory_opens_through_transformers_and_computes_the_same(
     save(opened, None, tmp_path / "latent")
     assert torch.equal(logits(load(tmp_path / "latent")), logits(opened))
     assert save_packed(opened, None, tmp_path / "again") == size
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("packed", "again"))
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("packed", "again")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -173,8 +196,10 @@ def test_deployable_bytes_count_embedding_and_head_as_they_are_packed(tmp_path: 
         model = make_llama(vocab_size=512, tie_word_embeddings=True)
         ternarise(model, make_settings(embedding_bits=bits))
         sizes[bits] = deployable_bytes(model)
-        assert 0 <= save_packed(model, None, tmp_path / str(bits)) - sizes[bits] < 6000  # the header's shapes
-    assert sizes[0] - sizes[8] == pytest.approx(512 * (4 * 24 - 24 - 2), abs=200)  # and the header's entry
+        # The file also holds the header's shapes.
+        assert 0 <= save_packed(model, None, tmp_path / str(bits)) - sizes[bits] < 6000
+    # The header loses or gains an entry.
+    assert sizes[0] - sizes[8] == pytest.approx(512 * (4 * 24 - 24 - 2), abs=200)
     assert sizes[8] - sizes[4] == pytest.approx(512 * 12, abs=200)
 
 
@@ -195,7 +220,9 @@ def test_checkpoints_from_when_embeddings_could_be_codewords_open_unless_theirs_
     assert torch.equal(logits(load(tmp_path)), logits(model))
     config["quantization_config"]["embedding_vector"] = 2
     file.write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"codewords \(embedding_vector=2\).*make the float model ternary again"):
+    with pytest.raises(
+        ConfigError, match=r"codewords \(embedding_vector=2\).*make the float model ternary again"
+    ):
         load(tmp_path)
 
 
@@ -227,14 +254,20 @@ def test_training_step_leaves_a_ternary_model_ternary() -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
     model(torch.arange(30)[None], labels=torch.arange(30)[None]).loss.backward()
     optimiser.step()
-    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "proj" in name)
+    assert all(
+        not torch.equal(value, before[name])
+        for name, value in model.state_dict().items()
+        if "proj" in name
+    )
     for layer in ternary_layers(model).values():
         blocks = layer.quantised_weight()[:, :16].abs()
         assert bool(((blocks == 0) | (blocks == blocks.amax(1, keepdim=True))).all())
     table: nn.Module = model.get_input_embeddings()
     latents = model.get_input_embeddings().weight.detach()
     assert torch.equal(table(torch.arange(64)), rounded(latents, 8, 0))
-    assert torch.equal(model.eval().get_output_embeddings().quantised_weight(), rounded(latents, 8, 0))
+    assert torch.equal(
+        model.eval().get_output_embeddings().quantised_weight(), rounded(latents, 8, 0)
+    )
 
 
 def test_layer_with_sub_norm_is_the_layer_on_normalised_inputs() -> None:
@@ -244,12 +277,16 @@ def test_layer_with_sub_norm_is_the_layer_on_normalised_inputs() -> None:
     assert layer.norm_weight is not None
     with torch.no_grad():
         layer.norm_weight.copy_(torch.arange(8.0))
-    expected = (x / x.square().mean(-1, keepdim=True).sqrt() * torch.arange(8.0)) @ layer.quantised_weight().T
+    expected = (
+        x / x.square().mean(-1, keepdim=True).sqrt() * torch.arange(8.0)
+    ) @ layer.quantised_weight().T
     assert torch.allclose(layer(x), expected, atol=1e-4)
     assert torch.allclose(layer(100 * x), expected, atol=1e-4)
 
 
-def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_place_for_it(tmp_path: Path) -> None:
+def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_place_for_it(
+    tmp_path: Path,
+) -> None:
     model = make_llama()
     ternarise(model, make_settings(sub_norm=["o_proj", "down_proj"]))
     layers = ternary_layers(model)
@@ -271,7 +308,9 @@ def test_sub_norm_survives_both_kinds_of_files_and_is_refused_where_there_is_no_
         compressed.compress(model, coded)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("group_size", -2), ("embedding_bits", 3), ("embedding_group", -1)]
+)
 def test_grid_that_does_not_exist_is_named(setting: str, value: int) -> None:
     with pytest.raises(ConfigError, match=setting):
         make_settings(**{setting: value})

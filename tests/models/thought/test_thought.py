@@ -6,23 +6,41 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.models.thought import MixingHead, ThoughtForCausalLM, Thoughts, entropy_nats, layout, mix
+from agent_forge.models.thought import (
+    MixingHead,
+    ThoughtForCausalLM,
+    Thoughts,
+    entropy_nats,
+    layout,
+    mix,
+)
 from agent_forge.phases.quietstar.objective import leave_one_out, policy_loss
 
 VOCAB = 50
 
 
 def tiny_base(
-    attention: str = "sdpa", heads: int = 4, key_heads: int = 2, tied: bool = False, vocab: int = VOCAB
+    attention: str = "sdpa",
+    heads: int = 4,
+    key_heads: int = 2,
+    tied: bool = False,
+    vocab: int = VOCAB,
 ) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=key_heads, max_position_embeddings=128, initializer_range=0.3, tie_word_embeddings=tied,
-        bos_token_id=0, eos_token_id=None, pad_token_id=0, attn_implementation=attention,
+        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=128,
+        initializer_range=0.3, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=None,
+        pad_token_id=0, attn_implementation=attention,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -45,18 +63,27 @@ def random_head(model: ThoughtForCausalLM) -> ThoughtForCausalLM:
     """Give the mixing head weights that spread over (0, 1)."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        model.mixing.weight_3.copy_(torch.randn(model.mixing.weight_3.shape, generator=generator) * 0.05)
+        model.mixing.weight_3.copy_(
+            torch.randn(model.mixing.weight_3.shape, generator=generator) * 0.05
+        )
         model.mixing.bias_3.fill_(0.5)
     return model
 
 
 @torch.no_grad()
 def alone(
-    model: ThoughtForCausalLM, ids: list[int], row: int, which: int, seed: int, heat: float, after: list[int]
+    model: ThoughtForCausalLM,
+    ids: list[int],
+    row: int,
+    which: int,
+    seed: int,
+    heat: float,
+    after: list[int],
 ) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """Think once after `ids`, alone, with no cache, mask or padding.
 
-    Returns the thought's tokens and the base, thought and mixed logits (1 + len(after), V) of what follows.
+    Returns the thought's tokens and the base, thought and mixed logits (1 + len(after), V) of what
+    follows.
     """
     embed = model.base.get_input_embeddings()
 
@@ -86,7 +113,9 @@ PADDINGS = {"none": (0, 0), "left": (3, 0), "right": (0, 2)}
 @pytest.mark.parametrize("heat", [0.0, 1.0], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_thoughts_in_parallel_equal_thoughts_one_by_one(heat: float, padding: str, attention: str) -> None:
+def test_thoughts_in_parallel_equal_thoughts_one_by_one(
+    heat: float, padding: str, attention: str
+) -> None:
     model = random_head(thinker(tiny_base(attention)))
     left, right = PADDINGS[padding]
     rows = [[7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24, 25]]
@@ -102,7 +131,9 @@ def test_thoughts_in_parallel_equal_thoughts_one_by_one(heat: float, padding: st
         )
         assert actual.tokens[row, column, which].tolist() == tokens
         torch.testing.assert_close(actual.base_logits[row, column], base, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(actual.thought_logits[row, column, which], logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            actual.thought_logits[row, column, which], logits, rtol=1e-5, atol=1e-5
+        )
         torch.testing.assert_close(mixed[row, column, which], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -115,7 +146,9 @@ def test_parallel_equals_sequential_for_every_head_layout(heads: tuple[int, int]
     for place in range(4):
         tokens, _, _, expected = alone(model, row[: place + 1], 0, 0, 2, 1.0, [])
         assert actual.tokens[0, place, 0].tolist() == tokens
-        torch.testing.assert_close(actual.mixed_logits()[0, place, 0], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            actual.mixed_logits()[0, place, 0], expected, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_some_positions_think_as_they_do_among_all() -> None:
@@ -127,7 +160,10 @@ def test_some_positions_think_as_they_do_among_all() -> None:
     for row, k in itertools.product(range(2), range(2)):
         assert torch.equal(some.tokens[row, k], every.tokens[row, chosen[row, k]])
         torch.testing.assert_close(
-            some.mixed_logits()[row, k], every.mixed_logits()[row, chosen[row, k]], rtol=1e-5, atol=1e-5
+            some.mixed_logits()[row, k],
+            every.mixed_logits()[row, chosen[row, k]],
+            rtol=1e-5,
+            atol=1e-5,
         )
 
 
@@ -157,7 +193,9 @@ def test_a_changed_token_changes_no_thought_before_it() -> None:
         torch.testing.assert_close(
             first.mixed_logits()[:, before], second.mixed_logits()[:, before], rtol=1e-6, atol=1e-6
         )
-        assert ((first.mixed_logits() - second.mixed_logits())[:, after].abs().amax((0, 2, 3, 4)) > 1e-3).all()
+        assert (
+            (first.mixed_logits() - second.mixed_logits())[:, after].abs().amax((0, 2, 3, 4)) > 1e-3
+        ).all()
 
 
 def test_a_changed_thought_changes_no_other_thought() -> None:
@@ -180,7 +218,9 @@ def test_weight_zero_is_the_base_and_weight_one_the_thought_bit_for_bit() -> Non
         start, full = thinker().think(ids, thoughts=2), thinker(weight=1.0).think(ids, thoughts=2)
     assert not start.weights.any()
     assert (full.weights == 1).all()
-    assert torch.equal(start.mixed_logits(), start.base_logits[:, :, None].expand_as(start.thought_logits))
+    assert torch.equal(
+        start.mixed_logits(), start.base_logits[:, :, None].expand_as(start.thought_logits)
+    )
     assert torch.equal(full.mixed_logits(), full.thought_logits)
 
 
@@ -188,9 +228,16 @@ def test_weight_zero_is_the_base_and_weight_one_the_thought_bit_for_bit() -> Non
 def test_a_fresh_thinker_generates_exactly_what_its_base_does(thoughts: int) -> None:
     base = tiny_base()
     ids = torch.arange(10).reshape(2, 5) + 5
-    settings = {"max_new_tokens": 8, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    settings = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     expected = base.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    actual = thinker(base, thoughts=thoughts).generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    actual = thinker(base, thoughts=thoughts).generate(
+        ids, attention_mask=torch.ones_like(ids), **settings
+    )
     assert torch.equal(actual.sequences, expected.sequences)
     assert all(torch.equal(a, b) for a, b in zip(actual.logits, expected.logits, strict=True))
 
@@ -234,7 +281,12 @@ def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
     with torch.no_grad():
         entropy = entropy_nats(base(ids).logits[:, -1])
     border = float(entropy.sort().values[1:3].mean())
-    settings = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    settings = {
+        "max_new_tokens": 1,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     settings["attention_mask"] = torch.ones_like(ids)
     plain = base.generate(ids, **settings).logits[0]
     gated = thinker(base, weight=1.0, gate_entropy_nats=border).generate(ids, **settings).logits[0]
@@ -248,16 +300,26 @@ def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
 def test_the_cache_after_generation_holds_no_thought() -> None:
     ids = torch.arange(5)[None] + 5
     out = thinker(weight=1.0).generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=4,
+        do_sample=False,
+        return_dict_in_generate=True,
     )
     assert out.past_key_values.get_seq_length() == 5 + 4 - 1
 
 
 def test_no_id_outside_the_vocabulary_is_ever_emitted() -> None:
     model = thinker(weight=1.0)
-    assert model.get_output_embeddings().weight.shape[0] == VOCAB == model.base.get_input_embeddings().weight.shape[0]
+    assert (
+        model.get_output_embeddings().weight.shape[0]
+        == VOCAB
+        == model.base.get_input_embeddings().weight.shape[0]
+    )
     ids = torch.arange(4)[None] + 5
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=True, temperature=5.0)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=True, temperature=5.0
+    )
     assert int(out.max()) < VOCAB
     assert int(model.think(ids).tokens.max()) < VOCAB
 
@@ -268,9 +330,13 @@ def test_sampled_frequencies_follow_the_temperature(heat: float) -> None:
     ids = torch.tensor([[1, 2, 3]])
     count = 4000
     with torch.no_grad():
-        actual = model.think(ids, positions=torch.tensor([[2]]), thoughts=8, temperature=heat, seed=0)
+        actual = model.think(
+            ids, positions=torch.tensor([[2]]), thoughts=8, temperature=heat, seed=0
+        )
         draws = [
-            model.think(ids, positions=torch.tensor([[2]]), thoughts=500, temperature=heat, seed=s).tokens
+            model.think(
+                ids, positions=torch.tensor([[2]]), thoughts=500, temperature=heat, seed=s
+            ).tokens
             for s in range(count // 500)
         ]
         embeds = torch.cat([model.base.get_input_embeddings()(ids), model.start[None, None]], dim=1)
@@ -284,7 +350,9 @@ def test_sampled_frequencies_follow_the_temperature(heat: float) -> None:
 def test_noise_is_uniform_and_depends_on_its_index_alone() -> None:
     grid = torch.meshgrid(*(torch.arange(n) for n in (4, 50, 20)), indexing="ij")
     every = layout.uniforms(11, grid[0], grid[1], 2, grid[2])
-    assert float(every[3, 7, 5]) == float(layout.uniforms(11, torch.tensor(3), torch.tensor(7), 2, torch.tensor(5)))
+    assert float(every[3, 7, 5]) == float(
+        layout.uniforms(11, torch.tensor(3), torch.tensor(7), 2, torch.tensor(5))
+    )
     assert len(torch.unique(every)) == every.numel()
     assert float(every.min()) >= 0
     assert float(every.max()) < 1
@@ -312,7 +380,9 @@ def test_the_mixing_gradient_leads_back_inside_the_unit_interval() -> None:
 
 
 def exact_gradient(model: ThoughtForCausalLM, ids: Tensor, reward: Tensor, length: int) -> Tensor:
-    """Return d E[reward] / d start of one thought by enumerating all of them. reward: (V ** length,)"""
+    """Return d E[reward] / d start of one thought by enumerating all of them. reward: (V **
+    length,)
+    """
     every = torch.tensor(list(itertools.product(range(model.config.vocab_size), repeat=length)))
     place = torch.tensor([[ids.shape[1] - 1]])
     actual = model.think(ids, positions=place, tokens=every[None, None], temperature=1.0)
@@ -322,7 +392,9 @@ def exact_gradient(model: ThoughtForCausalLM, ids: Tensor, reward: Tensor, lengt
 
 @pytest.mark.parametrize("clamped", [False, True])
 def test_policy_gradient_is_exact_in_expectation_and_clamping_breaks_it(clamped: bool) -> None:
-    """Vocabulary 3, two tokens a thought, two thoughts: all 81 pairs are enumerated, so nothing is left to chance."""
+    """Vocabulary 3, two tokens a thought, two thoughts: all 81 pairs are enumerated, so nothing is
+    left to chance.
+    """
     vocab, length = 3, 2
     model = thinker(tiny_base(vocab=vocab, key_heads=4), thought_length=length).double()
     ids = torch.tensor([[1, 2, 0]])
@@ -332,11 +404,16 @@ def test_policy_gradient_is_exact_in_expectation_and_clamping_breaks_it(clamped:
     exact = exact_gradient(model, ids, reward, length)
     with torch.no_grad():
         chance = (
-            model.think(ids, positions=place, tokens=every[None, None], temperature=1.0).log_probs[0, 0].sum(-1).exp()
+            model.think(ids, positions=place, tokens=every[None, None], temperature=1.0)
+            .log_probs[0, 0]
+            .sum(-1)
+            .exp()
         )
     estimate = torch.zeros_like(exact)
     for a, b in itertools.product(range(len(every)), repeat=2):
-        actual = model.think(ids, positions=place, tokens=every[[a, b]][None, None], temperature=1.0)
+        actual = model.think(
+            ids, positions=place, tokens=every[[a, b]][None, None], temperature=1.0
+        )
         advantage = leave_one_out(torch.stack([reward[a], reward[b]])[None, None])
         if clamped:
             advantage = advantage.clamp_min(0)
@@ -355,7 +432,9 @@ def test_leave_one_out_is_each_reward_less_the_mean_of_the_others() -> None:
 def test_save_and_load_keep_every_bit_and_setting(tmp_path: Path) -> None:
     from agent_forge import models
 
-    model = random_head(thinker(tiny_base(tied=True), gate_entropy_nats=1.5, thoughts=2, temperature=0.8))
+    model = random_head(
+        thinker(tiny_base(tied=True), gate_entropy_nats=1.5, thoughts=2, temperature=0.8)
+    )
     models.save(model, None, tmp_path)
     again = models.load(tmp_path)
     assert isinstance(again, ThoughtForCausalLM)
@@ -363,7 +442,14 @@ def test_save_and_load_keep_every_bit_and_setting(tmp_path: Path) -> None:
     state = again.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert again.base.lm_head.weight is again.base.model.embed_tokens.weight
-    for name in ("thought_length", "gate_entropy_nats", "thoughts", "temperature", "vocab_size", "hidden_size"):
+    for name in (
+        "thought_length",
+        "gate_entropy_nats",
+        "thoughts",
+        "temperature",
+        "vocab_size",
+        "hidden_size",
+    ):
         assert getattr(again.config, name) == getattr(model.config, name)
     ids = torch.arange(4)[None]
     assert torch.equal(again.think(ids).mixed_logits(), model.think(ids).mixed_logits())
@@ -382,13 +468,17 @@ def test_wrapping_keeps_the_base_weights_and_the_global_random_state() -> None:
 
 def test_linears_of_the_base_can_be_replaced_and_the_mixing_head_has_none() -> None:
     model = thinker()
-    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linears = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
     assert linears
     assert all(name.startswith("base.") for name in linears)
 
 
 @pytest.mark.parametrize("first", ["ternary", "thinking"])
-def test_ternary_linears_and_thoughts_go_together_in_either_order(first: str, tmp_path: Path) -> None:
+def test_ternary_linears_and_thoughts_go_together_in_either_order(
+    first: str, tmp_path: Path
+) -> None:
     from agent_forge import models
     from agent_forge.models.ternary import TernaryLinear, TernarySettings, ternarise
 
@@ -402,7 +492,11 @@ def test_ternary_linears_and_thoughts_go_together_in_either_order(first: str, tm
     models.save(model, None, tmp_path)
     again = models.load(tmp_path)
     assert isinstance(again, ThoughtForCausalLM)
-    kinds = {name: type(module) for name, module in again.named_modules() if isinstance(module, torch.nn.Linear)}
+    kinds = {
+        name: type(module)
+        for name, module in again.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     assert {kind for name, kind in kinds.items() if name != "base.lm_head"} == {TernaryLinear}
     assert kinds["base.lm_head"] is torch.nn.Linear
     ids = torch.arange(6)[None]
@@ -433,13 +527,15 @@ def test_a_model_that_ignores_its_mask_is_refused() -> None:
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0], ids=["greedy", "sampled"])
-def test_a_cognate_thinks_in_parallel_as_one_by_one_whatever_depth_its_tokens_use(heat: float) -> None:
+def test_a_cognate_thinks_in_parallel_as_one_by_one_whatever_depth_its_tokens_use(
+    heat: float,
+) -> None:
     from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 
     torch.manual_seed(2)
     config = CognateConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        memory_slots=16, halting_threshold=0.5, initializer_range=0.3,
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, memory_slots=16, halting_threshold=0.5, initializer_range=0.3,
     )  # fmt: skip
     base = CognateForCausalLM(config).eval()
     model = random_head(thinker(base))  # type: ignore[arg-type]
@@ -447,21 +543,27 @@ def test_a_cognate_thinks_in_parallel_as_one_by_one_whatever_depth_its_tokens_us
     left = torch.tensor([[0, 0, *row]])
     with torch.no_grad():
         passes = base(torch.tensor([row])).passes
-        actual = model.think(left, (torch.arange(8) >= 2).long()[None], seed=2, temperature=heat, lookahead=2)
+        actual = model.think(
+            left, (torch.arange(8) >= 2).long()[None], seed=2, temperature=heat, lookahead=2
+        )
     assert set(passes.flatten().tolist()) == {1, 2}
     for place in range(5):
         tokens, _, _, expected = alone(model, row[: place + 1], 0, 0, 2, heat, [row[place + 1]])
         assert actual.tokens[0, 2 + place, 0].tolist() == tokens
-        torch.testing.assert_close(actual.mixed_logits()[0, 2 + place, 0], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            actual.mixed_logits()[0, 2 + place, 0], expected, rtol=1e-5, atol=1e-5
+        )
     prompt = torch.tensor([row])
     out = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, thought_seed=2,
-        output_logits=True, return_dict_in_generate=True,
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False,
+        thought_seed=2, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     with torch.no_grad():
         again = model.think(out.sequences, seed=2)
     for step, logits in enumerate(out.logits):
-        torch.testing.assert_close(logits, again.mixed_logits()[:, 5 + step, 0, 0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits, again.mixed_logits()[:, 5 + step, 0, 0], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_sliding_windows_and_other_attention_are_refused() -> None:
@@ -478,7 +580,12 @@ def test_sliding_windows_and_other_attention_are_refused() -> None:
 def test_a_cache_that_cannot_be_cropped_is_refused() -> None:
     ids = torch.arange(4)[None]
     with pytest.raises(PhaseError, match="cropped"):
-        thinker().generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, cache_implementation="static")
+        thinker().generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=2,
+            cache_implementation="static",
+        )
 
 
 def test_assisted_generation_is_refused() -> None:
@@ -491,7 +598,9 @@ def test_a_thought_of_another_architecture_opens_through_auto_classes() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    base = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64)).eval()
+    base = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+    ).eval()
     model = ThoughtForCausalLM.wrap(base, start_ids=[1], end_ids=[2], thought_length=2)
     random_head(model)
     with torch.no_grad():
