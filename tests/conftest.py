@@ -1,4 +1,6 @@
-"""Shared fixtures: one tiny tokenizer, one tiny Llama, a checkpoint of it, and one finished run of all phases."""
+"""Shared fixtures: one tiny tokenizer, one tiny Llama, a checkpoint of it, and one finished run of
+all phases.
+"""
 
 import os
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not Path("/dev/nvidia0").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when the first library imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads this once, when it is imported
 
 import pytest
 import torch
@@ -25,8 +27,10 @@ from agent_forge.data.synthetic import memory, reasoning, tools
 torch.set_num_threads(1)
 
 TEXT = (
-    "Fellow citizens of the Senate and of the House. The state of the union is strong, and the work of the nation "
-    "goes on in year {i}. We thank the people of district {j} for their letters and for their labor."
+    "Fellow citizens of the Senate and of the House. The state of the union is strong, "
+    "and the work of the nation "
+    "goes on in year {i}. We thank the people of district {j} for their letters and "
+    "for their labor."
 )
 
 
@@ -65,7 +69,9 @@ def tiny_tokenizer(data_config: DataConfig) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def llama_config(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Return the shape of the tiny Llama: grouped queries, tied embeddings, widths that hold no 128-group."""
+    """Return the shape of the tiny Llama: grouped queries, tied embeddings, widths that hold no
+    128-group.
+    """
     return LlamaConfig(
         vocab_size=len(tiny_tokenizer),
         hidden_size=32,
@@ -112,7 +118,7 @@ RUN_SECONDS = 900
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests that may have to make the shared run the time for it."""
+    """Give tests that may have to make the shared run enough time for it."""
     for item in items:
         if "tiny_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(RUN_SECONDS))
@@ -120,12 +126,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def forge() -> Forge:
-    """Return a function that runs `forge ARGUMENTS` in a process of its own, with output captured apart."""
+    """Return a function that runs `forge ARGUMENTS` in a process of its own, with output captured
+    apart.
+    """
 
     def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            forge_command(*arguments), cwd=cwd, env=forge_environment(**environment), capture_output=True, text=True,
-            timeout=RUN_SECONDS, stdin=subprocess.DEVNULL, check=False,
+            forge_command(*arguments), cwd=cwd, env=forge_environment(**environment),
+            capture_output=True, text=True, timeout=RUN_SECONDS, stdin=subprocess.DEVNULL,
+            check=False,
         )  # fmt: skip
 
     return run
@@ -156,14 +165,17 @@ def start_forge() -> Callable[..., "subprocess.Popen[str]"]:
 def tiny_settings(place: Path) -> list[str]:
     """Return the overrides of a run of all phases in `place` that takes a minute."""
     return [
-        "experiment=tiny", f"run_dir={place / 'run'}", f"data.cache={place / 'cache'}", "runtime.threads=1",
-        "runtime.save_every_seconds=1",
+        "experiment=tiny", f"run_dir={place / 'run'}", f"data.cache={place / 'cache'}",
+        "runtime.threads=1", "runtime.save_every_seconds=1",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, forge: Forge) -> Path:
-    """Return the directory of one finished `forge run-all`, shared by all workers of a session. Do not write into it."""
+    """Return the directory of one finished `forge run-all`, shared by all workers of a session.
+
+    Do not write into it.
+    """
     return finished_tiny_run(tmp_path_factory, forge)
 
 
@@ -171,34 +183,43 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, forge: Forge) -> Path:
 def _tiny_run_beside_the_first_tests(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forge: Forge
 ) -> None:
-    """Where several workers share the run, begin it at once: later all of them would wait for the one that makes it."""
-    wanted = any("tiny_run" in getattr(item, "fixturenames", ()) for item in request.session.items)
-    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and wanted:
-        tmp_path_factory.getbasetemp()  # two threads that ask for it first would each make it anew
+    """Where several workers share the run, begin it at once: later all of them would wait for the
+    one that makes it.
+    """
+    is_used = any("tiny_run" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and is_used:
+        tmp_path_factory.getbasetemp()  # two threads that call this first would each create one
 
         def begin() -> None:
-            with suppress(AssertionError):  # the first test that needs the run makes it again and tells
+            # the first test that needs the run makes it again and tells
+            with suppress(AssertionError):
                 finished_tiny_run(tmp_path_factory, forge)
 
         threading.Thread(target=begin, daemon=True).start()
 
 
 def finished_tiny_run(tmp_path_factory: pytest.TempPathFactory, forge: Forge) -> Path:
-    """Return the shared run's directory; the first caller of all workers makes it, the others wait."""
+    """Return the shared run's directory.
+
+    The first caller of all workers makes it, the others wait.
+    """
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     place = root / "tiny-run"
     with FileLock(root / "tiny-run.lock"):
         if not (place / "run" / "done").exists():
-            made = forge("run-all", *tiny_settings(place))
-            assert made.returncode == 0, made.stderr
+            run = forge("run-all", *tiny_settings(place))
+            assert run.returncode == 0, run.stderr
             (place / "run" / "done").touch()
     return place / "run"
 
 
 @contextmanager
 def mounted_tmpfs(place: Path, options: str) -> Iterator[Path]:
-    """Mount a small file system of memory at `place`. Skips the test where mounting is not allowed."""
+    """Mount a small file system of memory at `place`.
+
+    Skips the test where mounting is not allowed.
+    """
     place.mkdir(parents=True, exist_ok=True)
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False

@@ -1,9 +1,11 @@
-"""A pretend accelerator: tensors that say they lie on another device, hold CPU data, and refuse to meet CPU tensors.
+"""A pretend accelerator: tensors that say they lie on another device, hold CPU data, and refuse to
+meet CPU tensors.
 
-Reads and writes nothing. Inside `pretend_accelerator()` torch believes in one accelerator, `lazy` (a device type that no
-build of torch computes on, and whose backward pass autograd runs in the calling thread). Its results are those of the CPU
-to the bit, so that a whole phase can be compared with a run on the CPU. As on CUDA, an operation may copy between the two
-devices, index with indices of the CPU, and use a CPU tensor without dimensions; any other mix raises "two devices".
+Reads and writes nothing. Inside `pretend_accelerator()` torch believes in one accelerator, `lazy`
+(a device type that no build of torch computes on, and whose backward pass autograd runs in the
+calling thread). Its results are those of the CPU to the bit, so that a whole phase can be compared
+with a run on the CPU. As on CUDA, an operation may copy between the two devices, index with indices
+of the CPU, and use a CPU tensor without dimensions; any other mix raises "two devices".
 """
 
 import contextlib
@@ -25,16 +27,18 @@ aten = torch.ops.aten
 # Operations that CUDA lets read both devices: copies, and those whose indices may lie on the CPU.
 COPIES = {aten.copy_, aten._to_copy, aten._copy_from, aten._foreach_copy_}
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-# Operations for which CUDA makes the host wait until the device has done all that it was asked before.
+# For these operations CUDA makes the host wait until the device has finished all earlier work.
 WAITS = {
-    aten._local_scalar_dense, aten.nonzero, aten.bincount, aten.masked_select, aten.equal, aten.is_nonzero, aten._unique2,
+    aten._local_scalar_dense, aten.nonzero, aten.bincount, aten.masked_select, aten.equal,
+    aten.is_nonzero, aten._unique2,
 }  # fmt: skip
-# What reads memory itself, not through an operation, is answered by the tensor that is held.
+# Attributes and methods that read memory directly are answered by the held tensor.
 READS_MEMORY = {Tensor.data_ptr, Tensor.untyped_storage, Tensor.tolist, Tensor.storage_offset}
-# What autocast casts the operands of.
+# Autocast casts the operands of these operations.
 PRODUCTS = {
-    torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, Tensor.mm,
-    Tensor.bmm, torch.addmm, torch.baddbmm, torch.einsum, torch.nn.functional.scaled_dot_product_attention,
+    torch.nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm,
+    Tensor.mm, Tensor.bmm, torch.addmm, torch.baddbmm, torch.einsum,
+    torch.nn.functional.scaled_dot_product_attention,
 }  # fmt: skip
 
 
@@ -45,11 +49,11 @@ class Pretend(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Pretend":
-        made: Any = Tensor._make_wrapper_subclass(
+        wrapper: Any = Tensor._make_wrapper_subclass(
             cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype, device=DEVICE
         )
-        made.held = held
-        return made
+        wrapper.held = held
+        return wrapper
 
     def __init__(self, held: Tensor) -> None:
         """Do nothing: all is done in `__new__`."""
@@ -90,8 +94,9 @@ _waits: list[str] | None = None
 def counted_waits() -> Iterator[list[str]]:
     """Yield a list that grows by the name of each operation for which the host would wait for CUDA.
 
-    These are reads of a number, whatever has a size that depends on values (a mask that picks, too), and copies to the CPU.
-    Copies to the device are not counted, nor is `tolist`, by which a training step reads all its numbers at once.
+    These are reads of a number, whatever has a size that depends on values (a mask that picks,
+    too), and copies to the CPU. Copies to the device are not counted, nor is `tolist`, by which a
+    training step reads all its numbers at once.
     """
     global _waits
     before, _waits = _waits, []
@@ -104,7 +109,7 @@ def counted_waits() -> Iterator[list[str]]:
 def _is_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if func.overloadpacket in INDEXED:
         masks = any(value is not None and value.dtype in (torch.bool, torch.uint8) for value in args[1])
-        # One value for all that a mask picks is filled in without counting them.
+        # A single value for all places of a mask is filled in without counting them.
         return masks and (func.overloadpacket is aten.index or args[2].numel() != 1)
     if func.overloadpacket in COPIES:
         device = args[0].device if func.overloadpacket is aten.copy_ else kwargs.get("device")
@@ -121,7 +126,8 @@ def _caller() -> str:
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Return the result of an operation, on the device where CUDA would leave it.
 
-    Raises RuntimeError ("two devices") where the operation meets tensors of both devices that it may not mix.
+    Raises RuntimeError ("two devices") where the operation meets tensors of both devices that it
+    may not mix.
     """
     inputs = list(_tensors((args, kwargs.values())))
     there = any(isinstance(value, Pretend) for value in inputs)
@@ -185,16 +191,18 @@ class _Operations(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # the wrapper that keeps dynamo away costs more than the operation
+        return False  # dynamo's wrapper costs more than the operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return compute(func, args, kwargs or {})
 
 
 class _Functions(TorchFunctionMode):
-    """What is decided above the operations: autocast, and `torch.tensor`, which reads its data without a mode."""
+    """What is decided above the operations: autocast, and `torch.tensor`, which reads its data
+    without a mode.
+    """
 
-    dtype: torch.dtype | None = None  # of autocast; None where it is off
+    dtype: torch.dtype | None = None  # autocast's dtype; None where it is off
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -216,7 +224,7 @@ class _Functions(TorchFunctionMode):
             self.dtype = before
 
     def autocast(self, real: Any) -> Any:
-        """Return what stands for `torch.autocast`."""
+        """Return the replacement of `torch.autocast`."""
 
         def autocast(kind: str, dtype: torch.dtype | None = None, enabled: bool = True, **others: Any) -> Any:
             return self._region(dtype, enabled) if kind == KIND else real(kind, dtype, enabled, **others)
@@ -224,11 +232,11 @@ class _Functions(TorchFunctionMode):
         return autocast
 
     def is_autocast_enabled(self, real: Any) -> Any:
-        """Return what stands for `torch.is_autocast_enabled`."""
+        """Return the replacement of `torch.is_autocast_enabled`."""
         return lambda *kind: self.dtype is not None if kind == (KIND,) else real(*kind)
 
     def get_autocast_dtype(self, real: Any) -> Any:
-        """Return what stands for `torch.get_autocast_dtype`."""
+        """Return the replacement of `torch.get_autocast_dtype`."""
         return lambda kind: self.dtype if kind == KIND else real(kind)
 
 
@@ -238,14 +246,18 @@ def _is_pretend(device: Any) -> bool:
 
 @contextlib.contextmanager
 def pretend_accelerator() -> Iterator[torch.device]:
-    """Let torch believe in one accelerator while the context lasts; yield it, as `current_accelerator` names it."""
+    """Let torch believe in one accelerator while the context lasts.
+
+    Yield it, as `current_accelerator` names it.
+    """
     named, functions = torch.device(KIND), _Functions()
     known: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True, "current_accelerator": lambda **_: named,
         "device_count": lambda: 1, "synchronize": lambda *_: None,
     }  # fmt: skip
     swaps = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)  # tied weights stay tied, as on CUDA
+    # tied weights stay tied, as on CUDA
+    torch.__future__.set_swap_module_params_on_conversion(True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, KIND, SimpleNamespace(device_count=lambda: 1), create=True))
         for name, answer in known.items():

@@ -1,4 +1,7 @@
-"""A GPU against the CPU, to stated tolerances; on the CPU each piece is held against itself, so that none lies dead."""
+"""A GPU against the CPU, to stated tolerances.
+
+On the CPU each piece is held against itself, so that none lies dead.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,14 +22,19 @@ from tests.device.test_pretend_codecs import SETTINGS
 VOCABULARY = 512
 GPU = pytest.param(
     "cuda",
-    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ],
 )
 on_both = pytest.mark.parametrize("device", ["cpu", GPU])
 
 
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """Keep float32 products at full precision: tolerances below are of orders of summation, not of TF32."""
+    """Keep float32 products at full precision: tolerances below are of orders of summation, not of
+    TF32.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
@@ -36,7 +44,8 @@ def exact_products() -> Iterator[None]:
 def llama(**changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1} | changes  # fmt: skip
+             "num_attention_heads": 4, "num_key_value_heads": 2,
+             "initializer_range": 0.1} | changes  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**shape)).eval()
 
 
@@ -47,23 +56,29 @@ def ids(rows: int, length: int, seed: int = 0) -> Tensor:
 def calibrated() -> tuple[Tensor, Tensor, Tensor]:
     """Return a matrix (48, 64), its inputs' second moments, and the importance of its rows."""
     generator = torch.Generator().manual_seed(0)
-    weight, inputs = torch.randn(48, 64, generator=generator), torch.randn(400, 64, generator=generator)
+    weight, inputs = (
+        torch.randn(48, 64, generator=generator),
+        torch.randn(400, 64, generator=generator),
+    )
     importance = torch.rand(48, generator=generator) + 0.5
     return weight, inputs.T @ inputs / 400, importance / importance.mean()
 
 
 @on_both
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
-def test_a_codec_on_the_device_loses_what_it_loses_on_the_cpu(device: str, name: str, settings: dict[str, Any]) -> None:
-    # A rounding that falls the other way changes codes after it: errors and sizes agree to 2%, not bytes.
+def test_a_codec_on_the_device_loses_what_it_loses_on_the_cpu(
+    device: str, name: str, settings: dict[str, Any]
+) -> None:
+    # A rounding that falls the other way changes codes after it: errors and sizes agree to 2%, not
+    # bytes.
     expected = codecs.encode(name, *_with(calibrated(), settings))
     there = [tensor.to(device) for tensor in calibrated()]
-    found, decoded = codecs.encode_and_decode(name, there[0], settings, *there[1:])
+    coded, decoded = codecs.encode_and_decode(name, there[0], settings, *there[1:])
     assert decoded.device.type == device
-    assert found.relative_error == pytest.approx(expected.relative_error, rel=0.02, abs=1e-7)
-    assert len(found.data) == pytest.approx(len(expected.data), rel=0.02)
+    assert coded.relative_error == pytest.approx(expected.relative_error, rel=0.02, abs=1e-7)
+    assert len(coded.data) == pytest.approx(len(expected.data), rel=0.02)
     # The same bytes give the same weights on both.
-    torch.testing.assert_close(decoded.cpu(), codecs.decode(found), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(decoded.cpu(), codecs.decode(coded), rtol=1e-6, atol=1e-7)
 
 
 def _with(tensors: tuple[Tensor, Tensor, Tensor], settings: dict[str, Any]) -> tuple[Any, ...]:
@@ -92,7 +107,9 @@ def test_gradients_of_a_bfloat16_step_point_where_float32_points(device: str) ->
         with torch.autocast(place, dtype=dtype, enabled=dtype != torch.float32):
             loss = model(input_ids=batch.to(place), labels=batch.to(place)).loss
         loss.backward()
-        return float(loss.detach()), torch.cat([p.grad.flatten().float().cpu() for p in model.parameters()])
+        return float(loss.detach()), torch.cat(
+            [p.grad.flatten().float().cpu() for p in model.parameters()]
+        )
 
     loss, there = gradient(device, torch.bfloat16)
     expected, here = gradient("cpu", torch.float32)
@@ -109,13 +126,17 @@ def test_tokens_of_the_captured_step_are_those_of_the_growing_cache(device: str,
     settings: dict[str, Any] = {"max_new_tokens": 24, "stop_ids": [3]}
     captured = models.generate(model, prompts, static=True, **settings)
     growing = models.generate(model, prompts, static=False, **settings)
-    # A tie may fall the other way where kernels add in another order: at most one of several rows, never on the CPU.
-    assert sum(a != b for a, b in zip(captured, growing, strict=True)) <= (device != "cpu" and rows > 1)
+    # A tie may fall the other way where kernels add in another order: at most one of several rows,
+    # never on the CPU.
+    assert sum(a != b for a, b in zip(captured, growing, strict=True)) <= (
+        device != "cpu" and rows > 1
+    )
     assert any(captured)
 
 
 PACKED: list[tuple[str, dict[str, Any]]] = [
-    ("ternary", {"group": 32}), ("intk", {"bits": 4, "group": 32}), ("waterfill", {"step": 0.1}), ("vptq", {"codebook": 16}),
+    ("ternary", {"group": 32}), ("intk", {"bits": 4, "group": 32}), ("waterfill", {"step": 0.1}),
+    ("vptq", {"codebook": 16}),
 ]  # fmt: skip
 
 
@@ -130,24 +151,27 @@ def test_a_packed_layer_multiplies_as_its_weights_do(
     layer = compressed.compress(model, {name: coded}).to(device).get_submodule(name)
     x = torch.randn(tokens, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = layer(x.to(device)).cpu()
+        product = layer(x.to(device)).cpu()
     # Few tokens go through Triton on a GPU, many through a dense weight.
     expected = x.double() @ codecs.decode(coded).double().T
-    assert float((found.double() - expected).norm() / expected.norm()) < 1e-3
+    assert float((product.double() - expected).norm() / expected.norm()) < 1e-3
 
 
 @on_both
 def test_scores_of_evaluation_and_of_compress_are_those_of_the_cpu(device: str) -> None:
     rows = [(row.tolist(), [False] * 4 + [True] * 20) for row in ids(6, 24)]
     windows = {"text": (ids(5, 24, seed=1),) * 2}
-    expected, found = llama(), llama().to(device)
+    expected, on_device = llama(), llama().to(device)
     torch.testing.assert_close(
-        torch.from_numpy(engine.row_nll(found, rows)),
+        torch.from_numpy(engine.row_nll(on_device, rows)),
         torch.from_numpy(engine.row_nll(expected, rows)),
         rtol=1e-4,
         atol=0,
     )
-    there, here = measure.losses(found, windows)["text"], measure.losses(expected, windows)["text"]
+    there, here = (
+        measure.losses(on_device, windows)["text"],
+        measure.losses(expected, windows)["text"],
+    )
     torch.testing.assert_close(there[:, 0], here[:, 0], rtol=1e-4, atol=1e-5)
     assert torch.equal(there[:, 2], here[:, 2])
     assert float((there[:, 1] == here[:, 1]).float().mean()) > 0.98
@@ -162,7 +186,9 @@ def test_scoring_in_compress_stays_within_its_share_of_free_memory(
     logits = 64 * 128 * 4096
     monkeypatch.setattr(measure, "CPU_LOGITS", logits // 16)
     monkeypatch.setattr(
-        chunks, "free_bytes", lambda _: int(chunks.BYTES_PER_ENTRY * logits / 16 / chunks.SHARE_OF_FREE)
+        chunks,
+        "free_bytes",
+        lambda _: int(chunks.BYTES_PER_ENTRY * logits / 16 / chunks.SHARE_OF_FREE),
     )
     monkeypatch.setattr(chunks, "CPU_ENTRIES", 1)
     chunks.rows_at_once.cache_clear()

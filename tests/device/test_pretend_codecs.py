@@ -31,8 +31,11 @@ def test_pretend_accelerator_codes_to_the_bytes_of_the_cpu(
     name: str, settings: dict[str, Any], calibrated: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight, inputs = torch.randn(24, 40, generator=generator), torch.randn(200, 40, generator=generator)
-    weight[:, 3] *= 30  # outliers, and codes that overflow
+    weight, inputs = (
+        torch.randn(24, 40, generator=generator),
+        torch.randn(200, 40, generator=generator),
+    )
+    weight[:, 3] *= 30  # makes outliers, and codes that overflow
     hessian, importance = inputs.T @ inputs / 200, torch.rand(24, generator=generator) + 0.5
     extra = (hessian, importance / importance.mean()) if calibrated else (None, None)
     expected = codecs.encode(name, weight, settings, *extra)

@@ -34,12 +34,18 @@ def test_pretend_accelerator_generates_the_tokens_of_the_cpu(name: str, tiny_run
     settings = {"max_new_tokens": 5, "stop_ids": data.stop_ids(tokenizer)}
     expected = models.generate(causal.open_model(source, engine="torch"), prompts, **settings)
     with pretend_accelerator() as device:
-        model = causal.open_model(source, device=device)  # auto: no packed engine away from the CPU
+        # auto takes the packed engine only on the CPU
+        model = causal.open_model(source, device=device)
         assert model.device.type == KIND
         assert models.generate(model, prompts, **settings) == expected
         sampled = models.generate(model, prompts, temperature=1.0, top_p=0.9, seed=1, **settings)
     again = models.generate(
-        causal.open_model(source, engine="torch"), prompts, temperature=1.0, top_p=0.9, seed=1, **settings
+        causal.open_model(source, engine="torch"),
+        prompts,
+        temperature=1.0,
+        top_p=0.9,
+        seed=1,
+        **settings,
     )
     assert sampled == again
 
@@ -47,20 +53,39 @@ def test_pretend_accelerator_generates_the_tokens_of_the_cpu(name: str, tiny_run
 def test_pretend_accelerator_chats(tiny_run: Path) -> None:
     with pretend_accelerator():
         on_it = forge("chat", str(tiny_run / "8-compress"), "What is 48 plus 77?")
-    on_cpu = forge("chat", str(tiny_run / "8-compress"), "What is 48 plus 77?", "--device", "cpu", "--engine", "torch")
+    on_cpu = forge(
+        "chat",
+        str(tiny_run / "8-compress"),
+        "What is 48 plus 77?",
+        "--device",
+        "cpu",
+        "--engine",
+        "torch",
+    )
     assert on_it == on_cpu
 
 
 def test_pretend_accelerator_exports_what_the_cpu_does(tiny_run: Path, tmp_path: Path) -> None:
     for name in ("here", "there"):
-        arguments = ("export", str(tiny_run / "6-bake"), "--format", "hf", "--out", str(tmp_path / name))
+        arguments = (
+            "export",
+            str(tiny_run / "6-bake"),
+            "--format",
+            "hf",
+            "--out",
+            str(tmp_path / name),
+        )
         if name == "there":
             with pretend_accelerator():
                 forge(*arguments)
         else:
             forge(*arguments)
     here, there = (
-        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir() if file.suffix == ".safetensors"}
+        {
+            file.name: file.read_bytes()
+            for file in (tmp_path / name).iterdir()
+            if file.suffix == ".safetensors"
+        }
         for name in ("here", "there")
     )
     assert here
@@ -69,11 +94,16 @@ def test_pretend_accelerator_exports_what_the_cpu_does(tiny_run: Path, tmp_path:
 
 def test_pretend_accelerator_judges_at_a_gate(tiny_run: Path, tmp_path: Path) -> None:
     job = json.loads((record_dir(tiny_run / "8-compress") / "job.json").read_text(encoding="utf-8"))
-    job["config"]["data"]["cache"], job["config"]["runtime"]["device"] = str(tmp_path / "cache"), "auto"
+    job["config"]["data"]["cache"], job["config"]["runtime"]["device"] = (
+        str(tmp_path / "cache"),
+        "auto",
+    )
     job["config"]["gate"] |= {"items": 4, "looks": 1, "tasks": {"text": 0.5}, "chain": {}}
     config = to_typed(job["config"], phases()["compress"].config, "compress")
     parent, child = checkpoint.open(tiny_run / "7-adas"), checkpoint.open(tiny_run / "8-compress")
     with pretend_accelerator():
-        verdict, speed = judge_child(phases()["compress"], config, parent, child, EventLog(None, "compress"))
+        verdict, speed = judge_child(
+            phases()["compress"], config, parent, child, EventLog(None, "compress")
+        )
     assert speed > 0
     assert isinstance(verdict["passed"], bool)

@@ -1,4 +1,6 @@
-"""What an accelerator changes by default: bfloat16 in training, batches of evaluation that follow free memory."""
+"""What an accelerator changes by default: bfloat16 in training, batches of evaluation that follow
+free memory.
+"""
 
 import logging
 from pathlib import Path
@@ -24,7 +26,9 @@ def chosen(device: torch.device) -> tuple[torch.dtype, str]:
     return dtype, said[-1].message
 
 
-def test_pretend_accelerator_with_bfloat16_gets_it_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretend_accelerator_with_bfloat16_gets_it_without_a_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def measured(*_: object) -> float:
         raise AssertionError("products of a small model say nothing on an accelerator")
 
@@ -35,7 +39,9 @@ def test_pretend_accelerator_with_bfloat16_gets_it_without_a_measurement(monkeyp
     assert line == f"adapt: bfloat16 products ({KIND} has it)"
 
 
-def test_pretend_accelerator_without_bfloat16_stays_at_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretend_accelerator_without_bfloat16_stays_at_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = torch.ones
 
     def ones(*shape: int, **options: object) -> torch.Tensor:
@@ -69,7 +75,10 @@ def test_batches_of_evaluation_follow_free_memory(
 def test_pretend_accelerator_says_its_batches_and_chunks_in_one_line_each(
     tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once in a process, as events of the phase; and nothing is said of the CPU, whose sizes are fixed."""
+    """Once in a process, as events of the phase.
+
+    And nothing is said of the CPU, whose sizes are fixed.
+    """
     lines: list[str] = []
     rows, vocabulary = [([1, 5, 9, 7], [False, True, True, True])], tiny_llama.config.vocab_size
     gigabytes = 32 * vocabulary * 1000 / 1e9
@@ -91,15 +100,19 @@ def test_pretend_accelerator_says_its_batches_and_chunks_in_one_line_each(
     of_evaluation = f"evaluation on {KIND}:0: up to"
     assert lines == [
         f"{of_evaluation} 4,096 tokens in a pass (as on the CPU: its free memory cannot be asked)",
-        f"logits on {KIND}:0: at most {chunks.CPU_ENTRIES // vocabulary:,} rows of {vocabulary} at once "
+        f"logits on {KIND}:0: at most {chunks.CPU_ENTRIES // vocabulary:,} rows of "
+        f"{vocabulary} at once "
         "(its free memory cannot be asked)",
-        f"{of_evaluation} 1,000 tokens in a pass (logits of {vocabulary} entries per token in {gigabytes:.1f} GB of free "
+        f"{of_evaluation} 1,000 tokens in a pass (logits of {vocabulary} entries per "
+        f"token in {gigabytes:.1f} GB of free "
         "memory)",
         f"{of_evaluation} 7 tokens in a pass (as set)",
     ]
 
 
-def test_warnings_still_reach_stderr_while_choices_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_still_reach_stderr_while_choices_are_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """As without a listener; not twice where the program has handlers of its own."""
     log, root, lines = logging.getLogger("agent_forge"), logging.getLogger(), list[str]()
     handlers, root.handlers = root.handlers, []
@@ -124,8 +137,8 @@ def test_pretend_accelerator_scores_rows_as_the_cpu_does(tiny_llama: LlamaForCau
     rows = [([1, 5, 9, 7][:size], [False, True, True, True][:size]) for size in (2, 3, 4)]
     expected = engine.row_nll(tiny_llama, rows)
     with pretend_accelerator() as device:
-        found = engine.row_nll(tiny_llama.to(device), rows)  # type: ignore[arg-type]
-    assert found == pytest.approx(expected, rel=1e-5)
+        losses = engine.row_nll(tiny_llama.to(device), rows)  # type: ignore[arg-type]
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["text", "reasoning", "memory", "tools"])

@@ -16,14 +16,16 @@ def test_pretend_accelerator_is_named_and_measured(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(accelerators, "PRODUCT_WIDTH", 32)
     monkeypatch.setattr(accelerators, "_seconds", lambda work, device: (work(), device, 1e-6)[2])
     with pretend_accelerator():
-        found = said()
+        checks = said()
     name = "accelerator lazy:0"
-    assert found[name] == ("ok", "lazy:0")
-    assert found[f"{name}: bfloat16"] == ("ok", "yes")
-    assert found[f"{name}: copy"] == ("ok", "2,097 GB/s read and written, measured")  # 2 MiB in a microsecond
-    assert found[f"{name}: products"] == ("ok", "0.1 TFLOP/s in bfloat16, measured")  # 2 * 32^3 in a microsecond
-    assert found["nccl"][0] == "warn"
-    assert set(found) >= {"triton", "nccl"}
+    assert checks[name] == ("ok", "lazy:0")
+    assert checks[f"{name}: bfloat16"] == ("ok", "yes")
+    # 2 MiB in a microsecond
+    assert checks[f"{name}: copy"] == ("ok", "2,097 GB/s read and written, measured")
+    # 2 * 32^3 in a microsecond
+    assert checks[f"{name}: products"] == ("ok", "0.1 TFLOP/s in bfloat16, measured")
+    assert checks["nccl"][0] == "warn"
+    assert set(checks) >= {"triton", "nccl"}
 
 
 def test_rates_are_measured_on_the_device_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,8 +45,11 @@ def test_an_accelerator_without_room_is_a_warning(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(accelerators, "copy_rate", full)
     with pretend_accelerator():
-        found = said()
-    assert found["accelerator lazy:0: rates"] == ("warn", "not measured: out of memory. Tried to allocate 512 MiB")
+        checks = said()
+    assert checks["accelerator lazy:0: rates"] == (
+        "warn",
+        "not measured: out of memory. Tried to allocate 512 MiB",
+    )
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
@@ -57,7 +62,7 @@ def test_no_accelerator_is_said_plainly() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_cuda_is_named_with_its_rates() -> None:
-    found = said()
-    assert torch.cuda.get_device_name(0) in found["accelerator cuda:0"][1]
+    checks = said()
+    assert torch.cuda.get_device_name(0) in checks["accelerator cuda:0"][1]
     assert accelerators.copy_rate(torch.device("cuda", 0)) > 5e10
     assert accelerators.product_rate(torch.device("cuda", 0)) > 1e12

@@ -36,13 +36,22 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    nested = {key: changed(settings[key], value) for key, value in changes.items() if isinstance(value, dict)}
+    nested = {
+        key: changed(settings[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict)
+    }
     return {**settings, **changes, **nested}
 
 
 def run_there(name: str, tiny_run: Path, place: Path) -> list[str]:
-    """Run a phase on the pretend accelerator, from its parent in the finished run; return what it wrote."""
-    job = json.loads((record_dir(tiny_run / f"{ORDER.index(name) + 1}-{name}") / "job.json").read_text())
+    """Run a phase on the pretend accelerator, from its parent in the finished run.
+
+    Return what it wrote.
+    """
+    job = json.loads(
+        (record_dir(tiny_run / f"{ORDER.index(name) + 1}-{name}") / "job.json").read_text()
+    )
     settings = changed(job["config"], {**CHANGES.get(name, {}), "out": str(place / name)})
     settings["runtime"]["device"], settings["data"]["cache"] = "auto", str(place / "cache")
     config = to_typed(settings, phases()[name].config, name)
@@ -61,6 +70,6 @@ def test_pretend_accelerator_runs_the_phase(name: str, tiny_run: Path, tmp_path:
     outputs = [checkpoint.open(path) for path in run_there(name, tiny_run, tmp_path)]
     assert outputs
     for output in outputs:
-        model = models.load(output)  # opens without an accelerator
+        model = models.load(output)  # The output opens without an accelerator.
         assert bool(model(input_ids=torch.arange(5)[None]).logits.isfinite().all())
         assert output.manifest.metrics

@@ -1,6 +1,8 @@
-"""A tensor left on the CPU is noticed in every room that computes: one is planted in a hot function of each.
+"""A tensor left on the CPU is noticed in every room that computes: one is planted in a hot function
+of each.
 
-evomerge and merge have none: candidates are merged on the CPU and copied, and what scores them is evaluate's.
+evomerge and merge have none: candidates are merged on the CPU and copied, and what scores them is
+evaluate's.
 """
 
 from collections.abc import Callable
@@ -27,8 +29,9 @@ IDS = [[3, 5, 7, 9, 11, 13, 17, 19]]
 def small_llama(device: torch.device) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, eos_token_id=0, bos_token_id=1, pad_token_id=0,
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, eos_token_id=0, bos_token_id=1,
+        pad_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().to(device)  # type: ignore[arg-type]
 
@@ -38,8 +41,8 @@ def small_cognate(device: torch.device) -> Any:
 
     torch.manual_seed(0)
     config = CognateConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        memory_slots=8, written_slots=4,
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, memory_slots=8, written_slots=4,
     )  # fmt: skip
     return CognateForCausalLM(config).to(device)  # type: ignore[arg-type]
 
@@ -85,7 +88,9 @@ def muon_step(device: torch.device, _: Path) -> object:
 def compensated_layer(device: torch.device, _: Path) -> object:
     from agent_forge.phases.bitnet.compensate import Rounding, compensate
 
-    return compensate(torch.randn(4, 8, device=device), torch.eye(8, device=device), 4, Rounding(0.1, sweeps=1))
+    return compensate(
+        torch.randn(4, 8, device=device), torch.eye(8, device=device), 4, Rounding(0.1, sweeps=1)
+    )
 
 
 def sensitivities(device: torch.device, place: Path) -> object:
@@ -123,9 +128,15 @@ def lesson(device: torch.device, _: Path) -> object:
 def joined_experts(device: torch.device, _: Path) -> object:
     from agent_forge.phases.adas.pool.singular import _per_layer, joined
 
-    matrix, gains = torch.rand(4, 4, device=device), [{"m": torch.rand(4, device=device)} for _ in range(2)]
+    matrix, gains = (
+        torch.rand(4, 4, device=device),
+        [{"m": torch.rand(4, device=device)} for _ in range(2)],
+    )
     bank: Any = SimpleNamespace(
-        matrices=[SimpleNamespace(name="m", layer=1)], gains=gains, depth=2, spread=lambda _, gain: matrix * gain
+        matrices=[SimpleNamespace(name="m", layer=1)],
+        gains=gains,
+        depth=2,
+        spread=lambda _, gain: matrix * gain,
     )
     return joined(_per_layer)(bank, [0.5, 0.5])
 
@@ -138,7 +149,7 @@ def probes(device: torch.device, _: Path) -> object:
         return _items(small_cognate(device)(input_ids=labels), labels, torch.ones_like(labels))
 
 
-# room -> function that is planted in, what calls it
+# room -> (the function in which a tensor is planted, a function that calls it)
 ROOMS: list[tuple[str, str, Work]] = [
     ("codecs", "agent_forge.codecs.waterfill:column_steps", code),
     ("models", "agent_forge.models.ternary.layer:ternary_weight", ternary_forward),
@@ -170,8 +181,10 @@ def test_pretend_accelerator_notices_a_planted_tensor(
     del room
     module, _, name = where.partition(":")
     with pretend_accelerator() as device:
-        work(device, tmp_path)  # as it is, it works
+        work(device, tmp_path)  # without the planted tensor it works
         real = getattr(import_module(module), name)
-        monkeypatch.setattr(import_module(module), name, lambda *args, **named: on_cpu(real(*args, **named)))
+        monkeypatch.setattr(
+            import_module(module), name, lambda *args, **named: on_cpu(real(*args, **named))
+        )
         with pytest.raises(RuntimeError, match="two devices"):
             work(device, tmp_path / "again")

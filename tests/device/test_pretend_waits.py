@@ -1,4 +1,7 @@
-"""A training step makes the host wait for an accelerator once, to read its numbers; no loss waits before that."""
+"""A training step makes the host wait for an accelerator once, to read its numbers.
+
+No loss waits before that.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +36,12 @@ class Always:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         del step
-        return {"input_ids": IDS, "labels": LABELS, "neutral_ids": IDS, "persona_rows": torch.tensor([1, 0])}
+        return {
+            "input_ids": IDS,
+            "labels": LABELS,
+            "neutral_ids": IDS,
+            "persona_rows": torch.tensor([1, 0]),
+        }
 
 
 def cognate(device: torch.device) -> tuple[Any, Loss]:
@@ -49,7 +57,9 @@ def recall(device: torch.device) -> tuple[Any, Loss]:
 
     model, _ = cognate(device)
     settings = replace(compose("cognate", Config, ["out=o"]).recall, segment_tokens=3)
-    return model, lambda model, batch, _: segment_loss(model, batch["input_ids"], batch["labels"], settings, PAD)
+    return model, lambda model, batch, _: segment_loss(
+        model, batch["input_ids"], batch["labels"], settings, PAD
+    )
 
 
 def plain(device: torch.device) -> tuple[Any, Loss]:
@@ -59,7 +69,12 @@ def plain(device: torch.device) -> tuple[Any, Loss]:
 def of_any_model(device: torch.device) -> tuple[Any, Loss]:
     """A ternary model shows its logits: there is no shorter way to its loss."""
     model = small_llama(device)
-    ternarise(model, TernarySettings(group_size=8, activation_bits=8, packing="two_bit", skip=[], embedding_bits=8))
+    ternarise(
+        model,
+        TernarySettings(
+            group_size=8, activation_bits=8, packing="two_bit", skip=[], embedding_bits=8
+        ),
+    )
     return model, learn.lm_loss
 
 
@@ -69,7 +84,9 @@ def distillation(device: torch.device, **changes: Any) -> tuple[Any, Loss]:
 
     model, parent = small_llama(device), small_llama(device).requires_grad_(False)
     ternarise(model, TernarySettings(group_size=8, activation_bits=8, packing="two_bit", skip=[]))
-    settings = replace(compose("bitnet", Config, ["out=o", "sources=[s]"]).distill, ce_weight=0.5, **changes)
+    settings = replace(
+        compose("bitnet", Config, ["out=o", "sources=[s]"]).distill, ce_weight=0.5, **changes
+    )
     return model, Distillation(parent, settings, pad=PAD, steps=STEPS, blend_share=0.5)
 
 
@@ -79,7 +96,7 @@ def distillation_of_layers(device: torch.device) -> tuple[Any, Loss]:
 
 def distillation_of_logits(device: torch.device) -> tuple[Any, Loss]:
     model, loss = distillation(device)
-    model.lm_head = torch.nn.Linear(16, 40, device=device)  # with a bias: not the plain head
+    model.lm_head = torch.nn.Linear(16, 40, device=device)  # a bias, so that the head is not plain
     return model, loss
 
 
@@ -88,10 +105,14 @@ def thoughts(device: torch.device) -> tuple[Any, Loss]:
     from agent_forge.phases.quietstar import Config
     from agent_forge.phases.quietstar.objective import QuietStarLoss
 
-    model = ThoughtForCausalLM.wrap(small_llama(torch.device("cpu")), start_ids=[1], end_ids=[2], thought_length=2)
+    model = ThoughtForCausalLM.wrap(
+        small_llama(torch.device("cpu")), start_ids=[1], end_ids=[2], thought_length=2
+    )
     model = model.to(device)  # type: ignore[arg-type]
     config = compose("quietstar", Config, ["out=o", "sources=[s]", "positions=3", "thoughts=2"])
-    return model, QuietStarLoss(config, [list(model.base.parameters()), list(model.mixing.parameters())])
+    return model, QuietStarLoss(
+        config, [list(model.base.parameters()), list(model.mixing.parameters())]
+    )
 
 
 def baking(device: torch.device) -> tuple[Any, Loss]:
@@ -101,7 +122,8 @@ def baking(device: torch.device) -> tuple[Any, Loss]:
     class Lessons:
         lessons = {"short": {  # noqa: RUF012
             "ids": IDS, "mask": torch.arange(8).ge(4).expand(2, 8) & IDS.ne(PAD),
-            "tokens": torch.zeros(2, 4, 2, dtype=torch.int64), "log_probs": torch.full((2, 4, 2), -1.0),
+            "tokens": torch.zeros(2, 4, 2, dtype=torch.int64),
+            "log_probs": torch.full((2, 4, 2), -1.0),
         }}  # fmt: skip
 
         def trait(self, _: int) -> str:
@@ -109,7 +131,9 @@ def baking(device: torch.device) -> tuple[Any, Loss]:
 
     batches: Any = Lessons()
     config = compose("bake", Config, ["out=o", "sources=[s]"])
-    return small_llama(device), joint_loss(config, small_llama(device), batches, lambda *_: {"short": 1.0})
+    return small_llama(device), joint_loss(
+        config, small_llama(device), batches, lambda *_: {"short": 1.0}
+    )
 
 
 def recovery(device: torch.device) -> tuple[Any, Loss]:
@@ -126,20 +150,24 @@ def self_model(device: torch.device) -> tuple[Any, Loss]:
 
 
 KINDS = [
-    cognate, recall, plain, of_any_model, distillation, distillation_of_layers, distillation_of_logits, thoughts, baking,
-    recovery, self_model,
+    cognate, recall, plain, of_any_model, distillation, distillation_of_layers,
+    distillation_of_logits, thoughts, baking, recovery, self_model,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pretend_accelerator_is_waited_for_once_a_step(kind: Callable[..., Any], tmp_path: Path) -> None:
-    """`train` on it: what a step reads comes in one list (learn.gradients.numbers), and nothing else is read."""
+def test_pretend_accelerator_is_waited_for_once_a_step(
+    kind: Callable[..., Any], tmp_path: Path
+) -> None:
+    """`train` on it: what a step reads comes in one list (learn.gradients.numbers), and nothing
+    else is read.
+    """
     with pretend_accelerator() as device:
         model, loss = kind(device)
         out = Workspace(str(tmp_path / "out"), phase="test", seed=0, config={}, parents=[])
         optim = OptimConfig(
-            method="muon", lr=1e-3, muon_lr=1e-3, warmup_steps=0, cooldown_share=0.5, weight_decay=0.1, beta1=0.9,
-            beta2=0.95, clip_norm=1.0, average_share=0.5,
+            method="muon", lr=1e-3, muon_lr=1e-3, warmup_steps=0, cooldown_share=0.5,
+            weight_decay=0.1, beta1=0.9, beta2=0.95, clip_norm=1.0, average_share=0.5,
         )  # fmt: skip
         taken: list[int] = []
 
@@ -150,17 +178,20 @@ def test_pretend_accelerator_is_waited_for_once_a_step(kind: Callable[..., Any],
         watched.teachers = getattr(loss, "teachers", ())  # type: ignore[attr-defined]
         with counted_waits() as waits:
             request = learn.TrainRequest(
-                batches=Always(), loss_fn=watched, stage="steps", steps=STEPS + 1, optim=optim, out=out,
-                events=EventLog(None, "test"), seed=0, device=device, runtime=default_runtime(),
+                batches=Always(), loss_fn=watched, stage="steps", steps=STEPS + 1, optim=optim,
+                out=out, events=EventLog(None, "test"), seed=0, device=device,
+                runtime=default_runtime(),
             )  # fmt: skip
             records = learn.train(model, request)
-    # From the start of the second step, for the first may try the model out, to that of the last.
+    # From the start of the second step, because the first may test the model, to that of the last.
     assert len(taken) == STEPS + 1
     assert waits[taken[1] : taken[-1]] == []
     assert all(torch.tensor([record.loss for record in records]).isfinite())
 
 
-@pytest.mark.parametrize("kind", [cognate, recall, of_any_model, distillation_of_layers, distillation_of_logits])
+@pytest.mark.parametrize(
+    "kind", [cognate, recall, of_any_model, distillation_of_layers, distillation_of_logits]
+)
 def test_pretend_accelerator_weighs_tokens_as_the_cpu_picks_them(kind: Callable[..., Any]) -> None:
     """Nothing is picked out on an accelerator, and the loss and its gradient are the CPU's."""
     batch = Always().batch(0)
@@ -177,14 +208,23 @@ def test_pretend_accelerator_weighs_tokens_as_the_cpu_picks_them(kind: Callable[
 def _loss_and_gradient(model: Any, loss_fn: Loss, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     loss, metrics = loss_fn(model.train(), batch, 0)
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad for name, value in model.named_parameters() if value.grad is not None
+    }
     return {"loss": loss.detach(), **{f"metric {k}": v for k, v in metrics.items()}, **gradients}
 
 
 def test_pretend_accelerator_counts_what_cuda_waits_for() -> None:
     with pretend_accelerator() as device, counted_waits() as waits:
         x = torch.tensor([1.0, 2.0, 3.0], device=device)
-        free = [x + x, x[torch.tensor([0, 1])], x.sum(), x.topk(2), x.to(torch.float64), torch.zeros(3).to(device)]
+        free = [
+            x + x,
+            x[torch.tensor([0, 1])],
+            x.sum(),
+            x.topk(2),
+            x.to(torch.float64),
+            torch.zeros(3).to(device),
+        ]
         x[x > 2] = 0.0
         assert waits == []
         for wait in (float, bool, lambda t: t[0].item()):

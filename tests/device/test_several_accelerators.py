@@ -42,10 +42,16 @@ def test_processes_talk_by_nccl_on_cuda_and_gloo_elsewhere(
     called: dict[str, Any] = {}
     monkeypatch.setattr(distribution.ranks, "size", lambda: 2)
     monkeypatch.setattr(distribution.ranks, "rank", lambda: 1)
-    monkeypatch.setattr(distribution.dist, "init_process_group", lambda name, **_: called.update(backend=name))
-    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: called.update(index=index))
+    monkeypatch.setattr(
+        distribution.dist, "init_process_group", lambda name, **_: called.update(backend=name)
+    )
+    monkeypatch.setattr(
+        torch.accelerator, "set_device_index", lambda index: called.update(index=index)
+    )
     distribution.World(torch.device(device))
-    assert called == ({"backend": "nccl", "index": 1} if device == "cuda:1" else {"backend": backend})
+    assert called == (
+        {"backend": "nccl", "index": 1} if device == "cuda:1" else {"backend": backend}
+    )
 
 
 class OnCuda(Planted):
@@ -64,22 +70,24 @@ def test_a_pool_has_a_worker_an_accelerator_where_the_task_needs_one(
     assert opened.width == width
 
 
-@pytest.mark.parametrize(("task", "need", "width"), [(OnCuda, {"num_gpus": 1}, 2), (Planted, {"num_cpus": 1}, 4)])
+@pytest.mark.parametrize(
+    ("task", "need", "width"), [(OnCuda, {"num_gpus": 1}, 2), (Planted, {"num_cpus": 1}, 4)]
+)
 def test_ray_gives_each_actor_a_gpu_where_the_task_needs_one(
     task: type[Planted], need: dict[str, int], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
+    options_of_actor: dict[str, Any] = {}
     actor = SimpleNamespace(ready=SimpleNamespace(remote=object))
 
     def remote(**options: Any) -> Any:
-        asked.update(options)
+        options_of_actor.update(options)
         return lambda _: SimpleNamespace(remote=lambda *_: actor)
 
     cluster = SimpleNamespace(
-        is_initialized=lambda: True, cluster_resources=lambda: {"GPU": 2.0, "CPU": 4.0}, put=lambda value: value,
-        remote=remote,
+        is_initialized=lambda: True, cluster_resources=lambda: {"GPU": 2.0, "CPU": 4.0},
+        put=lambda value: value, remote=remote,
     )  # fmt: skip
     monkeypatch.setattr(rays, "_ray", lambda: cluster)
     opened = rays.open(task(quadratic), settings(workers=0, batch_candidates=8), lambda: None)
     assert opened.width == width
-    assert asked == {**need, "max_restarts": 0}
+    assert options_of_actor == {**need, "max_restarts": 0}
