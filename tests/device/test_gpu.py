@@ -43,8 +43,8 @@ def exact_products() -> Iterator[None]:
 
 def llama(**changes: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2,
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "initializer_range": 0.1} | changes  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**shape)).eval()
 

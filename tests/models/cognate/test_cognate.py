@@ -379,7 +379,8 @@ def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
     def both() -> tuple[torch.Tensor, dict[str, float], list[torch.Tensor | None]]:
         loss, metrics, _ = cognate_loss.expected_loss(model, tokens, labels, loops=loops)
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-        return loss.detach(), metrics, list(gradients)
+        figures = {name: float(value) for name, value in metrics.items()}
+        return loss.detach(), figures, list(gradients)
 
     whole, named, gradients = both()
     monkeypatch.setattr(cross_entropy, "LOGITS_IN_MEMORY", 10)
