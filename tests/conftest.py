@@ -96,7 +96,9 @@ def tiny_llama(llama_config: LlamaConfig) -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(
-    llama_config: LlamaConfig, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    llama_config: LlamaConfig,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> checkpoint.Checkpoint:
     """Return a checkpoint directory of the tiny Llama. Do not write into it."""
     torch.manual_seed(0)
@@ -222,7 +224,10 @@ def mounted_tmpfs(place: Path, options: str) -> Iterator[Path]:
     """
     place.mkdir(parents=True, exist_ok=True)
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mount.returncode:
         pytest.skip(f"mounting a tmpfs is not allowed here: {mount.stderr.strip()}")

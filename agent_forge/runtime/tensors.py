@@ -1,7 +1,7 @@
 """Tensors of safetensors files as memory-mapped numpy arrays, and a writer, without torch.
 
 bfloat16 comes as its bit patterns, uint16. The writer aligns the codes to cache lines. The format
-is that of safetensors: an 8-byte length, a JSON header, then the bytes.
+is safetensors: an 8-byte length, a JSON header, then the bytes.
 """
 
 import json
