@@ -301,13 +301,13 @@ def test_damaged_weights_are_one_line(
     ("file", "content", "message"),
     [
         ("config.json", "[]", "config.json is a list, an object is expected"),
-        ("config.json", {"model_type": "lama"}, "is no config that transformers reads"),
+        ("config.json", {"model_type": "lama"}, "is not a config that transformers reads"),
         (
             "config.json",
             {"num_attention_heads": 3},
             "is not a multiple of the number of attention heads",
         ),
-        ("config.json", {"eos_token_id": "0"}, "is no config that transformers reads"),
+        ("config.json", {"eos_token_id": "0"}, "is not a config that transformers reads"),
         ("config.json", {"dtype": "float99"}, "no attribute 'float99'"),
         (
             "config.json",
@@ -515,7 +515,7 @@ def test_a_model_with_its_own_code_is_refused(plain: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.gguf", b"nonsense", "no GGUF file"),
+        ("a.gguf", b"nonsense", "not a GGUF file"),
         ("a.gguf", b"GGUF" + b"\0" * 40, "cannot read"),
         ("a.whl", b"nonsense", "damaged"),
         ("a.zip", b"", "cannot import"),

@@ -350,7 +350,7 @@ def test_a_packed_file_gives_the_same_logits_and_a_flipped_bit_is_named(
     (tmp_path / "bad.forge").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"checksum of .* differs"):
         runtime.load(tmp_path / "bad.forge")
-    with pytest.raises(CheckpointError, match="is no packed file"):
+    with pytest.raises(CheckpointError, match="is not a packed file"):
         runtime.load(compressed_llama / "model.safetensors")
 
 
