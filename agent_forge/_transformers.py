@@ -1,8 +1,8 @@
 """Register our model types and quantisers with transformers, now or as soon as it is imported.
 
-A finder for the one name "transformers" wraps its loader: when the module has run, ours are registered. This
-keeps `import agent_forge` free of torch and yet lets `AutoModelForCausalLM.from_pretrained` open our
-checkpoints with no further import.
+A finder for the one name "transformers" wraps its loader: when the module has run, ours are
+registered. This keeps `import agent_forge` free of torch and yet lets
+`AutoModelForCausalLM.from_pretrained` open our checkpoints with no further import.
 """
 
 import importlib

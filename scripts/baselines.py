@@ -1,7 +1,9 @@
-"""Run the phases of a finished run again with their baselines of equal budget, and print how they stand.
+"""Run the phases of a finished run again with their baselines of equal budget, and print how they
+stand.
 
-The baselines of cognate and bake are off by default for their cost; that of train is run here too. Each phase starts
-from the parents and settings in its checkpoint's manifest. An interrupted run goes on when it is started again.
+The baselines of cognate and bake are off by default for their cost; that of train is run here too.
+Each phase starts from the parents and settings in its checkpoint's manifest. An interrupted run
+goes on when it is started again.
 
     python scripts/baselines.py outputs/run_all --out outputs/baselines             # all three
     python scripts/baselines.py outputs/run_all --out outputs/baselines --phases bake
@@ -25,7 +27,9 @@ PHASES = ("cognate", "train", "bake")
 
 def main() -> None:
     """Run the named phases and print each one's baseline."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
@@ -35,10 +39,14 @@ def main() -> None:
 
 
 def again(name: str, run_dir: Path, out: Path) -> Report:
-    """Run phase `name` of the run below `run_dir` again into `out`, with its baseline, and return its report."""
+    """Run phase `name` of the run below `run_dir` again into `out`, with its baseline, and return
+    its report.
+    """
     phase = phases()[name]
     finished = checkpoint.expand([run_dir / f"{phase.order}-{name}"])[0]
-    config = to_typed({**finished.manifest.config, "out": str(out), "baseline": True}, phase.config, name)
+    config = to_typed(
+        {**finished.manifest.config, "out": str(out), "baseline": True}, phase.config, name
+    )
     set_threads(config.runtime.threads)
     sources = checkpoint.expand(config.sources)
     workspace = Workspace(config.out, phase=name, seed=config.seed, config=config, parents=sources)

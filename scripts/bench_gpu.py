@@ -1,12 +1,14 @@
-"""Everything that an accelerator is used for, measured by one command in --minutes, the most important first.
+"""Everything that an accelerator is used for, measured by one command in --minutes, the most
+important first.
 
     python scripts/bench_gpu.py --minutes 10 [--model outputs/smollm2] [--only decode distil ...]
     python scripts/bench_gpu.py --minutes 6 --device cpu --smoke        # the script itself, at sizes of seconds
 
-Needs this repository, unpacked, and the packages that it depends on; nothing is installed. Each command runs in a process
-of its own with a time limit; one that fails or takes too long is named, and the next one runs. The result, --out, is written
-anew after each part: device, versions, commands, figures, and the bars that can be judged. Without --model the weights are
-random, in SmolLM2's shape. `--render FILE.json` prints a finished result as markdown, for docs/results.
+Needs this repository, unpacked, and the packages that it depends on; nothing is installed. Each
+command runs in a process of its own with a time limit; one that fails or takes too long is named,
+and the next one runs. The result, --out, is written anew after each part: device, versions,
+commands, figures, and the bars that can be judged. Without --model the weights are random, in
+SmolLM2's shape. `--render FILE.json` prints a finished result as markdown, for docs/results.
 """
 
 import argparse
@@ -87,7 +89,14 @@ class Bench:
     def forge(self, *arguments: str, read: Callable[[str], dict[str, Any]]) -> Command:
         """Return a `forge` command on the device and text of this run."""
         where = [f"data.text=[{self.text}]", f"data.cache={self.options.work / 'cache'}"]
-        argv = [sys.executable, "-m", "agent_forge", *arguments, *where, f"runtime.device={self.options.device}"]
+        argv = [
+            sys.executable,
+            "-m",
+            "agent_forge",
+            *arguments,
+            *where,
+            f"runtime.device={self.options.device}",
+        ]
         return Command(argv, read)
 
 
@@ -102,7 +111,9 @@ def outcomes(run_dir: Path) -> dict[str, Any]:
     rows = {}
     for file in sorted((run_dir / ".forge").glob("*/outcome.json")):
         found = json.loads(file.read_text())
-        rows[found["phase"]] = {key: found[key] for key in ("status", "seconds", "peak_memory_bytes", "message")}
+        rows[found["phase"]] = {
+            key: found[key] for key in ("status", "seconds", "peak_memory_bytes", "message")
+        }
     return {"phases": rows, "seconds": sum(row["seconds"] for row in rows.values())}
 
 
@@ -110,7 +121,11 @@ def run_of(bench: Bench, experiment: str, *settings: str) -> list[Command]:
     """Return `forge run-all` of an experiment, into a folder that does not exist yet."""
     run_dir = bench.options.work / f"run-{experiment or 'nano'}-{os.getpid()}"
     chosen = [f"experiment={experiment}"] if experiment else []
-    return [bench.forge("run-all", *chosen, f"run_dir={run_dir}", *settings, read=lambda _: outcomes(run_dir))]
+    return [
+        bench.forge(
+            "run-all", *chosen, f"run_dir={run_dir}", *settings, read=lambda _: outcomes(run_dir)
+        )
+    ]
 
 
 def tiny(bench: Bench) -> list[Command]:
@@ -119,18 +134,24 @@ def tiny(bench: Bench) -> list[Command]:
 
 
 def nano(bench: Bench) -> list[Command]:
-    """The default run, as `make run-all` does it; for --smoke with few steps, for it takes a processor many minutes."""
+    """The default run, as `make run-all` does it; for --smoke with few steps, for it takes a
+    processor many minutes.
+    """
     return run_of(bench, "", *(NANO_SMOKE if bench.options.smoke else []))
 
 
 def smollm2_gpu(bench: Bench) -> list[Command]:
     """All eight phases of SmolLM2 for a few steps each."""
     small = [*SMALL, "runtime.compile=off"] if bench.options.smoke else []
-    return run_of(bench, "smollm2_gpu", f"cognate.sources=[{bench.model}]", *FEW_STEPS, *small, *UNGATED)
+    return run_of(
+        bench, "smollm2_gpu", f"cognate.sources=[{bench.model}]", *FEW_STEPS, *small, *UNGATED
+    )
 
 
 def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Command]]:
-    """Return the part that trains a shape by us, by a plain compiled loop and by Trainer, at each batch."""
+    """Return the part that trains a shape by us, by a plain compiled loop and by Trainer, at each
+    batch.
+    """
 
     def commands(bench: Bench) -> list[Command]:
         options = bench.options
@@ -140,8 +161,23 @@ def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Comman
             cases = f"ours,trainer{dtype}"  # compiling takes minutes of a processor
         found = []
         for count in (2,) if options.smoke else rows:
-            argv = [sys.executable, "-m", "scripts.bench.train", "--shape", "tiny" if options.smoke else shape]
-            argv += ["--rows", str(count), "--text", bench.text, "--device", options.device, "--cases", cases]
+            argv = [
+                sys.executable,
+                "-m",
+                "scripts.bench.train",
+                "--shape",
+                "tiny" if options.smoke else shape,
+            ]
+            argv += [
+                "--rows",
+                str(count),
+                "--text",
+                bench.text,
+                "--device",
+                options.device,
+                "--cases",
+                cases,
+            ]
             argv += [
                 "--steps",
                 "6" if options.smoke else "30",
@@ -150,7 +186,12 @@ def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Comman
                 "--cache",
                 str(options.work / "cache"),
             ]
-            found.append(Command(argv, lambda printed, count=count: {f"{count} rows": last_json(printed)["medians"]}))
+            found.append(
+                Command(
+                    argv,
+                    lambda printed, count=count: {f"{count} rows": last_json(printed)["medians"]},
+                )
+            )
         return found
 
     return commands
@@ -159,7 +200,12 @@ def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Comman
 def compress(bench: Bench) -> list[Command]:
     """`forge compress` to one size, and its curve of four."""
     out, options = bench.options.work / f"compress-{os.getpid()}", bench.options
-    settings = ["codec=light", f"sources=[{bench.model}]", "budget.quality_floor=0", "budget.bytes_ratio=0.1"]
+    settings = [
+        "codec=light",
+        f"sources=[{bench.model}]",
+        "budget.quality_floor=0",
+        "budget.bytes_ratio=0.1",
+    ]
     if options.smoke:
         settings += [
             "codec.min_weights=512",
@@ -171,7 +217,13 @@ def compress(bench: Bench) -> list[Command]:
     settings += ["gate.enabled=false"]
     curve = ["--curve", "curve.bytes_ratios=[0.07,0.1,0.14,0.2]"]
     return [
-        bench.forge("compress", *settings, f"out={out}/{name}", *more, read=lambda _, name=name: outcomes_of(out, name))
+        bench.forge(
+            "compress",
+            *settings,
+            f"out={out}/{name}",
+            *more,
+            read=lambda _, name=name: outcomes_of(out, name),
+        )
         for name, more in (("one", []), ("curve", curve))
     ]
 
@@ -185,7 +237,17 @@ def outcomes_of(out: Path, name: str) -> dict[str, Any]:
 def gpu_tests(bench: Bench) -> list[Command]:
     """The tests that the marker gpu names."""
     del bench
-    argv = [sys.executable, "-m", "pytest", str(ROOT / "tests"), "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(ROOT / "tests"),
+        "-m",
+        "gpu",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     return [Command(argv, lambda printed: {"pytest": printed.strip().splitlines()[-1]})]
 
 
@@ -204,7 +266,9 @@ PARTS = (
 
 
 def run_command(command: Command, seconds: float) -> dict[str, Any]:
-    """Run a command for at most so many seconds; return its figures, or what it said when it failed."""
+    """Run a command for at most so many seconds; return its figures, or what it said when it
+    failed.
+    """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     # Packages may lie on PYTHONPATH alone: it is added to, never replaced.
     paths = [str(ROOT), str(HERE), *filter(None, [environment.get("PYTHONPATH", "")])]
@@ -270,13 +334,26 @@ def judged(parts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
             merged[name] |= row.get("figures", {})
     found: dict[str, float] = {}
     for part in ("train-135m", "train-25m"):
-        # At each batch the better of our two ways against the plain loop; over the batches our best.
+        # At each batch the better of our two ways against the plain loop; over the batches our
+        # best.
         best = 0.0
         for cases in merged.get(part, {}).values():
             mine = max(
-                (case["tokens_per_second"] for name, case in cases.items() if name.startswith("ours")), default=0.0
+                (
+                    case["tokens_per_second"]
+                    for name, case in cases.items()
+                    if name.startswith("ours")
+                ),
+                default=0.0,
             )
-            plain = next((case["tokens_per_second"] for name, case in cases.items() if name.startswith("plain")), 0.0)
+            plain = next(
+                (
+                    case["tokens_per_second"]
+                    for name, case in cases.items()
+                    if name.startswith("plain")
+                ),
+                0.0,
+            )
             if plain and mine > best:
                 best = mine
                 found[f"{part}: ours / plain compiled"] = mine / plain
@@ -292,8 +369,12 @@ def judged(parts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     if decode:
         plain = decode["plain, batch 1, ours"]
         found["decode: plain, batch 1, tokens per second"] = plain
-        found["decode: plain, batch 1, ours / transformers"] = plain / decode["plain, batch 1, transformers"]
-        found["decode: packed ternary / plain, batch 1"] = decode["packed ternary, batch 1, ours"] / plain
+        found["decode: plain, batch 1, ours / transformers"] = (
+            plain / decode["plain, batch 1, transformers"]
+        )
+        found["decode: packed ternary / plain, batch 1"] = (
+            decode["packed ternary, batch 1, ours"] / plain
+        )
     return found
 
 
@@ -305,16 +386,33 @@ def render(result: dict[str, Any]) -> str:
         f"`{result['command']}`, {result['seconds'] / 60:.1f} minutes; weights: {result.get('weights', 'unknown')}.",
         "",
     ]
-    lines += ["| machine | |", "|---|---|", *(f"| {key} | {shown(value)} |" for key, value in machine.items()), ""]
+    lines += [
+        "| machine | |",
+        "|---|---|",
+        *(f"| {key} | {shown(value)} |" for key, value in machine.items()),
+        "",
+    ]
     lines += ["| bar | limit | figure | |", "|---|---|---|---|"]
     for row in result["bars"]:
         limit = f"at most {-row['limit']:g}" if row["limit"] < 0 else f"at least {row['limit']:g}"
-        lines.append(f"| {row['bar']} | {limit} | {shown(row['figure'])} | {'met' if row['met'] else 'MISSED'} |")
+        lines.append(
+            f"| {row['bar']} | {limit} | {shown(row['figure'])} | {'met' if row['met'] else 'MISSED'} |"
+        )
     for name, rows in result["parts"].items():
         lines += ["", f"## {name}"]
         for row in rows:
-            state = "" if row["ok"] else f": FAILED ({row.get('error') or 'exit code ' + str(row.get('exit_code'))})"
-            lines += ["", f"`{row['command']}`, {row.get('seconds', 0)} s{state}", "", "| figure | |", "|---|---|"]
+            state = (
+                ""
+                if row["ok"]
+                else f": FAILED ({row.get('error') or 'exit code ' + str(row.get('exit_code'))})"
+            )
+            lines += [
+                "",
+                f"`{row['command']}`, {row.get('seconds', 0)} s{state}",
+                "",
+                "| figure | |",
+                "|---|---|",
+            ]
             lines += [f"| {key} | {shown(value)} |" for key, value in flat(row.get("figures", {}))]
     return "\n".join(lines) + "\n"
 
@@ -323,7 +421,9 @@ def flat(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return nested figures as (dotted name, value)."""
     found: list[tuple[str, Any]] = []
     for key, value in figures.items():
-        found += flat(value, f"{prefix}{key}: ") if isinstance(value, dict) else [(prefix + key, value)]
+        found += (
+            flat(value, f"{prefix}{key}: ") if isinstance(value, dict) else [(prefix + key, value)]
+        )
     return found
 
 
@@ -339,7 +439,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     options.work = options.work.absolute()
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options, model=str(Path(options.model).absolute()) if options.model else "")
-    result = bench.result = {"command": shlex.join([Path(sys.executable).name, *sys.argv]), "smoke": options.smoke}
+    result = bench.result = {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "smoke": options.smoke,
+    }
     result |= {"parts": {}, "bars": [], "seconds": 0.0}
     bench.result = result
 
@@ -357,7 +460,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             result["parts"][name] = [row]
             keep()
             if name == "prepare":
-                print(f"prepare failed, and nothing can run without it:\n{row['output']}", file=sys.stderr)
+                print(
+                    f"prepare failed, and nothing can run without it:\n{row['output']}",
+                    file=sys.stderr,
+                )
                 return result
         elif name == "device":
             result["machine"] = row["figures"]
@@ -372,7 +478,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             continue
         rows = result["parts"][part.name] = run_part(bench, part)
         state = "ok" if all(row["ok"] for row in rows) else "FAILED"
-        print(f"{part.name}: {state}, {sum(row.get('seconds', 0) for row in rows):.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{part.name}: {state}, {sum(row.get('seconds', 0) for row in rows):.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         keep()
     keep()
     return result
@@ -380,14 +490,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     """Measure, or render a finished result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="all parts together")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument(
-        "--model", default="", help="checkpoint directory (outputs/smollm2); without it: random weights"
+        "--model",
+        default="",
+        help="checkpoint directory (outputs/smollm2); without it: random weights",
     )
-    parser.add_argument("--only", nargs="*", default=[], choices=[part.name for part in PARTS], help="parts to run")
-    parser.add_argument("--smoke", action="store_true", help="sizes of seconds: tries the script, measures nothing")
+    parser.add_argument(
+        "--only", nargs="*", default=[], choices=[part.name for part in PARTS], help="parts to run"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="sizes of seconds: tries the script, measures nothing"
+    )
     parser.add_argument("--work", type=Path, default=Path("outputs/bench_gpu"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_gpu.json"))
     parser.add_argument("--render", type=Path, help="print this result as markdown and stop")
@@ -397,7 +515,11 @@ def main() -> int:
         return 0
     result = measure(options)
     print(render(result), end="")
-    return 0 if result["parts"] and all(row["ok"] for rows in result["parts"].values() for row in rows) else 1
+    return (
+        0
+        if result["parts"] and all(row["ok"] for rows in result["parts"].values() for row in rows)
+        else 1
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Print one table: tiny random models of each family against each command, and whether the logits agree.
+"""Print one table: tiny random models of each family against each command, and whether the logits
+agree.
 
-Usage: python scripts/family_table.py [FAMILY ...] [--write docs/families.md]. A cell is the relative difference of logits
-between what the command made and what it should have made ("exact" is no difference), or the line that says why not.
-Everything runs in this process and in a temporary folder; FORGE_LLAMA_PYTHON may name a Python that has llama.cpp.
+Usage: python scripts/family_table.py [FAMILY ...] [--write docs/families.md]. A cell is the
+relative difference of logits between what the command made and what it should have made ("exact" is
+no difference), or the line that says why not. Everything runs in this process and in a temporary
+folder; FORGE_LLAMA_PYTHON may name a Python that has llama.cpp.
 """
 
 import argparse
@@ -36,7 +38,9 @@ NEW_TOKENS = 8
 
 @dataclass
 class Bench:
-    """One family in a folder: its Hugging Face directory, its model, and the checkpoints that commands made."""
+    """One family in a folder: its Hugging Face directory, its model, and the checkpoints that
+    commands made.
+    """
 
     kind: str
     root: Path
@@ -62,7 +66,9 @@ def open_bench(kind: str, root: Path) -> Bench:
     """Write the family's directory and return it."""
     root.mkdir(parents=True)
     words = tiny_families.tokenizer(bos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    tiny_families.save(root / "hf", tiny_families.build(kind, **tiny_families.FAMILIES[kind]), words)
+    tiny_families.save(
+        root / "hf", tiny_families.build(kind, **tiny_families.FAMILIES[kind]), words
+    )
     return Bench(kind, root, models.load(root / "hf"), words)
 
 
@@ -89,7 +95,9 @@ def merged(bench: Bench) -> str:
     other = tiny_families.build(bench.kind, seed=1, **tiny_families.FAMILIES[bench.kind])
     tiny_families.save(bench.root / "hf2", other, bench.words)
     recipe = bench.root / "recipe.yml"
-    names = "".join(f"- {{model: {bench.root / name}, parameters: {{weight: 1}}}}\n" for name in ("hf", "hf2"))
+    names = "".join(
+        f"- {{model: {bench.root / name}, parameters: {{weight: 1}}}}\n" for name in ("hf", "hf2")
+    )
     recipe.write_text(f"merge_method: linear\nmodels:\n{names}dtype: float32\n", encoding="utf-8")
     found = models.load(run(prepare(recipe), bench.root / "merge"))
     expected = models.load(bench.root / "hf")
@@ -106,19 +114,31 @@ def phase(bench: Bench, name: str, settings: list[str]) -> tuple[Checkpoint, str
     from agent_forge import checkpoint
 
     room = importlib.import_module(f"agent_forge.phases.{name}")
-    places = [f"sources=[{bench.root / 'import'}]", f"out={bench.root / name}", "runtime.device=cpu"]
+    places = [
+        f"sources=[{bench.root / 'import'}]",
+        f"out={bench.root / name}",
+        "runtime.device=cpu",
+    ]
     config = compose(name, room.Config, [*places, *bench.data(), *settings])
     (config.train if name == "bitnet" else config.calibration).mix = {"text": 1.0}
     fits = importlib.import_module(f"agent_forge.phases.{name}.fits")
     line = fits.check(config, models.load(bench.made["import"]).config.to_dict())[0]
-    out = Workspace(bench.root / name, phase=name, seed=config.seed, config=config, parents=[bench.made["import"]])
+    out = Workspace(
+        bench.root / name,
+        phase=name,
+        seed=config.seed,
+        config=config,
+        parents=[bench.made["import"]],
+    )
     run = importlib.import_module(f"agent_forge.phases.{name}.run").run
     report = run(PhaseRun(config, [bench.made["import"]], out, EventLog(None, name)))
     return checkpoint.open(report.outputs[0]), line.partition(" reach ")[2].partition(" of ")[0]
 
 
 def ternary(bench: Bench) -> str:
-    """Make the model ternary with 8-bit embeddings, train two steps; the packed file gives the logits of the latents."""
+    """Make the model ternary with 8-bit embeddings, train two steps; the packed file gives the
+    logits of the latents.
+    """
     from agent_forge.models.ternary import save_packed
 
     bench.made["bitnet"], reach = phase(bench, "bitnet", [
@@ -143,23 +163,38 @@ def compressed(bench: Bench) -> str:
 
 
 def exported(bench: Bench) -> str:
-    """Write GGUF in float16; llama.cpp, where there is one, and an import of the file give the model's logits."""
+    """Write GGUF in float16; llama.cpp, where there is one, and an import of the file give the
+    model's logits.
+    """
     python = check.usable_python()
-    done = export(bench.root / "import", bench.root / "m.gguf", "gguf", "F16", check=bool(python), llama_python=python)
+    done = export(
+        bench.root / "import",
+        bench.root / "m.gguf",
+        "gguf",
+        "F16",
+        check=bool(python),
+        llama_python=python,
+    )
     back = models.load(import_model(bench.root / "m.gguf", bench.root / "back"))
     there = f"llama.cpp {done.check['checkpoint_error']:.0e}, " if done.check else ""
     return f"{there}back {said(tiny_families.relative_error(back, bench.model))}"
 
 
 def chatted(bench: Bench) -> str:
-    """Generate as the chat does, with a cache, and compare with the likeliest tokens without one."""
+    """Generate as the chat does, with a cache, and compare with the likeliest tokens without
+    one.
+    """
     model = open_model(bench.root / "import")
     found = models.generate(model, [PROMPT], max_new_tokens=NEW_TOKENS, stop_ids=[])[0]
     ids = [*PROMPT]
     for _ in range(NEW_TOKENS):
         with torch.no_grad():
             ids.append(int(bench.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    return "same tokens" if ids[len(PROMPT) :] == found else f"other tokens: {found} for {ids[len(PROMPT) :]}"
+    return (
+        "same tokens"
+        if ids[len(PROMPT) :] == found
+        else f"other tokens: {found} for {ids[len(PROMPT) :]}"
+    )
 
 
 def packed(bench: Bench) -> str:
@@ -184,7 +219,9 @@ def said(error: float) -> str:
 
 
 def row(kind: str, root: Path) -> dict[str, str]:
-    """Return the cells of a family: command -> what came of it. A command that refuses says so; a defect raises."""
+    """Return the cells of a family: command -> what came of it. A command that refuses says so; a
+    defect raises.
+    """
     bench, cells = open_bench(kind, root / kind), {}
     for name, command in COMMANDS.items():
         try:
@@ -203,7 +240,9 @@ def table(rows: dict[str, dict[str, str]]) -> str:
         for name in COMMANDS:
             text = cells[name]
             if text.startswith("refused: "):
-                text = f"refused ({notes.setdefault(text.removeprefix('refused: '), len(notes) + 1)})"
+                text = (
+                    f"refused ({notes.setdefault(text.removeprefix('refused: '), len(notes) + 1)})"
+                )
             shown.append(text)
         lines.append(f"| {kind} | {' | '.join(shown)} |")
     return "\n".join([*lines, "", *(f"{number}. {text}" for text, number in notes.items())])

@@ -1,9 +1,11 @@
-"""Fetch Debian documentation packages and extract clean prose: one JSON row a document, {"source", "text"}.
+"""Fetch Debian documentation packages and extract clean prose: one JSON row a document, {"source",
+"text"}.
 
-Usage: python scripts/fetch_debian_text.py OUT.jsonl [--package NAME]... [--megabytes N]
-Needs apt-get and dpkg-deb (any Debian or Ubuntu). Packages are kept beside OUT in deb/. Files are read in the order of a
-hash of their names until a package has given N megabytes. A paragraph stays when it reads like prose: long enough,
-mostly letters, ends a sentence. Equal paragraphs are kept once. Licences vary by package; nothing here is shipped.
+Usage: python scripts/fetch_debian_text.py OUT.jsonl [--package NAME]... [--megabytes N] Needs
+apt-get and dpkg-deb (any Debian or Ubuntu). Packages are kept beside OUT in deb/. Files are read in
+the order of a hash of their names until a package has given N megabytes. A paragraph stays when it
+reads like prose: long enough, mostly letters, ends a sentence. Equal paragraphs are kept once.
+Licences vary by package; nothing here is shipped.
 """
 
 import argparse
@@ -61,7 +63,9 @@ class Paragraphs(HTMLParser):
 
 
 def paragraphs(path: Path) -> list[str]:
-    """Return the paragraphs of a file: of <p> in HTML, between blank lines at the left margin elsewhere."""
+    """Return the paragraphs of a file: of <p> in HTML, between blank lines at the left margin
+    elsewhere.
+    """
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file:  # type: ignore[operator]
         text = file.read(2_000_000).decode("utf-8", errors="ignore")
@@ -75,7 +79,9 @@ def paragraphs(path: Path) -> list[str]:
 def prose(paragraph: str) -> str | None:
     """Return the paragraph with plain spaces when it reads like prose, else None."""
     text = re.sub(r"[A-Z]<<*\s?([^<>]*?)\s?>>*", r"\1", paragraph)  # B<bold> of Perl's documents
-    text = re.sub(r":\w+:`~?([^`<]*)[^`]*`|``?([^`]*)``?", r"\1\2", text)  # roles and literals of reStructuredText
+    text = re.sub(
+        r":\w+:`~?([^`<]*)[^`]*`|``?([^`]*)``?", r"\1\2", text
+    )  # roles and literals of reStructuredText
     text = re.sub(r"\s+", " ", text).strip().removesuffix("¶")
     if not SHORTEST_CHARACTERS <= len(text) <= LONGEST_CHARACTERS or text[-1] not in ".!?:":
         return None
@@ -84,8 +90,12 @@ def prose(paragraph: str) -> str | None:
 
 
 def documents(root: Path, package: str, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield (name, prose paragraphs) of the files below `root` until `limit_bytes` of text are given."""
-    files = [p for p in root.rglob("*") if p.is_file() and p.name.removesuffix(".gz").endswith(SUFFIXES)]
+    """Yield (name, prose paragraphs) of the files below `root` until `limit_bytes` of text are
+    given.
+    """
+    files = [
+        p for p in root.rglob("*") if p.is_file() and p.name.removesuffix(".gz").endswith(SUFFIXES)
+    ]
     names = {p: f"{package}/{p.relative_to(root)}" for p in files if not p.is_symlink()}
     given = 0
     for path in sorted(names, key=lambda p: hashlib.sha256(names[p].encode()).digest()):
@@ -99,10 +109,14 @@ def documents(root: Path, package: str, limit_bytes: int) -> Iterator[tuple[str,
 
 def main() -> int:
     """Download, unpack, extract, write; return an exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--package", action="append", default=[])
-    parser.add_argument("--megabytes", type=float, default=1.5, help="of text from each package (default 1.5)")
+    parser.add_argument(
+        "--megabytes", type=float, default=1.5, help="of text from each package (default 1.5)"
+    )
     args = parser.parse_args()
     cache = args.out.parent / "deb"
     cache.mkdir(parents=True, exist_ok=True)
@@ -110,21 +124,30 @@ def main() -> int:
     rows = []
     for package in args.package or PACKAGES:
         command = ["apt-get", "download", "-q", package]
-        if not list(cache.glob(f"{package}_*.deb")) and subprocess.run(command, cwd=cache, check=False).returncode:
+        if (
+            not list(cache.glob(f"{package}_*.deb"))
+            and subprocess.run(command, cwd=cache, check=False).returncode
+        ):
             print(
                 f"apt-get could not download {package}; run `apt-get update`, or name others by --package",
                 file=sys.stderr,
             )
             return 74
         with tempfile.TemporaryDirectory() as unpacked:
-            subprocess.run(["dpkg-deb", "-x", str(next(cache.glob(f"{package}_*.deb"))), unpacked], check=True)
+            subprocess.run(
+                ["dpkg-deb", "-x", str(next(cache.glob(f"{package}_*.deb"))), unpacked], check=True
+            )
             for name, kept in documents(Path(unpacked), package, int(args.megabytes * 1e6)):
                 fresh = [text for text in kept if text not in seen]
                 seen.update(fresh)
                 if fresh:
                     rows.append({"source": name, "text": "\n\n".join(fresh)})
-    args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    print(f"{args.out}: {len(rows)} documents, {sum(len(row['text']) for row in rows):,} characters")
+    args.out.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    print(
+        f"{args.out}: {len(rows)} documents, {sum(len(row['text']) for row in rows):,} characters"
+    )
     return 0
 
 

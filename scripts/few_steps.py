@@ -1,4 +1,6 @@
-"""Settings that cut `experiment=smollm2_gpu` down to a few steps of each phase: what bench_gpu.py tries it with."""
+"""Settings that cut `experiment=smollm2_gpu` down to a few steps of each phase: what bench_gpu.py
+tries it with.
+"""
 
 FEW_STEPS = [
     "cognate.branch.steps=6", "cognate.generated_rows=400", "cognate.probe_items=8",

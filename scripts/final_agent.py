@@ -1,4 +1,6 @@
-"""Print the directory of the last accepted checkpoint of a run: `python scripts/final_agent.py outputs/run_all`."""
+"""Print the directory of the last accepted checkpoint of a run: `python scripts/final_agent.py
+outputs/run_all`.
+"""
 
 import sys
 from pathlib import Path

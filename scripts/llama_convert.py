@@ -1,8 +1,10 @@
-"""Write a Llama checkpoint as GGUF for llama.cpp, its width padded with zeros to whole blocks of 256 columns.
+"""Write a Llama checkpoint as GGUF for llama.cpp, its width padded with zeros to whole blocks of
+256 columns.
 
-llama.cpp's types of less than 4 bits come in blocks of 256; a width of 576 makes it fall back to bigger types without a
-word. Padded to 768 (and 9 heads to 12) the same function comes out: new columns are zero, and norms are scaled by
-√(576/768) because they now average over more numbers. Token ids only: no vocabulary is written.
+llama.cpp's types of less than 4 bits come in blocks of 256; a width of 576 makes it fall back to
+bigger types without a word. Padded to 768 (and 9 heads to 12) the same function comes out: new
+columns are zero, and norms are scaled by √(576/768) because they now average over more numbers.
+Token ids only: no vocabulary is written.
 """
 
 from collections import Counter
@@ -24,7 +26,9 @@ NAMES = {
 
 
 def padded_shape(config: Any) -> tuple[int, int, int]:
-    """Return width, heads and key-value heads after padding; the width and the heads' total are whole blocks."""
+    """Return width, heads and key-value heads after padding; the width and the heads' total are
+    whole blocks.
+    """
     head = config.hidden_size // config.num_attention_heads
     group = config.num_attention_heads // config.num_key_value_heads
     heads = config.num_attention_heads
@@ -34,18 +38,24 @@ def padded_shape(config: Any) -> tuple[int, int, int]:
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:
-    """Return the rows of a query or key projection in llama.cpp's order: rotary pairs side by side."""
+    """Return the rows of a query or key projection in llama.cpp's order: rotary pairs side by
+    side.
+    """
     head = len(weight) // heads
     return weight.reshape(heads, 2, head // 2, -1).transpose(1, 2).reshape(weight.shape)
 
 
 def resized(weight: Tensor, rows: int, columns: int) -> Tensor:
     """Return `weight` with zero rows and columns appended."""
-    return torch.nn.functional.pad(weight, (0, columns - weight.shape[1], 0, rows - weight.shape[0]))
+    return torch.nn.functional.pad(
+        weight, (0, columns - weight.shape[1], 0, rows - weight.shape[0])
+    )
 
 
 def convert(model: Any, target: Path) -> dict[str, float]:
-    """Write `model` in float16; return for each tensor the share of its elements that is no padding."""
+    """Write `model` in float16; return for each tensor the share of its elements that is no
+    padding.
+    """
     config = model.config
     width, heads, kv_heads = padded_shape(config)
     head = config.hidden_size // config.num_attention_heads
@@ -71,7 +81,10 @@ def convert(model: Any, target: Path) -> dict[str, float]:
 
     def add_norm(name: str, weight: Tensor) -> None:
         scaled = weight * (config.hidden_size / width) ** 0.5
-        writer.add_tensor(name, torch.nn.functional.pad(scaled, (0, width - len(weight))).numpy().astype(np.float32))
+        writer.add_tensor(
+            name,
+            torch.nn.functional.pad(scaled, (0, width - len(weight))).numpy().astype(np.float32),
+        )
         shares[name] = len(weight) / width
 
     add("token_embd.weight", model.model.embed_tokens.weight.detach(), config.vocab_size, width)
@@ -98,9 +111,11 @@ def convert(model: Any, target: Path) -> dict[str, float]:
 
 
 def importance(uses: Mapping[str, Tensor], width: int) -> dict[str, NDArray[np.float32]]:
-    """Return llama.cpp's importance matrix: by its names, the mean square of each input column, zero in the padding.
+    """Return llama.cpp's importance matrix: by its names, the mean square of each input column,
+    zero in the padding.
 
-    uses: our name of a linear -> E[x²] of its inputs, (columns,). `model.embed_tokens` stands for the head tied to it.
+    uses: our name of a linear -> E[x²] of its inputs, (columns,). `model.embed_tokens` stands for
+    the head tied to it.
     """
     found = {}
     for name, squares in uses.items():
@@ -115,7 +130,8 @@ def importance(uses: Mapping[str, Tensor], width: int) -> dict[str, NDArray[np.f
 
 
 def true_bytes(file: Path, shares: dict[str, float]) -> tuple[int, dict[str, int]]:
-    """Return the bytes of a GGUF's tensors without their padding, and how many tensors have which type.
+    """Return the bytes of a GGUF's tensors without their padding, and how many tensors have which
+    type.
 
     Each tensor counts with the share of it that is no padding; the file's header is not counted.
     """

@@ -1,12 +1,14 @@
-"""Quantise a GGUF with llama.cpp and score it on given tokens. Run by the bench `compress` in an interpreter of its own.
+"""Quantise a GGUF with llama.cpp and score it on given tokens. Run by the bench `compress` in an
+interpreter of its own.
 
     python scripts/llama_reference.py SOURCE.gguf TYPE[:EMBEDDING_TYPE] WORK_DIR
 
-TYPE is one of llama.cpp's mixtures (Q4_K_M, IQ2_S, F16, ...); EMBEDDING_TYPE (Q4_K, Q3_K, ...) replaces the type that the
-mixture gives to the token embedding, which in a small model is a large part of the file.
-Needs llama-cpp-python and numpy alone. Reads WORK_DIR/tokens.json (windows of token ids) and, when it is there,
-WORK_DIR/importance.npz (tensor name -> mean square of each input column). Prints one line of JSON: the file, its bytes,
-and for each window the loss in nats of every next token and the likeliest token.
+TYPE is one of llama.cpp's mixtures (Q4_K_M, IQ2_S, F16, ...); EMBEDDING_TYPE (Q4_K, Q3_K, ...)
+replaces the type that the mixture gives to the token embedding, which in a small model is a large
+part of the file. Needs llama-cpp-python and numpy alone. Reads WORK_DIR/tokens.json (windows of
+token ids) and, when it is there, WORK_DIR/importance.npz (tensor name -> mean square of each input
+column). Prints one line of JSON: the file, its bytes, and for each window the loss in nats of every
+next token and the likeliest token.
 """
 
 import ctypes
@@ -20,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def quantised(source: Path, kind: str, importance: dict[str, NDArray[np.float32]], target: Path) -> None:
+def quantised(
+    source: Path, kind: str, importance: dict[str, NDArray[np.float32]], target: Path
+) -> None:
     """Write `source` as `kind` (see above) to `target`."""
     mixture, _, embedding = kind.partition(":")
     params = llama_cpp.llama_model_quantize_default_params()
@@ -34,19 +38,27 @@ def quantised(source: Path, kind: str, importance: dict[str, NDArray[np.float32]
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if importance:
         params.imatrix = entries
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
+    if llama_cpp.llama_model_quantize(
+        str(source).encode(), str(target).encode(), ctypes.byref(params)
+    ):
         raise SystemExit(f"llama.cpp could not write {kind}")
 
 
 def constant(name: str) -> int:
-    """Return one of llama.cpp's constants. Exits naming it when this llama-cpp-python has none of that name."""
+    """Return one of llama.cpp's constants. Exits naming it when this llama-cpp-python has none of
+    that name.
+    """
     if not hasattr(llama_cpp, name):
-        raise SystemExit(f"this llama-cpp-python knows no {name}; take a type of its `llama_cpp.LLAMA_FTYPE_MOSTLY_*`")
+        raise SystemExit(
+            f"this llama-cpp-python knows no {name}; take a type of its `llama_cpp.LLAMA_FTYPE_MOSTLY_*`"
+        )
     return int(getattr(llama_cpp, name))
 
 
 def scored(path: Path, windows: list[list[int]]) -> tuple[list[list[float]], list[list[int]]]:
-    """Return for each window the loss of tokens 1.. in nats, and the likeliest token at positions 0 .. n - 2."""
+    """Return for each window the loss of tokens 1.. in nats, and the likeliest token at positions 0
+    .. n - 2.
+    """
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     length = len(windows[0])
     model = llama_cpp.Llama(
@@ -73,10 +85,19 @@ def main() -> None:
         found = work / "importance.npz"
         importance = dict(np.load(found)) if found.exists() else {}
         partial = target.with_suffix(".partial")
-        quantised(source, kind, {name: np.ascontiguousarray(v, np.float32) for name, v in importance.items()}, partial)
+        quantised(
+            source,
+            kind,
+            {name: np.ascontiguousarray(v, np.float32) for name, v in importance.items()},
+            partial,
+        )
         partial.rename(target)
     losses, likeliest = scored(target, json.loads((work / "tokens.json").read_text()))
-    print(json.dumps({"file": str(target), "bytes": target.stat().st_size, "nll": losses, "top1": likeliest}))
+    print(
+        json.dumps(
+            {"file": str(target), "bytes": target.stat().st_size, "nll": losses, "top1": likeliest}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Single changes of Python code for the mutation run: which there are in a folder, and how one is made.
+"""Single changes of Python code for the mutation run: which there are in a folder, and how one is
+made.
 
 Left out because no result can depend on them: constants below 1e-6, which guard a division, and the
 `indent` of written JSON.
@@ -14,12 +15,22 @@ COMPARISONS = {
 }  # fmt: skip
 SIGNS = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*"}
 EPSILON = 1e-6  # smaller constants guard a division; twice as much guards as well
-NOT_ARITHMETIC = (ast.Raise, ast.Assert, ast.JoinedStr, ast.AnnAssign, ast.arguments, ast.Import, ast.ImportFrom)
+NOT_ARITHMETIC = (
+    ast.Raise,
+    ast.Assert,
+    ast.JoinedStr,
+    ast.AnnAssign,
+    ast.arguments,
+    ast.Import,
+    ast.ImportFrom,
+)
 
 
 @dataclass(slots=True, kw_only=True)
 class Mutant:
-    """One change: `old` becomes `new` in `file` at (line, column), columns counted in bytes of UTF-8."""
+    """One change: `old` becomes `new` in `file` at (line, column), columns counted in bytes of
+    UTF-8.
+    """
 
     room: str
     file: str
@@ -55,7 +66,9 @@ def find_mutants(room: str, folder: str, root: Path) -> Iterator[Mutant]:
 
 
 def _arithmetic(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes outside of error messages, annotations of fields, argument lists and type expressions."""
+    """Yield the nodes outside of error messages, annotations of fields, argument lists and type
+    expressions.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.AnnAssign) and child.value is not None:
             yield child.value
@@ -73,30 +86,52 @@ Place = tuple[int, int]
 
 
 def _changes(node: ast.AST, source: str) -> Iterator[tuple[str, Place, Place, str]]:
-    """Yield (kind, start, end, new text) for the node; the source between start and end is replaced."""
+    """Yield (kind, start, end, new text) for the node; the source between start and end is
+    replaced.
+    """
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
-        yield "comparison", _end(node.left), _start(node.comparators[0]), f" {COMPARISONS[type(node.ops[0])]} "
+        yield (
+            "comparison",
+            _end(node.left),
+            _start(node.comparators[0]),
+            f" {COMPARISONS[type(node.ops[0])]} ",
+        )
     if isinstance(node, ast.BinOp) and type(node.op) in SIGNS and not _is_text(node):
         between = _between(source, _end(node.left), _start(node.right))
         if between.count("(") == between.count(")"):
             yield "sign", _end(node.left), _start(node.right), f" {SIGNS[type(node.op)]} "
         if isinstance(node.op, ast.Add | ast.Sub):
-            yield "dropped term", _start(node), _end(node), _between(source, _start(node.left), _end(node.left))
+            yield (
+                "dropped term",
+                _start(node),
+                _end(node),
+                _between(source, _start(node.left), _end(node.left)),
+            )
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        yield "sign", _start(node), _end(node), _between(source, _start(node.operand), _end(node.operand))
+        yield (
+            "sign",
+            _start(node),
+            _end(node),
+            _between(source, _start(node.operand), _end(node.operand)),
+        )
     if isinstance(node, ast.keyword) and node.arg in ("dim", "axis") and _is_int(node.value):
         value = ast.literal_eval(node.value)
         yield "axis", _start(node.value), _end(node.value), "1" if value == 0 else "0"
     if isinstance(node, ast.Constant) and type(node.value) is int and abs(node.value) < 1 << 16:
         yield "off by one", _start(node), _end(node), str(node.value + 1)
-    if isinstance(node, ast.Constant) and type(node.value) is float and not 0 < abs(node.value) < EPSILON:
+    if (
+        isinstance(node, ast.Constant)
+        and type(node.value) is float
+        and not 0 < abs(node.value) < EPSILON
+    ):
         yield "constant", _start(node), _end(node), repr(node.value * 2 if node.value else 1.0)
 
 
 def _is_text(node: ast.BinOp) -> bool:
     sides = (node.left, node.right)
     return any(
-        isinstance(s, ast.JoinedStr) or (isinstance(s, ast.Constant) and isinstance(s.value, str)) for s in sides
+        isinstance(s, ast.JoinedStr) or (isinstance(s, ast.Constant) and isinstance(s.value, str))
+        for s in sides
     )
 
 
@@ -121,7 +156,9 @@ def _between(source: str, start: Place, end: Place) -> str:
 
 
 def apply_mutant(source: str, mutant: Mutant) -> str | None:
-    """Return the changed source, or None where the change is not valid Python (parentheses between the operands)."""
+    """Return the changed source, or None where the change is not valid Python (parentheses between
+    the operands).
+    """
     lines = [line.encode() for line in source.splitlines(keepends=True)]
     first, last = lines[mutant.line - 1], lines[mutant.end_line - 1]
     middle = first[: mutant.column] + mutant.new.encode() + last[mutant.end_column :]
@@ -142,7 +179,10 @@ def statement_lines(source: str, mutant: Mutant) -> range | None:
     for node in ast.walk(ast.parse(source)):  # from outer to inner
         if not isinstance(node, ast.stmt | ast.Lambda):
             continue
-        if not (_start(node) <= (mutant.line, mutant.column) and (mutant.end_line, mutant.end_column) <= _end(node)):
+        if not (
+            _start(node) <= (mutant.line, mutant.column)
+            and (mutant.end_line, mutant.end_column) <= _end(node)
+        ):
             continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             inside = True

@@ -1,8 +1,9 @@
-"""Which tests speak of the code around a mutant: a cheap choice where running all tests of a room is too much.
+"""Which tests speak of the code around a mutant: a cheap choice where running all tests of a room
+is too much.
 
 A test is relevant by the names and words in its source: those of the function or constant that is
-changed, of the class and of the functions of the same file that use it, and of the module. A test that
-is left out for want of relevance can only let a mutant survive.
+changed, of the class and of the functions of the same file that use it, and of the module. A test
+that is left out for want of relevance can only let a mutant survive.
 """
 
 import ast
@@ -16,9 +17,15 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def relevant_tests(mutant: Mutant, root: Path, tests: Sequence[str], count: int) -> list[str]:
-    """Return the `count` most relevant test functions ("file::name") of the files `tests`, best first."""
+    """Return the `count` most relevant test functions ("file::name") of the files `tests`, best
+    first.
+    """
     own, users = _names_around(mutant, (root / mutant.file).read_text(encoding="utf-8"))
-    module = Path(mutant.file).stem if Path(mutant.file).stem != "__init__" else Path(mutant.file).parent.name
+    module = (
+        Path(mutant.file).stem
+        if Path(mutant.file).stem != "__init__"
+        else Path(mutant.file).parent.name
+    )
     weights = {module: 1.0, **dict.fromkeys(users, 2.0), **dict.fromkeys(own, 4.0)}
     scored = []
     for file in tests:
@@ -49,7 +56,13 @@ def _spans(node: ast.AST, mutant: Mutant) -> bool:
 def _defines(node: ast.AST) -> Iterator[str]:
     if isinstance(node, Definition):
         yield node.name
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
     for target in targets:
         if isinstance(target, ast.Name) and target.id.isupper():
             yield target.id
@@ -57,14 +70,22 @@ def _defines(node: ast.AST) -> Iterator[str]:
 
 @lru_cache(maxsize=256)
 def _tests_in(file: Path) -> list[tuple[str, frozenset[str]]]:
-    """Return the name of each test function of the file, and the words in it and in the helpers it calls."""
+    """Return the name of each test function of the file, and the words in it and in the helpers it
+    calls.
+    """
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    helpers = {n.name: _words(n) for n in tree.body if isinstance(n, Definition) and not n.name.startswith("test")}
+    helpers = {
+        n.name: _words(n)
+        for n in tree.body
+        if isinstance(n, Definition) and not n.name.startswith("test")
+    }
     tests = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
             words = _words(node)
-            tests.append((node.name, frozenset(words.union(*(helpers[h] for h in words & helpers.keys())))))
+            tests.append(
+                (node.name, frozenset(words.union(*(helpers[h] for h in words & helpers.keys()))))
+            )
     return tests
 
 

@@ -1,8 +1,9 @@
-"""Many mutants in one pytest session: tests are collected and measured once, then each mutant is a forked copy of it.
+"""Many mutants in one pytest session: tests are collected and measured once, then each mutant is a
+forked copy of it.
 
-In the copy the code of the changed function is put into the live function objects, and the tests that
-execute it run again. What importing a module has computed stays as it was, so this can only let more
-mutants survive; changes outside of functions are left to trials of their own.
+In the copy the code of the changed function is put into the live function objects, and the tests
+that execute it run again. What importing a module has computed stays as it was, so this can only
+let more mutants survive; changes outside of functions are left to trials of their own.
 """
 
 import gc
@@ -27,7 +28,9 @@ Note = Callable[[Mutant], None]
 class Session(Watcher):
     """A pytest plugin that measures all collected tests, then judges the mutants."""
 
-    def __init__(self, tree: Tree, tracer: coverage.Coverage, longest: float, mutants: Sequence[Mutant]) -> None:
+    def __init__(
+        self, tree: Tree, tracer: coverage.Coverage, longest: float, mutants: Sequence[Mutant]
+    ) -> None:
         super().__init__(tracer, longest)
         self.tree, self.mutants = tree, mutants
         self.measured: Callable[[dict[str, Any]], dict[str, Coverage]] = lambda _: {}
@@ -41,14 +44,17 @@ class Session(Watcher):
         self.tracer.start()
         for place, item in enumerate(items):
             # Never "no next item": that would end the fixtures of the session.
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=items[(place + 1) % len(items)])
+            item.config.hook.pytest_runtest_protocol(
+                item=item, nextitem=items[(place + 1) % len(items)]
+            )
         self.tracer.stop()
         # Fixtures of modules end, so that each copy makes them anew; those of the session stay.
         session._setupstate.teardown_exact(SimpleNamespace(listchain=lambda: [session]))  # type: ignore[arg-type]
         data = self.tracer.get_data()
         lines = {
             str(Path(name).relative_to(self.tree.folder)): {
-                str(line): sorted(set(those) - {""}) for line, those in data.contexts_by_lineno(name).items()
+                str(line): sorted(set(those) - {""})
+                for line, those in data.contexts_by_lineno(name).items()
             }
             for name in data.measured_files()
         }
@@ -63,7 +69,11 @@ class Session(Watcher):
         return True
 
     def _judge(
-        self, mutant: Mutant, cover: Coverage, live: dict[str, list[FunctionType]], items: dict[str, pytest.Item]
+        self,
+        mutant: Mutant,
+        cover: Coverage,
+        live: dict[str, list[FunctionType]],
+        items: dict[str, pytest.Item],
     ) -> bool:
         """Judge one mutant in a forked copy; return whether it has a fate."""
         path = self.tree.folder / mutant.file
@@ -80,7 +90,9 @@ class Session(Watcher):
         path.write_text(changed, encoding="utf-8")
         pid = os.fork()
         if pid == 0:
-            self._in_the_copy(changed, path, live, [items[name] for name in mutant.chosen], limit, writing)
+            self._in_the_copy(
+                changed, path, live, [items[name] for name in mutant.chosen], limit, writing
+            )
         os.close(writing)
         with open(reading, encoding="utf-8") as pipe:
             answer = pipe.read()
@@ -130,11 +142,18 @@ def _functions(folder: Path) -> dict[str, list[FunctionType]]:
 
 def put_in_place(changed: str, path: Path, functions: Sequence[FunctionType]) -> int:
     """Give the functions the code that the changed source has for them; return how many changed."""
-    codes = {(code.co_qualname, code.co_firstlineno): code for code in _codes(compile(changed, str(path), "exec"))}
+    codes = {
+        (code.co_qualname, code.co_firstlineno): code
+        for code in _codes(compile(changed, str(path), "exec"))
+    }
     count = 0
     for function in functions:
         code = codes.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
-        if code is not None and code.co_freevars == function.__code__.co_freevars and code != function.__code__:
+        if (
+            code is not None
+            and code.co_freevars == function.__code__.co_freevars
+            and code != function.__code__
+        ):
             function.__code__ = code
             count += 1
     return count
@@ -165,7 +184,9 @@ def judge_together(
         os.setsid()
         become(tree.folder)
         tracer = coverage.Coverage(
-            data_file=None, source=[str(tree.folder / folder) for folder, _ in rooms.values()], config_file=False
+            data_file=None,
+            source=[str(tree.folder / folder) for folder, _ in rooms.values()],
+            config_file=False,
         )
         plugin = Session(tree, tracer, longest, mutants)
         plugin.budget, plugin.note = budget, note

@@ -1,8 +1,10 @@
-"""Trials of mutants: copies of the repository, tests in forked processes, and which tests execute which line.
+"""Trials of mutants: copies of the repository, tests in forked processes, and which tests execute
+which line.
 
-A process is forked for each mutant from one that has imported torch and transformers, but nothing of
-the package. A file of a copy is changed, the tests that execute the change run, quickest first, and the
-first that fails ends the trial. Seconds are of processor time, so that they do not depend on what else runs.
+A process is forked for each mutant from one that has imported torch and transformers, but nothing
+of the package. A file of a copy is changed, the tests that execute the change run, quickest first,
+and the first that fails ends the trial. Seconds are of processor time, so that they do not depend
+on what else runs.
 """
 
 import compileall
@@ -58,7 +60,9 @@ class Tree:
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, copy)
-        for link in [link for name in PACKAGE for link in (root / name).rglob("*") if link.is_symlink()]:
+        for link in [
+            link for name in PACKAGE for link in (root / name).rglob("*") if link.is_symlink()
+        ]:
             copy = folder / link.relative_to(root)  # agent_forge/conf is a link to the folder above
             if not copy.is_symlink():
                 copy.symlink_to(link.readlink())
@@ -77,7 +81,12 @@ class Tree:
 
 def files_below(root: Path, names: Sequence[str]) -> list[Path]:
     """Return the named files and all files below the named folders, without compiled ones."""
-    below = [p for name in names for p in sorted((root / name).rglob("*")) if "__pycache__" not in p.parts]
+    below = [
+        p
+        for name in names
+        for p in sorted((root / name).rglob("*"))
+        if "__pycache__" not in p.parts
+    ]
     return [path for path in [*(root / name for name in names), *below] if path.is_file()]
 
 
@@ -115,7 +124,9 @@ class Watcher:
         items[:] = [item for item in items if not _is_too_slow(item)]
         for item in items:
             fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
-            used = [_shared_name(fixtures[name][-1]) for name in item.fixturenames if name in fixtures]  # type: ignore[attr-defined]
+            used = [
+                _shared_name(fixtures[name][-1]) for name in item.fixturenames if name in fixtures
+            ]  # type: ignore[attr-defined]
             self.uses[item.nodeid] = [name for name in used if name]
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -159,7 +170,9 @@ def _stop_the_test(*_: object) -> None:
 
 
 def _shared_name(fixture: Any) -> str:
-    """Return a name for a fixture that outlives a test, "" for one that does not or is pytest's own."""
+    """Return a name for a fixture that outlives a test, "" for one that does not or is pytest's
+    own.
+    """
     ours = fixture.scope != "function" and fixture.baseid.startswith("tests")
     return f"fixture {fixture.baseid}::{fixture.argname}" if ours else ""
 
@@ -178,7 +191,9 @@ class Process:
     started: float = field(default_factory=time.monotonic)
 
     def poll(self) -> dict[str, Any] | None:
-        """Return the answer once the process has ended, else None; `signal` is in it where one ended the process."""
+        """Return the answer once the process has ended, else None; `signal` is in it where one
+        ended the process.
+        """
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0:
             return None
@@ -194,13 +209,19 @@ class Process:
 
 
 def fork(
-    tree: Tree, tests: list[str], file: str = "", lines_of: str = "", longest: float = 0.0, limit: float = 0.0
+    tree: Tree,
+    tests: list[str],
+    file: str = "",
+    lines_of: str = "",
+    longest: float = 0.0,
+    limit: float = 0.0,
 ) -> Process:
     """Run the tests in a forked process, which inherits the heavy libraries already imported.
 
     `file` is the changed file: it must be importable. `lines_of` is a folder whose lines are noted
-    per test; tests of more than `longest` seconds fail then. limit: seconds of processor time after which the
-    process ends. The answer has `code` (pytest's exit code), `failed`, and with lines what a Watcher notes.
+    per test; tests of more than `longest` seconds fail then. limit: seconds of processor time after
+    which the process ends. The answer has `code` (pytest's exit code), `failed`, and with lines
+    what a Watcher notes.
     """
     answer = tree.folder / "answer.json"
     answer.unlink(missing_ok=True)
@@ -212,7 +233,10 @@ def fork(
             os.setsid()
             become(tree.folder)
             if limit:
-                resource.setrlimit(resource.RLIMIT_CPU, (int(processor_seconds() + limit) + 1, resource.RLIM_INFINITY))
+                resource.setrlimit(
+                    resource.RLIMIT_CPU,
+                    (int(processor_seconds() + limit) + 1, resource.RLIM_INFINITY),
+                )
             content = json.dumps(_run_tests(tree.folder, tests, file, lines_of, longest))
             answer.with_suffix(".part").write_text(content)
             answer.with_suffix(".part").replace(answer)
@@ -237,7 +261,9 @@ def become(folder: Path) -> None:
     os.environ["PYTHONPATH"] = str(folder)
 
 
-def _run_tests(folder: Path, tests: list[str], file: str, lines_of: str, longest: float) -> dict[str, Any]:
+def _run_tests(
+    folder: Path, tests: list[str], file: str, lines_of: str, longest: float
+) -> dict[str, Any]:
     sys.dont_write_bytecode = os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # type: ignore[assignment]
     if file:
         try:
@@ -262,7 +288,8 @@ def _run_tests(folder: Path, tests: list[str], file: str, lines_of: str, longest
     data = tracer.get_data()
     lines = {
         str(Path(name).relative_to(folder)): {
-            str(line): sorted(set(those) - {""}) for line, those in data.contexts_by_lineno(name).items()
+            str(line): sorted(set(those) - {""})
+            for line, those in data.contexts_by_lineno(name).items()
         }
         for name in data.measured_files()
     }
@@ -276,7 +303,9 @@ def _module_name(file: str) -> str:
 
 
 def warm_up() -> None:
-    """Import the heavy libraries once, as tests/conftest.py would, so that forked processes have them."""
+    """Import the heavy libraries once, as tests/conftest.py would, so that forked processes have
+    them.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not Path("/dev/nvidia0").exists():
@@ -305,47 +334,69 @@ class Coverage:
     def tests_of(self, mutant: Mutant, source: str) -> list[str]:
         """Return the tests that execute the statement of the mutant, quickest first.
 
-        For a statement that importing the module executes: the tests that execute any line of the file.
+        For a statement that importing the module executes: the tests that execute any line of the
+        file.
         """
         lines = self.lines.get(mutant.file, {})
-        chosen = set().union(*(lines.get(n, set()) for n in statement_lines(source, mutant) or lines))
-        return sorted((t for t in self.seconds if t in chosen), key=lambda test: (self.cost([test]), test))
+        chosen = set().union(
+            *(lines.get(n, set()) for n in statement_lines(source, mutant) or lines)
+        )
+        return sorted(
+            (t for t in self.seconds if t in chosen), key=lambda test: (self.cost([test]), test)
+        )
 
     def choose(self, mutant: Mutant, source: str, seconds: float) -> None:
-        """Choose the mutant's tests, quickest first until they would take more than `seconds`, but at least one."""
+        """Choose the mutant's tests, quickest first until they would take more than `seconds`, but
+        at least one.
+        """
         tests, mutant.chosen = self.tests_of(mutant, source), []
         for test in tests:
             if mutant.chosen and self.cost([*mutant.chosen, test]) > seconds:
                 break
             mutant.chosen.append(test)
-        mutant.tests, mutant.left_out, mutant.killer = len(mutant.chosen), len(tests) - len(mutant.chosen), ""
+        mutant.tests, mutant.left_out, mutant.killer = (
+            len(mutant.chosen),
+            len(tests) - len(mutant.chosen),
+            "",
+        )
 
     def cost(self, tests: list[str]) -> float:
         """Return the seconds that the tests take together, each shared fixture counted once."""
         fixtures = {name for test in tests for name in self.uses[test]}
-        return sum(self.seconds[test] for test in tests) + sum(self.shared.get(f, 0.0) for f in fixtures)
+        return sum(self.seconds[test] for test in tests) + sum(
+            self.shared.get(f, 0.0) for f in fixtures
+        )
 
 
 def test_files(root: Path, named: Sequence[str]) -> list[str]:
     """Return the files with tests among the named files and folders."""
-    return [str(p.relative_to(root)) for p in files_below(root, named) if p.name.startswith("test_")]
+    return [
+        str(p.relative_to(root)) for p in files_below(root, named) if p.name.startswith("test_")
+    ]
 
 
-def measure_coverage(tree: Tree, folder: str, tests: Sequence[str], cache: Path, longest: float = 0.0) -> Coverage:
+def measure_coverage(
+    tree: Tree, folder: str, tests: Sequence[str], cache: Path, longest: float = 0.0
+) -> Coverage:
     """Run tests ("file" or "file::name") once, unchanged, where `cache` does not know them already.
 
-    Lines are those of the files below `folder`. A test that takes more than `longest` seconds counts as one that fails.
-    Raises SystemExit when pytest cannot run. Tests that fail unchanged are named and left out.
+    Lines are those of the files below `folder`. A test that takes more than `longest` seconds
+    counts as one that fails. Raises SystemExit when pytest cannot run. Tests that fail unchanged
+    are named and left out.
     """
     records = json.loads(cache.read_text()) if cache.exists() else {}
     keys = {test: _key(tree, folder, test) for test in tests}
-    missing = [test for test in tests if records.get(f"{folder} {test}", {}).get("key") != keys[test]]
+    missing = [
+        test for test in tests if records.get(f"{folder} {test}", {}).get("key") != keys[test]
+    ]
     if missing:
         process = fork(tree, missing, lines_of=folder, longest=longest)
         while (answer := process.poll()) is None:
             time.sleep(0.1)
         if answer["code"] not in (0, 1):
-            raise SystemExit(f"{folder}: pytest ended with {answer['code']}; see {tree.folder / 'output.log'}")
+            raise SystemExit(
+                f"{folder}: pytest ended with {answer['code']}; see {tree.folder / 'output.log'}"
+            )
         for test in answer["failed"]:
             print(f"{folder}: fails unchanged, left out: {test}", file=sys.stderr)
         for test in missing:
@@ -358,9 +409,13 @@ def measure_coverage(tree: Tree, folder: str, tests: Sequence[str], cache: Path,
 
 
 def record_of(tree: Tree, folder: str, test: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return what the answer says of a test, as the coverage cache keeps it: lines of the files in `folder` alone."""
+    """Return what the answer says of a test, as the coverage cache keeps it: lines of the files in
+    `folder` alone.
+    """
     part = _part(answer, test)
-    part["lines"] = {file: lines for file, lines in part["lines"].items() if file.startswith(folder + "/")}
+    part["lines"] = {
+        file: lines for file, lines in part["lines"].items() if file.startswith(folder + "/")
+    }
     return {"key": _key(tree, folder, test), **part}
 
 
@@ -376,15 +431,21 @@ def _common(tree: Tree) -> str:
 
 def _not_tests(tree: Tree) -> list[str]:
     """Return the files below tests/ that hold no tests but what they share."""
-    paths = [path for path in files_below(tree.folder, ["tests"]) if not path.name.startswith("test_")]
+    paths = [
+        path for path in files_below(tree.folder, ["tests"]) if not path.name.startswith("test_")
+    ]
     return [str(path.relative_to(tree.folder)) for path in paths]
 
 
 def _part(answer: dict[str, Any], asked: str) -> dict[str, Any]:
-    """Return what the answer says of the tests in `asked` that passed, shared fixtures resolved to tests."""
+    """Return what the answer says of the tests in `asked` that passed, shared fixtures resolved to
+    tests.
+    """
     failed = set(answer["failed"])
     seconds = {
-        t: s for t, s in answer["seconds"].items() if asked in (t.split("::")[0], t.split("[")[0]) and t not in failed
+        t: s
+        for t, s in answer["seconds"].items()
+        if asked in (t.split("::")[0], t.split("[")[0]) and t not in failed
     }
     uses = {test: answer["uses"][test] for test in seconds}
     users = {test: [test] for test in seconds}
@@ -422,7 +483,10 @@ class Trial:
             self.process.stop()
             mutant.fate, mutant.killer = "killed", f"no end within {LONGEST_WAIT_SECONDS:.0f} s"
         elif answer.get("signal") == signal.SIGXCPU:
-            mutant.fate, mutant.killer = "killed", f"no end within {self.limit_seconds:.0f} s of processor time"
+            mutant.fate, mutant.killer = (
+                "killed",
+                f"no end within {self.limit_seconds:.0f} s of processor time",
+            )
         elif answer["code"] in (1, 2) and answer["failed"]:
             mutant.fate, mutant.killer = "killed", answer["failed"][0]
         else:

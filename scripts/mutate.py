@@ -1,16 +1,17 @@
-"""Mutation run over the numeric rooms: `python scripts/mutate.py [--mutants 200] [--rooms merge …]`.
+"""Mutation run over the numeric rooms: `python scripts/mutate.py [--mutants 200] [--rooms merge
+…]`.
 
-Changes one place of the code at a time (a comparison, a sign, a constant, an axis, a term), runs the
-tests that execute that line, quickest first, until one fails, and prints per room the share of
+Changes one place of the code at a time (a comparison, a sign, a constant, an axis, a term), runs
+the tests that execute that line, quickest first, until one fails, and prints per room the share of
 changes that some test notices, with every survivor. `make mutants` runs it.
 
 Works on a copy of the repository without reference files beside it, so it shows what a fresh clone
 proves by itself. Each mutant is judged in a process forked from this one, which has imported torch
-and transformers already, but nothing of the package. Tests that are marked slow, need a whole run of
-all phases or more than `--longest` seconds are left out: that can only let more mutants survive.
-With `--work FOLDER`, copies, coverage and fates stay there, and the next run goes on from them: what
-was killed stays killed as long as the package and the test that killed it are there; survivors are
-judged again when tests have changed.
+and transformers already, but nothing of the package. Tests that are marked slow, need a whole run
+of all phases or more than `--longest` seconds are left out: that can only let more mutants survive.
+With `--work FOLDER`, copies, coverage and fates stay there, and the next run goes on from them:
+what was killed stays killed as long as the package and the test that killed it are there; survivors
+are judged again when tests have changed.
 """
 
 import argparse
@@ -27,16 +28,32 @@ from pathlib import Path
 from mutant_changes import Mutant, apply_mutant, find_mutants
 from mutant_relevance import relevant_tests
 from mutant_session import judge_together
-from mutant_trials import PACKAGE, Coverage, Tree, measure_coverage, start_trial, test_files, warm_up
+from mutant_trials import (
+    PACKAGE,
+    Coverage,
+    Tree,
+    measure_coverage,
+    start_trial,
+    test_files,
+    warm_up,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Room: the folder whose lines are changed, and the tests that are asked.
 ROOMS = {
     "merge": ("agent_forge/merge", ["tests/merge"]),
-    "codecs": ("agent_forge/codecs", ["tests/codecs", "tests/models/compressed/test_compressed.py"]),
+    "codecs": (
+        "agent_forge/codecs",
+        ["tests/codecs", "tests/models/compressed/test_compressed.py"],
+    ),
     "anatomy": (
         "agent_forge/anatomy",
-        ["tests/anatomy", "tests/learn/test_losses.py", "tests/learn/test_whole.py", "tests/phases/test_fits.py"],
+        [
+            "tests/anatomy",
+            "tests/learn/test_losses.py",
+            "tests/learn/test_whole.py",
+            "tests/phases/test_fits.py",
+        ],
     ),
     "models": ("agent_forge/models", ["tests/models"]),
     "learn": ("agent_forge/learn", ["tests/learn"]),
@@ -45,18 +62,30 @@ ROOMS = {
     "checkpoint": ("agent_forge/checkpoint", ["tests/checkpoint"]),
     "bitnet": (
         "agent_forge/phases/bitnet",
-        ["tests/phases/test_bitnet.py", "tests/phases/test_bitnet_start.py", "tests/phases/test_fits.py"],
+        [
+            "tests/phases/test_bitnet.py",
+            "tests/phases/test_bitnet_start.py",
+            "tests/phases/test_fits.py",
+        ],
     ),
     "train": ("agent_forge/phases/train", ["tests/phases/test_train.py"]),
-    "quietstar": ("agent_forge/phases/quietstar", ["tests/phases/test_quietstar.py", "tests/phases/test_fits.py"]),
+    "quietstar": (
+        "agent_forge/phases/quietstar",
+        ["tests/phases/test_quietstar.py", "tests/phases/test_fits.py"],
+    ),
     "bake": ("agent_forge/phases/bake", ["tests/phases/test_bake.py"]),
     "adas": ("agent_forge/phases/adas", ["tests/phases/test_adas.py"]),
-    "compress": ("agent_forge/phases/compress", ["tests/phases/test_compress.py", "tests/phases/test_fits.py"]),
+    "compress": (
+        "agent_forge/phases/compress",
+        ["tests/phases/test_compress.py", "tests/phases/test_fits.py"],
+    ),
 }
 
 
 def sample(rooms: list[str], count: int, seed: int) -> list[Mutant]:
-    """Return `count` mutants in all, the same number per room where a room has them, drawn with `seed`."""
+    """Return `count` mutants in all, the same number per room where a room has them, drawn with
+    `seed`.
+    """
     share, chosen = -(-count // len(rooms)), []
     for room in rooms:
         every = list(find_mutants(room, ROOMS[room][0], ROOT))
@@ -68,9 +97,15 @@ def sample(rooms: list[str], count: int, seed: int) -> list[Mutant]:
 
 
 def run(
-    mutants: list[Mutant], jobs: int, work: Path, seconds: float = 60.0, longest: float = 60.0, relevant: int = 0
+    mutants: list[Mutant],
+    jobs: int,
+    work: Path,
+    seconds: float = 60.0,
+    longest: float = 60.0,
+    relevant: int = 0,
 ) -> Iterator[Mutant]:
-    """Yield the mutants as their fates are known; `jobs` copies of the repository in `work` are used at once.
+    """Yield the mutants as their fates are known; `jobs` copies of the repository in `work` are
+    used at once.
 
     seconds: of the tests of one mutant; longest: of a single test, which is left out beyond that.
     relevant: how many tests to ask per mutant, by what they speak of; 0 asks all tests of the room.
@@ -90,7 +125,9 @@ def run(
                 if mutant.room not in covers:
                     tests = tests_of_room([m for m in mutants if m.room == mutant.room], relevant)
                     folder = ROOMS[mutant.room][0]
-                    covers[mutant.room] = measure_coverage(trees[-1], folder, tests, work / "coverage.json", longest)
+                    covers[mutant.room] = measure_coverage(
+                        trees[-1], folder, tests, work / "coverage.json", longest
+                    )
                 cover = covers[mutant.room]
                 if _is_settled(mutant, cover, tests_digest):
                     yield mutant
@@ -118,7 +155,9 @@ def _together(
     relevant: int,
 ) -> None:  # fmt: skip
     """Judge in one session what has no fate yet; what stands outside of functions keeps none."""
-    left = [m for m in mutants if m.fate != "killed" and (not m.fate or m.tests_digest != tests_digest)]
+    left = [
+        m for m in mutants if m.fate != "killed" and (not m.fate or m.tests_digest != tests_digest)
+    ]
     rooms = {
         room: (ROOMS[room][0], tests_of_room([m for m in mutants if m.room == room], relevant))
         for room in dict.fromkeys(m.room for m in left)
@@ -130,16 +169,22 @@ def _together(
 
     if left:
         groups = [[m for m in left if m.room == room] for room in rooms]
-        in_turn = [m for row in zip_longest(*groups) for m in row if m]  # stopped early, rooms have equal shares
+        in_turn = [
+            m for row in zip_longest(*groups) for m in row if m
+        ]  # stopped early, rooms have equal shares
         judge_together(tree, in_turn, rooms, work / "coverage.json", seconds, longest, note)
 
 
 def tests_of_room(mutants: list[Mutant], relevant: int) -> list[str]:
-    """Return the test files of the mutants' room, or the `relevant` test functions of each mutant."""
+    """Return the test files of the mutants' room, or the `relevant` test functions of each
+    mutant.
+    """
     files = test_files(ROOT, ROOMS[mutants[0].room][1])
     if not relevant:
         return files
-    return list(dict.fromkeys(test for m in mutants for test in relevant_tests(m, ROOT, files, relevant)))
+    return list(
+        dict.fromkeys(test for m in mutants for test in relevant_tests(m, ROOT, files, relevant))
+    )
 
 
 def _is_settled(mutant: Mutant, cover: Coverage, tests_digest: str) -> bool:
@@ -167,7 +212,9 @@ def remember(mutant: Mutant, file: Path, package: str) -> None:
 
 
 def _identity(mutant: Mutant, package: str) -> str:
-    return f"{package[:16]} {mutant.file}:{mutant.line}:{mutant.column} {mutant.old} -> {mutant.new}"
+    return (
+        f"{package[:16]} {mutant.file}:{mutant.line}:{mutant.column} {mutant.old} -> {mutant.new}"
+    )
 
 
 def print_table(mutants: list[Mutant]) -> None:
@@ -189,11 +236,21 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=200, help="how many changes, over all rooms")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS), choices=list(ROOMS))
-    parser.add_argument("--jobs", type=int, default=2, help="copies of the repository that work at once")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of tests per mutant, quickest first")
-    parser.add_argument("--longest", type=float, default=60.0, help="seconds of a test; longer ones are left out")
-    parser.add_argument("--relevant", type=int, default=0, help="tests per mutant, by what they speak of; 0: all")
-    parser.add_argument("--work", type=Path, help="keep copies, coverage and fates here, and go on from them")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="copies of the repository that work at once"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of tests per mutant, quickest first"
+    )
+    parser.add_argument(
+        "--longest", type=float, default=60.0, help="seconds of a test; longer ones are left out"
+    )
+    parser.add_argument(
+        "--relevant", type=int, default=0, help="tests per mutant, by what they speak of; 0: all"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="keep copies, coverage and fates here, and go on from them"
+    )
     parser.add_argument("--out", type=Path, help="write every mutant with its fate as JSON")
     arguments = parser.parse_args()
     mutants, started = sample(arguments.rooms, arguments.mutants, arguments.seed), time.monotonic()
@@ -201,7 +258,15 @@ def main() -> int:
         work = (arguments.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         for number, mutant in enumerate(
-            run(mutants, arguments.jobs, work, arguments.seconds, arguments.longest, arguments.relevant), start=1
+            run(
+                mutants,
+                arguments.jobs,
+                work,
+                arguments.seconds,
+                arguments.longest,
+                arguments.relevant,
+            ),
+            start=1,
         ):
             print(f"{number}/{len(mutants)} {_line(mutant)}", file=sys.stderr, flush=True)
             if arguments.out:

@@ -1,16 +1,24 @@
-"""Memory of this process, or of the accelerator that it uses: what it holds now, and its peak since a moment (Linux)."""
+"""Memory of this process, or of the accelerator that it uses: what it holds now, and its peak since
+a moment (Linux).
+"""
 
 from pathlib import Path
 
 
 def memory_bytes(entry: str) -> float:
     """Return what the process holds now (VmRSS) or held at most (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(entry)
+    )
     return 1024.0 * int(line.split()[1])
 
 
 def held_bytes(device: str) -> float:
-    """Return what the process (or the accelerator) holds now, and let the peak count from here (Linux)."""
+    """Return what the process (or the accelerator) holds now, and let the peak count from here
+    (Linux).
+    """
     if device == "cuda":
         import torch
 

@@ -39,7 +39,9 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of 400 short documents, so that every split has some."""
     folder = tmp_path_factory.mktemp("text")
     for i in range(400):
-        (folder / f"{i:03}.txt").write_text(" ".join(TEXT.format(i=1790 + i, j=i * j % 97) for j in range(1, 4)))
+        (folder / f"{i:03}.txt").write_text(
+            " ".join(TEXT.format(i=1790 + i, j=i * j % 97) for j in range(1, 4))
+        )
     return folder
 
 
@@ -62,7 +64,10 @@ def data_config(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiny_tokenizer(data_config: DataConfig) -> PreTrainedTokenizerFast:
     """Return a tokenizer of at most 512 tokens, with ChatML and tool tokens."""
     rows = [
-        m["content"] for task in (reasoning, memory, tools) for r in task.rows(50, "train", 0) for m in r["messages"]
+        m["content"]
+        for task in (reasoning, memory, tools)
+        for r in task.rows(50, "train", 0)
+        for m in r["messages"]
     ]
     return data.train_tokenizer([*data.documents(data_config, "train"), *rows], 512)
 
@@ -132,7 +137,9 @@ def forge() -> Forge:
     apart.
     """
 
-    def run(*arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def run(
+        *arguments: str, cwd: Path | None = None, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             forge_command(*arguments), cwd=cwd, env=forge_environment(**environment),
             capture_output=True, text=True, timeout=RUN_SECONDS, stdin=subprocess.DEVNULL,

@@ -64,7 +64,9 @@ class Pretend(Tensor):
         if func in READS_MEMORY:
             return func(args[0].held, *args[1:])
         if func is Tensor.numpy or func is Tensor.__array__:
-            raise TypeError(f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first")
+            raise TypeError(
+                f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() first"
+            )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]
@@ -80,7 +82,9 @@ class Pretend(Tensor):
         copied = memo.get(id(self))
         if copied is None:
             copied = memo[id(self)] = Pretend(self.held.clone()).requires_grad_(self.requires_grad)
-            copied.__dict__.update({key: value for key, value in self.__dict__.items() if key != "held"})
+            copied.__dict__.update(
+                {key: value for key, value in self.__dict__.items() if key != "held"}
+            )
         return copied
 
     def __repr__(self, **_: Any) -> str:
@@ -108,7 +112,9 @@ def counted_waits() -> Iterator[list[str]]:
 
 def _is_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if func.overloadpacket in INDEXED:
-        masks = any(value is not None and value.dtype in (torch.bool, torch.uint8) for value in args[1])
+        masks = any(
+            value is not None and value.dtype in (torch.bool, torch.uint8) for value in args[1]
+        )
         # A single value for all places of a mask is filled in without counting them.
         return masks and (func.overloadpacket is aten.index or args[2].numel() != 1)
     if func.overloadpacket in COPIES:
@@ -120,7 +126,9 @@ def _is_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 def _caller() -> str:
     """Return the last lines of code outside torch and this file, innermost first."""
     frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename][:-3]
-    return " < ".join(f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in frames[:-5:-1])
+    return " < ".join(
+        f"{'/'.join(frame.filename.split('/')[-2:])}:{frame.lineno}" for frame in frames[:-5:-1]
+    )
 
 
 def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -148,7 +156,9 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         there = isinstance(inputs[0], Pretend)
     result = func(*args, **kwargs)
     return (
-        _wrapped(result, {id(value.held): value for value in inputs if isinstance(value, Pretend)}) if there else result
+        _wrapped(result, {id(value.held): value for value in inputs if isinstance(value, Pretend)})
+        if there
+        else result
     )
 
 
@@ -178,12 +188,16 @@ def _wrapped(value: Any, wrappers: dict[int, Pretend]) -> Any:
 
 def _refuse_two_devices(func: Any, args: Any, inputs: list[Tensor]) -> None:
     if func.overloadpacket in INDEXED:  # (tensor, indices, values ...)
-        inputs = [value for place, value in enumerate(args) if place != 1 and isinstance(value, Tensor)]
+        inputs = [
+            value for place, value in enumerate(args) if place != 1 and isinstance(value, Tensor)
+        ]
         if not any(isinstance(value, Pretend) for value in inputs):
             raise RuntimeError(f"two devices: {func} indexes a CPU tensor by indices on {DEVICE}")
     for value in inputs:
         if not isinstance(value, Pretend) and value.ndim:
-            raise RuntimeError(f"two devices: {func} got a tensor {tuple(value.shape)} on the CPU and one on {DEVICE}")
+            raise RuntimeError(
+                f"two devices: {func} got a tensor {tuple(value.shape)} on the CPU and one on {DEVICE}"
+            )
 
 
 class _Operations(TorchDispatchMode):
@@ -226,8 +240,14 @@ class _Functions(TorchFunctionMode):
     def autocast(self, real: Any) -> Any:
         """Return the replacement of `torch.autocast`."""
 
-        def autocast(kind: str, dtype: torch.dtype | None = None, enabled: bool = True, **others: Any) -> Any:
-            return self._region(dtype, enabled) if kind == KIND else real(kind, dtype, enabled, **others)
+        def autocast(
+            kind: str, dtype: torch.dtype | None = None, enabled: bool = True, **others: Any
+        ) -> Any:
+            return (
+                self._region(dtype, enabled)
+                if kind == KIND
+                else real(kind, dtype, enabled, **others)
+            )
 
         return autocast
 
@@ -259,11 +279,15 @@ def pretend_accelerator() -> Iterator[torch.device]:
     # tied weights stay tied, as on CUDA
     torch.__future__.set_swap_module_params_on_conversion(True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch, KIND, SimpleNamespace(device_count=lambda: 1), create=True))
+        stack.enter_context(
+            mock.patch.object(torch, KIND, SimpleNamespace(device_count=lambda: 1), create=True)
+        )
         for name, answer in known.items():
             stack.enter_context(mock.patch.object(torch.accelerator, name, answer))
         for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
-            stack.enter_context(mock.patch.object(torch, name, getattr(functions, name)(getattr(torch, name))))
+            stack.enter_context(
+                mock.patch.object(torch, name, getattr(functions, name)(getattr(torch, name)))
+            )
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
         stack.enter_context(_Operations())
         stack.enter_context(functions)

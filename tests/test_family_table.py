@@ -1,4 +1,6 @@
-"""The table of families: a fast part of it, in this process, and that its cells tell a disagreement."""
+"""The table of families: a fast part of it, in this process, and that its cells tell a
+disagreement.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -24,7 +26,9 @@ def script() -> ModuleType:
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "llama"])
-def test_every_command_works_on_a_family_or_says_why_not(kind: str, script: ModuleType, tmp_path: Path) -> None:
+def test_every_command_works_on_a_family_or_says_why_not(
+    kind: str, script: ModuleType, tmp_path: Path
+) -> None:
     cells = script.row(kind, tmp_path)
     assert cells["import"] == cells["merge"] == "exact"
     assert cells["chat"] == "same tokens"
@@ -35,7 +39,10 @@ def test_every_command_works_on_a_family_or_says_why_not(kind: str, script: Modu
     if kind == "llama":
         assert float(cells["run packed"]) <= 1e-4
     else:
-        assert f"refused: the packed engine does not compute model type '{kind}'" in cells["run packed"]
+        assert (
+            f"refused: the packed engine does not compute model type '{kind}'"
+            in cells["run packed"]
+        )
 
 
 def test_a_cell_tells_a_disagreement() -> None:

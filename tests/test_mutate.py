@@ -38,13 +38,17 @@ def changed_lines(mutate: ModuleType, tmp_path: Path) -> set[tuple[str, str]]:
         changed = mutate.apply_mutant(SOURCE, mutant)
         if changed is not None:
             ast.parse(changed)
-            differing = [b for a, b in zip(SOURCE.splitlines(), changed.splitlines(), strict=True) if a != b]
+            differing = [
+                b for a, b in zip(SOURCE.splitlines(), changed.splitlines(), strict=True) if a != b
+            ]
             assert len(differing) == 1
             changes.add((mutant.kind, differing[0].strip()))
     return changes
 
 
-def test_each_kind_of_change_is_made_where_arithmetic_stands(mutate: ModuleType, tmp_path: Path) -> None:
+def test_each_kind_of_change_is_made_where_arithmetic_stands(
+    mutate: ModuleType, tmp_path: Path
+) -> None:
     changes = changed_lines(mutate, tmp_path)
     assert {
         ("comparison", "if len(values) <= 1:"),
@@ -54,12 +58,17 @@ def test_each_kind_of_change_is_made_where_arithmetic_stands(mutate: ModuleType,
         ("dropped term", "total = values.sum(axis=1)"),
         ("constant", "total = values.sum(axis=1) - 1.0"),
     } <= changes
-    assert not any("raise" in line or "def" in line for _, line in changes), "messages and signatures are left alone"
+    assert not any("raise" in line or "def" in line for _, line in changes), (
+        "messages and signatures are left alone"
+    )
 
 
 def test_the_script_says_what_it_takes() -> None:
     help_text = subprocess.run(
-        [sys.executable, str(SCRIPTS / "mutate.py"), "--help"], capture_output=True, text=True, check=True
+        [sys.executable, str(SCRIPTS / "mutate.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "--relevant" in help_text
 
@@ -72,7 +81,9 @@ def test_the_sample_is_fixed_by_its_seed(mutate: ModuleType) -> None:
 
 @pytest.fixture
 def small(mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a repository of one room: a function that is checked, one that is only run, one that a fixture runs."""
+    """Return a repository of one room: a function that is checked, one that is only run, one that a
+    fixture runs.
+    """
     root, trials = tmp_path / "root", importlib.import_module("mutant_trials")
     (root / "room").mkdir(parents=True)
     (root / "tests").mkdir()
@@ -102,13 +113,17 @@ def fates(mutate: ModuleType, root: Path, work: Path) -> dict[int, tuple[str, st
 def test_a_change_that_a_test_notices_is_killed_and_another_survives(
     mutate: ModuleType, small: Path, tmp_path: Path
 ) -> None:
-    """What a shared fixture executes is judged by every test that uses the fixture, not by the first alone."""
+    """What a shared fixture executes is judged by every test that uses the fixture, not by the
+    first alone.
+    """
     assert fates(mutate, small, tmp_path / "work") == {
         2: ("killed", "tests/test_twice.py::test_twice"),
         6: ("survived", ""),
         10: ("killed", "tests/test_twice.py::test_shared"),
     }
-    assert (tmp_path / "work" / "0" / "room" / "twice.py").read_bytes() == (small / "room" / "twice.py").read_bytes()
+    assert (tmp_path / "work" / "0" / "room" / "twice.py").read_bytes() == (
+        small / "room" / "twice.py"
+    ).read_bytes()
 
 
 def test_a_second_run_judges_again_only_what_new_tests_may_change(

@@ -14,7 +14,8 @@ Graph = dict[str, set[str]]
 def modules() -> dict[str, Path]:
     files = [*(ROOT / "agent_forge").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     named = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
-    # An __init__ gathers its folder's files for those outside: importing it reaches none of them in a circle.
+    # An __init__ gathers its folder's files for those outside: importing it reaches none of them in
+    # a circle.
     return {name: file for name, file in named.items() if file.name != "__init__.py"}
 
 

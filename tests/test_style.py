@@ -26,7 +26,9 @@ def count(rows: list[int]) -> int:
 @pytest.fixture(scope="module")
 def broken() -> dict[str, list[str]]:
     """Return file -> the places where it breaks a rule, for the files that break one."""
-    every = {str(p.relative_to(style.ROOT)): style.broken(style.read(p)) for p in style.python_files()}
+    every = {
+        str(p.relative_to(style.ROOT)): style.broken(style.read(p)) for p in style.python_files()
+    }
     return {name: lines for name, lines in every.items() if lines}
 
 

@@ -1,4 +1,5 @@
-"""Tiny random models of many families, with weights wide enough that a wrong place or sign changes the logits.
+"""Tiny random models of many families, with weights wide enough that a wrong place or sign changes
+the logits.
 
 Shared by tests and by scripts/family_table.py. Nothing is downloaded.
 """
@@ -13,14 +14,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from agent_forge import models
 
-TEXT = "Fellow citizens of the Senate, what is 48 plus 77? It is 125. The state of the union is strong. " * 60
+TEXT = (
+    "Fellow citizens of the Senate, what is 48 plus 77? It is 125. The state of the union is strong. "
+    * 60
+)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SIZES = {
     "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
     "initializer_range": 0.3,
 }  # fmt: skip
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
 GRANITE = {
     "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3, "logits_scaling": 2.0,
 }  # fmt: skip
@@ -30,7 +39,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 16},
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 32},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16, "num_hidden_layers": 7},
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 16,
+        "num_hidden_layers": 7,
+    },
     "mistral": {"sliding_window": None},
     "phi3": {},
     "gpt2": {"n_inner": 64},
@@ -87,8 +101,12 @@ def tokenizer(size: int = 400, pre: Any = None, **options: Any) -> PreTrainedTok
 def build(kind: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """Return a random model of a model type, in eval mode."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **settings}))
-    with torch.no_grad():  # gains and biases begin as ones and zeros, which would hide that they are read at all
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{**SIZES, **settings})
+    )
+    with (
+        torch.no_grad()
+    ):  # gains and biases begin as ones and zeros, which would hide that they are read at all
         for value in model.parameters():
             if value.ndim == 1:
                 value.add_(torch.randn(value.shape) * 0.1)

@@ -11,4 +11,13 @@ from agent_forge.config.schema import (
     RuntimeConfig,
 )
 
-__all__ = ["DataConfig", "Flag", "GateConfig", "OptimConfig", "Phase", "PhaseConfig", "Report", "RuntimeConfig"]
+__all__ = [
+    "DataConfig",
+    "Flag",
+    "GateConfig",
+    "OptimConfig",
+    "Phase",
+    "PhaseConfig",
+    "Report",
+    "RuntimeConfig",
+]

@@ -1,8 +1,8 @@
 """Compose conf/, a user's file and command-line overrides into one typed object.
 
-Precedence: conf < file < command line; a file is turned into overrides, so that one Hydra composition does it all. The
-phase's dataclass says which keys and types exist, and every error is one line with the nearest known key.
-Hydra keeps global state, so composition is not for threads.
+Precedence: conf < file < command line; a file is turned into overrides, so that one Hydra
+composition does it all. The phase's dataclass says which keys and types exist, and every error is
+one line with the nearest known key. Hydra keeps global state, so composition is not for threads.
 """
 
 import re
@@ -27,29 +27,40 @@ T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def compose(command: str, schema: type[T], overrides: Sequence[str] = (), file: str | None = None) -> T:
+def compose(
+    command: str, schema: type[T], overrides: Sequence[str] = (), file: str | None = None
+) -> T:
     """Return the typed settings of `command`.
 
-    file: a YAML file laid over the defaults, or the name of one in conf/experiment.
-    Raises ConfigError for an unknown key (with the nearest one), a wrong type, a missing value or a bad combination.
+    file: a YAML file laid over the defaults, or the name of one in conf/experiment. Raises
+    ConfigError for an unknown key (with the nearest one), a wrong type, a missing value or a bad
+    combination.
     """
     return to_typed(compose_tree(command, all_overrides(overrides, file, schema)), schema, command)
 
 
-def all_overrides(overrides: Sequence[str], file: str | None, schema: Any = Any, *, sweep: bool = False) -> list[str]:
-    """Return the settings of `file` followed by `overrides`, all as Hydra overrides that hold what was typed.
+def all_overrides(
+    overrides: Sequence[str], file: str | None, schema: Any = Any, *, sweep: bool = False
+) -> list[str]:
+    """Return the settings of `file` followed by `overrides`, all as Hydra overrides that hold what
+    was typed.
 
-    schema: the dataclass that says which settings are text. sweep: commas separate the values of several jobs.
-    Raises ConfigError for `_target_`, for a key or value that cannot be read, and for a value of the wrong kind.
+    schema: the dataclass that says which settings are text. sweep: commas separate the values of
+    several jobs. Raises ConfigError for `_target_`, for a key or value that cannot be read, and for
+    a value of the wrong kind.
     """
     from_file = _file_overrides(file, schema) if file else []
     for override in (*from_file, *overrides):
         if "_target_" in override:
-            raise ConfigError(f"{override}: _target_ is not accepted; settings name phases, methods and codecs only")
+            raise ConfigError(
+                f"{override}: _target_ is not accepted; settings name phases, methods and codecs only"
+            )
         if override.lstrip("+~").startswith("hydra.searchpath"):
             raise ConfigError(f"{override}: settings come from conf/ and --config FILE only")
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "hydra=")) and not sweep:
-            raise ConfigError(f"{override}: Hydra's own settings act on sweeps alone; add -m, or leave it out")
+            raise ConfigError(
+                f"{override}: Hydra's own settings act on sweeps alone; add -m, or leave it out"
+            )
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"'{override}' is not KEY=VALUE; for example gate.items=64")
     single = [one for override in overrides for one in _single_settings(override, schema)]
@@ -58,10 +69,14 @@ def all_overrides(overrides: Sequence[str], file: str | None, schema: Any = Any,
 
 
 def _single_settings(override: str, schema: Any) -> list[str]:
-    """Return `optim={lr: 0.1}` as `optim.lr=0.1`: Hydra takes the name of a group for a choice of an option."""
+    """Return `optim={lr: 0.1}` as `optim.lr=0.1`: Hydra takes the name of a group for a choice of
+    an option.
+    """
     key, _, text = override.partition("=")
     is_part = key in groups() and is_dataclass(hint_of(schema, key))
-    return settings_in_braces(key, text) if is_part and text.lstrip().startswith("{") else [override]
+    return (
+        settings_in_braces(key, text) if is_part and text.lstrip().startswith("{") else [override]
+    )
 
 
 def _written(override: str, schema: Any, sweep: bool) -> str:
@@ -81,7 +96,11 @@ def compose_tree(command: str, overrides: Sequence[str] = ()) -> Any:
     try:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             return hydra_compose(command, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises bare ValueErrors too
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # Hydra raises bare ValueErrors too
         raise ConfigError(_one_line(error, command, overrides)) from None
 
 
@@ -89,14 +108,15 @@ def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
     """Return `tree` as an instance of the dataclass `schema`.
 
     prefix: what stands before the keys where `tree` is a part of a larger one, such as "cognate.".
-    Raises ConfigError on a key or type that does not fit, on a value outside the limits beside its field, and where
-    `validate()` of a part finds settings that contradict each other.
+    Raises ConfigError on a key or type that does not fit, on a value outside the limits beside its
+    field, and where `validate()` of a part finds settings that contradict each other.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        # A part of a larger tree is resolved where it stands: its interpolations point outside of it.
+        # A part of a larger tree is resolved where it stands: its interpolations point outside of
+        # it.
         values = OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
         plain = OmegaConf.create(_literal(values))
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
@@ -115,9 +135,14 @@ def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
 
 
 def _validate(settings: Any) -> None:
-    """Call `validate()` of every part that has one, inner parts first: each is whole and within its limits by then."""
+    """Call `validate()` of every part that has one, inner parts first: each is whole and within its
+    limits by then.
+    """
     inner = [getattr(settings, field.name) for field in fields(settings)]
-    parts = [*inner, *(part for value in inner if isinstance(value, dict) for part in value.values())]
+    parts = [
+        *inner,
+        *(part for value in inner if isinstance(value, dict) for part in value.values()),
+    ]
     for part in parts:
         if is_dataclass(part):
             _validate(part)
@@ -152,7 +177,9 @@ def groups() -> dict[str, list[str]]:
 
 
 def _literal(value: Any) -> Any:
-    """Return resolved values with every `${` that is left escaped: it is text, and is not looked up again."""
+    """Return resolved values with every `${` that is left escaped: it is text, and is not looked up
+    again.
+    """
     if isinstance(value, str):
         return value.replace("${", "\\${")
     if isinstance(value, Mapping):
@@ -161,7 +188,9 @@ def _literal(value: Any) -> Any:
 
 
 def _file_overrides(file: str, schema: Any) -> list[str]:
-    """Return the settings of a file as typed overrides, or the choice of the experiment of that name."""
+    """Return the settings of a file as typed overrides, or the choice of the experiment of that
+    name.
+    """
     import yaml
 
     path = Path(file)
@@ -189,11 +218,15 @@ def _file_overrides(file: str, schema: Any) -> list[str]:
 
 
 def _choices(file: str, defaults: Any) -> list[str]:
-    """Return the group choices of a defaults list. Raises ConfigError for an entry that does not choose an option."""
+    """Return the group choices of a defaults list. Raises ConfigError for an entry that does not
+    choose an option.
+    """
     chosen = []
     for entry in defaults if isinstance(defaults, list) else [defaults]:
         if isinstance(entry, Mapping):
-            chosen += [f"{str(k).removeprefix('override ').strip('/')}={v}" for k, v in entry.items()]
+            chosen += [
+                f"{str(k).removeprefix('override ').strip('/')}={v}" for k, v in entry.items()
+            ]
         elif entry != "_self_":
             raise ConfigError(f"{file}: defaults entries are GROUP: OPTION, got {entry!r}")
     return chosen
@@ -207,16 +240,22 @@ def _quote_option(override: str) -> str:
 
 
 def _force_free_mapping(override: str, schema: Any) -> str:
-    """Let `gate.tasks.choice=0.9` and `train.mix={own: 1}` add entries: the defaults do not fix these mappings' keys."""
+    """Let `gate.tasks.choice=0.9` and `train.mix={own: 1}` add entries: the defaults do not fix
+    these mappings' keys.
+    """
     key = override.split("=", 1)[0]
     parts = key.split(".")
     above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
-    free = not key.startswith(("+", "~")) and any(get_origin(hint_of(schema, name)) is dict for name in above)
+    free = not key.startswith(("+", "~")) and any(
+        get_origin(hint_of(schema, name)) is dict for name in above
+    )
     return f"++{override}" if free else override
 
 
 def _one_line(error: Exception, command: str, overrides: Sequence[str] = ()) -> str:
-    """Reduce an error of Hydra or OmegaConf to one line that names the key and the nearest known one."""
+    """Reduce an error of Hydra or OmegaConf to one line that names the key and the nearest known
+    one.
+    """
     text = f"{error}\n{error.__cause__ or ''}"
     key = re.search(r"full_key: (\S+)", text) or re.search(
         r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text
@@ -224,7 +263,9 @@ def _one_line(error: Exception, command: str, overrides: Sequence[str] = ()) -> 
     name = next((group for group in key.groups() if group), "") if key else ""
     if name and re.search(r"not in|Could not override", text):
         keys = (override.partition("=")[0].lstrip("+~") for override in overrides)
-        name = next((key for key in keys if key.startswith(f"{name}.")), name)  # Hydra stops at the first part
+        name = next(
+            (key for key in keys if key.startswith(f"{name}.")), name
+        )  # Hydra stops at the first part
         if name == "experiment":
             return f"{command}: experiments set all phases at once; use them with `forge run-all experiment=NAME`"
         return f"{command}: unknown key '{name}'{_nearest(name, _known_keys(command))}"
@@ -238,13 +279,22 @@ def _one_line(error: Exception, command: str, overrides: Sequence[str] = ()) -> 
     if "no viable alternative" in text or "mismatched input" in text or "extraneous input" in text:
         wrong = getattr(error, "override", None) or "an override"
         return f"{command}: cannot read '{wrong}' (an override is KEY=VALUE; quote lists and spaces for the shell)"
-    first = " ".join(line.strip() for line in str(error).splitlines() if line.strip() and "object_type" not in line)
+    first = " ".join(
+        line.strip()
+        for line in str(error).splitlines()
+        if line.strip() and "object_type" not in line
+    )
     return f"{command}: {first.replace('full_key:', 'at').strip()}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """Return a hint for an unknown key: the keys that end in it (a phase's own, in a run), or the nearest one."""
-    owners = sorted({key.partition(".")[0] for key in known if key.partition(".")[2] == name}, key=known_order(known))
+    """Return a hint for an unknown key: the keys that end in it (a phase's own, in a run), or the
+    nearest one.
+    """
+    owners = sorted(
+        {key.partition(".")[0] for key in known if key.partition(".")[2] == name},
+        key=known_order(known),
+    )
     if owners:
         return f"; each phase has its own: {', '.join(f'{owner}.{name}' for owner in owners)}"
     return did_you_mean(name, known)
@@ -266,4 +316,6 @@ def _known_keys(command: str) -> list[str]:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         tree = OmegaConf.to_container(hydra_compose(command), resolve=False)
     names = [name for name, _ in flatten(tree)]  # type: ignore[arg-type]
-    return names + sorted({name.rpartition(".")[0] for name in names if "." in name}) + list(groups())
+    return (
+        names + sorted({name.rpartition(".")[0] for name in names if "." in name}) + list(groups())
+    )

@@ -1,9 +1,10 @@
 """Explain settings from the comments of conf/*.yaml, the one place where each is explained.
 
-A comment behind a value explains it; comment lines right above a key come before that. A mapping written on one line
-shares its comment with what is in it. Where a part is used more than once (an optimiser, a specialist), its settings are
-explained where they are explained first. A comment that begins with `(expert)` marks a setting that few people change; on
-the key of a part it marks all of the part.
+A comment behind a value explains it; comment lines right above a key come before that. A mapping
+written on one line shares its comment with what is in it. Where a part is used more than once (an
+optimiser, a specialist), its settings are explained where they are explained first. A comment that
+begins with `(expert)` marks a setting that few people change; on the key of a part it marks all of
+the part.
 """
 
 import re
@@ -30,8 +31,12 @@ UNITS = {
     "threads": "threads", "tokens": "tokens", "windows": "windows", "workers": "processes",
     "ratio": "ratio", "scale": "factor", "share": "share", "weight": "weight",
 }  # fmt: skip
-UNBOUNDED = re.compile(r" and at most [\d.]+e\+\d+")  # a bound that nobody meets is not worth a reader's time
-OVERRIDE = "override "  # an entry of a defaults list that takes another option of a group named before it
+UNBOUNDED = re.compile(
+    r" and at most [\d.]+e\+\d+"
+)  # a bound that nobody meets is not worth a reader's time
+OVERRIDE = (
+    "override "  # an entry of a defaults list that takes another option of a group named before it
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,8 @@ class Setting:
 
 
 def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Setting]:
-    """Return every setting of a phase with its default, what it may be and its explanation, in the order of the schema.
+    """Return every setting of a phase with its default, what it may be and its explanation, in the
+    order of the schema.
 
     others: phase -> schema, where parts that phases share may be explained.
     """
@@ -58,10 +64,19 @@ def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Set
         shared = _by_type(its, explanations(other)) | shared
     rows = []
     for key, owner, name, hint in _leaves(schema):
-        of_field = comments.get(key) or shared.get((owner, name)) or comments.get(key.rpartition(".")[0], "")
-        for leaf in sorted((k for k in defaults if k == key or k.startswith(f"{key}.")), key=list(defaults).index):
+        of_field = (
+            comments.get(key)
+            or shared.get((owner, name))
+            or comments.get(key.rpartition(".")[0], "")
+        )
+        for leaf in sorted(
+            (k for k in defaults if k == key or k.startswith(f"{key}.")), key=list(defaults).index
+        ):
             text = comments.get(leaf) or of_field
-            above = (comments.get(leaf.rsplit(".", depth)[0], "") for depth in range(1, leaf.count(".") + 1))
+            above = (
+                comments.get(leaf.rsplit(".", depth)[0], "")
+                for depth in range(1, leaf.count(".") + 1)
+            )
             rows.append(
                 Setting(
                     key=leaf, default=defaults[leaf], unit=_unit(name, hint), allowed=_allowed(hint),
@@ -73,7 +88,9 @@ def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Set
 
 
 def explanations(file: str) -> dict[str, str]:
-    """Return dotted key -> comment of conf/<file>.yaml and of the files that its defaults list names."""
+    """Return dotted key -> comment of conf/<file>.yaml and of the files that its defaults list
+    names.
+    """
     import yaml
 
     content = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8")) or {}
@@ -110,10 +127,15 @@ def _parts(file: str, defaults: list[Any]) -> Iterator[tuple[str, str]]:
     for entry in defaults:
         if isinstance(entry, str) and entry != "_self_":
             name, _, package = entry.partition("@")
-            yield f"{file.rpartition('/')[0]}/{name}".lstrip("/"), package  # in a group's file, an option of that group
+            yield (
+                f"{file.rpartition('/')[0]}/{name}".lstrip("/"),
+                package,
+            )  # in a group's file, an option of that group
         elif isinstance(entry, Mapping):
             for group, option in entry.items():
-                if option is not None and not str(group).startswith(OVERRIDE):  # the same keys with other values
+                if option is not None and not str(group).startswith(
+                    OVERRIDE
+                ):  # the same keys with other values
                     name, _, package = str(group).partition("@")
                     yield f"{name}/{option}", package or name
 
@@ -152,7 +174,9 @@ def _comments(lines: list[str]) -> dict[str, str]:
         elif stripped.startswith("#"):
             text = stripped.lstrip("# ")
             deep = len(line) - len(line.lstrip())
-            if last and deep > 20 and comments.get(last):  # goes on with the comment behind the last value
+            if (
+                last and deep > 20 and comments.get(last)
+            ):  # goes on with the comment behind the last value
                 for key in (last, *inside):
                     comments[key] += f" {text}"
             else:

@@ -1,7 +1,8 @@
 """What a setting may be, said once beside its field: `steps: Annotated[int, Range(0, MANY)]`.
 
-`check` walks the composed values of a schema before any object is made of them. `forge settings PHASE` prints the same
-limits. A field of a phase's Config that is a number without a limit fails a test.
+`check` walks the composed values of a schema before any object is made of them. `forge settings
+PHASE` prints the same limits. A field of a phase's Config that is a number without a limit fails a
+test.
 """
 
 import math
@@ -30,7 +31,11 @@ class Range:
 
     def wrong(self, value: Any) -> bool:
         """Return whether a value lies outside."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
             return True
         return value < self.low or value > self.high or (self.above and value == self.low) or (
             self.below and value == self.high
@@ -110,7 +115,9 @@ class Encoding:
         try:
             b" ".decode(str(value))
         except (LookupError, ValueError) as error:
-            return not isinstance(error, UnicodeDecodeError)  # a space is half a character of UTF-16
+            return not isinstance(
+                error, UnicodeDecodeError
+            )  # a space is half a character of UTF-16
         return False
 
     def __str__(self) -> str:
@@ -134,7 +141,9 @@ Limit = Range | OneOf | Plugin | Filled | Device | Encoding | SomeWeight
 Text = Annotated[str, Filled()]
 Count = Annotated[int, Range(1, MANY)]  # there must be at least one
 CountOrNone = Annotated[int, Range(0, MANY)]  # 0 leaves them out
-Window = Annotated[int, Range(2, MANY)]  # tokens: the first has no prediction, so there must be a second
+Window = Annotated[
+    int, Range(2, MANY)
+]  # tokens: the first has no prediction, so there must be a second
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 Weight = Annotated[float, Range(0, 1e6)]  # one term beside others; 0 leaves it out
@@ -145,30 +154,41 @@ TaskName = Annotated[str, Plugin("agent_forge.evaluate.tasks", "task")]
 
 
 def data_kinds(*also: str) -> Plugin:
-    """Return the limit of a kind of data: text, code, languages, rows, a generated task, or one of `also`.
+    """Return the limit of a kind of data: text, code, languages, rows, a generated task, or one of
+    `also`.
 
     Those of `also` a phase makes itself.
     """
-    return Plugin("agent_forge.data.synthetic", "kind of data", ("text", "code", "languages", "rows", *also))
+    return Plugin(
+        "agent_forge.data.synthetic", "kind of data", ("text", "code", "languages", "rows", *also)
+    )
 
 
-ITEM_KINDS = Plugin("agent_forge.data.synthetic", "generated task", ("text",))  # kinds that candidates are scored on
+ITEM_KINDS = Plugin(
+    "agent_forge.data.synthetic", "generated task", ("text",)
+)  # kinds that candidates are scored on
 DataWeights = dict[Annotated[str, data_kinds()], Weight]  # kind of data -> weight
 DataMix = Annotated[DataWeights, SomeWeight()]  # kind of data -> share of the windows
-Fitness = Annotated[dict[Annotated[str, ITEM_KINDS], Weight], SomeWeight()]  # kind of item -> weight
+Fitness = Annotated[
+    dict[Annotated[str, ITEM_KINDS], Weight], SomeWeight()
+]  # kind of item -> weight
 
 
 def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
-    """Raise ConfigError that names the first setting outside its limits, with the value and what is allowed.
+    """Raise ConfigError that names the first setting outside its limits, with the value and what is
+    allowed.
 
-    values: plain containers that fit `schema`. prefix: what stands before the names, such as "cognate.".
+    values: plain containers that fit `schema`. prefix: what stands before the names, such as
+    "cognate.".
     """
     for name, hint in field_hints(schema).items():
         _check(f"{prefix}{name}", values[name], hint)
 
 
 def kinds_of_data(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (setting, kind) for every kind of data with a weight above 0 in the mixes of a settings object."""
+    """Yield (setting, kind) for every kind of data with a weight above 0 in the mixes of a settings
+    object.
+    """
     for name, hint in field_hints(type(values)).items():
         value = getattr(values, name)
         if is_dataclass(value):
@@ -212,7 +232,13 @@ def _unknown_name(key: str, name: str, limit: Limit) -> str:
 
 
 def _near(value: Any, limit: Limit) -> str:
-    names = limit.known() if isinstance(limit, Plugin) else limit.names if isinstance(limit, OneOf) else ()
+    names = (
+        limit.known()
+        if isinstance(limit, Plugin)
+        else limit.names
+        if isinstance(limit, OneOf)
+        else ()
+    )
     return did_you_mean(str(value), map(str, names))
 
 

@@ -1,7 +1,8 @@
 """Write settings as overrides that Hydra reads back as they were typed.
 
-Hydra's grammar guesses types from the text alone: `out=2024_01` would become the number 202401, and `=`, `#` or `ü` in a
-value end in its lexer. Here the schema says the type first, so that text stays text, and what Hydra reads is quoted.
+Hydra's grammar guesses types from the text alone: `out=2024_01` would become the number 202401, and
+`=`, `#` or `ü` in a value end in its lexer. Here the schema says the type first, so that text stays
+text, and what Hydra reads is quoted.
 """
 
 import re
@@ -12,18 +13,34 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hint
 
 from agent_forge.core.errors import ConfigError
 
-SWEEPS = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\((.*)\)", re.DOTALL)
+SWEEPS = re.compile(
+    r"(choice|range|interval|glob|sort|shuffle|tag|int|float|str|bool|json_str)\((.*)\)", re.DOTALL
+)
 KEY = re.compile(r"(\+\+?|~)?[\w$./@:-]+", re.ASCII)
 NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 INT = re.compile(r"[-+]?\d+(_\d+)*", re.ASCII)
-FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.?(inf|nan)", re.ASCII | re.IGNORECASE)
-TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.?(inf|nan)",
+    re.ASCII | re.IGNORECASE,
+)
+TRUTH = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 MOST_DIGITS = 100  # of a whole number as typed; Python itself reads no more than a few thousand
 ESCAPED = re.compile(r"\\([()\[\]{}:=,\s\\])")  # Hydra's escapes of unquoted text
 
 
 def hint_of(schema: Any, key: str) -> Any:
-    """Return the type of the setting `key` (a dotted name) in `schema`; Any where the schema does not say."""
+    """Return the type of the setting `key` (a dotted name) in `schema`; Any where the schema does
+    not say.
+    """
     hint: Any = schema
     for part in key.split("."):
         hint = bare(hint)
@@ -48,7 +65,9 @@ def field_hints(schema: type) -> dict[str, Any]:
 
 
 def quote(text: str) -> str:
-    """Write text so that Hydra reads it back unchanged: only quotes, and backslashes before them, are escaped."""
+    """Write text so that Hydra reads it back unchanged: only quotes, and backslashes before them,
+    are escaped.
+    """
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
@@ -56,7 +75,9 @@ def quote(text: str) -> str:
 
 def unquote(text: str) -> str:
     """Return the content of a quoted value as Hydra reads it."""
-    inner = re.sub(r"(\\+)" + re.escape(text[0]), lambda m: m[1][: len(m[1]) // 2] + text[0], text[1:-1])
+    inner = re.sub(
+        r"(\\+)" + re.escape(text[0]), lambda m: m[1][: len(m[1]) // 2] + text[0], text[1:-1]
+    )
     trailing = len(inner) - len(inner.rstrip("\\"))
     return inner[: len(inner) - trailing // 2] if trailing else inner
 
@@ -79,7 +100,8 @@ def typed_override(override: str, schema: Any, *, sweep: bool) -> str:
 
 
 def settings_in_braces(key: str, text: str) -> list[str]:
-    """Return the entries of a mapping `{NAME: VALUE, ...}` given to `key` as single settings, KEY.NAME=VALUE.
+    """Return the entries of a mapping `{NAME: VALUE, ...}` given to `key` as single settings,
+    KEY.NAME=VALUE.
 
     Raises ConfigError where the text is not a whole mapping.
     """
@@ -111,7 +133,9 @@ class _Text:
         return written
 
     def single_settings(self) -> list[str]:
-        """Return the entries of a mapping, each as a setting of its own, with its value as typed."""
+        """Return the entries of a mapping, each as a setting of its own, with its value as
+        typed.
+        """
         self._skip_spaces()
         entries = list(self._items("}", self._single_setting))
         if self.text[self.at :].strip():
@@ -152,7 +176,9 @@ class _Text:
         return self._leaf(raw, hint)
 
     def _mapping(self, hint: Any) -> str:
-        """Return a mapping. Raises ConfigError for one that sets an entry twice, or none: Hydra would pass over both."""
+        """Return a mapping. Raises ConfigError for one that sets an entry twice, or none: Hydra
+        would pass over both.
+        """
         entries = list(self._items("}", lambda: self._pair(hint)))
         names = [entry.partition(":")[0] for entry in entries]
         for name in names:
@@ -188,12 +214,16 @@ class _Text:
         name = self._raw(":}").strip()
         name = unquote(name) if _is_quoted(name) else name
         if self.text[self.at : self.at + 1] != ":":
-            raise ConfigError(f"{self.key}: '{name}' has no value; entries of a mapping are NAME: VALUE")
+            raise ConfigError(
+                f"{self.key}: '{name}' has no value; entries of a mapping are NAME: VALUE"
+            )
         self.at += 1
         return name
 
     def _raw(self, ends: str) -> str:
-        """Return the text up to one of `ends`, outside of quotes and interpolations, without the spaces around it."""
+        """Return the text up to one of `ends`, outside of quotes and interpolations, without the
+        spaces around it.
+        """
         start, self.at = self.at, _scan(self.text, self.at, ends)
         return self.text[start : self.at].strip()
 
@@ -214,7 +244,9 @@ class _Text:
             form = f"[{inner}]" if "[" not in inner else inner
             raise ConfigError(f"{self.key} is a list, got '{self.text}'; type '{self.key}={form}'")
         if mapping:
-            raise ConfigError(f"{self.key} is a mapping, got '{self.text}'; type '{self.key}={{NAME: VALUE}}'")
+            raise ConfigError(
+                f"{self.key} is a mapping, got '{self.text}'; type '{self.key}={{NAME: VALUE}}'"
+            )
         raise ConfigError(f"{self.key}: cannot read '{self.text}'")
 
 
@@ -227,7 +259,9 @@ def scalar(key: str, text: str, hint: Any, *, quoted: bool = False) -> str:
         return text if text.startswith("${") else quote(text)
     if kind is str:
         if text == "null" and not quoted:
-            raise ConfigError(f"{key} is text and cannot be null; for the word, type {key}=\"'null'\"")
+            raise ConfigError(
+                f"{key} is text and cannot be null; for the word, type {key}=\"'null'\""
+            )
         return quote(text)
     if kind is bool and text.lower() in TRUTH:
         return str(TRUTH[text.lower()]).lower()
@@ -265,15 +299,23 @@ def _check_reference(key: str, text: str) -> None:
 
 
 def _is_plain(text: str) -> bool:
-    """Return whether text without a declared type is null, a truth value or a number rather than a string."""
-    number = re.fullmatch(r"[-+]?(0|[1-9]\d*)|[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?", text, re.ASCII)
+    """Return whether text without a declared type is null, a truth value or a number rather than a
+    string.
+    """
+    number = re.fullmatch(
+        r"[-+]?(0|[1-9]\d*)|[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?", text, re.ASCII
+    )
     return number is not None or text.lower() in ("null", "true", "false", "nan", "inf", "-inf")
 
 
 def checked_name(key: str, name: str) -> str:
-    """Return the name of an entry in a mapping. Raises ConfigError for one that the grammar of overrides cannot hold."""
+    """Return the name of an entry in a mapping. Raises ConfigError for one that the grammar of
+    overrides cannot hold.
+    """
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{key}: '{name}' is not a name: names begin with a letter and hold letters, digits, _ and -")
+        raise ConfigError(
+            f"{key}: '{name}' is not a name: names begin with a letter and hold letters, digits, _ and -"
+        )
     return name
 
 
@@ -282,12 +324,16 @@ def _whole(text: str) -> str:
 
 
 def _is_quoted(text: str) -> bool:
-    """Return whether the quote that opens `text` is closed by its last character, and not before."""
+    """Return whether the quote that opens `text` is closed by its last character, and not
+    before.
+    """
     return len(text) > 1 and text[0] in "'\"" and _closing(text, 0) == len(text) - 1
 
 
 def _closing(text: str, start: int) -> int:
-    """Return the place of the quote that closes the one at `start`, or -1: a backslash keeps a quote open."""
+    """Return the place of the quote that closes the one at `start`, or -1: a backslash keeps a
+    quote open.
+    """
     at = start + 1
     while at < len(text):
         if text[at] == "\\":
@@ -302,7 +348,9 @@ def _closing(text: str, start: int) -> int:
 
 
 def _scan(text: str, at: int, ends: str) -> int:
-    """Return the place of the first of `ends` after `at`, skipping quoted parts, interpolations and escapes."""
+    """Return the place of the first of `ends` after `at`, skipping quoted parts, interpolations and
+    escapes.
+    """
     fresh = True
     while at < len(text) and text[at] not in ends:
         if fresh and text[at] in "'\"" and _closing(text, at) >= 0:
@@ -316,7 +364,9 @@ def _scan(text: str, at: int, ends: str) -> int:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Yield the parts of a sweep: between commas, outside of quotes, brackets and interpolations."""
+    """Yield the parts of a sweep: between commas, outside of quotes, brackets and
+    interpolations.
+    """
     start = at = depth = 0
     while True:
         at = _scan(text, at, ",[{]}")
@@ -331,10 +381,11 @@ def _split(text: str) -> Iterator[str]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the root node of a YAML file with a loader that can construct parts of it, or (None, None) when empty.
+    """Return the root node of a YAML file with a loader that can construct parts of it, or (None,
+    None) when empty.
 
-    Raises ConfigError for a file that cannot be read, is not UTF-8 or is not YAML; a backslash in double quotes that YAML
-    does not know is answered with the quoting to type.
+    Raises ConfigError for a file that cannot be read, is not UTF-8 or is not YAML; a backslash in
+    double quotes that YAML does not know is answered with the quoting to type.
     """
     import yaml
 
@@ -351,7 +402,11 @@ def read_yaml(path: Path) -> Any:
         return loader.get_single_node(), loader
     except yaml.YAMLError as error:
         text = " ".join(str(error).split())
-        hint = "; a backslash stands for itself in single quotes: KEY: 'a\\b'" if "escape" in text else ""
+        hint = (
+            "; a backslash stands for itself in single quotes: KEY: 'a\\b'"
+            if "escape" in text
+            else ""
+        )
         raise ConfigError(f"{path} is not valid YAML: {text}{hint}") from None
 
 
@@ -361,7 +416,9 @@ def content_byte(error: UnicodeDecodeError) -> str:
 
 
 def file_overrides(node: Any, loader: Any, schema: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the settings of a YAML mapping as typed overrides. Raises ConfigError that names key and line."""
+    """Yield the settings of a YAML mapping as typed overrides. Raises ConfigError that names key
+    and line.
+    """
     import yaml
 
     loader.flatten_mapping(node)  # `<<: *defaults`
@@ -400,7 +457,10 @@ def _node_text(key: str, node: Any, hint: Any, loader: Any) -> str:
         pairs = [(_node_name(name, key), value) for name, value in node.value]
         if not pairs and hint is not Any:
             raise ConfigError(f"{no_entries(key)} (line {node.start_mark.line + 1})")
-        entries = (f"{name}:{_node_text(f'{key}.{name}', v, hint_of(hint, name), loader)}" for name, v in pairs)
+        entries = (
+            f"{name}:{_node_text(f'{key}.{name}', v, hint_of(hint, name), loader)}"
+            for name, v in pairs
+        )
         return "{" + ",".join(entries) + "}"
     if get_origin(hint) in (list, dict) or is_dataclass(hint):
         if node.value.startswith("${"):

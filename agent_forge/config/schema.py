@@ -1,4 +1,5 @@
-"""Names, types and limits of the settings that phases share. conf/ holds every value and explains it; nothing here does.
+"""Names, types and limits of the settings that phases share. conf/ holds every value and explains
+it; nothing here does.
 
 `slots=True, kw_only=True` and never `frozen`: frozen nested schemas break composition in OmegaConf.
 """
@@ -46,8 +47,8 @@ class DataConfig:
 class RuntimeConfig:
     """How the work is run.
 
-    `dtype`, `threads`, `compile`, `accumulate` and `shard` change the order of sums, and so the last bits of a
-    result; the budgets and `rollbacks` change how far training goes.
+    `dtype`, `threads`, `compile`, `accumulate` and `shard` change the order of sums, and so the
+    last bits of a result; the budgets and `rollbacks` change how far training goes.
     """
 
     device: Annotated[str, Device()]
@@ -113,14 +114,17 @@ class PhaseConfig:
         """Check settings that depend on each other, once all are composed. Raises ConfigError."""
 
     def work_tokens(self) -> float:
-        """Return the phase's main work in trained tokens (forward and backward; a forward pass counts a third).
+        """Return the phase's main work in trained tokens (forward and backward; a forward pass
+        counts a third).
 
         `--dry-run` turns it into a rough time.
         """
         return 0.0
 
     def step_tokens(self) -> float:
-        """Return the tokens whose activations one step holds at once, for the memory that `--dry-run` estimates."""
+        """Return the tokens whose activations one step holds at once, for the memory that
+        `--dry-run` estimates.
+        """
         return 1024.0
 
 
@@ -142,10 +146,16 @@ class Phase:
     summary: str
     config: type[PhaseConfig]
     promises_smaller: bool = False  # the gate then refuses a larger deployable size
-    several_processes: bool = False  # its work is training, which runtime.processes (or torchrun) spreads
+    several_processes: bool = (
+        False  # its work is training, which runtime.processes (or torchrun) spreads
+    )
     flags: tuple[Flag, ...] = ()
-    effort: float = 1.0  # measured time over the time of work_tokens at the rate of training; for estimates
-    copies: float = 5.0  # float32 copies of the model held at once: weights, gradients, two moments, an average
+    effort: float = (
+        1.0  # measured time over the time of work_tokens at the rate of training; for estimates
+    )
+    copies: float = (
+        5.0  # float32 copies of the model held at once: weights, gradients, two moments, an average
+    )
     writes: int = 1  # checkpoints written
     example: str = ""  # settings that somebody may want to try, shown in the help
 
@@ -154,11 +164,11 @@ class Phase:
 class Report:
     """What a phase says about itself when it ends.
 
-    outputs: checkpoint directories, the one that the next phase takes first.
-    metrics: name -> number, or {"value", "low", "high", "n"} where an interval is known.
-    tables: title -> list of rows (dicts of plain values), shown in the report.
-    plots: title -> points (x, y), drawn in report.html.
-    baseline: how the result stands against a baseline of equal budget, with interval; "" where none ran.
+    outputs: checkpoint directories, the one that the next phase takes first. metrics: name ->
+    number, or {"value", "low", "high", "n"} where an interval is known. tables: title -> list of
+    rows (dicts of plain values), shown in the report. plots: title -> points (x, y), drawn in
+    report.html. baseline: how the result stands against a baseline of equal budget, with interval;
+    "" where none ran.
     """
 
     summary: str

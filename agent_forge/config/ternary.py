@@ -1,5 +1,6 @@
-"""The settings of ternary layers, in one class: what `forge bitnet` is given, what layers are built from, and what
-config.json of a ternary model says. Checked when an object is made; reads and writes no file.
+"""The settings of ternary layers, in one class: what `forge bitnet` is given, what layers are built
+from, and what config.json of a ternary model says. Checked when an object is made; reads and writes
+no file.
 """
 
 from dataclasses import dataclass, field
@@ -15,16 +16,22 @@ EMBEDDING_BITS = (0, 4, 8)
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where rounded weights may lie. bits: of integers, 0 is float; columns: that share a step, 0 is the row."""
+    """Where rounded weights may lie. bits: of integers, 0 is float; columns: that share a step, 0
+    is the row.
+    """
 
     bits: int = 0
     columns: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in EMBEDDING_BITS:
-            raise ConfigError(f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8")
+            raise ConfigError(
+                f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8"
+            )
         if self.columns < 0:
-            raise ConfigError(f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64")
+            raise ConfigError(
+                f"embedding_group must be at least 0 (0: a row has one step), got {self.columns}; try 64"
+            )
 
     def __bool__(self) -> bool:
         return bool(self.bits)
@@ -32,7 +39,9 @@ class Grid:
 
 @dataclass(slots=True, kw_only=True)
 class TernarySettings:
-    """How linears become ternary. skip: patterns of module names, or of one part of a dotted name, that stay float."""
+    """How linears become ternary. skip: patterns of module names, or of one part of a dotted name,
+    that stay float.
+    """
 
     group_size: Annotated[int, Range(TENSOR, MANY)]
     activation_bits: Annotated[int, Range(0, 16)]
@@ -50,7 +59,9 @@ class TernarySettings:
             )
         self.embedding_grid()
         if self.activation_bits != 0 and not 2 <= self.activation_bits <= 16:
-            raise ConfigError(f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8")
+            raise ConfigError(
+                f"activation_bits must be 0 (off) or 2 to 16, got {self.activation_bits}; try 8"
+            )
         if self.packing not in PACKINGS:
             raise unknown_packing(self.packing)
 
@@ -61,11 +72,15 @@ class TernarySettings:
 
 def unknown_packing(name: str) -> ConfigError:
     """Return the error that names the nearest packing and all."""
-    return ConfigError(f"no ternary packing '{name}'{did_you_mean(name, PACKINGS)}; known: {', '.join(PACKINGS)}")
+    return ConfigError(
+        f"no ternary packing '{name}'{did_you_mean(name, PACKINGS)}; known: {', '.join(PACKINGS)}"
+    )
 
 
 def no_codewords(where: str, vector: int) -> ConfigError:
-    """Return the error for a model whose embedding lies on codewords, which lost to 4 bits and are gone."""
+    """Return the error for a model whose embedding lies on codewords, which lost to 4 bits and are
+    gone.
+    """
     return ConfigError(
         f"{where} has an embedding of codewords (embedding_vector={vector}), which this forge no longer opens; make the "
         "float model ternary again, with linear.embedding_bits=4 linear.embedding_group=64"

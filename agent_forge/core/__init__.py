@@ -1,1 +1,3 @@
-"""What every room stands on: errors, registry, seeds, device, events. Knows nothing of the project."""
+"""What every room stands on: errors, registry, seeds, device, events. Knows nothing of the
+project.
+"""

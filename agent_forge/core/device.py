@@ -16,7 +16,8 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 def pick_device(name: str) -> "torch.device":
     """Return the torch device for "auto", "cpu", "cuda", "cuda:1", "mps", ...
 
-    Raises ConfigError when the device is named but not present: a setting is never dropped silently.
+    Raises ConfigError when the device is named but not present: a setting is never dropped
+    silently.
     """
     import torch
 
@@ -28,7 +29,8 @@ def pick_device(name: str) -> "torch.device":
     except RuntimeError as error:
         raise ConfigError(f"runtime.device: {error}; try runtime.device=auto") from None
     if device.type != "cpu" and not (
-        torch.accelerator.is_available() and device.type == torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+        torch.accelerator.is_available()
+        and device.type == torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
     ):
         raise ConfigError(f"runtime.device={name}: no such device here; try runtime.device=auto")
     return _own(device)
@@ -62,28 +64,36 @@ def _own(device: "torch.device") -> "torch.device":
 def pick_dtype(name: str) -> "torch.dtype":
     """Return the torch dtype of that name. Raises ConfigError on any other name.
 
-    "auto" is float32 for weights and scoring; training alone takes bfloat16 for its products where that is faster
-    (learn/precision.py).
+    "auto" is float32 for weights and scoring; training alone takes bfloat16 for its products where
+    that is faster (learn/precision.py).
     """
     import torch
 
     if name not in DTYPES:
-        raise ConfigError(f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{name}'{did_you_mean(name, DTYPES)}")
+        raise ConfigError(
+            f"runtime.dtype must be one of {', '.join(DTYPES)}, got '{name}'{did_you_mean(name, DTYPES)}"
+        )
     return torch.float32 if name == "auto" else getattr(torch, name)
 
 
 def set_threads(threads: int) -> int:
-    """Use `threads` CPU threads (0: this process's share of the cores it may use); return the number set."""
+    """Use `threads` CPU threads (0: this process's share of the cores it may use); return the
+    number set.
+    """
     import torch
 
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: processes of this run on this machine
+    beside = int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    )  # torchrun: processes of this run on this machine
     count = threads or max(len(os.sched_getaffinity(0)) // beside, 1)
     torch.set_num_threads(count)
     return count
 
 
 def free_bytes(device: "torch.device") -> int:
-    """Return the bytes that this process can still take on an accelerator; 0 where that cannot be asked."""
+    """Return the bytes that this process can still take on an accelerator; 0 where that cannot be
+    asked.
+    """
     import torch
 
     if device.type != "cuda":
@@ -126,16 +136,16 @@ def describe(device: "torch.device") -> str:
     if device.type != "cuda":
         return str(device)
     memory = torch.cuda.get_device_properties(device).total_memory
-    return (
-        f"{device} ({torch.cuda.get_device_name(device)}, {free_bytes(device) / 1e9:.0f} of {memory / 1e9:.0f} GB free)"
-    )
+    return f"{device} ({torch.cuda.get_device_name(device)}, {free_bytes(device) / 1e9:.0f} of {memory / 1e9:.0f} GB free)"
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what this process frees for its next tensors; return whether that could be asked for.
+    """Make glibc keep what this process frees for its next tensors; return whether that could be
+    asked for.
 
-    By default it hands the top of the heap back to the kernel as soon as it is free, and every step of a training run
-    fetches and clears the same pages again. Blocks above 32 MiB (glibc's own limit) still come from the kernel and go back.
+    By default it hands the top of the heap back to the kernel as soon as it is free, and every step
+    of a training run fetches and clears the same pages again. Blocks above 32 MiB (glibc's own
+    limit) still come from the kernel and go back.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -14,12 +14,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["start", "progress", "message", "warning", "metrics", "artefact", "gate", "complete", "error"]
+Kind = Literal[
+    "start", "progress", "message", "warning", "metrics", "artefact", "gate", "complete", "error"
+]
 
 
 @dataclass(slots=True, kw_only=True)
 class Event:
-    """One record. `step` and `total` count the unit that `stage` names; `time` is seconds since the epoch."""
+    """One record. `step` and `total` count the unit that `stage` names; `time` is seconds since the
+    epoch.
+    """
 
     seq: int
     time: float
@@ -35,8 +39,9 @@ class Event:
 class EventLog:
     """Append events of one phase to a file and to listeners.
 
-    Appending is one `write` of a whole line, so a killed process leaves at most one torn last line, which
-    readers skip. `progress` records are thinned to `interval_seconds`, except the last of a stage.
+    Appending is one `write` of a whole line, so a killed process leaves at most one torn last line,
+    which readers skip. `progress` records are thinned to `interval_seconds`, except the last of a
+    stage.
     """
 
     def __init__(
@@ -70,8 +75,12 @@ class EventLog:
             listener(event)
         return event
 
-    def progress(self, stage: str, step: int, total: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """Report that `step` of `total` is done in `stage` (thinned in time; the last step is always written)."""
+    def progress(
+        self, stage: str, step: int, total: int, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Report that `step` of `total` is done in `stage` (thinned in time; the last step is
+        always written).
+        """
         now = time.monotonic()
         if step < total and now - self._last_progress.get(stage, -math.inf) < self.interval_seconds:
             return
@@ -103,7 +112,9 @@ class EventLog:
 
 @contextmanager
 def choices_said(say: Callable[[str], None]) -> Iterator[None]:
-    """Give `say` each line, once, that rooms without events log of what they chose (INFO), while the context lasts."""
+    """Give `say` each line, once, that rooms without events log of what they chose (INFO), while
+    the context lasts.
+    """
     log, handler = logging.getLogger("agent_forge"), _Choices(say)
     level = log.level
     log.addHandler(handler)
@@ -133,7 +144,9 @@ class _Choices(logging.Handler):
 
 
 def read_events(path: Path, after_seq: int = 0) -> Iterator[Event]:
-    """Yield the whole events of a file with a sequence number above `after_seq`; a torn line is skipped."""
+    """Yield the whole events of a file with a sequence number above `after_seq`; a torn line is
+    skipped.
+    """
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:
@@ -147,7 +160,9 @@ def read_events(path: Path, after_seq: int = 0) -> Iterator[Event]:
 
 
 def _end_torn_line(path: Path) -> None:
-    """Close a line that a killed writer left open, so that the next event starts on its own line."""
+    """Close a line that a killed writer left open, so that the next event starts on its own
+    line.
+    """
     if path.exists() and path.stat().st_size:
         with path.open("rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -156,7 +171,9 @@ def _end_torn_line(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Make a metric JSON-safe: numbers of numpy and torch become Python's, NaN and infinities become text."""
+    """Make a metric JSON-safe: numbers of numpy and torch become Python's, NaN and infinities
+    become text.
+    """
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

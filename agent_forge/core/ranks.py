@@ -1,4 +1,6 @@
-"""Which of several processes this one is, as torchrun says in the environment. Alone: rank 0 of 1."""
+"""Which of several processes this one is, as torchrun says in the environment. Alone: rank 0 of
+1.
+"""
 
 import os
 

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 def seed_for(run_seed: int, *names: str | int) -> int:
-    """Return a 63-bit seed for the use named by `names`; the same arguments give the same seed anywhere."""
+    """Return a 63-bit seed for the use named by `names`; the same arguments give the same seed
+    anywhere.
+    """
     text = "/".join([str(run_seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

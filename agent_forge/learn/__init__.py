@@ -1,4 +1,6 @@
-"""One training loop for every phase, with its losses, optimisers, schedule, averaging and resumable state."""
+"""One training loop for every phase, with its losses, optimisers, schedule, averaging and resumable
+state.
+"""
 
 from agent_forge.learn.feed import on_host, trained_tokens
 from agent_forge.learn.loop import train

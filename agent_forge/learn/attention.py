@@ -1,8 +1,10 @@
-"""Attention in bfloat16 on the CPU, as fast as its products: what a training step uses instead of torch's kernel there.
+"""Attention in bfloat16 on the CPU, as fast as its products: what a training step uses instead of
+torch's kernel there.
 
-torch's fused kernel does its bfloat16 backward pass on the CPU slower than in float32 (at 16 x 4 heads of 128 tokens,
-width 32: 21.5 ms forward and backward, in float32 8.9; written out as below 6.4). Short sequences hold their weights,
-T x T a head; long ones take the fused kernel in float32, which never does.
+torch's fused kernel does its bfloat16 backward pass on the CPU slower than in float32 (at 16 x 4
+heads of 128 tokens, width 32: 21.5 ms forward and backward, in float32 8.9; written out as below
+6.4). Short sequences hold their weights, T x T a head; long ones take the fused kernel in float32,
+which never does.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Above this the weights written out (2 bytes x heads x T^2) cost more time in memory than the float32 kernel saves.
+# Above this the weights written out (2 bytes x heads x T^2) cost more time in memory than the
+# float32 kernel saves.
 WRITTEN_OUT_TOKENS = 512
 
 Attention = Callable[..., Tensor]
@@ -23,12 +26,14 @@ Attention = Callable[..., Tensor]
 def fast_bfloat16_attention(enabled: bool) -> Iterator[None]:
     """Put `attend` in the place of scaled_dot_product_attention while the context lasts.
 
-    Models call torch's function by its name, whatever library they come from; nothing but bfloat16 under autocast on
-    the CPU is computed another way.
+    Models call torch's function by its name, whatever library they come from; nothing but bfloat16
+    under autocast on the CPU is computed another way.
     """
     original: Any = functional.scaled_dot_product_attention
 
-    def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any) -> Tensor:
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any
+    ) -> Tensor:
         return attend(original, query, key, value, *args, **keys)
 
     if enabled:
@@ -41,8 +46,12 @@ def fast_bfloat16_attention(enabled: bool) -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
-def attend(original: Attention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any) -> Tensor:
-    """Return scaled_dot_product_attention(query, key, value, ...), (B, H, T, D), by the fastest way for training."""
+def attend(
+    original: Attention, query: Tensor, key: Tensor, value: Tensor, *args: Any, **keys: Any
+) -> Tensor:
+    """Return scaled_dot_product_attention(query, key, value, ...), (B, H, T, D), by the fastest way
+    for training.
+    """
     reduced = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     if not reduced or query.device.type != "cpu" or not query.requires_grad:
         return original(query, key, value, *args, **keys)
@@ -63,19 +72,32 @@ def attend(original: Attention, query: Tensor, key: Tensor, value: Tensor, *args
 
 
 def _is_plain(query: Tensor, key: Tensor, args: tuple[Any, ...], keys: dict[str, Any]) -> bool:
-    """Return whether this is causal self-attention without mask and dropout over a short sequence."""
-    if args or keys.get("attn_mask") is not None or keys.get("dropout_p") or not keys.get("is_causal"):
+    """Return whether this is causal self-attention without mask and dropout over a short
+    sequence.
+    """
+    if (
+        args
+        or keys.get("attn_mask") is not None
+        or keys.get("dropout_p")
+        or not keys.get("is_causal")
+    ):
         return False
     return query.ndim == 4 and query.shape[2] == key.shape[2] <= WRITTEN_OUT_TOKENS
 
 
 def _for_each_query(part: Tensor, query: Tensor) -> Tensor:
     """Return keys or values with each head repeated for the queries that share it."""
-    return part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) if part.shape[1] != query.shape[1] else part
+    return (
+        part.repeat_interleave(query.shape[1] // part.shape[1], dim=1)
+        if part.shape[1] != query.shape[1]
+        else part
+    )
 
 
 class _WrittenOut(torch.autograd.Function):
-    """Causal attention with its weights held for the backward pass. Softmax is computed in float32, rounded once."""
+    """Causal attention with its weights held for the backward pass. Softmax is computed in float32,
+    rounded once.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -94,5 +116,12 @@ class _WrittenOut(torch.autograd.Function):
         g_NTD = gradient.reshape(batch * heads, length, -1)
         to_value = (weights_NTT.mT @ g_NTD).view(batch, heads, length, -1)
         to_weights = g_NTD @ v_NTD.mT
-        to_scores = torch._softmax_backward_data(to_weights, weights_NTT, -1, weights_NTT.dtype).mul_(ctx.scale)
-        return (to_scores @ k_NTD).view(ctx.shape), (to_scores.mT @ q_NTD).view(ctx.shape), to_value, None
+        to_scores = torch._softmax_backward_data(
+            to_weights, weights_NTT, -1, weights_NTT.dtype
+        ).mul_(ctx.scale)
+        return (
+            (to_scores @ k_NTD).view(ctx.shape),
+            (to_scores.mT @ q_NTD).view(ctx.shape),
+            to_value,
+            None,
+        )

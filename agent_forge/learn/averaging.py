@@ -1,4 +1,6 @@
-"""The average of the weights over the last steps, uniform (SWA, arXiv:1803.05407) or exponential."""
+"""The average of the weights over the last steps, uniform (SWA, arXiv:1803.05407) or
+exponential.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +13,9 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 class TailAverage:
-    """A float32 mean of each parameter over the steps that were added. decay 0: uniform; above 0: exponential."""
+    """A float32 mean of each parameter over the steps that were added. decay 0: uniform; above 0:
+    exponential.
+    """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -38,9 +42,12 @@ class TailAverage:
                 copy_into(parameter, whole(self.tensors[name]))
         self.tensors = {}
 
-    def load(self, tensors: Mapping[str, Tensor], steps: int, parameters: Mapping[str, Tensor]) -> None:
+    def load(
+        self, tensors: Mapping[str, Tensor], steps: int, parameters: Mapping[str, Tensor]
+    ) -> None:
         """Take a saved mean of `steps` steps, laid out as the parameters are."""
         self.steps = steps
         self.tensors = {
-            name: laid_out_like(value.to(parameters[name].device), parameters[name]) for name, value in tensors.items()
+            name: laid_out_like(value.to(parameters[name].device), parameters[name])
+            for name, value in tensors.items()
         }

@@ -1,9 +1,10 @@
-"""Several processes train one model: who they are, what they agree on, and how the model is spread over them.
+"""Several processes train one model: who they are, what they agree on, and how the model is spread
+over them.
 
-Under torchrun every process gets its share of each batch's rows, and a loss is weighted by its share of the trained
-tokens, so the gradient equals what one process gets from the whole batch. DDP keeps a copy in each; FSDP2 (fully_shard)
-shards a working copy and hands the result back. Only rank 0 writes. Sources: PyTorch DDP, arXiv:2006.15704; FSDP,
-arXiv:2304.11277.
+Under torchrun every process gets its share of each batch's rows, and a loss is weighted by its
+share of the trained tokens, so the gradient equals what one process gets from the whole batch. DDP
+keeps a copy in each; FSDP2 (fully_shard) shards a working copy and hands the result back. Only rank
+0 writes. Sources: PyTorch DDP, arXiv:2006.15704; FSDP, arXiv:2304.11277.
 """
 
 import copy
@@ -36,8 +37,12 @@ class World:
             seconds = float(os.environ.get("FORGE_RANK_TIMEOUT_SECONDS", TIMEOUT_SECONDS))
             on_cuda = device.type == "cuda"
             if on_cuda and device.index is not None:
-                torch.accelerator.set_device_index(device.index)  # NCCL's own buffers lie on the current device
-            dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(seconds=seconds))
+                torch.accelerator.set_device_index(
+                    device.index
+                )  # NCCL's own buffers lie on the current device
+            dist.init_process_group(
+                "nccl" if on_cuda else "gloo", timeout=timedelta(seconds=seconds)
+            )
 
     def sums(self, values: list[float]) -> list[float]:
         """Return the sums over all processes."""
@@ -67,7 +72,9 @@ class World:
 
 
 def barrier_for_long_work(world: World) -> Callable[[], None]:
-    """Return a barrier at which others may wait for hours while one works; a process that dies still ends the wait."""
+    """Return a barrier at which others may wait for hours while one works; a process that dies
+    still ends the wait.
+    """
     if world.size == 1:
         return lambda: None
     group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
@@ -90,11 +97,15 @@ def leave() -> None:
 def lost(rank: int, error: Exception) -> PhaseError:
     """Return the error of a process that can no longer reach another one."""
     reason = str(error).splitlines()[0][:200]
-    return PhaseError(f"rank {rank}: another process of this run is gone ({reason}); run the same command to resume")
+    return PhaseError(
+        f"rank {rank}: another process of this run is gone ({reason}); run the same command to resume"
+    )
 
 
 class Objective(nn.Module):
-    """The loss as a module, so that DDP and FSDP see one forward pass whatever the loss function calls."""
+    """The loss as a module, so that DDP and FSDP see one forward pass whatever the loss function
+    calls.
+    """
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, extra: list[nn.Parameter]) -> None:
         super().__init__()
@@ -112,7 +123,9 @@ def spread(objective: Objective, world: World, shard: bool) -> nn.Module:
         return objective
     if not shard:
         # Parameters may stay out of a step's graph (the halting head in one-pass steps).
-        return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+        return DistributedDataParallel(
+            objective, find_unused_parameters=True, broadcast_buffers=False
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -134,7 +147,9 @@ def unsynchronised(called: nn.Module) -> AbstractContextManager[Any]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """Return a tensor gathered from all shards; a plain one as it is. All processes must call it."""
+    """Return a tensor gathered from all shards; a plain one as it is. All processes must call
+    it.
+    """
     gather: Any = getattr(value, "full_tensor", None)
     return value if gather is None else gather()
 
@@ -146,4 +161,6 @@ def laid_out_like(value: Tensor, target: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     sharded: Any = target
-    return distribute_tensor(value.to(target.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return distribute_tensor(
+        value.to(target.device), sharded.device_mesh, sharded.placements, src_data_rank=None
+    )

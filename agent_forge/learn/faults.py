@@ -38,7 +38,11 @@ def named(place: str, batches: Batches, step: int, parts: int, world: World) -> 
 
 def _out_of_memory(place: str, batches: Batches, step: int, parts: int) -> PhaseError:
     rows, length = batches.batch(step)["input_ids"].shape[:2]
-    cut = f"runtime.accumulate={2 * parts} (the same gradient from half the rows at a time), " if rows > 1 else ""
+    cut = (
+        f"runtime.accumulate={2 * parts} (the same gradient from half the rows at a time), "
+        if rows > 1
+        else ""
+    )
     return PhaseError(
         f"{place}: out of memory with {rows} rows of {length} tokens in {parts} part(s); try {cut}"
         f"runtime.checkpoint_activations=true, or fewer rows (batch size {max(rows // 2, 1)})"
@@ -46,7 +50,9 @@ def _out_of_memory(place: str, batches: Batches, step: int, parts: int) -> Phase
 
 
 def non_finite(place: str, record: StepRecord, batch: Mapping[str, Tensor]) -> str:
-    """Return what a loss or gradient that is not a number is reported as: where, which, and on which batch."""
+    """Return what a loss or gradient that is not a number is reported as: where, which, and on
+    which batch.
+    """
     finite = torch.isfinite(torch.tensor(record.loss))
     what, value = ("gradient norm", record.grad_norm) if finite else ("loss", record.loss)
     return f"{place}: the {what} is {value} (batch {record.step}, ids {feed.describe(batch)})"

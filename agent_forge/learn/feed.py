@@ -1,7 +1,9 @@
-"""Batches on their way to the step: prepared in line or by worker processes, moved to the device, cut into parts.
+"""Batches on their way to the step: prepared in line or by worker processes, moved to the device,
+cut into parts.
 
-Workers change nothing but time: batch `step` is a function of step, and the order of steps is kept. They ignore SIGTERM
-and Ctrl-C, which reach a whole process group: the trainer decides, saves, and then ends them.
+Workers change nothing but time: batch `step` is a function of step, and the order of steps is kept.
+They ignore SIGTERM and Ctrl-C, which reach a whole process group: the trainer decides, saves, and
+then ends them.
 """
 
 import signal
@@ -21,9 +23,13 @@ IGNORE = -100
 
 
 class Batch(dict[str, Tensor]):
-    """The tensors of a step on an accelerator, and the same ones on the host, where counting them makes nobody wait."""
+    """The tensors of a step on an accelerator, and the same ones on the host, where counting them
+    makes nobody wait.
+    """
 
-    def __init__(self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__(tensors)
         # FSDP makes a dict anew from its items alone; what is lost then is only time.
         self.host: Mapping[str, Tensor] = dict(self if host is None else host)
@@ -32,7 +38,9 @@ class Batch(dict[str, Tensor]):
 class Feed:
     """Give the batches of steps in order, each on `device`."""
 
-    def __init__(self, batches: Batches, first: int, steps: int, workers: int, device: torch.device) -> None:
+    def __init__(
+        self, batches: Batches, first: int, steps: int, workers: int, device: torch.device
+    ) -> None:
         self.batches, self.device = batches, device
         self._ahead: tuple[int, dict[str, Tensor]] | None = None
         self._loader: Iterator[dict[str, Tensor]] | None = None
@@ -52,7 +60,9 @@ class Feed:
         return self._moved(self.batches.batch(step) if self._loader is None else next(self._loader))
 
     def prepare(self, step: int) -> None:
-        """Prepare the next batch while an accelerator is still busy with this one. Needs a pure source."""
+        """Prepare the next batch while an accelerator is still busy with this one. Needs a pure
+        source.
+        """
         if self.device.type != "cpu" and getattr(self.batches, "pure", False):
             self._ahead = (step, self.batch(step))
 
@@ -72,20 +82,28 @@ def on_host(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def usable_workers(batches: Batches, workers: int, stage: str, events: EventLog) -> int:
-    """Return the number of workers; none, with a warning, where batches depend on more than the step."""
+    """Return the number of workers; none, with a warning, where batches depend on more than the
+    step.
+    """
     if workers and not getattr(batches, "pure", False):
-        events.warning(f"{stage}: runtime.workers={workers} is not used: these batches depend on the training itself")
+        events.warning(
+            f"{stage}: runtime.workers={workers} is not used: these batches depend on the training itself"
+        )
         return 0
     return workers
 
 
 def parts_of(batch: Mapping[str, Tensor], parts: int, name: str) -> list[dict[str, Tensor]]:
-    """Return the batch cut along its rows into `parts`. Raises ConfigError where a tensor has too few rows."""
+    """Return the batch cut along its rows into `parts`. Raises ConfigError where a tensor has too
+    few rows.
+    """
     if parts == 1:
         return [dict(batch) if not isinstance(batch, Batch) else batch]
     for key, value in batch.items():
         if value.shape[0] < parts:
-            raise ConfigError(f"{name}={parts} cuts a batch along its rows, but '{key}' has only {value.shape[0]}")
+            raise ConfigError(
+                f"{name}={parts} cuts a batch along its rows, but '{key}' has only {value.shape[0]}"
+            )
     cut = {key: value.tensor_split(parts) for key, value in batch.items()}
     pieces_of = [{key: pieces[i] for key, pieces in cut.items()} for i in range(parts)]
     if not isinstance(batch, Batch):
@@ -94,7 +112,8 @@ def parts_of(batch: Mapping[str, Tensor], parts: int, name: str) -> list[dict[st
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:
-    """Return how many tokens the loss is a mean over: labels that a position before them predicts; else rows.
+    """Return how many tokens the loss is a mean over: labels that a position before them predicts;
+    else rows.
 
     They are counted on the host: an accelerator would have to finish all its work first to answer.
     """

@@ -1,6 +1,8 @@
-"""Measure how much each weight matters: the diagonal of the empirical Fisher information on some text.
+"""Measure how much each weight matters: the diagonal of the empirical Fisher information on some
+text.
 
-Source: Matena and Raffel 2022, arXiv:2111.09832. The mean over sequences of the squared gradient of the log-likelihood.
+Source: Matena and Raffel 2022, arXiv:2111.09832. The mean over sequences of the squared gradient of
+the log-likelihood.
 """
 
 from collections.abc import Sequence
@@ -13,12 +15,17 @@ from agent_forge.learn.losses import lm_loss
 
 
 def fisher_diagonal(model: PreTrainedModel, rows: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the mean squared gradient of each parameter, float32, over sequences of token ids (time,) int64.
+    """Return the mean squared gradient of each parameter, float32, over sequences of token ids
+    (time,) int64.
 
-    The gradient is taken of the summed log-likelihood of a sequence. A tied tensor counts once, under its first name.
+    The gradient is taken of the summed log-likelihood of a sequence. A tied tensor counts once,
+    under its first name.
     """
     model.eval()
-    fisher = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in model.named_parameters()}
+    fisher = {
+        name: torch.zeros_like(parameter, dtype=torch.float32)
+        for name, parameter in model.named_parameters()
+    }
     for ids in rows:
         model.zero_grad(set_to_none=True)
         loss, _ = lm_loss(model, {"input_ids": ids[None], "labels": ids[None]}, 0)

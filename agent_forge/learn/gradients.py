@@ -1,6 +1,8 @@
-"""The gradient of a whole batch: in one piece, in parts one after the other, or by several processes; then clipped.
+"""The gradient of a whole batch: in one piece, in parts one after the other, or by several
+processes; then clipped.
 
-Parts are weighted by their trained tokens, so their sum is the gradient of the mean over all trained tokens.
+Parts are weighted by their trained tokens, so their sum is the gradient of the mean over all
+trained tokens.
 """
 
 import contextlib
@@ -19,13 +21,20 @@ class Gradients:
     """Runs the objective forward and backward. Products are computed in `dtype` (autocast)."""
 
     def __init__(
-        self, objective: nn.Module, world: World, parts: int, device: torch.device, dtype: torch.dtype
+        self,
+        objective: nn.Module,
+        world: World,
+        parts: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.objective, self.world, self.parts = objective, world, parts
         self.device, self.dtype = device, dtype
 
     def backward(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
-        """Accumulate the gradient of the whole batch in the parameters; return its loss and metrics."""
+        """Accumulate the gradient of the whole batch in the parameters; return its loss and
+        metrics.
+        """
         if self.world.size == 1 and self.parts == 1:
             loss, metrics = self._forward(batch, step)
             loss.backward()
@@ -37,7 +46,8 @@ class Gradients:
         sums: dict[str, Any] = {}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             if not count:
-                # Every process must take part in every exchange: an empty part trains on its ids with weight 0.
+                # Every process must take part in every exchange: an empty part trains on its ids
+                # with weight 0.
                 part = {**part, "labels": part["input_ids"]}
             share = count / max(total, 1.0)
             last = number + 1 == len(parts)
@@ -55,14 +65,22 @@ class Gradients:
         return sums.pop(""), sums
 
     def _forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        ):
             loss_and_metrics: tuple[Tensor, Mapping[str, Any]] = self.objective(batch, step)
         return loss_and_metrics
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return numbers and tensors () as floats; tensors on an accelerator are read all at once, which is one wait."""
-    remote = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.device.type != "cpu"}
+    """Return numbers and tensors () as floats; tensors on an accelerator are read all at once,
+    which is one wait.
+    """
+    remote = {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, Tensor) and value.device.type != "cpu"
+    }
     read: dict[str, float] = {}
     if remote:
         together = torch.stack([exact(whole(value)).reshape(()) for value in remote.values()])
@@ -71,7 +89,8 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor | None:
-    """Scale all gradients so that their norm is at most `most` (0: leave them); return the norm before, ().
+    """Scale all gradients so that their norm is at most `most` (0: leave them); return the norm
+    before, ().
 
     None when no parameter has a gradient.
     """
@@ -79,8 +98,8 @@ def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor | None:
     if not gradients:
         return None
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    # Below the limit the factor is exactly 1, and multiplying by it would only cost time. An accelerator multiplies all the
-    # same: it would have to finish its work to tell.
+    # Below the limit the factor is exactly 1, and multiplying by it would only cost time. An
+    # accelerator multiplies all the same: it would have to finish its work to tell.
     if most > 0 and (norm.device.type != "cpu" or not float(norm) + 1e-6 <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm

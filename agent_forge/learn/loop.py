@@ -1,10 +1,10 @@
 """The one training loop: batches, loss, clipping, optimiser, schedule, averaging, state, telemetry.
 
-Reads `batches.batch(step)`, a pure function of step; changes the model in place; writes its state under
-`out.resume_dir(stage)`. torch is reseeded from (seed, stage, step) before every step, so a run that was killed and
-resumed gives the same bytes on CPU as one that was not. How the work is run (arithmetic, compiled, in parts, by several
-processes, how long) is read from the phase's `runtime` settings. Source of the schedule: warm-up-stable-decay,
-arXiv:2404.06395.
+Reads `batches.batch(step)`, a pure function of step; changes the model in place; writes its state
+under `out.resume_dir(stage)`. torch is reseeded from (seed, stage, step) before every step, so a
+run that was killed and resumed gives the same bytes on CPU as one that was not. How the work is run
+(arithmetic, compiled, in parts, by several processes, how long) is read from the phase's `runtime`
+settings. Source of the schedule: warm-up-stable-decay, arXiv:2404.06395.
 """
 
 import contextlib
@@ -42,16 +42,19 @@ CONTROLS = {"lr_scale", "noise", "keep", "rollback"}
 def train(model: nn.Module, request: TrainRequest) -> list[StepRecord]:
     """Train `model` in place and return one record per step; a finished stage is restored instead.
 
-    With several parts or processes a loss must be a mean over trained tokens: that is how the parts are weighted.
-    Raises PhaseError on a NaN or infinite loss or gradient, out of memory, or a lost process; ConfigError on other
-    settings than the stage began with; Interrupted after a stop signal, with the state saved.
+    With several parts or processes a loss must be a mean over trained tokens: that is how the parts
+    are weighted. Raises PhaseError on a NaN or infinite loss or gradient, out of memory, or a lost
+    process; ConfigError on other settings than the stage began with; Interrupted after a stop
+    signal, with the state saved.
     """
     keep_freed_memory()
     return _Stage(model, request).trained_records(model)
 
 
 def _runtime_of(request: TrainRequest) -> RuntimeConfig:
-    """Return how the work is run: as requested, by the settings of the phase, or by the defaults."""
+    """Return how the work is run: as requested, by the settings of the phase, or by the
+    defaults.
+    """
     if request.runtime is not None:
         return request.runtime
     carried = request.out.config.get("runtime")
@@ -71,28 +74,43 @@ class _Progress:
 
 
 class _Stage:
-    """One stage under way: how a step is taken, what is saved when, and what happens when a step fails."""
+    """One stage under way: how a step is taken, what is saved when, and what happens when a step
+    fails.
+    """
 
     def __init__(self, model: nn.Module, request: TrainRequest) -> None:
         runtime, device = _runtime_of(request), torch.device(request.device)
-        parameters: list[Any] | None = None if request.parameters is None else list(request.parameters)
+        parameters: list[Any] | None = (
+            None if request.parameters is None else list(request.parameters)
+        )
         if request.dtype == torch.float16:
-            raise ConfigError("runtime.dtype=float16 cannot train (it needs loss scaling); use bfloat16 or float32")
+            raise ConfigError(
+                "runtime.dtype=float16 cannot train (it needs loss scaling); use bfloat16 or float32"
+            )
         self.request, self.runtime, self.device = request, runtime, device
         self.out, self.stage = request.out, request.stage
         self.world = World(device)
         if runtime.shard and self.world.size > 1 and parameters is not None:
-            raise ConfigError(f"runtime.shard=true cannot train chosen parameters ({request.stage}); set it to false")
+            raise ConfigError(
+                f"runtime.shard=true cannot train chosen parameters ({request.stage}); set it to false"
+            )
         self.events = request.events if self.world.rank == 0 else EventLog(None, request.out.phase)
         self.directory = request.out.resume_dir(request.stage)
         self.model = distribution.working_copy(model, self.world, runtime.shard)
-        objective = distribution.Objective(self.model, request.loss_fn, outside(self.model, parameters))
+        objective = distribution.Objective(
+            self.model, request.loss_fn, outside(self.model, parameters)
+        )
         called = distribution.spread(objective, self.world, runtime.shard)
         self.trained = Trained(self.model, request.optim, parameters, request.average_decay)
         self.optimisers = self.trained.optimisers
-        self.gradients = gradients.Gradients(called, self.world, runtime.accumulate, device, request.dtype)
+        self.gradients = gradients.Gradients(
+            called, self.world, runtime.accumulate, device, request.dtype
+        )
         self.schedule = StageSchedule(
-            request.steps, request.optim, tokens=runtime.budget_tokens, minutes=runtime.budget_minutes
+            request.steps,
+            request.optim,
+            tokens=runtime.budget_tokens,
+            minutes=runtime.budget_minutes,
         )
         if runtime.budget_tokens:
             self.schedule.limit_tokens(request.batches.batch(0)["input_ids"].numel())
@@ -133,7 +151,9 @@ class _Stage:
         return self.progress.records
 
     def _run(self) -> None:
-        """Take the steps that are left, save on time and on a stop signal, and leave the final state."""
+        """Take the steps that are left, save on time and on a stop signal, and leave the final
+        state.
+        """
         request = self.request
         self._settle_dtype()
         compiler = self.compiler = Compiler(
@@ -141,8 +161,12 @@ class _Stage:
             teachers=getattr(request.loss_fn, "teachers", ()),
             whole=not (self.runtime.shard and self.world.size > 1),
         )  # fmt: skip
-        workers = feed.usable_workers(request.batches, self.runtime.workers, self.stage, self.events)
-        self.feed = feed.Feed(request.batches, self.progress.next_step, self.schedule.steps, workers, self.device)
+        workers = feed.usable_workers(
+            request.batches, self.runtime.workers, self.stage, self.events
+        )
+        self.feed = feed.Feed(
+            request.batches, self.progress.next_step, self.schedule.steps, workers, self.device
+        )
         if self.runtime.rollbacks and not self.progress.next_step:
             self.save("step-00000000")
         try:
@@ -167,7 +191,9 @@ class _Stage:
             tokens = self.request.batches.batch(self.progress.next_step)["input_ids"].numel()
             tokens //= self.world.size * self.runtime.accumulate
             device, events = self.device, self.events
-            dtype = precision.chosen(self.model, tokens, device, self.stage, events, self.world.same)
+            dtype = precision.chosen(
+                self.model, tokens, device, self.stage, events, self.world.same
+            )
             self.progress.dtype_choice = str(dtype).removeprefix("torch.")
         self.gradients.dtype = getattr(torch, self.progress.dtype_choice)
 
@@ -176,7 +202,11 @@ class _Stage:
         while not self.schedule.over(self.progress.next_step):
             due = time.monotonic() - saved_at >= self.out.save_every_seconds
             stop, save_now, self.schedule.seconds = self.world.largest(
-                [float(self.out.stop_signal), float(due and self.progress.next_step > 0), self.schedule.seconds]
+                [
+                    float(self.out.stop_signal),
+                    float(due and self.progress.next_step > 0),
+                    self.schedule.seconds,
+                ]
             )
             if stop or save_now:
                 self.save(f"step-{self.progress.next_step:08}")
@@ -199,18 +229,24 @@ class _Stage:
 
     def _take_step(self, step: int) -> StepRecord:
         """Do one update and apply the controls that the controller answers with."""
-        lr = self.optimisers.set_scale(self.schedule.lr_share(step) * self.progress.controls["lr_scale"])
+        lr = self.optimisers.set_scale(
+            self.schedule.lr_share(step) * self.progress.controls["lr_scale"]
+        )
         batch = self.feed.batch(step)
         loss, metrics = self._gradient(batch, step)
         if step + 1 < self.schedule.steps:
             self.feed.prepare(step + 1)
         if self.progress.controls["noise"]:
             if self.world.size > 1:
-                torch.manual_seed(seed_for(self.request.seed, self.stage, step, "noise"))  # the same noise everywhere
+                torch.manual_seed(
+                    seed_for(self.request.seed, self.stage, step, "noise")
+                )  # the same noise everywhere
             gradients.add_noise(self.optimisers.parameters, self.progress.controls["noise"])
         norm = gradients.clip(self.optimisers.parameters, self.request.optim.clip_norm)
         if norm is None:
-            raise PhaseError(f"{self.stage}: no trained parameter has a gradient; the loss does not depend on them")
+            raise PhaseError(
+                f"{self.stage}: no trained parameter has a gradient; the loss does not depend on them"
+            )
         read = gradients.numbers({**metrics, LOSS: loss, NORM: norm})
         record = StepRecord(
             step=step, loss=read.pop(LOSS), lr=lr, grad_norm=read.pop(NORM), tokens=batch["input_ids"].numel(),
@@ -227,7 +263,9 @@ class _Stage:
         return record
 
     def _gradient(self, batch: dict[str, Tensor], step: int) -> tuple[Any, Mapping[str, Any]]:
-        """Accumulate the gradient of a batch; return loss and metrics, which may still be on their way."""
+        """Accumulate the gradient of a batch; return loss and metrics, which may still be on their
+        way.
+        """
         while True:
             self._reseed(step)
             self.optimisers.zero_grad()
@@ -245,7 +283,9 @@ class _Stage:
     def _named_errors(self) -> Iterator[None]:
         step = self.progress.next_step
         try:
-            with faults.named(self._place(step), self.request.batches, step, self.runtime.accumulate, self.world):
+            with faults.named(
+                self._place(step), self.request.batches, step, self.runtime.accumulate, self.world
+            ):
                 yield
         except RuntimeError as error:
             if self.out.stop_signal and "DataLoader worker" in str(error):
@@ -266,7 +306,11 @@ class _Stage:
             self._apply_controls(answer)
             return
         what = faults.non_finite(self._place(record.step), record, batch)
-        saved = states.newest(self.directory, self.stage, self.events) if self.runtime.rollbacks else None
+        saved = (
+            states.newest(self.directory, self.stage, self.events)
+            if self.runtime.rollbacks
+            else None
+        )
         if self.progress.rolled_back >= self.runtime.rollbacks or saved is None:
             raise faults.diverged(what, self.progress.rolled_back, record.lr)
         self.progress.rolled_back += 1
@@ -282,14 +326,19 @@ class _Stage:
             raise PhaseError(f"{self.stage}: on_step returned unknown controls {sorted(unknown)}")
         if answer.get("rollback"):
             if not self.trained.remembered:
-                raise PhaseError(f"{self.stage}: on_step asked to roll back, but no weights are remembered")
+                raise PhaseError(
+                    f"{self.stage}: on_step asked to roll back, but no weights are remembered"
+                )
             self.trained.go_back()
         if answer.get("keep"):
             self.trained.keep()
-        self.progress.controls |= {key: float(answer[key]) for key in ("lr_scale", "noise") if key in answer}
+        self.progress.controls |= {
+            key: float(answer[key]) for key in ("lr_scale", "noise") if key in answer
+        }
 
     def save(self, name: str) -> None:
-        """Write everything that the next step depends on; rank 0 alone writes. The final state holds no optimiser.
+        """Write everything that the next step depends on; rank 0 alone writes. The final state
+        holds no optimiser.
 
         Raises PhaseError, writing nothing, when a weight is NaN or infinite.
         """
@@ -319,7 +368,9 @@ class _Stage:
         if changed and not self.runtime.resume_anyway:
             states.refuse(self.stage, self.directory, changed)
         if changed:
-            self.events.warning(f"{self.stage}: resumes with other settings, as asked: {'; '.join(changed)}")
+            self.events.warning(
+                f"{self.stage}: resumes with other settings, as asked: {'; '.join(changed)}"
+            )
         progress = self.progress
         progress.next_step, progress.controls = record["next_step"], record["controls"]
         progress.rolled_back = record["rolled_back"]
@@ -327,7 +378,9 @@ class _Stage:
         progress.dtype_choice, self.schedule.seconds = record.get("dtype", ""), record["seconds"]
         if record["settings"]["compile"] == self.runtime.compile:
             progress.compile_choice = record["compile"]
-        self.trained.remembered = under("kept/", {key: value.to(self.device) for key, value in tensors.items()})
+        self.trained.remembered = under(
+            "kept/", {key: value.to(self.device) for key, value in tensors.items()}
+        )
         self.trained.load(tensors, record["averaged_steps"])
         on_step: Any = self.request.on_step
         if record["controller"] is not None and hasattr(on_step, "load_state_dict"):
@@ -335,7 +388,9 @@ class _Stage:
         return bool(record["finished"])
 
     def _go_on_from(self, stage: str) -> None:
-        """Take over the optimiser state of a finished stage. Raises PhaseError when it was not kept."""
+        """Take over the optimiser state of a finished stage. Raises PhaseError when it was not
+        kept.
+        """
         saved = states.newest(self.out.resume_dir(stage), stage, self.events)
         moments = under("optimiser/", saved[0]) if saved is not None else {}
         if not moments:

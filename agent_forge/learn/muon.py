@@ -1,8 +1,10 @@
-"""Muon: momentum, orthogonalised by Newton-Schulz, for 2-D hidden matrices. Matrices of one shape are turned together.
+"""Muon: momentum, orthogonalised by Newton-Schulz, for 2-D hidden matrices. Matrices of one shape
+are turned together.
 
-Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The update of each matrix is the one of
-`torch.optim.Muon`, bit for bit on CPU; batched products over equal shapes and fused element-wise steps are what is
-faster (a small model has dozens of equal small matrices). The state keeps torch's name, `momentum_buffer`.
+Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The update of each
+matrix is the one of `torch.optim.Muon`, bit for bit on CPU; batched products over equal shapes and
+fused element-wise steps are what is faster (a small model has dozens of equal small matrices). The
+state keeps torch's name, `momentum_buffer`.
 """
 
 import math
@@ -21,7 +23,9 @@ ENTRIES_AT_ONCE = 1 << 24  # largest stack of matrices: 32 MiB in bfloat16
 class Muon(torch.optim.Optimizer):
     """The optimiser; every parameter is a matrix."""
 
-    def __init__(self, params: Iterable[Any], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: Iterable[Any], *, lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -45,7 +49,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(list(parameters), 1 - lr * group["weight_decay"])
         scaled = -lr * math.sqrt(max(1.0, rows / columns))
         # One cast for all: then the sum over all matrices is one launch where the device has it.
-        updates = [_like(update, like) for update, like in zip(turned.to(parameters[0].dtype), parameters, strict=True)]
+        updates = [
+            _like(update, like)
+            for update, like in zip(turned.to(parameters[0].dtype), parameters, strict=True)
+        ]
         torch._foreach_add_(list(parameters), updates, alpha=scaled)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
@@ -56,7 +63,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(updates: Sequence[Tensor]) -> Tensor:
-    """Return the matrices of one shape with their singular values brought near 1: (matrices, rows, columns) bfloat16.
+    """Return the matrices of one shape with their singular values brought near 1: (matrices, rows,
+    columns) bfloat16.
 
     Source: the quintic Newton-Schulz iteration of Jordan 2024.
     """
@@ -74,10 +82,14 @@ def orthogonalised(updates: Sequence[Tensor]) -> Tensor:
 
 
 def _by_shape(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the parameters in stacks of one shape, device and dtype that stay below ENTRIES_AT_ONCE."""
+    """Yield the parameters in stacks of one shape, device and dtype that stay below
+    ENTRIES_AT_ONCE.
+    """
     groups: dict[tuple[Any, ...], list[Tensor]] = {}
     for parameter in parameters:
-        groups.setdefault((*parameter.shape, parameter.device, parameter.dtype), []).append(parameter)
+        groups.setdefault((*parameter.shape, parameter.device, parameter.dtype), []).append(
+            parameter
+        )
     for group in groups.values():
         most = max(ENTRIES_AT_ONCE // group[0].numel(), 1)
         for start in range(0, len(group), most):

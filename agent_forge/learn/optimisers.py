@@ -1,7 +1,9 @@
-"""AdamW, or Muon for hidden matrices with AdamW for the rest; warm-up, flat, linear cool-down (WSD).
+"""AdamW, or Muon for hidden matrices with AdamW for the rest; warm-up, flat, linear cool-down
+(WSD).
 
-Muon (muon.py) is meant for 2-D hidden matrices only; embeddings, the head, gates and 1-D
-parameters stay with AdamW (arXiv:2509.02046). Weight decay acts on matrices, not on embeddings, norms and biases.
+Muon (muon.py) is meant for 2-D hidden matrices only; embeddings, the head, gates and 1-D parameters
+stay with AdamW (arXiv:2509.02046). Weight decay acts on matrices, not on embeddings, norms and
+biases.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +22,9 @@ Parameters = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
 
 
 def wsd(step: int, steps: int, warmup_steps: int, cooldown_share: float) -> float:
-    """Return the share of the peak learning rate at `step` (0-based): it rises, stays, and falls linearly to zero."""
+    """Return the share of the peak learning rate at `step` (0-based): it rises, stays, and falls
+    linearly to zero.
+    """
     rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     cooling_steps = round(cooldown_share * steps)
     falling = (steps - step) / cooling_steps if step >= steps - cooling_steps else 1.0
@@ -30,11 +34,13 @@ def wsd(step: int, steps: int, warmup_steps: int, cooldown_share: float) -> floa
 class Optimisers:
     """The optimisers of one stage and the names of what they train.
 
-    named: (name, parameter) in a fixed order; a parameter outside the model is named after its place.
-    Raises ConfigError when nothing is trainable, or a group is not {"params", "lr_scale"}.
+    named: (name, parameter) in a fixed order; a parameter outside the model is named after its
+    place. Raises ConfigError when nothing is trainable, or a group is not {"params", "lr_scale"}.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, parameters: Parameters | None) -> None:
+    def __init__(
+        self, model: nn.Module, config: OptimConfig, parameters: Parameters | None
+    ) -> None:
         self.config = config
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         embeddings = _embedding_ids(model)
@@ -46,14 +52,20 @@ class Optimisers:
             for parameter in group:
                 name = names.get(id(parameter), f"extra.{len(self.named)}")
                 self.named.append((name, parameter))
-                split[_kind(parameter, config.method, id(parameter) in embeddings)].append(parameter)
+                split[_kind(parameter, config.method, id(parameter) in embeddings)].append(
+                    parameter
+                )
             if split["muon"]:
                 muon_groups.append({"params": split["muon"], "lr_scale": lr_scale})
             for kind, decay in (("decay", config.weight_decay), ("plain", 0.0)):
                 if split[kind]:
-                    adam_groups.append({"params": split[kind], "lr_scale": lr_scale, "weight_decay": decay})
+                    adam_groups.append(
+                        {"params": split[kind], "lr_scale": lr_scale, "weight_decay": decay}
+                    )
         if not self.named:
-            raise ConfigError("nothing to train: no parameter requires a gradient; unfreeze some of the model")
+            raise ConfigError(
+                "nothing to train: no parameter requires a gradient; unfreeze some of the model"
+            )
         if len({id(parameter) for _, parameter in self.named}) != len(self.named):
             raise ConfigError("a parameter stands in two groups of `parameters`; name each once")
         self._fused = _fusable(self.named)
@@ -61,13 +73,19 @@ class Optimisers:
         self._peaks: list[float] = []
         if adam_groups:
             betas = (config.beta1, config.beta2)
-            self.all.append(torch.optim.AdamW(adam_groups, lr=config.lr, betas=betas, fused=self._fused))
+            self.all.append(
+                torch.optim.AdamW(adam_groups, lr=config.lr, betas=betas, fused=self._fused)
+            )
             self._peaks.append(config.lr)
         if muon_groups:
             decay = config.weight_decay
-            self.all.append(Muon(muon_groups, lr=config.muon_lr, weight_decay=decay, momentum=MUON_MOMENTUM))
+            self.all.append(
+                Muon(muon_groups, lr=config.muon_lr, weight_decay=decay, momentum=MUON_MOMENTUM)
+            )
             self._peaks.append(config.muon_lr)
-        self._owner = {id(p): one for one in self.all for group in one.param_groups for p in group["params"]}
+        self._owner = {
+            id(p): one for one in self.all for group in one.param_groups for p in group["params"]
+        }
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -75,7 +93,9 @@ class Optimisers:
         return [parameter for _, parameter in self.named]
 
     def set_scale(self, scale: float) -> float:
-        """Set every learning rate to its peak times `scale` (times its group's own scale); return AdamW's."""
+        """Set every learning rate to its peak times `scale` (times its group's own scale); return
+        AdamW's.
+        """
         for optimiser, peak in zip(self.all, self._peaks, strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = peak * scale * group["lr_scale"]
@@ -101,7 +121,9 @@ class Optimisers:
         return tensors
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned; parameters without an entry start afresh, unknown entries are left out."""
+        """Restore what `tensors` returned; parameters without an entry start afresh, unknown
+        entries are left out.
+        """
         parameters = dict(self.named)
         for optimiser in self.all:
             optimiser.state.clear()
@@ -133,8 +155,12 @@ def _kind(parameter: nn.Parameter, method: str, embedding: bool) -> str:
     return "decay"
 
 
-def _groups(model: nn.Module, parameters: Parameters | None) -> list[tuple[float, Sequence[nn.Parameter]]]:
-    """Return (lr_scale, parameters) groups; all trainable parameters of the model when none are given."""
+def _groups(
+    model: nn.Module, parameters: Parameters | None
+) -> list[tuple[float, Sequence[nn.Parameter]]]:
+    """Return (lr_scale, parameters) groups; all trainable parameters of the model when none are
+    given.
+    """
     if parameters is None:
         return [(1.0, [parameter for parameter in model.parameters() if parameter.requires_grad])]
     entries = list(parameters)
@@ -142,8 +168,14 @@ def _groups(model: nn.Module, parameters: Parameters | None) -> list[tuple[float
         return [(1.0, entries)]  # type: ignore[list-item]
     groups: list[tuple[float, Sequence[nn.Parameter]]] = []
     for entry in entries:
-        if not isinstance(entry, Mapping) or "params" not in entry or set(entry) - {"params", "lr_scale"}:
-            raise ConfigError(f'a parameter group is {{"params": [...], "lr_scale": x}}, got {type(entry).__name__}')
+        if (
+            not isinstance(entry, Mapping)
+            or "params" not in entry
+            or set(entry) - {"params", "lr_scale"}
+        ):
+            raise ConfigError(
+                f'a parameter group is {{"params": [...], "lr_scale": x}}, got {type(entry).__name__}'
+            )
         groups.append((float(entry.get("lr_scale", 1.0)), list(entry["params"])))
     return groups
 

@@ -1,10 +1,12 @@
-"""Which arithmetic the products of a step use: as asked, or what is faster for this model on this machine.
+"""Which arithmetic the products of a step use: as asked, or what is faster for this model on this
+machine.
 
-`auto` starts from float32 and takes bfloat16 (autocast: weights, sums of losses, optimiser stay float32) on an
-accelerator that has it, and on a CPU that multiplies it clearly faster. An accelerator is not measured: products of a
-small model take there the time of their launch, and say nothing. CPUs with bfloat16 arithmetic are about twice as fast
-or not faster at all, so the choice does not hang on a crowded moment; it is kept with the state, and a resumed stage
-does not measure again.
+`auto` starts from float32 and takes bfloat16 (autocast: weights, sums of losses, optimiser stay
+float32) on an accelerator that has it, and on a CPU that multiplies it clearly faster. An
+accelerator is not measured: products of a small model take there the time of their launch, and say
+nothing. CPUs with bfloat16 arithmetic are about twice as fast or not faster at all, so the choice
+does not hang on a crowded moment; it is kept with the state, and a resumed stage does not measure
+again.
 """
 
 import time
@@ -25,9 +27,15 @@ TRIALS = 5
 
 
 def chosen(
-    model: nn.Module, tokens: int, device: torch.device, stage: str, events: EventLog, decide: Callable[[float], float]
+    model: nn.Module,
+    tokens: int,
+    device: torch.device,
+    stage: str,
+    events: EventLog,
+    decide: Callable[[float], float],
 ) -> torch.dtype:
-    """Return bfloat16 or float32, by what an accelerator has or by measurement on a CPU, and say so in one line.
+    """Return bfloat16 or float32, by what an accelerator has or by measurement on a CPU, and say so
+    in one line.
 
     tokens: in one forward pass of this process; decide: makes several processes agree.
     """
@@ -39,25 +47,37 @@ def chosen(
     gain = decide(measured_gain(model, tokens, device))
     dtype = torch.bfloat16 if gain >= LEAST_GAIN else torch.float32
     name = str(dtype).removeprefix("torch.")
-    events.message(f"{stage}: {name} products (bfloat16 measured {gain:.1f} times as fast as float32)", stage=stage)
+    events.message(
+        f"{stage}: {name} products (bfloat16 measured {gain:.1f} times as fast as float32)",
+        stage=stage,
+    )
     return dtype
 
 
 def warn_of_slow(dtype: torch.dtype, device: torch.device, stage: str, events: EventLog) -> None:
     """Warn where bfloat16 is set and the processor has no instructions for it."""
-    if dtype == torch.bfloat16 and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+    if (
+        dtype == torch.bfloat16
+        and device.type == "cpu"
+        and not torch.cpu._is_avx512_bf16_supported()
+    ):
         events.warning(
             f"{stage}: this processor has no bfloat16 arithmetic; float32 is faster here (runtime.dtype=auto measures)"
         )
 
 
 def measured_gain(model: nn.Module, tokens: int, device: torch.device) -> float:
-    """Return float32 seconds over bfloat16 seconds, casts included, for the products of the model's linear layers.
+    """Return float32 seconds over bfloat16 seconds, casts included, for the products of the model's
+    linear layers.
 
     1.0 for a model without linear layers.
     """
-    counts = Counter(tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear))
-    most = sorted(counts, key=lambda shape: (counts[shape] * shape[0] * shape[1], shape), reverse=True)
+    counts = Counter(
+        tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear)
+    )
+    most = sorted(
+        counts, key=lambda shape: (counts[shape] * shape[0] * shape[1], shape), reverse=True
+    )
     wide = narrow = 0.0
     for shape in most[:MEASURED_SHAPES]:
         count = max(min(tokens, int(MEASURED_FLOP / (2 * shape[0] * shape[1]))), 1)
@@ -69,7 +89,9 @@ def measured_gain(model: nn.Module, tokens: int, device: torch.device) -> float:
 
 
 def _seconds(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> float:
-    """Return the least time of a product in `dtype`; the weight is cast once, as autocast does in a step."""
+    """Return the least time of a product in `dtype`; the weight is cast once, as autocast does in a
+    step.
+    """
     cast = weight.to(dtype)
     best = float("inf")
     with torch.no_grad():

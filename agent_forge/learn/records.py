@@ -1,4 +1,6 @@
-"""What one training step did, in memory and bit-exact on disk; and what a controller may be told and answer."""
+"""What one training step did, in memory and bit-exact on disk; and what a controller may be told
+and answer.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -6,16 +8,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-# (model, batch, step) -> (loss, metrics). With `teachers`, a list of models that it runs without gradients, these are run
-# as the trained one is: compiled, and told that attention is causal.
+# (model, batch, step) -> (loss, metrics). With `teachers`, a list of models that it runs without
+# gradients, these are run as the trained one is: compiled, and told that attention is causal.
 LossFn = Callable[[Any, dict[str, Tensor], int], tuple[Tensor, Mapping[str, Any]]]
 
 
 class Batches(Protocol):
     """A source of batches; `batch(step)` depends on step alone (and on a controller's saved state).
 
-    A source whose batches depend on step alone may say `pure = True`: then other processes may prepare them. With
-    `fingerprint() -> str` a stage refuses to resume on other data.
+    A source whose batches depend on step alone may say `pure = True`: then other processes may
+    prepare them. With `fingerprint() -> str` a stage refuses to resume on other data.
     """
 
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -25,7 +27,9 @@ class Batches(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class StepRecord:
-    """What one step did. `loss` is in nats, `grad_norm` before clipping, `metrics` the loss function's."""
+    """What one step did. `loss` is in nats, `grad_norm` before clipping, `metrics` the loss
+    function's.
+    """
 
     step: int
     loss: float
@@ -36,12 +40,22 @@ class StepRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; floats as hex, so that a log can be compared bit by bit."""
-        return {**asdict(self), "loss": self.loss.hex(), "lr": self.lr.hex(), "grad_norm": self.grad_norm.hex()}
+        return {
+            **asdict(self),
+            "loss": self.loss.hex(),
+            "lr": self.lr.hex(),
+            "grad_norm": self.grad_norm.hex(),
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "StepRecord":
         """Return what `to_json` wrote."""
-        return cls(**{**content, **{key: float.fromhex(content[key]) for key in ("loss", "lr", "grad_norm")}})
+        return cls(
+            **{
+                **content,
+                **{key: float.fromhex(content[key]) for key in ("loss", "lr", "grad_norm")},
+            }
+        )
 
 
 # May return {"lr_scale": x, "noise": s, "keep": True, "rollback": True}; see `train`.

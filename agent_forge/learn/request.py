@@ -17,14 +17,17 @@ from agent_forge.learn.records import Batches, LossFn, OnStep
 class TrainRequest:
     """One stage of training.
 
-    parameters: parameters or groups {"params", "lr_scale"}; None trains all that require a gradient.
-    on_step: called after each step with (record, model). May return controls for the steps that follow:
-        "lr_scale" multiplies the schedule, "noise" is the standard deviation of Gaussian noise on each
-        gradient tensor, relative to its RMS; "keep": True remembers weights and optimiser, "rollback":
-        True goes back to them (the step count goes on). With `state_dict()` and `load_state_dict()` its
-        own JSON state is saved too. It is called for a non-finite loss only while weights are remembered.
+    parameters: parameters or groups {"params", "lr_scale"}; None trains all that require a
+    gradient. on_step: called after each step with (record, model). May return controls for the
+    steps that follow:
+        "lr_scale" multiplies the schedule, "noise" is the standard deviation of Gaussian noise on
+        each gradient tensor, relative to its RMS; "keep": True remembers weights and optimiser,
+        "rollback": True goes back to them (the step count goes on). With `state_dict()` and
+        `load_state_dict()` its own JSON state is saved too. It is called for a non-finite loss only
+        while weights are remembered.
     dtype: of the forward pass (autocast); with runtime.dtype=auto it is measured instead.
-    average_decay: above 0, the average over the last optim.average_share of the steps is exponential,
+    average_decay: above 0, the average over the last optim.average_share of the steps is
+    exponential,
         not uniform.
     settings: further values that must not change on resume.
     optimiser_from: a finished stage, run with keep_optimiser=True, whose optimiser state this stage

@@ -1,8 +1,9 @@
-"""How long a stage trains and what the learning rate does meanwhile: steps, or an earlier end by tokens or minutes.
+"""How long a stage trains and what the learning rate does meanwhile: steps, or an earlier end by
+tokens or minutes.
 
-With a budget of tokens the stage is planned over fewer steps, and is as reproducible as any. With a budget of minutes
-the schedule follows the larger of two shares, steps done and time used, so that cool-down and averaging are whole when
-the time is up; the result then depends on the machine.
+With a budget of tokens the stage is planned over fewer steps, and is as reproducible as any. With a
+budget of minutes the schedule follows the larger of two shares, steps done and time used, so that
+cool-down and averaging are whole when the time is up; the result then depends on the machine.
 """
 
 from agent_forge.config import OptimConfig
@@ -10,9 +11,13 @@ from agent_forge.learn.optimisers import wsd
 
 
 class StageSchedule:
-    """The length and schedule of a stage. `seconds` is the training time used, earlier processes included."""
+    """The length and schedule of a stage. `seconds` is the training time used, earlier processes
+    included.
+    """
 
-    def __init__(self, steps: int, optim: OptimConfig, *, tokens: int = 0, minutes: float = 0.0) -> None:
+    def __init__(
+        self, steps: int, optim: OptimConfig, *, tokens: int = 0, minutes: float = 0.0
+    ) -> None:
         self.steps, self.optim, self.minutes = steps, optim, minutes
         self.tokens = tokens
         self.seconds = 0.0
@@ -36,7 +41,9 @@ class StageSchedule:
     def averages(self, step: int) -> bool:
         """Return whether the weights after `step` belong to the average."""
         first = self.steps - round(self.optim.average_share * self.steps)
-        return step >= first or (self.optim.average_share > 0 and self._time_share() >= 1 - self.optim.average_share)
+        return step >= first or (
+            self.optim.average_share > 0 and self._time_share() >= 1 - self.optim.average_share
+        )
 
     def _time_share(self) -> float:
         return min(self.seconds / (60 * self.minutes), 1.0) if self.minutes > 0 else 0.0

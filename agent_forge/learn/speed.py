@@ -1,10 +1,12 @@
-"""Run a model compiled, where that pays, and with less memory. Everything is undone when training ends.
+"""Run a model compiled, where that pays, and with less memory. Everything is undone when training
+ends.
 
-On an accelerator the whole stack of a plain model is one graph (`models/plain.py`): norms, sums and casts between its
-layers become one kernel, and a step is launched at once. Elsewhere, and where the whole does not compile, blocks
-(transformer layers) are compiled one by one: equal blocks share one graph, so compiling takes the time of one. A parent
-that a loss function runs beside the model is compiled the same way. `auto` takes the first steps of the stage itself as
-the measurement: some eager, then some compiled, and the faster way for the rest.
+On an accelerator the whole stack of a plain model is one graph (`models/plain.py`): norms, sums and
+casts between its layers become one kernel, and a step is launched at once. Elsewhere, and where the
+whole does not compile, blocks (transformer layers) are compiled one by one: equal blocks share one
+graph, so compiling takes the time of one. A parent that a loss function runs beside the model is
+compiled the same way. `auto` takes the first steps of the stage itself as the measurement: some
+eager, then some compiled, and the faster way for the rest.
 """
 
 import functools
@@ -34,7 +36,9 @@ COLLECT_STEPS = 16  # steps between two collections of garbage
 
 @dataclass(frozen=True, slots=True)
 class Bet:
-    """What compiling may bring: the share of a step that it saves at best, and the seconds that it costs at least."""
+    """What compiling may bring: the share of a step that it saves at best, and the seconds that it
+    costs at least.
+    """
 
     saves: float
     costs_seconds: float
@@ -44,10 +48,12 @@ OF_BLOCKS, OF_STACKS = Bet(0.3, 20.0), Bet(0.5, 60.0)
 
 
 class Compiler:
-    """Decide between eager and compiled, and put what is called in its place. `choice` is auto (undecided), on or off.
+    """Decide between eager and compiled, and put what is called in its place. `choice` is auto
+    (undecided), on or off.
 
-    seconds(step) are given by `note`; decide: makes several processes agree on a choice. teachers: models that the loss
-    runs without gradients. whole: stacks may be compiled as one graph (not where layers are sharded one by one).
+    seconds(step) are given by `note`; decide: makes several processes agree on a choice. teachers:
+    models that the loss runs without gradients. whole: stacks may be compiled as one graph (not
+    where layers are sharded one by one).
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class Compiler:
         self._compiled: list[float] = []
 
     def start(self, device: torch.device) -> None:
-        """Find what is compiled, compile at once for `on`; explain where compiling is not possible."""
+        """Find what is compiled, compile at once for `on`; explain where compiling is not
+        possible.
+        """
         if self.whole and runs_whole(device):
             found = [(stack_of(one), one is self.model) for one in (self.model, *self.teachers)]
             self.stacks = [(stack, trains) for stack, trains in found if stack is not None]
@@ -82,7 +90,9 @@ class Compiler:
         elif device.type == "cpu" and not _has_compiler():
             reason = "no C++ compiler here (set CXX, or install g++)"
         if reason:
-            self.events.warning(f"{self.stage}: torch.compile is not used: {reason}; training runs eagerly")
+            self.events.warning(
+                f"{self.stage}: torch.compile is not used: {reason}; training runs eagerly"
+            )
             self.choice = "off"
         elif self.choice == "on":
             self._switch(True)
@@ -102,10 +112,16 @@ class Compiler:
             self._choose(steps_left)
 
     def retreats(self, error: Exception) -> bool:
-        """Return whether another way is left after this error of a step: from whole stacks to blocks, then to eager."""
+        """Return whether another way is left after this error of a step: from whole stacks to
+        blocks, then to eager.
+        """
         # What is not imported has not been raised.
         raised = sys.modules.get("torch._dynamo.exc")
-        if raised is None or not isinstance(error, raised.TorchDynamoException) or self.choice == "off":
+        if (
+            raised is None
+            or not isinstance(error, raised.TorchDynamoException)
+            or self.choice == "off"
+        ):
             return False
         if not (self.stacks or self.blocks):
             return False
@@ -113,7 +129,9 @@ class Compiler:
         to_blocks = bool(self.stacks and self.blocks)
         self.stop()
         self.stacks, self.blocks = [], self.blocks if to_blocks else []
-        self._say(f"{'blocks alone' if to_blocks else 'off'}: the {'whole' if to_blocks else 'block'} fails ({reason})")
+        self._say(
+            f"{'blocks alone' if to_blocks else 'off'}: the {'whole' if to_blocks else 'block'} fails ({reason})"
+        )
         if to_blocks:
             self._switch(True)
         else:
@@ -161,15 +179,19 @@ class Compiler:
 
 
 def runs_whole(device: torch.device) -> bool:
-    """Return whether plain stacks are run as one on this device: the CPU gains nothing, and compiling takes it minutes."""
+    """Return whether plain stacks are run as one on this device: the CPU gains nothing, and
+    compiling takes it minutes.
+    """
     return device.type != "cpu"
 
 
 @contextmanager
 def garbage_at_intervals() -> Iterator[Callable[[int], None]]:
-    """Keep Python from looking for garbage within a step; yields what is told each step and collects now and then.
+    """Keep Python from looking for garbage within a step; yields what is told each step and
+    collects now and then.
 
-    A collection stops the launches of an accelerator for milliseconds, at a moment that differs between processes.
+    A collection stops the launches of an accelerator for milliseconds, at a moment that differs
+    between processes.
     """
     was_on = gc.isenabled()
     gc.collect()
@@ -190,13 +212,16 @@ def garbage_at_intervals() -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def recomputing(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Keep no activations inside blocks while the context lasts; they are computed again in the backward pass.
+    """Keep no activations inside blocks while the context lasts; they are computed again in the
+    backward pass.
 
     Raises PhaseError when the model has no list of blocks.
     """
     chosen: list[Any] = blocks(model) if enabled else []
     if enabled and not chosen:
-        raise PhaseError("runtime.checkpoint_activations needs a model with a list of blocks; set it to false")
+        raise PhaseError(
+            "runtime.checkpoint_activations needs a model with a list of blocks; set it to false"
+        )
     for block in chosen:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     try:
@@ -208,7 +233,9 @@ def recomputing(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def no_memory_fill() -> Iterator[None]:
-    """Stop deterministic mode from writing NaN into every fresh tensor: training reads none before writing it."""
+    """Stop deterministic mode from writing NaN into every fresh tensor: training reads none before
+    writing it.
+    """
     settings: Any = torch.utils.deterministic
     before = settings.fill_uninitialized_memory
     settings.fill_uninitialized_memory = False

@@ -1,7 +1,8 @@
 """The state of a training stage on disk: safetensors and JSON, written whole, the newest two kept.
 
-`resume_dir/step-00000120/` holds tensors.safetensors and state.json (with the hashes of both); `resume_dir/final/`
-is the result of a finished stage. A damaged state is passed over for the older one; with none left the stage restarts.
+`resume_dir/step-00000120/` holds tensors.safetensors and state.json (with the hashes of both);
+`resume_dir/final/` is the result of a finished stage. A damaged state is passed over for the older
+one; with none left the stage restarts.
 """
 
 import hashlib
@@ -27,10 +28,14 @@ TENSORS = "tensors.safetensors"
 RECORD = "state.json"
 
 
-def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write one state as `directory/name`, read it back, and only then drop what it makes superfluous.
+def write(
+    directory: Path, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    """Write one state as `directory/name`, read it back, and only then drop what it makes
+    superfluous.
 
-    Raises CheckpointError when what is on the disk is not what was written; older states are kept then.
+    Raises CheckpointError when what is on the disk is not what was written; older states are kept
+    then.
     """
     content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     hashes = {"sha256": hashlib.sha256(content).hexdigest(), "record_sha256": _record_hash(record)}
@@ -43,15 +48,25 @@ def write(directory: Path, name: str, tensors: Mapping[str, Tensor], record: Map
     atomic.write_directory(directory / name, fill)
     with (directory / name / TENSORS).open("rb") as written:
         if hashlib.file_digest(written, "sha256").hexdigest() != document["sha256"]:
-            raise CheckpointError(f"{directory / name}: the disk does not hold what was written; check the disk")
-    staying = [name] if name == FINAL else [name, *(other for other in _names(directory) if other != name)][:KEEP]
+            raise CheckpointError(
+                f"{directory / name}: the disk does not hold what was written; check the disk"
+            )
+    staying = (
+        [name]
+        if name == FINAL
+        else [name, *(other for other in _names(directory) if other != name)][:KEEP]
+    )
     for path in directory.iterdir():
         if path.name not in staying:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def newest(directory: Path, stage: str, events: EventLog) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return (tensors, record) of the newest whole state, or None. A damaged one is named in a warning."""
+def newest(
+    directory: Path, stage: str, events: EventLog
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return (tensors, record) of the newest whole state, or None. A damaged one is named in a
+    warning.
+    """
     for name in _names(directory):
         try:
             content = (directory / name / TENSORS).read_bytes()
@@ -63,20 +78,33 @@ def newest(directory: Path, stage: str, events: EventLog) -> tuple[dict[str, Ten
             if record["record_sha256"] != _record_hash(record):
                 raise ValueError(f"{RECORD} does not have its recorded hash")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            events.warning(f"{stage}: passed over a damaged training state {directory / name} ({error})", stage=stage)
+            events.warning(
+                f"{stage}: passed over a damaged training state {directory / name} ({error})",
+                stage=stage,
+            )
             continue
         return load(content), record
     return None
 
 
 def _record_hash(record: Mapping[str, Any]) -> str:
-    """Return a hash of a record as it looks after a round trip through JSON, without format and hashes."""
-    own = {key: value for key, value in record.items() if key not in ("format", "sha256", "record_sha256")}
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(own)), sort_keys=True).encode()).hexdigest()
+    """Return a hash of a record as it looks after a round trip through JSON, without format and
+    hashes.
+    """
+    own = {
+        key: value
+        for key, value in record.items()
+        if key not in ("format", "sha256", "record_sha256")
+    }
+    return hashlib.sha256(
+        json.dumps(json.loads(json.dumps(own)), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between the settings a stage began with and those it is given now, one line each."""
+    """Return what differs between the settings a stage began with and those it is given now, one
+    line each.
+    """
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     return [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differing]
 

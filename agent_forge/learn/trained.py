@@ -1,6 +1,8 @@
-"""What training changes: weights, buffers, the optimisers' moments, the average of the last steps, what is kept aside.
+"""What training changes: weights, buffers, the optimisers' moments, the average of the last steps,
+what is kept aside.
 
-All of it has a name, so that a stage is saved, restored, rolled back and handed on as one flat dict of tensors.
+All of it has a name, so that a stage is saved, restored, rolled back and handed on as one flat dict
+of tensors.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,9 @@ from agent_forge.learn.optimisers import Optimisers
 class Trained:
     """The model (or working copy) of a stage and what belongs to it."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, parameters: list[Any] | None, decay: float) -> None:
+    def __init__(
+        self, model: nn.Module, optim: OptimConfig, parameters: list[Any] | None, decay: float
+    ) -> None:
         self.model = model
         self.optimisers = Optimisers(model, optim, parameters)
         stored = set(model.state_dict())
@@ -41,7 +45,9 @@ class Trained:
         self.remembered = {}
 
     def tensors(self, *, moments: bool) -> dict[str, Tensor]:
-        """Return everything by name, whole tensors; all processes must call it. moments: the optimisers' state too."""
+        """Return everything by name, whole tensors; all processes must call it. moments: the
+        optimisers' state too.
+        """
         named = self._live() if moments else self._weights()
         named |= {f"average/{key}": value for key, value in self.average.tensors.items()}
         named |= {f"kept/{key}": value for key, value in self.remembered.items()}
@@ -62,11 +68,15 @@ class Trained:
             states.copy_into(targets[name], whole(value.detach()))
 
     def _weights(self) -> dict[str, Tensor]:
-        weights = {f"weight/{name}": parameter.detach() for name, parameter in self.optimisers.named}
+        weights = {
+            f"weight/{name}": parameter.detach() for name, parameter in self.optimisers.named
+        }
         return weights | {f"buffer/{name}": value for name, value in self.buffers.items()}
 
     def _live(self) -> dict[str, Tensor]:
-        return self._weights() | {f"optimiser/{key}": value for key, value in self.optimisers.tensors().items()}
+        return self._weights() | {
+            f"optimiser/{key}": value for key, value in self.optimisers.tensors().items()
+        }
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.optimisers.named:
@@ -78,4 +88,6 @@ class Trained:
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose name begins with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }

@@ -1,6 +1,7 @@
 """The eight phases: rooms of one shape that talk only through checkpoint directories.
 
-Every phase has `run(phase: PhaseRun[Config]) -> Report`. Nothing here imports torch before it is needed.
+Every phase has `run(phase: PhaseRun[Config]) -> Report`. Nothing here imports torch before it is
+needed.
 """
 
 from dataclasses import dataclass

@@ -7,10 +7,12 @@ with the settings of `forge cognate`, or those that an experiment gives this pha
 without `cognate.`, is laid over either), makes the models of every seed (what is there already is
 kept, an interrupted run goes on) and prints, on validation items that no training saw:
 
-1. recall: facts, a segment of other text, a question; right answers of memory_integration with writes on and off;
-2. depth: adaptive_computation on easy and hard rows, leaving by its own head, always after one pass, and never early;
-3. the 3 x 3 matrix of losses, and for each specialist its margin over the best sibling on its own probe, with Student's
-   paired t over the seeds (two-sided).
+1. recall: facts, a segment of other text, a question; right answers of memory_integration with
+   writes on and off;
+2. depth: adaptive_computation on easy and hard rows, leaving by its own head, always after one
+   pass, and never early;
+3. the 3 x 3 matrix of losses, and for each specialist its margin over the best sibling on its own
+   probe, with Student's paired t over the seeds (two-sided).
 
 Intervals of shares are Wilson's, of paired differences the normal one over all items of all seeds;
 95%. --prepared DIR ... takes directories of checkpoints, one a seed, in place of making them.
@@ -254,7 +256,9 @@ def print_matrix(
     configs: Sequence[Config],
     count: int,
 ) -> list[Figure]:
-    """Print the losses of all specialists on all probes, and each specialist's margin on its own."""
+    """Print the losses of all specialists on all probes, and each specialist's margin on its
+    own.
+    """
     losses: dict[tuple[str, str], list[float]] = {}
     for specialists, tokenizer, config in zip(seeds, tokenizers, configs, strict=True):
         for name, model in specialists.items():

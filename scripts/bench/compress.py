@@ -54,10 +54,12 @@ CLAIM = "At every size that llama.cpp has, a file of no more bytes loses less (S
 BAR = "below llama.cpp's best of no more bytes up to 106 MB; 50, 62, 88 MB as in NAMED_BARS"
 
 TRAINING_WINDOWS = 200
-# (MB, perplexity) to reach, set on another sample of the same kind of text, where fp32 has NAMED_BARS_FP32: ratios count.
+# (MB, perplexity) to reach, set on another sample of the same kind of text, where fp32 has
+# NAMED_BARS_FP32: ratios count.
 NAMED_BARS, NAMED_BARS_FP32 = ((50.0, 45.0), (62.0, 36.0), (88.0, 27.0)), 26.44
 LARGEST_COMPARED = 106.0  # MB: above it both sides are near the parent
-# Mixtures of llama.cpp; after a colon another type for the embedding, which the mixtures keep at 6 bits or more.
+# Mixtures of llama.cpp; after a colon another type for the embedding, which the mixtures keep at 6
+# bits or more.
 LLAMA_TYPES = [
     "F16",
     "Q8_0",
@@ -149,7 +151,9 @@ class Bench:
             )
 
     def coded(self, losses: list[float]) -> dict[str, list[offers.Offer]]:
-        """Return every tensor's codes at the rates of `losses`, each rate in a folder of its own."""
+        """Return every tensor's codes at the rates of `losses`, each rate in a folder of its
+        own.
+        """
         sensitivities = self.sensitivities()
         tensors = offers.quantisable(self.model, self.config)
         coded_by_rate: dict[str, list[offers.Offer]] = {name: [] for name in tensors}

@@ -180,7 +180,9 @@ class Pool:
 
 
 def refused(pool: Pool, parent: Pairs, child: Pairs, seed: int) -> bool:
-    """Return whether the gate refuses the child on items drawn by `seed`, look by look as in a run."""
+    """Return whether the gate refuses the child on items drawn by `seed`, look by look as in a
+    run.
+    """
     gate = replace(
         pool.settings.gate, tasks={task: pool.settings.gate.tasks[task] for task in parent}
     )

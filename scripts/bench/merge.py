@@ -47,7 +47,8 @@ HEAD = (
     "| method | mergekit s | forge s | faster | bar | mergekit MB | forge MB | less | agreement |"
 )
 CHANCE = ("dare_ties", "della")
-# mergekit iterates in bfloat16, so both are held against the iteration in float64 instead of against each other.
+# mergekit iterates in bfloat16, so both are held against the iteration in float64 instead of
+# against each other.
 TRUTH = "karcher"
 # With 16-bit inputs many magnitudes are equal, and which of them a cut keeps is not defined.
 CUT = ("ties", "breadcrumbs")
@@ -244,7 +245,8 @@ def row(method: str, folder: Path, args: argparse.Namespace) -> tuple[str, list[
     return line, figures
 
 
-# Runs a command from a small process: Linux counts the memory of the process that started a program as the program's.
+# Runs a command from a small process: Linux counts the memory of the process that started a program
+# as the program's.
 LAUNCHER = """
 import json, os, sys, time
 began = time.perf_counter()
@@ -289,7 +291,8 @@ def agreement(method: str, folder: Path) -> str:
     equal = near = total = 0
     for name, value in ours.items():
         a, b = value.float(), theirs[name].float()
-        # Two steps of bfloat16 at the size of the value, and of the tensor's typical value for those near 0.
+        # Two steps of bfloat16 at the size of the value, and of the tensor's typical value for
+        # those near 0.
         step = torch.maximum(a.abs(), a.abs().mean()) * 2.0**-6
         equal += int((a == b).sum())
         near += int(((a - b).abs() <= step).sum())

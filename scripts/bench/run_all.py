@@ -56,7 +56,9 @@ def run(arguments: Sequence[str] = ()) -> Result:
 
 
 def finished(args: argparse.Namespace) -> dict[str, str]:
-    """Return where, when and how a finished run was made: the day of its last file, and what was said."""
+    """Return where, when and how a finished run was made: the day of its last file, and what was
+    said.
+    """
     times = [path.stat().st_mtime for path in (args.run_dir / ".forge").glob(f"*/{OUTCOME}")]
     day = datetime.fromtimestamp(max(times), UTC).date().isoformat()
     origin = {"machine": args.machine, "commit": args.commit, "command": args.command}

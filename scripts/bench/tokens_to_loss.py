@@ -102,7 +102,8 @@ def tuned(runs: "Runs", method: str, rates: tuple[float, ...], share: float) -> 
 
 
 def needed_share(losses: dict[float, float], goal: float) -> float:
-    """Return the share of tokens at which our loss meets `goal`, linear in the logarithm between measured shares.
+    """Return the share of tokens at which our loss meets `goal`, linear in the logarithm between
+    measured shares.
 
     The least measured share where that is enough already, infinity where none is.
     """

@@ -1,4 +1,6 @@
-"""String settings are the text that was typed: on the command line, in a file, in a sweep. Nothing is guessed."""
+"""String settings are the text that was typed: on the command line, in a file, in a sweep. Nothing
+is guessed.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,22 @@ def test_the_command_line_keeps_text(text: str) -> None:
     assert (found.out, found.data.cache) == (text, text)
 
 
-# Inside a list these stand for something: commas and brackets, an opening quote, a backslash before one of them.
+# Inside a list these stand for something: commas and brackets, an opening quote, a backslash before
+# one of them.
 IN_LISTS = [t for t in LOOKS if not {*",[]{}"} & {*t} and t not in ("'open", "a\\", "\\\\share\\x")]
 
 
 def test_lists_and_mappings_keep_text() -> None:
     assert base(f"sources=[ {', '.join(IN_LISTS)}]").sources == IN_LISTS
     words = [text for text in IN_LISTS if ":" not in text]
-    traits = ",".join(f"t{i}: {{system: {text}, strength: 0.5, questions: [{text}]}}" for i, text in enumerate(words))
+    traits = ",".join(
+        f"t{i}: {{system: {text}, strength: 0.5, questions: [{text}]}}"
+        for i, text in enumerate(words)
+    )
     made = compose("bake", BakeConfig, ["out=x", f"persona.traits={{{traits}}}"]).persona.traits
-    assert [(made[f"t{i}"].system, made[f"t{i}"].questions) for i in range(len(words))] == [(t, [t]) for t in words]
+    assert [(made[f"t{i}"].system, made[f"t{i}"].questions) for i in range(len(words))] == [
+        (t, [t]) for t in words
+    ]
 
 
 def test_quotes_keep_whatever_they_hold() -> None:
@@ -65,7 +73,9 @@ def test_a_file_keeps_plain_text(tmp_path: Path) -> None:
         "it's",
     ]
     file = tmp_path / "my.yaml"
-    file.write_text(f"sources: [{', '.join(looks)}]\nout: 007\ndata: {{cache: yes}}\n", encoding="utf-8")
+    file.write_text(
+        f"sources: [{', '.join(looks)}]\nout: 007\ndata: {{cache: yes}}\n", encoding="utf-8"
+    )
     found = compose("base", PhaseConfig, [], str(file))
     assert (found.sources, found.out, found.data.cache) == (looks, "007", "yes")
 
@@ -86,7 +96,9 @@ def test_a_sweep_keeps_text(text: str) -> None:
 
 
 def test_all_phases_of_a_run_keep_text() -> None:
-    run = compose_run(["run_dir=2024_01", "data.cache=007", "bake.data.text=[1e3]", "quietstar.start_text=yes"])
+    run = compose_run(
+        ["run_dir=2024_01", "data.cache=007", "bake.data.text=[1e3]", "quietstar.start_text=yes"]
+    )
     assert str(run.run_dir) == "2024_01"
     assert run.phases["adas"].data.cache == "007"
     assert run.phases["bake"].data.text == ["1e3"]
@@ -99,10 +111,16 @@ def test_numbers_are_read_however_they_are_written(tmp_path: Path) -> None:
     assert base("gate.items=1_000", "runtime.shard=yes").gate.items == 1000
     file = tmp_path / "my.yaml"
     file.write_text(
-        "runtime: {budget_minutes: 1e-3, shard: yes, compile: off}\ngate: {items: '12'}\n", encoding="utf-8"
+        "runtime: {budget_minutes: 1e-3, shard: yes, compile: off}\ngate: {items: '12'}\n",
+        encoding="utf-8",
     )
     found = base(file=str(file))
-    assert (found.runtime.budget_minutes, found.runtime.shard, found.runtime.compile, found.gate.items) == (
+    assert (
+        found.runtime.budget_minutes,
+        found.runtime.shard,
+        found.runtime.compile,
+        found.gate.items,
+    ) == (
         0.001,
         True,
         "off",
@@ -120,7 +138,9 @@ def test_numbers_are_read_however_they_are_written(tmp_path: Path) -> None:
     }
 
 
-def test_text_that_holds_an_interpolation_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_holds_an_interpolation_is_looked_up_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PLACE", "here/${seed}")
     assert base("out=${oc.env:PLACE}/x").out == "here/${seed}/x"
     assert base("out=a\\${seed}").out == "a${seed}"
@@ -144,14 +164,22 @@ def test_text_that_holds_an_interpolation_is_looked_up_once(monkeypatch: pytest.
         ("data.text=[sotu,,a.txt]", "data.text must be text that is not empty, got ''"),
         ("sources=[' ']", "sources must be text that is not empty, got ' '"),
         ("seed=" + "9" * 5000, "seed must be a whole number, got one of 5000 characters"),
-        ("gate.tasks={text: 0.9, text: 0.8}", "gate.tasks: 'text' is set more than once; keep one of them"),
+        (
+            "gate.tasks={text: 0.9, text: 0.8}",
+            "gate.tasks: 'text' is set more than once; keep one of them",
+        ),
         ("gate.tasks={}", "gate.tasks={} would change nothing"),
         ("gate={}", "take one out with '~gate.NAME'"),
         ("hydra.run.dir=x", "hydra.run.dir=x: Hydra's own settings act on sweeps alone; add -m"),
-        ("out=a${b", "out: '${' begins a reference, as in ${seed}; type \\${ for the two characters"),
+        (
+            "out=a${b",
+            "out: '${' begins a reference, as in ${seed}; type \\${ for the two characters",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_one_line_that_shows_what_to_type(override: str, message: str) -> None:
+def test_what_cannot_be_read_is_one_line_that_shows_what_to_type(
+    override: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         base(override)
     assert message in str(caught.value)
@@ -162,13 +190,19 @@ def test_what_cannot_be_read_is_one_line_that_shows_what_to_type(override: str, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("out: ~\n", "out has no value (line 1: '~' is YAML's null); leave the line out, or write out: '~'"),
+        (
+            "out: ~\n",
+            "out has no value (line 1: '~' is YAML's null); leave the line out, or write out: '~'",
+        ),
         ("data: {cache: }\n", "data.cache has no value"),
         ('out: "a\\w"\n', "a backslash stands for itself in single quotes"),
         ("seed: 1\nseed: 2\n", "seed is set more than once (line 1); keep one of them"),
         ("sources: x\n", "sources is a list, [a, b], got 'x' (line 1)"),
         ("gate: {tasks: [a]}\n", "gate.tasks is not a list (line 1)"),
-        ("gate: {tasks: {}}\n", "gate.tasks={} would change nothing, for a mapping is laid over the defaults"),
+        (
+            "gate: {tasks: {}}\n",
+            "gate.tasks={} would change nothing, for a mapping is laid over the defaults",
+        ),
         ("gate: {items: few}\n", "gate.items must be a whole number, got 'few'"),
         ("ü: 1\n", "'ü' is not a name"),
     ],

@@ -84,7 +84,9 @@ def test_a_mapping_of_free_keys_takes_new_ones() -> None:
 def test_run_all_searches_for_a_minute_and_evomerge_at_the_specifications_budget() -> None:
     assert compose_tree("run_all").evomerge.search.generations == 5
     assert compose_tree("evomerge").search.generations == 50
-    assert compose_tree("run_all", ["search@evomerge.search=spec"]).evomerge.search.generations == 50
+    assert (
+        compose_tree("run_all", ["search@evomerge.search=spec"]).evomerge.search.generations == 50
+    )
 
 
 def test_gate_tasks_take_new_names() -> None:
@@ -93,7 +95,9 @@ def test_gate_tasks_take_new_names() -> None:
 
 
 def test_every_line_of_conf_that_sets_a_value_says_what_it_is() -> None:
-    """The defaults are the documentation: in the files that phases share every leaf has a comment."""
+    """The defaults are the documentation: in the files that phases share every leaf has a
+    comment.
+    """
     for name in ("base", "_shared/data", "_shared/runtime", "optim/adamw"):
         for line in (CONF / f"{name}.yaml").read_text().splitlines():
             if ":" in line and not line.strip().startswith("#") and not line.rstrip().endswith(":"):
@@ -105,7 +109,9 @@ def test_every_line_of_conf_that_sets_a_value_says_what_it_is() -> None:
     [("cognate", "trunk.optim"), ("cognate", "branch.optim"), ("quietstar", "optim"), ("bitnet", "train.optim"),
      ("train", "optim"), ("bake", "training.optim"), ("adas", "experts.optim"), ("compress", "recover.optim")],
 )  # fmt: skip
-def test_an_optimiser_is_chosen_by_name_and_its_knobs_are_explained_once(phase: str, key: str) -> None:
+def test_an_optimiser_is_chosen_by_name_and_its_knobs_are_explained_once(
+    phase: str, key: str
+) -> None:
     kind = phases()[phase].config
     group = "optim" if key == "optim" else f"optim@{key}"
     chosen = attrgetter(key)(compose(phase, kind, ["out=x", f"{group}=muon", f"{key}.lr=0.25"]))
@@ -118,11 +124,16 @@ def test_an_optimiser_is_chosen_by_name_and_its_knobs_are_explained_once(phase: 
 def test_the_name_of_a_group_takes_settings_in_braces_too() -> None:
     train = compose("train", phases()["train"].config, ["out=x", "optim={lr: 0.25, method: muon}"])
     assert (train.optim.lr, train.optim.method, train.optim.muon_lr) == (0.25, "muon", 0.01)
-    search = compose("evomerge", phases()["evomerge"].config, ["out=x", "search={race: [0.5, 1], islands: 2}"]).search
+    search = compose(
+        "evomerge", phases()["evomerge"].config, ["out=x", "search={race: [0.5, 1], islands: 2}"]
+    ).search
     assert (search.race, search.islands, search.population) == ([0.5, 1.0], 2, 8)
     mixed = compose("cognate", phases()["cognate"].config, ["out=x", "recall={filler_from: 0.5}"])
     assert mixed.recall.filler_from == 0.5
-    for wrong, message in (("optim={lr: 0.1", "cannot|lacks|ends"), ("optim={lr}", "'lr' has no value")):
+    for wrong, message in (
+        ("optim={lr: 0.1", "cannot|lacks|ends"),
+        ("optim={lr}", "'lr' has no value"),
+    ):
         with pytest.raises(ConfigError, match=message):
             compose("train", phases()["train"].config, ["out=x", wrong])
 

@@ -19,7 +19,9 @@ def left_to_the_locale(source: str) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         keywords = {keyword.arg for keyword in node.keywords}
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         if "encoding" in keywords:
             continue
         text_method = name in TEXT_METHODS and len(node.args) <= TEXT_METHODS[name]
@@ -30,7 +32,9 @@ def left_to_the_locale(source: str) -> list[int]:
 
 
 def _opens_text(node: ast.Call) -> bool:
-    """Return whether a call of `open` is one of Python's own for text: `open(path)`, `path.open()`, either with a mode."""
+    """Return whether a call of `open` is one of Python's own for text: `open(path)`, `path.open()`,
+    either with a mode.
+    """
     method = isinstance(node.func, ast.Attribute)
     modes = node.args[0 if method else 1 :]
     if method and (len(node.args) > 1 or any(keyword.arg != "mode" for keyword in node.keywords)):
@@ -45,7 +49,10 @@ def _opens_text(node: ast.Call) -> bool:
     ("source", "lines"),
     [
         ("p.read_text()\np.write_text(x)\np.open()\nopen(p, 'w')\np.open('a')", [1, 2, 3, 4, 5]),
-        ("p.read_text(encoding='utf-8')\np.open('rb')\nos.open(p, os.O_RDONLY)\ncheckpoint.open(path)", []),
+        (
+            "p.read_text(encoding='utf-8')\np.open('rb')\nos.open(p, os.O_RDONLY)\ncheckpoint.open(path)",
+            [],
+        ),
         ("subprocess.run(c, text=True)\nsubprocess.run(c)", [1]),
     ],
 )

@@ -32,15 +32,17 @@ SHARED: dict[type, tuple[str, ...]] = {
 }
 
 
-ONE_VALUE = ("objective",)  # checked in `validate`; there is one value so far, so nothing depends on it
+ONE_VALUE = (
+    "objective",
+)  # checked in `validate`; there is one value so far, so nothing depends on it
 
 
 def names_read(files: typing.Iterable[Path]) -> set[str]:
     """Return the attributes that code reads outside `validate`, and the names it passes to getattr.
 
-    Where a name passed to getattr is a variable, the strings in the tuples and dictionaries of those files count. A
-    dataclass that is unpacked whole, `Kind(**asdict(config.part))`, counts as a read of all its fields: what it is
-    unpacked into must have them.
+    Where a name passed to getattr is a variable, the strings in the tuples and dictionaries of
+    those files count. A dataclass that is unpacked whole, `Kind(**asdict(config.part))`, counts as
+    a read of all its fields: what it is unpacked into must have them.
     """
     found: set[str] = set()
     listed: set[str] = set()
@@ -53,23 +55,44 @@ def names_read(files: typing.Iterable[Path]) -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 found.add(node.attr)
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-                found.update(a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+            elif (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "getattr"
+            ):
+                found.update(
+                    a.value
+                    for a in node.args
+                    if isinstance(a, ast.Constant) and isinstance(a.value, str)
+                )
                 by_variable |= not isinstance(node.args[1], ast.Constant)
             elif isinstance(node, (ast.Tuple, ast.Dict)):
                 entries = node.elts if isinstance(node, ast.Tuple) else node.keys
-                listed.update(e.value for e in entries if isinstance(e, ast.Constant) and isinstance(e.value, str))
+                listed.update(
+                    e.value
+                    for e in entries
+                    if isinstance(e, ast.Constant) and isinstance(e.value, str)
+                )
     return found | (listed if by_variable else set())
 
 
 def unpacked_whole(files: typing.Iterable[Path]) -> set[str]:
-    """Return the names of settings that are handed on whole: asdict(config.NAME), or for a mapping of fields."""
+    """Return the names of settings that are handed on whole: asdict(config.NAME), or for a mapping
+    of fields.
+    """
     found: set[str] = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("asdict", "fields"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("asdict", "fields")
+            ):
                 found.update(
-                    n.attr for argument in node.args for n in ast.walk(argument) if isinstance(n, ast.Attribute)
+                    n.attr
+                    for argument in node.args
+                    for n in ast.walk(argument)
+                    if isinstance(n, ast.Attribute)
                 )
     return found
 
@@ -90,7 +113,11 @@ def unread(config: type, room: Path) -> list[str]:
         files = [f for place in places for f in place.rglob("*.py")]
         read, handed_on = names_read(files), unpacked_whole(files)
         hints = typing.get_type_hints(kind)
-        own = [f for f in dataclasses.fields(kind) if kind is PhaseConfig or f.name not in PhaseConfig.__slots__]
+        own = [
+            f
+            for f in dataclasses.fields(kind)
+            if kind is PhaseConfig or f.name not in PhaseConfig.__slots__
+        ]
         for field in own:
             if field.name not in read and not whole and field.name not in ONE_VALUE:
                 missing.append(f"{prefix}{field.name}")
@@ -112,7 +139,9 @@ def test_every_shared_setting_is_read() -> None:
 
 def test_a_setting_that_nobody_reads_is_found() -> None:
     """The check above can fail: a field that no code knows is named, alone and inside another."""
-    extra = dataclasses.make_dataclass("Extra", [("never_read_anywhere", int)], slots=True, kw_only=True)
+    extra = dataclasses.make_dataclass(
+        "Extra", [("never_read_anywhere", int)], slots=True, kw_only=True
+    )
     config = dataclasses.make_dataclass(
         "Config", [("linear", phases()["bitnet"].config.__dataclass_fields__["linear"].type), ("extra", extra),
                    ("forgotten", int)], slots=True, kw_only=True,
@@ -130,7 +159,9 @@ def test_every_experiment_composes_for_all_phases(experiment: str) -> None:
 
 
 def group_options() -> list[tuple[str, str, str]]:
-    """Return (phase, group, option) for every option of every group that a phase's defaults list names."""
+    """Return (phase, group, option) for every option of every group that a phase's defaults list
+    names.
+    """
     import yaml
 
     found = []
@@ -138,7 +169,11 @@ def group_options() -> list[tuple[str, str, str]]:
         content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         for entry in content["defaults"]:
             if isinstance(entry, dict):
-                found += [(name, group, option) for group in entry for option in groups()[group.partition("@")[0]]]
+                found += [
+                    (name, group, option)
+                    for group in entry
+                    for option in groups()[group.partition("@")[0]]
+                ]
     return found
 
 
@@ -154,7 +189,9 @@ def test_no_group_is_left_over() -> None:
 
 
 def test_the_wheel_carries_every_yaml_of_conf(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="80", reason="building a wheel offline needs setuptools")
+    pytest.importorskip(
+        "setuptools", minversion="80", reason="building a wheel offline needs setuptools"
+    )
     root = PACKAGE.parent
     made = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w",
@@ -164,7 +201,11 @@ def test_the_wheel_carries_every_yaml_of_conf(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        packed = {name.removeprefix("agent_forge/conf/") for name in names if name.startswith("agent_forge/conf/")}
+        packed = {
+            name.removeprefix("agent_forge/conf/")
+            for name in names
+            if name.startswith("agent_forge/conf/")
+        }
         assert packed == {str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
         assert archive.read("agent_forge/conf/base.yaml") == (CONF / "base.yaml").read_bytes()
     assert "agent_forge/py.typed" in names

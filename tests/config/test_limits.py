@@ -1,4 +1,6 @@
-"""Every number that can be set has limits beside its field, and a value outside them is refused before any work."""
+"""Every number that can be set has limits beside its field, and a value outside them is refused
+before any work.
+"""
 
 import dataclasses
 import os
@@ -47,7 +49,9 @@ def test_every_number_of_a_phase_refuses_nan_negative_and_huge_values_by_name(na
     found = list(numbers(schema, (), plain))
     assert len(found) > 30
     for path, hint in found:
-        assert any(isinstance(limit, (Range, OneOf)) for limit in limits(hint)), f"{name}: {path} has no limits"
+        assert any(isinstance(limit, (Range, OneOf)) for limit in limits(hint)), (
+            f"{name}: {path} has no limits"
+        )
         for wrong in WRONG_INT if bare(hint) is int else WRONG:
             place = plain
             for part in path[:-1]:
@@ -78,19 +82,30 @@ def test_every_number_of_a_phase_refuses_nan_negative_and_huge_values_by_name(na
         ("cognate.trunk.optim.lr=1e30", "cognate.trunk.optim.lr must be in [0, 10], got 1e+30"),
         ("cognate.trunk.steps=-5", "cognate.trunk.steps must be at least 0"),
         ("compress.gate.tasks.txt=0.9", "compress.gate.tasks: no task 'txt'; did you mean 'text'?"),
-        ("bake.training.mix.txt=0.9", "bake.training.mix: no kind of data 'txt'; did you mean 'text'?"),
-        ("evomerge.merge.techniques=[tise]", "evomerge.merge.techniques: no merge method 'tise'; did you mean 'ties'?"),
+        (
+            "bake.training.mix.txt=0.9",
+            "bake.training.mix: no kind of data 'txt'; did you mean 'text'?",
+        ),
+        (
+            "evomerge.merge.techniques=[tise]",
+            "evomerge.merge.techniques: no merge method 'tise'; did you mean 'ties'?",
+        ),
         (
             "train.mix={text: 0, reasoning: 0, tools: 0, memory: 0}",
             "train.mix must be a mapping with at least one weight",
         ),
-        ("bitnet.linear.embedding_bits=7", "bitnet.linear.embedding_bits must be one of 0, 4, 8, got 7"),
+        (
+            "bitnet.linear.embedding_bits=7",
+            "bitnet.linear.embedding_bits must be one of 0, 4, 8, got 7",
+        ),
         ("quietstar.data.cache=", "quietstar.data.cache must be text that is not empty, got ''"),
         ("run_dir=", "run_dir must not be empty"),
         ("bitnet.codec=x", "unknown key 'bitnet.codec'"),
     ],
 )
-def test_a_wrong_setting_of_any_phase_ends_the_run_before_it_begins(setting: str, message: str) -> None:
+def test_a_wrong_setting_of_any_phase_ends_the_run_before_it_begins(
+    setting: str, message: str
+) -> None:
     """Also of phases that run last."""
     with pytest.raises(ConfigError) as caught:
         compose_run([setting])
@@ -128,12 +143,19 @@ def test_names_of_plugins_are_known_without_torch(tmp_path: Path) -> None:
 
 
 def test_in_a_run_every_phase_takes_each_shared_setting_unless_it_has_its_own() -> None:
-    """A shared setting that a phase's part of conf/run_all.yaml forgot would be dropped in silence."""
+    """A shared setting that a phase's part of conf/run_all.yaml forgot would be dropped in
+    silence.
+    """
     tree: Any = OmegaConf.to_container(compose_tree("run_all"), resolve=False)
     for name in phases():
         for group in ("data", "runtime"):
-            assert tree[name][group] == {key: f"${{{group}.{key}}}" for key in tree[group]}, (name, group)
+            assert tree[name][group] == {key: f"${{{group}.{key}}}" for key in tree[group]}, (
+                name,
+                group,
+            )
     alone = compose_run(["bitnet.runtime.threads=3", "runtime.threads=2"]).phases
-    assert {name: config.runtime.threads for name, config in alone.items() if config.runtime.threads != 2} == {
-        "bitnet": 3
-    }
+    assert {
+        name: config.runtime.threads
+        for name, config in alone.items()
+        if config.runtime.threads != 2
+    } == {"bitnet": 3}

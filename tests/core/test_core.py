@@ -19,7 +19,18 @@ from agent_forge.core.seeds import numpy_generator, seed_for, torch_generator
 
 def test_seeds_depend_on_every_name_and_on_nothing_else() -> None:
     assert seed_for(0, "a", "b") == seed_for(0, "a", "b")
-    assert len({seed_for(0, "a"), seed_for(1, "a"), seed_for(0, "b"), seed_for(0, "a", 1), seed_for(0, "a", 2)}) == 5
+    assert (
+        len(
+            {
+                seed_for(0, "a"),
+                seed_for(1, "a"),
+                seed_for(0, "b"),
+                seed_for(0, "a", 1),
+                seed_for(0, "a", 2),
+            }
+        )
+        == 5
+    )
     torch.manual_seed(3)
     one = torch.rand(2, generator=torch_generator(0, "x"))
     assert torch.equal(one, torch.rand(2, generator=torch_generator(0, "x")))
@@ -67,12 +78,17 @@ def test_progress_is_thinned_but_its_end_is_always_written(tmp_path: Path) -> No
 def test_lines_of_concurrent_writers_stay_whole(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     logs = [EventLog(path, f"p{i}", interval_seconds=0) for i in range(4)]
-    threads = [threading.Thread(target=lambda log=log: [log.message("x" * 200) for _ in range(50)]) for log in logs]
+    threads = [
+        threading.Thread(target=lambda log=log: [log.message("x" * 200) for _ in range(50)])
+        for log in logs
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sum(json.loads(line)["kind"] == "message" for line in path.read_text().splitlines()) == 200
+    assert (
+        sum(json.loads(line)["kind"] == "message" for line in path.read_text().splitlines()) == 200
+    )
 
 
 HOLD_AND_FREE = """
@@ -97,7 +113,9 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_is_freed_and_wanted_again_is_not_fetched_from_the_kernel_again() -> None:
     faults = {}
     for case in ("plain", "kept"):
-        told = subprocess.run([sys.executable, "-c", HOLD_AND_FREE, case], capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", HOLD_AND_FREE, case], capture_output=True, text=True, check=True
+        )
         worked, faults[case] = told.stdout.split()[0] == "True", int(told.stdout.split()[1])
     if not worked:
         pytest.skip("this C library has no mallopt")

@@ -1,7 +1,9 @@
 # ruff: noqa: ARG001 - callbacks have the signature of the contract
-"""A trainer in a process of its own, for tests that kill it: FOLDER PAUSE_SECONDS WORKERS. Also run by torchrun.
+"""A trainer in a process of its own, for tests that kill it: FOLDER PAUSE_SECONDS WORKERS. Also run
+by torchrun.
 
-Prints "step N" after each step and the losses as a JSON list of hex floats at the end; exits like the phase worker.
+Prints "step N" after each step and the losses as a JSON list of hex floats at the end; exits like
+the phase worker.
 """
 
 import json

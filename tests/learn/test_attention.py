@@ -13,7 +13,10 @@ ORIGINAL = functional.scaled_dot_product_attention
 def inputs(heads: int, shared: int, length: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(2, length, count, 8, generator=generator).transpose(1, 2).bfloat16().requires_grad_()
+        torch.randn(2, length, count, 8, generator=generator)
+        .transpose(1, 2)
+        .bfloat16()
+        .requires_grad_()
         for count in (heads, shared, shared)
     ]
 
@@ -36,10 +39,13 @@ def test_output_and_gradients_are_those_of_float32_within_bfloat16(
     assert found.dtype == torch.bfloat16
     pairs = [(found, exact)]
     pairs += zip(
-        torch.autograd.grad(found, given, slope.bfloat16()), torch.autograd.grad(exact, wide, slope), strict=True
+        torch.autograd.grad(found, given, slope.bfloat16()),
+        torch.autograd.grad(exact, wide, slope),
+        strict=True,
     )
     for rounded, wanted in pairs:
-        # With one token the gradients of queries and keys are exactly 0: compare with the size of the slope.
+        # With one token the gradients of queries and keys are exactly 0: compare with the size of
+        # the slope.
         assert float((rounded - wanted).detach().norm()) <= 0.015 * max(
             float(wanted.detach().norm()), 0.1 * float(slope.norm())
         )
@@ -69,6 +75,10 @@ def test_nothing_but_bfloat16_training_is_computed_another_way() -> None:
     still = [part.detach() for part in inputs(4, 4, 9)]
     expected = ORIGINAL(*wide, is_causal=True), ORIGINAL(*still, is_causal=True)
     with fast_bfloat16_attention(True):
-        assert torch.equal(functional.scaled_dot_product_attention(*wide, is_causal=True), expected[0])
+        assert torch.equal(
+            functional.scaled_dot_product_attention(*wide, is_causal=True), expected[0]
+        )
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(functional.scaled_dot_product_attention(*still, is_causal=True), expected[1])
+            assert torch.equal(
+                functional.scaled_dot_product_attention(*still, is_causal=True), expected[1]
+            )

@@ -1,4 +1,6 @@
-"""Two processes on gloo: the loss curve of one, only rank 0 writes, a killed rank ends the other."""
+"""Two processes on gloo: the loss curve of one, only rank 0 writes, a killed rank ends the
+other.
+"""
 
 import json
 import os
@@ -15,7 +17,9 @@ SCRIPT = Path(__file__).with_name("engine_child.py")
 pytestmark = pytest.mark.slow
 
 
-def run_ranks(folder: Path, *arguments: str, size: int = 2, **environment: str) -> list[subprocess.CompletedProcess]:
+def run_ranks(
+    folder: Path, *arguments: str, size: int = 2, **environment: str
+) -> list[subprocess.CompletedProcess]:
     """Start `size` ranks as torchrun would, and wait for all."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -47,8 +51,12 @@ def result(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "shard"), [("adamw", ""), ("muon", ""), ("adamw", "shard"), ("muon", "shard")])
-def test_two_processes_give_the_loss_curve_and_weights_of_one(tmp_path: Path, method: str, shard: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "shard"), [("adamw", ""), ("muon", ""), ("adamw", "shard"), ("muon", "shard")]
+)
+def test_two_processes_give_the_loss_curve_and_weights_of_one(
+    tmp_path: Path, method: str, shard: str
+) -> None:
     (single,) = run_ranks(tmp_path / "one", method, size=1)
     assert single.returncode == 0, single.stderr
     for rank in run_ranks(tmp_path / "two", method, shard):

@@ -1,5 +1,7 @@
 # ruff: noqa: ARG001, ARG002 - callbacks have the signature of the contract
-"""How the work is run must not change what is learned: parts, recomputation, compiling, workers, budgets, faults."""
+"""How the work is run must not change what is learned: parts, recomputation, compiling, workers,
+budgets, faults.
+"""
 
 import hashlib
 import json
@@ -25,7 +27,16 @@ from agent_forge.config.compose import default_runtime
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import torch_generator
-from agent_forge.learn import StepRecord, TrainRequest, gradients, lm_loss, precision, speed, state, train
+from agent_forge.learn import (
+    StepRecord,
+    TrainRequest,
+    gradients,
+    lm_loss,
+    precision,
+    speed,
+    state,
+    train,
+)
 from agent_forge.learn.distribution import World
 from agent_forge.learn.schedule import StageSchedule
 
@@ -67,7 +78,9 @@ def fresh(tiny_llama: LlamaForCausalLM) -> LlamaForCausalLM:
     return LlamaForCausalLM(tiny_llama.config).eval()
 
 
-def go(model: nn.Module, path: Path, *, runtime: RuntimeConfig = PLAIN, **keys: Any) -> list[StepRecord]:
+def go(
+    model: nn.Module, path: Path, *, runtime: RuntimeConfig = PLAIN, **keys: Any
+) -> list[StepRecord]:
     settings: dict[str, Any] = {
         "stage": "stage", "steps": STEPS, "optim": OPTIM, "seed": 7, "out": workspace(path),
         "events": EventLog(None, "test"), "batches": Tokens(), "loss_fn": lm_loss, "runtime": runtime, **keys,
@@ -114,7 +127,12 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
         kept["saving"] = total[0]
         return found
 
-    found = go(saving, tmp_path / "saving", runtime=replace(PLAIN, checkpoint_activations=True), loss_fn=measured)
+    found = go(
+        saving,
+        tmp_path / "saving",
+        runtime=replace(PLAIN, checkpoint_activations=True),
+        loss_fn=measured,
+    )
     assert losses(found) == losses(expected)
     one_layer = kept["saving"]
     go(fresh(tiny_llama), tmp_path / "again", loss_fn=measured)
@@ -122,7 +140,9 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
     assert all("forward" not in vars(block) for block in blocks(saving))
 
 
-def test_workers_change_no_bit_also_across_a_restart(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_workers_change_no_bit_also_across_a_restart(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     expected = go(fresh(tiny_llama), tmp_path / "whole")
 
     class Killed(Exception):
@@ -138,19 +158,35 @@ def test_workers_change_no_bit_also_across_a_restart(tiny_llama: LlamaForCausalL
     assert losses(found) == losses(expected)
 
 
-def test_batches_that_depend_on_training_stay_in_line_and_say_so(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_batches_that_depend_on_training_stay_in_line_and_say_so(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     class Steered(Tokens):
         pure = False
 
     log = EventLog(tmp_path / "events.jsonl", "test")
-    go(fresh(tiny_llama), tmp_path, runtime=replace(PLAIN, workers=2), batches=Steered(), events=log)
-    assert [e.message for e in read_events(tmp_path / "events.jsonl") if "workers=2 is not used" in e.message]
+    go(
+        fresh(tiny_llama),
+        tmp_path,
+        runtime=replace(PLAIN, workers=2),
+        batches=Steered(),
+        events=log,
+    )
+    assert [
+        e.message
+        for e in read_events(tmp_path / "events.jsonl")
+        if "workers=2 is not used" in e.message
+    ]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's gradient
-def test_compiled_blocks_learn_the_same_and_are_left_as_they_were(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # dynamo looks at every input's gradient
+def test_compiled_blocks_learn_the_same_and_are_left_as_they_were(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     plain, compiled = fresh(tiny_llama), fresh(tiny_llama)
     expected = go(plain, tmp_path / "plain")
     found = go(compiled, tmp_path / "compiled", runtime=replace(PLAIN, compile="on"))
@@ -166,7 +202,9 @@ def test_compiling_without_a_compiler_says_so_and_goes_on(
     log = EventLog(tmp_path / "events.jsonl", "test")
     found = go(fresh(tiny_llama), tmp_path / "on", runtime=replace(PLAIN, compile="on"), events=log)
     assert losses(found) == losses(go(fresh(tiny_llama), tmp_path / "off"))
-    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    warnings = [
+        event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"
+    ]
     assert len(warnings) == 1
     assert "no C++ compiler" in warnings[0]
 
@@ -200,11 +238,17 @@ def test_auto_keeps_the_faster_way_and_does_not_try_where_it_cannot_pay(
             compiler.note(seconds, left)
     assert compiler.choice == choice
     assert tried == (eager == 1.0)
-    assert [event for event in read_events(tmp_path / "events.jsonl") if f"torch.compile {choice}" in event.message]
+    assert [
+        event
+        for event in read_events(tmp_path / "events.jsonl")
+        if f"torch.compile {choice}" in event.message
+    ]
 
 
 def test_the_choice_is_reported_with_what_compiling_cost_and_what_it_saves(tmp_path: Path) -> None:
-    """Four steps each, the first apart: 30.5 s - .5 s to compile, and 100 steps that save .5 s each."""
+    """Four steps each, the first apart: 30.5 s - .5 s to compile, and 100 steps that save .5 s
+    each.
+    """
     log = EventLog(tmp_path / "events.jsonl", "test")
     compiler = speed.Compiler("auto", Switched(), "stage", log, lambda value: value)
     compiler._eager, compiled = [9.0, 1.0, 1.0, 1.0], [30.5, 0.5, 0.5, 0.5]
@@ -230,13 +274,19 @@ def test_only_the_last_part_of_a_batch_exchanges_gradients(monkeypatch: pytest.M
 
     order: list[str] = []
     monkeypatch.setattr(gradients.distribution, "unsynchronised", lambda _: Local())
-    run = gradients.Gradients(Mean(2, 1), World(torch.device("cpu")), 3, torch.device("cpu"), torch.float32)
+    run = gradients.Gradients(
+        Mean(2, 1), World(torch.device("cpu")), 3, torch.device("cpu"), torch.float32
+    )
     run.backward({"x": torch.ones(3, 2), "labels": torch.ones(3, 2, dtype=torch.long)}, 0)
     assert order == ["local", "forward", "end"] * 2 + ["forward"]
 
 
-def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    shorter = go(fresh(tiny_llama), tmp_path / "budget", runtime=replace(PLAIN, budget_tokens=3 * 48 + 1))
+def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    shorter = go(
+        fresh(tiny_llama), tmp_path / "budget", runtime=replace(PLAIN, budget_tokens=3 * 48 + 1)
+    )
     assert losses(shorter) == losses(go(fresh(tiny_llama), tmp_path / "steps", steps=4))
 
 
@@ -265,8 +315,15 @@ def test_other_data_is_refused_with_the_difference_unless_asked_for(
         go(fresh(tiny_llama), tmp_path, batches=Tokens("two"))
     log = EventLog(tmp_path / "events.jsonl", "test")
     anyway = replace(PLAIN, resume_anyway=True)
-    assert len(go(fresh(tiny_llama), tmp_path, batches=Tokens("two"), runtime=anyway, events=log)) == STEPS
-    assert [e for e in read_events(tmp_path / "events.jsonl") if e.kind == "warning" and "data was 'one'" in e.message]
+    assert (
+        len(go(fresh(tiny_llama), tmp_path, batches=Tokens("two"), runtime=anyway, events=log))
+        == STEPS
+    )
+    assert [
+        e
+        for e in read_events(tmp_path / "events.jsonl")
+        if e.kind == "warning" and "data was 'one'" in e.message
+    ]
 
 
 def test_a_non_finite_loss_names_its_batch(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -294,24 +351,43 @@ def test_a_rollback_goes_on_from_the_last_saved_state_and_skips_the_batch(
         return poisoned({3})(model, batch, step)
 
     log = EventLog(tmp_path / "events.jsonl", "test")
-    records = go(fresh(tiny_llama), tmp_path, loss_fn=loss, runtime=replace(PLAIN, rollbacks=1), events=log)
+    records = go(
+        fresh(tiny_llama), tmp_path, loss_fn=loss, runtime=replace(PLAIN, rollbacks=1), events=log
+    )
     assert torch.equal(seen[4], seen[3])
-    assert [record.loss != record.loss for record in records] == [False, False, False, True, False, False]
+    assert [record.loss != record.loss for record in records] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert [e for e in read_events(tmp_path / "events.jsonl") if "rollback 1 of 1" in e.message]
 
 
 def test_rollbacks_run_out(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(PhaseError, match=r"step 4: the loss is nan.*after 1 rollback"):
-        go(fresh(tiny_llama), tmp_path, loss_fn=poisoned({2, 4}), runtime=replace(PLAIN, rollbacks=1))
+        go(
+            fresh(tiny_llama),
+            tmp_path,
+            loss_fn=poisoned({2, 4}),
+            runtime=replace(PLAIN, rollbacks=1),
+        )
 
 
-def test_out_of_memory_suggests_parts_and_leaves_no_half_state(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_out_of_memory_suggests_parts_and_leaves_no_half_state(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     def loss(model: Any, batch: dict[str, Tensor], step: int) -> Any:
         if step == 3:
             raise torch.OutOfMemoryError("out of memory")
         return lm_loss(model, batch, step)
 
-    with pytest.raises(PhaseError, match=r"4 rows of 12 tokens in 1 part\(s\); try runtime\.accumulate=2 .*size 2\)"):
+    with pytest.raises(
+        PhaseError,
+        match=r"4 rows of 12 tokens in 1 part\(s\); try runtime\.accumulate=2 .*size 2\)",
+    ):
         go(fresh(tiny_llama), tmp_path, loss_fn=loss)
     found = go(fresh(tiny_llama), tmp_path)
     assert losses(found) == losses(go(fresh(tiny_llama), tmp_path / "whole"))
@@ -323,13 +399,17 @@ def test_non_finite_weights_are_not_saved(tiny_llama: LlamaForCausalLM, tmp_path
             with torch.no_grad():
                 model.model.norm.weight[0] = float("inf")
 
-    with pytest.raises(PhaseError, match=r"step 4: model\.norm\.weight holds NaN or infinite weights"):
+    with pytest.raises(
+        PhaseError, match=r"step 4: model\.norm\.weight holds NaN or infinite weights"
+    ):
         go(fresh(tiny_llama), tmp_path, on_step=spoil)
     names = sorted(path.name for path in workspace(tmp_path).resume_dir("stage").iterdir())
     assert names[-1] == "step-00000003"
 
 
-def test_retention_never_deletes_the_only_state_that_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention_never_deletes_the_only_state_that_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors = {"weight/x": torch.ones(3)}
     for name in ("step-00000001", "step-00000002"):
         state.write(tmp_path, name, tensors, {"next_step": 1})
@@ -352,7 +432,9 @@ def test_retention_never_deletes_the_only_state_that_verifies(tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_sigterm_to_the_whole_group_with_live_workers_is_resumable(tmp_path: Path) -> None:
-    """The signal reaches trainer and workers alike: exit 75, a whole state, and the same losses after a resume."""
+    """The signal reaches trainer and workers alike: exit 75, a whole state, and the same losses
+    after a resume.
+    """
     script = Path(__file__).with_name("engine_child.py")
 
     def start(folder: str, pause: float, workers: int) -> subprocess.Popen[str]:
@@ -380,7 +462,11 @@ def test_sigterm_to_the_whole_group_with_live_workers_is_resumable(tmp_path: Pat
 
 @pytest.mark.parametrize(("gain", "taken"), [(2.0, "bfloat16"), (1.1, "float32")])
 def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, taken: str
+    tiny_llama: LlamaForCausalLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gain: float,
+    taken: str,
 ) -> None:
     auto = replace(PLAIN, dtype="auto")
     monkeypatch.setattr(precision, "measured_gain", lambda *_: gain)
@@ -388,8 +474,14 @@ def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
     expected = fresh(tiny_llama), fresh(tiny_llama)
     found = go(expected[0], tmp_path / "auto", runtime=auto, events=events)
     assert losses(found) == losses(go(expected[1], tmp_path / "named", dtype=getattr(torch, taken)))
-    said = [event.message for event in read_events(tmp_path / "events.jsonl") if "products" in event.message]
-    assert said == [f"stage: {taken} products (bfloat16 measured {gain:.1f} times as fast as float32)"]
+    said = [
+        event.message
+        for event in read_events(tmp_path / "events.jsonl")
+        if "products" in event.message
+    ]
+    assert said == [
+        f"stage: {taken} products (bfloat16 measured {gain:.1f} times as fast as float32)"
+    ]
 
     class Stop:
         def __call__(self, record: StepRecord, model: Any) -> None:
@@ -399,7 +491,9 @@ def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
     model = fresh(tiny_llama)
     with pytest.raises(KeyboardInterrupt):
         go(model, tmp_path / "cut", runtime=auto, on_step=Stop())
-    monkeypatch.setattr(precision, "measured_gain", lambda *_: 3.1 - gain)  # would choose the other one now
+    monkeypatch.setattr(
+        precision, "measured_gain", lambda *_: 3.1 - gain
+    )  # would choose the other one now
     assert losses(go(model, tmp_path / "cut", runtime=auto)) == losses(found)
 
 
@@ -408,8 +502,12 @@ def test_the_measurement_is_a_ratio_of_this_models_products(tiny_llama: LlamaFor
     assert precision.measured_gain(nn.LayerNorm(3), 48, torch.device("cpu")) == 1.0
 
 
-def test_the_measured_gain_weighs_each_shape_by_how_often_it_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 takes rows times columns, bfloat16 a third of it for square weights and all of it for others."""
+def test_the_measured_gain_weighs_each_shape_by_how_often_it_occurs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """float32 takes rows times columns, bfloat16 a third of it for square weights and all of it for
+    others.
+    """
     rows: dict[tuple[int, ...], int] = {}
 
     def seconds(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> float:

@@ -1,4 +1,6 @@
-"""Cognate at full size: one optimiser step of 25,083,528 parameters, batch 4 x 256, in less than 3 GB."""
+"""Cognate at full size: one optimiser step of 25,083,528 parameters, batch 4 x 256, in less than 3
+GB.
+"""
 
 import subprocess
 import sys

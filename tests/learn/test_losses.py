@@ -49,8 +49,12 @@ def test_distillation_equals_the_kl_summed_by_hand() -> None:
     for b, t in mask.nonzero().tolist():
         p = [math.exp(x / temperature) for x in teacher[b, t].tolist()]
         q = [math.exp(x / temperature) for x in student[b, t].tolist()]
-        total += sum(a / sum(p) * math.log((a / sum(p)) / (c / sum(q))) for a, c in zip(p, q, strict=True))
-    assert float(distill_loss(teacher, student, mask, temperature)) == pytest.approx(4 * total / 3, rel=1e-5)
+        total += sum(
+            a / sum(p) * math.log((a / sum(p)) / (c / sum(q))) for a, c in zip(p, q, strict=True)
+        )
+    assert float(distill_loss(teacher, student, mask, temperature)) == pytest.approx(
+        4 * total / 3, rel=1e-5
+    )
     assert float(distill_loss(teacher, teacher, mask, temperature)) == pytest.approx(0, abs=1e-6)
     with pytest.raises(DataError, match="mask is empty"):
         distill_loss(teacher, student, torch.zeros_like(mask), 1.0)
@@ -71,7 +75,9 @@ def test_chunked_cross_entropy_has_the_value_and_gradients_of_the_whole(chunk_to
     torch.testing.assert_close(chunked_cross_entropy(hidden, lambda x: x @ head.T, labels), whole)
 
 
-@pytest.mark.parametrize("trained", [27, 20, 4])  # of 27 labels: both ways of leaving out the others
+@pytest.mark.parametrize(
+    "trained", [27, 20, 4]
+)  # of 27 labels: both ways of leaving out the others
 def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
     tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, trained: int
 ) -> None:
@@ -90,5 +96,7 @@ def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
     chunked, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": labels}, 0)
     assert chunk_rows == [0]  # as many as cross_entropy holds at once
     torch.testing.assert_close(chunked, whole)
-    for found, wanted in zip(torch.autograd.grad(chunked, list(tiny_llama.parameters())), expected, strict=True):
+    for found, wanted in zip(
+        torch.autograd.grad(chunked, list(tiny_llama.parameters())), expected, strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

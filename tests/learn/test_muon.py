@@ -24,7 +24,9 @@ def test_batched_updates_are_torchs_muon_bit_for_bit() -> None:
             a.grad = torch.randn(a.shape, generator=generator)
             b.grad = a.grad.clone()
         if step == 2:
-            ours[1].grad = theirs[1].grad = None  # a matrix outside this step's graph stays as it is
+            ours[1].grad = theirs[1].grad = (
+                None  # a matrix outside this step's graph stays as it is
+            )
         one.step()
         other.step()
         for a, b in zip(ours, theirs, strict=True):
@@ -48,4 +50,6 @@ def test_an_update_has_singular_values_near_one_and_its_own_singular_vectors() -
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_the_size_of_a_gradient_does_not_matter(scale: float) -> None:
     update = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(orthogonalised([update * scale])[0], orthogonalised([update])[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        orthogonalised([update * scale])[0], orthogonalised([update])[0], atol=0.05, rtol=0
+    )

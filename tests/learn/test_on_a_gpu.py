@@ -1,4 +1,6 @@
-"""What only a GPU shows of training: agreement in bfloat16, one wait a step, the memory of logits, fused losses."""
+"""What only a GPU shows of training: agreement in bfloat16, one wait a step, the memory of logits,
+fused losses.
+"""
 
 import warnings
 from dataclasses import replace
@@ -74,7 +76,9 @@ def trained(path: Path, device: str, **keys: Any) -> tuple[list[StepRecord], lis
 
 
 @pytest.mark.parametrize("compile_", ["off", "on"])
-def test_bfloat16_on_the_device_learns_as_float32_on_the_processor(tmp_path: Path, compile_: str) -> None:
+def test_bfloat16_on_the_device_learns_as_float32_on_the_processor(
+    tmp_path: Path, compile_: str
+) -> None:
     expected, _ = trained(tmp_path / "cpu", "cpu")
     found, said = trained(tmp_path / "gpu", "cuda", dtype=torch.bfloat16, compile=compile_)
     assert not [text for text in said if "fails" in text]
@@ -88,7 +92,9 @@ def test_a_step_waits_for_the_device_once(tmp_path: Path) -> None:
         warnings.simplefilter("always")
 
         def count(*_: Any) -> None:
-            waits.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in seen))
+            waits.append(
+                sum("synchronizing CUDA operation" in str(warning.message) for warning in seen)
+            )
 
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -99,9 +105,14 @@ def test_a_step_waits_for_the_device_once(tmp_path: Path) -> None:
     assert later == [1] * len(later)
 
 
-def test_the_losses_of_a_large_vocabulary_stay_below_a_ceiling_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_losses_of_a_large_vocabulary_stay_below_a_ceiling_and_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, head = torch.randn(16384, 64, generator=generator), torch.randn(49152, 64, generator=generator) * 0.1
+    hidden, head = (
+        torch.randn(16384, 64, generator=generator),
+        torch.randn(49152, 64, generator=generator) * 0.1,
+    )
     targets = torch.randint(49152, (16384,), generator=generator)
     weights = torch.full((16384,), 1 / 16384)
     found = []
@@ -125,7 +136,9 @@ def test_the_losses_of_a_large_vocabulary_stay_below_a_ceiling_and_agree(monkeyp
 def test_the_fused_distillation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, taught = (torch.randn(4096, 64, generator=generator).cuda() for _ in range(2))
-    head, taught_head = ((torch.randn(32768, 64, generator=generator) * 0.1).cuda() for _ in range(2))
+    head, taught_head = (
+        (torch.randn(32768, 64, generator=generator) * 0.1).cuda() for _ in range(2)
+    )
     targets = torch.randint(32768, (4096,), generator=generator).cuda()
     how = head_loss.Weights(kl=1.0, ce=0.1, temperature=1.0)
     found = []

@@ -1,5 +1,7 @@
 # ruff: noqa: ARG001, ARG002, ARG005 - callbacks have the signature of the contract
-"""The training loop: resume is bit-identical, state survives damage, schedule and averages follow their formulas."""
+"""The training loop: resume is bit-identical, state survives damage, schedule and averages follow
+their formulas.
+"""
 
 import copy
 import json
@@ -44,7 +46,9 @@ class Killed(Exception):
     """Stands for a kill at a chosen step."""
 
 
-def dropout_loss(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def dropout_loss(
+    model: Any, batch: dict[str, Tensor], step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """A loss that also draws random numbers, as dropout does."""
     loss, metrics = lm_loss(model, batch, step)
     return loss * (1 + 0.01 * torch.randn(())), metrics
@@ -98,22 +102,30 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits(
     resumed = fresh(tiny_llama)
     found = go(resumed, tmp_path / "parts", optim=optim)
     assert [record.loss.hex() for record in found] == [record.loss.hex() for record in expected]
-    assert [record.grad_norm.hex() for record in found] == [record.grad_norm.hex() for record in expected]
+    assert [record.grad_norm.hex() for record in found] == [
+        record.grad_norm.hex() for record in expected
+    ]
     assert_same(weights(resumed), weights(whole))
 
 
-def test_a_finished_stage_is_restored_and_not_trained_again(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_finished_stage_is_restored_and_not_trained_again(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     first, second = fresh(tiny_llama), fresh(tiny_llama)
     expected = go(first, tmp_path)
 
-    def forbidden(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forbidden(
+        model: Any, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         raise AssertionError("trained again")
 
     assert go(second, tmp_path, loss_fn=forbidden) == expected
     assert_same(weights(first), weights(second))
 
 
-def test_a_damaged_state_falls_back_to_the_older_one(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_damaged_state_falls_back_to_the_older_one(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     whole = fresh(tiny_llama)
     go(whole, tmp_path / "whole")
 
@@ -133,7 +145,9 @@ def test_a_damaged_state_falls_back_to_the_older_one(tiny_llama: LlamaForCausalL
     resumed, log = fresh(tiny_llama), EventLog(tmp_path / "events.jsonl", "test")
     go(resumed, tmp_path / "parts", events=log)
     assert_same(weights(resumed), weights(whole))
-    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    warnings = [
+        event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"
+    ]
     assert len(warnings) == 1
     assert "step-00000005" in warnings[0]
 
@@ -149,12 +163,16 @@ def test_a_record_that_was_changed_by_hand_is_not_resumed(tmp_path: Path) -> Non
     tensors, record = states.newest(tmp_path, "stage", events)  # type: ignore[misc]
     assert record["next_step"] == 1
     assert torch.equal(tensors["w"], torch.ones(2))
-    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    warnings = [
+        event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"
+    ]
     assert ["state.json does not have its recorded hash" in text for text in warnings] == [True]
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_embeddings_and_heads_are_neither_orthogonalised_nor_decayed(tiny_llama: LlamaForCausalLM, tied: bool) -> None:
+def test_embeddings_and_heads_are_neither_orthogonalised_nor_decayed(
+    tiny_llama: LlamaForCausalLM, tied: bool
+) -> None:
     shape = copy.deepcopy(tiny_llama.config)
     shape.tie_word_embeddings = tied
     model = LlamaForCausalLM(shape)
@@ -162,17 +180,29 @@ def test_embeddings_and_heads_are_neither_orthogonalised_nor_decayed(tiny_llama:
     adam, muon = optimisers.all
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
-    undecayed = {names[id(p)] for group in adam.param_groups if not group["weight_decay"] for p in group["params"]}
+    undecayed = {
+        names[id(p)]
+        for group in adam.param_groups
+        if not group["weight_decay"]
+        for p in group["params"]
+    }
     assert by_muon == {name for name in names.values() if name.endswith("_proj.weight")}
     assert undecayed == set(names.values()) - by_muon
     assert "model.embed_tokens.weight" in undecayed
     assert ("lm_head.weight" in undecayed) is not tied
     plain = Optimisers(model, OPTIM, None).all[0]
-    decayed = {names[id(p)] for group in plain.param_groups if group["weight_decay"] for p in group["params"]}
+    decayed = {
+        names[id(p)]
+        for group in plain.param_groups
+        if group["weight_decay"]
+        for p in group["params"]
+    }
     assert decayed == by_muon
 
 
-def test_with_every_state_damaged_the_stage_restarts(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_with_every_state_damaged_the_stage_restarts(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     whole = fresh(tiny_llama)
     go(whole, tmp_path)
     for file in workspace(tmp_path).resume_dir("stage").rglob("state.json"):
@@ -182,7 +212,9 @@ def test_with_every_state_damaged_the_stage_restarts(tiny_llama: LlamaForCausalL
     assert_same(weights(again), weights(whole))
 
 
-def test_a_stop_signal_saves_the_state_and_raises_interrupted(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_stop_signal_saves_the_state_and_raises_interrupted(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     whole = fresh(tiny_llama)
     go(whole, tmp_path / "whole")
     out = workspace(tmp_path / "parts")
@@ -228,11 +260,15 @@ def test_a_non_finite_loss_aborts_naming_stage_and_step(
         value, metrics = lm_loss(model, batch, step)
         return value * (bad if step == 2 else 1.0), metrics
 
-    with pytest.raises(PhaseError, match=r"stage stage, step 2: the loss is (nan|inf).*learning rate"):
+    with pytest.raises(
+        PhaseError, match=r"stage stage, step 2: the loss is (nan|inf).*learning rate"
+    ):
         go(fresh(tiny_llama), tmp_path, loss_fn=loss)
 
 
-def test_a_controller_rolls_back_a_diverged_step_to_what_it_kept(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_controller_rolls_back_a_diverged_step_to_what_it_kept(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     seen: dict[str, Any] = {}
 
     def loss(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -257,7 +293,9 @@ def test_a_controller_rolls_back_a_diverged_step_to_what_it_kept(tiny_llama: Lla
     assert records[5].lr == pytest.approx(0.5 * OPTIM.lr * wsd(5, STEPS, 2, 0.4))
 
 
-def test_kept_weights_and_the_controller_survive_a_kill(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_kept_weights_and_the_controller_survive_a_kill(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     class Control:
         def __init__(self, killed_at: int) -> None:
             self.count, self.killed_at = 0, killed_at
@@ -266,7 +304,12 @@ def test_kept_weights_and_the_controller_survive_a_kill(tiny_llama: LlamaForCaus
             if record.step == self.killed_at:
                 raise Killed
             self.count += 1
-            return {"keep": self.count == 2, "rollback": self.count == 6, "lr_scale": 1 / self.count, "noise": 0.3}
+            return {
+                "keep": self.count == 2,
+                "rollback": self.count == 6,
+                "lr_scale": 1 / self.count,
+                "noise": 0.3,
+            }
 
         def state_dict(self) -> dict[str, int]:
             return {"count": self.count}
@@ -296,16 +339,22 @@ def test_the_average_at_the_end_equals_its_closed_form(
 
     go(model, tmp_path, on_step=remember, average_decay=decay)
     tail = torch.stack(visited[-4:])
-    shares = torch.tensor([decay**k for k in (3, 2, 1, 0)] if decay else [1.0] * 4, dtype=torch.float64)
+    shares = torch.tensor(
+        [decay**k for k in (3, 2, 1, 0)] if decay else [1.0] * 4, dtype=torch.float64
+    )
     expected = (tail * shares[:, None, None]).sum(0) / shares.sum()
     torch.testing.assert_close(head.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_plain_adamw_written_by_hand_gives_the_same_bits(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_plain_adamw_written_by_hand_gives_the_same_bits(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     optim = replace(OPTIM, average_share=0.0, weight_decay=0.0)
     ours, hand = fresh(tiny_llama), fresh(tiny_llama)
     go(ours, tmp_path, optim=optim, loss_fn=lm_loss)
-    adam = torch.optim.AdamW(hand.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    adam = torch.optim.AdamW(
+        hand.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     hand.train()
     for step in range(STEPS):
         torch.manual_seed(seed_for(7, "stage", step))
@@ -334,7 +383,14 @@ def test_training_learns_a_repeated_sentence(tiny_llama: LlamaForCausalLM, tmp_p
 
     for method in ("adamw", "muon"):
         optim = replace(OPTIM, method=method, lr=1e-2, average_share=0.0)
-        records = go(fresh(tiny_llama), tmp_path / method, optim=optim, batches=Same(), loss_fn=lm_loss, steps=40)
+        records = go(
+            fresh(tiny_llama),
+            tmp_path / method,
+            optim=optim,
+            batches=Same(),
+            loss_fn=lm_loss,
+            steps=40,
+        )
         assert records[-1].loss < 0.2 * records[0].loss, method
 
 
@@ -347,16 +403,22 @@ def test_only_the_given_parameters_change_and_groups_scale_their_rate(
     groups = [{"params": [norm]}, {"params": [up], "lr_scale": 0.0}]
     optim = replace(OPTIM, average_share=0.0, weight_decay=0.0)
     go(model, tmp_path, parameters=groups, optim=optim)
-    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in weights(model).items() if not torch.equal(value, before[name])
+    }
     assert changed == {"model.norm.weight"}
 
 
-def test_parameters_outside_the_model_are_trained_and_restored(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_parameters_outside_the_model_are_trained_and_restored(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     def run() -> nn.Linear:
         torch.manual_seed(1)
         extra = nn.Linear(4, 4)
 
-        def loss(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(
+            model: Any, batch: dict[str, Tensor], step: int
+        ) -> tuple[Tensor, dict[str, Tensor]]:
             value, metrics = lm_loss(model, batch, step)
             return value + extra(torch.ones(4)).square().sum(), metrics
 
@@ -370,7 +432,9 @@ def test_parameters_outside_the_model_are_trained_and_restored(tiny_llama: Llama
     assert not torch.equal(first.weight, nn.Linear(4, 4).weight)
 
 
-def test_noise_zero_and_no_controller_are_the_same_bits(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_noise_zero_and_no_controller_are_the_same_bits(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     plain, controlled, noisy = fresh(tiny_llama), fresh(tiny_llama), fresh(tiny_llama)
     go(plain, tmp_path / "plain")
     go(controlled, tmp_path / "zero", on_step=lambda record, model: {"noise": 0.0, "lr_scale": 1.0})
@@ -386,7 +450,9 @@ def test_zero_steps_change_nothing(tiny_llama: LlamaForCausalLM, tmp_path: Path)
     assert_same(weights(model), before)
 
 
-def test_bfloat16_autocast_trains_float32_weights(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_bfloat16_autocast_trains_float32_weights(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     model = fresh(tiny_llama)
     records = go(model, tmp_path / "bf16", dtype=torch.bfloat16)
     exact = go(fresh(tiny_llama), tmp_path / "f32")
@@ -413,7 +479,9 @@ def test_nothing_to_train_is_a_config_error(tiny_llama: LlamaForCausalLM, tmp_pa
 
 
 def test_records_survive_json_bit_by_bit() -> None:
-    record = StepRecord(step=1, loss=0.1 + 0.2, lr=1e-3, grad_norm=1 / 3, tokens=5, metrics={"a": 0.7})
+    record = StepRecord(
+        step=1, loss=0.1 + 0.2, lr=1e-3, grad_norm=1 / 3, tokens=5, metrics={"a": 0.7}
+    )
     assert StepRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
@@ -429,7 +497,15 @@ def test_a_stage_that_goes_on_from_another_is_the_same_as_one_long_stage(
 
     whole, parts = fresh(tiny_llama), fresh(tiny_llama)
     expected = go(whole, tmp_path / "whole", optim=optim, loss_fn=lm_loss)
-    first = go(parts, tmp_path / "parts", optim=optim, loss_fn=lm_loss, steps=4, stage="first", keep_optimiser=True)
+    first = go(
+        parts,
+        tmp_path / "parts",
+        optim=optim,
+        loss_fn=lm_loss,
+        steps=4,
+        stage="first",
+        keep_optimiser=True,
+    )
     second = go(
         parts,
         tmp_path / "parts",
@@ -440,7 +516,9 @@ def test_a_stage_that_goes_on_from_another_is_the_same_as_one_long_stage(
         optimiser_from="first",
         batches=Later(),
     )
-    assert [record.loss.hex() for record in first + second] == [record.loss.hex() for record in expected]
+    assert [record.loss.hex() for record in first + second] == [
+        record.loss.hex() for record in expected
+    ]
     assert_same(weights(parts), weights(whole))
     with pytest.raises(PhaseError, match="no optimiser state of second"):
         go(parts, tmp_path / "parts", optim=optim, steps=1, stage="third", optimiser_from="second")

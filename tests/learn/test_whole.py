@@ -1,5 +1,7 @@
 # ruff: noqa: ARG001 - callbacks have the signature of the contract
-"""Whole stacks as one graph: the same losses as layer by layer, no mask, a way back, and nothing left behind."""
+"""Whole stacks as one graph: the same losses as layer by layer, no mask, a way back, and nothing
+left behind.
+"""
 
 import functools
 import gc
@@ -35,7 +37,12 @@ OPTIM = OptimConfig(
     clip_norm=1.0, average_share=0.0,
 )  # fmt: skip
 DISTILL = DistillConfig(
-    kl_weight=1.0, ce_weight=0.2, relation_weight=0.0, relation_heads=1, hidden_weight=0.0, temperature=1.0
+    kl_weight=1.0,
+    ce_weight=0.2,
+    relation_weight=0.0,
+    relation_heads=1,
+    hidden_weight=0.0,
+    temperature=1.0,
 )
 
 
@@ -43,11 +50,15 @@ class Tokens:
     """Seeded random batches whose length changes after the first two."""
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        ids = torch.randint(500, (3, 12 if step < 2 else 9 + step), generator=torch_generator(0, "tokens", step))
+        ids = torch.randint(
+            500, (3, 12 if step < 2 else 9 + step), generator=torch_generator(0, "tokens", step)
+        )
         return {"input_ids": ids, "labels": ids}
 
 
-def go(model: nn.Module, path: Path, loss: Any = lm_loss, *, on_step: Any = None, **keys: Any) -> list[StepRecord]:
+def go(
+    model: nn.Module, path: Path, loss: Any = lm_loss, *, on_step: Any = None, **keys: Any
+) -> list[StepRecord]:
     out = Workspace(path / "out", phase="test", seed=0, config={})
     events = EventLog(path / "events.jsonl", "test")
     return train(
@@ -74,7 +85,9 @@ def messages(path: Path) -> list[str]:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Trace whole stacks here too, each as one graph without a break; yields the graphs, which are run as they are."""
+    """Trace whole stacks here too, each as one graph without a break; yields the graphs, which are
+    run as they are.
+    """
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
@@ -94,7 +107,9 @@ def losses(records: list[StepRecord]) -> list[float]:
     return [record.loss for record in records]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's gradient
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # dynamo looks at every input's gradient
 def test_a_whole_stack_learns_the_same_traced_twice_for_many_lengths(
     tiny_llama: LlamaForCausalLM, tmp_path: Path, traced: list[Any]
 ) -> None:
@@ -133,7 +148,13 @@ def test_a_parent_and_its_ternary_student_are_one_graph_each_and_learn_the_same(
         torch.manual_seed(0)
         parent = LlamaForCausalLM(llama_config).eval().requires_grad_(False)
         student = LlamaForCausalLM(llama_config)
-        settings = {"group_size": 32, "activation_bits": 8, "packing": "five_trits", "skip": [], "embedding_bits": 8}
+        settings = {
+            "group_size": 32,
+            "activation_bits": 8,
+            "packing": "five_trits",
+            "skip": [],
+            "embedding_bits": 8,
+        }
         ternarise(student, TernarySettings(**settings))  # type: ignore[arg-type]
         loss = Distillation(parent, DISTILL, pad=None, steps=5, blend_share=0.0)
         found.append(losses(go(student, tmp_path / mode, loss, compile=mode)))
@@ -205,7 +226,9 @@ def test_other_errors_of_a_step_are_not_taken_for_failed_compiling(
         go(tiny_llama, tmp_path, broken, compile="off")
 
 
-def test_a_narrow_stream_rounds_no_more_than_bfloat16_products_do(llama_config: LlamaConfig) -> None:
+def test_a_narrow_stream_rounds_no_more_than_bfloat16_products_do(
+    llama_config: LlamaConfig,
+) -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(llama_config)
     stack = stack_of(model)
@@ -222,7 +245,9 @@ def test_a_narrow_stream_rounds_no_more_than_bfloat16_products_do(llama_config: 
     assert errors[False] < errors[True] < 0.02
 
 
-def test_models_that_do_more_than_causal_attention_are_left_alone(llama_config: LlamaConfig) -> None:
+def test_models_that_do_more_than_causal_attention_are_left_alone(
+    llama_config: LlamaConfig,
+) -> None:
     small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     assert stack_of(Qwen2ForCausalLM(Qwen2Config(**small))) is not None
@@ -252,7 +277,9 @@ def test_the_fused_losses_are_the_plain_ones() -> None:
         for present in (None, torch.arange(9) < 6):
             shares = head_loss._shares(targets, present)
             losses, slope = head_loss._chunk(logits, wanted, targets, shares, how)
-            fused, fused_slope = head_loss._written_for_a_compiler(logits, wanted, targets, shares, how)
+            fused, fused_slope = head_loss._written_for_a_compiler(
+                logits, wanted, targets, shares, how
+            )
             torch.testing.assert_close(fused, losses)
             torch.testing.assert_close(fused_slope, slope)
 
@@ -276,7 +303,9 @@ def test_positions_that_weigh_nothing_are_as_good_as_left_out() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_chunks_are_even_follow_the_free_memory_and_have_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_even_follow_the_free_memory_and_have_a_ceiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     somewhere = torch.device("meta")
     for free, rows in ((0, 171), (24 << 30, 5462), (1 << 40, 5462)):
         monkeypatch.setattr(chunks, "free_bytes", lambda _, free=free: free)
@@ -302,7 +331,9 @@ def test_a_loss_kernel_that_does_not_compile_runs_as_it_is(
 
 
 def test_tokens_counted_on_the_host_are_those_of_each_part() -> None:
-    labels = torch.tensor([[1, 2, -100, 4], [-100, -100, 3, 4], [5, -100, -100, -100], [1, 2, 3, 4]])
+    labels = torch.tensor(
+        [[1, 2, -100, 4], [-100, -100, 3, 4], [5, -100, -100, -100], [1, 2, 3, 4]]
+    )
     tensors = {"input_ids": labels.clamp_min(0), "labels": labels}
     elsewhere = {name: torch.full_like(value, -100) for name, value in tensors.items()}
     batch = Batch(elsewhere, tensors)
@@ -317,7 +348,12 @@ def test_tokens_counted_on_the_host_are_those_of_each_part() -> None:
 
 
 def test_metrics_are_read_as_they_are() -> None:
-    values = {"float": 0.1, "whole": 3, "single": torch.tensor(0.3), "double": torch.tensor(0.7, dtype=torch.float64)}
+    values = {
+        "float": 0.1,
+        "whole": 3,
+        "single": torch.tensor(0.3),
+        "double": torch.tensor(0.7, dtype=torch.float64),
+    }
     assert gradients.numbers(values) == {key: float(value) for key, value in values.items()}
 
 

@@ -24,7 +24,14 @@ from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
 from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, make_objective
-from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject, architecture, singular
+from agent_forge.phases.adas.pool import (
+    COMPOSITIONS,
+    EDITS,
+    RUNTIME,
+    Subject,
+    architecture,
+    singular,
+)
 from agent_forge.phases.adas.pool.activation import scaled_along
 from agent_forge.phases.adas.run import run
 from agent_forge.phases.adas.targets import find_matrices, within_budget
@@ -64,10 +71,12 @@ def bank(model, data_config):
     generator = torch.Generator().manual_seed(1)
     made.domains = ["a", "b", "c"]
     made.gains = [
-        {n: 0.3 * torch.randn(f[1].shape, generator=generator) for n, f in made.factors.items()} for _ in range(DOMAINS)
+        {n: 0.3 * torch.randn(f[1].shape, generator=generator) for n, f in made.factors.items()}
+        for _ in range(DOMAINS)
     ]
     made.deltas = [
-        {n: 0.1 * torch.randn(w.shape, generator=generator) for n, w in made.base.items()} for _ in range(DOMAINS)
+        {n: 0.1 * torch.randn(w.shape, generator=generator) for n, w in made.base.items()}
+        for _ in range(DOMAINS)
     ]
     return made
 
@@ -120,11 +129,15 @@ def test_matrices_are_found_with_their_roles_and_the_budget_spreads_over_depth(m
 def test_gains_of_zero_are_the_model_exactly_and_match_the_z_form(model, bank):
     adapted = Adapted(model, bank, "svf")
     with torch.no_grad():
-        assert torch.equal(adapted(torch.arange(9)[None]), model(input_ids=torch.arange(9)[None]).logits)
+        assert torch.equal(
+            adapted(torch.arange(9)[None]), model(input_ids=torch.arange(9)[None]).logits
+        )
     name = next(iter(bank.base))
     u, s, vh = bank.factors[name]
     gain = bank.gains[0][name]
-    assert torch.allclose(bank.base[name] + bank.spread(name, gain), (u * (s * (1 + gain))) @ vh, atol=1e-5)
+    assert torch.allclose(
+        bank.base[name] + bank.spread(name, gain), (u * (s * (1 + gain))) @ vh, atol=1e-5
+    )
 
 
 def test_the_gradient_of_a_gain_equals_a_finite_difference(model, bank):
@@ -149,7 +162,9 @@ def test_the_gradient_of_a_gain_equals_a_finite_difference(model, bank):
 
 def test_the_anchor_is_zero_for_an_unchanged_model(model, bank):
     ids = torch.arange(24)[None]
-    _, metrics = anchored_loss(1.0)(Adapted(model, bank, "task"), {"input_ids": ids, "labels": ids}, 0)
+    _, metrics = anchored_loss(1.0)(
+        Adapted(model, bank, "task"), {"input_ids": ids, "labels": ids}, 0
+    )
     assert float(metrics["kl"]) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -162,7 +177,10 @@ def test_an_experts_loss_is_cross_entropy_plus_the_weighted_divergence_from_the_
         labels = ids.clone()
         labels[:, :7] = -100
         loss, _ = anchored_loss(0.25)(adapted, {"input_ids": ids, "labels": labels}, 0)
-        ours, base = (m(input_ids=ids).logits[0, 6:-1].log_softmax(-1) for m in (adapted_model(adapted), model))
+        ours, base = (
+            m(input_ids=ids).logits[0, 6:-1].log_softmax(-1)
+            for m in (adapted_model(adapted), model)
+        )
         drift = (base.exp() * (base - ours)).sum(-1).mean()
         cross_entropy = -ours.gather(1, ids[0, 7:, None]).mean()
     assert float(drift) > 0.01
@@ -174,19 +192,28 @@ def adapted_model(adapted):
 
 
 def test_gains_compose_by_their_formulas():
-    """Five sorted singular values: strength 2 x depth per layer, and the first three alone for the top."""
-    gains, alpha = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 1.0, 1.0, 1.0, 1.0]]), torch.tensor([0.5, 1.0])
+    """Five sorted singular values: strength 2 x depth per layer, and the first three alone for the
+    top.
+    """
+    gains, alpha = (
+        torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 1.0, 1.0, 1.0, 1.0]]),
+        torch.tensor([0.5, 1.0]),
+    )
     total = torch.tensor([1.5, 2.0, 2.5, 3.0, 3.5])
     assert torch.equal(singular._per_layer(gains, alpha, 0.5), total)
     assert torch.equal(singular._per_layer(gains, alpha, 1.0), 2 * total)
-    assert torch.equal(singular._top_sigma(gains, alpha, 0.5), torch.tensor([1.5, 2.0, 2.5, 0.0, 0.0]))
+    assert torch.equal(
+        singular._top_sigma(gains, alpha, 0.5), torch.tensor([1.5, 2.0, 2.5, 0.0, 0.0])
+    )
 
 
 def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
     for columns, pruned in ((8, 1), (25, 2)):
         weight = torch.arange(columns, 0, -1.0).expand(3, -1).clone()
         subject = SimpleNamespace(
-            of_role=lambda _: [SimpleNamespace(name="w")], share={"w": 1.0}, weight=lambda _, w=weight: w
+            of_role=lambda _: [SimpleNamespace(name="w")],
+            share={"w": 1.0},
+            weight=lambda _, w=weight: w,
         )
         left = architecture._prune_neurons(subject)["w"]
         assert torch.equal(left[:, : columns - pruned], weight[:, : columns - pruned])
@@ -209,7 +236,11 @@ def test_every_composition_and_edit_changes_the_logits_and_no_two_alike(model, b
     for name in EDITS:
         with bench.applied(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=(name,))):
             found[name] = logits_of(model)
-    same = [(a, b) for a, b in itertools.combinations(found, 2) if float((found[a] - found[b]).abs().max()) < 1e-4]
+    same = [
+        (a, b)
+        for a, b in itertools.combinations(found, 2)
+        if float((found[a] - found[b]).abs().max()) < 1e-4
+    ]
     assert same == []
     assert torch.equal(logits_of(model), before)
 
@@ -243,17 +274,26 @@ def test_the_order_of_experts_does_not_matter(bank, name):
         deltas=[bank.deltas[i] for i in order],
     )  # fmt: skip
     alpha = (1.0, 0.5, 0.25)
-    one, other = COMPOSITIONS[name](bank, alpha), COMPOSITIONS[name](turned, [alpha[i] for i in order])
+    one, other = (
+        COMPOSITIONS[name](bank, alpha),
+        COMPOSITIONS[name](turned, [alpha[i] for i in order]),
+    )
     assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
 
 
 def test_skipping_a_layer_equals_the_model_without_it(model, bench):
-    with bench.applied(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=("skip_layer",))):
-        zeroed = [i for i, layer in enumerate(model.model.layers) if not layer.mlp.down_proj.weight.any()]
+    with bench.applied(
+        Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=("skip_layer",))
+    ):
+        zeroed = [
+            i for i, layer in enumerate(model.model.layers) if not layer.mlp.down_proj.weight.any()
+        ]
         found = logits_of(model)
     assert len(zeroed) == 1
     layers = model.model.layers
-    model.model.layers = torch.nn.ModuleList(layer for i, layer in enumerate(layers) if i not in zeroed)
+    model.model.layers = torch.nn.ModuleList(
+        layer for i, layer in enumerate(layers) if i not in zeroed
+    )
     expected = logits_of(model)
     model.model.layers = layers
     assert torch.allclose(found, expected, atol=1e-5)
@@ -262,13 +302,17 @@ def test_skipping_a_layer_equals_the_model_without_it(model, bench):
 def test_an_ablated_direction_is_never_written():
     weight, direction = torch.randn(8, 5), torch.nn.functional.normalize(torch.randn(8), dim=0)
     assert (direction @ scaled_along(weight, direction, 0.0)).abs().max() < 1e-5
-    assert torch.allclose(direction @ scaled_along(weight, direction, 1.5), 1.5 * (direction @ weight), atol=1e-5)
+    assert torch.allclose(
+        direction @ scaled_along(weight, direction, 1.5), 1.5 * (direction @ weight), atol=1e-5
+    )
 
 
 def test_random_vectors_have_the_norms_of_those_they_stand_for(bank):
     drawn = bank.randomised("x")
     for real, noise in zip(bank.deltas, drawn.deltas, strict=True):
-        assert all(float(noise[n].norm()) == pytest.approx(float(real[n].norm()), rel=1e-4) for n in real)
+        assert all(
+            float(noise[n].norm()) == pytest.approx(float(real[n].norm()), rel=1e-4) for n in real
+        )
         assert not any(torch.equal(noise[n], real[n]) for n in real)
 
 
@@ -289,7 +333,9 @@ def test_a_direction_is_cut_to_one_step_and_strengths_have_six_digits(data_confi
 def test_random_proposals_fill_the_region_that_the_search_can_reach(data_config):
     search = settings(data_config, "unused", "search.iterations=5", "search.scale=0.1").search
     state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * 40), ranking=[])
-    strengths = [abs(a) for one in anywhere(search)(state, np.random.default_rng(0)) for a in one.alpha]
+    strengths = [
+        abs(a) for one in anywhere(search)(state, np.random.default_rng(0)) for a in one.alpha
+    ]
     assert 0.45 < max(strengths) <= 0.5
 
 
@@ -299,11 +345,15 @@ def test_a_kind_of_no_weight_changes_no_gain():
         confidence=0.95, pool=1,
     )  # fmt: skip
     before = {"a": np.array([[3.0, 1.0]]), "b": np.array([[np.inf, 1.0]])}
-    assert objective.gain(before, {"a": np.array([[1.0, 1.0]]), "b": np.array([[np.inf, 1.0]])}) == 2.0
+    assert (
+        objective.gain(before, {"a": np.array([[1.0, 1.0]]), "b": np.array([[np.inf, 1.0]])}) == 2.0
+    )
 
 
 class Planted(Objective):
-    """Losses known in closed form: quadratic in the strengths around a planted optimum, with shared and own noise."""
+    """Losses known in closed form: quadratic in the strengths around a planted optimum, with shared
+    and own noise.
+    """
 
     def plant(self, optimum, noise):
         self.optimum, self.noise = np.asarray(optimum), noise
@@ -338,10 +388,18 @@ def planted_search(tmp_path, data_config, optimum, noise, seed, *more, out=None)
         "search.race_keep=[3]", "search.pool_items=2000", "search.accept_items=32", "search.samples=400", *more,
     ).search  # fmt: skip
     objective = Planted(
-        rows={"x": [None] * 4096}, weights={"x": 1.0}, items_hash="", seed=seed, samples=400, confidence=0.95, pool=2000
+        rows={"x": [None] * 4096},
+        weights={"x": 1.0},
+        items_hash="",
+        seed=seed,
+        samples=400,
+        confidence=0.95,
+        pool=2000,
     ).plant(optimum, noise)
     out = out or Workspace(tmp_path / f"w{seed}", phase="adas", seed=seed, config={})
-    state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS))
+    state = State(
+        incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS)
+    )
     one = Search("adas", NoModel(), objective, lambda _: 0.0, search, out, EventLog(None, "adas"))
     return one, one.run(state, around_incumbent(search))
 
@@ -350,7 +408,9 @@ def test_a_planted_optimum_is_found(tmp_path, data_config):
     search, state = planted_search(tmp_path, data_config, (0.6, 0.3), 0.0, 0)
     start, end = 0.6**2 + 0.3**2, ((np.asarray(state.incumbent.alpha) - (0.6, 0.3)) ** 2).sum()
     assert end < 0.1 * start
-    for old, new in itertools.pairwise([s["candidate"]["alpha"] for s in search.log if s["accepted"]]):
+    for old, new in itertools.pairwise(
+        [s["candidate"]["alpha"] for s in search.log if s["accepted"]]
+    ):
         assert max(abs(a - b) for a, b in zip(old, new, strict=True)) <= 0.1 + 1e-9
 
 
@@ -377,10 +437,20 @@ def test_no_row_is_in_two_rounds_of_a_race_nor_in_two_acceptance_tests(data_conf
 
     search = settings(data_config, "unused", "search.iterations=4", "search.pool_items=30").search
     objective = Watched(
-        rows={"x": [None] * 46}, weights={"x": 1.0}, items_hash="", seed=0, samples=99, confidence=0.9, pool=30
+        rows={"x": [None] * 46},
+        weights={"x": 1.0},
+        items_hash="",
+        seed=0,
+        samples=99,
+        confidence=0.9,
+        pool=30,
     ).plant((0.3, 0.3), 0.0)
-    state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS))
-    one = Search("adas", NoModel(), objective, lambda _: 0.0, search, InMemory(), EventLog(None, "adas"))
+    state = State(
+        incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS)
+    )
+    one = Search(
+        "adas", NoModel(), objective, lambda _: 0.0, search, InMemory(), EventLog(None, "adas")
+    )
     accepted = set()
     for number in range(4):
         seen.clear()
@@ -405,7 +475,14 @@ def test_the_chance_of_a_gain_is_that_of_the_enumerated_sign_flips():
     gains = [0.5, 0.4, -0.1, 0.3, 0.2, 0.05]
     flips = np.asarray(list(itertools.product((-1, 1), repeat=6)))
     exact = (flips @ np.asarray(gains) >= sum(gains) - 1e-12).mean()
-    many = Objective(rows={"x": [None] * 6}, weights={"x": 1.0}, items_hash="", seed=0, samples=40_000, confidence=0.95)
+    many = Objective(
+        rows={"x": [None] * 6},
+        weights={"x": 1.0},
+        items_hash="",
+        seed=0,
+        samples=40_000,
+        confidence=0.95,
+    )
     picks = many.everything()
     assert many.chance(*losses_of(gains), picks) == pytest.approx(exact, abs=0.003)
     assert many.chance(*losses_of(np.negative(gains)), picks) > 0.9
@@ -413,7 +490,14 @@ def test_the_chance_of_a_gain_is_that_of_the_enumerated_sign_flips():
 
 def test_copies_within_a_cluster_make_a_gain_no_likelier():
     gains = [0.5, -0.4, 0.3, 0.2, 0.25]
-    plain = Objective(rows={"x": [None] * 5}, weights={"x": 1.0}, items_hash="", seed=0, samples=2000, confidence=0.95)
+    plain = Objective(
+        rows={"x": [None] * 5},
+        weights={"x": 1.0},
+        items_hash="",
+        seed=0,
+        samples=2000,
+        confidence=0.95,
+    )
     copied = replace(plain, rows={"x": [None] * 20}, clusters={"x": np.repeat(np.arange(5), 4)})
     more = losses_of(np.repeat(gains, 4))
     one, two = plain.everything(), copied.everything()
@@ -437,16 +521,26 @@ def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path, data_config):
     assert [s["gain"] for s in again.log] == [s["gain"] for s in search.log]
 
 
-def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(tiny_llama, tiny_tokenizer, data_config):
+def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(
+    tiny_llama, tiny_tokenizer, data_config
+):
     context = evaluate.EvalContext(data=data_config, seed=0)
     objective = make_objective(
-        {"text": 1.0, "tools": 2.0}, tiny_tokenizer, "search", 6, context, samples=200, confidence=0.95
+        {"text": 1.0, "tools": 2.0},
+        tiny_tokenizer,
+        "search",
+        6,
+        context,
+        samples=200,
+        confidence=0.95,
     )
     losses = objective.losses(tiny_llama, objective.everything())
     picks = objective.everything()
     assert objective.bounds(losses, losses, picks) == (0.0, 0.0)
     assert objective.chance(losses, losses, picks) == 1.0
-    better = {kind: found - np.asarray([[0.1, 0.0]]) * found[:, 1:] for kind, found in losses.items()}
+    better = {
+        kind: found - np.asarray([[0.1, 0.0]]) * found[:, 1:] for kind, found in losses.items()
+    }
     assert objective.gain(losses, better) == pytest.approx(0.1)
     assert objective.bounds(losses, better, picks)[0] == pytest.approx(0.1)
     drift = Drift(tiny_llama, objective.rows["text"][:2])
@@ -473,9 +567,15 @@ def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, 
 
 @pytest.mark.parametrize("name", ["few_shot", "self_consistency", "role"])
 def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name):
-    wanted = {"tools": ["calculator"], **RUNTIME[name].settings([("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")])}
+    wanted = {
+        "tools": ["calculator"],
+        **RUNTIME[name].settings([("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")]),
+    }
     wanted["decoder"] = {**wanted.get("decoder", {}), "max_new_tokens": 6}
-    talks = [[{"role": "user", "content": text}] for text in ("Add 4 + 5.", "Repeat the words river house.")]
+    talks = [
+        [{"role": "user", "content": text}]
+        for text in ("Add 4 + 5.", "Repeat the words river house.")
+    ]
     found = runtime_search.answers(tiny_llama, tiny_tokenizer, wanted, talks)
     one = agent.Agent(tiny_llama, tiny_tokenizer, settings=wanted)
     assert found[0].text == one.reply(talks[0]).text
@@ -484,7 +584,9 @@ def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name
 
 def test_settings_that_cannot_be_followed_are_refused(data_config):
     with pytest.raises(ConfigError, match="did you mean 'few_shot'"):
-        runtime_search.check(settings(data_config, "unused", "runtime_search.techniques=[few_shots]"))
+        runtime_search.check(
+            settings(data_config, "unused", "runtime_search.techniques=[few_shots]")
+        )
     with pytest.raises(ConfigError, match="race_keep"):
         settings(data_config, "unused", "search.race_keep=[2,1]")
     with pytest.raises(ConfigError, match="pool_items"):
@@ -492,20 +594,28 @@ def test_settings_that_cannot_be_followed_are_refused(data_config):
 
 
 def test_an_acceptance_that_no_outcome_can_reach_is_refused(data_config):
-    """At confidence .5 and one iteration one sample gives two ranks: a level of 1/2 can just be shown."""
+    """At confidence .5 and one iteration one sample gives two ranks: a level of 1/2 can just be
+    shown.
+    """
     least = ["search.iterations=1", "search.samples=1", "search.accept_items=2"]
     settings(data_config, "unused", *least, "search.confidence=0.5")
-    with pytest.raises(ConfigError, match=r"at the level 0\.4 of each of 1 iterations; .* and 2 samples"):
+    with pytest.raises(
+        ConfigError, match=r"at the level 0\.4 of each of 1 iterations; .* and 2 samples"
+    ):
         settings(data_config, "unused", *least, "search.confidence=0.6")
     with pytest.raises(ConfigError, match="at least 2 items"):
-        settings(data_config, "unused", *least[:2], "search.accept_items=1", "search.confidence=0.5")
+        settings(
+            data_config, "unused", *least[:2], "search.accept_items=1", "search.confidence=0.5"
+        )
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_checkpoint, data_config, tmp_path_factory):
     out = tmp_path_factory.mktemp("adas")
     config = settings(data_config, out / "one")
-    workspace = Workspace(out / "one", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
+    workspace = Workspace(
+        out / "one", phase="adas", seed=0, config=config, parents=[tiny_checkpoint]
+    )
     report = run(PhaseRun(config, [tiny_checkpoint], workspace, EventLog(None, "adas")))
     return report, workspace, config
 
@@ -527,7 +637,9 @@ def test_the_phase_writes_a_model_and_says_what_it_measured(finished, tiny_check
 def test_the_same_seed_gives_the_same_bytes_also_after_a_kill(finished, tiny_checkpoint, tmp_path):
     report, workspace, config = finished
     config = replace(config, out=str(tmp_path / "two"))
-    again = Workspace(Path(config.out), phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
+    again = Workspace(
+        Path(config.out), phase="adas", seed=0, config=config, parents=[tiny_checkpoint]
+    )
     again.state.mkdir(parents=True)
     shutil.copytree(workspace.state, again.state, dirs_exist_ok=True)
     for late in ("random-search-001.json", "random-search-002.json", "test.json", "runtime.json"):
@@ -537,14 +649,21 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_kill(finished, tiny_che
     assert other.metrics == report.metrics
 
 
-def test_when_nothing_is_accepted_the_input_comes_back_bit_for_bit(tiny_checkpoint, data_config, tmp_path):
+def test_when_nothing_is_accepted_the_input_comes_back_bit_for_bit(
+    tiny_checkpoint, data_config, tmp_path
+):
     config = settings(
         data_config, tmp_path / "none", "search.drift_limit_nats=0", "search.baselines=false", "search.iterations=2",
         "runtime_search.techniques=[]", "experts.svf_steps=1", "experts.task_steps=1",
     )  # fmt: skip
-    out = Workspace(tmp_path / "none", phase="adas", seed=0, config=config, parents=[tiny_checkpoint])
+    out = Workspace(
+        tmp_path / "none", phase="adas", seed=0, config=config, parents=[tiny_checkpoint]
+    )
     report = run(PhaseRun(config, [tiny_checkpoint], out, EventLog(None, "adas")))
     assert report.metrics["accepted"] == 0
-    before, after = models.load(tiny_checkpoint).state_dict(), models.load(report.outputs[0]).state_dict()
+    before, after = (
+        models.load(tiny_checkpoint).state_dict(),
+        models.load(report.outputs[0]).state_dict(),
+    )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,4 +1,6 @@
-"""Bake: traces come from real tools, the filter and the KL are the formulas, and the phase really teaches."""
+"""Bake: traces come from real tools, the filter and the KL are the formulas, and the phase really
+teaches.
+"""
 
 import copy
 import hashlib
@@ -50,7 +52,9 @@ def settings(data_config: DataConfig, tmp_path: Path) -> Callable[..., Config]:
 def forge(
     config: Config, source: Checkpoint, where: Path, stop_at: int = 0, stage: str = "bake"
 ) -> tuple[Report, Workspace]:
-    """Run the phase; with `stop_at`, ask it to stop once that training has taken that many steps."""
+    """Run the phase; with `stop_at`, ask it to stop once that training has taken that many
+    steps.
+    """
     out = Workspace(where, phase="bake", seed=config.seed, config=config, parents=[source])
 
     def stop(event: object) -> None:
@@ -97,12 +101,18 @@ def test_traces_of_two_splits_share_no_question(data_config: DataConfig) -> None
         assert not expressions[0] & expressions[1]
 
 
-def test_passages_to_retrieve_are_sentences_of_at_most_twelve_words(data_config: DataConfig) -> None:
+def test_passages_to_retrieve_are_sentences_of_at_most_twelve_words(
+    data_config: DataConfig,
+) -> None:
     """Short enough to stand in a tool's answer beside the question; longer sentences are cut."""
     store = traces.passage_store(data_config, "train")
-    sizes = [len(content.split()) for (content,) in store.store.rows("SELECT content FROM passages")]
+    sizes = [
+        len(content.split()) for (content,) in store.store.rows("SELECT content FROM passages")
+    ]
     assert max(sizes) == 12
-    assert len({document for (document,) in store.store.rows("SELECT document FROM passages")}) == 24
+    assert (
+        len({document for (document,) in store.store.rows("SELECT document FROM passages")}) == 24
+    )
 
 
 def test_a_recalled_fact_is_the_newest_one(data_config: DataConfig) -> None:
@@ -112,7 +122,9 @@ def test_a_recalled_fact_is_the_newest_one(data_config: DataConfig) -> None:
         assert trace["answer"] in trace["stages"][-2]
 
 
-def test_a_tool_that_answers_wrongly_stops_the_phase(data_config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_that_answers_wrongly_stops_the_phase(
+    data_config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agent_forge.agent.tools.calculator.run", lambda *_: "0")
     with pytest.raises(PhaseError, match="the calculator says"):
         traces.make("calculator", 20, "train", 0, data_config)
@@ -130,14 +142,19 @@ def test_answer_loss_is_the_weighted_loss_of_the_assistants_turn(
     tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     asked = [
-        [{"role": "user", "content": text}] for text in ("What is 3 plus 4?", "Hi", "Add 100 and 200 now, please.")
+        [{"role": "user", "content": text}]
+        for text in ("What is 3 plus 4?", "Hi", "Add 100 and 200 now, please.")
     ]
     answers = ["7", "hello there", "300"]
     found = toolformer.answer_losses(tiny_llama, tiny_tokenizer, asked, answers, batch_rows=2)
     for messages, answer, loss in zip(asked, answers, found, strict=True):
-        ids, mask = encode_chat(tiny_tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        ids, mask = encode_chat(
+            tiny_tokenizer, [*messages, {"role": "assistant", "content": answer}]
+        )
         with torch.no_grad():
-            log_probs = torch.log_softmax(tiny_llama(input_ids=torch.tensor([ids])).logits[0].double(), -1)
+            log_probs = torch.log_softmax(
+                tiny_llama(input_ids=torch.tensor([ids])).logits[0].double(), -1
+            )
         losses = [-float(log_probs[i - 1, ids[i]]) for i in range(len(ids)) if mask[i]]
         weights = [max(0.0, 1 - 0.2 * t) for t in range(len(losses))]
         expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
@@ -150,13 +167,21 @@ def test_keep_takes_what_passes_and_else_the_best() -> None:
     assert toolformer.keep([], 0.5, 0.5) == []
 
 
-@pytest.mark.parametrize(("without", "empty", "gain"), [(3.0, 5.0, 2.0), (6.0, 2.5, 1.5), (0.5, 4.0, -0.5)])
+@pytest.mark.parametrize(
+    ("without", "empty", "gain"), [(3.0, 5.0, 2.0), (6.0, 2.5, 1.5), (0.5, 4.0, -0.5)]
+)
 def test_the_baseline_of_a_call_is_the_better_of_doing_without_and_of_getting_nothing(
-    without: float, empty: float, gain: float, monkeypatch: pytest.MonkeyPatch, data_config: DataConfig
+    without: float,
+    empty: float,
+    gain: float,
+    monkeypatch: pytest.MonkeyPatch,
+    data_config: DataConfig,
 ) -> None:
     (trace,) = traces.make("code", 1, "train", 0, data_config)
 
-    def known(_model: object, _tokenizer: object, conversations: list, answers: list, _rows: int) -> list[float]:
+    def known(
+        _model: object, _tokenizer: object, conversations: list, answers: list, _rows: int
+    ) -> list[float]:
         assert answers == [trace["answer"]] * 3
         assert [len(turns) for turns in conversations] == [3, 1, 3]
         assert trace["answer"] in conversations[0][2]["content"]
@@ -184,13 +209,17 @@ def test_the_loss_of_a_step_holds_the_neutral_kl_by_its_weight(
     batch = {"input_ids": ids, "labels": ids, "neutral_ids": ids + 3}
     nobody = type("Nobody", (), {"trait": lambda _self, _step: ""})()
     with torch.no_grad():
-        teacher, student = (m(input_ids=ids + 3).logits.double().log_softmax(-1) for m in (parent, tiny_llama))
+        teacher, student = (
+            m(input_ids=ids + 3).logits.double().log_softmax(-1) for m in (parent, tiny_llama)
+        )
         kl = float((teacher.exp() * (teacher - student)).sum(-1).mean())
         plain = float(tiny_llama(input_ids=ids, labels=ids).loss)
     assert kl > 1e-3
     for weight in (0.0, 1.0, 2.5):
         config = settings(f"training.neutral_weight={weight}")
-        loss, metrics = lessons.joint_loss(config, parent, nobody, lambda *_: {})(tiny_llama, batch, 0)
+        loss, metrics = lessons.joint_loss(config, parent, nobody, lambda *_: {})(
+            tiny_llama, batch, 0
+        )
         assert float(loss.detach()) == pytest.approx(plain + weight * kl, rel=1e-4)
         assert float(metrics["neutral_kl"]) == pytest.approx(kl, rel=1e-3)
 
@@ -204,7 +233,9 @@ def test_the_loss_of_a_step_holds_its_traits_kl_per_token_by_its_weight(
     monkeypatch.setattr(persona, "lesson_kl", lambda *_: (torch.tensor(6.0), 4))
     plain = float(tiny_llama(input_ids=ids, labels=ids).loss.detach())
     for weight in (0.0, 1.0, 2.5):
-        loss_of = lessons.joint_loss(settings(), tiny_llama, somebody, lambda *_, w=weight: {"calm": w})
+        loss_of = lessons.joint_loss(
+            settings(), tiny_llama, somebody, lambda *_, w=weight: {"calm": w}
+        )
         loss, metrics = loss_of(tiny_llama, batch, 0)
         assert float(loss.detach()) == pytest.approx(plain + weight * 1.5, rel=1e-4)
         assert ("persona_kl" in metrics) == (weight > 0)
@@ -223,7 +254,10 @@ def brute_kl(teacher: torch.Tensor, student: torch.Tensor) -> list[float]:
 
 def test_top_kl_with_every_token_is_the_brute_force_sum() -> None:
     generator = torch.Generator().manual_seed(0)
-    teacher, student = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    teacher, student = (
+        torch.randn(5, 7, generator=generator),
+        torch.randn(5, 7, generator=generator),
+    )
     top = torch.log_softmax(teacher, -1).topk(7, -1)
     assert persona.top_kl(top.values, student, top.indices).tolist() == pytest.approx(
         brute_kl(teacher, student), rel=1e-5
@@ -233,7 +267,10 @@ def test_top_kl_with_every_token_is_the_brute_force_sum() -> None:
 
 def test_top_kl_grows_with_k_up_to_the_full_kl_and_is_zero_for_equals() -> None:
     generator = torch.Generator().manual_seed(1)
-    teacher, student = torch.randn(6, 20, generator=generator), torch.randn(6, 20, generator=generator)
+    teacher, student = (
+        torch.randn(6, 20, generator=generator),
+        torch.randn(6, 20, generator=generator),
+    )
     last = torch.zeros(6)
     for k in (1, 4, 19, 20):
         top = torch.log_softmax(teacher, -1).topk(k, -1)
@@ -243,18 +280,24 @@ def test_top_kl_grows_with_k_up_to_the_full_kl_and_is_zero_for_equals() -> None:
         last = value
 
 
-def lesson_of(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: Config, count: int = 5) -> dict:
+def lesson_of(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: Config, count: int = 5
+) -> dict:
     trait = config.persona.traits["helpfulness"]
     asked = persona.questions(trait, count, "train", 0, "helpfulness")
     return persona.teach(model, tokenizer, trait, asked, config.persona, 0)
 
 
 def test_effect_is_the_kl_over_answer_tokens_whatever_the_batch(
-    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, settings: Callable[..., Config]
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    settings: Callable[..., Config],
 ) -> None:
     config = settings("persona.top_k=100000")
     lesson = lesson_of(tiny_llama, tiny_tokenizer, config)
-    assert persona.effect(tiny_llama, lesson, 1) == pytest.approx(persona.effect(tiny_llama, lesson, 5), rel=1e-4)
+    assert persona.effect(tiny_llama, lesson, 1) == pytest.approx(
+        persona.effect(tiny_llama, lesson, 5), rel=1e-4
+    )
     trait = config.persona.traits["helpfulness"]
     total, count = 0.0, 0
     for row, mask in zip(lesson["ids"], lesson["mask"], strict=True):
@@ -275,16 +318,26 @@ def test_strength_is_zero_for_the_parent_and_one_for_the_prompted() -> None:
 
 
 def test_persona_training_raises_the_strength_on_unseen_topics(
-    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, settings: Callable[..., Config]
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    settings: Callable[..., Config],
 ) -> None:
     config = settings("persona.reply_tokens=8")
-    # A larger embedding scale makes the system prompt move the random model, so that there is a trait to bake.
+    # A larger embedding scale makes the system prompt move the random model, so that there is a
+    # trait to bake.
     with torch.no_grad():
         for parameter in tiny_llama.parameters():
             parameter.mul_(12.0 if parameter.dim() == 2 else 1.0)
     trait = config.persona.traits["helpfulness"]
     seen, unseen = (
-        persona.teach(tiny_llama, tiny_tokenizer, trait, persona.questions(trait, 24, split, 0, "h"), config.persona, 0)
+        persona.teach(
+            tiny_llama,
+            tiny_tokenizer,
+            trait,
+            persona.questions(trait, 24, split, 0, "h"),
+            config.persona,
+            0,
+        )
         for split in ("train", "validation")
     )
     base = persona.effect(tiny_llama, unseen)
@@ -300,7 +353,9 @@ def test_persona_training_raises_the_strength_on_unseen_topics(
 
 def test_questions_of_two_splits_share_no_topic(settings: Callable[..., Config]) -> None:
     trait = settings().persona.traits["precision"]
-    train, held = (set(persona.questions(trait, 9999, split, 0, "p")) for split in ("train", "validation"))
+    train, held = (
+        set(persona.questions(trait, 9999, split, 0, "p")) for split in ("train", "validation")
+    )
     assert train
     assert held
     assert not train & held
@@ -313,12 +368,16 @@ def test_questions_of_two_splits_share_no_topic(settings: Callable[..., Config])
     ("right", "n", "low", "high"),
     [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (0, 0, 0.0, 1.0)],
 )
-def test_wilson_intervals_are_the_published_ones(right: int, n: int, low: float, high: float) -> None:
+def test_wilson_intervals_are_the_published_ones(
+    right: int, n: int, low: float, high: float
+) -> None:
     assert measure.wilson(right, n) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_an_answer_counts_only_with_the_right_call(data_config: DataConfig) -> None:
-    trace = next(t for t in traces.make("calculator", 9, "train", 0, data_config) if measure.wanted_call(t))
+    trace = next(
+        t for t in traces.make("calculator", 9, "train", 0, data_config) if measure.wanted_call(t)
+    )
     box = traces.toolbox("calculator", "train", data_config)()
     wanted = measure.wanted_call(trace)
     assert wanted is not None
@@ -354,15 +413,24 @@ def test_held_out_traces_are_distinct_and_ask_nothing_that_is_trained(
         return tuple(words[3:]) if words[3] == "write" else (words[3], *numbers)
 
     config = settings("measure.items=40")
-    trained = {asked(t) for t in traces.make(kind, 400, "train", config.seed, config.data) if t["filtered"]}
+    trained = {
+        asked(t) for t in traces.make(kind, 400, "train", config.seed, config.data) if t["filtered"]
+    }
     held = [asked(trace) for trace in heldout_traces(config, kind)]
     assert len(held) == 40
     if kind != "calculator":  # there two operations may share their numbers
         assert len(set(held)) == len(held)
         assert not trained & set(held)
     expressions = [
-        {wanted.arguments["expression"] for t in found if (wanted := measure.wanted_call(t)) is not None}
-        for found in (heldout_traces(config, kind), traces.make(kind, 400, "train", config.seed, config.data))
+        {
+            wanted.arguments["expression"]
+            for t in found
+            if (wanted := measure.wanted_call(t)) is not None
+        }
+        for found in (
+            heldout_traces(config, kind),
+            traces.make(kind, 400, "train", config.seed, config.data),
+        )
         if kind == "calculator"
     ]
     assert not expressions or not expressions[0] & expressions[1]
@@ -375,7 +443,11 @@ def test_only_tools_that_the_model_can_use_are_offered(settings: Callable[..., C
         for kind, right in (("calculator", 52), ("memory", 9), ("code", 0), ("retrieve", 2))
     }
     assert offered_kinds(config, measured) == ["calculator", "memory"]
-    assert agent_settings(config, ["calculator", "memory"])["tools"] == ["calculator", "remember", "recall"]
+    assert agent_settings(config, ["calculator", "memory"])["tools"] == [
+        "calculator",
+        "remember",
+        "recall",
+    ]
     assert len(offered_kinds(settings("measure.offer_from=0"), measured)) == 4
     exactly = settings(f"measure.offer_from={measured['memory']['low']!r}")
     assert offered_kinds(exactly, measured) == ["calculator", "memory"]
@@ -395,9 +467,14 @@ def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported
     for row in report.tables["traces"]:
         assert row["pass tau"] == 0
         assert row["taken below tau (filter overridden)"] == round(0.5 * row["made"])
-        gain = min(row["without a call"], row["after an empty result"]) - row["answer after the result"]
+        gain = (
+            min(row["without a call"], row["after an empty result"])
+            - row["answer after the result"]
+        )
         assert row["mean gain (nats)"] == round(row["mean gain (nats)"], 3) != 0
-        assert row["mean gain (nats)"] <= gain + 2e-3  # the mean of minima is at most the minimum of means
+        assert (
+            row["mean gain (nats)"] <= gain + 2e-3
+        )  # the mean of minima is at most the minimum of means
     assert "filter overridden for calculator, memory" in report.summary
     assert "offered: no tool" in report.summary
     assert checkpoint.open(report.outputs[0]).manifest.agent["tools"] == []
@@ -409,12 +486,32 @@ def test_the_phase_writes_an_agent_with_its_tools_and_measures(
     before = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in tiny_checkpoint.path.iterdir()}
     report, _ = forge(settings(), tiny_checkpoint, tmp_path / "baked")
     written = checkpoint.open(report.outputs[0])
-    assert written.manifest.agent["tools"] == ["calculator", "remember", "recall", "code", "retrieve"]
+    assert written.manifest.agent["tools"] == [
+        "calculator",
+        "remember",
+        "recall",
+        "code",
+        "retrieve",
+    ]
     assert written.metrics["tools/calculator"]["n"] == 6
-    assert {row["trait"] for row in report.tables["persona"]} == {"helpfulness", "creativity", "precision"}
-    assert [row["kind"] for row in report.tables["traces"]] == ["calculator", "memory", "code", "retrieve"]
-    assert models.load(written.path).config.vocab_size == models.load(tiny_checkpoint.path).config.vocab_size
-    assert before == {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in tiny_checkpoint.path.iterdir()}
+    assert {row["trait"] for row in report.tables["persona"]} == {
+        "helpfulness",
+        "creativity",
+        "precision",
+    }
+    assert [row["kind"] for row in report.tables["traces"]] == [
+        "calculator",
+        "memory",
+        "code",
+        "retrieve",
+    ]
+    assert (
+        models.load(written.path).config.vocab_size
+        == models.load(tiny_checkpoint.path).config.vocab_size
+    )
+    assert before == {
+        p: hashlib.sha256(p.read_bytes()).hexdigest() for p in tiny_checkpoint.path.iterdir()
+    }
 
 
 def test_a_stopped_phase_ends_in_the_same_bytes(
@@ -435,16 +532,25 @@ def test_a_stopped_phase_ends_in_the_same_bytes(
 
 
 def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
-    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Callable[..., Config],
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Bit for bit what learn.train gives with cross-entropy alone; and the baked model is the same with and without."""
+    """Bit for bit what learn.train gives with cross-entropy alone; and the baked model is the same
+    with and without.
+    """
     config = settings("baseline=true", "traces.code.count=0", "traces.retrieve.count=0")
     trained, original = [], baseline.fine_tuned
-    monkeypatch.setattr(baseline, "fine_tuned", lambda *a: trained.append(original(*a)) or trained[-1])
+    monkeypatch.setattr(
+        baseline, "fine_tuned", lambda *a: trained.append(original(*a)) or trained[-1]
+    )
     report, _ = forge(config, tiny_checkpoint, tmp_path / "beside")
 
     events = EventLog(None, "bake")
-    out = Workspace(tmp_path / "hand", phase="bake", seed=config.seed, config=config, parents=[tiny_checkpoint])
+    out = Workspace(
+        tmp_path / "hand", phase="bake", seed=config.seed, config=config, parents=[tiny_checkpoint]
+    )
     phase = PhaseRun(config, [tiny_checkpoint], out, events)
     kept, _ = lessons.collect(phase, models.load(tiny_checkpoint.path))
     rows = lessons.Batches(settings("training.neutral_rows=0"), phase.tokenizer, kept, {})
@@ -468,7 +574,9 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
         ),
     )
     expected = model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in trained[0].state_dict().items())
+    assert all(
+        torch.equal(value, expected[name]) for name, value in trained[0].state_dict().items()
+    )
     figures = _measure(phase, model)
     for row in report.tables["held-out tools"]:
         one = figures["tools"][row["kind"]]
@@ -477,8 +585,14 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
         )
     text = figures["text"]
     assert f"against {text['value']:.3f} [{text['low']:.3f}, {text['high']:.3f}]" in report.baseline
-    alone, _ = forge(settings("traces.code.count=0", "traces.retrieve.count=0"), tiny_checkpoint, tmp_path / "alone")
-    baked, again = (load_file(Path(one.outputs[0]) / "model.safetensors") for one in (report, alone))
+    alone, _ = forge(
+        settings("traces.code.count=0", "traces.retrieve.count=0"),
+        tiny_checkpoint,
+        tmp_path / "alone",
+    )
+    baked, again = (
+        load_file(Path(one.outputs[0]) / "model.safetensors") for one in (report, alone)
+    )
     assert all(torch.equal(baked[name], again[name]) for name in baked)
     assert any(not torch.equal(baked[name], expected[name]) for name in baked)
     assert alone.baseline == baseline.NOT_RUN
@@ -487,7 +601,9 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
 def test_a_bake_without_kl_is_its_own_baseline(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings("baseline=true", "persona.enabled=false", "training.neutral_weight=0", "training.steps=1")
+    config = settings(
+        "baseline=true", "persona.enabled=false", "training.neutral_weight=0", "training.steps=1"
+    )
     report, out = forge(config, tiny_checkpoint, tmp_path / "plain")
     assert report.baseline == baseline.SAME
     assert not list(out.resume_dir(baseline.STAGE).glob("*"))
@@ -503,25 +619,40 @@ def test_training_teaches_the_call(
     )  # fmt: skip
     report, _ = forge(config, tiny_checkpoint, tmp_path / "taught")
     model, tokenizer = models.load(report.outputs[0]), models.load_tokenizer(report.outputs[0])
-    held = [t for t in traces.make("calculator", 20, "validation", 0, config.data) if measure.wanted_call(t)]
+    held = [
+        t
+        for t in traces.make("calculator", 20, "validation", 0, config.data)
+        if measure.wanted_call(t)
+    ]
     calls = [[t["messages"][0]] for t in held]
     answers = [t["messages"][1]["content"] for t in held]
     parent = models.load(tiny_checkpoint.path)
-    taught, untaught = (sum(toolformer.answer_losses(m, tokenizer, calls, answers)) for m in (model, parent))
+    taught, untaught = (
+        sum(toolformer.answer_losses(m, tokenizer, calls, answers)) for m in (model, parent)
+    )
     assert taught < 0.2 * untaught
 
 
 def test_a_trait_that_the_prompt_does_not_show_is_not_baked(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    report, _ = forge(settings("persona.min_effect_nats=100", "training.steps=1"), tiny_checkpoint, tmp_path / "plain")
+    report, _ = forge(
+        settings("persona.min_effect_nats=100", "training.steps=1"),
+        tiny_checkpoint,
+        tmp_path / "plain",
+    )
     assert {row["strength"] for row in report.tables["persona"]} == {"not baked"}
 
 
 def test_a_trait_that_is_strong_enough_pauses(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings(*(f"persona.traits.{name}.strength=0.9" for name in ("helpfulness", "creativity", "precision")))
+    config = settings(
+        *(
+            f"persona.traits.{name}.strength=0.9"
+            for name in ("helpfulness", "creativity", "precision")
+        )
+    )
     seen: list[dict] = []
     original = lessons.joint_loss
 
@@ -545,12 +676,16 @@ def test_a_trait_that_is_strong_enough_pauses(
 def test_nothing_to_bake_is_an_error(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings(*(f"traces.{kind}.count=0" for kind in ("calculator", "memory", "code", "retrieve")))
+    config = settings(
+        *(f"traces.{kind}.count=0" for kind in ("calculator", "memory", "code", "retrieve"))
+    )
     with pytest.raises(PhaseError, match="nothing to bake"):
         forge(config, tiny_checkpoint, tmp_path / "none")
 
 
-def test_a_phase_without_a_source_is_an_error(settings: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_phase_without_a_source_is_an_error(
+    settings: Callable[..., Config], tmp_path: Path
+) -> None:
     config = settings()
     out = Workspace(tmp_path / "x", phase="bake", seed=0, config=config)
     with pytest.raises(PhaseError, match="needs a checkpoint"):

@@ -1,4 +1,6 @@
-"""The bitnet phase: compensation against algebra, losses against closed forms, and whole runs on a tiny model."""
+"""The bitnet phase: compensation against algebra, losses against closed forms, and whole runs on a
+tiny model.
+"""
 
 import copy
 import itertools
@@ -52,10 +54,18 @@ SETTINGS = TernarySettings(group_size=16, activation_bits=8, packing="five_trits
 
 
 def correlated_inputs(count: int, width: int, seed: int) -> torch.Tensor:
-    """Return (count, width) rows of one fixed covariance with a falling spectrum; the seed draws the rows alone."""
-    basis = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(7)))[0]
+    """Return (count, width) rows of one fixed covariance with a falling spectrum; the seed draws
+    the rows alone.
+    """
+    basis = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(7)))[
+        0
+    ]
     spectrum = torch.arange(1, width + 1, dtype=torch.float32) ** -0.7
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * spectrum @ basis.T
+    return (
+        torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+        * spectrum
+        @ basis.T
+    )
 
 
 def hessian_of(x: torch.Tensor) -> torch.Tensor:
@@ -68,8 +78,12 @@ def tied(latents: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.
     return latents_for(codes, own, group_size, near=latents)
 
 
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(24, 48, 16), (24, 40, 16), (8, 16, 64)])
-def test_compensated_codes_err_less_on_fresh_inputs_than_rounding(rows: int, columns: int, group_size: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(24, 48, 16), (24, 40, 16), (8, 16, 64)]
+)
+def test_compensated_codes_err_less_on_fresh_inputs_than_rounding(
+    rows: int, columns: int, group_size: int
+) -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(3))
     hessian = hessian_of(correlated_inputs(400, columns, seed=0))
     latents = tied(*compensate(weight, hessian, group_size, Rounding(0.01)), group_size)
@@ -94,7 +108,9 @@ def test_uncorrelated_inputs_leave_codes_of_the_best_scale_with_least_squares_sc
         columns = slice(8 * group, 8 * group + 8)
         block = weight[:, columns]
         chosen = best_scale(block, torch.ones(block.shape[1]))
-        assert torch.equal(codes[:, columns], (block.sign() * (block.abs() > chosen[:, None] / 2)).to(torch.int8))
+        assert torch.equal(
+            codes[:, columns], (block.sign() * (block.abs() > chosen[:, None] / 2)).to(torch.int8)
+        )
         kept = codes[:, columns] != 0
         expected = (block.abs() * kept).sum(1) / kept.sum(1)
         assert torch.allclose(scale, expected, rtol=2**-8)
@@ -103,11 +119,14 @@ def test_uncorrelated_inputs_leave_codes_of_the_best_scale_with_least_squares_sc
 def test_best_scale_of_normal_weights_is_about_one_and_a_half_times_their_mean_size() -> None:
     weight = torch.randn(50, 4096, generator=torch.Generator().manual_seed(0))
     ratio = best_scale(weight, torch.ones(4096)) / weight.abs().mean(1)
-    # Lloyd-Max for a normal density at -s, 0, s with borders s / 2: s = 1.224 sigma, mean|W| = .798 sigma.
+    # Lloyd-Max for a normal density at -s, 0, s with borders s / 2: s = 1.224 sigma, mean|W| = .798
+    # sigma.
     assert float(ratio.mean()) == pytest.approx(1.224 / 0.798, abs=0.1)
     # A column that costs nothing decides nothing.
     cost = torch.tensor([1.0, 1.0, 0.0])
-    assert float(best_scale(torch.tensor([[1.0, 1.0, 40.0]]), cost)) == pytest.approx(14.0)  # all zero at 14 or above
+    assert float(best_scale(torch.tensor([[1.0, 1.0, 40.0]]), cost)) == pytest.approx(
+        14.0
+    )  # all zero at 14 or above
 
 
 def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
@@ -128,21 +147,27 @@ def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
 
 
 def test_pull_moves_the_goal_to_the_weight_that_gives_the_wanted_outputs() -> None:
-    """Student inputs are the parent's times a matrix: the weight for the wanted outputs is known."""
+    """Student inputs are the parent's times a matrix: the weight for the wanted outputs is
+    known.
+    """
     generator = torch.Generator().manual_seed(2)
     weight, x = torch.randn(12, 16, generator=generator), correlated_inputs(600, 16, seed=3)
     distorted = x @ (torch.eye(16) + 0.3 * torch.randn(16, 16, generator=generator) / 4)
     wanted = x @ weight.T
     pull = (wanted - distorted @ weight.T).T @ distorted / len(x)
     found = [
-        ternary_weight(tied(*compensate(weight, hessian_of(distorted), 8, Rounding(1e-4), pull=own), 8), 8)
+        ternary_weight(
+            tied(*compensate(weight, hessian_of(distorted), 8, Rounding(1e-4), pull=own), 8), 8
+        )
         for own in (None, pull)
     ]
     without, aimed = ((distorted @ w.T - wanted).square().mean().item() for w in found)
     assert aimed < 0.8 * without
     exact = torch.linalg.lstsq(distorted, wanted).solution.T
     same = compensate(exact, hessian_of(distorted), 8, Rounding(1e-6))[0]
-    assert torch.allclose(compensate(weight, hessian_of(distorted), 8, Rounding(1e-6), pull=pull)[0], same, atol=1e-2)
+    assert torch.allclose(
+        compensate(weight, hessian_of(distorted), 8, Rounding(1e-6), pull=pull)[0], same, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("group_size", [8, 12, 0, -1])
@@ -189,7 +214,9 @@ def test_inputs_that_are_always_zero_do_not_break_compensation() -> None:
 
 
 def test_hessians_are_those_of_the_rounded_inputs_of_every_call(tiny_llama: Any) -> None:
-    ternarise(tiny_llama, TernarySettings(group_size=16, activation_bits=0, packing="two_bit", skip=[]))
+    ternarise(
+        tiny_llama, TernarySettings(group_size=16, activation_bits=0, packing="two_bit", skip=[])
+    )
     layer = ternary_layers(tiny_llama)["model.layers.0.self_attn.q_proj"]
     seen: list[torch.Tensor] = []
     handle = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
@@ -203,15 +230,23 @@ def test_hessians_are_those_of_the_rounded_inputs_of_every_call(tiny_llama: Any)
 
 
 def calibration() -> list[torch.Tensor]:
-    return [torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    return [
+        torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(i)) for i in range(4)
+    ]
 
 
 @pytest.mark.parametrize("waves", [1, 3, 100])
-def test_waves_leave_the_layers_ternary_with_scales_of_their_own(tiny_llama: Any, waves: int) -> None:
+def test_waves_leave_the_layers_ternary_with_scales_of_their_own(
+    tiny_llama: Any, waves: int
+) -> None:
     ternarise(tiny_llama, SETTINGS)
     calls: list[tuple[int, int]] = []
     found = compensate_in_waves(
-        tiny_llama, calibration(), waves=waves, rounding=Rounding(0.01), progress=lambda *done: calls.append(done)
+        tiny_llama,
+        calibration(),
+        waves=waves,
+        rounding=Rounding(0.01),
+        progress=lambda *done: calls.append(done),
     )
     layers = ternary_layers(tiny_llama)
     assert set(found) == set(layers)
@@ -219,12 +254,19 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(tiny_llama: Any
     assert all(layer.blend == 1.0 and layer.weight_scale is not None for layer in layers.values())
 
 
-def test_blocks_in_line_are_the_decoder_layers_with_what_shares_an_input_together(tiny_llama: Any) -> None:
+def test_blocks_in_line_are_the_decoder_layers_with_what_shares_an_input_together(
+    tiny_llama: Any,
+) -> None:
     ternarise(tiny_llama, SETTINGS)
     blocks = blocks_in_line(tiny_llama, calibration()[0])
     assert [block.name for block in blocks] == ["model.layers.0", "model.layers.1"]
     ends = [[name.rpartition(".")[2] for name in group] for group in blocks[1].groups]
-    assert ends == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    assert ends == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
 
 
 def test_a_block_that_runs_twice_stands_in_no_line(tiny_llama: Any) -> None:
@@ -234,7 +276,8 @@ def test_a_block_that_runs_twice_stands_in_no_line(tiny_llama: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [SETTINGS, TernarySettings(**{**asdict(SETTINGS), "group_size": -1, "embedding_bits": 8})]
+    "settings",
+    [SETTINGS, TernarySettings(**{**asdict(SETTINGS), "group_size": -1, "embedding_bits": 8})],
 )
 def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
     llama_config: LlamaConfig, settings: TernarySettings
@@ -252,12 +295,23 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
             ternarise(model, settings)
             if aimed:
                 found = compensated(
-                    parent, model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None
+                    parent,
+                    model,
+                    calibration(),
+                    waves=4,
+                    rounding=Rounding(0.1),
+                    progress=lambda *_: None,
                 )
-                assert set(found) == {f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")}
-                assert all(torch.equal(value, model.get_parameter(name)) for name, value in found.items())
+                assert set(found) == {
+                    f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")
+                }
+                assert all(
+                    torch.equal(value, model.get_parameter(name)) for name, value in found.items()
+                )
             else:
-                compensate_in_waves(model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None)
+                compensate_in_waves(
+                    model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None
+                )
             stream = model(fresh, output_hidden_states=True).hidden_states[-1]
             errors.append(float((stream - wanted).square().sum() / wanted.square().sum()))
     assert errors[0] < 0.85 * errors[1]
@@ -282,7 +336,9 @@ def distillation(parent: nn.Module, **changes: float) -> Distillation:
         "kl_weight": 1.0, "ce_weight": 0.0, "relation_weight": 1.0, "relation_heads": 2, "hidden_weight": 0.0,
         "temperature": 2.0,
     }  # fmt: skip
-    return Distillation(parent, DistillConfig(**{**weights, **changes}), pad=0, steps=10, blend_share=0.0)  # type: ignore[arg-type]
+    return Distillation(
+        parent, DistillConfig(**{**weights, **changes}), pad=0, steps=10, blend_share=0.0
+    )  # type: ignore[arg-type]
 
 
 def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -307,14 +363,20 @@ def test_loss_is_the_weighted_sum_of_its_parts_by_hand(tiny_llama: Any) -> None:
     batch = make_batch()
     batch["input_ids"][0, 10:] = 0
     batch["labels"][0, 5:] = -100
-    loss, parts = distillation(parent, kl_weight=0.7, ce_weight=0.4, relation_weight=0.0)(tiny_llama, batch, 0)
+    loss, parts = distillation(parent, kl_weight=0.7, ce_weight=0.4, relation_weight=0.0)(
+        tiny_llama, batch, 0
+    )
     with torch.no_grad():
         student, teacher = tiny_llama(batch["input_ids"]).logits, parent(batch["input_ids"]).logits
     p, q = (torch.softmax(logits.double() / 2.0, -1) for logits in (teacher, student))
     present = batch["input_ids"] != 0
     kl = 4.0 * (p * (p.log() - q.log())).sum(-1)[present].mean()
     kept = batch["labels"][:, 1:] != -100
-    ce = -torch.log_softmax(student.double(), -1)[:, :-1][kept].gather(1, batch["labels"][:, 1:][kept][:, None]).mean()
+    ce = (
+        -torch.log_softmax(student.double(), -1)[:, :-1][kept]
+        .gather(1, batch["labels"][:, 1:][kept][:, None])
+        .mean()
+    )
     assert float(parts["kl"]) == pytest.approx(kl.item(), abs=1e-5)
     assert float(parts["ce"]) == pytest.approx(ce.item(), abs=1e-5)
     assert loss.item() == pytest.approx(0.7 * kl.item() + 0.4 * ce.item(), abs=1e-5)
@@ -340,13 +402,22 @@ def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_log
     found = []
     for student in students:
         ternarise(student, TernarySettings(**{**asdict(SETTINGS), "embedding_bits": bits}))
-        assert (plain_head(student, rounded=True) is not None) == (type(student) is LlamaForCausalLM)
+        assert (plain_head(student, rounded=True) is not None) == (
+            type(student) is LlamaForCausalLM
+        )
         loss_of = distillation(
-            parent, kl_weight=0.7, ce_weight=0.4, relation_weight=0, hidden_weight=0.3, temperature=temperature
+            parent,
+            kl_weight=0.7,
+            ce_weight=0.4,
+            relation_weight=0,
+            hidden_weight=0.3,
+            temperature=temperature,
         )
         loss, parts = loss_of(student, batch, 0)
         loss.backward()
-        found.append((loss.detach(), parts, {name: p.grad for name, p in student.named_parameters()}))
+        found.append(
+            (loss.detach(), parts, {name: p.grad for name, p in student.named_parameters()})
+        )
     (one, parts, gradients), (other, others, whole) = found
     assert float(one) == pytest.approx(float(other), rel=1e-5)
     assert {key: float(value) for key, value in parts.items()} == pytest.approx(
@@ -357,7 +428,9 @@ def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_log
         assert torch.allclose(gradient, whole[name], atol=1e-5), name
 
 
-def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, taught = (torch.randn(11, 6, generator=generator) for _ in range(2))
     head, taught_head = (torch.randn(20, 6, generator=generator) for _ in range(2))
@@ -367,7 +440,9 @@ def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(monkeypatch: p
         monkeypatch.setattr(chunks, "CPU_ENTRIES", entries)
         inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
         weights = head_loss.Weights(kl=0.5, ce=0.25, temperature=1.5)
-        total, kl, ce = head_loss.head_loss(inputs[0], inputs[1], taught, taught_head, targets, weights)
+        total, kl, ce = head_loss.head_loss(
+            inputs[0], inputs[1], taught, taught_head, targets, weights
+        )
         (3 * total).backward()
         found.append((total.detach(), kl, ce, inputs[0].grad, inputs[1].grad))
     for other in found[1:]:
@@ -377,7 +452,11 @@ def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(monkeypatch: p
 
 
 def test_hidden_loss_is_the_relative_squared_error_of_each_token_after_each_layer() -> None:
-    parent = [torch.full((1, 2, 3), 9.0), torch.tensor([[[3.0, 0, 4], [1, 1, 1]]]), torch.ones(1, 2, 3)]
+    parent = [
+        torch.full((1, 2, 3), 9.0),
+        torch.tensor([[[3.0, 0, 4], [1, 1, 1]]]),
+        torch.ones(1, 2, 3),
+    ]
     student = [torch.zeros(1, 2, 3), torch.tensor([[[3.0, 0, 9], [5, 5, 5]]]), torch.ones(1, 2, 3)]
     present = torch.tensor([[True, False]])
     # The embedding's output is left out; the second token is absent: (25 / 25 + 0) / 2.
@@ -391,7 +470,9 @@ def test_hidden_loss_is_the_relative_squared_error_of_each_token_after_each_laye
 def test_frozen_embeddings_stay_the_parents(
     tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
 ) -> None:
-    report, _, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, "train.embeddings=false"))
+    report, _, _ = run_phase(
+        config_for(tiny_checkpoint.path, tmp_path / "out", data_config, "train.embeddings=false")
+    )
     parent, child = (models.load(path) for path in (tiny_checkpoint.path, report.outputs[0]))
     assert torch.equal(parent.get_input_embeddings().weight, child.get_input_embeddings().weight)
     assert not torch.equal(parent.model.norm.weight, child.model.norm.weight)
@@ -411,15 +492,22 @@ def test_own_text_is_what_the_parent_would_say(tiny_llama: Any) -> None:
 
 
 def test_phase_runs_without_any_data_on_what_the_parent_writes(
-    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_data(kind: str, *_: Any) -> None:
         raise AssertionError(f"the data-free mode read {kind}")
 
     monkeypatch.setattr("agent_forge.phases.bitnet.run.data.source", no_data)
     overrides = ("train.mix.text=0", "train.mix.own=1", "own.windows=16")
-    report, _, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
-    assert 0 < report.metrics["codes_changed_in_training"] < 0.5  # a few steps move few codes over a border
+    report, _, _ = run_phase(
+        config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides)
+    )
+    assert (
+        0 < report.metrics["codes_changed_in_training"] < 0.5
+    )  # a few steps move few codes over a border
 
 
 @pytest.mark.parametrize(("group_size", "bits"), [(0, 8), (-1, 4)])
@@ -432,7 +520,9 @@ def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
     tmp_path: Path,
 ) -> None:
     overrides = (f"linear.group_size={group_size}", f"linear.embedding_bits={bits}")
-    report, out, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
+    report, out, _ = run_phase(
+        config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides)
+    )
     child = checkpoint.open(report.outputs[0])
     assert child.manifest.deployable_bytes == report.metrics["packed_file_bytes"]
     saved = trained[0].metrics["packed_file_bytes"] - report.metrics["packed_file_bytes"]
@@ -444,12 +534,16 @@ def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
     )
 
 
-def test_sub_norm_begins_with_the_mean_size_of_the_inputs_so_that_a_typical_token_passes(tiny_llama: Any) -> None:
+def test_sub_norm_begins_with_the_mean_size_of_the_inputs_so_that_a_typical_token_passes(
+    tiny_llama: Any,
+) -> None:
     dense = copy.deepcopy(tiny_llama)
     ternarise(tiny_llama, TernarySettings(**{**asdict(SETTINGS), "sub_norm": ["down_proj"]}))
     windows = [torch.randint(1, 100, (4, 24), generator=torch.Generator().manual_seed(0))]
     seen: list[torch.Tensor] = []
-    dense.model.layers[1].mlp.down_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    dense.model.layers[1].mlp.down_proj.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0])
+    )
     with torch.no_grad():
         dense(windows[0])
     sizes = mean_sizes(tiny_llama, windows)
@@ -465,42 +559,66 @@ def test_phase_trains_a_model_with_sub_norm(
     tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
 ) -> None:
     overrides = ("linear.sub_norm=[o_proj,down_proj]",)
-    report, out, _ = run_phase(config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides))
+    report, out, _ = run_phase(
+        config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *overrides)
+    )
     child = models.load(report.outputs[0])
-    gains = [layer.norm_weight for layer in ternary_layers(child).values() if layer.norm_weight is not None]
+    gains = [
+        layer.norm_weight
+        for layer in ternary_layers(child).values()
+        if layer.norm_weight is not None
+    ]
     assert len(gains) == 4
-    assert all(float(gain.detach().std()) > 0 for gain in gains)  # they began equal and have trained
+    assert all(
+        float(gain.detach().std()) > 0 for gain in gains
+    )  # they began equal and have trained
     size = measure.packed_file_bytes(child, out.state / "again.safetensors")
     assert checkpoint.open(report.outputs[0]).manifest.deployable_bytes == size
 
 
 @pytest.mark.parametrize("group_size", [0, -1])
-def test_compensation_with_coarser_scales_errs_less_on_fresh_inputs_than_rounding(group_size: int) -> None:
+def test_compensation_with_coarser_scales_errs_less_on_fresh_inputs_than_rounding(
+    group_size: int,
+) -> None:
     weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(3))
-    found = compensate(weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, Rounding(0.01))
+    found = compensate(
+        weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, Rounding(0.01)
+    )
     latents = tied(*found, group_size)
     fresh = hessian_of(correlated_inputs(400, 48, seed=1))
-    assert output_error(weight, latents, fresh, group_size) < 0.75 * output_error(weight, weight, fresh, group_size)
+    assert output_error(weight, latents, fresh, group_size) < 0.75 * output_error(
+        weight, weight, fresh, group_size
+    )
 
 
 def test_relations_need_an_attention_with_the_three_projections(tiny_llama: Any) -> None:
-    other = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    other = GPT2LMHeadModel(
+        GPT2Config(vocab_size=128, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    )
     with pytest.raises(ConfigError, match="GPT2LMHeadModel has q_proj, k_proj, v_proj"):
         distillation(other.requires_grad_(False))(ternarised(tiny_llama), make_batch(), 0)
 
 
 def test_relations_of_the_last_attention_are_compared_by_their_softmax(tiny_llama: Any) -> None:
-    """By brute force: softmax over keys of A Aᵀ / √width, the KL averaged over projections, heads and tokens."""
+    """By brute force: softmax over keys of A Aᵀ / √width, the KL averaged over projections, heads
+    and tokens.
+    """
     generator = torch.Generator().manual_seed(0)
     both = [
-        {kind: torch.randn(2, 5, 12, generator=generator) for kind in ("q_proj", "k_proj", "v_proj")} for _ in range(2)
+        {
+            kind: torch.randn(2, 5, 12, generator=generator)
+            for kind in ("q_proj", "k_proj", "v_proj")
+        }
+        for _ in range(2)
     ]
     total = []
     for kind, b, head in itertools.product(both[0], range(2), range(3)):
         part = slice(4 * head, 4 * head + 4)
         p, q = (torch.softmax(of[kind][b, :, part] @ of[kind][b, :, part].T / 2, 1) for of in both)
         total.append((p * (p / q).log()).sum(1).mean())
-    assert float(relation_loss(*both, heads=3)) == pytest.approx(float(torch.stack(total).mean()), rel=1e-5)
+    assert float(relation_loss(*both, heads=3)) == pytest.approx(
+        float(torch.stack(total).mean()), rel=1e-5
+    )
     with distill.projections(tiny_llama, True) as seen:
         output = tiny_llama(torch.arange(7)[None], output_hidden_states=True)
     last = tiny_llama.model.layers[-1]
@@ -510,7 +628,9 @@ def test_relations_of_the_last_attention_are_compared_by_their_softmax(tiny_llam
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("ce", [0.0, 0.5])
-def test_the_chunk_for_a_compiler_is_the_one_that_works_in_place(temperature: float, ce: float) -> None:
+def test_the_chunk_for_a_compiler_is_the_one_that_works_in_place(
+    temperature: float, ce: float
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, wanted = (torch.randn(6, 20, generator=generator) for _ in range(2))
     targets = torch.tensor([1, -100, 3, 4, -100, 6])
@@ -523,7 +643,9 @@ def test_the_chunk_for_a_compiler_is_the_one_that_works_in_place(temperature: fl
 
 
 def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path) -> None:
-    """A teacher's pass costs a third of a trained token, and so do calibration and the parent's own text."""
+    """A teacher's pass costs a third of a trained token, and so do calibration and the parent's own
+    text.
+    """
     given = [
         f"out={tmp_path}", "train.steps=10", "train.rows=2", "train.length_tokens=30", "init.rows=6", "own.windows=9",
         "train.mix={text:1,own:0}",
@@ -539,8 +661,12 @@ def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path)
 
 def test_relations_do_not_change_when_a_head_is_rotated() -> None:
     generator = torch.Generator().manual_seed(0)
-    one = {kind: torch.randn(2, 5, 8, generator=generator) for kind in ("q_proj", "k_proj", "v_proj")}
-    turn = torch.block_diag(*[torch.linalg.qr(torch.randn(4, 4, generator=generator))[0] for _ in range(2)])
+    one = {
+        kind: torch.randn(2, 5, 8, generator=generator) for kind in ("q_proj", "k_proj", "v_proj")
+    }
+    turn = torch.block_diag(
+        *[torch.linalg.qr(torch.randn(4, 4, generator=generator))[0] for _ in range(2)]
+    )
     rotated = {kind: value @ turn for kind, value in one.items()}
     assert relation_loss(one, rotated, heads=2).item() == pytest.approx(0.0, abs=1e-6)
     scaled = {kind: 2 * value for kind, value in one.items()}
@@ -580,9 +706,13 @@ def config_for(source: Path, out: Path, data: DataConfig, *overrides: str) -> Co
 
 
 def run_phase(config: Config, stop_after: str = "") -> tuple[Report, Workspace, list[Event]]:
-    """Run the phase; a stop signal arrives with the first progress event of the stage `stop_after`."""
+    """Run the phase; a stop signal arrives with the first progress event of the stage
+    `stop_after`.
+    """
     sources = checkpoint.expand(config.sources)
-    out = Workspace(config.out, phase="bitnet", seed=config.seed, config=asdict(config), parents=sources)
+    out = Workspace(
+        config.out, phase="bitnet", seed=config.seed, config=asdict(config), parents=sources
+    )
     out.save_every_seconds = 0.0
     seen: list[Event] = []
 
@@ -591,7 +721,13 @@ def run_phase(config: Config, stop_after: str = "") -> tuple[Report, Workspace, 
         if stop_after and event.stage == stop_after:
             out.stop_signal = 15
 
-    return run(PhaseRun(config, sources, out, EventLog(None, "bitnet", (listen,), interval_seconds=0))), out, seen
+    return (
+        run(
+            PhaseRun(config, sources, out, EventLog(None, "bitnet", (listen,), interval_seconds=0))
+        ),
+        out,
+        seen,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -610,22 +746,30 @@ def test_phase_writes_a_ternary_checkpoint_whose_size_is_that_of_the_packed_file
     child = checkpoint.open(report.outputs[0])
     model = models.load(child)
     assert len(ternary_layers(model)) == 14
-    assert child.manifest.deployable_bytes == measure.packed_file_bytes(model, out.state / "again.safetensors")
+    assert child.manifest.deployable_bytes == measure.packed_file_bytes(
+        model, out.state / "again.safetensors"
+    )
     assert child.manifest.deployable_bytes < models.deployable_bytes(models.load(tiny_checkpoint))
     assert child.manifest.parents[0]["id"] == tiny_checkpoint.id
     assert checkpoint.open(tiny_checkpoint.path).id == tiny_checkpoint.id
-    codes = torch.cat([layer.ternary_parts()[0].flatten() for layer in ternary_layers(model).values()])
+    codes = torch.cat(
+        [layer.ternary_parts()[0].flatten() for layer in ternary_layers(model).values()]
+    )
     share = (codes == 0).double().mean().item()
     assert report.metrics["zeros"] == pytest.approx(share)
     assert 0 < report.metrics["entropy_bits"] <= math.log2(3)
 
 
-def test_phase_reports_each_stage_with_its_interval(trained: tuple[Report, Workspace, list[Event]]) -> None:
+def test_phase_reports_each_stage_with_its_interval(
+    trained: tuple[Report, Workspace, list[Event]],
+) -> None:
     report, _, _ = trained
     table = report.tables["Bits per byte"]
     assert [row["model"] for row in table] == ["parent", "rounded", "compensated", "trained"]
     assert all(row["n"] == 8 and row["low"] <= row["bits_per_byte"] <= row["high"] for row in table)
-    assert 0 < report.metrics["codes_changed_in_training"] < 0.5  # a few steps move few codes over a border
+    assert (
+        0 < report.metrics["codes_changed_in_training"] < 0.5
+    )  # a few steps move few codes over a border
     json.dumps(report.metrics)
 
 
@@ -664,9 +808,18 @@ def test_distillation_brings_the_student_closer_to_its_parent(
     tokenizer = models.load_tokenizer(tiny_checkpoint)
     parent = LlamaForCausalLM(shape).eval()
     source = checkpoint.write(
-        tmp_path / "parent", lambda at: models.save(parent, tokenizer, at), phase="import", seed=0, config={}
+        tmp_path / "parent",
+        lambda at: models.save(parent, tokenizer, at),
+        phase="import",
+        seed=0,
+        config={},
     )
-    overrides = ("train.steps=60", "init.method=absmean", "distill.ce_weight=0", "train.blend_share=0.3")
+    overrides = (
+        "train.steps=60",
+        "init.method=absmean",
+        "distill.ce_weight=0",
+        "train.blend_share=0.3",
+    )
     report, _, _ = run_phase(config_for(source.path, tmp_path / "out", data_config, *overrides))
     windows = TextSource(data_config, tokenizer, "validation").windows(48, 8)
     ids = torch.from_numpy(windows)
@@ -675,14 +828,18 @@ def test_distillation_brings_the_student_closer_to_its_parent(
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
         taught = parent(ids).logits
-        before, after = (distill_loss(taught, model(ids).logits, mask, 1.0).item() for model in (rounded, child))
+        before, after = (
+            distill_loss(taught, model(ids).logits, mask, 1.0).item() for model in (rounded, child)
+        )
     assert after < 0.5 * before
 
 
 def test_model_without_a_wide_enough_layer_is_refused_before_any_work(
     tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
 ) -> None:
-    config = config_for(tiny_checkpoint.path, tmp_path / "out", data_config, "linear.group_size=128")
+    config = config_for(
+        tiny_checkpoint.path, tmp_path / "out", data_config, "linear.group_size=128"
+    )
     with pytest.raises(PhaseError, match="nothing to make ternary"):
         run_phase(config)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,6 @@
-"""The compensated start of the bitnet phase, piece by piece: what each layer is aimed at, and each sweep by hand."""
+"""The compensated start of the bitnet phase, piece by piece: what each layer is aimed at, and each
+sweep by hand.
+"""
 
 import copy
 from typing import Any
@@ -19,7 +21,9 @@ Streams = dict[str, Tensor]
 
 @torch.no_grad()
 def streams(model: nn.Module, windows: list[Tensor]) -> Streams:
-    """Return what enters and what leaves the named layers, (N, width) float32, "in"/"out" before the name."""
+    """Return what enters and what leaves the named layers, (N, width) float32, "in"/"out" before
+    the name.
+    """
     parts: dict[str, list[Tensor]] = {}
 
     def note(name: str) -> Any:
@@ -31,7 +35,11 @@ def streams(model: nn.Module, windows: list[Tensor]) -> Streams:
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if "layers." in name]
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if "layers." in name
+    ]
     for ids in windows:
         model(input_ids=ids, use_cache=False)
     for handle in handles:
@@ -42,27 +50,40 @@ def streams(model: nn.Module, windows: list[Tensor]) -> Streams:
 def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
     llama_config: LlamaConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal of o_proj and down_proj: the parent's output, and what the student's stream lacks before it."""
+    """Goal of o_proj and down_proj: the parent's output, and what the student's stream lacks before
+    it.
+    """
     torch.manual_seed(0)
     shape = copy.deepcopy(llama_config)  # the session's own stays as it is
     shape.initializer_range = 0.1
     parent, model = LlamaForCausalLM(shape).eval(), LlamaForCausalLM(shape).eval()
     model.load_state_dict(parent.state_dict())
-    ternarise(model, TernarySettings(group_size=16, activation_bits=0, packing="five_trits", skip=[]))
-    windows = [torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    ternarise(
+        model, TernarySettings(group_size=16, activation_bits=0, packing="five_trits", skip=[])
+    )
+    windows = [
+        torch.randint(0, 100, (4, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)
+    ]
     goals: Streams = {}
     original = follow.BlockwiseCompensator._compensate
 
-    def record(self: Any, group: list[str], x: Tensor, goal: Tensor, token_weights: Tensor | None) -> None:
+    def record(
+        self: Any, group: list[str], x: Tensor, goal: Tensor, token_weights: Tensor | None
+    ) -> None:
         goals[group[0]] = goal.clone()
         original(self, group, x, goal, token_weights)
 
     monkeypatch.setattr(follow.BlockwiseCompensator, "_compensate", record)
-    follow.compensated(parent, model, windows, waves=1, rounding=Rounding(0.05), progress=lambda *_: None)
+    follow.compensated(
+        parent, model, windows, waves=1, rounding=Rounding(0.05), progress=lambda *_: None
+    )
     ours, theirs = streams(model, windows), streams(parent, windows)
     for number in (0, 1):
         layer = f"model.layers.{number}"
-        for writer, before in (("self_attn.o_proj", layer), ("mlp.down_proj", f"{layer}.post_attention_layernorm")):
+        for writer, before in (
+            ("self_attn.o_proj", layer),
+            ("mlp.down_proj", f"{layer}.post_attention_layernorm"),
+        ):
             name = f"{layer}.{writer}"
             gap = theirs[f"in {before}"] - ours[f"in {before}"]
             assert torch.allclose(goals[name], theirs[f"out {name}"] + gap, atol=1e-4)
@@ -74,20 +95,31 @@ def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
 
 
 def test_a_tokens_error_counts_as_one_over_its_squared_size_up_to_four() -> None:
-    stream = torch.tensor([1.0, 1.0, 1.0, 0.8, 0.01, 0.0, 10.0])[:, None] * torch.tensor([[0.6, 0.8]])
-    expected = torch.tensor([1.0, 1.0, 1.0, 1 / 0.64, 4.0, 4.0, 0.01]) * float(stream.norm(dim=1).median()) ** 2
+    stream = torch.tensor([1.0, 1.0, 1.0, 0.8, 0.01, 0.0, 10.0])[:, None] * torch.tensor(
+        [[0.6, 0.8]]
+    )
+    expected = (
+        torch.tensor([1.0, 1.0, 1.0, 1 / 0.64, 4.0, 4.0, 0.01])
+        * float(stream.norm(dim=1).median()) ** 2
+    )
     assert torch.allclose(follow._token_weights(stream)[:, 0], expected.clamp_max(4.0))
 
 
-def problem(group_size: int, columns: int = 40) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+def problem(
+    group_size: int, columns: int = 40
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     goal = torch.randn(6, columns, generator=generator)
-    x = torch.randn(200, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    x = torch.randn(200, columns, generator=generator) @ torch.randn(
+        columns, columns, generator=generator
+    )
     codes, scales = ternary_codes(goal, group_size)
     return goal, x.T @ x / 200, (codes, scales.expand(len(goal), -1), goal)
 
 
-def swept_by_hand(goal: Tensor, hessian: Tensor, codes: Tensor, scales: Tensor, group_size: int) -> Tensor:
+def swept_by_hand(
+    goal: Tensor, hessian: Tensor, codes: Tensor, scales: Tensor, group_size: int
+) -> Tensor:
     """Return the codes after one pass over the columns, the slope computed anew before each."""
     codes = codes.clone()
     wide = multiply_out(torch.ones_like(codes), scales, group_size)
@@ -103,9 +135,13 @@ def test_a_sweep_is_coordinate_descent_with_fresh_slopes(group_size: int, column
     goal, hessian, start = problem(group_size, columns)
     fixed = lambda codes, scales: scales  # noqa: ARG005, E731
     once = refined(goal, hessian, start, group_size, fixed, 1)
-    assert torch.equal(once[0], swept_by_hand(goal, hessian, start[0], start[1], group_size).to(torch.int8))
+    assert torch.equal(
+        once[0], swept_by_hand(goal, hessian, start[0], start[1], group_size).to(torch.int8)
+    )
     twice = refined(goal, hessian, start, group_size, fixed, 2)
-    assert torch.equal(twice[0], swept_by_hand(goal, hessian, once[0], start[1], group_size).to(torch.int8))
+    assert torch.equal(
+        twice[0], swept_by_hand(goal, hessian, once[0], start[1], group_size).to(torch.int8)
+    )
     assert not torch.equal(once[0], twice[0])
 
 
@@ -124,13 +160,19 @@ def test_the_scale_search_weighs_each_column_by_what_its_error_costs() -> None:
     chosen = best_scale(block, cost)
     for row, scale in zip(block, chosen, strict=True):
         tried = [float(row.abs().mean()) * multiple for multiple in SCALES]
-        errors = [float(((row - s * row.sign() * (row.abs() > s / 2)).square() * cost).sum()) for s in tried]
+        errors = [
+            float(((row - s * row.sign() * (row.abs() > s / 2)).square() * cost).sum())
+            for s in tried
+        ]
         assert float(scale) == pytest.approx(tried[errors.index(min(errors))], rel=1e-6)
     assert not torch.allclose(chosen, best_scale(block, 1 / cost))
 
 
 def test_columns_without_correlation_cost_their_own_power() -> None:
-    original, power = torch.randn(5, 24, generator=torch.Generator().manual_seed(2)), torch.logspace(-2, 2, 24)
+    original, power = (
+        torch.randn(5, 24, generator=torch.Generator().manual_seed(2)),
+        torch.logspace(-2, 2, 24),
+    )
     codes, _ = _round_in_order(original, upper_from(torch.diag(power.sqrt()).double()), 8)
     for start in range(0, 24, 8):
         block = original[:, start : start + 8]

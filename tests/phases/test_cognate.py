@@ -1,4 +1,6 @@
-"""The cognate phase at a tiny size: learns, branches, resumes to the same bytes, and takes an imported trunk."""
+"""The cognate phase at a tiny size: learns, branches, resumes to the same bytes, and takes an
+imported trunk.
+"""
 
 import re
 from pathlib import Path
@@ -42,7 +44,9 @@ def go(config: Config, sources: list[Checkpoint], listener=None) -> tuple:
     out = Workspace(config.out, phase="cognate", seed=config.seed, config=config, parents=sources)
     out.save_every_seconds = config.runtime.save_every_seconds
     listeners = () if listener is None else (lambda event: listener(event, out),)
-    report = run(PhaseRun(config, sources, out, EventLog(None, "cognate", listeners, interval_seconds=0)))
+    report = run(
+        PhaseRun(config, sources, out, EventLog(None, "cognate", listeners, interval_seconds=0))
+    )
     return report, out
 
 
@@ -66,7 +70,12 @@ def test_the_shipped_settings_compose_for_every_model() -> None:
 def test_it_writes_a_trunk_and_three_specialists_that_differ_only_in_weights(made: tuple) -> None:
     _, report, out = made
     found = checkpoint.expand([out.path])
-    assert [c.name for c in found] == ["trunk", "adaptive_computation", "memory_integration", "reasoning"]
+    assert [c.name for c in found] == [
+        "trunk",
+        "adaptive_computation",
+        "memory_integration",
+        "reasoning",
+    ]
     assert [c.manifest.role for c in found] == ["trunk"] + ["specialist"] * 3
     assert report.outputs[0] == str(out.path / "trunk")
     assert all(c.manifest.parents[0]["id"] == found[0].id for c in found[1:])
@@ -136,7 +145,9 @@ def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every
     for own in report.tables["Own probes"]:
         ours, other = own["loss_nats"], own[longer.NAME]
         assert other == row[f"{own['probe']}_loss_nats"]
-        said = re.search(rf"{own['specialist']} ([+-][.\d]+) \[([+-][.\d]+), ([+-][.\d]+)\]", report.baseline)
+        said = re.search(
+            rf"{own['specialist']} ([+-][.\d]+) \[([+-][.\d]+), ([+-][.\d]+)\]", report.baseline
+        )
         assert said is not None
         gain, low, high = map(float, said.groups())
         assert gain == pytest.approx(other - ours, abs=2e-3)
@@ -160,7 +171,9 @@ def test_an_imported_model_becomes_trunk_and_three_specialisations(
     assert all(torch.equal(value, source[name]) for name, value in trunk.items())
     for name in SPECIALISTS:
         state = models.load(out.path / name).state_dict()
-        assert not torch.equal(state["model.layers.0.mlp.up_proj.weight"], trunk["model.layers.0.mlp.up_proj.weight"])
+        assert not torch.equal(
+            state["model.layers.0.mlp.up_proj.weight"], trunk["model.layers.0.mlp.up_proj.weight"]
+        )
     assert len(report.outputs) == 4
     with pytest.raises(ConfigError, match="sources="):
         go(config, [])
@@ -170,16 +183,22 @@ def test_adapters_specialise_an_imported_model_and_leave_a_plain_one(
     tmp_path: Path, data_config: DataConfig, tiny_checkpoint: Checkpoint
 ) -> None:
     pytest.importorskip("peft")
-    config = settings(tmp_path / "out", data_config, "model=imported", "branch.lora_rank=4", "branch.lora_alpha=8")
+    config = settings(
+        tmp_path / "out", data_config, "model=imported", "branch.lora_rank=4", "branch.lora_alpha=8"
+    )
     _, out = go(config, [tiny_checkpoint])
     trunk = models.load(tiny_checkpoint).state_dict()
     for name in SPECIALISTS:
         state = models.load(out.path / name).state_dict()
         assert state.keys() == trunk.keys()
-        change = state["model.layers.0.mlp.up_proj.weight"] - trunk["model.layers.0.mlp.up_proj.weight"]
+        change = (
+            state["model.layers.0.mlp.up_proj.weight"] - trunk["model.layers.0.mlp.up_proj.weight"]
+        )
         singular = torch.linalg.svdvals(change)
         assert float(singular[0]) > 1e-5
-        assert float(singular[4:].max()) < 1e-3 * float(singular[0])  # rank 4: nothing beyond the fourth direction
+        assert float(singular[4:].max()) < 1e-3 * float(
+            singular[0]
+        )  # rank 4: nothing beyond the fourth direction
         assert torch.equal(state["model.norm.weight"], trunk["model.norm.weight"])
 
 
@@ -193,7 +212,10 @@ def test_adapters_of_a_cognate_are_trained_interrupted_and_merged_to_the_same_by
         if stopped:
 
             def stop(event: Event, out: Workspace) -> None:
-                if event.kind == "progress" and (event.stage, event.step) == ("memory_integration", 2):
+                if event.kind == "progress" and (event.stage, event.step) == (
+                    "memory_integration",
+                    2,
+                ):
                     out.stop_signal = 15
 
             with pytest.raises(Interrupted):
@@ -206,11 +228,18 @@ def test_adapters_of_a_cognate_are_trained_interrupted_and_merged_to_the_same_by
 
 
 def recall_settings(**changes: float) -> RecallConfig:
-    values = {"segment_tokens": 256, "filler_segments": 1, "filler_from": 0.5, "context_weight": 0.3}
+    values = {
+        "segment_tokens": 256,
+        "filler_segments": 1,
+        "filler_from": 0.5,
+        "context_weight": 0.3,
+    }
     return RecallConfig(**{**values, **changes})
 
 
-def test_facts_text_and_questions_never_share_a_segment(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_facts_text_and_questions_never_share_a_segment(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     rows = memory.rows(20, "train", 0)
     source = RecallRows(rows, tiny_tokenizer, 256)
     text = np.full(256, 7)
@@ -224,7 +253,9 @@ def test_facts_text_and_questions_never_share_a_segment(tiny_tokenizer: PreTrain
         answer = last[labels[-256:] != -100]
         assert tiny_tokenizer.decode(answer) == f"{row['answer']}<|im_end|>"
         several, _ = source.window(index, [], np.random.default_rng(0))
-        assert all(f"of the {key}?" in tiny_tokenizer.decode(several[256:]) for key, _ in row["pairs"][:2])
+        assert all(
+            f"of the {key}?" in tiny_tokenizer.decode(several[256:]) for key, _ in row["pairs"][:2]
+        )
     with pytest.raises(DataError, match="segment_tokens"):
         RecallRows(rows, tiny_tokenizer, 8)
 
@@ -233,7 +264,9 @@ def test_steps_of_recall_come_in_their_share_and_the_text_comes_later(
     tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig
 ) -> None:
     text = data.TextSource(data_config, tiny_tokenizer, "train")
-    mixture = data.Mixture({"text": text}, {"text": 1.0}, rows=4, length_tokens=384, seed=0, name="t")
+    mixture = data.Mixture(
+        {"text": text}, {"text": 1.0}, rows=4, length_tokens=384, seed=0, name="t"
+    )
     source = RecallRows(memory.rows(20, "train", 0), tiny_tokenizer, 256)
     batches = WithRecall(
         mixture, 0.25, source, text, recall_settings(), steps=40, batch_tokens=4 * 384, seed=0, name="t"
@@ -258,7 +291,9 @@ def test_the_answer_loss_sends_gradient_into_what_was_written_and_not_when_write
         model = models.load(out.path / "trunk")
         assert isinstance(model, CognateForCausalLM)
         model.config.write_loss_weight = 0.0
-        loss, _ = segment_loss(model, ids, labels, recall_settings(context_weight=0.0), source.pad, write=write)
+        loss, _ = segment_loss(
+            model, ids, labels, recall_settings(context_weight=0.0), source.pad, write=write
+        )
         loss.backward()
         bank = model.model.memory
         for weight in (bank.write_proj.weight, bank.write_gate.weight):
@@ -287,14 +322,18 @@ def test_recall_becomes_ordinary_rows_for_a_model_without_written_memory(
     data_config: DataConfig, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     config = settings(Path("x"), data_config)
-    batches = mixed_batches("t", {"recall": 0.5, "text": 0.5}, config, tiny_tokenizer, 4, 4, 256, segmented=False)
+    batches = mixed_batches(
+        "t", {"recall": 0.5, "text": 0.5}, config, tiny_tokenizer, 4, 4, 256, segmented=False
+    )
     assert isinstance(batches, data.Mixture)
     shown = tiny_tokenizer.decode(batches.batch(0)["input_ids"].flatten())
     assert "The code of the" in shown
     assert "What is the code of the" in shown
 
 
-def test_probes_count_a_reply_as_right_only_as_a_whole_and_leave_padding_out_of_the_passes() -> None:
+def test_probes_count_a_reply_as_right_only_as_a_whole_and_leave_padding_out_of_the_passes() -> (
+    None
+):
     logits = torch.full((2, 5, 8), -9.0)
     for row, tokens in enumerate(([3, 4, 5, 0, 0], [3, 4, 6, 0, 0])):
         for time, token in enumerate(tokens):

@@ -1,4 +1,6 @@
-"""The compress phase: estimates against measured losses, budgets kept, the written file scored, restarts exact."""
+"""The compress phase: estimates against measured losses, budgets kept, the written file scored,
+restarts exact.
+"""
 
 import copy
 import math
@@ -48,7 +50,9 @@ CANDIDATES = [
 
 @pytest.fixture
 def config(data_config: DataConfig, tmp_path: Path) -> Config:
-    made = compose("compress", Config, [f"out={tmp_path / 'out'}", "calibration.mix={text:0.5,tools:0.5}"])
+    made = compose(
+        "compress", Config, [f"out={tmp_path / 'out'}", "calibration.mix={text:0.5,tools:0.5}"]
+    )
     made.data = data_config
     made.calibration.windows, made.calibration.length_tokens = 4, 48
     made.calibration.mix = {"text": 0.5, "tools": 0.5}
@@ -68,7 +72,10 @@ def forge(config: Config, parent: Checkpoint, place: Path) -> tuple[Report, Work
 
 
 def test_the_written_file_is_what_was_scored_and_opens_by_itself(
-    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+    config: Config,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     report, _ = forge(config, tiny_checkpoint, tmp_path / "out")
     written = checkpoint.open(report.outputs[0])
@@ -83,7 +90,9 @@ def test_the_written_file_is_what_was_scored_and_opens_by_itself(
     assert again["quality"] >= 0.9
     stored = sum(row["bytes"] for row in report.tables["tensors"])
     assert stored <= size <= stored + 16_000
-    assert {row["codec"].split("(")[0] for row in report.tables["tensors"]} <= {c["codec"] for c in CANDIDATES}
+    assert {row["codec"].split("(")[0] for row in report.tables["tensors"]} <= {
+        c["codec"] for c in CANDIDATES
+    }
     assert len(report.tables["rate and quality (search split)"]) >= 2
 
 
@@ -92,7 +101,12 @@ def test_a_run_killed_while_coding_ends_in_the_same_checkpoint(
 ) -> None:
     whole, _ = forge(config, tiny_checkpoint, tmp_path / "a" / "out")
     out = space(config, tiny_checkpoint, tmp_path / "b" / "out")
-    events = EventLog(None, "compress", (lambda e: setattr(out, "stop_signal", 15 if e.stage == "code" else 0),), 0)
+    events = EventLog(
+        None,
+        "compress",
+        (lambda e: setattr(out, "stop_signal", 15 if e.stage == "code" else 0),),
+        0,
+    )
     with pytest.raises(Interrupted):
         run(PhaseRun(config, [tiny_checkpoint], out, events))
     assert not out.path.exists()
@@ -133,11 +147,20 @@ def test_stacking_the_three_codecs_loses_more_than_choosing(
 
 
 def test_ternary_layers_stay_ternary_to_the_bit(
-    config: Config, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    config: Config,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
 ) -> None:
-    ternarise(tiny_llama, TernarySettings(group_size=32, activation_bits=8, packing="five_trits", skip=[]))
+    ternarise(
+        tiny_llama, TernarySettings(group_size=32, activation_bits=8, packing="five_trits", skip=[])
+    )
     parent = checkpoint.write(
-        tmp_path / "parent", lambda d: models.save(tiny_llama, tiny_tokenizer, d), phase="bitnet", seed=0, config={}
+        tmp_path / "parent",
+        lambda d: models.save(tiny_llama, tiny_tokenizer, d),
+        phase="bitnet",
+        seed=0,
+        config={},
     )
     config.codec.candidates = [{"codec": "raw", "dtype": "float32"}]
     report, _ = forge(config, parent, tmp_path / "out")
@@ -153,7 +176,9 @@ def test_ternary_layers_stay_ternary_to_the_bit(
 def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    """On the model's own distribution the loss rises by ½ΔᵀFΔ; the factored estimate must be near it, and quadratic."""
+    """On the model's own distribution the loss rises by ½ΔᵀFΔ; the factored estimate must be near
+    it, and quadratic.
+    """
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in tiny_llama.parameters():
@@ -164,14 +189,21 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
     found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
     with torch.no_grad():
         base = tiny_llama(windows).logits.log_softmax(-1)
-        for name in ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"):
+        for name in (
+            "model.layers.0.mlp.up_proj",
+            "model.layers.1.self_attn.o_proj",
+            "model.layers.1.mlp.down_proj",
+        ):
             changed = copy.deepcopy(tiny_llama)
             layer = changed.get_submodule(name)
             assert isinstance(layer, nn.Linear)
             error = 0.02 * layer.weight.std() * torch.randn(layer.weight.shape)
             layer.weight.add_(error)
             new = changed(windows).logits.log_softmax(-1)
-            rise = float(functional.kl_div(new, base, log_target=True, reduction="sum")) / windows.numel()
+            rise = (
+                float(functional.kl_div(new, base, log_target=True, reduction="sum"))
+                / windows.numel()
+            )
             estimate = found[name].distortion(error)
             assert 0.5 < estimate / rise < 2.0
             assert found[name].distortion(2 * error) == pytest.approx(4 * estimate, rel=1e-4)
@@ -185,10 +217,14 @@ def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_pa
     assert len(uses) == 2
     assert "lm_head" not in found
     counts = torch.bincount(windows.flatten(), minlength=tiny_llama.config.vocab_size).float()
-    assert any(torch.allclose(use.rows * windows.numel(), sensitivity.good_turing(counts)) for use in uses)
+    assert any(
+        torch.allclose(use.rows * windows.numel(), sensitivity.good_turing(counts)) for use in uses
+    )
     with torch.no_grad():
         p = tiny_llama(windows).logits.softmax(-1).flatten(0, 1)
-    assert any(torch.allclose(use.rows, (p - p**2).mean(0), atol=1e-6) for use in uses)  # of the head, without labels
+    assert any(
+        torch.allclose(use.rows, (p - p**2).mean(0), atol=1e-6) for use in uses
+    )  # of the head, without labels
 
 
 def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
@@ -207,7 +243,11 @@ def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
     once = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
     monkeypatch.setattr(sensitivity.Collector, "hold", hold)
     limit = 40_000
-    parts = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), limit_bytes=limit))
+    parts = dict(
+        sensitivity.measure(
+            tiny_llama, windows, 0, out, EventLog(None, "compress"), limit_bytes=limit
+        )
+    )
     assert len(held) > 2
     assert max(held) <= limit < sum(held)
     assert parts.keys() == once.keys()
@@ -231,7 +271,9 @@ def test_a_share_of_the_rows_weight_is_spread_by_zipfs_law_and_the_sum_stays() -
     assert float(spread.sum()) == pytest.approx(8.0, rel=1e-5)
     prior = 1 / (np.arange(1000) + 256)
     assert spread[:3].numpy() == pytest.approx(2.0 * (prior / prior.sum())[:3], rel=1e-5)
-    assert float(spread[900]) == pytest.approx(0.75 * 2.0 + 2.0 * prior[900] / prior.sum(), rel=1e-5)
+    assert float(spread[900]) == pytest.approx(
+        0.75 * 2.0 + 2.0 * prior[900] / prior.sum(), rel=1e-5
+    )
     assert float(spread.min()) == pytest.approx(2.0 * prior[-1] / prior.sum(), rel=1e-5)
 
 
@@ -265,7 +307,9 @@ def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() 
     assert sensitivity.Sensitivity().curvature() is None
 
 
-def test_calibration_leaves_the_model_as_it_was(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_calibration_leaves_the_model_as_it_was(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     before = {name: p.requires_grad for name, p in tiny_llama.named_parameters()}
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (2, 16))
@@ -303,7 +347,11 @@ def test_recovery_finds_scales_back_that_were_put_wrong(
 
     class Windows:
         def batch(self, step: int) -> dict[str, Tensor]:
-            return {"input_ids": torch.randint(0, 200, (8, 24), generator=torch.Generator().manual_seed(step))}
+            return {
+                "input_ids": torch.randint(
+                    0, 200, (8, 24), generator=torch.Generator().manual_seed(step)
+                )
+            }
 
     settings = config.recover
     settings.steps, settings.optim.lr, settings.optim.warmup_steps = 40, 0.03, 1
@@ -362,7 +410,9 @@ def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
     assert list(errors) == ["model.layers.0", "model.layers.1"] == blockwise.coded_blocks(better)
     assert all(after < 0.9 * before for before, after in errors.values())
     with torch.no_grad():
-        wanted, first, last = (m.model(windows[32:]).last_hidden_state for m in (parent, plain, better))
+        wanted, first, last = (
+            m.model(windows[32:]).last_hidden_state for m in (parent, plain, better)
+        )
     assert float((last - wanted).square().sum()) < float((first - wanted).square().sum())
     # A killed run reads the finished blocks back: the same values, without a step.
     again = student()
@@ -382,26 +432,38 @@ def test_a_block_that_training_would_worsen_keeps_its_values(
     config.recover.block_steps, config.recover.block_lr = 3, 1e4
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (2, 12))
-    errors = blockwise.align(tiny_llama, student, windows, config.recover, out, EventLog(None, "compress"))
+    errors = blockwise.align(
+        tiny_llama, student, windows, config.recover, out, EventLog(None, "compress")
+    )
     assert all(after == first for first, after in errors.values())
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), before, strict=True))
 
 
-def test_a_light_copy_shares_what_is_coded_and_copies_the_rest(tiny_llama: LlamaForCausalLM) -> None:
+def test_a_light_copy_shares_what_is_coded_and_copies_the_rest(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
     copied = recover.light_copy(tiny_llama, compressed.coded_tensors(tiny_llama))
     assert copied.model.embed_tokens.weight is tiny_llama.model.embed_tokens.weight
-    assert copied.model.layers[0].mlp.up_proj.weight is tiny_llama.model.layers[0].mlp.up_proj.weight
+    assert (
+        copied.model.layers[0].mlp.up_proj.weight is tiny_llama.model.layers[0].mlp.up_proj.weight
+    )
     assert copied.model.norm.weight is not tiny_llama.model.norm.weight
     compressed.compress(copied, coarse_codes(tiny_llama))
     assert isinstance(tiny_llama.model.layers[0].mlp.up_proj, nn.Linear)
     assert not compressed.coded_modules(tiny_llama)
 
 
-def test_token_counts_of_more_text_weigh_the_embeddings_rows(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_token_counts_of_more_text_weigh_the_embeddings_rows(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
     windows = torch.randint(0, 50, (3, 16))
-    counts = torch.bincount(torch.randint(0, 200, (5000,), generator=torch.Generator().manual_seed(2))).float()
+    counts = torch.bincount(
+        torch.randint(0, 200, (5000,), generator=torch.Generator().manual_seed(2))
+    ).float()
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts))
+    found = dict(
+        sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts)
+    )
     rows = found["model.embed_tokens"].uses[0].rows
     wanted = nn.functional.pad(counts, (0, len(rows) - len(counts)))
     assert torch.allclose(rows, sensitivity.good_turing(wanted) / 5000, rtol=1e-4)
@@ -409,7 +471,10 @@ def test_token_counts_of_more_text_weigh_the_embeddings_rows(tiny_llama: LlamaFo
 
 
 def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored(
-    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+    config: Config,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     config.codec.candidates = [{"codec": "waterfill", "step": 3.0}]
     config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.5
@@ -431,12 +496,22 @@ def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored
     before = measure.losses(parent, windows)
     again = measure.quality(measure.losses(models.load(better.outputs[0]), windows), before)
     assert again["quality"] == better.metrics["quality"]
-    assert better.metrics["bytes"] <= 0.5 * better.metrics["bytes"] / better.metrics["bytes_of_fp32"]
+    assert (
+        better.metrics["bytes"] <= 0.5 * better.metrics["bytes"] / better.metrics["bytes_of_fp32"]
+    )
 
 
-def test_seeds_and_hyper_keep_their_limits(config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Entropy-coded bfloat16 takes 36% of fp32 here, so a budget of 32% needs seeds: 30% of the weights do, 20% do not."""
-    config.codec.candidates = [{"codec": "raw"}, {"codec": "seedlm", "seeds": 64}, {"codec": "hyper", "bits": 8}]
+def test_seeds_and_hyper_keep_their_limits(
+    config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Entropy-coded bfloat16 takes 36% of fp32 here, so a budget of 32% needs seeds: 30% of the
+    weights do, 20% do not.
+    """
+    config.codec.candidates = [
+        {"codec": "raw"},
+        {"codec": "seedlm", "seeds": 64},
+        {"codec": "hyper", "bits": 8},
+    ]
     config.budget.quality_floor, config.budget.bytes_ratio = 0.0, 0.32
 
     def codecs_used(hyper_ratio: float, seed_ratio: float) -> tuple[set[str], float]:
@@ -463,20 +538,34 @@ def test_the_floor_search_takes_the_smallest_choice_that_keeps_it(config: Config
     all_choices = [[i] for i in range(9)]
     quality = [1.0, 0.99, 0.97, 0.95, 0.92, 0.91, 0.7, 0.5, 0.2]
     chosen, points = choose.smallest_above_floor(
-        all_choices, tensors, lambda c: {"quality": quality[c[0]]}, config, EventLog(None, "compress")
+        all_choices,
+        tensors,
+        lambda c: {"quality": quality[c[0]]},
+        config,
+        EventLog(None, "compress"),
     )
     assert chosen == [5]
     assert len(points) <= 4
     warned: list[str] = []
-    events = EventLog(None, "compress", (lambda e: warned.append(e.message) if e.kind == "warning" else None,))
-    chosen, _ = choose.smallest_above_floor(all_choices, tensors, lambda _: {"quality": 0.5}, config, events)
+    events = EventLog(
+        None, "compress", (lambda e: warned.append(e.message) if e.kind == "warning" else None,)
+    )
+    chosen, _ = choose.smallest_above_floor(
+        all_choices, tensors, lambda _: {"quality": 0.5}, config, events
+    )
     assert chosen == [0]
     assert "keeps quality 0.9" in warned[0]
 
 
 def test_quality_is_the_worst_kinds_perplexity_ratio() -> None:
-    parent = {"text": torch.tensor([[1.0, 3.0, 0], [2.0, 4.0, 1]]), "tools": torch.tensor([[0.5, 1.0, 0]])}
-    child = {"text": torch.tensor([[1.1, 3.0, 0], [2.1, 9.0, 1]]), "tools": torch.tensor([[0.7, 1.0, 0]])}
+    parent = {
+        "text": torch.tensor([[1.0, 3.0, 0], [2.0, 4.0, 1]]),
+        "tools": torch.tensor([[0.5, 1.0, 0]]),
+    }
+    child = {
+        "text": torch.tensor([[1.1, 3.0, 0], [2.1, 9.0, 1]]),
+        "tools": torch.tensor([[0.7, 1.0, 0]]),
+    }
     figures = measure.quality(child, parent)
     assert figures["text_kept"] == pytest.approx(math.exp(-0.1), abs=1e-4)
     assert figures["quality"] == pytest.approx(math.exp(-0.2), abs=1e-4)
@@ -490,11 +579,20 @@ def test_a_kind_without_a_scored_token_is_refused_before_anything_is_coded(
     source = data.source
 
     class Silent:
-        def take(self, generator: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+        def take(
+            self,
+            generator: np.random.Generator,  # noqa: ARG002
+            length: int,
+        ) -> tuple[np.ndarray, np.ndarray]:
             return np.full(length, 3), np.full(length, data.sources.IGNORE)
 
-    monkeypatch.setattr(data, "source", lambda kind, *a, **k: Silent() if kind == "tools" else source(kind, *a, **k))
-    with pytest.raises(ConfigError, match=r"no token of 'tools' is scored in 3 windows .* raise measure.length_tokens"):
+    monkeypatch.setattr(
+        data, "source", lambda kind, *a, **k: Silent() if kind == "tools" else source(kind, *a, **k)
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"no token of 'tools' is scored in 3 windows .* raise measure.length_tokens",
+    ):
         forge(config, tiny_checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -504,9 +602,15 @@ def test_quality_never_depends_on_the_order_of_kinds_and_a_broken_child_keeps_no
     for broken in fine:
         for worst in (float("nan"), float("inf")):
             child = {**fine, broken: torch.tensor([[worst, 5, 0], [2.0, 6, 1]])}
-            figures = [measure.quality(dict(sorted(child.items(), reverse=r)), fine) for r in (False, True)]
+            figures = [
+                measure.quality(dict(sorted(child.items(), reverse=r)), fine) for r in (False, True)
+            ]
             assert figures[0] == figures[1]
-            assert (figures[0]["quality"], figures[0]["quality_low"], figures[0]["quality_high"]) == (0.0, 0.0, 0.0)
+            assert (
+                figures[0]["quality"],
+                figures[0]["quality_low"],
+                figures[0]["quality_high"],
+            ) == (0.0, 0.0, 0.0)
             assert figures[0][f"{broken}_kept"] == 0.0
     for useless in (torch.zeros(0, 3), torch.tensor([[float("nan"), 5, 0]])):
         with pytest.raises(PhaseError, match="loss on 'b' is not a finite number"):
@@ -514,7 +618,9 @@ def test_quality_never_depends_on_the_order_of_kinds_and_a_broken_child_keeps_no
 
 
 def test_the_interval_of_quality_is_that_of_the_mean_over_windows() -> None:
-    """Tokens of a window hang together: with as many tokens a window, the spread of the windows' means decides."""
+    """Tokens of a window hang together: with as many tokens a window, the spread of the windows'
+    means decides.
+    """
     rises = torch.tensor([[0.1, 0.3], [0.0, 0.2], [0.4, 0.6]])
     window = torch.arange(3.0).repeat_interleave(2)
     parent = {"text": torch.stack([torch.ones(6), torch.zeros(6), window], 1)}
@@ -531,7 +637,14 @@ def test_wrong_settings_and_parents_are_refused_before_any_work(
     config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="needs a parent"):
-        run(PhaseRun(config, [], space(config, tiny_checkpoint, tmp_path / "x"), EventLog(None, "compress")))
+        run(
+            PhaseRun(
+                config,
+                [],
+                space(config, tiny_checkpoint, tmp_path / "x"),
+                EventLog(None, "compress"),
+            )
+        )
     config.codec.candidates = [{"codec": "intk", "bits": 4, "groups": 32}]
     with pytest.raises(ConfigError, match="no setting 'groups'; did you mean 'group'"):
         forge(config, tiny_checkpoint, tmp_path / "x")
@@ -565,7 +678,9 @@ def test_settings_contradict_each_other_with_a_remedy() -> None:
 
 
 def test_the_work_of_the_phase_counts_each_measured_allocation_and_recovery() -> None:
-    """A pass without a gradient is a third of a trained token; recovery also runs the parent; four kinds of data."""
+    """A pass without a gradient is a third of a trained token; recovery also runs the parent; four
+    kinds of data.
+    """
     given = [
         "out=x", "calibration.windows=8", "calibration.length_tokens=64",
         "measure.windows=6", "measure.length_tokens=32", "budget.search_steps=5", "recover.block_steps=7",
@@ -577,12 +692,16 @@ def test_the_work_of_the_phase_counts_each_measured_allocation_and_recovery() ->
         assert config.work_tokens() == pytest.approx(8 * 64 + (5 + 2 + files) * measured + recovery)
 
 
-def test_the_header_of_a_file_is_never_larger_than_is_reckoned_and_not_by_much(tmp_path: Path) -> None:
+def test_the_header_of_a_file_is_never_larger_than_is_reckoned_and_not_by_much(
+    tmp_path: Path,
+) -> None:
     """Many axes of length 1 need the most text for the fewest values."""
     for shapes in ([(1,) * 40], [(64, 32)] * 9, [(3,)] * 30):
         model = nn.Module()
         for number, shape in enumerate(shapes):
-            model.register_parameter(f"layer{number}", nn.Parameter(torch.full(shape, float(number))))
+            model.register_parameter(
+                f"layer{number}", nn.Parameter(torch.full(shape, float(number)))
+            )
         save_file(dict(model.state_dict()), tmp_path / "file")
         size = sum(p.numel() for p in model.parameters()) * 4
         header = (tmp_path / "file").stat().st_size - size
@@ -609,7 +728,9 @@ def test_a_gain_multiplies_a_layers_rows_and_not_its_bias(bias: bool) -> None:
     holder = SimpleNamespace(get_parameter=lambda _: gain)
     x = torch.randn(4, 3)
     found = recover._times_gain(module, holder)(module, (x,), layer(x))
-    assert torch.allclose(found, functional.linear(x, layer.weight * gain[:, None], layer.bias), atol=1e-6)
+    assert torch.allclose(
+        found, functional.linear(x, layer.weight * gain[:, None], layer.bias), atol=1e-6
+    )
 
 
 def test_the_hull_has_the_choice_between_two_slopes_that_are_nearly_equal() -> None:
@@ -622,7 +743,9 @@ def test_second_moments_of_a_linear_layer_are_means_over_the_tokens_that_passed(
 ) -> None:
     down, seen = tiny_llama.model.layers[0].mlp.down_proj, []
     windows = torch.randint(0, 200, (5, 12), generator=torch.Generator().manual_seed(0))
-    with down.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().flatten(0, -2))):
+    with down.register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].detach().flatten(0, -2))
+    ):
         tiny_llama(windows)
     x = torch.cat(seen)
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
@@ -661,7 +784,10 @@ def test_the_curve_falls_with_the_bytes_and_each_point_keeps_its_ratio(
     assert low["estimated_nats"] > high["estimated_nats"]
     assert all(row["low"] <= row["quality"] <= row["high"] for row in (low, high))
     assert {low["engine"], high["engine"]} == {"packed" if build.library() is not None else "torch"}
-    assert report.plots[curve.TITLE] == [(low["bytes"], low["quality"]), (high["bytes"], high["quality"])]
+    assert report.plots[curve.TITLE] == [
+        (low["bytes"], low["quality"]),
+        (high["bytes"], high["quality"]),
+    ]
     assert checkpoint.open(report.outputs[0]).manifest.extra["curve"] == [high, low]
     assert min(low["tokens_per_second"], high["tokens_per_second"]) > 0
 
@@ -669,4 +795,6 @@ def test_the_curve_falls_with_the_bytes_and_each_point_keeps_its_ratio(
 def test_ties_and_names_of_tensors_are_those_of_the_model(tiny_llama: LlamaForCausalLM) -> None:
     tensors = compressed.coded_tensors(tiny_llama)
     assert compressed.tied_modules(tiny_llama) == {"lm_head": "model.embed_tokens"}
-    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in tiny_llama.parameters() if p.ndim == 2)
+    assert sum(t.numel() for t in tensors.values()) == sum(
+        p.numel() for p in tiny_llama.parameters() if p.ndim == 2
+    )

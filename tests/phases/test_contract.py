@@ -1,7 +1,8 @@
-"""One contract for every phase: reproducible, interruptible, its parent untouched, its output open to everyone.
+"""One contract for every phase: reproducible, interruptible, its parent untouched, its output open
+to everyone.
 
-Each phase runs again from its parent in the shared finished run: it is interrupted once, goes on, and must end in the
-checkpoint that the other process wrote.
+Each phase runs again from its parent in the shared finished run: it is interrupted once, goes on,
+and must end in the checkpoint that the other process wrote.
 """
 
 import hashlib
@@ -37,18 +38,24 @@ def deterministic() -> Iterator[None]:
 
 def digest(directories: list[Path]) -> str:
     found = hashlib.sha256()
-    for path in sorted(file for directory in directories for file in directory.rglob("*") if file.is_file()):
+    for path in sorted(
+        file for directory in directories for file in directory.rglob("*") if file.is_file()
+    ):
         found.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
     return found.hexdigest()
 
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("name", ORDER)
-def test_an_interrupted_phase_goes_on_to_the_same_checkpoint(name: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_an_interrupted_phase_goes_on_to_the_same_checkpoint(
+    name: str, tiny_run: Path, tmp_path: Path
+) -> None:
     original = tiny_run / f"{ORDER.index(name) + 1}-{name}"
     job = json.loads((record_dir(original) / "job.json").read_text())
     job["config"]["data"]["cache"] = str(tmp_path / "cache")
-    config = to_typed({**job["config"], "out": str(tmp_path / "again" / name)}, phases()[name].config, name)
+    config = to_typed(
+        {**job["config"], "out": str(tmp_path / "again" / name)}, phases()[name].config, name
+    )
     sources = checkpoint.expand(config.sources)
     before = digest([source.path for source in sources])
     run = registry.load(f"{PACKAGE}.{name}", "run", "phase module").run
@@ -77,8 +84,14 @@ def test_an_interrupted_phase_goes_on_to_the_same_checkpoint(name: str, tiny_run
         assert output.manifest.seed == config.seed
         assert output.manifest.deployable_bytes > 0
         assert output.manifest.metrics
-        assert output.manifest.files.keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
-        assert {parent["id"] for parent in output.manifest.parents} <= {p.id for p in [*sources, *outputs]}
+        assert output.manifest.files.keys() >= {
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+        }
+        assert {parent["id"] for parent in output.manifest.parents} <= {
+            p.id for p in [*sources, *outputs]
+        }
     assert digest([source.path for source in sources]) == before
     assert not list(tmp_path.rglob(".tmp-*"))
 
@@ -96,7 +109,9 @@ def test_plain_transformers_opens_every_output(tiny_run: Path) -> None:
     )
     paths = [str(c.path) for c in checkpoint.expand([tiny_run / "1-cognate"])]
     paths += [str(tiny_run / f"{number}-{name}") for number, name in enumerate(ORDER[1:], start=2)]
-    made = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        [sys.executable, "-c", script, *paths], capture_output=True, text=True, check=False
+    )
     assert made.returncode == 0, made.stderr
     lines = [line.split() for line in made.stdout.splitlines()]
     assert len(lines) == 11

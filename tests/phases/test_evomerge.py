@@ -1,4 +1,6 @@
-"""The evomerge phase: elitism, resume, recipes that rebuild the winner, refusals before any work."""
+"""The evomerge phase: elitism, resume, recipes that rebuild the winner, refusals before any
+work.
+"""
 
 import copy
 import dataclasses
@@ -39,7 +41,9 @@ from agent_forge.search.journal import Journal
 from agent_forge.search.race import Scorer, mean_rule
 
 
-def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, steps: int) -> LlamaForCausalLM:
+def tuned(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, steps: int
+) -> LlamaForCausalLM:
     """Return a copy trained for some steps on one task."""
     model = copy.deepcopy(model).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -49,7 +53,11 @@ def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, ste
         length = max(len(ids) for ids, _ in part)
         ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids, _ in part])
         labels = torch.tensor(
-            [[i if m else -100 for i, m in zip(*row, strict=True)] + [-100] * (length - len(row[0])) for row in part]
+            [
+                [i if m else -100 for i, m in zip(*row, strict=True)]
+                + [-100] * (length - len(row[0]))
+                for row in part
+            ]
         )
         model(input_ids=ids, labels=labels).loss.backward()
         optimiser.step()
@@ -57,7 +65,9 @@ def tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, task, ste
     return model.eval()
 
 
-def put(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, role: str) -> Checkpoint:
+def put(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path, role: str
+) -> Checkpoint:
     return checkpoint.write(
         path,
         lambda directory: models.save(model, tokenizer, directory),
@@ -77,8 +87,18 @@ def family(tmp_path_factory, llama_config, tiny_tokenizer) -> list[Checkpoint]:
     trunk = tuned(LlamaForCausalLM(llama_config), tiny_tokenizer, reasoning, 4)
     return [
         put(trunk, tiny_tokenizer, folder / "trunk", "trunk"),
-        put(tuned(trunk, tiny_tokenizer, reasoning, 25), tiny_tokenizer, folder / "reasoning", "specialist"),
-        put(tuned(trunk, tiny_tokenizer, memory, 25), tiny_tokenizer, folder / "memory", "specialist"),
+        put(
+            tuned(trunk, tiny_tokenizer, reasoning, 25),
+            tiny_tokenizer,
+            folder / "reasoning",
+            "specialist",
+        ),
+        put(
+            tuned(trunk, tiny_tokenizer, memory, 25),
+            tiny_tokenizer,
+            folder / "memory",
+            "specialist",
+        ),
     ]
 
 
@@ -105,7 +125,9 @@ def finished(family, data_config, tmp_path_factory):
     return config, out, run(PhaseRun(config, family, out, EventLog(None, "evomerge")))
 
 
-def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(finished, family, tiny_tokenizer) -> None:
+def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(
+    finished, family, tiny_tokenizer
+) -> None:
     config, out, report = finished
     opened = open_sources(family, out.state, torch.device("cpu"), torch.float32)
     measured: dict[str, dict[int, list[float]]] = {}
@@ -121,7 +143,10 @@ def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(finished, fa
         return [value for start in sorted(found) for value in found[start]][: len(yardstick.rows)]
 
     yardstick.trunk_nats = nats(space.parent(0))
-    fitness = [yardstick.fitness(nats(genome)) for genome in [*(space.parent(i) for i in range(3)), space.soup()]]
+    fitness = [
+        yardstick.fitness(nats(genome))
+        for genome in [*(space.parent(i) for i in range(3)), space.soup()]
+    ]
     assert fitness[0] == 0.0
     assert len(yardstick.trunk_nats) == 8 * 3
     assert report.metrics["search_fitness"] >= max(fitness) > 0
@@ -135,7 +160,11 @@ def test_the_winner_is_judged_on_the_test_split_against_all_that_it_must_beat(fi
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert gain["low"] > 0
     assert gain["n"] == 16 * 3
-    rows = next(rows for title, rows in report.tables.items() if title.startswith("Winner on the test split"))
+    rows = next(
+        rows
+        for title, rows in report.tables.items()
+        if title.startswith("Winner on the test split")
+    )
     assert [row["over"] for row in rows] == [
         "trunk", "reasoning", "memory", "uniform soup", "greedy soup", "random search",
     ]  # fmt: skip
@@ -156,20 +185,30 @@ def test_the_winner_is_the_fittest_finalist_on_items_that_the_search_never_saw(
     (file,) = out.state.glob("evaluations-*.jsonl")
     journal = [json.loads(line) for line in file.read_text().splitlines()]
     span = len(search.rows), len(whole.rows)
-    judged = {line["key"]: line["values"] for line in journal if (line["start"], line["stop"]) == span}
+    judged = {
+        line["key"]: line["values"] for line in journal if (line["start"], line["stop"]) == span
+    }
     opened = open_sources(family, out.state, torch.device("cpu"), torch.float32)
     stage = Stage(opened, 0)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     final.trunk_nats = judged[space.key(space.parent(0))]
-    assert {space.key(space.parent(i)) for i in range(3)} | {space.key(space.soup())} < judged.keys()
-    assert report.metrics["final_fitness"] == pytest.approx(max(map(final.fitness, judged.values())))
+    assert {space.key(space.parent(i)) for i in range(3)} | {
+        space.key(space.soup())
+    } < judged.keys()
+    assert report.metrics["final_fitness"] == pytest.approx(
+        max(map(final.fitness, judged.values()))
+    )
     assert report.metrics["final_fitness"] > 0
 
 
-def test_a_gain_is_the_difference_of_fitness_and_its_interval_covers_it(data_config, tiny_tokenizer, tmp_path) -> None:
+def test_a_gain_is_the_difference_of_fitness_and_its_interval_covers_it(
+    data_config, tiny_tokenizer, tmp_path
+) -> None:
     yardstick = make_yardstick(settings(data_config, tmp_path), tiny_tokenizer, "test", 16)
     generator = np.random.default_rng(0)
-    yardstick.trunk_nats = [float(x) for x in yardstick.tokens * generator.uniform(2, 3, len(yardstick.rows))]
+    yardstick.trunk_nats = [
+        float(x) for x in yardstick.tokens * generator.uniform(2, 3, len(yardstick.rows))
+    ]
     other = [x * float(generator.uniform(0.9, 1.1)) for x in yardstick.trunk_nats]
     ours = [x * float(generator.uniform(0.8, 1.0)) for x in other]
     gain = yardstick.gain(ours, other, yardstick.floor_penalty, 500, 0)
@@ -178,31 +217,50 @@ def test_a_gain_is_the_difference_of_fitness_and_its_interval_covers_it(data_con
     mean, error = yardstick.difference(ours, other)
     assert mean == pytest.approx(gain["value"])
     assert error == pytest.approx((gain["high"] - gain["low"]) / 3.92, rel=0.25)
-    assert yardstick.gain(other, other, 5.0, 50, 0) == {"value": 0.0, "low": 0.0, "high": 0.0, "n": len(other)}
+    assert yardstick.gain(other, other, 5.0, 50, 0) == {
+        "value": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "n": len(other),
+    }
 
 
-def test_no_item_is_in_two_splits_and_a_shared_one_is_refused(data_config, tiny_tokenizer, tmp_path) -> None:
+def test_no_item_is_in_two_splits_and_a_shared_one_is_refused(
+    data_config, tiny_tokenizer, tmp_path
+) -> None:
     config = settings(data_config, tmp_path)
-    splits = {name: make_yardstick(config, tiny_tokenizer, name, 16) for name in ("search", "validation", "test")}
+    splits = {
+        name: make_yardstick(config, tiny_tokenizer, name, 16)
+        for name in ("search", "validation", "test")
+    }
     require_disjoint(**splits)
     splits["test"].forms[4] = splits["search"].forms[7]
-    with pytest.raises(DataError, match="item 1 of reasoning is in the search items and in the test items"):
+    with pytest.raises(
+        DataError, match="item 1 of reasoning is in the search items and in the test items"
+    ):
         require_disjoint(**splits)
 
 
 def test_final_items_that_the_search_has_seen_reworded_are_refused_before_any_work(
     family, data_config, tmp_path, monkeypatch
 ) -> None:
-    config = settings(data_config, tmp_path / "evomerge", "final_items=8", "fitness.text=0", "fitness.memory=0")
+    config = settings(
+        data_config, tmp_path / "evomerge", "final_items=8", "fitness.text=0", "fitness.memory=0"
+    )
     drawn = reasoning.rows
 
     def repeating(count, split, seed):
         rows = drawn(count, split, seed)
-        commuted = {**rows[3], "messages": [{"role": "user", "content": "Add 1 + 2."}, rows[3]["messages"][1]]}
+        commuted = {
+            **rows[3],
+            "messages": [{"role": "user", "content": "Add 1 + 2."}, rows[3]["messages"][1]],
+        }
         return [*rows[:10], commuted, *rows[11:]] if split == "search" else rows
 
     monkeypatch.setattr(reasoning, "rows", repeating)
-    with pytest.raises(DataError, match="item 2 of reasoning is in the search items and in the final items"):
+    with pytest.raises(
+        DataError, match="item 2 of reasoning is in the search items and in the final items"
+    ):
         run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
     assert not list(Path(config.out).parent.glob("**/evaluations-*"))
 
@@ -215,7 +273,12 @@ def test_a_gain_resamples_clusters_so_that_copies_do_not_narrow_its_interval(
     one.trunk_nats = [float(x) for x in one.tokens * generator.uniform(2, 3, len(one.rows))]
     ours = [x * float(generator.uniform(0.8, 1.0)) for x in one.trunk_nats]
     width = len(one.tasks)
-    order = [place + step for place in range(0, len(one.rows), width) for _ in range(3) for step in range(width)]
+    order = [
+        place + step
+        for place in range(0, len(one.rows), width)
+        for _ in range(3)
+        for step in range(width)
+    ]
     many = dataclasses.replace(
         one, rows=[one.rows[i] for i in order], tokens=one.tokens[order], clusters=one.clusters[order],
         trunk_nats=[one.trunk_nats[i] for i in order],
@@ -230,7 +293,9 @@ def test_a_gain_resamples_clusters_so_that_copies_do_not_narrow_its_interval(
 
 
 def test_the_greedy_soup_keeps_what_does_no_harm() -> None:
-    space = GenomeSpace(compose("evomerge", Config, ["out=x"]).merge, ["t", "a", "b", "c"], 0, False)
+    space = GenomeSpace(
+        compose("evomerge", Config, ["out=x"]).merge, ["t", "a", "b", "c"], 0, False
+    )
     worth = {(0.0, 1.0, 0.0, 0.0): 3.0, (0.0, 0.0, 1.0, 0.0): 2.0, (0.0, 0.0, 0.0, 1.0): 1.0, (1.0, 0.0, 0.0, 0.0): 0.0,
              (0.0, 1.0, 1.0, 0.0): 2.5, (0.0, 1.0, 0.0, 1.0): 3.5, (1.0, 1.0, 0.0, 1.0): 3.5}  # fmt: skip
 
@@ -256,7 +321,9 @@ def test_the_numbers_of_a_genome_go_to_a_vector_and_back() -> None:
         genome = space.random(generator)
         vector = space.vector(genome)
         sizes[genome.technique] = len(vector)
-        np.testing.assert_allclose(space.vector(space.with_vector(genome, vector)), vector, atol=1e-9)
+        np.testing.assert_allclose(
+            space.vector(space.with_vector(genome, vector)), vector, atol=1e-9
+        )
         if len(vector) and genome.technique != "dfs":
             moved = space.with_vector(genome, 1 - 0.9 * vector)
             assert space.key(moved) != space.key(genome)
@@ -285,7 +352,9 @@ def test_every_search_method_writes_a_winner_no_worse_than_the_first_members(
     assert report.metrics["search_fitness"] >= best[0] - 1e-5 > 0
 
 
-def test_a_pool_writes_the_same_checkpoint_as_one_process(finished, family, data_config, tmp_path) -> None:
+def test_a_pool_writes_the_same_checkpoint_as_one_process(
+    finished, family, data_config, tmp_path
+) -> None:
     _, out, _ = finished
     config = settings(data_config, tmp_path / "evomerge", "search.backend=pool", "search.workers=2")
     report = run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
@@ -293,7 +362,9 @@ def test_a_pool_writes_the_same_checkpoint_as_one_process(finished, family, data
 
 
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_never_more_candidates_are_alive_than_allowed(candidates: int, family, tmp_path, data_config) -> None:
+def test_never_more_candidates_are_alive_than_allowed(
+    candidates: int, family, tmp_path, data_config
+) -> None:
     opened = open_sources(family, tmp_path, torch.device("cpu"), torch.float32)
     stage = Stage(opened, 0, candidates)
     config = compose("evomerge", Config, ["out=x", "merge=paths", "merge.fewer_layers=1"])
@@ -309,20 +380,33 @@ def test_never_more_candidates_are_alive_than_allowed(candidates: int, family, t
         assert stage.show(recipe, str(number)) is model  # still there for the next rung
         with torch.no_grad():
             shown = model(ids).logits
-            torch.testing.assert_close(shown, stage.make(recipe, torch.float32)(ids).logits, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(
+                shown, stage.make(recipe, torch.float32)(ids).logits, rtol=1e-3, atol=1e-3
+            )
         del model
         gc.collect()
         most = max(most, len(born))
     assert most == candidates
 
 
-def test_the_population_and_the_fitness_curve_are_in_the_events(family, data_config, tmp_path) -> None:
+def test_the_population_and_the_fitness_curve_are_in_the_events(
+    family, data_config, tmp_path
+) -> None:
     log = tmp_path / "events.jsonl"
     config = settings(data_config, tmp_path / "out", "baseline=false")
-    run(PhaseRun(config, family, workspace(config, family), EventLog(log, "evomerge", interval_seconds=0.0)))
+    run(
+        PhaseRun(
+            config,
+            family,
+            workspace(config, family),
+            EventLog(log, "evomerge", interval_seconds=0.0),
+        )
+    )
     told = [event for event in read_events(log) if event.stage == "generations"]
     assert [event.step for event in told] == [0, 1, 2, 3]
-    assert [event.metrics["fitness"] for event in told] == sorted(event.metrics["fitness"] for event in told)
+    assert [event.metrics["fitness"] for event in told] == sorted(
+        event.metrics["fitness"] for event in told
+    )
     rows = told[-1].metrics["population"]
     assert len(rows) >= 8
     assert {"technique", "from", "fitness", "text", "reasoning", "memory"} <= set(rows[0])
@@ -420,12 +504,16 @@ def test_a_killed_process_resumes_to_the_same_checkpoint(family, data_config, tm
         "data.max_text_bytes=0",
         f"data.cache={data_config.cache}",
     ]  # fmt: skip
-    killed = subprocess.run([sys.executable, str(script), "23", ";".join(overrides)], check=False, env=os.environ)
+    killed = subprocess.run(
+        [sys.executable, str(script), "23", ";".join(overrides)], check=False, env=os.environ
+    )
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     report = run(PhaseRun(config, family, workspace(config, family), EventLog(None, "evomerge")))
     never_killed = settings(data_config, tmp_path / "whole", "final_items=4")
-    other = run(PhaseRun(never_killed, family, workspace(never_killed, family), EventLog(None, "evomerge")))
+    other = run(
+        PhaseRun(never_killed, family, workspace(never_killed, family), EventLog(None, "evomerge"))
+    )
     assert checkpoint.open(report.outputs[0]).id == checkpoint.open(other.outputs[0]).id
 
 
@@ -440,7 +528,10 @@ def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(
     assert stage.layers == 2
     assert stage.scalable
     genome = dataclasses.replace(
-        space.parent(1), technique="dfs", path=((1, 0), (2, 0), (2, 1)), input_scales=(1.0, 1.5, 1.0)
+        space.parent(1),
+        technique="dfs",
+        path=((1, 0), (2, 0), (2, 1)),
+        input_scales=(1.0, 1.5, 1.0),
     )
     model = stage.make(space.recipe(genome), torch.float32)
     assert model.config.num_hidden_layers == 3
@@ -454,11 +545,15 @@ def test_a_path_of_more_layers_is_written_with_every_per_layer_list_resized(
     rotary = parts[1].model.rotary_emb(stream, torch.arange(20)[None])
     with torch.no_grad():
         for source, layer, scale in ((1, 0, 1.0), (2, 0, 1.5), (2, 1, 1.0)):
-            result = parts[source].model.layers[layer](stream * scale, position_embeddings=rotary, attention_mask=None)
+            result = parts[source].model.layers[layer](
+                stream * scale, position_embeddings=rotary, attention_mask=None
+            )
             stream = result[0] if isinstance(result, tuple) else result
         truth = parts[1].lm_head(parts[2].model.norm(stream))
         torch.testing.assert_close(loaded(ids).logits, truth, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(stage.show(space.recipe(genome), "long")(ids).logits, truth, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            stage.show(space.recipe(genome), "long")(ids).logits, truth, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference(
@@ -491,7 +586,9 @@ def test_sources_that_do_not_belong_together_are_refused_by_the_first_difference
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_technique_or_task_is_refused_with_the_nearest_name(family, data_config, tmp_path) -> None:
+def test_an_unknown_technique_or_task_is_refused_with_the_nearest_name(
+    family, data_config, tmp_path
+) -> None:
     log = EventLog(None, "evomerge")
     with pytest.raises(ConfigError, match="no merge method 'linaer'; did you mean 'linear'"):
         settings(data_config, tmp_path / "out", "merge.techniques=[linaer]")

@@ -1,4 +1,6 @@
-"""Phases say before work starts what they reach of a model; scaled embeddings and Conv1D are reached, experts are told."""
+"""Phases say before work starts what they reach of a model; scaled embeddings and Conv1D are
+reached, experts are told.
+"""
 
 import copy
 import json
@@ -82,7 +84,10 @@ def test_experts_that_bitnet_does_not_reach_are_counted_and_named() -> None:
 
 @pytest.mark.parametrize("kind", tiny_families.FAMILIES)
 def test_every_family_is_told_its_share_from_its_config_alone(kind: str) -> None:
-    for line in (*bitnet_lines(content(kind), "linear.embedding_bits=8"), *compress_lines(content(kind))):
+    for line in (
+        *bitnet_lines(content(kind), "linear.embedding_bits=8"),
+        *compress_lines(content(kind)),
+    ):
         assert "% of " in line
         assert "not reached: " in line
 
@@ -108,27 +113,46 @@ def test_a_quantised_source_and_a_budget_below_what_is_not_coded_are_refused() -
     with pytest.raises(ConfigError, match="quantised already"):
         bitnet_lines({**llama, "quantization_config": {"quant_method": "forge_ternary"}})
     with pytest.raises(ConfigError, match=r"linear\.sub_norm"):
-        compress_lines({**llama, "quantization_config": {"quant_method": "forge_ternary", "sub_norm": ["o_proj"]}})
+        compress_lines(
+            {
+                **llama,
+                "quantization_config": {"quant_method": "forge_ternary", "sub_norm": ["o_proj"]},
+            }
+        )
     small = ["budget.quality_floor=0", "budget.bytes_ratio=0.05", "codec.min_weights=3000"]
     with pytest.raises(ConfigError, match="what is not coded takes"):
         compress_lines(llama, *small)
     assert compress_lines(llama, "budget.quality_floor=0", "budget.bytes_ratio=0.5")
-    with pytest.raises(ConfigError, match=r"measure\.length_tokens=512 is more than the 256 positions"):
+    with pytest.raises(
+        ConfigError, match=r"measure\.length_tokens=512 is more than the 256 positions"
+    ):
         compress_lines(llama, "measure.length_tokens=512")
 
 
 @pytest.mark.parametrize(
     "codes",
-    [{"quant_method": "forge_compressed"}, {"quant_method": "gptq"}, {"quant_method": "forge_ternary", "packed": True}],
+    [
+        {"quant_method": "forge_compressed"},
+        {"quant_method": "gptq"},
+        {"quant_method": "forge_ternary", "packed": True},
+    ],
 )
-@pytest.mark.parametrize("phase", ["evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress"])
+@pytest.mark.parametrize(
+    "phase", ["evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress"]
+)
 def test_every_phase_refuses_weights_that_are_codes_alone(
     phase: str, codes: dict[str, Any], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**content("llama"), "quantization_config": codes}))
-    source = Checkpoint(tmp_path, replace(tiny_checkpoint.manifest, parents=[{"path": "the/parent"}]))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**content("llama"), "quantization_config": codes})
+    )
+    source = Checkpoint(
+        tmp_path, replace(tiny_checkpoint.manifest, parents=[{"path": "the/parent"}])
+    )
     config = compose(phase, phases()[phase].config, [f"sources=[{tmp_path}]", "out=unused"])
-    with pytest.raises(ConfigError, match=rf"holds codes .*which {phase} cannot change.*sources=\[the/parent\]"):
+    with pytest.raises(
+        ConfigError, match=rf"holds codes .*which {phase} cannot change.*sources=\[the/parent\]"
+    ):
         fits(phase, config, [source])
 
 
@@ -136,7 +160,9 @@ def test_the_preflight_and_the_dry_run_ask(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     config = compose(
-        "bitnet", bitnet.Config, [f"sources=[{tiny_checkpoint.path}]", f"out={tmp_path / 'o'}", *BITNET[2:]]
+        "bitnet",
+        bitnet.Config,
+        [f"sources=[{tiny_checkpoint.path}]", f"out={tmp_path / 'o'}", *BITNET[2:]],
     )
     config.data = data_config
     assert any("ternary layers reach" in note for note in estimate_phase("bitnet", config).notes)
@@ -146,7 +172,9 @@ def test_the_preflight_and_the_dry_run_ask(
             ask()
 
 
-@pytest.mark.parametrize(("kind", "named"), [("gemma3_text", "sliding_attention"), ("mistral", "looks back over 16")])
+@pytest.mark.parametrize(
+    ("kind", "named"), [("gemma3_text", "sliding_attention"), ("mistral", "looks back over 16")]
+)
 def test_quietstar_refuses_windows_before_work_starts(kind: str, named: str) -> None:
     config = compose("quietstar", quietstar.Config, ["sources=[x]", "out=y"])
     assert quietstar_fits.check(config, content("llama")) == []
@@ -154,7 +182,9 @@ def test_quietstar_refuses_windows_before_work_starts(kind: str, named: str) -> 
         quietstar_fits.check(config, content(kind, sliding_window=16))
 
 
-SETTINGS = TernarySettings(group_size=16, activation_bits=0, packing="five_trits", skip=[], embedding_bits=8)
+SETTINGS = TernarySettings(
+    group_size=16, activation_bits=0, packing="five_trits", skip=[], embedding_bits=8
+)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
@@ -178,7 +208,9 @@ def test_conv1d_becomes_ternary_and_goes_back_where_it_was(tmp_path: Path) -> No
     model = tiny_families.build("gpt2", **tiny_families.FAMILIES["gpt2"])
     expected = copy.deepcopy(model)
     names = ternarise(model, SETTINGS)
-    assert sorted(names) == sorted(name for name, m in expected.named_modules() if isinstance(m, Conv1D))
+    assert sorted(names) == sorted(
+        name for name, m in expected.named_modules() if isinstance(m, Conv1D)
+    )
     set_blend(model, 0.0)
     with torch.no_grad():
         rounded = rounded_embeddings(model)["transformer.wte"].quantised_weight()
@@ -202,7 +234,9 @@ def test_coded_tensors_of_every_kind_open_from_their_file_and_compute_what_they_
     model = tiny_families.build(kind, **tiny_families.FAMILIES[kind])
     plain = copy.deepcopy(model)
     conv1d.unfold(model)
-    names = [name for name, tensor in compressed.coded_tensors(model).items() if tensor.numel() >= 2000]
+    names = [
+        name for name, tensor in compressed.coded_tensors(model).items() if tensor.numel() >= 2000
+    ]
     coded = {
         name: codecs.encode("intk", compressed.as_matrix(tensor), {"bits": 8})
         for name, tensor in compressed.coded_tensors(model).items()
@@ -225,7 +259,10 @@ def test_unfolding_a_conv1d_changes_no_logit_and_can_be_undone() -> None:
     assert len(conv1d.unfold(model)) == 8
     assert tiny_families.relative_error(model, plain) <= 1e-6
     conv1d.fold(model)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 class Doubled(nn.Embedding):
@@ -248,7 +285,10 @@ def test_an_embedding_of_another_kind_stays_float_and_is_told() -> None:
 def test_the_estimated_loss_of_a_scaled_embedding_counts_its_scale(tmp_path: Path) -> None:
     given = {**tiny_families.FAMILIES["gemma2"], "tie_word_embeddings": False}
     model = tiny_families.build("gemma2", **given)
-    name, windows = "model.embed_tokens", torch.randint(1, 400, (48, 32), generator=torch.Generator().manual_seed(0))
+    name, windows = (
+        "model.embed_tokens",
+        torch.randint(1, 400, (48, 32), generator=torch.Generator().manual_seed(0)),
+    )
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     found = dict(sensitivity.measure(model, windows, 0, out, EventLog(None, "compress")))[name]
     changed = copy.deepcopy(model)
@@ -256,5 +296,7 @@ def test_the_estimated_loss_of_a_scaled_embedding_counts_its_scale(tmp_path: Pat
     with torch.no_grad():
         changed.get_input_embeddings().weight.add_(error)
         base, new = (m(windows).logits.log_softmax(-1) for m in (model, changed))
-    rise = float(nn.functional.kl_div(new, base, log_target=True, reduction="sum")) / windows.numel()
+    rise = (
+        float(nn.functional.kl_div(new, base, log_target=True, reduction="sum")) / windows.numel()
+    )
     assert 0.4 < found.distortion(error) / rise < 2.5  # without the scale it would be one 32nd

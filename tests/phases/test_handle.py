@@ -1,4 +1,6 @@
-"""The handle of a phase: what its helpers need of their surroundings, made once, when it is first needed."""
+"""The handle of a phase: what its helpers need of their surroundings, made once, when it is first
+needed.
+"""
 
 from typing import Any
 
@@ -26,10 +28,16 @@ def test_the_tokenizer_is_the_first_sources_and_is_read_once(tiny_checkpoint: Ch
     phase = handle([tiny_checkpoint], "seed=3")
     assert phase.tokenizer is phase.tokenizer
     context = phase.eval_context
-    assert (context.tokenizer, context.seed, context.data) == (phase.tokenizer, 3, phase.config.data)
+    assert (context.tokenizer, context.seed, context.data) == (
+        phase.tokenizer,
+        3,
+        phase.config.data,
+    )
 
 
-def test_a_phase_without_sources_gives_its_own_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_phase_without_sources_gives_its_own_tokenizer(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     phase = handle([])
     phase.tokenizer = tiny_tokenizer
     assert phase.eval_context.tokenizer is tiny_tokenizer

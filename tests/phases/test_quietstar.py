@@ -34,12 +34,16 @@ def settings(data_config: DataConfig, out: Path, parent: Checkpoint, *more: str)
 
 
 def forge(config: Config, parent: Checkpoint) -> Any:
-    out = Workspace(config.out, phase="quietstar", seed=config.seed, config=config, parents=[parent])
+    out = Workspace(
+        config.out, phase="quietstar", seed=config.seed, config=config, parents=[parent]
+    )
     return run(PhaseRun(config, [parent], out, EventLog(None, "quietstar")))
 
 
 @pytest.fixture(scope="module")
-def forged(data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def forged(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     config = settings(data_config, tmp_path_factory.mktemp("quietstar") / "out", tiny_checkpoint)
     return config, forge(config, tiny_checkpoint)
 
@@ -56,15 +60,21 @@ def test_the_phase_writes_a_thinking_model_that_plain_transformers_opens(
     model = AutoModelForCausalLM.from_pretrained(config.out)
     assert isinstance(model, ThoughtForCausalLM)
     assert model.config.thought_length == 2
-    assert written.manifest.deployable_bytes == (Path(config.out) / "model.safetensors").stat().st_size
+    assert (
+        written.manifest.deployable_bytes == (Path(config.out) / "model.safetensors").stat().st_size
+    )
     assert model.config.gate_entropy_nats == report.metrics["gate_entropy_nats"]
 
 
-def test_training_changes_base_head_and_meta_vectors(forged: Any, tiny_checkpoint: Checkpoint) -> None:
+def test_training_changes_base_head_and_meta_vectors(
+    forged: Any, tiny_checkpoint: Checkpoint
+) -> None:
     config, _ = forged
     parent, child = models.load(tiny_checkpoint), models.load(config.out)
     changed = [
-        name for name, value in parent.state_dict().items() if not torch.equal(value, child.base.state_dict()[name])
+        name
+        for name, value in parent.state_dict().items()
+        if not torch.equal(value, child.base.state_dict()[name])
     ]
     assert len(changed) == len(parent.state_dict())
     newline = models.load_tokenizer(config.out).encode("\n", add_special_tokens=False)
@@ -76,14 +86,20 @@ def test_training_changes_base_head_and_meta_vectors(forged: Any, tiny_checkpoin
 
 def test_the_report_speaks_of_the_windows_that_it_measured(forged: Any) -> None:
     _, report = forged
-    rows = {row["data"]: row for row in report.tables["thinking on held-out tokens (validation split)"]}
+    rows = {
+        row["data"]: row for row in report.tables["thinking on held-out tokens (validation split)"]
+    }
     assert set(rows) == {"reasoning", "text", "all"}
     assert rows["text"]["tokens"] == 4 * 5
     assert rows["all"]["tokens"] == rows["text"]["tokens"] + rows["reasoning"]["tokens"]
     for row in rows.values():
-        assert row["gain of thinking"] == pytest.approx(row["base (nats)"] - row["thinking (nats)"], abs=1e-6)
+        assert row["gain of thinking"] == pytest.approx(
+            row["base (nats)"] - row["thinking (nats)"], abs=1e-6
+        )
         assert row["gain low"] <= row["gain of thinking"] <= row["gain high"]
-        assert row["base (nats)"] == pytest.approx(row["parent (nats)"] - row["gain of base over parent"], abs=1e-6)
+        assert row["base (nats)"] == pytest.approx(
+            row["parent (nats)"] - row["gain of base over parent"], abs=1e-6
+        )
     assert sum(row["tokens"] for row in report.tables["by difficulty"]) == rows["all"]["tokens"]
     assert len(report.samples) == 2
     assert "thinks" in report.samples[0]
@@ -110,7 +126,9 @@ def test_a_stopped_phase_run_again_ends_in_the_same_bytes(
     config, _ = forged
     again = dataclasses.replace(config, out=str(tmp_path / "out"))
     stopping = type("Stopping", (Workspace,), {"stop_signal": StopAt(looks)})
-    out = stopping(again.out, phase="quietstar", seed=again.seed, config=again, parents=[tiny_checkpoint])
+    out = stopping(
+        again.out, phase="quietstar", seed=again.seed, config=again, parents=[tiny_checkpoint]
+    )
     with pytest.raises(Interrupted):
         run(PhaseRun(again, [tiny_checkpoint], out, EventLog(None, "quietstar")))
     assert not Path(again.out).exists()
@@ -118,12 +136,17 @@ def test_a_stopped_phase_run_again_ends_in_the_same_bytes(
     assert checkpoint.open(again.out).id == checkpoint.open(config.out).id
 
 
-def test_a_frozen_base_stays_bit_equal(data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_frozen_base_stays_bit_equal(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     config = settings(data_config, tmp_path / "out", tiny_checkpoint, "base_lr=0")
     forge(config, tiny_checkpoint)
     child = models.load(config.out)
     state = child.base.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in models.load(tiny_checkpoint).state_dict().items())
+    assert all(
+        torch.equal(value, state[name])
+        for name, value in models.load(tiny_checkpoint).state_dict().items()
+    )
     assert child.mixing.weight_3.any()
 
 
@@ -148,7 +171,9 @@ def test_settings_that_cannot_work_are_refused(override: str, match: str) -> Non
         compose("quietstar", Config, [*TINY, "out=x", override])
 
 
-def made_up(batch: int = 2, places: int = 3, count: int = 2, ahead: int = 2, vocab: int = 5) -> tuple[Thoughts, Tensor]:
+def made_up(
+    batch: int = 2, places: int = 3, count: int = 2, ahead: int = 2, vocab: int = 5
+) -> tuple[Thoughts, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -173,9 +198,13 @@ def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -
         "mix={text: 1, reasoning: 1}", "measure.windows=6", "measure.positions=7",
     ]  # fmt: skip
     measured = 2 * 6 * (40 + 2 * (40 + 7 * 3 * (4 + 1 + 2))) / 3
-    assert compose("quietstar", Config, [*given, "steps=0"]).work_tokens() == pytest.approx(measured)
+    assert compose("quietstar", Config, [*given, "steps=0"]).work_tokens() == pytest.approx(
+        measured
+    )
     trained = 2 * (40 + 5 * 3 * 8 * 4 / 3)
-    assert compose("quietstar", Config, [*given, "steps=10"]).work_tokens() == pytest.approx(10 * trained + measured)
+    assert compose("quietstar", Config, [*given, "steps=10"]).work_tokens() == pytest.approx(
+        10 * trained + measured
+    )
 
 
 def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
@@ -188,7 +217,9 @@ def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
     torch.testing.assert_close(found.mixed[1, 1, 1, 1], expected)
     torch.testing.assert_close(found.base[1, 1, 1], -base[1, 1, 1, labels[1, 5]])
     reward = found.rewards()
-    assert reward[0, 1, 0] == pytest.approx(float(found.base[0, 1, 1] - found.mixed[0, 1, 0, 1]), abs=1e-6)
+    assert reward[0, 1, 0] == pytest.approx(
+        float(found.base[0, 1, 1] - found.mixed[0, 1, 0, 1]), abs=1e-6
+    )
 
 
 def test_positions_are_drawn_before_trained_tokens_and_evenly() -> None:
@@ -231,7 +262,9 @@ def record(gain: Tensor, entropy: Tensor) -> dict[str, Tensor]:
 def test_the_gate_opens_exactly_where_thinking_helps(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0,0.5,0.25]", "measure.samples=400")
+    config = settings(
+        data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0,0.5,0.25]", "measure.samples=400"
+    )
     entropy = torch.rand(40, 20, generator=torch.Generator().manual_seed(0))
     noise = 0.05 * torch.randn(40, 20, generator=torch.Generator().manual_seed(1))
     unsure = record(torch.where(entropy > 0.75, 0.4, -0.2) + noise, entropy)
@@ -257,7 +290,9 @@ def windows_with(z: float) -> dict[str, Tensor]:
 def test_a_gain_that_may_be_chance_keeps_the_gate_shut(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0]", "measure.samples=2000")
+    config = settings(
+        data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0]", "measure.samples=2000"
+    )
     for z, opens in ((0.5, False), (1.5, False), (2.6, True)):
         gate, rows = measure.choose_gate(windows_with(z), ["text"], config)
         assert rows[0]["gain (nats)"] > 0
@@ -268,12 +303,15 @@ def test_a_gain_that_may_be_chance_keeps_the_gate_shut(
 def test_shares_that_are_tried_together_must_each_clear_a_higher_bar(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    # 2.3 standard errors are enough for one share (1.96), and not for any of eight (2.73 by Bonferroni).
+    # 2.3 standard errors are enough for one share (1.96), and not for any of eight (2.73 by
+    # Bonferroni).
     near = windows_with(2.3)
     near["text/entropy"] = torch.ones_like(near["text/entropy"])
     for shares, opens in (([1.0], True), ([1.0] * 8, False)):
         text = ",".join(map(str, shares))
-        config = settings(data_config, tmp_path, tiny_checkpoint, f"gate_shares=[{text}]", "measure.samples=4000")
+        config = settings(
+            data_config, tmp_path, tiny_checkpoint, f"gate_shares=[{text}]", "measure.samples=4000"
+        )
         gate, rows = measure.choose_gate(near, ["text"], config)
         assert len(rows) == len(shares)
         assert (gate is not None) is opens
@@ -284,10 +322,16 @@ def test_shares_that_are_tried_together_must_each_clear_a_higher_bar(
 def test_windows_without_a_token_change_no_interval_and_no_gate(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0]", "measure.samples=400")
+    config = settings(
+        data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0]", "measure.samples=400"
+    )
     full = windows_with(2.6)
-    wider = {name: torch.cat([value, torch.full((20, 8), torch.nan)]) for name, value in full.items()}
-    assert measure.choose_gate(wider, ["text"], config) == measure.choose_gate(full, ["text"], config)
+    wider = {
+        name: torch.cat([value, torch.full((20, 8), torch.nan)]) for name, value in full.items()
+    }
+    assert measure.choose_gate(wider, ["text"], config) == measure.choose_gate(
+        full, ["text"], config
+    )
     gains, more = (of["text/base"].numpy() - of["text/mixed"].numpy() for of in (full, wider))
     expected = measure.interval(gains, ~np.isnan(gains), 100, 0)
     assert measure.interval(more, ~np.isnan(more), 100, 0) == expected
@@ -299,10 +343,16 @@ def test_windows_without_a_token_change_no_interval_and_no_gate(
 def test_of_two_shares_that_pay_the_one_of_more_gain_in_all_wins(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """Half of the tokens gain 1 nat and the others .5: .75 on all tokens is more than 1 on half of them."""
-    config = settings(data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0,0.5]", "measure.samples=100")
+    """Half of the tokens gain 1 nat and the others .5: .75 on all tokens is more than 1 on half of
+    them.
+    """
+    config = settings(
+        data_config, tmp_path, tiny_checkpoint, "gate_shares=[1.0,0.5]", "measure.samples=100"
+    )
     entropy = torch.linspace(0, 1, 8).expand(60, 8)
-    gate, rows = measure.choose_gate(record(torch.where(entropy > 0.5, 1.0, 0.5), entropy), ["text"], config)
+    gate, rows = measure.choose_gate(
+        record(torch.where(entropy > 0.5, 1.0, 0.5), entropy), ["text"], config
+    )
     assert [row["gain (nats)"] for row in rows] == pytest.approx([0.75, 1.0])
     assert gate == 0.0
 
@@ -310,12 +360,19 @@ def test_of_two_shares_that_pay_the_one_of_more_gain_in_all_wins(
 def test_the_report_is_made_of_the_losses_and_of_where_the_gate_opens(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """Four tokens of entropy 1 to 4 that gain as much; a gate of exactly 3 nats opens for the last two."""
+    """Four tokens of entropy 1 to 4 that gain as much; a gate of exactly 3 nats opens for the last
+    two.
+    """
     config = settings(data_config, tmp_path, tiny_checkpoint)
     entropy = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    made = record(entropy, entropy) | {"text/helped": torch.ones(2, 2), "text/base": torch.full((2, 2), 5.0)}
+    made = record(entropy, entropy) | {
+        "text/helped": torch.ones(2, 2),
+        "text/base": torch.full((2, 2), 5.0),
+    }
     made["text/mixed"] = made["text/base"] - entropy
-    metrics = run_module._report(config, made, {"text": torch.full((2, 2), 7.0)}, ["text"], 3.0, []).metrics
+    metrics = run_module._report(
+        config, made, {"text": torch.full((2, 2), 7.0)}, ["text"], 3.0, []
+    ).metrics
     assert metrics["thinking_gain_nats"]["value"] == pytest.approx(2.5)
     assert metrics["base_gain_over_parent_nats"]["value"] == pytest.approx(2.0)
     assert metrics["gain_where_gate_opens_nats"]["value"] == pytest.approx(3.5)
@@ -334,8 +391,13 @@ def test_a_shown_thought_stands_between_the_tokens_around_its_position(
     phase.tokenizer = Spelled()
     made = {"text/base": torch.tensor([[1.0]]), "text/mixed": torch.tensor([[0.5]])}
     made["text/tokens"] = torch.tensor([[[[7, 8], [0, 0]]]])
-    for place, context in ((2, "10 11 12"), (70, " ".join(map(str, range(80 - run_module.SHOWN_CONTEXT_TOKENS, 81))))):
-        windows = {"text": {"input_ids": torch.arange(10, 110)[None], "positions": torch.tensor([[place]])}}
+    for place, context in (
+        (2, "10 11 12"),
+        (70, " ".join(map(str, range(80 - run_module.SHOWN_CONTEXT_TOKENS, 81)))),
+    ):
+        windows = {
+            "text": {"input_ids": torch.arange(10, 110)[None], "positions": torch.tensor([[place]])}
+        }
         shown = run_module._samples(phase, made, windows, ["text"])
         line = f"{context!r} thinks '7 8', then '{11 + place}': 1.000 nats without, 0.500 with"
         assert shown == [line]
@@ -354,7 +416,11 @@ def test_deciles_sort_tokens_by_the_loss_of_the_base(
     config = settings(data_config, tmp_path, tiny_checkpoint)
     base = torch.arange(200.0).reshape(20, 10)
     base[0, 0] = float("nan")
-    found = {"text/base": base, "text/mixed": base - base / 10, "text/weight": torch.ones_like(base)}
+    found = {
+        "text/base": base,
+        "text/mixed": base - base / 10,
+        "text/weight": torch.ones_like(base),
+    }
     rows = measure.by_decile(found, ["text"], config)
     assert sum(row["tokens"] for row in rows) == 199
     assert all(row["gain (nats)"] == pytest.approx(row["base (nats)"] / 10) for row in rows)
@@ -368,5 +434,7 @@ def test_the_figures_of_the_specification_fit_the_settings() -> None:
     from agent_forge.config.compose import CONF, flatten
 
     changed = yaml.safe_load((CONF / "experiment" / "quietstar_full.yaml").read_text())["quietstar"]
-    config = compose("quietstar", Config, ["out=x", *(f"{name}={value}" for name, value in flatten(changed))])
+    config = compose(
+        "quietstar", Config, ["out=x", *(f"{name}={value}" for name, value in flatten(changed))]
+    )
     assert (config.thought_length, config.thoughts, config.steps) == (32, 4, 1000)

@@ -1,5 +1,7 @@
 # ruff: noqa: ARG002, ARG005 - callbacks and doubles have the signature of the contract
-"""The train phase: exponents against closed forms, controllers, and ten stages that end in the same bytes."""
+"""The train phase: exponents against closed forms, controllers, and ten stages that end in the same
+bytes.
+"""
 
 import json
 import math
@@ -32,7 +34,13 @@ from agent_forge.phases.train import run as run_module
 from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import CombinedController, ExponentControl, Rollback
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource, hardest_level
-from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
+from agent_forge.phases.train.dreams import (
+    DreamSource,
+    ReplayGuard,
+    distinct_bigrams,
+    dream,
+    text_loss,
+)
 from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity, twin_exponent
 from agent_forge.phases.train.measure import Bench
 from agent_forge.phases.train.run import run
@@ -83,7 +91,9 @@ class Stack(nn.Module):
 class Orthogonal(nn.Module):
     def __init__(self, width: int, scale: float, seed: int) -> None:
         super().__init__()
-        q, _ = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))
+        q, _ = torch.linalg.qr(
+            torch.randn(width, width, generator=torch.Generator().manual_seed(seed))
+        )
         self.weight = nn.Parameter(scale * q)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,33 +116,44 @@ def ids(rows: int, tokens: int, vocabulary: int = 16) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_the_depth_exponent_of_scaled_orthogonal_blocks_is_ln_of_the_scale(scale: float) -> None:
-    model = Stack([Orthogonal(8, scale, i) for i in range(5)], torch.randn(16, 8, dtype=torch.float32))
+    model = Stack(
+        [Orthogonal(8, scale, i) for i in range(5)], torch.randn(16, 8, dtype=torch.float32)
+    )
     found = depth_exponent(model, ids(3, 4), relative_step=1e-2, seed=0)
     assert found == pytest.approx(math.log(scale), abs=1e-5)
 
 
 def test_the_depth_exponent_of_the_logistic_map_at_four_is_ln_two() -> None:
-    start = torch.rand(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+    start = (
+        torch.rand(16, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 0.8
+        + 0.1
+    )
     model = Stack([Logistic() for _ in range(400)], start)
     found = depth_exponent(model, ids(60, 2), relative_step=1e-7, seed=0)
     # Two tokens make one vector of two maps, whose exponent is again that of one map.
     assert found == pytest.approx(math.log(2), abs=0.01)
 
 
-def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(tiny_llama: LlamaForCausalLM) -> None:
+def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
     batch = ids(2, 6)
     model = tiny_llama.double()
     found = depth_exponent(model, batch, relative_step=1e-3, seed=5)
     captured: list[Any] = []
     hooks = [
-        block.register_forward_pre_hook(lambda m, args, kwargs: captured.append((m, args, kwargs)), with_kwargs=True)
+        block.register_forward_pre_hook(
+            lambda m, args, kwargs: captured.append((m, args, kwargs)), with_kwargs=True
+        )
         for block in model.model.layers
     ]
     with torch.no_grad():
         model(input_ids=batch["input_ids"], use_cache=False)
     for hook in hooks:
         hook.remove()
-    tangent = torch.randn(captured[0][1][0].shape, generator=torch_generator(5, "depth exponent")).double()
+    tangent = torch.randn(
+        captured[0][1][0].shape, generator=torch_generator(5, "depth exponent")
+    ).double()
     logs = []
     for block, args, kwargs in captured:
         tangent = tangent / tangent.flatten(1).norm(dim=1)[:, None, None]
@@ -145,7 +166,10 @@ def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(tiny_llama: Llama
 
 
 def test_probes_change_neither_weights_nor_mode_nor_rounding(tiny_llama: LlamaForCausalLM) -> None:
-    ternarise(tiny_llama, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=["lm_head"]))
+    ternarise(
+        tiny_llama,
+        TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=["lm_head"]),
+    )
     before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
     tiny_llama.train()
     plain = tiny_llama(**ids(1, 5)).loss
@@ -154,7 +178,9 @@ def test_probes_change_neither_weights_nor_mode_nor_rounding(tiny_llama: LlamaFo
     assert tiny_llama.training
     assert torch.equal(plain, tiny_llama(**ids(1, 5)).loss)
     assert all(torch.equal(value, before[name]) for name, value in tiny_llama.state_dict().items())
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in tiny_llama.model.layers)
+    assert not any(
+        block._forward_hooks or block._forward_pre_hooks for block in tiny_llama.model.layers
+    )
 
 
 def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() -> None:
@@ -186,7 +212,9 @@ def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() 
 
 
 def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says() -> None:
-    """With lr 0 the distance stays, so the exponent is 0; deterministic and without touching the model."""
+    """With lr 0 the distance stays, so the exponent is 0; deterministic and without touching the
+    model.
+    """
 
     class Bowl(nn.Module):
         def __init__(self) -> None:
@@ -208,15 +236,23 @@ def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says(
     still = twin_exponent(model, Batches(), optim, steps=3, relative_step=1e-3, seed=0)
     assert still == pytest.approx(0.0, abs=1e-6)
     decayed = twin_exponent(
-        model, Batches(), replace(optim, lr=1e-2, weight_decay=50.0), steps=3, relative_step=1e-3, seed=0
+        model,
+        Batches(),
+        replace(optim, lr=1e-2, weight_decay=50.0),
+        steps=3,
+        relative_step=1e-3,
+        seed=0,
     )
-    # Decoupled decay shrinks every difference by 1 - lr * decay = 1/2 a step; Adam's own part adds little.
+    # Decoupled decay shrinks every difference by 1 - lr * decay = 1/2 a step; Adam's own part adds
+    # little.
     assert decayed == pytest.approx(math.log(0.5), abs=0.05)
     assert torch.equal(model.weight, torch.linspace(1, 2, 12).reshape(3, 4))
 
 
 @pytest.mark.parametrize(("limit", "share"), [(0.0, 1.0), (0.5, 0.5)])
-def test_twins_are_clipped_to_the_norm_of_the_settings_and_0_clips_nothing(limit: float, share: float) -> None:
+def test_twins_are_clipped_to_the_norm_of_the_settings_and_0_clips_nothing(
+    limit: float, share: float
+) -> None:
     """The gradient has norm 1; the optimiser of the test takes it as it is."""
 
     class Line(nn.Module):
@@ -233,7 +269,10 @@ def test_twins_are_clipped_to_the_norm_of_the_settings_and_0_clips_nothing(limit
 
     line = Line()
     plain = SimpleNamespace(
-        config=SimpleNamespace(clip_norm=limit), parameters=[line.weight], zero_grad=lambda: None, step=lambda: None
+        config=SimpleNamespace(clip_norm=limit),
+        parameters=[line.weight],
+        zero_grad=lambda: None,
+        step=lambda: None,
     )
     exponents._train_step(line, plain, Batches(), 0, 0, torch.device("cpu"))
     assert line.weight.grad is not None
@@ -253,11 +292,15 @@ def record(step: int, loss: float = 1.0) -> StepRecord:
 
 
 def chaos_settings(data_config: DataConfig) -> Any:
-    return small_config(data_config, "chaos.every_steps=1", "chaos.proportional=0.5", "chaos.integral=0.5").chaos
+    return small_config(
+        data_config, "chaos.every_steps=1", "chaos.proportional=0.5", "chaos.integral=0.5"
+    ).chaos
 
 
 def test_the_controller_recovers_from_a_step_disturbance(data_config: DataConfig) -> None:
-    """Plant: exponent = base + 0.4 u. A disturbance of +0.2 comes at step 30 and is worked off into the deadband."""
+    """Plant: exponent = base + 0.4 u. A disturbance of +0.2 comes at step 30 and is worked off into
+    the deadband.
+    """
     control = ExponentControl(chaos_settings(data_config), lambda model: 0.0)
     exponent, seen = 0.1, []
     for step in range(80):
@@ -269,7 +312,9 @@ def test_the_controller_recovers_from_a_step_disturbance(data_config: DataConfig
     assert all(abs(value) <= 0.02 for value in seen[-20:])
 
 
-def test_an_unreachable_target_keeps_the_rate_in_its_range_and_does_not_wind_up(data_config: DataConfig) -> None:
+def test_an_unreachable_target_keeps_the_rate_in_its_range_and_does_not_wind_up(
+    data_config: DataConfig,
+) -> None:
     control = ExponentControl(chaos_settings(data_config), lambda model: 5.0)
     answers = [control(record(step), None) for step in range(50)]
     assert all(0.5 <= answer["lr_scale"] <= 1.5 and answer["noise"] == 0.0 for answer in answers)
@@ -281,10 +326,23 @@ def test_an_unreachable_target_keeps_the_rate_in_its_range_and_does_not_wind_up(
     assert again.control(0.3) == control.control(0.3)
 
 
-def test_rollback_keeps_on_time_goes_back_on_a_leap_and_gives_up_at_last(data_config: DataConfig) -> None:
-    settings = replace(small_config(data_config).rollback, every_steps=4, limit_nats=1.0, lr_factor=0.5, most=2)
+def test_rollback_keeps_on_time_goes_back_on_a_leap_and_gives_up_at_last(
+    data_config: DataConfig,
+) -> None:
+    settings = replace(
+        small_config(data_config).rollback, every_steps=4, limit_nats=1.0, lr_factor=0.5, most=2
+    )
     guard = Rollback(settings, "chaos_1", EventLog(None, "train"))
-    assert [guard(record(step), None).get("keep", False) for step in range(8)] == [1, 0, 0, 1, 0, 0, 0, 1]
+    assert [guard(record(step), None).get("keep", False) for step in range(8)] == [
+        1,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+    ]
     assert guard(record(8, 1.9), None) == {}
     assert guard(record(9, 5.0), None) == {"rollback": True, "lr_scale": 0.5}
     assert guard(record(10, math.nan), None) == {"rollback": True, "lr_scale": 0.25}
@@ -292,9 +350,15 @@ def test_rollback_keeps_on_time_goes_back_on_a_leap_and_gives_up_at_last(data_co
         guard(record(11, math.inf), None)
 
 
-def test_rollback_keeps_no_weights_of_a_loss_that_has_begun_to_leap(data_config: DataConfig) -> None:
-    """At a kept step the loss must lie within half the limit of the mean, though it is no reason to go back yet."""
-    settings = replace(small_config(data_config).rollback, every_steps=2, limit_nats=1.0, lr_factor=0.5, most=2)
+def test_rollback_keeps_no_weights_of_a_loss_that_has_begun_to_leap(
+    data_config: DataConfig,
+) -> None:
+    """At a kept step the loss must lie within half the limit of the mean, though it is no reason to
+    go back yet.
+    """
+    settings = replace(
+        small_config(data_config).rollback, every_steps=2, limit_nats=1.0, lr_factor=0.5, most=2
+    )
     guard = Rollback(settings, "chaos_1", EventLog(None, "train"))
     assert guard(record(0, 2.0), None) == {"keep": True}
     assert guard(record(1, 2.9), None) == {}
@@ -307,13 +371,20 @@ def test_warm_up_belongs_to_the_first_stage_and_cooling_and_averaging_to_the_las
     data_config: DataConfig, average: str
 ) -> None:
     config = small_config(
-        data_config, f"average={average}", "optim.warmup_steps=7", "optim.cooldown_share=0.3", "optim.average_share=0.4"
+        data_config,
+        f"average={average}",
+        "optim.warmup_steps=7",
+        "optim.cooldown_share=0.3",
+        "optim.average_share=0.4",
     )
     stages = list(STAGES)
     schedules = [stage_optim(config, stage, stages) for stage in stages]
     assert [one.warmup_steps for one in schedules] == [7, *[0] * 9]
     assert [one.cooldown_share for one in schedules] == [*[0.0] * 9, 0.3]
-    assert [one.average_share for one in schedules] == [*[0.0] * 9, 0.0 if average == "none" else 0.4]
+    assert [one.average_share for one in schedules] == [
+        *[0.0] * 9,
+        0.0 if average == "none" else 0.4,
+    ]
     assert {one.lr for one in schedules} == {config.optim.lr}
     alone = stage_optim(config, "dream_1", ["dream_1"])
     assert (alone.warmup_steps, alone.cooldown_share) == (7, 0.3)
@@ -334,7 +405,10 @@ def test_together_multiplies_rates_and_hides_a_broken_loss_from_those_who_cannot
         def load_state_dict(self, state: Any) -> None:
             self.heard = state["heard"]
 
-    one, two = Fixed({"lr_scale": 0.5, "noise": 0.1}), Fixed({"lr_scale": 0.5, "noise": 0.3, "keep": True})
+    one, two = (
+        Fixed({"lr_scale": 0.5, "noise": 0.1}),
+        Fixed({"lr_scale": 0.5, "noise": 0.3, "keep": True}),
+    )
     both = CombinedController({"one": one, "two": two})
     assert both(record(0), None) == {"lr_scale": 0.25, "noise": 0.3, "keep": True}
     both(record(1, math.nan), None)
@@ -350,22 +424,29 @@ def test_the_curriculum_finds_the_level_of_the_target_success(
     """A pupil who gets 1, .8, .5, .1, 0 of levels 1..5 right is led to level 3, from either end."""
     skill = {1: 1.0, 2: 0.8, 3: 0.5, 4: 0.1, 5: 0.0}
     for start in (0.0, 1.0):
-        settings = replace(small_config(data_config).curriculum, every_steps=1, start=start, rate=0.1)
+        settings = replace(
+            small_config(data_config).curriculum, every_steps=1, start=start, rate=0.1
+        )
         source = LevelSource("reasoning", tiny_tokenizer, 50, 0, 0.0, start)
         curriculum = Curriculum(
-            settings, {"reasoning": source}, lambda model, kind, level: skill[level], EventLog(None, "train")
+            settings,
+            {"reasoning": source},
+            lambda model, kind, level: skill[level],
+            EventLog(None, "train"),
         )
         for step in range(60):
             assert curriculum(record(step), None) == {}
         assert 1 + round(source.difficulty * 4) == 3
         again = LevelSource("reasoning", tiny_tokenizer, 50, 0, 0.0, start)
-        Curriculum(settings, {"reasoning": again}, curriculum.success, EventLog(None, "train")).load_state_dict(
-            json.loads(json.dumps(curriculum.state_dict()))
-        )
+        Curriculum(
+            settings, {"reasoning": again}, curriculum.success, EventLog(None, "train")
+        ).load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
         assert again.difficulty == source.difficulty
 
 
-def test_windows_come_from_the_level_that_is_asked_for(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_windows_come_from_the_level_that_is_asked_for(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     assert hardest_level("reasoning", 0) == 5
     assert hardest_level("tools", 0) == 3
     source = LevelSource("reasoning", tiny_tokenizer, 50, 0, 0.0, 0.0)
@@ -383,9 +464,13 @@ def test_windows_come_from_the_level_that_is_asked_for(tiny_tokenizer: PreTraine
     assert (found[1] != -100).any()
     assert found[0].shape == wanted[0].shape
     assert len(source.levels) == 5
-    even = LevelSource("reasoning", tiny_tokenizer, 50, 0, 1.0, 0.0)  # all levels alike, whatever the difficulty
+    even = LevelSource(
+        "reasoning", tiny_tokenizer, 50, 0, 1.0, 0.0
+    )  # all levels alike, whatever the difficulty
     taken: list[int] = []
-    even.levels = [SimpleNamespace(take=lambda *_, level=level: taken.append(level)) for level in range(5)]
+    even.levels = [
+        SimpleNamespace(take=lambda *_, level=level: taken.append(level)) for level in range(5)
+    ]
     generator = np.random.default_rng(0)
     for _ in range(500):
         even.take(generator, 48)
@@ -400,7 +485,10 @@ def test_dreams_begin_with_real_text_are_reproducible_and_fill_their_window(
 ) -> None:
     settings = small_config(data_config).dream
     text = TextSource(data_config, tiny_tokenizer, "train")
-    first, again = (dream(tiny_llama, text, settings, length_tokens=24, seed=1, stage="dream_1") for _ in range(2))
+    first, again = (
+        dream(tiny_llama, text, settings, length_tokens=24, seed=1, stage="dream_1")
+        for _ in range(2)
+    )
     assert first["dreams"].shape == first["real"].shape == (4, 24)
     assert torch.equal(first["dreams"], again["dreams"])
     assert torch.equal(first["dreams"][:, :8], first["real"][:, :8])
@@ -424,7 +512,9 @@ def test_dreams_that_repeat_themselves_are_not_replayed(
     monkeypatch: pytest.MonkeyPatch,
     collapsed: bool,
 ) -> None:
-    config = small_config(data_config, "dream.enabled=true", "dream.distinct_share=1.0", "mix={text: 1.0}")
+    config = small_config(
+        data_config, "dream.enabled=true", "dream.distinct_share=1.0", "mix={text: 1.0}"
+    )
     real = torch.arange(4 * 48).reshape(4, 48)
     dreamt = {"dreams": torch.zeros_like(real) if collapsed else real + 1, "real": real}
     monkeypatch.setattr(stages_module, "dream", lambda *_, **__: dreamt)
@@ -437,7 +527,9 @@ def test_dreams_that_repeat_themselves_are_not_replayed(
     plan = Planner(phase, bench, sources).plan("dream_1", tiny_llama)
     assert plan.active is not collapsed
     assert ("dream" in plan.controllers) is not collapsed
-    warnings = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"]
+    warnings = [
+        event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"
+    ]
     assert [("dreams are not replayed" in warning) for warning in warnings] == [True] * collapsed
 
 
@@ -450,10 +542,20 @@ def test_replay_ends_for_good_when_real_text_gets_worse(data_config: DataConfig)
             return {"input_ids": torch.full((1, 1), self.value)}
 
     settings = replace(small_config(data_config).dream, every_steps=2, limit_nats=0.1)
-    guard = ReplayGuard(settings, Constant(1), Constant(0), torch.zeros(1, 4), 2.0, "dream_1", EventLog(None, "train"))
+    guard = ReplayGuard(
+        settings,
+        Constant(1),
+        Constant(0),
+        torch.zeros(1, 4),
+        2.0,
+        "dream_1",
+        EventLog(None, "train"),
+    )
     losses = iter([2.05, 2.2])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agent_forge.phases.train.dreams.text_loss", lambda model, windows: next(losses))
+        patch.setattr(
+            "agent_forge.phases.train.dreams.text_loss", lambda model, windows: next(losses)
+        )
         seen = []
         for step in range(6):
             seen.append(int(guard.batch(step)["input_ids"]))
@@ -471,7 +573,9 @@ def test_the_loss_on_real_text_is_the_models_mean_loss(tiny_llama: LlamaForCausa
 # Self-model
 
 
-def test_the_self_model_reaches_the_backbone_and_its_error_is_the_formula(tiny_llama: LlamaForCausalLM) -> None:
+def test_the_self_model_reaches_the_backbone_and_its_error_is_the_formula(
+    tiny_llama: LlamaForCausalLM,
+) -> None:
     batch = ids(2, 6)
     own = SelfModel(tiny_llama, weight=0.5, targets=1, seed=0)
     loss, metrics = own.loss(tiny_llama, batch, 0)
@@ -480,7 +584,9 @@ def test_the_self_model_reaches_the_backbone_and_its_error_is_the_formula(tiny_l
         states = tiny_llama.model(batch["input_ids"], output_hidden_states=True).hidden_states
         first = states[1]
         captured: list[Tensor] = []
-        hook = tiny_llama.model.layers[-1].register_forward_hook(lambda m, a, out: captured.append(out))
+        hook = tiny_llama.model.layers[-1].register_forward_hook(
+            lambda m, a, out: captured.append(out)
+        )
         tiny_llama(**batch)
         hook.remove()
         error = (own.head(rms_normalised(captured[0])) - rms_normalised(first)).square().mean()
@@ -493,12 +599,18 @@ def test_the_self_model_reaches_the_backbone_and_its_error_is_the_formula(tiny_l
 
 def test_a_stream_of_zeros_stays_zero_when_it_is_normalised() -> None:
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    assert torch.allclose(rms_normalised(x), torch.tensor([[3.0, 4.0], [0.0, 0.0]]) / 12.5**0.5, atol=1e-5)
+    assert torch.allclose(
+        rms_normalised(x), torch.tensor([[3.0, 4.0], [0.0, 0.0]]) / 12.5**0.5, atol=1e-5
+    )
 
 
 def test_a_stage_reports_the_mean_loss_of_its_last_quarter() -> None:
     plan = SimpleNamespace(active=True, controllers={}, notes=dict)
-    for losses, mean in (([9, 9, 9, 9, 9, 9, 2, 4], 3.0), ([9, 9, 5], 5.0), ([9, 9, 9, 9, 9, 9, 9, math.nan], 9.0)):
+    for losses, mean in (
+        ([9, 9, 9, 9, 9, 9, 2, 4], 3.0),
+        ([9, 9, 5], 5.0),
+        ([9, 9, 9, 9, 9, 9, 9, math.nan], 9.0),
+    ):
         records = [record(step, float(loss)) for step, loss in enumerate(losses)]
         assert run_module._facts("dream_1", plan, records)["loss"] == mean
     assert run_module._facts("dream_1", plan, [record(0, math.nan)])["loss"] is None
@@ -535,9 +647,14 @@ def test_self_modelling_lowers_its_own_error(
 
 
 def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
-    tiny_checkpoint: Checkpoint, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig, tmp_path: Path
+    tiny_checkpoint: Checkpoint,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    data_config: DataConfig,
+    tmp_path: Path,
 ) -> None:
-    """Bit for bit what learn.train gives without any controller on the same batches, at a self-model weight of 0."""
+    """Bit for bit what learn.train gives without any controller on the same batches, at a
+    self-model weight of 0.
+    """
     config = small_config(data_config, "average=none", "measure.twin_steps=0")
     written = go(config, tiny_checkpoint, tmp_path / "phase")
     model = models.load(tiny_checkpoint)
@@ -570,20 +687,37 @@ def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
 
 
 def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
-    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Bit for bit, whether it leaves the steered run at the first stage, between two, or before the average."""
-    off = go(small_config(data_config, "average=none", "measure.twin_steps=0"), tiny_checkpoint, tmp_path / "off")
+    """Bit for bit, whether it leaves the steered run at the first stage, between two, or before the
+    average.
+    """
+    off = go(
+        small_config(data_config, "average=none", "measure.twin_steps=0"),
+        tiny_checkpoint,
+        tmp_path / "off",
+    )
     expected = models.load(Path(off.outputs[0])).state_dict()
     assert off.baseline == plain.SAME
     trained, original = [], plain.train_plainly
     monkeypatch.setattr(
-        plain, "train_plainly", lambda phase, m, *rest: (trained.append(m), original(phase, m, *rest))[1]
+        plain,
+        "train_plainly",
+        lambda phase, m, *rest: (trained.append(m), original(phase, m, *rest))[1],
     )
-    for number, steered in enumerate((ALL_ON, ["average=none", "self_model.weight=0.1"], ["average=uniform"])):
-        config = small_config(data_config, "optim.average_share=1.0", "measure.twin_steps=0", *steered)
+    for number, steered in enumerate(
+        (ALL_ON, ["average=none", "self_model.weight=0.1"], ["average=uniform"])
+    ):
+        config = small_config(
+            data_config, "optim.average_share=1.0", "measure.twin_steps=0", *steered
+        )
         report = go(config, tiny_checkpoint, tmp_path / str(number))
-        assert all(torch.equal(trained[-1].state_dict()[name], value) for name, value in expected.items())
+        assert all(
+            torch.equal(trained[-1].state_dict()[name], value) for name, value in expected.items()
+        )
         for row in report.tables["against plain training of equal tokens"]:
             task = row["task"]
             assert row["plain"] == off.metrics[task]["value"]
@@ -607,9 +741,14 @@ def test_without_the_baseline_the_report_says_that_none_ran(
 
 
 def test_a_run_killed_in_any_stage_ends_in_the_same_checkpoint(
-    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = small_config(data_config, *ALL_ON, "steps.adapt_3=0", "steps.chaos_3=0", "measure.twin_steps=0", steps=2)
+    config = small_config(
+        data_config, *ALL_ON, "steps.adapt_3=0", "steps.chaos_3=0", "measure.twin_steps=0", steps=2
+    )
     whole = go(config, tiny_checkpoint, tmp_path / "whole")
     assert all(row["on"] for row in whole.tables["stages"][1:])
 
@@ -647,23 +786,37 @@ def test_the_report_has_a_row_for_every_stage_and_the_parent_is_untouched(
     log = EventLog(tmp_path / "events.jsonl", "train")
     report = go(small_config(data_config, "steps.chaos_2=0"), tiny_checkpoint, tmp_path, log)
     rows = report.tables["stages"]
-    assert [row["stage"] for row in rows] == ["start", *(stage for stage in STAGES if stage != "chaos_2")]
+    assert [row["stage"] for row in rows] == [
+        "start",
+        *(stage for stage in STAGES if stage != "chaos_2"),
+    ]
     for row in rows:
         assert 0 < row["bits per byte"] < 20
         assert 0 <= row["reasoning right"] <= 1
-        assert all(math.isfinite(row[name]) for name in ("depth exponent", "logit sensitivity", "twin exponent"))
+        assert all(
+            math.isfinite(row[name])
+            for name in ("depth exponent", "logit sensitivity", "twin exponent")
+        )
     assert rows[-1]["mechanism"] == "average"
     assert rows[-1]["on"] is True
     assert {path.name: path.read_bytes() for path in tiny_checkpoint.path.iterdir()} == before
     assert report.metrics["text"]["n"] == 2
-    said = [event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "message"]
+    said = [
+        event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "message"
+    ]
     assert sum("plain training" in text for text in said) == 8
 
 
 def test_a_ternary_model_stays_ternary(
-    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig, tmp_path: Path
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    data_config: DataConfig,
+    tmp_path: Path,
 ) -> None:
-    ternarise(tiny_llama, TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=["lm_head"]))
+    ternarise(
+        tiny_llama,
+        TernarySettings(group_size=16, activation_bits=8, packing="five_trits", skip=["lm_head"]),
+    )
     source = checkpoint.write(
         tmp_path / "ternary",
         lambda d: models.save(tiny_llama, tiny_tokenizer, d),
@@ -678,7 +831,9 @@ def test_a_ternary_model_stays_ternary(
     trained = models.load(Path(report.outputs[0]))
     name = "model.layers.0.mlp.up_proj"
     assert type(trained.get_submodule(name)).__name__ == "TernaryLinear"
-    assert not torch.equal(trained.get_submodule(name).weight, tiny_llama.get_submodule(name).weight)
+    assert not torch.equal(
+        trained.get_submodule(name).weight, tiny_llama.get_submodule(name).weight
+    )
 
 
 @pytest.mark.parametrize(
@@ -691,11 +846,15 @@ def test_a_ternary_model_stays_ternary(
         ("optim.average_share=1.5", "optim.average_share"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(data_config: DataConfig, override: str, message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(
+    data_config: DataConfig, override: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         small_config(data_config, override)
 
 
-def test_a_run_without_steps_is_refused(tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path) -> None:
+def test_a_run_without_steps_is_refused(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="no step to take"):
         go(small_config(data_config, steps=0), tiny_checkpoint, tmp_path)

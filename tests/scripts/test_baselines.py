@@ -12,11 +12,16 @@ SCRIPT = Path(agent_forge.__file__).parent.parent / "scripts" / "baselines.py"
 
 
 def test_a_finished_phase_is_run_again_beside_its_baseline(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [str(SCRIPT), str(tiny_run), "--out", str(tmp_path), "--phases", "train", "bake"]
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(SCRIPT), run_name="__main__")
     train, bake = capsys.readouterr().out.splitlines()
     assert train.startswith("train: gain over plain training of equal tokens: text ")
-    assert bake.startswith("bake: against plain training on the same rows for as many steps: calculator ")
+    assert bake.startswith(
+        "bake: against plain training on the same rows for as many steps: calculator "
+    )

@@ -1,4 +1,6 @@
-"""The bench of an accelerator: parts that fail or hang are named, the rest is measured, and the result is always there."""
+"""The bench of an accelerator: parts that fail or hang are named, the rest is measured, and the
+result is always there.
+"""
 
 import importlib.util
 import json
@@ -42,21 +44,33 @@ def test_a_part_that_fails_or_hangs_is_named_and_the_others_are_measured(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = (
-        bench.Part("broken", 1, lambda _: [command(bench, "print('before'); raise SystemExit('broken on purpose')")]),
         bench.Part(
-            "hangs", 0.05, lambda _: [command(bench, "import time; print('started', flush=True); time.sleep(60)")]
+            "broken",
+            1,
+            lambda _: [command(bench, "print('before'); raise SystemExit('broken on purpose')")],
+        ),
+        bench.Part(
+            "hangs",
+            0.05,
+            lambda _: [command(bench, "import time; print('started', flush=True); time.sleep(60)")],
         ),
         bench.Part("silent", 1, lambda _: [command(bench, "print('no figures')")]),
-        bench.Part("works", 1, lambda _: [command(bench, "print('noise'); print('{\"speed\": 2.5}')")]),
+        bench.Part(
+            "works", 1, lambda _: [command(bench, "print('noise'); print('{\"speed\": 2.5}')")]
+        ),
     )
     monkeypatch.setattr(bench, "PARTS", parts)
     monkeypatch.setattr(bench, "LEAST_SECONDS", 1.0)
     # The machine and the model are another part's matter.
     monkeypatch.setattr(
-        bench.Bench, "own", lambda *_: command(bench, 'print(\'{"text": "", "model": "", "weights": "random"}\')')
+        bench.Bench,
+        "own",
+        lambda *_: command(bench, 'print(\'{"text": "", "model": "", "weights": "random"}\')'),
     )
     out = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--device", "cpu", "--work", str(tmp_path), "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["bench_gpu.py", "--device", "cpu", "--work", str(tmp_path), "--out", str(out)]
+    )
     assert bench.main() == 1
     found = json.loads(out.read_text())["parts"]
     assert {name: rows[0]["ok"] for name, rows in found.items()} == {
@@ -104,10 +118,17 @@ def test_the_few_steps_are_settings_of_the_experiment(bench: ModuleType) -> None
 
 @pytest.mark.slow
 def test_it_runs_from_a_folder_that_nothing_installed(tmp_path: Path) -> None:
-    """As on a machine that has the packages alone: the repository unpacked, the rest on PYTHONPATH."""
+    """As on a machine that has the packages alone: the repository unpacked, the rest on
+    PYTHONPATH.
+    """
     unpacked = tmp_path / "unpacked"
     for name in ("agent_forge", "conf", "scripts"):
-        shutil.copytree(ROOT / name, unpacked / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name,
+            unpacked / name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     packages = str(Path(pytest.__file__).parent.parent)
     python = getattr(sys, "_base_executable", sys.executable)
     done = subprocess.run(

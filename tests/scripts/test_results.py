@@ -1,4 +1,6 @@
-"""Results: one shape for every bench, one file per result, and pages that hold what the files say."""
+"""Results: one shape for every bench, one file per result, and pages that hold what the files
+say.
+"""
 
 import importlib
 import math
@@ -25,7 +27,9 @@ def measured(**more: object) -> result.Result:
 
 @pytest.mark.parametrize("path", list(render.pages()), ids=lambda path: path.name)
 def test_a_page_holds_exactly_what_results_say(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == render.pages()[path], "python -m scripts.bench render"
+    assert path.read_text(encoding="utf-8") == render.pages()[path], (
+        "python -m scripts.bench render"
+    )
 
 
 def test_a_changed_figure_changes_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +63,9 @@ def test_results_are_those_of_benches_and_commands_name_what_exists() -> None:
         if one.met is not None:
             assert one.bar, name
     for page in ("docs/log.md", "docs/results.md", "README.md", "docs/compression.md"):
-        assert set(NAMED.findall((ROOT / page).read_text(encoding="utf-8"))) <= known | {"NAME"}, page
+        assert set(NAMED.findall((ROOT / page).read_text(encoding="utf-8"))) <= known | {"NAME"}, (
+            page
+        )
 
 
 def test_log_entries_are_dated_newest_first_and_have_a_verdict_and_notes_that_exist() -> None:
@@ -94,7 +100,9 @@ def test_bars_are_counted_over_the_figures_that_have_one() -> None:
     assert result.bars_met(figures[1:2])["met"] is None
 
 
-def test_a_missed_bar_is_said_on_the_page_and_by_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missed_bar_is_said_on_the_page_and_by_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missed = measured(bar="at least 2", met=False)
     assert "**missed**" in render.section("Training", {"train": missed})
     module = importlib.import_module("scripts.bench.ternary")
@@ -125,7 +133,9 @@ def test_students_p_agrees_with_its_closed_forms() -> None:
         assert stats.student_p(t, 1) == pytest.approx(1 - 2 * math.atan(t) / math.pi, abs=1e-6)
         assert stats.student_p(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), abs=1e-6)
     for freedom, t in stats.T_975.items():
-        assert stats.student_p(t, freedom) == pytest.approx(0.05, abs=5e-5)  # tables have three decimals of t
+        assert stats.student_p(t, freedom) == pytest.approx(
+            0.05, abs=5e-5
+        )  # tables have three decimals of t
 
 
 def test_paired_gains_without_spread_or_alone_say_so() -> None:
@@ -141,7 +151,11 @@ def test_paired_gains_without_spread_or_alone_say_so() -> None:
 
 def test_shares_and_differences_have_the_textbooks_intervals() -> None:
     share, low, high = stats.wilson([1, 1, 1, 1, 0])
-    assert (share, low, high) == (0.8, pytest.approx(0.3755, abs=1e-4), pytest.approx(0.9638, abs=1e-4))
+    assert (share, low, high) == (
+        0.8,
+        pytest.approx(0.3755, abs=1e-4),
+        pytest.approx(0.9638, abs=1e-4),
+    )
     mean, low, high = stats.normal_interval(np.array([0.0, 2.0]))
     assert (mean, high - mean) == (1.0, pytest.approx(1.96))
     assert mean - low == pytest.approx(1.96)

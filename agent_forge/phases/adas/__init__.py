@@ -1,12 +1,13 @@
 """Compose expert vectors into the model and search a pool of techniques for what really helps.
 
-An expert vector is what a short training on one kind of data changes: in the singular values of each matrix (SVF) or in
-the whole matrix (task vector). The search moves the strengths of the experts inside a trust region, races candidates on
-shared items, and accepts a step only when its gain on fresh items is beyond chance, at a level that all iterations
-share; otherwise the input comes back bit for bit. Techniques that change no weight (scaffolds, decoders) are settings
-of the agent, kept in the manifest.
-Sources: Transformer^2, arXiv:2501.06252; task arithmetic, arXiv:2212.04089; ADAS, arXiv:2408.08435.
-Reads sources[0], any Hugging Face causal LM of linear layers. Writes the composed model of the same shape.
+An expert vector is what a short training on one kind of data changes: in the singular values of
+each matrix (SVF) or in the whole matrix (task vector). The search moves the strengths of the
+experts inside a trust region, races candidates on shared items, and accepts a step only when its
+gain on fresh items is beyond chance, at a level that all iterations share; otherwise the input
+comes back bit for bit. Techniques that change no weight (scaffolds, decoders) are settings of the
+agent, kept in the manifest. Sources: Transformer^2, arXiv:2501.06252; task arithmetic,
+arXiv:2212.04089; ADAS, arXiv:2408.08435. Reads sources[0], any Hugging Face causal LM of linear
+layers. Writes the composed model of the same shape.
 """
 
 from dataclasses import dataclass
@@ -89,7 +90,9 @@ class Config(PhaseConfig):
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
         if not self.domains or len(set(self.domains)) != len(self.domains):
-            raise ConfigError(f"domains must name at least one kind of data, each once, got {list(self.domains)}")
+            raise ConfigError(
+                f"domains must name at least one kind of data, each once, got {list(self.domains)}"
+            )
         search = self.search
         if len(search.race_keep) != len(search.race_items) - 1 or not search.race_items:
             raise ConfigError(
@@ -110,13 +113,21 @@ class Config(PhaseConfig):
             )
 
     def work_tokens(self) -> float:
-        """Return the experts' trained tokens and the search's forward passes, at about 100 tokens per item."""
+        """Return the experts' trained tokens and the search's forward passes, at about 100 tokens
+        per item.
+        """
         experts, search = self.experts, self.search
         trained = len(self.domains) * (experts.svf_steps + experts.task_steps) * experts.batch_rows
         entrants = [search.candidates, *search.race_keep]
-        raced = sum(n * items for n, items in zip(entrants, search.race_items, strict=True)) + 2 * search.accept_items
+        raced = (
+            sum(n * items for n, items in zip(entrants, search.race_items, strict=True))
+            + 2 * search.accept_items
+        )
         runs = 3 if search.baselines else 1
-        return trained * experts.length_tokens + runs * search.iterations * raced * len(self.fitness) * 100 / 3
+        return (
+            trained * experts.length_tokens
+            + runs * search.iterations * raced * len(self.fitness) * 100 / 3
+        )
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch of an expert's training."""

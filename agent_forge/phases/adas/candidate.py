@@ -1,4 +1,6 @@
-"""A candidate, and how it is put into the model: always rebuilt from the input, never from another candidate."""
+"""A candidate, and how it is put into the model: always rebuilt from the input, never from another
+candidate.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Subject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """technique: a composition's name. alpha: strength of each domain's expert. edits: names, in order."""
+    """technique: a composition's name. alpha: strength of each domain's expert. edits: names, in
+    order.
+    """
 
     technique: str
     alpha: tuple[float, ...]
@@ -34,7 +38,11 @@ class Candidate:
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> "Candidate":
         """Return what `to_plain` wrote."""
-        return cls(technique=content["technique"], alpha=tuple(content["alpha"]), edits=tuple(content["edits"]))
+        return cls(
+            technique=content["technique"],
+            alpha=tuple(content["alpha"]),
+            edits=tuple(content["edits"]),
+        )
 
 
 class Bench:
@@ -68,7 +76,9 @@ class Bench:
         """Write the candidate's weights into the model."""
         self.restore()
         if any(candidate.alpha):
-            for name, delta in COMPOSITIONS[candidate.technique](self.bank, candidate.alpha).items():
+            for name, delta in COMPOSITIONS[candidate.technique](
+                self.bank, candidate.alpha
+            ).items():
                 self._write(name, self.bank.base[name] + delta)
         for edit in candidate.edits:
             view = self._subject(lambda name: self.model.get_parameter(name).detach().float())

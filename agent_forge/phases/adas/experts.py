@@ -1,9 +1,10 @@
 """Train expert vectors: SVF gains and task vectors, one of each for every domain.
 
-SVF: W' = W + U diag(S * g) V^T, the delta form of W' = U diag(S * z) V^T with g = z - 1, so g = 0 is exactly W.
-Task vector: W' = W + D. Loss: cross-entropy on the domain plus KL(base || expert) at the same positions, so that an
-expert does not wander off. Reads a model that stays untouched; gives an ExpertBank.
-Sources: Transformer^2, arXiv:2501.06252 (we train by cross-entropy where it uses REINFORCE); arXiv:2212.04089.
+SVF: W' = W + U diag(S * g) V^T, the delta form of W' = U diag(S * z) V^T with g = z - 1, so g = 0
+is exactly W. Task vector: W' = W + D. Loss: cross-entropy on the domain plus KL(base || expert) at
+the same positions, so that an expert does not wander off. Reads a model that stays untouched; gives
+an ExpertBank. Sources: Transformer^2, arXiv:2501.06252 (we train by cross-entropy where it uses
+REINFORCE); arXiv:2212.04089.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,8 @@ Tensors = dict[str, Tensor]
 class ExpertBank:
     """Everything that techniques compose. All tensors float32 on the model's device.
 
-    base: weight (out, in) by name. factors: its U (out, r), S (r), V^T (r, in). gains[k]: g (r) of domain k.
-    deltas[k]: task vector (out, in) of domain k.
+    base: weight (out, in) by name. factors: its U (out, r), S (r), V^T (r, in). gains[k]: g (r) of
+    domain k. deltas[k]: task vector (out, in) of domain k.
     """
 
     domains: list[str]
@@ -57,15 +58,23 @@ class ExpertBank:
         generator = torch_generator(self.seed, "adas", "random vectors", label)
 
         def noise(tensors: Tensors) -> Tensors:
-            drawn = {k: torch.randn(v.shape, generator=generator).to(v.device) for k, v in tensors.items()}
-            return {k: drawn[k] * (v.norm() / drawn[k].norm().clamp_min(1e-12)) for k, v in tensors.items()}
+            drawn = {
+                k: torch.randn(v.shape, generator=generator).to(v.device)
+                for k, v in tensors.items()
+            }
+            return {
+                k: drawn[k] * (v.norm() / drawn[k].norm().clamp_min(1e-12))
+                for k, v in tensors.items()
+            }
 
         gains, deltas = [noise(g) for g in self.gains], [noise(d) for d in self.deltas]
         return replace(self, gains=gains, deltas=deltas)
 
 
 class Adapted(nn.Module):
-    """A frozen model computed with changed matrices; only `vectors` train, the model's tensors are never written."""
+    """A frozen model computed with changed matrices; only `vectors` train, the model's tensors are
+    never written.
+    """
 
     model: PreTrainedModel
     bank: ExpertBank
@@ -76,9 +85,14 @@ class Adapted(nn.Module):
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "bank", bank)
         self.kind = kind
-        shapes = {name: bank.factors[name][1] if kind == "svf" else weight for name, weight in bank.base.items()}
+        shapes = {
+            name: bank.factors[name][1] if kind == "svf" else weight
+            for name, weight in bank.base.items()
+        }
         self.names = list(shapes)
-        self.vectors = nn.ParameterList(nn.Parameter(torch.zeros_like(shape)) for shape in shapes.values())
+        self.vectors = nn.ParameterList(
+            nn.Parameter(torch.zeros_like(shape)) for shape in shapes.values()
+        )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return logits (B, T, V) with the changed matrices."""
@@ -86,35 +100,58 @@ class Adapted(nn.Module):
         for name, vector in zip(self.names, self.vectors, strict=True):
             delta = self.bank.spread(name, vector) if self.kind == "svf" else vector
             changed[name] = (self.bank.base[name] + delta).to(self.model.get_parameter(name).dtype)
-        return torch.func.functional_call(self.model, changed, (), {"input_ids": input_ids, "use_cache": False}).logits
+        return torch.func.functional_call(
+            self.model, changed, (), {"input_ids": input_ids, "use_cache": False}
+        ).logits
 
     def tensors(self) -> Tensors:
         """Return the trained vectors by matrix name."""
-        return {name: vector.detach().clone() for name, vector in zip(self.names, self.vectors, strict=True)}
+        return {
+            name: vector.detach().clone()
+            for name, vector in zip(self.names, self.vectors, strict=True)
+        }
 
 
 def anchored_loss(kl_weight: float) -> learn.LossFn:
-    """Return a loss function: cross-entropy plus `kl_weight` * KL(base || expert), both over the trained positions."""
+    """Return a loss function: cross-entropy plus `kl_weight` * KL(base || expert), both over the
+    trained positions.
+    """
 
-    def loss(adapted: Adapted, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG001
+    def loss(
+        adapted: Adapted,
+        batch: Mapping[str, Tensor],
+        step: int,  # noqa: ARG001 (every loss takes it)
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         wanted = batch["labels"][:, 1:] != -100
         logits = adapted(batch["input_ids"])[:, :-1][wanted].float()
         cross_entropy = functional.cross_entropy(logits, batch["labels"][:, 1:][wanted])
         if kl_weight == 0:
             return cross_entropy, {"cross_entropy": cross_entropy.detach()}
         with torch.no_grad():
-            before = adapted.model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1][wanted].float()
+            before = (
+                adapted.model(input_ids=batch["input_ids"], use_cache=False)
+                .logits[:, :-1][wanted]
+                .float()
+            )
         drift = functional.kl_div(
             logits.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
         )
-        return cross_entropy + kl_weight * drift, {"cross_entropy": cross_entropy.detach(), "kl": drift.detach()}
+        return cross_entropy + kl_weight * drift, {
+            "cross_entropy": cross_entropy.detach(),
+            "kl": drift.detach(),
+        }
 
     return loss
 
 
 def empty_bank(model: PreTrainedModel, matrices: Sequence[Matrix], config: Config) -> ExpertBank:
-    """Return a bank with base weights and their singular value decompositions, and no expert yet."""
-    base = {matrix.name: model.get_parameter(matrix.name).detach().float().clone() for matrix in matrices}
+    """Return a bank with base weights and their singular value decompositions, and no expert
+    yet.
+    """
+    base = {
+        matrix.name: model.get_parameter(matrix.name).detach().float().clone()
+        for matrix in matrices
+    }
     return ExpertBank(
         domains=list(config.domains), matrices=list(matrices), base=base,
         factors={name: torch.linalg.svd(weight, full_matrices=False) for name, weight in base.items()},
@@ -125,13 +162,18 @@ def empty_bank(model: PreTrainedModel, matrices: Sequence[Matrix], config: Confi
 def train_bank(
     phase: PhaseRun[Config], model: PreTrainedModel, matrices: Sequence[Matrix]
 ) -> tuple[ExpertBank, list[dict[str, Any]]]:
-    """Return the trained bank and a table: domain, kind, loss at the first and the last step (nats per token).
+    """Return the trained bank and a table: domain, kind, loss at the first and the last step (nats
+    per token).
 
-    The decompositions are kept in the workspace with the experts: another run of the same numbers could flip a sign.
+    The decompositions are kept in the workspace with the experts: another run of the same numbers
+    could flip a sign.
     """
     bank = empty_bank(model, matrices, phase.config)
     parts = phase.out.remember_tensors(
-        "factors", lambda: {f"{k}/{n}": v for n, f in bank.factors.items() for k, v in zip("usv", f, strict=True)}
+        "factors",
+        lambda: {
+            f"{k}/{n}": v for n, f in bank.factors.items() for k, v in zip("usv", f, strict=True)
+        },
     )
     bank.factors = {
         name: tuple(parts[f"{k}/{name}"].to(model.device) for k in "usv")  # type: ignore[misc]
@@ -150,11 +192,20 @@ def _train_one(
     phase: PhaseRun[Config], model: PreTrainedModel, bank: ExpertBank, domain: str, kind: str
 ) -> tuple[Tensors, dict[str, Any]]:
     config, experts = phase.config, phase.config.experts
-    steps, lr = (experts.svf_steps, experts.svf_lr) if kind == "svf" else (experts.task_steps, experts.task_lr)
+    steps, lr = (
+        (experts.svf_steps, experts.svf_lr)
+        if kind == "svf"
+        else (experts.task_steps, experts.task_lr)
+    )
     adapted = Adapted(model, bank, kind)
     stage = f"expert-{domain}-{kind}"
     source = data.source(
-        domain, config.data, phase.tokenizer, "train", seed_for(config.seed, "adas", "rows", domain), rows=experts.rows
+        domain,
+        config.data,
+        phase.tokenizer,
+        "train",
+        seed_for(config.seed, "adas", "rows", domain),
+        rows=experts.rows,
     )
     batches = data.Mixture(
         {domain: source}, {domain: 1.0}, rows=experts.batch_rows, length_tokens=experts.length_tokens,
@@ -183,5 +234,11 @@ def _train_one(
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
     losses = [record.metrics["cross_entropy"] for record in records]
-    row = {"domain": domain, "kind": kind, "steps": steps, "first_loss_nats": losses[0], "last_loss_nats": losses[-1]}
+    row = {
+        "domain": domain,
+        "kind": kind,
+        "steps": steps,
+        "first_loss_nats": losses[0],
+        "last_loss_nats": losses[-1],
+    }
     return adapted.tensors(), row

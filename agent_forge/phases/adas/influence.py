@@ -1,6 +1,8 @@
-"""Look at a model on a little text: what each layer changes, what each branch writes, and which way task text points.
+"""Look at a model on a little text: what each layer changes, what each branch writes, and which way
+task text points.
 
-Source of block influence: ShortGPT, arXiv:2403.03853 (1 - cosine between a layer's input and output).
+Source of block influence: ShortGPT, arXiv:2403.03853 (1 - cosine between a layer's input and
+output).
 """
 
 from collections import defaultdict
@@ -18,9 +20,13 @@ from agent_forge.data.windows import cut_left, positions
 
 @torch.no_grad()
 def measure_influence(
-    model: PreTrainedModel, matrices: Sequence[Matrix], plain: Sequence[Sequence[int]], tasks: Sequence[Sequence[int]]
+    model: PreTrainedModel,
+    matrices: Sequence[Matrix],
+    plain: Sequence[Sequence[int]],
+    tasks: Sequence[Sequence[int]],
 ) -> dict[str, Tensor]:
-    """Return influence/<layer> (), share/<matrix> () and stream/<layer> (d) as tensors, for `remember_tensors`.
+    """Return influence/<layer> (), share/<matrix> () and stream/<layer> (d) as tensors, for
+    `remember_tensors`.
 
     plain, tasks: token ids of neutral and of task texts, run one at a time.
     """
@@ -32,10 +38,18 @@ def measure_influence(
             for ids in texts:
                 fitting = cut_left(ids, positions(model.config) or len(ids))
                 model(input_ids=torch.tensor([fitting], device=model.device), use_cache=False)
-            means.append({layer: total / watch.tokens[layer] for layer, total in watch.stream.items()})
+            means.append(
+                {layer: total / watch.tokens[layer] for layer, total in watch.stream.items()}
+            )
             if texts is plain:
-                found = {f"influence/{layer}": watch.changed[layer] / watch.tokens[layer] for layer in watch.stream}
-                found |= {f"share/{name}": total / watch.written[name] for name, total in watch.share.items()}
+                found = {
+                    f"influence/{layer}": watch.changed[layer] / watch.tokens[layer]
+                    for layer in watch.stream
+                }
+                found |= {
+                    f"share/{name}": total / watch.written[name]
+                    for name, total in watch.share.items()
+                }
         found |= {f"stream/{layer}": means[1][layer] - means[0][layer] for layer in means[0]}
     return {name: value.float().cpu() for name, value in found.items()}
 
@@ -49,7 +63,10 @@ class _Watch:
     def hooks(self, model: nn.Module, matrices: Sequence[Matrix]) -> list[tuple[nn.Module, After]]:
         """Return what to call after which module."""
         stack = blocks(model)
-        layers = [(stack[layer], self._on_layer(layer)) for layer in dict.fromkeys(m.layer for m in matrices)]
+        layers = [
+            (stack[layer], self._on_layer(layer))
+            for layer in dict.fromkeys(m.layer for m in matrices)
+        ]
         branches = [
             (model.get_submodule(matrix.name.removesuffix(".weight")), self._on_branch(matrix))
             for matrix in matrices
@@ -68,7 +85,9 @@ class _Watch:
         def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
             before, after = inputs[0].float(), stream_out(output).float()
             cosine = torch.cosine_similarity(before, after, dim=-1)
-            self.changed[layer] = self.changed.get(layer, torch.zeros((), device=after.device)) + (1 - cosine).sum()
+            self.changed[layer] = (
+                self.changed.get(layer, torch.zeros((), device=after.device)) + (1 - cosine).sum()
+            )
             total = after.flatten(0, -2).sum(0)
             self.stream[layer] = self.stream[layer] + total if layer in self.stream else total
             self.tokens[layer] += cosine.numel()
@@ -78,7 +97,9 @@ class _Watch:
     def _on_branch(self, matrix: Matrix) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             norm = output.float().norm(dim=-1)
-            self.share[matrix.name] = self.share.get(matrix.name, torch.zeros((), device=norm.device)) + norm.sum()
+            self.share[matrix.name] = (
+                self.share.get(matrix.name, torch.zeros((), device=norm.device)) + norm.sum()
+            )
             self.written[matrix.name] += norm.numel()
 
         return hook

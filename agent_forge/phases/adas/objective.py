@@ -1,9 +1,11 @@
-"""What the search improves: loss in nats a token on held-out rows of several kinds, compared in pairs.
+"""What the search improves: loss in nats a token on held-out rows of several kinds, compared in
+pairs.
 
-The gain of one model over another is the weighted mean over kinds of (loss before - loss after), both on the same rows.
-Its lower bound resamples clusters of rows within each kind. Whether it is beyond chance is asked by a sign-flip test: where
-nothing helps, the sign of each cluster's gain is a coin, so the test keeps its level at any number of rows. Source: Fisher
-1935, The Design of Experiments, section 21. Drift is KL(input || candidate) on neutral text, a hard limit.
+The gain of one model over another is the weighted mean over kinds of (loss before - loss after),
+both on the same rows. Its lower bound resamples clusters of rows within each kind. Whether it is
+beyond chance is asked by a sign-flip test: where nothing helps, the sign of each cluster's gain is
+a coin, so the test keeps its level at any number of rows. Source: Fisher 1935, The Design of
+Experiments, section 21. Drift is KL(input || candidate) on neutral text, a hard limit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +31,11 @@ Picks = dict[str, NDArray[np.int64]]  # kind -> row numbers
 
 @dataclass(slots=True, kw_only=True)
 class Objective:
-    """Rows of each kind, already encoded, and the weight of each kind. `scored` counts the rows that were run.
+    """Rows of each kind, already encoded, and the weight of each kind. `scored` counts the rows
+    that were run.
 
-    clusters: of each row; a kind without any has a cluster a row. pool: how many rows of each kind, the first, are drawn
-    from again and again (0: all); the others are fresh ones, given out once.
+    clusters: of each row; a kind without any has a cluster a row. pool: how many rows of each kind,
+    the first, are drawn from again and again (0: all); the others are fresh ones, given out once.
     """
 
     rows: dict[str, list[MaskedRow]]
@@ -57,15 +60,21 @@ class Objective:
         """Return disjoint picks of `sizes` rows a kind out of the pool, fixed by `names`."""
         rounds: list[Picks] = [{} for _ in sizes]
         for kind, rows in self.rows.items():
-            order = numpy_generator(self.seed, "adas", "draw", kind, *names).permutation(self.pool or len(rows))
+            order = numpy_generator(self.seed, "adas", "draw", kind, *names).permutation(
+                self.pool or len(rows)
+            )
             for number, part in enumerate(np.split(order[: sum(sizes)], np.cumsum(sizes)[:-1])):
                 rounds[number][kind] = part
         return rounds
 
     def fresh(self, number: int, size: int) -> Picks:
-        """Return the rows that iteration `number` alone is judged on: `size` a kind, none of them in the pool."""
+        """Return the rows that iteration `number` alone is judged on: `size` a kind, none of them
+        in the pool.
+        """
         start = self.pool + number * size
-        picks = {kind: np.arange(start, min(start + size, len(rows))) for kind, rows in self.rows.items()}
+        picks = {
+            kind: np.arange(start, min(start + size, len(rows))) for kind, rows in self.rows.items()
+        }
         short = [kind for kind, part in picks.items() if len(part) < size]
         if short:
             raise DataError(
@@ -82,11 +91,20 @@ class Objective:
         """Return the weighted mean gain in nats a token; positive is better."""
         total = sum(self.weights.values())
         return float(
-            sum(w * (_mean(before[kind]) - _mean(after[kind])) for kind, w in self.weights.items() if w > 0) / total
+            sum(
+                w * (_mean(before[kind]) - _mean(after[kind]))
+                for kind, w in self.weights.items()
+                if w > 0
+            )
+            / total
         )
 
-    def bounds(self, before: Losses, after: Losses, picks: Picks, *names: str | int) -> tuple[float, float]:
-        """Return one-sided lower and upper bounds of the gain: paired bootstrap of the clusters of each kind."""
+    def bounds(
+        self, before: Losses, after: Losses, picks: Picks, *names: str | int
+    ) -> tuple[float, float]:
+        """Return one-sided lower and upper bounds of the gain: paired bootstrap of the clusters of
+        each kind.
+        """
         total, gains = sum(self.weights.values()), np.zeros(self.samples)
         for kind, weight in self.weights.items():
             generator = numpy_generator(self.seed, "adas", "bootstrap", kind, *names)
@@ -100,20 +118,26 @@ class Objective:
         return float(gains[tail]), float(gains[-1 - tail])
 
     def chance(self, before: Losses, after: Losses, picks: Picks, *names: str | int) -> float:
-        """Return how likely a gain as large as this is where nothing helps: the one-sided p of the sign-flip test.
+        """Return how likely a gain as large as this is where nothing helps: the one-sided p of the
+        sign-flip test.
 
-        It is below any level at most that often, whatever the number of rows, where gains of clusters are symmetric.
+        It is below any level at most that often, whatever the number of rows, where gains of
+        clusters are symmetric.
         """
         total, pulls = sum(self.weights.values()), []
         for kind, weight in self.weights.items():
-            (lost, tokens), (left, _) = (self._sums(losses, kind, picks) for losses in (before, after))
+            (lost, tokens), (left, _) = (
+                self._sums(losses, kind, picks) for losses in (before, after)
+            )
             pulls.append(weight / total * (lost - left) / tokens.sum())
         pull = np.concatenate(pulls)
         generator = numpy_generator(self.seed, "adas", "flips", *names)
         flipped = generator.choice((-1.0, 1.0), (self.samples, len(pull))) @ pull
         return float((1 + (flipped >= pull.sum() - 1e-12).sum()) / (self.samples + 1))
 
-    def _sums(self, losses: Losses, kind: str, picks: Picks) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _sums(
+        self, losses: Losses, kind: str, picks: Picks
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return nats and tokens of one kind, summed over each cluster."""
         numbers = self.clusters[kind][picks[kind]] if kind in self.clusters else ()
         return evaluate.cluster_sums(losses[kind][:, 0], losses[kind][:, 1], numbers)
@@ -134,10 +158,15 @@ def make_objective(
     confidence: float,
     pool: int = 0,
 ) -> Objective:
-    """Return an objective over up to `count` distinct rows of each kind with a positive weight, of one split."""
+    """Return an objective over up to `count` distinct rows of each kind with a positive weight, of
+    one split.
+    """
     weights = {kind: weight for kind, weight in fitness.items() if weight > 0}
     raw = {kind: rows_of(kind, split, count, context) for kind in weights}
-    numbers = {kind: evaluate.cluster_numbers([item["cluster"] for item in items]) for kind, items in raw.items()}
+    numbers = {
+        kind: evaluate.cluster_numbers([item["cluster"] for item in items])
+        for kind, items in raw.items()
+    }
     return Objective(
         rows={kind: [encode(tokenizer, item) for item in items] for kind, items in raw.items()},
         weights=weights,
@@ -160,7 +189,9 @@ def rows_of(kind: str, split: str, count: int, context: evaluate.EvalContext) ->
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, item: Any) -> MaskedRow:
-    """Return ids and mask of an item: every token of text, the assistant's tokens of a conversation."""
+    """Return ids and mask of an item: every token of text, the assistant's tokens of a
+    conversation.
+    """
     if "text" in item:
         ids = tokenizer.encode(item["text"], add_special_tokens=False)
         return [data.text_start(tokenizer), *ids], [False] + [True] * len(ids)
@@ -168,7 +199,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, item: Any) -> MaskedRow:
 
 
 class Drift:
-    """KL(input || candidate) in nats a token on neutral text; the input's log-probabilities are kept.
+    """KL(input || candidate) in nats a token on neutral text; the input's log-probabilities are
+    kept.
 
     Large vocabularies keep few pieces: 64 M numbers at most.
     """

@@ -1,4 +1,6 @@
-"""Run the adas phase: train experts, search, race scaffolds, open the test split once, write the winner."""
+"""Run the adas phase: train experts, search, race scaffolds, open the test split once, write the
+winner.
+"""
 
 from typing import Any
 
@@ -23,7 +25,9 @@ LOOKED_AT = 4  # texts of each sort from which block influence and directions ar
 
 
 def run(phase: PhaseRun[Config]) -> Report:
-    """Compose experts into sources[0]; write the model that the search accepted, or the input itself."""
+    """Compose experts into sources[0]; write the model that the search accepted, or the input
+    itself.
+    """
     config, out = phase.config, phase.out
     if not phase.sources:
         raise ConfigError("adas reads a checkpoint: give sources=[DIR]")
@@ -43,13 +47,19 @@ def run(phase: PhaseRun[Config]) -> Report:
     winner = runs["adas"][1].incumbent
     test = out.remember("test", lambda: _open_test(phase, bench, runs))
     bench.put(winner)
-    found = out.remember("runtime", lambda: runtime_search.search_settings(phase, model, source.manifest.agent))
+    found = out.remember(
+        "runtime", lambda: runtime_search.search_settings(phase, model, source.manifest.agent)
+    )
     metrics = _metrics(test, runs, winner, len(chosen))
     written = out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
         agent=found["settings"],
-        extra={"candidate": winner.to_plain(), "runtime": found["accepted"], "search_items": objective.items_hash},
+        extra={
+            "candidate": winner.to_plain(),
+            "runtime": found["accepted"],
+            "search_items": objective.items_hash,
+        },
         deployable_bytes=models.deployable_bytes(model),
     )
     accepted = sum(step["accepted"] for step in runs["adas"][0].log)
@@ -61,7 +71,9 @@ def run(phase: PhaseRun[Config]) -> Report:
             "experts": expert_rows,
             "search": [_row(step) for step in runs["adas"][0].log],
             "pool screened": runs["adas"][2],
-            "test split, against baselines at equal budget": [{"search": label, **row} for label, row in test.items()],
+            "test split, against baselines at equal budget": [
+                {"search": label, **row} for label, row in test.items()
+            ],
             "scaffolds and decoders": found["rows"],
         },
         baseline=_baseline(test),
@@ -69,7 +81,9 @@ def run(phase: PhaseRun[Config]) -> Report:
 
 
 def _baseline(test: dict[str, dict[str, Any]]) -> str:
-    """Return the gain of the search beside those of its baselines, in one phrase ("" where none ran)."""
+    """Return the gain of the search beside those of its baselines, in one phrase ("" where none
+    ran).
+    """
     others = [
         f"{label} {entry['gain_nats']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
         for label, entry in test.items()
@@ -95,20 +109,32 @@ def _objective(phase: PhaseRun[Config], split: str, count: int, pool: int = 0) -
 
 
 def _subject_maker(phase: PhaseRun[Config], model: PreTrainedModel, matrices: list[Matrix]) -> Any:
-    """Return what builds an edit's view of the model; the measurements are made once, on the input."""
+    """Return what builds an edit's view of the model; the measurements are made once, on the
+    input.
+    """
 
     config, tokenizer, context = phase.config, phase.tokenizer, phase.eval_context
 
     def measure() -> dict[str, Tensor]:
-        plain = [encode(tokenizer, item)[0] for item in rows_of("text", "train", LOOKED_AT, context)]
+        plain = [
+            encode(tokenizer, item)[0] for item in rows_of("text", "train", LOOKED_AT, context)
+        ]
         kinds = [kind for kind in config.domains if kind != "text"] or ["reasoning"]
-        tasks = [encode(tokenizer, row)[0] for kind in kinds for row in rows_of(kind, "train", LOOKED_AT, context)]
+        tasks = [
+            encode(tokenizer, row)[0]
+            for kind in kinds
+            for row in rows_of(kind, "train", LOOKED_AT, context)
+        ]
         return measure_influence(model, matrices, plain, tasks)
 
     seen = phase.out.remember_tensors("influence", measure)
 
     def named(kind: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{kind}/"): value for key, value in seen.items() if key.startswith(f"{kind}/")}
+        return {
+            key.removeprefix(f"{kind}/"): value
+            for key, value in seen.items()
+            if key.startswith(f"{kind}/")
+        }
 
     heads = int(model.config.num_attention_heads)
     shared: dict[str, Any] = {
@@ -126,21 +152,27 @@ Runs = dict[str, tuple[Search, State, list[dict[str, Any]], ExpertBank]]
 
 
 def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, drift: Drift) -> Runs:
-    """Run the search, and its baselines: random search, and the same search with random vectors of equal norm."""
+    """Run the search, and its baselines: random search, and the same search with random vectors of
+    equal norm.
+    """
     config = phase.config
     size, runs = len(config.domains), Runs()
     labels = ("adas", "random search", "random vectors") if config.search.baselines else ("adas",)
     real = bench.bank
     for label in labels:
         bench.bank = real.randomised(label) if label == "random vectors" else real
-        search = Search(label.replace(" ", "-"), bench, objective, drift, config.search, phase.out, phase.events)
+        search = Search(
+            label.replace(" ", "-"), bench, objective, drift, config.search, phase.out, phase.events
+        )
         state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * size))
         screened: list[dict[str, Any]] = []
         if label == "random search":
             search.run(state, anywhere(config.search))
         else:
             screened = search.screen(size)
-            state.ranking = [row["technique"] for row in screened if row["technique"] in COMPOSITIONS]
+            state.ranking = [
+                row["technique"] for row in screened if row["technique"] in COMPOSITIONS
+            ]
             state.edits = [row["technique"] for row in screened if row["technique"] in EDITS]
             search.run(state, around_incumbent(config.search))
         runs[label] = (search, state, screened, bench.bank)
@@ -149,7 +181,9 @@ def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, dri
 
 
 def _open_test(phase: PhaseRun[Config], bench: Bench, runs: Runs) -> dict[str, dict[str, Any]]:
-    """Score what each search ended with on the test split: gain over the input in nats per token, with bounds."""
+    """Score what each search ended with on the test split: gain over the input in nats per token,
+    with bounds.
+    """
     objective = _objective(phase, "test", phase.config.test_items)
     picks, real = objective.everything(), bench.bank
     bench.restore()
@@ -169,11 +203,22 @@ def _open_test(phase: PhaseRun[Config], bench: Bench, runs: Runs) -> dict[str, d
     return found
 
 
-def _metrics(test: dict[str, dict[str, Any]], runs: Runs, winner: Candidate, changed: int) -> dict[str, Any]:
+def _metrics(
+    test: dict[str, dict[str, Any]], runs: Runs, winner: Candidate, changed: int
+) -> dict[str, Any]:
     ours = test["adas"]
     return {
-        "test_gain_nats": {"value": ours["gain_nats"], "low": ours["low"], "high": ours["high"], "n": ours["n"]},
-        **{f"test_gain_nats {label}": row["gain_nats"] for label, row in test.items() if label != "adas"},
+        "test_gain_nats": {
+            "value": ours["gain_nats"],
+            "low": ours["low"],
+            "high": ours["high"],
+            "n": ours["n"],
+        },
+        **{
+            f"test_gain_nats {label}": row["gain_nats"]
+            for label, row in test.items()
+            if label != "adas"
+        },
         "accepted": sum(step["accepted"] for step in runs["adas"][0].log),
         "strength": sum(map(abs, winner.alpha)) / len(winner.alpha),
         "expert_matrices": changed,
@@ -192,11 +237,15 @@ def _row(step: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(winner: Candidate, accepted: int, config: Config, test: dict[str, Any], scaffold: str) -> str:
+def _summary(
+    winner: Candidate, accepted: int, config: Config, test: dict[str, Any], scaffold: str
+) -> str:
     run_time = f"; the agent's run time uses {scaffold}" if scaffold else ""
     if winner.changes_nothing:
         return f"no composition was better beyond doubt: the weights are the input's{run_time}"
-    strengths = ", ".join(f"{d} {a:+.2f}" for d, a in zip(config.domains, winner.alpha, strict=True))
+    strengths = ", ".join(
+        f"{d} {a:+.2f}" for d, a in zip(config.domains, winner.alpha, strict=True)
+    )
     edits = f" and {', '.join(winner.edits)}" if winner.edits else ""
     return (
         f"{winner.technique} ({strengths}){edits} after {accepted} of {config.search.iterations} iterations: "

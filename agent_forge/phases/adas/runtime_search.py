@@ -1,7 +1,8 @@
-"""Race scaffolds and decoders by running the agent: right answers on search-split rows, paired with the agent as it is.
+"""Race scaffolds and decoders by running the agent: right answers on search-split rows, paired with
+the agent as it is.
 
-The best one of a first round is accepted when the paired-bootstrap bound of its gain on fresh rows is above zero. Its
-settings go into the manifest, where the agent's run time finds them.
+The best one of a first round is accepted when the paired-bootstrap bound of its gain on fresh rows
+is above zero. Its settings go into the manifest, where the agent's run time finds them.
 """
 
 from collections import Counter
@@ -38,8 +39,12 @@ def check(config: Config) -> None:
             )
 
 
-def search_settings(phase: PhaseRun[Config], model: PreTrainedModel, inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"accepted", "settings", "rows"}: the winner's name ("" for none), its settings, a row per technique."""
+def search_settings(
+    phase: PhaseRun[Config], model: PreTrainedModel, inherited: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return {"accepted", "settings", "rows"}: the winner's name ("" for none), its settings, a row
+    per technique.
+    """
     config, tokenizer, context = phase.config, phase.tokenizer, phase.eval_context
     settings = config.runtime_search
     count = settings.items + settings.final_items
@@ -48,7 +53,10 @@ def search_settings(phase: PhaseRun[Config], model: PreTrainedModel, inherited: 
     fresh = [(task, row) for task, found in rows.items() for row in found[settings.items :]]
     if not first or not settings.techniques:
         return {"accepted": "", "settings": {}, "rows": []}
-    examples = [(row["messages"][0]["content"], row["answer"]) for row in rows_of("reasoning", "train", 2, context)]
+    examples = [
+        (row["messages"][0]["content"], row["answer"])
+        for row in rows_of("reasoning", "train", 2, context)
+    ]
 
     def right(changes: Mapping[str, Any], items: Sequence[tuple[str, Any]]) -> NDArray[np.float64]:
         return score(model, tokenizer, {**inherited, **changes}, items)
@@ -57,7 +65,9 @@ def search_settings(phase: PhaseRun[Config], model: PreTrainedModel, inherited: 
     table, best = [], ("", 0.0)
     for name in settings.techniques:
         gain = float((right(RUNTIME[name].settings(examples), first) - before).mean())
-        table.append({"technique": name, "family": RUNTIME[name].family, "gain": gain, "n": len(first)})
+        table.append(
+            {"technique": name, "family": RUNTIME[name].family, "gain": gain, "n": len(first)}
+        )
         if gain > best[1]:
             best = (name, gain)
     if not best[0] or not fresh:
@@ -66,9 +76,17 @@ def search_settings(phase: PhaseRun[Config], model: PreTrainedModel, inherited: 
     gains = right(changes, fresh) - right({}, fresh)
     generator = numpy_generator(config.seed, "adas", "runtime bootstrap")
     draws = evaluate.draw_from(generator, len(gains), config.search.samples)
-    low = float(np.sort(gains[draws].mean(1))[int(config.search.samples * (1 - config.search.confidence))])
+    low = float(
+        np.sort(gains[draws].mean(1))[int(config.search.samples * (1 - config.search.confidence))]
+    )
     table.append(
-        {"technique": f"{best[0]} (fresh)", "family": "", "gain": float(gains.mean()), "n": len(gains), "low": low}
+        {
+            "technique": f"{best[0]} (fresh)",
+            "family": "",
+            "gain": float(gains.mean()),
+            "n": len(gains),
+            "low": low,
+        }
     )
     won = low > 0
     return {"accepted": best[0] if won else "", "settings": changes if won else {}, "rows": table}
@@ -80,11 +98,17 @@ def score(
     settings: Mapping[str, Any],
     items: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> NDArray[np.float64]:
-    """Return 1 for each right answer: by the right call for tools, by the last word for the others."""
+    """Return 1 for each right answer: by the right call for tools, by the last word for the
+    others.
+    """
     turns = answers(model, tokenizer, settings, [asked(row["messages"]) for _, row in items])
     found = []
     for (task, row), turn in zip(items, turns, strict=True):
-        found.append(is_right(row, turn.messages) if task == "tools" else last_word(turn.text) == row["answer"])
+        found.append(
+            is_right(row, turn.messages)
+            if task == "tools"
+            else last_word(turn.text) == row["answer"]
+        )
     return np.asarray(found, np.float64)
 
 
@@ -94,13 +118,18 @@ def answers(
     settings: Mapping[str, Any],
     conversations: Sequence[Sequence[Message]],
 ) -> list["agents.Turn"]:
-    """Return what an agent with these manifest settings replies to each conversation, all generated together.
+    """Return what an agent with these manifest settings replies to each conversation, all generated
+    together.
 
-    The same as one `Agent.reply` a conversation with a fresh memory (a test holds the two together).
+    The same as one `Agent.reply` a conversation with a fresh memory (a test holds the two
+    together).
     """
     one = agents.Agent(model, tokenizer, settings=settings)
     known = one.settings
-    prepared = [one.working.window(one._with_system(one._scaffolded(messages))) for messages in conversations]
+    prepared = [
+        one.working.window(one._with_system(one._scaffolded(messages)))
+        for messages in conversations
+    ]
     samples = known.scaffold_samples if known.scaffold == "self_consistency" else 1
     votes = [
         agents.answer_turns(

@@ -1,7 +1,7 @@
 """The matrices of a causal LM that experts and edits may change, as many as a budget holds.
 
-These are the weights of the linear layers in its blocks (anatomy/stack.py); embeddings and the output head are left
-alone.
+These are the weights of the linear layers in its blocks (anatomy/stack.py); embeddings and the
+output head are left alone.
 """
 
 from collections import defaultdict
@@ -14,7 +14,9 @@ from agent_forge.core.errors import PhaseError
 
 
 def find_matrices(model: nn.Module) -> list[Matrix]:
-    """Return the layer matrices in model order. Raises PhaseError when none of them writes an attention or an MLP out."""
+    """Return the layer matrices in model order. Raises PhaseError when none of them writes an
+    attention or an MLP out.
+    """
     known = matrices(model)
     roles = {matrix.role for matrix in known}
     if not {"attention_out", "mlp_out"} <= roles:
@@ -27,12 +29,17 @@ def find_matrices(model: nn.Module) -> list[Matrix]:
 
 
 def within_budget(matrices: Sequence[Matrix], max_parameters: int) -> list[Matrix]:
-    """Return all matrices of as many layers as fit into the budget, spread evenly over depth (at least one layer)."""
+    """Return all matrices of as many layers as fit into the budget, spread evenly over depth (at
+    least one layer).
+    """
     layers: dict[int, list[Matrix]] = defaultdict(list)
     for matrix in matrices:
         layers[matrix.layer].append(matrix)
     order = sorted(layers)
     heaviest = max(sum(m.numel for m in group) for group in layers.values())
     count = min(len(order), max(1, max_parameters // heaviest))
-    picks = {order[round(i * (len(order) - 1) / max(1, count - 1))] if count > 1 else order[-1] for i in range(count)}
+    picks = {
+        order[round(i * (len(order) - 1) / max(1, count - 1))] if count > 1 else order[-1]
+        for i in range(count)
+    }
     return [matrix for matrix in matrices if matrix.layer in picks]

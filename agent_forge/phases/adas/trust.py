@@ -1,10 +1,12 @@
-"""The trust-region search: strengths move by at most `scale` an iteration, and only when fresh rows say so.
+"""The trust-region search: strengths move by at most `scale` an iteration, and only when fresh rows
+say so.
 
-Each iteration proposes candidates around the incumbent and races them on shared rows of the pool (many candidates on few
-rows, few on more). The one left is then held against the incumbent on rows that no race and no other iteration sees, and
-accepted when a gain like its own would come by chance with less than its part of the search's error: with ten iterations
-at 95%, in one of 200 cases each, so that a search in which nothing helps accepts anything in at most one of 20. Drift is
-a limit besides. Ten accepts move a strength from 0 to 1. Also here: the baselines at equal budget.
+Each iteration proposes candidates around the incumbent and races them on shared rows of the pool
+(many candidates on few rows, few on more). The one left is then held against the incumbent on rows
+that no race and no other iteration sees, and accepted when a gain like its own would come by chance
+with less than its part of the search's error: with ten iterations at 95%, in one of 200 cases each,
+so that a search in which nothing helps accepts anything in at most one of 20. Drift is a limit
+besides. Ten accepts move a strength from 0 to 1. Also here: the baselines at equal budget.
 """
 
 import math
@@ -58,7 +60,9 @@ class Search:
     def run(self, state: State, propose: Propose) -> State:
         """Run every iteration; each is kept in the workspace when it ends."""
         for number in range(self.settings.iterations):
-            step = self.out.remember(f"{self.label}-{number:03}", partial(self._iterate, number, state, propose))
+            step = self.out.remember(
+                f"{self.label}-{number:03}", partial(self._iterate, number, state, propose)
+            )
             self.log.append(step)
             self.rows_scored += step["rows_scored"]
             if step["accepted"]:
@@ -74,7 +78,13 @@ class Search:
         generator = numpy_generator(self.objective.seed, "adas", self.label, number)
         before_rows = self.objective.scored
         arms = list(dict.fromkeys(c for c in propose(state, generator) if c != state.incumbent))
-        step: dict[str, Any] = {"iteration": number + 1, "accepted": False, "gain": 0.0, "low": 0.0, "high": 0.0}
+        step: dict[str, Any] = {
+            "iteration": number + 1,
+            "accepted": False,
+            "gain": 0.0,
+            "low": 0.0,
+            "high": 0.0,
+        }
         if arms:
             winner, raced = self.race(state.incumbent, arms, number)
             step |= {
@@ -90,13 +100,21 @@ class Search:
 
     @property
     def level(self) -> float:
-        """Return the chance of a false accept that one iteration may spend: an equal part of the search's."""
+        """Return the chance of a false accept that one iteration may spend: an equal part of the
+        search's.
+        """
         return (1 - self.settings.confidence) / self.settings.iterations
 
-    def race(self, incumbent: Candidate, arms: Sequence[Candidate], number: int) -> tuple[Candidate, float]:
-        """Return the candidate that the last round puts first, and its gain there. No two rounds share a row."""
+    def race(
+        self, incumbent: Candidate, arms: Sequence[Candidate], number: int
+    ) -> tuple[Candidate, float]:
+        """Return the candidate that the last round puts first, and its gain there. No two rounds
+        share a row.
+        """
         left, gains, order = list(arms), [0.0], [0]
-        for place, picks in enumerate(self.objective.draw(self.settings.race_items, self.label, number)):
+        for place, picks in enumerate(
+            self.objective.draw(self.settings.race_items, self.label, number)
+        ):
             before = self._losses(incumbent, picks)
             gains = [self.objective.gain(before, self._losses(arm, picks)) for arm in left]
             order = sorted(range(len(left)), key=lambda i: (-gains[i], i))
@@ -105,19 +123,28 @@ class Search:
         return left[order[0]], gains[order[0]]
 
     def judged(self, incumbent: Candidate, winner: Candidate, number: int) -> dict[str, float]:
-        """Return gain, bounds and chance of the race's winner on rows that are this iteration's alone."""
+        """Return gain, bounds and chance of the race's winner on rows that are this iteration's
+        alone.
+        """
         picks = self.objective.fresh(number, self.settings.accept_items)
         before, after = self._losses(incumbent, picks), self._losses(winner, picks)
         low, high = self.objective.bounds(before, after, picks, self.label, number)
         chance = self.objective.chance(before, after, picks, self.label, number)
-        return {"gain": self.objective.gain(before, after), "low": low, "high": high, "chance": chance}
+        return {
+            "gain": self.objective.gain(before, after),
+            "low": low,
+            "high": high,
+            "chance": chance,
+        }
 
     def _losses(self, candidate: Candidate, picks: Picks) -> Losses:
         with self.bench.applied(candidate) as model:
             return self.objective.losses(model, picks)
 
     def screen(self, domains: int) -> list[dict[str, Any]]:
-        """Try every composition (all strengths at one step) and every edit on a few rows; return name, family, gain."""
+        """Try every composition (all strengths at one step) and every edit on a few rows; return
+        name, family, gain.
+        """
 
         def compute() -> list[dict[str, Any]]:
             picks = self.objective.draw(self.settings.race_items[:1], self.label, "screen")[0]
@@ -130,7 +157,10 @@ class Search:
             for edit in EDITS.values() if self.settings.edits else ():
                 made = Candidate(technique="svf_all", alpha=start.alpha, edits=(edit.name,))
                 rows.append((edit, self.objective.gain(before, self._losses(made, picks))))
-            return [{"technique": t.name, "family": t.family, "gain_nats": gain, "does": t.summary} for t, gain in rows]
+            return [
+                {"technique": t.name, "family": t.family, "gain_nats": gain, "does": t.summary}
+                for t, gain in rows
+            ]
 
         found = self.out.remember(f"{self.label}-screen", compute)
         self.rows_scored += len(found) * self.settings.race_items[0] * len(self.objective.rows)
@@ -138,7 +168,9 @@ class Search:
 
 
 def around_incumbent(settings: SearchConfig) -> Propose:
-    """Return proposals near the incumbent: its last move again, one expert, several, another technique, an edit."""
+    """Return proposals near the incumbent: its last move again, one expert, several, another
+    technique, an edit.
+    """
 
     def propose(state: State, generator: np.random.Generator) -> list[Candidate]:
         now, size = state.incumbent, len(state.incumbent.alpha)
@@ -158,7 +190,9 @@ def around_incumbent(settings: SearchConfig) -> Propose:
                 found.append(moved(now, generator.uniform(0, 1, size), other, settings))
             elif state.edits and len(now.edits) < settings.edits:
                 edit = state.edits[int(generator.integers(max(1, len(state.edits) // 3)))]
-                found.append(Candidate(technique=now.technique, alpha=now.alpha, edits=(*now.edits, edit)))
+                found.append(
+                    Candidate(technique=now.technique, alpha=now.alpha, edits=(*now.edits, edit))
+                )
             else:
                 found.append(moved(now, generator.uniform(-1, 1, size), other, settings))
         return found
@@ -167,13 +201,20 @@ def around_incumbent(settings: SearchConfig) -> Propose:
 
 
 def moved(
-    now: Candidate, direction: Sequence[float] | NDArray[np.float64], technique: str, settings: SearchConfig
+    now: Candidate,
+    direction: Sequence[float] | NDArray[np.float64],
+    technique: str,
+    settings: SearchConfig,
 ) -> Candidate:
-    """Return alpha + scale * direction, directions cut to [-1, 1], strengths to the whole region."""
+    """Return alpha + scale * direction, directions cut to [-1, 1], strengths to the whole
+    region.
+    """
     step = settings.scale * np.clip(np.asarray(direction, float), -1.0, 1.0)
     reach = settings.scale * settings.iterations
     alpha = np.clip(np.asarray(now.alpha) + step, -reach, reach)
-    return Candidate(technique=technique, alpha=tuple(float(round(a, 6)) for a in alpha), edits=now.edits)
+    return Candidate(
+        technique=technique, alpha=tuple(float(round(a, 6)) for a in alpha), edits=now.edits
+    )
 
 
 def anywhere(settings: SearchConfig) -> Propose:
@@ -190,9 +231,13 @@ def anywhere(settings: SearchConfig) -> Propose:
         found = []
         for _ in range(count):
             alpha = tuple(float(round(a, 6)) for a in generator.uniform(-reach, reach, size))
-            chosen = generator.permutation(len(edits))[: int(generator.integers(0, settings.edits + 1))]
+            chosen = generator.permutation(len(edits))[
+                : int(generator.integers(0, settings.edits + 1))
+            ]
             technique = names[int(generator.integers(len(names)))]
-            found.append(Candidate(technique=technique, alpha=alpha, edits=tuple(edits[i] for i in chosen)))
+            found.append(
+                Candidate(technique=technique, alpha=alpha, edits=tuple(edits[i] for i in chosen))
+            )
         return found
 
     return propose

@@ -1,24 +1,37 @@
 """Bake tool use, memory use and a persona into the weights.
 
-Traces come from really run tools: generated questions are answered by the calculator, a SQLite memory, the code sandbox
-and a passage store, and kept where the call lowers the loss of the answer. The model learns the assistant's turns by
-cross-entropy, stays near the parent on text by KL, and takes on traits by KL to the parent under a system prompt, each
-to a measured strength. Reads one checkpoint, writes one, with the enabled tools in its manifest.
-Sources: Toolformer (Schick et al. 2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
+Traces come from really run tools: generated questions are answered by the calculator, a SQLite
+memory, the code sandbox and a passage store, and kept where the call lowers the loss of the answer.
+The model learns the assistant's turns by cross-entropy, stays near the parent on text by KL, and
+takes on traits by KL to the parent under a system prompt, each to a measured strength. Reads one
+checkpoint, writes one, with the enabled tools in its manifest. Sources: Toolformer (Schick et al.
+2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
-from agent_forge.config.limits import MANY, Count, CountOrNone, DataWeights, Range, Share, Temperature, Text, Weight
+from agent_forge.config.limits import (
+    MANY,
+    Count,
+    CountOrNone,
+    DataWeights,
+    Range,
+    Share,
+    Temperature,
+    Text,
+    Weight,
+)
 
 KINDS = ("calculator", "memory", "code", "retrieve")
 
 
 @dataclass(slots=True, kw_only=True)
 class KindConfig:
-    """One kind of trace. A kind with count 0 is not made, not measured, and its tools are not enabled."""
+    """One kind of trace. A kind with count 0 is not made, not measured, and its tools are not
+    enabled.
+    """
 
     count: CountOrNone
     weight: Weight
@@ -26,7 +39,9 @@ class KindConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TracesConfig:
-    """How many questions of each kind are answered by real tools, and which of the traces are kept."""
+    """How many questions of each kind are answered by real tools, and which of the traces are
+    kept.
+    """
 
     calculator: KindConfig
     memory: KindConfig
@@ -38,7 +53,9 @@ class TracesConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TrainingConfig:
-    """What one step learns: rows of traces and of replay by cross-entropy, and the parent's distribution on text."""
+    """What one step learns: rows of traces and of replay by cross-entropy, and the parent's
+    distribution on text.
+    """
 
     steps: CountOrNone
     rows: Count
@@ -51,7 +68,9 @@ class TrainingConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TraitConfig:
-    """One trait: the system prompt that shows it, the strength to bake, and the questions where it shows."""
+    """One trait: the system prompt that shows it, the strength to bake, and the questions where it
+    shows.
+    """
 
     system: str
     strength: Share
@@ -96,10 +115,16 @@ class Config(PhaseConfig):
     baseline: bool
 
     def work_tokens(self) -> float:
-        """Return the trained tokens, the tokens of neutral text that the parent reads, and the persona's answers."""
+        """Return the trained tokens, the tokens of neutral text that the parent reads, and the
+        persona's answers.
+        """
         training, persona = self.training, self.persona
         rows = training.rows + 4 / 3 * training.neutral_rows
-        answers = persona.rows * (persona.reply_tokens + 32) * len(persona.traits) if persona.enabled else 0
+        answers = (
+            persona.rows * (persona.reply_tokens + 32) * len(persona.traits)
+            if persona.enabled
+            else 0
+        )
         plain = training.rows * training.length_tokens if self.baseline else 0
         return training.steps * (rows * training.length_tokens + answers + plain)
 

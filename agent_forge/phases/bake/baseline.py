@@ -1,7 +1,8 @@
 """The baseline of equal budget: plain supervised fine-tuning of the same parent on the same rows.
 
-The loss is the cross-entropy of the assistant's turns alone, without the KL on neutral text and without the persona's.
-Rows, steps, optimiser and schedule are those of the bake, so what differs between the two models is the two KL terms.
+The loss is the cross-entropy of the assistant's turns alone, without the KL on neutral text and
+without the persona's. Rows, steps, optimiser and schedule are those of the bake, so what differs
+between the two models is the two KL terms.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ SAME = "the same run: without neutral text and persona, this bake is plain train
 
 
 def fine_tuned(phase: PhaseRun[Config], batches: Batches) -> "PreTrainedModel":
-    """Return the parent after plain training on the rows of `batches`, for as many steps as the bake."""
+    """Return the parent after plain training on the rows of `batches`, for as many steps as the
+    bake.
+    """
     config = phase.config
     model = models.load(phase.sources[0].path, device=phase.device)
     learn.train(
@@ -49,10 +52,15 @@ def is_same(batches: Batches) -> bool:
 
 
 def phrase(after: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
-    """Return the figures of the baked model, each beside that of plain training, with their intervals and n."""
+    """Return the figures of the baked model, each beside that of plain training, with their
+    intervals and n.
+    """
     pairs = [*((kind, after["tools"][kind], plain["tools"][kind]) for kind in after["tools"])]
     pairs.append(("text bits per byte", after["text"], plain["text"]))
-    against = [f"{name} {_figure(ours)} against {_figure(other)} (n={ours['n']})" for name, ours, other in pairs]
+    against = [
+        f"{name} {_figure(ours)} against {_figure(other)} (n={ours['n']})"
+        for name, ours, other in pairs
+    ]
     return f"against plain training on the same rows for as many steps: {'; '.join(against)}"
 
 

@@ -1,4 +1,6 @@
-"""What one step of baking learns from: trace rows, replay, neutral text and persona answers, and their joint loss."""
+"""What one step of baking learns from: trace rows, replay, neutral text and persona answers, and
+their joint loss.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,25 +25,36 @@ def enabled_kinds(config: Config) -> list[str]:
     """Return the kinds of traces that are made. Raises PhaseError when there is none."""
     kinds = [kind for kind in KINDS if getattr(config.traces, kind).count > 0]
     if not kinds:
-        raise PhaseError("bake has nothing to bake: every traces.<kind>.count is 0; try traces.calculator.count=2000")
+        raise PhaseError(
+            "bake has nothing to bake: every traces.<kind>.count is 0; try traces.calculator.count=2000"
+        )
     return kinds
 
 
 def collect(
     phase: PhaseRun[Config], parent: "PreTrainedModel"
 ) -> tuple[dict[str, list[traces.Trace]], list[dict[str, Any]]]:
-    """Make the traces of each kind and keep those that help; return them and a table of what was kept."""
+    """Make the traces of each kind and keep those that help; return them and a table of what was
+    kept.
+    """
     config = phase.config
     kept: dict[str, list[traces.Trace]] = {}
     table = []
     for kind in enabled_kinds(config):
 
         def compute(kind: str = kind) -> dict[str, Any]:
-            made = traces.make(kind, getattr(config.traces, kind).count, "train", config.seed, config.data)
+            made = traces.make(
+                kind, getattr(config.traces, kind).count, "train", config.seed, config.data
+            )
             asked = [i for i, trace in enumerate(made) if trace["filtered"]]
             losses = toolformer.trace_losses(parent, phase.tokenizer, [made[i] for i in asked])
             gains = [toolformer.gain(one) for one in losses]
-            chosen = {asked[k] for k in toolformer.keep(gains, config.traces.tau_nats, config.traces.min_kept_share)}
+            chosen = {
+                asked[k]
+                for k in toolformer.keep(
+                    gains, config.traces.tau_nats, config.traces.min_kept_share
+                )
+            }
             passing = sum(gain >= config.traces.tau_nats for gain in gains)
             whole = [trace for i, trace in enumerate(made) if i in chosen or not trace["filtered"]]
             count = max(len(gains), 1)
@@ -73,7 +86,9 @@ def collect(
 
 
 class Batches:
-    """One step: {"input_ids", "labels"} by cross-entropy, "neutral_ids" of text, "persona_rows" of a lesson."""
+    """One step: {"input_ids", "labels"} by cross-entropy, "neutral_ids" of text, "persona_rows" of
+    a lesson.
+    """
 
     def __init__(
         self,
@@ -90,14 +105,23 @@ class Batches:
         weights = {f"traces {kind}": getattr(config.traces, kind).weight for kind in kept}
         for kind, weight in training.mix.items():
             if weight > 0:
-                sources[kind] = data.source(kind, config.data, tokenizer, "train", config.seed, rows=REPLAY_ROWS)
+                sources[kind] = data.source(
+                    kind, config.data, tokenizer, "train", config.seed, rows=REPLAY_ROWS
+                )
                 weights[kind] = weight
         self.mixture = data.Mixture(
-            sources, weights, rows=training.rows, length_tokens=training.length_tokens, seed=seed, name="bake"
+            sources,
+            weights,
+            rows=training.rows,
+            length_tokens=training.length_tokens,
+            seed=seed,
+            name="bake",
         )
         self.neutral: data.Mixture | None = None
         if training.neutral_rows > 0 and training.neutral_weight > 0:
-            text = sources.get("text") or data.source("text", config.data, tokenizer, "train", config.seed)
+            text = sources.get("text") or data.source(
+                "text", config.data, tokenizer, "train", config.seed
+            )
             self.neutral = data.Mixture(
                 {"text": text}, {"text": 1.0}, rows=training.neutral_rows,
                 length_tokens=training.length_tokens, seed=seed, name="bake-neutral",
@@ -123,7 +147,10 @@ class Batches:
 
 
 def joint_loss(
-    config: Config, parent: "PreTrainedModel", batches: Batches, weights: Callable[[Any, int], Mapping[str, float]]
+    config: Config,
+    parent: "PreTrainedModel",
+    batches: Batches,
+    weights: Callable[[Any, int], Mapping[str, float]],
 ) -> learn.LossFn:
     """Return the loss of a step: cross-entropy + neutral KL + the KL of the trait whose turn it is.
 

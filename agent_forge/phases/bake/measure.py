@@ -1,8 +1,9 @@
-"""Held-out measurement of the agent: every kind of trace, answered by generation with really run tools.
+"""Held-out measurement of the agent: every kind of trace, answered by generation with really run
+tools.
 
-A calculator answer counts when the call carried the question's own expression and the reply is the tool's result; a
-memory answer when it is the newest fact, recalled in a conversation of its own; the others when the tool ran and the
-reply is its result.
+A calculator answer counts when the call carried the question's own expression and the reply is the
+tool's result; a memory answer when it is the newest fact, recalled in a conversation of its own;
+the others when the tool ran and the reply is its result.
 """
 
 import math
@@ -28,7 +29,9 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     # The ends are exact where all or none is right; rounding must not leave [0, 1].
-    return (0.0 if right == 0 else max(centre - half, 0.0)), (1.0 if right == n else min(centre + half, 1.0))
+    return (0.0 if right == 0 else max(centre - half, 0.0)), (
+        1.0 if right == n else min(centre + half, 1.0)
+    )
 
 
 def accuracy(
@@ -47,26 +50,39 @@ def accuracy(
     for stage in range(max(len(trace["stages"]) for trace in heldout)):
         active = [i for i, trace in enumerate(heldout) if stage < len(trace["stages"])]
         asked = [[{"role": "user", "content": heldout[i]["stages"][stage]}] for i in active]
-        found = answer_turns(model, tokenizer, asked, [boxes[i] for i in active], ROUNDS, max_new_tokens)
+        found = answer_turns(
+            model, tokenizer, asked, [boxes[i] for i in active], ROUNDS, max_new_tokens
+        )
         for i, turn in zip(active, found, strict=True):
             turns[i] = turn
-    right = [is_right(trace, turn, box) for trace, turn, box in zip(heldout, turns, boxes, strict=True)]
+    right = [
+        is_right(trace, turn, box) for trace, turn, box in zip(heldout, turns, boxes, strict=True)
+    ]
     low, high = wilson(sum(right), len(right))
-    samples = [_show(trace, turn, ok) for trace, turn, ok in list(zip(heldout, turns, right, strict=True))[:4]]
+    samples = [
+        _show(trace, turn, ok)
+        for trace, turn, ok in list(zip(heldout, turns, right, strict=True))[:4]
+    ]
     return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}, samples
 
 
 def is_right(trace: traces.Trace, turn: Turn, box: Toolbox) -> bool:
-    """Say whether a turn answers a trace: the right reply, by a call that ran (or by none where none is needed)."""
+    """Say whether a turn answers a trace: the right reply, by a call that ran (or by none where
+    none is needed).
+    """
     if not turn.finished or turn.text != trace["answer"]:
         return False
     wanted = wanted_call(trace)
-    ran = [result.call for result in turn.results if not result.error and isinstance(result.call, Call)]
+    ran = [
+        result.call for result in turn.results if not result.error and isinstance(result.call, Call)
+    ]
     if wanted is None:
         return not turn.results
     if trace["kind"] == "calculator":
         expression = wanted.arguments["expression"]
-        return any(str(call.arguments.get("expression", "")).replace(" ", "") == expression for call in ran)
+        return any(
+            str(call.arguments.get("expression", "")).replace(" ", "") == expression for call in ran
+        )
     return wanted.name in {call.name for call in ran} and wanted.name in box.names
 
 

@@ -1,9 +1,11 @@
-"""Bake a trait: KL between the parent under a system prompt and the student without it, on the parent's own answers.
+"""Bake a trait: KL between the parent under a system prompt and the student without it, on the
+parent's own answers.
 
-The teacher answers questions under the prompt; of its distribution at every token of its answer the top K and the tail
-are kept. Strength is measured on questions of other topics: s = 1 − KL(P_u ‖ P_s) / KL(P_u ‖ P_0), 0 for the parent, 1
-for a student that behaves as if prompted. Source: prompt baking (arXiv:2409.13697), which trains adapters; here all
-weights learn, because the text and tool losses of the same step hold them in place.
+The teacher answers questions under the prompt; of its distribution at every token of its answer the
+top K and the tail are kept. Strength is measured on questions of other topics: s = 1 − KL(P_u ‖
+P_s) / KL(P_u ‖ P_0), 0 for the parent, 1 for a student that behaves as if prompted. Source: prompt
+baking (arXiv:2409.13697), which trains adapters; here all weights learn, because the text and tool
+losses of the same step hold them in place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +30,16 @@ SMALLEST = 1e-8  # of a tail's probability
 
 
 def questions(trait: TraitConfig, count: int, split: str, seed: int, name: str) -> list[str]:
-    """Return `count` questions of a split; the split goes by topic, as in the persona task. Raises ConfigError."""
+    """Return `count` questions of a split; the split goes by topic, as in the persona task. Raises
+    ConfigError.
+    """
     topics = [f"{kind} {noun}" for kind in KINDS for noun in TOPICS]
     topics = [topic for topic in topics if split_of(f"persona/{topic}") == split]
     found = [form.format(topic) for topic in topics for form in trait.questions]
     if not found:
-        raise ConfigError(f"persona.traits.{name}.questions is empty; give at least one question with {{}} for a topic")
+        raise ConfigError(
+            f"persona.traits.{name}.questions is empty; give at least one question with {{}} for a topic"
+        )
     order = numpy_generator(seed, "bake", "persona", name, split).permutation(len(found))
     return [found[i] for i in order[:count]]
 
@@ -49,20 +55,27 @@ def teach(
 ) -> dict[str, Tensor]:
     """Return the prompted parent's answers, as the unprompted student sees them.
 
-    ids: (N, T) int64, question and answer, zero-padded; mask: (N, T) bool, True where the next token is the answer's;
-    tokens: (N, A, K) int64 and log_probs: (N, A, K) float32, the teacher's top K at the answer's positions in order.
+    ids: (N, T) int64, question and answer, zero-padded; mask: (N, T) bool, True where the next
+    token is the answer's; tokens: (N, A, K) int64 and log_probs: (N, A, K) float32, the teacher's
+    top K at the answer's positions in order.
     """
     plain = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
     system = {"role": "system", "content": trait.system}
-    prompted = [encode_prompt(tokenizer, [system, {"role": "user", "content": text}]) for text in asked]
+    prompted = [
+        encode_prompt(tokenizer, [system, {"role": "user", "content": text}]) for text in asked
+    ]
     limit = positions(model.config)
-    prompted = [fitting_prompt(ids, config.reply_tokens, limit, tokenizer.bos_token_id) for ids in prompted]
+    prompted = [
+        fitting_prompt(ids, config.reply_tokens, limit, tokenizer.bos_token_id) for ids in prompted
+    ]
     answers = models.generate(
         model, prompted, max_new_tokens=config.reply_tokens, stop_ids=stop_ids(tokenizer, model),
         temperature=config.temperature, seed=seed,
     )  # fmt: skip
     end = turn_end(tokenizer)
-    answers = [[*answer, *end] if len(answer) < config.reply_tokens else answer for answer in answers]
+    answers = [
+        [*answer, *end] if len(answer) < config.reply_tokens else answer for answer in answers
+    ]
     length = max(len(p) + len(a) for p, a in zip(plain, answers, strict=True))
     most = max(map(len, answers))
     kept = min(config.top_k, int(model.config.vocab_size))
@@ -75,17 +88,20 @@ def teach(
         ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)
         mask[i, len(before) - 1 : len(before) + len(answer) - 1] = True
         row = torch.tensor([prompt + answer], device=model.device)
-        logits = model(input_ids=row).logits[0, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
+        logits = (
+            model(input_ids=row).logits[0, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
+        )
         top = torch.log_softmax(logits, -1).topk(kept, -1)
         tokens[i, : len(answer)], log_probs[i, : len(answer)] = top.indices.cpu(), top.values.cpu()
     return {"ids": ids, "mask": mask, "tokens": tokens, "log_probs": log_probs}
 
 
 def top_kl(log_probs: Tensor, student_logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return KL(teacher ‖ student) in nats at each position, over the teacher's top K tokens and one tail: (n,).
+    """Return KL(teacher ‖ student) in nats at each position, over the teacher's top K tokens and
+    one tail: (n,).
 
-    log_probs: (n, K) of the teacher; tokens: (n, K) their ids; student_logits: (n, V). It never exceeds the full KL,
-    and equals it when K = V.
+    log_probs: (n, K) of the teacher; tokens: (n, K) their ids; student_logits: (n, V). It never
+    exceeds the full KL, and equals it when K = V.
     """
     student_all = torch.log_softmax(student_logits.float(), -1)
     student = student_all.gather(-1, tokens)
@@ -100,7 +116,9 @@ def top_kl(log_probs: Tensor, student_logits: Tensor, tokens: Tensor) -> Tensor:
 def lesson_kl(
     model: "PreTrainedModel", lesson: Mapping[str, Tensor], rows: Sequence[int] | Tensor
 ) -> tuple[Tensor, int]:
-    """Return the summed KL (nats) over the answer tokens of some rows of a lesson, and the number of tokens."""
+    """Return the summed KL (nats) over the answer tokens of some rows of a lesson, and the number
+    of tokens.
+    """
     picked = torch.as_tensor(rows)
     mask = lesson["mask"][picked]
     length = int(mask.any(0).nonzero().max()) + 1
@@ -108,8 +126,11 @@ def lesson_kl(
     logits = model(input_ids=sent(lesson["ids"][picked][:, :length], model.device)).logits
     counts = mask.sum(1)
     filled = torch.arange(lesson["tokens"].shape[1])[None] < counts[:, None]
-    tokens, log_probs = (sent(lesson[name][picked][filled], model.device) for name in ("tokens", "log_probs"))
-    # Places are looked up where the lesson lies: an accelerator would wait to count what a mask picks.
+    tokens, log_probs = (
+        sent(lesson[name][picked][filled], model.device) for name in ("tokens", "log_probs")
+    )
+    # Places are looked up where the lesson lies: an accelerator would wait to count what a mask
+    # picks.
     places = sent(mask.flatten().nonzero()[:, 0], model.device)
     return top_kl(log_probs, logits.flatten(0, 1)[places], tokens).sum(), int(counts.sum())
 
@@ -121,7 +142,9 @@ def effect(model: "PreTrainedModel", lesson: Mapping[str, Tensor], batch_rows: i
     model.eval()
     total, count = 0.0, 0
     for start in range(0, len(lesson["ids"]), batch_rows):
-        part, tokens = lesson_kl(model, lesson, range(start, min(start + batch_rows, len(lesson["ids"]))))
+        part, tokens = lesson_kl(
+            model, lesson, range(start, min(start + batch_rows, len(lesson["ids"])))
+        )
         total, count = total + float(part), count + tokens
     model.train(was_training)
     return total / max(count, 1)

@@ -1,4 +1,6 @@
-"""Run the bake phase: traces, filter, persona lessons, one joint training, measurement, one checkpoint."""
+"""Run the bake phase: traces, filter, persona lessons, one joint training, measurement, one
+checkpoint.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -61,7 +63,8 @@ def run(phase: PhaseRun[Config]) -> Report:
         deployable_bytes=models.deployable_bytes(model),
     )
     accuracy = ", ".join(
-        f"{kind} {after['tools'][kind]['value']:.1%} (n={after['tools'][kind]['n']})" for kind in after["tools"]
+        f"{kind} {after['tools'][kind]['value']:.1%} (n={after['tools'][kind]['n']})"
+        for kind in after["tools"]
     )
     overridden = [str(row["kind"]) for row in table if row["taken below tau (filter overridden)"]]
     return Report(
@@ -80,7 +83,9 @@ def run(phase: PhaseRun[Config]) -> Report:
 
 
 def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] | None:
-    """Return what plain training on the same rows measures at; None where it is off or the bake is no other."""
+    """Return what plain training on the same rows measures at; None where it is off or the bake is
+    no other.
+    """
     if not phase.config.baseline or baseline.is_same(batches):
         return None
 
@@ -98,12 +103,20 @@ def _against(batches: lessons.Batches, after: dict[str, Any], plain: dict[str, A
 
 
 def offered_kinds(config: Config, measured: Mapping[str, Any]) -> list[str]:
-    """Return the baked kinds whose tools the model can use: enough held-out answers right, by the lower bound."""
-    return [kind for kind in lessons.enabled_kinds(config) if measured[kind]["low"] >= config.measure.offer_from]
+    """Return the baked kinds whose tools the model can use: enough held-out answers right, by the
+    lower bound.
+    """
+    return [
+        kind
+        for kind in lessons.enabled_kinds(config)
+        if measured[kind]["low"] >= config.measure.offer_from
+    ]
 
 
 def agent_settings(config: Config, offered: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest's `agent` entry: the tools of the kinds that are offered, and how the agent decodes."""
+    """Return the manifest's `agent` entry: the tools of the kinds that are offered, and how the
+    agent decodes.
+    """
     tools = [tool for kind in offered for tool in traces.TOOLS[kind]]
     return {
         "tools": tools,
@@ -125,11 +138,19 @@ class _Traits:
         for name, trait in self.config.traits.items() if self.config.enabled else ():
             teacher_seed = seed_for(seed, "bake", "teacher", name)
 
-            def lesson(split: str, count: int, name: str = name, trait: Any = trait, drawn: int = teacher_seed) -> Any:
+            def lesson(
+                split: str,
+                count: int,
+                name: str = name,
+                trait: Any = trait,
+                drawn: int = teacher_seed,
+            ) -> Any:
                 questions = persona.questions(trait, count, split, seed, name)
                 return self.out.remember_tensors(
                     f"persona-{name}-{split}",
-                    lambda: persona.teach(parent, phase.tokenizer, trait, questions, self.config, drawn),
+                    lambda: persona.teach(
+                        parent, phase.tokenizer, trait, questions, self.config, drawn
+                    ),
                 )
 
             self.heldout[name] = lesson(HELDOUT, self.config.heldout)
@@ -147,23 +168,30 @@ class _Traits:
     def measure(self, model: "PreTrainedModel") -> dict[str, float]:
         """Return each baked trait's strength on held-out questions."""
         return {
-            name: persona.strength(persona.effect(model, self.heldout[name]), self.base[name]) for name in self.lessons
+            name: persona.strength(persona.effect(model, self.heldout[name]), self.base[name])
+            for name in self.lessons
         }
 
     def weights(self, model: "PreTrainedModel", step: int) -> Mapping[str, float]:
-        """Return each trait's weight at `step`: 0 while its last measured strength is at the target."""
+        """Return each trait's weight at `step`: 0 while its last measured strength is at the
+        target.
+        """
         every = self.config.check_every_steps
         if step < every:
             return dict.fromkeys(self.lessons, self.config.weight)
         check = step // every
         strengths = self.out.remember(f"strengths-{check}", lambda: self.measure(model))
         return {
-            name: 0.0 if strengths[name] >= self.config.traits[name].strength else self.config.weight
+            name: 0.0
+            if strengths[name] >= self.config.traits[name].strength
+            else self.config.weight
             for name in self.lessons
         }
 
     def rows(self, reached: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Return the report's table of strengths: reached, wanted, and how far the prompt moves the parent."""
+        """Return the report's table of strengths: reached, wanted, and how far the prompt moves the
+        parent.
+        """
         return [
             {
                 "trait": name,
@@ -187,18 +215,26 @@ def _measure(phase: PhaseRun[Config], model: "PreTrainedModel") -> dict[str, Any
             model, tokenizer, kind, heldout, HELDOUT, config.data, config.measure.max_new_tokens
         )
         samples += shown
-    text = evaluate.score(model, tokenizer, ["text"], HELDOUT, config.measure.text_items, phase.eval_context)["text"]
+    text = evaluate.score(
+        model, tokenizer, ["text"], HELDOUT, config.measure.text_items, phase.eval_context
+    )["text"]
     return {"tools": tools, "text": text.as_metric(), "samples": samples}
 
 
 def heldout_traces(config: Config, kind: str) -> list[traces.Trace]:
-    """Return the held-out traces of a kind: of memory, only the recalls, which run the writes before them."""
+    """Return the held-out traces of a kind: of memory, only the recalls, which run the writes
+    before them.
+    """
     items = config.measure.items
-    made = traces.make(kind, 3 * items if kind == "memory" else items, HELDOUT, config.seed, config.data)
+    made = traces.make(
+        kind, 3 * items if kind == "memory" else items, HELDOUT, config.seed, config.data
+    )
     return [trace for trace in made if kind != "memory" or trace["filtered"]][:items]
 
 
-def _metrics(before: dict[str, Any], after: dict[str, Any], reached: Mapping[str, float]) -> dict[str, Any]:
+def _metrics(
+    before: dict[str, Any], after: dict[str, Any], reached: Mapping[str, float]
+) -> dict[str, Any]:
     metrics: dict[str, Any] = {f"tools/{kind}": value for kind, value in after["tools"].items()}
     metrics |= {f"tools before/{kind}": value for kind, value in before["tools"].items()}
     metrics["text bits per byte"] = after["text"]
@@ -208,7 +244,10 @@ def _metrics(before: dict[str, Any], after: dict[str, Any], reached: Mapping[str
 
 
 def _tool_rows(
-    before: dict[str, Any], after: dict[str, Any], plain: dict[str, Any] | None, offered: Sequence[str]
+    before: dict[str, Any],
+    after: dict[str, Any],
+    plain: dict[str, Any] | None,
+    offered: Sequence[str],
 ) -> list[dict[str, Any]]:
     return [
         {"kind": kind, "before": before["tools"][kind]["value"], "after": value["value"],

@@ -1,10 +1,12 @@
 """Keep a tool call only where it helps: L⁻ − L⁺ ≥ τ, in nats of the answer under the parent model.
 
-L⁺ is the loss of the answer after call and result; L⁻ the lesser of the losses without a call and with a call that gave
-nothing. Token t of the answer weighs w_t = max(0, 1 − .2 t), normalised. Source: Toolformer (arXiv:2302.04761).
+L⁺ is the loss of the answer after call and result; L⁻ the lesser of the losses without a call and
+with a call that gave nothing. Token t of the answer weighs w_t = max(0, 1 − .2 t), normalised.
+Source: Toolformer (arXiv:2302.04761).
 
-The loss is the parent's, so a negative gain may speak of its habit instead of the call: a parent that has learned to
-repeat a calculator's whole response answers `gold chest: 36` wrongly, and with more certainty than it guesses without.
+The loss is the parent's, so a negative gain may speak of its habit instead of the call: a parent
+that has learned to repeat a calculator's whole response answers `gold chest: 36` wrongly, and with
+more certainty than it guesses without.
 """
 
 from collections.abc import Sequence
@@ -55,7 +57,9 @@ def trace_losses(
 
 
 def gain(losses: tuple[float, float, float]) -> float:
-    """Return L⁻ − L⁺ in nats: what the call saves over the better of doing without and of getting nothing."""
+    """Return L⁻ − L⁺ in nats: what the call saves over the better of doing without and of getting
+    nothing.
+    """
     plus, without, empty = losses
     return min(without, empty) - plus
 
@@ -68,13 +72,17 @@ def answer_losses(
     answers: Sequence[str],
     batch_rows: int = 64,
 ) -> list[float]:
-    """Return the weighted loss (nats) of each answer as the assistant's next turn, end token included."""
+    """Return the weighted loss (nats) of each answer as the assistant's next turn, end token
+    included.
+    """
     end = turn_end(tokenizer)
     limit = positions(model.config)
     rows = []
     for messages, answer in zip(conversations, answers, strict=True):
         said = [*encode_content(tokenizer, "assistant", answer), *end]
-        prompt = fitting_prompt(encode_prompt(tokenizer, messages), len(said), limit, tokenizer.bos_token_id)
+        prompt = fitting_prompt(
+            encode_prompt(tokenizer, messages), len(said), limit, tokenizer.bos_token_id
+        )
         rows.append((prompt, said))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     found = [0.0] * len(rows)
@@ -92,7 +100,9 @@ def answer_losses(
         for k, i in enumerate(picked):
             first, count = len(rows[i][0]), len(rows[i][1])
             losses = functional.cross_entropy(
-                logits[k, first - 1 : first + count - 1].float().cpu(), ids[k, first : first + count], reduction="none"
+                logits[k, first - 1 : first + count - 1].float().cpu(),
+                ids[k, first : first + count],
+                reduction="none",
             )
             found[i] = float((losses * answer_weights(count)).sum())
     model.train(was_training)
@@ -100,7 +110,9 @@ def answer_losses(
 
 
 def keep(found: Sequence[float], tau_nats: float, min_share: float) -> list[int]:
-    """Return the indices whose gain is at least tau; where they are too few, the best ones up to `min_share` of all."""
+    """Return the indices whose gain is at least tau; where they are too few, the best ones up to
+    `min_share` of all.
+    """
     passing = [i for i, gain in enumerate(found) if gain >= tau_nats]
     least = round(min_share * len(found))
     if len(passing) >= least:

@@ -1,9 +1,10 @@
 """Traces of tool use: generated questions, answered by really running the tools.
 
-A trace is {"kind", "messages", "answer", "filtered", "stages"}: what is trained, the final answer, whether the
-Toolformer filter applies, and (held-out use) the user turns of each conversation in order. Memory traces come in three
-conversations on one SQLite store: write, replace, recall. Splits go by what is asked (the fact, the numbers in ascending
-order), and held-out traces are distinct by it; where a split holds fewer, there are fewer.
+A trace is {"kind", "messages", "answer", "filtered", "stages"}: what is trained, the final answer,
+whether the Toolformer filter applies, and (held-out use) the user turns of each conversation in
+order. Memory traces come in three conversations on one SQLite store: write, replace, recall. Splits
+go by what is asked (the fact, the numbers in ascending order), and held-out traces are distinct by
+it; where a split holds fewer, there are fewer.
 """
 
 import re
@@ -13,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from agent_forge.agent import Call, DocumentIndex, Memory, Toolbox, ToolContext, format_call, format_response
+from agent_forge.agent import (
+    Call,
+    DocumentIndex,
+    Memory,
+    Toolbox,
+    ToolContext,
+    format_call,
+    format_response,
+)
 from agent_forge.config import DataConfig
 from agent_forge.core.errors import DataError, PhaseError
 from agent_forge.core.seeds import numpy_generator
@@ -34,23 +43,45 @@ WRITE = (
     "Note that the {key} is {value}.",
 )
 REPLACE = ("Remember that the {key} is now {value}.", "Note that the {key} changed to {value}.")
-RECALL = ("Recall the {key}.", "What did I tell you about the {key}?", "Look up the {key} in your memory.")
-WORDS = ("river", "house", "garden", "winter", "people", "nation", "letter", "morning", "silver", "window", "bridge")
+RECALL = (
+    "Recall the {key}.",
+    "What did I tell you about the {key}?",
+    "Look up the {key} in your memory.",
+)
+WORDS = (
+    "river",
+    "house",
+    "garden",
+    "winter",
+    "people",
+    "nation",
+    "letter",
+    "morning",
+    "silver",
+    "window",
+    "bridge",
+)
 PASSAGE_WORDS = 12
 STORE_DOCUMENTS = 24
 PATIENCE = 5000  # draws without a new trace after which a split is taken to hold no more
 
 
 def make(kind: str, count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
-    """Return `count` traces of a kind. Raises PhaseError when a tool gives another result than it must."""
+    """Return `count` traces of a kind. Raises PhaseError when a tool gives another result than it
+    must.
+    """
     return _MAKERS[kind](count, split, seed, data)
 
 
 def toolbox(kind: str, split: str, data: DataConfig) -> Callable[[], Toolbox]:
-    """Return what makes the toolbox of one conversation of a kind: an own memory each, one document store for all."""
+    """Return what makes the toolbox of one conversation of a kind: an own memory each, one document
+    store for all.
+    """
     if kind == "memory":
         return lambda: Toolbox(TOOLS[kind], ToolContext(memory=Memory()))
-    context = ToolContext(documents=passage_store(data, split)) if kind == "retrieve" else ToolContext()
+    context = (
+        ToolContext(documents=passage_store(data, split)) if kind == "retrieve" else ToolContext()
+    )
     box = Toolbox(TOOLS[kind], context)
     return lambda: box
 
@@ -74,9 +105,13 @@ def _calculator(count: int, split: str, seed: int, data: DataConfig) -> list[Tra
         if not row["tool"]:
             found.append(_trace("calculator", row["messages"], row["answer"], filtered=False))
             continue
-        messages, result = _ask(box, question, Call("calculator", {"expression": row["expression"]}))
+        messages, result = _ask(
+            box, question, Call("calculator", {"expression": row["expression"]})
+        )
         if result != row["answer"]:
-            raise PhaseError(f"the calculator says {row['expression']} = {result}, the question says {row['answer']}")
+            raise PhaseError(
+                f"the calculator says {row['expression']} = {result}, the question says {row['answer']}"
+            )
         found.append(_trace("calculator", [*messages, _says(result)], result, filtered=True))
     return found
 
@@ -101,10 +136,14 @@ def _memory(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
             asked = _pick(generator, forms).format(key=key, value=value)
             messages, _ = _ask(box, asked, Call("remember", {"about": name, "fact": value}))
             turns.append([*messages, _says(STORED)])
-        messages, result = _ask(box, _pick(generator, RECALL).format(key=key), Call("recall", {"query": name}))
+        messages, result = _ask(
+            box, _pick(generator, RECALL).format(key=key), Call("recall", {"query": name})
+        )
         answer = result.rpartition(": ")[2]
         if answer != (new if replaced else old):
-            raise PhaseError(f"the memory recalls '{result}' for {name}, the newest fact is {new if replaced else old}")
+            raise PhaseError(
+                f"the memory recalls '{result}' for {name}, the newest fact is {new if replaced else old}"
+            )
         turns.append([*messages, _says(answer)])
         stages = [turn[0]["content"] for turn in turns]
         found += [_trace("memory", turn, STORED, filtered=False) for turn in turns[:-1]]
@@ -123,9 +162,18 @@ def _code(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  
         word = _pick(generator, WORDS)
         sort = int(generator.integers(3))
         question, code = (
-            (f"Run code to add {numbers[0]}, {numbers[1]} and {numbers[2]}.", f"print(sum({numbers}))"),
-            (f"Run code to sort {numbers[0]}, {numbers[1]} and {numbers[2]}.", f"print(sorted({numbers}))"),
-            (f"Run code to write {word} {numbers[0] % 5 + 1} times.", f"print('{word}' * {numbers[0] % 5 + 1})"),
+            (
+                f"Run code to add {numbers[0]}, {numbers[1]} and {numbers[2]}.",
+                f"print(sum({numbers}))",
+            ),
+            (
+                f"Run code to sort {numbers[0]}, {numbers[1]} and {numbers[2]}.",
+                f"print(sorted({numbers}))",
+            ),
+            (
+                f"Run code to write {word} {numbers[0] % 5 + 1} times.",
+                f"print('{word}' * {numbers[0] % 5 + 1})",
+            ),
         )[sort]
         if not wanted.takes(question if sort == 2 else f"{sort} {sorted(numbers)}"):
             continue
@@ -135,11 +183,15 @@ def _code(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  
 
 
 def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
-    """Questions by the two rarest words of a passage; kept when the store really gives that passage back."""
+    """Questions by the two rarest words of a passage; kept when the store really gives that passage
+    back.
+    """
     generator = numpy_generator(seed, "bake", "retrieve", split)
     index = passage_store(data, split)
     box = Toolbox(TOOLS["retrieve"], ToolContext(documents=index))
-    passages = [str(text) for (text,) in index.store.rows("SELECT content FROM passages ORDER BY id")]
+    passages = [
+        str(text) for (text,) in index.store.rows("SELECT content FROM passages ORDER BY id")
+    ]
     counts = Counter(word for passage in passages for word in set(_long_words(passage)))
     found: list[Trace] = []
     for i in generator.permutation(len(passages)):
@@ -148,17 +200,23 @@ def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace
             continue
         query = " ".join(rare)
         messages, result = _ask(
-            box, f"Find the passage with {rare[0]} and {rare[1]}.", Call("retrieve", {"query": query})
+            box,
+            f"Find the passage with {rare[0]} and {rare[1]}.",
+            Call("retrieve", {"query": query}),
         )
         if result == passages[i]:
             found.append(_trace("retrieve", [*messages, _says(result)], result, filtered=True))
     if not found:
-        raise DataError(f"no passage of the {split} split can be found by two of its words; give data.text more prose")
+        raise DataError(
+            f"no passage of the {split} split can be found by two of its words; give data.text more prose"
+        )
     return found
 
 
 class _Wanted:
-    """Which drawn questions belong to a split: all of their facts do, and held-out ones come once."""
+    """Which drawn questions belong to a split: all of their facts do, and held-out ones come
+    once.
+    """
 
     def __init__(self, kind: str, split: str) -> None:
         self.kind, self.split = kind, split
@@ -166,7 +224,9 @@ class _Wanted:
         self.misses = 0
 
     def takes(self, form: str, *others: str) -> bool:
-        """Return whether the question of canonical form `form` is taken; `others` are further facts that it gives."""
+        """Return whether the question of canonical form `form` is taken; `others` are further facts
+        that it gives.
+        """
         inside = all(split_of(f"bake/{self.kind}/{one}") == self.split for one in (form, *others))
         if not inside or (self.split != "train" and form in self.seen):
             self.misses += 1
@@ -177,7 +237,9 @@ class _Wanted:
 
 
 def _ask(box: Toolbox, question: str, call: Call) -> tuple[list[dict[str, str]], str]:
-    """Run `call` for `question`; return the conversation so far and the result. Raises PhaseError if the tool fails."""
+    """Run `call` for `question`; return the conversation so far and the result. Raises PhaseError
+    if the tool fails.
+    """
     result = box.run(call)
     if result.error:
         raise PhaseError(f"a trace cannot be made: {call.name} on '{question}' gave {result.text}")
@@ -190,10 +252,21 @@ def _ask(box: Toolbox, question: str, call: Call) -> tuple[list[dict[str, str]],
 
 
 def _trace(
-    kind: str, messages: Sequence[dict[str, str]], answer: str, *, filtered: bool, stages: Sequence[str] = ()
+    kind: str,
+    messages: Sequence[dict[str, str]],
+    answer: str,
+    *,
+    filtered: bool,
+    stages: Sequence[str] = (),
 ) -> Trace:
     asked = list(stages) or [messages[0]["content"]]
-    return {"kind": kind, "messages": list(messages), "answer": answer, "filtered": filtered, "stages": asked}
+    return {
+        "kind": kind,
+        "messages": list(messages),
+        "answer": answer,
+        "filtered": filtered,
+        "stages": asked,
+    }
 
 
 def _says(text: str) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """Make the weights of a model ternary (1.58 bit) and train until it behaves like the model it was.
 
-Every nn.Linear becomes a ternary layer with one scale per group of 128 weights and int8 activations. The codes start
-from error-compensated rounding on calibration text (GPTQ, arXiv:2210.17323), each layer aimed at what the parent's puts
-out (GPTAQ, arXiv:2504.02692), and train on through the rounding, with the float parent as teacher (KL on its logits)
-beside the real next tokens. Optional: scales train as parameters of their own, lambda grows from dense to
-ternary over the first steps, and attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM relations,
-arXiv:2012.15828), hidden states are matched, or the parent writes the training text itself (mix: {own: 1}). Source of
-the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any float causal LM with nn.Linear layers. Writes the same
-architecture with `quantization_config` forge_ternary: trainable latents in the file, the packed file's size as its
-deployable bytes.
+Every nn.Linear becomes a ternary layer with one scale per group of 128 weights and int8
+activations. The codes start from error-compensated rounding on calibration text (GPTQ,
+arXiv:2210.17323), each layer aimed at what the parent's puts out (GPTAQ, arXiv:2504.02692), and
+train on through the rounding, with the float parent as teacher (KL on its logits) beside the real
+next tokens. Optional: scales train as parameters of their own, lambda grows from dense to ternary
+over the first steps, and attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM
+relations, arXiv:2012.15828), hidden states are matched, or the parent writes the training text
+itself (mix: {own: 1}). Source of the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any
+float causal LM with nn.Linear layers. Writes the same architecture with `quantization_config`
+forge_ternary: trainable latents in the file, the packed file's size as its deployable bytes.
 """
 
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ class DistillConfig:
         """Check settings that depend on each other. Raises ConfigError."""
         weights = (self.kl_weight, self.ce_weight, self.relation_weight, self.hidden_weight)
         if not any(weights):
-            raise ConfigError("distill teaches nothing: set one of its weights above 0, as in distill.kl_weight=1")
+            raise ConfigError(
+                "distill teaches nothing: set one of its weights above 0, as in distill.kl_weight=1"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -98,9 +101,19 @@ class Config(PhaseConfig):
 
     def work_tokens(self) -> float:
         """Return the student's trained tokens and the parent's forward passes."""
-        calibration = self.init.rows * self.train.length_tokens / 3 if self.init.method == "gptq" else 0
-        own = self.own.windows * self.train.length_tokens / 3 if self.train.mix.get("own", 0) > 0 else 0
-        return self.train.steps * self.train.rows * self.train.length_tokens * 4 / 3 + calibration + own
+        calibration = (
+            self.init.rows * self.train.length_tokens / 3 if self.init.method == "gptq" else 0
+        )
+        own = (
+            self.own.windows * self.train.length_tokens / 3
+            if self.train.mix.get("own", 0) > 0
+            else 0
+        )
+        return (
+            self.train.steps * self.train.rows * self.train.length_tokens * 4 / 3
+            + calibration
+            + own
+        )
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch, for the student and the passing teacher."""

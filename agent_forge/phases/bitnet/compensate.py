@@ -1,14 +1,17 @@
-"""Error-compensated ternary rounding: round column by column and let later columns make up for the error.
+"""Error-compensated ternary rounding: round column by column and let later columns make up for the
+error.
 
-The error that counts is the error of a layer's outputs, tr(dW H dWᵀ) with H = XᵀX of its inputs. GPTQ (arXiv:2210.17323)
-rounds the columns in order and moves the rest against each error along H⁻¹. Reads a model whose ternary layers are
-still dense (lambda 0) and calibration windows; leaves latents in the cells of the compensated codes, and scales. Departures:
-the scale of a group is chosen when its turn comes, by what its rounding then costs; and when all codes are known, the
-scales of each row are fitted anew by least squares in H, and the codes swept again for what all others leave (refine.py).
+The error that counts is the error of a layer's outputs, tr(dW H dWᵀ) with H = XᵀX of its inputs.
+GPTQ (arXiv:2210.17323) rounds the columns in order and moves the rest against each error along H⁻¹.
+Reads a model whose ternary layers are still dense (lambda 0) and calibration windows; leaves
+latents in the cells of the compensated codes, and scales. Departures: the scale of a group is
+chosen when its turn comes, by what its rounding then costs; and when all codes are known, the
+scales of each row are fitted anew by least squares in H, and the codes swept again for what all
+others leave (refine.py).
 
-Waves: the layers are compensated in the order they run, some at a time, so that later ones see inputs with errors in
-them. Each still aims at its own dense outputs, so errors add up along the blocks: where the model allows it, follow.py aims
-at the parent's.
+Waves: the layers are compensated in the order they run, some at a time, so that later ones see
+inputs with errors in them. Each still aims at its own dense outputs, so errors add up along the
+blocks: where the model allows it, follow.py aims at the parent's.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +37,15 @@ from agent_forge.models.ternary import (
 )
 from agent_forge.phases.bitnet.refine import refined
 
-SCALES = (1.0, 1.15, 1.3, 1.45, 1.6, 1.75, 1.9)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian
+SCALES = (
+    1.0,
+    1.15,
+    1.3,
+    1.45,
+    1.6,
+    1.75,
+    1.9,
+)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian
 COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not set it
 
 
@@ -42,9 +53,9 @@ COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups 
 class Rounding:
     """How a layer is rounded.
 
-    damping: of the Hessian's diagonal, as a share of its geometric mean: a few columns can carry most of the power (in one
-    down_proj of SmolLM2 all of it), and a share of the plain mean would be more than most columns have. sweeps: over all
-    columns after they have been rounded in order.
+    damping: of the Hessian's diagonal, as a share of its geometric mean: a few columns can carry
+    most of the power (in one down_proj of SmolLM2 all of it), and a share of the plain mean would
+    be more than most columns have. sweeps: over all columns after they have been rounded in order.
     """
 
     damping: float
@@ -61,10 +72,12 @@ def compensate_in_waves(
     progress: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
 ) -> list[str]:
-    """Leave the model ternary, with new latents and scales of their own; return the names of the layers that have them.
+    """Leave the model ternary, with new latents and scales of their own; return the names of the
+    layers that have them.
 
-    windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and are not named.
-    progress(done, total) is called after each layer. dtype: of the forward passes (autocast).
+    windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and
+    are not named. progress(done, total) is called after each layer. dtype: of the forward passes
+    (autocast).
     """
     layers = ternary_layers(model)
     for layer in layers.values():
@@ -82,7 +95,9 @@ def compensate_in_waves(
             stacked = torch.cat([layers[name].weight for name in together])
             latents, scales = compensate(stacked, hessian, layers[together[0]].grouping, rounding)
             scales = scales.expand(len(stacked), -1)
-            for name, part, own in zip(together, latents.split(rows), scales.split(rows), strict=True):
+            for name, part, own in zip(
+                together, latents.split(rows), scales.split(rows), strict=True
+            ):
                 del hessians[name]
                 layers[name].weight.copy_(part)
                 layers[name].free_scales(own)
@@ -97,7 +112,8 @@ def compensate_in_waves(
 def _same_inputs(
     names: Sequence[str], layers: dict[str, TernaryLinear], hessians: dict[str, Tensor]
 ) -> list[list[str]]:
-    """Return neighbours that had the same inputs together: rows do not know of each other, so they are rounded at once.
+    """Return neighbours that had the same inputs together: rows do not know of each other, so they
+    are rounded at once.
 
     A tensor with one scale stays alone.
     """
@@ -112,8 +128,12 @@ def _same_inputs(
     return groups
 
 
-def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return XᵀX / n of each layer's inputs, rounded as the layer will round them: name -> (in, in) float32."""
+def input_hessians(
+    model: nn.Module, layers: dict[str, TernaryLinear], windows: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return XᵀX / n of each layer's inputs, rounded as the layer will round them: name -> (in, in)
+    float32.
+    """
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(layers, 0)
     moments = SharedMoments()
@@ -138,10 +158,11 @@ def input_hessians(model: nn.Module, layers: dict[str, TernaryLinear], windows: 
 def compensate(
     weight: Tensor, hessian: Tensor, group_size: int, rounding: Rounding, pull: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return float32 latents (out, in) in the cells of compensated codes, and their scales (out, groups) or (1, 1).
+    """Return float32 latents (out, in) in the cells of compensated codes, and their scales (out,
+    groups) or (1, 1).
 
-    hessian: (in, in). pull: mean(d xᵀ) (out, in) of what the outputs lack, d; None where the weight's own outputs are the
-    goal.
+    hessian: (in, in). pull: mean(d xᵀ) (out, in) of what the outputs lack, d; None where the
+    weight's own outputs are the goal.
     """
     goal = weight.detach().float()
     hessian = hessian.float().clone()
@@ -159,7 +180,9 @@ def compensate(
 
     start = (codes, fit(codes, ternary_codes(goal, group_size)[1]), moved)
     codes, scales, moved = refined(goal, hessian, start, group_size, fit, rounding.sweeps)
-    return project_latents(codes, scales, group_size, target=moved), scales[:1] if group_size == TENSOR else scales
+    return project_latents(codes, scales, group_size, target=moved), scales[
+        :1
+    ] if group_size == TENSOR else scales
 
 
 def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -172,7 +195,9 @@ def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
     column_cost = upper.diagonal() ** -2
     scale = original.new_empty(0)
     if group_size == TENSOR:
-        scale = best_scale(original.reshape(1, -1), column_cost.repeat(len(original))).expand(len(original))
+        scale = best_scale(original.reshape(1, -1), column_cost.repeat(len(original))).expand(
+            len(original)
+        )
     elif group_size == ROW:
         scale = best_scale(original, column_cost)
 
@@ -193,9 +218,11 @@ def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
 
 
 def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
-    """Return for each row of block (rows, columns) the multiple of mean|W| whose rounding errs least.
+    """Return for each row of block (rows, columns) the multiple of mean|W| whose rounding errs
+    least.
 
-    column_cost: (columns,), what a squared error costs. mean|W| itself is the first candidate, so this is never worse.
+    column_cost: (columns,), what a squared error costs. mean|W| itself is the first candidate, so
+    this is never worse.
     """
     size = block.abs()
     mean = size.mean(1)
@@ -209,8 +236,11 @@ def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
     return best_so_far
 
 
-def _fit_scales(original: Tensor, codes: Tensor, hessian: Tensor, group_size: int, otherwise: Tensor) -> Tensor:
-    """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's, or the tensor's.
+def _fit_scales(
+    original: Tensor, codes: Tensor, hessian: Tensor, group_size: int, otherwise: Tensor
+) -> Tensor:
+    """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's,
+    or the tensor's.
 
     A row whose best scales are not all positive takes the scales of `otherwise` (out, groups).
     """

@@ -1,8 +1,10 @@
-"""What the ternary student learns from: its parent's logits and attention relations, and the real next tokens.
+"""What the ternary student learns from: its parent's logits and attention relations, and the real
+next tokens.
 
-loss = kl_weight T² KL(parent || student) + ce_weight CE + relation_weight KL(relations). The relation of queries, keys
-or values is softmax(A Aᵀ / sqrt(width)) over the tokens of a window (MiniLM, arXiv:2012.15828), taken at the last
-layer that has these projections; its width need not fit between the two models. Reads a batch, writes nothing.
+loss = kl_weight T² KL(parent || student) + ce_weight CE + relation_weight KL(relations). The
+relation of queries, keys or values is softmax(A Aᵀ / sqrt(width)) over the tokens of a window
+(MiniLM, arXiv:2012.15828), taken at the last layer that has these projections; its width need not
+fit between the two models. Reads a batch, writes nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 def blend_at(step: int, steps: int, share: float) -> float:
-    """Return lambda at a step: it rises from near 0 to 1 over the first `share` of the steps, then stays."""
+    """Return lambda at a step: it rises from near 0 to 1 over the first `share` of the steps, then
+    stays.
+    """
     rising = share * steps
     return min(1.0, (step + 1) / (rising + 1)) if rising > 0 else 1.0
 
@@ -34,19 +38,30 @@ def blend_at(step: int, steps: int, share: float) -> float:
 class Distillation:
     """The loss function of the training: also sets lambda, which depends on the step alone.
 
-    parent: the float model, in eval mode. pad: the token id of padding, where nothing is learned, or None.
+    parent: the float model, in eval mode. pad: the token id of padding, where nothing is learned,
+    or None.
     """
 
     def __init__(
-        self, parent: nn.Module, config: DistillConfig, *, pad: int | None, steps: int, blend_share: float
+        self,
+        parent: nn.Module,
+        config: DistillConfig,
+        *,
+        pad: int | None,
+        steps: int,
+        blend_share: float,
     ) -> None:
         self.parent, self.config, self.pad = parent, config, pad
         self.steps, self.blend_share = steps, blend_share
         self.teachers = [parent]  # what learn.train runs beside the model it trains
         self._blend: tuple[int, float] | None = None
 
-    def __call__(self, model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
-        """Return the loss of a batch of {"input_ids", "labels"}, each (B, T) int64, and its parts."""
+    def __call__(
+        self, model: Any, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Return the loss of a batch of {"input_ids", "labels"}, each (B, T) int64, and its
+        parts.
+        """
         self._set_blend(model, blend_at(step, self.steps, self.blend_share))
         config, ids = self.config, batch["input_ids"]
         relations, hidden = config.relation_weight > 0, config.hidden_weight > 0
@@ -70,7 +85,9 @@ class Distillation:
         return loss, {name: value.detach() for name, value in parts.items()}
 
     def _set_blend(self, model: nn.Module, blend: float) -> None:
-        """Set lambda where it has changed: looking for the layers of a large model takes milliseconds."""
+        """Set lambda where it has changed: looking for the layers of a large model takes
+        milliseconds.
+        """
         if self._blend != (id(model), blend):
             set_blend(model, blend)
             self._blend = (id(model), blend)
@@ -83,23 +100,30 @@ class Distillation:
         own, wanted = output.last_hidden_state.flatten(0, 1), taught.last_hidden_state.flatten(0, 1)
         present = None if self.pad is None else self._present(batch["input_ids"]).flatten()
         if present is not None and present.device.type == "cpu":
-            # Picking positions out makes an accelerator wait until their number is known; there they only weigh nothing.
+            # Picking positions out makes an accelerator wait until their number is known; there
+            # they only weigh nothing.
             if not bool(present.all()):
                 own, wanted, targets = own[present], wanted[present], targets[present]
             present = None
-        weights = Weights(kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature)
+        weights = Weights(
+            kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature
+        )
         both: tuple[Any, Any] = (model, self.parent)
         heads = [head_weight(one.get_output_embeddings()) for one in both]
         loss, kl, ce = head_loss(own, heads[0], wanted, heads[1], targets, weights, present)
         return loss, {"kl": kl, "ce": ce}
 
-    def _losses(self, output: Any, taught: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(
+        self, output: Any, taught: Any, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses on logits of any model."""
         logits, labels = output.logits, batch["labels"]
         loss, parts = logits.new_zeros((), dtype=torch.float32), {}
         if self.config.kl_weight > 0:
             present = self._present(batch["input_ids"])
-            parts["kl"] = learn.distill_loss(taught.logits, logits, present, self.config.temperature)
+            parts["kl"] = learn.distill_loss(
+                taught.logits, logits, present, self.config.temperature
+            )
             loss = loss + self.config.kl_weight * parts["kl"]
         if self.config.ce_weight > 0 and learn.trained_tokens(batch):
             parts["ce"] = learn.next_token_loss(logits, labels)
@@ -117,7 +141,9 @@ class Distillation:
 
 @contextmanager
 def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
-    """Collect queries, keys and values (B, T, D) of the last attention that runs over tokens inside the block."""
+    """Collect queries, keys and values (B, T, D) of the last attention that runs over tokens inside
+    the block.
+    """
     found: dict[str, Tensor] = {}
     if not wanted:
         yield found
@@ -126,14 +152,19 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
 
     def hook(owner: str, kind: str) -> Callable[..., None]:
         def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            # Attention over a bank of slots has keys without a batch: it is not the one that is meant.
+            # Attention over a bank of slots has keys without a batch: it is not the one that is
+            # meant.
             if output.dim() == 3:
                 outputs.setdefault(owner, {})[kind] = output
 
         return note
 
     parts = [(name.rpartition("."), module) for name, module in model.named_modules()]
-    with watching(after=[(module, hook(owner, kind)) for (owner, _, kind), module in parts if kind in PROJECTIONS]):
+    with watching(
+        after=[
+            (module, hook(owner, kind)) for (owner, _, kind), module in parts if kind in PROJECTIONS
+        ]
+    ):
         yield found
     whole = [of for of in outputs.values() if len(of) == len(PROJECTIONS)]
     if not whole:
@@ -154,18 +185,30 @@ def _states(output: Any) -> Sequence[Tensor] | None:
     return getattr(output, "hidden_states", None)
 
 
-def hidden_loss(parent: Sequence[Tensor] | None, student: Sequence[Tensor] | None, present: Tensor) -> Tensor:
-    """Return the squared error of the student's hidden states relative to the parent's, a mean over layers and tokens.
+def hidden_loss(
+    parent: Sequence[Tensor] | None, student: Sequence[Tensor] | None, present: Tensor
+) -> Tensor:
+    """Return the squared error of the student's hidden states relative to the parent's, a mean over
+    layers and tokens.
 
-    parent, student: (B, T, D) each: the embedding's output first, which is left out, then each layer's. A token counts
-    relative to its own size: the first one of a window is a hundred times as large as the others. present: (B, T) bool.
+    parent, student: (B, T, D) each: the embedding's output first, which is left out, then each
+    layer's. A token counts relative to its own size: the first one of a window is a hundred times
+    as large as the others. present: (B, T) bool.
     """
-    if not parent or not student or len(parent) != len(student) or parent[-1].shape != student[-1].shape:
+    if (
+        not parent
+        or not student
+        or len(parent) != len(student)
+        or parent[-1].shape != student[-1].shape
+    ):
         raise ConfigError(
             "distill.hidden_weight is above 0, but the model does not show as many hidden states of one size as its "
             "parent; set distill.hidden_weight=0"
         )
-    losses, picks = [], present.device.type == "cpu"  # an accelerator would wait until they are counted
+    losses, picks = (
+        [],
+        present.device.type == "cpu",
+    )  # an accelerator would wait until they are counted
     for wanted, found in zip(parent[1:], student[1:], strict=True):
         goal = (wanted[present] if picks else wanted).float()
         error = ((found[present] if picks else found).float() - goal).square().sum(-1)
@@ -175,11 +218,15 @@ def hidden_loss(parent: Sequence[Tensor] | None, student: Sequence[Tensor] | Non
 
 
 def relation_loss(parent: dict[str, Tensor], student: dict[str, Tensor], heads: int) -> Tensor:
-    """Return the mean KL in nats between the relations of parent and student, over projections, heads and tokens."""
+    """Return the mean KL in nats between the relations of parent and student, over projections,
+    heads and tokens.
+    """
     losses = []
     for kind in PROJECTIONS:
         wanted, found = _relations(parent[kind], heads), _relations(student[kind], heads)
-        losses.append(functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1).mean())
+        losses.append(
+            functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1).mean()
+        )
     return torch.stack(losses).mean()
 
 

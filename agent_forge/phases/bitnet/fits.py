@@ -1,4 +1,6 @@
-"""Say before work starts what bitnet will reach of a model, or why it cannot work on it. Reads config.json alone."""
+"""Say before work starts what bitnet will reach of a model, or why it cannot work on it. Reads
+config.json alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +14,14 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     """Return what share of the weights becomes ternary or is rounded, and what the rest is.
 
-    Raises ConfigError when the model is quantised already, when nothing of it can become ternary, and for settings that
-    cannot work for it.
+    Raises ConfigError when the model is quantised already, when nothing of it can become ternary,
+    and for settings that cannot work for it.
     """
     method = (model_config.get("quantization_config") or {}).get("quant_method")
     if method:
-        raise ConfigError(f"the source is quantised already ({method}); give bitnet the checkpoint before that")
+        raise ConfigError(
+            f"the source is quantised already ({method}); give bitnet the checkpoint before that"
+        )
     from agent_forge.models.skeleton import skeleton
     from agent_forge.models.ternary import ternarise
 

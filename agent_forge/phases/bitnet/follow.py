@@ -1,14 +1,17 @@
-"""Compensate a model block by block, each layer aimed at what the parent's layer puts out on the same text.
+"""Compensate a model block by block, each layer aimed at what the parent's layer puts out on the
+same text.
 
-Rounding a layer against its own dense outputs leaves the errors of all layers before it where they are, and they grow.
-Here the goal of a layer is the parent's output on the parent's stream, reached from the student's stream: the best dense
-weight for that is W + mean(d xᵀ) (H + damping)⁻¹, d = goal - W x, and it is that weight that is rounded (GPTAQ,
-arXiv:2504.02692). Departures: a layer that writes into the residual stream also corrects the residual error so far, and
-there the error of a token counts relative to the size of its stream. Reads parent, model and calibration
-windows; changes the model's ternary layers.
+Rounding a layer against its own dense outputs leaves the errors of all layers before it where they
+are, and they grow. Here the goal of a layer is the parent's output on the parent's stream, reached
+from the student's stream: the best dense weight for that is W + mean(d xᵀ) (H + damping)⁻¹, d =
+goal - W x, and it is that weight that is rounded (GPTAQ, arXiv:2504.02692). Departures: a layer
+that writes into the residual stream also corrects the residual error so far, and there the error of
+a token counts relative to the size of its stream. Reads parent, model and calibration windows;
+changes the model's ternary layers.
 
-Works where the ternary layers stand in blocks (members of a ModuleList) that run once each, one's output being the
-next one's input: transformers' decoders. Other models are compensated in waves (compensate.py).
+Works where the ternary layers stand in blocks (members of a ModuleList) that run once each, one's
+output being the next one's input: transformers' decoders. Other models are compensated in waves
+(compensate.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +27,8 @@ from agent_forge.anatomy.watch import After, Before, Call, StopForward, run_unti
 from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
 from agent_forge.phases.bitnet.compensate import Rounding, compensate, compensate_in_waves
 
-# Of the size of a block's change to the stream: what the outputs of its writers may leave unexplained (bfloat16).
+# Of the size of a block's change to the stream: what the outputs of its writers may leave
+# unexplained (bfloat16).
 _ADDITIVE = 0.03
 
 
@@ -38,7 +42,9 @@ class Block:
 
 @torch.no_grad()
 def blocks_in_line(model: nn.Module, ids: Tensor) -> list[Block]:
-    """Return the blocks that hold all ternary layers which run, or [] where they do not stand in line. ids: (B, T)."""
+    """Return the blocks that hold all ternary layers which run, or [] where they do not stand in
+    line. ids: (B, T).
+    """
     layers, members = ternary_layers(model), named_blocks(model)
     if layers and all(any(name.startswith(f"{block}.") for block in members) for name in layers):
         return _observed(model, members, layers, ids[:1])
@@ -48,7 +54,9 @@ def blocks_in_line(model: nn.Module, ids: Tensor) -> list[Block]:
 def _observed(
     model: nn.Module, members: dict[str, nn.Module], layers: dict[str, TernaryLinear], ids: Tensor
 ) -> list[Block]:
-    """Return the blocks with the groups that one forward pass shows, or [] when one runs twice or out of line."""
+    """Return the blocks with the groups that one forward pass shows, or [] when one runs twice or
+    out of line.
+    """
     streams: dict[str, list[Tensor]] = {name: [] for name in members}
     inputs: list[tuple[str, Tensor]] = []
 
@@ -58,11 +66,15 @@ def _observed(
     def note_input(name: str) -> After:
         return lambda _, args, __: inputs.append((name, args[0]))
 
-    hooks: list[tuple[nn.Module, After]] = [(block, note_stream(name)) for name, block in members.items()]
+    hooks: list[tuple[nn.Module, After]] = [
+        (block, note_stream(name)) for name, block in members.items()
+    ]
     hooks += [(layer, note_input(name)) for name, layer in layers.items()]
     with watching(after=hooks):
         model(input_ids=ids, use_cache=False)
-    if len({name for name, _ in inputs}) != len(inputs) or any(len(pair) != 2 for pair in streams.values()):
+    if len({name for name, _ in inputs}) != len(inputs) or any(
+        len(pair) != 2 for pair in streams.values()
+    ):
         return []
     if any(before[1] is not after[0] for before, after in pairwise(streams.values())):
         return []
@@ -70,15 +82,22 @@ def _observed(
             for name in members]  # fmt: skip
 
 
-def _same_input(inputs: list[tuple[str, Tensor]], layers: dict[str, TernaryLinear]) -> list[list[str]]:
-    """Return names by input: rows do not depend on each other, so layers with one input are rounded at once.
+def _same_input(
+    inputs: list[tuple[str, Tensor]], layers: dict[str, TernaryLinear]
+) -> list[list[str]]:
+    """Return names by input: rows do not depend on each other, so layers with one input are rounded
+    at once.
 
     A layer with one scale per tensor stays alone.
     """
     groups: list[tuple[Tensor, list[str]]] = []
     for name, x in inputs:
         together = groups and groups[-1][0] is x and layers[name].grouping != TENSOR
-        if together and layers[groups[-1][1][0]].norm_weight is None and layers[name].norm_weight is None:
+        if (
+            together
+            and layers[groups[-1][1][0]].norm_weight is None
+            and layers[name].norm_weight is None
+        ):
             groups[-1][1].append(name)
         else:
             groups.append((x, [name]))
@@ -96,18 +115,21 @@ def compensated(
     progress: Callable[[int, int], None],
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Leave the model ternary with scales of its own, and return them and its latents: name + ".weight" or ".weight_scale".
+    """Leave the model ternary with scales of its own, and return them and its latents: name +
+    ".weight" or ".weight_scale".
 
-    windows: batches of ids (B, T) int64, all run at their full length. waves: read where the blocks do not stand in line.
-    progress(done, total) is called after each layer. Layers that calibration never runs keep their latents; they are not
-    returned.
+    windows: batches of ids (B, T) int64, all run at their full length. waves: read where the blocks
+    do not stand in line. progress(done, total) is called after each layer. Layers that calibration
+    never runs keep their latents; they are not returned.
     """
     layers = ternary_layers(model)
     blocks = blocks_in_line(model, windows[0])
     if blocks:
         names = BlockwiseCompensator(parent, model, windows, rounding, dtype).run(blocks, progress)
     else:
-        names = compensate_in_waves(model, windows, waves=waves, rounding=rounding, progress=progress, dtype=dtype)
+        names = compensate_in_waves(
+            model, windows, waves=waves, rounding=rounding, progress=progress, dtype=dtype
+        )
     state = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
     for name in names:
         scale = layers[name].weight_scale
@@ -117,10 +139,17 @@ def compensated(
 
 
 class BlockwiseCompensator:
-    """Goes through the blocks with the parent's stream and the student's, a tensor (B, T, d) a batch of windows."""
+    """Goes through the blocks with the parent's stream and the student's, a tensor (B, T, d) a
+    batch of windows.
+    """
 
     def __init__(
-        self, parent: nn.Module, model: nn.Module, windows: Sequence[Tensor], rounding: Rounding, dtype: torch.dtype
+        self,
+        parent: nn.Module,
+        model: nn.Module,
+        windows: Sequence[Tensor],
+        rounding: Rounding,
+        dtype: torch.dtype,
     ) -> None:
         self.parent, self.model, self.rounding, self.dtype = parent, model, rounding, dtype
         self.windows, self.device = windows, windows[0].device.type
@@ -132,7 +161,9 @@ class BlockwiseCompensator:
 
     @torch.no_grad()
     def run(self, blocks: Sequence[Block], progress: Callable[[int, int], None]) -> list[str]:
-        """Compensate all layers, leaving them ternary with scales of their own; return their names in order."""
+        """Compensate all layers, leaving them ternary with scales of their own; return their names
+        in order.
+        """
         total, done = sum(len(group) for block in blocks for group in block.groups), []
         calls = self._calls(self.parent, [block.name for block in blocks])
         target_stream = [call[blocks[0].name][0][0] for call in calls]
@@ -159,7 +190,9 @@ class BlockwiseCompensator:
         return done
 
     def _calls(self, model: nn.Module, blocks: Sequence[str]) -> list[dict[str, Call]]:
-        """Return for each batch of windows what each of these blocks is called with; of streams only the first."""
+        """Return for each batch of windows what each of these blocks is called with; of streams
+        only the first.
+        """
         calls: list[dict[str, Call]] = []
 
         def note(name: str) -> Before:
@@ -170,14 +203,21 @@ class BlockwiseCompensator:
 
             return hook
 
-        with watching(before=[(model.get_submodule(name), note(name)) for name in blocks]), self.autocast():
+        with (
+            watching(before=[(model.get_submodule(name), note(name)) for name in blocks]),
+            self.autocast(),
+        ):
             for ids in self.windows:
                 calls.append({})
                 run_until_stop(model, input_ids=ids, use_cache=False)
         return calls
 
-    def _parents(self, block: Block, stream: list[Tensor], rest: list[Call]) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Return the outputs of the parent's layers, (N, out) float32 by name, and its stream after the block."""
+    def _parents(
+        self, block: Block, stream: list[Tensor], rest: list[Call]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return the outputs of the parent's layers, (N, out) float32 by name, and its stream after
+        the block.
+        """
         names = [name for group in block.groups for name in group]
         outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -188,8 +228,12 @@ class BlockwiseCompensator:
             after = self._run(self.parent, block, stream, rest)
         return {name: torch.cat(parts) for name, parts in outputs.items()}, after
 
-    def _inputs(self, block: Block, group: list[str], stream: list[Tensor], rest: list[Call]) -> tuple[Tensor, Tensor]:
-        """Return a group's inputs in the student, (N, in) float32: rounded as the layer rounds them, and as they come."""
+    def _inputs(
+        self, block: Block, group: list[str], stream: list[Tensor], rest: list[Call]
+    ) -> tuple[Tensor, Tensor]:
+        """Return a group's inputs in the student, (N, in) float32: rounded as the layer rounds
+        them, and as they come.
+        """
         layer, raw = self.layers[group[0]], []
 
         def note(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
@@ -202,9 +246,13 @@ class BlockwiseCompensator:
                 run_until_stop(module, x, *args, **kwargs)
         inputs = torch.cat([part.flatten(0, -2) for part in raw])
         rows = layer.normed(inputs).float()
-        return (quantise_activations(rows, layer.activation_bits) if layer.activation_bits else rows), inputs
+        return (
+            quantise_activations(rows, layer.activation_bits) if layer.activation_bits else rows
+        ), inputs
 
-    def _compensate(self, group: list[str], x: Tensor, goal: Tensor, token_weights: Tensor | None) -> None:
+    def _compensate(
+        self, group: list[str], x: Tensor, goal: Tensor, token_weights: Tensor | None
+    ) -> None:
         """Round a group's layers for inputs x (N, in) and goal outputs (N, out).
 
         token_weights: (N, 1), how much the error of each token counts; None for all alike.
@@ -224,7 +272,9 @@ class BlockwiseCompensator:
             self.rounding,
             missing.T @ weighted / len(x),
         )
-        for name, part, own in zip(group, latents.split(rows), scales.expand(len(weight), -1).split(rows), strict=True):
+        for name, part, own in zip(
+            group, latents.split(rows), scales.expand(len(weight), -1).split(rows), strict=True
+        ):
             self.layers[name].weight.copy_(part)
             self.layers[name].free_scales(own)
             self.layers[name].blend = 1.0
@@ -234,11 +284,16 @@ class BlockwiseCompensator:
             output: Tensor = self.layers[name](inputs)
         return output.float()
 
-    def _run(self, model: nn.Module, block: Block, stream: list[Tensor], rest: list[Call]) -> list[Tensor]:
+    def _run(
+        self, model: nn.Module, block: Block, stream: list[Tensor], rest: list[Call]
+    ) -> list[Tensor]:
         """Return the streams after a block of a model."""
         module = model.get_submodule(block.name)
         with self.autocast():
-            return [stream_out(module(x, *args, **kwargs)) for x, (args, kwargs) in zip(stream, rest, strict=True)]
+            return [
+                stream_out(module(x, *args, **kwargs))
+                for x, (args, kwargs) in zip(stream, rest, strict=True)
+            ]
 
 
 def _token_weights(stream: Tensor) -> Tensor:
@@ -251,8 +306,12 @@ def _token_weights(stream: Tensor) -> Tensor:
     return (size.median() / size).square().clamp_max(4.0)
 
 
-def _is_additive(block: Block, goals: dict[str, Tensor], before: list[Tensor], after: list[Tensor]) -> bool:
-    """Return whether the block's output is its input plus the outputs of its layers that stand alone and have its width."""
+def _is_additive(
+    block: Block, goals: dict[str, Tensor], before: list[Tensor], after: list[Tensor]
+) -> bool:
+    """Return whether the block's output is its input plus the outputs of its layers that stand
+    alone and have its width.
+    """
     change = _rows(after) - _rows(before)
     left = change.clone()
     for group in block.groups:

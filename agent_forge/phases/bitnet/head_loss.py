@@ -1,8 +1,10 @@
-"""The distillation losses on logits, computed with the heads inside, a chunk of positions at a time.
+"""The distillation losses on logits, computed with the heads inside, a chunk of positions at a
+time.
 
-Reads the last hidden states of student and parent and both output embeddings; never holds all logits. The loss is a sum
-with weights known beforehand, so each chunk's gradient follows from its probabilities at once, and the backward pass
-only scales it. Source of the idea: Cut Your Losses, arXiv:2411.09009.
+Reads the last hidden states of student and parent and both output embeddings; never holds all
+logits. The loss is a sum with weights known beforehand, so each chunk's gradient follows from its
+probabilities at once, and the backward pass only scales it. Source of the idea: Cut Your Losses,
+arXiv:2411.09009.
 
 Shapes: N positions, d hidden (student), e hidden (parent), V vocabulary.
 """
@@ -20,7 +22,9 @@ from agent_forge.anatomy.cross_entropy import IGNORE
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """kl: of T² KL(parent || student), a mean over positions; ce: of the cross-entropy, a mean over labelled ones."""
+    """kl: of T² KL(parent || student), a mean over positions; ce: of the cross-entropy, a mean over
+    labelled ones.
+    """
 
     kl: float
     ce: float
@@ -38,9 +42,10 @@ def head_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (kl · T² KL + ce · CE, T² KL, CE), float32 (); the last two carry no gradient.
 
-    hidden: (N, d), N at least 1; head: (V, d); taught: (N, e); taught_head: (V, e); targets: (N,) int64 next tokens, -100
-    where there is none; present: (N,) bool, the positions that count, None for all. Logits are made in the autocast dtype
-    where autocast is on; everything after is float32.
+    hidden: (N, d), N at least 1; head: (V, d); taught: (N, e); taught_head: (V, e); targets: (N,)
+    int64 next tokens, -100 where there is none; present: (N,) bool, the positions that count, None
+    for all. Logits are made in the autocast dtype where autocast is on; everything after is
+    float32.
     """
     total, kl, ce = _HeadLoss.apply(hidden, head, taught, taught_head, targets, weights, present)  # type: ignore[no-untyped-call]
     return total, kl, ce
@@ -112,7 +117,9 @@ def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
     """Return what each position counts in the mean of KL and in that of CE: (2, N) float32."""
     labelled = targets != IGNORE
     if present is None:
-        shares = torch.stack([torch.full_like(labelled, 1 / len(targets), dtype=torch.float32), labelled.float()])
+        shares = torch.stack(
+            [torch.full_like(labelled, 1 / len(targets), dtype=torch.float32), labelled.float()]
+        )
     else:
         labelled = labelled & present
         shares = torch.stack([present.float(), labelled.float()])
@@ -121,17 +128,25 @@ def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
     return shares
 
 
-def _chunk(logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """Return (T² KL, CE) of a chunk (2,), and the slope of the weighted loss with respect to its logits (n, V).
+def _chunk(
+    logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor]:
+    """Return (T² KL, CE) of a chunk (2,), and the slope of the weighted loss with respect to its
+    logits (n, V).
 
-    logits, wanted: (n, V); targets: (n,); shares: (2, n) what each position counts in the means of KL and of CE.
+    logits, wanted: (n, V); targets: (n,); shares: (2, n) what each position counts in the means of
+    KL and of CE.
     """
     heat, has_label = weights.temperature, targets != IGNORE
     places = targets.masked_fill(~has_label, 0)[:, None]
     log_q = functional.log_softmax(logits / heat if heat != 1 else logits, -1, dtype=torch.float32)
     log_p = functional.log_softmax(wanted / heat if heat != 1 else wanted, -1, dtype=torch.float32)
     # At temperature 1 both losses need the same probabilities of the student.
-    log_q1 = log_q if heat == 1 or not weights.ce else functional.log_softmax(logits, -1, dtype=torch.float32)
+    log_q1 = (
+        log_q
+        if heat == 1 or not weights.ce
+        else functional.log_softmax(logits, -1, dtype=torch.float32)
+    )
     ce = -(log_q1.gather(1, places)[:, 0] * shares[1]).sum()
     p = log_p.exp()
     kl = heat**2 * (log_p.sub_(log_q).mul_(p).sum(-1) * shares[0]).sum()
@@ -148,7 +163,9 @@ def _chunk(logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weig
 def _written_for_a_compiler(
     logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights
 ) -> tuple[Tensor, Tensor]:
-    """Return what `_chunk` returns, the slope in the dtype of the logits, with nothing in place: it becomes one kernel."""
+    """Return what `_chunk` returns, the slope in the dtype of the logits, with nothing in place: it
+    becomes one kernel.
+    """
     heat, places = weights.temperature, targets.clamp_min(0)[:, None]
     log_q = functional.log_softmax(logits.float() / heat, -1)
     log_p = functional.log_softmax(wanted.float() / heat, -1)
@@ -157,7 +174,9 @@ def _written_for_a_compiler(
     kl = heat**2 * ((p * (log_p - log_q)).sum(-1) * shares[0]).sum()
     ce = -(log_q1.gather(1, places)[:, 0] * shares[1]).sum()
     to_kl, to_ce = weights.kl * heat * shares[0, :, None], weights.ce * shares[1, :, None]
-    slope = (log_q.exp() - p) * to_kl + (log_q1.exp() - chunks.hits(places, logits.shape[1])) * to_ce
+    slope = (log_q.exp() - p) * to_kl + (
+        log_q1.exp() - chunks.hits(places, logits.shape[1])
+    ) * to_ce
     return torch.stack([kl, ce]).double(), slope.to(logits.dtype)
 
 

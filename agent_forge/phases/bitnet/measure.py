@@ -1,6 +1,8 @@
-"""Figures of a ternary model: bits per byte with intervals, zeros and entropy of the codes, bytes of the real file.
+"""Figures of a ternary model: bits per byte with intervals, zeros and entropy of the codes, bytes
+of the real file.
 
-Reads a model in memory; the packed file is written to scratch, read back and compared weight by weight.
+Reads a model in memory; the packed file is written to scratch, read back and compared weight by
+weight.
 """
 
 import math
@@ -20,13 +22,17 @@ TASK = "text"
 SPLIT = "validation"
 
 
-def text_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: int, context: EvalContext) -> Scores:
+def text_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: int, context: EvalContext
+) -> Scores:
     """Return bits per byte on held-out text."""
     return evaluate.score(model, tokenizer, [TASK], SPLIT, items, context)[TASK]
 
 
 def code_figures(model: PreTrainedModel) -> dict[str, float]:
-    """Return zeros, entropy and stored bits (scales included) per ternary weight, and how many weights there are."""
+    """Return zeros, entropy and stored bits (scales included) per ternary weight, and how many
+    weights there are.
+    """
     counts = torch.zeros(3, dtype=torch.float64)
     packed_bytes = 0
     for layer in ternary_layers(model).values():
@@ -43,7 +49,8 @@ def code_figures(model: PreTrainedModel) -> dict[str, float]:
 
 
 def packed_file_bytes(model: PreTrainedModel, scratch: Path) -> int:
-    """Return the size of the packed file, after reading it back and finding the very weights of the model.
+    """Return the size of the packed file, after reading it back and finding the very weights of the
+    model.
 
     Raises PhaseError when a weight differs.
     """
@@ -59,10 +66,14 @@ def packed_file_bytes(model: PreTrainedModel, scratch: Path) -> int:
 
 
 def starts(stages: dict[str, Scores]) -> str:
-    """Return what the last stage reaches beside what the earlier ones, the starts, already had, on the same text."""
+    """Return what the last stage reaches beside what the earlier ones, the starts, already had, on
+    the same text.
+    """
     *before, last = stages
     said = [_bits(stages[name]) + f" {name}" for name in before]
-    against = f"; bits per byte {_bits(stages[last])} {last} against {', '.join(said)}" if said else ""
+    against = (
+        f"; bits per byte {_bits(stages[last])} {last} against {', '.join(said)}" if said else ""
+    )
     return f"none ran of equal budget (the parent trained on without ternary weights){against} (n={stages[last].n})"
 
 
@@ -70,8 +81,12 @@ def _bits(scores: Scores) -> str:
     return f"{scores.mean:.3f} [{scores.interval[0]:.3f}, {scores.interval[1]:.3f}]"
 
 
-def comparison(parent: Scores, stages: dict[str, Scores], samples: int, seed: int) -> list[dict[str, Any]]:
-    """Return a table row for the parent and each stage: bits per byte, interval, n and the share kept."""
+def comparison(
+    parent: Scores, stages: dict[str, Scores], samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return a table row for the parent and each stage: bits per byte, interval, n and the share
+    kept.
+    """
     rows = []
     for name, scores in {"parent": parent, **stages}.items():
         kept = evaluate.retention(TASK, parent, scores, samples, seed)

@@ -1,7 +1,7 @@
 """Training windows from the parent's own mouth, for when there is no data: `train.mix.own` above 0.
 
-Each window begins with a token drawn from the whole vocabulary and goes on as the parent samples (LLM-QAT,
-arXiv:2305.17888; departure: no greedy beginning). Reads the parent, writes nothing.
+Each window begins with a token drawn from the whole vocabulary and goes on as the parent samples
+(LLM-QAT, arXiv:2305.17888; departure: no greedy beginning). Reads the parent, writes nothing.
 """
 
 import hashlib
@@ -31,9 +31,12 @@ def sample(
 ) -> Tensor:
     """Return windows that the parent wrote: (count, length) int64.
 
-    never: ids that no window begins with; prefix: ids that stand before all of a window (`data.window_prefix`).
+    never: ids that no window begins with; prefix: ids that stand before all of a window
+    (`data.window_prefix`).
     """
-    allowed = np.setdiff1d(np.arange(parent.config.get_text_config().vocab_size), np.asarray(sorted(never), np.int64))
+    allowed = np.setdiff1d(
+        np.arange(parent.config.get_text_config().vocab_size), np.asarray(sorted(never), np.int64)
+    )
     first = numpy_generator(seed, "bitnet", "own", "first").choice(allowed, count)
     prompts = [[*prefix, int(token)] for token in first]
     rest = models.generate(
@@ -43,12 +46,16 @@ def sample(
 
 
 class OwnText:
-    """Windows (count, length) that can be taken at random. A shorter window is the beginning of one."""
+    """Windows (count, length) that can be taken at random. A shorter window is the beginning of
+    one.
+    """
 
     def __init__(self, windows: Tensor) -> None:
         self.windows = windows
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    def take(
+        self, generator: np.random.Generator, length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return a random window as (ids, labels)."""
         ids = self.windows[int(generator.integers(len(self.windows)))][:length].numpy()
         return ids, ids.copy()

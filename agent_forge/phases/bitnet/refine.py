@@ -1,9 +1,11 @@
-"""Ternary codes chosen anew, column by column, for what all others leave: coordinate descent on a layer's output error.
+"""Ternary codes chosen anew, column by column, for what all others leave: coordinate descent on a
+layer's output error.
 
-Rounding in order lets later columns make up for the error of earlier ones, never the other way round. Here each column
-in turn takes the codes that are best given all others (QuantEase, arXiv:2309.01885), then the scales are fitted anew.
-Departure: a row keeps a sweep only if its error fell, so that the error tr(dW H dWᵀ) of no row ever rises. Reads a goal,
-H and codes with scales; returns better ones.
+Rounding in order lets later columns make up for the error of earlier ones, never the other way
+round. Here each column in turn takes the codes that are best given all others (QuantEase,
+arXiv:2309.01885), then the scales are fitted anew. Departure: a row keeps a sweep only if its error
+fell, so that the error tr(dW H dWᵀ) of no row ever rises. Reads a goal, H and codes with scales;
+returns better ones.
 
 Shapes: R rows (out), C columns (in), G groups.
 """
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from agent_forge.models.ternary import TENSOR, multiply_out
 
-COLUMNS = 128  # swept before the slopes of the rest are brought up to date, where groups do not set it
+COLUMNS = (
+    128  # swept before the slopes of the rest are brought up to date, where groups do not set it
+)
 
 Fit = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,11 +32,12 @@ def refined(
     fit: Fit,
     sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (codes (R, C) int8, scales (R, G) bfloat16, wishes (R, C)) after so many sweeps over all columns.
+    """Return (codes (R, C) int8, scales (R, G) bfloat16, wishes (R, C)) after so many sweeps over
+    all columns.
 
-    start: the same three to begin with. A wish is the weight that would have been best for its column, and rounds to its
-    code. hessian: positive diagonal. fit: makes the best scales for codes (R, C), and where there are none of
-    use leaves the given ones (R, G).
+    start: the same three to begin with. A wish is the weight that would have been best for its
+    column, and rounds to its code. hessian: positive diagonal. fit: makes the best scales for codes
+    (R, C), and where there are none of use leaves the given ones (R, G).
     """
     codes, scales, wishes = start
     slope, error = _slope_and_error(goal_RC, hessian_CC, codes, scales, group_size)
@@ -41,10 +46,19 @@ def refined(
         fitted = fit(tried, scales)
         new_slope, new_error = _slope_and_error(goal_RC, hessian_CC, tried, fitted, group_size)
         # With one scale per tensor the rows stand or fall together.
-        better = new_error < error if group_size != TENSOR else (new_error.sum() < error.sum()).expand_as(error)
+        better = (
+            new_error < error
+            if group_size != TENSOR
+            else (new_error.sum() < error.sum()).expand_as(error)
+        )
         codes, scales, wishes, slope = (
             torch.where(better[:, None], new, old)
-            for new, old in ((tried, codes), (fitted, scales), (tried_wishes, wishes), (new_slope, slope))
+            for new, old in (
+                (tried, codes),
+                (fitted, scales),
+                (tried_wishes, wishes),
+                (new_slope, slope),
+            )
         )
         error = torch.where(better, new_error, error)
     return codes, scales, wishes
@@ -59,8 +73,12 @@ def _slope_and_error(
     return slope, (slope * left).sum(1)
 
 
-def _sweep(hessian: Tensor, slope: Tensor, codes: Tensor, scales: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Return new codes and wishes of one pass over the columns; transposed inside, for a column is read at a time."""
+def _sweep(
+    hessian: Tensor, slope: Tensor, codes: Tensor, scales: Tensor, group_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return new codes and wishes of one pass over the columns; transposed inside, for a column is
+    read at a time.
+    """
     slope_CR, codes_CR = slope.T.contiguous(), codes.T.to(slope.dtype)
     wide_CR = multiply_out(torch.ones_like(codes), scales, group_size).T.contiguous()
     wishes_CR = torch.empty_like(slope_CR)

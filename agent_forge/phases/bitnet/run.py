@@ -1,4 +1,6 @@
-"""Run the phase: measure the parent, make its linears ternary, start the codes well, distil, measure, pack, write."""
+"""Run the phase: measure the parent, make its linears ternary, start the codes well, distil,
+measure, pack, write.
+"""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +29,9 @@ from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 
 def run(phase: PhaseRun[Config]) -> Report:
-    """Make sources[0] ternary. Raises PhaseError when there is no source or nothing in it to make ternary."""
+    """Make sources[0] ternary. Raises PhaseError when there is no source or nothing in it to make
+    ternary.
+    """
     config, out, events = phase.config, phase.out, phase.events
     if not phase.sources:
         raise PhaseError("bitnet needs a model to make ternary: set sources=[CHECKPOINT]")
@@ -40,7 +44,8 @@ def run(phase: PhaseRun[Config]) -> Report:
 
     def scored(name: str, which: PreTrainedModel) -> Scores:
         scores = out.remember(
-            f"score-{name}", lambda: measure.text_scores(which, tokenizer, config.measure_items, context).to_plain()
+            f"score-{name}",
+            lambda: measure.text_scores(which, tokenizer, config.measure_items, context).to_plain(),
         )
         return Scores.from_plain(scores)
 
@@ -48,10 +53,14 @@ def run(phase: PhaseRun[Config]) -> Report:
     before = scored("parent", parent)
     stages["rounded"] = scored("rounded", model)
     if config.linear.sub_norm:
-        sizes = out.remember_tensors("sizes", lambda: mean_sizes(model, _calibration(config, model, texts)))
+        sizes = out.remember_tensors(
+            "sizes", lambda: mean_sizes(model, _calibration(config, model, texts))
+        )
         set_gains(model, sizes)
     if config.init.method == "gptq":
-        start_compensated(config, parent, model, lambda: _calibration(config, model, texts), out, events)
+        start_compensated(
+            config, parent, model, lambda: _calibration(config, model, texts), out, events
+        )
         stages["compensated"] = scored("compensated", model)
     start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     if config.train.steps:
@@ -111,7 +120,9 @@ def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixt
     )
 
 
-def _calibration(config: Config, model: PreTrainedModel, texts: dict[str, Source]) -> list[torch.Tensor]:
+def _calibration(
+    config: Config, model: PreTrainedModel, texts: dict[str, Source]
+) -> list[torch.Tensor]:
     mixture = _mixture(config, texts, "calibration")
     batches = -(-config.init.rows // config.train.rows)
     return [mixture.batch(i)["input_ids"].to(model.device) for i in range(batches)]
@@ -125,7 +136,8 @@ def start_compensated(
     out: Workspace,
     events: EventLog,
 ) -> None:
-    """Give every layer latents that round to compensated codes, and scales of its own where training wants them.
+    """Give every layer latents that round to compensated codes, and scales of its own where
+    training wants them.
 
     Computed once, also across restarts.
 
@@ -173,7 +185,9 @@ def distil(
     train, dtype = config.train, pick_dtype(config.runtime.dtype)
     # What the forward pass rounds anyway is rounded once.
     teacher = parent if dtype == torch.float32 else copy.deepcopy(parent).to(dtype=dtype)  # type: ignore[call-arg]
-    loss = Distillation(teacher, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share)
+    loss = Distillation(
+        teacher, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share
+    )
     if not train.embeddings:
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             embedding.requires_grad_(False)
@@ -202,7 +216,9 @@ def distil(
 
 
 def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | None:
-    """Return the groups of trained parameters, scales of their own among them; None trains all, at one rate."""
+    """Return the groups of trained parameters, scales of their own among them; None trains all, at
+    one rate.
+    """
     if not scale_lr:
         return None
     layers = ternary_layers(model).values()
@@ -211,7 +227,10 @@ def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | 
             layer.free_scales()
     scales = {id(layer.weight_scale): layer.weight_scale for layer in layers}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in scales]
-    return [{"params": rest, "lr_scale": 1.0}, {"params": list(scales.values()), "lr_scale": scale_lr}]
+    return [
+        {"params": rest, "lr_scale": 1.0},
+        {"params": list(scales.values()), "lr_scale": scale_lr},
+    ]
 
 
 def _write(
@@ -244,9 +263,13 @@ def _write(
         "size_ratio": size / parent_size,
         **elsewhere[0],
     }
-    events.metrics("bitnet", {key: value for key, value in metrics.items() if not isinstance(value, dict)})
+    events.metrics(
+        "bitnet", {key: value for key, value in metrics.items() if not isinstance(value, dict)}
+    )
     written = out.write(
-        lambda directory: models.save(model, phase.tokenizer, directory), metrics=metrics, deployable_bytes=size
+        lambda directory: models.save(model, phase.tokenizer, directory),
+        metrics=metrics,
+        deployable_bytes=size,
     )
     events.artefact(written.path)
     summary = (
@@ -258,5 +281,9 @@ def _write(
     table = measure.comparison(before, stages, config.gate.samples, config.seed)
     tables = {"Bits per byte": table, evaluate.TITLE: elsewhere[1]}
     return Report(
-        summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables, baseline=measure.starts(stages)
+        summary=summary,
+        outputs=[str(written.path)],
+        metrics=metrics,
+        tables=tables,
+        baseline=measure.starts(stages),
     )

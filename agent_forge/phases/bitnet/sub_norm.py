@@ -1,8 +1,10 @@
-"""SubLN: normalise the input of some layers (output projections, as a rule), and start close to the parent all the same.
+"""SubLN: normalise the input of some layers (output projections, as a rule), and start close to the
+parent all the same.
 
-Source: BitNet, arXiv:2310.11453 and BitDistill, arXiv:2510.13998. A parent that was trained without it has layers whose
-inputs differ in size from token to token, which the normalisation takes away. The gains begin as the mean size seen on
-calibration windows, so a typical token passes unchanged and training has only the rest to make up for.
+Source: BitNet, arXiv:2310.11453 and BitDistill, arXiv:2510.13998. A parent that was trained without
+it has layers whose inputs differ in size from token to token, which the normalisation takes away.
+The gains begin as the mean size seen on calibration windows, so a typical token passes unchanged
+and training has only the rest to make up for.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +19,17 @@ from agent_forge.models.ternary import ternary_layers
 
 @torch.no_grad()
 def mean_sizes(model: nn.Module, windows: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the mean root mean square of the inputs of each layer that normalises: name -> (1,) float32.
+    """Return the mean root mean square of the inputs of each layer that normalises: name -> (1,)
+    float32.
 
-    Measured with dense weights and without normalisation. Layers that the windows never reach are left out.
+    Measured with dense weights and without normalisation. Layers that the windows never reach are
+    left out.
     """
-    normed = {name: layer for name, layer in ternary_layers(model).items() if layer.norm_weight is not None}
+    normed = {
+        name: layer
+        for name, layer in ternary_layers(model).items()
+        if layer.norm_weight is not None
+    }
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(normed, 0)
 

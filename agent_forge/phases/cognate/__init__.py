@@ -1,12 +1,14 @@
-"""Create the foundation models: one trunk, and three specialists branched from it so that they can be merged.
+"""Create the foundation models: one trunk, and three specialists branched from it so that they can
+be merged.
 
-Pretrains a Cognate trunk on real text and generated tasks (or takes an imported model as trunk), then trains three
-copies of equal shape: reasoning (chain-of-thought data, deeper loops), memory_integration (recall across segments
-through written memory) and adaptive_computation (mixed difficulty with a price on passes). Recall is in the trunk's
-mix too: learned from nothing it takes more steps than a specialist has, and a trunk that never reads memory closes the
-gates of its reads. Branching from one trunk
-is what makes them mergeable: branch-train-merge, arXiv:2208.03306. Reads text, and sources[0] when model=imported;
-writes out/trunk, out/reasoning, out/memory_integration, out/adaptive_computation.
+Pretrains a Cognate trunk on real text and generated tasks (or takes an imported model as trunk),
+then trains three copies of equal shape: reasoning (chain-of-thought data, deeper loops),
+memory_integration (recall across segments through written memory) and adaptive_computation (mixed
+difficulty with a price on passes). Recall is in the trunk's mix too: learned from nothing it takes
+more steps than a specialist has, and a trunk that never reads memory closes the gates of its reads.
+Branching from one trunk is what makes them mergeable: branch-train-merge, arXiv:2208.03306. Reads
+text, and sources[0] when model=imported; writes out/trunk, out/reasoning, out/memory_integration,
+out/adaptive_computation.
 """
 
 from dataclasses import dataclass
@@ -97,7 +99,9 @@ class SpecialistConfig:
 
 @dataclass(slots=True, kw_only=True)
 class RecallConfig:
-    """Rows of recall: a segment of facts, segments of text, a segment of questions; only memory joins them."""
+    """Rows of recall: a segment of facts, segments of text, a segment of questions; only memory
+    joins them.
+    """
 
     segment_tokens: Window
     filler_segments: CountOrNone
@@ -141,16 +145,28 @@ class Config(PhaseConfig):
         """Return trained tokens, times the passes of the stack that each takes."""
         imported = self.model.kind == "imported"
         passes = 1 if imported else self.model.max_loops
-        scales = sum(one.steps_scale for one in (self.reasoning, self.memory_integration, self.adaptive_computation))
+        scales = sum(
+            one.steps_scale
+            for one in (self.reasoning, self.memory_integration, self.adaptive_computation)
+        )
         branch = scales * self.branch.steps * self.branch.rows * self.branch.length_tokens * passes
         share = self.trunk.one_pass_share
-        trunk = self.trunk.steps * self.trunk.rows * self.trunk.length_tokens * (share + (1 - share) * passes)
+        trunk = (
+            self.trunk.steps
+            * self.trunk.rows
+            * self.trunk.length_tokens
+            * (share + (1 - share) * passes)
+        )
         longer = branch / 3 if self.baseline else 0
         return branch + (0 if imported else trunk + longer)
 
     def longer_steps(self) -> int:
-        """Return the optimiser steps of the trunk that is trained as long as a specialist: their mean, at least 1."""
-        return max(round(sum(self.branch_steps(name) for name in SPECIALISTS) / len(SPECIALISTS)), 1)
+        """Return the optimiser steps of the trunk that is trained as long as a specialist: their
+        mean, at least 1.
+        """
+        return max(
+            round(sum(self.branch_steps(name) for name in SPECIALISTS) / len(SPECIALISTS)), 1
+        )
 
     def branch_steps(self, name: str) -> int:
         """Return the optimiser steps of specialist `name`."""

@@ -1,7 +1,8 @@
-"""The baseline of equal budget: the trunk, trained as long as a specialist on its own mix, on the specialists' probes.
+"""The baseline of equal budget: the trunk, trained as long as a specialist on its own mix, on the
+specialists' probes.
 
-What a specialist gains over it is due to its data and settings, not to more steps. Gains are paired: nats per trained
-token of the same held-out items, with a bootstrap interval over them.
+What a specialist gains over it is due to its data and settings, not to more steps. Gains are
+paired: nats per trained token of the same held-out items, with a bootstrap interval over them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ from agent_forge.phases.cognate import Config
 from agent_forge.phases.cognate.probes import OWN_PROBE, probe_rows, recall_items, row_items
 
 NAME = "trunk, trained as long"
-Losses = dict[str, list[float]]  # {"losses": nats of each item, "tokens": trained tokens of each item}
+Losses = dict[
+    str, list[float]
+]  # {"losses": nats of each item, "tokens": trained tokens of each item}
 
 
 def own_items(
@@ -35,18 +38,26 @@ def own_items(
 
 
 def gain(ours: Losses, other: Losses, seed: int) -> tuple[float, float, float]:
-    """Return (nats per token that `ours` is below `other`, low, high) over the same items, paired."""
+    """Return (nats per token that `ours` is below `other`, low, high) over the same items,
+    paired.
+    """
     saved, tokens = np.subtract(other["losses"], ours["losses"]), np.asarray(ours["tokens"])
     low, high = evaluate.bootstrap_interval(saved, tokens, seed=seed)
     return float(saved.sum() / tokens.sum()), low, high
 
 
-def compared(items: Mapping[str, Mapping[str, Losses]], rival: Mapping[str, Losses], config: Config) -> str:
-    """Return the gains of the specialists over the trunk that was trained as long, or why there are none."""
+def compared(
+    items: Mapping[str, Mapping[str, Losses]], rival: Mapping[str, Losses], config: Config
+) -> str:
+    """Return the gains of the specialists over the trunk that was trained as long, or why there are
+    none.
+    """
     if not config.starts_from_nothing():
         return "none ran: an imported trunk has no mix of its own to be trained on"
     if not rival:
-        return "none ran: training the trunk as long as its specialists is off (baseline=true runs it)"
+        return (
+            "none ran: training the trunk as long as its specialists is off (baseline=true runs it)"
+        )
     seed = seed_for(config.seed, "cognate", "longer")
     gains = []
     for name, other in rival.items():

@@ -1,7 +1,9 @@
-"""Low-rank adapters on all linear layers of a model while it is specialised, merged into its weights afterwards.
+"""Low-rank adapters on all linear layers of a model while it is specialised, merged into its
+weights afterwards.
 
-With few rows a whole model forgets what it could; adapters keep a specialisation close to its trunk and train a small
-share of the memory. Source: LoRA, arXiv:2106.09685, by the package peft. The specialist that is written is a plain model.
+With few rows a whole model forgets what it could; adapters keep a specialisation close to its trunk
+and train a small share of the memory. Source: LoRA, arXiv:2106.09685, by the package peft. The
+specialist that is written is a plain model.
 """
 
 from collections.abc import Iterator
@@ -17,10 +19,11 @@ NAME = "specialist"
 
 @contextmanager
 def adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Iterator[None]:
-    """Train adapters of `rank` in place of the weights inside this context; rank 0 trains the weights themselves.
+    """Train adapters of `rank` in place of the weights inside this context; rank 0 trains the
+    weights themselves.
 
-    On leaving, alpha / rank · B A is added to every adapted weight and the adapters are gone. `model` stays the same
-    object of the same class throughout. Raises ConfigError without peft.
+    On leaving, alpha / rank · B A is added to every adapted weight and the adapters are gone.
+    `model` stays the same object of the same class throughout. Raises ConfigError without peft.
     """
     if rank == 0:
         yield
@@ -28,7 +31,9 @@ def adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Iter
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
-        raise ConfigError("branch.lora_rank needs the package peft; pip install 'agent-forge[lora]'") from None
+        raise ConfigError(
+            "branch.lora_rank needs the package peft; pip install 'agent-forge[lora]'"
+        ) from None
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # any number does

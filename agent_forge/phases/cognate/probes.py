@@ -1,8 +1,9 @@
-"""Measure trunk and specialists on the same held-out items: text, reasoning, recall over segments, mixed difficulty.
+"""Measure trunk and specialists on the same held-out items: text, reasoning, recall over segments,
+mixed difficulty.
 
-Each specialist should beat its siblings on its own probe; the table of all against all is in the report. Losses are
-nats per trained token of the validation split. An item's answer counts as right when every token of the reply is the
-likeliest one given those before it.
+Each specialist should beat its siblings on its own probe; the table of all against all is in the
+report. Losses are nats per trained token of the validation split. An item's answer counts as right
+when every token of the reply is the likeliest one given those before it.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,11 @@ from agent_forge.phases.cognate.segments import RecallRows
 
 SPLIT = "validation"
 BATCH_ROWS = 32
-OWN_PROBE = {"reasoning": "reasoning", "memory_integration": "recall", "adaptive_computation": "mixed"}
+OWN_PROBE = {
+    "reasoning": "reasoning",
+    "memory_integration": "recall",
+    "adaptive_computation": "mixed",
+}
 EASY, HARD = 1, mixed.USUAL_STEPS
 
 
@@ -35,9 +40,9 @@ EASY, HARD = 1, mixed.USUAL_STEPS
 class Items:
     """What a probe measured, one entry per item.
 
-    losses: summed nats of the reply's tokens; tokens: how many the reply has; right: 1.0 or 0.0; passes: mean passes of
-    all tokens of the item, question included; answer_passes: mean passes of the reply's tokens. Without passes both
-    are 1.
+    losses: summed nats of the reply's tokens; tokens: how many the reply has; right: 1.0 or 0.0;
+    passes: mean passes of all tokens of the item, question included; answer_passes: mean passes of
+    the reply's tokens. Without passes both are 1.
     """
 
     losses: NDArray[np.float64]
@@ -53,12 +58,18 @@ class Items:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Config) -> dict[str, float]:
+def measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: Config
+) -> dict[str, float]:
     """Return text bits per byte with its interval, and the loss and accuracy of every probe."""
     model.eval()
     context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
     text = evaluate.score(model, tokenizer, ["text"], SPLIT, config.probe_items, context)["text"]
-    found = {"text_bits_per_byte": text.mean, "text_low": text.interval[0], "text_high": text.interval[1]}
+    found = {
+        "text_bits_per_byte": text.mean,
+        "text_low": text.interval[0],
+        "text_high": text.interval[1],
+    }
     for name in ("reasoning", "mixed"):
         rows = probe_rows(name, config, config.probe_items)
         items = row_items(model, tokenizer, rows)
@@ -71,7 +82,9 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: 
             found |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
         found["recall_items"] = len(items.right)
     else:
-        found["recall_loss_nats"] = row_items(model, tokenizer, probe_rows("memory", config, config.probe_items)).loss
+        found["recall_loss_nats"] = row_items(
+            model, tokenizer, probe_rows("memory", config, config.probe_items)
+        ).loss
     return {name: float(value) for name, value in found.items()}
 
 
@@ -80,11 +93,17 @@ def probe_rows(name: str, config: Config, count: int) -> list[dict[str, Any]]:
     seed = seed_for(config.seed, "cognate", "probe")
     if name != "mixed":
         return {"reasoning": reasoning, "memory": memory}[name].rows(count, SPLIT, seed)
-    return [row for level in (EASY, HARD) for row in mixed.rows(-(-count // 2), SPLIT, seed, difficulty=level)]
+    return [
+        row
+        for level in (EASY, HARD)
+        for row in mixed.rows(-(-count // 2), SPLIT, seed, difficulty=level)
+    ]
 
 
 @torch.no_grad()
-def row_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[dict[str, Any]]) -> Items:
+def row_items(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[dict[str, Any]]
+) -> Items:
     """Return what a model makes of the replies of chat rows."""
     encoded = [encode_chat(tokenizer, row["messages"]) for row in rows]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -92,16 +111,24 @@ def row_items(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: 
     for start in range(0, len(rows), BATCH_ROWS):
         part = encoded[start : start + BATCH_ROWS]
         length = max(len(ids) for ids, _ in part)
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row, _ in part], device=model.device)
-        real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in part], device=model.device)
-        mask = torch.tensor([row + [False] * (length - len(row)) for _, row in part], device=model.device)
+        ids = torch.tensor(
+            [row + [pad] * (length - len(row)) for row, _ in part], device=model.device
+        )
+        real = torch.tensor(
+            [[1] * len(row) + [0] * (length - len(row)) for row, _ in part], device=model.device
+        )
+        mask = torch.tensor(
+            [row + [False] * (length - len(row)) for _, row in part], device=model.device
+        )
         output = model(input_ids=ids)
         parts.append(_items(output, ids.masked_fill(~mask, IGNORE), real))
     return _joined(parts)
 
 
 def passes_by_difficulty(rows: Sequence[dict[str, Any]], items: Items) -> dict[str, float]:
-    """Return the mean passes of all tokens of easy and hard rows, and those at which their answers are given."""
+    """Return the mean passes of all tokens of easy and hard rows, and those at which their answers
+    are given.
+    """
     levels = np.asarray([row["difficulty"] for row in rows])
     found = {}
     for name, level in (("easy", EASY), ("hard", HARD)):
@@ -112,9 +139,16 @@ def passes_by_difficulty(rows: Sequence[dict[str, Any]], items: Items) -> dict[s
 
 @torch.no_grad()
 def recall_items(
-    model: CognateForCausalLM, tokenizer: PreTrainedTokenizerFast, config: Config, count: int, *, write: bool
+    model: CognateForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    config: Config,
+    count: int,
+    *,
+    write: bool,
 ) -> Items:
-    """Return what a model makes of questions whose facts lie two segments before, with writes on or off."""
+    """Return what a model makes of questions whose facts lie two segments before, with writes on or
+    off.
+    """
     rows = memory.rows(count, SPLIT, seed_for(config.seed, "cognate", "probe"))
     source = RecallRows(rows, tokenizer, config.recall.segment_tokens)
     text = data.TextSource(config.data, tokenizer, SPLIT)
@@ -142,10 +176,15 @@ def recall_items(
 
 
 def _items(output: Any, labels: Tensor, real: Tensor) -> Items:
-    """Return the items of a batch from logits (B, T, V) and labels (B, T), and real (B, T), 0 on padding."""
+    """Return the items of a batch from logits (B, T, V) and labels (B, T), and real (B, T), 0 on
+    padding.
+    """
     wanted, logits = labels[:, 1:], output.logits[:, :-1].float()
     counted = wanted.ne(IGNORE)
-    losses = functional.cross_entropy(logits.transpose(1, 2), wanted.clamp(min=0), reduction="none") * counted
+    losses = (
+        functional.cross_entropy(logits.transpose(1, 2), wanted.clamp(min=0), reduction="none")
+        * counted
+    )
     right = (logits.argmax(-1).eq(wanted) | ~counted).all(1)
     passes = getattr(output, "passes", None)
     passes = torch.ones_like(labels) if passes is None else passes

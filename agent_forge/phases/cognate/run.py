@@ -1,4 +1,6 @@
-"""Pretrain or take the trunk, branch and train the three specialists, probe all four, write four checkpoints."""
+"""Pretrain or take the trunk, branch and train the three specialists, probe all four, write four
+checkpoints.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -51,7 +53,9 @@ def run(phase: PhaseRun[Config]) -> Report:
     beside = config.baseline and config.starts_from_nothing()
     for name in SPECIALISTS:
         model, losses = specialist(phase, name, trunk)
-        tables[name] = out.remember(f"probe-{name}", partial(measure, model, phase.tokenizer, config))
+        tables[name] = out.remember(
+            f"probe-{name}", partial(measure, model, phase.tokenizer, config)
+        )
         written.append(_write(phase, model, name, tables[name], losses, parents=[written[0]]))
         if beside:
             items[name] = out.remember(
@@ -62,7 +66,9 @@ def run(phase: PhaseRun[Config]) -> Report:
 
 
 def trained_tokenizer(phase: PhaseRun[Config]) -> PreTrainedTokenizerFast:
-    """Return the tokenizer, trained once on text and rendered rows and kept in the phase's state."""
+    """Return the tokenizer, trained once on text and rendered rows and kept in the phase's
+    state.
+    """
     config, directory = phase.config, phase.out.state / "tokenizer"
 
     def train() -> dict[str, str]:
@@ -70,7 +76,9 @@ def trained_tokenizer(phase: PhaseRun[Config]) -> PreTrainedTokenizerFast:
         rows = [
             message["content"]
             for task in (reasoning, memory, tools, mixed)
-            for row in task.rows(config.tokenizer_rows, "train", seed_for(config.seed, "cognate", "tokenizer"))
+            for row in task.rows(
+                config.tokenizer_rows, "train", seed_for(config.seed, "cognate", "tokenizer")
+            )
             for message in row["messages"]
         ]
         texts = [*data.documents(config.data, "train"), *rows]
@@ -109,7 +117,9 @@ def pretrained_trunk(phase: PhaseRun[Config]) -> tuple[CognateForCausalLM, list[
     )  # fmt: skip
     recall_or_plain = loss_over(batches, config)
 
-    def loss_fn(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+    def loss_fn(
+        model: Any, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, Mapping[str, Any]]:
         return recall_or_plain(model, batch, step, loops=1 if step < grow_step else None)
 
     records = learn.train(
@@ -131,8 +141,12 @@ def pretrained_trunk(phase: PhaseRun[Config]) -> tuple[CognateForCausalLM, list[
     return model.eval(), [record.loss for record in records]
 
 
-def specialist(phase: PhaseRun[Config], name: str, trunk: PreTrainedModel) -> tuple[PreTrainedModel, list[float]]:
-    """Return a copy of the trunk trained as specialist `name`, and its loss at every step (nats)."""
+def specialist(
+    phase: PhaseRun[Config], name: str, trunk: PreTrainedModel
+) -> tuple[PreTrainedModel, list[float]]:
+    """Return a copy of the trunk trained as specialist `name`, and its loss at every step
+    (nats).
+    """
     config = phase.config
     settings: SpecialistConfig = getattr(config, name)
     model = copy.deepcopy(trunk)
@@ -145,7 +159,12 @@ def specialist(phase: PhaseRun[Config], name: str, trunk: PreTrainedModel) -> tu
         f"cognate-{name}", settings.mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens,
         segmented=isinstance(model, CognateForCausalLM),
     )  # fmt: skip
-    with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", name)):
+    with adapters(
+        model,
+        branch.lora_rank,
+        branch.lora_alpha,
+        seed_for(config.seed, "cognate", "adapters", name),
+    ):
         records = learn.train(
             model,
             learn.TrainRequest(
@@ -166,22 +185,43 @@ def specialist(phase: PhaseRun[Config], name: str, trunk: PreTrainedModel) -> tu
     return model.eval(), [record.loss for record in records]
 
 
-def _longer(phase: PhaseRun[Config], trunk: Any, tables: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Measure the trunk that is trained as long into `tables`; return its items of every specialist's own probe."""
+def _longer(
+    phase: PhaseRun[Config], trunk: Any, tables: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Measure the trunk that is trained as long into `tables`; return its items of every
+    specialist's own probe.
+    """
     config, tokenizer, out = phase.config, phase.tokenizer, phase.out
     model = longer_trunk(phase, trunk)
     tables[longer.NAME] = out.remember("probe-longer", lambda: measure(model, tokenizer, config))
-    return dict(out.remember("items-longer", lambda: longer.own_items(model, tokenizer, config, SPECIALISTS)))
+    return dict(
+        out.remember(
+            "items-longer", lambda: longer.own_items(model, tokenizer, config, SPECIALISTS)
+        )
+    )
 
 
 def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateForCausalLM:
-    """Return a copy of the trunk trained on with its own mix, for a specialist's mean steps, batches and optimiser."""
+    """Return a copy of the trunk trained on with its own mix, for a specialist's mean steps,
+    batches and optimiser.
+    """
     config = phase.config
     model, branch, steps = copy.deepcopy(trunk), config.branch, config.longer_steps()
     batches = mixed_batches(
-        "cognate-longer", config.trunk.mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens
+        "cognate-longer",
+        config.trunk.mix,
+        config,
+        phase.tokenizer,
+        steps,
+        branch.rows,
+        branch.length_tokens,
     )
-    with adapters(model, branch.lora_rank, branch.lora_alpha, seed_for(config.seed, "cognate", "adapters", "longer")):
+    with adapters(
+        model,
+        branch.lora_rank,
+        branch.lora_alpha,
+        seed_for(config.seed, "cognate", "adapters", "longer"),
+    ):
         learn.train(
             model,
             learn.TrainRequest(
@@ -195,7 +235,10 @@ def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateF
                 seed=config.seed,
                 device=phase.device,
                 dtype=phase.dtype,
-                settings={"mix": dict(config.trunk.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
+                settings={
+                    "mix": dict(config.trunk.mix),
+                    "lora": [branch.lora_rank, branch.lora_alpha],
+                },
             ),
         )
     return model.eval()
@@ -204,10 +247,13 @@ def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateF
 def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
     """Return `loss` of a specialist whose passes get their price at a share of the steps.
 
-    Priced from the start, tokens would leave before the deeper passes had learned what they are for.
+    Priced from the start, tokens would leave before the deeper passes had learned what they are
+    for.
     """
 
-    def priced_loss(model: Any, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Mapping[str, Any]]:
+    def priced_loss(
+        model: Any, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, Mapping[str, Any]]:
         if isinstance(model.config, CognateConfig):
             early = step < settings.ponder_from * steps
             model.config.ponder_cost = 0.0 if early else settings.ponder_cost
@@ -218,11 +264,15 @@ def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
 
 
 def _groups(model: PreTrainedModel, settings: SpecialistConfig) -> list[dict[str, Any]]:
-    """Return what is trained, the halting head apart: its few steps must carry it to sure decisions."""
+    """Return what is trained, the halting head apart: its few steps must carry it to sure
+    decisions.
+    """
     trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     halting = [value for name, value in trained if name.startswith(HALTING)]
     groups = [{"params": [value for name, value in trained if not name.startswith(HALTING)]}]
-    return groups + ([{"params": halting, "lr_scale": settings.halting_lr_scale}] if halting else [])
+    return groups + (
+        [{"params": halting, "lr_scale": settings.halting_lr_scale}] if halting else []
+    )
 
 
 def mixed_batches(
@@ -236,7 +286,9 @@ def mixed_batches(
     *,
     segmented: bool = True,
 ) -> data.Mixture | WithRecall:
-    """Return the batches of a stage. A model without memory (segmented=False) gets recall as ordinary rows."""
+    """Return the batches of a stage. A model without memory (segmented=False) gets recall as
+    ordinary rows.
+    """
 
     def rows_seed(kind: str) -> int:
         return seed_for(config.seed, "cognate", "rows", kind)
@@ -247,10 +299,14 @@ def mixed_batches(
     mixture = None
     if sum(plain.values()) > 0:
         sources = {
-            kind: data.source(kind, config.data, tokenizer, "train", rows_seed(kind), rows=config.generated_rows)
+            kind: data.source(
+                kind, config.data, tokenizer, "train", rows_seed(kind), rows=config.generated_rows
+            )
             for kind in plain
         }
-        mixture = data.Mixture(sources, plain, rows=rows, length_tokens=length_tokens, seed=config.seed, name=name)
+        mixture = data.Mixture(
+            sources, plain, rows=rows, length_tokens=length_tokens, seed=config.seed, name=name
+        )
     if not (segmented and mix.get(KIND, 0.0) > 0):
         assert mixture is not None
         return mixture
@@ -263,18 +319,27 @@ def mixed_batches(
 
 
 def loss_over(batches: data.Mixture | WithRecall, config: Config) -> Any:
-    """Return loss(model, batch, step, loops=None): over segments in steps of recall, else a model's own loss."""
+    """Return loss(model, batch, step, loops=None): over segments in steps of recall, else a model's
+    own loss.
+    """
 
     def loss(
         model: Any, batch: dict[str, Tensor], step: int, loops: int | None = None
     ) -> tuple[Tensor, Mapping[str, Any]]:
         if isinstance(batches, WithRecall) and batches.recalls(step):
             return segment_loss(
-                model, batch["input_ids"], batch["labels"], config.recall, batches.source.pad, loops=loops
+                model,
+                batch["input_ids"],
+                batch["labels"],
+                config.recall,
+                batches.source.pad,
+                loops=loops,
             )
         if loops is None:
             return learn.lm_loss(model, batch, step)
-        found, metrics, _ = cognate_loss.expected_loss(model, batch["input_ids"], batch["labels"], loops=loops)
+        found, metrics, _ = cognate_loss.expected_loss(
+            model, batch["input_ids"], batch["labels"], loops=loops
+        )
         return found, metrics
 
     return loss
@@ -295,8 +360,15 @@ def _write(
         save,
         name=name,
         role="trunk" if name == "trunk" else "specialist",
-        metrics={**probes, "parameters": sum(p.numel() for p in model.parameters()), "steps": len(losses)},
-        extra={"training": {"losses_nats": losses}, "validation": {"split": "validation", **probes}},
+        metrics={
+            **probes,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "steps": len(losses),
+        },
+        extra={
+            "training": {"losses_nats": losses},
+            "validation": {"split": "validation", **probes},
+        },
         deployable_bytes=models.deployable_bytes(model),
         parents=parents,
     )
@@ -304,7 +376,9 @@ def _write(
     return written
 
 
-def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint], baseline: str) -> Report:
+def _report(
+    tables: dict[str, dict[str, float]], written: list[Checkpoint], baseline: str
+) -> Report:
     trunk = tables["trunk"]
     metrics: dict[str, Any] = {
         "trunk_text_bits_per_byte": {
@@ -325,7 +399,10 @@ def _report(tables: dict[str, dict[str, float]], written: list[Checkpoint], base
             }
         )  # fmt: skip
     won = sum(bool(row["beats_siblings"]) for row in own)
-    rows = [{"model": name, **{key: round(value, 4) for key, value in found.items()}} for name, found in tables.items()]
+    rows = [
+        {"model": name, **{key: round(value, 4) for key, value in found.items()}}
+        for name, found in tables.items()
+    ]
     return Report(
         summary=f"Trunk at {trunk['text_bits_per_byte']:.3f} bits per byte; "
         f"{won} of 3 specialists beat their siblings on their own probe.",

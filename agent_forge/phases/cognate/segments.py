@@ -1,8 +1,9 @@
 """Recall over segments: facts, then text, then questions, each a segment that sees no other.
 
-Only written memory can carry an answer across: every segment is a forward pass of its own, without the keys and values
-of those before; memory is written after each segment but the last, and read in the ones that follow. The loss on the
-answers goes through the reads into what was written, and how. Batches of such rows stand between those of a mixture.
+Only written memory can carry an answer across: every segment is a forward pass of its own, without
+the keys and values of those before; memory is written after each segment but the last, and read in
+the ones that follow. The loss on the answers goes through the reads into what was written, and how.
+Batches of such rows stand between those of a mixture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,14 @@ class RecallRows:
     """Rows of facts (data/synthetic/memory), encoded as segments of `segment_tokens`."""
 
     def __init__(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: "PreTrainedTokenizerFast", segment_tokens: int
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: "PreTrainedTokenizerFast",
+        segment_tokens: int,
     ) -> None:
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
         self.segment_tokens = segment_tokens
         found = [self._encoded(row, tokenizer) for row in rows]
         self.rows = [row for row in found if row is not None]
@@ -50,23 +56,34 @@ class RecallRows:
     def _encoded(
         self, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerFast"
     ) -> "tuple[list[int], list[tuple[list[int], list[bool]]]] | None":
-        """Return (facts, one encoded exchange a fact, the row's own question first), or None when one is too long."""
+        """Return (facts, one encoded exchange a fact, the row's own question first), or None when
+        one is too long.
+        """
         facts, _ = encode_chat(tokenizer, [{"role": "user", "content": row["facts"]}])
         asked = []
-        for key, code in sorted(row["pairs"], key=lambda pair: question_text(pair[0]) != row["question"]):
-            turn = [{"role": "user", "content": question_text(key)}, {"role": "assistant", "content": code}]
+        for key, code in sorted(
+            row["pairs"], key=lambda pair: question_text(pair[0]) != row["question"]
+        ):
+            turn = [
+                {"role": "user", "content": question_text(key)},
+                {"role": "assistant", "content": code},
+            ]
             asked.append(encode_chat(tokenizer, turn))
         if len(facts) > self.segment_tokens or len(asked[0][0]) > self.segment_tokens:
             return None
         return facts, asked
 
     def window(
-        self, index: int, filler: "Sequence[NDArray[np.int64]]", generator: np.random.Generator | None = None
+        self,
+        index: int,
+        filler: "Sequence[NDArray[np.int64]]",
+        generator: np.random.Generator | None = None,
     ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-        """Return (ids, labels) of row `index` with segments of text between: ((2 + len(filler)) · segment_tokens,).
+        """Return (ids, labels) of row `index` with segments of text between: ((2 + len(filler)) ·
+        segment_tokens,).
 
-        Facts and text are labelled as text is; of the questions only the answers are. With a generator as many facts
-        as fit are asked for, in any order; without, only the row's own.
+        Facts and text are labelled as text is; of the questions only the answers are. With a
+        generator as many facts as fit are asked for, in any order; without, only the row's own.
         """
         facts, asked = self.rows[index]
         length = self.segment_tokens
@@ -87,10 +104,11 @@ class RecallRows:
 
 
 class WithRecall:
-    """The batches of a mixture, a share of the steps being batches of recall instead; a pure function of step.
+    """The batches of a mixture, a share of the steps being batches of recall instead; a pure
+    function of step.
 
-    A batch of recall has about as many tokens as one of the mixture. Its first `filler_from` share of steps asks right
-    after the facts; then segments of text come between.
+    A batch of recall has about as many tokens as one of the mixture. Its first `filler_from` share
+    of steps asks right after the facts; then segments of text come between.
     """
 
     pure = True
@@ -108,7 +126,13 @@ class WithRecall:
         seed: int,
         name: str,
     ) -> None:
-        self.mixture, self.share, self.source, self.text, self.config = mixture, share, rows, text, config
+        self.mixture, self.share, self.source, self.text, self.config = (
+            mixture,
+            share,
+            rows,
+            text,
+            config,
+        )
         self.steps, self.batch_tokens, self.seed, self.name = steps, batch_tokens, seed, name
 
     def fingerprint(self) -> str:
@@ -126,12 +150,18 @@ class WithRecall:
             assert self.mixture is not None, "a share of 1 makes every step one of recall"
             return self.mixture.batch(step)
         generator = numpy_generator(self.seed, "recall", self.name, step)
-        segments = self.config.filler_segments if step >= self.config.filler_from * self.steps else 0
+        segments = (
+            self.config.filler_segments if step >= self.config.filler_from * self.steps else 0
+        )
         length = self.source.segment_tokens
         windows = []
         for _ in range(max(self.batch_tokens // ((2 + segments) * length), 1)):
             filler = [self.text.take(generator, length)[0] for _ in range(segments)]
-            windows.append(self.source.window(int(generator.integers(len(self.source.rows))), filler, generator))
+            windows.append(
+                self.source.window(
+                    int(generator.integers(len(self.source.rows))), filler, generator
+                )
+            )
         ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*windows, strict=True))
         return {"input_ids": ids, "labels": labels}
 
@@ -146,11 +176,18 @@ def segment_loss(
     loops: int | None = None,
     write: bool = True,
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """Return the loss of the last segment plus `context_weight` times the mean of the others'; and the last's metrics.
+    """Return the loss of the last segment plus `context_weight` times the mean of the others'; and
+    the last's metrics.
 
     input_ids, labels: (rows, segments · segment_tokens). Memory is carried over when `write`.
     """
-    parts = list(zip(input_ids.split(config.segment_tokens, 1), labels.split(config.segment_tokens, 1), strict=True))
+    parts = list(
+        zip(
+            input_ids.split(config.segment_tokens, 1),
+            labels.split(config.segment_tokens, 1),
+            strict=True,
+        )
+    )
     memory: MemoryState | None = None
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
@@ -161,4 +198,6 @@ def segment_loss(
         )  # fmt: skip
         losses.append(loss)
     context = torch.stack(losses[:-1]).mean()
-    return losses[-1] + config.context_weight * context, {f"recall_{name}": value for name, value in metrics.items()}
+    return losses[-1] + config.context_weight * context, {
+        f"recall_{name}": value for name, value in metrics.items()
+    }

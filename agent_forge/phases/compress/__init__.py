@@ -1,11 +1,13 @@
-"""Compress a model for shipping: every tensor gets the codec and rate that cost least for what they lose.
+"""Compress a model for shipping: every tensor gets the codec and rate that cost least for what they
+lose.
 
-Calibration text gives each tensor's second-order sensitivity: the loss of an error ΔW is estimated as
-½ Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ, with g from labels drawn from the model itself (its true Fisher information). Each
-tensor is coded by every candidate; a Lagrangian picks one per tensor, under a byte budget or a floor on measured quality.
-`mode: stacked` runs SeedLM, VPTQ and Hyper one after another instead, for comparison: it only adds their losses.
-Reads sources[0], any Hugging Face causal LM; writes a compressed checkpoint that `from_pretrained` opens and runs.
-Sources: Martens and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham and Gersho 1988 (allocation).
+Calibration text gives each tensor's second-order sensitivity: the loss of an error ΔW is estimated
+as ½ Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ, with g from labels drawn from the model itself (its true Fisher
+information). Each tensor is coded by every candidate; a Lagrangian picks one per tensor, under a
+byte budget or a floor on measured quality. `mode: stacked` runs SeedLM, VPTQ and Hyper one after
+another instead, for comparison: it only adds their losses. Reads sources[0], any Hugging Face
+causal LM; writes a compressed checkpoint that `from_pretrained` opens and runs. Sources: Martens
+and Grosse 2015, arXiv:1503.05671 (Kronecker factors); Shoham and Gersho 1988 (allocation).
 """
 
 from dataclasses import dataclass
@@ -67,7 +69,9 @@ class BudgetConfig:
 
 @dataclass(slots=True, kw_only=True)
 class CodecConfig:
-    """What each tensor is offered. An entry is {codec: NAME, setting: value, ...} with the codec's own settings."""
+    """What each tensor is offered. An entry is {codec: NAME, setting: value, ...} with the codec's
+    own settings.
+    """
 
     candidates: list[dict[str, Any]]
     uncalibrated: dict[str, Any]
@@ -76,7 +80,9 @@ class CodecConfig:
 
 @dataclass(slots=True, kw_only=True)
 class RecoverConfig:
-    """Recovery after coding, first block by block, then end to end: scales of rows and uncoded parameters learn."""
+    """Recovery after coding, first block by block, then end to end: scales of rows and uncoded
+    parameters learn.
+    """
 
     block_steps: CountOrNone
     block_windows: Count
@@ -89,7 +95,9 @@ class RecoverConfig:
 
 @dataclass(slots=True, kw_only=True)
 class CurveConfig:
-    """Further files that are written, reloaded and measured, none kept: bytes against quality against speed."""
+    """Further files that are written, reloaded and measured, none kept: bytes against quality
+    against speed.
+    """
 
     enabled: bool
     bytes_ratios: list[PositiveShare]
@@ -98,7 +106,9 @@ class CurveConfig:
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
         if self.enabled and not self.bytes_ratios:
-            raise ConfigError("--curve needs at least one size; try curve.bytes_ratios=[0.05,0.07,0.1,0.14,0.2]")
+            raise ConfigError(
+                "--curve needs at least one size; try curve.bytes_ratios=[0.05,0.07,0.1,0.14,0.2]"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,10 +129,14 @@ class Config(PhaseConfig):
     def validate(self) -> None:
         """Check settings that depend on each other. Raises ConfigError."""
         if self.mode == "stacked" and self.curve.enabled:
-            raise ConfigError("--curve needs mode=allocate: stacked codecs give one file, whatever the budget")
+            raise ConfigError(
+                "--curve needs mode=allocate: stacked codecs give one file, whatever the budget"
+            )
 
     def work_tokens(self) -> float:
-        """Return the calibration's passes and those that measure allocations; coding itself is not in it."""
+        """Return the calibration's passes and those that measure allocations; coding itself is not
+        in it.
+        """
         calibration = self.calibration.windows * self.calibration.length_tokens
         measured = self.measure.windows * self.measure.length_tokens * len(self.calibration.mix) / 3
         files = len(self.curve.bytes_ratios) if self.curve.enabled else 0
@@ -147,6 +161,10 @@ PHASE = Phase(
     copies=3.0,
     example="budget.quality_floor=0 budget.bytes_ratio=0.1",
     flags=(
-        Flag("curve", "Also measure bytes against quality against speed, at curve.bytes_ratios.", "curve.enabled=true"),
+        Flag(
+            "curve",
+            "Also measure bytes against quality against speed, at curve.bytes_ratios.",
+            "curve.enabled=true",
+        ),
     ),
 )

@@ -1,9 +1,10 @@
 """Recover block by block: what is free in a coded block learns to give the parent block's outputs.
 
-Free are the scales of coded rows, norms and biases. Blocks go from first to last: each reads what the coded blocks before
-it give, and aims at what the parent's block gives in the parent, so that it also takes back what they lost. A block is the
-member of the model's stack (anatomy/stack.py); what it is called with is recorded from whole passes, so any architecture
-will do, looped ones too. Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
+Free are the scales of coded rows, norms and biases. Blocks go from first to last: each reads what
+the coded blocks before it give, and aims at what the parent's block gives in the parent, so that it
+also takes back what they lost. A block is the member of the model's stack (anatomy/stack.py); what
+it is called with is recorded from whole passes, so any architecture will do, looped ones too.
+Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
 """
 
 import torch
@@ -37,8 +38,8 @@ def align(
 ) -> dict[str, tuple[float, float]]:
     """Train the free parameters of each block of `student` in place; windows: (n, length) int64.
 
-    Returns the error of each block before and after, relative to its output. A block that is done is read back after a
-    kill. A block whose error did not fall keeps its values.
+    Returns the error of each block before and after, relative to its output. A block that is done
+    is read back after a kill. A block whose error did not fall keeps its values.
     """
     errors = {}
     names = coded_blocks(student)
@@ -48,8 +49,13 @@ def align(
         free = {key: p for key, p in block.named_parameters() if p.requires_grad}
 
         def trained(name: str = name, free: dict[str, nn.Parameter] = free) -> dict[str, Tensor]:
-            before, after = _train_block(parent, student, name, list(free.values()), windows, config)
-            return {**{key: p.detach().cpu() for key, p in free.items()}, "errors": torch.tensor([before, after])}
+            before, after = _train_block(
+                parent, student, name, list(free.values()), windows, config
+            )
+            return {
+                **{key: p.detach().cpu() for key, p in free.items()},
+                "errors": torch.tensor([before, after]),
+            }
 
         found = out.remember_tensors(f"{STAGE}-{index:03}", trained)
         with torch.no_grad():
@@ -57,7 +63,9 @@ def align(
                 parameter.copy_(found[key])
         before, after = found["errors"].tolist()
         errors[name] = (before, after)
-        events.progress(STAGE, index + 1, len(names), {"error_before": before, "error_after": after})
+        events.progress(
+            STAGE, index + 1, len(names), {"error_before": before, "error_after": after}
+        )
     return errors
 
 
@@ -91,17 +99,22 @@ def _train_block(
 
 
 def _pass(model: PreTrainedModel, name: str, ids: Tensor) -> tuple[list[Call], list[Tensor]]:
-    """Return what a block is called with in one pass over ids (length,), and what it gives, a call each."""
+    """Return what a block is called with in one pass over ids (length,), and what it gives, a call
+    each.
+    """
     looped = getattr(model.config, "max_loops", 1) > 1
     ids = ids[None].to(model.device)
     with torch.no_grad():
-        return recorded_calls(model, model.get_submodule(name), once=not looped, input_ids=ids, use_cache=False)
+        return recorded_calls(
+            model, model.get_submodule(name), once=not looped, input_ids=ids, use_cache=False
+        )
 
 
 def _loss(block: nn.Module, calls: list[Call], targets: list[Tensor]) -> Tensor:
     """Return the squared error of each token's output over its own square, averaged.
 
-    The next norm divides by a token's size as well; without that, an attention sink outweighs the rest.
+    The next norm divides by a token's size as well; without that, an attention sink outweighs the
+    rest.
     """
     total = torch.zeros((), device=targets[0].device)
     for (arguments, named), target in zip(

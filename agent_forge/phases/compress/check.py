@@ -4,5 +4,7 @@ from agent_forge.phases.compress import Config, offers
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError when a candidate names no codec, or a setting or value that it does not have."""
+    """Raise ConfigError when a candidate names no codec, or a setting or value that it does not
+    have.
+    """
     offers.check(config)

@@ -1,4 +1,6 @@
-"""Find the allocation: at a byte budget straight away, at a quality floor by measuring allocations along the hull."""
+"""Find the allocation: at a byte budget straight away, at a quality floor by measuring allocations
+along the hull.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +22,15 @@ HULL_PRICES = 400  # prices tried between the dearest and the cheapest choice
 
 def picked(offers: Mapping[str, list[Offer]], choice: Choice) -> dict[str, Payload]:
     """Return the payload that the choice takes of each tensor."""
-    return {name: options[i].payload(name) for (name, options), i in zip(offers.items(), choice, strict=True)}
+    return {
+        name: options[i].payload(name)
+        for (name, options), i in zip(offers.items(), choice, strict=True)
+    }
 
 
-def build(model: PreTrainedModel, offers: Mapping[str, list[Offer]], choice: Choice) -> PreTrainedModel:
+def build(
+    model: PreTrainedModel, offers: Mapping[str, list[Offer]], choice: Choice
+) -> PreTrainedModel:
     """Return a compressed copy of `model`; the model itself stays as it is."""
     return compressed.compress(light_copy(model, offers), picked(offers, choice))
 
@@ -40,7 +47,9 @@ def hull(tensors: Sequence[Sequence[Option]], max_seed_blocks: int) -> list[Choi
     prices = [0.0, float("inf")]
     if slopes:
         low, high = math.log(min(slopes)) - 0.1, math.log(max(slopes)) + 0.1
-        prices[1:1] = [math.exp(low + (high - low) * i / (HULL_PRICES - 1)) for i in range(HULL_PRICES)]
+        prices[1:1] = [
+            math.exp(low + (high - low) * i / (HULL_PRICES - 1)) for i in range(HULL_PRICES)
+        ]
     choices: list[Choice] = []
     for price in prices:
         choice = allocate.at_price(tensors, price, max_seed_blocks=max_seed_blocks)
@@ -56,10 +65,11 @@ def smallest_above_floor(
     config: Config,
     events: EventLog,
 ) -> tuple[Choice, list[dict[str, Any]]]:
-    """Return the smallest measured choice whose quality is at the floor or above, and all points measured.
+    """Return the smallest measured choice whose quality is at the floor or above, and all points
+    measured.
 
-    Bisects the hull, taking quality as falling with bytes. When no measured choice reaches the floor, the largest is
-    taken with a warning: the gate decides.
+    Bisects the hull, taking quality as falling with bytes. When no measured choice reaches the
+    floor, the largest is taken with a warning: the gate decides.
     """
     floor, points = config.budget.quality_floor, []
     low, high, best = 0, len(choices) - 1, None

@@ -1,6 +1,8 @@
-"""The curve of a model: bytes against quality against tokens per second, one written and reloaded file per point.
+"""The curve of a model: bytes against quality against tokens per second, one written and reloaded
+file per point.
 
-Speed is that of generation as the agent does it: the packed engine where it computes the model, torch elsewhere.
+Speed is that of generation as the agent does it: the packed engine where it computes the model,
+torch elsewhere.
 """
 
 import shutil
@@ -36,8 +38,8 @@ def points(
 ) -> list[dict[str, Any]]:
     """Return a row for each of `curve.bytes_ratios`, largest first, without recovery.
 
-    fixed_bytes: size of the file beside the coded tensors. A ratio that the candidates cannot reach is left
-    out with a warning.
+    fixed_bytes: size of the file beside the coded tensors. A ratio that the candidates cannot reach
+    is left out with a warning.
     """
     config, out, events = phase.config, phase.out, phase.events
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
@@ -47,12 +49,16 @@ def points(
     ratios = sorted(config.curve.bytes_ratios, reverse=True)
     for index, ratio in enumerate(ratios):
         try:
-            choice = allocate.within_budget(tensors, int(ratio * fp32) - fixed_bytes, max_seed_blocks=seeds)
+            choice = allocate.within_budget(
+                tensors, int(ratio * fp32) - fixed_bytes, max_seed_blocks=seeds
+            )
         except ConfigError as error:
             events.warning(f"curve: no point at {ratio} of fp32: {error}")
             continue
         if choice == previous:
-            events.message(f"curve: {ratio} of fp32 holds the same file as the ratio before; no further point")
+            events.message(
+                f"curve: {ratio} of fp32 holds the same file as the ratio before; no further point"
+            )
             continue
         previous = choice
 
@@ -61,7 +67,9 @@ def points(
             shutil.rmtree(directory, ignore_errors=True)
             models.save(choose.build(model, coded, choice), None, directory)
             size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-            figures = measure.quality(measure.losses(models.load(directory, device=model.device), windows), parent)
+            figures = measure.quality(
+                measure.losses(models.load(directory, device=model.device), windows), parent
+            )
             fast = causal.open_model(directory, device=model.device)
             prompt = next(iter(windows.values()))[0][0, :PROMPT_TOKENS].tolist()
             return {
@@ -87,7 +95,9 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, floa
 
 
 def tokens_per_second(model: Any, prompt: list[int], tokens: int) -> float:
-    """Return the speed of greedy generation with a cache after `prompt`, one sequence, the prompt's own time included."""
+    """Return the speed of greedy generation with a cache after `prompt`, one sequence, the prompt's
+    own time included.
+    """
     with torch.no_grad():
         models.generate(model, [prompt], max_new_tokens=1, stop_ids=[])
         began = time.perf_counter()

@@ -1,4 +1,6 @@
-"""Say before work starts what compress will reach of a model, or why it cannot work on it. Reads config.json alone."""
+"""Say before work starts what compress will reach of a model, or why it cannot work on it. Reads
+config.json alone.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -40,7 +42,9 @@ def reach_line(model: Any, names: Iterable[str]) -> str:
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     reached = [parameters.get(name, parameters.get(f"{name}.weight")) for name in names]
-    return counted(model, [one for one in reached if one is not None]).line(f"{len(reached)} coded tensors reach")
+    return counted(model, [one for one in reached if one is not None]).line(
+        f"{len(reached)} coded tensors reach"
+    )
 
 
 def _check_lengths(config: Config, model_config: Any) -> None:

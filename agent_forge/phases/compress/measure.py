@@ -24,13 +24,19 @@ Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (wi
 def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> Windows:
     """Return `measure.windows` windows of each kind of `calibration.mix` from `split`.
 
-    Raises ConfigError when a kind has not one scored token in its windows: its quality would be 0/0.
+    Raises ConfigError when a kind has not one scored token in its windows: its quality would be
+    0/0.
     """
     found = {}
     for kind in sorted(kind for kind, weight in config.calibration.mix.items() if weight > 0):
-        source = data.source(kind, config.data, tokenizer, split, config.seed, rows=8 * config.measure.windows)
+        source = data.source(
+            kind, config.data, tokenizer, split, config.seed, rows=8 * config.measure.windows
+        )
         generator = numpy_generator(config.seed, "compress", "measure", split, kind)
-        taken = [source.take(generator, config.measure.length_tokens) for _ in range(config.measure.windows)]
+        taken = [
+            source.take(generator, config.measure.length_tokens)
+            for _ in range(config.measure.windows)
+        ]
         ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*taken, strict=True))
         if not bool((labels[:, 1:] != IGNORE).any()):
             raise ConfigError(
@@ -44,13 +50,17 @@ def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> 
 
 @torch.no_grad()
 def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
-    """Return for each kind (tokens, 3) float32: loss in nats of every labelled token, the top-1 token, and its window."""
+    """Return for each kind (tokens, 3) float32: loss in nats of every labelled token, the top-1
+    token, and its window.
+    """
     model.eval()
     found = {}
     for kind, (ids, labels) in windows.items():
         parts: list[Tensor] = []
         rows = _windows_at_once(model, *ids.shape)
-        for index, (batch, target) in enumerate(zip(ids.split(rows), labels.split(rows), strict=True)):
+        for index, (batch, target) in enumerate(
+            zip(ids.split(rows), labels.split(rows), strict=True)
+        ):
             logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float()
             target = target[:, 1:].to(logits.device)
             scored = target != IGNORE
@@ -62,7 +72,9 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
 
 
 def _windows_at_once(model: PreTrainedModel, count: int, length_tokens: int) -> int:
-    """Return how many of `count` windows to score at once: on an accelerator as its memory allows."""
+    """Return how many of `count` windows to score at once: on an accelerator as its memory
+    allows.
+    """
     per_window = length_tokens * int(model.config.get_text_config().vocab_size)
     if model.device.type == "cpu":
         return max(1, CPU_LOGITS // per_window)
@@ -70,12 +82,13 @@ def _windows_at_once(model: PreTrainedModel, count: int, length_tokens: int) -> 
 
 
 def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the child's figures by kind, and `quality`: the lowest exp(-rise of the loss) over the kinds.
+    """Return the child's figures by kind, and `quality`: the lowest exp(-rise of the loss) over the
+    kinds.
 
-    exp(-rise) is the parent's perplexity over the child's. It is asked of every kind, so a tool call that
-    the parent is sure of is not traded for text. `quality_low` and `quality_high` are its 95% interval.
-    A child whose loss is not finite keeps 0. Raises PhaseError when the parent's is not, or when a kind
-    has no token.
+    exp(-rise) is the parent's perplexity over the child's. It is asked of every kind, so a tool
+    call that the parent is sure of is not traded for text. `quality_low` and `quality_high` are its
+    95% interval. A child whose loss is not finite keeps 0. Raises PhaseError when the parent's is
+    not, or when a kind has no token.
     """
     figures: dict[str, Any] = {}
     intervals = {}
@@ -89,7 +102,9 @@ def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[s
         rises = rises.nan_to_num(nan=torch.inf, posinf=torch.inf)
         rise, half = float(rises.mean()), _half_interval(rises, parent[kind][:, 2].long())
         figures[f"{kind}_kept"] = _kept(rise)
-        figures[f"{kind}_top1_kept"] = round(float((child[kind][:, 1] == parent[kind][:, 1]).double().mean()), 5)
+        figures[f"{kind}_top1_kept"] = round(
+            float((child[kind][:, 1] == parent[kind][:, 1]).double().mean()), 5
+        )
         intervals[kind] = (_kept(rise + half), _kept(rise - half))
     worst = min(parent, key=lambda kind: figures[f"{kind}_kept"])
     figures["quality"] = figures[f"{worst}_kept"]
@@ -104,7 +119,8 @@ def _kept(rise: float) -> float:
 
 
 def _half_interval(rises: Tensor, windows: Tensor) -> float:
-    """Return half the 95% interval of the mean of rises (tokens,): windows are drawn, their tokens hang together.
+    """Return half the 95% interval of the mean of rises (tokens,): windows are drawn, their tokens
+    hang together.
 
     One window alone says nothing of the spread: the interval is then infinite.
     """

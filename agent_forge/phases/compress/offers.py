@@ -1,7 +1,8 @@
-"""Code every tensor by every candidate: bytes and estimated loss of each, kept in the workspace for a restart.
+"""Code every tensor by every candidate: bytes and estimated loss of each, kept in the workspace for
+a restart.
 
-A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One that calibration never reached gets the
-`uncalibrated` candidate, for nothing says what an error there would cost.
+A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One that calibration
+never reached gets the `uncalibrated` candidate, for nothing says what an error there would cost.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,8 @@ Candidate = Mapping[str, Any]
 class Offer:
     """One tensor coded one way; its bytes stay on disk until they are asked for.
 
-    stored, key: where they lie in the workspace. size_bytes: how many. distortion: nats a token, estimated.
+    stored, key: where they lie in the workspace. size_bytes: how many. distortion: nats a token,
+    estimated.
     """
 
     label: str
@@ -56,12 +58,18 @@ class Offer:
                 f"the codes of {where} in {self.out.state} are gone or damaged; run `forge compress` again"
             )
 
-        return payload.read(self.out.remember_tensors(self.stored, lost)[self.key].numpy().tobytes(), where)
+        return payload.read(
+            self.out.remember_tensors(self.stored, lost)[self.key].numpy().tobytes(), where
+        )
 
 
 def quantisable(model: PreTrainedModel, config: Config) -> dict[str, Tensor]:
-    """Return the tensors that will be coded. Raises PhaseError when there is none, before any long work."""
-    tensors = {name: t for name, t in coded_tensors(model).items() if t.numel() >= config.codec.min_weights}
+    """Return the tensors that will be coded. Raises PhaseError when there is none, before any long
+    work.
+    """
+    tensors = {
+        name: t for name, t in coded_tensors(model).items() if t.numel() >= config.codec.min_weights
+    }
     if not tensors:
         raise PhaseError(
             f"{type(model).__name__} has nothing to compress: no linear, embedding or other matrix of at least "
@@ -71,12 +79,18 @@ def quantisable(model: PreTrainedModel, config: Config) -> dict[str, Tensor]:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError when a candidate names no codec or a setting that it has not, before any long work."""
+    """Raise ConfigError when a candidate names no codec or a setting that it has not, before any
+    long work.
+    """
     if not config.codec.candidates:
-        raise ConfigError("codec.candidates is empty; name at least one, for example [{codec: intk, bits: 4}]")
+        raise ConfigError(
+            "codec.candidates is empty; name at least one, for example [{codec: intk, bits: 4}]"
+        )
     for candidate in [*config.codec.candidates, config.codec.uncalibrated]:
         if "codec" not in candidate:
-            raise ConfigError(f"codec.candidates: {dict(candidate)} has no `codec`; known: {', '.join(codecs.names())}")
+            raise ConfigError(
+                f"codec.candidates: {dict(candidate)} has no `codec`; known: {', '.join(codecs.names())}"
+            )
         codecs.settings(candidate["codec"], _settings(candidate, config, 1))
 
 
@@ -88,7 +102,8 @@ def all_offers(
     out: Workspace,
     events: EventLog,
 ) -> dict[str, list[Offer]]:
-    """Return each tensor's offers, a tensor at a time. What an earlier, killed run had coded is read back.
+    """Return each tensor's offers, a tensor at a time. What an earlier, killed run had coded is
+    read back.
 
     Several offers of one large tensor are coded at once, by as many processes as torch has threads.
     """
@@ -138,7 +153,9 @@ def _candidates(matrix: Tensor, group: int, known: bool, config: Config) -> Sequ
 
 
 def _settings(candidate: Candidate, config: Config, weights: int) -> dict[str, Any]:
-    """Return the codec's settings. A candidate's `loss` is the whole model's; the codec wants a weight's share of it."""
+    """Return the codec's settings. A candidate's `loss` is the whole model's; the codec wants a
+    weight's share of it.
+    """
     settings = {key: value for key, value in candidate.items() if key != "codec"}
     if candidate["codec"] == "vptq":
         settings.setdefault("codebook", config.codebook)
@@ -159,15 +176,21 @@ def _encode(
 
     def coded(candidate: Candidate) -> tuple[bytes, float, float]:
         settings = _settings(candidate, config, weights)
-        done, decoded = codecs.encode_and_decode(candidate["codec"], matrix, settings, hessian, importance)
+        done, decoded = codecs.encode_and_decode(
+            candidate["codec"], matrix, settings, hessian, importance
+        )
         assert done.relative_error is not None
         return done.data, sensitivity.distortion(decoded - matrix), done.relative_error
 
     results = pool.map(coded, candidates, matrix.numel())
     tensors = {
-        f"data-{i}": torch.frombuffer(bytearray(data), dtype=torch.uint8) for i, (data, _, _) in enumerate(results)
+        f"data-{i}": torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        for i, (data, _, _) in enumerate(results)
     }
-    return {**tensors, "figures": torch.tensor([figures for _, *figures in results], dtype=torch.float64)}
+    return {
+        **tensors,
+        "figures": torch.tensor([figures for _, *figures in results], dtype=torch.float64),
+    }
 
 
 def _read_back(
@@ -180,13 +203,24 @@ def _read_back(
 ) -> list[Offer]:
     figures = stored["figures"].tolist()
     offers = [
-        Offer(label(one), one["codec"], out, file, f"data-{i}", shape, len(stored[f"data-{i}"]), *figures[i])
+        Offer(
+            label(one),
+            one["codec"],
+            out,
+            file,
+            f"data-{i}",
+            shape,
+            len(stored[f"data-{i}"]),
+            *figures[i],
+        )
         for i, one in enumerate(candidates)
     ]
     limit = config.hyper_ratio * 2 * shape[0] * shape[1]
     kept = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
     if not kept:
-        raise ConfigError(f"hyper_ratio={config.hyper_ratio} leaves no candidate; raise it or offer another codec")
+        raise ConfigError(
+            f"hyper_ratio={config.hyper_ratio} leaves no candidate; raise it or offer another codec"
+        )
     return kept
 
 
@@ -197,7 +231,9 @@ def stacked(
     out: Workspace,
     events: EventLog,
 ) -> dict[str, list[Offer]]:
-    """Return one offer a tensor: SeedLM's output coded by VPTQ, and that by Hyper, with settings from the candidates."""
+    """Return one offer a tensor: SeedLM's output coded by VPTQ, and that by Hyper, with settings
+    from the candidates.
+    """
     stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]
     offers: dict[str, list[Offer]] = {}
     for index, (name, tensor) in enumerate(tensors.items()):
@@ -209,7 +245,18 @@ def stacked(
         )
         file, shape = f"stacked-{index:04}", (matrix.shape[0], matrix.shape[1])
         size, figures = len(stored["data-0"]), stored["figures"][0].tolist()
-        offers[name] = [Offer(" then ".join(map(label, stages)), "hyper", out, file, "data-0", shape, size, *figures)]
+        offers[name] = [
+            Offer(
+                " then ".join(map(label, stages)),
+                "hyper",
+                out,
+                file,
+                "data-0",
+                shape,
+                size,
+                *figures,
+            )
+        ]
         events.progress("code", index + 1, len(tensors))
     return offers
 
@@ -221,10 +268,14 @@ def _encode_stacked(
     importance, hessian = sensitivity.curvature() or (None, None)
     for stage in stages:
         settings = _settings(stage, config, 1)
-        coded, current = codecs.encode_and_decode(stage["codec"], current, settings, hessian, importance)
+        coded, current = codecs.encode_and_decode(
+            stage["codec"], current, settings, hessian, importance
+        )
         data = coded.data
     relative = float((current - matrix).square().sum() / matrix.square().sum().clamp_min(1e-30))
-    figures = torch.tensor([[sensitivity.distortion(current - matrix), relative]], dtype=torch.float64)
+    figures = torch.tensor(
+        [[sensitivity.distortion(current - matrix), relative]], dtype=torch.float64
+    )
     return {"data-0": torch.frombuffer(bytearray(data), dtype=torch.uint8), "figures": figures}
 
 
@@ -232,4 +283,6 @@ def _first(config: Config, codec: str) -> Candidate:
     for candidate in config.codec.candidates:
         if candidate["codec"] == codec:
             return candidate
-    raise ConfigError(f"mode=stacked needs a {codec} entry in codec.candidates; add {{codec: {codec}}}")
+    raise ConfigError(
+        f"mode=stacked needs a {codec} entry in codec.candidates; add {{codec: {codec}}}"
+    )

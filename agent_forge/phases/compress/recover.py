@@ -1,8 +1,9 @@
-"""Recover what coding lost: scales of coded rows and all that stayed float learn, block by block and then end to end.
+"""Recover what coding lost: scales of coded rows and all that stayed float learn, block by block
+and then end to end.
 
-Codes do not change, so neither does the rate: a row's scale is a factor on one output of a linear, or on one token's
-embedding, and is written back into the payload. Reads the parent and the chosen payloads; gives new payloads and the
-values of the parameters that are not coded.
+Codes do not change, so neither does the rate: a row's scale is a factor on one output of a linear,
+or on one token's embedding, and is written back into the payload. Reads the parent and the chosen
+payloads; gives new payloads and the values of the parameters that are not coded.
 """
 
 import copy
@@ -19,7 +20,12 @@ from agent_forge.codecs.payload import Payload
 from agent_forge.core.events import EventLog
 from agent_forge.learn import Batches
 from agent_forge.models import compressed
-from agent_forge.models.compressed import Coded, CompressedEmbedding, CompressedLinear, coded_modules
+from agent_forge.models.compressed import (
+    Coded,
+    CompressedEmbedding,
+    CompressedLinear,
+    coded_modules,
+)
 from agent_forge.phases.compress import RecoverConfig, blockwise
 
 STAGE = "recover"
@@ -38,10 +44,12 @@ def recovered(
     seed: int,
     dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, dict[str, Payload]]:
-    """Return a dense copy of `parent` with the trained uncoded parameters, and payloads with the trained scales.
+    """Return a dense copy of `parent` with the trained uncoded parameters, and payloads with the
+    trained scales.
 
-    windows: (n, length) int64, for the blocks; batches: for the whole model. `compressed.compress` of the two results is
-    the recovered model. Both stages survive a kill (see blockwise.align and learn.train).
+    windows: (n, length) int64, for the blocks; batches: for the whole model. `compressed.compress`
+    of the two results is the recovered model. Both stages survive a kill (see blockwise.align and
+    learn.train).
     """
     student = compressed.compress(light_copy(parent, picked), picked)
     parameters = trainable(student, picked)
@@ -74,7 +82,9 @@ class AsParent:
     def __init__(self, parent: PreTrainedModel) -> None:
         self.parent, self.teachers = parent, [parent]
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Return the KL of a batch in nats a token."""
         del step
         ids = batch["input_ids"]
@@ -86,19 +96,28 @@ class AsParent:
 
 
 def light_copy(model: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:
-    """Return a copy that shares with `model` the tensors named, which `compressed.compress` will put codes in place of."""
+    """Return a copy that shares with `model` the tensors named, which `compressed.compress` will
+    put codes in place of.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    shared = [parameters[name] if name in parameters else parameters[f"{name}.weight"] for name in coded]
+    shared = [
+        parameters[name] if name in parameters else parameters[f"{name}.weight"] for name in coded
+    ]
     return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
 
 
 def trainable(student: PreTrainedModel, picked: Mapping[str, Payload]) -> list[nn.Parameter]:
-    """Give every coded layer with stored scales a gain a row, and return those gains and what stayed float."""
+    """Give every coded layer with stored scales a gain a row, and return those gains and what
+    stayed float.
+    """
     own = [p for p in student.parameters() if p.requires_grad]
     modules = coded_modules(student)
     gains = []
     for name, module in modules.items():
-        if name in picked and codecs.scaled(picked[name], torch.ones(picked[name].shape[0])) is not None:
+        if (
+            name in picked
+            and codecs.scaled(picked[name], torch.ones(picked[name].shape[0])) is not None
+        ):
             gains.append(nn.Parameter(torch.ones(picked[name].shape[0], device=student.device)))
             module.register_parameter(GAIN, gains[-1])
     for module in modules.values():
@@ -109,7 +128,9 @@ def trainable(student: PreTrainedModel, picked: Mapping[str, Payload]) -> list[n
 
 
 def _times_gain(module: Coded, holder: Coded) -> Callable[..., Tensor]:
-    """Return a hook that multiplies a layer's rows by the gains of the layer that holds its weight."""
+    """Return a hook that multiplies a layer's rows by the gains of the layer that holds its
+    weight.
+    """
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         gain: Tensor = holder.get_parameter(GAIN)
@@ -135,7 +156,9 @@ def rescaled(student: PreTrainedModel, picked: Mapping[str, Payload]) -> dict[st
 
 
 @torch.no_grad()
-def _dense_copy(parent: PreTrainedModel, student: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:
+def _dense_copy(
+    parent: PreTrainedModel, student: PreTrainedModel, coded: Iterable[str]
+) -> PreTrainedModel:
     """Return a light copy of `parent` whose uncoded parameters are those of `student`."""
     dense, coded = light_copy(parent, coded), set(coded)
     trained = dict(student.named_parameters())

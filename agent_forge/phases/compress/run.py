@@ -1,4 +1,6 @@
-"""Run the compress phase: calibrate, code every tensor by every candidate, choose, write, score what was written."""
+"""Run the compress phase: calibrate, code every tensor by every candidate, choose, write, score
+what was written.
+"""
 
 import shutil
 from pathlib import Path
@@ -16,10 +18,20 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models import compressed, conv1d
 from agent_forge.models.compressed import coded_modules
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.compress import Config, choose, curve, fits, measure, offers, recover, sensitivity
+from agent_forge.phases.compress import (
+    Config,
+    choose,
+    curve,
+    fits,
+    measure,
+    offers,
+    recover,
+    sensitivity,
+)
 from agent_forge.phases.compress.offers import Offer
 
-# What a tensor takes in the header of a safetensors file beside its name and numbers: "N.payload":{"dtype":"BF16", ...},
+# What a tensor takes in the header of a safetensors file beside its name and numbers:
+# "N.payload":{"dtype":"BF16", ...},
 HEADER_WORDS_BYTES = 60
 
 ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into one
@@ -28,8 +40,8 @@ ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into
 def run(phase: PhaseRun[Config]) -> Report:
     """Read sources[0], write the compressed checkpoint.
 
-    Raises CheckpointError without a parent or when it is compressed already, PhaseError when it has nothing to
-    compress, ConfigError when a candidate or the budget cannot be honoured.
+    Raises CheckpointError without a parent or when it is compressed already, PhaseError when it has
+    nothing to compress, ConfigError when a candidate or the budget cannot be honoured.
     """
     config, out, events = phase.config, phase.out, phase.events
     if not phase.sources:
@@ -38,11 +50,15 @@ def run(phase: PhaseRun[Config]) -> Report:
     source, tokenizer = phase.sources[0], phase.tokenizer
     model = models.load(source, device=phase.device)
     if coded_modules(model):
-        raise CheckpointError(f"{source.path} is compressed already; give compress the checkpoint before it")
+        raise CheckpointError(
+            f"{source.path} is compressed already; give compress the checkpoint before it"
+        )
     conv1d.unfold(model)
     tensors = offers.quantisable(model, config)
     events.message(fits.reach_line(model, tensors))
-    search, validation = (measure.held_out(config, tokenizer, split) for split in ("search", "validation"))
+    search, validation = (
+        measure.held_out(config, tokenizer, split) for split in ("search", "validation")
+    )
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
     calibration, counts = calibration_windows(config, tokenizer)
     sensitivities = sensitivity.remembered(
@@ -73,7 +89,11 @@ def run(phase: PhaseRun[Config]) -> Report:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
         found = curve.points(phase, model, coded, options, fixed, validation, before)
-        report.tables[curve.TITLE], report.plots, extra = found, curve.plots(found), {"curve": found}
+        report.tables[curve.TITLE], report.plots, extra = (
+            found,
+            curve.plots(found),
+            {"curve": found},
+        )
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
         metrics=report.metrics,
@@ -87,7 +107,9 @@ def run(phase: PhaseRun[Config]) -> Report:
 def _elsewhere(
     phase: PhaseRun[Config], parent: PreTrainedModel, child: PreTrainedModel
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return metrics and a table of what the child keeps on kinds of text that are not in the calibration."""
+    """Return metrics and a table of what the child keeps on kinds of text that are not in the
+    calibration.
+    """
     config = phase.config
     items = config.measure.unseen_items
     before, after = (
@@ -97,23 +119,36 @@ def _elsewhere(
     return evaluate.kept_elsewhere(before, after, config.gate.samples, config.seed)
 
 
-def calibration_windows(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return calibration windows (n, length) int64 of the train split, and the counts of each token in more of them."""
+def calibration_windows(
+    config: Config, tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return calibration windows (n, length) int64 of the train split, and the counts of each token
+    in more of them.
+    """
     settings = config.calibration
 
     def drawn(windows: int, name: str) -> torch.Tensor:
-        return _mixture(config, tokenizer, windows, settings.length_tokens, name).batch(0)["input_ids"]
+        return _mixture(config, tokenizer, windows, settings.length_tokens, name).batch(0)[
+            "input_ids"
+        ]
 
     windows = drawn(settings.windows, "compress")
-    more = drawn(settings.count_windows, "compress-count") if settings.count_windows else windows[:0]
+    more = (
+        drawn(settings.count_windows, "compress-count") if settings.count_windows else windows[:0]
+    )
     return windows, torch.bincount(torch.cat([windows, more]).flatten()).float()
 
 
-def _mixture(config: Config, tokenizer: PreTrainedTokenizerFast, rows: int, length: int, name: str) -> data.Mixture:
+def _mixture(
+    config: Config, tokenizer: PreTrainedTokenizerFast, rows: int, length: int, name: str
+) -> data.Mixture:
     """Return batches of `rows` windows of the train split, in the calibration's mix."""
     mix = {kind: weight for kind, weight in config.calibration.mix.items() if weight > 0}
     drawn = ROWS_PER_WINDOW * config.calibration.windows
-    sources = {k: data.source(k, config.data, tokenizer, "train", config.seed, rows=drawn) for k in sorted(mix)}
+    sources = {
+        k: data.source(k, config.data, tokenizer, "train", config.seed, rows=drawn)
+        for k in sorted(mix)
+    }
     return data.Mixture(sources, mix, rows=rows, length_tokens=length, seed=config.seed, name=name)
 
 
@@ -124,13 +159,17 @@ def _built(
     coded: dict[str, list[Offer]],
     choice: Choice,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Return the compressed model, recovered when the settings ask for it, and a row of the report per tensor."""
+    """Return the compressed model, recovered when the settings ask for it, and a row of the report
+    per tensor.
+    """
     config = phase.config
     picked = choose.picked(coded, choice)
     dense = model
     if config.recover.steps or config.recover.block_steps:
         settings = config.recover
-        batches = _mixture(config, phase.tokenizer, settings.rows, settings.length_tokens, recover.STAGE)
+        batches = _mixture(
+            config, phase.tokenizer, settings.rows, settings.length_tokens, recover.STAGE
+        )
         dense, picked = recover.recovered(
             model, picked, calibration, batches, settings, phase.out, phase.events,
             seed=config.seed, dtype=phase.dtype,
@@ -155,21 +194,31 @@ def _choose(
     parent: dict[str, torch.Tensor],
     fp32_bytes: int,
 ) -> tuple[Choice, list[dict[str, Any]]]:
-    """Return the allocation and the rate-quality points that were measured on the way (search split)."""
+    """Return the allocation and the rate-quality points that were measured on the way (search
+    split).
+    """
     config, out = phase.config, phase.out
     tensors = [[offer.option() for offer in options] for options in coded.values()]
     total_weights = sum(options[0].shape[0] * options[0].shape[1] for options in coded.values())
-    max_seeds = int(config.seed_ratio * total_weights) if config.mode == "allocate" else total_weights
+    max_seeds = (
+        int(config.seed_ratio * total_weights) if config.mode == "allocate" else total_weights
+    )
 
     def measured(choice: Choice) -> dict[str, Any]:
         out.check_stop()
         size = allocate.total_bytes(tensors, choice)
         name = "point-" + "-".join(map(str, choice)) if len(choice) < 40 else f"point-{size}"
-        return out.remember(name, lambda: _point(model, coded, choice, search, parent, size, total_weights, tensors))
+        return out.remember(
+            name, lambda: _point(model, coded, choice, search, parent, size, total_weights, tensors)
+        )
 
     if config.budget.bytes_ratio > 0 or config.mode == "stacked":
         fixed = _fixed_bytes(config, model, coded, fp32_bytes)
-        budget = int(config.budget.bytes_ratio * fp32_bytes) - fixed if config.mode == "allocate" else 2**62
+        budget = (
+            int(config.budget.bytes_ratio * fp32_bytes) - fixed
+            if config.mode == "allocate"
+            else 2**62
+        )
         if budget <= 0:
             raise ConfigError(
                 f"budget.bytes_ratio={config.budget.bytes_ratio} is below the {fixed:,} bytes of what is not coded and "
@@ -181,20 +230,33 @@ def _choose(
     return choose.smallest_above_floor(choices, tensors, measured, config, phase.events)
 
 
-def _fixed_bytes(config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int) -> int:
+def _fixed_bytes(
+    config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int
+) -> int:
     """Return the bytes of a file beside the coded tensors, at most."""
     shapes = [options[0].shape for options in coded.values()]
-    fixed = fp32_bytes - 4 * sum(rows * columns for rows, columns in shapes) + header_bytes(model, fp32_bytes)
-    if config.recover.steps or config.recover.block_steps:  # trained scales compress a little worse than fitted ones
+    fixed = (
+        fp32_bytes
+        - 4 * sum(rows * columns for rows, columns in shapes)
+        + header_bytes(model, fp32_bytes)
+    )
+    if (
+        config.recover.steps or config.recover.block_steps
+    ):  # trained scales compress a little worse than fitted ones
         fixed += sum(rows for rows, _ in shapes) // 2
     return fixed
 
 
 def header_bytes(model: PreTrainedModel, fp32_bytes: int) -> int:
-    """Return the bytes of a compressed file's header, at most: for each tensor its name, type, shape and place."""
+    """Return the bytes of a compressed file's header, at most: for each tensor its name, type,
+    shape and place.
+    """
     digits = len(str(fp32_bytes))
     tensors = models.storage.stored_tensors(model)
-    return 16 + sum(len(name) + HEADER_WORDS_BYTES + 3 * digits + 2 * tensor.ndim for name, tensor in tensors.items())
+    return 16 + sum(
+        len(name) + HEADER_WORDS_BYTES + 3 * digits + 2 * tensor.ndim
+        for name, tensor in tensors.items()
+    )
 
 
 def _point(
@@ -228,7 +290,9 @@ def _report(
     parent: Checkpoint,
 ) -> Report:
     size = sum(file.stat().st_size for file in packed.glob("*.safetensors"))
-    memory = sum(t.numel() * t.element_size() for t in [*reloaded.parameters(), *reloaded.buffers()])
+    memory = sum(
+        t.numel() * t.element_size() for t in [*reloaded.parameters(), *reloaded.buffers()]
+    )
     by_codec = dict[str, int]()
     for row in rows:
         height, width = map(int, row["shape"].split("x"))
@@ -249,7 +313,10 @@ def _report(
         f"{parent.manifest.deployable_bytes:,}; quality {figures['quality']:.3f} of the parent's (perplexity, worst kind); "
         f"bits per byte kept on text that was not in the calibration: {evaluate.kept_text(figures)}"
     )
-    shares = [{"codec": name, "weights": n, "share": round(n / total, 4)} for name, n in sorted(by_codec.items())]
+    shares = [
+        {"codec": name, "weights": n, "share": round(n / total, 4)}
+        for name, n in sorted(by_codec.items())
+    ]
     tables = {
         "rate and quality (search split)": sorted(points, key=lambda p: -p["bytes"]),
         "weights by codec": shares,

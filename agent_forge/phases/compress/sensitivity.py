@@ -1,15 +1,17 @@
 """How much the loss rises when a tensor changes: second-order estimates from calibration windows.
 
-A linear layer used N times over T tokens, with inputs x and output gradients g, costs
-½ N/T Σ_o E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding the same with its rows' counts and E[g gᵀ]; any other
-tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from the model, not from the text;
-the output head needs none of them, its E[g²] is E[p (1 - p)]. How often a token comes may be counted on far more text than
-the windows, for no model has to read it; one that was never seen counts as often as the share of tokens seen once says
-(Good and Turing: Good 1953, doi:10.1093/biomet/40.3-4.237). A share of the weight of rows goes to text of unknown kind
+A linear layer used N times over T tokens, with inputs x and output gradients g, costs ½ N/T Σ_o
+E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding the same with its rows' counts and E[g gᵀ];
+any other tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from
+the model, not from the text; the output head needs none of them, its E[g²] is E[p (1 - p)]. How
+often a token comes may be counted on far more text than the windows, for no model has to read it;
+one that was never seen counts as often as the share of tokens seen once says (Good and Turing: Good
+1953, doi:10.1093/biomet/40.3-4.237). A share of the weight of rows goes to text of unknown kind
 (`with_other_text`), so that no row of embedding or head is left with next to nothing.
 
-The sums Σ x xᵀ of all layers together can be larger than the model. `measure` holds those of a part of the layers at a time
-and lets the windows pass forward once more for each further part; gradients are needed in the first pass alone.
+The sums Σ x xᵀ of all layers together can be larger than the model. `measure` holds those of a part
+of the layers at a time and lets the windows pass forward once more for each further part; gradients
+are needed in the first pass alone.
 """
 
 import math
@@ -30,15 +32,19 @@ from agent_forge.core.seeds import torch_generator
 from agent_forge.models.compressed import as_matrix, coded_tensors, tied_modules
 from agent_forge.models.scaled_embedding import scale_of
 
-# Least importance of a row, as a share of the mean row's: text other than the calibration's uses other rows.
+# Least importance of a row, as a share of the mean row's: text other than the calibration's uses
+# other rows.
 ROW_FLOOR = 0.02
-# Ids before Zipf's law holds: a byte-level alphabet comes first in a vocabulary, in no order of frequency.
+# Ids before Zipf's law holds: a byte-level alphabet comes first in a vocabulary, in no order of
+# frequency.
 ZIPF_OFFSET = 256
 
 
 @dataclass(slots=True)
 class Use:
-    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in); together nats per token."""
+    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in);
+    together nats per token.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -49,7 +55,9 @@ class Sensitivity:
     """Second-order loss model of one tensor; empty when the windows never reached it."""
 
     uses: list[Use] = field(default_factory=list)
-    fisher: Tensor | None = None  # (rows, columns), for tensors that are neither linear nor embedding
+    fisher: Tensor | None = (
+        None  # (rows, columns), for tensors that are neither linear nor embedding
+    )
 
     @property
     def known(self) -> bool:
@@ -67,7 +75,10 @@ class Sensitivity:
     def of(cls, tensors: Mapping[str, Tensor]) -> "Sensitivity":
         """Return the sensitivity that `tensors` gave."""
         count = sum(name.startswith("rows-") for name in tensors)
-        return cls([Use(tensors[f"rows-{i}"], tensors[f"columns-{i}"]) for i in range(count)], tensors.get("fisher"))
+        return cls(
+            [Use(tensors[f"rows-{i}"], tensors[f"columns-{i}"]) for i in range(count)],
+            tensors.get("fisher"),
+        )
 
     def to(self, device: torch.device) -> "Sensitivity":
         """Return the same on `device`."""
@@ -75,17 +86,20 @@ class Sensitivity:
         return Sensitivity(uses, None if self.fisher is None else self.fisher.to(device))
 
     def distortion(self, error: Tensor) -> float:
-        """Return the estimated rise of the loss in nats per token for an error (rows, columns) of the weights."""
+        """Return the estimated rise of the loss in nats per token for an error (rows, columns) of
+        the weights.
+        """
         total = sum(float(use.rows @ ((error @ use.columns) * error).sum(1)) for use in self.uses)
         if self.fisher is not None:
             total += float((self.fisher * error.square()).sum())
         return 0.5 * max(total, 0.0)
 
     def curvature(self) -> tuple[Tensor, Tensor] | None:
-        """Return (rows, columns (in, in)) whose product stands for the second derivative in nats per token, or None.
+        """Return (rows, columns (in, in)) whose product stands for the second derivative in nats
+        per token, or None.
 
-        Several uses, and a Fisher matrix without structure, are replaced by the product that agrees with them in every
-        row's trace and in the sum over rows.
+        Several uses, and a Fisher matrix without structure, are replaced by the product that agrees
+        with them in every row's trace and in the sum over rows.
         """
         if self.fisher is not None:
             rows, columns = self.fisher.mean(1), torch.diag(self.fisher.mean(0))
@@ -101,7 +115,9 @@ class Sensitivity:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running sums over all uses of one module. second: inputs of a linear, gradients of an embedding; None: not held."""
+    """Running sums over all uses of one module. second: inputs of a linear, gradients of an
+    embedding; None: not held.
+    """
 
     rows: Tensor  # Σ g² of a linear's outputs, or token counts of an embedding
     second: Tensor | None = None
@@ -110,7 +126,9 @@ class _Sums:
 
 
 class Collector:
-    """Hooks that gather Σ x xᵀ and Σ g² of linears and embeddings while windows pass forth and back."""
+    """Hooks that gather Σ x xᵀ and Σ g² of linears and embeddings while windows pass forth and
+    back.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.sums: dict[str, _Sums] = {}
@@ -124,9 +142,12 @@ class Collector:
         hooks: list[tuple[nn.Module, After]] = []
         for name, module in model.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                self.sums[name] = _Sums(torch.zeros(len(module.weight), device=module.weight.device))
+                self.sums[name] = _Sums(
+                    torch.zeros(len(module.weight), device=module.weight.device)
+                )
                 hooks.append((module, self._forward_hook(self.sums[name])))
-                # Gradients of outputs are needed, not of weights: that saves a third of the work, and their memory.
+                # Gradients of outputs are needed, not of weights: that saves a third of the work,
+                # and their memory.
                 if module.weight.requires_grad:
                     module.weight.requires_grad_(False)
                     self._frozen.append(module.weight)
@@ -140,7 +161,9 @@ class Collector:
         """Make room for Σ x xᵀ of the modules `names`."""
         for name in names:
             weight = model.get_parameter(f"{name}.weight")
-            self.sums[name].second = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+            self.sums[name].second = torch.zeros(
+                weight.shape[1], weight.shape[1], device=weight.device
+            )
 
     def _forward_hook(self, sums: _Sums) -> After:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -156,7 +179,9 @@ class Collector:
             else:
                 sums.uses += inputs[0].numel() // inputs[0].shape[-1]
             if output.requires_grad:
-                output.register_hook(lambda gradient: _note_gradient(sums, gradient, embeds, factor))
+                output.register_hook(
+                    lambda gradient: _note_gradient(sums, gradient, embeds, factor)
+                )
             return output
 
         return note
@@ -168,12 +193,16 @@ class Collector:
         return keep
 
     def note_head(self, logits: Tensor, probabilities: Tensor) -> None:
-        """Add E[g²] = p (1 - p) when the logits are a head's very output; a drawn label would only add noise."""
+        """Add E[g²] = p (1 - p) when the logits are a head's very output; a drawn label would only
+        add noise.
+        """
         self._moments.forget()
         for name, output in self.outputs.items():
             if output is logits:
                 self.sums[name].exact = True
-                self.sums[name].rows += (probabilities.sum(0) - probabilities.square().sum(0)).clamp_min_(0)
+                self.sums[name].rows += (
+                    probabilities.sum(0) - probabilities.square().sum(0)
+                ).clamp_min_(0)
         self.outputs.clear()
 
     def note_parameters(self) -> None:
@@ -211,10 +240,11 @@ def measure(
 ) -> Iterator[tuple[str, Sensitivity]]:
     """Yield the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
 
-    counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts. limit_bytes: of the
-    sums Σ x xᵀ held at once, or one tensor's if that is more; the figures are the same at any limit. other_share: of the
-    weight of the rows of embedding and head that goes to text of unknown kind (`with_other_text`).
-    Raises PhaseError when the logits are not finite: a model that is broken already cannot be calibrated.
+    counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts.
+    limit_bytes: of the sums Σ x xᵀ held at once, or one tensor's if that is more; the figures are
+    the same at any limit. other_share: of the weight of the rows of embedding and head that goes to
+    text of unknown kind (`with_other_text`). Raises PhaseError when the logits are not finite: a
+    model that is broken already cannot be calibrated.
     """
     collector = Collector(model)
     model.eval()
@@ -226,18 +256,30 @@ def measure(
                 out.check_stop()
                 ids = window[None].to(model.device)
                 if collector.first:
-                    _forth_and_back(model, ids, collector, torch_generator(seed, "compress", "labels", step))
+                    _forth_and_back(
+                        model, ids, collector, torch_generator(seed, "compress", "labels", step)
+                    )
                 else:
                     with torch.no_grad():
                         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-                events.progress("calibrate", number * len(windows) + step + 1, len(parts) * len(windows))
+                events.progress(
+                    "calibrate", number * len(windows) + step + 1, len(parts) * len(windows)
+                )
             if collector.first:
                 for name in collector.others:
                     square = collector.fisher.pop(name, None)
-                    yield name, Sensitivity(fisher=None if square is None else (square / windows.numel()).cpu())
+                    yield (
+                        name,
+                        Sensitivity(
+                            fisher=None if square is None else (square / windows.numel()).cpu()
+                        ),
+                    )
             collector.first = False
             for name, modules in part.items():
-                yield name, _assembled(model, modules, collector, windows.numel(), counts, other_share)
+                yield (
+                    name,
+                    _assembled(model, modules, collector, windows.numel(), counts, other_share),
+                )
     finally:
         collector.close()
         model.zero_grad(set_to_none=True)
@@ -255,7 +297,10 @@ def _parts(model: PreTrainedModel, limit_bytes: float) -> list[dict[str, list[st
         if isinstance(module, (nn.Linear, nn.Embedding)):
             users.setdefault(shared.get(name, name), []).append(name)
     head = model.get_output_embeddings()
-    first = {n: any(isinstance(modules[u], nn.Embedding) or modules[u] is head for u in users[n]) for n in users}
+    first = {
+        n: any(isinstance(modules[u], nn.Embedding) or modules[u] is head for u in users[n])
+        for n in users
+    }
     parts: list[dict[str, list[str]]] = [{}]
     held = 0
     for name in sorted(users, key=lambda name: not first[name]):
@@ -268,14 +313,19 @@ def _parts(model: PreTrainedModel, limit_bytes: float) -> list[dict[str, list[st
     return parts
 
 
-def _forth_and_back(model: PreTrainedModel, ids: Tensor, collector: Collector, generator: torch.Generator) -> None:
+def _forth_and_back(
+    model: PreTrainedModel, ids: Tensor, collector: Collector, generator: torch.Generator
+) -> None:
     """Pass one window (1, length) forward, and the gradient of a drawn label's loss back."""
     model.zero_grad(set_to_none=True)
     raw = model(input_ids=ids, use_cache=False).logits
-    # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for memory's sake.
+    # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for
+    # memory's sake.
     gradient = raw.detach()[0].float().softmax(-1)
     if not bool(gradient.isfinite().all()):
-        raise PhaseError("the logits on calibration text are not finite; compress a checkpoint that passed its gate")
+        raise PhaseError(
+            "the logits on calibration text are not finite; compress a checkpoint that passed its gate"
+        )
     labels = torch.multinomial(gradient.cpu(), 1, generator=generator).to(gradient.device)
     collector.note_head(raw, gradient)
     gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
@@ -294,12 +344,16 @@ def remembered(
     limit_bytes: float = math.inf,
     other_share: float = 0.0,
 ) -> Callable[[str], Sensitivity]:
-    """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk, a file per tensor."""
+    """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk,
+    a file per tensor.
+    """
     files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
 
     def measured(wanted: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        for name, sensitivity in measure(model, windows, seed, out, events, counts, limit_bytes, other_share):
+        for name, sensitivity in measure(
+            model, windows, seed, out, events, counts, limit_bytes, other_share
+        ):
             if name == wanted:
                 found = sensitivity.tensors()
             elif name in files:
@@ -317,7 +371,8 @@ def remembered(
 def good_turing(counts: Tensor) -> Tensor:
     """Return expected counts (rows,) of seen and unseen tokens; they sum to what was counted.
 
-    The unseen together get as much as was seen once, spread evenly; the seen are scaled down to make room.
+    The unseen together get as much as was seen once, spread evenly; the seen are scaled down to
+    make room.
     """
     unseen, once = counts == 0, float((counts == 1).sum())
     total, missing = float(counts.sum()), int(unseen.sum())
@@ -328,12 +383,14 @@ def good_turing(counts: Tensor) -> Tensor:
 
 
 def with_other_text(rows: Tensor, share: float) -> Tensor:
-    """Return weights (rows,) of tokens of which `share` is spread as Zipf's law has it; their sum stays.
+    """Return weights (rows,) of tokens of which `share` is spread as Zipf's law has it; their sum
+    stays.
 
-    r_i = (1 - share) r̂_i + share Σ r̂ · π_i with π_i ∝ 1 / (i + ZIPF_OFFSET): interpolation with a prior (Jelinek and
-    Mercer 1980), the law in Mandelbrot's form (1953). A vocabulary lists its pieces in the order in which training made
-    them, the most frequent pairs first, so an id stands for the rank in the text that the tokenizer was trained on, which
-    is broader than any calibration. `share` is how much of what the model will read is of no kind in the calibration.
+    r_i = (1 - share) r̂_i + share Σ r̂ · π_i with π_i ∝ 1 / (i + ZIPF_OFFSET): interpolation with a
+    prior (Jelinek and Mercer 1980), the law in Mandelbrot's form (1953). A vocabulary lists its
+    pieces in the order in which training made them, the most frequent pairs first, so an id stands
+    for the rank in the text that the tokenizer was trained on, which is broader than any
+    calibration. `share` is how much of what the model will read is of no kind in the calibration.
     """
     if not share:
         return rows
@@ -358,7 +415,9 @@ def _assembled(
             assert sums.second is not None
             rows = sums.rows
             if isinstance(module, nn.Embedding):
-                rows = _expected_counts(sums.rows, counts if module is model.get_input_embeddings() else None)
+                rows = _expected_counts(
+                    sums.rows, counts if module is model.get_input_embeddings() else None
+                )
             if module is model.get_input_embeddings() or module is model.get_output_embeddings():
                 rows = with_other_text(rows, other_share)
             found.uses.append(Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu()))
@@ -367,7 +426,9 @@ def _assembled(
 
 
 def _expected_counts(seen: Tensor, counts: Tensor | None) -> Tensor:
-    """Return expected counts (rows,) that sum to what the windows `seen` sum to, in the shares of `counts` when given."""
+    """Return expected counts (rows,) that sum to what the windows `seen` sum to, in the shares of
+    `counts` when given.
+    """
     if counts is None:
         return good_turing(seen)
     counts = nn.functional.pad(counts.to(seen), (0, len(seen) - len(counts)))

@@ -1,10 +1,12 @@
-"""Evolve merges of models of one shape: parameter space (how to mix weights) and data-flow space (which layers to run).
+"""Evolve merges of models of one shape: parameter space (how to mix weights) and data-flow space
+(which layers to run).
 
-Candidates are merged in memory from shared task vectors and raced on items of the search split, in this process, a
-process pool or on Ray. The parents, their uniform soup and the greedy soup are members from the start, so the winner is
-never worse than they are on the search fitness; it is judged on the test split, against them and random search.
-Source: Akiba et al. 2024, arXiv:2403.13187. Reads the trunk (first of `sources`, the base that task vectors need) and
-its specialists; writes the winner with its recipe, merge.yaml, and a model card, README.md.
+Candidates are merged in memory from shared task vectors and raced on items of the search split, in
+this process, a process pool or on Ray. The parents, their uniform soup and the greedy soup are
+members from the start, so the winner is never worse than they are on the search fitness; it is
+judged on the test split, against them and random search. Source: Akiba et al. 2024,
+arXiv:2403.13187. Reads the trunk (first of `sources`, the base that task vectors need) and its
+specialists; writes the winner with its recipe, merge.yaml, and a model card, README.md.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,17 @@ from itertools import pairwise
 from typing import Annotated
 
 from agent_forge.config import Phase, PhaseConfig
-from agent_forge.config.limits import MANY, Count, CountOrNone, Fitness, Plugin, PositiveShare, Range, Share, Weight
+from agent_forge.config.limits import (
+    MANY,
+    Count,
+    CountOrNone,
+    Fitness,
+    Plugin,
+    PositiveShare,
+    Range,
+    Share,
+    Weight,
+)
 from agent_forge.core.errors import ConfigError
 from agent_forge.search.settings import EvolveSettings
 
@@ -57,12 +69,19 @@ class Config(PhaseConfig):
     search: EvolveSettings
 
     def work_tokens(self) -> float:
-        """Return the forward passes over search items, at about 100 tokens per item, as trained tokens."""
+        """Return the forward passes over search items, at about 100 tokens per item, as trained
+        tokens.
+        """
         shares = self.search.race
-        raced = sum(share * 0.5**i for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)]))
+        raced = sum(
+            share * 0.5**i
+            for i, share in enumerate(shares[:1] + [b - a for a, b in pairwise(shares)])
+        )
         candidates = self.search.population + self.search.generations * self.search.children * raced
         final = (self.search.population * self.search.islands + 8) * self.final_items
-        searched = (candidates * self.items * self.search.islands + final) * (2 if self.baseline else 1)
+        searched = (candidates * self.items * self.search.islands + final) * (
+            2 if self.baseline else 1
+        )
         examined = self.test_items * 8  # the winner, four sources, two soups, random search
         return (searched + examined) * len(self.fitness) * 100 / 3
 

@@ -11,7 +11,8 @@ from agent_forge.search.settings import EvolveSettings
 
 
 def greedy_soup(space: GenomeSpace, scorer: Scorer[Genome]) -> Genome:
-    """Return the mean of the sources that a greedy pass keeps: fittest first, each kept where it does no harm.
+    """Return the mean of the sources that a greedy pass keeps: fittest first, each kept where it
+    does no harm.
 
     Chosen on the search split, like everything. Source: Wortsman et al. 2022, arXiv:2203.05482.
     """
@@ -35,9 +36,11 @@ def random_search(
     least_items: int,
     tell: Callable[[int], None],
 ) -> list[Individual[Genome]]:
-    """Return the fittest random genomes, best first, raced like an evolution's from the same first members.
+    """Return the fittest random genomes, best first, raced like an evolution's from the same first
+    members.
 
-    scorer: a new one, so that its count starts at 0; the search ends when it needed `least_items` items.
+    scorer: a new one, so that its count starts at 0; the search ends when it needed `least_items`
+    items.
     """
     found = evolve(
         space, scorer, initial, replace(settings, method="random_search", islands=1), seed,

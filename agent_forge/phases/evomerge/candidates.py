@@ -1,7 +1,7 @@
 """Merge candidates in memory from what they share; write nothing.
 
-A merged candidate stays until its place is needed, so that the next rung of a race finds it: never more than
-`candidates` models are alive.
+A merged candidate stays until its place is needed, so that the next rung of a race finds it: never
+more than `candidates` models are alive.
 """
 
 from collections import OrderedDict
@@ -20,10 +20,16 @@ from agent_forge.phases.evomerge.sources import LayerPath, Sources
 
 
 class Stage:
-    """Turns recipes into models. A model that `show` returned may be overwritten by the next call."""
+    """Turns recipes into models. A model that `show` returned may be overwritten by the next
+    call.
+    """
 
     def __init__(
-        self, sources: Sources, seed: int, candidates: int = 1, between: Callable[[], None] = lambda: None
+        self,
+        sources: Sources,
+        seed: int,
+        candidates: int = 1,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self.sources, self.seed, self.between = sources, seed, between
         self.depth = sources.layers.count if sources.layers else 0
@@ -40,17 +46,23 @@ class Stage:
 
     @property
     def scalable(self) -> bool:
-        """Say whether the input of a layer can be scaled by scaling what layers write (see merge.methods.dfs).
+        """Say whether the input of a layer can be scaled by scaling what layers write (see
+        merge.methods.dfs).
 
-        That needs pre-norm layers (two norms, or three in Cognate) whose writers have the known names.
+        That needs pre-norm layers (two norms, or three in Cognate) whose writers have the known
+        names.
         """
         stack = find_layers(self.sources.weights[self.sources.labels[0]].forms)
         if stack is None or not self.layers:
             return False
         rests = [
-            place[1] for name in self.sources.weights[self.sources.labels[0]].forms if (place := stack.split(name))
+            place[1]
+            for name in self.sources.weights[self.sources.labels[0]].forms
+            if (place := stack.split(name))
         ]
-        after_norms = any("feedforward_layernorm" in rest or "post_self_attn" in rest for rest in rests)
+        after_norms = any(
+            "feedforward_layernorm" in rest or "post_self_attn" in rest for rest in rests
+        )
         return not after_norms and all(any(writer in rest for rest in rests) for writer in WRITERS)
 
     def plan(self, recipe: Recipe) -> MergePlan:
@@ -58,7 +70,9 @@ class Stage:
         return make_plan(recipe, self.sources.weights)
 
     def show(self, recipe: Recipe, key: str) -> PreTrainedModel:
-        """Return the merged model, in the dtype of the search. `key`: what names the candidate; it may still be here."""
+        """Return the merged model, in the dtype of the search. `key`: what names the candidate; it
+        may still be here.
+        """
         if key in self.alive:
             self.alive.move_to_end(key)
             return self.alive[key][1]
@@ -93,7 +107,9 @@ class Stage:
         return None if resize_config(content, path) == content else path
 
     def _place(self, path: LayerPath) -> tuple[LayerPath, PreTrainedModel]:
-        """Return a model of the wanted layers to merge into: a new one while there is room, else the stalest."""
+        """Return a model of the wanted layers to merge into: a new one while there is room, else
+        the stalest.
+        """
         if len(self.alive) >= self.candidates:
             alike = next((key for key, (other, _) in self.alive.items() if other == path), None)
             if alike is not None:

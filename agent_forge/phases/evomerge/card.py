@@ -1,6 +1,8 @@
-"""What goes beside the winner's weights: merge.yaml, which mergekit reads, and README.md, the model card.
+"""What goes beside the winner's weights: merge.yaml, which mergekit reads, and README.md, the model
+card.
 
-Both are functions of the search alone: no time, host or absolute path, so the same search gives the same bytes.
+Both are functions of the search alone: no time, host or absolute path, so the same search gives the
+same bytes.
 """
 
 from typing import Any
@@ -15,7 +17,9 @@ RECIPE_FILE, CARD_FILE = "merge.yaml", "README.md"
 
 
 def recipe_text(recipe: Recipe, dtype: str, seed: int) -> str:
-    """Return the recipe as YAML that mergekit reads, from the directory that holds the models it names."""
+    """Return the recipe as YAML that mergekit reads, from the directory that holds the models it
+    names.
+    """
     return (
         f"# The merge that made this model ({recipe.method}). Paths are relative to the directory that holds the sources.\n"
         f"# Random masks, where the method has any, are those of seed {seed}.\n"
@@ -29,7 +33,8 @@ def card_text(
 ) -> str:  # fmt: skip
     """Return the model card: what it is, how it was found, what it scored, where it comes from.
 
-    tested: gains and losses on the test split, with intervals. search: figures of the search, name -> value.
+    tested: gains and losses on the test split, with intervals. search: figures of the search, name
+    -> value.
     """
     head = {"base_model": labels, "tags": ["merge", "evomerge"], "pipeline_tag": "text-generation"}
     merged = yaml.safe_dump(recipe.to_mergekit(dtype), sort_keys=False)
@@ -43,7 +48,10 @@ def card_text(
         for row in tested["gains"]
     ]
     tasks = [task for task in config.fitness if task in tested["gains"][0]]
-    losses = [[name, *(_interval(found[task], "") for task in tasks)] for name, found in tested["losses"].items()]
+    losses = [
+        [name, *(_interval(found[task], "") for task in tasks)]
+        for name, found in tested["losses"].items()
+    ]
     lineage = [
         [label, source.manifest.phase, source.manifest.role, source.id]
         for label, source in zip(labels, sources, strict=True)

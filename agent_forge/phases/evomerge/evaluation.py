@@ -1,6 +1,8 @@
-"""What a worker does with a candidate: merge it in memory, and measure the loss of each item of the search split.
+"""What a worker does with a candidate: merge it in memory, and measure the loss of each item of the
+search split.
 
-The task travels to workers by pickle: paths, rows and settings, never weights. Each worker maps the models once.
+The task travels to workers by pickle: paths, rows and settings, never weights. Each worker maps the
+models once.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from agent_forge.search.evaluator import Measure, Spans
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateTask:
-    """Measure candidates on `rows`. device: "cpu", or an accelerator type, of which each worker takes its own."""
+    """Measure candidates on `rows`. device: "cpu", or an accelerator type, of which each worker
+    takes its own.
+    """
 
     sources: list[str]
     scratch: str
@@ -37,14 +41,21 @@ class CandidateTask:
         set_threads(self.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         checkpoints = [checkpoint.open(path, verify=False) for path in self.sources]
-        opened = open_sources(checkpoints, Path(self.scratch), self._device(worker), pick_dtype(self.dtype))
+        opened = open_sources(
+            checkpoints, Path(self.scratch), self._device(worker), pick_dtype(self.dtype)
+        )
         stage = Stage(opened, self.mask_seed, candidates)
         space = GenomeSpace(self.merge, opened.labels, stage.layers, stage.scalable)
 
         def measure(genome: Genome, key: str, spans: Spans) -> list[list[float]]:
             model = stage.show(space.recipe(genome), key)
             return [
-                [float(nats) for nats in evaluate.row_nll(model, self.rows[start:stop], self.batch_tokens)[:, 0]]
+                [
+                    float(nats)
+                    for nats in evaluate.row_nll(model, self.rows[start:stop], self.batch_tokens)[
+                        :, 0
+                    ]
+                ]
                 for start, stop in spans
             ]
 

@@ -1,8 +1,10 @@
-"""Fitness in nats: how well a candidate keeps or improves the trunk's loss on text and generated tasks.
+"""Fitness in nats: how well a candidate keeps or improves the trunk's loss on text and generated
+tasks.
 
-Retention of a task is the trunk's loss over the candidate's (both per token); fitness is the weighted mean of its
-logarithms, less a penalty where a task falls below the floor. A smooth loss on shared items tells candidates apart with
-far fewer tokens than accuracy does. Items are interleaved, so any prefix holds all tasks in equal numbers.
+Retention of a task is the trunk's loss over the candidate's (both per token); fitness is the
+weighted mean of its logarithms, less a penalty where a task falls below the floor. A smooth loss on
+shared items tells candidates apart with far fewer tokens than accuracy does. Items are interleaved,
+so any prefix holds all tasks in equal numbers.
 """
 
 import math
@@ -24,7 +26,8 @@ from agent_forge.phases.evomerge import Config
 from agent_forge.search.race import ScoringRule
 
 MaskedRow = tuple[list[int], list[bool]]
-# Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all others.
+# Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all
+# others.
 SMOOTHING_NATS = 0.01
 WORST = -1e9  # fitness of a candidate whose loss is not finite
 
@@ -33,9 +36,9 @@ WORST = -1e9  # fitness of a candidate whose loss is not finite
 class Yardstick:
     """Items of one split and what is made of their losses.
 
-    tasks: names in order; item i belongs to task i % len(tasks). rows: (ids, mask) of each item; tokens: how many it
-    scores; forms: what it asks, however worded; clusters: the number of its cluster. trunk_nats: the trunk's summed
-    loss of each item, once it is measured.
+    tasks: names in order; item i belongs to task i % len(tasks). rows: (ids, mask) of each item;
+    tokens: how many it scores; forms: what it asks, however worded; clusters: the number of its
+    cluster. trunk_nats: the trunk's summed loss of each item, once it is measured.
     """
 
     tasks: list[str]
@@ -72,7 +75,11 @@ class Yardstick:
         places = slice(task, len(nats), len(self.tasks))
         tokens = float(self.tokens[places].sum())
         ours, trunk = (sum(values[places]) / tokens for values in (list(nats), self.trunk_nats))
-        return math.log((trunk + SMOOTHING_NATS) / (ours + SMOOTHING_NATS)) if math.isfinite(ours) else WORST
+        return (
+            math.log((trunk + SMOOTHING_NATS) / (ours + SMOOTHING_NATS))
+            if math.isfinite(ours)
+            else WORST
+        )
 
     def fitness(self, nats: Sequence[float]) -> float:
         """Return the fitness on the first len(nats) items; 0 is the trunk's, higher is better."""
@@ -83,10 +90,11 @@ class Yardstick:
         return float(np.average(logs, weights=self.weights)) - self.floor_penalty * short
 
     def difference(self, nats: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-        """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item by item.
+        """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item
+        by item.
 
-        The error is that of the linearised log ratio of losses summed over clusters; below the floor the penalty
-        steepens it.
+        The error is that of the linearised log ratio of losses summed over clusters; below the
+        floor the penalty steepens it.
         """
         mean = self.fitness(nats) - self.fitness(other)
         if not (math.isfinite(sum(nats)) and math.isfinite(sum(other))):
@@ -102,16 +110,25 @@ class Yardstick:
             steep = min(self.log_retention(nats, task), self.log_retention(other, task)) < low
             slope = weight / sum(self.weights) + (self.floor_penalty if steep else 0.0)
             ours, theirs = (values + SMOOTHING_NATS * tokens for values in (ours, theirs))
-            pull = slope * len(ours) * (theirs / theirs.sum() - ours / ours.sum())  # of each item on the log ratio
+            pull = (
+                slope * len(ours) * (theirs / theirs.sum() - ours / ours.sum())
+            )  # of each item on the log ratio
             variance += float(pull.var(ddof=1)) / len(ours)
         return mean, math.sqrt(variance)
 
     def gain(
-        self, nats: Sequence[float], other: Sequence[float], floor_penalty: float, samples: int, seed: int
+        self,
+        nats: Sequence[float],
+        other: Sequence[float],
+        floor_penalty: float,
+        samples: int,
+        seed: int,
     ) -> dict[str, Any]:
-        """Return the fitness that `nats` has over `other` on all items, with the paired-bootstrap 95% interval.
+        """Return the fitness that `nats` has over `other` on all items, with the paired-bootstrap
+        95% interval.
 
-        Clusters are resampled within their task. With a penalty of 0 this is the gain in mean log retention.
+        Clusters are resampled within their task. With a penalty of 0 this is the gain in mean log
+        retention.
         """
         count, generator = len(self.tasks), numpy_generator(seed, "evomerge", "bootstrap")
         draws = [self._draws(task, samples, generator) for task in range(count)]
@@ -122,9 +139,9 @@ class Yardstick:
             for task in range(count):
                 numbers = self.clusters[task::count]
                 ours, trunk, tokens = (
-                    evaluate.cluster_sums(list(v[task::count]), self.tokens[task::count], numbers)[0][draws[task]].sum(
-                        1
-                    )
+                    evaluate.cluster_sums(list(v[task::count]), self.tokens[task::count], numbers)[
+                        0
+                    ][draws[task]].sum(1)
                     for v in (values, self.trunk_nats, self.tokens)
                 )
                 kept = np.log(_smooth(trunk, tokens) / _smooth(ours, tokens))
@@ -132,10 +149,17 @@ class Yardstick:
             fitness.append(total)
         gains = fitness[0] - fitness[1]
         bounds = np.percentile(gains[1:], [2.5, 97.5])
-        return {"value": float(gains[0]), "low": float(bounds[0]), "high": float(bounds[1]), "n": len(self.rows)}
+        return {
+            "value": float(gains[0]),
+            "low": float(bounds[0]),
+            "high": float(bounds[1]),
+            "n": len(self.rows),
+        }
 
     def _draws(self, task: int, samples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return (samples + 1, clusters) draws of a task's clusters; the first is the sample itself."""
+        """Return (samples + 1, clusters) draws of a task's clusters; the first is the sample
+        itself.
+        """
         count = len(set(self.clusters[task :: len(self.tasks)].tolist()))
         draws = evaluate.draw_from(generator, count, samples + 1)
         draws[0] = np.arange(count)
@@ -147,7 +171,9 @@ class Yardstick:
         for task, name in enumerate(self.tasks):
             values = np.asarray(nats, np.float64)[task :: len(self.tasks)]
             tokens = self.tokens[task :: len(self.tasks)]
-            clusters = evaluate.cluster_numbers([str(number) for number in self.clusters[task :: len(self.tasks)]])
+            clusters = evaluate.cluster_numbers(
+                [str(number) for number in self.clusters[task :: len(self.tasks)]]
+            )
             found[name] = evaluate.Scores(
                 task=f"{name} loss", version=1, metric="nats per token", higher_is_better=False, chance=math.inf,
                 split=split, items_hash=evaluate.split_hash([ids for ids, _ in self.rows[task :: len(self.tasks)]]),
@@ -160,7 +186,9 @@ class Yardstick:
         return found
 
 
-def make_yardstick(config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int) -> Yardstick:
+def make_yardstick(
+    config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int
+) -> Yardstick:
     """Return the yardstick over `items` items a task of `split` (fewer where the text has fewer).
 
     Raises ConfigError for an unknown task, DataError when the split has no text.
@@ -186,7 +214,8 @@ def make_yardstick(config: Config, tokenizer: PreTrainedTokenizerFast, split: st
 def require_disjoint(**parts: Yardstick) -> None:
     """Raise DataError when an item is in two parts, however it is worded, or twice in one.
 
-    A winner must be chosen and judged on what the search never saw. parts: their names, for the message.
+    A winner must be chosen and judged on what the search never saw. parts: their names, for the
+    message.
     """
     seen: dict[str, str] = {}
     for name, part in parts.items():
@@ -204,7 +233,9 @@ def _items(
 ) -> list[Mapping[str, Any]]:
     """Return distinct items of a task: pieces of text, or rows of a generated task."""
     if name == "text":
-        context = evaluate.EvalContext(data=config.data, seed=seed_for(config.seed, "evomerge"), tokenizer=tokenizer)
+        context = evaluate.EvalContext(
+            data=config.data, seed=seed_for(config.seed, "evomerge"), tokenizer=tokenizer
+        )
         pieces: list[Mapping[str, Any]] = list(text_task.items(split, count, context))
         return pieces
     try:
@@ -218,7 +249,9 @@ def _items(
 
 
 def _encoded(item: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> MaskedRow:
-    """Return ids and mask: every token of a piece of text, the assistant's tokens of a conversation."""
+    """Return ids and mask: every token of a piece of text, the assistant's tokens of a
+    conversation.
+    """
     if "text" not in item:
         return encode_chat(tokenizer, item["messages"])
     ids = tokenizer.encode(item["text"], add_special_tokens=False)

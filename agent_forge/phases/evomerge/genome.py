@@ -1,7 +1,9 @@
-"""A genome and its space: technique, weights over depth for every source, a few scalars, and a layer path.
+"""A genome and its space: technique, weights over depth for every source, a few scalars, and a
+layer path.
 
-All techniques share one layout of genes, so that techniques cross with each other; a technique reads the genes that its
-parameters name. Decoding gives a plain recipe (`agent_forge.merge.Recipe`).
+All techniques share one layout of genes, so that techniques cross with each other; a technique
+reads the genes that its parameters name. Decoding gives a plain recipe
+(`agent_forge.merge.Recipe`).
 """
 
 import hashlib
@@ -21,18 +23,23 @@ from agent_forge.merge.recipe import ModelEntry
 from agent_forge.phases.evomerge import MergeConfig
 
 PATHS = ("passthrough", "dfs")
-# Methods that average whole models take no negative weight; where all are (nearly) 0 at some depth, all count alike.
+# Methods that average whole models take no negative weight; where all are (nearly) 0 at some depth,
+# all count alike.
 LEAST_MEAN_WEIGHT = 1e-3
 FIRST_MOVES = 2  # layers changed in a random path
-GAMMA, EPSILON = [0.0, 0.1], [0.0, 0.2]  # ranges of a dropped top share, and of a spread of keep-probabilities
+GAMMA, EPSILON = (
+    [0.0, 0.1],
+    [0.0, 0.2],
+)  # ranges of a dropped top share, and of a spread of keep-probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class Genome:
     """One candidate. Sources are numbered, 0 is the trunk.
 
-    weights: (sources, anchors). mix: (anchors,), how far a two-model interpolation goes. pair: the two models of one.
-    density: (sources,). path: (source, layer) of each layer; input_scales: one a layer, read at jumps.
+    weights: (sources, anchors). mix: (anchors,), how far a two-model interpolation goes. pair: the
+    two models of one. density: (sources,). path: (source, layer) of each layer; input_scales: one a
+    layer, read at jumps.
     """
 
     technique: str
@@ -57,36 +64,53 @@ class Slot:
 
 
 class GenomeSpace:
-    """Draws, changes and compares genomes over `labels` (trunk first); see `agent_forge.search.population.Space`."""
+    """Draws, changes and compares genomes over `labels` (trunk first); see
+    `agent_forge.search.population.Space`.
+    """
 
     def __init__(self, config: MergeConfig, labels: list[str], layers: int, scalable: bool) -> None:
-        """layers: depth of the models, 0 when layers cannot be rearranged; scalable: whether inputs can be scaled."""
+        """layers: depth of the models, 0 when layers cannot be rearranged; scalable: whether inputs
+        can be scaled.
+        """
         self.config, self.labels, self.layers, self.scalable = config, labels, layers, scalable
-        self.methods: dict[str, Method] = {name: load_method(name).METHOD for name in config.techniques}
+        self.methods: dict[str, Method] = {
+            name: load_method(name).METHOD for name in config.techniques
+        }
         if not layers:
-            self.methods = {name: method for name, method in self.methods.items() if name not in PATHS}
+            self.methods = {
+                name: method for name, method in self.methods.items() if name not in PATHS
+            }
         for name, method in list(self.methods.items()):
             if method.base == "required" and method.models[0] > len(labels) - 1:
                 del self.methods[name]
         if not self.methods:
-            raise ConfigError(f"none of merge.techniques={list(config.techniques)} fits these sources; add linear")
+            raise ConfigError(
+                f"none of merge.techniques={list(config.techniques)} fits these sources; add linear"
+            )
         self.techniques = list(self.methods)
 
-    # -- drawing ------------------------------------------------------------------------------------------------
+    # -- drawing
+    # ------------------------------------------------------------------------------------------------
 
     def parent(self, source: int) -> Genome:
         """Return the genome that is source number `source` itself."""
         technique = self.techniques[0] if set(self.techniques) <= set(PATHS) else "linear"
-        return replace(self._plain(source), technique=technique, weights=self.soup([source]).weights)
+        return replace(
+            self._plain(source), technique=technique, weights=self.soup([source]).weights
+        )
 
     def soup(self, sources: Sequence[int] | None = None) -> Genome:
         """Return the plain mean of some sources (default: of the specialists)."""
         chosen = range(1, len(self.labels)) if sources is None else sources
-        weights = tuple((float(i in chosen),) * self.config.anchors for i in range(len(self.labels)))
+        weights = tuple(
+            (float(i in chosen),) * self.config.anchors for i in range(len(self.labels))
+        )
         return replace(self._plain(1), technique="linear", weights=weights)
 
     def summed(self, technique: str) -> Genome:
-        """Return a task-vector merge whose weights sum to about 2 (where published evolutions end), density a half."""
+        """Return a task-vector merge whose weights sum to about 2 (where published evolutions end),
+        density a half.
+        """
         share = min(max(2.0 / (len(self.labels) - 1), self.config.weight[0]), self.config.weight[1])
         weights = tuple(tuple(share for _ in range(self.config.anchors)) for _ in self.labels)
         return replace(self._plain(1), technique=technique, weights=weights)
@@ -120,7 +144,9 @@ class GenomeSpace:
             weights=tuple((1.0,) * config.anchors for _ in range(count)),
             mix=(0.5,) * config.anchors,
             pair=(0, min(source, count - 1) or 1),
-            density=tuple(min(max(0.5, config.density[0]), config.density[1]) for _ in range(count)),
+            density=tuple(
+                min(max(0.5, config.density[0]), config.density[1]) for _ in range(count)
+            ),
             strength=min(max(1.0, config.strength[0]), config.strength[1]),
             gamma=0.01,
             epsilon=0.1,
@@ -128,12 +154,17 @@ class GenomeSpace:
             input_scales=(1.0,) * self.layers,
         )
 
-    # -- changing -----------------------------------------------------------------------------------------------
+    # -- changing
+    # -----------------------------------------------------------------------------------------------
 
     def mutate(self, genome: Genome, generator: np.random.Generator, strength: float) -> Genome:
-        """Return a changed copy: perhaps another technique, and a step in the genes that the technique reads."""
+        """Return a changed copy: perhaps another technique, and a step in the genes that the
+        technique reads.
+        """
         if generator.random() < 0.2 * strength + 0.05 or genome.technique not in self.techniques:
-            genome = replace(genome, technique=self.techniques[int(generator.integers(len(self.techniques)))])
+            genome = replace(
+                genome, technique=self.techniques[int(generator.integers(len(self.techniques)))]
+            )
         if genome.technique in PATHS:
             for _ in range(1 + int(generator.integers(1 + round(2 * strength)))):
                 genome = self._move_path(genome, generator, strength)
@@ -154,7 +185,9 @@ class GenomeSpace:
     def _moved(
         self, rows: tuple[tuple[float, ...], ...], generator: np.random.Generator, strength: float
     ) -> tuple[tuple[float, ...], ...]:
-        """Step the weights: half of the time each at its own depth, else whole sources, the same at every depth."""
+        """Step the weights: half of the time each at its own depth, else whole sources, the same at
+        every depth.
+        """
         if generator.random() < 0.5:
             return tuple(_stepped(generator, row, self.config.weight, strength) for row in rows)
         low, high = self.config.weight
@@ -165,7 +198,9 @@ class GenomeSpace:
         )
 
     def cross(self, a: Genome, b: Genome, generator: np.random.Generator) -> Genome:
-        """Return a child: technique of one parent, numbers between or from either, one cut through the paths."""
+        """Return a child: technique of one parent, numbers between or from either, one cut through
+        the paths.
+        """
         lead, other = (a, b) if generator.random() < 0.5 else (b, a)
         blend = float(generator.uniform(0.0, 1.0)) if generator.random() < 0.5 else None
 
@@ -192,7 +227,9 @@ class GenomeSpace:
         )
 
     def _move_path(self, genome: Genome, generator: np.random.Generator, strength: float) -> Genome:
-        """Change one thing of a path: a layer's source, a layer, the order, an input scale, or the length."""
+        """Change one thing of a path: a layer's source, a layer, the order, an input scale, or the
+        length.
+        """
         path, scales = list(genome.path), list(genome.input_scales)
         config = self.config
         moves = ["source", "source", "layer", "swap"]
@@ -211,7 +248,9 @@ class GenomeSpace:
             path[at], path[other] = path[other], path[at]
         elif move == "scale":
             low, high = config.input_scale
-            scales[at] = float(np.clip(scales[at] * np.exp(generator.normal(0, 0.3 * strength)), low, high))
+            scales[at] = float(
+                np.clip(scales[at] * np.exp(generator.normal(0, 0.3 * strength)), low, high)
+            )
         elif move == "repeat":
             path.insert(at + 1, (source, layer))
             scales.insert(at + 1, 1.0)
@@ -223,7 +262,8 @@ class GenomeSpace:
         first, second = generator.permutation(len(self.labels))[:2]
         return int(first), int(second)
 
-    # -- reading ------------------------------------------------------------------------------------------------
+    # -- reading
+    # ------------------------------------------------------------------------------------------------
 
     def recipe(self, genome: Genome) -> Recipe:
         """Return the recipe that a genome stands for."""
@@ -233,11 +273,17 @@ class GenomeSpace:
             return dfs.path_recipe(steps, genome.input_scales if scaled else [1.0] * len(steps))
         method = self.methods_of(genome)
         base, chosen = self._chosen(genome, method)
-        shared = {name: value for name in method.shared if (value := self._shared(genome, method, name)) is not None}
+        shared = {
+            name: value
+            for name in method.shared
+            if (value := self._shared(genome, method, name)) is not None
+        }
         models = [
             ModelEntry(
                 model=self.labels[source],
-                parameters={name: self._each(genome, method, name, source, chosen) for name in method.each},
+                parameters={
+                    name: self._each(genome, method, name, source, chosen) for name in method.each
+                },
             )
             for source in chosen
         ]
@@ -253,13 +299,21 @@ class GenomeSpace:
             return (-1 if 0 in genome.pair else 0), list(genome.pair)
         return (-1, everyone) if method.base == "unused" else (0, everyone[1:])
 
-    def _each(self, genome: Genome, method: Method, name: str, source: int, chosen: list[int]) -> object:
+    def _each(
+        self, genome: Genome, method: Method, name: str, source: int, chosen: list[int]
+    ) -> object:
         if name == "weight":
             added = "lambda" in method.shared  # weights of task vectors; whole models are averaged
             values = [round(weight, 6) for weight in genome.weights[source]]
             if not added:
-                totals = [sum(max(genome.weights[i][at], 0.0) for i in chosen) for at in range(len(values))]
-                values = [max(v, 0.0) if t > LEAST_MEAN_WEIGHT else 1.0 for v, t in zip(values, totals, strict=True)]
+                totals = [
+                    sum(max(genome.weights[i][at], 0.0) for i in chosen)
+                    for at in range(len(values))
+                ]
+                values = [
+                    max(v, 0.0) if t > LEAST_MEAN_WEIGHT else 1.0
+                    for v, t in zip(values, totals, strict=True)
+                ]
             return values[0] if len(set(values)) == 1 else values
         density = max(_on_grid(genome.density[source]), 1 / GRID)
         if name == "density":
@@ -268,7 +322,9 @@ class GenomeSpace:
             return min(_on_grid(genome.gamma), 1.0 - density)
         if name == "epsilon":
             return round(max(0.0, min(genome.epsilon, density - 0.5 / GRID, 1.0 - density)), 6)
-        raise ConfigError(f"merge.techniques: the parameter '{name}' of {genome.technique} has no gene; leave it out")
+        raise ConfigError(
+            f"merge.techniques: the parameter '{name}' of {genome.technique} has no gene; leave it out"
+        )
 
     def _shared(self, genome: Genome, method: Method, name: str) -> object:
         if name == "t":
@@ -282,7 +338,8 @@ class GenomeSpace:
             return max(_on_grid(genome.density[1]), 1 / GRID)
         return None
 
-    # -- numbers of a genome ------------------------------------------------------------------------------------
+    # -- numbers of a genome
+    # ------------------------------------------------------------------------------------
 
     def kind(self, genome: Genome) -> str:
         """Return technique, pair of models, or layer path: all that `vector` does not hold."""
@@ -318,10 +375,19 @@ class GenomeSpace:
             jumps = [i for i, jump in enumerate(dfs.jumps(steps)) if jump and scaled]
             return [Slot("input_scales", (i,), config.input_scale) for i in jumps]
         chosen = self._chosen(genome, method)[1]
-        weight = config.weight if "lambda" in method.shared else [max(config.weight[0], 0.0), config.weight[1]]
+        weight = (
+            config.weight
+            if "lambda" in method.shared
+            else [max(config.weight[0], 0.0), config.weight[1]]
+        )
         depths = range(config.anchors)
         return [
-            *(Slot("weights", (i, at), weight) for i in chosen for at in depths if "weight" in method.each),
+            *(
+                Slot("weights", (i, at), weight)
+                for i in chosen
+                for at in depths
+                if "weight" in method.each
+            ),
             *(Slot("density", (i,), config.density) for i in chosen if "density" in method.each),
             *(Slot("mix", (at,), [0.0, 1.0]) for at in depths if "t" in method.shared),
             *(Slot("strength", (), config.strength) for _ in [0] if "lambda" in method.shared),
@@ -336,14 +402,22 @@ class GenomeSpace:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def distance(self, a: Genome, b: Genome) -> float:
-        """Return 1 for different techniques, else the mean difference of the genes, each by its range."""
+        """Return 1 for different techniques, else the mean difference of the genes, each by its
+        range.
+        """
         if a.technique != b.technique:
             return 1.0
         if a.technique in PATHS:
             length = max(len(a.path), len(b.path))
             same = sum(x == y for x, y in zip(a.path, b.path, strict=False))
             scale = float(
-                np.mean([abs(np.log(x / y)) for x, y in zip(a.input_scales, b.input_scales, strict=False)] or [0])
+                np.mean(
+                    [
+                        abs(np.log(x / y))
+                        for x, y in zip(a.input_scales, b.input_scales, strict=False)
+                    ]
+                    or [0]
+                )
             )
             return min(1.0, 1.0 - same / length + scale)
         low, high = self.config.weight
@@ -353,7 +427,10 @@ class GenomeSpace:
             for x, y in zip(p, q, strict=True)
         ]
         rows += [
-            abs(x - y) for x, y in zip((*a.density, *a.mix, a.strength), (*b.density, *b.mix, b.strength), strict=True)
+            abs(x - y)
+            for x, y in zip(
+                (*a.density, *a.mix, a.strength), (*b.density, *b.mix, b.strength), strict=True
+            )
         ]
         return min(1.0, float(np.mean(rows)) + 0.5 * (a.pair != b.pair))
 
@@ -365,11 +442,16 @@ def _draws(generator: np.random.Generator, bounds: list[float], count: int) -> t
 def _stepped(
     generator: np.random.Generator, values: tuple[float, ...], bounds: list[float], strength: float
 ) -> tuple[float, ...]:
-    """Move about half of the values by a normal step of `strength` times a third of the range, kept in the range."""
+    """Move about half of the values by a normal step of `strength` times a third of the range, kept
+    in the range.
+    """
     low, high = bounds
     moved = generator.random(len(values)) < 0.5
     steps = generator.normal(0.0, strength * (high - low) / 3, len(values))
-    return tuple(float(np.clip(v + s, low, high)) if m else v for v, s, m in zip(values, steps, moved, strict=True))
+    return tuple(
+        float(np.clip(v + s, low, high)) if m else v
+        for v, s, m in zip(values, steps, moved, strict=True)
+    )
 
 
 def _read(genome: Genome, slot: Slot) -> float:

@@ -1,4 +1,6 @@
-"""Search, write the winner with its recipe and card, and report it on the test split against what it must beat."""
+"""Search, write the winner with its recipe and card, and report it on the test split against what
+it must beat.
+"""
 
 import hashlib
 import json
@@ -33,7 +35,9 @@ SUMMED = ("task_arithmetic", "ties")  # members from the start, with weights tha
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """What a search works with. evaluator: measures items of `yardstick`, of `final`, then of `exam` (the test split)."""
+    """What a search works with. evaluator: measures items of `yardstick`, of `final`, then of
+    `exam` (the test split).
+    """
 
     phase: PhaseRun[Config]
     space: GenomeSpace
@@ -51,13 +55,20 @@ class Search:
     def scorer(self) -> Scorer[Genome]:
         """Return a scorer on the search split whose count of items starts at 0."""
         per_task = len(self.yardstick.rows) // len(self.yardstick.tasks)
-        borders = [border * len(self.yardstick.tasks) for border in rung_borders(self.config.search.race, per_task)]
-        return Scorer(self.space, self.evaluator, self.yardstick.scoring_rule(), borders, self.journal)
+        borders = [
+            border * len(self.yardstick.tasks)
+            for border in rung_borders(self.config.search.race, per_task)
+        ]
+        return Scorer(
+            self.space, self.evaluator, self.yardstick.scoring_rule(), borders, self.journal
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class Found:
-    """What a search found. named: every model that the winner is compared with, the trunk first; the winner last."""
+    """What a search found. named: every model that the winner is compared with, the trunk first;
+    the winner last.
+    """
 
     evolution: Evolution[Genome]
     winner: Individual[Genome]
@@ -69,7 +80,8 @@ class Found:
 def run(phase: PhaseRun[Config]) -> Report:
     """Evolve a merge of `sources` (trunk first) and write the winner.
 
-    Raises ConfigError, CheckpointError or DataError before any work when models or splits do not belong together.
+    Raises ConfigError, CheckpointError or DataError before any work when models or splits do not
+    belong together.
     """
     config, out = phase.config, phase.out
     check_sources(phase.sources, phase.events)
@@ -82,7 +94,9 @@ def run(phase: PhaseRun[Config]) -> Report:
     ):  # fmt: skip
         if len(part.rows) < count * len(part.tasks):
             there = len(part.rows) // len(part.tasks)
-            phase.events.warning(f"{name}: {there} distinct items per task, not {count}: the split holds no more")
+            phase.events.warning(
+                f"{name}: {there} distinct items per task, not {count}: the split holds no more"
+            )
     opened = open_sources(phase.sources, out.state, phase.device, phase.dtype)
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
@@ -91,7 +105,9 @@ def run(phase: PhaseRun[Config]) -> Report:
         merge=config.merge, mask_seed=stage.seed, rows=[*whole.rows, *exam.rows], batch_tokens=config.batch_tokens,
         device=str(phase.device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
     )  # fmt: skip
-    journal = Journal(out.state / f"evaluations-{_fingerprint(config, opened, yardstick, final, exam)}.jsonl")
+    journal = Journal(
+        out.state / f"evaluations-{_fingerprint(config, opened, yardstick, final, exam)}.jsonl"
+    )
     evaluator = open_evaluator(task, config.search, out.check_stop)
     try:
         work = Search(
@@ -109,7 +125,9 @@ def run(phase: PhaseRun[Config]) -> Report:
 
 
 def search(work: Search) -> Found:
-    """Return what the evolution and its baselines found, resumed from the journal in the phase's state."""
+    """Return what the evolution and its baselines found, resumed from the journal in the phase's
+    state.
+    """
     space, config, scorer = work.space, work.config, work.scorer()
     trunk = space.parent(0)
     work.yardstick.trunk_nats = scorer.measure([trunk])[0]
@@ -124,9 +142,13 @@ def search(work: Search) -> Found:
         other = work.scorer()
 
         def tell(measured: int) -> None:
-            work.phase.events.progress("random search (items)", min(measured, items["evolution"]), items["evolution"])
+            work.phase.events.progress(
+                "random search (items)", min(measured, items["evolution"]), items["evolution"]
+            )
 
-        members = random_search(space, other, initial, config.search, config.seed, items["evolution"], tell)
+        members = random_search(
+            space, other, initial, config.search, config.seed, items["evolution"], tell
+        )
         named["random search"] = chosen(work, other, members, initial)[0].genome
         items["random search"] = other.measured_items
     return Found(
@@ -135,11 +157,16 @@ def search(work: Search) -> Found:
 
 
 def chosen(
-    work: Search, scorer: Scorer[Genome], members: Sequence[Individual[Genome]], initial: Sequence[tuple[str, Genome]]
+    work: Search,
+    scorer: Scorer[Genome],
+    members: Sequence[Individual[Genome]],
+    initial: Sequence[tuple[str, Genome]],
 ) -> tuple[Individual[Genome], float]:
-    """Return the fittest of `members` (best first) and `initial` on the items kept for that, and its fitness there.
+    """Return the fittest of `members` (best first) and `initial` on the items kept for that, and
+    its fitness there.
 
-    The best of hundreds on the search's own items is so partly by luck; a few finalists on fresh ones are not.
+    The best of hundreds on the search's own items is so partly by luck; a few finalists on fresh
+    ones are not.
     """
     if not work.final.rows:
         return members[0], members[0].fitness
@@ -159,11 +186,17 @@ def _tell(work: Search, generation: Generation, members: Sequence[Individual[Gen
         "fitness": generation.best, "mean": generation.mean, "diversity": generation.diversity,
         "items": generation.measured_items, "population": _population(work.yardstick.tasks, members),
     }  # fmt: skip
-    work.phase.events.progress("generations", generation.number, work.config.search.generations, metrics)
+    work.phase.events.progress(
+        "generations", generation.number, work.config.search.generations, metrics
+    )
 
 
-def _population(tasks: Sequence[str], members: Sequence[Individual[Genome]]) -> list[dict[str, Any]]:
-    """Return the members as rows of a table; a task's figure is the mean log retention of the trunk."""
+def _population(
+    tasks: Sequence[str], members: Sequence[Individual[Genome]]
+) -> list[dict[str, Any]]:
+    """Return the members as rows of a table; a task's figure is the mean log retention of the
+    trunk.
+    """
     return [
         {
             "#": place, "technique": member.genome.technique, "from": member.origin, "fitness": round(member.fitness, 4),
@@ -174,7 +207,9 @@ def _population(tasks: Sequence[str], members: Sequence[Individual[Genome]]) -> 
 
 
 def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) -> str:
-    """Return a hash of all that a measurement depends on: another setting starts another journal."""
+    """Return a hash of all that a measurement depends on: another setting starts another
+    journal.
+    """
     parts: list[Any] = [
         [checkpoint.id for checkpoint in opened.checkpoints], opened.labels, config.seed, asdict(config.merge),
         parts_of_items[0].tasks, config.batch_tokens, config.search.race, config.runtime.dtype,
@@ -184,7 +219,9 @@ def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) ->
 
 
 def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
-    """Return the losses of named models on the test split, and what the last one (the winner) gains over each."""
+    """Return the losses of named models on the test split, and what the last one (the winner) gains
+    over each.
+    """
     config, exam = work.config, work.exam
     start = len(work.yardstick.rows) + len(work.final.rows)
     spans = ((start, start + len(exam.rows)),)
@@ -196,18 +233,32 @@ def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
     for name in list(named)[:-1]:
         row: dict[str, Any] = {
             "over": name,
-            "fitness": exam.gain(nats[winner], nats[name], config.floor_penalty, config.samples, config.seed),
+            "fitness": exam.gain(
+                nats[winner], nats[name], config.floor_penalty, config.samples, config.seed
+            ),
             "gain": exam.gain(nats[winner], nats[name], 0.0, config.samples, config.seed),
         }
         for task in exam.tasks:
-            kept = evaluate.retention(task, scores[name][task], scores[winner][task], config.samples, config.seed)
-            row[task] = {"value": kept.ratio, "low": kept.low, "high": kept.high, "n": scores[name][task].n}
+            kept = evaluate.retention(
+                task, scores[name][task], scores[winner][task], config.samples, config.seed
+            )
+            row[task] = {
+                "value": kept.ratio,
+                "low": kept.low,
+                "high": kept.high,
+                "n": scores[name][task].n,
+            }
         rows.append(row)
-    losses = {name: {task: score.as_metric() for task, score in found.items()} for name, found in scores.items()}
+    losses = {
+        name: {task: score.as_metric() for task, score in found.items()}
+        for name, found in scores.items()
+    }
     return {"gains": rows, "losses": losses}
 
 
-def _write(work: Search, opened: Sources, stage: Stage, found: Found, tested: dict[str, Any]) -> Checkpoint:
+def _write(
+    work: Search, opened: Sources, stage: Stage, found: Found, tested: dict[str, Any]
+) -> Checkpoint:
     config, best, history = work.config, found.winner, found.evolution.history
     recipe = work.space.recipe(best.genome)
     model = stage.make(recipe, opened.dtype)
@@ -221,33 +272,54 @@ def _write(work: Search, opened: Sources, stage: Stage, found: Found, tested: di
 
     def save(directory: Path) -> None:
         models.save(model, work.phase.tokenizer, directory)
-        (directory / RECIPE_FILE).write_text(recipe_text(recipe, dtype, stage.seed), encoding="utf-8")
+        (directory / RECIPE_FILE).write_text(
+            recipe_text(recipe, dtype, stage.seed), encoding="utf-8"
+        )
         card = card_text(config, opened.checkpoints, opened.labels, recipe, dtype, tested, figures)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
-    metrics: dict[str, Any] = {f"test_{task}_nats": score for task, score in tested["losses"]["winner"].items()}
+    metrics: dict[str, Any] = {
+        f"test_{task}_nats": score for task, score in tested["losses"]["winner"].items()
+    }
     metrics["search_fitness"] = best.fitness
     content = recipe.to_mergekit(dtype)
     return work.phase.out.write(
         save,
         metrics=metrics,
-        extra={"recipe": content, "technique": recipe.method, "origin": best.origin, "mask_seed": stage.seed},
+        extra={
+            "recipe": content,
+            "technique": recipe.method,
+            "origin": best.origin,
+            "mask_seed": stage.seed,
+        },
         deployable_bytes=models.deployable_bytes(model),
     )
 
 
 def _report(
-    opened: Sources, space: GenomeSpace, yardstick: Yardstick, found: Found, tested: dict[str, Any], written: Checkpoint
+    opened: Sources,
+    space: GenomeSpace,
+    yardstick: Yardstick,
+    found: Found,
+    tested: dict[str, Any],
+    written: Checkpoint,
 ) -> Report:
     evolution, best = found.evolution, found.winner
     gains = {row["over"]: row["fitness"] for row in tested["gains"]}
-    same = next((name for name, genome in list(found.named.items())[:-1] if space.key(genome) == best.key), "")
+    same = next(
+        (name for name, genome in list(found.named.items())[:-1] if space.key(genome) == best.key),
+        "",
+    )
     best_label = min(opened.labels, key=lambda label: gains[label]["value"])
     compared = {
         "the trunk": opened.labels[0], f"the best source ({best_label})": best_label, "the uniform soup": "uniform soup",
         "the greedy soup": "greedy soup", "random search on as many items": "random search",
     }  # fmt: skip
-    parts = [f"{_interval(gains[name])} over {words}" for words, name in compared.items() if name in gains]
+    parts = [
+        f"{_interval(gains[name])} over {words}"
+        for words, name in compared.items()
+        if name in gains
+    ]
     summary = (
         f"Winner: {best.genome.technique}{f' (which is {same} itself: nothing beat it)' if same else ''}. On the "
         f"test split its fitness is {', '.join(parts[:-1])} and {parts[-1]}."
@@ -256,7 +328,10 @@ def _report(
         "search_fitness": best.fitness,
         "final_fitness": found.final_fitness,
         "generations": len(evolution.history) - 1,
-        **{f"measured_items_of_{name.replace(' ', '_')}": items for name, items in found.items.items()},
+        **{
+            f"measured_items_of_{name.replace(' ', '_')}": items
+            for name, items in found.items.items()
+        },
         **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
     }
     tables = {
@@ -276,8 +351,18 @@ def _report(
         ],
     }  # fmt: skip
     rival = "random search"
-    baseline = f"{_interval(gains[rival])} fitness over random search on as many items" if rival in gains else ""
-    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables=tables, baseline=baseline)
+    baseline = (
+        f"{_interval(gains[rival])} fitness over random search on as many items"
+        if rival in gains
+        else ""
+    )
+    return Report(
+        summary=summary,
+        outputs=[str(written.path)],
+        metrics=metrics,
+        tables=tables,
+        baseline=baseline,
+    )
 
 
 def _interval(metric: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""Open the models to merge without loading them, and refuse what does not belong together before any work.
+"""Open the models to merge without loading them, and refuse what does not belong together before
+any work.
 
 Reads config.json, tokenizer.json and the headers of the weights; weights stay memory-mapped.
 """
@@ -16,7 +17,14 @@ from agent_forge import models
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.events import EventLog
-from agent_forge.merge import Layers, Weights, find_layers, require_finite, require_same_shapes, tokenizer_files
+from agent_forge.merge import (
+    Layers,
+    Weights,
+    find_layers,
+    require_finite,
+    require_same_shapes,
+    tokenizer_files,
+)
 from agent_forge.merge.layers import resize_config
 from agent_forge.models.storage import stored_tensors
 
@@ -48,10 +56,13 @@ class ModelForm:
     def build(self, path: LayerPath, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
         """Return a model with random weights, made of the layers `path` (None: all, in order).
 
-        Every per-layer list of the config follows the path. The caller's random state is left alone.
+        Every per-layer list of the config follows the path. The caller's random state is left
+        alone.
         """
         content = self.config.to_dict()
-        config = type(self.config).from_dict(resize_config(content, path) if path is not None else content)
+        config = type(self.config).from_dict(
+            resize_config(content, path) if path is not None else content
+        )
         with torch.random.fork_rng(devices=[]):
             model: PreTrainedModel = self.kind(config)
         if self.generation_config is not None:
@@ -62,7 +73,9 @@ class ModelForm:
 
 @dataclass(slots=True, kw_only=True)
 class Sources:
-    """The opened models, the trunk first. labels: their directories relative to the one that holds them all."""
+    """The opened models, the trunk first. labels: their directories relative to the one that holds
+    them all.
+    """
 
     checkpoints: list[Checkpoint]
     labels: list[str]
@@ -88,8 +101,8 @@ def dominant_dtype(weights: Weights) -> torch.dtype:
 def check_sources(checkpoints: list[Checkpoint], events: EventLog) -> None:
     """Refuse sources that do not belong together, before any work.
 
-    Raises ConfigError for fewer than two or repeated sources, CheckpointError naming the first difference of config,
-    tokenizer, tensor names or shapes, or the first tensor that is not finite.
+    Raises ConfigError for fewer than two or repeated sources, CheckpointError naming the first
+    difference of config, tokenizer, tensor names or shapes, or the first tensor that is not finite.
     """
     paths = [checkpoint.path.resolve() for checkpoint in checkpoints]
     if len(paths) < 2:
@@ -106,32 +119,50 @@ def check_sources(checkpoints: list[Checkpoint], events: EventLog) -> None:
             )
         _compare_configs(checkpoints[0], checkpoint, events)
         _compare_tokenizers(checkpoints[0], checkpoint)
-    weights = [Weights.open(c.path, label) for label, c in zip(labels_of(checkpoints), checkpoints, strict=True)]
+    weights = [
+        Weights.open(c.path, label)
+        for label, c in zip(labels_of(checkpoints), checkpoints, strict=True)
+    ]
     require_same_shapes(weights)
     require_finite(weights)
 
 
 def labels_of(checkpoints: list[Checkpoint]) -> list[str]:
-    """Return what recipes call the sources: their directories relative to the one that holds them all."""
+    """Return what recipes call the sources: their directories relative to the one that holds them
+    all.
+    """
     paths = [checkpoint.path.resolve() for checkpoint in checkpoints]
     parent = Path(os.path.commonpath(paths))
     return [str(path.relative_to(parent)) for path in paths]
 
 
-def open_sources(checkpoints: list[Checkpoint], scratch: Path, device: torch.device, dtype: torch.dtype) -> Sources:
+def open_sources(
+    checkpoints: list[Checkpoint], scratch: Path, device: torch.device, dtype: torch.dtype
+) -> Sources:
     """Return the opened models, checked before; candidates will be in `dtype` on `device`."""
     labels = labels_of(checkpoints)
     trunk = models.load(checkpoints[0])
     form = ModelForm(
-        kind=type(trunk), config=trunk.config, generation_config=trunk.generation_config, dtype=dtype, device=device
+        kind=type(trunk),
+        config=trunk.config,
+        generation_config=trunk.generation_config,
+        dtype=dtype,
+        device=device,
     )
-    weights = {label: _weights(c, label, trunk, scratch) for label, c in zip(labels, checkpoints, strict=True)}
+    weights = {
+        label: _weights(c, label, trunk, scratch)
+        for label, c in zip(labels, checkpoints, strict=True)
+    }
     layers = find_layers(weights[labels[0]].forms)
-    return Sources(checkpoints=checkpoints, labels=labels, weights=weights, layers=layers, form=form)
+    return Sources(
+        checkpoints=checkpoints, labels=labels, weights=weights, layers=layers, form=form
+    )
 
 
 def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> None:
-    ours, theirs = (json.loads((c.path / "config.json").read_text(encoding="utf-8")) for c in (first, other))
+    ours, theirs = (
+        json.loads((c.path / "config.json").read_text(encoding="utf-8")) for c in (first, other)
+    )
     kept = []
     for name in sorted(set(ours) | set(theirs)):
         if name in NOT_COMPARED or ours.get(name) == theirs.get(name):
@@ -145,7 +176,8 @@ def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> 
         )
     if kept:
         events.message(
-            f"{other.name} differs in {', '.join(kept)}; the merged model keeps those of {first.name}", "sources"
+            f"{other.name} differs in {', '.join(kept)}; the merged model keeps those of {first.name}",
+            "sources",
         )
 
 
@@ -171,8 +203,8 @@ def _tokenizer(checkpoint: Checkpoint) -> tokenizer_files.TokenizerFiles:
 def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, scratch: Path) -> Weights:
     """Map a checkpoint's weights under the names that the model in memory has.
 
-    Where the file has other names (transformers renames some on load), the loaded state is written to the phase's
-    scratch and mapped from there.
+    Where the file has other names (transformers renames some on load), the loaded state is written
+    to the phase's scratch and mapped from there.
     """
     names = set(stored_tensors(trunk))
     weights = Weights.open(checkpoint.path, label)

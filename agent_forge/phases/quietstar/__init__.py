@@ -1,11 +1,12 @@
 """Teach a model to think before it speaks, where that helps, and to stay silent where it does not.
 
-A thought is sampled at many positions at once, the true tokens after it are predicted with and without it, and the
-model learns from both: cross-entropy of the base, cross-entropy of the mixture, and REINFORCE on the thought's tokens
-with the other thoughts of the same position as its baseline. The gate of generate() is set from held-out tokens: it
-opens at the entropies where thinking lowers the loss beyond chance, and stays shut when there are none.
-Source: Quiet-STaR, arXiv:2403.09629; leave-one-out baseline as in Kool et al. 2019, "Buy 4 REINFORCE samples".
-Reads sources[0], any Hugging Face causal LM with full attention. Writes the thinking model around it (model type
+A thought is sampled at many positions at once, the true tokens after it are predicted with and
+without it, and the model learns from both: cross-entropy of the base, cross-entropy of the mixture,
+and REINFORCE on the thought's tokens with the other thoughts of the same position as its baseline.
+The gate of generate() is set from held-out tokens: it opens at the entropies where thinking lowers
+the loss beyond chance, and stays shut when there are none. Source: Quiet-STaR, arXiv:2403.09629;
+leave-one-out baseline as in Kool et al. 2019, "Buy 4 REINFORCE samples". Reads sources[0], any
+Hugging Face causal LM with full attention. Writes the thinking model around it (model type
 "thought").
 """
 
@@ -77,9 +78,11 @@ class Config(PhaseConfig):
             )
 
     def work_tokens(self) -> float:
-        """Return the trained tokens: windows, and the thoughts with the true tokens after them, sampled and re-read.
+        """Return the trained tokens: windows, and the thoughts with the true tokens after them,
+        sampled and re-read.
 
-        The measured windows of two splits are thought over, those of one also without thoughts: forward passes alone.
+        The measured windows of two splits are thought over, those of one also without thoughts:
+        forward passes alone.
         """
         thought = self.thought_length + self.lookahead + 2
         columns = self.positions * self.thoughts * thought
@@ -89,9 +92,12 @@ class Config(PhaseConfig):
         return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3) + passes / 3
 
     def step_tokens(self) -> float:
-        """Return the tokens of a batch: windows, and the columns of thoughts with the true tokens after them."""
+        """Return the tokens of a batch: windows, and the columns of thoughts with the true tokens
+        after them.
+        """
         return self.batch_rows * (
-            self.length_tokens + self.positions * self.thoughts * (self.thought_length + self.lookahead + 2)
+            self.length_tokens
+            + self.positions * self.thoughts * (self.thought_length + self.lookahead + 2)
         )
 
 

@@ -1,4 +1,6 @@
-"""Say before work starts whether thoughts can be laid out in a model's attention. Reads config.json alone."""
+"""Say before work starts whether thoughts can be laid out in a model's attention. Reads config.json
+alone.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +10,28 @@ from agent_forge.phases.quietstar import Config
 
 
 def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
-    """Return nothing to tell. Raises ConfigError for a model with windows narrower than its context.
+    """Return nothing to tell. Raises ConfigError for a model with windows narrower than its
+    context.
 
     A thought sees the whole prefix through a mask of its own, which such layers do not follow.
     """
-    kinds = sorted({kind for kind in model_config.get("layer_types") or () if kind != "full_attention"})
+    kinds = sorted(
+        {kind for kind in model_config.get("layer_types") or () if kind != "full_attention"}
+    )
     if kinds:
         raise ConfigError(
             f"thoughts need full attention in every layer, and this {model_config.get('model_type')} model has "
             f"{', '.join(kinds)}; leave quietstar out for it"
         )
-    window, longest = model_config.get("sliding_window"), model_config.get("max_position_embeddings") or 0
-    if model_config.get("model_type") == "mistral" and window and window < min(longest, config.length_tokens):
+    window, longest = (
+        model_config.get("sliding_window"),
+        model_config.get("max_position_embeddings") or 0,
+    )
+    if (
+        model_config.get("model_type") == "mistral"
+        and window
+        and window < min(longest, config.length_tokens)
+    ):
         raise ConfigError(
             f"thoughts need full attention, and this model looks back over {window} tokens; set length_tokens={window} "
             "or less"

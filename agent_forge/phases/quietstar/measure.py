@@ -1,7 +1,8 @@
 """Measure on held-out tokens what thinking changes, and from that decide when the gate opens.
 
-A record holds one entry a token: losses in nats with and without thinking, the base's entropy before it, the mixing
-weight. Intervals resample whole windows, because tokens of one window are not independent.
+A record holds one entry a token: losses in nats with and without thinking, the base's entropy
+before it, the mixing weight. Intervals resample whole windows, because tokens of one window are not
+independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +25,13 @@ Array = NDArray[Any]
 DECILES = 10
 
 
-def held_out(config: Config, sources: Mapping[str, Source], split: str) -> dict[str, dict[str, Tensor]]:
+def held_out(
+    config: Config, sources: Mapping[str, Source], split: str
+) -> dict[str, dict[str, Tensor]]:
     """Return measure.windows windows of every kind: kind -> {"input_ids", "labels", "positions"}.
 
-    Positions are spread evenly over the columns whose next token is trained; columns that repeat do not count (-1).
+    Positions are spread evenly over the columns whose next token is trained; columns that repeat do
+    not count (-1).
     """
     found = {}
     for kind, source in sources.items():
@@ -53,18 +57,23 @@ def _spread(labels: Tensor, count: int) -> Tensor:
 def base_losses(
     model: Any, windows: Mapping[str, Mapping[str, Tensor]], rows: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Return kind -> losses in nats at the measured positions without thinking: (windows, positions); NaN: none."""
+    """Return kind -> losses in nats at the measured positions without thinking: (windows,
+    positions); NaN: none.
+    """
     found = {}
     for kind, batch in windows.items():
         parts = []
         for start in range(0, len(batch["input_ids"]), rows):
             ids, labels, positions = (
-                batch[key][start : start + rows].to(device) for key in ("input_ids", "labels", "positions")
+                batch[key][start : start + rows].to(device)
+                for key in ("input_ids", "labels", "positions")
             )
             logits = model(input_ids=ids, use_cache=False).logits
             at = positions.clamp_min(0)
             chosen = logits.gather(1, at[..., None].expand(-1, -1, logits.shape[-1])).float()
-            losses = -chosen.log_softmax(-1).gather(-1, labels.gather(1, at + 1).clamp_min(0)[..., None])[..., 0]
+            losses = -chosen.log_softmax(-1).gather(
+                -1, labels.gather(1, at + 1).clamp_min(0)[..., None]
+            )[..., 0]
             parts.append(losses.masked_fill(positions < 0, float("nan")).cpu())
         found[kind] = torch.cat(parts)
     return found
@@ -78,7 +87,8 @@ def think_over(
     split: str,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return "kind/name" -> (windows, positions): base, mixed (mean of thoughts), entropy, weight, helped; NaN: none.
+    """Return "kind/name" -> (windows, positions): base, mixed (mean of thoughts), entropy, weight,
+    helped; NaN: none.
 
     "kind/tokens" holds the thoughts: (windows, positions, N, L) int64.
     """
@@ -87,7 +97,8 @@ def think_over(
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(batch["input_ids"]), config.batch_rows):
             chosen = (
-                batch[key][start : start + config.batch_rows].to(device) for key in ("input_ids", "labels", "positions")
+                batch[key][start : start + config.batch_rows].to(device)
+                for key in ("input_ids", "labels", "positions")
             )
             ids, labels, positions = chosen
             thoughts = model.think(
@@ -103,21 +114,30 @@ def think_over(
                 "helped": (result.mixed[..., 0] < result.base).float().mean(-1),
             }
             for name, value in values.items():
-                parts.setdefault(name, []).append(value.float().masked_fill(positions < 0, float("nan")).cpu())
+                parts.setdefault(name, []).append(
+                    value.float().masked_fill(positions < 0, float("nan")).cpu()
+                )
             parts.setdefault("tokens", []).append(thoughts.tokens.cpu())
         found |= {f"{kind}/{name}": torch.cat(values) for name, values in parts.items()}
     return found
 
 
 def interval(values: Array, chosen: Array, samples: int, seed: int) -> dict[str, Any]:
-    """Return the mean of `values` (windows, positions) over `chosen` tokens with its 95% interval over windows."""
+    """Return the mean of `values` (windows, positions) over `chosen` tokens with its 95% interval
+    over windows.
+    """
     weights = chosen.sum(1).astype(np.float64)
     sums = np.where(chosen, values, 0.0).sum(1).astype(np.float64)
     kept = weights > 0
     if not kept.any():
         return {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
     low, high = bootstrap_interval(sums[kept], weights[kept], seed=seed, samples=samples)
-    return {"value": float(sums.sum() / weights.sum()), "low": low, "high": high, "n": int(weights.sum())}
+    return {
+        "value": float(sums.sum() / weights.sum()),
+        "low": low,
+        "high": high,
+        "n": int(weights.sum()),
+    }
 
 
 def stacked(record: Mapping[str, Tensor], kinds: Sequence[str], name: str) -> Array:
@@ -128,10 +148,12 @@ def stacked(record: Mapping[str, Tensor], kinds: Sequence[str], name: str) -> Ar
 def choose_gate(
     record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
 ) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the entropy in nats from which thinking pays (None: nowhere), and a table row for each share tried.
+    """Return the entropy in nats from which thinking pays (None: nowhere), and a table row for each
+    share tried.
 
-    A share is eligible when the lower bound of its mean gain is above zero; the one with the largest total gain wins.
-    The bound holds for all shares together: each is tested at a level divided by their number (Bonferroni).
+    A share is eligible when the lower bound of its mean gain is above zero; the one with the
+    largest total gain wins. The bound holds for all shares together: each is tested at a level
+    divided by their number (Bonferroni).
     """
     base, mixed, entropy = (stacked(record, kinds, name) for name in ("base", "mixed", "entropy"))
     real = ~np.isnan(base)
@@ -144,19 +166,33 @@ def choose_gate(
         kept = weights > 0
         level = 1 - 0.05 / len(config.gate_shares)
         low, high = bootstrap_interval(
-            gains[kept], weights[kept], seed=config.seed, samples=config.measure.samples, confidence=level
+            gains[kept],
+            weights[kept],
+            seed=config.seed,
+            samples=config.measure.samples,
+            confidence=level,
         )
         mean = float(gains.sum() / weights.sum())
         rows.append(
-            {"share of tokens": share, "entropy from (nats)": threshold, "gain (nats)": mean, "low": low, "high": high}
+            {
+                "share of tokens": share,
+                "entropy from (nats)": threshold,
+                "gain (nats)": mean,
+                "low": low,
+                "high": high,
+            }
         )
         if low > 0 and mean * share > best_gain:
             best, best_gain = threshold, mean * share
     return best, rows
 
 
-def by_decile(record: Mapping[str, Tensor], kinds: Sequence[str], config: Config) -> list[dict[str, Any]]:
-    """Return a table: gain of thinking in each tenth of the tokens, from the easiest for the base to the hardest."""
+def by_decile(
+    record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
+) -> list[dict[str, Any]]:
+    """Return a table: gain of thinking in each tenth of the tokens, from the easiest for the base
+    to the hardest.
+    """
     base, mixed, weight = (stacked(record, kinds, name) for name in ("base", "mixed", "weight"))
     real = ~np.isnan(base)
     borders = np.quantile(base[real], np.linspace(0, 1, DECILES + 1))

@@ -1,10 +1,12 @@
-"""The Quiet-STaR loss: base cross-entropy, mixed cross-entropy, and REINFORCE with a leave-one-out baseline.
+"""The Quiet-STaR loss: base cross-entropy, mixed cross-entropy, and REINFORCE with a leave-one-out
+baseline.
 
-Departures from the reference code: advantages are never clamped (that would teach one of two thoughts only), and each
-group of parameters is clipped on its own, so that the policy gradient of the base cannot starve the mixing head.
-Source: arXiv:2403.09629.
+Departures from the reference code: advantages are never clamped (that would teach one of two
+thoughts only), and each group of parameters is clipped on its own, so that the policy gradient of
+the base cannot starve the mixing head. Source: arXiv:2403.09629.
 
-Shape letters: B rows, T tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V vocabulary.
+Shape letters: B rows, T tokens, P positions, N thoughts, L thought tokens, A predicted tokens, V
+vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,16 +35,22 @@ class Outcome:
     wanted: Tensor  # (B, P, A) bool: the token counts
 
     def rewards(self) -> Tensor:
-        """Return how much each thought lowered the loss of the tokens after it: (B, P, N), no gradient."""
+        """Return how much each thought lowered the loss of the tokens after it: (B, P, N), no
+        gradient.
+        """
         gain = (self.base[:, :, None] - self.mixed) * self.wanted[:, :, None]
         return gain.sum(-1).detach()
 
 
 def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
-    """Return the losses of the tokens after each thinking position. labels: (B, T) not shifted, -100 is ignored."""
+    """Return the losses of the tokens after each thinking position. labels: (B, T) not shifted,
+    -100 is ignored.
+    """
     columns = thoughts.positions[:, :, None] + 1 + torch.arange(lookahead, device=labels.device)
     inside = columns < labels.shape[1]
-    targets = labels.gather(1, columns.clamp_max(labels.shape[1] - 1).flatten(1)).reshape(columns.shape)
+    targets = labels.gather(1, columns.clamp_max(labels.shape[1] - 1).flatten(1)).reshape(
+        columns.shape
+    )
     targets = targets.masked_fill(~inside, IGNORE)
     mixed = thoughts.mixed_logits()
     spread = targets[:, :, None].expand(mixed.shape[:-1])
@@ -54,13 +62,17 @@ def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Return each thought's reward less the mean reward of the other thoughts at its position: (..., N), N >= 2."""
+    """Return each thought's reward less the mean reward of the other thoughts at its position:
+    (..., N), N >= 2.
+    """
     count = rewards.shape[-1]
     return (rewards - rewards.mean(-1, keepdim=True)) * (count / (count - 1))
 
 
 def policy_loss(log_probs: Tensor, advantage: Tensor) -> Tensor:
-    """Return the REINFORCE loss, a mean over thoughts. log_probs: (..., L) of sampled tokens; advantage: (...)."""
+    """Return the REINFORCE loss, a mean over thoughts. log_probs: (..., L) of sampled tokens;
+    advantage: (...).
+    """
     return -(advantage.detach() * log_probs.sum(-1)).mean()
 
 
@@ -69,13 +81,17 @@ def draw_positions(labels: Tensor, count: int, generator: torch.Generator) -> Te
 
     A row with fewer such columns is filled up with others; their loss does not count.
     """
-    rank = sent(torch.rand(labels.shape[0], labels.shape[1] - 1, generator=generator), labels.device)
+    rank = sent(
+        torch.rand(labels.shape[0], labels.shape[1] - 1, generator=generator), labels.device
+    )
     rank = rank + (labels[:, 1:] != IGNORE)
     return rank.topk(count, dim=1).indices.sort(dim=1).values
 
 
 class QuietStarLoss:
-    """The loss function that learn.train calls; one step thinks at `config.positions` places a window."""
+    """The loss function that learn.train calls; one step thinks at `config.positions` places a
+    window.
+    """
 
     def __init__(self, config: Config, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         self.config, self.groups = config, groups
@@ -83,7 +99,9 @@ class QuietStarLoss:
     def __call__(
         self, model: ThoughtForCausalLM, batch: Mapping[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the loss in nats (its gradient clipped group by group) and what the thoughts did."""
+        """Return the loss in nats (its gradient clipped group by group) and what the thoughts
+        did.
+        """
         config, labels = self.config, batch["labels"]
         generator = torch_generator(config.seed, "quietstar", "positions", step)
         thoughts = model.think(
@@ -116,10 +134,12 @@ class QuietStarLoss:
 
 
 def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit: float) -> Tensor:
-    """Return a loss of the same value whose gradient has at most the norm `limit` in each group; 0 changes nothing.
+    """Return a loss of the same value whose gradient has at most the norm `limit` in each group; 0
+    changes nothing.
 
-    The training loop clips all parameters together, which would let the largest group decide the step of the others.
-    So the gradient is taken here, scaled per group, and handed on as the linear function that has it.
+    The training loop clips all parameters together, which would let the largest group decide the
+    step of the others. So the gradient is taken here, scaled per group, and handed on as the linear
+    function that has it.
     """
     if limit <= 0:
         return loss

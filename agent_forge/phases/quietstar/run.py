@@ -1,4 +1,6 @@
-"""Run the quietstar phase: wrap the parent, train it to think, set the gate from held-out tokens, write and report."""
+"""Run the quietstar phase: wrap the parent, train it to think, set the gate from held-out tokens,
+write and report.
+"""
 
 from functools import partial
 from typing import Any
@@ -24,7 +26,8 @@ SHOWN_CONTEXT_TOKENS = 12
 def run(phase: PhaseRun[Config]) -> Report:
     """Read sources[0], write the thinking model.
 
-    Raises CheckpointError when there is no parent or it thinks already, PhaseError when the parent cannot think.
+    Raises CheckpointError when there is no parent or it thinks already, PhaseError when the parent
+    cannot think.
     """
     config, out, device = phase.config, phase.out, phase.device
     if not phase.sources:
@@ -32,10 +35,12 @@ def run(phase: PhaseRun[Config]) -> Report:
     model = _wrapped(phase).to(device)  # type: ignore[arg-type]
     kinds = [kind for kind, share in config.mix.items() if share > 0]
     windows = {
-        split: measure.held_out(config, _sources(phase, kinds, split), split) for split in ("search", "validation")
+        split: measure.held_out(config, _sources(phase, kinds, split), split)
+        for split in ("search", "validation")
     }
     parent = out.remember_tensors(
-        "parent", lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device)
+        "parent",
+        lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device),
     )
     records = _train(phase, model, kinds)
     model.eval()
@@ -43,7 +48,10 @@ def run(phase: PhaseRun[Config]) -> Report:
     def think_over(split: str) -> dict[str, Tensor]:
         return measure.think_over(model, windows[split], config, split, device)
 
-    measured = {split: out.remember_tensors(f"measured-{split}", partial(think_over, split)) for split in windows}
+    measured = {
+        split: out.remember_tensors(f"measured-{split}", partial(think_over, split))
+        for split in windows
+    }
     gate, gate_table = measure.choose_gate(measured["search"], kinds, config)
     model.config.gate_entropy_nats = gate
     report = _report(config, measured["validation"], parent, kinds, gate, records)
@@ -64,14 +72,18 @@ def _wrapped(phase: PhaseRun[Config]) -> ThoughtForCausalLM:
     config, parent = phase.config, phase.sources[0]
     base = models.load(parent)
     if isinstance(base, ThoughtForCausalLM):
-        raise CheckpointError(f"{parent.path} is a thinking model already; give quietstar the checkpoint before it")
+        raise CheckpointError(
+            f"{parent.path} is a thinking model already; give quietstar the checkpoint before it"
+        )
     ids = {
         name: phase.tokenizer.encode(getattr(config, name), add_special_tokens=False)
         for name in ("start_text", "end_text")
     }
     for name, encoded in ids.items():
         if not encoded:
-            raise ConfigError(f"{name}={getattr(config, name)!r} is empty for this tokenizer; try {name}='\\n'")
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r} is empty for this tokenizer; try {name}='\\n'"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, "quietstar", "head"))
         model = ThoughtForCausalLM.wrap(
@@ -84,15 +96,25 @@ def _wrapped(phase: PhaseRun[Config]) -> ThoughtForCausalLM:
 def _sources(phase: PhaseRun[Config], kinds: list[str], split: str) -> dict[str, Any]:
     config = phase.config
     rows = TRAIN_ROWS if split == "train" else 10 * config.measure.windows
-    return {kind: data.source(kind, config.data, phase.tokenizer, split, config.seed, rows=rows) for kind in kinds}
+    return {
+        kind: data.source(kind, config.data, phase.tokenizer, split, config.seed, rows=rows)
+        for kind in kinds
+    }
 
 
-def _train(phase: PhaseRun[Config], model: ThoughtForCausalLM, kinds: list[str]) -> list[learn.StepRecord]:
-    """Train head, meta vectors and (unless base_lr is 0) the base, each with its own learning rate and clipping."""
+def _train(
+    phase: PhaseRun[Config], model: ThoughtForCausalLM, kinds: list[str]
+) -> list[learn.StepRecord]:
+    """Train head, meta vectors and (unless base_lr is 0) the base, each with its own learning rate
+    and clipping.
+    """
     config = phase.config
     head, meta = list(model.mixing.parameters()), [model.start, model.end]
     base = [parameter for parameter in model.base.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": head, "lr_scale": 1.0}, {"params": meta, "lr_scale": 1.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": head, "lr_scale": 1.0},
+        {"params": meta, "lr_scale": 1.0},
+    ]
     if config.base_lr > 0:
         groups.append({"params": base, "lr_scale": config.base_lr / config.optim.lr})
     else:
@@ -101,7 +123,15 @@ def _train(phase: PhaseRun[Config], model: ThoughtForCausalLM, kinds: list[str])
         _sources(phase, kinds, "train"), config.mix, rows=config.batch_rows,
         length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
     )  # fmt: skip
-    shaping = ("thoughts", "thought_length", "lookahead", "temperature", "positions", "base_lr", "policy_weight")
+    shaping = (
+        "thoughts",
+        "thought_length",
+        "lookahead",
+        "temperature",
+        "positions",
+        "base_lr",
+        "policy_weight",
+    )
     return learn.train(
         model,
         learn.TrainRequest(
@@ -125,7 +155,9 @@ def _report(
     config: Config, record: dict[str, Tensor], parent: dict[str, Tensor], kinds: list[str], gate: float | None,
     records: list[learn.StepRecord],
 ) -> Report:  # fmt: skip
-    """Return what thinking changed on the validation split: over all tokens, by kind, and by difficulty."""
+    """Return what thinking changed on the validation split: over all tokens, by kind, and by
+    difficulty.
+    """
     samples, seed = config.measure.samples, config.seed
     rows = []
     for kind in [*kinds, "all"]:
@@ -138,7 +170,8 @@ def _report(
         gain = measure.interval(base - mixed, real, samples, seed)
         base_gain = measure.interval(before - base, real, samples, seed)
         mean = {
-            name: measure.interval(v, real, 1, seed)["value"] for name, v in (("weight", weight), ("helped", helped))
+            name: measure.interval(v, real, 1, seed)["value"]
+            for name, v in (("weight", weight), ("helped", helped))
         }
         rows.append(
             {
@@ -193,7 +226,10 @@ def _last(records: list[learn.StepRecord], name: str) -> float:
 
 
 def _samples(
-    phase: PhaseRun[Config], record: dict[str, Tensor], windows: dict[str, dict[str, Tensor]], kinds: list[str]
+    phase: PhaseRun[Config],
+    record: dict[str, Tensor],
+    windows: dict[str, dict[str, Tensor]],
+    kinds: list[str],
 ) -> list[str]:
     """Return thoughts in their context: the first, at evenly spread windows, not the best."""
     shown: list[str] = []
@@ -209,9 +245,16 @@ def _samples(
         at = int(real[len(real) // 2])
         column = int(batch["positions"][row, at])
         ids = batch["input_ids"][row].tolist()
-        context, following = ids[max(column - SHOWN_CONTEXT_TOKENS, 0) : column + 1], ids[column + 1]
+        context, following = (
+            ids[max(column - SHOWN_CONTEXT_TOKENS, 0) : column + 1],
+            ids[column + 1],
+        )
         thought = record[f"{kind}/tokens"][row, at, 0].tolist()
-        before, word, after = (phase.tokenizer.decode(part) for part in (context, thought, [following]))
+        before, word, after = (
+            phase.tokenizer.decode(part) for part in (context, thought, [following])
+        )
         without, thinking = float(base[row, at]), float(mixed[row, at])
-        shown.append(f"{before!r} thinks {word!r}, then {after!r}: {without:.3f} nats without, {thinking:.3f} with")
+        shown.append(
+            f"{before!r} thinks {word!r}, then {after!r}: {without:.3f} nats without, {thinking:.3f} with"
+        )
     return shown

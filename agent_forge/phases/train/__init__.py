@@ -1,12 +1,13 @@
 """Train a model further in ten stages on one loop, with its dynamics measured at every stage.
 
-Stages 1-3 adapt it to the data (curriculum by measured success), 4-6 inject noise and learning rate (steered by a
-measured exponent), 7-8 mix in the model's own generations as replay ("dreams"), 9 models its own activations, and 10
-cools down and averages. Every mechanism has a switch of its own; what no run of ours has shown to gain is off in
-conf/train.yaml, and its stages are then plain training with the same telemetry. Instability goes back to kept weights.
-Sources: arXiv:2504.03380 (success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395 (warm-up,
-stable, decay), Benettin et al. 1980 (renormalised tangent vectors).
-Reads sources[0], any Hugging Face causal LM (thinking or ternary ones too). Writes the trained model.
+Stages 1-3 adapt it to the data (curriculum by measured success), 4-6 inject noise and learning rate
+(steered by a measured exponent), 7-8 mix in the model's own generations as replay ("dreams"), 9
+models its own activations, and 10 cools down and averages. Every mechanism has a switch of its own;
+what no run of ours has shown to gain is off in conf/train.yaml, and its stages are then plain
+training with the same telemetry. Instability goes back to kept weights. Sources: arXiv:2504.03380
+(success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395 (warm-up, stable,
+decay), Benettin et al. 1980 (renormalised tangent vectors). Reads sources[0], any Hugging Face
+causal LM (thinking or ternary ones too). Writes the trained model.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class StageSteps:
 
 @dataclass(slots=True, kw_only=True)
 class CurriculumConfig:
-    """AdaRFT-style: T <- T + rate * tanh(sharpness * (success - target)), in shares of the range of difficulty."""
+    """AdaRFT-style: T <- T + rate * tanh(sharpness * (success - target)), in shares of the range of
+    difficulty.
+    """
 
     enabled: bool
     kinds: list[GeneratedTask]
@@ -72,7 +75,9 @@ class CurriculumConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ChaosConfig:
-    """A PI controller with deadband on gradient noise and learning rate, fed by the measured depth exponent."""
+    """A PI controller with deadband on gradient noise and learning rate, fed by the measured depth
+    exponent.
+    """
 
     enabled: bool
     target_exponent: Annotated[float, Range(-1e3, 1e3)]
@@ -112,7 +117,9 @@ class DreamConfig:
 
 @dataclass(slots=True, kw_only=True)
 class SelfModelConfig:
-    """A linear head predicts RMS-normalised, detached activations of earlier blocks from the last one."""
+    """A linear head predicts RMS-normalised, detached activations of earlier blocks from the last
+    one.
+    """
 
     weight: Weight
     targets: Count
@@ -160,7 +167,9 @@ class Config(PhaseConfig):
             )
         missing = [kind for kind in self.curriculum.kinds if kind not in self.mix]
         if self.curriculum.enabled and missing:
-            raise ConfigError(f"curriculum.kinds names {missing}, but mix has {sorted(self.mix)}; add them to mix")
+            raise ConfigError(
+                f"curriculum.kinds names {missing}, but mix has {sorted(self.mix)}; add them to mix"
+            )
 
     def taken_stages(self) -> list[str]:
         """Return the stages that have steps, in order."""
@@ -175,7 +184,9 @@ class Config(PhaseConfig):
         return bool(getattr(self, mechanism).enabled)
 
     def steered_stages(self) -> list[str]:
-        """Return the stages from the first in which a mechanism acts; [] when all of them are plain training."""
+        """Return the stages from the first in which a mechanism acts; [] when all of them are plain
+        training.
+        """
         stages = self.taken_stages()
         for i, stage in enumerate(stages):
             averaged = stage == stages[-1] and self.is_on("average")

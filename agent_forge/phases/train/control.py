@@ -1,7 +1,8 @@
-"""What steers training from measurements: a PI controller, the guard that rolls back, and how several act together.
+"""What steers training from measurements: a PI controller, the guard that rolls back, and how
+several act together.
 
-Each controller is called after a step with (record, model), answers with controls of `learn.train`, and keeps its state
-as JSON so that a resumed run goes on exactly.
+Each controller is called after a step with (record, model), answers with controls of `learn.train`,
+and keeps its state as JSON so that a resumed run goes on exactly.
 """
 
 import math
@@ -33,7 +34,9 @@ class Controller(Protocol):
 
 
 class CombinedController:
-    """Several controllers as one: rates multiply, the largest noise holds, any rollback or keep counts."""
+    """Several controllers as one: rates multiply, the largest noise holds, any rollback or keep
+    counts.
+    """
 
     def __init__(self, members: Mapping[str, Controller]) -> None:
         self.members = dict(members)
@@ -41,12 +44,14 @@ class CombinedController:
         self.noises = dict.fromkeys(self.members, 0.0)
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
-        """Ask the members in order and merge their answers; a non-finite loss goes to those who can roll back only."""
+        """Ask the members in order and merge their answers; a non-finite loss goes to those who can
+        roll back only.
+        """
         merged: dict[str, Any] = {}
         for name, member in self.members.items():
-            if not (math.isfinite(record.loss) and math.isfinite(record.grad_norm)) and not isinstance(
-                member, Rollback
-            ):
+            if not (
+                math.isfinite(record.loss) and math.isfinite(record.grad_norm)
+            ) and not isinstance(member, Rollback):
                 continue
             answer = member(record, model)
             self.lr_scales[name] = answer.get("lr_scale", self.lr_scales[name])
@@ -69,10 +74,12 @@ class CombinedController:
 
 
 class ExponentControl:
-    """Hold a measured exponent at its target: too orderly raises noise and learning rate, too chaotic lowers the rate.
+    """Hold a measured exponent at its target: too orderly raises noise and learning rate, too
+    chaotic lowers the rate.
 
-    measure(model) -> nats a block. Control u = proportional * e + integral * sum(e), limited to [-1, 1]; the sum stops
-    growing while u is at a limit. lr_scale = 1 + lr_range * u, noise = max_noise * max(u, 0).
+    measure(model) -> nats a block. Control u = proportional * e + integral * sum(e), limited to
+    [-1, 1]; the sum stops growing while u is at a limit. lr_scale = 1 + lr_range * u, noise =
+    max_noise * max(u, 0).
     """
 
     def __init__(self, config: ChaosConfig, measure: Callable[[Any], float]) -> None:
@@ -97,7 +104,10 @@ class ExponentControl:
         exponent = self.measure(model)
         u = self.control(exponent)
         self.log.append((record.step, exponent, u))
-        return {"lr_scale": 1 + self.config.lr_range * u, "noise": self.config.max_noise * max(u, 0.0)}
+        return {
+            "lr_scale": 1 + self.config.lr_range * u,
+            "noise": self.config.max_noise * max(u, 0.0),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum of errors and the log."""
@@ -110,7 +120,9 @@ class ExponentControl:
 
 
 class Rollback:
-    """Keep weights while all is well; when the loss leaps above its mean, go back and lower the learning rate."""
+    """Keep weights while all is well; when the loss leaps above its mean, go back and lower the
+    learning rate.
+    """
 
     def __init__(self, config: RollbackConfig, stage: str, events: EventLog) -> None:
         self.config, self.stage, self.events = config, stage, events
@@ -122,9 +134,17 @@ class Rollback:
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:  # noqa: ARG002 - the contract of a controller
         """Judge the step. Raises PhaseError when the stage diverges once more than allowed."""
         finite = math.isfinite(record.loss) and math.isfinite(record.grad_norm)
-        if self.mean is not None and self.kept and not (finite and record.loss <= self.mean + self.config.limit_nats):
+        if (
+            self.mean is not None
+            and self.kept
+            and not (finite and record.loss <= self.mean + self.config.limit_nats)
+        ):
             return self._go_back(record)
-        self.mean = record.loss if self.mean is None else SMOOTHING * self.mean + (1 - SMOOTHING) * record.loss
+        self.mean = (
+            record.loss
+            if self.mean is None
+            else SMOOTHING * self.mean + (1 - SMOOTHING) * record.loss
+        )
         due = record.step == 0 or (record.step + 1) % self.config.every_steps == 0
         if not (due and record.loss <= self.mean + self.config.limit_nats / 2):
             return {}
@@ -148,7 +168,12 @@ class Rollback:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the running mean and what was done."""
-        return {"mean": self.mean, "lr_scale": self.lr_scale, "count": self.count, "kept": self.kept}
+        return {
+            "mean": self.mean,
+            "lr_scale": self.lr_scale,
+            "count": self.count,
+            "kept": self.kept,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""

@@ -1,7 +1,9 @@
-"""Give the model tasks that it solves about half of the time: difficulty follows its measured success rate.
+"""Give the model tasks that it solves about half of the time: difficulty follows its measured
+success rate.
 
-T <- T + rate * tanh(sharpness * (success - target)) for each kind of task, T in [0, 1] from the easiest level to the
-hardest. Source: AdaRFT, arXiv:2504.05520 (controller); arXiv:2504.03380 (why half: the signal goes as p(1 - p)).
+T <- T + rate * tanh(sharpness * (success - target)) for each kind of task, T in [0, 1] from the
+easiest level to the hardest. Source: AdaRFT, arXiv:2504.05520 (controller); arXiv:2504.03380 (why
+half: the signal goes as p(1 - p)).
 """
 
 import math
@@ -28,32 +30,53 @@ Success = Callable[[Any, str, int], float]
 
 def hardest_level(kind: str, seed: int) -> int:
     """Return the highest difficulty that occurs among 200 rows of a generated task."""
-    rows = registry.load(SYNTHETIC, kind, "generated task").rows(200, "train", seed_for(seed, "train", "levels"))
+    rows = registry.load(SYNTHETIC, kind, "generated task").rows(
+        200, "train", seed_for(seed, "train", "levels")
+    )
     return max(int(row.get("difficulty", 1)) for row in rows)
 
 
 class LevelSource:
-    """Windows of one kind of task at the level that the curriculum asks for (a source of `data.Mixture`)."""
+    """Windows of one kind of task at the level that the curriculum asks for (a source of
+    `data.Mixture`).
+    """
 
     def __init__(
-        self, kind: str, tokenizer: "PreTrainedTokenizerFast", rows: int, seed: int, uniform_share: float, start: float
+        self,
+        kind: str,
+        tokenizer: "PreTrainedTokenizerFast",
+        rows: int,
+        seed: int,
+        uniform_share: float,
+        start: float,
     ) -> None:
         task = registry.load(SYNTHETIC, kind, "generated task")
         self.kind, self.uniform_share, self.difficulty = kind, uniform_share, start
         self.levels = [
-            RowSource(task.rows(max(rows // hardest_level(kind, seed), 1), "train", seed, difficulty=level), tokenizer)
+            RowSource(
+                task.rows(
+                    max(rows // hardest_level(kind, seed), 1), "train", seed, difficulty=level
+                ),
+                tokenizer,
+            )
             for level in range(1, hardest_level(kind, seed) + 1)
         ]
 
     def level_at(self, draw: float) -> int:
-        """Return the index of the level for a number in [0, 1): the neighbours of T, by nearness."""
+        """Return the index of the level for a number in [0, 1): the neighbours of T, by
+        nearness.
+        """
         place = self.difficulty * (len(self.levels) - 1)
         return min(int(place) + (draw < place - int(place)), len(self.levels) - 1)
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    def take(
+        self, generator: np.random.Generator, length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return ids and labels, (length,) each."""
         uniform, draw = generator.random(2)
-        index = int(draw * len(self.levels)) if uniform < self.uniform_share else self.level_at(draw)
+        index = (
+            int(draw * len(self.levels)) if uniform < self.uniform_share else self.level_at(draw)
+        )
         return self.levels[index].take(generator, length)
 
 
@@ -61,9 +84,18 @@ class Curriculum:
     """Measure success at the present level of each kind, and move the level."""
 
     def __init__(
-        self, config: CurriculumConfig, sources: Mapping[str, LevelSource], success: Success, events: EventLog
+        self,
+        config: CurriculumConfig,
+        sources: Mapping[str, LevelSource],
+        success: Success,
+        events: EventLog,
     ) -> None:
-        self.config, self.sources, self.success, self.events = config, dict(sources), success, events
+        self.config, self.sources, self.success, self.events = (
+            config,
+            dict(sources),
+            success,
+            events,
+        )
         self.log: list[tuple[int, str, float, float]] = []  # (step, kind, success, T after)
 
     def move(self, kind: str, success: float) -> float:
@@ -81,12 +113,17 @@ class Curriculum:
             level = 1 + round(source.difficulty * (len(source.levels) - 1))
             success = self.success(model, kind, level)
             self.log.append((record.step, kind, success, self.move(kind, success)))
-            self.events.message(f"curriculum: {kind} level {level}: {success:.0%} right, T now {source.difficulty:.2f}")
+            self.events.message(
+                f"curriculum: {kind} level {level}: {success:.0%} right, T now {source.difficulty:.2f}"
+            )
         return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return T of every kind, and the log."""
-        return {"difficulty": {kind: source.difficulty for kind, source in self.sources.items()}, "log": self.log}
+        return {
+            "difficulty": {kind: source.difficulty for kind, source in self.sources.items()},
+            "log": self.log,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""

@@ -1,8 +1,9 @@
 """Replay of what the model itself generates, mixed into new training so that old abilities stay.
 
-A dream begins with a few real tokens and goes on by sampling. Two guards: dreams must be nearly as diverse as real text
-(distinct bigrams), and replay ends as soon as the loss on real held-out text has risen. Source: generative replay,
-arXiv:1705.08690; for language models arXiv:1909.03329 (LAMOL).
+A dream begins with a few real tokens and goes on by sampling. Two guards: dreams must be nearly as
+diverse as real text (distinct bigrams), and replay ends as soon as the loss on real held-out text
+has risen. Source: generative replay, arXiv:1705.08690; for language models arXiv:1909.03329
+(LAMOL).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,9 @@ IGNORE = -100
 def dream(
     model: Any, text: TextSource, config: DreamConfig, *, length_tokens: int, seed: int, stage: str
 ) -> dict[str, Tensor]:
-    """Return {"dreams", "real"}: (windows, length_tokens) int64; both begin with the same real prompts."""
+    """Return {"dreams", "real"}: (windows, length_tokens) int64; both begin with the same real
+    prompts.
+    """
     generator = numpy_generator(seed, "train", stage, "prompts")
     real = np.stack([text.take(generator, length_tokens)[0] for _ in range(config.windows)])
     prompts = real[:, : config.prompt_tokens].tolist()
@@ -42,12 +45,16 @@ def dream(
         top_p=config.top_p,
         seed=seed_for(seed, "train", stage, "dreams"),
     )
-    dreams = np.asarray([prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)], np.int64)
+    dreams = np.asarray(
+        [prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)], np.int64
+    )
     return {"dreams": torch.from_numpy(dreams), "real": torch.from_numpy(real)}
 
 
 def distinct_bigrams(windows: Tensor) -> float:
-    """Return the share of different bigrams among all bigrams of windows (n, T); 1 when none repeats."""
+    """Return the share of different bigrams among all bigrams of windows (n, T); 1 when none
+    repeats.
+    """
     pairs = torch.stack([windows[:, :-1].flatten(), windows[:, 1:].flatten()], 1)
     return len(torch.unique(pairs, dim=0)) / len(pairs)
 
@@ -60,7 +67,9 @@ class DreamSource:
         self.labels = self.ids.copy()
         self.labels[:, :prompt_tokens] = IGNORE
 
-    def take(self, generator: np.random.Generator, length: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    def take(
+        self, generator: np.random.Generator, length: int
+    ) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
         """Return ids and labels of a random dream, cut to (length,)."""
         row = int(generator.integers(len(self.ids)))
         return self.ids[row, :length], self.labels[row, :length]
@@ -74,7 +83,9 @@ def text_loss(model: Any, windows: Tensor) -> float:
 
 
 class ReplayGuard:
-    """Both the batches of a dream stage and what watches them: with replay until real text gets worse, then without."""
+    """Both the batches of a dream stage and what watches them: with replay until real text gets
+    worse, then without.
+    """
 
     def __init__(
         self,

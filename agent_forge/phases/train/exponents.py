@@ -1,10 +1,14 @@
-"""How fast small differences grow: through depth, into the logits, and through training. Measured, never asserted.
+"""How fast small differences grow: through depth, into the logits, and through training. Measured,
+never asserted.
 
-- depth exponent: a tangent vector is carried through every block and renormalised after each (Benettin et al. 1980);
-  the mean of ln(growth) in nats a block. 0 is the edge of chaos, above it differences grow.
+- depth exponent: a tangent vector is carried through every block and renormalised after each
+  (Benettin et al. 1980); the mean of ln(growth) in nats a block. 0 is the edge of chaos, above it
+  differences grow.
 - logit sensitivity: KL(p(h) || p(h + d)) / |d|^2 for a random d at the first block's input.
-- weight-twin exponent: (1/t) ln(|D_t| / |D_0|) of two copies of the weights trained on the same batches.
-Tangents are central differences: blocks run on [h, h + d, h - d] in one forward, so any block works, looped ones too.
+- weight-twin exponent: (1/t) ln(|D_t| / |D_0|) of two copies of the weights trained on the same
+  batches.
+Tangents are central differences: blocks run on [h, h + d, h - d] in one forward, so any block
+works, looped ones too.
 """
 
 import copy
@@ -33,8 +37,12 @@ TINY = 1e-30
 
 
 @torch.no_grad()
-def depth_exponent(model: Any, batch: Mapping[str, Tensor], *, relative_step: float, seed: int) -> float:
-    """Return the mean ln of a random tangent's growth a block, in nats; batch: {"input_ids", "labels"}, (B, T) each."""
+def depth_exponent(
+    model: Any, batch: Mapping[str, Tensor], *, relative_step: float, seed: int
+) -> float:
+    """Return the mean ln of a random tangent's growth a block, in nats; batch: {"input_ids",
+    "labels"}, (B, T) each.
+    """
     tangent = _Tangent(relative_step, torch_generator(seed, "depth exponent"))
     blocks = required_blocks(model, "the train phase")
     threefold = {key: value.repeat(3, *[1] * (value.ndim - 1)) for key, value in batch.items()}
@@ -45,7 +53,9 @@ def depth_exponent(model: Any, batch: Mapping[str, Tensor], *, relative_step: fl
 
 
 class _Tangent:
-    """The hooks that carry one tangent vector a sequence. Rows: B of h, B of h + step u, B of h - step u."""
+    """The hooks that carry one tangent vector a sequence. Rows: B of h, B of h + step u, B of h -
+    step u.
+    """
 
     def __init__(self, relative_step: float, generator: torch.Generator) -> None:
         self.relative_step, self.generator = relative_step, generator
@@ -70,13 +80,17 @@ class _Tangent:
 
     def _spread(self, h: Tensor, direction: Tensor) -> Tensor:
         self.step = self.relative_step * _norm(h).clamp_min(TINY)
-        scaled = direction * (self.step / _norm(direction).clamp_min(TINY)).reshape(-1, *[1] * (h.ndim - 1))
+        scaled = direction * (self.step / _norm(direction).clamp_min(TINY)).reshape(
+            -1, *[1] * (h.ndim - 1)
+        )
         return torch.cat([h, h + scaled, h - scaled])
 
 
 @torch.no_grad()
 def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, seed: int) -> float:
-    """Return the mean over positions of KL(p(h) || p(h + d)) / |d|^2, nats per squared unit. input_ids: (B, T)."""
+    """Return the mean over positions of KL(p(h) || p(h + d)) / |d|^2, nats per squared unit.
+    input_ids: (B, T).
+    """
     generator = torch_generator(seed, "logit sensitivity")
     squared: list[Tensor] = []
 
@@ -97,11 +111,19 @@ def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, se
 
 
 def twin_exponent(
-    model: nn.Module, batches: Batches, optim: OptimConfig, *, steps: int, relative_step: float, seed: int
+    model: nn.Module,
+    batches: Batches,
+    optim: OptimConfig,
+    *,
+    steps: int,
+    relative_step: float,
+    seed: int,
 ) -> float:
-    """Return (1/t) ln(|D_t| / |D_0|) of twins trained for `steps` steps on the same batches, nats a step.
+    """Return (1/t) ln(|D_t| / |D_0|) of twins trained for `steps` steps on the same batches, nats a
+    step.
 
-    Works on copies. The first trains a few steps alone: Adam's very first steps follow only the sign of the gradient.
+    Works on copies. The first trains a few steps alone: Adam's very first steps follow only the
+    sign of the gradient.
     """
     device = next(model.parameters()).device
     first = copy.deepcopy(model).train()
@@ -114,14 +136,20 @@ def twin_exponent(
     theirs.set_scale(1.0)
     theirs.load_tensors(ours.tensors())
     generator = torch_generator(seed, "twins")
-    moved = [(p, q) for p, q in zip(ours.parameters, theirs.parameters, strict=True) if p.grad is not None]
+    moved = [
+        (p, q)
+        for p, q in zip(ours.parameters, theirs.parameters, strict=True)
+        if p.grad is not None
+    ]
     with torch.no_grad():
         for _, q in moved:
             noise = torch.randn(q.shape, generator=generator, dtype=torch.float32).to(q)
             q.add_(noise * relative_step * q.square().mean().sqrt())
     before = _distance(moved)
     if before == 0:
-        raise PhaseError("twins are equal although they were disturbed: all weights are zero; check the checkpoint")
+        raise PhaseError(
+            "twins are equal although they were disturbed: all weights are zero; check the checkpoint"
+        )
     for step in range(steps, 2 * steps):
         for twin, optimisers in ((first, ours), (second, theirs)):
             _train_step(twin, optimisers, batches, step, seed, device)
@@ -129,7 +157,12 @@ def twin_exponent(
 
 
 def _train_step(
-    model: nn.Module, optimisers: Optimisers, batches: Batches, step: int, seed: int, device: torch.device
+    model: nn.Module,
+    optimisers: Optimisers,
+    batches: Batches,
+    step: int,
+    seed: int,
+    device: torch.device,
 ) -> None:
     torch.manual_seed(seed_for(seed, "twins", step))
     batch = {key: value.to(device) for key, value in batches.batch(step).items()}
@@ -142,7 +175,9 @@ def _train_step(
 
 
 def _distance(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> float:
-    return math.sqrt(sum(float((p.detach() - q.detach()).double().square().sum()) for p, q in pairs))
+    return math.sqrt(
+        sum(float((p.detach() - q.detach()).double().square().sum()) for p, q in pairs)
+    )
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -152,9 +187,15 @@ def _norm(x: Tensor) -> Tensor:
 
 @contextmanager
 def _probing(model: nn.Module) -> Iterator[None]:
-    """Evaluate without dropout and without rounding activations: a staircase has no derivative to measure."""
+    """Evaluate without dropout and without rounding activations: a staircase has no derivative to
+    measure.
+    """
     training = model.training
-    rounding = [(module, module.activation_bits) for module in model.modules() if getattr(module, "activation_bits", 0)]
+    rounding = [
+        (module, module.activation_bits)
+        for module in model.modules()
+        if getattr(module, "activation_bits", 0)
+    ]
     model.eval()
     try:
         for module, _ in rounding:

@@ -1,4 +1,6 @@
-"""What is known of a model after a stage: text, tasks and the three exponents, always on the same held-out items."""
+"""What is known of a model after a stage: text, tasks and the three exponents, always on the same
+held-out items.
+"""
 
 from dataclasses import asdict
 from typing import Any
@@ -16,13 +18,17 @@ from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity
 
 
 def without_thinking(model: Any) -> Any:
-    """Return the model that answers directly: the base of a thinking model, and any other model itself."""
+    """Return the model that answers directly: the base of a thinking model, and any other model
+    itself.
+    """
     base = getattr(model, "base", None)
     return base if hasattr(model, "thinks") and isinstance(base, nn.Module) else model
 
 
 class Bench:
-    """Fixed items and probes. Tasks are answered without thinking, because that is what this phase trains."""
+    """Fixed items and probes. Tasks are answered without thinking, because that is what this phase
+    trains.
+    """
 
     def __init__(self, config: Config, tokenizer: Any, mixture: Mixture) -> None:
         self.config, self.tokenizer, self.mixture = config, tokenizer, mixture
@@ -30,9 +36,15 @@ class Bench:
         self.text = TextSource(config.data, tokenizer, "validation")
         windows = self.text.windows(config.measure.probe_tokens, config.measure.probe_rows)
         self.probe = torch.from_numpy(windows)
-        self.items = {"text": evaluate.task_items("text", "validation", config.measure.text_items, self.context)}
+        self.items = {
+            "text": evaluate.task_items(
+                "text", "validation", config.measure.text_items, self.context
+            )
+        }
         for task in config.measure.tasks:
-            self.items[task] = evaluate.task_items(task, "validation", config.measure.task_items, self.context)
+            self.items[task] = evaluate.task_items(
+                task, "validation", config.measure.task_items, self.context
+            )
 
     def everything(self, model: Any, stage: str) -> dict[str, Any]:
         """Return the scores and exponents of a model as JSON values."""
@@ -42,17 +54,24 @@ class Bench:
         """Return the scores of a model on every task as JSON values."""
         plain = without_thinking(model)
         return {
-            task: asdict(evaluate.score_items(plain, self.tokenizer, task, items, "validation", self.context))
+            task: asdict(
+                evaluate.score_items(plain, self.tokenizer, task, items, "validation", self.context)
+            )
             for task, items in self.items.items()
         }
 
     def exponents(self, model: Any, stage: str) -> dict[str, float]:
-        """Return the depth exponent, the logit sensitivity and, where asked for, the weight-twin exponent."""
+        """Return the depth exponent, the logit sensitivity and, where asked for, the weight-twin
+        exponent.
+        """
         settings, seed = self.config.measure, seed_for(self.config.seed, "train", "probes")
         found = {
             "depth": self.depth(model),
             "sensitivity": logit_sensitivity(
-                model, self.probe.to(_device(model)), relative_step=settings.relative_step, seed=seed
+                model,
+                self.probe.to(_device(model)),
+                relative_step=settings.relative_step,
+                seed=seed,
             ),
         }
         if settings.twin_steps:
@@ -78,7 +97,10 @@ class Bench:
         ids = self.probe.to(_device(model))
         seed = seed_for(self.config.seed, "train", "probes")
         return depth_exponent(
-            model, {"input_ids": ids, "labels": ids}, relative_step=self.config.measure.relative_step, seed=seed
+            model,
+            {"input_ids": ids, "labels": ids},
+            relative_step=self.config.measure.relative_step,
+            seed=seed,
         )
 
     def success(self, model: Any, kind: str, level: int) -> float:
@@ -86,7 +108,9 @@ class Bench:
         task = registry.load("agent_forge.data.synthetic", kind, "generated task")
         seed = seed_for(self.config.seed, "train", "success", kind, level)
         rows = task.rows(self.config.curriculum.items, "search", seed, difficulty=level)
-        return evaluate.score_items(without_thinking(model), self.tokenizer, kind, rows, "search", self.context).mean
+        return evaluate.score_items(
+            without_thinking(model), self.tokenizer, kind, rows, "search", self.context
+        ).mean
 
     def held_out_windows(self, count: int) -> Tensor:
         """Return real validation windows (n, length_tokens)."""

@@ -1,7 +1,9 @@
-"""The baseline of equal budget: the same stages trained plainly, from where the first mechanism acts.
+"""The baseline of equal budget: the same stages trained plainly, from where the first mechanism
+acts.
 
-Until then the phase is plain training, so those stages are shared. Batches, steps and schedule are the same; rollback
-guards both runs. Without a mechanism there is nothing to compare: the phase itself is plain training.
+Until then the phase is plain training, so those stages are shared. Batches, steps and schedule are
+the same; rollback guards both runs. Without a mechanism there is nothing to compare: the phase
+itself is plain training.
 """
 
 from dataclasses import replace
@@ -24,13 +26,17 @@ NOT_RUN = "none ran: plain training from the same parent is off (baseline=true r
 
 
 def train_plainly(phase: PhaseRun[Config], model: Any, sources: dict[str, Source]) -> None:
-    """Train `model`, as it was before the first steered stage, plainly through that stage and all after it."""
+    """Train `model`, as it was before the first steered stage, plainly through that stage and all
+    after it.
+    """
     config = phase.config
     stages, steered = config.taken_stages(), config.steered_stages()
     previous = ["", *stages][stages.index(steered[0])]
     for stage in steered:
         guard = (
-            {"rollback": Rollback(config.rollback, f"plain_{stage}", phase.events)} if config.rollback.enabled else {}
+            {"rollback": Rollback(config.rollback, f"plain_{stage}", phase.events)}
+            if config.rollback.enabled
+            else {}
         )
         train(
             model,
@@ -55,14 +61,18 @@ def train_plainly(phase: PhaseRun[Config], model: Any, sources: dict[str, Source
 
 
 def compared(ours: dict[str, Any], plain: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return a row for each task: the score of either run, and the paired gain over plain training with its interval.
+    """Return a row for each task: the score of either run, and the paired gain over plain training
+    with its interval.
 
-    ours, plain: what `Bench.scores` returned for the model of the phase and for the plain one. Positive is better.
+    ours, plain: what `Bench.scores` returned for the model of the phase and for the plain one.
+    Positive is better.
     """
     rows = []
     for task in ours:
         one, other = scores_of({"scores": ours}, task), scores_of({"scores": plain}, task)
-        gain, low = evaluate.paired_gain(other, one, samples=SAMPLES, seed=seed, confidence=ONE_SIDED)
+        gain, low = evaluate.paired_gain(
+            other, one, samples=SAMPLES, seed=seed, confidence=ONE_SIDED
+        )
         _, loss = evaluate.paired_gain(one, other, samples=SAMPLES, seed=seed, confidence=ONE_SIDED)
         rows.append(
             {

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 from agent_forge import evaluate, models
@@ -27,7 +28,9 @@ SAMPLES = 1000  # bootstrap resamples of the gain over the parent
 
 
 def run(phase: PhaseRun[Config]) -> Report:
-    """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step to take."""
+    """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step
+    to take.
+    """
     config, out = phase.config, phase.out
     if not phase.sources:
         raise ConfigError("train needs a model to start from: set sources=[DIRECTORY]")
@@ -50,9 +53,11 @@ def run(phase: PhaseRun[Config]) -> Report:
             unsteered = copy.deepcopy(model)
         plan = planner.plan(stage, model)
         records = _train_stage(phase, plan, stage, model)
-        measured = out.remember(f"measured-{stage}", lambda name=stage: bench.everything(model, name))  # type: ignore[misc]
+        measured = out.remember(f"measured-{stage}", partial(bench.everything, model, stage))
         rows.append(_row(stage, measured, _facts(stage, plan, records)))
-        phase.events.metrics(stage, {key: value for key, value in rows[-1].items() if value is not None})
+        phase.events.metrics(
+            stage, {key: value for key, value in rows[-1].items() if value is not None}
+        )
     beside: list[dict[str, Any]] = []
     if unsteered is not None:
         plain.train_plainly(phase, unsteered, kinds)
@@ -65,7 +70,9 @@ def run(phase: PhaseRun[Config]) -> Report:
     return report
 
 
-def _train_stage(phase: PhaseRun[Config], plan: StagePlan, stage: str, model: Any) -> list[StepRecord]:
+def _train_stage(
+    phase: PhaseRun[Config], plan: StagePlan, stage: str, model: Any
+) -> list[StepRecord]:
     """Train one stage as planned; its optimiser goes on from the stage before it."""
     config, stages = phase.config, phase.config.taken_stages()
     return train(
@@ -93,7 +100,11 @@ def _train_stage(phase: PhaseRun[Config], plan: StagePlan, stage: str, model: An
 
 def _facts(stage: str, plan: StagePlan, records: list[StepRecord]) -> dict[str, Any]:
     """Return what a stage did, for its row."""
-    tail = [record.loss for record in records[-max(len(records) // 4, 1) :] if math.isfinite(record.loss)]
+    tail = [
+        record.loss
+        for record in records[-max(len(records) // 4, 1) :]
+        if math.isfinite(record.loss)
+    ]
     guard = plan.controllers.get("rollback")
     return {
         "mechanism": STAGES[stage],
@@ -108,7 +119,11 @@ def _facts(stage: str, plan: StagePlan, records: list[StepRecord]) -> dict[str, 
 
 def _row(stage: str, measured: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Return one line of the table of stages."""
-    tasks = {f"{task} right": scores_of(measured, task).mean for task in measured["scores"] if task != "text"}
+    tasks = {
+        f"{task} right": scores_of(measured, task).mean
+        for task in measured["scores"]
+        if task != "text"
+    }
     exponents = measured["exponents"]
     return {
         "stage": stage,
@@ -128,7 +143,11 @@ def _row(stage: str, measured: dict[str, Any], facts: dict[str, Any]) -> dict[st
 
 
 def _write(
-    phase: PhaseRun[Config], model: Any, before: dict[str, Any], after: dict[str, Any], rows: list[dict[str, Any]]
+    phase: PhaseRun[Config],
+    model: Any,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    rows: list[dict[str, Any]],
 ) -> Report:
     metrics: dict[str, Any] = {}
     said = []
@@ -149,4 +168,6 @@ def _write(
     summary = f"{steps} steps in {len(rows) - 1} stages; {'; '.join(said)}"
     if off:
         summary += f"; switched off, so plain training in their stages: {', '.join(off)}"
-    return Report(summary=summary, outputs=[str(written.path)], metrics=metrics, tables={"stages": rows})
+    return Report(
+        summary=summary, outputs=[str(written.path)], metrics=metrics, tables={"stages": rows}
+    )

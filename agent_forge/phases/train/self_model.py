@@ -1,7 +1,9 @@
-"""A network that predicts itself: L = CE + w * MSE(head(last block), normalised detached activations of others).
+"""A network that predicts itself: L = CE + w * MSE(head(last block), normalised detached
+activations of others).
 
-Targets have RMS 1 because the stream of a pre-norm model grows with depth. Too large a weight collapses the activations
-towards what is easy to predict. Source: arXiv:2407.10188 (networks that learn to self-model become simpler).
+Targets have RMS 1 because the stream of a pre-norm model grows with depth. Too large a weight
+collapses the activations towards what is easy to predict. Source: arXiv:2407.10188 (networks that
+learn to self-model become simpler).
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,9 @@ EPSILON = 1e-6
 
 
 class SelfModel:
-    """The head and the loss function of the self-modelling stage. `weight` must be positive: 0 is plain `lm_loss`."""
+    """The head and the loss function of the self-modelling stage. `weight` must be positive: 0 is
+    plain `lm_loss`.
+    """
 
     def __init__(self, model: Any, *, weight: float, targets: int, seed: int) -> None:
         first = next(required_blocks(model, "self-modelling")[0].parameters())
@@ -33,7 +37,9 @@ class SelfModel:
         """Return what the stage trains: the model and the head."""
         return [*(p for p in model.parameters() if p.requires_grad), *self.head.parameters()]
 
-    def loss(self, model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+    def loss(
+        self, model: Any, batch: Mapping[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Return cross-entropy plus the weighted error of the self-model."""
         streams: list[Tensor] = []
 
@@ -47,7 +53,9 @@ class SelfModel:
         return loss + self.weight * error, {**metrics, "self_model_error": error.detach()}
 
     def error(self, streams: list[Tensor]) -> Tensor:
-        """Return the mean squared error from the last stream to earlier ones, evenly spread; each (B, T, d)."""
+        """Return the mean squared error from the last stream to earlier ones, evenly spread; each
+        (B, T, d).
+        """
         last = len(streams) - 1
         chosen = [streams[i * last // self.targets] for i in range(self.targets)]
         wanted = torch.cat([rms_normalised(stream.detach().float()) for stream in chosen], -1)

@@ -1,4 +1,6 @@
-"""The ten stages as settings of the one loop: which batches, loss, controllers and schedule each of them has."""
+"""The ten stages as settings of the one loop: which batches, loss, controllers and schedule each of
+them has.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +17,20 @@ from agent_forge.data.sources import Source
 from agent_forge.learn import Batches, lm_loss
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.train import STAGES, Config
-from agent_forge.phases.train.control import CombinedController, Controller, ExponentControl, Rollback
+from agent_forge.phases.train.control import (
+    CombinedController,
+    Controller,
+    ExponentControl,
+    Rollback,
+)
 from agent_forge.phases.train.curriculum import Curriculum, LevelSource
-from agent_forge.phases.train.dreams import DreamSource, ReplayGuard, distinct_bigrams, dream, text_loss
+from agent_forge.phases.train.dreams import (
+    DreamSource,
+    ReplayGuard,
+    distinct_bigrams,
+    dream,
+    text_loss,
+)
 from agent_forge.phases.train.measure import Bench, without_thinking
 from agent_forge.phases.train.self_model import SelfModel
 
@@ -26,7 +39,9 @@ HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
 
 @dataclass(slots=True)
 class StagePlan:
-    """How one stage trains. `notes` are figures of its mechanism for the report, read after training."""
+    """How one stage trains. `notes` are figures of its mechanism for the report, read after
+    training.
+    """
 
     batches: Batches
     controllers: dict[str, Controller]
@@ -42,14 +57,20 @@ class StagePlan:
 
 
 def mechanism_settings(config: Config, mechanism: str) -> dict[str, Any]:
-    """Return the settings that must not change while a stage is resumed; {} when its mechanism is off."""
+    """Return the settings that must not change while a stage is resumed; {} when its mechanism is
+    off.
+    """
     if not config.is_on(mechanism) or mechanism == "average":
         return {}
-    return {f"{mechanism}.{key}": value for key, value in asdict(getattr(config, mechanism)).items()}
+    return {
+        f"{mechanism}.{key}": value for key, value in asdict(getattr(config, mechanism)).items()
+    }
 
 
 def stage_optim(config: Config, stage: str, stages: list[str]) -> OptimConfig:
-    """Return the schedule of one stage: warm-up in the first, cool-down and averaging in the last, flat between."""
+    """Return the schedule of one stage: warm-up in the first, cool-down and averaging in the last,
+    flat between.
+    """
     first, last = stage == stages[0], stage == stages[-1]
     return replace(
         config.optim,
@@ -63,13 +84,20 @@ def plain_sources(config: Config, tokenizer: Any) -> dict[str, Source]:
     """Return the source of every kind in `mix`, of the train split."""
     return {
         kind: data.source(
-            kind, config.data, tokenizer, "train", seed_for(config.seed, "train", kind), rows=config.mix_rows
+            kind,
+            config.data,
+            tokenizer,
+            "train",
+            seed_for(config.seed, "train", kind),
+            rows=config.mix_rows,
         )
         for kind in config.mix
     }
 
 
-def mixture(config: Config, sources: Mapping[str, Source], weights: Mapping[str, float], name: str) -> Mixture:
+def mixture(
+    config: Config, sources: Mapping[str, Source], weights: Mapping[str, float], name: str
+) -> Mixture:
     """Return batches of this phase's shape."""
     return Mixture(
         sources,
@@ -82,7 +110,9 @@ def mixture(config: Config, sources: Mapping[str, Source], weights: Mapping[str,
 
 
 class Planner:
-    """Make the plan of each stage; the curriculum and the exponent controller go on from stage to stage."""
+    """Make the plan of each stage; the curriculum and the exponent controller go on from stage to
+    stage.
+    """
 
     def __init__(self, phase: PhaseRun[Config], bench: Bench, sources: dict[str, Source]) -> None:
         self.phase, self.config, self.events = phase, phase.config, phase.events
@@ -96,9 +126,15 @@ class Planner:
         controllers: dict[str, Controller] = {}
         if config.rollback.enabled:
             controllers["rollback"] = Rollback(config.rollback, stage, self.events)
-        plan = StagePlan(mixture(config, self.sources, config.mix, stage), controllers, active=config.is_on(mechanism))
+        plan = StagePlan(
+            mixture(config, self.sources, config.mix, stage),
+            controllers,
+            active=config.is_on(mechanism),
+        )
         if not plan.active:
-            self.events.message(f"{mechanism.replace('_', ' ')} is off: plain training with telemetry", stage=stage)
+            self.events.message(
+                f"{mechanism.replace('_', ' ')} is off: plain training with telemetry", stage=stage
+            )
         elif mechanism == "curriculum":
             self._steer_difficulty(plan, stage)
         elif mechanism == "chaos":
@@ -108,7 +144,9 @@ class Planner:
             self._dream(plan, stage, model)
         elif mechanism == "self_model":
             settings = config.self_model
-            own = SelfModel(model, weight=settings.weight, targets=settings.targets, seed=config.seed)
+            own = SelfModel(
+                model, weight=settings.weight, targets=settings.targets, seed=config.seed
+            )
             plan.loss, plan.parameters = own.loss, own.parameters
         return plan
 
@@ -130,7 +168,9 @@ class Planner:
         curriculum = self.curriculum
         plan.batches = mixture(config, {**self.sources, **curriculum.sources}, config.mix, stage)
         plan.controllers["curriculum"] = curriculum
-        plan.notes = lambda: {f"difficulty {k}": round(s.difficulty, 3) for k, s in curriculum.sources.items()}
+        plan.notes = lambda: {
+            f"difficulty {k}": round(s.difficulty, 3) for k, s in curriculum.sources.items()
+        }
 
     def _dream(self, plan: StagePlan, stage: str, model: Any) -> None:
         config, settings, out = self.config, self.config.dream, self.phase.out
@@ -138,17 +178,34 @@ class Planner:
         text: Any = data.source("text", config.data, self.phase.tokenizer, "train", config.seed)
         dreamt = out.remember_tensors(
             f"dreams-{stage}",
-            lambda: dream(plain, text, settings, length_tokens=config.length_tokens, seed=config.seed, stage=stage),
+            lambda: dream(
+                plain,
+                text,
+                settings,
+                length_tokens=config.length_tokens,
+                seed=config.seed,
+                stage=stage,
+            ),
         )
         share = distinct_bigrams(dreamt["dreams"]) / distinct_bigrams(dreamt["real"])
         text_weight = config.mix.get("text", 0.0)
         if share < settings.distinct_share or not text_weight:
             plan.active = False
-            why = f"distinct bigrams {share:.2f} of real text" if text_weight else "no text in mix to replace"
-            self.events.warning(f"{stage}: dreams are not replayed ({why}); plain training", stage=stage)
+            why = (
+                f"distinct bigrams {share:.2f} of real text"
+                if text_weight
+                else "no text in mix to replace"
+            )
+            self.events.warning(
+                f"{stage}: dreams are not replayed ({why}); plain training", stage=stage
+            )
             plan.notes = lambda: {"distinct": round(share, 3)}
             return
-        weights = {**config.mix, "text": text_weight * (1 - settings.share), "dream": text_weight * settings.share}
+        weights = {
+            **config.mix,
+            "text": text_weight * (1 - settings.share),
+            "dream": text_weight * settings.share,
+        }
         sources = {**self.sources, "dream": DreamSource(dreamt["dreams"], settings.prompt_tokens)}
         held_out = self.bench.held_out_windows(HELD_OUT_WINDOWS)
         before = out.remember(f"real-text-{stage}", lambda: text_loss(plain, held_out))
@@ -159,7 +216,9 @@ class Planner:
 
 
 def self_model_error(records: list[Any]) -> float | None:
-    """Return the mean error of the self-model over the last quarter of a stage; None when it was off."""
+    """Return the mean error of the self-model over the last quarter of a stage; None when it was
+    off.
+    """
     tail = [
         record.metrics["self_model_error"]
         for record in records[-max(len(records) // 4, 1) :]

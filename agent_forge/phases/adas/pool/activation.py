@@ -1,7 +1,8 @@
-"""Edits of a direction in the residual stream, in what branches write: removed, weakened or strengthened.
+"""Edits of a direction in the residual stream, in what branches write: removed, weakened or
+strengthened.
 
-The direction is the mean difference between task text and plain text. Baked into the output matrices, so nothing
-runs at inference. Source of directional ablation: arXiv:2406.11717.
+The direction is the mean difference between task text and plain text. Baked into the output
+matrices, so nothing runs at inference. Source of directional ablation: arXiv:2406.11717.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from agent_forge.phases.adas.pool.technique import Edit, Subject
 
 
 def along(factor: float, where: Callable[[Subject], list[int]]) -> Callable[[Subject], Tensors]:
-    """Return an edit that multiplies what some layers write along the task direction by `factor`."""
+    """Return an edit that multiplies what some layers write along the task direction by
+    `factor`.
+    """
 
     def apply(subject: Subject) -> Tensors:
         found: Tensors = {}
@@ -27,7 +30,9 @@ def along(factor: float, where: Callable[[Subject], list[int]]) -> Callable[[Sub
 
 
 def scaled_along(weight: Tensor, direction: Tensor, factor: float) -> Tensor:
-    """Return weight (out, in) with what it writes along a unit direction (out) multiplied by `factor`."""
+    """Return weight (out, in) with what it writes along a unit direction (out) multiplied by
+    `factor`.
+    """
     return weight + (factor - 1) * direction[:, None] * (direction @ weight)[None]
 
 
@@ -38,13 +43,28 @@ def _middle(subject: Subject) -> list[int]:
 
 FAMILY = "activation"
 TECHNIQUES = (
-    Edit("ablate_direction", FAMILY, "remove the task direction from a middle layer's writing", along(0.0, _middle)),
-    Edit("weaken_direction", FAMILY, "halve it in every layer", along(0.5, lambda subject: subject.layers())),
+    Edit(
+        "ablate_direction",
+        FAMILY,
+        "remove the task direction from a middle layer's writing",
+        along(0.0, _middle),
+    ),
+    Edit(
+        "weaken_direction",
+        FAMILY,
+        "halve it in every layer",
+        along(0.5, lambda subject: subject.layers()),
+    ),
     Edit(
         "amplify_direction",
         FAMILY,
         "strengthen it by half in every layer",
         along(1.5, lambda subject: subject.layers()),
     ),
-    Edit("amplify_last", FAMILY, "double it in the last layer", along(2.0, lambda subject: subject.layers()[-1:])),
+    Edit(
+        "amplify_last",
+        FAMILY,
+        "double it in the last layer",
+        along(2.0, lambda subject: subject.layers()[-1:]),
+    ),
 )

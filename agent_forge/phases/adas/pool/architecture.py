@@ -73,14 +73,18 @@ def _merge_value_heads(subject: Subject) -> Tensors:
 def _laser(subject: Subject) -> Tensors:
     matrix = subject.of_role("mlp_out")[-1]
     weight = subject.weight(matrix.name)
-    return {matrix.name: cut_rank(weight, max(1, round((1 - subject.rank_share) * min(weight.shape))))}
+    return {
+        matrix.name: cut_rank(weight, max(1, round((1 - subject.rank_share) * min(weight.shape))))
+    }
 
 
 def _swap_layers(subject: Subject) -> Tensors:
     pairs = list(pairwise(subject.layers()))
     if not pairs:
         return {}
-    first, second = min(pairs, key=lambda pair: subject.influence[pair[0]] + subject.influence[pair[1]])
+    first, second = min(
+        pairs, key=lambda pair: subject.influence[pair[0]] + subject.influence[pair[1]]
+    )
     found: Tensors = {}
     for a, b in zip(_layer(subject, first), _layer(subject, second), strict=False):
         wa, wb = subject.weight(a), subject.weight(b)
@@ -104,17 +108,29 @@ def _sharpen(subject: Subject) -> Tensors:
 
 
 def _boost_mlp(subject: Subject) -> Tensors:
-    return {matrix.name: 1.05 * subject.weight(matrix.name) for matrix in subject.of_role("mlp_out")}
+    return {
+        matrix.name: 1.05 * subject.weight(matrix.name) for matrix in subject.of_role("mlp_out")
+    }
 
 
 FAMILY = "architecture"
 TECHNIQUES = (
     Edit("skip_layer", FAMILY, "skip the layer with the least block influence", _skip_layer),
-    Edit("drop_attention", FAMILY, "drop the attention branch that writes least", _drop("attention_out")),
+    Edit(
+        "drop_attention",
+        FAMILY,
+        "drop the attention branch that writes least",
+        _drop("attention_out"),
+    ),
     Edit("drop_mlp", FAMILY, "drop the MLP branch that writes least", _drop("mlp_out")),
     Edit("prune_head", FAMILY, "drop the head that writes least", _prune_head),
     Edit("prune_neurons", FAMILY, "drop a tenth of the neurons of one MLP", _prune_neurons),
-    Edit("merge_value_heads", FAMILY, "let the two most similar value heads share their weights", _merge_value_heads),
+    Edit(
+        "merge_value_heads",
+        FAMILY,
+        "let the two most similar value heads share their weights",
+        _merge_value_heads,
+    ),
     Edit("laser", FAMILY, "cut the rank of the last MLP's output", _laser),
     Edit("swap_layers", FAMILY, "swap the two neighbours with the least influence", _swap_layers),
     Edit("blend_layers", FAMILY, "move those two towards each other", _blend_layers),

@@ -1,4 +1,5 @@
-"""Ways to join task vectors: methods of the merge room on models W + alpha_k * D_k, and a few of our own.
+"""Ways to join task vectors: methods of the merge room on models W + alpha_k * D_k, and a few of
+our own.
 
 A strength is part of the model that is merged, so that moving it little moves the result little.
 """
@@ -18,8 +19,9 @@ Compose = Callable[[ExpertBank, Sequence[float]], Tensors]
 
 
 def merged(name: str, *, with_base: bool = True, **settings: Any) -> Compose:
-    """Return a composition by merge method `name`. settings: parameters that differ from the method's defaults;
-    density (where the method has one) is the bank's."""
+    """Return a composition by merge method `name`. settings: parameters that differ from the
+    method's defaults; density (where the method has one) is the bank's.
+    """
 
     def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
         module = merging.load_method(name)
@@ -56,12 +58,17 @@ def _contrast(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
     found = {}
     for name in bank.base:
         common = sum_of([d[name] for d in bank.deltas]) / len(bank.deltas)
-        found[name] = sum_of([a * (d[name] - common) for a, d in zip(alpha, bank.deltas, strict=True)])
+        found[name] = sum_of(
+            [a * (d[name] - common) for a, d in zip(alpha, bank.deltas, strict=True)]
+        )
     return found
 
 
 def _by_depth(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
-    return {m.name: sum_of(_deltas(bank, alpha, m.name)) * (2 * m.layer / bank.depth) for m in bank.matrices}
+    return {
+        m.name: sum_of(_deltas(bank, alpha, m.name)) * (2 * m.layer / bank.depth)
+        for m in bank.matrices
+    }
 
 
 def _strongest(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
@@ -87,7 +94,10 @@ def _orthogonal(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
 
 def _low_rank_sum(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
     sums = {name: sum_of(_deltas(bank, alpha, name)) for name in bank.base}
-    return {name: cut_rank(total, max(1, round(bank.rank_share * min(total.shape)))) for name, total in sums.items()}
+    return {
+        name: cut_rank(total, max(1, round(bank.rank_share * min(total.shape))))
+        for name, total in sums.items()
+    }
 
 
 FAMILY = "operator"

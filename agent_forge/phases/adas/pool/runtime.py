@@ -1,4 +1,6 @@
-"""Scaffolds and decoders: settings that the agent's run time follows; the winner's go into the manifest."""
+"""Scaffolds and decoders: settings that the agent's run time follows; the winner's go into the
+manifest.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,6 @@
-"""Ways to join SVF experts: operators on the gains g_k = z_k - 1 of singular values before they reach the matrix."""
+"""Ways to join SVF experts: operators on the gains g_k = z_k - 1 of singular values before they
+reach the matrix.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +11,9 @@ from agent_forge.phases.adas.experts import ExpertBank, Tensors
 from agent_forge.phases.adas.pool.technique import Composition
 
 
-def joined(join: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[ExpertBank, Sequence[float]], Tensors]:
+def joined(
+    join: Callable[[Tensor, Tensor, float], Tensor],
+) -> Callable[[ExpertBank, Sequence[float]], Tensors]:
     """Return a composition. join(g (k, r), alpha (k), depth in [0, 1]) -> gain (r)."""
 
     def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
@@ -17,7 +21,9 @@ def joined(join: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[ExpertB
         for matrix in bank.matrices:
             gains = torch.stack([gain[matrix.name] for gain in bank.gains])
             strengths = torch.tensor(list(alpha), dtype=gains.dtype, device=gains.device)
-            found[matrix.name] = bank.spread(matrix.name, join(gains, strengths, matrix.layer / bank.depth))
+            found[matrix.name] = bank.spread(
+                matrix.name, join(gains, strengths, matrix.layer / bank.depth)
+            )
         return found
 
     return compose
@@ -48,7 +54,9 @@ def _sign_consensus(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # no
 def _top_sigma(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
     total = (alpha[:, None] * gains).sum(0)
     # Singular values come sorted: the first half of them.
-    return torch.where(torch.arange(len(total), device=total.device) < (len(total) + 1) // 2, total, 0.0)
+    return torch.where(
+        torch.arange(len(total), device=total.device) < (len(total) + 1) // 2, total, 0.0
+    )
 
 
 FAMILY = "singular"
@@ -56,7 +64,13 @@ TECHNIQUES = (
     Composition("z_global", FAMILY, "one strength for all experts", joined(_global)),
     Composition("z_per_layer", FAMILY, "strength rising with depth", joined(_per_layer)),
     Composition("z_softmax", FAMILY, "experts compete by softmax", joined(_softmax)),
-    Composition("z_geometric", FAMILY, "product of z to the power of its strength", joined(_geometric)),
-    Composition("z_sign_consensus", FAMILY, "gains that agree with the majority", joined(_sign_consensus), 2),
-    Composition("z_top_sigma", FAMILY, "gains of the larger half of singular values", joined(_top_sigma)),
+    Composition(
+        "z_geometric", FAMILY, "product of z to the power of its strength", joined(_geometric)
+    ),
+    Composition(
+        "z_sign_consensus", FAMILY, "gains that agree with the majority", joined(_sign_consensus), 2
+    ),
+    Composition(
+        "z_top_sigma", FAMILY, "gains of the larger half of singular values", joined(_top_sigma)
+    ),
 )

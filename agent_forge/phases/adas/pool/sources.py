@@ -1,4 +1,6 @@
-"""Where a vector comes from: singular gains or task vectors, whole or reduced. Each adds sum_k alpha_k * vector_k."""
+"""Where a vector comes from: singular gains or task vectors, whole or reduced. Each adds sum_k
+alpha_k * vector_k.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +20,9 @@ def svf(parts: tuple[str, ...]) -> Compose:
     def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
         names = [matrix.name for matrix in bank.matrices if matrix.part in parts]
         return {
-            name: bank.spread(name, sum_of([a * g[name] for a, g in zip(alpha, bank.gains, strict=True)]))
+            name: bank.spread(
+                name, sum_of([a * g[name] for a, g in zip(alpha, bank.gains, strict=True)])
+            )
             for name in names
         }
 
@@ -26,14 +30,21 @@ def svf(parts: tuple[str, ...]) -> Compose:
 
 
 def task(
-    reduce: Callable[[Tensor, ExpertBank], Tensor], parts: tuple[str, ...] = ("attention", "mlp", "other")
+    reduce: Callable[[Tensor, ExpertBank], Tensor],
+    parts: tuple[str, ...] = ("attention", "mlp", "other"),
 ) -> Compose:
     """Return the weighted sum of task vectors, each reduced first."""
 
     def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
         names = [matrix.name for matrix in bank.matrices if matrix.part in parts]
         return {
-            name: sum_of([a * reduce(d[name], bank) for a, d in zip(alpha, bank.deltas, strict=True) if a != 0])
+            name: sum_of(
+                [
+                    a * reduce(d[name], bank)
+                    for a, d in zip(alpha, bank.deltas, strict=True)
+                    if a != 0
+                ]
+            )
             for name in names
         }
 
@@ -52,7 +63,9 @@ def _trimmed(delta: Tensor, bank: ExpertBank) -> Tensor:
     """Return the largest entries of a task vector: TIES of one model that starts from 0."""
     density = {"weight": 1.0, "density": bank.density}
     shared = {"normalize": False, "lambda": 1.0, "rescale": False}
-    return merge_tensors(load_method("ties"), [delta], torch.zeros_like(delta), each=[density], shared=shared)
+    return merge_tensors(
+        load_method("ties"), [delta], torch.zeros_like(delta), each=[density], shared=shared
+    )
 
 
 def _ranked(delta: Tensor, bank: ExpertBank) -> Tensor:

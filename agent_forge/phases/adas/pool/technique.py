@@ -13,7 +13,8 @@ from agent_forge.phases.adas.experts import ExpertBank, Tensors
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A way to turn strengths (one a domain) into what is added to each matrix. Strengths of 0 add exactly nothing.
+    """A way to turn strengths (one a domain) into what is added to each matrix. Strengths of 0 add
+    exactly nothing.
 
     needs: fewest domains with a strength other than 0.
     """
@@ -32,11 +33,12 @@ class Composition:
 
 @dataclass(slots=True, kw_only=True)
 class Subject:
-    """What an edit looks at: current weights, what each matrix is for, and how the model behaves on neutral text.
+    """What an edit looks at: current weights, what each matrix is for, and how the model behaves on
+    neutral text.
 
-    weight: name -> (out, in) float32. influence[layer]: 1 - mean cosine between the stream before and after the layer.
-    share[matrix name]: mean norm that a residual branch writes, relative to the stream. stream[layer]: mean hidden
-    state (d) of task text minus that of plain text.
+    weight: name -> (out, in) float32. influence[layer]: 1 - mean cosine between the stream before
+    and after the layer. share[matrix name]: mean norm that a residual branch writes, relative to
+    the stream. stream[layer]: mean hidden state (d) of task text minus that of plain text.
     """
 
     matrices: list[Matrix]
@@ -71,7 +73,9 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
-    """Settings of the agent (the manifest's `agent` entry); `examples` are solved rows it may show."""
+    """Settings of the agent (the manifest's `agent` entry); `examples` are solved rows it may
+    show.
+    """
 
     name: str
     family: str
