@@ -18,8 +18,10 @@ from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Subject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """technique: a composition's name. alpha: strength of each domain's expert. edits: names, in
-    order.
+    """One point of the search.
+
+    technique: the name of a composition. alpha: the strength of each domain's expert. edits: the
+    names of edits, in the order in which they are applied.
     """
 
     technique: str
@@ -28,7 +30,7 @@ class Candidate:
 
     @property
     def changes_nothing(self) -> bool:
-        """Say whether this is the input itself."""
+        """Return whether this is the input itself."""
         return not any(self.alpha) and not self.edits
 
     def to_plain(self) -> dict[str, Any]:
@@ -46,9 +48,9 @@ class Candidate:
 
 
 class Bench:
-    """The model with what is needed to make any candidate of it and to take it back exactly.
+    """Turns the model into any candidate, and back into the input exactly.
 
-    subject: builds an edit's view from a reader of current weights.
+    subject: builds the view that an edit has of the model, from a reader of current weights.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Bench:
 
     @contextmanager
     def applied(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
-        """Give the model as `candidate`; the input's bytes return afterwards."""
+        """Yield the model with the candidate's weights; restore the input's bytes afterwards."""
         self.put(candidate)
         try:
             yield self.model
@@ -88,8 +90,8 @@ class Bench:
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the input weights bit for bit."""
-        for name, kept in self._kept.items():
-            self.model.get_parameter(name).copy_(kept)
+        for name, original in self._kept.items():
+            self.model.get_parameter(name).copy_(original)
         self._kept.clear()
 
     def _write(self, name: str, weight: Tensor) -> None:

@@ -1,10 +1,10 @@
-"""Train expert vectors: SVF gains and task vectors, one of each for every domain.
+"""Train expert vectors: SVF gains and a task vector for every domain.
 
 SVF: W' = W + U diag(S * g) V^T, the delta form of W' = U diag(S * z) V^T with g = z - 1, so g = 0
 is exactly W. Task vector: W' = W + D. Loss: cross-entropy on the domain plus KL(base || expert) at
-the same positions, so that an expert does not wander off. Reads a model that stays untouched; gives
-an ExpertBank. Sources: Transformer^2, arXiv:2501.06252 (we train by cross-entropy where it uses
-REINFORCE); arXiv:2212.04089.
+the same positions, so that an expert stays near the base. Reads a model and leaves it untouched;
+returns an ExpertBank. Sources: Transformer^2, arXiv:2501.06252 (we train by cross-entropy where it
+uses REINFORCE); arXiv:2212.04089.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ Tensors = dict[str, Tensor]
 
 @dataclass(slots=True, kw_only=True)
 class ExpertBank:
-    """Everything that techniques compose. All tensors float32 on the model's device.
+    """Everything that techniques compose. All tensors are float32, on the model's device.
 
-    base: weight (out, in) by name. factors: its U (out, r), S (r), V^T (r, in). gains[k]: g (r) of
-    domain k. deltas[k]: task vector (out, in) of domain k.
+    base: each weight (out, in) by name. factors: its U (out, r), S (r) and V^T (r, in). gains[k]:
+    the gains g (r) of domain k. deltas[k]: the task vector (out, in) of domain k.
     """
 
     domains: list[str]
@@ -58,12 +58,12 @@ class ExpertBank:
         generator = torch_generator(self.seed, "adas", "random vectors", label)
 
         def noise(tensors: Tensors) -> Tensors:
-            drawn = {
+            samples = {
                 k: torch.randn(v.shape, generator=generator).to(v.device)
                 for k, v in tensors.items()
             }
             return {
-                k: drawn[k] * (v.norm() / drawn[k].norm().clamp_min(1e-12))
+                k: samples[k] * (v.norm() / samples[k].norm().clamp_min(1e-12))
                 for k, v in tensors.items()
             }
 
@@ -81,7 +81,8 @@ class Adapted(nn.Module):
 
     def __init__(self, model: PreTrainedModel, bank: ExpertBank, kind: str) -> None:
         super().__init__()
-        # Kept out of the module tree: its mode and its gradients' flags stay as they are.
+        # Set past nn.Module, so that the model is not a submodule: its mode and the flags of its
+        # gradients stay as they are.
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "bank", bank)
         self.kind = kind
@@ -122,15 +123,15 @@ def anchored_loss(kl_weight: float) -> learn.LossFn:
         batch: Mapping[str, Tensor],
         step: int,  # noqa: ARG001 (every loss takes it)
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        wanted = batch["labels"][:, 1:] != -100
-        logits = adapted(batch["input_ids"])[:, :-1][wanted].float()
-        cross_entropy = functional.cross_entropy(logits, batch["labels"][:, 1:][wanted])
+        has_label = batch["labels"][:, 1:] != -100
+        logits = adapted(batch["input_ids"])[:, :-1][has_label].float()
+        cross_entropy = functional.cross_entropy(logits, batch["labels"][:, 1:][has_label])
         if kl_weight == 0:
             return cross_entropy, {"cross_entropy": cross_entropy.detach()}
         with torch.no_grad():
             before = (
                 adapted.model(input_ids=batch["input_ids"], use_cache=False)
-                .logits[:, :-1][wanted]
+                .logits[:, :-1][has_label]
                 .float()
             )
         drift = functional.kl_div(
@@ -165,8 +166,8 @@ def train_bank(
     """Return the trained bank and a table: domain, kind, loss at the first and the last step (nats
     per token).
 
-    The decompositions are kept in the workspace with the experts: another run of the same numbers
-    could flip a sign.
+    The decompositions are kept in the workspace beside the experts, because computing them again
+    could flip the sign of a singular vector.
     """
     bank = empty_bank(model, matrices, phase.config)
     parts = phase.out.remember_tensors(
@@ -211,7 +212,7 @@ def _train_one(
         {domain: source}, {domain: 1.0}, rows=experts.batch_rows, length_tokens=experts.length_tokens,
         seed=seed_for(config.seed, "adas", "batches"), name=domain,
     )  # fmt: skip
-    # Frozen weights: no gradient is computed for them.
+    # The model's weights are frozen, so that no gradient is computed for them.
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
     try:

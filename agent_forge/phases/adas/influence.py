@@ -1,5 +1,5 @@
-"""Look at a model on a little text: what each layer changes, what each branch writes, and which way
-task text points.
+"""Measure on a little text what each layer changes, what each branch writes, and which way task
+text points.
 
 Source of block influence: ShortGPT, arXiv:2403.03853 (1 - cosine between a layer's input and
 output).
@@ -42,26 +42,26 @@ def measure_influence(
                 {layer: total / watch.tokens[layer] for layer, total in watch.stream.items()}
             )
             if texts is plain:
-                found = {
+                tensors = {
                     f"influence/{layer}": watch.changed[layer] / watch.tokens[layer]
                     for layer in watch.stream
                 }
-                found |= {
+                tensors |= {
                     f"share/{name}": total / watch.written[name]
                     for name, total in watch.share.items()
                 }
-        found |= {f"stream/{layer}": means[1][layer] - means[0][layer] for layer in means[0]}
-    return {name: value.float().cpu() for name, value in found.items()}
+        tensors |= {f"stream/{layer}": means[1][layer] - means[0][layer] for layer in means[0]}
+    return {name: value.float().cpu() for name, value in tensors.items()}
 
 
 class _Watch:
-    """Sums over layers and output matrices; a looped stack counts every pass."""
+    """Sums over tokens, per layer and per output matrix; a looped stack counts every pass."""
 
     def __init__(self) -> None:
         self.clear()
 
     def hooks(self, model: nn.Module, matrices: Sequence[Matrix]) -> list[tuple[nn.Module, After]]:
-        """Return what to call after which module."""
+        """Return pairs of a module and the hook to call after it."""
         stack = blocks(model)
         layers = [
             (stack[layer], self._on_layer(layer))

@@ -1,10 +1,10 @@
-"""What the search improves: loss in nats a token on held-out rows of several kinds, compared in
+"""What the search improves: loss in nats per token on held-out rows of several kinds, compared in
 pairs.
 
 The gain of one model over another is the weighted mean over kinds of (loss before - loss after),
-both on the same rows. Its lower bound resamples clusters of rows within each kind. Whether it is
-beyond chance is asked by a sign-flip test: where nothing helps, the sign of each cluster's gain is
-a coin, so the test keeps its level at any number of rows. Source: Fisher 1935, The Design of
+both on the same rows. Its lower bound resamples clusters of rows within each kind. A sign-flip test
+decides whether it is beyond chance: where nothing helps, the sign of each cluster's gain is a coin
+flip, so the test keeps its level at any number of rows. Source: Fisher 1935, The Design of
 Experiments, section 21. Drift is KL(input || candidate) on neutral text, a hard limit.
 """
 
@@ -34,8 +34,9 @@ class Objective:
     """Rows of each kind, already encoded, and the weight of each kind. `scored` counts the rows
     that were run.
 
-    clusters: of each row; a kind without any has a cluster a row. pool: how many rows of each kind,
-    the first, are drawn from again and again (0: all); the others are fresh ones, given out once.
+    clusters: the cluster of each row; in a kind without clusters each row is its own. pool: how
+    many rows of each kind, counted from the first, are drawn from again and again (0: all); the
+    other rows are fresh ones, and each is used only once.
     """
 
     rows: dict[str, list[MaskedRow]]
@@ -51,13 +52,13 @@ class Objective:
     def losses(self, model: PreTrainedModel, picks: Picks) -> Losses:
         """Return each picked row's loss. All kinds go through the model together."""
         chosen = [(kind, i) for kind, numbers in picks.items() for i in numbers.tolist()]
-        found = evaluate.row_nll(model, [self.rows[kind][i] for kind, i in chosen])
+        row_losses = evaluate.row_nll(model, [self.rows[kind][i] for kind, i in chosen])
         self.scored += len(chosen)
         where = np.asarray([kind for kind, _ in chosen])
-        return {kind: found[where == kind] for kind in picks}
+        return {kind: row_losses[where == kind] for kind in picks}
 
     def draw(self, sizes: Sequence[int], *names: str | int) -> list[Picks]:
-        """Return disjoint picks of `sizes` rows a kind out of the pool, fixed by `names`."""
+        """Return disjoint picks of `sizes` rows per kind out of the pool, fixed by `names`."""
         rounds: list[Picks] = [{} for _ in sizes]
         for kind, rows in self.rows.items():
             order = numpy_generator(self.seed, "adas", "draw", kind, *names).permutation(
@@ -68,7 +69,7 @@ class Objective:
         return rounds
 
     def fresh(self, number: int, size: int) -> Picks:
-        """Return the rows that iteration `number` alone is judged on: `size` a kind, none of them
+        """Return the rows that iteration `number` alone is judged on: `size` per kind, none of them
         in the pool.
         """
         start = self.pool + number * size
@@ -88,7 +89,7 @@ class Objective:
         return {kind: np.arange(len(rows)) for kind, rows in self.rows.items()}
 
     def gain(self, before: Losses, after: Losses) -> float:
-        """Return the weighted mean gain in nats a token; positive is better."""
+        """Return the weighted mean gain in nats per token; positive is better."""
         total = sum(self.weights.values())
         return float(
             sum(
@@ -121,15 +122,15 @@ class Objective:
         """Return how likely a gain as large as this is where nothing helps: the one-sided p of the
         sign-flip test.
 
-        It is below any level at most that often, whatever the number of rows, where gains of
-        clusters are symmetric.
+        Where the gains of clusters are symmetric, it falls below any level no more often than that
+        level says, whatever the number of rows.
         """
         total, pulls = sum(self.weights.values()), []
         for kind, weight in self.weights.items():
-            (lost, tokens), (left, _) = (
+            (nats_before, tokens), (nats_after, _) = (
                 self._sums(losses, kind, picks) for losses in (before, after)
             )
-            pulls.append(weight / total * (lost - left) / tokens.sum())
+            pulls.append(weight / total * (nats_before - nats_after) / tokens.sum())
         pull = np.concatenate(pulls)
         generator = numpy_generator(self.seed, "adas", "flips", *names)
         flipped = generator.choice((-1.0, 1.0), (self.samples, len(pull))) @ pull
@@ -174,7 +175,7 @@ def make_objective(
         seed=context.seed,
         samples=samples,
         confidence=confidence,
-        clusters={kind: np.asarray(found) for kind, found in numbers.items()},
+        clusters={kind: np.asarray(cluster_of_row) for kind, cluster_of_row in numbers.items()},
         pool=pool,
     )
 
@@ -199,10 +200,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, item: Any) -> MaskedRow:
 
 
 class Drift:
-    """KL(input || candidate) in nats a token on neutral text; the input's log-probabilities are
-    kept.
+    """KL(input || candidate) in nats per token on neutral text.
 
-    Large vocabularies keep few pieces: 64 M numbers at most.
+    The input's log-probabilities are computed once and held in memory.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[MaskedRow]) -> None:

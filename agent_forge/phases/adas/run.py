@@ -47,24 +47,24 @@ def run(phase: PhaseRun[Config]) -> Report:
     winner = runs["adas"][1].incumbent
     test = out.remember("test", lambda: _open_test(phase, bench, runs))
     bench.put(winner)
-    found = out.remember(
+    runtime_result = out.remember(
         "runtime", lambda: runtime_search.search_settings(phase, model, source.manifest.agent)
     )
     metrics = _metrics(test, runs, winner, len(chosen))
     written = out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
-        agent=found["settings"],
+        agent=runtime_result["settings"],
         extra={
             "candidate": winner.to_plain(),
-            "runtime": found["accepted"],
+            "runtime": runtime_result["accepted"],
             "search_items": objective.items_hash,
         },
         deployable_bytes=models.deployable_bytes(model),
     )
     accepted = sum(step["accepted"] for step in runs["adas"][0].log)
     return Report(
-        summary=_summary(winner, accepted, config, test["adas"], found["accepted"]),
+        summary=_summary(winner, accepted, config, test["adas"], runtime_result["accepted"]),
         outputs=[str(written.path)],
         metrics=metrics,
         tables={
@@ -74,14 +74,14 @@ def run(phase: PhaseRun[Config]) -> Report:
             "test split, against baselines at equal budget": [
                 {"search": label, **row} for label, row in test.items()
             ],
-            "scaffolds and decoders": found["rows"],
+            "scaffolds and decoders": runtime_result["rows"],
         },
         baseline=_baseline(test),
     )
 
 
 def _baseline(test: dict[str, dict[str, Any]]) -> str:
-    """Return the gain of the search beside those of its baselines, in one phrase ("" where none
+    """Return the gains of the search and of its baselines in one phrase ("" where no baseline
     ran).
     """
     others = [
@@ -127,12 +127,12 @@ def _subject_maker(phase: PhaseRun[Config], model: PreTrainedModel, matrices: li
         ]
         return measure_influence(model, matrices, plain, tasks)
 
-    seen = phase.out.remember_tensors("influence", measure)
+    measurements = phase.out.remember_tensors("influence", measure)
 
     def named(kind: str) -> dict[str, Tensor]:
         return {
             key.removeprefix(f"{kind}/"): value
-            for key, value in seen.items()
+            for key, value in measurements.items()
             if key.startswith(f"{kind}/")
         }
 
@@ -152,7 +152,7 @@ Runs = dict[str, tuple[Search, State, list[dict[str, Any]], ExpertBank]]
 
 
 def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, drift: Drift) -> Runs:
-    """Run the search, and its baselines: random search, and the same search with random vectors of
+    """Run the search and its baselines: random search, and the same search with random vectors of
     equal norm.
     """
     config = phase.config
@@ -181,26 +181,26 @@ def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, dri
 
 
 def _open_test(phase: PhaseRun[Config], bench: Bench, runs: Runs) -> dict[str, dict[str, Any]]:
-    """Score what each search ended with on the test split: gain over the input in nats per token,
+    """Score the winner of each search on the test split: its gain over the input in nats per token,
     with bounds.
     """
     objective = _objective(phase, "test", phase.config.test_items)
     picks, real = objective.everything(), bench.bank
     bench.restore()
     before = objective.losses(bench.model, picks)
-    found = {}
+    results = {}
     for label, (search, state, _, bank) in runs.items():
         bench.bank = bank
         with bench.applied(state.incumbent) as model:
             after = objective.losses(model, picks)
         low, high = objective.bounds(before, after, picks, "test", label)
-        found[label] = {
+        results[label] = {
             "gain_nats": objective.gain(before, after), "low": low, "high": high,
             "n": sum(len(part) for part in picks.values()), "rows_scored": search.rows_scored,
             "accepted": sum(step["accepted"] for step in search.log), "items": objective.items_hash,
         }  # fmt: skip
     bench.bank = real
-    return found
+    return results
 
 
 def _metrics(

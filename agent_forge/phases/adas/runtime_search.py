@@ -42,15 +42,15 @@ def check(config: Config) -> None:
 def search_settings(
     phase: PhaseRun[Config], model: PreTrainedModel, inherited: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return {"accepted", "settings", "rows"}: the winner's name ("" for none), its settings, a row
-    per technique.
+    """Return {"accepted", "settings", "rows"}: the winner's name ("" for none), its settings,
+    and one row per technique.
     """
     config, tokenizer, context = phase.config, phase.tokenizer, phase.eval_context
     settings = config.runtime_search
     count = settings.items + settings.final_items
     rows = {task: rows_of(task, "search", count, context) for task in settings.tasks}
-    first = [(task, row) for task, found in rows.items() for row in found[: settings.items]]
-    fresh = [(task, row) for task, found in rows.items() for row in found[settings.items :]]
+    first = [(task, row) for task, task_rows in rows.items() for row in task_rows[: settings.items]]
+    fresh = [(task, row) for task, task_rows in rows.items() for row in task_rows[settings.items :]]
     if not first or not settings.techniques:
         return {"accepted": "", "settings": {}, "rows": []}
     examples = [
@@ -88,8 +88,12 @@ def search_settings(
             "low": low,
         }
     )
-    won = low > 0
-    return {"accepted": best[0] if won else "", "settings": changes if won else {}, "rows": table}
+    is_better = low > 0
+    return {
+        "accepted": best[0] if is_better else "",
+        "settings": changes if is_better else {},
+        "rows": table,
+    }
 
 
 def score(
@@ -102,14 +106,14 @@ def score(
     others.
     """
     turns = answers(model, tokenizer, settings, [asked(row["messages"]) for _, row in items])
-    found = []
+    right = []
     for (task, row), turn in zip(items, turns, strict=True):
-        found.append(
+        right.append(
             is_right(row, turn.messages)
             if task == "tools"
             else last_word(turn.text) == row["answer"]
         )
-    return np.asarray(found, np.float64)
+    return np.asarray(right, np.float64)
 
 
 def answers(
@@ -121,19 +125,19 @@ def answers(
     """Return what an agent with these manifest settings replies to each conversation, all generated
     together.
 
-    The same as one `Agent.reply` a conversation with a fresh memory (a test holds the two
-    together).
+    Each answer equals that of one `Agent.reply` per conversation with a fresh memory, as a test
+    proves.
     """
     one = agents.Agent(model, tokenizer, settings=settings)
     known = one.settings
-    prepared = [
+    windows = [
         one.working.window(one._with_system(one._scaffolded(messages)))
         for messages in conversations
     ]
     samples = known.scaffold_samples if known.scaffold == "self_consistency" else 1
     votes = [
         agents.answer_turns(
-            model, tokenizer, prepared, one.toolbox, known.max_rounds, known.max_new_tokens,
+            model, tokenizer, windows, one.toolbox, known.max_rounds, known.max_new_tokens,
             temperature=known.temperature if sample == 0 else (known.temperature or 0.7), top_p=known.top_p,
             seed=known.seed + 1000 * sample,
         )

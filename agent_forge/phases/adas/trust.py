@@ -1,12 +1,13 @@
-"""The trust-region search: strengths move by at most `scale` an iteration, and only when fresh rows
-say so.
+"""The trust-region search: strengths move by at most `scale` per iteration, and only when fresh
+rows confirm the gain.
 
 Each iteration proposes candidates around the incumbent and races them on shared rows of the pool
-(many candidates on few rows, few on more). The one left is then held against the incumbent on rows
-that no race and no other iteration sees, and accepted when a gain like its own would come by chance
-with less than its part of the search's error: with ten iterations at 95%, in one of 200 cases each,
-so that a search in which nothing helps accepts anything in at most one of 20. Drift is a limit
-besides. Ten accepts move a strength from 0 to 1. Also here: the baselines at equal budget.
+(many candidates on few rows, few on more). The winner is then compared with the incumbent on rows
+that no race and no other iteration sees. It is accepted when the probability of such a gain by
+chance is at most this iteration's equal part of the search's error: with ten iterations at 95% that
+is 1 in 200, so that a search in which nothing helps accepts anything in at most 1 of 20 cases.
+Drift is a second limit. Ten accepted steps move a strength from 0 to 1. The baselines at equal budget are
+here too.
 """
 
 import math
@@ -36,7 +37,7 @@ class State:
     incumbent: Candidate
     direction: tuple[float, ...] = ()
     ranking: list[str] = field(default_factory=list)  # compositions, best of the screening first
-    edits: list[str] = field(default_factory=list)  # edits, likewise
+    edits: list[str] = field(default_factory=list)  # edits, in the same order
 
 
 class Search:
@@ -100,8 +101,8 @@ class Search:
 
     @property
     def level(self) -> float:
-        """Return the chance of a false accept that one iteration may spend: an equal part of the
-        search's.
+        """Return the chance of a false accept that one iteration may spend: an equal part of what
+        the whole search may spend.
         """
         return (1 - self.settings.confidence) / self.settings.iterations
 
@@ -111,20 +112,20 @@ class Search:
         """Return the candidate that the last round puts first, and its gain there. No two rounds
         share a row.
         """
-        left, gains, order = list(arms), [0.0], [0]
+        survivors, gains, order = list(arms), [0.0], [0]
         for place, picks in enumerate(
             self.objective.draw(self.settings.race_items, self.label, number)
         ):
             before = self._losses(incumbent, picks)
-            gains = [self.objective.gain(before, self._losses(arm, picks)) for arm in left]
-            order = sorted(range(len(left)), key=lambda i: (-gains[i], i))
+            gains = [self.objective.gain(before, self._losses(arm, picks)) for arm in survivors]
+            order = sorted(range(len(survivors)), key=lambda i: (-gains[i], i))
             if place < len(self.settings.race_keep):
-                left = [left[i] for i in order[: self.settings.race_keep[place]]]
-        return left[order[0]], gains[order[0]]
+                survivors = [survivors[i] for i in order[: self.settings.race_keep[place]]]
+        return survivors[order[0]], gains[order[0]]
 
     def judged(self, incumbent: Candidate, winner: Candidate, number: int) -> dict[str, float]:
-        """Return gain, bounds and chance of the race's winner on rows that are this iteration's
-        alone.
+        """Return gain, bounds and chance of the race's winner on rows that only this iteration
+        uses.
         """
         picks = self.objective.fresh(number, self.settings.accept_items)
         before, after = self._losses(incumbent, picks), self._losses(winner, picks)
@@ -152,19 +153,21 @@ class Search:
             before, alpha = self._losses(start, picks), (self.settings.scale,) * domains
             rows: list[tuple[Composition | Edit, float]] = []
             for technique in COMPOSITIONS.values():
-                made = Candidate(technique=technique.name, alpha=alpha)
-                rows.append((technique, self.objective.gain(before, self._losses(made, picks))))
+                candidate = Candidate(technique=technique.name, alpha=alpha)
+                rows.append(
+                    (technique, self.objective.gain(before, self._losses(candidate, picks)))
+                )
             for edit in EDITS.values() if self.settings.edits else ():
-                made = Candidate(technique="svf_all", alpha=start.alpha, edits=(edit.name,))
-                rows.append((edit, self.objective.gain(before, self._losses(made, picks))))
+                candidate = Candidate(technique="svf_all", alpha=start.alpha, edits=(edit.name,))
+                rows.append((edit, self.objective.gain(before, self._losses(candidate, picks))))
             return [
                 {"technique": t.name, "family": t.family, "gain_nats": gain, "does": t.summary}
                 for t, gain in rows
             ]
 
-        found = self.out.remember(f"{self.label}-screen", compute)
-        self.rows_scored += len(found) * self.settings.race_items[0] * len(self.objective.rows)
-        return sorted(found, key=lambda row: -row["gain_nats"])
+        table = self.out.remember(f"{self.label}-screen", compute)
+        self.rows_scored += len(table) * self.settings.race_items[0] * len(self.objective.rows)
+        return sorted(table, key=lambda row: -row["gain_nats"])
 
 
 def around_incumbent(settings: SearchConfig) -> Propose:
@@ -175,27 +178,27 @@ def around_incumbent(settings: SearchConfig) -> Propose:
     def propose(state: State, generator: np.random.Generator) -> list[Candidate]:
         now, size = state.incumbent, len(state.incumbent.alpha)
         technique = now.technique if any(now.alpha) else state.ranking[0]
-        found = [moved(now, state.direction or (1.0,) * size, technique, settings)]
+        proposals = [moved(now, state.direction or (1.0,) * size, technique, settings)]
         better = state.ranking[: max(1, len(state.ranking) // 2)]
-        while len(found) < settings.candidates:
+        while len(proposals) < settings.candidates:
             kind = generator.integers(4)
             other = better[int(generator.integers(len(better)))]
             if kind == 0:
                 step = np.zeros(size)
                 step[int(generator.integers(size))] = 1.0 if generator.random() < 0.75 else -1.0
-                found.append(moved(now, step, technique, settings))
+                proposals.append(moved(now, step, technique, settings))
             elif kind == 1:
-                found.append(moved(now, generator.uniform(-1, 1, size), technique, settings))
+                proposals.append(moved(now, generator.uniform(-1, 1, size), technique, settings))
             elif kind == 2:
-                found.append(moved(now, generator.uniform(0, 1, size), other, settings))
+                proposals.append(moved(now, generator.uniform(0, 1, size), other, settings))
             elif state.edits and len(now.edits) < settings.edits:
                 edit = state.edits[int(generator.integers(max(1, len(state.edits) // 3)))]
-                found.append(
+                proposals.append(
                     Candidate(technique=now.technique, alpha=now.alpha, edits=(*now.edits, edit))
                 )
             else:
-                found.append(moved(now, generator.uniform(-1, 1, size), other, settings))
-        return found
+                proposals.append(moved(now, generator.uniform(-1, 1, size), other, settings))
+        return proposals
 
     return propose
 
@@ -228,16 +231,16 @@ def anywhere(settings: SearchConfig) -> Propose:
 
     def propose(state: State, generator: np.random.Generator) -> list[Candidate]:
         size, reach = len(state.incumbent.alpha), settings.scale * settings.iterations
-        found = []
+        proposals = []
         for _ in range(count):
             alpha = tuple(float(round(a, 6)) for a in generator.uniform(-reach, reach, size))
             chosen = generator.permutation(len(edits))[
                 : int(generator.integers(0, settings.edits + 1))
             ]
             technique = names[int(generator.integers(len(names)))]
-            found.append(
+            proposals.append(
                 Candidate(technique=technique, alpha=alpha, edits=tuple(edits[i] for i in chosen))
             )
-        return found
+        return proposals
 
     return propose

@@ -1,8 +1,8 @@
-"""Edits of a direction in the residual stream, in what branches write: removed, weakened or
-strengthened.
+"""Edits that remove, weaken or strengthen one direction in what branches write to the residual
+stream.
 
-The direction is the mean difference between task text and plain text. Baked into the output
-matrices, so nothing runs at inference. Source of directional ablation: arXiv:2406.11717.
+The direction is the mean difference between task text and plain text. It is baked into the
+output matrices, so nothing runs at inference. Source of directional ablation: arXiv:2406.11717.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ def along(factor: float, where: Callable[[Subject], list[int]]) -> Callable[[Sub
     """
 
     def apply(subject: Subject) -> Tensors:
-        found: Tensors = {}
+        weights: Tensors = {}
         for layer in where(subject):
             direction = subject.stream[layer] / subject.stream[layer].norm().clamp_min(1e-12)
             for matrix in subject.of_role("attention_out", "mlp_out", layer=layer):
-                found[matrix.name] = scaled_along(subject.weight(matrix.name), direction, factor)
-        return found
+                weights[matrix.name] = scaled_along(subject.weight(matrix.name), direction, factor)
+        return weights
 
     return apply
 

@@ -28,12 +28,14 @@ def _drop(role: str) -> Callable[[Subject], Tensors]:
 
 
 def _prune_head(subject: Subject) -> Tensors:
-    found = []
+    contributions = []
     for matrix in subject.of_role("attention_out"):
         weight = subject.weight(matrix.name)
         for head, block in enumerate(weight.chunk(subject.heads, dim=1)):
-            found.append((float(block.norm()) * subject.share[matrix.name], matrix.name, head))
-    _, name, head = min(found)
+            contributions.append(
+                (float(block.norm()) * subject.share[matrix.name], matrix.name, head)
+            )
+    _, name, head = min(contributions)
     return {name: _without_columns(subject.weight(name), head, subject.heads)}
 
 
@@ -85,12 +87,12 @@ def _swap_layers(subject: Subject) -> Tensors:
     first, second = min(
         pairs, key=lambda pair: subject.influence[pair[0]] + subject.influence[pair[1]]
     )
-    found: Tensors = {}
+    weights: Tensors = {}
     for a, b in zip(_layer(subject, first), _layer(subject, second), strict=False):
         wa, wb = subject.weight(a), subject.weight(b)
         if wa.shape == wb.shape:
-            found[a], found[b] = wb.clone(), wa.clone()
-    return found
+            weights[a], weights[b] = wb.clone(), wa.clone()
+    return weights
 
 
 def _layer(subject: Subject, layer: int) -> list[str]:

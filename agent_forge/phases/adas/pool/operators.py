@@ -1,7 +1,8 @@
 """Ways to join task vectors: methods of the merge room on models W + alpha_k * D_k, and a few of
 our own.
 
-A strength is part of the model that is merged, so that moving it little moves the result little.
+A strength scales the task vector inside the model that is merged, so that a small change of it
+changes the result only a little.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ def merged(name: str, *, with_base: bool = True, **settings: Any) -> Compose:
         active = [k for k, a in enumerate(alpha) if a != 0]
         each = _defaults(module.METHOD.each, bank, settings)
         shared = _defaults(module.METHOD.shared, bank, settings)
-        found = {}
+        additions = {}
         for matrix in bank.matrices:
             base = bank.base[matrix.name]
             tensors = [base + alpha[k] * bank.deltas[k][matrix.name] for k in active]
@@ -36,18 +37,18 @@ def merged(name: str, *, with_base: bool = True, **settings: Any) -> Compose:
                 module, tensors, base if with_base else None, each=[each] * len(active), shared=shared,
                 keys=[bank.domains[k] for k in active], name=matrix.name, seed=bank.seed,
             )  # fmt: skip
-            found[matrix.name] = merged - base
-        return found
+            additions[matrix.name] = merged - base
+        return additions
 
     return compose
 
 
 def _defaults(parameters: Any, bank: ExpertBank, settings: dict[str, Any]) -> dict[str, Any]:
-    found = {}
+    values = {}
     for key, parameter in parameters.items():
         value = settings.get(key, bank.density if key == "density" else parameter.default)
-        found[key] = 1.0 if value is None else value
-    return found
+        values[key] = 1.0 if value is None else value
+    return values
 
 
 def _deltas(bank: ExpertBank, alpha: Sequence[float], name: str) -> list[Tensor]:
@@ -55,13 +56,13 @@ def _deltas(bank: ExpertBank, alpha: Sequence[float], name: str) -> list[Tensor]
 
 
 def _contrast(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
-    found = {}
+    additions = {}
     for name in bank.base:
         common = sum_of([d[name] for d in bank.deltas]) / len(bank.deltas)
-        found[name] = sum_of(
+        additions[name] = sum_of(
             [a * (d[name] - common) for a, d in zip(alpha, bank.deltas, strict=True)]
         )
-    return found
+    return additions
 
 
 def _by_depth(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
@@ -72,24 +73,24 @@ def _by_depth(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
 
 
 def _strongest(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
-    found = {}
+    additions = {}
     for name in bank.base:
         stacked = torch.stack(_deltas(bank, alpha, name))
-        found[name] = stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0]
-    return found
+        additions[name] = stacked.gather(0, stacked.abs().argmax(0, keepdim=True))[0]
+    return additions
 
 
 def _orthogonal(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
-    found = {}
+    additions = {}
     for name in bank.base:
-        kept: list[Tensor] = []
+        basis: list[Tensor] = []
         for delta in _deltas(bank, alpha, name):
             rest = delta.clone()
-            for other in kept:
+            for other in basis:
                 rest -= (rest * other).sum() / other.square().sum().clamp_min(1e-20) * other
-            kept.append(rest)
-        found[name] = sum_of(kept)
-    return found
+            basis.append(rest)
+        additions[name] = sum_of(basis)
+    return additions
 
 
 def _low_rank_sum(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:

@@ -17,14 +17,14 @@ def joined(
     """Return a composition. join(g (k, r), alpha (k), depth in [0, 1]) -> gain (r)."""
 
     def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
-        found = {}
+        additions = {}
         for matrix in bank.matrices:
             gains = torch.stack([gain[matrix.name] for gain in bank.gains])
             strengths = torch.tensor(list(alpha), dtype=gains.dtype, device=gains.device)
-            found[matrix.name] = bank.spread(
+            additions[matrix.name] = bank.spread(
                 matrix.name, join(gains, strengths, matrix.layer / bank.depth)
             )
-        return found
+        return additions
 
     return compose
 
@@ -53,7 +53,7 @@ def _sign_consensus(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # no
 
 def _top_sigma(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
     total = (alpha[:, None] * gains).sum(0)
-    # Singular values come sorted: the first half of them.
+    # Singular values come sorted, so the first half of them are the larger ones.
     return torch.where(
         torch.arange(len(total), device=total.device) < (len(total) + 1) // 2, total, 0.0
     )
