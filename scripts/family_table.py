@@ -2,9 +2,9 @@
 agree.
 
 Usage: python scripts/family_table.py [FAMILY ...] [--write docs/families.md]. A cell is the
-relative difference of logits between what the command made and what it should have made ("exact" is
-no difference), or the line that says why not. Everything runs in this process and in a temporary
-folder; FORGE_LLAMA_PYTHON may name a Python that has llama.cpp.
+relative difference of logits between what the command made and what it should have made ("exact"
+where they are equal), or the line that says why not. Everything runs in this process and in a
+temporary folder; FORGE_LLAMA_PYTHON may name a Python that has llama.cpp.
 """
 
 import argparse
@@ -84,8 +84,8 @@ def evaluated(bench: Bench) -> str:
     with torch.no_grad():
         expected = float(bench.model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
     row = (ids[0].tolist(), [False, *[True] * (ids.shape[1] - 1)])
-    found = float(evaluate.row_nll(bench.model, [row])[0, 0])
-    return said(abs(found - expected) / expected)
+    actual = float(evaluate.row_nll(bench.model, [row])[0, 0])
+    return said(abs(actual - expected) / expected)
 
 
 def merged(bench: Bench) -> str:
@@ -99,12 +99,12 @@ def merged(bench: Bench) -> str:
         f"- {{model: {bench.root / name}, parameters: {{weight: 1}}}}\n" for name in ("hf", "hf2")
     )
     recipe.write_text(f"merge_method: linear\nmodels:\n{names}dtype: float32\n", encoding="utf-8")
-    found = models.load(run(prepare(recipe), bench.root / "merge"))
+    actual = models.load(run(prepare(recipe), bench.root / "merge"))
     expected = models.load(bench.root / "hf")
     with torch.no_grad():
         for mine, theirs in zip(expected.parameters(), other.parameters(), strict=True):
             mine.add_(theirs).div_(2)
-    return said(tiny_families.relative_error(found, expected))
+    return said(tiny_families.relative_error(actual, expected))
 
 
 def phase(bench: Bench, name: str, settings: list[str]) -> tuple[Checkpoint, str]:
@@ -145,9 +145,9 @@ def ternary(bench: Bench) -> str:
         "linear.group_size=32", "linear.embedding_bits=8", "train.steps=2", "train.rows=2", f"train.length_tokens={LENGTH}",
         "init.rows=4", "measure_items=2", "unseen_items=2",
     ])  # fmt: skip
-    found = models.load(bench.made["bitnet"])
+    model = models.load(bench.made["bitnet"])
     save_packed(models.load(bench.made["bitnet"]), bench.words, bench.root / "ternary-packed")
-    return f"{said(tiny_families.relative_error(models.load(bench.root / 'ternary-packed'), found))}, reaches {reach}"
+    return f"{said(tiny_families.relative_error(models.load(bench.root / 'ternary-packed'), model))}, reaches {reach}"
 
 
 def compressed(bench: Bench) -> str:
@@ -158,8 +158,8 @@ def compressed(bench: Bench) -> str:
         "codec.candidates=[{codec: intk, bits: 8}, {codec: intk, bits: 4}]", "budget.bytes_ratio=0.3",
         "budget.quality_floor=0", "recover.steps=0", "recover.block_steps=0",
     ])  # fmt: skip
-    found = models.load(bench.made["compress"])
-    return f"{said(tiny_families.relative_error(hf_folder.dense(found), found))}, reaches {reach}"
+    model = models.load(bench.made["compress"])
+    return f"{said(tiny_families.relative_error(hf_folder.dense(model), model))}, reaches {reach}"
 
 
 def exported(bench: Bench) -> str:
@@ -185,15 +185,15 @@ def chatted(bench: Bench) -> str:
     one.
     """
     model = open_model(bench.root / "import")
-    found = models.generate(model, [PROMPT], max_new_tokens=NEW_TOKENS, stop_ids=[])[0]
+    tokens = models.generate(model, [PROMPT], max_new_tokens=NEW_TOKENS, stop_ids=[])[0]
     ids = [*PROMPT]
     for _ in range(NEW_TOKENS):
         with torch.no_grad():
             ids.append(int(bench.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
     return (
         "same tokens"
-        if ids[len(PROMPT) :] == found
-        else f"other tokens: {found} for {ids[len(PROMPT) :]}"
+        if ids[len(PROMPT) :] == tokens
+        else f"other tokens: {tokens} for {ids[len(PROMPT) :]}"
     )
 
 
@@ -201,10 +201,10 @@ def packed(bench: Bench) -> str:
     """Run the compressed checkpoint from its codes, without torch."""
     if "compress" not in bench.made:
         raise ConfigError("nothing was compressed")
-    found = torch.from_numpy(runtime.load(bench.made["compress"]).logits(PROMPT))
+    actual = torch.from_numpy(runtime.load(bench.made["compress"]).logits(PROMPT))
     with torch.no_grad():
         expected = models.load(bench.made["compress"])(input_ids=torch.tensor([PROMPT])).logits[0]
-    return said(float((found - expected).norm() / expected.norm()))
+    return said(float((actual - expected).norm() / expected.norm()))
 
 
 COMMANDS: dict[str, Callable[[Bench], str]] = {
@@ -259,21 +259,21 @@ GGUF files hold float16 here, so their differences are float16's; llama.cpp comp
 
 
 def main() -> int:
-    """Print the table, and write it where that is wanted."""
+    """Print the table, and write it to the file of --write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", default=list(tiny_families.FAMILIES))
     parser.add_argument("--write", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in given.families:
+        for kind in arguments.families:
             rows[kind] = row(kind, Path(folder))
             print(kind, rows[kind], file=sys.stderr, flush=True)
     text = table(rows)
     print(text)
-    if given.write:
-        given.write.write_text(f"{HEAD}{text}\n", encoding="utf-8")
+    if arguments.write:
+        arguments.write.write_text(f"{HEAD}{text}\n", encoding="utf-8")
     return 0
 
 

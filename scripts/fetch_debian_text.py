@@ -90,20 +90,18 @@ def prose(paragraph: str) -> str | None:
 
 
 def documents(root: Path, package: str, limit_bytes: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield (name, prose paragraphs) of the files below `root` until `limit_bytes` of text are
-    given.
-    """
+    """Yield (name, paragraphs of prose) of the files below `root`, up to `limit_bytes` of text."""
     files = [
         p for p in root.rglob("*") if p.is_file() and p.name.removesuffix(".gz").endswith(SUFFIXES)
     ]
     names = {p: f"{package}/{p.relative_to(root)}" for p in files if not p.is_symlink()}
-    given = 0
+    emitted_characters = 0
     for path in sorted(names, key=lambda p: hashlib.sha256(names[p].encode()).digest()):
-        kept = [text for text in map(prose, paragraphs(path)) if text]
-        if kept:
-            yield names[path], kept
-            given += sum(map(len, kept))
-        if given >= limit_bytes:
+        texts = [text for text in map(prose, paragraphs(path)) if text]
+        if texts:
+            yield names[path], texts
+            emitted_characters += sum(map(len, texts))
+        if emitted_characters >= limit_bytes:
             return
 
 
@@ -137,8 +135,8 @@ def main() -> int:
             subprocess.run(
                 ["dpkg-deb", "-x", str(next(cache.glob(f"{package}_*.deb"))), unpacked], check=True
             )
-            for name, kept in documents(Path(unpacked), package, int(args.megabytes * 1e6)):
-                fresh = [text for text in kept if text not in seen]
+            for name, texts in documents(Path(unpacked), package, int(args.megabytes * 1e6)):
+                fresh = [text for text in texts if text not in seen]
                 seen.update(fresh)
                 if fresh:
                     rows.append({"source": name, "text": "\n\n".join(fresh)})

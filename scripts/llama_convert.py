@@ -53,9 +53,7 @@ def resized(weight: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def convert(model: Any, target: Path) -> dict[str, float]:
-    """Write `model` in float16; return for each tensor the share of its elements that is no
-    padding.
-    """
+    """Write `model` in float16; return for each tensor the share of it that is not padding."""
     config = model.config
     width, heads, kv_heads = padded_shape(config)
     head = config.hidden_size // config.num_attention_heads
@@ -111,13 +109,13 @@ def convert(model: Any, target: Path) -> dict[str, float]:
 
 
 def importance(uses: Mapping[str, Tensor], width: int) -> dict[str, NDArray[np.float32]]:
-    """Return llama.cpp's importance matrix: by its names, the mean square of each input column,
-    zero in the padding.
+    """Return llama.cpp's importance matrix: llama.cpp's name of a tensor -> the mean square of each
+    input column, 0 in the padding.
 
     uses: our name of a linear -> E[x²] of its inputs, (columns,). `model.embed_tokens` stands for
     the head tied to it.
     """
-    found = {}
+    matrix = {}
     for name, squares in uses.items():
         if name == "model.embed_tokens":
             target = "token_embd.weight"
@@ -125,15 +123,14 @@ def importance(uses: Mapping[str, Tensor], width: int) -> dict[str, NDArray[np.f
             _, _, index, ours = name.split(".", 3)
             target = f"blk.{index}.{NAMES[ours]}.weight"
         columns = len(squares) if len(squares) % BLOCK == 0 else width
-        found[target] = np.pad(squares.numpy().astype(np.float32), (0, columns - len(squares)))
-    return found
+        matrix[target] = np.pad(squares.numpy().astype(np.float32), (0, columns - len(squares)))
+    return matrix
 
 
 def true_bytes(file: Path, shares: dict[str, float]) -> tuple[int, dict[str, int]]:
-    """Return the bytes of a GGUF's tensors without their padding, and how many tensors have which
-    type.
+    """Return the bytes of a GGUF's tensors without their padding, and type -> number of tensors.
 
-    Each tensor counts with the share of it that is no padding; the file's header is not counted.
+    Each tensor counts with the share of it that is not padding; the file's header is not counted.
     """
     tensors = gguf.GGUFReader(file).tensors
     types = Counter(t.tensor_type.name for t in tensors)

@@ -82,8 +82,8 @@ def main() -> None:
     source, kind, work = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     target = work / f"{source.stem}-{kind.replace(':', '-')}.gguf"
     if not target.exists():
-        found = work / "importance.npz"
-        importance = dict(np.load(found)) if found.exists() else {}
+        importance_file = work / "importance.npz"
+        importance = dict(np.load(importance_file)) if importance_file.exists() else {}
         partial = target.with_suffix(".partial")
         quantised(
             source,

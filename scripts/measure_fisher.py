@@ -33,9 +33,9 @@ def main() -> None:
     ]
     if not rows:
         raise SystemExit(f"{args.text} has fewer than {args.tokens} tokens")
-    found = fisher_diagonal(model, rows)
+    diagonal = fisher_diagonal(model, rows)
     (args.model / "fisher").mkdir(exist_ok=True)
-    save_file(found, args.model / "fisher" / "model.safetensors")
+    save_file(diagonal, args.model / "fisher" / "model.safetensors")
     print(
         f"{len(rows)} sequences of {args.tokens} tokens: wrote {args.model / 'fisher' / 'model.safetensors'}"
     )

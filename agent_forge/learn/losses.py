@@ -61,8 +61,8 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE
         )
-    wanted = labels != IGNORE
-    return functional.cross_entropy(logits[wanted].float(), labels[wanted])
+    counted = labels != IGNORE
+    return functional.cross_entropy(logits[counted].float(), labels[counted])
 
 
 def distill_loss(
@@ -103,13 +103,13 @@ def chunked_cross_entropy(
     logits (n, V), which are then computed again in the backward pass. Raises DataError without any
     label.
     """
-    wanted = labels != IGNORE
-    count = int(wanted.sum())
+    counted = labels != IGNORE
+    count = int(counted.sum())
     if count == 0:
         raise DataError(f"cross-entropy has no label to learn from: all are {IGNORE}")
     if isinstance(head, Tensor):
-        return _mean_cross_entropy(hidden, head, labels, wanted, count, chunk_tokens)
-    rows_ND, targets_N = hidden[wanted], labels[wanted]
+        return _mean_cross_entropy(hidden, head, labels, counted, count, chunk_tokens)
+    rows_ND, targets_N = hidden[counted], labels[counted]
 
     def chunk_loss(rows: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(head(rows).float(), targets, reduction="sum")
@@ -122,17 +122,18 @@ def chunked_cross_entropy(
 
 
 def _mean_cross_entropy(
-    hidden: Tensor, head: Tensor, labels: Tensor, wanted: Tensor, count: int, chunk_rows: int
+    hidden: Tensor, head: Tensor, labels: Tensor, counted: Tensor, count: int, chunk_rows: int
 ) -> Tensor:
-    """Return the mean cross-entropy over the `count` positions where `wanted`; chunk_rows 0
-    chooses.
+    """Return the mean cross-entropy over the `count` positions where `counted` is true.
+
+    chunk_rows: how many rows of logits exist at once; 0 chooses.
     """
     if hidden.device.type == "cpu" and count < DENSE_SHARE * labels.numel():
         even = torch.full((count,), 1.0 / count, device=hidden.device)
         return weighted_cross_entropy(
-            hidden[wanted], head, labels[wanted], even, chunk_rows=chunk_rows
+            hidden[counted], head, labels[counted], even, chunk_rows=chunk_rows
         )[0]
-    targets, weights = labels.flatten().clamp(min=0), wanted.flatten() / count
+    targets, weights = labels.flatten().clamp(min=0), counted.flatten() / count
     return weighted_cross_entropy(
         hidden.flatten(0, -2), head, targets, weights, chunk_rows=chunk_rows
     )[0]

@@ -70,17 +70,19 @@ class Compiler:
         self.choice, self.stage, self.events, self.decide = mode, stage, events, decide
         self.model, self.teachers, self.whole = model, teachers, whole
         self.blocks = [block for one in (model, *teachers) for block in blocks(one)]
-        self.stacks: list[tuple[nn.Module, bool]] = []  # with whether it is the one that trains
+        # Each stack, and whether it belongs to the model that trains.
+        self.stacks: list[tuple[nn.Module, bool]] = []
         self._eager: list[float] = []
         self._compiled: list[float] = []
 
     def start(self, device: torch.device) -> None:
-        """Find what is compiled, compile at once for `on`; explain where compiling is not
-        possible.
+        """Find what can be compiled, and compile it at once for `on`.
+
+        Where compiling is not possible, a warning says why.
         """
         if self.whole and runs_whole(device):
-            found = [(stack_of(one), one is self.model) for one in (self.model, *self.teachers)]
-            self.stacks = [(stack, trains) for stack, trains in found if stack is not None]
+            stacks = [(stack_of(one), one is self.model) for one in (self.model, *self.teachers)]
+            self.stacks = [(stack, trains) for stack, trains in stacks if stack is not None]
             self._switch(False)
         if self.choice == "off":
             return

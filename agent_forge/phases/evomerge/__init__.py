@@ -69,8 +69,9 @@ class Config(PhaseConfig):
     search: EvolveSettings
 
     def work_tokens(self) -> float:
-        """Return the forward passes over search items, at about 100 tokens per item, as trained
-        tokens.
+        """Return the cost of the forward passes over search items, in trained tokens.
+
+        An item counts as about 100 tokens.
         """
         shares = self.search.race
         raced = sum(
@@ -82,7 +83,8 @@ class Config(PhaseConfig):
         searched = (candidates * self.items * self.search.islands + final) * (
             2 if self.baseline else 1
         )
-        examined = self.test_items * 8  # the winner, four sources, two soups, random search
+        # On the test split: the winner, four sources, two soups, random search.
+        examined = self.test_items * 8
         return (searched + examined) * len(self.fitness) * 100 / 3
 
     def step_tokens(self) -> float:

@@ -11,20 +11,20 @@ from agent_forge.search.settings import EvolveSettings
 
 
 def greedy_soup(space: GenomeSpace, scorer: Scorer[Genome]) -> Genome:
-    """Return the mean of the sources that a greedy pass keeps: fittest first, each kept where it
-    does no harm.
+    """Return the mean of the sources that a greedy pass keeps.
 
-    Chosen on the search split, like everything. Source: Wortsman et al. 2022, arXiv:2203.05482.
+    The pass goes from the fittest source to the least fit, and keeps each one that does not lower
+    the fitness of the mean on the search split. Source: Wortsman et al. 2022, arXiv:2203.05482.
     """
     sources = range(len(space.labels))
     alone = scorer.individuals([(str(i), space.parent(i)) for i in sources])
     order = sorted(sources, key=lambda i: (-alone[i].fitness, i))
-    kept, best = [order[0]], alone[order[0]].fitness
+    members, best = [order[0]], alone[order[0]].fitness
     for source in order[1:]:
-        found = scorer.individuals([("soup", space.soup([*kept, source]))])[0]
-        if found.fitness >= best:
-            kept, best = [*kept, source], found.fitness
-    return space.soup(kept)
+        trial = scorer.individuals([("soup", space.soup([*members, source]))])[0]
+        if trial.fitness >= best:
+            members, best = [*members, source], trial.fitness
+    return space.soup(members)
 
 
 def random_search(
@@ -36,14 +36,13 @@ def random_search(
     least_items: int,
     tell: Callable[[int], None],
 ) -> list[Individual[Genome]]:
-    """Return the fittest random genomes, best first, raced like an evolution's from the same first
-    members.
+    """Return the fittest random genomes, best first.
 
-    scorer: a new one, so that its count starts at 0; the search ends when it needed `least_items`
-    items.
+    They are raced as an evolution races its candidates, from the same first members. scorer: a new
+    one, so that its count starts at 0; the search ends when it has measured `least_items` items.
     """
-    found = evolve(
+    evolution = evolve(
         space, scorer, initial, replace(settings, method="random_search", islands=1), seed,
         lambda generation, _members: tell(generation.measured_items), least_items,
     )  # fmt: skip
-    return found.members
+    return evolution.members

@@ -1,7 +1,7 @@
 """Merge candidates in memory from what they share; write nothing.
 
-A merged candidate stays until its place is needed, so that the next rung of a race finds it: never
-more than `candidates` models are alive.
+A merged candidate stays until its place is needed, so that the next rung of a race finds it. At
+most `candidates` models are alive at once.
 """
 
 from collections import OrderedDict
@@ -20,9 +20,7 @@ from agent_forge.phases.evomerge.sources import LayerPath, Sources
 
 
 class Stage:
-    """Turns recipes into models. A model that `show` returned may be overwritten by the next
-    call.
-    """
+    """Turns recipes into models. The next call of `show` may overwrite the model it returned."""
 
     def __init__(
         self,
@@ -46,11 +44,10 @@ class Stage:
 
     @property
     def scalable(self) -> bool:
-        """Say whether the input of a layer can be scaled by scaling what layers write (see
-        merge.methods.dfs).
+        """Return whether scaling what layers write scales the input of a layer.
 
-        That needs pre-norm layers (two norms, or three in Cognate) whose writers have the known
-        names.
+        That needs pre-norm layers (two norms, or three in Cognate) in which the matrices that write
+        to the stream have the known names; see merge.methods.dfs.
         """
         stack = find_layers(self.sources.weights[self.sources.labels[0]].forms)
         if stack is None or not self.layers:
@@ -70,8 +67,9 @@ class Stage:
         return make_plan(recipe, self.sources.weights)
 
     def show(self, recipe: Recipe, key: str) -> PreTrainedModel:
-        """Return the merged model, in the dtype of the search. `key`: what names the candidate; it
-        may still be here.
+        """Return the merged model, in the dtype of the search.
+
+        key: the candidate's name; a model that is still alive under it is returned as it is.
         """
         if key in self.alive:
             self.alive.move_to_end(key)
@@ -84,7 +82,7 @@ class Stage:
         return model
 
     def make(self, recipe: Recipe, dtype: torch.dtype) -> PreTrainedModel:
-        """Return the merged model as one of its own on the CPU, in `dtype`: what is written."""
+        """Return the merged model that is written: a new one on the CPU, in `dtype`."""
         plan = self.plan(recipe)
         model = self.sources.form.build(self._path(plan), dtype, torch.device("cpu"))
         self._check(plan, model)
@@ -92,11 +90,14 @@ class Stage:
         return model
 
     def _check(self, plan: MergePlan, model: PreTrainedModel) -> None:
-        made, wanted = {tensor.target for tensor in plan.tensors}, set(stored_tensors(model))
-        if made != wanted:
-            first = sorted(made ^ wanted)[0]
+        plan_names, model_names = (
+            {tensor.target for tensor in plan.tensors},
+            set(stored_tensors(model)),
+        )
+        if plan_names != model_names:
+            first = sorted(plan_names ^ model_names)[0]
             raise CheckpointError(
-                f"the merge {'makes' if first in made else 'lacks'} the tensor {first}, against its model"
+                f"the merge {'makes' if first in plan_names else 'lacks'} the tensor {first}, against its model"
             )
 
     def _path(self, plan: MergePlan) -> LayerPath:
@@ -107,8 +108,10 @@ class Stage:
         return None if resize_config(content, path) == content else path
 
     def _place(self, path: LayerPath) -> tuple[LayerPath, PreTrainedModel]:
-        """Return a model of the wanted layers to merge into: a new one while there is room, else
-        the stalest.
+        """Return a model of the layers `path` to merge into, and its path.
+
+        It is a new one while there is room. After that the longest unused model of the same layers
+        is overwritten; without such a model, the longest unused of all makes room for a new one.
         """
         if len(self.alive) >= self.candidates:
             alike = next((key for key, (other, _) in self.alive.items() if other == path), None)

@@ -1,8 +1,8 @@
-"""What goes beside the winner's weights: merge.yaml, which mergekit reads, and README.md, the model
-card.
+"""Write what lies beside the winner's weights: merge.yaml, which mergekit reads, and the model
+card, README.md.
 
-Both are functions of the search alone: no time, host or absolute path, so the same search gives the
-same bytes.
+Both depend on the search alone: they hold no time, host or absolute path, so the same search gives
+the same bytes.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ RECIPE_FILE, CARD_FILE = "merge.yaml", "README.md"
 
 
 def recipe_text(recipe: Recipe, dtype: str, seed: int) -> str:
-    """Return the recipe as YAML that mergekit reads, from the directory that holds the models it
-    names.
+    """Return the recipe as YAML for mergekit, which reads it from the directory that holds the
+    models it names.
     """
     return (
         f"# The merge that made this model ({recipe.method}). Paths are relative to the directory that holds the sources.\n"
@@ -49,8 +49,8 @@ def card_text(
     ]
     tasks = [task for task in config.fitness if task in tested["gains"][0]]
     losses = [
-        [name, *(_interval(found[task], "") for task in tasks)]
-        for name, found in tested["losses"].items()
+        [name, *(_interval(losses_by_task[task], "") for task in tasks)]
+        for name, losses_by_task in tested["losses"].items()
     ]
     lineage = [
         [label, source.manifest.phase, source.manifest.role, source.id]

@@ -1,5 +1,5 @@
-"""What a worker does with a candidate: merge it in memory, and measure the loss of each item of the
-search split.
+"""A worker's task: merge a candidate in memory, and measure its loss on each item of the search
+split.
 
 The task travels to workers by pickle: paths, rows and settings, never weights. Each worker maps the
 models once.
@@ -22,8 +22,9 @@ from agent_forge.search.evaluator import Measure, Spans
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateTask:
-    """Measure candidates on `rows`. device: "cpu", or an accelerator type, of which each worker
-    takes its own.
+    """Measure candidates on `rows`.
+
+    device: "cpu", or a type of accelerator, of which each worker takes one of its own.
     """
 
     sources: list[str]
@@ -37,7 +38,7 @@ class CandidateTask:
     threads: int
 
     def open(self, worker: int, candidates: int) -> Measure:
-        """Open the models and return what measures; keeps up to `candidates` merged."""
+        """Open the models; return the function that measures, which keeps `candidates` of them."""
         set_threads(self.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         checkpoints = [checkpoint.open(path, verify=False) for path in self.sources]

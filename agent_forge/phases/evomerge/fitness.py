@@ -1,10 +1,10 @@
 """Fitness in nats: how well a candidate keeps or improves the trunk's loss on text and generated
 tasks.
 
-Retention of a task is the trunk's loss over the candidate's (both per token); fitness is the
-weighted mean of its logarithms, less a penalty where a task falls below the floor. A smooth loss on
-shared items tells candidates apart with far fewer tokens than accuracy does. Items are interleaved,
-so any prefix holds all tasks in equal numbers.
+The retention of a task is the trunk's loss divided by the candidate's, both per token. Fitness is
+the weighted mean of the logarithms of the retentions, less a penalty where a task falls below the
+floor. A smooth loss on shared items tells candidates apart with far fewer tokens than accuracy
+does. Items are interleaved, so any prefix holds all tasks in equal numbers.
 """
 
 import math
@@ -26,19 +26,19 @@ from agent_forge.phases.evomerge import Config
 from agent_forge.search.race import ScoringRule
 
 MaskedRow = tuple[list[int], list[bool]]
-# Losses are compared after adding this: a task that is solved to .001 nats must not outweigh all
-# others.
+# Losses are compared after adding this, so that a task that is solved to 0.001 nats does not
+# outweigh all others.
 SMOOTHING_NATS = 0.01
 WORST = -1e9  # fitness of a candidate whose loss is not finite
 
 
 @dataclass(slots=True, kw_only=True)
 class Yardstick:
-    """Items of one split and what is made of their losses.
+    """Items of one split, and how their losses become a fitness.
 
-    tasks: names in order; item i belongs to task i % len(tasks). rows: (ids, mask) of each item;
-    tokens: how many it scores; forms: what it asks, however worded; clusters: the number of its
-    cluster. trunk_nats: the trunk's summed loss of each item, once it is measured.
+    tasks: names in order; item i belongs to task i % len(tasks). Of each item: rows: (ids, mask);
+    tokens: how many tokens are scored; forms: its canonical form, equal for items that ask the
+    same; clusters: the number of its cluster; trunk_nats: the trunk's summed loss, once measured.
     """
 
     tasks: list[str]
@@ -56,7 +56,7 @@ class Yardstick:
         return tuple(self.log_retention(nats, task) for task in range(len(self.tasks)))
 
     def split(self, items: int) -> "tuple[Yardstick, Yardstick]":
-        """Return the yardstick of the first `items` items a task, and that of the others."""
+        """Return a yardstick of the first `items` items per task, and one of the other items."""
         border = items * len(self.tasks)
         return self._part(slice(0, border)), self._part(slice(border, len(self.rows)))
 
@@ -67,7 +67,7 @@ class Yardstick:
         )  # fmt: skip
 
     def scoring_rule(self) -> ScoringRule[Any]:
-        """Return what a search makes of an item's numbers; the trunk's must be known."""
+        """Return how a search scores losses; the trunk's losses must be measured before."""
         return ScoringRule(self.fitness, self.log_retentions, self.difference)
 
     def log_retention(self, nats: Sequence[float], task: int) -> float:
@@ -90,11 +90,10 @@ class Yardstick:
         return float(np.average(logs, weights=self.weights)) - self.floor_penalty * short
 
     def difference(self, nats: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-        """Return (mean, standard error) of the fitness of `nats` over that of `other`, paired item
-        by item.
+        """Return (mean, standard error) of what `nats` gains in fitness over `other`, item by item.
 
-        The error is that of the linearised log ratio of losses summed over clusters; below the
-        floor the penalty steepens it.
+        The standard error belongs to the linearised log ratio of the losses, summed over clusters.
+        Below the floor the penalty makes the slope steeper.
         """
         mean = self.fitness(nats) - self.fitness(other)
         if not (math.isfinite(sum(nats)) and math.isfinite(sum(other))):
@@ -110,9 +109,8 @@ class Yardstick:
             steep = min(self.log_retention(nats, task), self.log_retention(other, task)) < low
             slope = weight / sum(self.weights) + (self.floor_penalty if steep else 0.0)
             ours, theirs = (values + SMOOTHING_NATS * tokens for values in (ours, theirs))
-            pull = (
-                slope * len(ours) * (theirs / theirs.sum() - ours / ours.sum())
-            )  # of each item on the log ratio
+            # The effect of each cluster on the log ratio, to first order (delta method).
+            pull = slope * len(ours) * (theirs / theirs.sum() - ours / ours.sum())
             variance += float(pull.var(ddof=1)) / len(ours)
         return mean, math.sqrt(variance)
 
@@ -124,11 +122,10 @@ class Yardstick:
         samples: int,
         seed: int,
     ) -> dict[str, Any]:
-        """Return the fitness that `nats` has over `other` on all items, with the paired-bootstrap
-        95% interval.
+        """Return what `nats` gains in fitness over `other` on all items, with its 95% interval.
 
-        Clusters are resampled within their task. With a penalty of 0 this is the gain in mean log
-        retention.
+        The interval is a paired bootstrap that resamples clusters within their task. With a penalty
+        of 0 this is the gain in mean log retention.
         """
         count, generator = len(self.tasks), numpy_generator(seed, "evomerge", "bootstrap")
         draws = [self._draws(task, samples, generator) for task in range(count)]
@@ -144,8 +141,8 @@ class Yardstick:
                     ][draws[task]].sum(1)
                     for v in (values, self.trunk_nats, self.tokens)
                 )
-                kept = np.log(_smooth(trunk, tokens) / _smooth(ours, tokens))
-                total += shares[task] * kept - floor_penalty * np.maximum(0.0, low - kept)
+                log_ratio = np.log(_smooth(trunk, tokens) / _smooth(ours, tokens))
+                total += shares[task] * log_ratio - floor_penalty * np.maximum(0.0, low - log_ratio)
             fitness.append(total)
         gains = fitness[0] - fitness[1]
         bounds = np.percentile(gains[1:], [2.5, 97.5])
@@ -157,8 +154,9 @@ class Yardstick:
         }
 
     def _draws(self, task: int, samples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Return (samples + 1, clusters) draws of a task's clusters; the first is the sample
-        itself.
+        """Return (samples + 1, clusters) draws of a task's clusters.
+
+        The first row is the sample itself, in order.
         """
         count = len(set(self.clusters[task :: len(self.tasks)].tolist()))
         draws = evaluate.draw_from(generator, count, samples + 1)
@@ -167,14 +165,14 @@ class Yardstick:
 
     def scores(self, nats: Sequence[float], split: str, seed: int) -> dict[str, evaluate.Scores]:
         """Return each task's loss per token (nats) with its interval."""
-        found = {}
+        scores = {}
         for task, name in enumerate(self.tasks):
             values = np.asarray(nats, np.float64)[task :: len(self.tasks)]
             tokens = self.tokens[task :: len(self.tasks)]
             clusters = evaluate.cluster_numbers(
                 [str(number) for number in self.clusters[task :: len(self.tasks)]]
             )
-            found[name] = evaluate.Scores(
+            scores[name] = evaluate.Scores(
                 task=f"{name} loss", version=1, metric="nats per token", higher_is_better=False, chance=math.inf,
                 split=split, items_hash=evaluate.split_hash([ids for ids, _ in self.rows[task :: len(self.tasks)]]),
                 mean=float(values.sum() / tokens.sum()),
@@ -183,13 +181,13 @@ class Yardstick:
                 ),
                 values=values.tolist(), weights=tokens.tolist(), clusters=clusters,
             )  # fmt: skip
-        return found
+        return scores
 
 
 def make_yardstick(
     config: Config, tokenizer: PreTrainedTokenizerFast, split: str, items: int
 ) -> Yardstick:
-    """Return the yardstick over `items` items a task of `split` (fewer where the text has fewer).
+    """Return the yardstick over `items` items of `split` per task; fewer where the text is short.
 
     Raises ConfigError for an unknown task, DataError when the split has no text.
     """
@@ -214,8 +212,8 @@ def make_yardstick(
 def require_disjoint(**parts: Yardstick) -> None:
     """Raise DataError when an item is in two parts, however it is worded, or twice in one.
 
-    A winner must be chosen and judged on what the search never saw. parts: their names, for the
-    message.
+    A winner must be chosen and judged on items that the search never saw. The names of `parts`
+    stand in the message.
     """
     seen: dict[str, str] = {}
     for name, part in parts.items():
@@ -249,8 +247,9 @@ def _items(
 
 
 def _encoded(item: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> MaskedRow:
-    """Return ids and mask: every token of a piece of text, the assistant's tokens of a
-    conversation.
+    """Return ids and mask.
+
+    Every token of a piece of text is scored; of a conversation, the assistant's tokens are.
     """
     if "text" not in item:
         return encode_chat(tokenizer, item["messages"])

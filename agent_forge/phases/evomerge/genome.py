@@ -23,23 +23,22 @@ from agent_forge.merge.recipe import ModelEntry
 from agent_forge.phases.evomerge import MergeConfig
 
 PATHS = ("passthrough", "dfs")
-# Methods that average whole models take no negative weight; where all are (nearly) 0 at some depth,
-# all count alike.
+# Methods that average whole models take no negative weight. Where the weights of all models are
+# nearly 0 at some depth, all models count alike there.
 LEAST_MEAN_WEIGHT = 1e-3
-FIRST_MOVES = 2  # layers changed in a random path
-GAMMA, EPSILON = (
-    [0.0, 0.1],
-    [0.0, 0.2],
-)  # ranges of a dropped top share, and of a spread of keep-probabilities
+FIRST_MOVES = 2  # how many layers of a random path are changed
+# The ranges of the share of largest entries that is dropped, and of the spread of keep
+# probabilities.
+GAMMA, EPSILON = [0.0, 0.1], [0.0, 0.2]
 
 
 @dataclass(frozen=True, slots=True)
 class Genome:
     """One candidate. Sources are numbered, 0 is the trunk.
 
-    weights: (sources, anchors). mix: (anchors,), how far a two-model interpolation goes. pair: the
-    two models of one. density: (sources,). path: (source, layer) of each layer; input_scales: one a
-    layer, read at jumps.
+    weights: (sources, anchors). mix: (anchors,), how far an interpolation of two models goes. pair:
+    those two models. density: (sources,). path: (source, layer) of each layer. input_scales: one
+    per layer, read where the path jumps.
     """
 
     technique: str
@@ -56,7 +55,7 @@ class Genome:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a number of a genome stands: its field, the place in it, lowest and highest value."""
+    """Where a number of a genome stands: its field, its place there, and [lowest, highest]."""
 
     name: str
     place: tuple[int, ...]
@@ -69,8 +68,10 @@ class GenomeSpace:
     """
 
     def __init__(self, config: MergeConfig, labels: list[str], layers: int, scalable: bool) -> None:
-        """layers: depth of the models, 0 when layers cannot be rearranged; scalable: whether inputs
-        can be scaled.
+        """Open the space of the techniques that fit these sources; ConfigError where none does.
+
+        layers: depth of the models, 0 when layers cannot be rearranged; scalable: whether the
+        inputs of layers can be scaled.
         """
         self.config, self.labels, self.layers, self.scalable = config, labels, layers, scalable
         self.methods: dict[str, Method] = {
@@ -89,8 +90,7 @@ class GenomeSpace:
             )
         self.techniques = list(self.methods)
 
-    # -- drawing
-    # ------------------------------------------------------------------------------------------------
+    # -- Drawing genomes.
 
     def parent(self, source: int) -> Genome:
         """Return the genome that is source number `source` itself."""
@@ -108,8 +108,9 @@ class GenomeSpace:
         return replace(self._plain(1), technique="linear", weights=weights)
 
     def summed(self, technique: str) -> Genome:
-        """Return a task-vector merge whose weights sum to about 2 (where published evolutions end),
-        density a half.
+        """Return a task-vector merge whose weights sum to about 2, with a density of a half.
+
+        Published evolutions end near that sum.
         """
         share = min(max(2.0 / (len(self.labels) - 1), self.config.weight[0]), self.config.weight[1])
         weights = tuple(tuple(share for _ in range(self.config.anchors)) for _ in self.labels)
@@ -154,13 +155,10 @@ class GenomeSpace:
             input_scales=(1.0,) * self.layers,
         )
 
-    # -- changing
-    # -----------------------------------------------------------------------------------------------
+    # -- Changing genomes.
 
     def mutate(self, genome: Genome, generator: np.random.Generator, strength: float) -> Genome:
-        """Return a changed copy: perhaps another technique, and a step in the genes that the
-        technique reads.
-        """
+        """Return a changed copy: a step in the genes, and sometimes another technique."""
         if generator.random() < 0.2 * strength + 0.05 or genome.technique not in self.techniques:
             genome = replace(
                 genome, technique=self.techniques[int(generator.integers(len(self.techniques)))]
@@ -185,8 +183,10 @@ class GenomeSpace:
     def _moved(
         self, rows: tuple[tuple[float, ...], ...], generator: np.random.Generator, strength: float
     ) -> tuple[tuple[float, ...], ...]:
-        """Step the weights: half of the time each at its own depth, else whole sources, the same at
-        every depth.
+        """Return the weights after a step.
+
+        Half of the time every weight takes its own step; otherwise a source takes one step, the
+        same at every depth.
         """
         if generator.random() < 0.5:
             return tuple(_stepped(generator, row, self.config.weight, strength) for row in rows)
@@ -198,8 +198,10 @@ class GenomeSpace:
         )
 
     def cross(self, a: Genome, b: Genome, generator: np.random.Generator) -> Genome:
-        """Return a child: technique of one parent, numbers between or from either, one cut through
-        the paths.
+        """Return a child of two genomes.
+
+        It has the technique of one parent. Its numbers lie between the parents' or come from
+        either, and one cut joins the two paths.
         """
         lead, other = (a, b) if generator.random() < 0.5 else (b, a)
         blend = float(generator.uniform(0.0, 1.0)) if generator.random() < 0.5 else None
@@ -227,8 +229,9 @@ class GenomeSpace:
         )
 
     def _move_path(self, genome: Genome, generator: np.random.Generator, strength: float) -> Genome:
-        """Change one thing of a path: a layer's source, a layer, the order, an input scale, or the
-        length.
+        """Return the genome with one change of its path.
+
+        The change is a layer's source, a layer, the order, an input scale, or the length.
         """
         path, scales = list(genome.path), list(genome.input_scales)
         config = self.config
@@ -262,8 +265,7 @@ class GenomeSpace:
         first, second = generator.permutation(len(self.labels))[:2]
         return int(first), int(second)
 
-    # -- reading
-    # ------------------------------------------------------------------------------------------------
+    # -- Reading genomes.
 
     def recipe(self, genome: Genome) -> Recipe:
         """Return the recipe that a genome stands for."""
@@ -303,7 +305,8 @@ class GenomeSpace:
         self, genome: Genome, method: Method, name: str, source: int, chosen: list[int]
     ) -> object:
         if name == "weight":
-            added = "lambda" in method.shared  # weights of task vectors; whole models are averaged
+            # Task vectors are added with their weights as they are; whole models are averaged.
+            added = "lambda" in method.shared
             values = [round(weight, 6) for weight in genome.weights[source]]
             if not added:
                 totals = [
@@ -338,8 +341,7 @@ class GenomeSpace:
             return max(_on_grid(genome.density[1]), 1 / GRID)
         return None
 
-    # -- numbers of a genome
-    # ------------------------------------------------------------------------------------
+    # -- The numbers of a genome, as a vector.
 
     def kind(self, genome: Genome) -> str:
         """Return technique, pair of models, or layer path: all that `vector` does not hold."""
@@ -348,7 +350,7 @@ class GenomeSpace:
         return f"{genome.technique} {genome.pair if self.methods_of(genome).models[1] in (1, 2) else ''}"
 
     def vector(self, genome: Genome) -> NDArray[np.float64]:
-        """Return the numbers that the technique reads, each scaled to [0, 1] by its range."""
+        """Return the numbers that the technique reads, each scaled from its range to [0, 1]."""
         slots = self._slots(genome)
         values = np.asarray([_read(genome, slot) for slot in slots], np.float64)
         low, high = (np.asarray([slot.bounds[i] for slot in slots], np.float64) for i in (0, 1))
@@ -363,11 +365,11 @@ class GenomeSpace:
 
     def methods_of(self, genome: Genome) -> Method:
         """Return what the technique of a genome says about itself."""
-        found: Method = load_method(genome.technique).METHOD
-        return found
+        method: Method = load_method(genome.technique).METHOD
+        return method
 
     def _slots(self, genome: Genome) -> list[Slot]:
-        """Return where each number stands that the technique reads, with its range."""
+        """Return the place and the range of each number that the technique reads."""
         config, method = self.config, self.methods_of(genome)
         if genome.technique in PATHS:
             steps = [(self.labels[source], layer) for source, layer in genome.path]
@@ -402,8 +404,9 @@ class GenomeSpace:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def distance(self, a: Genome, b: Genome) -> float:
-        """Return 1 for different techniques, else the mean difference of the genes, each by its
-        range.
+        """Return 1 for different techniques, else the mean difference of the genes.
+
+        Each gene's difference is a share of its range, and the result is at most 1.
         """
         if a.technique != b.technique:
             return 1.0
@@ -442,8 +445,9 @@ def _draws(generator: np.random.Generator, bounds: list[float], count: int) -> t
 def _stepped(
     generator: np.random.Generator, values: tuple[float, ...], bounds: list[float], strength: float
 ) -> tuple[float, ...]:
-    """Move about half of the values by a normal step of `strength` times a third of the range, kept
-    in the range.
+    """Return the values after about half of them took a normal step.
+
+    The standard deviation of a step is `strength` times a third of the range; values stay inside.
     """
     low, high = bounds
     moved = generator.random(len(values)) < 0.5
@@ -473,5 +477,5 @@ def _written(genome: Genome, slot: Slot, value: float) -> Genome:
 
 
 def _on_grid(share: float) -> float:
-    """Round a share to what merges in memory decide by one byte an entry (see merge.bank)."""
+    """Return a share rounded to the grid of merges in memory, one byte per entry (merge.bank)."""
     return round(share * GRID) / GRID

@@ -1,5 +1,5 @@
-"""Search, write the winner with its recipe and card, and report it on the test split against what
-it must beat.
+"""Search; write the winner with its recipe and card; compare it on the test split with what it
+must beat.
 """
 
 import hashlib
@@ -35,8 +35,9 @@ SUMMED = ("task_arithmetic", "ties")  # members from the start, with weights tha
 
 @dataclass(slots=True, kw_only=True)
 class Search:
-    """What a search works with. evaluator: measures items of `yardstick`, of `final`, then of
-    `exam` (the test split).
+    """What a search works with.
+
+    evaluator: measures the items of `yardstick`, then `final`, then `exam` (the test split).
     """
 
     phase: PhaseRun[Config]
@@ -66,15 +67,18 @@ class Search:
 
 @dataclass(slots=True, kw_only=True)
 class Found:
-    """What a search found. named: every model that the winner is compared with, the trunk first;
-    the winner last.
+    """What a search found.
+
+    final_fitness: the winner's, on the items that chose it. named: every model that the winner is
+    compared with, the trunk first, and the winner itself last. items: how many items the evolution
+    measured, and how many random search did.
     """
 
     evolution: Evolution[Genome]
     winner: Individual[Genome]
-    final_fitness: float  # of the winner, on the items that chose it
+    final_fitness: float
     named: dict[str, Genome]
-    items: dict[str, int]  # measured by the evolution, and by random search
+    items: dict[str, int]
 
 
 def run(phase: PhaseRun[Config]) -> Report:
@@ -93,9 +97,9 @@ def run(phase: PhaseRun[Config]) -> Report:
         ("search", yardstick, config.items), ("final", final, config.final_items), ("test", exam, config.test_items),
     ):  # fmt: skip
         if len(part.rows) < count * len(part.tasks):
-            there = len(part.rows) // len(part.tasks)
+            available = len(part.rows) // len(part.tasks)
             phase.events.warning(
-                f"{name}: {there} distinct items per task, not {count}: the split holds no more"
+                f"{name}: {available} distinct items per task, not {count}: the split holds no more"
             )
     opened = open_sources(phase.sources, out.state, phase.device, phase.dtype)
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
@@ -114,19 +118,20 @@ def run(phase: PhaseRun[Config]) -> Report:
             phase=phase, space=space, yardstick=yardstick, final=final, exam=exam, evaluator=evaluator,
             journal=journal,
         )  # fmt: skip
-        found = search(work)
-        tested = out.remember(f"test-{found.winner.key}", partial(examine, work, found.named))
+        result = search(work)
+        tested = out.remember(f"test-{result.winner.key}", partial(examine, work, result.named))
     finally:
         evaluator.close()
         set_threads(config.runtime.threads)
-    written = _write(work, opened, stage, found, tested)
+    written = _write(work, opened, stage, result, tested)
     phase.events.artefact(written.path)
-    return _report(opened, space, yardstick, found, tested, written)
+    return _report(opened, space, yardstick, result, tested, written)
 
 
 def search(work: Search) -> Found:
-    """Return what the evolution and its baselines found, resumed from the journal in the phase's
-    state.
+    """Return what the evolution and its baselines found.
+
+    An interrupted search resumes from the journal in the phase's state.
     """
     space, config, scorer = work.space, work.config, work.scorer()
     trunk = space.parent(0)
@@ -162,11 +167,11 @@ def chosen(
     members: Sequence[Individual[Genome]],
     initial: Sequence[tuple[str, Genome]],
 ) -> tuple[Individual[Genome], float]:
-    """Return the fittest of `members` (best first) and `initial` on the items kept for that, and
-    its fitness there.
+    """Return the fittest of `members` (best first) and `initial` on the final items, and its
+    fitness there.
 
-    The best of hundreds on the search's own items is so partly by luck; a few finalists on fresh
-    ones are not.
+    The best of hundreds on the search's own items owes its place partly to luck; fresh items and
+    few finalists leave little of that.
     """
     if not work.final.rows:
         return members[0], members[0].fitness
@@ -194,8 +199,9 @@ def _tell(work: Search, generation: Generation, members: Sequence[Individual[Gen
 def _population(
     tasks: Sequence[str], members: Sequence[Individual[Genome]]
 ) -> list[dict[str, Any]]:
-    """Return the members as rows of a table; a task's figure is the mean log retention of the
-    trunk.
+    """Return the members as rows of a table.
+
+    The figure of a task is the mean log retention of the trunk's loss.
     """
     return [
         {
@@ -207,8 +213,9 @@ def _population(
 
 
 def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) -> str:
-    """Return a hash of all that a measurement depends on: another setting starts another
-    journal.
+    """Return a hash of all that a measurement depends on.
+
+    Where one of these settings changes, the search starts another journal.
     """
     parts: list[Any] = [
         [checkpoint.id for checkpoint in opened.checkpoints], opened.labels, config.seed, asdict(config.merge),
@@ -219,8 +226,9 @@ def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) ->
 
 
 def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
-    """Return the losses of named models on the test split, and what the last one (the winner) gains
-    over each.
+    """Return the losses of the named models on the test split, and the winner's gain over each.
+
+    The winner is the last of `named`.
     """
     config, exam = work.config, work.exam
     start = len(work.yardstick.rows) + len(work.final.rows)
@@ -239,35 +247,35 @@ def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
             "gain": exam.gain(nats[winner], nats[name], 0.0, config.samples, config.seed),
         }
         for task in exam.tasks:
-            kept = evaluate.retention(
+            retention = evaluate.retention(
                 task, scores[name][task], scores[winner][task], config.samples, config.seed
             )
             row[task] = {
-                "value": kept.ratio,
-                "low": kept.low,
-                "high": kept.high,
+                "value": retention.ratio,
+                "low": retention.low,
+                "high": retention.high,
                 "n": scores[name][task].n,
             }
         rows.append(row)
     losses = {
-        name: {task: score.as_metric() for task, score in found.items()}
-        for name, found in scores.items()
+        name: {task: score.as_metric() for task, score in task_scores.items()}
+        for name, task_scores in scores.items()
     }
     return {"gains": rows, "losses": losses}
 
 
 def _write(
-    work: Search, opened: Sources, stage: Stage, found: Found, tested: dict[str, Any]
+    work: Search, opened: Sources, stage: Stage, result: Found, tested: dict[str, Any]
 ) -> Checkpoint:
-    config, best, history = work.config, found.winner, found.evolution.history
+    config, best, history = work.config, result.winner, result.evolution.history
     recipe = work.space.recipe(best.genome)
     model = stage.make(recipe, opened.dtype)
     dtype = str(opened.dtype).removeprefix("torch.")
     figures = {
         "method": config.search.method, "population": config.search.population, "generations": len(history) - 1,
-        "islands": config.search.islands, "measured items": found.items["evolution"], "seed": config.seed,
+        "islands": config.search.islands, "measured items": result.items["evolution"], "seed": config.seed,
         "mask seed": stage.seed, "fitness on the search split": round(best.fitness, 6),
-        "fitness on the items that chose it": round(found.final_fitness, 6), "winner came from": best.origin,
+        "fitness on the items that chose it": round(result.final_fitness, 6), "winner came from": best.origin,
     }  # fmt: skip
 
     def save(directory: Path) -> None:
@@ -300,14 +308,14 @@ def _report(
     opened: Sources,
     space: GenomeSpace,
     yardstick: Yardstick,
-    found: Found,
+    result: Found,
     tested: dict[str, Any],
     written: Checkpoint,
 ) -> Report:
-    evolution, best = found.evolution, found.winner
+    evolution, best = result.evolution, result.winner
     gains = {row["over"]: row["fitness"] for row in tested["gains"]}
     same = next(
-        (name for name, genome in list(found.named.items())[:-1] if space.key(genome) == best.key),
+        (name for name, genome in list(result.named.items())[:-1] if space.key(genome) == best.key),
         "",
     )
     best_label = min(opened.labels, key=lambda label: gains[label]["value"])
@@ -326,11 +334,11 @@ def _report(
     )
     metrics = {
         "search_fitness": best.fitness,
-        "final_fitness": found.final_fitness,
+        "final_fitness": result.final_fitness,
         "generations": len(evolution.history) - 1,
         **{
             f"measured_items_of_{name.replace(' ', '_')}": items
-            for name, items in found.items.items()
+            for name, items in result.items.items()
         },
         **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
     }

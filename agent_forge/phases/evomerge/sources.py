@@ -1,5 +1,5 @@
-"""Open the models to merge without loading them, and refuse what does not belong together before
-any work.
+"""Open the models to merge without loading them; before any work, refuse what does not belong
+together.
 
 Reads config.json, tokenizer.json and the headers of the weights; weights stay memory-mapped.
 """
@@ -28,7 +28,7 @@ from agent_forge.merge import (
 from agent_forge.merge.layers import resize_config
 from agent_forge.models.storage import stored_tensors
 
-# Where a file came from and how it was made, not what the model computes.
+# These say where a file came from and how it was made, not what the model computes.
 NOT_COMPARED = (
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range",
     "attention_dropout",
@@ -45,7 +45,7 @@ LayerPath = tuple[int, ...] | None  # the layers of a model whose depth is not t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelForm:
-    """What it takes to build models like the trunk; dtype and device are those of the search."""
+    """What it takes to build models like the trunk, in the dtype and on the device of the search."""
 
     kind: type[PreTrainedModel]
     config: PretrainedConfig
@@ -73,8 +73,9 @@ class ModelForm:
 
 @dataclass(slots=True, kw_only=True)
 class Sources:
-    """The opened models, the trunk first. labels: their directories relative to the one that holds
-    them all.
+    """The opened models, the trunk first.
+
+    labels: their directories, relative to the directory that holds them all.
     """
 
     checkpoints: list[Checkpoint]
@@ -128,8 +129,9 @@ def check_sources(checkpoints: list[Checkpoint], events: EventLog) -> None:
 
 
 def labels_of(checkpoints: list[Checkpoint]) -> list[str]:
-    """Return what recipes call the sources: their directories relative to the one that holds them
-    all.
+    """Return what recipes call the sources.
+
+    These are their directories, relative to the directory that holds them all.
     """
     paths = [checkpoint.path.resolve() for checkpoint in checkpoints]
     parent = Path(os.path.commonpath(paths))
@@ -139,7 +141,10 @@ def labels_of(checkpoints: list[Checkpoint]) -> list[str]:
 def open_sources(
     checkpoints: list[Checkpoint], scratch: Path, device: torch.device, dtype: torch.dtype
 ) -> Sources:
-    """Return the opened models, checked before; candidates will be in `dtype` on `device`."""
+    """Return the opened models; candidates will be in `dtype` on `device`.
+
+    `check_sources` must have accepted the checkpoints before.
+    """
     labels = labels_of(checkpoints)
     trunk = models.load(checkpoints[0])
     form = ModelForm(
@@ -163,20 +168,20 @@ def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> 
     ours, theirs = (
         json.loads((c.path / "config.json").read_text(encoding="utf-8")) for c in (first, other)
     )
-    kept = []
+    differing = []
     for name in sorted(set(ours) | set(theirs)):
         if name in NOT_COMPARED or ours.get(name) == theirs.get(name):
             continue
         if name in KEPT_FROM_TRUNK and ours.get("model_type") == "cognate":
-            kept.append(name)
+            differing.append(name)
             continue
         raise CheckpointError(
             f"{other.path / 'config.json'}: {name} is {theirs.get(name)!r}, in {first.path} it is {ours.get(name)!r}; "
             "only models of one architecture merge"
         )
-    if kept:
+    if differing:
         events.message(
-            f"{other.name} differs in {', '.join(kept)}; the merged model keeps those of {first.name}",
+            f"{other.name} differs in {', '.join(differing)}; the merged model keeps those of {first.name}",
             "sources",
         )
 
@@ -192,16 +197,16 @@ def _compare_tokenizers(first: Checkpoint, other: Checkpoint) -> None:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> tokenizer_files.TokenizerFiles:
-    found = tokenizer_files.read_tokenizer(checkpoint.path)
-    if found is None or found.content is None:
+    files = tokenizer_files.read_tokenizer(checkpoint.path)
+    if files is None or files.content is None:
         raise CheckpointError(
             f"{checkpoint.path / tokenizer_files.TOKENIZER} is missing; copy the tokenizer of the model there"
         )
-    return found
+    return files
 
 
 def _weights(checkpoint: Checkpoint, label: str, trunk: PreTrainedModel, scratch: Path) -> Weights:
-    """Map a checkpoint's weights under the names that the model in memory has.
+    """Return a checkpoint's weights, mapped under the names that the model in memory has.
 
     Where the file has other names (transformers renames some on load), the loaded state is written
     to the phase's scratch and mapped from there.

@@ -1,4 +1,4 @@
-"""Say before work starts whether thoughts can be laid out in a model's attention. Reads config.json
+"""Check before work starts that thoughts can be laid out in a model's attention. Reads config.json
 alone.
 """
 
@@ -10,10 +10,10 @@ from agent_forge.phases.quietstar import Config
 
 
 def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
-    """Return nothing to tell. Raises ConfigError for a model with windows narrower than its
-    context.
+    """Return an empty list: this phase has no warning to give.
 
-    A thought sees the whole prefix through a mask of its own, which such layers do not follow.
+    A thought sees the whole prefix through a mask of its own, which layers with a sliding window do
+    not follow. Raises ConfigError for a model whose attention does not span its context.
     """
     kinds = sorted(
         {kind for kind in model_config.get("layer_types") or () if kind != "full_attention"}

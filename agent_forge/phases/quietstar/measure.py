@@ -33,7 +33,7 @@ def held_out(
     Positions are spread evenly over the columns whose next token is trained; columns that repeat do
     not count (-1).
     """
-    found = {}
+    windows = {}
     for kind, source in sources.items():
         mixture = Mixture(
             {kind: source}, {kind: 1.0}, rows=config.measure.windows, length_tokens=config.length_tokens,
@@ -41,8 +41,8 @@ def held_out(
         )  # fmt: skip
         batch = mixture.batch(0)
         rows = [_spread(row, config.measure.positions) for row in batch["labels"]]
-        found[kind] = {**batch, "positions": torch.stack(rows)}
-    return found
+        windows[kind] = {**batch, "positions": torch.stack(rows)}
+    return windows
 
 
 def _spread(labels: Tensor, count: int) -> Tensor:
@@ -60,7 +60,7 @@ def base_losses(
     """Return kind -> losses in nats at the measured positions without thinking: (windows,
     positions); NaN: none.
     """
-    found = {}
+    losses_by_kind = {}
     for kind, batch in windows.items():
         parts = []
         for start in range(0, len(batch["input_ids"]), rows):
@@ -75,8 +75,8 @@ def base_losses(
                 -1, labels.gather(1, at + 1).clamp_min(0)[..., None]
             )[..., 0]
             parts.append(losses.masked_fill(positions < 0, float("nan")).cpu())
-        found[kind] = torch.cat(parts)
-    return found
+        losses_by_kind[kind] = torch.cat(parts)
+    return losses_by_kind
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def think_over(
 
     "kind/tokens" holds the thoughts: (windows, positions, N, L) int64.
     """
-    found: dict[str, Tensor] = {}
+    record: dict[str, Tensor] = {}
     for kind, batch in windows.items():
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(batch["input_ids"]), config.batch_rows):
@@ -118,8 +118,8 @@ def think_over(
                     value.float().masked_fill(positions < 0, float("nan")).cpu()
                 )
             parts.setdefault("tokens", []).append(thoughts.tokens.cpu())
-        found |= {f"{kind}/{name}": torch.cat(values) for name, values in parts.items()}
-    return found
+        record |= {f"{kind}/{name}": torch.cat(values) for name, values in parts.items()}
+    return record
 
 
 def interval(values: Array, chosen: Array, samples: int, seed: int) -> dict[str, Any]:
@@ -128,10 +128,12 @@ def interval(values: Array, chosen: Array, samples: int, seed: int) -> dict[str,
     """
     weights = chosen.sum(1).astype(np.float64)
     sums = np.where(chosen, values, 0.0).sum(1).astype(np.float64)
-    kept = weights > 0
-    if not kept.any():
+    has_tokens = weights > 0
+    if not has_tokens.any():
         return {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0}
-    low, high = bootstrap_interval(sums[kept], weights[kept], seed=seed, samples=samples)
+    low, high = bootstrap_interval(
+        sums[has_tokens], weights[has_tokens], seed=seed, samples=samples
+    )
     return {
         "value": float(sums.sum() / weights.sum()),
         "low": low,
@@ -163,11 +165,11 @@ def choose_gate(
         chosen = real & (np.nan_to_num(entropy) >= threshold)
         weights = chosen.sum(1).astype(np.float64)
         gains = np.where(chosen, base - mixed, 0.0).sum(1).astype(np.float64)
-        kept = weights > 0
+        has_tokens = weights > 0
         level = 1 - 0.05 / len(config.gate_shares)
         low, high = bootstrap_interval(
-            gains[kept],
-            weights[kept],
+            gains[has_tokens],
+            weights[has_tokens],
             seed=config.seed,
             samples=config.measure.samples,
             confidence=level,

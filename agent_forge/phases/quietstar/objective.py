@@ -112,10 +112,10 @@ class QuietStarLoss:
             temperature=config.temperature,
             seed=seed_for(config.seed, "quietstar", "thoughts", step),
         )
-        found = outcome(thoughts, labels, config.lookahead)
-        share = found.wanted[:, :, None].expand_as(found.mixed)
-        mixed = (found.mixed * share).sum() / share.sum().clamp_min(1)
-        rewards = found.rewards()
+        result = outcome(thoughts, labels, config.lookahead)
+        share = result.wanted[:, :, None].expand_as(result.mixed)
+        mixed = (result.mixed * share).sum() / share.sum().clamp_min(1)
+        rewards = result.rewards()
         advantage = leave_one_out(rewards)
         if config.normalise_advantage:
             advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)

@@ -92,10 +92,10 @@ class ExponentControl:
         error = self.config.target_exponent - exponent
         if abs(error) < self.config.deadband:
             error = 0.0
-        wanted = self.config.proportional * error + self.config.integral * (self.summed + error)
-        if abs(wanted) <= 1 or wanted * error < 0:
+        control = self.config.proportional * error + self.config.integral * (self.summed + error)
+        if abs(control) <= 1 or control * error < 0:
             self.summed += error
-        return max(-1.0, min(1.0, wanted))
+        return max(-1.0, min(1.0, control))
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
         """Measure every `every_steps` steps and answer."""

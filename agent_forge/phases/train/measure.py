@@ -65,7 +65,7 @@ class Bench:
         exponent.
         """
         settings, seed = self.config.measure, seed_for(self.config.seed, "train", "probes")
-        found = {
+        exponents = {
             "depth": self.depth(model),
             "sensitivity": logit_sensitivity(
                 model,
@@ -75,7 +75,7 @@ class Bench:
             ),
         }
         if settings.twin_steps:
-            found["twin"] = twin_exponent(
+            exponents["twin"] = twin_exponent(
                 model,
                 Mixture(
                     dict(zip(self.mixture.names, self.mixture.sources, strict=True)),
@@ -90,7 +90,7 @@ class Bench:
                 relative_step=settings.relative_step,
                 seed=seed,
             )
-        return found
+        return exponents
 
     def depth(self, model: Any) -> float:
         """Return the depth exponent on the probe windows, in nats a block."""
@@ -119,8 +119,8 @@ class Bench:
 
 def scores_of(measured: dict[str, Any], task: str) -> Scores:
     """Return the Scores of one task from what `everything` returned."""
-    found = measured["scores"][task]
-    return Scores(**{**found, "interval": tuple(found["interval"])})
+    scores = measured["scores"][task]
+    return Scores(**{**scores, "interval": tuple(scores["interval"])})
 
 
 def _device(model: nn.Module) -> torch.device:

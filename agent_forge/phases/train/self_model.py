@@ -58,9 +58,9 @@ class SelfModel:
         """
         last = len(streams) - 1
         chosen = [streams[i * last // self.targets] for i in range(self.targets)]
-        wanted = torch.cat([rms_normalised(stream.detach().float()) for stream in chosen], -1)
+        target = torch.cat([rms_normalised(stream.detach().float()) for stream in chosen], -1)
         predicted = self.head(rms_normalised(streams[-1].float()))
-        return (predicted - wanted).square().mean()
+        return (predicted - target).square().mean()
 
 
 def rms_normalised(x: Tensor) -> Tensor:
