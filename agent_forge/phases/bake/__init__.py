@@ -1,11 +1,11 @@
 """Bake tool use, memory use and a persona into the weights.
 
-Traces come from really run tools: generated questions are answered by the calculator, a SQLite
-memory, the code sandbox and a passage store, and kept where the call lowers the loss of the answer.
-The model learns the assistant's turns by cross-entropy, stays near the parent on text by KL, and
-takes on traits by KL to the parent under a system prompt, each to a measured strength. Reads one
-checkpoint, writes one, with the enabled tools in its manifest. Sources: Toolformer (Schick et al.
-2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
+Traces come from tools that really ran: the calculator, a SQLite memory, the code sandbox and a
+passage store answer generated questions, and a trace is kept where the call lowers the loss of the
+answer. The model learns the assistant's turns by cross-entropy, stays near the parent on text by
+KL, and takes on traits by KL to the parent under a system prompt, each to a measured strength.
+Reads one checkpoint, writes one, with the enabled tools in its manifest. Sources: Toolformer
+(Schick et al. 2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ KINDS = ("calculator", "memory", "code", "retrieve")
 
 @dataclass(slots=True, kw_only=True)
 class KindConfig:
-    """One kind of trace. A kind with count 0 is not made, not measured, and its tools are not
-    enabled.
+    """One kind of trace. With count 0 no traces of it are generated or measured, and its tools are
+    not enabled.
     """
 
     count: CountOrNone
@@ -39,9 +39,7 @@ class KindConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TracesConfig:
-    """How many questions of each kind are answered by real tools, and which of the traces are
-    kept.
-    """
+    """How many questions of each kind real tools answer, and which of the traces are trained on."""
 
     calculator: KindConfig
     memory: KindConfig

@@ -1,8 +1,8 @@
 """The baseline of equal budget: plain supervised fine-tuning of the same parent on the same rows.
 
 The loss is the cross-entropy of the assistant's turns alone, without the KL on neutral text and
-without the persona's. Rows, steps, optimiser and schedule are those of the bake, so what differs
-between the two models is the two KL terms.
+without the KL of the persona. Rows, steps, optimiser and schedule equal the bake's, so the two
+models differ only by the two KL terms.
 """
 
 from collections.abc import Mapping

@@ -34,60 +34,64 @@ def enabled_kinds(config: Config) -> list[str]:
 def collect(
     phase: PhaseRun[Config], parent: "PreTrainedModel"
 ) -> tuple[dict[str, list[traces.Trace]], list[dict[str, Any]]]:
-    """Make the traces of each kind and keep those that help; return them and a table of what was
-    kept.
-    """
+    """Return the traces of each kind whose call helps, and a table of how many there are."""
     config = phase.config
-    kept: dict[str, list[traces.Trace]] = {}
+    helpful: dict[str, list[traces.Trace]] = {}
     table = []
     for kind in enabled_kinds(config):
 
         def compute(kind: str = kind) -> dict[str, Any]:
-            made = traces.make(
+            candidates = traces.make(
                 kind, getattr(config.traces, kind).count, "train", config.seed, config.data
             )
-            asked = [i for i, trace in enumerate(made) if trace["filtered"]]
-            losses = toolformer.trace_losses(parent, phase.tokenizer, [made[i] for i in asked])
+            filtered = [i for i, trace in enumerate(candidates) if trace["filtered"]]
+            losses = toolformer.trace_losses(
+                parent, phase.tokenizer, [candidates[i] for i in filtered]
+            )
             gains = [toolformer.gain(one) for one in losses]
             chosen = {
-                asked[k]
+                filtered[k]
                 for k in toolformer.keep(
                     gains, config.traces.tau_nats, config.traces.min_kept_share
                 )
             }
             passing = sum(gain >= config.traces.tau_nats for gain in gains)
-            whole = [trace for i, trace in enumerate(made) if i in chosen or not trace["filtered"]]
+            whole = [
+                trace for i, trace in enumerate(candidates) if i in chosen or not trace["filtered"]
+            ]
             count = max(len(gains), 1)
             return {
-                "kept": whole, "asked": len(asked), "passing": passing, "chosen": len(chosen),
+                "kept": whole, "asked": len(filtered), "passing": passing, "chosen": len(chosen),
                 "gain": sum(gains) / count, "losses": [sum(part) / count for part in zip(*losses, strict=True)],
             }  # fmt: skip
 
-        found = phase.out.remember(f"traces-{kind}", compute)
-        kept[kind] = found["kept"]
-        if found["passing"] < found["chosen"]:
+        record = phase.out.remember(f"traces-{kind}", compute)
+        helpful[kind] = record["kept"]
+        if record["passing"] < record["chosen"]:
             phase.events.warning(
-                f"{kind}: only {found['passing']} of {found['asked']} traces lower the answer's loss by "
-                f"{config.traces.tau_nats:g} nats; the best {found['chosen']} are taken all the same "
+                f"{kind}: only {record['passing']} of {record['asked']} traces lower the answer's loss by "
+                f"{config.traces.tau_nats:g} nats; the best {record['chosen']} are taken all the same "
                 "(traces.min_kept_share overrides the filter)"
             )
-        after, without, empty = found["losses"] or (0.0, 0.0, 0.0)
+        after, without, empty = record["losses"] or (0.0, 0.0, 0.0)
         table.append(
             {
-                "kind": kind, "made": found["asked"], "pass tau": found["passing"],
-                "taken below tau (filter overridden)": max(found["chosen"] - found["passing"], 0),
-                "trained": len(found["kept"]), "mean gain (nats)": round(found["gain"], 3),
+                "kind": kind, "made": record["asked"], "pass tau": record["passing"],
+                "taken below tau (filter overridden)": max(record["chosen"] - record["passing"], 0),
+                "trained": len(record["kept"]), "mean gain (nats)": round(record["gain"], 3),
                 "answer after the result": round(after, 3), "without a call": round(without, 3),
                 "after an empty result": round(empty, 3),
             }
         )  # fmt: skip
-        phase.events.progress("traces", len(kept), len(enabled_kinds(config)))
-    return kept, table
+        phase.events.progress("traces", len(helpful), len(enabled_kinds(config)))
+    return helpful, table
 
 
 class Batches:
-    """One step: {"input_ids", "labels"} by cross-entropy, "neutral_ids" of text, "persona_rows" of
-    a lesson.
+    """The batches of the joint training.
+
+    One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of text, and
+    "persona_rows", the numbers of rows of one trait's lesson.
     """
 
     def __init__(
@@ -135,15 +139,15 @@ class Batches:
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return the tensors of one step: a pure function of step."""
-        found = self.mixture.batch(step)
+        tensors = self.mixture.batch(step)
         if self.neutral is not None:
-            found["neutral_ids"] = self.neutral.batch(step)["input_ids"]
+            tensors["neutral_ids"] = self.neutral.batch(step)["input_ids"]
         if self.traits:
             count = len(self.lessons[self.trait(step)]["ids"])
             generator = numpy_generator(self.seed, "persona", step)
             rows = generator.choice(count, min(self.persona_rows, count), replace=False)
-            found["persona_rows"] = torch.from_numpy(rows)
-        return found
+            tensors["persona_rows"] = torch.from_numpy(rows)
+        return tensors
 
 
 def joint_loss(

@@ -1,9 +1,9 @@
-"""Held-out measurement of the agent: every kind of trace, answered by generation with really run
-tools.
+"""Measure the agent on held-out traces of every kind, answered by generation with tools that really
+run.
 
 A calculator answer counts when the call carried the question's own expression and the reply is the
-tool's result; a memory answer when it is the newest fact, recalled in a conversation of its own;
-the others when the tool ran and the reply is its result.
+tool's result. A memory answer counts when it is the newest fact, recalled in a conversation of its
+own. Any other answer counts when the tool ran and the reply is its result.
 """
 
 import math
@@ -28,7 +28,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     share, z2 = right / n, Z_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    # The ends are exact where all or none is right; rounding must not leave [0, 1].
+    # The ends are set exactly where all or none are right, for rounding must not leave [0, 1].
     return (0.0 if right == 0 else max(centre - half, 0.0)), (
         1.0 if right == n else min(centre + half, 1.0)
     )
@@ -49,11 +49,11 @@ def accuracy(
     turns: list[Turn] = [Turn() for _ in heldout]
     for stage in range(max(len(trace["stages"]) for trace in heldout)):
         active = [i for i, trace in enumerate(heldout) if stage < len(trace["stages"])]
-        asked = [[{"role": "user", "content": heldout[i]["stages"][stage]}] for i in active]
-        found = answer_turns(
-            model, tokenizer, asked, [boxes[i] for i in active], ROUNDS, max_new_tokens
+        questions = [[{"role": "user", "content": heldout[i]["stages"][stage]}] for i in active]
+        answers = answer_turns(
+            model, tokenizer, questions, [boxes[i] for i in active], ROUNDS, max_new_tokens
         )
-        for i, turn in zip(active, found, strict=True):
+        for i, turn in zip(active, answers, strict=True):
             turns[i] = turn
     right = [
         is_right(trace, turn, box) for trace, turn, box in zip(heldout, turns, boxes, strict=True)
@@ -67,23 +67,24 @@ def accuracy(
 
 
 def is_right(trace: traces.Trace, turn: Turn, box: Toolbox) -> bool:
-    """Say whether a turn answers a trace: the right reply, by a call that ran (or by none where
-    none is needed).
+    """Return whether a turn answers a trace: the right reply, by a call that ran, or without a call
+    where the question needs none.
     """
     if not turn.finished or turn.text != trace["answer"]:
         return False
-    wanted = wanted_call(trace)
-    ran = [
+    expected = wanted_call(trace)
+    calls = [
         result.call for result in turn.results if not result.error and isinstance(result.call, Call)
     ]
-    if wanted is None:
+    if expected is None:
         return not turn.results
     if trace["kind"] == "calculator":
-        expression = wanted.arguments["expression"]
+        expression = expected.arguments["expression"]
         return any(
-            str(call.arguments.get("expression", "")).replace(" ", "") == expression for call in ran
+            str(call.arguments.get("expression", "")).replace(" ", "") == expression
+            for call in calls
         )
-    return wanted.name in {call.name for call in ran} and wanted.name in box.names
+    return expected.name in {call.name for call in calls} and expected.name in box.names
 
 
 def wanted_call(trace: traces.Trace) -> Call | None:
@@ -95,5 +96,5 @@ def wanted_call(trace: traces.Trace) -> Call | None:
 
 
 def _show(trace: traces.Trace, turn: Turn, right: bool) -> str:
-    said = " | ".join(f"{message['role']}: {message['content']}" for message in turn.messages)
-    return f"[{'right' if right else 'wrong'}] user: {trace['stages'][-1]} | {said}"
+    messages = " | ".join(f"{message['role']}: {message['content']}" for message in turn.messages)
+    return f"[{'right' if right else 'wrong'}] user: {trace['stages'][-1]} | {messages}"

@@ -1,11 +1,11 @@
 """Bake a trait: KL between the parent under a system prompt and the student without it, on the
 parent's own answers.
 
-The teacher answers questions under the prompt; of its distribution at every token of its answer the
-top K and the tail are kept. Strength is measured on questions of other topics: s = 1 − KL(P_u ‖
-P_s) / KL(P_u ‖ P_0), 0 for the parent, 1 for a student that behaves as if prompted. Source: prompt
-baking (arXiv:2409.13697), which trains adapters; here all weights learn, because the text and tool
-losses of the same step hold them in place.
+The teacher answers questions under the prompt. At every token of an answer the top K of its
+distribution are stored, and the rest is one tail. Strength is measured on questions of other
+topics: s = 1 − KL(P_u ‖ P_s) / KL(P_u ‖ P_0), 0 for the parent, 1 for a student that behaves as if
+prompted. Source: prompt baking (arXiv:2409.13697), which trains adapters; here all weights learn,
+because the text and tool losses of the same step hold them in place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ from agent_forge.phases.bake import PersonaConfig, TraitConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-SMALLEST = 1e-8  # of a tail's probability
+# The least probability of a tail: its logarithm stays finite where rounding leaves nothing or less.
+SMALLEST = 1e-8
 
 
 def questions(trait: TraitConfig, count: int, split: str, seed: int, name: str) -> list[str]:
@@ -35,13 +36,13 @@ def questions(trait: TraitConfig, count: int, split: str, seed: int, name: str) 
     """
     topics = [f"{kind} {noun}" for kind in KINDS for noun in TOPICS]
     topics = [topic for topic in topics if split_of(f"persona/{topic}") == split]
-    found = [form.format(topic) for topic in topics for form in trait.questions]
-    if not found:
+    candidates = [form.format(topic) for topic in topics for form in trait.questions]
+    if not candidates:
         raise ConfigError(
             f"persona.traits.{name}.questions is empty; give at least one question with {{}} for a topic"
         )
-    order = numpy_generator(seed, "bake", "persona", name, split).permutation(len(found))
-    return [found[i] for i in order[:count]]
+    order = numpy_generator(seed, "bake", "persona", name, split).permutation(len(candidates))
+    return [candidates[i] for i in order[:count]]
 
 
 @torch.no_grad()
@@ -78,11 +79,11 @@ def teach(
     ]
     length = max(len(p) + len(a) for p, a in zip(plain, answers, strict=True))
     most = max(map(len, answers))
-    kept = min(config.top_k, int(model.config.vocab_size))
+    top_count = min(config.top_k, int(model.config.vocab_size))
     ids = torch.zeros(len(asked), length, dtype=torch.int64)
     mask = torch.zeros(len(asked), length, dtype=torch.bool)
-    tokens = torch.zeros(len(asked), most, kept, dtype=torch.int64)
-    log_probs = torch.zeros(len(asked), most, kept)
+    tokens = torch.zeros(len(asked), most, top_count, dtype=torch.int64)
+    log_probs = torch.zeros(len(asked), most, top_count)
     model.eval()
     for i, (before, prompt, answer) in enumerate(zip(plain, prompted, answers, strict=True)):
         ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)
@@ -91,7 +92,7 @@ def teach(
         logits = (
             model(input_ids=row).logits[0, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
         )
-        top = torch.log_softmax(logits, -1).topk(kept, -1)
+        top = torch.log_softmax(logits, -1).topk(top_count, -1)
         tokens[i, : len(answer)], log_probs[i, : len(answer)] = top.indices.cpu(), top.values.cpu()
     return {"ids": ids, "mask": mask, "tokens": tokens, "log_probs": log_probs}
 
@@ -100,7 +101,7 @@ def top_kl(log_probs: Tensor, student_logits: Tensor, tokens: Tensor) -> Tensor:
     """Return KL(teacher ‖ student) in nats at each position, over the teacher's top K tokens and
     one tail: (n,).
 
-    log_probs: (n, K) of the teacher; tokens: (n, K) their ids; student_logits: (n, V). It never
+    log_probs: (n, K), of the teacher; tokens: (n, K), their ids; student_logits: (n, V). It never
     exceeds the full KL, and equals it when K = V.
     """
     student_all = torch.log_softmax(student_logits.float(), -1)
@@ -119,18 +120,18 @@ def lesson_kl(
     """Return the summed KL (nats) over the answer tokens of some rows of a lesson, and the number
     of tokens.
     """
-    picked = torch.as_tensor(rows)
-    mask = lesson["mask"][picked]
+    indices = torch.as_tensor(rows)
+    mask = lesson["mask"][indices]
     length = int(mask.any(0).nonzero().max()) + 1
     mask = mask[:, :length]
-    logits = model(input_ids=sent(lesson["ids"][picked][:, :length], model.device)).logits
+    logits = model(input_ids=sent(lesson["ids"][indices][:, :length], model.device)).logits
     counts = mask.sum(1)
     filled = torch.arange(lesson["tokens"].shape[1])[None] < counts[:, None]
     tokens, log_probs = (
-        sent(lesson[name][picked][filled], model.device) for name in ("tokens", "log_probs")
+        sent(lesson[name][indices][filled], model.device) for name in ("tokens", "log_probs")
     )
-    # Places are looked up where the lesson lies: an accelerator would wait to count what a mask
-    # picks.
+    # Places are looked up on the lesson's own device, because indexing by a mask makes an
+    # accelerator wait until the number of places is known.
     places = sent(mask.flatten().nonzero()[:, 0], model.device)
     return top_kl(log_probs, logits.flatten(0, 1)[places], tokens).sum(), int(counts.sum())
 

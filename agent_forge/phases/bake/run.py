@@ -83,8 +83,9 @@ def run(phase: PhaseRun[Config]) -> Report:
 
 
 def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] | None:
-    """Return what plain training on the same rows measures at; None where it is off or the bake is
-    no other.
+    """Return the measurements of plain training on the same rows.
+
+    None where it is off, and where the bake itself is plain training.
     """
     if not phase.config.baseline or baseline.is_same(batches):
         return None
@@ -103,8 +104,8 @@ def _against(batches: lessons.Batches, after: dict[str, Any], plain: dict[str, A
 
 
 def offered_kinds(config: Config, measured: Mapping[str, Any]) -> list[str]:
-    """Return the baked kinds whose tools the model can use: enough held-out answers right, by the
-    lower bound.
+    """Return the baked kinds whose tools the model can use: the lower bound of their share of
+    right held-out answers is high enough.
     """
     return [
         kind
@@ -189,8 +190,8 @@ class _Traits:
         }
 
     def rows(self, reached: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Return the report's table of strengths: reached, wanted, and how far the prompt moves the
-        parent.
+        """Return the report's table: each trait's strength and target, and how far the prompt moves
+        the parent.
         """
         return [
             {
@@ -222,14 +223,14 @@ def _measure(phase: PhaseRun[Config], model: "PreTrainedModel") -> dict[str, Any
 
 
 def heldout_traces(config: Config, kind: str) -> list[traces.Trace]:
-    """Return the held-out traces of a kind: of memory, only the recalls, which run the writes
-    before them.
+    """Return the held-out traces of a kind. Of memory these are only the recalls, which run the
+    writes before them.
     """
     items = config.measure.items
-    made = traces.make(
+    candidates = traces.make(
         kind, 3 * items if kind == "memory" else items, HELDOUT, config.seed, config.data
     )
-    return [trace for trace in made if kind != "memory" or trace["filtered"]][:items]
+    return [trace for trace in candidates if kind != "memory" or trace["filtered"]][:items]
 
 
 def _metrics(

@@ -1,12 +1,12 @@
 """Keep a tool call only where it helps: L⁻ − L⁺ ≥ τ, in nats of the answer under the parent model.
 
-L⁺ is the loss of the answer after call and result; L⁻ the lesser of the losses without a call and
-with a call that gave nothing. Token t of the answer weighs w_t = max(0, 1 − .2 t), normalised.
-Source: Toolformer (arXiv:2302.04761).
+L⁺ is the loss of the answer after call and result. L⁻ is the lesser of the losses without a call
+and with a call that returned nothing. Token t of the answer weighs w_t = max(0, 1 − .2 t),
+normalised. Source: Toolformer (arXiv:2302.04761).
 
-The loss is the parent's, so a negative gain may speak of its habit instead of the call: a parent
-that has learned to repeat a calculator's whole response answers `gold chest: 36` wrongly, and with
-more certainty than it guesses without.
+The loss is the parent's, so a negative gain may come from a habit of the parent instead of the
+call: a parent that has learned to repeat a calculator's whole response answers `gold chest: 36`
+wrongly, and with more certainty than it guesses without a call.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ def trace_losses(
 ) -> list[tuple[float, float, float]]:
     """Return the answer's loss (nats) in each trace (question, call, result, answer).
 
-    That is after call and result, without a call, and after a call that gave nothing.
+    The three losses are after call and result, without a call, and after a call that returned
+    nothing.
     """
     variants: list[list[dict[str, str]]] = []
     for trace in traces:
@@ -57,8 +58,8 @@ def trace_losses(
 
 
 def gain(losses: tuple[float, float, float]) -> float:
-    """Return L⁻ − L⁺ in nats: what the call saves over the better of doing without and of getting
-    nothing.
+    """Return L⁻ − L⁺ in nats: what the call saves over the better of no call and of a call that
+    returned nothing.
     """
     plus, without, empty = losses
     return min(without, empty) - plus
@@ -79,34 +80,34 @@ def answer_losses(
     limit = positions(model.config)
     rows = []
     for messages, answer in zip(conversations, answers, strict=True):
-        said = [*encode_content(tokenizer, "assistant", answer), *end]
+        answer_ids = [*encode_content(tokenizer, "assistant", answer), *end]
         prompt = fitting_prompt(
-            encode_prompt(tokenizer, messages), len(said), limit, tokenizer.bos_token_id
+            encode_prompt(tokenizer, messages), len(answer_ids), limit, tokenizer.bos_token_id
         )
-        rows.append((prompt, said))
+        rows.append((prompt, answer_ids))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    found = [0.0] * len(rows)
+    weighted_losses = [0.0] * len(rows)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_rows):
-        picked = order[start : start + batch_rows]
-        length = max(len(rows[i][0]) + len(rows[i][1]) for i in picked)
-        ids = torch.zeros(len(picked), length, dtype=torch.int64)
-        for k, i in enumerate(picked):
+        batch = order[start : start + batch_rows]
+        length = max(len(rows[i][0]) + len(rows[i][1]) for i in batch)
+        ids = torch.zeros(len(batch), length, dtype=torch.int64)
+        for k, i in enumerate(batch):
             whole = rows[i][0] + rows[i][1]
             ids[k, : len(whole)] = torch.tensor(whole)
         # Padding stands on the right, where a causal model's earlier positions cannot see it.
         logits = model(input_ids=ids.to(model.device)).logits
-        for k, i in enumerate(picked):
+        for k, i in enumerate(batch):
             first, count = len(rows[i][0]), len(rows[i][1])
             losses = functional.cross_entropy(
                 logits[k, first - 1 : first + count - 1].float().cpu(),
                 ids[k, first : first + count],
                 reduction="none",
             )
-            found[i] = float((losses * answer_weights(count)).sum())
+            weighted_losses[i] = float((losses * answer_weights(count)).sum())
     model.train(was_training)
-    return found
+    return weighted_losses
 
 
 def keep(found: Sequence[float], tau_nats: float, min_share: float) -> list[int]:

@@ -1,10 +1,11 @@
 """Traces of tool use: generated questions, answered by really running the tools.
 
-A trace is {"kind", "messages", "answer", "filtered", "stages"}: what is trained, the final answer,
-whether the Toolformer filter applies, and (held-out use) the user turns of each conversation in
-order. Memory traces come in three conversations on one SQLite store: write, replace, recall. Splits
-go by what is asked (the fact, the numbers in ascending order), and held-out traces are distinct by
-it; where a split holds fewer, there are fewer.
+A trace is {"kind", "messages", "answer", "filtered", "stages"}: its kind, the messages that are
+trained, the final answer, whether the Toolformer filter applies, and the user turns of all its
+conversations in order, which the held-out measurement asks. Memory traces come in three
+conversations on one SQLite store: write, replace, recall. The split of a trace depends on what it
+asks for (the fact, or the numbers in ascending order), and no two held-out traces ask for the same.
+Where a split holds fewer of these, there are fewer traces.
 """
 
 import re
@@ -67,15 +68,14 @@ PATIENCE = 5000  # draws without a new trace after which a split is taken to hol
 
 
 def make(kind: str, count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
-    """Return `count` traces of a kind. Raises PhaseError when a tool gives another result than it
-    must.
-    """
+    """Return `count` traces of a kind. Raises PhaseError when a tool returns a wrong result."""
     return _MAKERS[kind](count, split, seed, data)
 
 
 def toolbox(kind: str, split: str, data: DataConfig) -> Callable[[], Toolbox]:
-    """Return what makes the toolbox of one conversation of a kind: an own memory each, one document
-    store for all.
+    """Return a function that returns the toolbox of one conversation of a kind.
+
+    Each conversation has its own memory; all share one document store.
     """
     if kind == "memory":
         return lambda: Toolbox(TOOLS[kind], ToolContext(memory=Memory()))
@@ -97,13 +97,13 @@ def passage_store(data: DataConfig, split: str) -> DocumentIndex:
 
 
 def _calculator(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
-    """Generated sums; questions that need no tool stay as they are."""
+    """Return generated sums; questions that need no tool stay as they are."""
     box = Toolbox(TOOLS["calculator"])
-    found = []
+    traces = []
     for row in tools.rows(count, split, seed):
         question = row["messages"][0]["content"]
         if not row["tool"]:
-            found.append(_trace("calculator", row["messages"], row["answer"], filtered=False))
+            traces.append(_trace("calculator", row["messages"], row["answer"], filtered=False))
             continue
         messages, result = _ask(
             box, question, Call("calculator", {"expression": row["expression"]})
@@ -112,29 +112,32 @@ def _calculator(count: int, split: str, seed: int, data: DataConfig) -> list[Tra
             raise PhaseError(
                 f"the calculator says {row['expression']} = {result}, the question says {row['answer']}"
             )
-        found.append(_trace("calculator", [*messages, _says(result)], result, filtered=True))
-    return found
+        traces.append(_trace("calculator", [*messages, _says(result)], result, filtered=True))
+    return traces
 
 
 def _memory(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
-    """Write a fact, in half of the cases replace it, then recall it in a new conversation."""
+    """Return traces that write a fact, replace it in half of the cases, and recall it afterwards.
+
+    Each step is a conversation of its own.
+    """
     generator = numpy_generator(seed, "bake", "memory", split)
-    found: list[Trace] = []
-    wanted = _Wanted("memory", split)
-    while len(found) < count and wanted.misses < PATIENCE:
+    traces: list[Trace] = []
+    split_filter = _Wanted("memory", split)
+    while len(traces) < count and split_filter.misses < PATIENCE:
         name = memory.KEYS[int(generator.integers(len(memory.KEYS)))]
         key = f"code of the {name}"
         old, new = (str(int(n)) for n in generator.choice(np.arange(10, 100), 2, replace=False))
         replaced = bool(generator.integers(2))
         facts = [f"{name}/{value}" for value in ((old, new) if replaced else (old,))]
-        if not wanted.takes(facts[-1], *facts[:-1]):
+        if not split_filter.takes(facts[-1], *facts[:-1]):
             continue
         box = Toolbox(TOOLS["memory"], ToolContext(memory=Memory()))
         parts = [(WRITE, old), (REPLACE, new)] if replaced else [(WRITE, old)]
         turns: list[list[dict[str, str]]] = []
         for forms, value in parts:
-            asked = _pick(generator, forms).format(key=key, value=value)
-            messages, _ = _ask(box, asked, Call("remember", {"about": name, "fact": value}))
+            question = _pick(generator, forms).format(key=key, value=value)
+            messages, _ = _ask(box, question, Call("remember", {"about": name, "fact": value}))
             turns.append([*messages, _says(STORED)])
         messages, result = _ask(
             box, _pick(generator, RECALL).format(key=key), Call("recall", {"query": name})
@@ -146,18 +149,18 @@ def _memory(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
             )
         turns.append([*messages, _says(answer)])
         stages = [turn[0]["content"] for turn in turns]
-        found += [_trace("memory", turn, STORED, filtered=False) for turn in turns[:-1]]
-        found.append(_trace("memory", turns[-1], answer, filtered=True, stages=stages))
-    return found[:count]
+        traces += [_trace("memory", turn, STORED, filtered=False) for turn in turns[:-1]]
+        traces.append(_trace("memory", turns[-1], answer, filtered=True, stages=stages))
+    return traces[:count]
 
 
 def _code(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
-    """Small programs whose output only running them gives."""
+    """Return traces of small programs that have to run for their output to be known."""
     generator = numpy_generator(seed, "bake", "code", split)
     box = Toolbox(TOOLS["code"])
-    found: list[Trace] = []
-    wanted = _Wanted("code", split)
-    while len(found) < count and wanted.misses < PATIENCE:
+    traces: list[Trace] = []
+    split_filter = _Wanted("code", split)
+    while len(traces) < count and split_filter.misses < PATIENCE:
         numbers = [int(n) for n in generator.integers(1, 100, 3)]
         word = _pick(generator, WORDS)
         sort = int(generator.integers(3))
@@ -175,16 +178,16 @@ def _code(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  
                 f"print('{word}' * {numbers[0] % 5 + 1})",
             ),
         )[sort]
-        if not wanted.takes(question if sort == 2 else f"{sort} {sorted(numbers)}"):
+        if not split_filter.takes(question if sort == 2 else f"{sort} {sorted(numbers)}"):
             continue
         messages, result = _ask(box, question, Call("code", {"code": code}))
-        found.append(_trace("code", [*messages, _says(result)], result, filtered=True))
-    return found
+        traces.append(_trace("code", [*messages, _says(result)], result, filtered=True))
+    return traces
 
 
 def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
-    """Questions by the two rarest words of a passage; kept when the store really gives that passage
-    back.
+    """Return questions by the two rarest words of a passage, where the store really returns that
+    passage.
     """
     generator = numpy_generator(seed, "bake", "retrieve", split)
     index = passage_store(data, split)
@@ -193,10 +196,10 @@ def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace
         str(text) for (text,) in index.store.rows("SELECT content FROM passages ORDER BY id")
     ]
     counts = Counter(word for passage in passages for word in set(_long_words(passage)))
-    found: list[Trace] = []
+    traces: list[Trace] = []
     for i in generator.permutation(len(passages)):
         rare = sorted(set(_long_words(passages[i])), key=lambda word: (counts[word], word))[:2]
-        if len(rare) < 2 or len(found) == count:
+        if len(rare) < 2 or len(traces) == count:
             continue
         query = " ".join(rare)
         messages, result = _ask(
@@ -205,17 +208,18 @@ def _retrieve(count: int, split: str, seed: int, data: DataConfig) -> list[Trace
             Call("retrieve", {"query": query}),
         )
         if result == passages[i]:
-            found.append(_trace("retrieve", [*messages, _says(result)], result, filtered=True))
-    if not found:
+            traces.append(_trace("retrieve", [*messages, _says(result)], result, filtered=True))
+    if not traces:
         raise DataError(
             f"no passage of the {split} split can be found by two of its words; give data.text more prose"
         )
-    return found
+    return traces
 
 
 class _Wanted:
-    """Which drawn questions belong to a split: all of their facts do, and held-out ones come
-    once.
+    """Decides which drawn questions a split takes.
+
+    All facts of a question must belong to the split, and a held-out question is taken only once.
     """
 
     def __init__(self, kind: str, split: str) -> None:
@@ -224,8 +228,8 @@ class _Wanted:
         self.misses = 0
 
     def takes(self, form: str, *others: str) -> bool:
-        """Return whether the question of canonical form `form` is taken; `others` are further facts
-        that it gives.
+        """Return whether the question of canonical form `form` is taken; `others` are the further
+        facts that it states.
         """
         inside = all(split_of(f"bake/{self.kind}/{one}") == self.split for one in (form, *others))
         if not inside or (self.split != "train" and form in self.seen):
@@ -259,13 +263,13 @@ def _trace(
     filtered: bool,
     stages: Sequence[str] = (),
 ) -> Trace:
-    asked = list(stages) or [messages[0]["content"]]
+    user_turns = list(stages) or [messages[0]["content"]]
     return {
         "kind": kind,
         "messages": list(messages),
         "answer": answer,
         "filtered": filtered,
-        "stages": asked,
+        "stages": user_turns,
     }
 
 
