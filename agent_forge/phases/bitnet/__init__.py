@@ -4,10 +4,10 @@ Every nn.Linear becomes a ternary layer with one scale per group of 128 weights 
 activations. The codes start from error-compensated rounding on calibration text (GPTQ,
 arXiv:2210.17323), each layer aimed at what the parent's puts out (GPTAQ, arXiv:2504.02692), and
 train on through the rounding, with the float parent as teacher (KL on its logits) beside the real
-next tokens. Optional: scales train as parameters of their own, lambda grows from dense to ternary
-over the first steps, and attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM
-relations, arXiv:2012.15828), hidden states are matched, or the parent writes the training text
-itself (mix: {own: 1}). Source of the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any
+next tokens. Options: scales train as parameters of their own; lambda grows from dense to ternary
+over the first steps; attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM
+relations, arXiv:2012.15828); hidden states are matched; the parent writes the training text itself
+(mix: {own: 1}). Source of the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any
 float causal LM with nn.Linear layers. Writes the same architecture with `quantization_config`
 forge_ternary: trainable latents in the file, the packed file's size as its deployable bytes.
 """
@@ -47,7 +47,7 @@ class InitConfig:
 
 @dataclass(slots=True, kw_only=True)
 class TrainConfig:
-    """The training after it."""
+    """The training that follows the start of the codes."""
 
     steps: CountOrNone
     rows: Count

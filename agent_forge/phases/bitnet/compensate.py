@@ -37,6 +37,7 @@ from agent_forge.models.ternary import (
 )
 from agent_forge.phases.bitnet.refine import refined
 
+# The multiples of mean|W| that are tried as the scale of a group; 1.5 is best for a Gaussian.
 SCALES = (
     1.0,
     1.15,
@@ -45,17 +46,19 @@ SCALES = (
     1.6,
     1.75,
     1.9,
-)  # tried for a group, times mean|W|; 1.5 is best for a Gaussian
-COLUMNS = 128  # rounded before the rest of the matrix is updated, where groups do not set it
+)
+# Where groups do not set it, so many columns are rounded before the rest of the matrix is updated.
+COLUMNS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
     """How a layer is rounded.
 
-    damping: of the Hessian's diagonal, as a share of its geometric mean: a few columns can carry
-    most of the power (in one down_proj of SmolLM2 all of it), and a share of the plain mean would
-    be more than most columns have. sweeps: over all columns after they have been rounded in order.
+    damping: what is added to the Hessian's diagonal, as a share of its geometric mean. A few
+    columns can carry most of the power (in one down_proj of SmolLM2 all of it), and a share of the
+    plain mean would be more than most columns have. sweeps: how many passes over all columns follow
+    the rounding in order.
     """
 
     damping: float
@@ -76,8 +79,8 @@ def compensate_in_waves(
     layers that have them.
 
     windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and
-    are not named. progress(done, total) is called after each layer. dtype: of the forward passes
-    (autocast).
+    are not named. progress(done, total) is called after each layer. dtype: the autocast dtype of
+    the forward passes.
     """
     layers = ternary_layers(model)
     for layer in layers.values():
@@ -112,10 +115,10 @@ def compensate_in_waves(
 def _same_inputs(
     names: Sequence[str], layers: dict[str, TernaryLinear], hessians: dict[str, Tensor]
 ) -> list[list[str]]:
-    """Return neighbours that had the same inputs together: rows do not know of each other, so they
-    are rounded at once.
+    """Return the names in groups of neighbours that have the same inputs.
 
-    A tensor with one scale stays alone.
+    Rows do not depend on each other, so those layers are rounded at once. A layer with one scale
+    per tensor stays alone.
     """
     groups: list[list[str]] = []
     for name in names:
@@ -161,7 +164,7 @@ def compensate(
     """Return float32 latents (out, in) in the cells of compensated codes, and their scales (out,
     groups) or (1, 1).
 
-    hessian: (in, in). pull: mean(d xᵀ) (out, in) of what the outputs lack, d; None where the
+    hessian: (in, in). pull: mean(d xᵀ) (out, in), where d is what the outputs lack; None where the
     weight's own outputs are the goal.
     """
     goal = weight.detach().float()
@@ -188,10 +191,10 @@ def compensate(
 def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Return codes (out, in) int8 and the weights as they were when their turn came.
 
-    upper: (in, in), of the inverse Hessian.
+    upper: (in, in), the upper Cholesky factor of the inverse Hessian.
     """
     codes, moved = torch.empty_like(original, dtype=torch.int8), torch.empty_like(original)
-    # What an error in a column costs once those after it have made up for it.
+    # What an error in a column still costs after the later columns have made up for it.
     column_cost = upper.diagonal() ** -2
     scale = original.new_empty(0)
     if group_size == TENSOR:
@@ -218,8 +221,8 @@ def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
 
 
 def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
-    """Return for each row of block (rows, columns) the multiple of mean|W| whose rounding errs
-    least.
+    """Return for each row of block (rows, columns) the multiple of mean|W| with the least rounding
+    error.
 
     column_cost: (columns,), what a squared error costs. mean|W| itself is the first candidate, so
     this is never worse.
@@ -239,8 +242,8 @@ def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
 def _fit_scales(
     original: Tensor, codes: Tensor, hessian: Tensor, group_size: int, otherwise: Tensor
 ) -> Tensor:
-    """Return scales (out, groups) bfloat16 that minimise the output error for these codes: a row's,
-    or the tensor's.
+    """Return scales (out, groups) bfloat16 that minimise the output error of these codes, per row
+    or for the whole tensor.
 
     A row whose best scales are not all positive takes the scales of `otherwise` (out, groups).
     """

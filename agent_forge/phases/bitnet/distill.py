@@ -36,7 +36,7 @@ def blend_at(step: int, steps: int, share: float) -> float:
 
 
 class Distillation:
-    """The loss function of the training: also sets lambda, which depends on the step alone.
+    """The loss function of the training. It also sets lambda, which depends on the step alone.
 
     parent: the float model, in eval mode. pad: the token id of padding, where nothing is learned,
     or None.
@@ -70,14 +70,14 @@ class Distillation:
             output = _outputs(model, ids, fused, hidden)
         taught = None
         if config.kl_weight > 0 or relations or hidden:
-            with torch.no_grad(), projections(self.parent, relations) as wanted:
+            with torch.no_grad(), projections(self.parent, relations) as parent_projections:
                 taught = _outputs(self.parent, ids, fused, hidden)
         if fused and taught is not None:
             loss, parts = self._fused_losses(model, output, taught, batch)
         else:
             loss, parts = self._losses(output, taught, batch)
         if relations:
-            parts["relation"] = relation_loss(wanted, own, config.relation_heads)
+            parts["relation"] = relation_loss(parent_projections, own, config.relation_heads)
             loss = loss + config.relation_weight * parts["relation"]
         if hidden:
             parts["hidden"] = hidden_loss(_states(taught), _states(output), self._present(ids))
@@ -97,20 +97,29 @@ class Distillation:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses on logits from the last hidden states, without holding the logits."""
         targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE).flatten()
-        own, wanted = output.last_hidden_state.flatten(0, 1), taught.last_hidden_state.flatten(0, 1)
+        states, parent_states = (
+            output.last_hidden_state.flatten(0, 1),
+            taught.last_hidden_state.flatten(0, 1),
+        )
         present = None if self.pad is None else self._present(batch["input_ids"]).flatten()
         if present is not None and present.device.type == "cpu":
-            # Picking positions out makes an accelerator wait until their number is known; there
-            # they only weigh nothing.
+            # Selecting positions makes an accelerator wait until their number is known, so there
+            # the absent ones stay and get weight 0.
             if not bool(present.all()):
-                own, wanted, targets = own[present], wanted[present], targets[present]
+                states, parent_states, targets = (
+                    states[present],
+                    parent_states[present],
+                    targets[present],
+                )
             present = None
         weights = Weights(
             kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature
         )
         both: tuple[Any, Any] = (model, self.parent)
         heads = [head_weight(one.get_output_embeddings()) for one in both]
-        loss, kl, ce = head_loss(own, heads[0], wanted, heads[1], targets, weights, present)
+        loss, kl, ce = head_loss(
+            states, heads[0], parent_states, heads[1], targets, weights, present
+        )
         return loss, {"kl": kl, "ce": ce}
 
     def _losses(
@@ -144,16 +153,16 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
     """Collect queries, keys and values (B, T, D) of the last attention that runs over tokens inside
     the block.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if not wanted:
-        yield found
+        yield tensors
         return
     outputs: dict[str, dict[str, Tensor]] = {}
 
     def hook(owner: str, kind: str) -> Callable[..., None]:
         def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            # Attention over a bank of slots has keys without a batch: it is not the one that is
-            # meant.
+            # Attention over a bank of slots has keys without a batch; relations are between
+            # tokens, so it is left out.
             if output.dim() == 3:
                 outputs.setdefault(owner, {})[kind] = output
 
@@ -165,18 +174,18 @@ def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
             (module, hook(owner, kind)) for (owner, _, kind), module in parts if kind in PROJECTIONS
         ]
     ):
-        yield found
+        yield tensors
     whole = [of for of in outputs.values() if len(of) == len(PROJECTIONS)]
     if not whole:
         raise ConfigError(
             f"distill.relation_weight is above 0, but no attention of {type(model).__name__} has "
             f"{', '.join(PROJECTIONS)}; set distill.relation_weight=0"
         )
-    found.update(whole[-1])
+    tensors.update(whole[-1])
 
 
 def _outputs(model: Any, ids: Tensor, fused: bool, hidden: bool) -> Any:
-    """Run a model, or only what stands below its head."""
+    """Return the outputs of a model, or only of the part below its head."""
     wishes = {"output_hidden_states": True} if hidden else {}
     return (model.base_model if fused else model)(input_ids=ids, use_cache=False, **wishes)
 
@@ -191,9 +200,9 @@ def hidden_loss(
     """Return the squared error of the student's hidden states relative to the parent's, a mean over
     layers and tokens.
 
-    parent, student: (B, T, D) each: the embedding's output first, which is left out, then each
-    layer's. A token counts relative to its own size: the first one of a window is a hundred times
-    as large as the others. present: (B, T) bool.
+    parent, student: (B, T, D) each, the embedding's output first, which does not count, then the
+    output of each layer. A token counts relative to its own size: the first one of a window is a
+    hundred times as large as the others. present: (B, T) bool.
     """
     if (
         not parent
@@ -209,9 +218,9 @@ def hidden_loss(
         [],
         present.device.type == "cpu",
     )  # an accelerator would wait until they are counted
-    for wanted, found in zip(parent[1:], student[1:], strict=True):
-        goal = (wanted[present] if picks else wanted).float()
-        error = ((found[present] if picks else found).float() - goal).square().sum(-1)
+    for target, output in zip(parent[1:], student[1:], strict=True):
+        goal = (target[present] if picks else target).float()
+        error = ((output[present] if picks else output).float() - goal).square().sum(-1)
         relative = error / goal.square().sum(-1).clamp_min(1e-12)
         losses.append(relative.mean() if picks else (relative * present).sum() / present.sum())
     return torch.stack(losses).mean()
@@ -223,9 +232,9 @@ def relation_loss(parent: dict[str, Tensor], student: dict[str, Tensor], heads: 
     """
     losses = []
     for kind in PROJECTIONS:
-        wanted, found = _relations(parent[kind], heads), _relations(student[kind], heads)
+        target, output = _relations(parent[kind], heads), _relations(student[kind], heads)
         losses.append(
-            functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1).mean()
+            functional.kl_div(output, target, reduction="none", log_target=True).sum(-1).mean()
         )
     return torch.stack(losses).mean()
 

@@ -1,5 +1,6 @@
-"""Say before work starts what bitnet will reach of a model, or why it cannot work on it. Reads
-config.json alone.
+"""Check before work starts how much of a model bitnet will reach, or why it cannot work on it.
+
+Reads config.json alone.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     """Return what share of the weights becomes ternary or is rounded, and what the rest is.
 
-    Raises ConfigError when the model is quantised already, when nothing of it can become ternary,
+    Raises ConfigError when the model is quantised already, when no part of it can become ternary,
     and for settings that cannot work for it.
     """
     method = (model_config.get("quantization_config") or {}).get("quant_method")

@@ -27,14 +27,16 @@ from agent_forge.anatomy.watch import After, Before, Call, StopForward, run_unti
 from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
 from agent_forge.phases.bitnet.compensate import Rounding, compensate, compensate_in_waves
 
-# Of the size of a block's change to the stream: what the outputs of its writers may leave
-# unexplained (bfloat16).
+# The largest share of a block's change to the stream that the outputs of its writers may leave
+# unexplained: in bfloat16 their sum is not exact.
 _ADDITIVE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block and its ternary layers in the order they run, those with one input together."""
+    """A block and its ternary layers in the order in which they run; each group shares one
+    input.
+    """
 
     name: str
     groups: list[list[str]]  # full names
@@ -85,8 +87,9 @@ def _observed(
 def _same_input(
     inputs: list[tuple[str, Tensor]], layers: dict[str, TernaryLinear]
 ) -> list[list[str]]:
-    """Return names by input: rows do not depend on each other, so layers with one input are rounded
-    at once.
+    """Return names in groups by input.
+
+    Rows do not depend on each other, so layers with one input are rounded at once.
 
     A layer with one scale per tensor stays alone.
     """
@@ -139,8 +142,8 @@ def compensated(
 
 
 class BlockwiseCompensator:
-    """Goes through the blocks with the parent's stream and the student's, a tensor (B, T, d) a
-    batch of windows.
+    """Goes through the blocks with the parent's stream and the student's, each one tensor (B, T, d)
+    per batch of windows.
     """
 
     def __init__(
@@ -190,8 +193,8 @@ class BlockwiseCompensator:
         return done
 
     def _calls(self, model: nn.Module, blocks: Sequence[str]) -> list[dict[str, Call]]:
-        """Return for each batch of windows what each of these blocks is called with; of streams
-        only the first.
+        """Return for each batch of windows the arguments of each of these blocks; only the first
+        block's include the stream.
         """
         calls: list[dict[str, Call]] = []
 
@@ -232,7 +235,7 @@ class BlockwiseCompensator:
         self, block: Block, group: list[str], stream: list[Tensor], rest: list[Call]
     ) -> tuple[Tensor, Tensor]:
         """Return a group's inputs in the student, (N, in) float32: rounded as the layer rounds
-        them, and as they come.
+        them, and unrounded.
         """
         layer, raw = self.layers[group[0]], []
 
@@ -255,7 +258,7 @@ class BlockwiseCompensator:
     ) -> None:
         """Round a group's layers for inputs x (N, in) and goal outputs (N, out).
 
-        token_weights: (N, 1), how much the error of each token counts; None for all alike.
+        token_weights: (N, 1), how much the error of each token counts; None where all count alike.
         """
         weight = torch.cat([self.layers[name].weight for name in group]).float()
         missing = goal - x @ weight.T
@@ -309,15 +312,16 @@ def _token_weights(stream: Tensor) -> Tensor:
 def _is_additive(
     block: Block, goals: dict[str, Tensor], before: list[Tensor], after: list[Tensor]
 ) -> bool:
-    """Return whether the block's output is its input plus the outputs of its layers that stand
-    alone and have its width.
+    """Return whether the block's output is its input plus the outputs of its writers.
+
+    Writers are the layers that share their input with no other layer and have the stream's width.
     """
     change = _rows(after) - _rows(before)
-    left = change.clone()
+    residual = change.clone()
     for group in block.groups:
         if len(group) == 1 and goals[group[0]].shape[1] == change.shape[1]:
-            left -= goals[group[0]]
-    return float(left.norm()) <= _ADDITIVE * float(change.norm())
+            residual -= goals[group[0]]
+    return float(residual.norm()) <= _ADDITIVE * float(change.norm())
 
 
 def _rows(parts: list[Tensor]) -> Tensor:

@@ -1,5 +1,5 @@
-"""The distillation losses on logits, computed with the heads inside, a chunk of positions at a
-time.
+"""The distillation losses on logits, computed with the heads inside, one chunk of positions at
+a time.
 
 Reads the last hidden states of student and parent and both output embeddings; never holds all
 logits. The loss is a sum with weights known beforehand, so each chunk's gradient follows from its
@@ -22,8 +22,10 @@ from agent_forge.anatomy.cross_entropy import IGNORE
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """kl: of T² KL(parent || student), a mean over positions; ce: of the cross-entropy, a mean over
-    labelled ones.
+    """The weights of the two losses.
+
+    kl: of T² KL(parent || student), a mean over positions. ce: of the cross-entropy, a mean over
+    labelled positions.
     """
 
     kl: float
@@ -77,10 +79,12 @@ class _HeadLoss(torch.autograd.Function):
                 part = slice(start, start + rows)
                 inputs = hidden[part].to(dtype)
                 logits = functional.linear(inputs, wide)
-                wanted = functional.linear(taught[part].to(dtype), wide_taught)
+                parent_logits = functional.linear(taught[part].to(dtype), wide_taught)
                 work = fused_chunk if fused else _chunk
-                found, slope = work(logits, wanted, targets[part], shares[:, part], weights)
-                sums += found
+                chunk_losses, slope = work(
+                    logits, parent_logits, targets[part], shares[:, part], weights
+                )
+                sums += chunk_losses
                 slope = slope.to(dtype)
                 if to_hidden is not None:
                     to_hidden[part] = (slope @ wide).to(hidden.dtype)
@@ -107,14 +111,14 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _rows(count: int, head: Tensor) -> int:
-    """Return the positions of a chunk."""
+    """Return how many positions one chunk holds."""
     if head.device.type == "cpu":
         return max(chunks.CPU_ENTRIES // head.shape[0], 1)
     return chunks.rows_at_once(count, head.shape[0], head.device)
 
 
 def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
-    """Return what each position counts in the mean of KL and in that of CE: (2, N) float32."""
+    """Return the weight of each position in the means of KL and of CE: (2, N) float32."""
     labelled = targets != IGNORE
     if present is None:
         shares = torch.stack(
@@ -129,19 +133,21 @@ def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
 
 
 def _chunk(
-    logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights
+    logits: Tensor, parent_logits: Tensor, targets: Tensor, shares: Tensor, weights: Weights
 ) -> tuple[Tensor, Tensor]:
     """Return (T² KL, CE) of a chunk (2,), and the slope of the weighted loss with respect to its
     logits (n, V).
 
-    logits, wanted: (n, V); targets: (n,); shares: (2, n) what each position counts in the means of
-    KL and of CE.
+    logits, parent_logits: (n, V); targets: (n,); shares: (2, n), the weight of each position in the
+    means of KL and of CE.
     """
     heat, has_label = weights.temperature, targets != IGNORE
     places = targets.masked_fill(~has_label, 0)[:, None]
     log_q = functional.log_softmax(logits / heat if heat != 1 else logits, -1, dtype=torch.float32)
-    log_p = functional.log_softmax(wanted / heat if heat != 1 else wanted, -1, dtype=torch.float32)
-    # At temperature 1 both losses need the same probabilities of the student.
+    log_p = functional.log_softmax(
+        parent_logits / heat if heat != 1 else parent_logits, -1, dtype=torch.float32
+    )
+    # At temperature 1 both losses need the same probabilities of the student, computed once.
     log_q1 = (
         log_q
         if heat == 1 or not weights.ce
@@ -151,6 +157,8 @@ def _chunk(
     p = log_p.exp()
     kl = heat**2 * (log_p.sub_(log_q).mul_(p).sum(-1) * shares[0]).sum()
     to_kl, to_ce = weights.kl * heat * shares[0, :, None], weights.ce * shares[1, :, None]
+    # The gradient of T² KL is T (q - p), that of CE is q1 less one at the label. It is computed in
+    # place, because a chunk of logits is large and log_q is not needed again.
     if log_q1 is log_q:
         slope = log_q.exp_().mul_(to_kl + to_ce)
     else:
@@ -161,14 +169,14 @@ def _chunk(
 
 
 def _written_for_a_compiler(
-    logits: Tensor, wanted: Tensor, targets: Tensor, shares: Tensor, weights: Weights
+    logits: Tensor, parent_logits: Tensor, targets: Tensor, shares: Tensor, weights: Weights
 ) -> tuple[Tensor, Tensor]:
-    """Return what `_chunk` returns, the slope in the dtype of the logits, with nothing in place: it
-    becomes one kernel.
+    """Return what `_chunk` returns, the slope in the dtype of the logits, without operations in
+    place, so that it becomes one kernel.
     """
     heat, places = weights.temperature, targets.clamp_min(0)[:, None]
     log_q = functional.log_softmax(logits.float() / heat, -1)
-    log_p = functional.log_softmax(wanted.float() / heat, -1)
+    log_p = functional.log_softmax(parent_logits.float() / heat, -1)
     log_q1 = log_q if heat == 1 or not weights.ce else functional.log_softmax(logits.float(), -1)
     p = log_p.exp()
     kl = heat**2 * ((p * (log_p - log_q)).sum(-1) * shares[0]).sum()

@@ -30,8 +30,8 @@ def text_scores(
 
 
 def code_figures(model: PreTrainedModel) -> dict[str, float]:
-    """Return zeros, entropy and stored bits (scales included) per ternary weight, and how many
-    weights there are.
+    """Return zeros, entropy and stored bits (scales included) per ternary weight, and the
+    number of these weights.
     """
     counts = torch.zeros(3, dtype=torch.float64)
     packed_bytes = 0
@@ -49,8 +49,8 @@ def code_figures(model: PreTrainedModel) -> dict[str, float]:
 
 
 def packed_file_bytes(model: PreTrainedModel, scratch: Path) -> int:
-    """Return the size of the packed file, after reading it back and finding the very weights of the
-    model.
+    """Return the size of the packed file, after reading it back and comparing it with the weights
+    of the model.
 
     Raises PhaseError when a weight differs.
     """
@@ -66,13 +66,15 @@ def packed_file_bytes(model: PreTrainedModel, scratch: Path) -> int:
 
 
 def starts(stages: dict[str, Scores]) -> str:
-    """Return what the last stage reaches beside what the earlier ones, the starts, already had, on
-    the same text.
+    """Return the figure of the last stage beside the figures of the earlier stages, on the same
+    text.
     """
     *before, last = stages
-    said = [_bits(stages[name]) + f" {name}" for name in before]
+    figures = [_bits(stages[name]) + f" {name}" for name in before]
     against = (
-        f"; bits per byte {_bits(stages[last])} {last} against {', '.join(said)}" if said else ""
+        f"; bits per byte {_bits(stages[last])} {last} against {', '.join(figures)}"
+        if figures
+        else ""
     )
     return f"none ran of equal budget (the parent trained on without ternary weights){against} (n={stages[last].n})"
 
@@ -85,11 +87,11 @@ def comparison(
     parent: Scores, stages: dict[str, Scores], samples: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return a table row for the parent and each stage: bits per byte, interval, n and the share
-    kept.
+    of the parent's quality that is kept.
     """
     rows = []
     for name, scores in {"parent": parent, **stages}.items():
-        kept = evaluate.retention(TASK, parent, scores, samples, seed)
+        retention = evaluate.retention(TASK, parent, scores, samples, seed)
         low, high = scores.interval
         rows.append(
             {
@@ -98,8 +100,8 @@ def comparison(
                 "low": round(low, 4),
                 "high": round(high, 4),
                 "n": scores.n,
-                "kept": round(kept.ratio, 4),
-                "kept_low": round(kept.low, 4),
+                "kept": round(retention.ratio, 4),
+                "kept_low": round(retention.low, 4),
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""Training windows from the parent's own mouth, for when there is no data: `train.mix.own` above 0.
+"""Training windows that the parent writes, for when there is no data: `train.mix.own` above 0.
 
 Each window begins with a token drawn from the whole vocabulary and goes on as the parent samples
 (LLM-QAT, arXiv:2305.17888; departure: no greedy beginning). Reads the parent, writes nothing.
@@ -42,7 +42,9 @@ def sample(
     rest = models.generate(
         parent, prompts, max_new_tokens=length - len(prompts[0]), stop_ids=(), temperature=temperature, seed=seed
     )  # fmt: skip
-    return torch.tensor([start + told for start, told in zip(prompts, rest, strict=True)])
+    return torch.tensor(
+        [start + continuation for start, continuation in zip(prompts, rest, strict=True)]
+    )
 
 
 class OwnText:

@@ -1,4 +1,4 @@
-"""Ternary codes chosen anew, column by column, for what all others leave: coordinate descent on a
+"""Choose ternary codes anew, column by column, given all other columns: coordinate descent on a
 layer's output error.
 
 Rounding in order lets later columns make up for the error of earlier ones, never the other way
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from agent_forge.models.ternary import TENSOR, multiply_out
 
-COLUMNS = (
-    128  # swept before the slopes of the rest are brought up to date, where groups do not set it
-)
+# Where groups do not set it, so many columns are swept before the slopes of the rest are updated.
+COLUMNS = 128
 
 Fit = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,20 +31,22 @@ def refined(
     fit: Fit,
     sweeps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (codes (R, C) int8, scales (R, G) bfloat16, wishes (R, C)) after so many sweeps over
-    all columns.
+    """Return (codes (R, C) int8, scales (R, G) bfloat16, wishes (R, C)) after `sweeps` passes
+    over all columns.
 
-    start: the same three to begin with. A wish is the weight that would have been best for its
-    column, and rounds to its code. hessian: positive diagonal. fit: makes the best scales for codes
-    (R, C), and where there are none of use leaves the given ones (R, G).
+    start: the same three before the first sweep. A wish is the weight that would have been best for
+    its column, and rounds to its code. hessian_CC: with a positive diagonal. fit: returns the best
+    scales for codes (R, C), or the scales (R, G) it was called with where the best are not usable.
     """
     codes, scales, wishes = start
     slope, error = _slope_and_error(goal_RC, hessian_CC, codes, scales, group_size)
     for _ in range(sweeps):
-        tried, tried_wishes = _sweep(hessian_CC, slope, codes, scales, group_size)
-        fitted = fit(tried, scales)
-        new_slope, new_error = _slope_and_error(goal_RC, hessian_CC, tried, fitted, group_size)
-        # With one scale per tensor the rows stand or fall together.
+        new_codes, new_wishes = _sweep(hessian_CC, slope, codes, scales, group_size)
+        new_scales = fit(new_codes, scales)
+        new_slope, new_error = _slope_and_error(
+            goal_RC, hessian_CC, new_codes, new_scales, group_size
+        )
+        # One scale per tensor joins the rows, so only the sum of their errors can decide.
         better = (
             new_error < error
             if group_size != TENSOR
@@ -54,9 +55,9 @@ def refined(
         codes, scales, wishes, slope = (
             torch.where(better[:, None], new, old)
             for new, old in (
-                (tried, codes),
-                (fitted, scales),
-                (tried_wishes, wishes),
+                (new_codes, codes),
+                (new_scales, scales),
+                (new_wishes, wishes),
                 (new_slope, slope),
             )
         )
@@ -67,17 +68,18 @@ def refined(
 def _slope_and_error(
     goal: Tensor, hessian: Tensor, codes: Tensor, scales: Tensor, group_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what is left over times H, (R, C), and the error of each row, (R,)."""
-    left = goal - multiply_out(codes, scales, group_size)
-    slope = left @ hessian
-    return slope, (slope * left).sum(1)
+    """Return the residual times H, (R, C), and the error of each row, (R,)."""
+    residual = goal - multiply_out(codes, scales, group_size)
+    slope = residual @ hessian
+    return slope, (slope * residual).sum(1)
 
 
 def _sweep(
     hessian: Tensor, slope: Tensor, codes: Tensor, scales: Tensor, group_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return new codes and wishes of one pass over the columns; transposed inside, for a column is
-    read at a time.
+    """Return new codes and wishes of one pass over the columns.
+
+    Works on transposed tensors, where a column is contiguous.
     """
     slope_CR, codes_CR = slope.T.contiguous(), codes.T.to(slope.dtype)
     wide_CR = multiply_out(torch.ones_like(codes), scales, group_size).T.contiguous()
@@ -89,9 +91,11 @@ def _sweep(
         moves = torch.empty_like(own)
         for j in range(end - start):
             scale, code = wide_CR[start + j], codes_CR[start + j]
+            # The weight at which the row's error is least when all other columns stay.
             wish = torch.addcdiv(code * scale, own[j], diagonal[start + j].expand_as(scale))
             chosen = wish.sign() * (wish.abs() > scale / 2) * (scale > 0)
             moves[j] = (chosen - code) * scale
+            # Only the slopes of this block are updated now; one product updates all of them later.
             own[j + 1 :].addr_(near[j, j + 1 :], moves[j], alpha=-1)
             codes_CR[start + j], wishes_CR[start + j] = chosen, wish
         slope_CR.addmm_(hessian[:, start:end], moves, alpha=-1)

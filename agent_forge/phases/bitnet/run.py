@@ -29,7 +29,7 @@ from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 
 def run(phase: PhaseRun[Config]) -> Report:
-    """Make sources[0] ternary. Raises PhaseError when there is no source or nothing in it to make
+    """Make sources[0] ternary. Raises PhaseError when there is no source or it has no layer to make
     ternary.
     """
     config, out, events = phase.config, phase.out, phase.events
@@ -141,7 +141,7 @@ def start_compensated(
 
     Computed once, also across restarts.
 
-    windows: makes the calibration batches of ids (B, T).
+    windows: returns the calibration batches of ids (B, T).
     """
 
     def compute() -> dict[str, torch.Tensor]:
@@ -155,13 +155,15 @@ def start_compensated(
             dtype=pick_dtype(config.runtime.dtype),
         )  # fmt: skip
 
-    found = out.remember_tensors("compensated", compute)
+    latents = out.remember_tensors("compensated", compute)
     layers = ternary_layers(model)
-    missed = sorted(name for name in layers if f"{name}.weight" not in found)
+    missed = sorted(name for name in layers if f"{name}.weight" not in latents)
     with torch.no_grad():
         for name in layers.keys() - set(missed):
-            layers[name].weight.copy_(found[f"{name}.weight"])
-            layers[name].free_scales(found[f"{name}.weight_scale"].view(layers[name].scales_shape))
+            layers[name].weight.copy_(latents[f"{name}.weight"])
+            layers[name].free_scales(
+                latents[f"{name}.weight_scale"].view(layers[name].scales_shape)
+            )
     if not (config.train.steps and config.train.scale_lr):
         for layer in layers.values():
             layer.tie_scales()
@@ -183,7 +185,7 @@ def distil(
 ) -> None:
     """Train a ternary model in place to behave like its parent. pad: the id of padding, or None."""
     train, dtype = config.train, pick_dtype(config.runtime.dtype)
-    # What the forward pass rounds anyway is rounded once.
+    # Autocast would round the teacher's weights in every forward pass; a rounded copy saves that.
     teacher = parent if dtype == torch.float32 else copy.deepcopy(parent).to(dtype=dtype)  # type: ignore[call-arg]
     loss = Distillation(
         teacher, config.distill, pad=pad, steps=train.steps, blend_share=train.blend_share
@@ -216,8 +218,8 @@ def distil(
 
 
 def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | None:
-    """Return the groups of trained parameters, scales of their own among them; None trains all, at
-    one rate.
+    """Return the groups of trained parameters, with free scales in a group of their own; None
+    trains all at one rate.
     """
     if not scale_lr:
         return None
@@ -249,11 +251,18 @@ def _write(
     codes = measure.code_figures(model)
     now = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     flipped = sum(int((now[name] != start[name]).sum()) for name in now) / codes["ternary_weights"]
-    kept = evaluate.retention(measure.TASK, before, stages[last], config.gate.samples, config.seed)
+    retention = evaluate.retention(
+        measure.TASK, before, stages[last], config.gate.samples, config.seed
+    )
     metrics: dict[str, Any] = {
         "bits_per_byte_parent": before.as_metric(),
         **{f"bits_per_byte_{name}": scores.as_metric() for name, scores in stages.items()},
-        "kept": {"value": kept.ratio, "low": kept.low, "high": kept.high, "n": before.n},
+        "kept": {
+            "value": retention.ratio,
+            "low": retention.low,
+            "high": retention.high,
+            "n": before.n,
+        },
         "zeros": codes["zeros"],
         "entropy_bits": codes["entropy_bits"],
         "stored_bits": codes["stored_bits"],
@@ -275,7 +284,7 @@ def _write(
     summary = (
         f"{len(now)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit a weight), "
         f"{size:,} bytes packed, {size / parent_size:.1%} of the parent; bits per byte {before.mean:.3f} -> "
-        f"{stages[last].mean:.3f} ({kept.ratio:.1%} kept, n={before.n}); "
+        f"{stages[last].mean:.3f} ({retention.ratio:.1%} kept, n={before.n}); "
         f"kept on text that was not in the calibration: {evaluate.kept_text(elsewhere[0])}"
     )
     table = measure.comparison(before, stages, config.gate.samples, config.seed)

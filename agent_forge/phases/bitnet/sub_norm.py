@@ -1,5 +1,5 @@
-"""SubLN: normalise the input of some layers (output projections, as a rule), and start close to the
-parent all the same.
+"""SubLN: normalise the input of some layers (usually output projections), and still start close to
+the parent.
 
 Source: BitNet, arXiv:2310.11453 and BitDistill, arXiv:2510.13998. A parent that was trained without
 it has layers whose inputs differ in size from token to token, which the normalisation takes away.
