@@ -79,10 +79,10 @@ class Config(PhaseConfig):
 
     def work_tokens(self) -> float:
         """Return the trained tokens: windows, and the thoughts with the true tokens after them,
-        sampled and re-read.
+        which are sampled and then read again.
 
-        The measured windows of two splits are thought over, those of one also without thoughts:
-        forward passes alone.
+        Measuring adds forward passes: with thoughts over the windows of two splits, and without
+        thoughts over the windows of one.
         """
         thought = self.thought_length + self.lookahead + 2
         columns = self.positions * self.thoughts * thought
@@ -92,8 +92,8 @@ class Config(PhaseConfig):
         return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3) + passes / 3
 
     def step_tokens(self) -> float:
-        """Return the tokens of a batch: windows, and the columns of thoughts with the true tokens
-        after them.
+        """Return the tokens of a batch: its windows, and its thoughts with the true tokens after
+        them.
         """
         return self.batch_rows * (
             self.length_tokens

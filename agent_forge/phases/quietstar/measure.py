@@ -1,8 +1,8 @@
 """Measure on held-out tokens what thinking changes, and from that decide when the gate opens.
 
-A record holds one entry a token: losses in nats with and without thinking, the base's entropy
-before it, the mixing weight. Intervals resample whole windows, because tokens of one window are not
-independent.
+A record holds one entry per token: its loss in nats with and without thinking, the entropy of the
+base's prediction of it, and the mixing weight. Intervals resample whole windows, because tokens of
+one window are not independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +30,8 @@ def held_out(
 ) -> dict[str, dict[str, Tensor]]:
     """Return measure.windows windows of every kind: kind -> {"input_ids", "labels", "positions"}.
 
-    Positions are spread evenly over the columns whose next token is trained; columns that repeat do
-    not count (-1).
+    Positions are spread evenly over the columns whose next token is trained. Where a window has too
+    few of them, the other positions are -1, which do not count.
     """
     windows = {}
     for kind, source in sources.items():
@@ -46,7 +46,7 @@ def held_out(
 
 
 def _spread(labels: Tensor, count: int) -> Tensor:
-    """Return `count` columns, ascending; where a row has fewer trained tokens, -1 fills up."""
+    """Return `count` columns, ascending; a row with fewer trained tokens is filled up with -1."""
     trained = (labels[1:] != IGNORE).nonzero().flatten()
     if len(trained) > count:
         trained = trained[torch.linspace(0, len(trained) - 1, count).long()]
@@ -57,8 +57,9 @@ def _spread(labels: Tensor, count: int) -> Tensor:
 def base_losses(
     model: Any, windows: Mapping[str, Mapping[str, Tensor]], rows: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Return kind -> losses in nats at the measured positions without thinking: (windows,
-    positions); NaN: none.
+    """Return kind -> losses in nats without thinking: (windows, positions).
+
+    NaN stands where a position does not count.
     """
     losses_by_kind = {}
     for kind, batch in windows.items():
@@ -87,10 +88,10 @@ def think_over(
     split: str,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return "kind/name" -> (windows, positions): base, mixed (mean of thoughts), entropy, weight,
-    helped; NaN: none.
+    """Return "kind/name" -> (windows, positions), NaN where a position does not count.
 
-    "kind/tokens" holds the thoughts: (windows, positions, N, L) int64.
+    The names are base, mixed (the mean over thoughts), entropy, weight and helped. "kind/tokens"
+    holds the thoughts: (windows, positions, N, L) int64.
     """
     record: dict[str, Tensor] = {}
     for kind, batch in windows.items():
@@ -123,8 +124,9 @@ def think_over(
 
 
 def interval(values: Array, chosen: Array, samples: int, seed: int) -> dict[str, Any]:
-    """Return the mean of `values` (windows, positions) over `chosen` tokens with its 95% interval
-    over windows.
+    """Return the mean of `values` (windows, positions) over the `chosen` tokens.
+
+    Its 95% interval resamples windows.
     """
     weights = chosen.sum(1).astype(np.float64)
     sums = np.where(chosen, values, 0.0).sum(1).astype(np.float64)
@@ -150,12 +152,12 @@ def stacked(record: Mapping[str, Tensor], kinds: Sequence[str], name: str) -> Ar
 def choose_gate(
     record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
 ) -> tuple[float | None, list[dict[str, Any]]]:
-    """Return the entropy in nats from which thinking pays (None: nowhere), and a table row for each
-    share tried.
+    """Return the entropy in nats from which thinking pays (None: nowhere), and one table row per
+    share of tokens.
 
-    A share is eligible when the lower bound of its mean gain is above zero; the one with the
-    largest total gain wins. The bound holds for all shares together: each is tested at a level
-    divided by their number (Bonferroni).
+    A share is eligible when the lower bound of its mean gain is above zero, and the eligible share
+    with the largest total gain wins. The bounds hold for all shares together, because the level of
+    each is divided by their number (Bonferroni).
     """
     base, mixed, entropy = (stacked(record, kinds, name) for name in ("base", "mixed", "entropy"))
     real = ~np.isnan(base)
@@ -192,8 +194,9 @@ def choose_gate(
 def by_decile(
     record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
 ) -> list[dict[str, Any]]:
-    """Return a table: gain of thinking in each tenth of the tokens, from the easiest for the base
-    to the hardest.
+    """Return a table of the gain of thinking in each tenth of the tokens.
+
+    Tenths go from the tokens that are easiest for the base to the hardest.
     """
     base, mixed, weight = (stacked(record, kinds, name) for name in ("base", "mixed", "weight"))
     real = ~np.isnan(base)

@@ -35,16 +35,18 @@ class Outcome:
     wanted: Tensor  # (B, P, A) bool: the token counts
 
     def rewards(self) -> Tensor:
-        """Return how much each thought lowered the loss of the tokens after it: (B, P, N), no
-        gradient.
+        """Return how much each thought lowered the loss of the tokens after it.
+
+        (B, P, N), without a gradient.
         """
         gain = (self.base[:, :, None] - self.mixed) * self.wanted[:, :, None]
         return gain.sum(-1).detach()
 
 
 def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
-    """Return the losses of the tokens after each thinking position. labels: (B, T) not shifted,
-    -100 is ignored.
+    """Return the losses of the tokens after each thinking position.
+
+    labels: (B, T), not shifted; -100 is ignored.
     """
     columns = thoughts.positions[:, :, None] + 1 + torch.arange(lookahead, device=labels.device)
     inside = columns < labels.shape[1]
@@ -62,25 +64,29 @@ def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
-    """Return each thought's reward less the mean reward of the other thoughts at its position:
-    (..., N), N >= 2.
+    """Return each thought's reward less the mean reward of the other thoughts at its position.
+
+    rewards: (..., N) with N >= 2; so is the result.
     """
+    # r_i - mean of the others = (r_i - mean of all) * N / (N - 1).
     count = rewards.shape[-1]
     return (rewards - rewards.mean(-1, keepdim=True)) * (count / (count - 1))
 
 
 def policy_loss(log_probs: Tensor, advantage: Tensor) -> Tensor:
-    """Return the REINFORCE loss, a mean over thoughts. log_probs: (..., L) of sampled tokens;
-    advantage: (...).
+    """Return the REINFORCE loss, a mean over thoughts.
+
+    log_probs: (..., L) of the sampled tokens; advantage: (...), which gets no gradient.
     """
     return -(advantage.detach() * log_probs.sum(-1)).mean()
 
 
 def draw_positions(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` random columns a row whose next token is trained: (B, P), ascending.
+    """Return `count` random columns per row whose next token is trained: (B, P), ascending.
 
     A row with fewer such columns is filled up with others; their loss does not count.
     """
+    # Ranks of trained columns are at least 1 and all others are below, so topk takes those first.
     rank = sent(
         torch.rand(labels.shape[0], labels.shape[1] - 1, generator=generator), labels.device
     )
@@ -89,8 +95,9 @@ def draw_positions(labels: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 class QuietStarLoss:
-    """The loss function that learn.train calls; one step thinks at `config.positions` places a
-    window.
+    """The loss function that learn.train calls.
+
+    One step thinks at `config.positions` places per window.
     """
 
     def __init__(self, config: Config, groups: Sequence[Sequence[nn.Parameter]]) -> None:
@@ -99,8 +106,8 @@ class QuietStarLoss:
     def __call__(
         self, model: ThoughtForCausalLM, batch: Mapping[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the loss in nats (its gradient clipped group by group) and what the thoughts
-        did.
+        """Return the loss in nats, with its gradient clipped group by group, and the metrics of the
+        thoughts.
         """
         config, labels = self.config, batch["labels"]
         generator = torch_generator(config.seed, "quietstar", "positions", step)
@@ -134,8 +141,9 @@ class QuietStarLoss:
 
 
 def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit: float) -> Tensor:
-    """Return a loss of the same value whose gradient has at most the norm `limit` in each group; 0
-    changes nothing.
+    """Return a loss of the same value whose gradient has at most the norm `limit` in each group.
+
+    A limit of 0 changes nothing.
 
     The training loop clips all parameters together, which would let the largest group decide the
     step of the others. So the gradient is taken here, scaled per group, and handed on as the linear
@@ -143,7 +151,7 @@ def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit:
     """
     if limit <= 0:
         return loss
-    handed = torch.zeros((), dtype=loss.dtype, device=loss.device)
+    linear = torch.zeros((), dtype=loss.dtype, device=loss.device)
     flat = [parameter for group in groups for parameter in group]
     gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     for group in groups:
@@ -153,8 +161,8 @@ def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit:
         norm = torch.nn.utils.get_total_norm([g for _, g in own])
         scale = (limit / (norm + 1e-12)).clamp_max(1.0)
         for parameter, gradient in own:
-            handed = handed + (parameter * (gradient * scale)).sum()
-    return loss.detach() + (handed - handed.detach())
+            linear = linear + (parameter * (gradient * scale)).sum()
+    return loss.detach() + (linear - linear.detach())
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

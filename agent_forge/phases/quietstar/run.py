@@ -1,5 +1,5 @@
 """Run the quietstar phase: wrap the parent, train it to think, set the gate from held-out tokens,
-write and report.
+then write the model and report.
 """
 
 from functools import partial
@@ -26,8 +26,8 @@ SHOWN_CONTEXT_TOKENS = 12
 def run(phase: PhaseRun[Config]) -> Report:
     """Read sources[0], write the thinking model.
 
-    Raises CheckpointError when there is no parent or it thinks already, PhaseError when the parent
-    cannot think.
+    Raises CheckpointError without a parent and for a parent that thinks already, PhaseError for a
+    parent that cannot think.
     """
     config, out, device = phase.config, phase.out, phase.device
     if not phase.sources:
@@ -105,8 +105,9 @@ def _sources(phase: PhaseRun[Config], kinds: list[str], split: str) -> dict[str,
 def _train(
     phase: PhaseRun[Config], model: ThoughtForCausalLM, kinds: list[str]
 ) -> list[learn.StepRecord]:
-    """Train head, meta vectors and (unless base_lr is 0) the base, each with its own learning rate
-    and clipping.
+    """Train the head, the meta vectors and, unless base_lr is 0, the base.
+
+    Each of them has its own learning rate and clipping.
     """
     config = phase.config
     head, meta = list(model.mixing.parameters()), [model.start, model.end]
@@ -184,11 +185,13 @@ def _report(
             }
         )  # fmt: skip
     entropy = measure.stacked(record, kinds, "entropy")
-    opened = np.zeros(real.shape, bool) if gate is None else real & (np.nan_to_num(entropy) >= gate)
-    inside = measure.interval(base - mixed, opened, samples, seed)
+    gate_open = (
+        np.zeros(real.shape, bool) if gate is None else real & (np.nan_to_num(entropy) >= gate)
+    )
+    inside = measure.interval(base - mixed, gate_open, samples, seed)
     metrics = {
         "thinking_gain_nats": gain, "base_gain_over_parent_nats": base_gain, "gain_where_gate_opens_nats": inside,
-        "gate_entropy_nats": gate, "gate_open_share": float(opened.sum() / real.sum()), "mixing_weight": mean["weight"],
+        "gate_entropy_nats": gate, "gate_open_share": float(gate_open.sum() / real.sum()), "mixing_weight": mean["weight"],
         "share_helped": mean["helped"], "reward_nats_last_steps": _last(records, "reward_nats"),
     }  # fmt: skip
     tables = {
@@ -231,8 +234,8 @@ def _samples(
     windows: dict[str, dict[str, Tensor]],
     kinds: list[str],
 ) -> list[str]:
-    """Return thoughts in their context: the first, at evenly spread windows, not the best."""
-    shown: list[str] = []
+    """Return thoughts in their context: the first of evenly spread windows, not the best."""
+    samples: list[str] = []
     count = phase.config.measure.shown
     for number in range(count):
         kind = kinds[number % len(kinds)]
@@ -254,7 +257,7 @@ def _samples(
             phase.tokenizer.decode(part) for part in (context, thought, [following])
         )
         without, thinking = float(base[row, at]), float(mixed[row, at])
-        shown.append(
+        samples.append(
             f"{before!r} thinks {word!r}, then {after!r}: {without:.3f} nats without, {thinking:.3f} with"
         )
-    return shown
+    return samples

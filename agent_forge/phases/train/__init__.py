@@ -4,10 +4,10 @@ Stages 1-3 adapt it to the data (curriculum by measured success), 4-6 inject noi
 (steered by a measured exponent), 7-8 mix in the model's own generations as replay ("dreams"), 9
 models its own activations, and 10 cools down and averages. Every mechanism has a switch of its own;
 what no run of ours has shown to gain is off in conf/train.yaml, and its stages are then plain
-training with the same telemetry. Instability goes back to kept weights. Sources: arXiv:2504.03380
-(success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395 (warm-up, stable,
-decay), Benettin et al. 1980 (renormalised tangent vectors). Reads sources[0], any Hugging Face
-causal LM (thinking or ternary ones too). Writes the trained model.
+training with the same telemetry. A run that diverges goes back to kept weights. Sources:
+arXiv:2504.03380 (success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395
+(warm-up, stable, decay), Benettin et al. 1980 (renormalised tangent vectors). Reads sources[0], any
+Hugging Face causal LM (thinking or ternary ones too). Writes the trained model.
 """
 
 from dataclasses import dataclass
@@ -58,8 +58,9 @@ class StageSteps:
 
 @dataclass(slots=True, kw_only=True)
 class CurriculumConfig:
-    """AdaRFT-style: T <- T + rate * tanh(sharpness * (success - target)), in shares of the range of
-    difficulty.
+    """The curriculum: T <- T + rate * tanh(sharpness * (success - target)), as in AdaRFT.
+
+    The difficulty T is a share of the range of difficulties.
     """
 
     enabled: bool
@@ -75,8 +76,8 @@ class CurriculumConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ChaosConfig:
-    """A PI controller with deadband on gradient noise and learning rate, fed by the measured depth
-    exponent.
+    """A PI controller with a deadband: the measured depth exponent sets gradient noise and learning
+    rate.
     """
 
     enabled: bool
@@ -117,8 +118,9 @@ class DreamConfig:
 
 @dataclass(slots=True, kw_only=True)
 class SelfModelConfig:
-    """A linear head predicts RMS-normalised, detached activations of earlier blocks from the last
-    one.
+    """A linear head on the last block predicts the activations of earlier blocks.
+
+    The activations are detached, and scaled to a root mean square of 1.
     """
 
     weight: Weight
@@ -184,8 +186,9 @@ class Config(PhaseConfig):
         return bool(getattr(self, mechanism).enabled)
 
     def steered_stages(self) -> list[str]:
-        """Return the stages from the first in which a mechanism acts; [] when all of them are plain
-        training.
+        """Return the stages from the first in which a mechanism acts.
+
+        The list is empty when all stages are plain training.
         """
         stages = self.taken_stages()
         for i, stage in enumerate(stages):

@@ -1,5 +1,5 @@
-"""What steers training from measurements: a PI controller, the guard that rolls back, and how
-several act together.
+"""Steer training by measurements: a PI controller, a guard that rolls back, and several of them as
+one.
 
 Each controller is called after a step with (record, model), answers with controls of `learn.train`,
 and keeps its state as JSON so that a resumed run goes on exactly.
@@ -14,11 +14,11 @@ from agent_forge.core.events import EventLog
 from agent_forge.learn import StepRecord
 from agent_forge.phases.train import ChaosConfig, RollbackConfig
 
-SMOOTHING = 0.9  # of the running mean of the loss
+SMOOTHING = 0.9  # the share of the running mean of the loss that a step keeps
 
 
 class Controller(Protocol):
-    """Something that is heard after each step."""
+    """Something that the training loop calls after each step."""
 
     def __call__(self, record: StepRecord, model: Any) -> Mapping[str, Any]:
         """Return controls for the steps that follow."""
@@ -34,8 +34,9 @@ class Controller(Protocol):
 
 
 class CombinedController:
-    """Several controllers as one: rates multiply, the largest noise holds, any rollback or keep
-    counts.
+    """Several controllers as one.
+
+    Their learning rate scales multiply, the largest noise holds, and any rollback or keep counts.
     """
 
     def __init__(self, members: Mapping[str, Controller]) -> None:
@@ -44,8 +45,9 @@ class CombinedController:
         self.noises = dict.fromkeys(self.members, 0.0)
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
-        """Ask the members in order and merge their answers; a non-finite loss goes to those who can
-        roll back only.
+        """Call the members in order and merge their controls.
+
+        A step that is not finite goes only to members that can roll back.
         """
         merged: dict[str, Any] = {}
         for name, member in self.members.items():
@@ -74,12 +76,12 @@ class CombinedController:
 
 
 class ExponentControl:
-    """Hold a measured exponent at its target: too orderly raises noise and learning rate, too
-    chaotic lowers the rate.
+    """Hold a measured exponent at its target.
 
-    measure(model) -> nats a block. Control u = proportional * e + integral * sum(e), limited to
-    [-1, 1]; the sum stops growing while u is at a limit. lr_scale = 1 + lr_range * u, noise =
-    max_noise * max(u, 0).
+    Below the target, noise and learning rate rise; above it, the learning rate falls. `measure`
+    returns nats per block. With the error e, the control u = proportional * e + integral * sum(e),
+    limited to [-1, 1]; the sum stops growing while u is at a limit. Then lr_scale is
+    1 + lr_range * u, and noise is max_noise * max(u, 0).
     """
 
     def __init__(self, config: ChaosConfig, measure: Callable[[Any], float]) -> None:
@@ -98,7 +100,7 @@ class ExponentControl:
         return max(-1.0, min(1.0, control))
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
-        """Measure every `every_steps` steps and answer."""
+        """Measure every `every_steps` steps and return the controls."""
         if (record.step + 1) % self.config.every_steps:
             return {}
         exponent = self.measure(model)
@@ -120,8 +122,9 @@ class ExponentControl:
 
 
 class Rollback:
-    """Keep weights while all is well; when the loss leaps above its mean, go back and lower the
-    learning rate.
+    """Keep weights while the loss stays near its mean; where it leaps above, go back to them.
+
+    Each time, the learning rate is lowered.
     """
 
     def __init__(self, config: RollbackConfig, stage: str, events: EventLog) -> None:
@@ -132,7 +135,10 @@ class Rollback:
         self.kept = False
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:  # noqa: ARG002 - the contract of a controller
-        """Judge the step. Raises PhaseError when the stage diverges once more than allowed."""
+        """Return the controls: keep the weights, go back to kept ones, or neither.
+
+        Raises PhaseError when the stage diverges once more than allowed.
+        """
         finite = math.isfinite(record.loss) and math.isfinite(record.grad_norm)
         if (
             self.mean is not None
@@ -167,7 +173,7 @@ class Rollback:
         return {"rollback": True, "lr_scale": self.lr_scale}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the running mean and what was done."""
+        """Return the running mean and the rollbacks so far."""
         return {
             "mean": self.mean,
             "lr_scale": self.lr_scale,

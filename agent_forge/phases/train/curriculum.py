@@ -1,5 +1,5 @@
-"""Give the model tasks that it solves about half of the time: difficulty follows its measured
-success rate.
+"""Give the model tasks that it solves about half of the time, by following its measured success
+rate.
 
 T <- T + rate * tanh(sharpness * (success - target)) for each kind of task, T in [0, 1] from the
 easiest level to the hardest. Source: AdaRFT, arXiv:2504.05520 (controller); arXiv:2504.03380 (why
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SYNTHETIC = "agent_forge.data.synthetic"
-# success(model, kind, level) -> share of rows of that level that the model answers rightly
+# success(model, kind, level) returns the share of rows of that level that are answered rightly.
 Success = Callable[[Any, str, int], float]
 
 
@@ -63,8 +63,9 @@ class LevelSource:
         ]
 
     def level_at(self, draw: float) -> int:
-        """Return the index of the level for a number in [0, 1): the neighbours of T, by
-        nearness.
+        """Return the index of the level for a random number in [0, 1).
+
+        It is one of the two levels around T, the nearer one more often.
         """
         place = self.difficulty * (len(self.levels) - 1)
         return min(int(place) + (draw < place - int(place)), len(self.levels) - 1)
@@ -106,7 +107,7 @@ class Curriculum:
         return source.difficulty
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
-        """Measure every `every_steps` steps; gives no controls of its own."""
+        """Measure every `every_steps` steps; return no controls."""
         if (record.step + 1) % self.config.every_steps:
             return {}
         for kind, source in self.sources.items():

@@ -30,8 +30,9 @@ IGNORE = -100
 def dream(
     model: Any, text: TextSource, config: DreamConfig, *, length_tokens: int, seed: int, stage: str
 ) -> dict[str, Tensor]:
-    """Return {"dreams", "real"}: (windows, length_tokens) int64; both begin with the same real
-    prompts.
+    """Return {"dreams", "real"}: (windows, length_tokens) int64 each.
+
+    Both begin with the same real prompts.
     """
     generator = numpy_generator(seed, "train", stage, "prompts")
     real = np.stack([text.take(generator, length_tokens)[0] for _ in range(config.windows)])
@@ -52,8 +53,9 @@ def dream(
 
 
 def distinct_bigrams(windows: Tensor) -> float:
-    """Return the share of different bigrams among all bigrams of windows (n, T); 1 when none
-    repeats.
+    """Return the share of different bigrams among all bigrams of windows (n, T).
+
+    It is 1 when none repeats.
     """
     pairs = torch.stack([windows[:, :-1].flatten(), windows[:, 1:].flatten()], 1)
     return len(torch.unique(pairs, dim=0)) / len(pairs)
@@ -76,15 +78,16 @@ class DreamSource:
 
 
 def text_loss(model: Any, windows: Tensor) -> float:
-    """Return the mean loss in nats a token on real windows (n, T)."""
+    """Return the mean loss in nats per token on real windows (n, T)."""
     mask = [False] + [True] * (windows.shape[1] - 1)
     pairs = row_nll(model, [(row, mask) for row in windows.tolist()])
     return float(pairs[:, 0].sum() / pairs[:, 1].sum())
 
 
 class ReplayGuard:
-    """Both the batches of a dream stage and what watches them: with replay until real text gets
-    worse, then without.
+    """The batches of a dream stage, and the controller that watches them.
+
+    Batches hold replay until the loss on real text has risen, and none after that.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class ReplayGuard:
         return (self.with_dreams if self.ended_at < 0 else self.without).batch(step)
 
     def __call__(self, record: StepRecord, model: Any) -> dict[str, Any]:
-        """Look at real held-out text every `every_steps` steps."""
+        """Measure the loss on real held-out text every `every_steps` steps; return no controls."""
         if self.ended_at >= 0 or (record.step + 1) % self.config.every_steps:
             return {}
         now = text_loss(model, self.held_out)
@@ -120,7 +123,7 @@ class ReplayGuard:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return when replay ended (-1: not)."""
+        """Return the step at which replay ended, -1 while it goes on."""
         return {"ended_at": self.ended_at}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

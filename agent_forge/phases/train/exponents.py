@@ -1,8 +1,7 @@
-"""How fast small differences grow: through depth, into the logits, and through training. Measured,
-never asserted.
+"""Measure how fast small differences grow: through depth, into the logits, and through training.
 
 - depth exponent: a tangent vector is carried through every block and renormalised after each
-  (Benettin et al. 1980); the mean of ln(growth) in nats a block. 0 is the edge of chaos, above it
+  (Benettin et al. 1980); the mean of ln(growth) in nats per block. 0 is the edge of chaos; above it
   differences grow.
 - logit sensitivity: KL(p(h) || p(h + d)) / |d|^2 for a random d at the first block's input.
 - weight-twin exponent: (1/t) ln(|D_t| / |D_0|) of two copies of the weights trained on the same
@@ -40,21 +39,23 @@ TINY = 1e-30
 def depth_exponent(
     model: Any, batch: Mapping[str, Tensor], *, relative_step: float, seed: int
 ) -> float:
-    """Return the mean ln of a random tangent's growth a block, in nats; batch: {"input_ids",
-    "labels"}, (B, T) each.
+    """Return the mean of ln(growth) of a random tangent per block, in nats.
+
+    batch: {"input_ids", "labels"}, (B, T) each.
     """
     tangent = _Tangent(relative_step, torch_generator(seed, "depth exponent"))
     blocks = required_blocks(model, "the train phase")
     threefold = {key: value.repeat(3, *[1] * (value.ndim - 1)) for key, value in batch.items()}
-    carried = [(block, tangent.carry) for block in blocks]
-    with watching(before=[(blocks[0], tangent.start)], after=carried), _probing(model):
+    hooks = [(block, tangent.carry) for block in blocks]
+    with watching(before=[(blocks[0], tangent.start)], after=hooks), _probing(model):
         lm_loss(model, threefold, 0)
     return float(torch.stack(tangent.logs).mean())
 
 
 class _Tangent:
-    """The hooks that carry one tangent vector a sequence. Rows: B of h, B of h + step u, B of h -
-    step u.
+    """The hooks that carry one tangent vector per sequence.
+
+    A batch has 3 B rows: B of h, B of h + step * u, and B of h - step * u.
     """
 
     def __init__(self, relative_step: float, generator: torch.Generator) -> None:
@@ -71,7 +72,7 @@ class _Tangent:
         return with_stream_in(args, kwargs, self._spread(h, direction))
 
     def carry(self, _: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        """Note how much the difference grew in this block, and renormalise it."""
+        """Record how much the difference grew in this block, and renormalise it."""
         h, above, below = stream_out(output).chunk(3)
         difference = (above - below) / 2
         assert self.step is not None
@@ -88,7 +89,8 @@ class _Tangent:
 
 @torch.no_grad()
 def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, seed: int) -> float:
-    """Return the mean over positions of KL(p(h) || p(h + d)) / |d|^2, nats per squared unit.
+    """Return the mean over positions of KL(p(h) || p(h + d)) / |d|^2, in nats per squared unit.
+
     input_ids: (B, T).
     """
     generator = torch_generator(seed, "logit sensitivity")
@@ -119,11 +121,10 @@ def twin_exponent(
     relative_step: float,
     seed: int,
 ) -> float:
-    """Return (1/t) ln(|D_t| / |D_0|) of twins trained for `steps` steps on the same batches, nats a
-    step.
+    """Return (1/t) ln(|D_t| / |D_0|) of twins trained for `steps` steps on the same batches.
 
-    Works on copies. The first trains a few steps alone: Adam's very first steps follow only the
-    sign of the gradient.
+    In nats per step; `model` stays as it is. A copy trains `steps` steps alone before it is
+    doubled, because Adam's very first steps follow only the sign of the gradient.
     """
     device = next(model.parameters()).device
     first = copy.deepcopy(model).train()
@@ -136,16 +137,16 @@ def twin_exponent(
     theirs.set_scale(1.0)
     theirs.load_tensors(ours.tensors())
     generator = torch_generator(seed, "twins")
-    moved = [
+    pairs = [
         (p, q)
         for p, q in zip(ours.parameters, theirs.parameters, strict=True)
         if p.grad is not None
     ]
     with torch.no_grad():
-        for _, q in moved:
+        for _, q in pairs:
             noise = torch.randn(q.shape, generator=generator, dtype=torch.float32).to(q)
             q.add_(noise * relative_step * q.square().mean().sqrt())
-    before = _distance(moved)
+    before = _distance(pairs)
     if before == 0:
         raise PhaseError(
             "twins are equal although they were disturbed: all weights are zero; check the checkpoint"
@@ -153,7 +154,7 @@ def twin_exponent(
     for step in range(steps, 2 * steps):
         for twin, optimisers in ((first, ours), (second, theirs)):
             _train_step(twin, optimisers, batches, step, seed, device)
-    return math.log(max(_distance(moved), TINY) / before) / steps
+    return math.log(max(_distance(pairs), TINY) / before) / steps
 
 
 def _train_step(
@@ -187,8 +188,9 @@ def _norm(x: Tensor) -> Tensor:
 
 @contextmanager
 def _probing(model: nn.Module) -> Iterator[None]:
-    """Evaluate without dropout and without rounding activations: a staircase has no derivative to
-    measure.
+    """Evaluate without dropout and without rounding activations.
+
+    A function with steps has no derivative to measure.
     """
     training = model.training
     rounding = [

@@ -1,5 +1,5 @@
-"""What is known of a model after a stage: text, tasks and the three exponents, always on the same
-held-out items.
+"""Measure a model after a stage: text, tasks and the three exponents, always on the same held-out
+items.
 """
 
 from dataclasses import asdict
@@ -18,16 +18,18 @@ from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity
 
 
 def without_thinking(model: Any) -> Any:
-    """Return the model that answers directly: the base of a thinking model, and any other model
-    itself.
+    """Return the model that answers directly.
+
+    That is the base of a thinking model, and any other model itself.
     """
     base = getattr(model, "base", None)
     return base if hasattr(model, "thinks") and isinstance(base, nn.Module) else model
 
 
 class Bench:
-    """Fixed items and probes. Tasks are answered without thinking, because that is what this phase
-    trains.
+    """Fixed items and probes.
+
+    Tasks are answered without thinking, because this phase trains the model that answers directly.
     """
 
     def __init__(self, config: Config, tokenizer: Any, mixture: Mixture) -> None:
@@ -61,8 +63,8 @@ class Bench:
         }
 
     def exponents(self, model: Any, stage: str) -> dict[str, float]:
-        """Return the depth exponent, the logit sensitivity and, where asked for, the weight-twin
-        exponent.
+        """Return the depth exponent and the logit sensitivity, and with measure.twin_steps the
+        weight-twin exponent.
         """
         settings, seed = self.config.measure, seed_for(self.config.seed, "train", "probes")
         exponents = {
@@ -93,7 +95,7 @@ class Bench:
         return exponents
 
     def depth(self, model: Any) -> float:
-        """Return the depth exponent on the probe windows, in nats a block."""
+        """Return the depth exponent on the probe windows, in nats per block."""
         ids = self.probe.to(_device(model))
         seed = seed_for(self.config.seed, "train", "probes")
         return depth_exponent(

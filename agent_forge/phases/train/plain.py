@@ -26,8 +26,9 @@ NOT_RUN = "none ran: plain training from the same parent is off (baseline=true r
 
 
 def train_plainly(phase: PhaseRun[Config], model: Any, sources: dict[str, Source]) -> None:
-    """Train `model`, as it was before the first steered stage, plainly through that stage and all
-    after it.
+    """Train `model` plainly through the first steered stage and all after it.
+
+    model: as it was before the first steered stage.
     """
     config = phase.config
     stages, steered = config.taken_stages(), config.steered_stages()
@@ -61,8 +62,8 @@ def train_plainly(phase: PhaseRun[Config], model: Any, sources: dict[str, Source
 
 
 def compared(ours: dict[str, Any], plain: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return a row for each task: the score of either run, and the paired gain over plain training
-    with its interval.
+    """Return one row per task: both scores, and the paired gain over plain training with its
+    interval.
 
     ours, plain: what `Bench.scores` returned for the model of the phase and for the plain one.
     Positive is better.

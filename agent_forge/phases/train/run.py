@@ -28,8 +28,9 @@ SAMPLES = 1000  # bootstrap resamples of the gain over the parent
 
 
 def run(phase: PhaseRun[Config]) -> Report:
-    """Train sources[0] through all stages with steps. Raises ConfigError without a source or a step
-    to take.
+    """Train sources[0] through all stages that have steps.
+
+    Raises ConfigError without a source and without a step.
     """
     config, out = phase.config, phase.out
     if not phase.sources:
@@ -73,7 +74,7 @@ def run(phase: PhaseRun[Config]) -> Report:
 def _train_stage(
     phase: PhaseRun[Config], plan: StagePlan, stage: str, model: Any
 ) -> list[StepRecord]:
-    """Train one stage as planned; its optimiser goes on from the stage before it."""
+    """Train one stage as planned; its optimiser starts from the state of the stage before."""
     config, stages = phase.config, phase.config.taken_stages()
     return train(
         model,
@@ -150,13 +151,15 @@ def _write(
     rows: list[dict[str, Any]],
 ) -> Report:
     metrics: dict[str, Any] = {}
-    said = []
+    task_changes = []
     for task in after["scores"]:
         parent, child = scores_of(before, task), scores_of(after, task)
         gain, low = evaluate.paired_gain(parent, child, samples=SAMPLES, seed=phase.config.seed)
         metrics[task] = child.as_metric()
         metrics[f"{task} gain"] = {"value": gain, "low": low, "n": child.n}
-        said.append(f"{task} {parent.mean:.3f} -> {child.mean:.3f} {child.metric} (n={child.n})")
+        task_changes.append(
+            f"{task} {parent.mean:.3f} -> {child.mean:.3f} {child.metric} (n={child.n})"
+        )
     metrics |= {f"{name} exponent": value for name, value in after["exponents"].items()}
     written = phase.out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
@@ -165,7 +168,7 @@ def _write(
     )
     steps = sum(row["steps"] for row in rows)
     off = sorted({row["mechanism"].replace("_", " ") for row in rows[1:] if not row["on"]})
-    summary = f"{steps} steps in {len(rows) - 1} stages; {'; '.join(said)}"
+    summary = f"{steps} steps in {len(rows) - 1} stages; {'; '.join(task_changes)}"
     if off:
         summary += f"; switched off, so plain training in their stages: {', '.join(off)}"
     return Report(

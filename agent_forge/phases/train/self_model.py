@@ -1,9 +1,8 @@
-"""A network that predicts itself: L = CE + w * MSE(head(last block), normalised detached
-activations of others).
+"""A network that predicts itself: L = CE + w * MSE(head(last block), activations of other blocks).
 
-Targets have RMS 1 because the stream of a pre-norm model grows with depth. Too large a weight
-collapses the activations towards what is easy to predict. Source: arXiv:2407.10188 (networks that
-learn to self-model become simpler).
+The activations are detached, and scaled to RMS 1 because the stream of a pre-norm model grows with
+depth. Too large a weight collapses the activations towards what is easy to predict. Source:
+arXiv:2407.10188 (networks that learn to self-model become simpler).
 """
 
 from collections.abc import Mapping
@@ -21,8 +20,9 @@ EPSILON = 1e-6
 
 
 class SelfModel:
-    """The head and the loss function of the self-modelling stage. `weight` must be positive: 0 is
-    plain `lm_loss`.
+    """The head and the loss function of the self-modelling stage.
+
+    `weight` must be positive; with a weight of 0 the loss would be plain `lm_loss`.
     """
 
     def __init__(self, model: Any, *, weight: float, targets: int, seed: int) -> None:
@@ -53,8 +53,9 @@ class SelfModel:
         return loss + self.weight * error, {**metrics, "self_model_error": error.detach()}
 
     def error(self, streams: list[Tensor]) -> Tensor:
-        """Return the mean squared error from the last stream to earlier ones, evenly spread; each
-        (B, T, d).
+        """Return the mean squared error of predicting earlier streams from the last one.
+
+        The earlier streams are evenly spread; each stream is (B, T, d).
         """
         last = len(streams) - 1
         chosen = [streams[i * last // self.targets] for i in range(self.targets)]

@@ -1,6 +1,4 @@
-"""The ten stages as settings of the one loop: which batches, loss, controllers and schedule each of
-them has.
-"""
+"""The ten stages as settings of the one loop: batches, loss, controllers and schedule of each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -39,8 +37,9 @@ HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
 
 @dataclass(slots=True)
 class StagePlan:
-    """How one stage trains. `notes` are figures of its mechanism for the report, read after
-    training.
+    """How one stage trains.
+
+    notes: returns figures of its mechanism for the report; it is called after training.
     """
 
     batches: Batches
@@ -57,8 +56,9 @@ class StagePlan:
 
 
 def mechanism_settings(config: Config, mechanism: str) -> dict[str, Any]:
-    """Return the settings that must not change while a stage is resumed; {} when its mechanism is
-    off.
+    """Return the settings that must not change while a stage is resumed.
+
+    There are none when its mechanism is off.
     """
     if not config.is_on(mechanism) or mechanism == "average":
         return {}
@@ -68,8 +68,9 @@ def mechanism_settings(config: Config, mechanism: str) -> dict[str, Any]:
 
 
 def stage_optim(config: Config, stage: str, stages: list[str]) -> OptimConfig:
-    """Return the schedule of one stage: warm-up in the first, cool-down and averaging in the last,
-    flat between.
+    """Return the schedule of one stage.
+
+    The first stage warms up, the last one cools down and averages, and all between are flat.
     """
     first, last = stage == stages[0], stage == stages[-1]
     return replace(
@@ -110,8 +111,9 @@ def mixture(
 
 
 class Planner:
-    """Make the plan of each stage; the curriculum and the exponent controller go on from stage to
-    stage.
+    """Make the plan of each stage.
+
+    The curriculum and the exponent controller keep their state from stage to stage.
     """
 
     def __init__(self, phase: PhaseRun[Config], bench: Bench, sources: dict[str, Source]) -> None:
@@ -176,7 +178,7 @@ class Planner:
         config, settings, out = self.config, self.config.dream, self.phase.out
         plain = without_thinking(model)
         text: Any = data.source("text", config.data, self.phase.tokenizer, "train", config.seed)
-        dreamt = out.remember_tensors(
+        windows = out.remember_tensors(
             f"dreams-{stage}",
             lambda: dream(
                 plain,
@@ -187,7 +189,7 @@ class Planner:
                 stage=stage,
             ),
         )
-        share = distinct_bigrams(dreamt["dreams"]) / distinct_bigrams(dreamt["real"])
+        share = distinct_bigrams(windows["dreams"]) / distinct_bigrams(windows["real"])
         text_weight = config.mix.get("text", 0.0)
         if share < settings.distinct_share or not text_weight:
             plan.active = False
@@ -206,7 +208,7 @@ class Planner:
             "text": text_weight * (1 - settings.share),
             "dream": text_weight * settings.share,
         }
-        sources = {**self.sources, "dream": DreamSource(dreamt["dreams"], settings.prompt_tokens)}
+        sources = {**self.sources, "dream": DreamSource(windows["dreams"], settings.prompt_tokens)}
         held_out = self.bench.held_out_windows(HELD_OUT_WINDOWS)
         before = out.remember(f"real-text-{stage}", lambda: text_loss(plain, held_out))
         with_dreams, without = mixture(config, sources, weights, stage), plan.batches
@@ -216,8 +218,9 @@ class Planner:
 
 
 def self_model_error(records: list[Any]) -> float | None:
-    """Return the mean error of the self-model over the last quarter of a stage; None when it was
-    off.
+    """Return the mean error of the self-model over the last quarter of a stage.
+
+    None when the self-model was off.
     """
     tail = [
         record.metrics["self_model_error"]
