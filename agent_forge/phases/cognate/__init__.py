@@ -4,11 +4,11 @@ be merged.
 Pretrains a Cognate trunk on real text and generated tasks (or takes an imported model as trunk),
 then trains three copies of equal shape: reasoning (chain-of-thought data, deeper loops),
 memory_integration (recall across segments through written memory) and adaptive_computation (mixed
-difficulty with a price on passes). Recall is in the trunk's mix too: learned from nothing it takes
-more steps than a specialist has, and a trunk that never reads memory closes the gates of its reads.
-Branching from one trunk is what makes them mergeable: branch-train-merge, arXiv:2208.03306. Reads
-text, and sources[0] when model=imported; writes out/trunk, out/reasoning, out/memory_integration,
-out/adaptive_computation.
+difficulty with a price on passes). Recall is in the trunk's mix too, because learning it from
+nothing takes more steps than a specialist has, and because a trunk that never reads memory closes
+the gates of its reads. Branching from one trunk makes the specialists mergeable:
+branch-train-merge, arXiv:2208.03306. Reads text, and sources[0] when model=imported; writes
+out/trunk, out/reasoning, out/memory_integration, out/adaptive_computation.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ SPECIALISTS = ("reasoning", "memory_integration", "adaptive_computation")
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """Shape of the Cognate to make; with kind=imported only `kind` is read."""
+    """Shape of the Cognate that is created; with kind=imported only `kind` is read."""
 
     kind: Annotated[str, OneOf(KINDS)]
     vocab_size: Annotated[int, Range(BYTE_VOCABULARY, 10_000_000)]

@@ -1,8 +1,8 @@
-"""The baseline of equal budget: the trunk, trained as long as a specialist on its own mix, on the
-specialists' probes.
+"""The baseline of equal budget: the trunk, trained as long as a specialist but on its own mix,
+measured by the specialists' probes.
 
 What a specialist gains over it is due to its data and settings, not to more steps. Gains are
-paired: nats per trained token of the same held-out items, with a bootstrap interval over them.
+in nats per trained token, paired over the same held-out items, with a bootstrap interval over them.
 """
 
 from collections.abc import Mapping, Sequence

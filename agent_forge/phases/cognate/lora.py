@@ -3,7 +3,7 @@ weights afterwards.
 
 With few rows a whole model forgets what it could; adapters keep a specialisation close to its trunk
 and train a small share of the memory. Source: LoRA, arXiv:2106.09685, by the package peft. The
-specialist that is written is a plain model.
+specialist on disk is a plain model.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> Iter
     """Train adapters of `rank` in place of the weights inside this context; rank 0 trains the
     weights themselves.
 
-    On leaving, alpha / rank · B A is added to every adapted weight and the adapters are gone.
+    On leaving, alpha / rank · B A is added to every adapted weight, and the adapters are removed.
     `model` stays the same object of the same class throughout. Raises ConfigError without peft.
     """
     if rank == 0:

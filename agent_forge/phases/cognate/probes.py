@@ -40,9 +40,9 @@ EASY, HARD = 1, mixed.USUAL_STEPS
 class Items:
     """What a probe measured, one entry per item.
 
-    losses: summed nats of the reply's tokens; tokens: how many the reply has; right: 1.0 or 0.0;
-    passes: mean passes of all tokens of the item, question included; answer_passes: mean passes of
-    the reply's tokens. Without passes both are 1.
+    losses: summed nats of the reply's tokens; tokens: the number of these tokens; right: 1.0 or
+    0.0; passes: mean passes of all tokens of the item, question included; answer_passes: mean
+    passes of the reply's tokens. For a model without passes both are 1.
     """
 
     losses: NDArray[np.float64]
@@ -65,7 +65,7 @@ def measure(
     model.eval()
     context = evaluate.EvalContext(data=config.data, tokenizer=tokenizer, seed=config.seed)
     text = evaluate.score(model, tokenizer, ["text"], SPLIT, config.probe_items, context)["text"]
-    found = {
+    figures = {
         "text_bits_per_byte": text.mean,
         "text_low": text.interval[0],
         "text_high": text.interval[1],
@@ -73,19 +73,19 @@ def measure(
     for name in ("reasoning", "mixed"):
         rows = probe_rows(name, config, config.probe_items)
         items = row_items(model, tokenizer, rows)
-        found |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
+        figures |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
         if name == "mixed" and isinstance(model, CognateForCausalLM):
-            found |= passes_by_difficulty(rows, items)
+            figures |= passes_by_difficulty(rows, items)
     if isinstance(model, CognateForCausalLM):
         for name, write in (("recall", True), ("recall_writes_off", False)):
             items = recall_items(model, tokenizer, config, config.probe_items, write=write)
-            found |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
-        found["recall_items"] = len(items.right)
+            figures |= {f"{name}_loss_nats": items.loss, f"{name}_accuracy": items.right.mean()}
+        figures["recall_items"] = len(items.right)
     else:
-        found["recall_loss_nats"] = row_items(
+        figures["recall_loss_nats"] = row_items(
             model, tokenizer, probe_rows("memory", config, config.probe_items)
         ).loss
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in figures.items()}
 
 
 def probe_rows(name: str, config: Config, count: int) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def probe_rows(name: str, config: Config, count: int) -> list[dict[str, Any]]:
 def row_items(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: Sequence[dict[str, Any]]
 ) -> Items:
-    """Return what a model makes of the replies of chat rows."""
+    """Return the figures of a model on the replies of chat rows."""
     encoded = [encode_chat(tokenizer, row["messages"]) for row in rows]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     parts = []
@@ -126,15 +126,15 @@ def row_items(
 
 
 def passes_by_difficulty(rows: Sequence[dict[str, Any]], items: Items) -> dict[str, float]:
-    """Return the mean passes of all tokens of easy and hard rows, and those at which their answers
-    are given.
+    """Return the mean passes over all tokens of easy and of hard rows, and over their answers'
+    tokens.
     """
     levels = np.asarray([row["difficulty"] for row in rows])
-    found = {}
+    figures = {}
     for name, level in (("easy", EASY), ("hard", HARD)):
-        found[f"passes_{name}"] = items.passes[levels == level].mean()
-        found[f"answer_passes_{name}"] = items.answer_passes[levels == level].mean()
-    return found
+        figures[f"passes_{name}"] = items.passes[levels == level].mean()
+        figures[f"answer_passes_{name}"] = items.answer_passes[levels == level].mean()
+    return figures
 
 
 @torch.no_grad()
@@ -146,8 +146,8 @@ def recall_items(
     *,
     write: bool,
 ) -> Items:
-    """Return what a model makes of questions whose facts lie two segments before, with writes on or
-    off.
+    """Return the figures of a model on questions about facts of an earlier segment, with writes on
+    or off.
     """
     rows = memory.rows(count, SPLIT, seed_for(config.seed, "cognate", "probe"))
     source = RecallRows(rows, tokenizer, config.recall.segment_tokens)
@@ -179,20 +179,20 @@ def _items(output: Any, labels: Tensor, real: Tensor) -> Items:
     """Return the items of a batch from logits (B, T, V) and labels (B, T), and real (B, T), 0 on
     padding.
     """
-    wanted, logits = labels[:, 1:], output.logits[:, :-1].float()
-    counted = wanted.ne(IGNORE)
+    targets, logits = labels[:, 1:], output.logits[:, :-1].float()
+    counted = targets.ne(IGNORE)
     losses = (
-        functional.cross_entropy(logits.transpose(1, 2), wanted.clamp(min=0), reduction="none")
+        functional.cross_entropy(logits.transpose(1, 2), targets.clamp(min=0), reduction="none")
         * counted
     )
-    right = (logits.argmax(-1).eq(wanted) | ~counted).all(1)
+    right = (logits.argmax(-1).eq(targets) | ~counted).all(1)
     passes = getattr(output, "passes", None)
     passes = torch.ones_like(labels) if passes is None else passes
     tokens = counted.sum(1)
-    found = (
+    columns = (
         losses.sum(1), tokens, right, (passes * real).sum(1) / real.sum(1), (passes[:, :-1] * counted).sum(1) / tokens,
     )  # fmt: skip
-    return Items(*(value.double().cpu().numpy() for value in found))
+    return Items(*(value.double().cpu().numpy() for value in columns))
 
 
 def _joined(parts: Sequence[Items]) -> Items:

@@ -1,4 +1,4 @@
-"""Pretrain or take the trunk, branch and train the three specialists, probe all four, write four
+"""Pretrain or import the trunk, branch and train the three specialists, probe all four, write four
 checkpoints.
 """
 
@@ -35,7 +35,7 @@ HALTING = "model.halting."
 
 
 def run(phase: PhaseRun[Config]) -> Report:
-    """Make the four models. Raises ConfigError when model=imported has no source."""
+    """Train and write the four models. Raises ConfigError when model=imported has no source."""
     config, out = phase.config, phase.out
     if config.model.kind == "imported":
         if not phase.sources:
@@ -247,8 +247,8 @@ def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateF
 def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
     """Return `loss` of a specialist whose passes get their price at a share of the steps.
 
-    Priced from the start, tokens would leave before the deeper passes had learned what they are
-    for.
+    With a price from the start, tokens would halt before the deeper passes had learned to be
+    useful.
     """
 
     def priced_loss(
@@ -264,8 +264,8 @@ def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
 
 
 def _groups(model: PreTrainedModel, settings: SpecialistConfig) -> list[dict[str, Any]]:
-    """Return what is trained, the halting head apart: its few steps must carry it to sure
-    decisions.
+    """Return the groups of trained parameters. The halting head has its own, because its learning
+    rate must bring it to sure decisions in few steps.
     """
     trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     halting = [value for name, value in trained if name.startswith(HALTING)]
@@ -319,8 +319,8 @@ def mixed_batches(
 
 
 def loss_over(batches: data.Mixture | WithRecall, config: Config) -> Any:
-    """Return loss(model, batch, step, loops=None): over segments in steps of recall, else a model's
-    own loss.
+    """Return loss(model, batch, step, loops=None): over segments in steps of recall, else the
+    model's own loss.
     """
 
     def loss(
@@ -337,10 +337,10 @@ def loss_over(batches: data.Mixture | WithRecall, config: Config) -> Any:
             )
         if loops is None:
             return learn.lm_loss(model, batch, step)
-        found, metrics, _ = cognate_loss.expected_loss(
+        total, metrics, _ = cognate_loss.expected_loss(
             model, batch["input_ids"], batch["labels"], loops=loops
         )
-        return found, metrics
+        return total, metrics
 
     return loss
 
@@ -398,14 +398,14 @@ def _report(
                 "beats_siblings": losses[name] < best,
             }
         )  # fmt: skip
-    won = sum(bool(row["beats_siblings"]) for row in own)
+    winners = sum(bool(row["beats_siblings"]) for row in own)
     rows = [
-        {"model": name, **{key: round(value, 4) for key, value in found.items()}}
-        for name, found in tables.items()
+        {"model": name, **{key: round(value, 4) for key, value in probes.items()}}
+        for name, probes in tables.items()
     ]
     return Report(
         summary=f"Trunk at {trunk['text_bits_per_byte']:.3f} bits per byte; "
-        f"{won} of 3 specialists beat their siblings on their own probe.",
+        f"{winners} of 3 specialists beat their siblings on their own probe.",
         outputs=[str(checkpoint.path) for checkpoint in written],
         metrics=metrics,
         tables={"Own probes": own, "All probes": rows},

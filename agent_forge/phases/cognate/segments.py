@@ -1,9 +1,9 @@
-"""Recall over segments: facts, then text, then questions, each a segment that sees no other.
+"""Recall over segments: facts, then text, then questions, each in a segment that sees no other.
 
 Only written memory can carry an answer across: every segment is a forward pass of its own, without
 the keys and values of those before; memory is written after each segment but the last, and read in
-the ones that follow. The loss on the answers goes through the reads into what was written, and how.
-Batches of such rows stand between those of a mixture.
+the ones that follow. The gradient of the answers' loss flows through the reads into what was
+written and how it was written. Batches of such rows are spread between a mixture's batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from agent_forge.models.cognate import CognateForCausalLM
     from agent_forge.models.cognate.memory import MemoryState
 
-KIND = "recall"  # its name in a mix
-# What naming one of the ninety two-digit codes without the facts gets right.
+# The name of this kind of data in a mix.
+KIND = "recall"
+# The share of answers that a guess among the ninety two-digit codes gets right.
 CHANCE = 1 / 90
 
 
@@ -46,8 +47,8 @@ class RecallRows:
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
         self.segment_tokens = segment_tokens
-        found = [self._encoded(row, tokenizer) for row in rows]
-        self.rows = [row for row in found if row is not None]
+        encoded = [self._encoded(row, tokenizer) for row in rows]
+        self.rows = [row for row in encoded if row is not None]
         if not self.rows:
             raise DataError(
                 f"none of {len(rows)} memory rows fits segments of {segment_tokens} tokens; raise recall.segment_tokens"
@@ -56,11 +57,11 @@ class RecallRows:
     def _encoded(
         self, row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerFast"
     ) -> "tuple[list[int], list[tuple[list[int], list[bool]]]] | None":
-        """Return (facts, one encoded exchange a fact, the row's own question first), or None when
+        """Return (facts, one encoded exchange per fact, the row's own question first), or None when
         one is too long.
         """
         facts, _ = encode_chat(tokenizer, [{"role": "user", "content": row["facts"]}])
-        asked = []
+        exchanges = []
         for key, code in sorted(
             row["pairs"], key=lambda pair: question_text(pair[0]) != row["question"]
         ):
@@ -68,10 +69,10 @@ class RecallRows:
                 {"role": "user", "content": question_text(key)},
                 {"role": "assistant", "content": code},
             ]
-            asked.append(encode_chat(tokenizer, turn))
-        if len(facts) > self.segment_tokens or len(asked[0][0]) > self.segment_tokens:
+            exchanges.append(encode_chat(tokenizer, turn))
+        if len(facts) > self.segment_tokens or len(exchanges[0][0]) > self.segment_tokens:
             return None
-        return facts, asked
+        return facts, exchanges
 
     def window(
         self,
@@ -82,10 +83,11 @@ class RecallRows:
         """Return (ids, labels) of row `index` with segments of text between: ((2 + len(filler)) ·
         segment_tokens,).
 
-        Facts and text are labelled as text is; of the questions only the answers are. With a
-        generator as many facts as fit are asked for, in any order; without, only the row's own.
+        Every token of facts and text has a label; in the segment of questions only the answers do.
+        With a generator this segment asks for as many facts as fit, in random order; without one it
+        asks only the row's own question.
         """
-        facts, asked = self.rows[index]
+        facts, exchanges = self.rows[index]
         length = self.segment_tokens
         ids = np.full((2 + len(filler), length), self.pad, np.int64)
         labels = np.full_like(ids, IGNORE)
@@ -93,8 +95,8 @@ class RecallRows:
         for place, text in enumerate(filler, start=1):
             ids[place] = labels[place] = text
         used = 0
-        for number in [0] if generator is None else generator.permutation(len(asked)):
-            turn, mask = asked[number]
+        for number in [0] if generator is None else generator.permutation(len(exchanges)):
+            turn, mask = exchanges[number]
             if used + len(turn) > length:
                 break
             ids[-1, used : used + len(turn)] = turn
@@ -104,11 +106,12 @@ class RecallRows:
 
 
 class WithRecall:
-    """The batches of a mixture, a share of the steps being batches of recall instead; a pure
-    function of step.
+    """The batches of a mixture, with batches of recall in a share of the steps; a pure function of
+    the step.
 
-    A batch of recall has about as many tokens as one of the mixture. Its first `filler_from` share
-    of steps asks right after the facts; then segments of text come between.
+    A batch of recall has about as many tokens as one of the mixture. In the first
+    `filler_from` share of the steps the questions follow the facts directly; after that, segments
+    of text come between.
     """
 
     pure = True
@@ -136,12 +139,12 @@ class WithRecall:
         self.steps, self.batch_tokens, self.seed, self.name = steps, batch_tokens, seed, name
 
     def fingerprint(self) -> str:
-        """Return what names the data."""
+        """Return a string that identifies the data."""
         inner = self.mixture.fingerprint() if self.mixture is not None else ""
         return f"{inner}-recall-{self.share}-{len(self.source.rows)}-{self.text.fingerprint()}"
 
     def recalls(self, step: int) -> bool:
-        """Say whether `step` is one of recall: they are spread evenly."""
+        """Return whether `step` is one of recall; these steps are spread evenly."""
         return int((step + 1) * self.share) > int(step * self.share)
 
     def batch(self, step: int) -> "dict[str, Tensor]":
@@ -176,8 +179,8 @@ def segment_loss(
     loops: int | None = None,
     write: bool = True,
 ) -> "tuple[Tensor, dict[str, Tensor]]":
-    """Return the loss of the last segment plus `context_weight` times the mean of the others'; and
-    the last's metrics.
+    """Return the loss of the last segment plus `context_weight` times the mean over the
+    others, and the metrics of the last segment.
 
     input_ids, labels: (rows, segments · segment_tokens). Memory is carried over when `write`.
     """
@@ -191,9 +194,9 @@ def segment_loss(
     memory: MemoryState | None = None
     losses: list[Tensor] = []
     metrics: dict[str, Tensor] = {}
-    for number, (ids, wanted) in enumerate(parts, start=1):
+    for number, (ids, targets) in enumerate(parts, start=1):
         loss, metrics, memory = cognate_loss.expected_loss(
-            model, ids, wanted, attention_mask=ids.ne(pad).long(), memory=memory, loops=loops,
+            model, ids, targets, attention_mask=ids.ne(pad).long(), memory=memory, loops=loops,
             write_memory=write and number < len(parts),
         )  # fmt: skip
         losses.append(loss)
