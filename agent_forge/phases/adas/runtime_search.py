@@ -125,8 +125,8 @@ def answers(
     """Return what an agent with these manifest settings replies to each conversation, all generated
     together.
 
-    Each answer equals that of one `Agent.reply` per conversation with a fresh memory, as a test
-    proves.
+    Each answer equals the answer of one `Agent.reply` per conversation with a fresh memory, as a
+    test proves.
     """
     one = agents.Agent(model, tokenizer, settings=settings)
     known = one.settings

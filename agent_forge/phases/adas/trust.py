@@ -6,8 +6,8 @@ Each iteration proposes candidates around the incumbent and races them on shared
 that no race and no other iteration sees. It is accepted when the probability of such a gain by
 chance is at most this iteration's equal part of the search's error: with ten iterations at 95% that
 is 1 in 200, so that a search in which nothing helps accepts anything in at most 1 of 20 cases.
-Drift is a second limit. Ten accepted steps move a strength from 0 to 1. The baselines at equal budget are
-here too.
+Drift is a second limit. Ten accepted steps move a strength from 0 to 1. The baselines at equal
+budget are here too.
 """
 
 import math

@@ -52,7 +52,7 @@ def is_same(batches: Batches) -> bool:
 
 
 def phrase(after: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
-    """Return the figures of the baked model, each beside that of plain training, with their
+    """Return the figures of the baked model, each beside the figure of plain training, with their
     intervals and n.
     """
     pairs = [*((kind, after["tools"][kind], plain["tools"][kind]) for kind in after["tools"])]

@@ -1,10 +1,11 @@
-"""Recover block by block: what is free in a coded block learns to give the parent block's outputs.
+"""Recover block by block: the free parameters of a coded block learn to reproduce the parent
+block's outputs.
 
-Free are the scales of coded rows, norms and biases. Blocks go from first to last: each reads what
-the coded blocks before it give, and aims at what the parent's block gives in the parent, so that it
-also takes back what they lost. A block is the member of the model's stack (anatomy/stack.py); what
-it is called with is recorded from whole passes, so any architecture will do, looped ones too.
-Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
+The free parameters are the scales of coded rows, norms and biases. Blocks are trained from first to
+last. Each reads the outputs of the coded blocks before it and aims at the outputs of the parent's
+block inside the parent, so that it also corrects their errors. A block is the member of the model's
+stack (anatomy/stack.py); its arguments are recorded from whole passes, so any architecture will do,
+looped ones too. Source: BRECQ, arXiv:2102.05426 (there rounding is learnt; here codes stay).
 """
 
 import torch
@@ -57,11 +58,11 @@ def align(
                 "errors": torch.tensor([before, after]),
             }
 
-        found = out.remember_tensors(f"{STAGE}-{index:03}", trained)
+        state = out.remember_tensors(f"{STAGE}-{index:03}", trained)
         with torch.no_grad():
             for key, parameter in free.items():
-                parameter.copy_(found[key])
-        before, after = found["errors"].tolist()
+                parameter.copy_(state[key])
+        before, after = state["errors"].tolist()
         errors[name] = (before, after)
         events.progress(
             STAGE, index + 1, len(names), {"error_before": before, "error_after": after}
@@ -90,7 +91,7 @@ def _train_block(
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     after = _error(block, calls, targets)
-    if not after < before:  # also when it is not a number
+    if not after < before:  # "not <" also catches an error that is NaN
         with torch.no_grad():
             for parameter, value in zip(free, start, strict=True):
                 parameter.copy_(value)
@@ -99,8 +100,8 @@ def _train_block(
 
 
 def _pass(model: PreTrainedModel, name: str, ids: Tensor) -> tuple[list[Call], list[Tensor]]:
-    """Return what a block is called with in one pass over ids (length,), and what it gives, a call
-    each.
+    """Return the arguments and the outputs of a block in one pass over ids (length,), one of each
+    per call.
     """
     looped = getattr(model.config, "max_loops", 1) > 1
     ids = ids[None].to(model.device)

@@ -1,6 +1,4 @@
-"""Find the allocation: at a byte budget straight away, at a quality floor by measuring allocations
-along the hull.
-"""
+"""Find the allocation for a quality floor by measuring allocations along the hull."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +15,12 @@ from agent_forge.phases.compress import Config
 from agent_forge.phases.compress.offers import Offer
 from agent_forge.phases.compress.recover import light_copy
 
-HULL_PRICES = 400  # prices tried between the dearest and the cheapest choice
+# So many prices are tried between the dearest and the cheapest choice.
+HULL_PRICES = 400
 
 
 def picked(offers: Mapping[str, list[Offer]], choice: Choice) -> dict[str, Payload]:
-    """Return the payload that the choice takes of each tensor."""
+    """Return the payload of each tensor that the choice selects."""
     return {
         name: options[i].payload(name)
         for (name, options), i in zip(offers.items(), choice, strict=True)
@@ -68,8 +67,8 @@ def smallest_above_floor(
     """Return the smallest measured choice whose quality is at the floor or above, and all points
     measured.
 
-    Bisects the hull, taking quality as falling with bytes. When no measured choice reaches the
-    floor, the largest is taken with a warning: the gate decides.
+    Bisects the hull on the assumption that quality falls with bytes. When no measured choice
+    reaches the floor, the largest is taken with a warning: the gate decides.
     """
     floor, points = config.budget.quality_floor, []
     low, high, best = 0, len(choices) - 1, None

@@ -1,7 +1,7 @@
 """The curve of a model: bytes against quality against tokens per second, one written and reloaded
 file per point.
 
-Speed is that of generation as the agent does it: the packed engine where it computes the model,
+Speed is measured as the agent generates: by the packed engine where it can compute the model, by
 torch elsewhere.
 """
 
@@ -95,8 +95,8 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, floa
 
 
 def tokens_per_second(model: Any, prompt: list[int], tokens: int) -> float:
-    """Return the speed of greedy generation with a cache after `prompt`, one sequence, the prompt's
-    own time included.
+    """Return the speed of greedy generation with a cache after `prompt`: one sequence, including
+    the time of the prompt.
     """
     with torch.no_grad():
         models.generate(model, [prompt], max_new_tokens=1, stop_ids=[])

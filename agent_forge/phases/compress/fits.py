@@ -1,5 +1,6 @@
-"""Say before work starts what compress will reach of a model, or why it cannot work on it. Reads
-config.json alone.
+"""Check before work starts how much of a model compress will reach, or why it cannot work on it.
+
+Reads config.json alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,7 +63,7 @@ def _check_lengths(config: Config, model_config: Any) -> None:
 
 
 def _check_budget(config: Config, model: Any, tensors: Mapping[str, Any]) -> None:
-    """Raise ConfigError when what is not coded is larger than the budget."""
+    """Raise ConfigError when the uncoded tensors alone fill the budget."""
     if config.mode != "allocate" or config.budget.bytes_ratio <= 0:
         return
     total = 4 * sum(parameter.numel() for parameter in model.parameters())

@@ -17,35 +17,35 @@ from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.sources import IGNORE
 from agent_forge.phases.compress import Config
 
-CPU_LOGITS = 1 << 25  # numbers of logits held at once on the CPU
+# So many logits are held at once on the CPU.
+CPU_LOGITS = 1 << 25
 Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (windows, length) int64
 
 
 def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> Windows:
     """Return `measure.windows` windows of each kind of `calibration.mix` from `split`.
 
-    Raises ConfigError when a kind has not one scored token in its windows: its quality would be
-    0/0.
+    Raises ConfigError when the windows of a kind have no scored token: its quality would be 0/0.
     """
-    found = {}
+    windows = {}
     for kind in sorted(kind for kind, weight in config.calibration.mix.items() if weight > 0):
         source = data.source(
             kind, config.data, tokenizer, split, config.seed, rows=8 * config.measure.windows
         )
         generator = numpy_generator(config.seed, "compress", "measure", split, kind)
-        taken = [
+        samples = [
             source.take(generator, config.measure.length_tokens)
             for _ in range(config.measure.windows)
         ]
-        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*taken, strict=True))
+        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
         if not bool((labels[:, 1:] != IGNORE).any()):
             raise ConfigError(
                 f"compress: no token of '{kind}' is scored in {config.measure.windows} windows of "
                 f"measure.length_tokens={config.measure.length_tokens} tokens ({split} split); "
                 f"raise measure.length_tokens or leave '{kind}' out of calibration.mix"
             )
-        found[kind] = (ids, labels)
-    return found
+        windows[kind] = (ids, labels)
+    return windows
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
     token, and its window.
     """
     model.eval()
-    found = {}
+    token_losses = {}
     for kind, (ids, labels) in windows.items():
         parts: list[Tensor] = []
         rows = _windows_at_once(model, *ids.shape)
@@ -67,8 +67,8 @@ def losses(model: PreTrainedModel, windows: Windows) -> dict[str, Tensor]:
             nll = functional.cross_entropy(logits[scored], target[scored], reduction="none")
             window = (scored.nonzero()[:, 0] + index * rows).float()
             parts.append(torch.stack([nll, logits[scored].argmax(-1).float(), window], 1).cpu())
-        found[kind] = torch.cat(parts)
-    return found
+        token_losses[kind] = torch.cat(parts)
+    return token_losses
 
 
 def _windows_at_once(model: PreTrainedModel, count: int, length_tokens: int) -> int:
@@ -85,10 +85,10 @@ def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[s
     """Return the child's figures by kind, and `quality`: the lowest exp(-rise of the loss) over the
     kinds.
 
-    exp(-rise) is the parent's perplexity over the child's. It is asked of every kind, so a tool
-    call that the parent is sure of is not traded for text. `quality_low` and `quality_high` are its
-    95% interval. A child whose loss is not finite keeps 0. Raises PhaseError when the parent's is
-    not, or when a kind has no token.
+    exp(-rise) is the parent's perplexity over the child's. Every kind counts, so the allocation
+    cannot trade a tool call that the parent is sure of for better text. `quality_low` and
+    `quality_high` are its 95% interval. A child whose loss is not finite has quality 0. Raises
+    PhaseError when the parent's loss is not finite, or when a kind has no token.
     """
     figures: dict[str, Any] = {}
     intervals = {}
@@ -119,10 +119,10 @@ def _kept(rise: float) -> float:
 
 
 def _half_interval(rises: Tensor, windows: Tensor) -> float:
-    """Return half the 95% interval of the mean of rises (tokens,): windows are drawn, their tokens
-    hang together.
+    """Return half the 95% interval of the mean of rises (tokens,).
 
-    One window alone says nothing of the spread: the interval is then infinite.
+    Windows are the sampling unit, because the tokens of one window depend on each other. One window
+    alone does not show the spread: the interval is then infinite.
     """
     counts = torch.bincount(windows).double()
     used = counts > 0
@@ -130,5 +130,6 @@ def _half_interval(rises: Tensor, windows: Tensor) -> float:
     n = int(used.sum())
     if n < 2:
         return math.inf
-    residuals = (sums - rises.mean() * counts)[used]  # of a ratio of sums over windows
+    # The mean per token is a ratio of two sums over windows; these are its linearised residuals.
+    residuals = (sums - rises.mean() * counts)[used]
     return 1.96 * float((residuals.square().sum() * n / (n - 1)).sqrt()) / len(rises)

@@ -1,8 +1,9 @@
-"""Code every tensor by every candidate: bytes and estimated loss of each, kept in the workspace for
-a restart.
+"""Code every tensor by every candidate; the bytes and the estimated loss of each stay in the
+workspace for a restart.
 
-A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. One that calibration
-never reached gets the `uncalibrated` candidate, for nothing says what an error there would cost.
+A tensor that lies on a ternary grid is coded losslessly by `ternary` alone. A tensor that
+calibration never reached gets the `uncalibrated` candidate, because the cost of an error in it is
+unknown.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +30,10 @@ Candidate = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Offer:
-    """One tensor coded one way; its bytes stay on disk until they are asked for.
+    """One tensor coded one way; its bytes stay on disk until `payload` reads them.
 
-    stored, key: where they lie in the workspace. size_bytes: how many. distortion: nats a token,
-    estimated.
+    stored, key: where the bytes lie in the workspace. size_bytes: their number. distortion: the
+    estimated rise of the loss in nats per token.
     """
 
     label: str
@@ -79,8 +80,8 @@ def quantisable(model: PreTrainedModel, config: Config) -> dict[str, Tensor]:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError when a candidate names no codec or a setting that it has not, before any
-    long work.
+    """Raise ConfigError before any long work when a candidate names no codec, or a setting that its
+    codec does not have.
     """
     if not config.codec.candidates:
         raise ConfigError(
@@ -102,8 +103,8 @@ def all_offers(
     out: Workspace,
     events: EventLog,
 ) -> dict[str, list[Offer]]:
-    """Return each tensor's offers, a tensor at a time. What an earlier, killed run had coded is
-    read back.
+    """Return the offers of each tensor, coded one tensor after another. What an earlier, killed run
+    had coded is read back.
 
     Several offers of one large tensor are coded at once, by as many processes as torch has threads.
     """
@@ -153,8 +154,8 @@ def _candidates(matrix: Tensor, group: int, known: bool, config: Config) -> Sequ
 
 
 def _settings(candidate: Candidate, config: Config, weights: int) -> dict[str, Any]:
-    """Return the codec's settings. A candidate's `loss` is the whole model's; the codec wants a
-    weight's share of it.
+    """Return the codec's settings. A candidate's `loss` is for the whole model; the codec takes
+    the share of one weight.
     """
     settings = {key: value for key, value in candidate.items() if key != "codec"}
     if candidate["codec"] == "vptq":
@@ -216,12 +217,12 @@ def _read_back(
         for i, one in enumerate(candidates)
     ]
     limit = config.hyper_ratio * 2 * shape[0] * shape[1]
-    kept = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
-    if not kept:
+    usable = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
+    if not usable:
         raise ConfigError(
             f"hyper_ratio={config.hyper_ratio} leaves no candidate; raise it or offer another codec"
         )
-    return kept
+    return usable
 
 
 def stacked(
@@ -231,8 +232,8 @@ def stacked(
     out: Workspace,
     events: EventLog,
 ) -> dict[str, list[Offer]]:
-    """Return one offer a tensor: SeedLM's output coded by VPTQ, and that by Hyper, with settings
-    from the candidates.
+    """Return one offer per tensor: SeedLM's output coded by VPTQ, and the result coded by Hyper,
+    with settings from the candidates.
     """
     stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]
     offers: dict[str, list[Offer]] = {}

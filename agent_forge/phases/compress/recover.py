@@ -1,9 +1,9 @@
-"""Recover what coding lost: scales of coded rows and all that stayed float learn, block by block
+"""Recover what coding lost: scales of coded rows and all uncoded parameters learn, block by block
 and then end to end.
 
 Codes do not change, so neither does the rate: a row's scale is a factor on one output of a linear,
 or on one token's embedding, and is written back into the payload. Reads the parent and the chosen
-payloads; gives new payloads and the values of the parameters that are not coded.
+payloads; returns new payloads and the values of the uncoded parameters.
 """
 
 import copy
@@ -77,7 +77,7 @@ def recovered(
 
 
 class AsParent:
-    """The loss that makes a model's logits those of `parent`."""
+    """The loss that pulls a model's logits to the logits of `parent`."""
 
     def __init__(self, parent: PreTrainedModel) -> None:
         self.parent, self.teachers = parent, [parent]
@@ -85,19 +85,19 @@ class AsParent:
     def __call__(
         self, model: nn.Module, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the KL of a batch in nats a token."""
+        """Return the KL of a batch in nats per token."""
         del step
         ids = batch["input_ids"]
         with torch.no_grad():
-            wanted = self.parent(input_ids=ids, use_cache=False).logits
+            targets = self.parent(input_ids=ids, use_cache=False).logits
         logits = model(input_ids=ids, use_cache=False).logits
-        kl = learn.distill_loss(wanted, logits, torch.ones_like(ids, dtype=torch.bool), 1.0)
+        kl = learn.distill_loss(targets, logits, torch.ones_like(ids, dtype=torch.bool), 1.0)
         return kl, {"kl_nats": kl.detach()}
 
 
 def light_copy(model: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:
-    """Return a copy that shares with `model` the tensors named, which `compressed.compress` will
-    put codes in place of.
+    """Return a copy that shares the tensors `coded` with `model`; `compressed.compress` will
+    replace them by codes.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     shared = [
@@ -107,8 +107,8 @@ def light_copy(model: PreTrainedModel, coded: Iterable[str]) -> PreTrainedModel:
 
 
 def trainable(student: PreTrainedModel, picked: Mapping[str, Payload]) -> list[nn.Parameter]:
-    """Give every coded layer with stored scales a gain a row, and return those gains and what
-    stayed float.
+    """Give every coded layer with stored scales one gain per row; return the gains and the uncoded
+    parameters.
     """
     own = [p for p in student.parameters() if p.requires_grad]
     modules = coded_modules(student)
@@ -145,21 +145,21 @@ def _times_gain(module: Coded, holder: Coded) -> Callable[..., Tensor]:
 
 def rescaled(student: PreTrainedModel, picked: Mapping[str, Payload]) -> dict[str, Payload]:
     """Return the payloads with the gains of `student` in their scales."""
-    found = dict(picked)
+    payloads = dict(picked)
     for name, module in coded_modules(student).items():
         gain = getattr(module, GAIN, None)
         if gain is not None:
             scaled = codecs.scaled(picked[name], gain.detach().float().cpu())
             assert scaled is not None
-            found[name] = scaled
-    return found
+            payloads[name] = scaled
+    return payloads
 
 
 @torch.no_grad()
 def _dense_copy(
     parent: PreTrainedModel, student: PreTrainedModel, coded: Iterable[str]
 ) -> PreTrainedModel:
-    """Return a light copy of `parent` whose uncoded parameters are those of `student`."""
+    """Return a light copy of `parent` with the uncoded parameters of `student`."""
     dense, coded = light_copy(parent, coded), set(coded)
     trained = dict(student.named_parameters())
     for name, parameter in dense.named_parameters():

@@ -1,5 +1,5 @@
-"""Run the compress phase: calibrate, code every tensor by every candidate, choose, write, score
-what was written.
+"""Run the compress phase: calibrate, code every tensor by every candidate, choose, write, and score
+the file that was written.
 """
 
 import shutil
@@ -30,11 +30,12 @@ from agent_forge.phases.compress import (
 )
 from agent_forge.phases.compress.offers import Offer
 
-# What a tensor takes in the header of a safetensors file beside its name and numbers:
+# The bytes of a tensor's entry in the header of a safetensors file beside its name and numbers:
 # "N.payload":{"dtype":"BF16", ...},
 HEADER_WORDS_BYTES = 60
 
-ROWS_PER_WINDOW = 12  # generated chat rows drawn for a window; several fit into one
+# Generated chat rows drawn per window, for several fit into one.
+ROWS_PER_WINDOW = 12
 
 
 def run(phase: PhaseRun[Config]) -> Report:
@@ -75,9 +76,9 @@ def run(phase: PhaseRun[Config]) -> Report:
     packed = out.state / "packed"
     shutil.rmtree(packed, ignore_errors=True)
     built, rows = _built(phase, model, calibration, coded, choice)
-    conv1d.fold(built)  # what stays float is written as the model type has it
+    conv1d.fold(built)  # uncoded tensors are written in the shape that the model type has
     models.save(built, tokenizer, packed)
-    del built  # what is scored is the file
+    del built  # only the file is scored from here on
     reloaded = models.load(packed, device=model.device)
     figures = measure.quality(measure.losses(reloaded, validation), before)
     elsewhere, kinds = _elsewhere(phase, model, reloaded)
@@ -88,11 +89,11 @@ def run(phase: PhaseRun[Config]) -> Report:
     if config.curve.enabled:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
-        found = curve.points(phase, model, coded, options, fixed, validation, before)
+        curve_rows = curve.points(phase, model, coded, options, fixed, validation, before)
         report.tables[curve.TITLE], report.plots, extra = (
-            found,
-            curve.plots(found),
-            {"curve": found},
+            curve_rows,
+            curve.plots(curve_rows),
+            {"curve": curve_rows},
         )
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
@@ -159,7 +160,7 @@ def _built(
     coded: dict[str, list[Offer]],
     choice: Choice,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Return the compressed model, recovered when the settings ask for it, and a row of the report
+    """Return the compressed model, recovered where the settings say so, and one row of the report
     per tensor.
     """
     config = phase.config
@@ -233,7 +234,7 @@ def _choose(
 def _fixed_bytes(
     config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int
 ) -> int:
-    """Return the bytes of a file beside the coded tensors, at most."""
+    """Return an upper bound of the bytes of a file without its coded tensors."""
     shapes = [options[0].shape for options in coded.values()]
     fixed = (
         fp32_bytes
@@ -248,8 +249,8 @@ def _fixed_bytes(
 
 
 def header_bytes(model: PreTrainedModel, fp32_bytes: int) -> int:
-    """Return the bytes of a compressed file's header, at most: for each tensor its name, type,
-    shape and place.
+    """Return an upper bound of the bytes of a compressed file's header: for each tensor its name,
+    type, shape and place.
     """
     digits = len(str(fp32_bytes))
     tensors = models.storage.stored_tensors(model)

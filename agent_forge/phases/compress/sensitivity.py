@@ -1,17 +1,17 @@
 """How much the loss rises when a tensor changes: second-order estimates from calibration windows.
 
 A linear layer used N times over T tokens, with inputs x and output gradients g, costs ½ N/T Σ_o
-E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding the same with its rows' counts and E[g gᵀ];
-any other tensor ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are drawn from
-the model, not from the text; the output head needs none of them, its E[g²] is E[p (1 - p)]. How
-often a token comes may be counted on far more text than the windows, for no model has to read it;
-one that was never seen counts as often as the share of tokens seen once says (Good and Turing: Good
-1953, doi:10.1093/biomet/40.3-4.237). A share of the weight of rows goes to text of unknown kind
+E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding costs the same with its rows' counts and E[g
+gᵀ]; any other tensor costs ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are
+drawn from the model, not from the text; the output head needs none: its E[g²] is E[p (1 - p)].
+Tokens may be counted on far more text than the windows, because no model has to read it. The tokens
+that were never seen share the probability of the tokens seen once (Good and Turing: Good 1953,
+doi:10.1093/biomet/40.3-4.237). A share of the weight of rows goes to text of unknown kind
 (`with_other_text`), so that no row of embedding or head is left with next to nothing.
 
-The sums Σ x xᵀ of all layers together can be larger than the model. `measure` holds those of a part
-of the layers at a time and lets the windows pass forward once more for each further part; gradients
-are needed in the first pass alone.
+The sums Σ x xᵀ of all layers together can be larger than the model. `measure` therefore holds the
+sums of one part of the layers at a time and runs the windows forward again for each further part;
+only the first pass needs gradients.
 """
 
 import math
@@ -32,18 +32,19 @@ from agent_forge.core.seeds import torch_generator
 from agent_forge.models.compressed import as_matrix, coded_tensors, tied_modules
 from agent_forge.models.scaled_embedding import scale_of
 
-# Least importance of a row, as a share of the mean row's: text other than the calibration's uses
-# other rows.
+# The least importance of a row, as a share of the mean row's importance: other text than the
+# calibration's uses other rows.
 ROW_FLOOR = 0.02
-# Ids before Zipf's law holds: a byte-level alphabet comes first in a vocabulary, in no order of
-# frequency.
+# The number of ids before Zipf's law holds: a byte-level alphabet comes first in a vocabulary,
+# without any order of frequency.
 ZIPF_OFFSET = 256
 
 
 @dataclass(slots=True)
 class Use:
-    """One way a tensor enters the loss. rows: (out,) weight of each row; columns: (in, in);
-    together nats per token.
+    """One way in which a tensor enters the loss.
+
+    rows: (out,), the weight of each row; columns: (in, in). Their product is in nats per token.
     """
 
     rows: Tensor
@@ -65,11 +66,11 @@ class Sensitivity:
         return bool(self.uses) or self.fisher is not None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what `of` makes the same sensitivity from."""
-        found = {"none": torch.zeros(0)} if self.fisher is None else {"fisher": self.fisher}
+        """Return the tensors from which `of` restores this sensitivity."""
+        content = {"none": torch.zeros(0)} if self.fisher is None else {"fisher": self.fisher}
         for index, use in enumerate(self.uses):
-            found |= {f"rows-{index}": use.rows, f"columns-{index}": use.columns}
-        return found
+            content |= {f"rows-{index}": use.rows, f"columns-{index}": use.columns}
+        return content
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Sensitivity":
@@ -115,8 +116,10 @@ class Sensitivity:
 
 @dataclass(slots=True)
 class _Sums:
-    """Running sums over all uses of one module. second: inputs of a linear, gradients of an
-    embedding; None: not held.
+    """Running sums over all uses of one module.
+
+    second: Σ x xᵀ of a linear's inputs, or Σ g gᵀ of an embedding's gradients; None where it is not
+    held.
     """
 
     rows: Tensor  # Σ g² of a linear's outputs, or token counts of an embedding
@@ -126,8 +129,8 @@ class _Sums:
 
 
 class Collector:
-    """Hooks that gather Σ x xᵀ and Σ g² of linears and embeddings while windows pass forth and
-    back.
+    """Hooks that gather Σ x xᵀ and Σ g² of linears and embeddings during forward and backward
+    passes.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -146,8 +149,8 @@ class Collector:
                     torch.zeros(len(module.weight), device=module.weight.device)
                 )
                 hooks.append((module, self._forward_hook(self.sums[name])))
-                # Gradients of outputs are needed, not of weights: that saves a third of the work,
-                # and their memory.
+                # Only the gradients of outputs are needed; leaving out the weights'
+                # gradients saves a third of the work, and memory.
                 if module.weight.requires_grad:
                     module.weight.requires_grad_(False)
                     self._frozen.append(module.weight)
@@ -193,8 +196,8 @@ class Collector:
         return keep
 
     def note_head(self, logits: Tensor, probabilities: Tensor) -> None:
-        """Add E[g²] = p (1 - p) when the logits are a head's very output; a drawn label would only
-        add noise.
+        """Add E[g²] = p (1 - p) when the logits are the output of a head itself; a drawn label
+        would only add noise.
         """
         self._moments.forget()
         for name, output in self.outputs.items():
@@ -241,10 +244,10 @@ def measure(
     """Yield the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
 
     counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts.
-    limit_bytes: of the sums Σ x xᵀ held at once, or one tensor's if that is more; the figures are
-    the same at any limit. other_share: of the weight of the rows of embedding and head that goes to
-    text of unknown kind (`with_other_text`). Raises PhaseError when the logits are not finite: a
-    model that is broken already cannot be calibrated.
+    limit_bytes: the size of the sums Σ x xᵀ held at once, or one tensor's if that is more; the
+    figures are the same at any limit. other_share: the share of the weight of the rows of embedding
+    and head that goes to text of unknown kind (`with_other_text`). Raises PhaseError when the
+    logits are not finite: a model that is broken already cannot be calibrated.
     """
     collector = Collector(model)
     model.eval()
@@ -302,14 +305,14 @@ def _parts(model: PreTrainedModel, limit_bytes: float) -> list[dict[str, list[st
         for n in users
     }
     parts: list[dict[str, list[str]]] = [{}]
-    held = 0
+    part_bytes = 0
     for name in sorted(users, key=lambda name: not first[name]):
         size = sum(4 * model.get_parameter(f"{user}.weight").shape[1] ** 2 for user in users[name])
-        if parts[-1] and held + size > limit_bytes and not first[name]:
+        if parts[-1] and part_bytes + size > limit_bytes and not first[name]:
             parts.append({})
-            held = 0
+            part_bytes = 0
         parts[-1][name] = users[name]
-        held += size
+        part_bytes += size
     return parts
 
 
@@ -319,8 +322,8 @@ def _forth_and_back(
     """Pass one window (1, length) forward, and the gradient of a drawn label's loss back."""
     model.zero_grad(set_to_none=True)
     raw = model(input_ids=ids, use_cache=False).logits
-    # The gradient of cross-entropy is p less one at the label: p is turned into it in place, for
-    # memory's sake.
+    # The gradient of cross-entropy is p less one at the label. It replaces p in place to save
+    # memory.
     gradient = raw.detach()[0].float().softmax(-1)
     if not bool(gradient.isfinite().all()):
         raise PhaseError(
@@ -345,20 +348,20 @@ def remembered(
     other_share: float = 0.0,
 ) -> Callable[[str], Sensitivity]:
     """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk,
-    a file per tensor.
+    one file per tensor.
     """
     files = {name: f"sensitivity-{index:04}" for index, name in enumerate(coded_tensors(model))}
 
-    def measured(wanted: str) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def measured(target_name: str) -> dict[str, Tensor]:
+        content: dict[str, Tensor] = {}
         for name, sensitivity in measure(
             model, windows, seed, out, events, counts, limit_bytes, other_share
         ):
-            if name == wanted:
-                found = sensitivity.tensors()
+            if name == target_name:
+                content = sensitivity.tensors()
             elif name in files:
                 out.remember_tensors(files[name], sensitivity.tensors)
-        return found
+        return content
 
     def read(name: str) -> Sensitivity:
         return Sensitivity.of(out.remember_tensors(files[name], lambda: measured(name)))
@@ -369,10 +372,10 @@ def remembered(
 
 
 def good_turing(counts: Tensor) -> Tensor:
-    """Return expected counts (rows,) of seen and unseen tokens; they sum to what was counted.
+    """Return expected counts (rows,) of seen and unseen tokens, with the same sum as `counts`.
 
-    The unseen together get as much as was seen once, spread evenly; the seen are scaled down to
-    make room.
+    The unseen tokens together get the total of the tokens seen once, spread evenly; the counts of
+    seen tokens are scaled down to make room.
     """
     unseen, once = counts == 0, float((counts == 1).sum())
     total, missing = float(counts.sum()), int(unseen.sum())
@@ -383,8 +386,8 @@ def good_turing(counts: Tensor) -> Tensor:
 
 
 def with_other_text(rows: Tensor, share: float) -> Tensor:
-    """Return weights (rows,) of tokens of which `share` is spread as Zipf's law has it; their sum
-    stays.
+    """Return weights (rows,) of tokens, a `share` of which is spread by Zipf's law; their sum
+    stays the same.
 
     r_i = (1 - share) r̂_i + share Σ r̂ · π_i with π_i ∝ 1 / (i + ZIPF_OFFSET): interpolation with a
     prior (Jelinek and Mercer 1980), the law in Mandelbrot's form (1953). A vocabulary lists its
@@ -407,8 +410,8 @@ def _assembled(
     counts: Tensor | None,
     other_share: float,
 ) -> Sensitivity:
-    """Return the sensitivity of the tensor that `modules` use, and let its sums go."""
-    found = Sensitivity()
+    """Return the sensitivity of the tensor that `modules` use, and free its sums."""
+    sensitivity = Sensitivity()
     for name in modules:
         sums, module = collector.sums.pop(name), model.get_submodule(name)
         if sums.uses:
@@ -420,14 +423,14 @@ def _assembled(
                 )
             if module is model.get_input_embeddings() or module is model.get_output_embeddings():
                 rows = with_other_text(rows, other_share)
-            found.uses.append(Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu()))
-        sums.second = None  # the hooks go on for the other parts
-    return found
+            sensitivity.uses.append(Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu()))
+        sums.second = None  # the hooks of the other parts go on
+    return sensitivity
 
 
 def _expected_counts(seen: Tensor, counts: Tensor | None) -> Tensor:
-    """Return expected counts (rows,) that sum to what the windows `seen` sum to, in the shares of
-    `counts` when given.
+    """Return expected counts (rows,) with the sum of `seen`, in the proportions of `counts` where
+    these are given.
     """
     if counts is None:
         return good_turing(seen)
