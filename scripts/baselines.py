@@ -1,7 +1,7 @@
 """Run the phases of a finished run again with their baselines of equal budget, and print how they
 stand.
 
-The baselines of cognate and bake are off by default for their cost; that of train is run here too.
+The baselines of cognate and bake are off by default for their cost; train's baseline runs here too.
 Each phase starts from the parents and settings in its checkpoint's manifest. An interrupted run
 goes on when it is started again.
 

@@ -21,7 +21,7 @@ FEW_STEPS = [
     "compress.calibration.windows=8", "compress.budget.search_steps=2",
     "compress.measure.windows=2",
 ]  # fmt: skip
-# Where a few steps of that size would still take a processor an hour.
+# Smaller batches too, because a few steps of that size would still take one hour on a processor.
 SMALL = [
     "cognate.branch.rows=2", "cognate.branch.length_tokens=128", "evomerge.batch_tokens=512",
     "quietstar.batch_rows=2", "quietstar.length_tokens=128", "quietstar.positions=2",

@@ -42,11 +42,11 @@ class Mutant:
     old: str
     new: str
     fate: str = ""  # killed, survived, or not executed by any test
-    tests: int = 0  # that were chosen for it
-    left_out: int = 0  # that execute it as well, but did not fit into the seconds per mutant
+    tests: int = 0  # how many tests were chosen for it
+    left_out: int = 0  # how many more execute it, but did not fit into the seconds per mutant
     killer: str = ""  # the first test that failed, or what else ended the run
     seconds: float = 0.0
-    tests_digest: str = ""  # of all tests at the time
+    tests_digest: str = ""  # the digest of all tests at the time
     chosen: list[str] = field(default_factory=list)
 
 
@@ -176,7 +176,8 @@ def statement_lines(source: str, mutant: Mutant) -> range | None:
     None where it stands outside of every function, so that importing the module executes it.
     """
     inside, lines = False, range(mutant.line, mutant.end_line + 1)
-    for node in ast.walk(ast.parse(source)):  # from outer to inner
+    # ast.walk goes from outer nodes to inner ones, so the last match is the innermost.
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.stmt | ast.Lambda):
             continue
         if not (

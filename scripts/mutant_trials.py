@@ -40,7 +40,7 @@ WARM = (
 )  # fmt: skip
 
 
-LONGEST_WAIT_SECONDS = 1200.0  # for a trial that waits without working
+LONGEST_WAIT_SECONDS = 1200.0  # a trial that waits longer without working is ended
 
 
 class Tree:
@@ -110,7 +110,7 @@ class Watcher:
         self.tracer, self.longest = tracer, longest
         self.context = ""
         self.started = 0.0
-        self.seconds: dict[str, float] = {}  # by test, without shared fixtures
+        self.seconds: dict[str, float] = {}  # seconds by test, without shared fixtures
         self.shared: dict[str, float] = {}  # seconds by shared fixture
         self.uses: dict[str, list[str]] = {}  # the shared fixtures of each test
         self.failed: list[str] = []
@@ -380,7 +380,7 @@ def measure_coverage(
 ) -> Coverage:
     """Run tests ("file" or "file::name") once, unchanged, where `cache` does not know them already.
 
-    Lines are those of the files below `folder`. A test that takes more than `longest` seconds
+    Only lines of the files below `folder` count. A test that takes more than `longest` seconds
     counts as one that fails. Raises SystemExit when pytest cannot run. Tests that fail unchanged
     are named and left out.
     """

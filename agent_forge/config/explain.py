@@ -127,15 +127,12 @@ def _parts(file: str, defaults: list[Any]) -> Iterator[tuple[str, str]]:
     for entry in defaults:
         if isinstance(entry, str) and entry != "_self_":
             name, _, package = entry.partition("@")
-            yield (
-                f"{file.rpartition('/')[0]}/{name}".lstrip("/"),
-                package,
-            )  # in a group's file, an option of that group
+            # In a file of a group, a bare name is an option of that group.
+            yield f"{file.rpartition('/')[0]}/{name}".lstrip("/"), package
         elif isinstance(entry, Mapping):
             for group, option in entry.items():
-                if option is not None and not str(group).startswith(
-                    OVERRIDE
-                ):  # the same keys with other values
+                # An override has the same keys with other values.
+                if option is not None and not str(group).startswith(OVERRIDE):
                     name, _, package = str(group).partition("@")
                     yield f"{name}/{option}", package or name
 
@@ -166,7 +163,7 @@ def _comments(lines: list[str]) -> dict[str, str]:
             last = ".".join(name for _, name in path)
             parts = COMMENT.fullmatch(match[3])
             behind = (parts[2] or "") if parts else ""
-            of_file = not comments  # the first lines tell of the file, not of its first key
+            of_file = not comments  # the first lines describe the file, not its first key
             comments[last] = " ".join([*([] if of_file else above), behind]).strip()
             inside = [f"{last}.{name}" for name in _flow_names(parts[1] if parts else "")]
             comments |= dict.fromkeys(inside, behind)
@@ -174,9 +171,8 @@ def _comments(lines: list[str]) -> dict[str, str]:
         elif stripped.startswith("#"):
             text = stripped.lstrip("# ")
             deep = len(line) - len(line.lstrip())
-            if (
-                last and deep > 20 and comments.get(last)
-            ):  # goes on with the comment behind the last value
+            # A deeply indented line continues the comment behind the last value.
+            if last and deep > 20 and comments.get(last):
                 for key in (last, *inside):
                     comments[key] += f" {text}"
             else:

@@ -33,7 +33,8 @@ TRUTH = {
     "off": False,
     "0": False,
 }
-MOST_DIGITS = 100  # of a whole number as typed; Python itself reads no more than a few thousand
+# The most digits of a typed whole number; Python itself refuses more than a few thousand.
+MOST_DIGITS = 100
 ESCAPED = re.compile(r"\\([()\[\]{}:=,\s\\])")  # Hydra's escapes of unquoted text
 
 

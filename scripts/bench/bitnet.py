@@ -6,7 +6,7 @@ rounded, compensated, trained.
 
 Documents are split by a hash of their names: a tenth is held out and only scored, another twentieth
 (dev) is what settings are chosen on (--dev), the rest is trained on. Initialisation and training
-are those of the bitnet phase; KEY=VALUE are its settings. The state lies in --work: a killed run
+are the bitnet phase's; KEY=VALUE are its settings. The state lies in --work, so that a killed run
 goes on. --after DIRECTORY --skip N begins, with other settings, where a run of N steps ended, whose
 model is in DIRECTORY. On a machine with a GPU:
 
@@ -47,7 +47,7 @@ MOST_RATIO, MOST_CPU_SECONDS = 1.8, 1800.0
 class Windows:
     """Training batches.
 
-    Windows that tile the documents from their starts, in a random order, once an epoch.
+    Windows tile the documents from their starts and come in a random order, once per epoch.
     """
 
     pure = True
@@ -174,7 +174,7 @@ class Bench:
     def __call__(self, record: Any, _: Any) -> None:
         """Print a row every so many steps.
 
-        Seconds are the process's own, and those of scoring are not counted.
+        Seconds are CPU seconds of this process, without the time of scoring.
         """
         self.spent["tokens"] += record.tokens
         self.spent["train_seconds"] += time.process_time() - self.last

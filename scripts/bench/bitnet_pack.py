@@ -4,7 +4,7 @@ perplexity.
     python -m scripts.bench run bitnet_pack outputs/smollm2 outputs/text/debian.jsonl outputs/bench_bitnet/trained
 
 The first argument is the float parent, the last what the bench `bitnet` trained. Rows: the latents;
-packed files (five trits a byte) with embeddings in 8 and 4 bits and as codewords; compressed files
+packed files (5 trits per byte) with embeddings in 8 and 4 bits and as codewords; compressed files
 with lossless ternary linears and the embedding coded by VPTQ, or water-filled to what is left of a
 budget. Perplexity, ratio and interval are over the parent, on the held-out tenth.
 """

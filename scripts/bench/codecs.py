@@ -3,7 +3,7 @@ the weights, perplexity.
 
     python -m scripts.bench run codecs outputs/run_all/1-cognate/trunk phase [--codecs CODEC ...]
 
-Text and windows are those of the bench `compress`. All matrices of the model are coded, embeddings
+Text and windows are the bench `compress`'s. All matrices of the model are coded, embeddings
 included; a codec has the layer's second-order statistics where it uses them. Then: SeedLM, VPTQ and
 Hyper under one allocator with seed_ratio .05, codebook 256 and hyper_ratio .5; the same three run
 one after another (`mode=stacked`); and all codecs under the allocator at the same bytes as each of
@@ -149,8 +149,8 @@ class Table:
 
 
 def rows(table: Table, wanted: list[str], *, combined: bool) -> list[dict[str, Any]]:
-    """Return the rows of the codecs `wanted`, and with `combined` those of the spec's settings and
-    of stacking.
+    """Return one row per codec in `wanted`; with `combined` also rows of the spec's settings and of
+    stacking.
     """
     table_rows = [table.alone(label) for label in wanted]
     if not combined:

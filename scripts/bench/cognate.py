@@ -145,7 +145,7 @@ def print_recall(
     configs: Sequence[Config],
     count: int,
 ) -> list[Figure]:
-    """Print right answers with writes on and off, a line a seed and one over all."""
+    """Print right answers with writes on and off: one line per seed, and one over all seeds."""
     recall = configs[0].recall
     print(
         f"\nRecall over {recall.filler_segments} segment(s) of text between, segments of {recall.segment_tokens} tokens,"

@@ -276,7 +276,7 @@ class Bench:
     def _input_squares(self) -> dict[str, Tensor]:
         """Return E[x²] of the inputs of every linear.
 
-        The embedding's are those of the head that it is tied to.
+        The embedding has the figures of the head that it is tied to.
         """
         read = self.sensitivities()
         squares = {}

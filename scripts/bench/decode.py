@@ -57,7 +57,7 @@ RATES = {
     "bfloat16": ({"raw": {"dtype": "bfloat16"}}, {"raw": {"dtype": "bfloat16"}}),
 }
 LLAMA_TYPES = ("Q4_0", "Q4_K", "Q8_0", "F16")
-# Which llama.cpp type has the same bits a weight, or the nearest that is faster.
+# The llama.cpp type with the same bits per weight, or the nearest faster type.
 SAME_BITS = {
     "ternary + int8 embedding": "Q4_0",
     "ternary + int4 embedding": "Q4_0",
@@ -67,16 +67,12 @@ SAME_BITS = {
     "bfloat16": "F16",
 }
 BASE = "transformers float32"
-TERNARY_TIMES, TERNARY_PEER, TERNARY_TOKENS = (
-    10.0,
-    1.0,
-    200.0,
-)  # x transformers, x llama.cpp Q4_0, tokens/s
-OTHER_PEER, MOST_MS, MOST_EXTRA_BYTES = (
-    0.8,
-    50.0,
-    150e6,
-)  # x llama.cpp at the same bits, ms a token, beyond the file
+# Bars for ternary codes: times as fast as transformers, times as fast as llama.cpp's Q4_0, tokens
+# per second.
+TERNARY_TIMES, TERNARY_PEER, TERNARY_TOKENS = 10.0, 1.0, 200.0
+# Bars for the others: times as fast as llama.cpp at the same bits, ms per token, bytes of memory
+# beyond the file.
+OTHER_PEER, MOST_MS, MOST_EXTRA_BYTES = 0.8, 50.0, 150e6
 
 
 def rss_bytes() -> int:

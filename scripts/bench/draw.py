@@ -24,7 +24,7 @@ def x_of(megabytes: float) -> float:
 
 
 def y_of(ratio: float) -> float:
-    """Return the vertical place of a perplexity over that of fp32."""
+    """Return the vertical place of a ratio of perplexities, to the perplexity of fp32."""
     low, high = math.log(LEAST_EXCESS), math.log(Y_TICKS[-1] * 1.3 - 1)
     share = (math.log(max(ratio - 1, LEAST_EXCESS)) - low) / (high - low)
     return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)

@@ -6,10 +6,10 @@ compared with.
     python -m scripts.bench run evolve --seeds 5 DIR [KEY=VALUE ...]     every seed, and a test over them
 
 --cost prints, for each technique, the median CPU time of a merge (planning included, everything
-shared already built), as a share of that of evaluating it on 4,096 tokens, and first the time of a
-merge that builds what is shared. CPU seconds on one thread do not depend on what else the machine
-does. --seeds prints the winner's gain on the test split over the best source, the soups and random
-search, and a paired t test of the gains over the seeds.
+shared already built), as a share of the CPU time of evaluating it on 4,096 tokens, and first the
+time of a merge that builds what is shared. CPU seconds on one thread do not depend on what else the
+machine does. --seeds prints the winner's gain on the test split over the best source, the soups and
+random search, and a paired t test of the gains over the seeds.
 """
 
 import argparse

@@ -5,8 +5,8 @@ alternating, medians.
 
 BASE_DIR: a Hugging Face directory of the size to test (its weights are cast to bfloat16); without
 it, random weights of SmolLM2-135M's shape. Three tuned models are the base plus small seeded
-changes. Prints one row a method and, for methods without chance, how far the two outputs agree.
-Leaves nothing behind.
+changes. Prints one row per method and, for methods without chance, how far the two outputs agree.
+Leaves no file behind.
 """
 
 import argparse
@@ -245,8 +245,8 @@ def row(method: str, folder: Path, args: argparse.Namespace) -> tuple[str, list[
     return line, figures
 
 
-# Runs a command from a small process: Linux counts the memory of the process that started a program
-# as the program's.
+# Runs a command from a small process, because Linux counts the memory of the process that starts a
+# program as the memory of that program.
 LAUNCHER = """
 import json, os, sys, time
 began = time.perf_counter()

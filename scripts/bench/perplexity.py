@@ -16,8 +16,10 @@ from torch.nn import functional
 
 LENGTH = 512
 CALIBRATION_WINDOWS = 24
-HELD_OUT = 26  # of 256 hash values
-DEV = 13  # of 256 hash values, after the held-out ones
+# A document is held out, or in dev, by a hash of its name with 256 values: the first HELD_OUT of
+# them are held out, and the next DEV are dev.
+HELD_OUT = 26
+DEV = 13
 
 
 def split_documents(text: str) -> dict[str, list[dict[str, str]]]:

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
 
 
 def costs(tokens: int, inputs: int, outputs: int, settings: TernarySettings) -> tuple[float, float]:
-    """Return the times of a ternary layer over those of nn.Linear: forward, and with backward."""
+    """Return the ratios of a ternary layer's times to nn.Linear's: forward, and with backward."""
     dense = nn.Linear(inputs, outputs, bias=False)
     ternary = TernaryLinear.from_linear(dense, settings)
     x = torch.randn(tokens, inputs, requires_grad=True)

@@ -39,7 +39,8 @@ MOST_SHARE = 0.75
 
 ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 MUON_RATES = (0.01, 0.02, 0.04, 0.08)
-SHARES = (0.25, 0.5, 0.75)  # of the baseline's tokens; tuning happens at the last
+# Shares of the baseline's tokens; learning rates are tuned at the last one.
+SHARES = (0.25, 0.5, 0.75)
 TUNING_SEED = 100
 WINDOWS = 128  # held-out windows that measure the loss
 
@@ -136,7 +137,7 @@ class Runs:
         self.known = {line["key"]: line for line in map(json.loads, lines)}
 
     def loss(self, method: str, rate: float, seed: int, share: float) -> float:
-        """Return the held-out loss in nats a token at the end of one training."""
+        """Return the held-out loss in nats per token at the end of one training."""
         steps = round(share * self.options.steps)
         key = f"{self.options.shape} {self.options.steps} {method} {rate:g} {seed} {steps} {self.options.dtype}"
         if key not in self.known:
