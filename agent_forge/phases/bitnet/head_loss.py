@@ -157,8 +157,8 @@ def _chunk(
     p = log_p.exp()
     kl = heat**2 * (log_p.sub_(log_q).mul_(p).sum(-1) * shares[0]).sum()
     to_kl, to_ce = weights.kl * heat * shares[0, :, None], weights.ce * shares[1, :, None]
-    # The gradient of T² KL is T (q - p); the gradient of CE is q1 less one at the label. It is computed in
-    # place, because a chunk of logits is large and log_q is not needed again.
+    # The gradient of T² KL is T (q - p); the gradient of CE is q1 less one at the label. Both are
+    # computed in place, because a chunk of logits is large and log_q is not needed again.
     if log_q1 is log_q:
         slope = log_q.exp_().mul_(to_kl + to_ce)
     else:

@@ -1,5 +1,6 @@
-"""Where a vector comes from: singular gains or task vectors, whole or reduced. Each adds sum_k
-alpha_k * vector_k.
+"""Compositions by the source of their vectors: singular gains or task vectors, whole or reduced.
+
+Each adds sum_k alpha_k * vector_k.
 """
 
 from collections.abc import Callable, Sequence

@@ -33,12 +33,12 @@ class Composition:
 
 @dataclass(slots=True, kw_only=True)
 class Subject:
-    """What an edit looks at: current weights, what each matrix is for, and how the model behaves on
+    """What an edit sees: the current weights, the role of each matrix, and how the model behaves on
     neutral text.
 
     weight: name -> (out, in) float32. influence[layer]: 1 - mean cosine between the stream before
     and after the layer. share[matrix name]: mean norm that a residual branch writes, relative to
-    the stream. stream[layer]: mean hidden state (d) of task text minus that of plain text.
+    the stream. stream[layer]: mean hidden state (d) on task text minus the mean on plain text.
     """
 
     matrices: list[Matrix]
