@@ -1,3 +1,1 @@
-"""What every room stands on: errors, registry, seeds, device, events. Knows nothing of the
-project.
-"""
+"""What every room uses: errors, registry, seeds, device, events. It imports no other room."""

@@ -91,9 +91,7 @@ def set_threads(threads: int) -> int:
 
 
 def free_bytes(device: "torch.device") -> int:
-    """Return the bytes that this process can still take on an accelerator; 0 where that cannot be
-    asked.
-    """
+    """Return the bytes that this process can still take on an accelerator; 0 where unknown."""
     import torch
 
     if device.type != "cuda":
@@ -118,14 +116,17 @@ def has_bfloat16(device: "torch.device") -> bool:
 
 
 def sent(value: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """Return a value on a device; on its way to CUDA from the host nobody waits for it."""
+    """Return a value on a device; the copy from the host to CUDA does not make the host wait."""
     if device.type != "cuda" or value.device.type != "cpu":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)
 
 
 def exact(value: "torch.Tensor") -> "torch.Tensor":
-    """Return a value without its gradient in double precision, where it lies (MPS has none)."""
+    """Return a value without its gradient, in double precision, on its device.
+
+    On MPS, which lacks double precision, the value keeps its dtype.
+    """
     return value.detach() if value.device.type == "mps" else value.detach().double()
 
 
@@ -140,8 +141,7 @@ def describe(device: "torch.device") -> str:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what this process frees for its next tensors; return whether that could be
-    asked for.
+    """Make glibc keep the memory that this process frees; return whether glibc accepted that.
 
     By default it hands the top of the heap back to the kernel as soon as it is free, and every step
     of a training run fetches and clears the same pages again. Blocks above 32 MiB (glibc's own

@@ -21,8 +21,9 @@ Kind = Literal[
 
 @dataclass(slots=True, kw_only=True)
 class Event:
-    """One record. `step` and `total` count the unit that `stage` names; `time` is seconds since the
-    epoch.
+    """One record.
+
+    step, total: counted in the unit that `stage` names. time: seconds since the epoch.
     """
 
     seq: int

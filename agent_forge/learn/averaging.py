@@ -13,8 +13,9 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 class TailAverage:
-    """A float32 mean of each parameter over the steps that were added. decay 0: uniform; above 0:
-    exponential.
+    """A float32 mean of each parameter over the steps that were added.
+
+    A decay of 0 makes it uniform, a decay above 0 exponential.
     """
 
     def __init__(self, decay: float) -> None:
@@ -23,7 +24,7 @@ class TailAverage:
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, named: Named) -> None:
-        """Take the weights as they are now into the mean."""
+        """Add the present weights to the mean."""
         self.steps += 1
         weight = 1.0 / self.steps
         if self.decay > 0:
@@ -36,7 +37,7 @@ class TailAverage:
                 self.tensors[name].lerp_(parameter.detach().float(), weight)
 
     def put_into(self, named: Named) -> None:
-        """Overwrite the weights by their mean, and forget it."""
+        """Overwrite the weights with their mean, and drop the mean."""
         for name, parameter in named:
             if name in self.tensors:
                 copy_into(parameter, whole(self.tensors[name]))
@@ -45,7 +46,7 @@ class TailAverage:
     def load(
         self, tensors: Mapping[str, Tensor], steps: int, parameters: Mapping[str, Tensor]
     ) -> None:
-        """Take a saved mean of `steps` steps, laid out as the parameters are."""
+        """Restore a saved mean of `steps` steps, laid out as the parameters are."""
         self.steps = steps
         self.tensors = {
             name: laid_out_like(value.to(parameters[name].device), parameters[name])

@@ -25,7 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def named(place: str, batches: Batches, step: int, parts: int, world: World) -> Iterator[None]:
-    """Turn what torch says of memory and lost processes into a PhaseError with the remedy."""
+    """Turn torch's errors about memory and lost processes into a PhaseError with the remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -50,8 +50,9 @@ def _out_of_memory(place: str, batches: Batches, step: int, parts: int) -> Phase
 
 
 def non_finite(place: str, record: StepRecord, batch: Mapping[str, Tensor]) -> str:
-    """Return what a loss or gradient that is not a number is reported as: where, which, and on
-    which batch.
+    """Return the message for a loss or gradient norm that is not finite.
+
+    It names the place, the value and the batch.
     """
     finite = torch.isfinite(torch.tensor(record.loss))
     what, value = ("gradient norm", record.grad_norm) if finite else ("loss", record.loss)

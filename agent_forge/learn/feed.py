@@ -1,9 +1,8 @@
-"""Batches on their way to the step: prepared in line or by worker processes, moved to the device,
-cut into parts.
+"""Prepare batches in line or in worker processes, move them to the device, and cut them into parts.
 
-Workers change nothing but time: batch `step` is a function of step, and the order of steps is kept.
-They ignore SIGTERM and Ctrl-C, which reach a whole process group: the trainer decides, saves, and
-then ends them.
+Workers change nothing but time, because a batch is a function of its step and steps keep their
+order. They ignore SIGTERM and Ctrl-C, which reach a whole process group: the trainer decides,
+saves, and then ends them.
 """
 
 import signal
@@ -23,15 +22,17 @@ IGNORE = -100
 
 
 class Batch(dict[str, Tensor]):
-    """The tensors of a step on an accelerator, and the same ones on the host, where counting them
-    makes nobody wait.
+    """The tensors of a step on an accelerator, and the same tensors on the host.
+
+    Those on the host can be counted without waiting for the accelerator.
     """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], host: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__(tensors)
-        # FSDP makes a dict anew from its items alone; what is lost then is only time.
+        # FSDP builds a new dict from the items alone. Without the tensors on the host, counting
+        # only takes longer.
         self.host: Mapping[str, Tensor] = dict(self if host is None else host)
 
 
@@ -53,15 +54,16 @@ class Feed:
             )  # fmt: skip
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Return the batch of `step`; with workers, steps must be asked for in order."""
+        """Return the batch of `step`; with workers, calls must follow the order of steps."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == step:
             return ahead[1]
         return self._moved(self.batches.batch(step) if self._loader is None else next(self._loader))
 
     def prepare(self, step: int) -> None:
-        """Prepare the next batch while an accelerator is still busy with this one. Needs a pure
-        source.
+        """Prepare the batch of `step`, the next one, while an accelerator is busy with this one.
+
+        Does nothing where batches depend on more than the step.
         """
         if self.device.type != "cpu" and getattr(self.batches, "pure", False):
             self._ahead = (step, self.batch(step))
@@ -82,9 +84,7 @@ def on_host(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def usable_workers(batches: Batches, workers: int, stage: str, events: EventLog) -> int:
-    """Return the number of workers; none, with a warning, where batches depend on more than the
-    step.
-    """
+    """Return the number of workers; 0, with a warning, where batches depend on more than steps."""
     if workers and not getattr(batches, "pure", False):
         events.warning(
             f"{stage}: runtime.workers={workers} is not used: these batches depend on the training itself"
@@ -94,8 +94,9 @@ def usable_workers(batches: Batches, workers: int, stage: str, events: EventLog)
 
 
 def parts_of(batch: Mapping[str, Tensor], parts: int, name: str) -> list[dict[str, Tensor]]:
-    """Return the batch cut along its rows into `parts`. Raises ConfigError where a tensor has too
-    few rows.
+    """Return the batch cut along its rows into `parts`.
+
+    Raises ConfigError where a tensor has too few rows.
     """
     if parts == 1:
         return [dict(batch) if not isinstance(batch, Batch) else batch]
@@ -112,10 +113,10 @@ def parts_of(batch: Mapping[str, Tensor], parts: int, name: str) -> list[dict[st
 
 
 def trained_tokens(batch: Mapping[str, Tensor]) -> int:
-    """Return how many tokens the loss is a mean over: labels that a position before them predicts;
-    else rows.
+    """Return how many tokens the loss is a mean over; for a batch without labels, its rows.
 
-    They are counted on the host: an accelerator would have to finish all its work first to answer.
+    A token counts when its label is not ignored and a position before it predicts it. Counting
+    happens on the host, because an accelerator would have to finish all its work first.
     """
     batch = on_host(batch)
     if "labels" not in batch:
@@ -140,7 +141,7 @@ def _ignore_signals(worker: int) -> None:
 
 
 def describe(batch: Mapping[str, Any]) -> str:
-    """Return a short name of a batch's content, to find it again."""
+    """Return a short hash of a batch's ids, which identifies it in messages."""
     import hashlib
 
     content = batch["input_ids"].detach().cpu().contiguous().numpy().tobytes()

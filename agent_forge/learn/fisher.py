@@ -1,8 +1,8 @@
 """Measure how much each weight matters: the diagonal of the empirical Fisher information on some
 text.
 
-Source: Matena and Raffel 2022, arXiv:2111.09832. The mean over sequences of the squared gradient of
-the log-likelihood.
+It is the mean over sequences of the squared gradient of the log-likelihood. Source: Matena and
+Raffel 2022, arXiv:2111.09832.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""The gradient of a whole batch: in one piece, in parts one after the other, or by several
-processes; then clipped.
+"""Compute the gradient of a whole batch, in one piece, in parts one after the other, or in several
+processes; clip it.
 
 Parts are weighted by their trained tokens, so their sum is the gradient of the mean over all
 trained tokens.
@@ -46,8 +46,8 @@ class Gradients:
         sums: dict[str, Any] = {}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             if not count:
-                # Every process must take part in every exchange: an empty part trains on its ids
-                # with weight 0.
+                # Every process must take part in every exchange. So a part without labels computes
+                # a loss on its own ids, with a weight of 0.
                 part = {**part, "labels": part["input_ids"]}
             share = count / max(total, 1.0)
             last = number + 1 == len(parts)
@@ -73,8 +73,9 @@ class Gradients:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return numbers and tensors () as floats; tensors on an accelerator are read all at once,
-    which is one wait.
+    """Return numbers and tensors () as floats.
+
+    Tensors on an accelerator are read all at once, so that the host waits for it only once.
     """
     remote = {
         key: value
@@ -89,17 +90,16 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor | None:
-    """Scale all gradients so that their norm is at most `most` (0: leave them); return the norm
-    before, ().
+    """Scale all gradients so that their norm is at most `most`; a limit of 0 leaves them.
 
-    None when no parameter has a gradient.
+    Return their norm before that, (), or None when no parameter has a gradient.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return None
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    # Below the limit the factor is exactly 1, and multiplying by it would only cost time. An
-    # accelerator multiplies all the same: it would have to finish its work to tell.
+    # Below the limit the factor is exactly 1, and multiplying by it would only cost time. On an
+    # accelerator gradients are multiplied all the same, because reading the norm would wait for it.
     if most > 0 and (norm.device.type != "cpu" or not float(norm) + 1e-6 <= most):
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm

@@ -19,15 +19,16 @@ from agent_forge.anatomy.head import plain_head
 from agent_forge.core.errors import DataError
 from agent_forge.learn.feed import trained_tokens
 
-# From this share of trained tokens on it is cheaper to give the others no weight than to pick the
-# trained ones out. An accelerator always does: it would have to wait until the picked ones are
-# counted.
+# From this share of trained tokens on, giving the other tokens a weight of 0 is cheaper than
+# picking the trained ones out. On an accelerator all tokens are always computed, because picking
+# would wait for their count.
 DENSE_SHARE = 0.75
 
 
 def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return (loss, metrics) of a causal language model on a batch of {"input_ids", "labels"}: (B,
-    T) int64 each.
+    """Return (loss, metrics) of a causal language model on a batch.
+
+    batch: {"input_ids", "labels"}, (B, T) int64 each.
 
     A model's own `training_loss` is used when it has one. Raises DataError when no token of the
     batch is trained.
@@ -51,10 +52,9 @@ def lm_loss(model: Any, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor,
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of labels (B, T), not shifted, under logits (B, T, V); an
-    accelerator never waits.
+    """Return the mean cross-entropy of labels (B, T), not shifted, under logits (B, T, V).
 
-    At least one label must count: a mean over none is NaN.
+    The host never waits for an accelerator. At least one label must count: a mean over none is NaN.
     """
     logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.device.type != "cpu":

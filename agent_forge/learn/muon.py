@@ -63,8 +63,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(updates: Sequence[Tensor]) -> Tensor:
-    """Return the matrices of one shape with their singular values brought near 1: (matrices, rows,
-    columns) bfloat16.
+    """Return matrices of one shape with their singular values brought near 1.
+
+    The result is (matrices, rows, columns) bfloat16.
 
     Source: the quintic Newton-Schulz iteration of Jordan 2024.
     """

@@ -22,8 +22,9 @@ Parameters = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
 
 
 def wsd(step: int, steps: int, warmup_steps: int, cooldown_share: float) -> float:
-    """Return the share of the peak learning rate at `step` (0-based): it rises, stays, and falls
-    linearly to zero.
+    """Return the share of the peak learning rate at `step` (0-based).
+
+    It rises linearly, stays at 1, and falls linearly to zero.
     """
     rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     cooling_steps = round(cooldown_share * steps)
@@ -93,8 +94,9 @@ class Optimisers:
         return [parameter for _, parameter in self.named]
 
     def set_scale(self, scale: float) -> float:
-        """Set every learning rate to its peak times `scale` (times its group's own scale); return
-        AdamW's.
+        """Set every learning rate to its peak times `scale`, times its group's own scale.
+
+        Return AdamW's learning rate, without the scale of a group.
         """
         for optimiser, peak in zip(self.all, self._peaks, strict=True):
             for group in optimiser.param_groups:
@@ -107,7 +109,7 @@ class Optimisers:
             optimiser.step()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Drop all gradients."""
         for optimiser in self.all:
             optimiser.zero_grad(set_to_none=True)
 
@@ -121,8 +123,9 @@ class Optimisers:
         return tensors
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned; parameters without an entry start afresh, unknown
-        entries are left out.
+        """Restore what `tensors` returned.
+
+        Parameters without an entry start afresh, and unknown entries are left out.
         """
         parameters = dict(self.named)
         for optimiser in self.all:
@@ -158,9 +161,7 @@ def _kind(parameter: nn.Parameter, method: str, embedding: bool) -> str:
 def _groups(
     model: nn.Module, parameters: Parameters | None
 ) -> list[tuple[float, Sequence[nn.Parameter]]]:
-    """Return (lr_scale, parameters) groups; all trainable parameters of the model when none are
-    given.
-    """
+    """Return (lr_scale, parameters) groups; without `parameters`, all that the model trains."""
     if parameters is None:
         return [(1.0, [parameter for parameter in model.parameters() if parameter.requires_grad])]
     entries = list(parameters)

@@ -1,4 +1,4 @@
-"""Which arithmetic the products of a step use: as asked, or what is faster for this model on this
+"""Choose the arithmetic of a step's products: as set, or what is faster for this model on this
 machine.
 
 `auto` starts from float32 and takes bfloat16 (autocast: weights, sums of losses, optimiser stay
@@ -34,10 +34,10 @@ def chosen(
     events: EventLog,
     decide: Callable[[float], float],
 ) -> torch.dtype:
-    """Return bfloat16 or float32, by what an accelerator has or by measurement on a CPU, and say so
-    in one line.
+    """Return bfloat16 or float32: what an accelerator has, or what is measured on a CPU.
 
-    tokens: in one forward pass of this process; decide: makes several processes agree.
+    One message says which and why. tokens: how many one forward pass of this process has; decide:
+    makes several processes agree.
     """
     if device.type != "cpu":
         has = bool(decide(float(has_bfloat16(device))))
@@ -89,8 +89,9 @@ def measured_gain(model: nn.Module, tokens: int, device: torch.device) -> float:
 
 
 def _seconds(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> float:
-    """Return the least time of a product in `dtype`; the weight is cast once, as autocast does in a
-    step.
+    """Return the least seconds of a product in `dtype`.
+
+    The weight is cast once, as autocast does in a step.
     """
     cast = weight.to(dtype)
     best = float("inf")

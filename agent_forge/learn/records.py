@@ -1,5 +1,5 @@
-"""What one training step did, in memory and bit-exact on disk; and what a controller may be told
-and answer.
+"""The record of a training step, in memory and bit-exact on disk, and the types of batches, losses
+and controllers.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,8 @@ LossFn = Callable[[Any, dict[str, Tensor], int], tuple[Tensor, Mapping[str, Any]
 class Batches(Protocol):
     """A source of batches; `batch(step)` depends on step alone (and on a controller's saved state).
 
-    A source whose batches depend on step alone may say `pure = True`: then other processes may
-    prepare them. With `fingerprint() -> str` a stage refuses to resume on other data.
+    A source whose batches depend on the step alone may set `pure = True`, so that other processes
+    may prepare them. With `fingerprint() -> str` a stage refuses to resume on other data.
     """
 
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -27,8 +27,9 @@ class Batches(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class StepRecord:
-    """What one step did. `loss` is in nats, `grad_norm` before clipping, `metrics` the loss
-    function's.
+    """What one step did.
+
+    loss: in nats. grad_norm: the norm before clipping. metrics: what the loss function returned.
     """
 
     step: int

@@ -1,5 +1,5 @@
-"""How long a stage trains and what the learning rate does meanwhile: steps, or an earlier end by
-tokens or minutes.
+"""Plan how long a stage trains, and its learning rate: by steps, with an earlier end by tokens or
+minutes.
 
 With a budget of tokens the stage is planned over fewer steps, and is as reproducible as any. With a
 budget of minutes the schedule follows the larger of two shares, steps done and time used, so that

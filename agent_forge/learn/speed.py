@@ -1,5 +1,4 @@
-"""Run a model compiled, where that pays, and with less memory. Everything is undone when training
-ends.
+"""Compile a model where that pays, and save memory. Everything is undone when training ends.
 
 On an accelerator the whole stack of a plain model is one graph (`models/plain.py`): norms, sums and
 casts between its layers become one kernel, and a step is launched at once. Elsewhere, and where the
@@ -36,8 +35,9 @@ COLLECT_STEPS = 16  # steps between two collections of garbage
 
 @dataclass(frozen=True, slots=True)
 class Bet:
-    """What compiling may bring: the share of a step that it saves at best, and the seconds that it
-    costs at least.
+    """What compiling may bring.
+
+    saves: the share of a step that it saves at best. costs_seconds: what it costs at least.
     """
 
     saves: float
@@ -48,12 +48,12 @@ OF_BLOCKS, OF_STACKS = Bet(0.3, 20.0), Bet(0.5, 60.0)
 
 
 class Compiler:
-    """Decide between eager and compiled, and put what is called in its place. `choice` is auto
-    (undecided), on or off.
+    """Decide between eager and compiled training, and switch the model over.
 
-    seconds(step) are given by `note`; decide: makes several processes agree on a choice. teachers:
-    models that the loss runs without gradients. whole: stacks may be compiled as one graph (not
-    where layers are sharded one by one).
+    choice: auto (undecided), on or off. `note` takes the seconds of each step. decide: makes
+    several processes agree on a choice. teachers: models that the loss runs without gradients.
+    whole: whether a stack may be compiled as one graph, which sharding layer by layer does not
+    allow.
     """
 
     def __init__(
