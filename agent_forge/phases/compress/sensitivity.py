@@ -1,9 +1,9 @@
 """How much the loss rises when a tensor changes: second-order estimates from calibration windows.
 
 A linear layer used N times over T tokens, with inputs x and output gradients g, costs ½ N/T Σ_o
-E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding costs the same with its rows' counts and E[g
-gᵀ]; any other tensor costs ½/T Σ F ΔW² with the squared gradients F of single windows. Labels are
-drawn from the model, not from the text; the output head needs none: its E[g²] is E[p (1 - p)].
+E[g_o²] ΔW_o E[x xᵀ] ΔW_oᵀ nats per token; an embedding costs the same with its rows' counts and
+E[g gᵀ]; any other tensor costs ½/T Σ F ΔW² with the squared gradients F of single windows. Labels
+are drawn from the model, not the text; the output head needs none: its E[g²] is E[p (1 - p)].
 Tokens may be counted on far more text than the windows, because no model has to read it. The tokens
 that were never seen share the probability of the tokens seen once (Good and Turing: Good 1953,
 doi:10.1093/biomet/40.3-4.237). A share of the weight of rows goes to text of unknown kind
