@@ -42,8 +42,8 @@ def compose(
 def all_overrides(
     overrides: Sequence[str], file: str | None, schema: Any = Any, *, sweep: bool = False
 ) -> list[str]:
-    """Return the settings of `file` followed by `overrides`, all as Hydra overrides that hold what
-    was typed.
+    """Return the settings of `file` followed by `overrides`, all as Hydra overrides that keep
+    values as typed.
 
     schema: the dataclass that says which settings are text. sweep: commas separate the values of
     several jobs. Raises ConfigError for `_target_`, for a key or value that cannot be read, and for
@@ -135,8 +135,9 @@ def to_typed(tree: Any, schema: type[T], command: str, prefix: str = "") -> T:
 
 
 def _validate(settings: Any) -> None:
-    """Call `validate()` of every part that has one, inner parts first: each is whole and within its
-    limits by then.
+    """Call `validate()` of every part that has one, inner parts first.
+
+    By then each part is complete and within its limits.
     """
     inner = [getattr(settings, field.name) for field in fields(settings)]
     parts = [
@@ -177,8 +178,9 @@ def groups() -> dict[str, list[str]]:
 
 
 def _literal(value: Any) -> Any:
-    """Return resolved values with every `${` that is left escaped: it is text, and is not looked up
-    again.
+    """Return resolved values with every remaining `${` escaped.
+
+    What remains is text, which must not be looked up again.
     """
     if isinstance(value, str):
         return value.replace("${", "\\${")
@@ -188,9 +190,7 @@ def _literal(value: Any) -> Any:
 
 
 def _file_overrides(file: str, schema: Any) -> list[str]:
-    """Return the settings of a file as typed overrides, or the choice of the experiment of that
-    name.
-    """
+    """Return the settings of a file as typed overrides, or the choice of the experiment `file`."""
     import yaml
 
     path = Path(file)
@@ -218,8 +218,9 @@ def _file_overrides(file: str, schema: Any) -> list[str]:
 
 
 def _choices(file: str, defaults: Any) -> list[str]:
-    """Return the group choices of a defaults list. Raises ConfigError for an entry that does not
-    choose an option.
+    """Return the group choices of a defaults list.
+
+    Raises ConfigError for an entry that does not choose an option.
     """
     chosen = []
     for entry in defaults if isinstance(defaults, list) else [defaults]:
@@ -240,8 +241,9 @@ def _quote_option(override: str) -> str:
 
 
 def _force_free_mapping(override: str, schema: Any) -> str:
-    """Let `gate.tasks.choice=0.9` and `train.mix={own: 1}` add entries: the defaults do not fix
-    these mappings' keys.
+    """Return the override, which may add entries to a mapping: `gate.tasks.choice=0.9`.
+
+    The defaults do not fix the keys of such mappings.
     """
     key = override.split("=", 1)[0]
     parts = key.split(".")
@@ -253,9 +255,7 @@ def _force_free_mapping(override: str, schema: Any) -> str:
 
 
 def _one_line(error: Exception, command: str, overrides: Sequence[str] = ()) -> str:
-    """Reduce an error of Hydra or OmegaConf to one line that names the key and the nearest known
-    one.
-    """
+    """Return an error of Hydra or OmegaConf as one line with the key and the nearest known key."""
     text = f"{error}\n{error.__cause__ or ''}"
     key = re.search(r"full_key: (\S+)", text) or re.search(
         r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in", text
@@ -288,9 +288,7 @@ def _one_line(error: Exception, command: str, overrides: Sequence[str] = ()) -> 
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """Return a hint for an unknown key: the keys that end in it (a phase's own, in a run), or the
-    nearest one.
-    """
+    """Return a hint for an unknown key: the known keys that end in it, or the nearest one."""
     owners = sorted(
         {key.partition(".")[0] for key in known if key.partition(".")[2] == name},
         key=known_order(known),

@@ -88,9 +88,7 @@ def settings(command: str, schema: type, others: Mapping[str, type]) -> list[Set
 
 
 def explanations(file: str) -> dict[str, str]:
-    """Return dotted key -> comment of conf/<file>.yaml and of the files that its defaults list
-    names.
-    """
+    """Return dotted key -> comment, of conf/<file>.yaml and of the files in its defaults list."""
     import yaml
 
     content = yaml.safe_load((CONF / f"{file}.yaml").read_text(encoding="utf-8")) or {}

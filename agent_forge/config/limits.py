@@ -70,7 +70,7 @@ class Plugin:
     also: tuple[str, ...] = ()
 
     def known(self) -> list[str]:
-        """Return the names there are."""
+        """Return the allowed names."""
         return [*self.also, *registry.names(self.package)]
 
     def wrong(self, value: Any) -> bool:
@@ -95,7 +95,7 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The name of a device. Whether it is there is found by core.device.pick_device."""
+    """The name of a device. core.device.pick_device checks whether it is present."""
 
     def wrong(self, value: Any) -> bool:
         """Return whether this is not a device's name."""
@@ -154,10 +154,9 @@ TaskName = Annotated[str, Plugin("agent_forge.evaluate.tasks", "task")]
 
 
 def data_kinds(*also: str) -> Plugin:
-    """Return the limit of a kind of data: text, code, languages, rows, a generated task, or one of
-    `also`.
+    """Return the limit of a kind of data: text, code, languages, rows, a generated task, or `also`.
 
-    Those of `also` a phase makes itself.
+    also: kinds that a phase makes itself.
     """
     return Plugin(
         "agent_forge.data.synthetic", "kind of data", ("text", "code", "languages", "rows", *also)
@@ -175,8 +174,7 @@ Fitness = Annotated[
 
 
 def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
-    """Raise ConfigError that names the first setting outside its limits, with the value and what is
-    allowed.
+    """Raise ConfigError that names the first setting outside its limits, its value and its limits.
 
     values: plain containers that fit `schema`. prefix: what stands before the names, such as
     "cognate.".
@@ -186,9 +184,7 @@ def check(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
 
 
 def kinds_of_data(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (setting, kind) for every kind of data with a weight above 0 in the mixes of a settings
-    object.
-    """
+    """Yield (setting, kind) for every kind of data with a weight above 0 in any mix of settings."""
     for name, hint in field_hints(type(values)).items():
         value = getattr(values, name)
         if is_dataclass(value):

@@ -39,9 +39,7 @@ ESCAPED = re.compile(r"\\([()\[\]{}:=,\s\\])")  # Hydra's escapes of unquoted te
 
 
 def hint_of(schema: Any, key: str) -> Any:
-    """Return the type of the setting `key` (a dotted name) in `schema`; Any where the schema does
-    not say.
-    """
+    """Return the type of the setting `key`, a dotted name, in `schema`; Any where it has none."""
     hint: Any = schema
     for part in key.split("."):
         hint = bare(hint)
@@ -66,8 +64,9 @@ def field_hints(schema: type) -> dict[str, Any]:
 
 
 def quote(text: str) -> str:
-    """Write text so that Hydra reads it back unchanged: only quotes, and backslashes before them,
-    are escaped.
+    """Return text in quotes so that Hydra reads it back unchanged.
+
+    Only quotes, and backslashes before them, are escaped.
     """
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))

@@ -31,8 +31,8 @@ RECORD = "state.json"
 def write(
     directory: Path, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> None:
-    """Write one state as `directory/name`, read it back, and only then drop what it makes
-    superfluous.
+    """Write one state as `directory/name`, read it back, and only then remove the states that it
+    replaces.
 
     Raises CheckpointError when what is on the disk is not what was written; older states are kept
     then.
@@ -64,8 +64,9 @@ def write(
 def newest(
     directory: Path, stage: str, events: EventLog
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return (tensors, record) of the newest whole state, or None. A damaged one is named in a
-    warning.
+    """Return (tensors, record) of the newest undamaged state, or None.
+
+    A warning names each damaged one.
     """
     for name in _names(directory):
         try:
@@ -88,8 +89,9 @@ def newest(
 
 
 def _record_hash(record: Mapping[str, Any]) -> str:
-    """Return a hash of a record as it looks after a round trip through JSON, without format and
-    hashes.
+    """Return a hash of a record, without its format and hashes.
+
+    The record is hashed as it looks after a round trip through JSON.
     """
     own = {
         key: value
@@ -102,9 +104,7 @@ def _record_hash(record: Mapping[str, Any]) -> str:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between the settings a stage began with and those it is given now, one
-    line each.
-    """
+    """Return one line per setting that differs between the start of a stage and now."""
     differing = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     return [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in differing]
 

@@ -1,5 +1,5 @@
-"""What training changes: weights, buffers, the optimisers' moments, the average of the last steps,
-what is kept aside.
+"""All that training changes: weights, buffers, the optimisers' moments, the average of the last
+steps, and the copy that a rollback returns to.
 
 All of it has a name, so that a stage is saved, restored, rolled back and handed on as one flat dict
 of tensors.
@@ -45,8 +45,9 @@ class Trained:
         self.remembered = {}
 
     def tensors(self, *, moments: bool) -> dict[str, Tensor]:
-        """Return everything by name, whole tensors; all processes must call it. moments: the
-        optimisers' state too.
+        """Return everything by name, as whole tensors; all processes must call it.
+
+        moments: whether the optimisers' state is included.
         """
         named = self._live() if moments else self._weights()
         named |= {f"average/{key}": value for key, value in self.average.tensors.items()}
@@ -54,7 +55,7 @@ class Trained:
         return {key: whole(value) for key, value in named.items()}
 
     def load(self, tensors: Mapping[str, Tensor], averaged_steps: int) -> None:
-        """Take weights, moments and average from a saved state; what is kept aside stays."""
+        """Restore weights, moments and average from a saved state; the rollback's copy stays."""
         parameters: dict[str, Tensor] = dict(self.optimisers.named)
         self.average.load(under("average/", tensors), averaged_steps, parameters)
         self._load(tensors)
