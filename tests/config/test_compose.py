@@ -83,9 +83,9 @@ def test_a_mapping_of_free_keys_takes_new_ones() -> None:
 
 def test_run_all_searches_for_a_minute_and_evomerge_at_the_specifications_budget() -> None:
     assert compose_tree("run_all").evomerge.search.generations == 3
-    assert compose_tree("evomerge").search.generations == 30
+    assert compose_tree("evomerge").search.generations == 50
     assert (
-        compose_tree("run_all", ["search@evomerge.search=spec"]).evomerge.search.generations == 30
+        compose_tree("run_all", ["search@evomerge.search=spec"]).evomerge.search.generations == 50
     )
 
 
