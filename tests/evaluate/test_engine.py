@@ -40,7 +40,7 @@ def context(tmp_path_factory):
     data = DataConfig(
         text=[str(folder)],
         max_text_bytes=0,
-        cache=str(folder / "cache"),
+        cache=str(tmp_path_factory.mktemp("cache")),  # not inside: a folder of text is read whole
         rows=[],
         near_duplicates=0.0,
         sampling="random",
