@@ -218,4 +218,4 @@ def test_a_finished_run_is_found_done_and_prints_the_same_id(forge: Forge, tiny_
     assert answer["final"] == str(tiny_run / "8-compress")
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*.safetensors")} == before
     shown = forge("run-all", *settings)
-    assert f"agent: {result['final']} (id {result['id']})" in shown.stdout
+    assert f"agent: {answer['final']} (id {answer['id']})" in shown.stdout

@@ -118,15 +118,19 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 def test_estimates_are_within_a_factor_of_two_of_what_was_measured(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, small: list[str]
 ) -> None:
-    """Seconds and megabytes of the nano run of 29 November (results/notes), on two cores of about
-    98 GFLOP/s each.
+    """Seconds and megabytes of the nano run of 29 November (results/notes) with its budgets, on two
+    cores of about 98 GFLOP/s each.
     """
     measured = {
         "cognate": (248, 1740), "evomerge": (100, 633), "quietstar": (29, 784), "bitnet": (37, 772),
         "train": (71, 1171), "bake": (149, 1423), "adas": (98, 736), "compress": (15, 584),
     }  # fmt: skip
     monkeypatch.setattr(estimate_module, "_flop_per_second", lambda *_: 196e9)
-    result = cli("run-all", *small, "--dry-run", "--json")
+    budgets = [
+        "evomerge.search.generations=6", "adas.search.iterations=10", "cognate.trunk.steps=800",
+        "bake.traces.calculator.count=3000", "bake.traces.memory.count=900",
+    ]  # fmt: skip
+    result = cli("run-all", *small, *budgets, "--dry-run", "--json")
     for estimate in map(json.loads, result.stdout.splitlines()):
         seconds, megabytes = measured[estimate["phase"]]
         assert 0.5 < estimate["seconds"] / seconds < 2, estimate
