@@ -1,7 +1,9 @@
 """Run an agent: its tools, sandbox, memories, the loop around the model, and the terminal chat.
 
     calls.py      tool calls as text, both ways
-    tools/        one file per tool; Toolbox runs what is enabled
+    tool.py       what a tool is; toolbox.py runs the enabled ones
+    tools/        built-in tools, one file each
+    tool_sources/ tools that a user brings: Python, schemas, OpenAPI, MCP servers
     sandbox.py    untrusted code
     memory.py     episodic, semantic and working memory
     documents.py  the offline search index
@@ -30,27 +32,33 @@ if TYPE_CHECKING:
     from agent_forge.agent.loop import Agent, Turn, answer_batch, answer_turns
     from agent_forge.agent.memory import EpisodicMemory, Memory, SemanticMemory, WorkingMemory
     from agent_forge.agent.settings import AgentSettings
-    from agent_forge.agent.tools import Result, Toolbox, ToolContext, ToolError
+    from agent_forge.agent.tool import Confirmation, Result, Tool, ToolContext, ToolError
+    from agent_forge.agent.tool_sources import kept_tools, load_tools
+    from agent_forge.agent.toolbox import Toolbox
 
 _HOMES = {
     "Agent": "loop",
     "AgentSettings": "settings",
     "BrokenCall": "calls",
     "Call": "calls",
+    "Confirmation": "tool",
     "DocumentIndex": "documents",
     "EpisodicMemory": "memory",
     "Memory": "memory",
-    "Result": "tools",
+    "Result": "tool",
     "SemanticMemory": "memory",
-    "ToolContext": "tools",
-    "ToolError": "tools",
-    "Toolbox": "tools",
+    "Tool": "tool",
+    "ToolContext": "tool",
+    "ToolError": "tool",
+    "Toolbox": "toolbox",
     "Turn": "loop",
     "WorkingMemory": "memory",
     "answer_batch": "loop",
     "answer_turns": "loop",
     "format_call": "calls",
     "format_response": "calls",
+    "kept_tools": "tool_sources",
+    "load_tools": "tool_sources",
     "parse_calls": "calls",
     "parse_response": "calls",
     "scan_calls": "calls",
@@ -61,11 +69,13 @@ __all__ = [
     "AgentSettings",
     "BrokenCall",
     "Call",
+    "Confirmation",
     "DocumentIndex",
     "EpisodicMemory",
     "Memory",
     "Result",
     "SemanticMemory",
+    "Tool",
     "ToolContext",
     "ToolError",
     "Toolbox",
@@ -75,6 +85,8 @@ __all__ = [
     "answer_turns",
     "format_call",
     "format_response",
+    "kept_tools",
+    "load_tools",
     "parse_calls",
     "parse_response",
     "scan_calls",

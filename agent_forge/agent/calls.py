@@ -10,7 +10,7 @@ import json
 import math
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from agent_forge.data.calls import (
@@ -18,6 +18,8 @@ from agent_forge.data.calls import (
     CALL_OPEN,
     RESPONSE_CLOSE,
     RESPONSE_OPEN,
+    BrokenCall,
+    Call,
     read_response,
     write_call,
     write_response,
@@ -37,22 +39,6 @@ _FENCE = re.compile(r"^\s*```(?:\w+)?[ \t]*\n?|```\s*$")
 _LITTER = re.compile(r"[\s}\],;]*(?:```)?\s*")
 _TICKS_OR_CALL = re.compile(rf"`+|{CALL_OPEN}")
 _NEXT = re.compile(rf"{CALL_OPEN}|{THINK_OPEN}|{THINK_CLOSE}|`+")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request to run the tool `name` with `arguments` (JSON values)."""
-
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenCall:
-    """Text between call tags that cannot be read as a call: `message` says why."""
-
-    text: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

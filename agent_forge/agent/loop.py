@@ -17,7 +17,9 @@ from agent_forge.agent.calls import TAGS, format_response, scan_calls, text_with
 from agent_forge.agent.documents import DocumentIndex
 from agent_forge.agent.memory import Memory, WorkingMemory
 from agent_forge.agent.settings import AgentSettings
-from agent_forge.agent.tools import Result, Toolbox, ToolContext
+from agent_forge.agent.tool import Result, Tool, ToolContext
+from agent_forge.agent.tool_sources import kept_tools
+from agent_forge.agent.toolbox import Toolbox
 from agent_forge.data.chat import encode_content, encode_prompt, stop_ids
 from agent_forge.data.documents import read_source
 from agent_forge.data.windows import positions
@@ -48,7 +50,7 @@ def answer_batch(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     conversations: Sequence[Sequence[Message]],
-    tools: Toolbox | Sequence[str] | Sequence[Toolbox],
+    tools: Toolbox | Sequence[str | Tool] | Sequence[Toolbox],
     max_rounds: int = 3,
     max_new_tokens: int = 64,
     *,
@@ -58,7 +60,7 @@ def answer_batch(
 
     They are the calls, the tools' results and the answer.
 
-    tools: one toolbox or list of enabled names for all, or one toolbox per conversation, each with
+    tools: one toolbox or list of enabled tools for all, or one toolbox per conversation, each with
     its own memories.
     """
     turns = answer_turns(
@@ -71,7 +73,7 @@ def answer_turns(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     conversations: Sequence[Sequence[Message]],
-    tools: Toolbox | Sequence[str] | Sequence[Toolbox],
+    tools: Toolbox | Sequence[str | Tool] | Sequence[Toolbox],
     max_rounds: int,
     max_new_tokens: int,
     *,
@@ -132,28 +134,31 @@ def _take(turn: Turn, text: str, toolbox: Toolbox) -> None:
     turn.finished = not calls
 
 
-def _toolboxes(tools: Toolbox | Sequence[str] | Sequence[Toolbox], count: int) -> list[Toolbox]:
+def _toolboxes(
+    tools: Toolbox | Sequence[str | Tool] | Sequence[Toolbox], count: int
+) -> list[Toolbox]:
     if isinstance(tools, Toolbox):
         return [tools] * count
     boxes = [tool for tool in tools if isinstance(tool, Toolbox)]
     if boxes:
         assert len(boxes) == count, "one toolbox per conversation"
         return boxes
-    return [Toolbox([str(name) for name in tools])] * count
+    return [Toolbox([tool for tool in tools if not isinstance(tool, Toolbox)])] * count
 
 
 class Agent:
     """A model with tools and memories.
 
     settings: an AgentSettings, or the `agent` entry of a manifest.
-    tools: the names of the enabled tools; None takes those in the settings.
+    tools: the enabled tools, by name or as they are; None takes those in the settings, without the
+    code of a user's.
     """
 
     def __init__(
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerFast",
-        tools: Sequence[str] | Toolbox | None = None,
+        tools: Sequence[str | Tool] | Toolbox | None = None,
         memory: Memory | None = None,
         settings: AgentSettings | Mapping[str, Any] | None = None,
         *,
@@ -171,7 +176,8 @@ class Agent:
             context = ToolContext(
                 memory=self.memory, documents=documents, code_sandbox=settings.code_sandbox
             )
-            self.toolbox = Toolbox(list(settings.tools if tools is None else tools), context)
+            enabled = kept_tools(settings.tools)[0] if tools is None else list(tools)
+            self.toolbox = Toolbox(enabled, context, settings.allow)
         # The template's tokens around an empty turn and its answer: no turn costs more than these
         # beside its text.
         self._turn_tokens = len(encode_prompt(tokenizer, [{"role": "user", "content": ""}]))

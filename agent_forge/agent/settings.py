@@ -10,7 +10,7 @@ SCAFFOLDS = ("direct", "chain_of_thought", "few_shot", "self_consistency")
 _DECODER = ("temperature", "top_p", "max_new_tokens", "seed")
 _MEMORY = ("working_tokens", "recall_facts")
 _SCAFFOLD = ("name", "prompt", "examples", "samples")
-_KEYS = ("tools", "system", "decoder", "scaffold", "memory", "max_rounds", "code_sandbox")
+_KEYS = ("tools", "allow", "system", "decoder", "scaffold", "memory", "max_rounds", "code_sandbox")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,7 +20,10 @@ class AgentSettings:
     The defaults hold for an agent whose manifest does not name a setting.
     """
 
-    tools: list[str] = field(default_factory=list)  # enabled tools; every other call is refused
+    # Enabled tools, every other call is refused: names of built-in ones, or entries with the schema
+    # and the source of a user's (`Tool.entry`).
+    tools: list[str | dict[str, Any]] = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)  # destructive tools that are not denied
     system: str = ""  # system turn before every conversation; "" adds none
     temperature: float = 0.0
     top_p: float = 1.0
@@ -58,7 +61,7 @@ class AgentSettings:
             )
         values = {
             key: agent[key]
-            for key in ("tools", "system", "max_rounds", "code_sandbox")
+            for key in ("tools", "allow", "system", "max_rounds", "code_sandbox")
             if key in agent
         }
         values |= {key: value for part in (decoder, memory) for key, value in part.items()}

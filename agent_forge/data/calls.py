@@ -9,6 +9,7 @@ convention of Hermes and Qwen. Reading them back is `agent/calls.py`.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
@@ -17,6 +18,22 @@ RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 # that reading can undo it exactly.
 _TAG = re.compile(r"<(\\*)(/?tool_(?:call|response))>")
 _ESCAPED_TAG = re.compile(r"<\\(\\*)(/?tool_(?:call|response))>")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request to run the tool `name` with `arguments` (JSON values)."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenCall:
+    """Text between call tags that cannot be read as a call: `message` says why."""
+
+    text: str
+    message: str
 
 
 def write_call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ The loop, the tools and the generation are the real ones.
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from agent_forge.agent import Agent, AgentSettings, Call, Memory, Toolbox, answer_batch, format_call
 from agent_forge.agent import loop as agent_loop
 from agent_forge.agent.chat import chat, converse, run_command
+from agent_forge.agent.tool_sources.builtin import builtin_tool
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import CheckpointError, ConfigError
 
@@ -289,11 +291,8 @@ def test_half_a_character_in_a_call_is_an_error_for_the_model_and_ends_nothing(
     assert (turn.text, [result.error for result in turn.results]) == ("told", [True])
 
 
-def test_a_result_with_half_a_character_can_be_shown_to_the_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    box = Toolbox(["calculator"])
-    monkeypatch.setattr(box._modules["calculator"], "run", lambda *_: "a\ud800")
+def test_a_result_with_half_a_character_can_be_shown_to_the_model() -> None:
+    box = Toolbox([replace(builtin_tool("calculator"), run=lambda *_: "a\ud800")])
     assert box.run(Call("calculator", {"expression": "1"})).text == "a\\ud800"
 
 
