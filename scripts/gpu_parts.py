@@ -163,6 +163,7 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     from agent_forge.config.compose import compose
     from agent_forge.core.events import EventLog
     from agent_forge.models.ternary import ternarise
+    from agent_forge.phases import PhaseRun
     from agent_forge.phases.bitnet import Config, run
 
     windows, rows, length, steps = (4, 2, 32, 8) if options.smoke else (64, 64, 256, 60)
@@ -193,7 +194,8 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     ]
     wait(options.device)
     started = time.perf_counter()
-    run.start_compensated(config, parent, model, lambda: calibration, work, events)
+    phase = PhaseRun(config, [], work, events)
+    run.start_compensated(phase, parent, model, lambda: calibration)
     wait(options.device)
     start_seconds = time.perf_counter() - started
     stamps: list[float] = []
@@ -204,7 +206,7 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    run.distil(config, parent, model, batches, None, work, events, note)
+    run.distil(phase, parent, model, batches, None, note)
     # The first steps compile.
     kept = stamps[len(stamps) // 3 :]
     seconds = statistics.median(b - a for a, b in pairwise(kept))

@@ -34,6 +34,7 @@ from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import Event, EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.models.ternary import ternarise
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config
 from agent_forge.phases.bitnet.run import distil, start_compensated
 from scripts.bench.perplexity import LENGTH, figures, scored, split_documents, windows
@@ -130,7 +131,8 @@ class Bench:
         self.out.save_every_seconds = self.config.runtime.save_every_seconds
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: setattr(self.out, "stop_signal", received))
-        self.events = EventLog(None, "bitnet", (self._show,), interval_seconds=30)
+        events = EventLog(None, "bitnet", (self._show,), interval_seconds=30)
+        self.phase = PhaseRun(self.config, [], self.out, events)
         self.parent = models.load(args.model, device=self.device).requires_grad_(False)
         self.model = models.load(args.model, device=self.device)
         linear = self.config.linear
@@ -206,20 +208,13 @@ class Bench:
         if self.config.init.method == "gptq" and not self.args.after:
             calibration = self.calibration.to(self.device)
             start_compensated(
-                self.config,
-                self.parent,
-                self.model,
-                lambda: list(calibration.split(4)),
-                self.out,
-                self.events,
+                self.phase, self.parent, self.model, lambda: list(calibration.split(4))
             )
             self.report("compensated", cpu_seconds=round(time.process_time()))
         if not self.config.train.steps:
             return
         self.last = time.process_time()
-        distil(
-            self.config, self.parent, self.model, self.batches, None, self.out, self.events, self
-        )
+        distil(self.phase, self.parent, self.model, self.batches, None, self)
         self.report("trained", **self.spent)
         models.save(
             self.model, models.load_tokenizer(self.args.model), Path(self.args.work) / "trained"

@@ -25,6 +25,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
 from agent_forge.models.ternary import Grid, round_embeddings, save_packed, ternary_layers
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config, offers, sensitivity
 from agent_forge.phases.compress.run import header_bytes
 from scripts.bench.perplexity import (
@@ -87,7 +88,8 @@ class Packer:
             read = sensitivity.remembered(model, self.calibration, 0, space, self.events)
         tensors = offers.quantisable(model, self.config)
         coded = Workspace(self.work / name, phase="compress", seed=0, config={})
-        return offers.all_offers(model, tensors, read, self.config, coded, self.events)
+        phase = PhaseRun(self.config, [], coded, self.events)
+        return offers.all_offers(phase, model, tensors, read)
 
     def compressed(self, case: str, candidates: list[dict[str, Any]], megabytes: float) -> None:
         """Write, reload and score the best compressed file within a budget.

@@ -23,6 +23,7 @@ from agent_forge.codecs import allocate
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config, choose, offers
 from agent_forge.phases.compress.offers import Offer
 from agent_forge.phases.compress.sensitivity import Sensitivity
@@ -100,9 +101,8 @@ class Table:
         if label not in self.coded:
             self.config.codec.candidates = [candidate]
             out = self.space(f"codec-{offers.label(candidate)}")
-            self.coded[label] = offers.all_offers(
-                self.model, self.tensors, self.read, self.config, out, self.events
-            )  # fmt: skip
+            phase = PhaseRun(self.config, [], out, self.events)
+            self.coded[label] = offers.all_offers(phase, self.model, self.tensors, self.read)
         return self.coded[label]
 
     def row(self, label: str, coded: dict[str, list[Offer]], choice: list[int]) -> dict[str, Any]:
@@ -142,9 +142,8 @@ class Table:
     def stacked(self) -> dict[str, Any]:
         """Return the row of SeedLM, then VPTQ, then Hyper."""
         self.config.codec.candidates = [SEED_4, VPTQ, HYPER]
-        coded = offers.stacked(
-            self.tensors, self.read, self.config, self.space("codec-stacked"), self.events
-        )
+        phase = PhaseRun(self.config, [], self.space("codec-stacked"), self.events)
+        coded = offers.stacked(phase, self.tensors, self.read)
         return self.row("stacked: SeedLM 4 bit, then VPTQ, then Hyper 8", coded, [0] * len(coded))
 
 

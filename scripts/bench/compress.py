@@ -36,6 +36,7 @@ from agent_forge.codecs import allocate
 from agent_forge.config.compose import compose
 from agent_forge.core.events import Event, EventLog
 from agent_forge.models import compressed
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config, measure, offers, recover, sensitivity
 from agent_forge.phases.compress.run import calibration_windows, header_bytes
 from scripts import llama_convert
@@ -96,7 +97,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.dtype = getattr(torch, args.dtype)
-        self.config = compose("compress", Config, [f"out={args.work}/model", "codec=light"])
+        self.config = compose(
+            "compress", Config, [f"out={args.work}/model", "codec=light", "runtime.dtype=bfloat16"]
+        )
         tokenizer = models.load_tokenizer(args.model)
         settings = self.config.recover
         settings.block_steps, settings.steps = args.recover
@@ -160,14 +163,8 @@ class Bench:
         for loss in losses:
             self.config.codec.candidates = [{"codec": "waterfill", "loss": loss}]
             began = time.process_time()
-            coded = offers.all_offers(
-                self.model,
-                tensors,
-                sensitivities,
-                self.config,
-                self.workspace(f"loss-{loss}"),
-                self.events,
-            )
+            phase = PhaseRun(self.config, [], self.workspace(f"loss-{loss}"), self.events)
+            coded = offers.all_offers(phase, self.model, tensors, sensitivities)
             for name, offered in coded.items():
                 coded_by_rate[name] += offered
             size = sum(options[-1].size_bytes for options in coded_by_rate.values())
@@ -196,16 +193,10 @@ class Bench:
         }
         dense = self.model
         if recovered:
+            space = self.workspace(f"recover-{megabytes:g}-{self.recovery}")
+            phase = PhaseRun(self.config, [], space, self.events)
             dense, picked = recover.recovered(
-                self.model,
-                picked,
-                self.calibration,
-                self.training,
-                self.config.recover,
-                self.workspace(f"recover-{megabytes:g}-{self.recovery}"),
-                self.events,
-                seed=0,
-                dtype=torch.bfloat16,
+                phase, self.model, picked, self.calibration, self.training
             )
         place = (
             Path(self.args.work) / f"ours-{megabytes:g}{f'-{self.recovery}' if recovered else ''}"

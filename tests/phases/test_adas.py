@@ -64,6 +64,10 @@ def settings(data_config, out, *more):
     return config
 
 
+def run_of(config, out):
+    return PhaseRun(config, [], out, EventLog(None, "adas"))
+
+
 @pytest.fixture(scope="module")
 def bank(model, data_config):
     """Experts that nobody trained: seeded vectors, which is all that the algebra needs."""
@@ -383,10 +387,10 @@ class InMemory:
 
 
 def planted_search(tmp_path, data_config, optimum, noise, seed, *more, out=None):
-    search = settings(
+    config = settings(
         data_config, "unused", "search.iterations=10", "search.candidates=6", "search.race_items=[4,8]",
         "search.race_keep=[3]", "search.pool_items=2000", "search.accept_items=32", "search.samples=400", *more,
-    ).search  # fmt: skip
+    )  # fmt: skip
     objective = Planted(
         rows={"x": [None] * 4096},
         weights={"x": 1.0},
@@ -400,8 +404,8 @@ def planted_search(tmp_path, data_config, optimum, noise, seed, *more, out=None)
     state = State(
         incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS)
     )
-    one = Search("adas", NoModel(), objective, lambda _: 0.0, search, out, EventLog(None, "adas"))
-    return one, one.run(state, around_incumbent(search))
+    one = Search("adas", run_of(config, out), NoModel(), objective, lambda _: 0.0)
+    return one, one.run(state, around_incumbent(config.search))
 
 
 def test_a_planted_optimum_is_found(tmp_path, data_config):
@@ -435,7 +439,7 @@ def test_no_row_is_in_two_rounds_of_a_race_nor_in_two_acceptance_tests(data_conf
             seen.append(frozenset(picks["x"].tolist()))
             return super().losses(model, picks)
 
-    search = settings(data_config, "unused", "search.iterations=4", "search.pool_items=30").search
+    config = settings(data_config, "unused", "search.iterations=4", "search.pool_items=30")
     objective = Watched(
         rows={"x": [None] * 46},
         weights={"x": 1.0},
@@ -448,13 +452,11 @@ def test_no_row_is_in_two_rounds_of_a_race_nor_in_two_acceptance_tests(data_conf
     state = State(
         incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS)
     )
-    one = Search(
-        "adas", NoModel(), objective, lambda _: 0.0, search, InMemory(), EventLog(None, "adas")
-    )
+    one = Search("adas", run_of(config, InMemory()), NoModel(), objective, lambda _: 0.0)
     accepted = set()
     for number in range(4):
         seen.clear()
-        one._iterate(number, state, around_incumbent(search))
+        one._iterate(number, state, around_incumbent(config.search))
         rounds = list(dict.fromkeys(seen))
         assert [len(rows) for rows in rounds] == [2, 4, 4]
         assert len(frozenset.union(*rounds)) == 10
@@ -506,8 +508,8 @@ def test_copies_within_a_cluster_make_a_gain_no_likelier():
 
 
 def test_each_iteration_spends_its_part_of_the_error(data_config):
-    search = settings(data_config, "unused", "search.iterations=10", "search.samples=400").search
-    assert Search("x", None, None, None, search, None, None).level == pytest.approx(0.005)
+    config = settings(data_config, "unused", "search.iterations=10", "search.samples=400")
+    assert Search("x", run_of(config, None), None, None, None).level == pytest.approx(0.005)
     with pytest.raises(ConfigError, match="can never show a gain"):
         settings(data_config, "unused", "search.iterations=10", "search.samples=100")
 

@@ -359,8 +359,12 @@ def test_recovery_finds_scales_back_that_were_put_wrong(
     log = EventLog(None, "compress")
     before = {name: p.clone() for name, p in tiny_llama.named_parameters()}
     dense, better = recover.recovered(
-        tiny_llama, wrong, Windows().batch(0)["input_ids"], Windows(), settings, out, log, seed=0, dtype=torch.float32
-    )  # fmt: skip
+        PhaseRun(config, [], out, log),
+        tiny_llama,
+        wrong,
+        Windows().batch(0)["input_ids"],
+        Windows(),
+    )
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.named_parameters())
     ids = Windows().batch(1000)["input_ids"]
 
@@ -406,7 +410,8 @@ def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
     plain, better = student(), student()
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     log = EventLog(None, "compress")
-    errors = blockwise.align(parent, better, windows[:32], config.recover, out, log)
+    phase = PhaseRun(config, [], out, log)
+    errors = blockwise.align(phase, parent, better, windows[:32])
     assert list(errors) == ["model.layers.0", "model.layers.1"] == blockwise.coded_blocks(better)
     assert all(after < 0.9 * before for before, after in errors.values())
     with torch.no_grad():
@@ -417,7 +422,7 @@ def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
     # A killed run reads the finished blocks back: the same values, without a step.
     again = student()
     config.recover.block_steps = 0
-    assert blockwise.align(parent, again, windows[:32], config.recover, out, log) == errors
+    assert blockwise.align(phase, parent, again, windows[:32]) == errors
     for (name, a), b in zip(again.named_parameters(), better.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -432,9 +437,8 @@ def test_a_block_that_training_would_worsen_keeps_its_values(
     config.recover.block_steps, config.recover.block_lr = 3, 1e4
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (2, 12))
-    errors = blockwise.align(
-        tiny_llama, student, windows, config.recover, out, EventLog(None, "compress")
-    )
+    phase = PhaseRun(config, [], out, EventLog(None, "compress"))
+    errors = blockwise.align(phase, tiny_llama, student, windows)
     assert all(after == first for first, after in errors.values())
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), before, strict=True))
 

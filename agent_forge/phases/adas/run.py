@@ -161,9 +161,7 @@ def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, dri
     real = bench.bank
     for label in labels:
         bench.bank = real.randomised(label) if label == "random vectors" else real
-        search = Search(
-            label.replace(" ", "-"), bench, objective, drift, config.search, phase.out, phase.events
-        )
+        search = Search(label.replace(" ", "-"), phase, bench, objective, drift)
         state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * size))
         screened: list[dict[str, Any]] = []
         if label == "random search":

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_forge.checkpoint import Workspace
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator
-from agent_forge.phases.adas import SearchConfig
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.adas import Config, SearchConfig
 from agent_forge.phases.adas.candidate import Bench, Candidate
 from agent_forge.phases.adas.objective import Drift, Losses, Objective, Picks
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Composition, Edit
@@ -46,15 +45,13 @@ class Search:
     def __init__(
         self,
         label: str,
+        phase: PhaseRun[Config],
         bench: Bench,
         objective: Objective,
         drift: Drift,
-        settings: SearchConfig,
-        out: Workspace,
-        events: EventLog,
     ) -> None:
         self.label, self.bench, self.objective, self.drift = label, bench, objective, drift
-        self.settings, self.out, self.events = settings, out, events
+        self.settings, self.out, self.events = phase.config.search, phase.out, phase.events
         self.log: list[dict[str, Any]] = []
         self.rows_scored = 0
 

@@ -11,11 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from agent_forge import data, evaluate, learn, models
-from agent_forge.checkpoint import Workspace
 from agent_forge.config import Report
-from agent_forge.core.device import pick_dtype
 from agent_forge.core.errors import PhaseError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import Scores
@@ -58,14 +55,12 @@ def run(phase: PhaseRun[Config]) -> Report:
         )
         set_gains(model, sizes)
     if config.init.method == "gptq":
-        start_compensated(
-            config, parent, model, lambda: _calibration(config, model, texts), out, events
-        )
+        start_compensated(phase, parent, model, lambda: _calibration(config, model, texts))
         stages["compensated"] = scored("compensated", model)
     start = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
     if config.train.steps:
         batches = _mixture(config, texts, "train")
-        distil(config, parent, model, batches, tokenizer.pad_token_id, out, events)
+        distil(phase, parent, model, batches, tokenizer.pad_token_id)
         stages["trained"] = scored("trained", model)
     items = config.unseen_items
     elsewhere = evaluate.kept_elsewhere(
@@ -129,12 +124,10 @@ def _calibration(
 
 
 def start_compensated(
-    config: Config,
+    phase: PhaseRun[Config],
     parent: PreTrainedModel,
     model: PreTrainedModel,
     windows: Callable[[], list[torch.Tensor]],
-    out: Workspace,
-    events: EventLog,
 ) -> None:
     """Give every layer latents that round to compensated codes, and scales of its own where
     training wants them.
@@ -143,6 +136,7 @@ def start_compensated(
 
     windows: returns the calibration batches of ids (B, T).
     """
+    config, out, events = phase.config, phase.out, phase.events
 
     def compute() -> dict[str, torch.Tensor]:
         def progress(done: int, total: int) -> None:
@@ -152,7 +146,7 @@ def start_compensated(
         rounding = Rounding(config.init.damping, config.init.sweeps)
         return compensated(
             parent, model, windows(), waves=config.init.waves, rounding=rounding, progress=progress,
-            dtype=pick_dtype(config.runtime.dtype),
+            dtype=phase.dtype,
         )  # fmt: skip
 
     latents = out.remember_tensors("compensated", compute)
@@ -174,17 +168,15 @@ def start_compensated(
 
 
 def distil(
-    config: Config,
+    phase: PhaseRun[Config],
     parent: PreTrainedModel,
     model: PreTrainedModel,
     batches: learn.Batches,
     pad: int | None,
-    out: Workspace,
-    events: EventLog,
     on_step: learn.OnStep | None = None,
 ) -> None:
     """Train a ternary model in place to behave like its parent. pad: the id of padding, or None."""
-    train, dtype = config.train, pick_dtype(config.runtime.dtype)
+    config, train, dtype = phase.config, phase.config.train, phase.dtype
     # Autocast would round the teacher's weights in every forward pass; a rounded copy saves that.
     teacher = parent if dtype == torch.float32 else copy.deepcopy(parent).to(dtype=dtype)  # type: ignore[call-arg]
     loss = Distillation(
@@ -202,8 +194,8 @@ def distil(
             stage="distil",
             steps=train.steps,
             optim=train.optim,
-            out=out,
-            events=events,
+            out=phase.out,
+            events=phase.events,
             seed=config.seed,
             on_step=on_step,
             device=model.device,

@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 
 from agent_forge.anatomy.stack import named_blocks, stream_out
 from agent_forge.anatomy.watch import Call, recorded_calls
-from agent_forge.checkpoint import Workspace
-from agent_forge.core.events import EventLog
 from agent_forge.models.compressed import coded_modules
-from agent_forge.phases.compress import RecoverConfig
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.compress import Config, RecoverConfig
 
 STAGE = "align"
 
@@ -30,18 +29,17 @@ def coded_blocks(model: nn.Module) -> list[str]:
 
 
 def align(
+    phase: PhaseRun[Config],
     parent: PreTrainedModel,
     student: PreTrainedModel,
     windows: Tensor,
-    config: RecoverConfig,
-    out: Workspace,
-    events: EventLog,
 ) -> dict[str, tuple[float, float]]:
     """Train the free parameters of each block of `student` in place; windows: (n, length) int64.
 
     Returns the error of each block before and after, relative to its output. A block that is done
     is read back after a kill. A block whose error did not fall keeps its values.
     """
+    config, out = phase.config.recover, phase.out
     errors = {}
     names = coded_blocks(student)
     for index, name in enumerate(names):
@@ -64,7 +62,7 @@ def align(
                 parameter.copy_(state[key])
         before, after = state["errors"].tolist()
         errors[name] = (before, after)
-        events.progress(
+        phase.events.progress(
             STAGE, index + 1, len(names), {"error_before": before, "error_after": after}
         )
     return errors

@@ -20,8 +20,8 @@ from agent_forge.checkpoint import Workspace
 from agent_forge.codecs import host, payload, ternary
 from agent_forge.codecs.allocate import Option
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.core.events import EventLog
 from agent_forge.models.compressed import as_matrix, coded_tensors
+from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config
 from agent_forge.phases.compress.sensitivity import Sensitivity
 
@@ -96,12 +96,10 @@ def check(config: Config) -> None:
 
 
 def all_offers(
+    phase: PhaseRun[Config],
     model: PreTrainedModel,
     tensors: Mapping[str, Tensor],
     sensitivities: Callable[[str], Sensitivity],
-    config: Config,
-    out: Workspace,
-    events: EventLog,
 ) -> dict[str, list[Offer]]:
     """Return the offers of each tensor, coded one tensor after another. What an earlier, killed run
     had coded is read back.
@@ -109,18 +107,17 @@ def all_offers(
     Several offers of one large tensor are coded at once, by as many processes as torch has threads.
     """
     with closing(host.Pool(torch.get_num_threads())) as pool:
-        return _all_offers(model, tensors, sensitivities, config, out, events, pool)
+        return _all_offers(phase, model, tensors, sensitivities, pool)
 
 
 def _all_offers(
+    phase: PhaseRun[Config],
     model: PreTrainedModel,
     tensors: Mapping[str, Tensor],
     sensitivities: Callable[[str], Sensitivity],
-    config: Config,
-    out: Workspace,
-    events: EventLog,
     pool: host.Pool,
 ) -> dict[str, list[Offer]]:
+    config, out = phase.config, phase.out
     modules = dict(model.named_modules())
     weights = sum(tensor.numel() for tensor in tensors.values())
     offers: dict[str, list[Offer]] = {}
@@ -136,7 +133,7 @@ def _all_offers(
         )
         shape = (matrix.shape[0], matrix.shape[1])
         offers[name] = _read_back(out, file, stored, candidates, shape, config)
-        events.progress("code", index + 1, len(tensors))
+        phase.events.progress("code", index + 1, len(tensors))
     return offers
 
 
@@ -226,15 +223,14 @@ def _read_back(
 
 
 def stacked(
+    phase: PhaseRun[Config],
     tensors: Mapping[str, Tensor],
     sensitivities: Callable[[str], Sensitivity],
-    config: Config,
-    out: Workspace,
-    events: EventLog,
 ) -> dict[str, list[Offer]]:
     """Return one offer per tensor: SeedLM's output coded by VPTQ, and the result coded by Hyper,
     with settings from the candidates.
     """
+    config, out = phase.config, phase.out
     stages = [_first(config, "seedlm"), _first(config, "vptq"), _first(config, "hyper")]
     offers: dict[str, list[Offer]] = {}
     for index, (name, tensor) in enumerate(tensors.items()):
@@ -258,7 +254,7 @@ def stacked(
                 *figures,
             )
         ]
-        events.progress("code", index + 1, len(tensors))
+        phase.events.progress("code", index + 1, len(tensors))
     return offers
 
 

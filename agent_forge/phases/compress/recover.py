@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from agent_forge import codecs, learn
-from agent_forge.checkpoint import Workspace
 from agent_forge.codecs.payload import Payload
-from agent_forge.core.events import EventLog
 from agent_forge.learn import Batches
 from agent_forge.models import compressed
 from agent_forge.models.compressed import (
@@ -26,23 +24,19 @@ from agent_forge.models.compressed import (
     CompressedLinear,
     coded_modules,
 )
-from agent_forge.phases.compress import RecoverConfig, blockwise
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.compress import Config, blockwise
 
 STAGE = "recover"
 GAIN = "row_gain"
 
 
 def recovered(
+    phase: PhaseRun[Config],
     parent: PreTrainedModel,
     picked: Mapping[str, Payload],
     windows: Tensor,
     batches: Batches,
-    config: RecoverConfig,
-    out: Workspace,
-    events: EventLog,
-    *,
-    seed: int,
-    dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, dict[str, Payload]]:
     """Return a dense copy of `parent` with the trained uncoded parameters, and payloads with the
     trained scales.
@@ -51,11 +45,12 @@ def recovered(
     of the two results is the recovered model. Both stages survive a kill (see blockwise.align and
     learn.train).
     """
+    config = phase.config.recover
     student = compressed.compress(light_copy(parent, picked), picked)
     parameters = trainable(student, picked)
     student.eval()
     if config.block_steps:
-        blockwise.align(parent, student, windows[: config.block_windows], config, out, events)
+        blockwise.align(phase, parent, student, windows[: config.block_windows])
     if config.steps:
         learn.train(
             student,
@@ -65,12 +60,12 @@ def recovered(
                 stage=STAGE,
                 steps=config.steps,
                 optim=config.optim,
-                out=out,
-                events=events,
-                seed=seed,
+                out=phase.out,
+                events=phase.events,
+                seed=phase.config.seed,
                 parameters=parameters,
                 device=parent.device,
-                dtype=dtype,
+                dtype=phase.dtype,
             ),
         )
     return _dense_copy(parent, student, picked), rescaled(student, picked)

@@ -67,9 +67,9 @@ def run(phase: PhaseRun[Config]) -> Report:
         config.calibration.other_share,
     )  # fmt: skip
     if config.mode == "stacked":
-        coded = offers.stacked(tensors, sensitivities, config, out, events)
+        coded = offers.stacked(phase, tensors, sensitivities)
     else:
-        coded = offers.all_offers(model, tensors, sensitivities, config, out, events)
+        coded = offers.all_offers(phase, model, tensors, sensitivities)
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
     choice, points = _choose(phase, model, coded, search, parent, fp32)
     before = out.remember_tensors("parent-validation", lambda: measure.losses(model, validation))
@@ -171,10 +171,7 @@ def _built(
         batches = _mixture(
             config, phase.tokenizer, settings.rows, settings.length_tokens, recover.STAGE
         )
-        dense, picked = recover.recovered(
-            model, picked, calibration, batches, settings, phase.out, phase.events,
-            seed=config.seed, dtype=phase.dtype,
-        )  # fmt: skip
+        dense, picked = recover.recovered(phase, model, picked, calibration, batches)
     rows = []
     for (name, options), i in zip(coded.items(), choice, strict=True):
         offer, size = options[i], len(picked[name].data)
