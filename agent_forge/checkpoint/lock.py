@@ -29,7 +29,8 @@ class DirectoryLock:
         self.wait_seconds = wait_seconds
         self._path = directory / LOCK_NAME
         self._owner = directory / f"{LOCK_NAME}.owner"
-        self._lock = FileLock(self._path)
+        # Whoever ends the work lets go, which in a server may be another thread.
+        self._lock = FileLock(self._path, thread_local=False)
 
     def __enter__(self) -> "DirectoryLock":
         try:

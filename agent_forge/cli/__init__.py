@@ -8,11 +8,13 @@ import sys
 from types import FrameType
 
 from agent_forge.cli import streams
+from agent_forge.core.exits import claim_exit_file, leave_exit
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     streams.use_utf8_paths()
+    exit_file = claim_exit_file()
     streams.prepare()
     code = 1
     try:
@@ -20,7 +22,10 @@ def main() -> None:
     except OSError:
         if not streams.failed():  # any other OSError is a defect, and its traceback is needed
             raise
-    sys.exit(streams.finish(code))
+    finally:
+        code = streams.finish(code)
+        leave_exit(exit_file, code)
+    sys.exit(code)
 
 
 def _run() -> int:

@@ -65,6 +65,7 @@ class RuntimeConfig:
     budget_tokens: Annotated[int, Range(0, 10**15)]
     budget_minutes: Annotated[float, Range(0, 1e6)]
     resume_anyway: bool
+    background: bool
 
 
 @dataclass(slots=True, kw_only=True)

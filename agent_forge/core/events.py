@@ -1,22 +1,26 @@
 """The one stream of progress: typed records with a sequence number, appended to events.jsonl.
 
-The terminal, `--json`, the report and any tracker read this stream; nothing else reports progress.
+The terminal, `--json`, the report, the service and any tracker read this stream; nothing else
+reports progress. A reader of a growing file goes on from the byte where it stopped.
 """
 
 import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 Kind = Literal[
     "start", "progress", "message", "warning", "metrics", "artefact", "gate", "complete", "error"
 ]
+READ_BYTES = 1 << 22  # most bytes of one read, so that a long file does not fill the memory
+TAIL_BYTES = 64  # they hold the attempt, which comes last in a line
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +28,8 @@ class Event:
     """One record.
 
     step, total: counted in the unit that `stage` names. time: seconds since the epoch.
+    attempt: the run of the process that wrote it. `seq` starts again when a run drops an earlier
+    one, so (attempt, seq) names an event for good.
     """
 
     seq: int
@@ -35,6 +41,7 @@ class Event:
     total: int = 0
     message: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
+    attempt: str = ""
 
 
 class EventLog:
@@ -51,9 +58,11 @@ class EventLog:
         phase: str,
         listeners: tuple[Callable[[Event], None], ...] = (),
         interval_seconds: float = 0.5,
+        attempt: str = "",
     ) -> None:
         self.path = path
         self.phase = phase
+        self.attempt = attempt or new_attempt()
         self.listeners = listeners
         self.interval_seconds = interval_seconds
         self._last_progress: dict[str, float] = {}
@@ -68,7 +77,10 @@ class EventLog:
     def emit(self, kind: Kind, **fields: Any) -> Event:
         """Append one event and tell the listeners; returns it."""
         self._seq += 1
-        event = Event(seq=self._seq, time=time.time(), kind=kind, phase=self.phase, **fields)
+        event = Event(
+            seq=self._seq, time=time.time(), kind=kind, phase=self.phase, attempt=self.attempt,
+            **fields,
+        )  # fmt: skip
         event.metrics = {name: _plain(value) for name, value in event.metrics.items()}
         if self._file is not None:
             os.write(self._file, (json.dumps(asdict(event)) + "\n").encode())
@@ -144,20 +156,97 @@ class _Choices(logging.Handler):
             self.say(text)
 
 
+def new_attempt() -> str:
+    """Return a name for one run of a process that writes events."""
+    return secrets.token_hex(8)
+
+
+@dataclass(slots=True, frozen=True)
+class Position:
+    """How far a file of events was read.
+
+    offset: bytes of its whole lines that were read. tail: their last bytes in hexadecimal, by which
+    a file that took the place of the one that was read is recognised.
+    """
+
+    offset: int = 0
+    tail: str = ""
+
+
+class EventReader:
+    """Read a growing file of events, each event once, from a position on.
+
+    A read costs what was appended since the last one. A line that is still being written waits for
+    its end. A file that was dropped and begun again, and so does not hold what was read, is read
+    from its start. damaged: whole lines that were not events, left behind by killed writers.
+    """
+
+    def __init__(self, path: Path, position: Position | None = None) -> None:
+        self.path = path
+        self.position = position or Position()
+        self.damaged = 0
+
+    def read(self) -> list[Event]:
+        """Return the events that were appended since the last read, from about `READ_BYTES` at
+        most: a caller that must reach the end reads until the position stays.
+        """
+        events = []
+        for line in self._next_block().splitlines():
+            event = _parsed(line)
+            if event is None:
+                self.damaged += bool(line.strip())
+            else:
+                events.append(event)
+        return events
+
+    def skip_to_end(self) -> None:
+        """Pass over the events that the file holds now."""
+        while self._next_block():
+            pass
+
+    def _next_block(self) -> bytes:
+        """Return the next whole lines, and move the position behind them."""
+        try:
+            if self.path.stat().st_size == self.position.offset:
+                return b""
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return b""
+        with file:
+            offset = self._start(file)
+            file.seek(offset)
+            block = file.read(READ_BYTES)
+            if block and b"\n" not in block:
+                block += file.readline()
+        whole = block[: block.rfind(b"\n") + 1]
+        if whole:
+            self.position = Position(offset + len(whole), whole[-TAIL_BYTES:].hex())
+        return whole
+
+    def _start(self, file: IO[bytes]) -> int:
+        """Return the offset to read from: 0 where the file is not the one that was read before."""
+        tail = bytes.fromhex(self.position.tail)
+        file.seek(self.position.offset - len(tail))
+        return self.position.offset if file.read(len(tail)) == tail else 0
+
+
 def read_events(path: Path, after_seq: int = 0) -> Iterator[Event]:
     """Yield the whole events of a file with a sequence number above `after_seq`; a torn line is
     skipped.
     """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                event = Event(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):
-                continue
-            if event.seq > after_seq:
-                yield event
+    reader = EventReader(path)
+    before = None
+    while reader.position != before:
+        before = reader.position
+        yield from (event for event in reader.read() if event.seq > after_seq)
+
+
+def _parsed(line: bytes) -> Event | None:
+    """Return the event of a line, or None for a line that holds none."""
+    try:
+        return Event(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def _end_torn_line(path: Path) -> None:

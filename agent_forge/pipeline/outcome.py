@@ -16,7 +16,7 @@ EVENTS = "events.jsonl"
 # Settings that change how the work is done, and not its result.
 NOT_INPUT = (
     "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway",
-    "sources", "gate.base",
+    "runtime.background", "sources", "gate.base",
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     tokens_per_second: float = 0.0
+    attempt: str = ""  # the run that ended so, as its events name it
 
     def save(self, record: Path) -> None:
         """Write outcome.json into the record directory, atomically."""

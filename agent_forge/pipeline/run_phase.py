@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -34,7 +35,7 @@ from agent_forge.core.errors import (
     PhaseError,
     StorageError,
 )
-from agent_forge.core.events import Event, read_events
+from agent_forge.core.events import Event, EventReader, new_attempt
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import (
@@ -49,6 +50,8 @@ from agent_forge.pipeline.outcome import (
 
 Listener = Callable[[Event], None]
 POLL_SECONDS = 0.1
+# A supervisor names the attempt that it starts, and finds its processes by this variable.
+ATTEMPT_VARIABLE = "FORGE_ATTEMPT"
 FOLLOW_WAIT_SECONDS = 60.0  # rank 0 checks its inputs before it begins
 LOCK_WAIT_SECONDS = 3.0  # the worker of a killed run needs a moment to die
 STDERR = "stderr.log"
@@ -78,6 +81,7 @@ def run_phase(
         "sources": [source.id for source in [*sources, *chain_base(config)]],
         "data": data_fingerprint([*config.data.text, *config.data.rows]),
         "parent_pid": os.getpid(),
+        "attempt": os.environ.get(ATTEMPT_VARIABLE) or new_attempt(),
     }
     job["input_hash"] = digest = input_hash(name, job["config"], [*job["sources"], *job["data"]])
     record = record_dir(config.out)
@@ -93,12 +97,16 @@ def run_phase(
         # The outcome of an earlier attempt must not be taken for this one's.
         (record / OUTCOME).unlink(missing_ok=True)
         atomic.write_json(record / JOB, job)
-    started_seq = max((event.seq for event in read_events(record / EVENTS)), default=0)
+    events = EventReader(record / EVENTS)
+    events.skip_to_end()
     processes = config.runtime.processes if phase_named(name).several_processes else 1
-    exit_code, errors = _run_child(record, listener, started_seq, processes)
+    exit_code, errors = _run_child(record, listener, events, processes)
     outcome = read_outcome(record)
     if outcome is None or outcome.input_hash != digest:
         outcome = _died(name, digest, exit_code, errors, record)
+        outcome.attempt = job["attempt"]
+        with contextlib.suppress(StorageError):  # the exit code then tells, as on a full disk
+            outcome.save(record)
     return outcome
 
 
@@ -134,7 +142,7 @@ def _follow(name: str, digest: str, record: Path, resume: bool) -> Outcome:
                 "same disk?"
             )
         time.sleep(POLL_SECONDS)
-    done.exit_code, errors = _run_child(record, None, 0, 1)
+    done.exit_code, errors = _run_child(record, None, EventReader(record / EVENTS), 1)
     if done.exit_code:
         done.status, done.message = "failed", " ".join(errors.strip().splitlines()[-1:])
     return done
@@ -311,7 +319,7 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
 
 
 def _run_child(
-    record: Path, listener: Listener | None, after_seq: int, processes: int
+    record: Path, listener: Listener | None, events: EventReader, processes: int
 ) -> tuple[int, str]:
     """Run the worker (or several) on record/job.json; pass events to `listener`, signals to it.
 
@@ -329,7 +337,7 @@ def _run_child(
         ]
     # Errors go to a temporary file first, because the record's disk may be the one that is full.
     with tempfile.TemporaryFile() as errors:
-        exit_code = _watch_child(command, errors, record, listener, after_seq)
+        exit_code = _watch_child(command, errors, events, listener)
         errors.seek(0)
         text = errors.read()
     if text and not ranks.rank():
@@ -339,12 +347,38 @@ def _run_child(
 
 
 def _watch_child(
-    command: list[str], errors: IO[bytes], record: Path, listener: Listener | None, after_seq: int
+    command: list[str], errors: IO[bytes], events: EventReader, listener: Listener | None
 ) -> int:
     # In a session of its own the child does not see a terminal's Ctrl-C; it is passed on once.
     child = subprocess.Popen(
         command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=errors
     )
+    try:
+        with _signals_to(child):
+            while True:
+                ended = child.poll() is not None
+                while listener and (new := events.read()):
+                    for event in new:
+                        listener(event)
+                if ended:
+                    return child.returncode
+                time.sleep(POLL_SECONDS)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def _signals_to(child: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Pass Ctrl-C and SIGTERM on to the child while the context lasts.
+
+    Python gives signals to the main thread alone. In another thread they are left to it, and the
+    child ends with this process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         child.send_signal(number)
@@ -353,20 +387,10 @@ def _watch_child(
         number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        while True:
-            ended = child.poll() is not None
-            for event in read_events(record / EVENTS, after_seq) if listener else ():
-                after_seq = event.seq
-                listener(event)  # type: ignore[misc]
-            if ended:
-                return child.returncode
-            time.sleep(POLL_SECONDS)
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if child.poll() is None:
-            child.kill()
-            child.wait()
 
 
 def _died(name: str, digest: str, exit_code: int, errors: str, record: Path) -> Outcome:

@@ -25,7 +25,7 @@ from agent_forge.config.compose import to_typed
 from agent_forge.core import device, ranks, registry
 from agent_forge.core.errors import ForgeError, Interrupted, LockedError, PhaseError, StorageError
 from agent_forge.core.events import EventLog, choices_said
-from agent_forge.core.lifetime import die_with_parent
+from agent_forge.core.lifetime import die_with_parent, give_way
 from agent_forge.phases import PhaseRun
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome
@@ -41,10 +41,12 @@ def main(record: Path) -> int:
         return _follow(job)
     die_with_parent(os.getppid() if ranks.size() > 1 else job["parent_pid"])
     started = time.monotonic()
-    outcome = Outcome(phase=job["phase"], status="failed", input_hash=job["input_hash"])
+    outcome = Outcome(
+        phase=job["phase"], status="failed", input_hash=job["input_hash"], attempt=job["attempt"]
+    )
     try:
         with DirectoryLock(record, wait_seconds=LOCK_WAIT_SECONDS):
-            events = EventLog(record / EVENTS, job["phase"])
+            events = EventLog(record / EVENTS, job["phase"], attempt=job["attempt"])
             try:
                 with choices_said(events.message):
                     _run(job, events, outcome)
@@ -83,10 +85,12 @@ def _follow(job: dict[str, Any]) -> int:
 
 
 def _prepared(job: dict[str, Any]) -> tuple[Phase, PhaseConfig, list[Checkpoint], Workspace]:
-    import torch
-
     phase = phase_named(job["phase"])
     config: PhaseConfig = to_typed(job["config"], phase.config, phase.name)
+    if config.runtime.background:
+        give_way()
+    import torch  # seconds of work, which background work does in the background
+
     device.set_threads(config.runtime.threads)
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True, warn_only=True)

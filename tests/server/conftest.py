@@ -1,0 +1,76 @@
+"""A service whose jobs are stubs: processes that write records like workers, without any work."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_forge.server.database import Database
+from agent_forge.server.jobs import Job, JobState
+from agent_forge.server.launchers.local import LocalLauncher
+from agent_forge.server.settings import JobSettings
+from agent_forge.server.supervisor import Supervisor
+
+STUB = Path(__file__).with_name("stub_job.py")
+WAIT_SECONDS = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _tree_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stubs import this tree, wherever the tests run."""
+    monkeypatch.setenv("PYTHONPATH", str(STUB.parents[2]))
+
+
+def stub_launcher() -> LocalLauncher:
+    """Return a launcher that starts the stub instead of forge."""
+    return LocalLauncher([sys.executable, str(STUB)])
+
+
+def quick_settings(**changes: object) -> JobSettings:
+    """Return settings that look often and wait briefly."""
+    values = {"gpus": [], "poll_seconds": 0.02, "grace_seconds": 20.0, "check_seconds": 0.2}
+    return JobSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """Return an empty database."""
+    opened = Database(tmp_path / "service" / "forge.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def supervisor(database: Database) -> Iterator[Supervisor]:
+    """Return a supervisor of stub jobs that runs; its jobs are ended with it."""
+    running = Supervisor(database, database.path.parent, stub_launcher(), settings=quick_settings())
+    running.start()
+    yield running
+    end_jobs(running)
+    running.close()
+
+
+def end_jobs(supervisor: Supervisor) -> None:
+    """End every job, by force where it does not stop."""
+    supervisor.settings.grace_seconds = 0.5
+    supervisor.set_queue(paused=True)
+    for job in supervisor.list():
+        if job.active:
+            supervisor.cancel(job.id)
+    until(lambda: not supervisor.queue().active)
+
+
+def until(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
+    """Wait until a condition holds. Fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come to hold"
+        time.sleep(0.01)
+
+
+def until_state(supervisor: Supervisor, job: Job, *states: JobState) -> Job:
+    """Wait until a job is in one of the states; return it."""
+    until(lambda: supervisor.get(job.id).state in states)
+    return supervisor.get(job.id)

@@ -1,0 +1,114 @@
+"""Jobs of the service: their states, their queue, their events, and that they end."""
+
+import itertools
+import sqlite3
+
+import pytest
+
+from agent_forge.core.errors import ConfigError
+from agent_forge.server import jobs
+from agent_forge.server.jobs import ALLOWED, JobState, UnknownJob, WrongState
+from agent_forge.server.supervisor import Supervisor
+from tests.server.conftest import until, until_state
+
+
+def test_a_job_runs_to_its_end_and_its_events_are_whole(supervisor: Supervisor) -> None:
+    job = until_state(supervisor, supervisor.submit("bitnet", ["steps=3"]), JobState.SUCCEEDED)
+    assert (job.progress, job.error_code, job.attempt) == (100.0, 0, 1)
+    events = supervisor.events(after=0, job_id=job.id)
+    assert [event.step for event in events if event.kind == "progress"] == [1, 2, 3]
+    states = [event.metrics["state"] for event in events if event.kind == "state"]
+    assert states == ["queued", "running", "succeeded"]
+    assert events[-1].metrics["results"]["status"] == "succeeded"
+    percents = [event.percent for event in events if event.phase == "bitnet"]
+    assert percents == sorted(percents)
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "code"),
+    [("rejected", JobState.REJECTED, 3), ("failed", JobState.FAILED, 1),
+     ("crash", JobState.INTERRUPTED, None)],
+)  # fmt: skip
+def test_a_job_ends_as_its_process_did(
+    supervisor: Supervisor, end: str, state: JobState, code: int | None
+) -> None:
+    job = until_state(supervisor, supervisor.submit("train", [f"end={end}"]), state)
+    assert job.error_code in (code, -9)
+    assert job.message
+
+
+def test_only_allowed_changes_of_state_are_taken() -> None:
+    for state, to in itertools.product(JobState, JobState):
+        job = jobs.Job(id="x", command="train", overrides=[], state=state)
+        if to in ALLOWED[state]:
+            jobs.check_transition(job, to)
+        else:
+            with pytest.raises(WrongState, match=f"is {state} and cannot be {to}"):
+                jobs.check_transition(job, to)
+    assert set(ALLOWED) == set(JobState)
+
+
+def test_a_waiting_job_can_be_held_back_and_cancelled(supervisor: Supervisor) -> None:
+    supervisor.set_queue(paused=True)
+    job = supervisor.submit("train")
+    assert supervisor.pause(job.id).state is JobState.PAUSED
+    assert supervisor.pause(job.id).state is JobState.PAUSED
+    assert supervisor.resume(job.id).state is JobState.QUEUED
+    assert supervisor.cancel(job.id).state is JobState.CANCELLED
+    with pytest.raises(WrongState, match="is cancelled"):
+        supervisor.resume(job.id)
+    with pytest.raises(UnknownJob, match="no job 'nobody'"):
+        supervisor.cancel("nobody")
+
+
+def test_a_paused_job_goes_on_where_it_was(supervisor: Supervisor) -> None:
+    job = supervisor.submit("train", ["steps=40", "pause=0.02"])
+    until(lambda: supervisor.get(job.id).progress > 5)
+    with pytest.raises(WrongState, match="is running"):
+        supervisor.resume(job.id)
+    supervisor.pause(job.id)
+    paused = until_state(supervisor, job, JobState.PAUSED)
+    assert paused.progress < 100
+    supervisor.resume(job.id)
+    job = until_state(supervisor, job, JobState.SUCCEEDED)
+    assert job.attempt == 2
+    events = supervisor.events(after=0, job_id=job.id)
+    assert [event.step for event in events if event.kind == "progress"] == list(range(1, 41))
+
+
+def test_a_job_that_ignores_the_request_to_stop_is_ended(supervisor: Supervisor) -> None:
+    supervisor.settings.grace_seconds = 0.3
+    job = supervisor.submit("train", ["stubborn=1", "end=hang"])
+    until(lambda: supervisor.get(job.id).progress > 0)
+    assert supervisor.cancel(job.id).state is JobState.CANCELLING
+    assert until_state(supervisor, job, JobState.CANCELLED).ended is not None
+
+
+def test_a_key_names_one_request(supervisor: Supervisor) -> None:
+    first = supervisor.submit("train", ["steps=1"], idempotency_key="once")
+    assert supervisor.submit("train", ["steps=1"], idempotency_key="once").id == first.id
+    with pytest.raises(ConfigError, match="was used for another request"):
+        supervisor.submit("train", ["steps=2"], idempotency_key="once")
+    assert len(supervisor.list()) == 1
+
+
+def test_jobs_run_in_the_order_that_was_set(supervisor: Supervisor) -> None:
+    supervisor.set_queue(paused=True)
+    first, second, third = (supervisor.submit("train", ["steps=1"]) for _ in range(3))
+    order = [job.id for job in supervisor.reorder([third.id, first.id])]
+    assert order == [third.id, first.id, second.id]
+    supervisor.set_queue(paused=False)
+    for job in (first, second, third):
+        until_state(supervisor, job, JobState.SUCCEEDED)
+    begun = sorted(supervisor.list(), key=lambda job: job.started or 0.0)
+    assert [job.id for job in begun] == order
+
+
+def test_the_database_is_whole_and_private_after_jobs(supervisor: Supervisor) -> None:
+    until_state(supervisor, supervisor.submit("train"), JobState.SUCCEEDED)
+    path = supervisor.database.path
+    assert path.stat().st_mode & 0o077 == 0
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    connection.close()
