@@ -15,9 +15,10 @@ from agent_forge.config import DataConfig, PhaseConfig, RuntimeConfig
 from agent_forge.config.compose import all_overrides, compose_tree, to_typed
 from agent_forge.core.errors import ConfigError, GateError, did_you_mean
 from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.child import Listener
 from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import Outcome
-from agent_forge.pipeline.run_phase import Listener, check_inputs, check_settings, run_phase
+from agent_forge.pipeline.run_phase import check_inputs, check_settings, run_phase
 
 COMMAND = "run_all"
 # The chosen experiment -> the one to choose instead on an accelerator.

@@ -10,17 +10,11 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, DirectoryLock, atomic, record_dir
@@ -30,13 +24,12 @@ from agent_forge.core import ranks
 from agent_forge.core.errors import (
     CheckpointError,
     ConfigError,
-    Interrupted,
-    LockedError,
     PhaseError,
     StorageError,
 )
-from agent_forge.core.events import Event, EventReader, new_attempt
+from agent_forge.core.events import EventReader, new_attempt
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
+from agent_forge.pipeline.child import POLL_SECONDS, Listener, died, run_child
 from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.outcome import (
     EVENTS,
@@ -48,17 +41,10 @@ from agent_forge.pipeline.outcome import (
     read_outcome,
 )
 
-Listener = Callable[[Event], None]
-POLL_SECONDS = 0.1
 # A supervisor names the attempt that it starts, and finds its processes by this variable.
 ATTEMPT_VARIABLE = "FORGE_ATTEMPT"
 FOLLOW_WAIT_SECONDS = 60.0  # rank 0 checks its inputs before it begins
 LOCK_WAIT_SECONDS = 3.0  # the worker of a killed run needs a moment to die
-STDERR = "stderr.log"
-# These signals stop a process on purpose; others are crashes.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)
-# A worker that could not write its outcome leaves with one of these.
-EXPECTED_EXITS = (LockedError.exit_code, StorageError.exit_code)
 
 
 def run_phase(
@@ -100,10 +86,10 @@ def run_phase(
     events = EventReader(record / EVENTS)
     events.skip_to_end()
     processes = config.runtime.processes if phase_named(name).several_processes else 1
-    exit_code, errors = _run_child(record, listener, events, processes)
+    exit_code, errors = run_child(record, listener, events, processes)
     outcome = read_outcome(record)
     if outcome is None or outcome.input_hash != digest:
-        outcome = _died(name, digest, exit_code, errors, record)
+        outcome = died(name, digest, exit_code, errors, record)
         outcome.attempt = job["attempt"]
         with contextlib.suppress(StorageError):  # the exit code then tells, as on a full disk
             outcome.save(record)
@@ -142,7 +128,7 @@ def _follow(name: str, digest: str, record: Path, resume: bool) -> Outcome:
                 "same disk?"
             )
         time.sleep(POLL_SECONDS)
-    done.exit_code, errors = _run_child(record, None, EventReader(record / EVENTS), 1)
+    done.exit_code, errors = run_child(record, None, EventReader(record / EVENTS), 1)
     if done.exit_code:
         done.status, done.message = "failed", " ".join(errors.strip().splitlines()[-1:])
     return done
@@ -315,106 +301,4 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
         f"{job['phase']}: {job['config']['out']} was begun with other settings "
         f"({'; '.join(changed)}); "
         "use those, or another out=, or --no-resume to drop it and start again"
-    )
-
-
-def _run_child(
-    record: Path, listener: Listener | None, events: EventReader, processes: int
-) -> tuple[int, str]:
-    """Run the worker (or several) on record/job.json; pass events to `listener`, signals to it.
-
-    Returns its exit code and its stderr, which is also kept as record/stderr.log.
-    """
-    command = [sys.executable, "-m", "agent_forge.pipeline.worker", str(record)]
-    if processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "agent_forge.pipeline.launch",
-            str(record),
-            str(processes),
-            str(os.getpid()),
-        ]
-    # Errors go to a temporary file first, because the record's disk may be the one that is full.
-    with tempfile.TemporaryFile() as errors:
-        exit_code = _watch_child(command, errors, events, listener)
-        errors.seek(0)
-        text = errors.read()
-    if text and not ranks.rank():
-        with contextlib.suppress(OSError):
-            (record / STDERR).write_bytes(text)
-    return exit_code, text.decode(errors="replace")
-
-
-def _watch_child(
-    command: list[str], errors: IO[bytes], events: EventReader, listener: Listener | None
-) -> int:
-    # In a session of its own the child does not see a terminal's Ctrl-C; it is passed on once.
-    child = subprocess.Popen(
-        command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=errors
-    )
-    try:
-        with _signals_to(child):
-            while True:
-                ended = child.poll() is not None
-                while listener and (new := events.read()):
-                    for event in new:
-                        listener(event)
-                if ended:
-                    return child.returncode
-                time.sleep(POLL_SECONDS)
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-
-
-@contextlib.contextmanager
-def _signals_to(child: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass Ctrl-C and SIGTERM on to the child while the context lasts.
-
-    Python gives signals to the main thread alone. In another thread they are left to it, and the
-    child ends with this process.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        child.send_signal(number)
-
-    previous = {
-        number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _died(name: str, digest: str, exit_code: int, errors: str, record: Path) -> Outcome:
-    """Return the outcome of a worker that ended without writing one."""
-    last = " ".join(errors.strip().splitlines()[-1:])
-    status, code, go_on = "failed", exit_code if exit_code > 0 else 1, ""
-    if -exit_code in STOPPING:
-        cause = f"was killed by {signal.Signals(-exit_code).name}"
-        if -exit_code == signal.SIGKILL:
-            cause += " (often the system running out of memory: lower the batch size)"
-        status, code = "interrupted", 130 if -exit_code == signal.SIGINT else Interrupted.exit_code
-        go_on = "; the same command goes on from its last saved state"
-    elif exit_code < 0:
-        cause = f"crashed with {signal.Signals(-exit_code).name} (see {record / STDERR})"
-    elif exit_code in EXPECTED_EXITS:
-        cause = f"stopped: {last.partition(': ')[2] or last}"
-    else:
-        cause = (
-            f"ended with exit code {exit_code}: {last} (see {record / STDERR}); this is a defect"
-        )
-    return Outcome(
-        phase=name,
-        status=status,
-        input_hash=digest,
-        exit_code=code,
-        message=f"{name} {cause}{go_on}",
     )

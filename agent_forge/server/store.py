@@ -71,7 +71,7 @@ def note_state(connection: sqlite3.Connection, job: Job, state: JobState, **valu
     for name, value in values.items():
         setattr(job, name, value)
     jobs.update(connection, job, "state", *values)
-    metrics = {"state": state, "command": job.command}
+    metrics: dict[str, Any] = {"state": state, "command": job.command}
     if state in jobs.FINAL or state is JobState.PAUSED:
         metrics |= {"results": job.results, "error_code": job.error_code}
     return add_event(

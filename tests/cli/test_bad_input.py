@@ -44,7 +44,7 @@ def refused(cli: Cli, tmp_path: Path, text_folder: Path) -> Refused:
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make starting a worker a failure of the test: the fault must be found before."""
-    monkeypatch.setattr(controller, "_run_child", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(controller, "run_child", lambda *_: pytest.fail("a worker was started"))
 
 
 def write_model(place: Path, config: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> Checkpoint:

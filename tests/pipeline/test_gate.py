@@ -131,7 +131,7 @@ def test_stop_ends_the_run_with_the_reason(
     assert caught.value.exit_code == 3
     assert not (tmp_path / "run" / "2-train").exists()
     monkeypatch.setattr(
-        "agent_forge.pipeline.run_phase._run_child", lambda *_: pytest.fail("a worker was started")
+        "agent_forge.pipeline.run_phase.run_child", lambda *_: pytest.fail("a worker was started")
     )
     with pytest.raises(GateError):  # The same command again reads the refusal and does no work.
         run_all(run)

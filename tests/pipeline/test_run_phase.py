@@ -23,7 +23,7 @@ Quick = Callable[..., PhaseConfig]
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make starting a worker a failure of the test."""
-    monkeypatch.setattr(controller, "_run_child", lambda *_: pytest.fail("a worker was started"))
+    monkeypatch.setattr(controller, "run_child", lambda *_: pytest.fail("a worker was started"))
 
 
 @pytest.fixture

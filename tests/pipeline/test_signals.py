@@ -17,8 +17,9 @@ from agent_forge.checkpoint import record_dir
 from agent_forge.config import PhaseConfig
 from agent_forge.core.errors import LockedError
 from agent_forge.core.events import read_events
+from agent_forge.pipeline.child import died
 from agent_forge.pipeline.outcome import EVENTS
-from agent_forge.pipeline.run_phase import _died, run_phase
+from agent_forge.pipeline.run_phase import run_phase
 
 pytestmark = pytest.mark.timeout(900)
 Quick = Callable[..., PhaseConfig]
@@ -185,7 +186,7 @@ def test_the_first_ctrl_c_is_noted_and_the_second_ends_the_process_at_once(tmp_p
 def test_the_end_of_a_worker_that_left_no_outcome_is_told(
     tmp_path: Path, exit_code: int, errors: str, status: str, code: int, message: str
 ) -> None:
-    outcome = _died("bitnet", "hash", exit_code, errors, tmp_path)
+    outcome = died("bitnet", "hash", exit_code, errors, tmp_path)
     assert (outcome.status, outcome.exit_code) == (status, code)
     assert message in outcome.message
     assert "\n" not in outcome.message
