@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from agent_forge.learn import muon
 from agent_forge.learn.muon import Muon, orthogonalised
 
 SHAPES = ((8, 8), (24, 8), (8, 24), (8, 8), (24, 8), (5, 3))
@@ -14,7 +15,10 @@ def matrices() -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
-def test_batched_updates_are_torchs_muon_bit_for_bit() -> None:
+def test_batched_updates_are_torchs_muon_bit_for_bit_where_both_iterate_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(muon, "iteration_dtype", lambda _: torch.bfloat16)
     ours, theirs = matrices(), matrices()
     one = Muon(ours, lr=0.02, weight_decay=0.1, momentum=0.9)
     other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.9)
@@ -33,6 +37,28 @@ def test_batched_updates_are_torchs_muon_bit_for_bit() -> None:
             assert torch.equal(a, b)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(one.state[a]["momentum_buffer"], other.state[b]["momentum_buffer"])
+
+
+@pytest.mark.parametrize(
+    ("device", "has_instructions", "dtype"),
+    [("cpu", False, torch.float32), ("cpu", True, torch.bfloat16), ("cuda", False, torch.bfloat16)],
+)
+def test_a_processor_without_bfloat16_iterates_in_float32(
+    monkeypatch: pytest.MonkeyPatch, device: str, has_instructions: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    assert muon.iteration_dtype(torch.device(device)) == dtype
+    if device == "cpu":
+        assert orthogonalised(matrices()[:1])[0].dtype == dtype
+
+
+def test_both_dtypes_turn_a_matrix_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = torch.randn(24, 8, generator=torch.Generator().manual_seed(3))
+    turned = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(muon, "iteration_dtype", lambda _, dtype=dtype: dtype)
+        turned.append(orthogonalised([update])[0].float())
+    torch.testing.assert_close(*turned, atol=0.03, rtol=0)
 
 
 def test_an_update_has_singular_values_near_one_and_its_own_singular_vectors() -> None:
