@@ -81,7 +81,7 @@ def request(
     body: Any = None,
 ) -> str:
     """Return the text of an answer. Raises ToolError that says what the endpoint said or lacked."""
-    url = _filled(url)
+    url = filled(url)
     check_url(url, "endpoint")
     data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
     sent = urllib.request.Request(url, data, method=method)
@@ -89,7 +89,7 @@ def request(
     if data is not None:
         sent.add_header("Content-Type", "application/json")
     for name, value in (headers or {}).items():
-        sent.add_header(name, _filled(value))
+        sent.add_header(name, filled(value))
     place = url.partition("?")[0]
     try:
         with urllib.request.urlopen(sent, timeout=context.timeout_seconds) as answer:
@@ -116,7 +116,24 @@ def _text(answer: Any) -> str:
         return str(content.decode("utf-8", "replace"))
 
 
-def _filled(text: str) -> str:
+def environment_headers(variable: str) -> dict[str, str]:
+    """Return the headers that an environment variable holds as a JSON object.
+
+    Raises ToolError.
+    """
+    text = os.environ.get(variable, "")
+    if not text:
+        return {}
+    try:
+        headers = json.loads(text)
+    except ValueError:
+        headers = None
+    if not isinstance(headers, dict):
+        raise ToolError(f'{variable} must be a JSON object, for instance {{"X-Key": "…"}}')
+    return {str(name): str(value) for name, value in headers.items()}
+
+
+def filled(text: str) -> str:
     """Return a text whose `${NAME}` are the environment's values. Raises ToolError."""
 
     def value(match: re.Match[str]) -> str:

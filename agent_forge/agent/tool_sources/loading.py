@@ -23,10 +23,9 @@ def load_tools(sources: Sequence[str], stack: ExitStack | None = None) -> list[T
     Raises ConfigError for an unknown name, a schema that is not one, and two tools of one name;
     DataError for a file that cannot be read.
     """
-    del stack  # no source of today holds a connection
     tools: dict[str, Tool] = {}
     for source in sources:
-        for tool in _load(source.strip()):
+        for tool in _load(source.strip(), stack):
             other = tools.get(tool.name)
             if other is not None and other != tool:
                 raise ConfigError(
@@ -39,8 +38,12 @@ def load_tools(sources: Sequence[str], stack: ExitStack | None = None) -> list[T
     return list(tools.values())
 
 
-def _load(source: str) -> list[Tool]:
+def _load(source: str, stack: ExitStack | None) -> list[Tool]:
     """Return the tools of one source."""
+    if source.startswith("mcp:"):
+        from agent_forge.agent.tool_sources.mcp_server import server_tools
+
+        return server_tools(source.removeprefix("mcp:").strip(), stack)
     path = Path(source).expanduser()
     if path.suffix not in SUFFIXES:
         return [builtin_tool(source)] if source in builtin_names() else _unknown(source)
@@ -51,6 +54,14 @@ def _load(source: str) -> list[Tool]:
 
         return file_tools(path, digest)
     document = _document(path, content)
+    if isinstance(document, dict) and "mcpServers" in document:
+        from agent_forge.agent.tool_sources.mcp_server import configured_tools
+
+        return configured_tools(document, path, stack)
+    if isinstance(document, dict) and ("openapi" in document or "swagger" in document):
+        from agent_forge.agent.tool_sources.openapi import operation_tools
+
+        return operation_tools(document, path, digest)
     from agent_forge.agent.tool_sources.schema_file import schema_tools
 
     return schema_tools(document, path, digest)
@@ -85,5 +96,5 @@ def _unknown(source: str) -> list[Tool]:
     known = builtin_names()
     raise ConfigError(
         f"no tool '{source}'{did_you_mean(source, known)}; built in: {', '.join(known)}; "
-        f"or a file ({', '.join(SUFFIXES)})"
+        f"or a file ({', '.join(SUFFIXES)}), or mcp:COMMAND, or mcp:URL"
     )
