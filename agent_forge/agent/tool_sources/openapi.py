@@ -126,7 +126,7 @@ class _Reader:
         if not body:
             return
         body = self._followed(body)
-        content = body.get("content") or {}
+        content: Mapping[str, Any] = body.get("content") or {}
         media = next((value for key, value in content.items() if "json" in key), None)
         if media is None:
             raise ConfigError(f"{self.where}: only JSON bodies are sent, not {', '.join(content)}")
