@@ -109,7 +109,7 @@ class _Reader:
 
     def _parameter(self, parameter: Mapping[str, Any]) -> dict[str, Any]:
         """Return the schema of one parameter, with its description."""
-        content = next(iter((parameter.get("content") or {}).values()), {})
+        content: Any = next(iter((parameter.get("content") or {}).values()), {})
         schema = self._schema(parameter.get("schema", content.get("schema", {})))
         if parameter.get("description") and "description" not in schema:
             schema["description"] = " ".join(str(parameter["description"]).split())
