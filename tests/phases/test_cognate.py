@@ -154,6 +154,29 @@ def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every
         assert low <= gain <= high
 
 
+def test_the_control_is_one_model_on_the_union_of_the_specialists_data_for_all_their_steps(
+    made: tuple, tmp_path: Path, data_config: DataConfig
+) -> None:
+    seen: list[str] = []
+
+    def note(event: Event, _: Workspace) -> None:
+        if event.kind == "progress" and event.step == event.total:
+            seen.append(f"{event.stage} {event.total}")
+
+    report, out = go(settings(tmp_path / "out", data_config, "union=true"), [], note)
+    control = checkpoint.open(out.path / "union")
+    steps = sum(round(3 * scale) for scale in (0.7, 1.2, 1.3))
+    assert f"union {steps}" in seen
+    assert control.manifest.role == "control"
+    assert (
+        control.metrics["steps"] == steps == len(control.manifest.extra["training"]["losses_nats"])
+    )
+    assert control.manifest.parents[0]["id"] == checkpoint.open(made[2].path / "trunk").id
+    for name in ("trunk", *SPECIALISTS):  # the control changes nothing beside it
+        assert checkpoint.open(out.path / name).id == checkpoint.open(made[2].path / name).id
+    assert report.tables["All probes"][-1]["model"] == "union"
+
+
 def test_the_gain_over_the_longer_trunk_is_paired_by_item() -> None:
     ours = {"losses": [1.0, 2.0, 3.0], "tokens": [2.0, 2.0, 2.0]}
     other = {"losses": [1.5, 2.5, 3.5], "tokens": [2.0, 2.0, 2.0]}

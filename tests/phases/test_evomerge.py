@@ -31,6 +31,7 @@ from agent_forge.merge import Weights, make_plan, merge_tensor
 from agent_forge.merge.recipe import parse_recipe, read_recipe
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.evomerge import Config
+from agent_forge.phases.evomerge import run as run_module
 from agent_forge.phases.evomerge.baselines import greedy_soup
 from agent_forge.phases.evomerge.candidates import Stage
 from agent_forge.phases.evomerge.fitness import make_yardstick, require_disjoint
@@ -170,6 +171,37 @@ def test_the_winner_is_judged_on_the_test_split_against_all_that_it_must_beat(fi
     ]  # fmt: skip
     budget = report.metrics["measured_items_of_evolution"]
     assert budget <= report.metrics["measured_items_of_random_search"] < budget + 4 * 24
+
+
+def test_a_control_is_scored_on_the_test_split_and_never_merged(
+    finished, family, data_config, tiny_tokenizer, tmp_path
+) -> None:
+    _, out, _ = finished
+    trunk = models.load(family[0])
+    union = tuned(tuned(trunk, tiny_tokenizer, reasoning, 25), tiny_tokenizer, memory, 25)
+    control = put(union, tiny_tokenizer, tmp_path / "union", "control")
+    config = settings(data_config, tmp_path / "evomerge")
+    again = workspace(config, [*family, control])
+    report = run(PhaseRun(config, [*family, control], again, EventLog(None, "evomerge")))
+    merged = checkpoint.open(again.path)
+    weights = [c.manifest.files["model.safetensors"] for c in (merged, checkpoint.open(out.path))]
+    assert weights[0] == weights[1]
+    assert [parent["id"] for parent in merged.manifest.parents] == [c.id for c in family]
+    rows = next(rows for title, rows in report.tables.items() if title.startswith("Winner on the"))
+    assert rows[-1]["over"] == "union"
+    gain = report.metrics["gain_over_union"]
+    assert f"{gain['value']:+.3f}" in report.baseline
+    better = "the winner" if gain["low"] > 0 else "the union" if gain["high"] < 0 else "neither"
+    assert f"{better} is better beyond doubt" in report.baseline
+    nats = checkpoint.open(again.path).path.joinpath("README.md").read_text(encoding="utf-8")
+    assert "union" in nats
+
+
+def test_a_control_that_learned_both_tasks_well_is_said_to_win() -> None:
+    said = run_module._against_union({"union": {"value": -0.2, "low": -0.3, "high": -0.1}})
+    assert "-0.200 [-0.300, -0.100]" in said
+    assert "(the union is better beyond doubt)" in said
+    assert "forge cognate union=true" in run_module._against_union({})
 
 
 def test_the_winner_is_the_fittest_finalist_on_items_that_the_search_never_saw(

@@ -136,6 +136,7 @@ class Config(PhaseConfig):
     tokenizer_rows: CountOrNone
     probe_items: Count
     baseline: bool
+    union: bool
 
     def starts_from_nothing(self) -> bool:
         """Return whether the phase works without a source."""
@@ -158,7 +159,8 @@ class Config(PhaseConfig):
             * (share + (1 - share) * passes)
         )
         longer = branch / 3 if self.baseline else 0
-        return branch + (0 if imported else trunk + longer)
+        union = branch if self.union else 0
+        return branch + union + (0 if imported else trunk + longer)
 
     def longer_steps(self) -> int:
         """Return the optimiser steps of the trunk that is trained as long as a specialist: their
@@ -186,6 +188,6 @@ PHASE = Phase(
     Config,
     several_processes=True,
     effort=0.8,
-    writes=4,
+    writes=5,
     example="model=25m",
 )

@@ -32,6 +32,7 @@ MODEL_SETTINGS = (
     "read_loss_weight", "write_loss_weight",
 )  # fmt: skip
 HALTING = "model.halting."
+UNION, CONTROL = "union", "control"  # name and role of the model that merging is compared with
 
 
 def run(phase: PhaseRun[Config]) -> Report:
@@ -62,6 +63,8 @@ def run(phase: PhaseRun[Config]) -> Report:
                 f"items-{name}", partial(longer.own_items, model, phase.tokenizer, config, [name])
             )
     rival = _longer(phase, trunk, tables) if beside else {}
+    if config.union:
+        written.append(_union(phase, trunk, tables, written[0]))
     return _report(tables, written, longer.compared(items, rival, config))
 
 
@@ -201,33 +204,65 @@ def _longer(
     )
 
 
-def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateForCausalLM:
+def longer_trunk(phase: PhaseRun[Config], trunk: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of the trunk trained on with its own mix, for a specialist's mean steps,
     batches and optimiser.
     """
     config = phase.config
-    model, branch, steps = copy.deepcopy(trunk), config.branch, config.longer_steps()
-    batches = mixed_batches(
-        "cognate-longer",
-        config.trunk.mix,
-        config,
-        phase.tokenizer,
-        steps,
-        branch.rows,
-        branch.length_tokens,
+    return trained_on(phase, trunk, "longer", config.trunk.mix, config.longer_steps())[0]
+
+
+def _union(
+    phase: PhaseRun[Config],
+    trunk: PreTrainedModel,
+    tables: dict[str, dict[str, float]],
+    parent: Checkpoint,
+) -> Checkpoint:
+    """Train and write the control of merging: one model on the union of the specialists' data, for
+    as many tokens as all of them together.
+    """
+    config = phase.config
+    steps = {name: config.branch_steps(name) for name in SPECIALISTS}
+    mix: dict[str, float] = {}
+    for name in SPECIALISTS:
+        own = getattr(config, name).mix
+        for kind, share in own.items():
+            mix[kind] = mix.get(kind, 0.0) + steps[name] * share / sum(own.values())
+    model, losses = trained_on(phase, trunk, UNION, mix, sum(steps.values()))
+    tables[UNION] = phase.out.remember(
+        "probe-union", lambda: measure(model, phase.tokenizer, config)
     )
+    return _write(phase, model, UNION, tables[UNION], losses, parents=[parent])
+
+
+def trained_on(
+    phase: PhaseRun[Config],
+    trunk: PreTrainedModel,
+    stage: str,
+    mix: Mapping[str, float],
+    steps: int,
+) -> tuple[PreTrainedModel, list[float]]:
+    """Return a copy of the trunk trained on `mix` with a specialist's batches and optimiser, and
+    its loss at every step (nats).
+    """
+    config = phase.config
+    model, branch = copy.deepcopy(trunk), config.branch
+    batches = mixed_batches(
+        f"cognate-{stage}", mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens,
+        segmented=isinstance(model, CognateForCausalLM),
+    )  # fmt: skip
     with adapters(
         model,
         branch.lora_rank,
         branch.lora_alpha,
-        seed_for(config.seed, "cognate", "adapters", "longer"),
+        seed_for(config.seed, "cognate", "adapters", stage),
     ):
-        learn.train(
+        records = learn.train(
             model,
             learn.TrainRequest(
                 batches=batches,
                 loss_fn=loss_over(batches, config),
-                stage="longer",
+                stage=stage,
                 steps=steps,
                 optim=branch.optim,
                 out=phase.out,
@@ -235,13 +270,10 @@ def longer_trunk(phase: PhaseRun[Config], trunk: CognateForCausalLM) -> CognateF
                 seed=config.seed,
                 device=phase.device,
                 dtype=phase.dtype,
-                settings={
-                    "mix": dict(config.trunk.mix),
-                    "lora": [branch.lora_rank, branch.lora_alpha],
-                },
+                settings={"mix": dict(mix), "lora": [branch.lora_rank, branch.lora_alpha]},
             ),
         )
-    return model.eval()
+    return model.eval(), [record.loss for record in records]
 
 
 def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
@@ -359,7 +391,7 @@ def _write(
     written = phase.out.write(
         save,
         name=name,
-        role="trunk" if name == "trunk" else "specialist",
+        role={"trunk": "trunk", UNION: CONTROL}.get(name, "specialist"),
         metrics={
             **probes,
             "parameters": sum(p.numel() for p in model.parameters()),

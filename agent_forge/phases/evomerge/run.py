@@ -32,6 +32,9 @@ from agent_forge.search.race import Scorer, rung_borders
 
 SUMMED = ("task_arithmetic", "ties")  # members from the start, with weights that sum to about 2
 
+# Role of a model that is scored beside the winner and never merged, and the name cognate gives it.
+CONTROL, UNION = "control", "union"
+
 
 @dataclass(slots=True, kw_only=True)
 class Search:
@@ -88,7 +91,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     belong together.
     """
     config, out = phase.config, phase.out
-    check_sources(phase.sources, phase.events)
+    merged = [source for source in phase.sources if source.manifest.role != CONTROL]
+    check_sources(merged, phase.events)
     whole = make_yardstick(config, phase.tokenizer, "search", config.items + config.final_items)
     yardstick, final = whole.split(config.items)
     exam = make_yardstick(config, phase.tokenizer, "test", config.test_items)
@@ -101,11 +105,11 @@ def run(phase: PhaseRun[Config]) -> Report:
             phase.events.warning(
                 f"{name}: {available} distinct items per task, not {count}: the split holds no more"
             )
-    opened = open_sources(phase.sources, out.state, phase.device, phase.dtype)
+    opened = open_sources(merged, out.state, phase.device, phase.dtype)
     stage = Stage(opened, seed_for(config.seed, "evomerge", "masks"), between=out.check_stop)
     space = GenomeSpace(config.merge, opened.labels, stage.layers, stage.scalable)
     task = CandidateTask(
-        sources=[str(source.path.resolve()) for source in phase.sources], scratch=str(out.state.resolve()),
+        sources=[str(source.path.resolve()) for source in merged], scratch=str(out.state.resolve()),
         merge=config.merge, mask_seed=stage.seed, rows=[*whole.rows, *exam.rows], batch_tokens=config.batch_tokens,
         device=str(phase.device), dtype=config.runtime.dtype, threads=config.search.threads or config.runtime.threads,
     )  # fmt: skip
@@ -119,7 +123,9 @@ def run(phase: PhaseRun[Config]) -> Report:
             journal=journal,
         )  # fmt: skip
         result = search(work)
-        tested = out.remember(f"test-{result.winner.key}", partial(examine, work, result.named))
+        controls = [source for source in phase.sources if source.manifest.role == CONTROL]
+        names = "-".join([result.winner.key, *(control.id for control in controls)])
+        tested = out.remember(f"test-{names}", partial(examine, work, result.named, controls))
     finally:
         evaluator.close()
         set_threads(config.runtime.threads)
@@ -225,20 +231,25 @@ def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) ->
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
+def examine(
+    work: Search, named: dict[str, Genome], controls: Sequence[Checkpoint] = ()
+) -> dict[str, Any]:
     """Return the losses of the named models on the test split, and the winner's gain over each.
 
-    The winner is the last of `named`.
+    The winner is the last of `named`. controls: trained models that are compared, and not merged.
     """
     config, exam = work.config, work.exam
     start = len(work.yardstick.rows) + len(work.final.rows)
     spans = ((start, start + len(exam.rows)),)
-    nats = dict(zip(named, work.scorer().measure_spans(list(named.values()), spans), strict=True))
+    own = dict(zip(named, work.scorer().measure_spans(list(named.values()), spans), strict=True))
+    winning = own.popitem()
+    nats = {**own, **{control.name: _losses_of(work, control) for control in controls}}
+    nats |= [winning]
     exam.trunk_nats = next(iter(nats.values()))
     scores = {name: exam.scores(values, "test", config.seed) for name, values in nats.items()}
-    winner = list(named)[-1]
+    winner = winning[0]
     rows = []
-    for name in list(named)[:-1]:
+    for name in list(nats)[:-1]:
         row: dict[str, Any] = {
             "over": name,
             "fitness": exam.gain(
@@ -262,6 +273,13 @@ def examine(work: Search, named: dict[str, Genome]) -> dict[str, Any]:
         for name, task_scores in scores.items()
     }
     return {"gains": rows, "losses": losses}
+
+
+def _losses_of(work: Search, control: Checkpoint) -> list[float]:
+    """Return the loss of each item of the test split, in the dtype of the search (nats)."""
+    model = models.load(control, device=work.phase.device, dtype=work.phase.dtype).eval()
+    losses = evaluate.row_nll(model, work.exam.rows, work.config.batch_tokens)
+    return [float(value) for value in losses[:, 0]]
 
 
 def _write(
@@ -300,6 +318,7 @@ def _write(
             "origin": best.origin,
             "mask_seed": stage.seed,
         },
+        parents=opened.checkpoints,
         deployable_bytes=models.deployable_bytes(model),
     )
 
@@ -322,6 +341,7 @@ def _report(
     compared = {
         "the trunk": opened.labels[0], f"the best source ({best_label})": best_label, "the uniform soup": "uniform soup",
         "the greedy soup": "greedy soup", "random search on as many items": "random search",
+        "one model trained on the union of the specialists' data": UNION,
     }  # fmt: skip
     parts = [
         f"{_interval(gains[name])} over {words}"
@@ -359,10 +379,13 @@ def _report(
         ],
     }  # fmt: skip
     rival = "random search"
-    baseline = (
-        f"{_interval(gains[rival])} fitness over random search on as many items"
-        if rival in gains
-        else ""
+    baseline = "; ".join(
+        [
+            f"{_interval(gains[rival])} fitness over random search on as many items"
+            if rival in gains
+            else "random search did not run (baseline=true runs it)",
+            _against_union(gains),
+        ]
     )
     return Report(
         summary=summary,
@@ -370,6 +393,20 @@ def _report(
         metrics=metrics,
         tables=tables,
         baseline=baseline,
+    )
+
+
+def _against_union(gains: dict[str, dict[str, Any]]) -> str:
+    """Return the report's words on the control of merging: training on all data at once."""
+    if UNION not in gains:
+        return (
+            "no model was trained on the union of the data (`forge cognate union=true` trains it)"
+        )
+    gain = gains[UNION]
+    better = "the winner" if gain["low"] > 0 else "the union" if gain["high"] < 0 else "neither"
+    return (
+        f"{_interval(gain)} fitness over one model trained on the union of the specialists' data "
+        f"with as many tokens ({better} is better beyond doubt)"
     )
 
 
