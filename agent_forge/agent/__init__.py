@@ -5,8 +5,8 @@
     tools/        built-in tools, one file each
     tool_sources/ tools that a user brings: Python, schemas, OpenAPI, MCP servers
     sandbox.py    untrusted code
-    memory.py     episodic, semantic and working memory
-    documents.py  the offline search index
+    memory.py     episodic and semantic memory; working.py what is in view, and summaries
+    documents.py  the search index; indexing.py builds it; endpoint.py asks a service instead
     store.py      the SQLite file below memories and documents
     loop.py       Agent, answer_batch
     chat.py       `forge chat`
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     )
     from agent_forge.agent.documents import DocumentIndex
     from agent_forge.agent.loop import Agent, Turn, answer_batch, answer_turns
-    from agent_forge.agent.memory import EpisodicMemory, Memory, SemanticMemory, WorkingMemory
+    from agent_forge.agent.memory import EpisodicMemory, Memory, SemanticMemory
     from agent_forge.agent.settings import AgentSettings
     from agent_forge.agent.tool import Confirmation, Result, Tool, ToolContext, ToolError
     from agent_forge.agent.tool_sources import kept_tools, load_tools
     from agent_forge.agent.toolbox import Toolbox
+    from agent_forge.agent.working import WorkingMemory
 
 _HOMES = {
     "Agent": "loop",
@@ -52,7 +53,7 @@ _HOMES = {
     "ToolError": "tool",
     "Toolbox": "toolbox",
     "Turn": "loop",
-    "WorkingMemory": "memory",
+    "WorkingMemory": "working",
     "answer_batch": "loop",
     "answer_turns": "loop",
     "format_call": "calls",

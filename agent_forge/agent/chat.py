@@ -35,6 +35,7 @@ def chat(
     device: str = "cpu",
     engine: str = "auto",
     encoding: str = "utf-8",
+    search_endpoint: str = "",
     show_calls: bool = True,
     console: Console | None = None,
 ) -> None:
@@ -55,8 +56,9 @@ def chat(
             )
         _refuse_undecodable(once)
     agent = Agent.from_checkpoint(
-        path, memory=memory, documents=documents, device=device, engine=engine, encoding=encoding
-    )
+        path, memory=memory, documents=documents, device=device, engine=engine, encoding=encoding,
+        search_endpoint=search_endpoint,
+    )  # fmt: skip
     try:
         if once is not None:
             show_turn(console, agent.reply([{"role": "user", "content": once}]), show_calls)
@@ -129,6 +131,7 @@ def run_command(agent: Agent, console: Console, line: str) -> None:
         for fact in facts:
             console.print(
                 f"  {escape(f'{fact.about}: ' if fact.about else '')}{escape(fact.content)}"
+                f"{_stated(agent, fact.id)}"
             )
         if not facts:
             console.print("  nothing is remembered")
@@ -138,6 +141,12 @@ def run_command(agent: Agent, console: Console, line: str) -> None:
         console.print(
             f"  no command {escape(line)}{did_you_mean(line, COMMANDS)}; /help lists them"
         )
+
+
+def _stated(agent: Agent, fact: int) -> str:
+    """Return when a fact was last stated, "" where no conversation stated it."""
+    sources = agent.memory.semantic.sources(fact)
+    return f"  [dim]{escape(sources[-1].session)}[/]" if sources else ""
 
 
 def show_turn(console: Console, turn: Turn, show_calls: bool) -> None:

@@ -1,50 +1,86 @@
 """Search over real documents on this machine: passages of about a hundred words in a SQLite index.
 
-`DocumentIndex.add` fills it (from `data.documents`, or a user's files); `search` is BM25,
-`retrieve` fuses BM25 with vectors for retrieval-augmented answers.
+`forge index` (indexing.py) or `DocumentIndex.add` fills it; `search` is BM25, `retrieve` fuses BM25
+with vectors for retrieval-augmented answers. `open_index` opens a finished one. A passage knows its
+document and the character at which it begins there.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
+from agent_forge.agent import passages
 from agent_forge.agent.embedding import embed
 from agent_forge.agent.store import Store, to_blob
+
+SQLITE_HEAD = b"SQLite format 3\x00"
+UNNAMED = "#"  # what the names of documents without a name begin with
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document."""
+    """A piece of a document. start: characters before it there, -1 where that is not known."""
 
     id: int
     document: str
     content: str
     score: float
+    start: int = -1
+
+    def cited(self) -> str:
+        """Return the passage after its source and place; one of an unnamed document stands alone."""
+        if not self.document or self.document.startswith(UNNAMED):
+            return self.content
+        place = f" @{self.start}" if self.start >= 0 else ""
+        return f"[{self.document}{place}] {self.content}"
+
+
+class Documents(Protocol):
+    """What the tools search in."""
+
+    def search(self, query: str, count: int) -> list[Passage]:
+        """Return the best passages for words."""
+
+    def retrieve(self, query: str, count: int) -> list[Passage]:
+        """Return the best passages for a question."""
+
+    def __len__(self) -> int: ...
 
 
 class DocumentIndex:
-    """Passages in `store`. Adding a document a second time changes nothing."""
+    """Passages in `store`. Adding a document a second time changes nothing.
 
-    def __init__(self, store: Store, passage_words: int = 80) -> None:
+    overlap_words: how many words of the passage before begin the next one.
+    """
+
+    def __init__(self, store: Store, passage_words: int = 80, overlap_words: int = 0) -> None:
         self.store = store
         self.passage_words = passage_words
+        self.overlap_words = overlap_words
 
     def add(self, text: str, name: str = "") -> str:
-        """Index one document; return its name (a hash of the text when none is given)."""
-        name = name or hashlib.sha256(text.encode()).hexdigest()[:12]
-        if self.store.rows("SELECT 1 FROM passages WHERE document = ? LIMIT 1", name):
-            return name
+        """Index one document; return its name (made of a hash of the text when none is given)."""
+        name = name or UNNAMED + hashlib.sha256(text.encode()).hexdigest()[:12]
+        if not self.store.rows("SELECT 1 FROM passages WHERE document = ? LIMIT 1", name):
+            self.insert(text, name)
+        return name
+
+    def insert(self, text: str, name: str) -> int:
+        """Index one document under a name that is not in use; return how many passages it has."""
+        pieces = passages.split(text, self.passage_words, self.overlap_words)
         with self.store.transaction():
-            for passage in split_passages(text, self.passage_words):
+            for piece in pieces:
                 self.store.insert(
                     "passages",
-                    passage,
+                    piece.text,
                     document=name,
-                    content=passage,
-                    vector=to_blob(embed(passage)),
+                    content=piece.text,
+                    vector=to_blob(embed(piece.text)),
+                    start=piece.start,
                 )
-        return name
+        return len(pieces)
 
     def add_all(self, texts: Iterable[str]) -> int:
         """Index documents; return how many passages the index then holds."""
@@ -64,25 +100,32 @@ class DocumentIndex:
         return int(self.store.rows("SELECT COUNT(*) FROM passages")[0][0])
 
     def _passages(self, ranked: list[tuple[int, float]]) -> list[Passage]:
-        passages = []
+        chosen = []
         for i, score in ranked:
-            document, content = self.store.rows(
-                "SELECT document, content FROM passages WHERE id = ?", i
+            document, content, start = self.store.rows(
+                "SELECT document, content, start FROM passages WHERE id = ?", i
             )[0]
-            passages.append(Passage(i, document, content, score))
-        return passages
+            chosen.append(Passage(i, document, content, score, start))
+        return chosen
+
+
+def is_index(path: Path | str) -> bool:
+    """Return whether a path is a SQLite file, as `forge index` writes it, and not text."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return content.read(len(SQLITE_HEAD)) == SQLITE_HEAD
+
+
+def open_index(path: Path | str) -> DocumentIndex:
+    """Open an index that `forge index` wrote, for reading.
+
+    Raises StorageError for a file of another kind.
+    """
+    return DocumentIndex(Store(path, read_only=True))
 
 
 def split_passages(text: str, limit_words: int) -> list[str]:
     """Split text into passages of at most `limit_words` words, at ends of sentences if possible."""
-    passages: list[str] = []
-    held: list[str] = []
-    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
-        parts = sentence.split()
-        while parts:
-            if held and len(held) + len(parts) > limit_words:
-                passages.append(" ".join(held))
-                held = []
-            held += parts[:limit_words]
-            parts = parts[limit_words:]
-    return [*passages, " ".join(held)] if held else passages
+    return [piece.text for piece in passages.split(text, limit_words)]

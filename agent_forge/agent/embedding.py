@@ -7,6 +7,7 @@ Exact and the same in every process.
 import re
 import zlib
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,26 +26,36 @@ def words(text: str) -> list[str]:
 
 def embed(text: str) -> "NDArray[np.float32]":
     """Return the unit vector of `text`, (DIMENSIONS,) float32; all zero when it has no words."""
-    vector = np.zeros(DIMENSIONS, np.float64)
-    for gram, count in Counter(_grams(text)).items():
-        hashed = zlib.crc32(gram.encode())
-        vector[hashed % DIMENSIONS] += (1.0 if hashed >> 31 else -1.0) * (1.0 + np.log(count))
+    counts = Counter(gram for word in words(text) for gram in _grams(word))
+    if not counts:
+        return np.zeros(DIMENSIONS, np.float32)
+    hashes = np.fromiter(map(_hash, counts), np.int64, len(counts))
+    signs = np.where(hashes >> 31, 1.0, -1.0)
+    weights = signs * (1.0 + np.log(np.fromiter(counts.values(), np.float64, len(counts))))
+    vector = np.bincount(hashes % DIMENSIONS, weights, DIMENSIONS)
     norm = float(np.linalg.norm(vector))
     return (vector / norm if norm else vector).astype(np.float32)
 
 
-def _grams(text: str) -> list[str]:
-    grams = []
-    for word in words(text):
-        bordered = f"<{word}>"
-        grams.append(bordered)
-        grams += [
+# Words and their parts repeat: an index of documents asks for each thousands of times.
+@lru_cache(1 << 18)
+def _hash(gram: str) -> int:
+    return zlib.crc32(gram.encode("utf-8", "surrogatepass"))
+
+
+@lru_cache(1 << 16)
+def _grams(word: str) -> tuple[str, ...]:
+    """Return the bordered word and its n-grams, repeated ones too."""
+    bordered = f"<{word}>"
+    return (
+        bordered,
+        *(
             bordered[i : i + n]
             for n in NGRAMS
             for i in range(len(bordered) - n + 1)
             if n < len(bordered)
-        ]
-    return grams
+        ),
+    )
 
 
 def fuse(rankings: list[list[int]], constant: float = 60.0) -> list[tuple[int, float]]:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge import checkpoint, models
 from agent_forge.agent.calls import TAGS, format_response, scan_calls, text_without_calls
-from agent_forge.agent.documents import DocumentIndex
-from agent_forge.agent.memory import Memory, WorkingMemory
+from agent_forge.agent.documents import Documents
+from agent_forge.agent.memory import Memory, new_session
 from agent_forge.agent.settings import AgentSettings
+from agent_forge.agent.sources import open_documents
 from agent_forge.agent.tool import Result, Tool, ToolContext
 from agent_forge.agent.tool_sources import kept_tools
 from agent_forge.agent.toolbox import Toolbox
+from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_basic
 from agent_forge.data.chat import encode_content, encode_prompt, stop_ids
-from agent_forge.data.documents import read_source
 from agent_forge.data.windows import positions
 from agent_forge.runtime import causal
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Message = Mapping[str, str]
+SUMMARISE = "Summarise this conversation in a few short sentences. Keep names and numbers."
 
 
 @dataclass(slots=True)
@@ -162,7 +164,7 @@ class Agent:
         memory: Memory | None = None,
         settings: AgentSettings | Mapping[str, Any] | None = None,
         *,
-        documents: DocumentIndex | None = None,
+        documents: Documents | None = None,
         session: str = "default",
     ) -> None:
         if not isinstance(settings, AgentSettings):
@@ -186,7 +188,9 @@ class Agent:
             settings.working_tokens
             or context_tokens - settings.max_new_tokens * settings.max_rounds
         )
-        self.working = WorkingMemory(max(budget, context_tokens // 4), self._count_tokens)
+        self.working = WorkingMemory(
+            max(budget, context_tokens // 4), self._count_tokens, self._summariser()
+        )
 
     @classmethod
     def from_checkpoint(
@@ -199,29 +203,31 @@ class Agent:
         engine: str = "auto",
         encoding: str = "utf-8",
         tools: Sequence[str] | None = None,
+        search_endpoint: str = "",
     ) -> "Agent":
         """Build the agent that a checkpoint's manifest describes.
 
         memory: the SQLite file of its memories.
-        documents: text sources (as in data.text) for search and retrieve, indexed once into the
-        same file.
+        documents: indexes of `forge index`, or text sources (as in data.text), which are indexed
+        once into the memory file.
+        search_endpoint: the address that `search` asks, as in agent/endpoint.py.
         engine: auto, packed or torch, as in runtime.causal.
         encoding: the encoding of the documents.
         Raises CheckpointError when the checkpoint is damaged.
         """
         opened = checkpoint.open(path)
+        settings = AgentSettings.from_manifest(opened.manifest.agent)
         store = Memory(memory)
-        index = DocumentIndex(store.store)
-        for name in documents:
-            index.add_all(read_source(name, encoding))
+        index = open_documents(store.store, documents, encoding, settings, search_endpoint)
         model: Any = causal.open_model(opened.path, device=device, engine=engine)
         return cls(
             model,
             models.load_tokenizer(opened.path),
             tools,
             store,
-            opened.manifest.agent,
+            settings,
             documents=index,
+            session=new_session(),
         )
 
     def reply(self, messages: Sequence[Message]) -> Turn:
@@ -229,17 +235,38 @@ class Agent:
 
         Both the question and the answer go into the episodic memory.
         """
+        question = messages[-1] if messages else {"role": "", "content": ""}
+        if question["role"] != "user":
+            return self._reply(messages)
+        with self.memory.answering(self.session, question["content"]):
+            return self._reply(messages)
+
+    def _reply(self, messages: Sequence[Message]) -> Turn:
         settings = self.settings
-        conversation = self.working.window(self._with_system(self._scaffolded(messages)))
+        shots = 2 * len(settings.scaffold_examples) if settings.scaffold == "few_shot" else 0
+        conversation = self.working.window(self._with_system(self._scaffolded(messages)), shots)
         samples = settings.scaffold_samples if settings.scaffold == "self_consistency" else 1
         turns = [self._turn(conversation, sample) for sample in range(samples)]
         best = Counter(turn.text for turn in turns).most_common(1)[0][0]
         turn = next(turn for turn in turns if turn.text == best)
-        if messages and messages[-1]["role"] == "user":
-            self.memory.episodic.add(self.session, "user", messages[-1]["content"])
         for message in turn.messages:
             self.memory.episodic.add(self.session, message["role"], message["content"])
         return turn
+
+    def _summariser(self) -> Summariser | None:
+        """Return what becomes of turns that leave the window."""
+        if self.settings.summary == "none":
+            return None
+        return rolling(self._written_summary) if self.settings.summary == "model" else sum_basic
+
+    def _written_summary(self, transcript: str) -> str:
+        """Let the model summarise a transcript; without tools and in one generation."""
+        question = f"{SUMMARISE}\n\n{transcript}"
+        (turn,) = answer_turns(
+            self.model, self.tokenizer, [[{"role": "user", "content": question}]], [], 1,
+            self.settings.max_new_tokens,
+        )  # fmt: skip
+        return turn.text
 
     def _turn(self, conversation: Sequence[Message], sample: int) -> Turn:
         settings = self.settings

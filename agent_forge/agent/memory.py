@@ -1,20 +1,46 @@
-"""Three memories of an agent on one SQLite file: what happened, what is true, what is in view.
+"""The lasting memories of an agent on one SQLite file: what happened, and what is true.
 
 Episodic memory holds every message, searchable. Semantic memory holds facts, at most one current
 fact per subject: a new one supersedes the old one, which stays in the file and is never shown
-again. Working memory is the newest turns that fit a token budget.
+again. Every fact knows the messages that it came from. What is in view of the model is
+`working.py`.
 """
 
+import os
+import re
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent_forge.agent.embedding import embed, words
-from agent_forge.agent.store import Store, to_blob
+from agent_forge.agent.store import MEMORY, Store, to_blob
+from agent_forge.core.errors import ConfigError
 
-Message = Mapping[str, str]
 _CURRENT = "superseded_by IS NULL AND forgotten = 0"
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def user_file(user: str) -> Path:
+    """Return the memory file of a user: agent-forge/memory/NAME.db under XDG_STATE_HOME.
+
+    XDG_STATE_HOME is ~/.local/state where it is not set. Raises ConfigError for a name that could
+    be a path.
+    """
+    if not _USER.fullmatch(user):
+        raise ConfigError(
+            f"a user's name has 1 to 64 letters, digits, '.', '_' or '-', got '{user}'; "
+            "name a file with --memory instead"
+        )
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "agent-forge" / "memory" / f"{user}.db"
+
+
+def new_session() -> str:
+    """Return a name for a conversation that begins now, different from every other."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S')}-{secrets.token_hex(2)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +51,15 @@ class Episode:
     session: str
     role: str
     content: str
+    time: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a fact was stated: a session, and the message there (None where it is not known)."""
+
+    session: str
+    episode: int | None
     time: float  # seconds since the epoch
 
 
@@ -53,6 +88,17 @@ class EpisodicMemory:
             "episodes", content, session=session, role=role, content=content, time=self.clock()
         )
 
+    def remove(self, identity: int) -> None:
+        """Take one message out again, for instance one whose answer was interrupted."""
+        with self.store.transaction():
+            self.store.hide("episodes", [identity])
+            self.store.change("DELETE FROM episodes WHERE id = ?", identity)
+
+    def sessions(self) -> list[tuple[str, int]]:
+        """Return (session, number of messages), the newest session last."""
+        sql = "SELECT session, COUNT(*) FROM episodes GROUP BY session ORDER BY MAX(id)"
+        return [(str(name), int(count)) for name, count in self.store.rows(sql)]
+
     def recent(self, session: str, count: int) -> list[Episode]:
         """Return the newest `count` messages of a session, oldest first."""
         sql = (
@@ -76,16 +122,20 @@ class SemanticMemory:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self.store = store
         self.clock = clock
+        # The message that is being answered, which facts that are kept meanwhile came from.
+        self.origin: tuple[str, int | None] | None = None
 
     def remember(self, content: str, about: str = "") -> Fact:
         """Keep a fact and return it.
 
-        The same fact again (but for case, spacing and punctuation) is not stored twice. Where
-        `about` is given, other current facts about the same subject are superseded.
+        The same fact again (but for case, spacing and punctuation) is not stored twice; it gains a
+        source. Where `about` is given, other current facts about the same subject are superseded.
         """
         about = " ".join(words(about))
         with self.store.transaction():
-            return self._remember(content, about)
+            fact = self._remember(content, about)
+            self._note_source(fact.id)
+            return fact
 
     def _remember(self, content: str, about: str) -> Fact:
         current = self.store.rows(
@@ -111,16 +161,32 @@ class SemanticMemory:
         """Replace the fact `old` by `content`; the old one is hidden from now on."""
         with self.store.transaction():
             fact = self._remember(content, self.get(old).about)
+            self._note_source(fact.id)
             if fact.id != old:
                 self._supersede([old], fact.id)
         return fact
+
+    def sources(self, fact: int) -> list[Source]:
+        """Return where a fact was stated, oldest first; empty where no conversation stated it."""
+        sql = "SELECT session, episode, time FROM sources WHERE fact = ? ORDER BY rowid"
+        return [Source(*row) for row in self.store.rows(sql, fact)]
+
+    def _note_source(self, fact: int) -> None:
+        if self.origin is None:
+            return
+        session, episode = self.origin
+        self.store.change(
+            "INSERT INTO sources(fact, session, episode, time) SELECT ?1, ?2, ?3, ?4 WHERE NOT "
+            "EXISTS (SELECT 1 FROM sources WHERE fact = ?1 AND session = ?2 AND episode IS ?3)",
+            fact, session, episode, self.clock(),
+        )  # fmt: skip
 
     def recall(self, query: str, count: int) -> list[Fact]:
         """Return the current facts nearest to `query`, best first.
 
         A fact whose subject is exactly `query` comes before all others.
         """
-        nearest = self.store.hybrid("facts", query, count, _CURRENT)
+        nearest = self.store.hybrid("facts", query, count)
         sql = f"SELECT id FROM facts WHERE about = ? AND about != '' AND {_CURRENT}"
         exact = self.store.rows(sql, " ".join(words(query)))
         ranked = [(int(i), 1.0) for (i,) in exact]
@@ -166,49 +232,31 @@ class SemanticMemory:
         self.store.hide("facts", old)
 
 
-class WorkingMemory:
-    """The part of a conversation that fits a budget; `count_tokens` counts one message."""
-
-    def __init__(self, budget_tokens: int, count_tokens: Callable[[Message], int]) -> None:
-        self.budget_tokens = budget_tokens
-        self.count_tokens = count_tokens
-
-    def window(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        """Return system turns and the newest turns that fit, in order.
-
-        The last user turn and what follows it always stay. Turns leave in groups that begin with a
-        user turn, so that a tool's answer never stays without its call.
-        """
-        system = [message for message in messages if message["role"] == "system"]
-        groups: list[list[Message]] = []
-        for message in messages:
-            if message["role"] == "system":
-                continue
-            if message["role"] == "user" or not groups:
-                groups.append([])
-            groups[-1].append(message)
-        left = self.budget_tokens - sum(map(self.count_tokens, system))
-        recent: list[list[Message]] = []
-        for group in reversed(groups):
-            left -= sum(map(self.count_tokens, group))
-            if recent and left < 0:
-                break
-            recent.append(group)
-        return [
-            dict(message)
-            for message in (*system, *(m for group in reversed(recent) for m in group))
-        ]
-
-
 class Memory:
     """The memories of one agent on one file."""
 
-    def __init__(
-        self, path: Path | str = ":memory:", clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, path: Path | str = MEMORY, clock: Callable[[], float] = time.time) -> None:
         self.store = Store(path)
         self.episodic = EpisodicMemory(self.store, clock)
         self.semantic = SemanticMemory(self.store, clock)
+
+    @contextmanager
+    def answering(self, session: str, question: str) -> Iterator[None]:
+        """Keep a user's message while it is answered; facts that are kept inside came from it.
+
+        A message whose answer fails or is interrupted is taken out again. Facts that tools kept
+        before that stay, with the session alone as their source.
+        """
+        episode = self.episodic.add(session, "user", question)
+        outer, self.semantic.origin = self.semantic.origin, (session, episode)
+        try:
+            yield
+        except BaseException:
+            self.episodic.remove(episode)
+            self.store.change("UPDATE sources SET episode = NULL WHERE episode = ?", episode)
+            raise
+        finally:
+            self.semantic.origin = outer
 
     def close(self) -> None:
         """Close the file."""

@@ -8,9 +8,14 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 
 SCAFFOLDS = ("direct", "chain_of_thought", "few_shot", "self_consistency")
 _DECODER = ("temperature", "top_p", "max_new_tokens", "seed")
-_MEMORY = ("working_tokens", "recall_facts")
+SUMMARIES = ("sentences", "model", "none")
+_MEMORY = ("working_tokens", "recall_facts", "summary")
+_SEARCH = ("endpoint", "timeout_seconds")
 _SCAFFOLD = ("name", "prompt", "examples", "samples")
-_KEYS = ("tools", "allow", "system", "decoder", "scaffold", "memory", "max_rounds", "code_sandbox")
+_KEYS = (
+    "tools", "allow", "system", "decoder", "scaffold", "memory", "search", "max_rounds",
+    "code_sandbox",
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +41,11 @@ class AgentSettings:
     scaffold_samples: int = 5  # self_consistency: answers that vote
     working_tokens: int = 0  # token budget of the conversation in view; 0 takes the model's context
     recall_facts: int = 0  # facts recalled into the system turn unasked; 0 recalls only by tool
+    # What becomes of turns that leave the window: sentences (of them, in the system turn), model (it
+    # writes a summary), none (they are dropped).
+    summary: str = "sentences"
+    search_endpoint: str = ""  # address of a search service; "" searches the document index
+    search_timeout_seconds: float = 10.0
     max_rounds: int = 4  # generations in one reply: calls and the final answer
     code_sandbox: str = "monty"
 
@@ -48,10 +58,12 @@ class AgentSettings:
         _check_keys("agent", agent, _KEYS)
         decoder = agent.get("decoder") or {}
         memory = agent.get("memory") or {}
+        search = agent.get("search") or {}
         scaffold = agent.get("scaffold") or {}
         scaffold = {"name": scaffold} if isinstance(scaffold, str) else scaffold
         _check_keys("agent.decoder", decoder, _DECODER)
         _check_keys("agent.memory", memory, _MEMORY)
+        _check_keys("agent.search", search, _SEARCH)
         _check_keys("agent.scaffold", scaffold, _SCAFFOLD)
         name = scaffold.get("name", "direct")
         if name not in SCAFFOLDS:
@@ -59,12 +71,19 @@ class AgentSettings:
                 f"no scaffold '{name}'{did_you_mean(name, SCAFFOLDS)}; known: "
                 f"{', '.join(SCAFFOLDS)}"
             )
+        summary = memory.get("summary", "sentences")
+        if summary not in SUMMARIES:
+            raise ConfigError(
+                f"agent.memory.summary must be one of {', '.join(SUMMARIES)}, got '{summary}'"
+                f"{did_you_mean(str(summary), SUMMARIES)}"
+            )
         values = {
             key: agent[key]
             for key in ("tools", "allow", "system", "max_rounds", "code_sandbox")
             if key in agent
         }
         values |= {key: value for part in (decoder, memory) for key, value in part.items()}
+        values |= {f"search_{key}": value for key, value in search.items()}
         values |= {f"scaffold_{key}": value for key, value in scaffold.items() if key != "name"}
         return cls(**values, scaffold=name)
 

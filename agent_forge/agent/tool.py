@@ -16,7 +16,7 @@ from agent_forge.core.errors import ConfigError, ForgeError, did_you_mean
 from agent_forge.data.calls import BrokenCall, Call
 
 if TYPE_CHECKING:
-    from agent_forge.agent.documents import DocumentIndex
+    from agent_forge.agent.documents import Documents
     from agent_forge.agent.memory import Memory
 
 KINDS = ("builtin", "python", "schema", "openapi", "mcp")
@@ -33,7 +33,7 @@ class ToolContext:
     """What tools may reach. A tool whose part is missing refuses."""
 
     memory: "Memory | None" = None
-    documents: "DocumentIndex | None" = None
+    documents: "Documents | None" = None
     timeout_seconds: float = 5.0
     memory_bytes: int = 64 * 2**20
     # monty (its own interpreter, a subset of Python) or bubblewrap (full Python)

@@ -4,10 +4,12 @@ import typer
 
 from agent_forge import __version__
 from agent_forge.cli import (
+    auditing,
     chatting,
     data_commands,
     doctor,
     exporting,
+    indexing,
     inspection,
     merging,
     phase_commands,
@@ -45,4 +47,6 @@ scoring.add_to(app)
 chatting.add_to(app)
 data_commands.add_to(app)
 exporting.add_to(app)
+auditing.add_to(app)
+indexing.add_to(app)
 doctor.add_to(app)

@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "forge chat outputs/run_all/8-compress",
             "forge chat outputs/run_all/8-compress 'What is 48 plus 77?'",
+            "forge chat outputs/run_all/8-compress --user ada --documents outputs/index.db",
         ),
     )(chat_command)
 
@@ -29,11 +30,26 @@ def chat_command(
     ] = None,
     memory: Annotated[
         str, typer.Option("--memory", help="SQLite file of the agent's memories.")
-    ] = ":memory:",
+    ] = "",
+    user: Annotated[
+        str, typer.Option("--user", "-u", help="Keep this user's memories between chats.")
+    ] = "",
     documents: Annotated[
         list[str] | None,
-        typer.Option("--documents", "-d", help="Text for search and retrieval (as in data.text)."),
+        typer.Option(
+            "--documents",
+            "-d",
+            help="An index of `forge index`, or text (as in data.text), for search and retrieval.",
+        ),
     ] = None,
+    search_endpoint: Annotated[
+        str,
+        typer.Option(
+            "--search-endpoint",
+            envvar="FORGE_SEARCH_ENDPOINT",
+            help="A service that `search` asks instead of the index.",
+        ),
+    ] = "",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
     engine: Annotated[
         str,
@@ -56,6 +72,20 @@ def chat_command(
         if Encoding().wrong(encoding):
             raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
         chat(
-            path, once=message, memory=memory, documents=documents or (),
+            path, once=message, memory=memory_file(memory, user), documents=documents or (),
             device=str(pick_device(device)), engine=engine, encoding=encoding,
+            search_endpoint=search_endpoint,
         )  # fmt: skip
+
+
+def memory_file(memory: str, user: str) -> str:
+    """Return the file of the memories that two options name; ":memory:" where neither does.
+
+    Raises ConfigError where both do, or where the user's name could be a path.
+    """
+    from agent_forge.agent.memory import user_file
+    from agent_forge.core.errors import ConfigError
+
+    if memory and user:
+        raise ConfigError("--memory names a file and --user another; give one of them")
+    return str(user_file(user)) if user else memory or ":memory:"

@@ -143,11 +143,11 @@ def test_search_and_retrieve_give_real_passages() -> None:
     box = Toolbox(["search", "retrieve"], ToolContext(documents=index))
     assert (
         box.run(Call("search", {"query": "harbor", "count": 1})).text
-        == "[one] The harbor froze over that year."
+        == "[one @33] The harbor froze over that year."
     )
     assert (
         box.run(Call("retrieve", {"query": "farmer crop"})).text
-        == "Farmers sold their crops at the market."
+        == "[two @0] Farmers sold their crops at the market."
     )
     assert box.run(Call("search", {"query": "zebra"})).text == "nothing found"
 

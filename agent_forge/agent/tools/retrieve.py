@@ -17,13 +17,13 @@ PARAMETERS = {
 
 
 def run(arguments: dict[str, Any], context: ToolContext) -> str:
-    """Return the text of the best passages, one paragraph each.
+    """Return the best passages with their sources, one paragraph each.
 
     Raises ToolError when the store is empty.
     """
     if context.documents is None or not len(context.documents):
-        raise ToolError("the document store is empty; name documents in the agent's settings")
+        raise ToolError("the document store is empty; build one with `forge index` and name it")
     passages = context.documents.retrieve(
         arguments["query"], min(max(arguments.get("count", 1), 1), 10)
     )
-    return "\n\n".join(passage.content for passage in passages) or "nothing found"
+    return "\n\n".join(passage.cited() for passage in passages) or "nothing found"

@@ -1,4 +1,4 @@
-"""Search an offline index of real documents by words (BM25) and return the best passages."""
+"""Search real documents for words: an index on this machine (BM25), or a configured endpoint."""
 
 from typing import Any
 
@@ -17,10 +17,13 @@ PARAMETERS = {
 
 
 def run(arguments: dict[str, Any], context: ToolContext) -> str:
-    """Return passages, best first, one paragraph each. Raises ToolError without an index."""
+    """Return passages with their sources, best first, one paragraph each.
+
+    Raises ToolError without documents.
+    """
     if context.documents is None or not len(context.documents):
-        raise ToolError("there is no document index; name documents in the agent's settings")
+        raise ToolError("there is no document index; build one with `forge index` and name it")
     passages = context.documents.search(
         arguments["query"], min(max(arguments.get("count", 3), 1), 10)
     )
-    return "\n\n".join(f"[{p.document}] {p.content}" for p in passages) or "nothing found"
+    return "\n\n".join(passage.cited() for passage in passages) or "nothing found"
