@@ -104,9 +104,13 @@ def _command(phase: Phase) -> Any:
     ) -> None:
         settings = [
             *(overrides or []),
-            *(flag.override for flag in phase.flags if flags[flag.name]),
+            *(flag.override for flag in phase.flags if flags[flag.name] and flag.override),
         ]
+        shown = next((flag.shows for flag in phase.flags if flags[flag.name] and flag.shows), "")
         with one_line_errors(verbose):
+            if shown:
+                _show_list(shown, as_json)
+                return
             if multirun:
                 raise typer.Exit(
                     _sweep(
@@ -134,6 +138,28 @@ def _command(phase: Phase) -> Any:
     ]
     command.__signature__ = signature.replace(parameters=[*shared, *options])  # type: ignore[attr-defined]
     return command
+
+
+def _show_list(place: str, as_json: bool) -> None:
+    """Print the rows that MODULE:FUNCTION returns: one JSON object per line, or text by kind."""
+    from importlib import import_module
+
+    module, _, function = place.partition(":")
+    rows = getattr(import_module(module), function)()
+    if as_json:
+        print_json(rows)
+        return
+    out, kind = console(stderr=False), ""
+    for row in rows:
+        if row["kind"] != kind:
+            kind = row["kind"]
+            count = sum(other["kind"] == kind for other in rows)
+            out.print(f"\n[bold]{escape(kind)}[/] ({count})")
+        out.print(
+            f"  [bold]{row['name']:20}[/] {escape(row['text'])}. {escape(row['source'])}",
+            soft_wrap=True,
+        )
+    out.print(f"\n{len(rows)} techniques")
 
 
 def settings_command(

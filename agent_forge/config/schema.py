@@ -131,11 +131,13 @@ class PhaseConfig:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag of a phase's command that stands for one setting."""
+    """A flag of a phase's command: it stands for one setting, or shows a list and runs nothing."""
 
     name: str  # without dashes
     help: str
-    override: str  # KEY=VALUE that it sets
+    override: str = ""  # KEY=VALUE that it sets
+    # MODULE:FUNCTION, which returns the rows that are shown: dicts with "name" and "text".
+    shows: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from agent_forge import agent, checkpoint, evaluate, models
 from agent_forge.checkpoint import Workspace
+from agent_forge.cli.app import app
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, PhaseError
 from agent_forge.core.events import EventLog
@@ -35,7 +39,14 @@ from agent_forge.phases.adas.pool import (
 from agent_forge.phases.adas.pool.activation import scaled_along
 from agent_forge.phases.adas.run import run
 from agent_forge.phases.adas.targets import find_matrices, within_budget
-from agent_forge.phases.adas.trust import Search, State, anywhere, around_incumbent, moved
+from agent_forge.phases.adas.trust import (
+    Search,
+    State,
+    anywhere,
+    around_incumbent,
+    drawn_from_pool,
+    moved,
+)
 
 DOMAINS = 3
 TINY = [
@@ -43,7 +54,8 @@ TINY = [
     "experts.length_tokens=48", "experts.rows=40", "experts.svf_steps=3", "experts.task_steps=3", "search.iterations=3",
     "search.candidates=3", "search.race_items=[2,4]", "search.race_keep=[1]", "search.pool_items=12",
     "search.accept_items=4",
-    "search.samples=200", "search.drift_items=2", "runtime_search.techniques=[role]", "runtime_search.items=1",
+    "search.samples=200", "search.drift_items=2", "search.screened=12",
+    "runtime_search.techniques=[role]", "runtime_search.items=1",
     "runtime_search.final_items=1", "test_items=6", "runtime.device=cpu", "runtime.threads=1",
 ]  # fmt: skip
 
@@ -224,10 +236,37 @@ def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
         assert not left[:, columns - pruned :].any()
 
 
-def test_the_pool_has_at_least_thirty_techniques_in_eight_families():
+def test_the_pool_names_a_source_for_each_of_its_techniques_and_no_name_twice():
     everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
-    assert len({t.name for t in everything}) == len(everything) >= 30
+    assert len({t.name for t in everything}) == len(everything) >= 90
+    assert len({t.summary for t in everything}) == len(everything)
     assert len({t.family for t in everything}) >= 7
+    assert all(re.search(r"\d{4}|\.py$|^ours", t.source) for t in everything)
+
+
+def test_the_list_shows_every_technique_and_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["adas", "--list"])
+    assert shown.exit_code == 0
+    everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
+    assert all(t.name in shown.output and t.source in shown.output for t in everything)
+    rows = CliRunner().invoke(app, ["adas", "--list", "--json"]).output.splitlines()
+    assert [json.loads(row)["name"] for row in rows] == [t.name for t in everything]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("screened", [0, 1, 12, 1000])
+def test_the_screening_draws_as_many_techniques_as_it_is_told(data_config, screened):
+    search = settings(data_config, "unused", f"search.screened={screened}").search
+    chosen = drawn_from_pool(search, 3)
+    pool = [*COMPOSITIONS, *EDITS]
+    assert len(chosen) == (screened if 0 < screened < len(pool) else len(pool))
+    assert chosen == [name for name in pool if name in set(chosen)]
+    assert any(name in COMPOSITIONS for name in chosen)
+    if screened == 12:
+        assert chosen != drawn_from_pool(search, 4)
+    search.edits = 0
+    assert not set(drawn_from_pool(search, 3)) & set(EDITS)
 
 
 def test_every_composition_and_edit_changes_the_logits_and_no_two_alike(model, bench):
@@ -627,7 +666,10 @@ def test_the_phase_writes_a_model_and_says_what_it_measured(finished, tiny_check
     written = checkpoint.open(report.outputs[0])
     assert written.manifest.parents[0]["id"] == tiny_checkpoint.id
     assert len(report.tables["search"]) == config.search.iterations
-    assert len(report.tables["pool screened"]) == len(COMPOSITIONS) + len(EDITS)
+    assert len(report.tables["pool screened"]) == 12
+    names = [row["technique"] for row in report.tables["pool screened"]]
+    assert len(set(names)) == 12
+    assert set(names) <= {*COMPOSITIONS, *EDITS}
     baselines = report.tables["test split, against baselines at equal budget"]
     assert [row["search"] for row in baselines] == ["adas", "random search", "random vectors"]
     assert min(row["rows_scored"] for row in baselines) >= baselines[0]["rows_scored"]

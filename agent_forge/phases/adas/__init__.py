@@ -13,7 +13,7 @@ layers. Writes the composed model of the same shape.
 from dataclasses import dataclass
 from typing import Annotated
 
-from agent_forge.config import OptimConfig, Phase, PhaseConfig
+from agent_forge.config import Flag, OptimConfig, Phase, PhaseConfig
 from agent_forge.config.limits import (
     ITEM_KINDS,
     Count,
@@ -63,6 +63,7 @@ class SearchConfig:
     drift_limit_nats: Weight
     drift_items: Count
     edits: CountOrNone
+    screened: CountOrNone
     baselines: bool
 
 
@@ -141,5 +142,12 @@ PHASE = Phase(
     Config,
     effort=2.5,
     copies=2.0,
+    flags=(
+        Flag(
+            "list",
+            "List the pool of techniques with their sources, and run nothing.",
+            shows="agent_forge.phases.adas.pool:listing",
+        ),
+    ),
     example="search.iterations=5",
 )

@@ -140,21 +140,22 @@ class Search:
             return self.objective.losses(model, picks)
 
     def screen(self, domains: int) -> list[dict[str, Any]]:
-        """Try every composition (all strengths at one step) and every edit on a few rows; return
-        name, family, gain.
+        """Try compositions (all strengths at one step) and edits on a few rows; return name,
+        family, gain. `screened` of them are drawn with the seed, 0: all are tried.
         """
+        chosen = drawn_from_pool(self.settings, self.objective.seed)
 
         def compute() -> list[dict[str, Any]]:
             picks = self.objective.draw(self.settings.race_items[:1], self.label, "screen")[0]
             start = Candidate(technique="svf_all", alpha=(0.0,) * domains)
             before, alpha = self._losses(start, picks), (self.settings.scale,) * domains
             rows: list[tuple[Composition | Edit, float]] = []
-            for technique in COMPOSITIONS.values():
+            for technique in (COMPOSITIONS[name] for name in chosen if name in COMPOSITIONS):
                 candidate = Candidate(technique=technique.name, alpha=alpha)
                 rows.append(
                     (technique, self.objective.gain(before, self._losses(candidate, picks)))
                 )
-            for edit in EDITS.values() if self.settings.edits else ():
+            for edit in (EDITS[name] for name in chosen if name in EDITS):
                 candidate = Candidate(technique="svf_all", alpha=start.alpha, edits=(edit.name,))
                 rows.append((edit, self.objective.gain(before, self._losses(candidate, picks))))
             return [
@@ -165,6 +166,21 @@ class Search:
         table = self.out.remember(f"{self.label}-screen", compute)
         self.rows_scored += len(table) * self.settings.race_items[0] * len(self.objective.rows)
         return sorted(table, key=lambda row: -row["gain_nats"])
+
+
+def drawn_from_pool(settings: SearchConfig, seed: int) -> list[str]:
+    """Return the names of the compositions and edits that the screening tries, in the pool's
+    order: all, or as many as `screened` says. One composition is always among them.
+    """
+    pool = [*COMPOSITIONS, *(EDITS if settings.edits else ())]
+    if not 0 < settings.screened < len(pool):
+        return pool
+    generator = numpy_generator(seed, "adas", "screened")
+    first = str(generator.choice(list(COMPOSITIONS)))
+    rest = [name for name in pool if name != first]
+    others = generator.choice(len(rest), size=settings.screened - 1, replace=False)
+    chosen = {first, *(rest[i] for i in others)}
+    return [name for name in pool if name in chosen]
 
 
 def around_incumbent(settings: SearchConfig) -> Propose:
@@ -223,7 +239,7 @@ def anywhere(settings: SearchConfig) -> Propose:
     It screens nothing, so it spends what the screening cost on more candidates in every iteration.
     """
     names, edits = sorted(COMPOSITIONS), sorted(EDITS)
-    screened = len(names) + (len(edits) if settings.edits else 0)
+    screened = len(drawn_from_pool(settings, 0))  # the number does not depend on the seed
     count = settings.candidates + math.ceil((screened + 1) / max(settings.iterations, 1))
 
     def propose(state: State, generator: np.random.Generator) -> list[Candidate]:

@@ -36,8 +36,29 @@ __all__ = [
     "Edit",
     "RunTime",
     "Subject",
+    "listing",
     "runtime_named",
 ]
+
+
+def listing() -> list[dict[str, str]]:
+    """Return every technique by kind: its name, family, what it does, and where it is from."""
+    kinds = {
+        "composition of experts": COMPOSITIONS,
+        "edit of weights": EDITS,
+        "setting of the agent": RUNTIME,
+    }
+    return [
+        {
+            "name": technique.name,
+            "family": technique.family,
+            "kind": kind,
+            "text": technique.summary,
+            "source": technique.source,
+        }
+        for kind, techniques in kinds.items()
+        for technique in techniques.values()  # type: ignore[attr-defined]
+    ]
 
 
 def runtime_named(name: str) -> RunTime:

@@ -59,18 +59,38 @@ def _top_sigma(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: A
     )
 
 
+def _strongest(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    weighted = alpha[:, None] * gains
+    return weighted.gather(0, weighted.abs().argmax(0, keepdim=True))[0]
+
+
+def _trimmed(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:  # noqa: ARG001
+    """Drop the smaller half of each expert's gains before the sum."""
+    count = gains.shape[1] // 2
+    smallest = gains.abs().argsort(1)[:, :count]
+    return (alpha[:, None] * gains.scatter(1, smallest, 0.0)).sum(0)
+
+
+def _tail(gains: Tensor, alpha: Tensor, depth: float) -> Tensor:
+    return (alpha[:, None] * gains).sum(0) - _top_sigma(gains, alpha, depth)
+
+
 FAMILY = "singular"
+SVF = "Sun et al. 2025, arXiv:2501.06252"
 TECHNIQUES = (
-    Composition("z_global", FAMILY, "one strength for all experts", joined(_global)),
-    Composition("z_per_layer", FAMILY, "strength rising with depth", joined(_per_layer)),
+    Composition("z_global", FAMILY, "one strength for all experts", joined(_global), source=SVF),
+    Composition("z_per_layer", FAMILY, "strength rising with depth", joined(_per_layer), source=SVF),
     Composition("z_softmax", FAMILY, "experts compete by softmax", joined(_softmax)),
-    Composition(
-        "z_geometric", FAMILY, "product of z to the power of its strength", joined(_geometric)
-    ),
-    Composition(
-        "z_sign_consensus", FAMILY, "gains that agree with the majority", joined(_sign_consensus), 2
-    ),
-    Composition(
-        "z_top_sigma", FAMILY, "gains of the larger half of singular values", joined(_top_sigma)
-    ),
-)
+    Composition("z_geometric", FAMILY, "product of z to the power of its strength",
+                joined(_geometric)),
+    Composition("z_sign_consensus", FAMILY, "gains that agree with the majority",
+                joined(_sign_consensus), 2, "Yadav et al. 2023, arXiv:2306.01708"),
+    Composition("z_top_sigma", FAMILY, "gains of the larger half of singular values",
+                joined(_top_sigma), source="Sharma et al. 2023, arXiv:2312.13558"),
+    Composition("z_tail_sigma", FAMILY, "gains of the smaller half of singular values",
+                joined(_tail), source="Wang et al. 2024, arXiv:2406.09044"),
+    Composition("z_strongest", FAMILY, "largest gain of each singular value", joined(_strongest), 2,
+                "Marczak et al. 2024, arXiv:2407.06322"),
+    Composition("z_trimmed", FAMILY, "larger half of each expert's gains", joined(_trimmed),
+                source="Yadav et al. 2023, arXiv:2306.01708"),
+)  # fmt: skip

@@ -73,15 +73,84 @@ def _ranked(delta: Tensor, bank: ExpertBank) -> Tensor:
     return cut_rank(delta, max(1, round(bank.rank_share * min(delta.shape))))
 
 
+def _rows(delta: Tensor, bank: ExpertBank) -> Tensor:
+    """Return the whole rows of largest norm of a task vector, and zeros for the others."""
+    norms = delta.norm(dim=1)
+    count = max(1, round(bank.density * len(norms)))
+    chosen = torch.zeros_like(norms)
+    chosen[norms.argsort(descending=True)[:count]] = 1.0
+    return delta * chosen[:, None]
+
+
+def _flattened(delta: Tensor, bank: ExpertBank) -> Tensor:  # noqa: ARG001
+    """Return a task vector of as large a norm whose singular values are all equal."""
+    return flat_spectrum(delta)
+
+
+def flat_spectrum(delta: Tensor) -> Tensor:
+    """Return U V^T of a matrix (out, in) at the matrix's Frobenius norm; zeros stay zeros."""
+    u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+    return s.square().mean().sqrt() * (u @ vh)
+
+
+def principal(keep: bool) -> Compose:
+    """Return the weighted sum of task vectors inside the weight's leading singular directions
+    (keep), or of what is left of them outside.
+    """
+
+    def compose(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
+        additions = {}
+        for matrix in bank.matrices:
+            u, _, vh = bank.factors[matrix.name]
+            rank = max(1, round(bank.rank_share * u.shape[1]))
+            left, right = u[:, :rank], vh[:rank]
+            total = sum_of(
+                [a * d[matrix.name] for a, d in zip(alpha, bank.deltas, strict=True) if a != 0]
+            )
+            inside = left @ (left.T @ total @ right.T) @ right
+            additions[matrix.name] = inside if keep else total - inside
+        return additions
+
+    return compose
+
+
+def late_half(bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
+    """Return the weighted sum of task vectors in the later half of the layers alone."""
+    middle = (min(m.layer for m in bank.matrices) + bank.depth) / 2
+    return {
+        m.name: sum_of([a * d[m.name] for a, d in zip(alpha, bank.deltas, strict=True) if a != 0])
+        for m in bank.matrices
+        if m.layer > middle
+    }
+
+
 EVERY = ("attention", "mlp", "other")
+SVF, TASK = "Sun et al. 2025, arXiv:2501.06252", "Ilharco et al. 2023, arXiv:2212.04089"
 TECHNIQUES = (
-    Composition("svf_all", "source", "singular gains of every matrix", svf(EVERY)),
-    Composition("svf_attention", "source", "singular gains of attention only", svf(("attention",))),
-    Composition("svf_mlp", "source", "singular gains of the MLPs only", svf(("mlp",))),
-    Composition("task_full", "source", "whole task vectors", task(lambda delta, _: delta)),
-    Composition("task_trimmed", "source", "largest entries of task vectors", task(_trimmed)),
-    Composition("task_rank", "source", "leading singular directions of task vectors", task(_ranked)),
+    Composition("svf_all", "source", "singular gains of every matrix", svf(EVERY), source=SVF),
+    Composition("svf_attention", "source", "singular gains of attention only", svf(("attention",)),
+                source=SVF),
+    Composition("svf_mlp", "source", "singular gains of the MLPs only", svf(("mlp",)), source=SVF),
+    Composition("task_full", "source", "whole task vectors", task(lambda delta, _: delta),
+                source=TASK),
+    Composition("task_trimmed", "source", "largest entries of task vectors", task(_trimmed),
+                source="Yadav et al. 2023, arXiv:2306.01708"),
+    Composition("task_rank", "source", "leading singular directions of task vectors", task(_ranked),
+                source="Gargiulo et al. 2024, arXiv:2412.00081"),
     Composition("task_sign", "source", "signs of task vectors at their mean size",
-                task(lambda delta, _: delta.sign() * delta.abs().mean())),
-    Composition("task_mlp", "source", "task vectors of the MLPs only", task(lambda delta, _: delta, ("mlp",))),
+                task(lambda delta, _: delta.sign() * delta.abs().mean()),
+                source="Liu et al. 2024, arXiv:2402.10193"),
+    Composition("task_mlp", "source", "task vectors of the MLPs only",
+                task(lambda delta, _: delta, ("mlp",)), source="Jin et al. 2024, arXiv:2407.07089"),
+    Composition("task_attention", "source", "task vectors of attention only",
+                task(lambda delta, _: delta, ("attention",)),
+                source="Jin et al. 2024, arXiv:2407.07089"),
+    Composition("task_late", "source", "task vectors of the later half of the layers", late_half),
+    Composition("task_rows", "source", "rows of largest norm of task vectors", task(_rows)),
+    Composition("task_flat", "source", "task vectors with equal singular values", task(_flattened),
+                source="Marczak et al. 2025, arXiv:2502.04959"),
+    Composition("task_principal", "source", "task vectors inside the weight's leading directions",
+                principal(True), source="Meng et al. 2024, arXiv:2404.02948"),
+    Composition("task_minor", "source", "task vectors outside the weight's leading directions",
+                principal(False), source="Wang et al. 2024, arXiv:2406.09044"),
 )  # fmt: skip

@@ -10,13 +10,15 @@ from torch import Tensor
 from agent_forge.anatomy.stack import Matrix
 from agent_forge.phases.adas.experts import ExpertBank, Tensors
 
+OURS = "ours: the summary is the whole definition"
+
 
 @dataclass(frozen=True, slots=True)
 class Composition:
     """A way to turn strengths (one a domain) into what is added to each matrix. Strengths of 0 add
     exactly nothing.
 
-    needs: fewest domains with a strength other than 0.
+    needs: fewest domains with a strength other than 0. source: where the idea is from.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Composition:
     summary: str
     compose: Callable[[ExpertBank, Sequence[float]], Tensors]
     needs: int = 1
+    source: str = OURS
 
     def __call__(self, bank: ExpertBank, alpha: Sequence[float]) -> Tensors:
         """Return what is added to each matrix; empty when there is nothing to compose."""
@@ -63,24 +66,29 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A change of the weights of a few matrices, chosen by looking at the model."""
+    """A change of the weights of a few matrices, chosen by looking at the model.
+
+    source: where the idea is from.
+    """
 
     name: str
     family: str
     summary: str
     apply: Callable[[Subject], Tensors]
+    source: str = OURS
 
 
 @dataclass(frozen=True, slots=True)
 class RunTime:
     """Settings of the agent (the manifest's `agent` entry); `examples` are solved rows it may
-    show.
+    show. source: where the idea is from.
     """
 
     name: str
     family: str
     summary: str
     settings: Callable[[Sequence[tuple[str, str]]], dict[str, Any]]
+    source: str = OURS
 
 
 def cut_rank(weight: Tensor, rank: int) -> Tensor:
