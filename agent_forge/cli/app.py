@@ -14,6 +14,7 @@ from agent_forge.cli import (
     merging,
     phase_commands,
     scoring,
+    tool_commands,
 )
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ inspection.add_to(app)
 merging.add_to(app)
 scoring.add_to(app)
 chatting.add_to(app)
+tool_commands.add_to(app)
 data_commands.add_to(app)
 exporting.add_to(app)
 auditing.add_to(app)
