@@ -6,8 +6,6 @@ these names are Hermes's.
 
 from agent_forge.data.call_dialects.hermes import (
     TAGS,
-    THINK_CLOSE,
-    THINK_OPEN,
     format_call,
     parse_calls,
     scan_calls,
@@ -18,6 +16,8 @@ from agent_forge.data.calls import (
     CALL_OPEN,
     RESPONSE_CLOSE,
     RESPONSE_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
     BrokenCall,
     Call,
     read_response,

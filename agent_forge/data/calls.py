@@ -3,7 +3,7 @@
 Training rows and the agent write them alike.
 
 `<tool_call>{"name": …, "arguments": {…}}</tool_call>` and `<tool_response>…</tool_response>`, the
-convention of Hermes and Qwen. Reading them back is `agent/calls.py`.
+convention of Hermes and Qwen. Reading them back, and other dialects, are `call_dialects/`.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 # A tag inside a tool's text gets a backslash after "<", or one more where it has some already, so
 # that reading can undo it exactly.
 _TAG = re.compile(r"<(\\*)(/?tool_(?:call|response))>")

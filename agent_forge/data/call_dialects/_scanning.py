@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_forge.data.calls import BrokenCall, Call
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from agent_forge.data.calls import THINK_CLOSE, THINK_OPEN, BrokenCall, Call
 
 
 @dataclass(frozen=True, slots=True)

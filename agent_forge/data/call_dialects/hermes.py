@@ -13,8 +13,6 @@ from typing import Any
 
 from agent_forge.data.call_dialects._scanning import (
     DECODER,
-    THINK_CLOSE,
-    THINK_OPEN,
     Body,
     Grammar,
     Scan,
@@ -22,7 +20,15 @@ from agent_forge.data.call_dialects._scanning import (
     clip,
     decode,
 )
-from agent_forge.data.calls import CALL_CLOSE, CALL_OPEN, BrokenCall, Call, write_call
+from agent_forge.data.calls import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    BrokenCall,
+    Call,
+    write_call,
+)
 
 TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
 MARKS = (CALL_OPEN,)
