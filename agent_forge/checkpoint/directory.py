@@ -5,62 +5,47 @@ SHA-256 of every other file; all is written atomically. The id is a hash of thos
 same weights, config and tokenizer have the same id wherever and whenever they were written.
 """
 
-import hashlib
-import json
 import math
 import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint import atomic
+from agent_forge.checkpoint.lending import readable
+from agent_forge.checkpoint.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    content_id,
+    manifest_hash,
+    read_manifest,
+    verify_file,
+    weight_bytes,
+    write_manifest,
+)
 from agent_forge.core.errors import CheckpointError, PhaseError, did_you_mean
-
-MANIFEST = "forge.json"
-FORMAT_VERSION = 1
-
-
-@dataclass(slots=True, kw_only=True)
-class Manifest:
-    """The content of forge.json."""
-
-    format_version: int
-    id: str
-    phase: str
-    name: str
-    role: str  # "trunk", "specialist", "model", ...
-    seed: int
-    config: dict[str, Any]
-    parents: list[dict[str, str]]  # {"path", "id", "phase", "name"}
-    files: dict[str, dict[str, Any]]  # relative path -> {"sha256", "bytes"}
-    metrics: dict[str, Any]
-    deployable_bytes: int
-    # run-time settings of the agent: tools, persona, scaffold, decoder, memory policy
-    agent: dict[str, Any]
-    extra: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    host: str = ""
-    time: float = 0.0
-    sha256: str = ""  # hash of all fields above; "" in a manifest that was written without it
-
-    @property
-    def file_bytes(self) -> int:
-        """Return the bytes of the weight files as they are; `deployable_bytes` counts the packed
-        form.
-        """
-        return _weight_bytes(self.files)
 
 
 @dataclass(slots=True, frozen=True)
 class Checkpoint:
-    """An opened checkpoint directory."""
+    """An opened checkpoint directory. stored: where it lies, for messages and lineage."""
 
-    path: Path
+    stored: Path
     manifest: Manifest
+
+    @property
+    def path(self) -> Path:
+        """Return the directory whose files can be read: `stored`, or a private plain copy of it.
+
+        Raises ConfigError where the checkpoint is encrypted and its key is not within reach,
+        CheckpointError where it is damaged.
+        """
+        return readable(self.stored) if self.manifest.encryption else self.stored
 
     @property
     def id(self) -> str:
@@ -122,7 +107,7 @@ def write(
             parents=[_parent(parent) for parent in parents],
             files=files,
             metrics=dict(metrics or {}),
-            deployable_bytes=_weight_bytes(files) if deployable_bytes is None else deployable_bytes,
+            deployable_bytes=weight_bytes(files) if deployable_bytes is None else deployable_bytes,
             agent=dict(agent or {}),
             extra=dict(extra or {}),
             versions=_versions(),
@@ -130,9 +115,7 @@ def write(
             time=time.time(),
         )
         manifest.sha256 = manifest_hash(manifest)
-        (directory / MANIFEST).write_text(
-            json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8"
-        )
+        write_manifest(directory, manifest)
 
     atomic.write_directory(target, fill)
     assert manifest is not None
@@ -148,10 +131,6 @@ def _listed(directory: Path, hashes: Mapping[str, str]) -> dict[str, dict[str, A
             digest = hashes.get(name) or atomic.sha256_file(path)
             files[name] = {"sha256": digest, "bytes": path.stat().st_size}
     return files
-
-
-def _weight_bytes(files: Mapping[str, Mapping[str, Any]]) -> int:
-    return sum(entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors"))
 
 
 def _require_finite(value: Any, where: str) -> None:
@@ -170,7 +149,7 @@ def _require_finite(value: Any, where: str) -> None:
 def _parent(parent: Checkpoint | Mapping[str, str]) -> dict[str, str]:
     if isinstance(parent, Checkpoint):
         return {
-            "path": str(parent.path),
+            "path": str(parent.stored),
             "id": parent.id,
             "phase": parent.manifest.phase,
             "name": parent.name,
@@ -178,25 +157,10 @@ def _parent(parent: Checkpoint | Mapping[str, str]) -> dict[str, str]:
     return dict(parent)
 
 
-def content_id(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the id of a set of files: a hash of their names and hashes."""
-    text = "\n".join(f"{path} {files[path]['sha256']}" for path in sorted(files))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def manifest_hash(manifest: Manifest) -> str:
-    """Return the SHA-256 of a manifest's fields, its own hash left out."""
-    content = {
-        key: value
-        for key, value in json.loads(json.dumps(asdict(manifest))).items()
-        if key != "sha256"
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
     """Open a checkpoint directory; check the sizes and hashes of its files, the manifest included.
 
+    An encrypted one is checked as it is stored, without a key.
     Raises CheckpointError that names the directory and the first broken or missing file.
     """
     path = Path(path)
@@ -205,14 +169,14 @@ def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
             [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         )
         raise CheckpointError(f"no checkpoint at {path}{did_you_mean(path.name, siblings)}")
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if verify:
         if manifest.sha256 and manifest.sha256 != manifest_hash(manifest):
             raise CheckpointError(
                 f"{path / MANIFEST} is damaged: it does not have its recorded hash; restore it"
             )
-        for relative, entry in manifest.files.items():
-            _verify_file(path, relative, entry)
+        for relative, entry in manifest.stored_files.items():
+            verify_file(path, relative, entry)
         if content_id(manifest.files) != manifest.id:
             raise CheckpointError(
                 f"{path / MANIFEST} is damaged: its id does not fit its file hashes; restore it"
@@ -246,49 +210,8 @@ def expand(paths: Sequence[str | Path], *, verify: bool = True) -> list[Checkpoi
             raise CheckpointError(
                 f"{path} is not a checkpoint and holds none ({MANIFEST} is missing){hint}"
             )
-        checkpoints += sorted(children, key=lambda c: (c.manifest.role != "trunk", c.path.name))
+        checkpoints += sorted(children, key=lambda c: (c.manifest.role != "trunk", c.stored.name))
     return checkpoints
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        manifest = Manifest(**content)
-    except FileNotFoundError:
-        hint = (
-            "; run `forge import` on a plain Hugging Face directory"
-            if (path / "config.json").exists()
-            else ""
-        )
-        raise CheckpointError(f"{path} is not a checkpoint: {MANIFEST} is missing{hint}") from None
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged ({error}); restore the directory from a copy"
-        ) from None
-    if manifest.format_version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {manifest.format_version}, this forge reads up to "
-            f"{FORMAT_VERSION}; upgrade"
-        )
-    return manifest
-
-
-def _verify_file(directory: Path, relative: str, entry: Mapping[str, Any]) -> None:
-    file = directory / relative
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file} is missing from the checkpoint; restore it or run its phase again"
-        )
-    size = file.stat().st_size
-    if size != entry.get("bytes"):
-        raise CheckpointError(
-            f"{file} is damaged: {size:,} bytes, the manifest says {entry.get('bytes')}"
-        )
-    if atomic.sha256_file(file) != entry.get("sha256"):
-        raise CheckpointError(
-            f"{file} is damaged: its SHA-256 differs from the manifest's; restore it from a copy"
-        )
 
 
 def _versions() -> dict[str, str]:

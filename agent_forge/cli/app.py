@@ -8,6 +8,7 @@ from agent_forge.cli import (
     chatting,
     data_commands,
     doctor,
+    encrypting,
     exporting,
     indexing,
     inspection,
@@ -49,6 +50,7 @@ chatting.add_to(app)
 tool_commands.add_to(app)
 data_commands.add_to(app)
 exporting.add_to(app)
+encrypting.add_to(app)
 auditing.add_to(app)
 indexing.add_to(app)
 doctor.add_to(app)

@@ -93,12 +93,13 @@ def _below(root: Path) -> list[Path]:
 
 def _list_row(opened: "Checkpoint") -> dict[str, Any]:
     return {
-        "path": str(opened.path),
+        "path": str(opened.stored),
         "id": opened.id,
         "phase": opened.manifest.phase,
         "name": opened.name,
         "deployable_bytes": opened.manifest.deployable_bytes,
         "file_bytes": opened.manifest.file_bytes,
+        "encrypted": opened.manifest.encryption is not None,
         "parents": [parent["id"] for parent in opened.manifest.parents],
     }
 
@@ -176,6 +177,9 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             f"files here {human_bytes(manifest.file_bytes)}; seed {manifest.seed}; host "
             f"{manifest.host}"
         )
+        if manifest.encryption:
+            recipients = ", ".join(manifest.encryption["recipients"])
+            out.print(f"encrypted ({manifest.encryption['format']}) for {recipients}", markup=False)
         for parent in manifest.parents:
             out.print(
                 f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}",

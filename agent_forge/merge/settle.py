@@ -185,6 +185,7 @@ def _find(label: str, beside: Path) -> Path:
 
 
 def _open(label: str, path: Path) -> Source:
+    path = checkpoint.readable(path)
     if not (path / CONFIG).is_file():
         adapter = (path / "adapter_config.json").is_file()
         hint = (

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from agent_forge.checkpoint import Checkpoint
+from agent_forge.checkpoint import Checkpoint, readable
 from agent_forge.core.errors import CheckpointError, PhaseError
 from agent_forge.data.windows import stored_positions
 from agent_forge.models import registration, wrapped_names
@@ -193,7 +193,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _directory(source: Checkpoint | Path | str) -> Path:
-    directory = source.path if isinstance(source, Checkpoint) else Path(source)
+    directory = source.path if isinstance(source, Checkpoint) else readable(Path(source))
     if not directory.is_dir():
         raise CheckpointError(f"no model directory at {directory}")
     return directory

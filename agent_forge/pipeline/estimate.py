@@ -80,7 +80,7 @@ def _checked(name: str, config: PhaseConfig, sources: Sequence[Checkpoint]) -> E
 
     next(iter(documents(config.data, "train")))
     estimate = _estimate(
-        name, config, _shape(config, sources), [str(source.path) for source in sources]
+        name, config, _shape(config, sources), [str(source.stored) for source in sources]
     )
     estimate.notes = fits(name, config, sources)
     return estimate

@@ -130,7 +130,7 @@ def judge_child(
             }
             for prefix, whose in (("", "child"), ("parent_", "parent"), ("base_", "base"))
         },
-        "base": {"path": str(base.path), "id": base.id, "name": base.name} if base else {},
+        "base": {"path": str(base.stored), "id": base.id, "name": base.name} if base else {},
         "parent_speed": facts["parent_speed"],
         "speed": facts["child_speed"],
         "parent_memory_bytes": facts["parent_memory"],

@@ -126,7 +126,7 @@ def run_all(
                 config.sources = current
             if position == 0:
                 inputs = check_inputs(name, config)
-                base = str(inputs[0].path) if inputs else ""
+                base = str(inputs[0].stored) if inputs else ""
                 check_later_phases(run, inputs)
             config.gate.base = config.gate.base or base
             outcome = run_phase(name, config, listener=listener, resume=resume)

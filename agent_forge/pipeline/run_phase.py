@@ -166,7 +166,7 @@ def check_inputs(name: str, config: PhaseConfig, *, write_probe: bool = True) ->
     out = Path(config.out)
     atomic.check_place(out)
     for source in sources:
-        here, there = out.resolve(), source.path.resolve()
+        here, there = out.resolve(), source.stored.resolve()
         if here == there or here in there.parents or there in here.parents:
             raise ConfigError(
                 f"out={config.out} is or holds a source; a phase never overwrites its parent"

@@ -150,7 +150,7 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     outcome.deployable_bytes = child.manifest.deployable_bytes
     outcome.file_bytes = child.manifest.file_bytes
     outcome.checkpoint_id = child.id
-    outcome.parent = str(sources[0].path) if sources else ""
+    outcome.parent = str(sources[0].stored) if sources else ""
     _gate(phase, config, sources, child, out, events, outcome)
     out.clear_state()
 

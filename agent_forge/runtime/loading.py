@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_forge.checkpoint import Checkpoint
+from agent_forge.checkpoint import Checkpoint, readable
 from agent_forge.codecs import payload as payloads
 from agent_forge.core.errors import CheckpointError
 from agent_forge.kernels import matrix as packing
@@ -44,7 +44,7 @@ def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
     Raises UnsupportedModelError when the engine does not compute the model (torch does),
     CheckpointError naming what is missing or damaged.
     """
-    path = source.path if isinstance(source, Checkpoint) else Path(source)
+    path = source.path if isinstance(source, Checkpoint) else readable(Path(source))
     if path.is_file():
         return _open_packed(path, threads)
     try:

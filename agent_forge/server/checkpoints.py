@@ -161,7 +161,7 @@ def _row(directory: Path, stamp: tuple[int, int], *, verify: bool = False) -> li
             "parents": [parent["id"] for parent in manifest.parents], "metrics": manifest.metrics,
             "seed": manifest.seed, "time": manifest.time,
         }  # fmt: skip
-        wrong = next((name for name, entry in manifest.files.items()
+        wrong = next((name for name, entry in manifest.stored_files.items()
                       if _size(directory / name) != entry.get("bytes")), None)  # fmt: skip
         if wrong is not None:
             summary["error"] = f"{wrong} is missing or has another size than the manifest says"
