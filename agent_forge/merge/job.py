@@ -205,7 +205,7 @@ def _verified_id(source: Source) -> str:
         for path in [*source.files.files, source.path / CONFIG, source.path / TOKENIZER]
         if path.is_file()
     }
-    return checkpoint.directory.content_id(files)
+    return checkpoint.manifest.content_id(files)
 
 
 def _parents(job: Job, hashes: Mapping[str, Future[str]]) -> list[dict[str, str]]:

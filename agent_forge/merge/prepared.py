@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent_forge.checkpoint.directory import Manifest
+from agent_forge.checkpoint.manifest import Manifest
 from agent_forge.merge import MergePlan, Recipe, special_tokens, stream
 from agent_forge.merge.files import ModelFiles
 from agent_forge.merge.tokenizer_files import TokenizerFiles

@@ -205,7 +205,7 @@ def _open(label: str, path: Path) -> Source:
         )
     manifest = (
         checkpoint.open(path, verify=False).manifest
-        if (path / checkpoint.directory.MANIFEST).is_file()
+        if (path / checkpoint.manifest.MANIFEST).is_file()
         else None
     )
     return Source(

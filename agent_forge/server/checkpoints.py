@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_forge import checkpoint
-from agent_forge.checkpoint.directory import MANIFEST
+from agent_forge.checkpoint.manifest import MANIFEST
 from agent_forge.core.errors import CheckpointError, did_you_mean
 from agent_forge.server.database import Database
 

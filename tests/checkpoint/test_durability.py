@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from agent_forge import checkpoint
-from agent_forge.checkpoint import Checkpoint, DirectoryLock, atomic, directory
+from agent_forge.checkpoint import Checkpoint, DirectoryLock, atomic, manifest
 from agent_forge.checkpoint.lock import LOCK_NAME
 from agent_forge.core.errors import CheckpointError
 
@@ -111,7 +111,7 @@ def test_the_old_checkpoint_stays_until_the_new_name_is_on_the_disk(
 def test_an_id_that_does_not_fit_the_files_is_refused(tmp_path: Path) -> None:
     written = write(tmp_path / "model")
     written.manifest.id = "0" * 16
-    written.manifest.sha256 = directory.manifest_hash(written.manifest)
+    written.manifest.sha256 = manifest.manifest_hash(written.manifest)
     (tmp_path / "model" / "forge.json").write_text(json.dumps(asdict(written.manifest)))
     with pytest.raises(CheckpointError, match="its id does not fit its file hashes"):
         checkpoint.open(tmp_path / "model")

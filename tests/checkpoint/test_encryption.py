@@ -380,10 +380,10 @@ def test_the_commands_encrypt_show_rotate_and_decrypt(
     missing = forge("encrypt", str(model), **settings)
     assert missing.returncode == 2
     assert "no age key within reach" in missing.stderr
-    made = forge("encrypt", str(model), "--new-key", "--json", **settings)
-    assert made.returncode == 0, made.stderr
-    (public,) = json.loads(made.stdout)["recipients"]
-    assert "AGE-SECRET" not in made.stdout + made.stderr
+    encrypted = forge("encrypt", str(model), "--new-key", "--json", **settings)
+    assert encrypted.returncode == 0, encrypted.stderr
+    (public,) = json.loads(encrypted.stdout)["recipients"]
+    assert "AGE-SECRET" not in encrypted.stdout + encrypted.stderr
     shown = forge("inspect", str(model), **settings).stdout
     assert f"encrypted (age-encryption.org/v1) for {public}" in shown
     listed = forge("list", str(tmp_path), "--json", **settings).stdout
