@@ -9,14 +9,31 @@ from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did
 from agent_forge.export import FORMATS, card
 
 DEFAULT_TYPES = {"gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes"}
-# Ollama's template language is Go's.
-CHATML = '''TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
-PARAMETER stop "<|im_end|>"
-PARAMETER stop "<|im_start|>"
-'''
+# Ollama's template language is Go's. This writes what data/chat_template.py's CHAT_TEMPLATE writes;
+# Ollama offers tools to a model whose template names .Tools, and finds the tag of calls as the first
+# text within .ToolCalls: the line end before a call is therefore an expression, not text.
+_SCHEMA = (
+    '{"type": "function", "function": {"name": {{ json .Function.Name }}, '
+    '"description": {{ json .Function.Description }}, '
+    '"parameters": {{ json .Function.Parameters }}}}'
+)
+_CALL = (
+    '<tool_call>{"name": {{ json .Function.Name }}, '
+    '"arguments": {{ json .Function.Arguments }}}</tool_call>'
+)
+CHATML = (
+    'TEMPLATE """{{- if .Tools }}<|im_start|>system\n'
+    "{{ if .System }}{{ .System }}\n{{ end }}You may call these tools: <tools>["
+    "{{- range $i, $_ := .Tools }}{{ if $i }}, {{ end }}" + _SCHEMA + "{{ end -}}"
+    "]</tools><|im_end|>\n{{ end }}"
+    '{{- range .Messages }}{{- if not (and $.Tools (eq .Role "system")) }}<|im_start|>{{ .Role }}\n'
+    '{{ if eq .Role "tool" }}<tool_response>{{ .Content }}</tool_response>'
+    "{{ else }}{{ .Content }}{{ end }}{{- $content := .Content }}"
+    "{{- range $i, $_ := .ToolCalls }}"
+    '{{ if or $content $i }}{{ "\\n" }}{{ end }}' + _CALL + "{{ end }}<|im_end|>\n{{ end }}"
+    '{{- end }}<|im_start|>assistant\n"""\n'
+    'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|im_start|>"\n'
+)
 TURN = "<|im_start|>"
 
 

@@ -1,6 +1,10 @@
 """Exports: blocks against gguf's own reader, files against llama.cpp, refusals by name."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +22,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 from agent_forge import codecs, models, runtime
+from agent_forge.agent import Toolbox
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.cli.app import app
 from agent_forge.core.errors import ConfigError, GateError, StorageError
+from agent_forge.data.chat_template import CHAT_TEMPLATE
 from agent_forge.export import check, gguf_file, quantise
 from agent_forge.export.run import export
 from agent_forge.models import compressed
@@ -260,10 +266,74 @@ def test_ollama_gets_a_modelfile_in_chatml(tiny_checkpoint: Checkpoint, tmp_path
     done = export(tiny_checkpoint.path, tmp_path / "agent", "ollama", "Q8_0")
     text = (tmp_path / "agent" / "Modelfile").read_text()
     assert text.startswith("FROM ./model.gguf\n")
-    assert "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>" in text
+    # What Ollama looks for where it asks whether a model takes tools, and how it writes calls.
+    template = text.split('"""')[1]
+    assert "{{- if .Tools }}" in template
+    assert re.search(r"range \$i, \$_ := \.ToolCalls[^<]*<tool_call>", template)
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "PARAMETER num_ctx 512" in text
     assert {Path(file).name for file in done.files} == {"model.gguf", "Modelfile", "README.md"}
+
+
+GO = shutil.which("go")
+CONVERSATIONS = [
+    [{"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 4+5?"}],
+    [
+        {"role": "user", "content": "What is 4+5?"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"function": {"name": "calculator", "arguments": {"expression": "4+5"}}},
+            {"function": {"name": "calculator", "arguments": {"expression": "5+4"}}},
+        ]},
+        {"role": "tool", "content": "9"},
+        {"role": "assistant", "content": "It is 9."},
+        {"role": "user", "content": "And again?"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [
+            {"function": {"name": "calculator", "arguments": {"expression": "9"}}},
+        ]},
+    ],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def go_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("go")
+    assert GO is not None
+    subprocess.run(
+        [GO, "build", "-o", folder / "render", Path(__file__).with_name("ollama_template.go")],
+        check=True, env={**os.environ, "GOCACHE": str(folder / "cache"), "GO111MODULE": "off"},
+    )  # fmt: skip
+    return folder / "render"
+
+
+@pytest.mark.skipif(
+    GO is None, reason="needs Go, whose text/template is Ollama's template language"
+)
+@pytest.mark.parametrize("with_tools", [False, True])
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_ollamas_prompt_is_the_one_that_the_model_was_trained_on(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, go_template: Path, messages: list, with_tools: bool
+) -> None:
+    export(tiny_checkpoint.path, tmp_path / "agent", "ollama", "Q8_0")
+    template = (tmp_path / "agent" / "Modelfile").read_text().split('"""')[1]
+    tools = Toolbox(["calculator", "search"]).schemas() if with_tools else []
+    content = json.dumps({"template": template, "messages": messages, "tools": tools})
+    shown = subprocess.run(
+        [go_template], input=content, capture_output=True, text=True, check=True
+    ).stdout
+    tokenizer = models.load_tokenizer(tiny_checkpoint)
+    expected = tokenizer.apply_chat_template(
+        messages, tools=tools or None, tokenize=False, add_generation_prompt=True,
+        chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+    # Go writes JSON without spaces, and < as an escape: the same values.
+    assert _values(shown) == _values(str(expected))
+
+
+def _values(prompt: str) -> list[Any]:
+    """Return a prompt as its text and the values of the JSON in it."""
+    parts = re.split(r"(?<=<tools>)(.*)(?=</tools>)|(?<=<tool_call>)(.*?)(?=</tool_call>)", prompt)
+    return [json.loads(part) if part and part[0] in "[{" else part for part in parts]
 
 
 def test_ollama_gets_no_chatml_for_a_model_that_speaks_otherwise(
