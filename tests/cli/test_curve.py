@@ -45,12 +45,9 @@ def test_the_curve_is_printed_kept_in_the_manifest_and_drawn_in_the_report(
     ]
     for row in curve:
         assert f"{row['bytes']}" in done.stdout
-    page = report.to_html(report.read_run(tmp_path), {})
-    assert (
-        '<svg width="360" height="160" role="img" aria-label="curve: bytes, quality, speed">'
-        in page
-    )
-    assert f">{min(row['bytes'] for row in curve):,}</text>" in page
+    page = report.to_html(report.facts_of(tmp_path, report.read_run(tmp_path)), {})
+    assert ">compress: curve: bytes, quality, speed</title>" in page
+    assert f'<data value="{min(row["bytes"] for row in curve)}">' in page
 
 
 def test_without_the_flag_no_curve_is_measured_and_json_says_so(

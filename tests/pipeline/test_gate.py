@@ -15,7 +15,9 @@ from agent_forge.core.errors import GateError
 from agent_forge.core.events import EventLog
 from agent_forge.evaluate.scores import Scores, bootstrap_interval
 from agent_forge.pipeline import gate as pipeline_gate
-from agent_forge.pipeline.report import chain_rows, read_run, to_html, to_markdown
+from agent_forge.pipeline.report import read_run, to_html, to_markdown
+from agent_forge.pipeline.report.facts import gather
+from agent_forge.pipeline.report.tables import chain_rows
 from agent_forge.pipeline.run_all import RunAll, compose_run, final_checkpoint, run_all
 from agent_forge.pipeline.run_phase import run_phase
 
@@ -114,8 +116,8 @@ def test_continue_lets_the_refused_child_go_on_and_says_so(
     assert not outcome.verdict["passed"]
     assert "of the parent, at least" in outcome.verdict["reasons"][0]
     assert checkpoint.open(tmp_path / "run" / "1-bitnet").id == outcome.checkpoint_id
-    assert "refused, kept by policy" in to_markdown([outcome])
-    assert "refused, kept by policy" in to_html([outcome], {})
+    assert "refused, kept by policy" in to_markdown(gather([outcome]))
+    assert "refused, kept by policy" in to_html(gather([outcome]), {})
 
 
 def test_stop_ends_the_run_with_the_reason(
@@ -159,7 +161,7 @@ def test_rollback_keeps_the_refused_child_aside_and_the_parent_goes_on(
     child = checkpoint.open(tmp_path / "run" / "2-train")
     assert child.manifest.parents[0]["id"] == checkpoint.open(trunk).id
     assert final_checkpoint(outcomes) == (str(child.path), child.id)
-    assert "rejected" in to_markdown(outcomes)
+    assert "bitnet: refused" in to_markdown(gather(outcomes))
 
 
 class FakeScored:
