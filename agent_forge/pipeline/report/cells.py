@@ -53,8 +53,9 @@ def plain_cell(key: str, value: Any) -> str:
     """Return a phase's own value as a cell; a number keeps its exact value behind it."""
     text = words.cell(key, value)
     exact = value.get("value") if isinstance(value, Mapping) else value
-    is_number = isinstance(exact, (int, float)) and not isinstance(exact, bool)
-    return data(exact, text) if is_number and text else html.escape(text)
+    if isinstance(exact, bool) or not isinstance(exact, (int, float)) or not text:
+        return html.escape(text)
+    return data(exact, text)
 
 
 def data(value: float, text: str) -> str:

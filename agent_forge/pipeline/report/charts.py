@@ -87,12 +87,12 @@ class Frame:
         if shape == "circle":
             self.parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>')
             return
-        corners = {
+        shapes: dict[str, list[tuple[float, float]]] = {
             "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
             "triangle": [(0, -1.2), (1.1, 1), (-1.1, 1)],
             "diamond": [(0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)],
-        }[shape]
-        places = " ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in corners)
+        }
+        places = " ".join(f"{x + r * a:.1f},{y + r * b:.1f}" for a, b in shapes[shape])
         self.parts.append(f'<polygon class="{kind}" points="{places}"/>')
 
 
