@@ -17,7 +17,8 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from agent_forge.core.errors import DataError
+from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.data import call_dialects
 from agent_forge.data.chat_template import (
     CHAT_TEMPLATE,
     PLAIN_TEMPLATE,
@@ -40,9 +41,12 @@ __all__ = [
     "CHAT_TEMPLATE",
     "IM_END",
     "IM_START",
+    "call_dialect",
     "encode_chat",
     "encode_chats",
     "encode_prompt",
+    "kept_reply",
+    "speak_dialect",
     "stop_ids",
     "turn_end",
 ]
@@ -170,6 +174,49 @@ def _token_id(tokenizer: "PreTrainedTokenizerFast", token: str | None) -> int | 
         number
         if isinstance(number, int) and number >= 0 and number != tokenizer.unk_token_id
         else None
+    )
+
+
+def call_dialect(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Return how the model of a tokenizer writes tool calls: a name of `call_dialects`."""
+    template = chat_format(tokenizer).template
+    return call_dialects.DEFAULT if template is None else template.dialect
+
+
+def speak_dialect(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
+    """Set how the model of a tokenizer writes tool calls, in place of what its template tells.
+
+    `auto` changes nothing. Raises ConfigError for an unknown name, and where turns are assembled as
+    ChatML, for which only Hermes is written.
+    """
+    if call_dialects.check_name(name) in (call_dialects.AUTO, call_dialect(tokenizer)):
+        return
+    template = chat_format(tokenizer).template
+    if template is None:
+        raise ConfigError(
+            f"agent.calls={name}: this model's turns are ChatML, where calls are written as "
+            f"{call_dialects.DEFAULT}; set agent.calls=auto"
+        )
+    template.dialect, template.native_tools = name, True
+    template.wraps_results = False
+
+
+def kept_reply(
+    tokenizer: "PreTrainedTokenizerFast",
+    text: str,
+    *,
+    cut: bool = False,
+    schemas: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """Return a model's message as conversations keep it, with its calls as Hermes writes them.
+
+    cut: its tokens ran out. schemas: the parameters of the tools by name.
+    """
+    name = call_dialect(tokenizer)
+    if name == call_dialects.DEFAULT:
+        return text
+    return call_dialects.canonical(
+        text, call_dialects.dialect(name).scan(text, cut=cut, schemas=schemas)
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.core.errors import DataError
+from agent_forge.data import call_dialects
+from agent_forge.data.calls import BrokenCall, Call, read_response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -66,6 +68,8 @@ PLAIN_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}"
 )
+# Mistral's templates take ids of nine letters and digits alone.
+CALL_ID = "call00000"
 # Llama 3's own default date; the current date would make training differ from day to day.
 DATE = "26 Jul 2024"
 # Characters of private use mark where learned text starts and ends, and where a forged control
@@ -98,6 +102,10 @@ def with_tools(messages: Sequence[Message]) -> list[Message]:
 class Template:
     """The chat template of a tokenizer; what it can render is found out by trying.
 
+    native_tools: it lists tools and says how to call them. dialect: how its model writes calls.
+    Kept conversations have calls and results as Hermes writes them; where the template has a tools
+    branch, they are rendered as it writes them itself.
+
     Raises DataError when it cannot even render a question and its answer.
     """
 
@@ -112,7 +120,13 @@ class Template:
         self.takes_system = self._keeps(("system", "user", "assistant"))
         self.takes_tool = self._keeps(("user", "assistant", "tool", "assistant"))
         self.takes_repeats = self._keeps(("user", "user", "assistant"))
-        self.native_tools = self._writes_our_calls()
+        self.dialect = call_dialects.detect(source or str(tokenizer.chat_template))
+        self.native_tools = self._lists_tools()
+        if not self.native_tools:
+            self.dialect = call_dialects.DEFAULT
+        self.wraps_results = self.native_tools and self._wraps_results()
+        # Some templates ask for the tool's name or the call's id beside a result.
+        self.takes_tool = self.takes_tool or self.wraps_results
         if not self._keeps(("user", "assistant")):
             raise DataError(
                 "the model's chat template cannot render a question and its answer; mend "
@@ -128,11 +142,15 @@ class Template:
         learned: whether each turn is. Raises DataError where the template refuses or drops a turn.
         """
         tools = messages[0].get("tools") if messages and self.native_tools else None
+        if self.native_tools:
+            messages = self._translated(messages)
         marked = self._adapted(messages if tools else with_tools(messages), learned)
         if tools and not marked[0]["content"] and marked[0]["role"] == "system":
             marked = marked[1:]
         text = self._apply(
-            [{"role": m["role"], "content": self._marked(m)} for m in marked], tools, prompt
+            [{"role": m["role"], "content": self._marked(m), **m["keys"]} for m in marked],
+            tools,
+            prompt,
         )
         return self._read(text, [bool(m["learn"]) for m in marked])
 
@@ -173,18 +191,85 @@ class Template:
             return False
         return all(text.count(word) == 1 for word in words)
 
-    def _writes_our_calls(self) -> bool:
-        """Return whether the template lists tools and asks for calls between our tags."""
+    def _lists_tools(self) -> bool:
+        """Return whether the template lists tools and asks for calls in a dialect that is known."""
         tool = {
             "type": "function",
-            "function": {"name": "toolname", "description": "d", "parameters": {}},
+            "function": {
+                "name": "toolname",
+                "description": "d",
+                "parameters": {"type": "object", "properties": {}},
+            },
         }
         turns = [{"role": "user", "content": "x"}]
         try:
             with_one = self._apply(turns, [tool], False)
         except DataError:
             return False
-        return "toolname" in with_one and "<tool_call>" in with_one
+        if "toolname" not in with_one:
+            return False
+        if self.dialect == call_dialects.DEFAULT:
+            return "<tool_call>" in with_one
+        return True
+
+    def _wraps_results(self) -> bool:
+        """Return whether a turn of role tool gets the model's own marks from the template."""
+        result = {"role": "tool", "content": "wordword", **_answering("toolname")}
+        turns = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": self.spoken_calls([Call("toolname")])},
+            result,
+        ]
+        try:
+            text = self._apply(turns, None, True)
+        except DataError:
+            return False
+        return text.count("wordword") == 1 and (
+            self.dialect != call_dialects.DEFAULT or "<tool_response>" in text
+        )
+
+    def spoken_calls(self, calls: Sequence[Call]) -> str:
+        """Return calls as the template writes them itself, else as the dialect's own file does."""
+        speaker = call_dialects.dialect(self.dialect)
+        entries = [
+            {
+                "id": CALL_ID,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in calls
+        ]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+        try:
+            before = self._apply(turns, None, True)
+            after = self._apply(
+                [*turns, {"role": "assistant", "content": "", "tool_calls": entries}], None, False
+            )
+        except DataError:  # such as "only one call at once"
+            return speaker.write(calls)
+        text = after[len(before) :] if after.startswith(before) else ""
+        text = text.partition(self.end_of_turn() or "\0")[0].strip()
+        return text if speaker.scan(text).calls == list(calls) else speaker.write(calls)
+
+    def _translated(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return kept messages with calls and results as the template itself writes them."""
+        hermes = call_dialects.dialect(call_dialects.DEFAULT)
+        waiting: list[str] = []
+        result: list[dict[str, Any]] = []
+        for message in messages:
+            turn = dict(message)
+            if message["role"] == "assistant":
+                scan = hermes.scan(message["content"])
+                calls = [call for call in scan.calls if isinstance(call, Call)]
+                waiting = [call.name for call in calls]
+                if calls and not any(isinstance(call, BrokenCall) for call in scan.calls):
+                    written = self.spoken_calls(calls)
+                    turn["content"] = f"{scan.words}\n{written}" if scan.words else written
+            elif message["role"] == "tool" and self.wraps_results:
+                turn["content"] = read_response(message["content"])
+                turn |= _answering(waiting.pop(0) if waiting else "tool")
+            result.append(turn)
+        return result
 
     def _adapted(
         self, messages: Sequence[Message], learned: Sequence[bool]
@@ -204,6 +289,7 @@ class Template:
                 "from": message["role"],
                 "content": message["content"],
                 "learn": learn,
+                "keys": {key: message[key] for key in ("name", "tool_call_id") if key in message},
             }
             if turns and turns[-1]["role"] == role != "system" and not self.takes_repeats:
                 if turns[-1]["learn"] != learn:
@@ -276,6 +362,11 @@ class Template:
         gap = len(text) - end - len(text[end:].lstrip())
         token = next((token for token in self.special if text.startswith(token, end + gap)), None)
         return end if token is None else end + gap + len(token)
+
+
+def _answering(name: str) -> dict[str, str]:
+    """Return what some templates want to know of a result: the tool, and the id of its call."""
+    return {"name": name, "tool_call_id": CALL_ID}
 
 
 def _with_think(text: str, start: int) -> int:

@@ -175,6 +175,7 @@ def test_what_models_really_write_is_read(name: str, text: str, calls: list[Call
         ("llama", "[weather(city='Rome', days="), ("llama", '{"name": "f", "parameters": {"a": '),
         ("llama", "<|python_tag|>let me think"), ("llama", "[f(a=open('x'))]"),
         ("llama", "[f(a=1, b=)]"), ("llama", "[f(a='unclosed)]"),
+        ("llama", '{"name": "f", "parameters": {"a": "12'),
         ("mistral", '[TOOL_CALLS][{"name": "f", "argum'), ("mistral", "[TOOL_CALLS]f[ARGS]{\"a\": "),
         ("mistral", "[TOOL_CALLS] nothing"), ("mistral", '[TOOL_CALLS][{"arguments": {}}]'),
         ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": [1]}]'),
@@ -185,9 +186,11 @@ def test_what_models_really_write_is_read(name: str, text: str, calls: list[Call
     ],
 )  # fmt: skip
 def test_half_a_call_is_an_error_for_the_model_and_never_run(name: str, text: str) -> None:
-    calls = dialect(name).scan(text).calls
-    assert len(calls) == 1
-    assert isinstance(calls[0], BrokenCall)
+    scan = dialect(name).scan(text)
+    assert len(scan.calls) == 1
+    assert isinstance(scan.calls[0], BrokenCall)
+    kept = dialect("hermes").scan(canonical(text, scan)).calls
+    assert [type(call) for call in kept] == [BrokenCall]
 
 
 def test_schemas_give_values_their_types_where_text_alone_does_not() -> None:

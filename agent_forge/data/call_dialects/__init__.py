@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.data.call_dialects._scanning import Scan
-from agent_forge.data.calls import BrokenCall, Call
+from agent_forge.data.calls import CALL_OPEN, BrokenCall, Call, write_call
 
 __all__ = [
     "AUTO",
@@ -87,11 +87,18 @@ def detect(template: str | None) -> str:
 def canonical(text: str, scan: Scan) -> str:
     """Return a message as conversations keep it: its words, then its calls as Hermes writes them.
 
-    A message with a call that cannot be read stays as it is, so that the model sees what it wrote.
+    A call that cannot be read stands behind the opening tag as the model wrote it: without a
+    closing tag nothing of it is repaired, so that it is an error there too.
     """
-    if not scan.calls or any(isinstance(call, BrokenCall) for call in scan.calls):
+    if not scan.calls:
         return text
-    written = dialect(DEFAULT).write([call for call in scan.calls if isinstance(call, Call)])
+    parts = [
+        write_call(call.name, call.arguments)
+        if isinstance(call, Call)
+        else f"{CALL_OPEN}{call.text}"
+        for call in scan.calls
+    ]
+    written = "\n".join(parts)
     return f"{scan.words}\n{written}" if scan.words else written
 
 
