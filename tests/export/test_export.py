@@ -1,5 +1,6 @@
 """Exports: blocks against gguf's own reader, files against llama.cpp, refusals by name."""
 
+import importlib.util
 import json
 import os
 import re
@@ -291,6 +292,7 @@ CONVERSATIONS = [
         {"role": "assistant", "content": "I look.", "tool_calls": [
             {"function": {"name": "calculator", "arguments": {"expression": "9"}}},
         ]},
+        {"role": "tool", "content": "9"},
     ],
 ]  # fmt: skip
 
@@ -328,6 +330,48 @@ def test_ollamas_prompt_is_the_one_that_the_model_was_trained_on(
     )  # fmt: skip
     # Go writes JSON without spaces, and < as an escape: the same values.
     assert _values(shown) == _values(str(expected))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp, which has a server"
+)
+def test_llama_cpp_writes_the_prompt_with_tools_that_the_model_was_trained_on(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    export(tiny_checkpoint.path, tmp_path / "m.gguf", "gguf", "Q8_0")
+    tools = Toolbox(["calculator", "search"]).schemas()
+    requests = [
+        {"messages": _as_openai(messages), **({"tools": tools} if with_tools else {})}
+        for messages in CONVERSATIONS
+        for with_tools in (False, True)
+    ]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("llama_prompt.py"), tmp_path / "m.gguf"],
+        input=json.dumps(requests), capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    tokenizer = models.load_tokenizer(tiny_checkpoint)
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        tokenizer.apply_chat_template(
+            request["messages"], tools=request.get("tools"), tokenize=False,
+            add_generation_prompt=True,
+        )
+        for request in requests
+    ]  # fmt: skip
+
+
+def _as_openai(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages whose calls have ids, and arguments as text."""
+    written = []
+    for message in messages:
+        calls = [
+            {"id": f"call{place}", "type": "function", "function": {
+                **call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for place, call in enumerate(message.get("tool_calls", []))
+        ]  # fmt: skip
+        written.append({**message, "tool_calls": calls} if calls else dict(message))
+        if message["role"] == "tool":
+            written[-1]["tool_call_id"] = "call0"
+    return written
 
 
 def _values(prompt: str) -> list[Any]:
