@@ -154,7 +154,7 @@ def stand_in(out: Path, text: str, shape: tuple[int, ...]) -> None:
 
 def distil(options: argparse.Namespace) -> dict[str, Any]:
     """Make the model ternary as the bitnet phase does and train it; return seconds of the start,
-    tokens a second, memory.
+    tokens per second, memory.
     """
     import torch
 
@@ -221,7 +221,7 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def decode(options: argparse.Namespace) -> dict[str, Any]:
-    """Return tokens a second of greedy generation at batch 1 and 32: ours and transformers', plain
+    """Return tokens per second of greedy generation at batch 1 and 32: ours and transformers', plain
     and packed ternary.
     """
     import torch

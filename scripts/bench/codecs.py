@@ -191,7 +191,7 @@ def rows(table: Table, wanted: list[str], *, combined: bool) -> list[dict[str, A
 def text(table_rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = [
-        "| codec | bits a weight | relative weight error | estimated nats | perplexity / parent (95%) | top-1 kept % |",
+        "| codec | bits per weight | relative weight error | estimated nats | perplexity / parent (95%) | top-1 kept % |",
         "|---|---|---|---|---|---|",
     ]
     for row in table_rows:

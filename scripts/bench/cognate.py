@@ -206,7 +206,7 @@ def print_depth(
         f"\nDepth of adaptive_computation: {EASY} step (easy) or {HARD} (hard), n={len(levels)} over {len(configs)} seeds;"
         f" chance {mixed.CHANCE:.2f}; passes are means over all tokens of an item, question included\n"
         "| way | passes | fewer than all | easy | hard | at the answer: easy | hard | right: easy | hard | all |"
-        " difference to all passes | nats a token |\n|" + "---|" * 12
+        " difference to all passes | nats per token |\n|" + "---|" * 12
     )
     most = np.concatenate([items.passes for items in every["all passes"]])
     reference = np.concatenate([items.right for items in every["all passes"]])
@@ -269,7 +269,7 @@ def print_matrix(
                     items = row_items(model, tokenizer, probe_rows(probe, config, count))
                 losses.setdefault((name, probe), []).append(items.loss)
     print(
-        f"\nLosses (nats a token of the answer), mean over {len(configs)} seeds, {count} items a probe and seed"
+        f"\nLosses (nats per token of the answer), mean over {len(configs)} seeds, {count} items per probe and seed"
     )
     print(
         "| specialist | " + " | ".join(OWN_PROBE.values()) + " |\n|" + "---|" * (len(OWN_PROBE) + 1)

@@ -282,7 +282,7 @@ class Bench:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows by size as a Markdown table."""
     lines = [
-        "| case | MB | bits a weight | perplexity (95%) | ratio to fp32 | top-1 kept % |",
+        "| case | MB | bits per weight | perplexity (95%) | ratio to fp32 | top-1 kept % |",
         "|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: (-r["megabytes"], r["case"])):

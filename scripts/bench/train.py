@@ -196,7 +196,7 @@ class Clock:
         return mixture
 
     def result(self, shape: Shape) -> dict[str, float]:
-        """Return tokens per second, CPU milliseconds a step, and the share of data."""
+        """Return tokens per second, CPU milliseconds per step, and the share of data."""
         skipped = min(SKIPPED, len(self.stamps) - 3)
         pairs = list(zip(self.stamps[skipped:-1], self.stamps[skipped + 1 :], strict=True))
         wall = statistics.median(b[0] - a[0] for a, b in pairs)

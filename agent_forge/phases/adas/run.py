@@ -247,5 +247,5 @@ def _summary(
     edits = f" and {', '.join(winner.edits)}" if winner.edits else ""
     return (
         f"{winner.technique} ({strengths}){edits} after {accepted} of {config.search.iterations} iterations: "
-        f"{test['gain_nats']:+.4f} nats a token on the test split (at least {test['low']:+.4f}){run_time}"
+        f"{test['gain_nats']:+.4f} nats per token on the test split (at least {test['low']:+.4f}){run_time}"
     )

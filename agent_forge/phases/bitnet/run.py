@@ -274,7 +274,7 @@ def _write(
     )
     events.artefact(written.path)
     summary = (
-        f"{len(now)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit a weight), "
+        f"{len(now)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit per weight), "
         f"{size:,} bytes packed, {size / parent_size:.1%} of the parent; bits per byte {before.mean:.3f} -> "
         f"{stages[last].mean:.3f} ({retention.ratio:.1%} kept, n={before.n}); "
         f"kept on text that was not in the calibration: {evaluate.kept_text(elsewhere[0])}"

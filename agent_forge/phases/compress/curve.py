@@ -90,7 +90,7 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, floa
     by_size = sorted(rows, key=lambda row: row["bytes"])
     return {
         TITLE: [(row["bytes"], row["quality"]) for row in by_size],
-        "tokens a second by bytes": [(row["bytes"], row["tokens_per_second"]) for row in by_size],
+        "tokens per second by bytes": [(row["bytes"], row["tokens_per_second"]) for row in by_size],
     }
 
 

@@ -66,7 +66,7 @@ def card_text(
         f"{config.floor:g} of it; retention is the same without the penalty; for each task the ratio of losses (above 1: "
         f"the winner is better). Paired-bootstrap 95% intervals over {tested['gains'][0]['gain']['n']} items.",
         _table(["over", "fitness", "retention", *tasks], gains),
-        "## Loss on the test split (nats a token)",
+        "## Loss on the test split (nats per token)",
         _table(["model", *tasks], losses),
         "## Recipe",
         f"`{RECIPE_FILE}` in this directory; random masks are those of seed {search['mask seed']}.",

@@ -363,7 +363,7 @@ def _report(
         **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
     }
     tables = {
-        "Winner on the test split: gain in fitness, in mean log retention, and ratio of losses a task": [
+        "Winner on the test split: gain in fitness, in mean log retention, and ratio of losses per task": [
             {key: _interval(value) if isinstance(value, dict) else value for key, value in row.items()}
             for row in tested["gains"]
         ],

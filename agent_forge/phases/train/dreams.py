@@ -117,7 +117,7 @@ class ReplayGuard:
             self.ended_at = record.step
             self.events.warning(
                 f"{self.stage}, step {record.step}: replay ends, because the loss on real text went from "
-                f"{self.before:.4f} to {now:.4f} nats a token",
+                f"{self.before:.4f} to {now:.4f} nats per token",
                 stage=self.stage,
             )
         return {}

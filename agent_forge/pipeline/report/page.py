@@ -22,7 +22,7 @@ BYTES_TO_MB = 1e-6
 # The plots that phases name, with their axes in words and the factor of the horizontal one.
 PLOT_AXES = {
     "curve: bytes, quality, speed": ("size (MB)", "quality (1 is the parent's)", BYTES_TO_MB),
-    "tokens a second by bytes": ("size (MB)", "tokens per second", BYTES_TO_MB),
+    "tokens per second by bytes": ("size (MB)", "tokens per second", BYTES_TO_MB),
 }
 # No script, no image, no font, no request: a browser holds the page to that.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
