@@ -15,6 +15,7 @@ from agent_forge.cli import (
     merging,
     phase_commands,
     scoring,
+    serving,
     tool_commands,
 )
 
@@ -53,4 +54,5 @@ exporting.add_to(app)
 encrypting.add_to(app)
 auditing.add_to(app)
 indexing.add_to(app)
+serving.add_to(app)
 doctor.add_to(app)

@@ -5,6 +5,7 @@ The server names the directories (`out`, `run_dir`, the cache): what a client se
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from agent_forge.config.overrides import quote
@@ -14,11 +15,17 @@ from agent_forge.server.jobs import RUN_ALL, Job
 
 # Settings that the server gives itself.
 OWN_SETTINGS = ("out", "run_dir", "data.cache", "sources", "runtime.background")
+# Commands beside the phases. Their arguments are hidden overrides, because they name directories;
+# the server adds where they write.
+IMPORT, MERGE, EXPORT = "import", "merge", "export"
+TOOLS = (IMPORT, MERGE, EXPORT)
+# Format of an export that is one file -> how its name ends.
+SUFFIXES = {"gguf": ".gguf", "packed": ".bin"}
 
 
 def known_commands() -> list[str]:
-    """Return what a job may run: every phase, and run-all."""
-    return [*phases(), RUN_ALL]
+    """Return what a job may run: every phase, run-all, and what makes models without a phase."""
+    return [*phases(), RUN_ALL, *TOOLS]
 
 
 def check_command(command: str) -> None:
@@ -55,6 +62,8 @@ def job_directory(root: Path, job_id: str) -> Path:
 
 def arguments(job: Job, root: Path, sources: Sequence[Path]) -> list[str]:
     """Return the arguments of `forge` for a job. sources: the directories of its checkpoints."""
+    if job.command in TOOLS:
+        return [job.command, *job.hidden_overrides, "--out", _output(job), "--json"]
     where = "run_dir" if job.command == RUN_ALL else "out"
     settings = [
         f"{where}={quote(job.out)}", f"data.cache={quote(str(root / 'cache'))}",
@@ -65,6 +74,12 @@ def arguments(job: Job, root: Path, sources: Sequence[Path]) -> list[str]:
         key = f"{run_phases(job)[0]}.sources" if job.command == RUN_ALL else "sources"
         settings.append(f"{key}=[{listed}]")
     return [job.command, *job.overrides, *job.hidden_overrides, *settings, "--json"]
+
+
+def _output(job: Job) -> str:
+    """Return what a command without settings writes: a directory, or the one file of an export."""
+    options = dict(pairwise(job.hidden_overrides))
+    return f"{job.out}{SUFFIXES.get(options.get('--format', ''), '')}"
 
 
 def run_phases(job: Job) -> list[str]:

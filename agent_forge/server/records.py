@@ -126,7 +126,13 @@ def _results(
 ) -> dict[str, Any]:
     """Return what a client may know of the outcomes: ids instead of paths."""
     if not outcomes:
-        return {}
+        # What makes a model without a phase leaves no outcome, only the model.
+        model_id = registry.id_of(Path(job.out)) if state is JobState.SUCCEEDED else None
+        return (
+            {"status": str(state), "checkpoint_id": model_id, "checkpoints": [model_id]}
+            if model_id
+            else {}
+        )
     phases = [_result(outcome, registry) for outcome in outcomes]
     accepted = [result for result in phases if result["status"] == "done"]
     result = accepted[-1] if accepted and job.command == RUN_ALL else phases[-1]

@@ -1,0 +1,137 @@
+"""/v1/jobs and /v1/queue: every job, its events and its log; pause, resume, cancel, reorder."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel
+
+from agent_forge.server.answers import (
+    Identity,
+    JobAnswer,
+    OrderRequest,
+    QueueAnswer,
+    QueueRequest,
+    StartRequest,
+    errors,
+)
+from agent_forge.server.jobs import JobState
+from agent_forge.server.live.messages import message_of
+from agent_forge.server.routes.protocol import Once
+from agent_forge.server.security.authentication import needs
+from agent_forge.server.service import Service
+
+Count = Annotated[int, Query(ge=1, le=1000)]
+READ, RUN = [Depends(needs("read"))], [Depends(needs("run"))]
+
+
+class EventsAnswer(BaseModel):
+    """Messages as on the WebSocket, oldest first, and the number to go on from."""
+
+    after: int
+    events: list[dict[str, Any]]
+
+
+class LogAnswer(BaseModel):
+    """The end of what a job wrote to standard error."""
+
+    text: str
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(prefix="/jobs", tags=["jobs"])
+    supervisor = service.supervisor
+
+    @routes.get("", dependencies=READ, responses=errors(), summary="List jobs")
+    def list_jobs(
+        state: JobState | None = None, limit: Count = 100, offset: Annotated[int, Query(ge=0)] = 0
+    ) -> list[JobAnswer]:
+        """List jobs, newest first; queued ones in the order of the queue."""
+        jobs = supervisor.list(state)
+        return [JobAnswer.of(job) for job in jobs[offset : offset + limit]]
+
+    @routes.post(
+        "", status_code=202, dependencies=RUN, responses=errors(404, 409, 507),
+        summary="Start a job",
+    )  # fmt: skip
+    def start(request: StartRequest, once: Once = None) -> JobAnswer:
+        """Queue a phase or run-all; as /phases/start, with the whole job as answer."""
+        return JobAnswer.of(service.start_job(request.phase_name, request.config, once=once))
+
+    @routes.post(
+        "/reorder", dependencies=RUN, responses=errors(404, 409), summary="Reorder the queue"
+    )
+    def reorder(request: OrderRequest) -> list[JobAnswer]:
+        """Let the named jobs run first, in this order; returns the queue."""
+        return [JobAnswer.of(job) for job in supervisor.reorder(request.ids)]
+
+    @routes.get("/{job_id}", dependencies=READ, responses=errors(404), summary="One job")
+    def get(job_id: Identity) -> JobAnswer:
+        """Return a job."""
+        return JobAnswer.of(supervisor.get(job_id))
+
+    @routes.post(
+        "/{job_id}/pause", dependencies=RUN, responses=errors(404, 409), summary="Pause a job"
+    )
+    def pause(job_id: Identity) -> JobAnswer:
+        """Stop a job where it can go on."""
+        return JobAnswer.of(supervisor.pause(job_id))
+
+    @routes.post(
+        "/{job_id}/resume", dependencies=RUN, responses=errors(404, 409), summary="Resume a job"
+    )
+    def resume(job_id: Identity) -> JobAnswer:
+        """Queue a paused, interrupted or failed job again."""
+        return JobAnswer.of(supervisor.resume(job_id))
+
+    @routes.post(
+        "/{job_id}/cancel", dependencies=RUN, responses=errors(404, 409), summary="Cancel a job"
+    )
+    def cancel(job_id: Identity) -> JobAnswer:
+        """Stop a job for good."""
+        return JobAnswer.of(supervisor.cancel(job_id))
+
+    @routes.get(
+        "/{job_id}/events", dependencies=READ, responses=errors(404), summary="Events of a job"
+    )
+    def events(
+        job_id: Identity, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Count = 500
+    ) -> EventsAnswer:
+        """Return a block of a job's events; go on with the number that comes with it."""
+        command = supervisor.get(job_id).command
+        rows = supervisor.events(after, limit, job_id)
+        messages = [message_of(row, command).content for row in rows]
+        return EventsAnswer(after=rows[-1].seq if rows else after, events=messages)
+
+    @routes.get("/{job_id}/log", dependencies=READ, responses=errors(404), summary="Log of a job")
+    def log(job_id: Identity, lines: Count = 50) -> LogAnswer:
+        """Return the last lines of a job's standard error."""
+        return LogAnswer(text=supervisor.tail(job_id, lines))
+
+    return routes
+
+
+def queue_router(service: Service) -> APIRouter:
+    """Return the routes of the queue as a whole."""
+    routes = APIRouter(prefix="/queue", tags=["jobs"])
+    supervisor = service.supervisor
+
+    def shown() -> QueueAnswer:
+        state = supervisor.queue()
+        return QueueAnswer(
+            paused=state.paused, continue_on_error=state.continue_on_error,
+            jobs=[JobAnswer.of(job) for job in supervisor.list(JobState.QUEUED)],
+        )  # fmt: skip
+
+    @routes.get("", dependencies=READ, responses=errors(), summary="The queue")
+    def get() -> QueueAnswer:
+        """Return the queue."""
+        return shown()
+
+    @routes.put("", dependencies=RUN, responses=errors(507), summary="Change the queue")
+    def change(request: QueueRequest) -> QueueAnswer:
+        """Change what is given, and return the queue."""
+        supervisor.set_queue(paused=request.paused, continue_on_error=request.continue_on_error)
+        return shown()
+
+    return routes
