@@ -9,7 +9,7 @@ import contextlib
 import json
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from starlette.types import ASGIApp
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.server.app import Door, create_app, protected
+from agent_forge.server.audit import AuditLog
+from agent_forge.server.audit_middleware import AuditMiddleware
 from agent_forge.server.checkpoints import Registry
 from agent_forge.server.data_sources import DataSources
 from agent_forge.server.database import Database, Readers
@@ -37,6 +39,7 @@ from agent_forge.server.service import CONTROL, DATABASE, PARTS, Service
 from agent_forge.server.settings import JobSettings
 from agent_forge.server.supervisor import Supervisor
 
+AUDIT = "audit.jsonl"
 STOP_SECONDS = 10  # for answers that are under way
 POLL_SECONDS = 0.25  # between looks for events that another process has written
 BACKLOG = 1024
@@ -109,7 +112,19 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             state=state, supervisor=supervisor, registry=registry, hub=hub, ring=KeyRing(state),
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
             rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
+            audit=_audit(state),
         )  # fmt: skip
+
+
+def _audit(state: Path) -> Callable[[ASGIApp], ASGIApp]:
+    """Return what puts the audit log of the state directory around an application."""
+    log = AuditLog(state / AUDIT)
+
+    def around(app: ASGIApp) -> ASGIApp:
+        audited: ASGIApp = AuditMiddleware(app, log)
+        return audited
+
+    return around
 
 
 def application(service: Service, settings: ServeSettings, doors: Sequence[Door]) -> ASGIApp:
