@@ -8,7 +8,10 @@
     memory.py     episodic and semantic memory; working.py what is in view, and summaries
     documents.py  the search index; indexing.py builds it; endpoint.py asks a service instead
     store.py      the SQLite file below memories and documents
-    loop.py       Agent, answer_batch
+    loop.py       Agent, answer_batch, answer_turns
+    live.py       one reply as it comes into being, as the events of events.py
+    turn.py       what a message of the model adds to a reply
+    text_stream.py  tokens to text, thoughts apart, calls left out
     chat.py       `forge chat`
 
 The names below are resolved on first use, so that importing this package needs neither torch nor
@@ -29,12 +32,14 @@ if TYPE_CHECKING:
         scan_calls,
     )
     from agent_forge.agent.documents import DocumentIndex
-    from agent_forge.agent.loop import Agent, Turn, answer_batch, answer_turns
+    from agent_forge.agent.live import LiveTurn, TurnLimits
+    from agent_forge.agent.loop import Agent, answer_batch, answer_turns
     from agent_forge.agent.memory import EpisodicMemory, Memory, SemanticMemory
     from agent_forge.agent.settings import AgentSettings
     from agent_forge.agent.tool import Confirmation, Result, Tool, ToolContext, ToolError
     from agent_forge.agent.tool_sources import kept_tools, load_tools
     from agent_forge.agent.toolbox import Toolbox
+    from agent_forge.agent.turn import Turn
     from agent_forge.agent.working import WorkingMemory
 
 _HOMES = {
@@ -45,6 +50,7 @@ _HOMES = {
     "Confirmation": "tool",
     "DocumentIndex": "documents",
     "EpisodicMemory": "memory",
+    "LiveTurn": "live",
     "Memory": "memory",
     "Result": "tool",
     "SemanticMemory": "memory",
@@ -52,7 +58,8 @@ _HOMES = {
     "ToolContext": "tool",
     "ToolError": "tool",
     "Toolbox": "toolbox",
-    "Turn": "loop",
+    "Turn": "turn",
+    "TurnLimits": "live",
     "WorkingMemory": "working",
     "answer_batch": "loop",
     "answer_turns": "loop",
@@ -73,6 +80,7 @@ __all__ = [
     "Confirmation",
     "DocumentIndex",
     "EpisodicMemory",
+    "LiveTurn",
     "Memory",
     "Result",
     "SemanticMemory",
@@ -81,6 +89,7 @@ __all__ = [
     "ToolError",
     "Toolbox",
     "Turn",
+    "TurnLimits",
     "WorkingMemory",
     "answer_batch",
     "answer_turns",

@@ -6,46 +6,35 @@ are read only from the assistant's own turns, and a tool that is not enabled is 
 loop of ReAct (Yao et al. 2022, arXiv:2210.03629) in the format of Hermes.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_forge import checkpoint, models
-from agent_forge.agent.calls import TAGS, format_response, scan_calls, text_without_calls
+from agent_forge.agent.agent_turn import AgentTurn
 from agent_forge.agent.documents import Documents
+from agent_forge.agent.live import LiveTurn, TurnLimits
 from agent_forge.agent.memory import Memory, new_session
 from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.sources import open_documents
-from agent_forge.agent.tool import Result, Tool, ToolContext
+from agent_forge.agent.tool import Tool, ToolContext
 from agent_forge.agent.tool_sources import kept_tools
 from agent_forge.agent.toolbox import Toolbox
+from agent_forge.agent.turn import Confirm, Turn, add_message, decode_reply, run_calls
 from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_basic
 from agent_forge.data.chat import encode_content, encode_prompt, stop_ids
+from agent_forge.data.light_tokenizer import open_light
 from agent_forge.data.windows import positions
-from agent_forge.runtime import causal
+from agent_forge.runtime.talker import open_talker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Message = Mapping[str, str]
 SUMMARISE = "Summarise this conversation in a few short sentences. Keep names and numbers."
-
-
-@dataclass(slots=True)
-class Turn:
-    """An agent's reply: its words, the tools it ran, and all new messages with calls and results.
-
-    finished: False where the rounds ran out while the model still called tools.
-    cut: True where the last message ended because its tokens ran out.
-    """
-
-    text: str = ""
-    results: list[Result] = field(default_factory=list)
-    messages: list[dict[str, str]] = field(default_factory=list)
-    finished: bool = False
-    cut: bool = False
+CHAT_TOKENS = 512  # of one message, in a chat whose manifest sets no other bound
 
 
 def answer_batch(
@@ -98,6 +87,8 @@ def answer_turns(
         prompts = [
             encode_prompt(tokenizer, [*conversations[i], *turns[i].messages]) for i in active
         ]
+        for i, prompt in zip(active, prompts, strict=True):
+            turns[i].usage.prompt_tokens += len(prompt)
         replies = models.generate(
             model,
             prompts,
@@ -110,30 +101,12 @@ def answer_turns(
         )
         for i, tokens in zip(active, replies, strict=True):
             turns[i].cut = len(tokens) >= max_new_tokens
-            _take(turns[i], decode_reply(tokenizer, tokens), boxes[i])
+            turns[i].usage.completion_tokens += len(tokens)
+            calls = add_message(turns[i], decode_reply(tokenizer, tokens))
+            for _ in run_calls(turns[i], calls, boxes[i]):
+                pass  # the events of a batch are nobody's; its turns hold all of them
         active = [i for i in active if not turns[i].finished]
     return turns
-
-
-def decode_reply(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[int]) -> str:
-    """Return the text of a reply without control tokens, except the tags of calls and thoughts."""
-    hidden = set(tokenizer.all_special_ids) | {
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    hidden -= {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
-    return str(tokenizer.decode([token for token in tokens if token not in hidden])).strip()
-
-
-def _take(turn: Turn, text: str, toolbox: Toolbox) -> None:
-    """Add one assistant message to `turn` and run its calls."""
-    turn.messages.append({"role": "assistant", "content": text})
-    turn.text = text_without_calls(text)
-    calls = scan_calls(text, cut=turn.cut)
-    for call in calls:
-        result = toolbox.run(call)
-        turn.results.append(result)
-        turn.messages.append({"role": "tool", "content": format_response(result.text)})
-    turn.finished = not calls
 
 
 def _toolboxes(
@@ -172,6 +145,8 @@ class Agent:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.memory = memory if memory is not None else Memory()
         self.session = session
+        # Asks a person whether a destructive call may run; nobody is asked by default.
+        self.confirm: Confirm | None = None
         if isinstance(tools, Toolbox):
             self.toolbox = tools
         else:
@@ -202,8 +177,9 @@ class Agent:
         device: str = "cpu",
         engine: str = "auto",
         encoding: str = "utf-8",
-        tools: Sequence[str] | None = None,
+        tools: Sequence[str | Tool] | None = None,
         search_endpoint: str = "",
+        settings: Mapping[str, Any] | None = None,
     ) -> "Agent":
         """Build the agent that a checkpoint's manifest describes.
 
@@ -213,19 +189,27 @@ class Agent:
         search_endpoint: the address that `search` asks, as in agent/endpoint.py.
         engine: auto, packed or torch, as in runtime.causal.
         encoding: the encoding of the documents.
+        settings: changes to the settings of the manifest, by name.
         Raises CheckpointError when the checkpoint is damaged.
         """
-        opened = checkpoint.open(path)
-        settings = AgentSettings.from_manifest(opened.manifest.agent)
+        checkpoint.open(path, verify=False)  # what is no checkpoint is refused at once
+        with ThreadPoolExecutor(1) as beside:
+            # Hashing takes a second for each gigabyte; another core does it meanwhile.
+            verified = beside.submit(checkpoint.open, path)
+            try:
+                model: Any = open_talker(path, device=device, engine=engine)
+            finally:
+                opened = verified.result()
+        chosen = _chat_settings(opened.manifest.agent, positions(model.config))
+        chosen = replace(chosen, **(settings or {}))
         store = Memory(memory)
-        index = open_documents(store.store, documents, encoding, settings, search_endpoint)
-        model: Any = causal.open_model(opened.path, device=device, engine=engine)
+        index = open_documents(store.store, documents, encoding, chosen, search_endpoint)
         return cls(
             model,
-            models.load_tokenizer(opened.path),
+            open_light(opened.path) or models.load_tokenizer(opened.path),  # type: ignore[arg-type]
             tools,
             store,
-            settings,
+            chosen,
             documents=index,
             session=new_session(),
         )
@@ -235,23 +219,10 @@ class Agent:
 
         Both the question and the answer go into the episodic memory.
         """
-        question = messages[-1] if messages else {"role": "", "content": ""}
-        if question["role"] != "user":
-            return self._reply(messages)
-        with self.memory.answering(self.session, question["content"]):
-            return self._reply(messages)
-
-    def _reply(self, messages: Sequence[Message]) -> Turn:
-        settings = self.settings
-        shots = 2 * len(settings.scaffold_examples) if settings.scaffold == "few_shot" else 0
-        conversation = self.working.window(self._with_system(self._scaffolded(messages)), shots)
-        samples = settings.scaffold_samples if settings.scaffold == "self_consistency" else 1
-        turns = [self._turn(conversation, sample) for sample in range(samples)]
-        best = Counter(turn.text for turn in turns).most_common(1)[0][0]
-        turn = next(turn for turn in turns if turn.text == best)
-        for message in turn.messages:
-            self.memory.episodic.add(self.session, message["role"], message["content"])
-        return turn
+        live = self.live(messages)
+        for _ in live:
+            pass
+        return live.turn
 
     def _summariser(self) -> Summariser | None:
         """Return what becomes of turns that leave the window."""
@@ -268,22 +239,46 @@ class Agent:
         )  # fmt: skip
         return turn.text
 
-    def _turn(self, conversation: Sequence[Message], sample: int) -> Turn:
+    def live(self, messages: Sequence[Message], stops: Sequence[str] = ()) -> AgentTurn:
+        """Return the reply to a conversation as it comes into being, to be iterated.
+
+        What it says goes into the episodic memory at its end, also where it was stopped.
+        stops: texts that end it.
+        """
+        return AgentTurn(self, messages, stops)
+
+    def sample(
+        self, conversation: Sequence[Message], number: int = 0, stops: Sequence[str] = ()
+    ) -> LiveTurn:
+        """Return one reply to what the model is shown; `number` sets its random numbers.
+
+        The first is as configured. Further ones are for votes, so they are always sampled.
+        """
         settings = self.settings
-        # Answers can only vote when they may differ: the first is as configured, and the others are
-        # always sampled.
-        temperature = settings.temperature if sample == 0 else (settings.temperature or 0.7)
-        return answer_turns(
-            self.model,
-            self.tokenizer,
-            [conversation],
-            self.toolbox,
-            settings.max_rounds,
-            settings.max_new_tokens,
+        temperature = settings.temperature if number == 0 else (settings.temperature or 0.7)
+        limits = TurnLimits(
+            max_rounds=settings.max_rounds,
+            max_new_tokens=settings.max_new_tokens,
             temperature=temperature,
             top_p=settings.top_p,
-            seed=settings.seed + 1000 * sample,
-        )[0]
+            seed=settings.seed + 1000 * number,
+            stops=stops,
+        )
+        return LiveTurn(
+            self.model, self.tokenizer, conversation, self.toolbox, limits, self.confirm
+        )
+
+    def prepared(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """Return a conversation with the scaffold, and the system text where it brings none."""
+        scaffolded = self._scaffolded(messages)
+        brings_its_own = bool(messages) and messages[0]["role"] == "system"
+        return scaffolded if brings_its_own else self._with_system(scaffolded)
+
+    def shown(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """Return what the model is shown of a conversation: scaffold, system, and what fits."""
+        settings = self.settings
+        shots = 2 * len(settings.scaffold_examples) if settings.scaffold == "few_shot" else 0
+        return self.working.window(self._with_system(self._scaffolded(messages)), shots)
 
     def _scaffolded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         settings = self.settings
@@ -327,3 +322,11 @@ class Agent:
             replace(self.settings, **changes),
             session=self.session,
         )
+
+
+def _chat_settings(agent: Mapping[str, Any], context_tokens: int | None) -> AgentSettings:
+    """Return the settings in a manifest; where it does not bound an answer, a person gets more."""
+    settings = AgentSettings.from_manifest(agent)
+    if "max_new_tokens" not in (agent.get("decoder") or {}):
+        settings.max_new_tokens = min(CHAT_TOKENS, (context_tokens or 2 * CHAT_TOKENS) // 2)
+    return settings

@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "forge chat outputs/run_all/8-compress",
             "forge chat outputs/run_all/8-compress 'What is 48 plus 77?'",
+            "forge chat outputs/run_all/8-compress --json 'What is 48 plus 77?'",
             "forge chat outputs/run_all/8-compress --user ada --documents outputs/index.db",
         ),
     )(chat_command)
@@ -54,27 +55,55 @@ def chat_command(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", help="auto: packed codes on the CPU where possible; packed; torch."
+            "--engine", help="auto: the packed engine on the CPU where possible; packed; torch."
         ),
     ] = "auto",
     encoding: Annotated[
         str, typer.Option("--encoding", help="Encoding of the documents.")
     ] = "utf-8",
+    tools: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tools",
+            "-t",
+            help="What it may call: names, .py, .json or .yaml files, MCP servers; "
+            "default: the checkpoint's own.",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", help="A destructive tool that may run, when you confirm."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Leave after one answer, on a terminal too.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each event (text, call, result, ...) as JSON.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Tokens of one message.")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Chat with an agent."""
     with one_line_errors(verbose):
         from agent_forge.agent.chat import chat
         from agent_forge.config.limits import Encoding
-        from agent_forge.core.device import pick_device
         from agent_forge.core.errors import ConfigError
 
         if Encoding().wrong(encoding):
             raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
+        changes = {
+            "temperature": temperature, "max_new_tokens": max_new_tokens, "allow": allow,
+        }  # fmt: skip
         chat(
-            path, once=message, memory=memory_file(memory, user), documents=documents or (),
-            device=str(pick_device(device)), engine=engine, encoding=encoding,
-            search_endpoint=search_endpoint,
+            path, message=message, once=once, as_json=as_json, memory=memory_file(memory, user),
+            documents=documents or (), device=device, engine=engine, encoding=encoding,
+            search_endpoint=search_endpoint, tools=tools or (),
+            settings={name: value for name, value in changes.items() if value is not None},
         )  # fmt: skip
 
 

@@ -7,11 +7,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agent_forge.models.generation import generate
+    from agent_forge.models.generation import generate, stream
     from agent_forge.models.importing import import_model
     from agent_forge.models.storage import deployable_bytes, load, load_tokenizer, save
 
-__all__ = ["deployable_bytes", "generate", "import_model", "load", "load_tokenizer", "save"]
+__all__ = [
+    "deployable_bytes",
+    "generate",
+    "import_model",
+    "load",
+    "load_tokenizer",
+    "save",
+    "stream",
+]
 
 _HOMES = {
     "deployable_bytes": "storage",
@@ -20,6 +28,7 @@ _HOMES = {
     "load": "storage",
     "load_tokenizer": "storage",
     "save": "storage",
+    "stream": "generation",
 }
 
 

@@ -1,13 +1,14 @@
-"""Generate for many prompts at once, with the same result as one by one.
+"""Generate for many prompts at once, with the same result as one by one; or stream one answer.
 
 Prompts of similar length share a batch. It starts at the shortest prompt, and longer ones feed
 their remaining prompt tokens while the others already generate, so no row ever sees padding. Rows
 that have finished leave the batch. Sampling draws one number per (seed, prompt, step), so the
 result does not depend on how prompts are batched. On CUDA the steps are one graph
-(static_decoding.py).
+(static_decoding.py). `stream` yields the tokens of one prompt as they are chosen.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
+from agent_forge.models.sampling import check_sampling
 
 # Prompts in one batch differ by at most this many tokens, because each token of difference is a
 # step in which some rows only read.
@@ -50,10 +52,7 @@ def generate(
     for an empty prompt, a negative temperature, a top_p outside (0, 1], and where max_new_tokens
     leaves no room for a prompt.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ConfigError(
-            f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}"
-        )
+    check_sampling(temperature, top_p)
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise ConfigError(
@@ -79,12 +78,7 @@ def generate(
             )
         else:
             chooser = _Chooser(temperature, top_p, seed, picked, max_new_tokens)
-            fixed = (
-                static_decoding.takes(model)
-                if static
-                else static_decoding.suits(model, max_new_tokens)
-            )
-            if fixed and static is not False:
+            if _takes_static(model, static, max_new_tokens):
                 replies = _with_static_cache(model, rows, max_new_tokens, stops, chooser)
             else:
                 replies = _with_cache(model, rows, max_new_tokens, stops, chooser)
@@ -92,6 +86,59 @@ def generate(
             results[i] = tokens
     model.train(was_training)
     return results
+
+
+@torch.no_grad()
+def stream(
+    model: PreTrainedModel,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    static: bool | None = None,
+) -> Generator[int]:
+    """Yield the new tokens of one prompt as they are chosen, without the stop token.
+
+    They are those that `generate` returns for this prompt alone, except where a thinking model
+    samples, because its own `generate` draws other numbers. A token is computed when the caller
+    asks for it, so closing the generator ends the work at once. Raises ConfigError as `generate`
+    does.
+    """
+    check_sampling(temperature, top_p)
+    if not prompt:
+        raise ConfigError("the prompt is empty; a model needs at least one token to go on from")
+    if max_new_tokens <= 0:
+        return
+    limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
+    prompt = fitting_prompt(prompt, max_new_tokens, limit, bos)
+    chooser = _Chooser(temperature, top_p, seed, [0], max_new_tokens)
+    stops, was_training = set(stop_ids), model.training
+    model.eval()
+    if _takes_static(model, static, max_new_tokens):
+        tokens = _static_steps(model, prompt, max_new_tokens, stops, chooser)
+    else:
+        tokens = _cached_steps(model, prompt, max_new_tokens, chooser)
+    thinking: AbstractContextManager[None] = (
+        model.thinking() if getattr(model, "thinks", False) else nullcontext()  # type: ignore[operator]
+    )
+    try:
+        with thinking:
+            for token in tokens:
+                if token in stops:
+                    return
+                yield token
+    finally:
+        model.train(was_training)
+
+
+def _takes_static(model: PreTrainedModel, static: bool | None, steps: int) -> bool:
+    """Return whether to use a cache of fixed size; `static` is the caller's choice, None ours."""
+    if static is None:
+        return static_decoding.suits(model, steps)
+    return static and static_decoding.takes(model)
 
 
 def _batches(lengths: Sequence[int], batch_rows: int, spread: int) -> Iterator[list[int]]:
@@ -214,6 +261,42 @@ def _with_static_cache(
             lambda logits, steps: chooser(logits, rows, steps),
         )
         return decoder.run()
+
+
+def _cached_steps(
+    model: PreTrainedModel, prompt: list[int], max_new_tokens: int, chooser: _Chooser
+) -> Iterator[int]:
+    """Yield tokens from a growing cache; the first comes from the whole prompt."""
+    row = torch.tensor([0])
+    ids = torch.tensor([prompt], device=model.device)
+    cache = None
+    for step in range(max_new_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        token = int(chooser(output.logits[:, -1], row, torch.tensor([step])))
+        yield token
+        ids = torch.tensor([[token]], device=model.device)
+
+
+def _static_steps(
+    model: PreTrainedModel,
+    prompt: list[int],
+    max_new_tokens: int,
+    stops: set[int],
+    chooser: _Chooser,
+) -> Iterator[int]:
+    """Yield tokens from a cache of fixed size; each waits for the device."""
+    row = torch.arange(1, device=model.device)
+    chooser.move_to(model.device)
+    with compressed.decoding(model, 1):
+        decoder = static_decoding.StaticDecoder(
+            model,
+            [prompt],
+            max_new_tokens,
+            stops,
+            lambda logits, steps: chooser(logits, row, steps),
+        )
+        yield from decoder.stream()
 
 
 def _with_own_generate(

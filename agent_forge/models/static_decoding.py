@@ -9,7 +9,7 @@ prompts and a model of `models/plain.py`; returns tokens.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -80,20 +80,30 @@ class StaticDecoder:
 
     def run(self) -> list[list[int]]:
         """Return the new tokens of each prompt, without the stop token."""
+        for done in self._steps():
+            looks = done > 1 and (done - 1) % LOOK_EVERY == 0
+            if looks and self._finished(done):
+                break
+        return self._found()
+
+    def stream(self) -> Iterator[int]:
+        """Yield the new tokens of the only prompt, a stop token included, as they are chosen."""
+        for _ in self._steps():
+            yield int(self.token)
+
+    def _steps(self) -> Iterator[int]:
+        """Run the prompt, then one step after the other; yield how many have run."""
         output = self.model(
             input_ids=self.prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1
         )
         self._take(output.logits[:, -1])
-        advance = (
-            self._captured()
-            if self.model.device.type == "cuda" and self.steps > 1
-            else self._advance
-        )
-        for done in range(1, self.steps):
+        yield 1
+        if self.steps == 1:
+            return
+        advance = self._captured() if self.model.device.type == "cuda" else self._advance
+        for done in range(2, self.steps + 1):
             advance()
-            if done % LOOK_EVERY == 0 and self._finished(done + 1):
-                break
-        return self._found()
+            yield done
 
     def _take(self, logits: Tensor) -> None:
         """Choose each row's next token, store it, and make it the input of the next step."""

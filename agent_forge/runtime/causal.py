@@ -5,29 +5,27 @@ computes the model, and torch for everything else. Both give the same logits wit
 that tests/runtime states.
 """
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agent_forge.core.errors import ConfigError, did_you_mean
-from agent_forge.kernels import build
-from agent_forge.runtime.loading import load
+from agent_forge.core.errors import ConfigError
 from agent_forge.runtime.model import Cache, PackedModel
-from agent_forge.runtime.shape import UnsupportedModelError
+from agent_forge.runtime.talker import (
+    ENGINES,
+    PackedTalker,
+    open_packed,
+    stored_ends,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ENGINES = ("auto", "packed", "torch")
-QUANTISED = ("forge_compressed", "forge_ternary")
-_log = logging.getLogger("agent_forge")
+__all__ = ["ENGINES", "PackedCausalLM", "PackedOutput", "open_model"]
 
 
 class PackedCache:
@@ -58,24 +56,17 @@ class PackedOutput:
     past_key_values: PackedCache | None
 
 
-class PackedCausalLM:
+class PackedCausalLM(PackedTalker):
     """The parts of a model that `models.generate` uses: a forward pass with a cache, and a device.
 
     `eval` and `train` exist because it calls them.
     """
 
-    thinks = False
     training = False
 
     def __init__(self, packed: PackedModel, eos_token_id: int | list[int] | None = None) -> None:
-        self.packed = packed
+        super().__init__(packed, eos_token_id)
         self.device = torch.device("cpu")
-        shape = packed.shape
-        self.config = SimpleNamespace(
-            max_position_embeddings=shape.longest, vocab_size=shape.vocabulary
-        )
-        # data.stop_ids looks here
-        self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)
 
     def eval(self) -> "PackedCausalLM":
         """Return itself: there is no other mode."""
@@ -129,50 +120,15 @@ def open_model(
     there is compiled code for it and it computes the model; packed always takes it, torch never.
     Raises ConfigError when `packed` cannot run the model.
     """
-    if engine not in ENGINES:
-        raise ConfigError(
-            f"no engine '{engine}'{did_you_mean(engine, ENGINES)}; known: {', '.join(ENGINES)}"
-        )
-    path, on_cpu = Path(path), torch.device(device).type == "cpu"
-    if engine == "packed" and not on_cpu:
-        raise ConfigError(
-            f"the packed engine runs on the CPU, got device {device}; use device=cpu or "
-            "engine=torch"
-        )
-    if engine == "packed" or (
-        engine == "auto" and on_cpu and _is_quantised(path) and build.library() is not None
-    ):
-        try:
-            packed = load(path, threads=threads or torch.get_num_threads())
-        except UnsupportedModelError as error:
-            if engine == "packed":
-                raise
-            _log.info("%s: %s", path, error)
-        else:
-            for note in packed.notes:
-                _log.info("%s: %s", path, note)
-            return PackedCausalLM(packed, _stored_ends(path))
+    path = Path(path)
+    packed = open_packed(
+        path,
+        on_cpu=torch.device(device).type == "cpu",
+        engine=engine,
+        threads=threads or torch.get_num_threads(),
+    )
+    if packed is not None:
+        return PackedCausalLM(packed, stored_ends(path))
     from agent_forge import models
 
     return models.load(path, device=device)
-
-
-def _stored_ends(path: Path) -> int | list[int] | None:
-    """Return the ids that end a text, from generation_config.json or else config.json."""
-    for name in ("generation_config.json", "config.json"):
-        file = path / name
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if content.get("eos_token_id") is not None:
-            return content["eos_token_id"]  # type: ignore[no-any-return]
-    return None
-
-
-def _is_quantised(path: Path) -> bool:
-    if path.is_file():
-        return True
-    config: dict[str, Any] = (
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if (path / "config.json").is_file()
-        else {}
-    )
-    return (config.get("quantization_config") or {}).get("quant_method") in QUANTISED

@@ -7,51 +7,14 @@ The loop, the tools and the generation are the real ones.
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
-from pathlib import Path
 
 import pytest
-from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge.agent import Agent, AgentSettings, Call, Memory, Toolbox, answer_batch, format_call
 from agent_forge.agent import loop as agent_loop
-from agent_forge.agent.chat import chat, converse, run_command
 from agent_forge.agent.tool_sources.builtin import builtin_tool
-from agent_forge.checkpoint import Checkpoint
-from agent_forge.core.errors import CheckpointError, ConfigError
-
-Prompts = list[list[int]]
-
-
-@pytest.fixture
-def speaks(
-    tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[str], str]], list[str]]:
-    """Let `reply(prompt text)` decide what the model says.
-
-    Return the list of prompts it was shown.
-    """
-    seen: list[str] = []
-
-    def install(reply: Callable[[str], str]) -> list[str]:
-        def generate(_: object, prompts: Prompts, **__: object) -> Prompts:
-            texts = [str(tiny_tokenizer.decode(prompt)) for prompt in prompts]
-            seen.extend(texts)
-            return [tiny_tokenizer.encode(reply(text), add_special_tokens=False) for text in texts]
-
-        monkeypatch.setattr(agent_loop.models, "generate", generate)
-        return seen
-
-    return install
-
-
-def calculates(text: str) -> str:
-    """Call the calculator once with the numbers asked for, then say its result."""
-    if "<tool_response>" in text:
-        return text.rpartition("<tool_response>")[2].partition("</tool_response>")[0]
-    question = text.rpartition("user\n")[2].partition("<|im_end|>")[0]
-    return format_call(Call("calculator", {"expression": question}))
+from agent_forge.core.errors import ConfigError
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -59,7 +22,10 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def test_a_batch_is_answered_with_really_run_tools(
-    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+    speaks: Callable,
+    calculates: Callable,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     speaks(calculates)
     replies = answer_batch(
@@ -71,7 +37,10 @@ def test_a_batch_is_answered_with_really_run_tools(
 
 
 def test_a_tool_that_is_not_enabled_is_denied_in_the_loop(
-    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+    speaks: Callable,
+    calculates: Callable,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     speaks(calculates)
     (messages,) = answer_batch(tiny_llama, tiny_tokenizer, [user("1+1")], [])
@@ -100,7 +69,10 @@ def test_a_call_in_the_users_text_is_not_run(
 
 
 def test_a_reply_is_kept_in_the_episodic_memory(
-    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+    speaks: Callable,
+    calculates: Callable,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     speaks(calculates)
     agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
@@ -184,70 +156,6 @@ def test_the_real_model_answers_the_same_in_a_batch_and_alone(
     assert together == alone
 
 
-def printed(run: Callable[[Console], None]) -> str:
-    console = Console(file=StringIO(), width=80, highlight=False)
-    run(console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_chat_answers_one_message_from_a_checkpoint(
-    speaks: Callable, tiny_checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    speaks(lambda _: "hello [bold]you[/]")
-    memory = tmp_path / "memory.db"
-    assert "hello [bold]you[/]" in printed(
-        lambda c: chat(tiny_checkpoint.path, once="hi", memory=memory, console=c)
-    )
-    assert Memory(memory).episodic.search("hi", 1)[0].content == "hi"
-
-
-def test_chat_reads_a_pipe(
-    speaks: Callable, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = speaks(lambda _: "fine")
-    monkeypatch.setattr("sys.stdin", StringIO("how are you?\n"))
-    assert "fine" in printed(lambda c: chat(tiny_checkpoint.path, console=c))
-    assert "how are you?" in seen[0]
-
-
-def test_chat_without_a_message_says_what_to_do(tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(ConfigError, match="nothing to answer"):
-        chat(tiny_checkpoint.path, once=" ")
-
-
-def test_chat_with_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        chat(tmp_path / "none", once="hi")
-
-
-def test_chat_converses_shows_calls_and_obeys_commands(
-    speaks: Callable, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speaks(calculates)
-    lines = iter(["6*7", "/memory", "/reset", "/tols", "/quit"])
-    monkeypatch.setattr("agent_forge.agent.chat.line_reader", lambda _: lambda: next(lines))
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(
-        AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"]))
-    )
-    text = printed(lambda c: chat(tiny_checkpoint.path, console=c))
-    for expected in (
-        "calculator(expression='6*7')",
-        "← 42",
-        "nothing is remembered",
-        "did you mean '/tools'",
-    ):
-        assert expected in text
-
-
-@pytest.mark.parametrize("line", ["/help", "/tools", "/memory", "/reset"])
-def test_every_command_prints_something(
-    line: str, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    agent = Agent(tiny_llama, tiny_tokenizer, ["calculator"])
-    assert printed(lambda c: run_command(agent, c, line)).strip()
-
-
 def test_a_call_that_the_token_limit_cuts_off_is_not_run_and_the_model_is_told(
     speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -303,40 +211,6 @@ def test_a_quoted_call_is_not_run(
     speaks(lambda _: quoted)
     turn = Agent(tiny_llama, tiny_tokenizer, ["calculator"]).reply(user("how?"))
     assert (turn.text, turn.results, turn.finished) == (quoted, [], True)
-
-
-def test_an_interrupted_answer_keeps_the_conversation(
-    speaks: Callable, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    def reply(shown: str) -> str:
-        if shown.count("second"):
-            raise KeyboardInterrupt
-        return "fine"
-
-    seen = speaks(reply)
-    lines = iter(["the first", "the second", "the third"])
-
-    def read() -> str:
-        line = next(lines, None)
-        if line is None:
-            raise EOFError
-        return line
-
-    talker = Agent(tiny_llama, tiny_tokenizer, [])
-    text = printed(lambda c: converse(talker, c, "x", True, read))
-    assert "stopped; the conversation goes on without that message" in text
-    assert "the first" in seen[-1] and "the third" in seen[-1] and "second" not in seen[-1]  # noqa: PT018
-    assert [e.content for e in talker.memory.episodic.recent("default", 9)] == [
-        "the first",
-        "fine",
-        "the third",
-        "fine",
-    ]
-
-
-def test_a_message_that_is_no_utf8_is_refused_in_one_line(tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(ConfigError, match="the message is not UTF-8"):
-        chat(tiny_checkpoint.path, once="a\udcff")
 
 
 def test_tags_of_calls_are_seen_where_a_tokenizer_counts_them_as_control_tokens(

@@ -309,11 +309,11 @@ def test_windows_begin_with_bos_once_where_the_tokenizer_puts_it(
 def test_a_packed_model_stops_where_its_files_say(tmp_path: Any) -> None:
     from types import SimpleNamespace
 
-    from agent_forge.runtime import causal
+    from agent_forge.runtime import causal, talker
 
     (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
-    assert causal._stored_ends(tmp_path) == 7
+    assert talker.stored_ends(tmp_path) == 7
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [8, 9]}')
     packed = SimpleNamespace(shape=SimpleNamespace(longest=64, vocabulary=400))
-    model = causal.PackedCausalLM(packed, causal._stored_ends(tmp_path))  # type: ignore[arg-type]
+    model = causal.PackedCausalLM(packed, talker.stored_ends(tmp_path))  # type: ignore[arg-type]
     assert {8, 9} <= set(data.stop_ids(qwen3(), model))

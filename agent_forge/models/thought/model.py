@@ -362,12 +362,20 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if self.config.gate_entropy_nats is None or kwargs.get("use_cache") is False:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
-        self._require_masks()
-        with self._thinking(thought_seed):
+        with self.thinking(thought_seed):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
-    def _thinking(self, seed: int) -> Iterator[None]:
+    def thinking(self, seed: int = 0) -> Iterator[None]:
+        """Let forward passes on a cache think, as they do within `generate`.
+
+        seed: of the sampled thoughts. Raises PhaseError when the base cannot think. A shut gate
+        lets nothing think.
+        """
+        if self.config.gate_entropy_nats is None:
+            yield
+            return
+        self._require_masks()
         before, self._thought_seed = self._thought_seed, seed
         try:
             yield

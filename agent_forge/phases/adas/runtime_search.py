@@ -130,10 +130,7 @@ def answers(
     """
     one = agents.Agent(model, tokenizer, settings=settings)
     known = one.settings
-    windows = [
-        one.working.window(one._with_system(one._scaffolded(messages)))
-        for messages in conversations
-    ]
+    windows = [one.shown(messages) for messages in conversations]
     samples = known.scaffold_samples if known.scaffold == "self_consistency" else 1
     votes = [
         agents.answer_turns(

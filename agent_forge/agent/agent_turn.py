@@ -1,0 +1,116 @@
+"""A reply of an agent: the events of a LiveTurn, votes where answers vote, and the memories.
+
+Reads and writes the agent's episodic memory: a question and its answer are kept together, and
+neither is where nothing was said.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+from agent_forge.agent.events import AgentEvent, Done
+from agent_forge.agent.live import LiveTurn
+from agent_forge.agent.memory import Memory
+from agent_forge.agent.settings import AgentSettings
+from agent_forge.agent.turn import Turn
+
+
+class Replier(Protocol):
+    """What a turn needs of its agent."""
+
+    memory: Memory
+    session: str
+    settings: AgentSettings
+
+    def shown(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """Return what the model is shown of a conversation."""
+
+    def sample(
+        self, conversation: Sequence[Any], number: int = 0, stops: Sequence[str] = ()
+    ) -> LiveTurn:
+        """Return one reply to what the model is shown."""
+
+
+class AgentTurn:
+    """A reply of an agent; iterate it once for its events.
+
+    Where several answers vote (self-consistency), all are generated first, and the events are those
+    of the winner.
+    """
+
+    def __init__(
+        self, agent: Replier, messages: Sequence[Mapping[str, str]], stops: Sequence[str] = ()
+    ) -> None:
+        self.agent, self.stops = agent, stops
+        self._shown = agent.shown(messages)
+        self._live = agent.sample(self._shown, stops=stops)
+        is_asked = bool(messages) and messages[-1]["role"] == "user"
+        self._question = messages[-1]["content"] if is_asked else None
+
+    @property
+    def turn(self) -> Turn:
+        """Return what there is of the reply so far."""
+        return self._live.turn
+
+    def __iter__(self) -> Iterator[AgentEvent]:
+        """Yield the events of the reply; the last is Done."""
+        memory, session = self.agent.memory, self.agent.session
+        try:
+            with (
+                nullcontext()
+                if self._question is None
+                else memory.answering(session, self._question)
+            ):
+                for event in self._events():
+                    if isinstance(event, Done):
+                        if not event.messages:
+                            raise _UnansweredError(event)
+                        self._keep(event)
+                    yield event
+        except _UnansweredError as unanswered:
+            yield unanswered.done
+
+    def stop(self) -> None:
+        """End the reply before its next token or call; any thread may ask for it."""
+        self._live.stop()
+
+    def interrupted(self) -> Done:
+        """Return the end of a reply whose iteration was broken off, for instance by Ctrl-C.
+
+        What was said until then is kept, with the question that it answers.
+        """
+        done = self._live.interrupted()
+        if done.messages and self._question is not None:
+            self.agent.memory.episodic.add(self.agent.session, "user", self._question)
+        self._keep(done)
+        return done
+
+    def _events(self) -> Iterator[AgentEvent]:
+        settings = self.agent.settings
+        votes = settings.scaffold == "self_consistency" and settings.scaffold_samples > 1
+        return self._vote(settings.scaffold_samples) if votes else iter(self._live)
+
+    def _vote(self, samples: int) -> Iterator[AgentEvent]:
+        replies: list[tuple[LiveTurn, list[AgentEvent]]] = []
+        for number in range(samples):
+            self._live = live = self.agent.sample(self._shown, number, self.stops)
+            replies.append((live, list(live)))
+            if isinstance(done := replies[-1][1][-1], Done) and done.finish == "cancelled":
+                yield done
+                return
+        best = Counter(live.turn.text for live, _ in replies).most_common(1)[0][0]
+        self._live, events = next(reply for reply in replies if reply[0].turn.text == best)
+        yield from events
+
+    def _keep(self, done: Done) -> None:
+        for message in done.messages:
+            self.agent.memory.episodic.add(self.agent.session, message["role"], message["content"])
+
+
+class _UnansweredError(Exception):
+    """A reply that was stopped before it said anything: its question is not kept."""
+
+    def __init__(self, done: Done) -> None:
+        super().__init__()
+        self.done = done

@@ -1,0 +1,157 @@
+"""One reply as it comes into being: generate, run the calls, show the model their results, go on.
+
+A `LiveTurn` is iterated for its events (events.py), token by token, on either engine. Whoever reads
+them may stop it between two tokens; what was said until then stays. The terminal and the API read
+it; `loop.answer_turns` does the same for many conversations at once, by the steps of turn.py.
+"""
+
+from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent_forge.agent.calls import THINK_OPEN, BrokenCall, Call
+from agent_forge.agent.events import AgentEvent, Called, Done, Finish, Said, Thought
+from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrings
+from agent_forge.agent.toolbox import Toolbox
+from agent_forge.agent.turn import Confirm, Turn, add_message, run_calls
+from agent_forge.data.chat import encode_prompt, stop_ids
+from agent_forge.runtime import talker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Tokens at the end of a prompt in which a tag that opens the thoughts fits.
+TAG_TOKENS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnLimits:
+    """How one reply is generated.
+
+    max_rounds: generations, the calls and the final answer. seed: of the first; each further one
+    has the next. stops: texts that end the reply. runs_calls: False leaves calls to the caller.
+    several_calls: False drops what follows the first call of a message.
+    """
+
+    max_rounds: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stops: Sequence[str] = ()
+    runs_calls: bool = True
+    several_calls: bool = True
+
+
+class LiveTurn:
+    """One reply; iterate it once. `turn` is what there is of it so far.
+
+    confirm: asks a person whether a destructive call may run; without it none does.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerFast",
+        conversation: Sequence[Any],
+        toolbox: Toolbox,
+        limits: TurnLimits,
+        confirm: Confirm | None = None,
+    ) -> None:
+        self.confirm = confirm
+        self.model, self.tokenizer, self.toolbox = model, tokenizer, toolbox
+        self.conversation, self.limits = list(conversation), limits
+        self.turn = Turn()
+        self.said = ""  # the text of the message that is being written
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End the reply before its next token or call; any thread may ask for it."""
+        self._stopped = True
+
+    def __iter__(self) -> Iterator[AgentEvent]:
+        """Yield the events of the reply; the last is Done."""
+        ends = stop_ids(self.tokenizer, self.model)
+        for number in range(self.limits.max_rounds):
+            calls = yield from self._message(number, ends)
+            if self._stopped:
+                yield self.interrupted()
+                return
+            if calls and not self.limits.runs_calls:
+                yield from (Called(i, call) for i, call in enumerate(calls))
+                yield self._done("tool_calls")
+                return
+            for event in run_calls(self.turn, calls, self.toolbox, self.confirm):
+                yield event
+                if self._stopped:
+                    yield self.interrupted()
+                    return
+            if not calls:
+                break
+        yield self._done(self.turn.finish)
+
+    def interrupted(self) -> Done:
+        """Return the end of a reply that was stopped; what was said and run until then stays.
+
+        A call without its result is taken back, so that the conversation can go on.
+        """
+        messages = self.turn.messages
+        if self.said:
+            messages.append({"role": "assistant", "content": self.said})
+            self.turn.text = self.said
+        elif messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        self.said = ""
+        return self._done("cancelled")
+
+    def _message(
+        self, number: int, ends: Collection[int]
+    ) -> Generator[AgentEvent, None, list[Call | BrokenCall]]:
+        """Generate one message; yield what it says; return its calls."""
+        limits, usage = self.limits, self.turn.usage
+        prompt = encode_prompt(self.tokenizer, [*self.conversation, *self.turn.messages])
+        usage.prompt_tokens += len(prompt)
+        tokens = talker.stream(
+            self.model,
+            prompt,
+            max_new_tokens=limits.max_new_tokens,
+            stop_ids=ends,
+            temperature=limits.temperature,
+            top_p=limits.top_p,
+            seed=limits.seed + number,
+        )
+        words, stops = Detokeniser(self.tokenizer), StopStrings(limits.stops)
+        speech = SpeechSplitter(thinking=self._is_thinking(prompt))
+        count = 0
+        for token in tokens:
+            count += 1
+            usage.completion_tokens += 1
+            usage.reasoning_tokens += speech.thinking
+            yield from self._events(speech.push(stops.push(words.push(token))))
+            if self._stopped or stops.matched:
+                break
+        tokens.close()
+        if self._stopped:
+            return []
+        yield from self._events(speech.push(stops.push(words.end()) + stops.end()))
+        yield from self._events(speech.end())
+        self.turn.cut = count >= limits.max_new_tokens and not stops.matched
+        calls = add_message(self.turn, speech.text.strip())
+        self.said = ""
+        return calls if limits.several_calls else calls[:1]
+
+    def _events(self, pieces: Sequence[tuple[str, str]]) -> Iterator[AgentEvent]:
+        for kind, text in pieces:
+            if kind == "text":
+                self.said += text
+                yield Said(text)
+            else:
+                yield Thought(text)
+
+    def _is_thinking(self, prompt: Sequence[int]) -> bool:
+        """Return whether the template has opened the thoughts at the end of the prompt."""
+        last = str(self.tokenizer.decode(list(prompt[-TAG_TOKENS:])))
+        return last.rstrip().endswith(THINK_OPEN)
+
+    def _done(self, finish: Finish) -> Done:
+        return Done(finish, self.turn.text, self.turn.usage, list(self.turn.messages))
