@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
 from agent_forge.server import jobs, queueing, store
 from agent_forge.server.database import Readers
 from agent_forge.server.jobs import Job, JobState
@@ -61,7 +64,8 @@ def forward(
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=FORWARD_SECONDS)
     lines = {"content-type": "application/json", "authorization": authorization, **(headers or {})}
     try:
-        connection.request("POST", path, json.dumps(body), lines)
+        text = None if body is None else json.dumps(body)
+        connection.request("POST", path, text, lines)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     except (OSError, ValueError) as error:
@@ -70,6 +74,14 @@ def forward(
         return 503, error_body(503, f"the control part does not answer on port {port} ({error})")
     finally:
         connection.close()
+
+
+def forwarded(
+    port: int, path: str, body: Any, shown: Request, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Send a client's request on to the control part, and return its answer as it is."""
+    status, content = forward(port, path, body, shown.headers["authorization"], headers)
+    return JSONResponse(content, status)
 
 
 def wait_for_database(path: Path, seconds: float = 30.0) -> None:

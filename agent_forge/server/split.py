@@ -123,11 +123,14 @@ def _wait_until_it_answers(part: Part, stopping: list[int]) -> None:
         if part.process.poll() is not None:
             raise ConfigError(f"the part {part.name} did not start; see the line above")
         connection = http.client.HTTPConnection("127.0.0.1", part.port, timeout=2.0)
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        with (
+            contextlib.closing(connection),
+            contextlib.suppress(OSError, http.client.HTTPException),
+        ):
             connection.request("GET", "/healthz")
-            if connection.getresponse().status == 200:
-                return
-        connection.close()
+            with connection.getresponse() as answer:
+                if answer.status == 200:
+                    return
         time.sleep(0.1)
 
 

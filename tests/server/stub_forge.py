@@ -1,9 +1,10 @@
 """A `forge` without work for the routes' tests: settings of bitnet that a client may send steer it.
 
 train.steps: how many events; gate.samples: milliseconds between them; seed: how it ends, 0 well,
-1 rejected by its gate, 2 failed, 3 killed, 4 never.
+1 rejected by its gate, 2 failed, 3 killed, 4 never. `cognate` is the real phase, for measurements.
 """
 
+import os
 import sys
 
 from stub_job import claim_exit_file, leave_exit, main
@@ -22,6 +23,8 @@ def translated(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "cognate":
+        os.execv(sys.executable, [sys.executable, "-m", "agent_forge", *sys.argv[1:]])
     exit_file = claim_exit_file()
     code = main(translated(sys.argv[1:]))
     leave_exit(exit_file, code)

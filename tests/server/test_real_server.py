@@ -35,7 +35,8 @@ class Running:
         self.log = (self.state.parent / "serve.log").open("a")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.server.serve_stubs", "--port", str(self.port),
-             "--state", str(self.state), "--watch", str(self.state.parent / "watched")],
+             "--state", str(self.state), "--watch", str(self.state.parent / "watched"),
+             "--requests-per-minute", "100000"],
             cwd=Path(__file__).parents[2], env=forge_environment(), stderr=self.log,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
@@ -74,9 +75,13 @@ class Running:
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        with (
+            contextlib.closing(connection),
+            contextlib.suppress(OSError, http.client.HTTPException),
+        ):
             connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
+            with connection.getresponse() as answer:
+                return answer.status == 200
         return False
 
 
@@ -184,8 +189,9 @@ def test_a_signal_ends_the_server_at_once_and_no_job(tmp_path: Path) -> None:
             await client.send('{"type": "subscribe", "channel": "phase_updates", "after": 0}')
             await client.recv()
             code = await asyncio.to_thread(server.stop)
-            async for _ in client:
-                pass
+            with contextlib.suppress(websockets.ConnectionClosedError):
+                async for _ in client:
+                    pass
             assert client.close_code == 1012
             return code
 
@@ -202,6 +208,21 @@ def test_a_signal_ends_the_server_at_once_and_no_job(tmp_path: Path) -> None:
         assert server.call("GET", f"/v1/jobs/{task_id}")["attempt"] == 1
     finally:
         server.stop()
+
+
+def test_schemathesis_meets_no_undeclared_status_and_no_defect(running: Running) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run",
+         f"http://127.0.0.1:{running.port}/openapi.json", "-H", f"authorization: Bearer {running.key}",
+         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+         "response_schema_conformance", "--phases", "fuzzing", "--max-examples", "4",
+         "--exclude-path", "/v1/events",  # it has no end
+         "--generation-deterministic", "--no-color",
+         "--request-timeout", "60", "--continue-on-failure"],
+        capture_output=True, text=True, timeout=280, check=False, cwd=running.state,
+        env=forge_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
 def test_no_key_is_in_the_database_the_logs_or_the_list_of_processes(running: Running) -> None:

@@ -18,10 +18,11 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocketState
 
-from agent_forge.core.errors import ForgeError
+from agent_forge.core.errors import ConfigError, ForgeError
 from agent_forge.server.live.hub import Batch
+from agent_forge.server.reading import forward
 from agent_forge.server.security.keys import Key
-from agent_forge.server.service import Service
+from agent_forge.server.service import CONTROL, Service
 
 HEARTBEAT_SECONDS = 15.0
 SLOW_SECONDS = 10.0  # a client that takes a message no sooner is slow
@@ -122,14 +123,30 @@ class Session:
         if not self.key.allows("run"):
             await self._say_error(request.phase, "this key lacks the scope 'run'")
             return
+        start = self._start_here if CONTROL in self.service.parts else self._start_there
         try:
-            job = await asyncio.to_thread(self.service.start_job, request.phase, request.config)
+            task_id, status = await asyncio.to_thread(start, request)
         except ForgeError as error:
             await self._say_error(request.phase, str(error))
             return
         await self._say(
-            {"type": "started", "task_id": job.id, "phase": request.phase, "status": job.state}
+            {"type": "started", "task_id": task_id, "phase": request.phase, "status": status}
         )
+
+    def _start_here(self, request: StartPhase) -> tuple[str, str]:
+        job = self.service.start_job(request.phase, request.config)
+        return job.id, job.state
+
+    def _start_there(self, request: StartPhase) -> tuple[str, str]:
+        """Let the control part start it, with the key that opened this socket."""
+        port, shown = self.service.control_port, self.socket.headers.get("authorization")
+        if shown is None:
+            raise ConfigError(f"a ticket starts nothing here: POST /phases/start on port {port}")
+        body = {"phase_name": request.phase, "config": request.config}
+        status, answer = forward(port, "/v1/phases/start", body, shown)
+        if status >= 400:
+            raise ConfigError(answer["error"]["message"])
+        return answer["task_id"], answer["status"]
 
     async def _send_updates(self) -> None:
         while not self.service.hub.closing:

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, Response
 
 from agent_forge import checkpoint
 from agent_forge.core.errors import CheckpointError
@@ -19,14 +19,16 @@ from agent_forge.server.answers import (
     errors,
 )
 from agent_forge.server.checkpoints import Entry
+from agent_forge.server.reading import forwarded
 from agent_forge.server.records import without_paths
 from agent_forge.server.routes.phases import without_assigned
 from agent_forge.server.security.authentication import needs
-from agent_forge.server.service import Service
+from agent_forge.server.service import CONTROL, Service
 
 READ, MODELS = [Depends(needs("read"))], [Depends(needs("models"))]
 FileName = Annotated[str, PathParameter(max_length=300)]
 BYTES: dict[str, Any] = {"content": {"application/octet-stream": {}}, "description": "The file."}
+CARD: dict[str, Any] = {"content": {"text/markdown": {}}, "description": "The card."}
 PART: dict[str, Any] = {
     "content": {"application/octet-stream": {}, "multipart/byteranges": {}},
     "description": "The bytes that `Range` names.",
@@ -101,17 +103,17 @@ def router(service: Service) -> APIRouter:
         )  # fmt: skip
 
     @routes.get(
-        "/{checkpoint_id}/card", dependencies=READ, responses=errors(404), summary="Model card",
-        response_class=PlainTextResponse,
+        "/{checkpoint_id}/card", dependencies=READ, responses={**errors(404), 200: CARD}, summary="Model card",
+        response_class=Response,
     )  # fmt: skip
-    def card(checkpoint_id: Identity) -> PlainTextResponse:
+    def card(checkpoint_id: Identity) -> Response:
         """Return the model card in Markdown."""
         from agent_forge.export import card as cards
 
         source = opened(checkpoint_id)
         name = source.path.name
         text = cards.text(source.path, "hf", source.manifest.phase, name, [], None)
-        return PlainTextResponse(without_paths(text, registry), media_type="text/markdown")
+        return Response(without_paths(text, registry), media_type="text/markdown")
 
     @routes.get(
         "/{checkpoint_id}/lineage", dependencies=READ, responses=errors(404), summary="Lineage"
@@ -125,11 +127,14 @@ def router(service: Service) -> APIRouter:
         return _lineage(known, start)
 
     @routes.post(
-        "/{checkpoint_id}/verify", dependencies=READ, responses=errors(404, 507),
+        "/{checkpoint_id}/verify", response_model=CheckpointAnswer, dependencies=READ, responses=errors(404, 507),
         summary="Verify every file",
     )  # fmt: skip
-    def verify(checkpoint_id: Identity) -> CheckpointAnswer:
+    def verify(checkpoint_id: Identity, shown: Request) -> Any:
         """Read every file of every copy and compare its SHA-256."""
+        if CONTROL not in service.parts:
+            path = f"/v1/checkpoints/{checkpoint_id}/verify"
+            return forwarded(service.control_port, path, None, shown)
         return answer_of(registry.verify(service.checkpoint_id(checkpoint_id)))
 
     return routes

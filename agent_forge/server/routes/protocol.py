@@ -5,7 +5,7 @@ The same routes are at `/` and at `/v1`; the documentation shows them once, at `
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 
 from agent_forge.server.answers import (
     CreateAnswer,
@@ -18,6 +18,7 @@ from agent_forge.server.answers import (
 )
 from agent_forge.server.jobs import Job
 from agent_forge.server.making import create
+from agent_forge.server.reading import forwarded
 from agent_forge.server.security.authentication import needs
 from agent_forge.server.service import CONTROL, MODELS, Service
 
@@ -73,11 +74,16 @@ def _models(service: Service) -> APIRouter:
     router = APIRouter(tags=["protocol"])
 
     @router.post(
-        "/models/create", status_code=202, summary="Create a model",
+        "/models/create", response_model=CreateAnswer, status_code=202, summary="Create a model",
         dependencies=[Depends(needs("models"))], responses=errors(404, 409, 507),
     )  # fmt: skip
-    def create_model(request: CreateRequest, once: Once = None) -> CreateAnswer:
+    def create_model(request: CreateRequest, shown: Request, once: Once = None) -> Any:
         """Import, merge, export, or run a phase; the id of the result is reserved at once."""
+        if CONTROL not in service.parts:
+            headers = {"idempotency-key": once} if once else {}
+            return forwarded(
+                service.control_port, "/v1/models/create", request.model_dump(), shown, headers
+            )
         return create(service, request.type, request.params, once)
 
     @router.get(
