@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
+from agent_forge.config.experiments import for_phase
 from agent_forge.config.limits import check
 from agent_forge.config.overrides import (
     file_overrides,
@@ -32,11 +33,13 @@ def compose(
 ) -> T:
     """Return the typed settings of `command`.
 
-    file: a YAML file laid over the defaults, or the name of one in conf/experiment. Raises
-    ConfigError for an unknown key (with the nearest one), a wrong type, a missing value or a bad
-    combination.
+    file: a YAML file laid over the defaults, or the name of one in conf/experiment, of which a
+    phase takes its own part. Raises ConfigError for an unknown key (with the nearest one), a wrong
+    type, a missing value or a bad combination.
     """
-    return to_typed(compose_tree(command, all_overrides(overrides, file, schema)), schema, command)
+    chosen = for_phase(command, all_overrides(overrides, file, schema), schema, CONF)
+    settings = [_force_free_mapping(one, schema) for one in chosen]
+    return to_typed(compose_tree(command, settings), schema, command)
 
 
 def all_overrides(

@@ -1,5 +1,6 @@
 """The fixed facts of an evaluation task, and the context in which it scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ class Task:
     """A task's fixed facts. `version` changes whenever its scores would.
 
     chance: the metric of a model that knows the form of an answer and guesses its content.
+    by_default: whether `forge eval` scores it unasked; not where it needs settings or packages, or
+    long prompts.
     """
 
     name: str
@@ -18,6 +21,7 @@ class Task:
     metric: str
     higher_is_better: bool
     chance: float
+    by_default: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class EvalContext:
     batch_tokens: the most tokens in one forward pass, padding included; 0 means 4,096 on the CPU,
     and as many as fill an accelerator.
     batch_rows: the most conversations generated at once.
+    tools: sources of the user's own tools. rows: files of the user's own rows.
     """
 
     data: DataConfig
@@ -34,3 +39,5 @@ class EvalContext:
     tokenizer: Any = None
     batch_tokens: int = 0
     batch_rows: int = 64
+    tools: Sequence[str] = ()
+    rows: Sequence[str] = ()

@@ -1,9 +1,10 @@
 """Bake tool use, memory use and a persona into the weights.
 
 Traces come from tools that really ran: the calculator, a SQLite memory, the code sandbox and a
-passage store answer generated questions, and a trace is kept where the call lowers the loss of the
-answer. The model learns the assistant's turns by cross-entropy, stays near the parent on text by
-KL, and takes on traits by KL to the parent under a system prompt, each to a measured strength.
+passage store answer generated questions, or any tools of the user's (`tools=[…]`) answer questions
+made from their schemas; a trace is kept where the call lowers the loss of the answer. The model
+learns the assistant's turns by cross-entropy, stays near the parent on text by KL, and takes on
+traits by KL to the parent under a system prompt, each to a measured strength.
 Reads one checkpoint, writes one, with the enabled tools in its manifest. Sources: Toolformer
 (Schick et al. 2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
 """
@@ -17,14 +18,18 @@ from agent_forge.config.limits import (
     Count,
     CountOrNone,
     DataWeights,
+    OneOf,
     Range,
     Share,
     Temperature,
     Text,
     Weight,
 )
+from agent_forge.core.errors import ConfigError
 
 KINDS = ("calculator", "memory", "code", "retrieve")
+OWN = "own"  # the kind of traces of the user's own tools
+BUILTIN = ("auto", "on", "off")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,13 +43,27 @@ class KindConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class OwnConfig:
+    """Traces of the user's own tools: how many, and of which sort."""
+
+    count: CountOrNone
+    weight: Weight
+    none_share: Annotated[float, Range(0, 0.9)]
+    listed_share: Share
+    errors: bool
+    filter: bool
+
+
+@dataclass(slots=True, kw_only=True)
 class TracesConfig:
     """How many questions of each kind real tools answer, and which of the traces are trained on."""
 
+    builtin: Annotated[str, OneOf(BUILTIN)]
     calculator: KindConfig
     memory: KindConfig
     code: KindConfig
     retrieve: KindConfig
+    own: OwnConfig
     tau_nats: Annotated[float, Range(-1e6, 1e6)]
     min_kept_share: Share
 
@@ -62,6 +81,17 @@ class TrainingConfig:
     neutral_rows: CountOrNone
     neutral_weight: Weight
     optim: OptimConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class VoiceConfig:
+    """The parent's own answers to plain questions, on which its distribution is kept."""
+
+    prompts: CountOrNone
+    heldout: Count
+    reply_tokens: Count
+    rows: Count
+    weight: Weight
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,11 +136,29 @@ class MeasureConfig:
 class Config(PhaseConfig):
     """Settings of `forge bake`."""
 
+    tools: list[Text]
+    allow: list[Text]
     traces: TracesConfig
     training: TrainingConfig
+    voice: VoiceConfig
     persona: PersonaConfig
     measure: MeasureConfig
     baseline: bool
+
+    def validate(self) -> None:
+        """Refuse tools that may run although they are not named. Raises ConfigError."""
+        if self.allow and not self.tools:
+            raise ConfigError(
+                f"allow={self.allow} names destructive tools, but tools=[] has none; name both, or "
+                "leave allow out"
+            )
+
+    def kinds(self) -> list[str]:
+        """Return the kinds of traces that are made, the user's own tools first."""
+        own = [OWN] if self.tools and self.traces.own.count > 0 else []
+        if self.traces.builtin == "off" or (self.traces.builtin == "auto" and self.tools):
+            return own
+        return [*own, *(kind for kind in KINDS if getattr(self.traces, kind).count > 0)]
 
     def work_tokens(self) -> float:
         """Return the trained tokens, the tokens of neutral text that the parent reads, and the
@@ -124,7 +172,8 @@ class Config(PhaseConfig):
             else 0
         )
         plain = training.rows * training.length_tokens if self.baseline else 0
-        return training.steps * (rows * training.length_tokens + answers + plain)
+        voice = self.voice.rows * (self.voice.reply_tokens + 32) if self.voice.prompts else 0
+        return training.steps * (rows * training.length_tokens + answers + plain + voice)
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: traces, neutral text and answers."""
@@ -141,5 +190,5 @@ PHASE = Phase(
     several_processes=True,
     effort=1.4,
     copies=6.0,
-    example="traces.calculator.count=500",
+    example="tools=[my_tools.py]",
 )

@@ -12,7 +12,7 @@ from agent_forge import data, learn
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.bake import KINDS, Config, persona, toolformer, traces
+from agent_forge.phases.bake import Config, own, persona, toolformer, traces, voice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -23,12 +23,22 @@ Lessons = dict[str, dict[str, Tensor]]  # trait -> lesson of persona.teach
 
 def enabled_kinds(config: Config) -> list[str]:
     """Return the kinds of traces that are made. Raises PhaseError when there is none."""
-    kinds = [kind for kind in KINDS if getattr(config.traces, kind).count > 0]
+    kinds = config.kinds()
     if not kinds:
         raise PhaseError(
-            "bake has nothing to bake: every traces.<kind>.count is 0; try traces.calculator.count=2000"
+            "bake has nothing to bake: every traces.<kind>.count is 0, or builtin kinds are off and "
+            "tools=[]; try traces.calculator.count=2000, or tools=[my_tools.py]"
         )
     return kinds
+
+
+def make(phase: PhaseRun[Config], kind: str) -> list[traces.Trace]:
+    """Return the training traces of a kind, before the filter."""
+    config = phase.config
+    if kind == own.KIND:
+        return own.training(phase)
+    count = getattr(config.traces, kind).count
+    return traces.make(kind, count, "train", config.seed, config.data)
 
 
 def collect(
@@ -41,9 +51,7 @@ def collect(
     for kind in enabled_kinds(config):
 
         def compute(kind: str = kind) -> dict[str, Any]:
-            candidates = traces.make(
-                kind, getattr(config.traces, kind).count, "train", config.seed, config.data
-            )
+            candidates = make(phase, kind)
             filtered = [i for i, trace in enumerate(candidates) if trace["filtered"]]
             losses = toolformer.trace_losses(
                 parent, phase.tokenizer, [candidates[i] for i in filtered]
@@ -90,8 +98,9 @@ def collect(
 class Batches:
     """The batches of the joint training.
 
-    One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of text, and
-    "persona_rows", the numbers of rows of one trait's lesson.
+    One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of text,
+    "persona_rows", the numbers of rows of one trait's lesson, and "voice_rows", likewise of the
+    parent's own answers.
     """
 
     def __init__(
@@ -100,6 +109,7 @@ class Batches:
         tokenizer: "PreTrainedTokenizerFast",
         kept: Mapping[str, Sequence[traces.Trace]],
         lessons: Lessons,
+        spoken: Mapping[str, Tensor] | None = None,
     ) -> None:
         training = config.training
         seed = seed_for(config.seed, "bake", "batches")
@@ -132,6 +142,7 @@ class Batches:
             )  # fmt: skip
         self.lessons, self.seed, self.persona_rows = lessons, seed, config.persona.rows
         self.traits = list(lessons)
+        self.spoken, self.voice_rows = spoken, config.voice.rows
 
     def trait(self, step: int) -> str:
         """Return the trait whose turn it is ("" without lessons)."""
@@ -147,6 +158,11 @@ class Batches:
             generator = numpy_generator(self.seed, "persona", step)
             rows = generator.choice(count, min(self.persona_rows, count), replace=False)
             tensors["persona_rows"] = torch.from_numpy(rows)
+        if self.spoken is not None:
+            generator = numpy_generator(self.seed, "voice", step)
+            count = len(self.spoken["ids"])
+            rows = generator.choice(count, min(self.voice_rows, count), replace=False)
+            tensors["voice_rows"] = torch.from_numpy(rows)
         return tensors
 
 
@@ -174,6 +190,10 @@ def joint_loss(
             kl = learn.distill_loss(teacher, model(input_ids=ids).logits, everywhere, 1.0)
             loss = loss + config.training.neutral_weight * kl
             metrics["neutral_kl"] = kl.detach()
+        if "voice_rows" in batch:
+            kl = voice.lesson_loss(model, batches.spoken, learn.on_host(batch)["voice_rows"])
+            loss = loss + config.voice.weight * kl
+            metrics["voice_kl"] = kl.detach()
         if weight > 0:
             rows = learn.on_host(batch)["persona_rows"]
             total, count = persona.lesson_kl(model, batches.lessons[trait], rows)

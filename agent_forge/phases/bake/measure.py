@@ -60,7 +60,7 @@ def accuracy(
     ]
     low, high = wilson(sum(right), len(right))
     samples = [
-        _show(trace, turn, ok)
+        show(trace, turn, ok)
         for trace, turn, ok in list(zip(heldout, turns, right, strict=True))[:4]
     ]
     return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}, samples
@@ -95,6 +95,6 @@ def wanted_call(trace: traces.Trace) -> Call | None:
     return calls[0] if calls else None
 
 
-def _show(trace: traces.Trace, turn: Turn, right: bool) -> str:
+def show(trace: traces.Trace, turn: Turn, right: bool) -> str:
     messages = " | ".join(f"{message['role']}: {message['content']}" for message in turn.messages)
     return f"[{'right' if right else 'wrong'}] user: {trace['stages'][-1]} | {messages}"

@@ -9,7 +9,7 @@ because the text and tool losses of the same step hold them in place.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +21,19 @@ from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import encode_prompt, split_of, stop_ids, turn_end
 from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.evaluate.tasks.persona import KINDS, TOPICS
-from agent_forge.phases.bake import PersonaConfig, TraitConfig
+from agent_forge.phases.bake import TraitConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class Drawing(Protocol):
+    """How the teacher answers: how long, how random, and how much of its distribution is stored."""
+
+    reply_tokens: int
+    temperature: float
+    top_k: int
+
 
 # The least probability of a tail: its logarithm stays finite where rounding leaves nothing or less.
 SMALLEST = 1e-8
@@ -51,19 +60,20 @@ def teach(
     tokenizer: "PreTrainedTokenizerFast",
     trait: TraitConfig,
     asked: Sequence[str],
-    config: PersonaConfig,
+    config: Drawing,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Return the prompted parent's answers, as the unprompted student sees them.
+    """Return the prompted parent's answers, as the unprompted student sees them; with an empty
+    system prompt, the answers of the parent as it is.
 
     ids: (N, T) int64, question and answer, zero-padded; mask: (N, T) bool, True where the next
     token is the answer's; tokens: (N, A, K) int64 and log_probs: (N, A, K) float32, the teacher's
     top K at the answer's positions in order.
     """
     plain = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
-    system = {"role": "system", "content": trait.system}
+    system = [{"role": "system", "content": trait.system}] if trait.system else []
     prompted = [
-        encode_prompt(tokenizer, [system, {"role": "user", "content": text}]) for text in asked
+        encode_prompt(tokenizer, [*system, {"role": "user", "content": text}]) for text in asked
     ]
     limit = positions(model.config)
     prompted = [

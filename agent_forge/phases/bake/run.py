@@ -11,7 +11,18 @@ from agent_forge.config import Report
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import seed_for
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, traces
+from agent_forge.phases.bake import (
+    OWN,
+    Config,
+    baseline,
+    lessons,
+    measure,
+    own,
+    own_measure,
+    persona,
+    traces,
+)
+from agent_forge.phases.bake.voice import Voice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,10 +37,11 @@ def run(phase: PhaseRun[Config]) -> Report:
         raise PhaseError("bake needs a checkpoint to bake into; set sources=[DIR]")
     parent, model = (models.load(phase.sources[0].path, device=phase.device) for _ in range(2))
     parent.eval().requires_grad_(False)
-    before = out.remember("before", lambda: _measure(phase, parent))
+    before = out.remember("before", lambda: _measure(phase, parent, baked=False))
     helpful, table = lessons.collect(phase, parent)
     traits = _Traits(phase, parent)
-    batches = lessons.Batches(config, phase.tokenizer, helpful, traits.lessons)
+    spoken = Voice(phase, parent)
+    batches = lessons.Batches(config, phase.tokenizer, helpful, traits.lessons, spoken.lesson)
     learn.train(
         model,
         learn.TrainRequest(
@@ -47,10 +59,13 @@ def run(phase: PhaseRun[Config]) -> Report:
     )
     after = out.remember("after", lambda: _measure(phase, model))
     reached = out.remember("strengths", lambda: traits.measure(model))
+    voice_kl = out.remember("voice", lambda: spoken.measure(model))
     plain = _plain(phase, batches)
     metrics = _metrics(before, after, reached)
+    if voice_kl is not None:
+        metrics["voice change (nats per token)"] = voice_kl
     offered = offered_kinds(config, after["tools"])
-    unusable = [kind for kind in after["tools"] if kind not in offered]
+    unusable = [kind for kind in lessons.enabled_kinds(config) if kind not in offered]
     if unusable:
         phase.events.warning(
             f"{', '.join(unusable)}: the model cannot use these tools, so it is not offered them by default "
@@ -75,6 +90,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         tables={
             "traces": table,
             "held-out tools": _tool_rows(before, after, plain, offered),
+            **({"own tools": own_measure.table(before, after, plain)} if "own" in after else {}),
             "persona": traits.rows(reached),
         },
         samples=after["samples"],
@@ -118,9 +134,12 @@ def agent_settings(config: Config, offered: Sequence[str]) -> dict[str, Any]:
     """Return the manifest's `agent` entry: the tools of the kinds that are offered, and how the
     agent decodes.
     """
-    tools = [tool for kind in offered for tool in traces.TOOLS[kind]]
+    tools: list[Any] = [tool for kind in offered if kind != OWN for tool in traces.TOOLS[kind]]
+    if OWN in offered:
+        tools += [tool.entry() for tool in own.load_tools(tuple(config.tools))]
     return {
         "tools": tools,
+        "allow": list(config.allow) if OWN in offered else [],
         "system": "",
         "decoder": {"temperature": 0.0, "max_new_tokens": config.measure.max_new_tokens},
         "scaffold": {"name": "direct"},
@@ -205,21 +224,35 @@ class _Traits:
         ]
 
 
-def _measure(phase: PhaseRun[Config], model: "PreTrainedModel") -> dict[str, Any]:
-    """Return held-out tool accuracy by kind, text bits per byte, and sample conversations."""
+def _measure(
+    phase: PhaseRun[Config], model: "PreTrainedModel", *, baked: bool = True
+) -> dict[str, Any]:
+    """Return held-out tool accuracy by kind, text bits per byte, and sample conversations.
+
+    baked: the user's own tools are measured without a prompt too; the parent only knows them from
+    a listing, so for the parent that figure is the listed one.
+    """
     config, tokenizer = phase.config, phase.tokenizer
-    tools: dict[str, Any] = {}
+    measured: dict[str, Any] = {"tools": {}}
     samples: list[str] = []
     for kind in lessons.enabled_kinds(config):
-        heldout = heldout_traces(config, kind)
-        tools[kind], shown = measure.accuracy(
-            model, tokenizer, kind, heldout, HELDOUT, config.data, config.measure.max_new_tokens
-        )
+        if kind == OWN:
+            listed, _ = own_measure.accuracy(model, phase, listed=True)
+            bare, shown = (
+                own_measure.accuracy(model, phase, listed=False) if baked else (listed, [])
+            )
+            measured |= {"own": bare, "own listed": listed}
+            measured["tools"] |= bare
+        else:
+            heldout = heldout_traces(config, kind)
+            measured["tools"][kind], shown = measure.accuracy(
+                model, tokenizer, kind, heldout, HELDOUT, config.data, config.measure.max_new_tokens
+            )
         samples += shown
     text = evaluate.score(
         model, tokenizer, ["text"], HELDOUT, config.measure.text_items, phase.eval_context
     )["text"]
-    return {"tools": tools, "text": text.as_metric(), "samples": samples}
+    return {**measured, "text": text.as_metric(), "samples": samples}
 
 
 def heldout_traces(config: Config, kind: str) -> list[traces.Trace]:
@@ -253,6 +286,6 @@ def _tool_rows(
     return [
         {"kind": kind, "before": before["tools"][kind]["value"], "after": value["value"],
          "low": value["low"], "high": value["high"], **baseline.columns(plain, kind), "n": value["n"],
-         "offered": kind in offered}
+         "offered": kind.partition(":")[0] in offered}
         for kind, value in after["tools"].items()
     ]  # fmt: skip

@@ -1,0 +1,60 @@
+"""Call or not? Questions that an offered tool answers, and as many that none answers.
+
+Only the decision counts, not the call's arguments, so that a model that never calls and one that
+always calls are both at chance. The kinds "no tool fits" and "a tool fits" are scored apart; the
+first is the abstention. Tools are generated schemas of the split.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.synthetic import schemas
+from agent_forge.evaluate import calling
+from agent_forge.evaluate.task import EvalContext, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+TASK = Task(
+    name="abstain",
+    version=1,
+    metric="right decisions to call or not",
+    higher_is_better=True,
+    chance=0.5,
+    by_default=False,
+)
+FITS, NONE_FITS = "a tool fits", "no tool fits"
+ROWS_PER_ITEM = 4  # rows of all kinds that are drawn per item, so that both kinds suffice
+MAX_NEW_TOKENS = 64
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return `n` distinct generated rows of the split, of both kinds in turn."""
+    rows = schemas.rows(ROWS_PER_ITEM * n, split, seed_for(context.seed, "evaluate", "abstain"))
+    fitting = [row for row in rows if row["kind"] in ("single", "multiple")]
+    others = [row for row in rows if row["kind"] == "none"]
+    chosen: list[dict[str, Any]] = []
+    while len(chosen) < n and (fitting or others):
+        none_next = bool(others) and (len(chosen) % 2 == 0 or not fitting)
+        row = (others if none_next else fitting).pop()
+        chosen.append({**row, "kind": NONE_FITS if none_next else FITS})
+    return chosen
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right decision, and weight 1."""
+    prompts = [row["messages"][: row["prompt_turns"]] for row in items]
+    replies = calling.replies_as_calls(model, tokenizer, prompts, MAX_NEW_TOKENS, context)
+    # A call that is broken or cut off is still a decision to call.
+    called = [calls is None or bool(calls) for _, calls in replies]
+    right = [float(one == (row["kind"] == FITS)) for row, one in zip(items, called, strict=True)]
+    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)

@@ -1,0 +1,86 @@
+"""The Berkeley Function Calling Leaderboard, compared as its own checker does.
+
+The sets come from the wheel of bfcl-eval, which is optional (`data.bfcl`). A fifth of the entries
+is for training, by id; `--split test` scores most of the others, and `--split whole` all of them,
+for models that were trained on none. Nothing is run; the kinds are the leaderboard's categories.
+`bfcl_strict` scores the same replies to the character.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.data import bfcl
+from agent_forge.data.schemas.canonical import question_key
+from agent_forge.evaluate import calling
+from agent_forge.evaluate.task import EvalContext, Task
+from agent_forge.evaluate.tasks.schemas import parameters_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from agent_forge.agent import Call
+
+TASK = Task(
+    name="bfcl",
+    version=1,
+    metric="right calls as the leaderboard compares them",
+    higher_is_better=True,
+    chance=0.0,
+    by_default=False,
+)
+MAX_NEW_TOKENS = 256
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return up to `n` entries of the split ("whole" for all), the categories mixed.
+
+    Raises DataError without the package.
+    """
+    entries = bfcl.entries(split)
+    order = numpy_generator(context.seed, "evaluate", "bfcl", split).permutation(len(entries))
+    return [
+        {**entries[i], "canonical": f"bfcl/{entries[i]['id']}",
+         "cluster": f"bfcl/{question_key(entries[i]['messages'])}"}
+        for i in order[:n]
+    ]  # fmt: skip
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right calls, and weight 1."""
+    return scored(model, tokenizer, items, context, strict=False)
+
+
+def scored(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+    *,
+    strict: bool,
+) -> NDArray[np.float64]:
+    """Return (n, 2) of the strict or the leaderboard's comparison."""
+    prompts = [item["messages"] for item in items]
+    replies = calling.replies_as_calls(model, tokenizer, prompts, MAX_NEW_TOKENS, context)
+    right = [
+        float(is_right(item, calls, strict=strict))
+        for item, (_, calls) in zip(items, replies, strict=True)
+    ]
+    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+
+
+def is_right(item: Mapping[str, Any], calls: "list[Call] | None", *, strict: bool) -> bool:
+    """Return whether a reply's calls are right; an irrelevant question is right without a call."""
+    if item["kind"] == "irrelevance":
+        return calls is None or not calls if not strict else calls == []
+    return calls is not None and calling.calls_right(
+        calls, item["expected"], parameters_of(item["messages"]), strict=strict
+    )

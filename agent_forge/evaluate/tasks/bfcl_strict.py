@@ -1,0 +1,41 @@
+"""The Berkeley Function Calling Leaderboard's sets, scored to the character.
+
+Items are those of `bfcl`. Here "-5" is not "5", an integer is not 5.0, and a broken call to answer
+an irrelevant question is wrong.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.evaluate.task import EvalContext, Task
+from agent_forge.evaluate.tasks import bfcl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+TASK = Task(
+    name="bfcl_strict",
+    version=1,
+    metric="right calls",
+    higher_is_better=True,
+    chance=0.0,
+    by_default=False,
+)
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return the items of `bfcl`."""
+    return bfcl.items(split, n, context)
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right calls, and weight 1."""
+    return bfcl.scored(model, tokenizer, items, context, strict=True)

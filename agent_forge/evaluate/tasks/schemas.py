@@ -1,0 +1,67 @@
+"""Calls of tools that were never seen: generated schemas of the split, scored to the character.
+
+An item is right when the calls are exactly the expected ones (`evaluate.calling`, strict); where
+none is right, when none is made, and a question that lacks an argument has to be answered by a
+question. Nothing is run. The kinds (single, multiple, parallel, follow-up, missing, none) are
+scored apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.synthetic import schemas
+from agent_forge.evaluate import calling
+from agent_forge.evaluate.task import EvalContext, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from agent_forge.agent import Call
+
+TASK = Task(
+    name="schemas",
+    version=1,
+    metric="right calls",
+    higher_is_better=True,
+    chance=0.0,
+    by_default=False,
+)
+MAX_NEW_TOKENS = 160  # three calls of four arguments
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return `n` distinct generated rows of the split."""
+    return schemas.rows(n, split, seed_for(context.seed, "evaluate", "schemas"))
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right calls, and weight 1."""
+    prompts = [row["messages"][: row["prompt_turns"]] for row in items]
+    replies = calling.replies_as_calls(model, tokenizer, prompts, MAX_NEW_TOKENS, context)
+    right = [float(is_right(row, *reply)) for row, reply in zip(items, replies, strict=True)]
+    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+
+
+def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> bool:
+    """Return whether a reply makes exactly the calls of a row."""
+    if calls is None:
+        return False
+    if row["kind"] == "missing" and not text.rstrip().endswith("?"):
+        return False
+    expected = [calling.expected_call(call) for call in row["calls"]]
+    return calling.calls_right(calls, expected, parameters_of(row["messages"]))
+
+
+def parameters_of(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return name -> JSON schema of the arguments, of the tools on the system turn."""
+    tools = [tool["function"] for tool in messages[0].get("tools", ())]
+    return {tool["name"]: tool.get("parameters", {}) for tool in tools}

@@ -1,0 +1,43 @@
+"""An experiment sets all phases of a run, and any phase alone takes its own part of it."""
+
+from typing import Any
+
+import pytest
+
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import ConfigError
+from agent_forge.phases.bake import Config as Bake
+from agent_forge.phases.compress import Config as Compress
+from agent_forge.pipeline.run_all import compose_run
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return settings that do not depend on where a run writes."""
+    import dataclasses
+
+    values = dataclasses.asdict(config)
+    for name in ("out", "sources", "gate"):
+        del values[name]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("phase", "schema"), [("bake", Bake), ("compress", Compress)]
+)  # compress: its section chooses another option of a group
+def test_a_phase_alone_takes_what_a_run_would_give_it(phase: str, schema: type) -> None:
+    run = compose_run(["experiment=smollm2"]).phases[phase]
+    alone = compose(phase, schema, ["experiment=smollm2", "sources=[x]", "out=y"])
+    by_file = compose(phase, schema, ["sources=[x]", "out=y"], "smollm2")
+    assert plain(alone) == plain(run) == plain(by_file)
+    assert alone.gate.items == run.gate.items
+
+
+def test_the_command_line_wins_over_the_experiment() -> None:
+    config = compose("bake", Bake, ["training.steps=7", "experiment=smollm2", "out=y"])
+    assert config.training.steps == 7
+    assert config.training.rows == 4
+
+
+def test_an_experiment_that_says_nothing_of_a_phase_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'smollm2_tools' says nothing of compress"):
+        compose("compress", Compress, ["experiment=smollm2_tools", "out=y"])

@@ -1,0 +1,232 @@
+"""The user's own tools: traces hold what the tools really answered, and right means that they ran."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_forge.agent import Call, Turn, parse_calls
+from agent_forge.agent.tool import Result, Tool
+from agent_forge.config.compose import compose
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.data.schemas import canonical
+from agent_forge.data.schemas.wording import compact_actions
+from agent_forge.phases.bake import Config, OwnConfig, own, own_measure
+
+FILE = '''
+def convert_length(length: float, unit: str, target: str) -> dict:
+    """Converts a length from one unit to another.
+
+    Args:
+        length: The length.
+        unit: 'km' or 'miles'.
+        target: 'meters' or 'feet'.
+    """
+    factor = {"km": 1000, "miles": 1609.344}[unit] * {"meters": 1, "feet": 3.28084}[target]
+    return {"length": round(length * factor, 2), "unit": target}
+
+
+def reverse(text: str) -> str:
+    """Reverse a text."""
+    return text[::-1]
+
+
+def wipe(folder: str) -> str:
+    """Delete everything in a folder."""
+    raise AssertionError("a destructive tool ran")
+
+
+destructive = ["wipe"]
+'''
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tools") / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tools(file: Path) -> tuple[Tool, ...]:
+    return own.load_tools((str(file),))
+
+
+def sort(**changes: Any) -> OwnConfig:
+    return OwnConfig(**{
+        "count": 80, "weight": 1.0, "none_share": 0.22, "listed_share": 0.3, "errors": False,
+        "filter": True, **changes,
+    })  # fmt: skip
+
+
+def test_traces_hold_what_the_tools_really_answered(tools: tuple[Tool, ...]) -> None:
+    box = own.toolbox(tools, [])
+    traces = own.make(tools, sort(), [], 80, "train", 0)
+    assert len(traces) == 80
+    ran = [trace for trace in traces if trace["calls"] and None not in trace["results"]]
+    assert len(ran) > 20
+    for trace in ran:
+        calls = [call for m in trace["messages"] for call in parse_calls(m["content"])]
+        assert [c.arguments for c in calls] == [one["arguments"] for one in trace["calls"]]
+        assert [box.run(call).text for call in calls] == trace["results"]
+        assert trace["messages"][-1]["content"] == trace["answer"]
+        assert own_measure.says_results(trace["answer"], trace["results"])
+
+
+def test_a_destructive_tool_is_called_in_traces_and_never_run(tools: tuple[Tool, ...]) -> None:
+    traces = own.make(tools, sort(none_share=0.0), [], 60, "train", 0)
+    deleting = [t for t in traces if "wipe" in {one["name"] for one in t["calls"]}]
+    assert deleting
+    for trace in deleting:
+        assert set(trace["results"]) == {None}
+        assert parse_calls(trace["messages"][-1]["content"])
+
+
+def test_an_allowed_destructive_tool_runs(tools: tuple[Tool, ...]) -> None:
+    (wipe,) = [tool for tool in tools if tool.name == "wipe"]
+    with pytest.raises(PhaseError, match="'wipe' failed on 60 questions"):
+        own.make([wipe], sort(none_share=0.0), ["wipe"], 5, "train", 0)
+
+
+def test_a_failing_call_is_a_trace_only_when_errors_are_asked_for(tools: tuple[Tool, ...]) -> None:
+    (wipe,) = [tool for tool in tools if tool.name == "wipe"]
+    traces = own.make([wipe], sort(none_share=0.0, errors=True), ["wipe"], 5, "train", 0)
+    assert all(trace["answer"].startswith("That failed") for trace in traces)
+
+
+def test_questions_without_a_tool_are_answered_plainly_in_their_share(
+    tools: tuple[Tool, ...],
+) -> None:
+    traces = own.make(tools, sort(), [], 400, "train", 0)
+    plain = [trace for trace in traces if not trace["calls"]]
+    assert 0.14 < len(plain) / 400 < 0.30  # four standard deviations
+    assert not any(parse_calls(m["content"]) for t in plain for m in t["messages"])
+
+
+def test_listed_traces_offer_every_tool_of_the_user(tools: tuple[Tool, ...]) -> None:
+    traces = own.make(tools, sort(listed_share=1.0), [], 20, "train", 0)
+    sizes = set()
+    for trace in traces:
+        names = [tool["function"]["name"] for tool in trace["messages"][0]["tools"]]
+        assert {tool.name for tool in tools} <= set(names)
+        sizes.add(len(names))
+        assert not trace["filtered"]
+    assert len(sizes) > 1
+
+
+def test_held_out_questions_are_distinct_and_not_trained(tools: tuple[Tool, ...]) -> None:
+    held = own.make(tools, sort(none_share=0.0), [], 60, "validation", 0)
+    keys = [canonical.question_key(trace["messages"]) for trace in held]
+    assert len(set(keys)) == 60
+    trained = own.make(tools, sort(), [], 200, "train", 0, refused=keys)
+    assert not set(keys) & {canonical.question_key(trace["messages"]) for trace in trained}
+
+
+def test_a_schema_without_code_gives_traces_that_end_with_the_call() -> None:
+    tool = Tool(
+        "book_table",
+        "Book a table.",
+        {"type": "object", "properties": {"time": {"type": "string"}}, "required": ["time"]},
+    )
+    for trace in own.make([tool], sort(none_share=0.0, listed_share=0.0), [], 10, "train", 0):
+        assert parse_calls(trace["messages"][-1]["content"])
+        assert trace["answer"] == ""
+
+
+# measurement
+
+
+def test_right_means_that_the_tool_ran_with_the_right_result_and_the_answer_says_it(
+    tools: tuple[Tool, ...],
+) -> None:
+    box = own.toolbox(tools, [])
+    call = Call("convert_length", {"length": 2, "unit": "km", "target": "meters"})
+    text = box.run(call).text
+    trace = {"calls": [{"name": call.name, "arguments": call.arguments}], "results": [text]}
+    same = Call("convert_length", {"length": 2.0, "unit": "km", "target": "meters"})
+    answer = "It is 2000.0 meters."
+    right = Turn(answer, [Result(same, box.run(same).text)], [], True)
+    assert own_measure.is_right(trace, right, box)
+    mended = Turn(answer, [Result(call, "error: no", True), Result(call, text)], [], True)
+    assert own_measure.is_right(trace, mended, box)
+    assert not own_measure.is_right(trace, Turn(answer, [], [], True), box)
+    assert not own_measure.is_right(trace, Turn("Done.", [Result(call, text)], [], True), box)
+    assert not own_measure.is_right(trace, Turn(answer, [Result(call, text)] * 2, [], True), box)
+    assert not own_measure.is_right(trace, Turn(answer, [Result(call, text)], [], False), box)
+    other = Call("convert_length", {"length": 3, "unit": "km", "target": "meters"})
+    wrong = Turn("It is 3000.0 meters.", [Result(other, box.run(other).text)], [], True)
+    assert not own_measure.is_right(trace, wrong, box)
+
+
+def test_a_call_that_cannot_run_is_compared_itself(tools: tuple[Tool, ...]) -> None:
+    box = own.toolbox(tools, [])
+    trace = {"calls": [{"name": "wipe", "arguments": {"folder": "a"}}], "results": [None]}
+    for folder, right in (("a", True), ("b", False)):
+        call = Call("wipe", {"folder": folder})
+        assert own_measure.is_right(trace, Turn("", [box.run(call)], [], True), box) is right
+
+
+def test_a_question_without_a_tool_is_right_without_a_call(tools: tuple[Tool, ...]) -> None:
+    box = own.toolbox(tools, [])
+    trace = {"calls": [], "results": []}
+    assert own_measure.is_right(trace, Turn("Hello!", [], [], True), box)
+    needless = Result(Call("reverse", {"text": "a"}), "a")
+    assert not own_measure.is_right(trace, Turn("Hello!", [needless], [], True), box)
+
+
+@pytest.mark.parametrize(
+    ("result", "answer"),
+    [('{"sky": "clear", "degrees": 21.5}', "The result is sky clear; degrees 21.5."),
+     ("[1, 2]", "The result is 1; 2."), ("12.50", "The result is 12.50."),
+     ("Sold out!", "The result is Sold out!")],
+)  # fmt: skip
+def test_an_answer_says_a_result(result: str, answer: str) -> None:
+    assert own.say(result) == answer
+    assert own_measure.says_results(answer, [result])
+
+
+# settings
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., Config]:
+    def make(*overrides: str) -> Config:
+        return compose("bake", Config, [f"out={tmp_path / 'bake'}", *overrides])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kinds"),
+    [((), ["calculator", "memory", "code", "retrieve"]), (("tools=[a.py]",), ["own"]),
+     (("tools=[a.py]", "traces.builtin=on", "traces.memory.count=0"),
+      ["own", "calculator", "code", "retrieve"]),
+     (("traces.builtin=off",), [])],
+)  # fmt: skip
+def test_with_tools_of_ones_own_the_built_in_kinds_are_left_out_unless_they_are_on(
+    composed: Callable[..., Config], overrides: tuple[str, ...], kinds: list[str]
+) -> None:
+    assert composed(*overrides).kinds() == kinds
+
+
+def test_allowing_tools_that_are_not_named_is_refused(composed: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"allow=\['wipe'\]"):
+        composed("allow=[wipe]")
+
+
+def test_a_manifest_keeps_the_schemas_of_the_tools(
+    composed: Callable[..., Config], file: Path
+) -> None:
+    from agent_forge.agent import AgentSettings, kept_tools
+    from agent_forge.phases.bake.run import agent_settings
+
+    entry = json.loads(json.dumps(agent_settings(composed(f"tools=[{file}]"), ["own"])))
+    entries, _ = kept_tools(AgentSettings.from_manifest(entry).tools)
+    assert [tool.name for tool in entries] == ["convert_length", "reverse", "wipe"]
+
+
+def test_a_verb_is_followed_by_its_object_and_by_natural_details(tools: tuple[Tool, ...]) -> None:
+    declaration = tools[0].schema()["function"]
+    assert compact_actions(declaration) == ["convert {length} {unit} to {target}"]
