@@ -12,10 +12,15 @@ from agent_forge.cli.render import console, print_json
 
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
 Tasks = Annotated[
-    str, typer.Option("--tasks", "-t", help="Comma-separated tasks; all known ones by default.")
+    str,
+    typer.Option(
+        "--tasks",
+        "-t",
+        help="Comma-separated tasks; by default those that need no settings, packages or long prompts.",
+    ),
 ]
 Items = Annotated[int, typer.Option("--items", "-n", min=2, help="Held-out items per task.")]
-Split = Annotated[str, typer.Option("--split", help="validation, search or test.")]
+Split = Annotated[str, typer.Option("--split", help="validation, search, test, or (bfcl) whole.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,6 +31,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "forge eval outputs/run_all/8-compress",
             "forge eval outputs/run_all/8-compress --tasks tools,text --items 500",
+            "forge eval outputs/bake --tasks own_tools tools=[my_tools.py] eval.rows=[questions.jsonl]",
         ),
     )(eval_command)
     app.command(
@@ -96,20 +102,23 @@ def compare_command(
 
 
 def _settings(overrides: list[str] | None, file: str | None) -> Any:
-    from agent_forge.config import PhaseConfig
+    from agent_forge.config import EvalSettings
     from agent_forge.config.compose import compose
 
-    return compose("base", PhaseConfig, ["out=.", *(overrides or [])], file)
+    return compose("eval", EvalSettings, overrides or [], file)
 
 
 def _names(tasks: str) -> list[str]:
     from agent_forge.core import registry
 
     package = "agent_forge.evaluate.tasks"
-    chosen = [name.strip() for name in tasks.split(",") if name.strip()] or registry.names(package)
-    for name in chosen:
-        registry.load(package, name, "task")
-    return chosen
+    chosen = [name.strip() for name in tasks.split(",") if name.strip()]
+    if chosen:
+        for name in chosen:
+            registry.load(package, name, "task")
+        return chosen
+    every = [(name, registry.load(package, name, "task")) for name in registry.names(package)]
+    return [name for name, module in every if module.TASK.by_default]
 
 
 def _score(path: Path, settings: Any, names: list[str], items: int, split: str) -> Any:
@@ -125,7 +134,10 @@ def _score(path: Path, settings: Any, names: list[str], items: int, split: str) 
         dtype=device.pick_dtype(settings.runtime.dtype),
     )
     tokenizer = models.load_tokenizer(opened.path)
-    context = evaluate.EvalContext(data=settings.data, tokenizer=tokenizer, seed=settings.seed)
+    context = evaluate.EvalContext(
+        data=settings.data, tokenizer=tokenizer, seed=settings.seed, tools=settings.tools,
+        rows=settings.eval.rows,
+    )  # fmt: skip
     with choices_said(lambda text: print(text, file=sys.stderr)):
         return evaluate.score(model, tokenizer, names, split, items, context)
 

@@ -2,6 +2,7 @@
 
 from agent_forge.config.schema import (
     DataConfig,
+    EvalSettings,
     Flag,
     GateConfig,
     OptimConfig,
@@ -13,6 +14,7 @@ from agent_forge.config.schema import (
 
 __all__ = [
     "DataConfig",
+    "EvalSettings",
     "Flag",
     "GateConfig",
     "OptimConfig",

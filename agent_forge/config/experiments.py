@@ -13,7 +13,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 
 KEY = "experiment="
 # Commands that take experiments whole, or are not about a phase.
-WHOLE = ("run_all", "base")
+WHOLE = ("run_all", "base", "eval")
 
 
 def for_phase(command: str, overrides: Sequence[str], schema: Any, conf: Any) -> list[str]:

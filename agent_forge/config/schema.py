@@ -129,6 +129,21 @@ class PhaseConfig:
         return 1024.0
 
 
+@dataclass(slots=True, kw_only=True)
+class EvalPart:
+    """What the tasks of the user's own score."""
+
+    rows: list[Text]
+
+
+@dataclass(slots=True, kw_only=True)
+class EvalSettings(PhaseConfig):
+    """Settings of `forge eval` and `forge compare`."""
+
+    tools: list[Text]
+    eval: EvalPart
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """A flag of a phase's command: it stands for one setting, or shows a list and runs nothing."""

@@ -13,6 +13,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.data.schemas import canonical
 from agent_forge.data.schemas.wording import compact_actions
+from agent_forge.evaluate.tasks import own_tools
 from agent_forge.phases.bake import Config, OwnConfig, own, own_measure
 
 FILE = '''
@@ -72,7 +73,7 @@ def test_traces_hold_what_the_tools_really_answered(tools: tuple[Tool, ...]) -> 
         assert [c.arguments for c in calls] == [one["arguments"] for one in trace["calls"]]
         assert [box.run(call).text for call in calls] == trace["results"]
         assert trace["messages"][-1]["content"] == trace["answer"]
-        assert own_measure.says_results(trace["answer"], trace["results"])
+        assert own_tools.says(trace["answer"], trace["results"])
 
 
 def test_a_destructive_tool_is_called_in_traces_and_never_run(tools: tuple[Tool, ...]) -> None:
@@ -184,7 +185,7 @@ def test_a_question_without_a_tool_is_right_without_a_call(tools: tuple[Tool, ..
 )  # fmt: skip
 def test_an_answer_says_a_result(result: str, answer: str) -> None:
     assert own.say(result) == answer
-    assert own_measure.says_results(answer, [result])
+    assert own_tools.says(answer, [result])
 
 
 # settings

@@ -12,7 +12,7 @@ nothing ran); and "prompt_turns", how many messages stand before the turn that i
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -27,6 +27,7 @@ from agent_forge.data.documents import split_of
 from agent_forge.data.schemas import canonical, draw, listed, values, wording, words
 from agent_forge.data.schemas.values import Said, pick
 from agent_forge.data.synthetic import schemas
+from agent_forge.evaluate.tasks.own_tools import LEAVES, LONGEST_ANSWER, cut, leaves
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import OWN, Config, OwnConfig
 
@@ -34,9 +35,7 @@ Trace = dict[str, Any]
 KIND = OWN
 PATIENCE = 60  # failing calls in a row after which a tool is taken to fail always
 DISTRACTORS = 3  # most other tools in a listing
-LONGEST_ANSWER = 160  # characters of a result that an answer says
 HELDOUT = "validation"
-LEAVES = 6  # entries of a structured result that an answer says
 SHARES = {"single": 0.8, "parallel": 0.1, "missing": 0.1}  # of the questions that need a tool
 OPTIONAL_SHARE = 0.35
 GENERAL_SHARE = 0.5
@@ -321,24 +320,6 @@ def _readable(result: str) -> str:
     if isinstance(value, Mapping | list):
         return "; ".join(f"{name} {leaf}".strip() for name, leaf in list(leaves(value))[:LEAVES])
     return cut(result)
-
-
-def cut(text: str) -> str:
-    """Return a text as one line of whole words."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_ANSWER else line[:LONGEST_ANSWER].rpartition(" ")[0]
-
-
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of every plain value inside a structure."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from leaves(inner, str(key).replace("_", " "))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from leaves(inner, name)
-    else:
-        yield name, value if isinstance(value, str) else json.dumps(value)
 
 
 def _user(text: str) -> dict[str, str]:

@@ -6,13 +6,12 @@ compared. A question that no tool answers is right when nothing was called. Each
 a prompt, as baked, and with the tools listed on a system turn, as the parent is prompted.
 """
 
-import json
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent import Call, Toolbox, Turn, answer_turns
 from agent_forge.evaluate import calling
+from agent_forge.evaluate.tasks import own_tools
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, measure, own
 
@@ -68,27 +67,7 @@ def is_right(trace: own.Trace, turn: Turn, box: Toolbox) -> bool:
     names = [one["name"] for one in expected]
     if Counter(ran) != Counter(zip(names, trace["results"], strict=True)):
         return False
-    return turn.finished and says_results(turn.text, trace["results"])
-
-
-def says_results(text: str, results: Sequence[str]) -> bool:
-    """Return whether a text holds what an answer says of each result, signs and spaces aside."""
-    said = _spaced(text)
-    return all(_spaced(part) in said for result in results for part in _parts(result))
-
-
-def _parts(result: str) -> list[str]:
-    try:
-        value = json.loads(result)
-    except ValueError:
-        value = None
-    if isinstance(value, dict | list):
-        return [leaf for _, leaf in list(own.leaves(value))[: own.LEAVES]]
-    return [own.cut(result)]
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split()).rstrip(".!? ").casefold()
+    return turn.finished and own_tools.says(turn.text, trace["results"])
 
 
 def table(before: Any, after: Any, plain: Any | None) -> list[dict[str, Any]]:
