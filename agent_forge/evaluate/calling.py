@@ -175,7 +175,7 @@ def replies_as_calls(
     Nothing is run.
     """
     from agent_forge import agent
-    from agent_forge.agent.loop import decode_reply
+    from agent_forge.agent.turn import decode_reply
 
     parsed: list[tuple[str, list[Call] | None]] = []
     for tokens in generate_replies(model, tokenizer, prompts, max_new_tokens, context):

@@ -265,3 +265,23 @@ def test_questions_that_are_known_are_left_out_whatever_their_signs() -> None:
     fresh, refused = canonical.without_known(rows, [known])
     assert refused == 1
     assert fresh == rows[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "arguments", "action"),
+    [("is_prime", "Checks whether a number is prime.", {"number": "integer"}, "is {number} prime"),
+     ("convert", "", {"amount": "number", "currency": "string", "to": "string"},
+      "convert {amount} {currency} to {to}"),
+     ("book_table", "", {"people": "integer", "date": "string"}, "book {people} on {date}"),
+     ("getWeather", "", {"city": "string"}, "get the weather in {city}"),
+     ("greet", "", {"first": "string", "last": "string"}, "greet {first} {last}")],
+)  # fmt: skip
+def test_short_wordings_weave_the_arguments_in(
+    name: str, description: str, arguments: dict[str, str], action: str
+) -> None:
+    parameters = {
+        "properties": {key: {"type": kind} for key, kind in arguments.items()},
+        "required": list(arguments),
+    }
+    declaration = {"name": name, "description": description, "parameters": parameters}
+    assert wording.compact_actions(declaration) == [action]

@@ -61,14 +61,19 @@ def integer(generator: np.random.Generator) -> Said:
 def number(generator: np.random.Generator) -> Said:
     """Return a decimal number whose text is the shortest for its value, or a whole one."""
     if generator.random() < WHOLE_SHARE:
-        text = digits(generator, int(generator.integers(1, 7)))
+        text = digits(generator, _short(generator))
         return Said(int(text), text)
-    whole = digits(generator, int(generator.integers(1, 7)))
+    whole = digits(generator, _short(generator))
     places = int(generator.integers(1, 5))
     fraction = "".join(str(int(d)) for d in generator.integers(0, 10, places - 1))
     sign = "-" if generator.random() < NEGATIVE_SHARE else ""
     text = f"{sign}{whole}.{fraction}{int(generator.integers(1, 10))}"
     return Said(float(text), text)
+
+
+def _short(generator: np.random.Generator) -> int:
+    """Return a number of digits from 1 to 6, mostly few."""
+    return 1 + int(generator.choice(6, p=(0.25, 0.3, 0.2, 0.1, 0.1, 0.05)))
 
 
 def date(generator: np.random.Generator) -> Said:
@@ -138,6 +143,18 @@ def person(generator: np.random.Generator) -> Said:
     """Return a name, or a name and a surname."""
     text = _name(generator, words.PEOPLE)
     text = f"{text} {pick(generator, words.SURNAMES)}" if generator.random() < 0.5 else text
+    return Said(text, text)
+
+
+def given(generator: np.random.Generator) -> Said:
+    """Return a first name."""
+    text = _name(generator, words.PEOPLE)
+    return Said(text, text)
+
+
+def surname(generator: np.random.Generator) -> Said:
+    """Return a surname."""
+    text = _name(generator, words.SURNAMES)
     return Said(text, text)
 
 
@@ -213,6 +230,7 @@ DRAWS: dict[str, Draw] = {
     "link": link, "term": term, "integers": integers, "numbers": numbers, "terms": terms,
 }  # fmt: skip
 COPIED = tuple(DRAWS)  # kinds whose values are copied, not chosen
+DRAWS |= {"given": given, "surname": surname}
 DRAWS |= {pool: partial(pooled, pool) for pool in words.POOLS}
 ARRAYS = {"integers": "integer", "numbers": "number", "terms": "string"}
 # Kinds that are not drawn from a list of all values, but depend on their schema.

@@ -35,6 +35,13 @@ TELLING = (
     "Do you know {rest}{details}?",
 )  # fmt: skip
 HELD_TELLING = ("I would like to know {rest}{details}.", "Let me see {rest}{details}.")
+# Frames of a question that is answered by yes or no.
+ASKING = ("is", "has", "contains", "can")
+CHECKS = (
+    "{Action}{details}?", "{action}{details}?", "Tell me, {action}{details}?",
+    "Please check: {action}{details}?", "Hey, {action}{details}?",
+)  # fmt: skip
+HELD_CHECKS = ("I wonder: {action}{details}?", "Quick question, {action}{details}?")
 TELLING_VERBS = frozenset((
     "return", "get", "fetch", "retrieve", "compute", "calculate", "find", "show", "determine",
     "look", "tell", "give", "read", "estimate", "list",
@@ -76,6 +83,11 @@ OPENING = re.compile(
     re.IGNORECASE,
 )
 SLOT = re.compile(r"\{(\w+)\}")
+# "check if a string is a palindrome": what is checked, how it is asked, and of what.
+CHECKING = re.compile(
+    r"^\w+ (?:if|whether)(?: or not)? (?:an?|the|this) ([\w ]+?) (is|has|contains|can) (.+)$"
+)
+NO_VERBS = frozenset(("is", "has", "can", "are", "does", "to", "from", "new"))
 NOT_THIRD_PERSON = frozenset(("this", "us", "bus", "canvas", "bias", "gas", "always", "whereas"))
 LONGEST_PHRASE = 5  # words of an argument's description that may stand for its name
 
@@ -108,6 +120,8 @@ def question(
     ]
     listed = ", ".join(f"{pick(generator, phrases[name])}: {said[name].text}" for name in order)
     frame = _frame(generator, action, bool(order), held_out=held_out)
+    if action.partition(" ")[0] in ASKING:
+        frame = pick(generator, HELD_CHECKS if held_out else CHECKS)
     verb, _, what = action.partition(" ")
     del verb
     return frame.format(
@@ -175,7 +189,7 @@ def actions_of(declaration: Declaration) -> tuple[str, ...]:
     An argument that the description speaks of is written {name}, in one wording more.
     """
     by_name = " ".join(words.split_words(declaration["name"].rpartition(".")[2]))
-    described = base_form(OPENING.sub("", first_sentence(str(declaration.get("description", "")))))
+    described = _described(declaration)
     if len(described.split()) < 2:
         return (by_name,)
     described = described.replace("{", "(").replace("}", ")")
@@ -188,9 +202,17 @@ def actions_of(declaration: Declaration) -> tuple[str, ...]:
     return tuple(options if slotted != described else [described, described, by_name])
 
 
+def _described(declaration: Declaration) -> str:
+    """Return the first sentence of a description, from its verb on, without what is in brackets."""
+    text = re.sub(r"\s*\([^)]*\)", "", first_sentence(str(declaration.get("description", ""))))
+    return base_form(OPENING.sub("", text))
+
+
 def compact_actions(declaration: Declaration) -> list[str]:
     """Return short wordings that weave in the required arguments: "convert {amount} {source} to
     {target}", or "get the weather in {city}" where the tool tells something.
+
+    A tool that checks one thing is asked "is {text} a palindrome".
     """
     properties = declaration["parameters"].get("properties", {})
     required = [
@@ -199,26 +221,32 @@ def compact_actions(declaration: Declaration) -> list[str]:
     verb, *rest = words.split_words(declaration["name"].rpartition(".")[2])
     if not required:
         return []
+    check = CHECKING.match(_described(declaration))
+    if check and len(required) == 1:
+        return [f"{check[2]} {{{required[0]}}} {check[3]}"]
     if verb in TELLING_VERBS:
         natural = [name for name in required if _natural(name)]
         forms = [f" {_natural(name)[0].format(text=f'{{{name}}}')}" for name in natural]
         return [f"get the {' '.join(rest)}{''.join(forms)}"] if rest and natural else []
-    text = f"{verb} {{{required[0]}}}"
+    return [] if verb in NO_VERBS else [f"{verb} {_woven(properties, required)}"]
+
+
+def _woven(properties: Mapping[str, Any], required: Sequence[str]) -> str:
+    """Return the required arguments as the objects of a verb."""
+    text = f"{{{required[0]}}}"
     before = values.kind_of(required[0], properties[required[0]])
     for name in required[1:]:
         kind = values.kind_of(name, properties[name])
-        unit = before in ("integer", "number") and kind in ("currency", "unit")
-        natural = [] if unit else _natural(name)
-        form = (
-            natural[0]
-            if natural
-            else "{text}"
-            if unit
-            else f"with {' '.join(words.split_words(name))} {{text}}"
+        close = (before in ("integer", "number") and kind in ("currency", "unit")) or (
+            before == "given" and kind == "surname"
         )
+        if close:
+            form = "{text}"
+        else:
+            form = next(iter(_natural(name)), f"with {' '.join(words.split_words(name))} {{text}}")
         text += f" {form.format(text=f'{{{name}}}')}"
         before = kind
-    return [text]
+    return text
 
 
 def _natural(name: str) -> list[str]:

@@ -170,6 +170,16 @@ POOLS: dict[str, tuple[str, ...]] = {
     "color": ("red", "green", "blue", "black", "white", "yellow", "purple"),
     "ticker": ("AAPL", "MSFT", "NVDA", "TSLA", "AMZN", "GOOG", "IBM", "SAP"),
 }
+# A word of a number's name -> units that people write behind it, where no argument holds the unit.
+UNITS: dict[str, tuple[str, ...]] = {
+    "weight": ("kg",), "mass": ("kg",), "height": ("m", "cm"), "length": ("m", "cm"),
+    "width": ("m", "cm"), "distance": ("km", "miles"), "radius": ("m", "cm"), "speed": ("km/h",),
+    "temperature": ("degrees",), "price": ("dollars", "euros"), "amount": ("dollars", "euros"),
+    "cost": ("dollars",), "salary": ("dollars",), "bill": ("dollars",), "percent": ("%", "percent"),
+    "percentage": ("%", "percent"), "rate": ("%", "percent"), "tip": ("%",), "age": ("years",),
+    "years": ("years",), "minutes": ("minutes",), "hours": ("hours",), "days": ("days",),
+    "seconds": ("seconds",), "duration": ("minutes", "hours"),
+}  # fmt: skip
 # Other words that name a pool.
 ALSO = {
     "currencies": "currency", "lang": "language", "units": "unit", "colour": "color",
@@ -185,6 +195,8 @@ CUES = {
     "path": ("path", "file", "filename", "filepath"),
     "identifier": ("id", "identifier", "code", "reference", "serial", "sku", "key"),
     "place": ("city", "place", "location", "town", "destination", "origin", "address"),
+    "given": ("first", "firstname", "forename"),
+    "surname": ("last", "lastname", "surname"),
     "person": ("person", "author", "owner", "user", "customer", "username", "contact", "who",
     "name"),
     "quoted": ("message", "text", "title", "body", "note", "content", "sentence", "description",

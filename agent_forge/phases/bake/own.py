@@ -38,6 +38,7 @@ DISTRACTORS = 3  # most other tools in a listing
 HELDOUT = "validation"
 SHARES = {"single": 0.8, "parallel": 0.1, "missing": 0.1}  # of the questions that need a tool
 OPTIONAL_SHARE = 0.35
+UNIT_SHARE = 0.35  # numbers with a unit behind them
 GENERAL_SHARE = 0.5
 
 
@@ -283,6 +284,12 @@ def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said
     """
     required = set(tool.parameters.get("required", ()))
     said: dict[str, Said] = {}
+    # Where an argument holds the unit, a unit behind the number would be that argument's.
+    has_unit = any(
+        values.kind_of(name, schema) in ("unit", "currency", "enum")
+        or wording.quoted_options(str(schema.get("description", "")))
+        for name, schema in tool.parameters.get("properties", {}).items()
+    )
     for name, schema in tool.parameters.get("properties", {}).items():
         if name not in required and generator.random() >= OPTIONAL_SHARE:
             continue
@@ -297,7 +304,18 @@ def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said
             said[name] = Said(value, value if isinstance(value, str) else json.dumps(value))
         else:
             said[name] = values.draw(generator, kind, schema)
+        if kind in ("integer", "number") and not has_unit:
+            said[name] = _with_unit(generator, name, said[name])
     return said
+
+
+def _with_unit(generator: np.random.Generator, name: str, said: Said) -> Said:
+    """Return a number with a unit behind it, as people write it, in a share of the cases."""
+    units = [unit for word in words.split_words(name) for unit in words.UNITS.get(word, ())]
+    if not units or generator.random() >= UNIT_SHARE:
+        return said
+    unit = pick(generator, units)
+    return Said(said.value, f"{said.text}{unit}" if unit == "%" else f"{said.text} {unit}")
 
 
 def _ask(generator: np.random.Generator, one: Asked, said: dict[str, Said], split: str) -> str:
