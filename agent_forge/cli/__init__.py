@@ -8,7 +8,7 @@ import sys
 from types import FrameType
 
 from agent_forge.cli import streams
-from agent_forge.core.exits import claim_exit_file, leave_exit
+from agent_forge.core.supervised import claim_exit_file, leave_exit
 
 
 def main() -> None:

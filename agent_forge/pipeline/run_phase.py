@@ -28,6 +28,7 @@ from agent_forge.core.errors import (
     StorageError,
 )
 from agent_forge.core.events import EventReader, new_attempt
+from agent_forge.core.supervised import ATTEMPT_VARIABLE
 from agent_forge.pipeline.catalogue import PACKAGE, phase_named
 from agent_forge.pipeline.child import POLL_SECONDS, Listener, died, run_child
 from agent_forge.pipeline.fits import fits
@@ -41,8 +42,6 @@ from agent_forge.pipeline.outcome import (
     read_outcome,
 )
 
-# A supervisor names the attempt that it starts, and finds its processes by this variable.
-ATTEMPT_VARIABLE = "FORGE_ATTEMPT"
 FOLLOW_WAIT_SECONDS = 60.0  # rank 0 checks its inputs before it begins
 LOCK_WAIT_SECONDS = 3.0  # the worker of a killed run needs a moment to die
 

@@ -5,6 +5,7 @@ by (path, modification time, size), so that a scan opens only what has changed. 
 the content: copies share it. Clients see ids; only this room turns them into paths.
 """
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -58,23 +59,27 @@ class Registry:
         self.roots = [Path(root) for root in roots]
         self._ids: dict[Path, tuple[int, int, str]] = {}
 
-    def scan(self) -> int:
-        """Look at the roots, and note what is new, changed or gone; return how many that were."""
+    def scan(self, below: Path | None = None) -> int:
+        """Look at the roots, or below one directory, and note what is new, changed or gone.
+
+        Returns how many checkpoints that were. Raises StorageError on a full disk.
+        """
         with self.database.read() as connection:
             rows = connection.execute("SELECT path, mtime_ns, size, status FROM checkpoint")
-            known = {row["path"]: (row["mtime_ns"], row["size"], row["status"]) for row in rows}
+            known = {
+                row["path"]: (row["mtime_ns"], row["size"], row["status"])
+                for row in rows
+                if below is None or Path(row["path"]).is_relative_to(below)
+            }
         changes, present = [], set()
-        for directory in _checkpoints_below(self.roots):
+        for directory in _checkpoints_below(self.roots if below is None else [below]):
             stamp = _stamp(directory)
-            if stamp is None:
-                continue
-            present.add(str(directory))
-            if known.get(str(directory), ())[:2] != stamp or known[str(directory)][2] == MISSING:
-                changes.append(_row(directory, stamp))
-        gone = [
-            path for path, (_, _, status) in known.items()
-            if path not in present and status != MISSING
-        ]  # fmt: skip
+            if stamp is not None:
+                present.add(str(directory))
+                earlier = known.get(str(directory))
+                if earlier is None or earlier[:2] != stamp or earlier[2] == MISSING:
+                    changes.append(_row(directory, stamp))
+        gone = [path for path in known if path not in present and known[path][2] != MISSING]
         if changes or gone:
             self.database.write(lambda connection: _store(connection, changes, gone)).result()
         return len(changes) + len(gone)
@@ -152,26 +157,41 @@ def _stamp(directory: Path) -> tuple[int, int] | None:
 
 
 def _row(directory: Path, stamp: tuple[int, int], *, verify: bool = False) -> list[Any]:
+    """Return the row of a directory with a manifest. verify: read all its files."""
     try:
-        opened = checkpoint.open(directory, verify=verify)
-        manifest = opened.manifest
-        summary = {
-            "name": opened.name, "phase": manifest.phase, "role": manifest.role,
-            "deployable_bytes": manifest.deployable_bytes, "file_bytes": manifest.file_bytes,
-            "parents": [parent["id"] for parent in manifest.parents], "metrics": manifest.metrics,
-            "seed": manifest.seed, "time": manifest.time,
-        }  # fmt: skip
-        wrong = next((name for name, entry in manifest.stored_files.items()
-                      if _size(directory / name) != entry.get("bytes")), None)  # fmt: skip
-        if wrong is not None:
-            summary["error"] = f"{wrong} is missing or has another size than the manifest says"
-        status = OK if wrong is None else DAMAGED
-        return [str(directory), opened.id, *stamp, status, json.dumps(summary)]
+        opened = checkpoint.open(directory, verify=False)
     except CheckpointError as error:
-        # A damaged manifest has no id; the place stands for it.
-        text = str(error).replace(str(directory), directory.name)
-        return [str(directory), f"damaged-{directory.name}", *stamp, DAMAGED,
-                json.dumps({"name": directory.name, "error": text})]  # fmt: skip
+        # A damaged manifest names no checkpoint; the place stands for it.
+        place = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
+        words = {"name": directory.name, "error": _without(directory, error)}
+        return [str(directory), f"damaged-{place}", *stamp, DAMAGED, json.dumps(words)]
+    manifest = opened.manifest
+    summary: dict[str, Any] = {
+        "name": opened.name, "phase": manifest.phase, "role": manifest.role,
+        "deployable_bytes": manifest.deployable_bytes, "file_bytes": manifest.file_bytes,
+        "parents": [parent["id"] for parent in manifest.parents], "metrics": manifest.metrics,
+        "seed": manifest.seed, "time": manifest.time,
+    }  # fmt: skip
+    summary["error"] = _damage(directory, opened, verify)
+    status = DAMAGED if summary["error"] else OK
+    return [str(directory), opened.id, *stamp, status, json.dumps(summary)]
+
+
+def _damage(directory: Path, opened: checkpoint.Checkpoint, verify: bool) -> str:
+    """Return what is wrong with a checkpoint, "" where nothing is seen."""
+    if verify:
+        try:
+            checkpoint.open(directory)
+        except CheckpointError as error:
+            return _without(directory, error)
+    for name, entry in opened.manifest.stored_files.items():
+        if _size(directory / name) != entry.get("bytes"):
+            return f"{name} is missing, or has another size than the manifest says"
+    return ""
+
+
+def _without(directory: Path, error: CheckpointError) -> str:
+    return str(error).replace(str(directory), directory.name)
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,7 @@
 """A job as an argument list of `forge`: what clients asked for, and where the server puts it.
 
-The server names the directories (`out`, `run_dir`, the cache): what a client sends never does.
+The server names every directory (`out`, `run_dir`, the cache, sources, data): no text that a client
+sends reaches the disk as a path.
 """
 
 import re
@@ -13,14 +14,21 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.server.jobs import RUN_ALL, Job
 
-# Settings that the server gives itself.
-OWN_SETTINGS = ("out", "run_dir", "data.cache", "sources", "runtime.background")
 # Commands beside the phases. Their arguments are hidden overrides, because they name directories;
-# the server adds where they write.
+# the server adds where they write. They leave neither events nor an outcome.
 IMPORT, MERGE, EXPORT = "import", "merge", "export"
 TOOLS = (IMPORT, MERGE, EXPORT)
 # Format of an export that is one file -> how its name ends.
 SUFFIXES = {"gguf": ".gguf", "packed": ".bin"}
+# Settings that the server gives itself, alone or behind a phase's name.
+OWN_SETTINGS = (
+    "out", "run_dir", "sources", "gate.base", "data.cache", "data.text", "data.rows",
+    "runtime.background",
+)  # fmt: skip
+# Keys whose value could be a mapping with one of those inside.
+PARTS = ("data", "gate", "runtime")
+OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w./@-]*=.*|~[A-Za-z_][\w./@-]*", re.DOTALL)
+PATH = re.compile(r"(?:^|[\[,{:'\"\s=])(?:/\w|~/|\.\.?(?:/|$)|[A-Za-z]:\\|\\\\|file:)")
 
 
 def known_commands() -> list[str]:
@@ -29,7 +37,7 @@ def known_commands() -> list[str]:
 
 
 def check_command(command: str) -> None:
-    """Raise ConfigError for a command that is neither a phase nor run-all."""
+    """Raise ConfigError for a command that no job runs."""
     if command not in known_commands():
         raise ConfigError(
             f"no phase '{command}'{did_you_mean(command, known_commands())}; "
@@ -37,14 +45,27 @@ def check_command(command: str) -> None:
         )
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a setting that only the server gives, and for Hydra's own."""
+def check_overrides(command: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for an override of a client that could name a place on the disk.
+
+    Settings of the server's own, paths in values, options of the command line, Hydra's settings and
+    interpolations are refused. Whether the rest composes, the job finds out.
+    """
+    if command in TOOLS and overrides:
+        raise ConfigError(f"{command} has no settings; leave {overrides[0]!r} out")
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-        if key in OWN_SETTINGS or re.fullmatch(r"\w+\.(out|sources|data\.cache)", key):
-            raise ConfigError(f"{override}: the server sets {key} itself; leave it out")
-        if key.startswith("hydra") or "_target_" in override:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~").partition("@")[0]
+        parts = key.split(".")
+        inner = ".".join(parts[1:]) if parts[0] in phases() else key
+        if OVERRIDE.fullmatch(override) is None or "\0" in override:
+            raise ConfigError(f"{override!r} is not KEY=VALUE; for example gate.items=64")
+        if key.startswith("hydra") or "_target_" in override or "${" in value:
             raise ConfigError(f"{override}: not accepted; settings name phases and methods only")
+        if inner in OWN_SETTINGS or (value.lstrip().startswith("{") and inner in ("", *PARTS)):
+            raise ConfigError(f"{override}: the server sets {', '.join(OWN_SETTINGS)} itself")
+        if PATH.search(value):
+            raise ConfigError(f"{override}: a value must not name a path; models and data have ids")
 
 
 def place(root: Path, job_id: str, command: str) -> tuple[Path, Path]:
@@ -60,6 +81,11 @@ def job_directory(root: Path, job_id: str) -> Path:
     return root / "jobs" / job_id
 
 
+def attempts_directory(root: Path, job_id: str) -> Path:
+    """Return the directory of a job's logs and exit files."""
+    return job_directory(root, job_id) / ".attempts"
+
+
 def arguments(job: Job, root: Path, sources: Sequence[Path]) -> list[str]:
     """Return the arguments of `forge` for a job. sources: the directories of its checkpoints."""
     if job.command in TOOLS:
@@ -73,7 +99,8 @@ def arguments(job: Job, root: Path, sources: Sequence[Path]) -> list[str]:
         listed = ",".join(quote(str(path)) for path in sources)
         key = f"{run_phases(job)[0]}.sources" if job.command == RUN_ALL else "sources"
         settings.append(f"{key}=[{listed}]")
-    return [job.command, *job.overrides, *job.hidden_overrides, *settings, "--json"]
+    # Behind the two dashes nothing is taken for an option.
+    return [job.command, "--json", "--", *job.overrides, *job.hidden_overrides, *settings]
 
 
 def _output(job: Job) -> str:
@@ -93,9 +120,9 @@ def run_phases(job: Job) -> list[str]:
     return list(phases())
 
 
-def processes_needed(overrides: Sequence[str]) -> int:
-    """Return how many processes train together in a job with these settings."""
-    for override in reversed(overrides):
+def processes_needed(job: Job) -> int:
+    """Return how many processes train together in a job."""
+    for override in reversed([*job.overrides, *job.hidden_overrides]):
         key, _, value = override.partition("=")
         if key.lstrip("+") == "runtime.processes" and value.strip().isdigit():
             return int(value)

@@ -50,6 +50,8 @@ class Readers:
         try:
             connection.execute("BEGIN")
             yield connection
+        except sqlite3.OperationalError as error:
+            raise _storage_error(error, self.path) from error
         finally:
             connection.rollback()
             if self._closed or self._idle.qsize() >= READERS:

@@ -1,19 +1,16 @@
 """How far a job is, in percent, from the stages that its events name.
 
-A stage counts as much as it took of the phase's time when that was measured; a stage that nobody
-has measured takes half of what is left. Within an attempt the figure never falls, and 100 is only
-reached by a phase that has ended.
+A stage counts as much as it took of the phase's time in the default run; a stage that is not known
+takes half of what is left. Within an attempt a figure never falls, and a phase reaches 100 only
+when it has ended. A phase that speaks shows that those before it are over.
 """
 
 from collections.abc import Mapping, Sequence
 
 from agent_forge.core.events import Event
+from agent_forge.server.stages import PHASE_SECONDS, STAGE_SECONDS
 
 ALMOST = 99.0  # percent; the rest is writing and the last checks
-# Phase -> (stage, share of the time) in order, from the default run.
-STAGES: Mapping[str, Sequence[tuple[str, float]]] = {}
-# Phase -> share of the time of run-all.
-PHASES: Mapping[str, float] = {}
 
 
 class PhaseProgress:
@@ -21,33 +18,56 @@ class PhaseProgress:
 
     def __init__(self, phase: str, floor: float = 0.0) -> None:
         self.percent = floor
-        self._starts: dict[str, tuple[float, float]] = {}
-        stages = STAGES.get(phase, ())
-        whole = sum(weight for _, weight in stages) or 1.0
+        self._places: dict[str, tuple[float, float]] = {}
+        stages = STAGE_SECONDS.get(phase, {})
+        whole = sum(stages.values())
         before = 0.0
-        for stage, weight in stages:
-            self._starts[stage] = (before / whole, weight / whole)
-            before += weight
+        for stage, seconds in stages.items():
+            self._places[stage] = (before / whole, seconds / whole)
+            before += seconds
 
     def take(self, event: Event) -> float:
         """Return the percent after an event."""
         if event.kind == "complete":
             self.percent = 100.0
         elif event.kind == "progress" and event.total > 0:
-            if event.stage not in self._starts:
-                done = self.percent / 100
-                self._starts[event.stage] = (done, max(ALMOST / 100 - done, 0.0) / 2)
-            start, share = self._starts[event.stage]
+            start, share = self._place(event.stage)
             reached = 100 * (start + share * min(event.step / event.total, 1.0))
             self.percent = max(self.percent, min(reached, ALMOST))
         return self.percent
 
+    def _place(self, stage: str) -> tuple[float, float]:
+        """Return (start, share) of a stage."""
+        if stage not in self._places:
+            start = self.percent / 100
+            self._places[stage] = (start, max(ALMOST / 100 - start, 0.0) / 2)
+        return self._places[stage]
 
-def overall(percents: Mapping[str, float], phases: Sequence[str]) -> float:
-    """Return the percent of a run of several phases, from those that have begun.
 
-    percents: phase -> percent. phases: all of the run, in order.
+class JobProgress:
+    """Percent of one attempt at a job of one or several phases, which run in order.
+
+    percents: phase -> where an earlier reader of the same attempt was.
     """
-    weights = {phase: PHASES.get(phase, 1.0) for phase in phases}
-    whole = sum(weights.values()) or 1.0
-    return sum(percents.get(phase, 0.0) * weight for phase, weight in weights.items()) / whole
+
+    def __init__(self, phases: Sequence[str], percents: Mapping[str, float]) -> None:
+        self._phases = {
+            phase: PhaseProgress(phase, percents.get(phase, 0.0))
+            for phase in dict.fromkeys([*phases, *percents])
+        }
+
+    def take(self, event: Event) -> float:
+        """Return the percent of the event's phase after it."""
+        if event.phase not in self._phases:
+            self._phases[event.phase] = PhaseProgress(event.phase)
+        for phase, progress in self._phases.items():
+            if phase == event.phase:
+                break
+            progress.percent = 100.0
+        return self._phases[event.phase].take(event)
+
+    def overall(self) -> float:
+        """Return the percent of the job."""
+        weights = {phase: PHASE_SECONDS.get(phase, 1.0) for phase in self._phases}
+        done = sum(self._phases[phase].percent * weight for phase, weight in weights.items())
+        return done / (sum(weights.values()) or 1.0)

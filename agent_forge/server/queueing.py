@@ -14,6 +14,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.server import jobs, store
 from agent_forge.server.jobs import ACTIVE, Job, JobState, WrongState
 
+WHOLE_FROM = "events.whole_from"
 PAUSED, CONTINUE = "queue.paused", "queue.continue_on_error"
 
 
@@ -66,7 +67,7 @@ def _last_position(connection: sqlite3.Connection) -> float:
     return float(connection.execute("SELECT coalesce(max(position), 0) FROM job").fetchone()[0])
 
 
-def back_of_queue(connection: sqlite3.Connection, job: Job) -> None:
+def to_back(connection: sqlite3.Connection, job: Job) -> None:
     """Give a job the last place."""
     job.position = _last_position(connection) + 1
     jobs.update(connection, job, "position")
@@ -125,11 +126,30 @@ def reorder(connection: sqlite3.Connection, ids: Sequence[str]) -> None:
 def state(connection: sqlite3.Connection) -> QueueState:
     """Return the queue as a whole."""
     return QueueState(
-        paused=store.setting(connection, PAUSED, False),
+        paused=is_paused(connection),
         continue_on_error=store.setting(connection, CONTINUE, True),
         waiting=[job.id for job in waiting(connection)],
         active=[job.id for job in active(connection)],
     )
+
+
+def is_paused(connection: sqlite3.Connection) -> bool:
+    """Return whether no waiting job starts."""
+    return bool(store.setting(connection, PAUSED, False))
+
+
+def first(connection: sqlite3.Connection) -> Job | None:
+    """Return the next job of the queue."""
+    row = connection.execute(
+        "SELECT * FROM job WHERE state = ? ORDER BY position LIMIT 1", [JobState.QUEUED]
+    ).fetchone()
+    return None if row is None else jobs.from_row(row)
+
+
+def note_failure(connection: sqlite3.Connection) -> None:
+    """Pause the queue after a failed job, unless it is to go on."""
+    if not store.setting(connection, CONTINUE, True):
+        set_state(connection, True, None)
 
 
 def set_state(
@@ -143,9 +163,8 @@ def set_state(
 
 
 def oldest_seq(connection: sqlite3.Connection) -> int:
-    """Return the number of the oldest event; one more than the last where none is kept."""
-    row = connection.execute("SELECT min(seq) FROM event").fetchone()
-    return int(row[0]) if row[0] is not None else last_seq(connection) + 1
+    """Return the number from which on no event is missing."""
+    return int(store.setting(connection, WHOLE_FROM, 1))
 
 
 def last_seq(connection: sqlite3.Connection) -> int:

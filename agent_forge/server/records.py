@@ -14,6 +14,7 @@ from typing import Any
 from agent_forge.core.events import Event, EventReader, Position
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome, read_outcome
 from agent_forge.server.checkpoints import Registry
+from agent_forge.server.commands import TOOLS
 from agent_forge.server.jobs import RUN_ALL, Job, JobState
 
 # Exit codes of forge (DESIGN 3) that are not failures.
@@ -64,16 +65,23 @@ class EventFiles:
     def _names(self) -> list[str]:
         if self.command != RUN_ALL:
             return [""]
-        return sorted((path.parent.name for path in self.record.glob(f"*/{EVENTS}")), key=_order)
+        places = (path.parent for path in self.record.glob(f"*/{EVENTS}"))
+        return [place.name for place in sorted(places, key=place_order)]
 
     def _file(self, name: str) -> Path:
         return self.record / name / EVENTS
 
 
-def _order(name: str) -> tuple[int, str]:
+def place_order(place: Path) -> tuple[int, str]:
     """Return a sort key for the records of a run, which are called 1-cognate, 2-evomerge, ..."""
-    number = name.partition("-")[0]
-    return (int(number) if number.isdigit() else 0, name)
+    number = place.name.partition("-")[0]
+    return (int(number) if number.isdigit() else 0, place.name)
+
+
+def outcome_state(place: Path) -> JobState:
+    """Return the state of a phase, from the outcome in its record."""
+    outcome = read_outcome(place)
+    return JobState.INTERRUPTED if outcome is None else OF_OUTCOME[outcome.status]
 
 
 def end_of(job: Job, token: str, exit_code: int | None, log: str, registry: Registry) -> End:
@@ -88,27 +96,37 @@ def end_of(job: Job, token: str, exit_code: int | None, log: str, registry: Regi
         # A negative code is a signal that nobody answered: the job goes on from its last state.
         state = JobState.INTERRUPTED if exit_code < 0 else ENDS.get(exit_code, JobState.FAILED)
     elif last is not None and of_attempt and job.command != RUN_ALL:
-        state = OF_OUTCOME.get(last.status, JobState.FAILED)
+        state = OF_OUTCOME[last.status]
     elif last is not None and last.attempt == token and last.status == "failed":
         state = JobState.FAILED
+    elif job.command in TOOLS and registry.id_of(Path(job.out)):
+        state = JobState.SUCCEEDED  # checkpoints are written whole or not at all
     else:
         state = JobState.INTERRUPTED
     message = last.message if last is not None and last.attempt == token else ""
-    said = [line for line in log.splitlines() if line.startswith("forge: ")]
     if not message and state is not JobState.SUCCEEDED:
-        message = said[-1].removeprefix("forge: ") if said else _why(state, exit_code)
+        message = _last_word(log) or _why(state, exit_code)
     results = _results(job, state, outcomes if of_attempt or exit_code == 0 else [], registry)
+    message = message or str(results.get("summary", ""))
     return End(
         state=state, message=without_paths(message, registry), error_code=exit_code,
         results=results,
     )  # fmt: skip
 
 
+def _last_word(log: str) -> str:
+    """Return the last line of a log that forge wrote for its user."""
+    said = [line for line in log.splitlines() if line.startswith("forge: ")]
+    return said[-1].removeprefix("forge: ") if said else ""
+
+
 def _why(state: JobState, exit_code: int | None) -> str:
-    if state is JobState.INTERRUPTED:
+    if state is JobState.INTERRUPTED and (exit_code is None or exit_code < 0):
         cause = f"by signal {-exit_code}" if exit_code and exit_code < 0 else "without an outcome"
         return f"the job's process ended {cause}; resume goes on from its last saved state"
-    return f"forge ended with exit code {exit_code}"
+    if state is JobState.INTERRUPTED:
+        return "the job has saved and stopped; resume goes on from there"
+    return f"forge ended with exit code {exit_code}; the job's log says more"
 
 
 def _outcomes(job: Job) -> list[Outcome]:
@@ -117,7 +135,7 @@ def _outcomes(job: Job) -> list[Outcome]:
     if job.command != RUN_ALL:
         outcome = read_outcome(record)
         return [outcome] if outcome is not None else []
-    places = sorted((path.parent for path in record.glob(f"*/{JOB}")), key=lambda p: _order(p.name))
+    places = sorted((path.parent for path in record.glob(f"*/{JOB}")), key=place_order)
     return [outcome for place in places if (outcome := read_outcome(place)) is not None]
 
 
@@ -125,14 +143,12 @@ def _results(
     job: Job, state: JobState, outcomes: list[Outcome], registry: Registry
 ) -> dict[str, Any]:
     """Return what a client may know of the outcomes: ids instead of paths."""
+    if job.command in TOOLS and state is JobState.SUCCEEDED:
+        checkpoint_id = registry.id_of(Path(job.out)) or ""
+        ids = [checkpoint_id] if checkpoint_id else []
+        return {"status": str(state), "checkpoint_id": checkpoint_id, "checkpoints": ids}
     if not outcomes:
-        # What makes a model without a phase leaves no outcome, only the model.
-        model_id = registry.id_of(Path(job.out)) if state is JobState.SUCCEEDED else None
-        return (
-            {"status": str(state), "checkpoint_id": model_id, "checkpoints": [model_id]}
-            if model_id
-            else {}
-        )
+        return {}
     phases = [_result(outcome, registry) for outcome in outcomes]
     accepted = [result for result in phases if result["status"] == "done"]
     result = accepted[-1] if accepted and job.command == RUN_ALL else phases[-1]

@@ -116,6 +116,16 @@ def events(
     ]
 
 
+def percents(connection: sqlite3.Connection, job_id: str, attempt: int) -> dict[str, float]:
+    """Return how far each phase of an attempt is, by its stored events."""
+    rows = connection.execute(
+        "SELECT phase, max(percent) AS percent FROM event "
+        "WHERE job_id = ? AND attempt = ? AND kind != ? GROUP BY phase",
+        [job_id, attempt, STATE],
+    )
+    return {row["phase"]: row["percent"] for row in rows}
+
+
 def add_attempt(connection: sqlite3.Connection, attempt: Attempt) -> None:
     """Add an attempt that is about to be launched."""
     connection.execute(

@@ -13,26 +13,31 @@ return when the change is on the disk. One thread of its own launches, watches a
 """
 
 import logging
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from sqlite3 import Connection
 
-from agent_forge.core.errors import ForgeError
-from agent_forge.server import commands, jobs, queueing, store
+from agent_forge.core.errors import ForgeError, PhaseError
+from agent_forge.server import commands, jobs, queueing, records, store
 from agent_forge.server.checkpoints import Registry
 from agent_forge.server.database import Database
 from agent_forge.server.jobs import Job, JobState, WrongState
-from agent_forge.server.launchers import Launcher
+from agent_forge.server.launchers import Launcher, last_lines
 from agent_forge.server.queueing import QueueState
+from agent_forge.server.retention import Retention
 from agent_forge.server.settings import JobSettings
+from agent_forge.server.starting import Starter
 from agent_forge.server.store import StoredEvent
+from agent_forge.server.terminals import TerminalRuns
 from agent_forge.server.watching import Watcher
+from agent_forge.server.workplace import Workplace
 
-T = TypeVar("T")
 log = logging.getLogger("agent_forge")
+SCAN_SECONDS = 60.0  # between looks for checkpoints that others than jobs wrote
 
 
 class Supervisor:
@@ -47,21 +52,19 @@ class Supervisor:
         registry: Registry | None = None,
         settings: JobSettings | None = None,
     ) -> None:
-        self.database, self.root = database, root.absolute()
-        self.settings = settings or JobSettings()
-        self.registry = registry or Registry(database, [self.root / "jobs", *self.settings.watch])
-        self._watcher = Watcher(
-            database=database, root=self.root, launcher=launcher, registry=self.registry,
-            settings=self.settings, change=self.change,
-        )  # fmt: skip
-        self._listeners: list[Callable[[int], None]] = []
+        self.workplace = Workplace(database, root, launcher, registry, settings)
+        self.database, self.registry = database, self.workplace.registry
+        self.settings, self.root = self.workplace.settings, self.workplace.root
+        self._watcher, self._starter = Watcher(self.workplace), Starter(self.workplace)
+        self._terminals, self._retention = TerminalRuns(self.workplace), Retention(self.workplace)
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._defect: BaseException | None = None
 
     def start(self) -> None:
         """Take up what an earlier server left, and begin to run jobs."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "jobs").mkdir(parents=True, exist_ok=True)
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
@@ -72,6 +75,17 @@ class Supervisor:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def check(self) -> None:
+        """Raise PhaseError where the supervisor's thread has ended by a defect: no job is watched
+        any more, and the server should be started again.
+        """
+        if self._defect is not None:
+            raise PhaseError(
+                f"jobs are not watched any more, because of a defect "
+                f"({type(self._defect).__name__}: {self._defect}); start the server again, and "
+                "report it with the server's log"
+            )
 
     def submit(
         self,
@@ -84,15 +98,16 @@ class Supervisor:
     ) -> Job:
         """Queue a job and return it; the same key with the same request returns the first one.
 
-        command: a phase, or "run-all". overrides: KEY=VALUE as typed, shown to clients. sources:
-        ids of checkpoints, which the server turns into directories when the job starts.
-        hidden_overrides: settings with paths of the server, which no client sees.
+        command: a phase, "run-all", or "import", "merge", "export". overrides: KEY=VALUE as typed,
+        shown to clients. sources: ids of checkpoints, which the server turns into directories when
+        the job starts. hidden_overrides: settings with paths of the server, which no client sees;
+        of import, merge and export all their arguments but where they write.
         Raises ConfigError for an unknown command, a setting that is the server's, or a key that
         names another request; CheckpointError for an unknown source; StorageError on a full disk.
         """
+        self.check()
         commands.check_command(command)
-        commands.check_overrides(overrides)
-        self._watcher.check_processes([*overrides, *hidden_overrides])
+        commands.check_overrides(command, overrides)
         for source in sources:
             self.registry.path_of(source)
         self.database.check_space()
@@ -103,7 +118,8 @@ class Supervisor:
             hidden_overrides=list(hidden_overrides), created=time.time(), out=str(out),
             record=str(record),
         )  # fmt: skip
-        stored = self.change(lambda connection: queueing.add(connection, job, idempotency_key))
+        self._starter.check(job)
+        stored = self.workplace.change(lambda c: queueing.add(c, job, idempotency_key))
         self.wake()
         return stored
 
@@ -148,7 +164,7 @@ class Supervisor:
         """Let the named jobs run first, in this order; return the queue. Raises UnknownJob, and
         WrongState for a job that does not wait.
         """
-        self.change(lambda connection: queueing.reorder(connection, ids))
+        self.workplace.change(lambda connection: queueing.reorder(connection, ids))
         self.wake()
         return self.list(JobState.QUEUED)
 
@@ -161,7 +177,7 @@ class Supervisor:
         self, *, paused: bool | None = None, continue_on_error: bool | None = None
     ) -> QueueState:
         """Pause the queue (what runs goes on), or say whether it goes on after a failed job."""
-        self.change(lambda c: queueing.set_state(c, paused, continue_on_error))
+        self.workplace.change(lambda c: queueing.set_state(c, paused, continue_on_error))
         self.wake()
         return self.queue()
 
@@ -171,8 +187,9 @@ class Supervisor:
             return store.events(connection, after, limit, job_id)
 
     def oldest_seq(self) -> int:
-        """Return the number of the oldest event that is kept; a client that is further behind has
-        a gap. One more than the last number where none is kept.
+        """Return the number from which on no event was forgotten.
+
+        A client that has seen all up to `n` has a gap where `n + 1` is below it.
         """
         with self.database.read() as connection:
             return queueing.oldest_seq(connection)
@@ -184,7 +201,13 @@ class Supervisor:
 
     def tail(self, job_id: str, lines: int = 50) -> str:
         """Return the end of what a job wrote to standard error, without the server's paths."""
-        return self._watcher.tail(self.get(job_id), lines)
+        job = self.get(job_id)
+        with self.database.read() as connection:
+            attempt = store.last_attempt(connection, job_id)
+        if attempt is None or job.origin == jobs.TERMINAL:
+            return ""
+        log_file = commands.attempts_directory(self.root, job_id) / f"{attempt.id}.log"
+        return records.without_paths(last_lines(log_file, lines), self.registry)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Call `callback(last_seq)` whenever there are new events; return how to end that.
@@ -192,22 +215,11 @@ class Supervisor:
         It is called on a thread of the service, where it must not wait: asyncio clients use
         `loop.call_soon_threadsafe`, or `wakeups.Wakeups`.
         """
-        self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback)
+        return self.workplace.subscribe(callback)
 
     def wake(self) -> None:
         """Let the supervisor look at its jobs now."""
         self._wake.set()
-
-    def change(self, work: Callable[[Any], T]) -> T:
-        """Run a change of the database, wait for it, and tell subscribers of new events."""
-        before, result, after = self.database.write(
-            lambda c: (queueing.last_seq(c), work(c), queueing.last_seq(c))
-        ).result()
-        if after > before:
-            for listener in [*self._listeners]:
-                listener(after)
-        return result
 
     def list(self, state: JobState | None = None) -> "list[Job]":
         """Return all jobs, newest first; those of one state; or the queue in its order."""
@@ -223,7 +235,7 @@ class Supervisor:
     ) -> Job:
         """Take a job to what its state leads to; leave one that is there, or on its way."""
 
-        def work(connection: Any) -> Job:
+        def work(connection: Connection) -> Job:
             job = jobs.load(connection, job_id)
             if job.state == wish or job.state in under_way:
                 return job
@@ -231,18 +243,39 @@ class Supervisor:
                 raise WrongState(f"job {job_id} was started in a terminal: stop or start it there")
             if job.state not in allowed:
                 raise WrongState(f"job {job_id} is {job.state} and cannot become {wish}")
+            if allowed[job.state] is JobState.QUEUED:
+                queueing.to_back(connection, job)
             store.change_state(connection, job, allowed[job.state])
             return job
 
-        job = self.change(work)
+        job = self.workplace.change(work)
         self.wake()
         return job
 
     def _run(self) -> None:
-        while not self._stopping:
-            try:
-                self._watcher.look()
-            except ForgeError as error:  # a full disk: what was not recorded now is read again
-                log.warning("jobs: %s", error)
-            self._wake.wait(self.settings.poll_seconds)
-            self._wake.clear()
+        """Look at the jobs again and again. A full disk is waited out: nothing is lost by it."""
+        checked = scanned = -math.inf
+        complaint = ""
+        try:
+            while not self._stopping:
+                try:
+                    if time.monotonic() - checked >= self.settings.check_seconds:
+                        checked = time.monotonic()
+                        self._terminals.look()
+                        self._retention.look()
+                    if time.monotonic() - scanned >= SCAN_SECONDS:
+                        scanned = time.monotonic()
+                        self.registry.scan()
+                    self._watcher.look()
+                    self._starter.start_waiting()
+                    complaint = ""
+                except ForgeError as error:
+                    if str(error) != complaint:  # said once, not four times per second
+                        log.warning("jobs: %s", error)
+                    complaint = str(error)
+                self._wake.wait(self.settings.poll_seconds)
+                self._wake.clear()
+        except BaseException as error:
+            self._defect = error
+            log.exception("jobs are not watched any more")
+            raise

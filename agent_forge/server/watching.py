@@ -1,34 +1,28 @@
-"""One look at the jobs: what they did, whether they still run, who is to stop, who may start.
+"""Watch the jobs that run: store what they write, stop those that are to stop, settle the ended.
 
-Reads the jobs' run directories and processes, writes the database. The look is taken by one thread.
-It keeps nothing that a restart would miss: what it knows is in the rows of jobs and attempts.
+Reads the jobs' run directories and processes, writes the database; one thread does it. What it
+knows is in the rows of jobs and attempts, so a server that takes over goes on where the last one
+was killed, between any two lines.
 """
 
 import logging
-import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from sqlite3 import Connection
 
-from agent_forge.core.errors import ConfigError, ForgeError
+from agent_forge.core.errors import StorageError
 from agent_forge.core.events import Event
 from agent_forge.server import commands, jobs, queueing, records, store
-from agent_forge.server.checkpoints import Registry
-from agent_forge.server.database import Database
 from agent_forge.server.jobs import Job, JobState
-from agent_forge.server.launchers import Launch, Launcher
-from agent_forge.server.progress import PhaseProgress, overall
+from agent_forge.server.launchers import Launch, last_lines
+from agent_forge.server.progress import JobProgress
 from agent_forge.server.records import EventFiles
-from agent_forge.server.settings import JobSettings, visible_gpus
 from agent_forge.server.store import Attempt, StoredEvent
+from agent_forge.server.workplace import Workplace
 
-T = TypeVar("T")
 log = logging.getLogger("agent_forge")
-FIND_SECONDS = (
-    3.0  # an attempt without a process this long after its launch was cut off never began
-)
+# An attempt without a process this long after a server has looked for it first never began.
+FIND_SECONDS = 3.0
 KILL_AGAIN_SECONDS = 5.0
 
 
@@ -36,271 +30,188 @@ KILL_AGAIN_SECONDS = 5.0
 class Watch:
     """What this server knows of a running attempt beyond its row.
 
-    stop_since: monotonic seconds of the first look at which it was to stop. kill_since: of the last
-    end by force.
+    since: monotonic seconds of the first look. stop_since: of the first look at which it was to
+    stop. kill_since: of the last end by force.
     """
 
     attempt: Attempt
     files: EventFiles
-    progress: dict[str, PhaseProgress] = field(default_factory=dict)
+    progress: JobProgress
     since: float = field(default_factory=time.monotonic)
     stop_since: float | None = None
     kill_since: float | None = None
 
 
 class Watcher:
-    """Looks at the jobs of one database. change: runs a change of the database and tells of it."""
+    """Watches the attempts of one service."""
 
-    def __init__(
-        self, *, database: Database, root: Path, launcher: Launcher, registry: Registry,
-        settings: JobSettings, change: Callable[[Callable[[Any], Any]], Any],
-    ) -> None:  # fmt: skip
-        self.database, self.root, self.launcher = database, root, launcher
-        self.registry, self.settings, self.change = registry, settings, change
-        self.gpus = visible_gpus() if settings.gpus is None else settings.gpus
+    def __init__(self, workplace: Workplace) -> None:
+        self.workplace = workplace
         self._watches: dict[str, Watch] = {}
 
     def look(self) -> None:
-        """Take one look. Raises ForgeError when the database cannot be written."""
-        with self.database.read() as connection:
+        """Look at every job that has a process. Raises StorageError when nothing can be written."""
+        with self.workplace.database.read() as connection:
             active = queueing.active(connection)
         for job in active:
-            if job.origin == jobs.SERVICE:
+            try:
                 self._look_at(job)
-        self._start_waiting()
-
-    def check_processes(self, overrides: list[str]) -> None:
-        """Raise ConfigError for a job that needs more accelerators than there are."""
-        needed = commands.processes_needed(overrides)
-        if self.gpus and needed > len(self.gpus):
-            raise ConfigError(
-                f"runtime.processes={needed} needs as many accelerators, the service has "
-                f"{len(self.gpus)}; set it to {len(self.gpus)} or less"
-            )
-
-    def tail(self, job: Job, lines: int) -> str:
-        """Return the end of the standard error of a job's newest attempt."""
-        with self.database.read() as connection:
-            attempt = store.last_attempt(connection, job.id)
-        if attempt is None:
-            return ""
-        text = self.launcher.tail(self._launch(job, attempt), lines)
-        return records.without_paths(text, self.registry)
+            except OSError as error:
+                # One unreadable record must not keep the other jobs from being watched.
+                raise StorageError(f"job {job.id}: cannot read its record: {error}") from error
 
     def _look_at(self, job: Job) -> None:
         watch = self._watch(job)
-        if watch is None:
+        if job.origin == jobs.TERMINAL:  # terminals.py sees to its end
+            self.take_events(job, watch)
             return
-        status = self.launcher.poll(watch.attempt.handle or {})
-        self._take_events(job, watch)
+        launch = launch_of(self.workplace, job, watch.attempt)
+        if watch.attempt.handle is None and not self._find(job, watch, launch):
+            return
+        assert watch.attempt.handle is not None
+        status = self.workplace.launcher.poll(launch, watch.attempt.handle)
+        self.take_events(job, watch)
         if not status.alive:
-            self._settle(job, watch, status.exit_code)
+            self._settle(job, watch, launch, status.exit_code)
         elif job.state in (JobState.PAUSING, JobState.CANCELLING):
-            self._stop(watch)
+            self._stop(watch, launch)
 
-    def _watch(self, job: Job) -> Watch | None:
-        """Return the watch over a job's attempt; None while, or when, it has no process."""
-        with self.database.read() as connection:
+    def _watch(self, job: Job) -> Watch:
+        """Return the watch over a job's newest attempt."""
+        with self.workplace.database.read() as connection:
             attempt = store.last_attempt(connection, job.id)
-        assert attempt is not None, f"job {job.id} is {job.state} without an attempt"
-        watch = self._watches.get(attempt.id)
-        if watch is None:
-            watch = Watch(attempt, EventFiles(job, attempt.positions))
-            self._watches[attempt.id] = watch
-        if watch.attempt.handle is None:
-            handle = self.launcher.find(self._launch(job, attempt))
-            if handle is not None:
-                watch.attempt.handle = handle
-                self.change(lambda c: store.note_attempt(c, attempt.id, handle=handle))
-            elif time.monotonic() - watch.since > FIND_SECONDS:
-                self._never_began(job, attempt)
-        return watch if watch.attempt.handle is not None else None
+            assert attempt is not None, f"job {job.id} is {job.state} without an attempt"
+            watch = self._watches.get(attempt.id)
+            if watch is None:
+                percents = store.percents(connection, job.id, attempt.number)
+                progress = JobProgress(commands.run_phases(job), percents)
+                watch = Watch(attempt, EventFiles(job, attempt.positions), progress)
+                self._watches[attempt.id] = watch
+            # The launch, or the request to stop, may have been noted since the last look.
+            watch.attempt = attempt
+        return watch
 
-    def _never_began(self, job: Job, attempt: Attempt) -> None:
+    def _find(self, job: Job, watch: Watch, launch: Launch) -> bool:
+        """Look for the process of a launch that was cut off; return whether there is one."""
+        handle = self.workplace.launcher.find(launch)
+        if handle is not None:
+            watch.attempt.handle = handle
+            token = launch.token
+            self.workplace.change(lambda c: store.note_attempt(c, token, handle=handle))
+        elif time.monotonic() - watch.since > FIND_SECONDS:
+            self._take_back(job, watch)
+        return handle is not None
+
+    def _take_back(self, job: Job, watch: Watch) -> None:
         """Take back a launch that a killed server began and that no process came of."""
         leads_to = {
             JobState.RUNNING: JobState.QUEUED, JobState.PAUSING: JobState.PAUSED,
             JobState.CANCELLING: JobState.CANCELLED,
         }  # fmt: skip
 
-        def work(connection: Any) -> None:
+        def work(connection: Connection) -> None:
             stored = jobs.load(connection, job.id)
-            store.note_attempt(connection, attempt.id, ended=time.time())
-            store.change_state(connection, stored, leads_to[stored.state])
-
-        self.change(work)
-        del self._watches[attempt.id]
-
-    def _take_events(self, job: Job, watch: Watch) -> bool:
-        """Store what the job has written since the last look; return whether there was any."""
-        before = watch.files.positions
-        batch = list(watch.files.read())
-        if watch.files.positions == before:
-            return False
-        rows = []
-        for name, event in batch:
-            self._progress(job, watch, event)
-            rows.append((self._stored(job, watch, event), f"{name}:{event.attempt}", event.seq))
-
-        def work(connection: Any) -> None:
-            for stored, source, seq in rows:
-                store.add_event(connection, stored, source, seq)
-            store.note_attempt(connection, watch.attempt.id, positions=watch.files.positions)
-            jobs.update(connection, job, "progress", "message")
-
-        self.change(work)
-        return True
-
-    def _progress(self, job: Job, watch: Watch, event: Event) -> None:
-        tracker = watch.progress.setdefault(event.phase, PhaseProgress(event.phase))
-        tracker.take(event)
-        percents = {phase: one.percent for phase, one in watch.progress.items()}
-        job.progress = max(job.progress, overall(percents, commands.run_phases(job)))
-        if event.message:
-            job.message = records.without_paths(event.message, self.registry)
-
-    def _stored(self, job: Job, watch: Watch, event: Event) -> StoredEvent:
-        return StoredEvent(
-            seq=0, job_id=job.id, attempt=job.attempt, time=event.time, kind=event.kind,
-            phase=event.phase, stage=event.stage, step=event.step, total=event.total,
-            percent=watch.progress[event.phase].percent, progress=job.progress,
-            message=records.without_paths(event.message, self.registry),
-            metrics=records.plain_metrics(event.metrics, self.registry),
-        )  # fmt: skip
-
-    def _settle(self, job: Job, watch: Watch, exit_code: int | None) -> None:
-        """Record the end of an attempt whose process is gone."""
-        launch = self._launch(job, watch.attempt)
-        self.launcher.sweep(launch)
-        while self._take_events(job, watch):
-            pass
-        end = records.end_of(
-            job, watch.attempt.id, exit_code, self.launcher.tail(launch), self.registry
-        )
-
-        def work(connection: Any) -> None:
-            stored = jobs.load(connection, job.id)
-            state = _final(stored.state, end.state)
-            progress = 100.0 if state is JobState.SUCCEEDED else job.progress
-            store.note_attempt(connection, watch.attempt.id, ended=time.time(), exit_code=exit_code)
+            store.note_attempt(connection, watch.attempt.id, ended=time.time())
             store.change_state(
-                connection, stored, state, ended=time.time(), progress=progress,
-                message=end.message or job.message, results=end.results,
-                error_code=end.error_code,
+                connection, stored, leads_to[stored.state],
+                message="the server ended before it could start the job",
             )  # fmt: skip
-            if state is JobState.FAILED and not queueing.state(connection).continue_on_error:
-                queueing.set_state(connection, True, None)
 
-        self.change(work)
+        self.workplace.change(work)
         del self._watches[watch.attempt.id]
 
-    def _stop(self, watch: Watch) -> None:
+    def take_events(self, job: Job, watch: Watch) -> bool:
+        """Store what the job has written since the last look; return whether there was any."""
+        before = watch.files.positions
+        try:
+            rows = [self._row(job, watch, name, event) for name, event in watch.files.read()]
+            after = watch.files.positions
+            if after == before:
+                return False
+
+            def work(connection: Connection) -> None:
+                for stored, source, seq in rows:
+                    store.add_event(connection, stored, source, seq)
+                store.note_attempt(connection, watch.attempt.id, positions=after)
+                jobs.update(connection, job, "progress", "message")
+
+            self.workplace.change(work)
+        except BaseException:
+            watch.files = EventFiles(job, before)  # what was not stored is read again
+            raise
+        return True
+
+    def _row(self, job: Job, watch: Watch, name: str, event: Event) -> tuple[StoredEvent, str, int]:
+        registry = self.workplace.registry
+        percent = watch.progress.take(event)
+        job.progress = max(job.progress, watch.progress.overall())
+        message = records.without_paths(event.message, registry)
+        job.message = message or job.message
+        stored = StoredEvent(
+            seq=0, job_id=job.id, attempt=watch.attempt.number, time=event.time, kind=event.kind,
+            phase=event.phase, stage=event.stage, step=event.step, total=event.total,
+            percent=percent, progress=job.progress, message=message,
+            metrics=records.plain_metrics(event.metrics, registry),
+        )  # fmt: skip
+        return stored, f"{name}:{event.attempt}", event.seq
+
+    def _settle(self, job: Job, watch: Watch, launch: Launch, exit_code: int | None) -> None:
+        """Record the end of an attempt whose process is gone."""
+        assert watch.attempt.handle is not None
+        self.workplace.launcher.sweep(launch, watch.attempt.handle)
+        while self.take_events(job, watch):
+            pass
+        if watch.files.damaged:
+            log.warning("job %s: %d lines held no event", job.id, watch.files.damaged)
+        end = records.end_of(
+            job, launch.token, exit_code, last_lines(launch.log), self.workplace.registry
+        )
+
+        def work(connection: Connection) -> None:
+            stored = jobs.load(connection, job.id)
+            state = jobs.end_state(stored.state, end.state)
+            now = time.time()
+            store.note_attempt(connection, launch.token, ended=now, exit_code=exit_code)
+            store.change_state(
+                connection, stored, state, ended=now, results=end.results,
+                progress=100.0 if state is JobState.SUCCEEDED else job.progress,
+                message=end.message or job.message, error_code=end.error_code,
+            )  # fmt: skip
+            if state is JobState.FAILED:
+                queueing.note_failure(connection)
+
+        self.workplace.change(work)
+        del self._watches[watch.attempt.id]
+        self.workplace.registry.scan(launch.directory.parent)
+
+    def _stop(self, watch: Watch, launch: Launch) -> None:
         """Ask an attempt to stop, and end it by force when the grace is over."""
-        attempt, clock = watch.attempt, time.monotonic()
+        attempt, clock, launcher = watch.attempt, time.monotonic(), self.workplace.launcher
         assert attempt.handle is not None
         if watch.stop_since is None:
             watch.stop_since = clock
             if attempt.stop_sent is None:  # a second request would end it without saving
-                self.launcher.cancel(attempt.handle, force=False)
-                attempt.stop_sent = time.time()
-                self.change(
-                    lambda c: store.note_attempt(c, attempt.id, stop_sent=attempt.stop_sent)
+                launcher.cancel(launch, attempt.handle, force=False)
+                self.workplace.change(
+                    lambda c: store.note_attempt(c, launch.token, stop_sent=time.time())
                 )
-        elif clock - watch.stop_since > self.settings.grace_seconds and (
-            watch.kill_since is None or clock - watch.kill_since > KILL_AGAIN_SECONDS
-        ):
+            return
+        grace = self.workplace.settings.grace_seconds
+        is_due = watch.kill_since is None or clock - watch.kill_since > KILL_AGAIN_SECONDS
+        if clock - watch.stop_since > grace and is_due:
             watch.kill_since = clock
             log.warning(
-                "job %s did not stop within %g s and is ended by force",
-                attempt.job_id, self.settings.grace_seconds,
-            )  # fmt: skip
-            self.launcher.cancel(attempt.handle, force=True)
-            self.change(lambda c: store.note_attempt(c, attempt.id, kill_sent=time.time()))
-
-    def _start_waiting(self) -> None:
-        """Launch waiting jobs while there is room for them."""
-        while True:
-            with self.database.read() as connection:
-                queue = queueing.waiting(connection)
-                paused = queueing.state(connection).paused
-                running = [
-                    (job, store.last_attempt(connection, job.id))
-                    for job in queueing.active(connection) if job.origin == jobs.SERVICE
-                ]  # fmt: skip
-            if paused or not queue:
-                return
-            gpus = self._room_for(queue[0], [attempt for _, attempt in running if attempt])
-            if gpus is None:
-                return
-            self._start(queue[0], gpus)
-
-    def _room_for(self, job: Job, running: list[Attempt]) -> list[str] | None:
-        """Return the accelerators for a job, [] where it needs none; None while it must wait."""
-        if not self.gpus:
-            return [] if len(running) < self.settings.cpu_jobs else None
-        taken = {gpu for attempt in running for gpu in attempt.gpus}
-        free = [gpu for gpu in self.gpus if gpu not in taken]
-        needed = commands.processes_needed([*job.overrides, *job.hidden_overrides])
-        return free[:needed] if len(free) >= needed else None
-
-    def _start(self, job: Job, gpus: list[str]) -> None:
-        """Launch a job: the attempt is on the disk before its process, its handle after it."""
-
-        def begin(connection: Any) -> Attempt:
-            stored = jobs.load(connection, job.id)
-            earlier = store.last_attempt(connection, job.id)
-            attempt = Attempt(
-                id=secrets.token_hex(8), job_id=job.id, number=stored.attempt + 1,
-                launcher=self.launcher.name, handle=None, gpus=gpus, created=time.time(),
-                stop_sent=None, kill_sent=None, positions=earlier.positions if earlier else {},
-            )  # fmt: skip
-            store.add_attempt(connection, attempt)
-            store.change_state(
-                connection, stored, JobState.RUNNING, attempt=attempt.number, progress=0.0,
-                started=time.time(), ended=None, message="", results={}, error_code=None,
-            )  # fmt: skip
-            return attempt
-
-        try:
-            attempt: Attempt = self.change(begin)
-        except jobs.WrongState:  # it was cancelled or held back meanwhile
-            return
-        try:
-            sources = [self.registry.path_of(source) for source in job.sources]
-            launch = self._launch(job, attempt)
-            launch.arguments = commands.arguments(job, self.root, sources)
-            handle = self.launcher.submit(launch)
-        except ForgeError as error:
-            text, code = records.without_paths(str(error), self.registry), error.exit_code
-
-            def fail(connection: Any) -> None:
-                stored = jobs.load(connection, job.id)
-                state = _final(stored.state, JobState.FAILED)
-                store.note_attempt(connection, attempt.id, ended=time.time())
-                store.change_state(
-                    connection, stored, state, message=text, error_code=code, ended=time.time()
-                )
-
-            self.change(fail)
-            return
-        attempt.handle = handle
-        self._watches[attempt.id] = Watch(attempt, EventFiles(job, attempt.positions))
-        self.change(lambda c: store.note_attempt(c, attempt.id, handle=handle))
-
-    def _launch(self, job: Job, attempt: Attempt) -> Launch:
-        return Launch(
-            token=attempt.id,
-            directory=commands.job_directory(self.root, job.id),
-            gpus=attempt.gpus if self.gpus else None,
-        )  # fmt: skip
+                "job %s did not stop within %g s: it is ended by force", attempt.job_id, grace
+            )
+            launcher.cancel(launch, attempt.handle, force=True)
+            self.workplace.change(
+                lambda c: store.note_attempt(c, launch.token, kill_sent=time.time())
+            )
 
 
-def _final(asked: JobState, seen: JobState) -> JobState:
-    """Return the state of a job that was to stop, from how its process ended."""
-    if seen in (JobState.SUCCEEDED, JobState.REJECTED):
-        return seen
-    if asked is JobState.CANCELLING:
-        return JobState.CANCELLED
-    if asked is JobState.PAUSING and seen is JobState.INTERRUPTED:
-        return JobState.PAUSED
-    return seen
+def launch_of(workplace: Workplace, job: Job, attempt: Attempt) -> Launch:
+    """Return an attempt as its launcher knows it, without the arguments that start it."""
+    return Launch(
+        token=attempt.id, directory=commands.attempts_directory(workplace.root, job.id),
+        gpus=attempt.gpus if workplace.gpus else None, processes=commands.processes_needed(job),
+    )  # fmt: skip

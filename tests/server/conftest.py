@@ -13,19 +13,23 @@ from agent_forge.server.launchers.local import LocalLauncher
 from agent_forge.server.settings import JobSettings
 from agent_forge.server.supervisor import Supervisor
 
-STUB = Path(__file__).with_name("stub_job.py")
+ROOT = Path(__file__).resolve().parents[2]
+STUB = ROOT / "scripts" / "bench" / "serve_stub.py"
 WAIT_SECONDS = 30.0
 
 
 @pytest.fixture(autouse=True)
 def _tree_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stubs import this tree, wherever the tests run."""
-    monkeypatch.setenv("PYTHONPATH", str(STUB.parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def stub_launcher() -> LocalLauncher:
-    """Return a launcher that starts the stub instead of forge."""
-    return LocalLauncher([sys.executable, str(STUB)])
+    """Return a launcher that starts the stub instead of forge.
+
+    On a busy machine a stub of background priority would not come to run for a long time.
+    """
+    return LocalLauncher([sys.executable, str(STUB)], gives_way=False)
 
 
 def quick_settings(**changes: object) -> JobSettings:

@@ -7,7 +7,7 @@ train.steps: how many events; gate.samples: milliseconds between them; seed: how
 import os
 import sys
 
-from stub_job import claim_exit_file, leave_exit, main
+from scripts.bench.serve_stub import claim_exit_file, leave_exit, main
 
 ENDS = ("done", "rejected", "failed", "crash", "hang")
 

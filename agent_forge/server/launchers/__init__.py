@@ -18,14 +18,14 @@ class Launch:
 
     token: the attempt's name, which all its processes carry as FORGE_ATTEMPT. arguments: of
     `forge`. directory: the job's own, on a disk that every machine of the launcher sees. gpus: the
-    accelerators it may use; None leaves that to the launcher.
+    accelerators it may use; None leaves that to the launcher. processes: that train together.
     """
 
     token: str
     directory: Path
     arguments: list[str] = field(default_factory=list)
     gpus: list[str] | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+    processes: int = 1
 
     @property
     def log(self) -> Path:
@@ -47,9 +47,14 @@ class Status:
 
 
 class Launcher(Protocol):
-    """Start, watch and stop attempts. None of the calls waits for a job."""
+    """Start, watch and stop attempts. None of the calls waits for a job.
+
+    name: as attempts are stored with. most_jobs: how many run at a time; None leaves that to the
+    supervisor, which counts the accelerators of this machine.
+    """
 
     name: str
+    most_jobs: int | None
 
     def submit(self, launch: Launch) -> Handle:
         """Start the command. Raises ForgeError where that is not possible."""
@@ -57,21 +62,18 @@ class Launcher(Protocol):
     def find(self, launch: Launch) -> Handle | None:
         """Return the handle of an attempt whose `submit` was cut off, None where none runs."""
 
-    def poll(self, handle: Handle) -> Status:
+    def poll(self, launch: Launch, handle: Handle) -> Status:
         """Return whether the attempt is alive."""
 
-    def cancel(self, handle: Handle, *, force: bool) -> None:
+    def cancel(self, launch: Launch, handle: Handle, *, force: bool) -> None:
         """Ask the attempt to save and stop; force: end it and all its processes now."""
 
-    def sweep(self, launch: Launch) -> int:
+    def sweep(self, launch: Launch, handle: Handle) -> int:
         """End what an ended attempt has left running; return the number of processes."""
 
-    def tail(self, launch: Launch, lines: int = 50) -> str:
-        """Return the last lines that the command wrote to standard error."""
 
-
-def last_lines(path: Path, lines: int, most_bytes: int = 1 << 16) -> str:
-    """Return the last lines of a text file, "" where it is missing."""
+def last_lines(path: Path, lines: int = 50, most_bytes: int = 1 << 16) -> str:
+    """Return the last lines of a log, "" where it is missing."""
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - most_bytes, 0))

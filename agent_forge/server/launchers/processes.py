@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from agent_forge.pipeline.run_phase import ATTEMPT_VARIABLE
+from agent_forge.core.supervised import ATTEMPT_VARIABLE
 
 DEAD_STATES = ("Z", "X")
 

@@ -1,8 +1,8 @@
 """A job without work: it takes the arguments of `forge PHASE`, and writes a record like a worker.
 
-Settings: steps (events), pause (seconds between them), end (done, rejected, failed, crash, hang),
-stubborn (ignores SIGTERM). It counts on from the last event when it is started again, as a phase
-does, and adds each number that it counted to `out/counted`.
+Settings: steps (events), pause (seconds between them), end (done, rejected, failed, crash, or hang
+until it is to stop), stubborn (ignores SIGTERM). It counts on from the last event when it is
+started again, as a phase does.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from agent_forge.checkpoint import DirectoryLock, atomic, record_dir
 from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import EventLog, read_events
-from agent_forge.core.exits import claim_exit_file, leave_exit
+from agent_forge.core.supervised import claim_exit_file, leave_exit
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome
 
 
@@ -39,17 +39,14 @@ def main(arguments: list[str]) -> int:
         events = EventLog(record / EVENTS, phase, attempt=attempt, interval_seconds=0.0)
         events.emit("start", message="stub")
         outcome = Outcome(phase=phase, status="done", input_hash="0", attempt=attempt)
-        out.mkdir(parents=True, exist_ok=True)
         for step in range(begun + 1, steps + 1):
             if stop:
-                outcome.status, outcome.exit_code = "interrupted", Interrupted.exit_code
+                _interrupt(outcome)
                 break
             events.progress("count", step, steps, {"value": step})
-            with (out / "counted").open("a") as file:
-                file.write(f"{step}\n")
             time.sleep(pause)
         else:
-            _end(settings.get("end", "done"), outcome)
+            _end(settings.get("end", "done"), outcome, stop)
         outcome.save(record)
         if outcome.status in ("done", "rejected"):
             events.emit("complete", metrics={"status": outcome.status})
@@ -59,12 +56,19 @@ def main(arguments: list[str]) -> int:
     return outcome.exit_code
 
 
-def _end(kind: str, outcome: Outcome) -> None:
+def _interrupt(outcome: Outcome) -> None:
+    outcome.status, outcome.exit_code = "interrupted", Interrupted.exit_code
+    outcome.message = "the stub was stopped"
+
+
+def _end(kind: str, outcome: Outcome, stop: list[int]) -> None:
     if kind == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
-    while kind == "hang":
-        time.sleep(0.05)
-    if kind != "done":
+    while kind == "hang" and not stop:
+        time.sleep(0.02)
+    if kind == "hang":
+        _interrupt(outcome)
+    elif kind != "done":
         outcome.status, outcome.exit_code = kind, 3 if kind == "rejected" else 1
         outcome.message = f"the stub was to be {kind}"
 

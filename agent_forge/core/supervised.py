@@ -1,12 +1,15 @@
-"""The exit code of a command, left in a file for a supervisor that may not live to see it end.
+"""What a supervisor tells a command by its environment, and what the command leaves for it.
 
-A supervisor names the file in FORGE_EXIT_FILE. A command that is killed leaves none.
+FORGE_ATTEMPT names the attempt: its events and its outcome carry the name, and all its processes
+inherit it, so they can be found. FORGE_EXIT_FILE is where the command leaves its exit code, which a
+supervisor that was started later could not learn otherwise; a command that is killed leaves none.
 """
 
 import contextlib
 import os
 from pathlib import Path
 
+ATTEMPT_VARIABLE = "FORGE_ATTEMPT"
 EXIT_VARIABLE = "FORGE_EXIT_FILE"
 
 

@@ -1,0 +1,112 @@
+"""What launchers of clusters share: a run directory on a shared disk, and patience.
+
+The exit file and the touch of `node.py` say most of what a server wants to know; the scheduler is
+asked seldom, because asking is slow and loads it. `submit` writes what the node will run; a request
+to stop is a file that the node looks for.
+"""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+
+from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.core.supervised import read_exit
+from agent_forge.server.launchers import Handle, Launch, Status, node
+
+ASK_SECONDS = 15.0  # between questions to the scheduler about one attempt
+SILENT_SECONDS = 120.0  # a node that has not touched its file for so long is not believed alive
+COMMAND_SECONDS = 60.0
+
+
+class ClusterLauncher:
+    """Base of launchers whose jobs run on other machines.
+
+    command: what stands for `forge` on a node. most_jobs: how many run or wait there at a time.
+    allowed: further variables of the node's environment that jobs get.
+    """
+
+    name = "cluster"
+
+    def __init__(
+        self,
+        command: Sequence[str] = ("python", "-m", "agent_forge"),
+        *,
+        most_jobs: int = 4,
+        allowed: Sequence[str] = (),
+        ask_seconds: float = ASK_SECONDS,
+    ) -> None:
+        self.command, self.allowed = list(command), tuple(allowed)
+        self.most_jobs: int | None = most_jobs
+        self.ask_seconds = ask_seconds
+        self._answers: dict[str, tuple[float, bool]] = {}
+
+    def prepare(self, launch: Launch) -> None:
+        """Write what the node runs. Raises StorageError."""
+        launch.directory.mkdir(parents=True, exist_ok=True)
+        node.write_launch(launch, self.command, self.allowed)
+
+    def poll(self, launch: Launch, handle: Handle) -> Status:
+        """Return whether the attempt runs or waits: by its exit file, else by the scheduler."""
+        code = read_exit(launch.exit_file)
+        if code is not None:
+            self._answers.pop(launch.token, None)
+            return Status(alive=False, exit_code=code)
+        asked_at, alive = self._answers.get(launch.token, (-self.ask_seconds, True))
+        if time.monotonic() - asked_at >= self.ask_seconds:
+            alive = self.is_known(launch, handle)
+            self._answers[launch.token] = (time.monotonic(), alive)
+        if not alive:
+            # The exit file may have been written between the two looks.
+            self._answers.pop(launch.token, None)
+            return Status(alive=False, exit_code=read_exit(launch.exit_file))
+        return Status(alive=True)
+
+    def cancel(self, launch: Launch, handle: Handle, *, force: bool) -> None:
+        """Leave the request to stop for the node; force: let the scheduler end the attempt."""
+        node.stop_file(launch).touch()
+        if force or not node.alive_file(launch).exists():  # it has not begun: nothing to save
+            self.end(launch, handle)
+
+    def sweep(self, launch: Launch, handle: Handle) -> int:
+        """Return 0: the scheduler ends what its jobs leave."""
+        del launch, handle
+        return 0
+
+    def is_known(self, launch: Launch, handle: Handle) -> bool:
+        """Return whether the scheduler has the attempt running or waiting."""
+        raise NotImplementedError
+
+    def end(self, launch: Launch, handle: Handle) -> None:
+        """Let the scheduler end the attempt now."""
+        raise NotImplementedError
+
+
+def is_touched(launch: Launch) -> bool:
+    """Return whether the node has shown a short while ago that the attempt runs."""
+    try:
+        age = time.time() - node.alive_file(launch).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age < SILENT_SECONDS
+
+
+def require_tool(name: str, hint: str) -> None:
+    """Raise ConfigError where a command of the cluster is missing."""
+    if shutil.which(name) is None:
+        raise ConfigError(f"`{name}` is not on the PATH; {hint}")
+
+
+def answer(command: Sequence[str]) -> str:
+    """Return what a command of the cluster prints. Raises PhaseError with its last line."""
+    try:
+        done = subprocess.run(
+            list(command), capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise PhaseError(f"{command[0]} did not answer within {COMMAND_SECONDS:g} s") from None
+    if done.returncode:
+        last = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])
+        raise PhaseError(f"{' '.join(command[:2])} failed: {last}")
+    return done.stdout
