@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from sqlite3 import Connection
+from typing import TypeVar
 
 from agent_forge.core.errors import ForgeError, PhaseError
 from agent_forge.server import commands, jobs, queueing, records, store
@@ -36,6 +37,7 @@ from agent_forge.server.terminals import TerminalRuns
 from agent_forge.server.watching import Watcher
 from agent_forge.server.workplace import Workplace
 
+T = TypeVar("T")
 log = logging.getLogger("agent_forge")
 SCAN_SECONDS = 60.0  # between looks for checkpoints that others than jobs wrote
 
@@ -119,7 +121,7 @@ class Supervisor:
             record=str(record),
         )  # fmt: skip
         self._starter.check(job)
-        stored = self.workplace.change(lambda c: queueing.add(c, job, idempotency_key))
+        stored = self.change(lambda c: queueing.add(c, job, idempotency_key))
         self.wake()
         return stored
 
@@ -164,7 +166,7 @@ class Supervisor:
         """Let the named jobs run first, in this order; return the queue. Raises UnknownJob, and
         WrongState for a job that does not wait.
         """
-        self.workplace.change(lambda connection: queueing.reorder(connection, ids))
+        self.change(lambda connection: queueing.reorder(connection, ids))
         self.wake()
         return self.list(JobState.QUEUED)
 
@@ -177,7 +179,7 @@ class Supervisor:
         self, *, paused: bool | None = None, continue_on_error: bool | None = None
     ) -> QueueState:
         """Pause the queue (what runs goes on), or say whether it goes on after a failed job."""
-        self.workplace.change(lambda c: queueing.set_state(c, paused, continue_on_error))
+        self.change(lambda c: queueing.set_state(c, paused, continue_on_error))
         self.wake()
         return self.queue()
 
@@ -217,6 +219,10 @@ class Supervisor:
         """
         return self.workplace.subscribe(callback)
 
+    def change(self, work: Callable[[Connection], T]) -> T:
+        """Run a change of the database, wait until it is on the disk, and tell of new events."""
+        return self.workplace.change(work)
+
     def wake(self) -> None:
         """Let the supervisor look at its jobs now."""
         self._wake.set()
@@ -248,7 +254,7 @@ class Supervisor:
             store.change_state(connection, job, allowed[job.state])
             return job
 
-        job = self.workplace.change(work)
+        job = self.change(work)
         self.wake()
         return job
 

@@ -19,8 +19,8 @@ from sqlite3 import Connection
 
 import psutil
 
-from agent_forge.checkpoint.directory import MANIFEST
 from agent_forge.checkpoint.lock import LOCK_NAME
+from agent_forge.checkpoint.manifest import MANIFEST
 from agent_forge.core.events import EventReader
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME
