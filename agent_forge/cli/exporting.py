@@ -54,8 +54,8 @@ def export_command(
 ) -> None:
     """Export a checkpoint; exit 3 when the check finds other logits."""
     with one_line_errors(verbose):
-        from agent_forge.cli.tables import human_bytes
         from agent_forge.export.run import export
+        from agent_forge.pipeline.report import words
 
         done = export(path, out, format_name, kind, check=check, llama_python=llama_python)
         if as_json:
@@ -63,7 +63,7 @@ def export_command(
             return
         show = console(stderr=False)
         show.print(
-            f"wrote {', '.join(done.files)} ({human_bytes(done.size_bytes)}, {done.type})",
+            f"wrote {', '.join(done.files)} ({words.size(done.size_bytes)}, {done.type})",
             markup=False,
         )
         for line in done.lines:

@@ -9,7 +9,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import Display, console, print_json
+from agent_forge.cli.render import Display, console, print_json, say
 from agent_forge.config.compose import flatten
 
 if TYPE_CHECKING:
@@ -74,7 +74,12 @@ def list_command(
                 rows.append(_list_row(checkpoint.open(directory, verify=False)))
             except CheckpointError as error:  # one damaged manifest must not hide the others
                 console().print(f"forge: {error}", markup=False)
-        _show(rows, as_json, f"{len(rows)} checkpoints below {root}")
+        if as_json:
+            print_json(rows)
+            return
+        from agent_forge.cli.tables import checkpoint_table
+
+        console(stderr=False).print(checkpoint_table(rows, str(root)))
 
 
 def _below(root: Path) -> list[Path]:
@@ -111,10 +116,11 @@ def status_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show each phase that was begun: its status, and the last step of an unfinished one."""
+    """Show each phase that was begun: verdict and reason, or the last step of an unfinished one,
+    and the command that goes on.
+    """
     from agent_forge.core.errors import CheckpointError
-    from agent_forge.core.events import read_events
-    from agent_forge.pipeline.outcome import EVENTS, JOB, read_outcome
+    from agent_forge.pipeline.outcome import JOB
 
     with one_line_errors(verbose):
         records = sorted(path.parent for path in (run_dir / ".forge").glob(f"*/{JOB}"))
@@ -122,25 +128,57 @@ def status_command(
             raise CheckpointError(
                 f"no run at {run_dir}; start one with `forge run-all` or name its directory"
             )
-        rows: list[dict[str, Any]] = []
-        for record in records:
-            job = json.loads((record / JOB).read_text(encoding="utf-8"))
-            outcome = read_outcome(record)
-            last = next(
-                (e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"),
-                None,
-            )
-            ended = outcome if outcome and outcome.input_hash == job["input_hash"] else None
-            rows.append(
-                {
-                    "phase": job["phase"],
-                    "status": ended.status if ended else _unfinished(record),
-                    "at": f"{last.stage} {last.step}/{last.total}" if last and not ended else "",
-                    "seconds": round(ended.seconds, 1) if ended else 0.0,
-                    "outputs": ended.outputs if ended else [],
-                }
-            )
-        _show(rows, as_json, str(run_dir))
+        rows = [_status_row(record) for record in records]
+        if as_json:
+            print_json(rows)
+            return
+        _print_status(rows, run_dir, records)
+
+
+def _status_row(record: Path) -> dict[str, Any]:
+    from agent_forge.core.events import read_events
+    from agent_forge.pipeline.outcome import EVENTS, JOB, read_outcome
+    from agent_forge.pipeline.report.facts import gather, reason
+
+    job = json.loads((record / JOB).read_text(encoding="utf-8"))
+    outcome = read_outcome(record)
+    if outcome and outcome.input_hash == job["input_hash"]:
+        (phase,) = gather([outcome]).phases
+        return {
+            "phase": job["phase"], "status": outcome.status, "at": "",
+            "seconds": round(outcome.seconds, 1), "outputs": outcome.outputs,
+            "verdict": phase.verdict, "tone": phase.tone, "reason": reason(phase),
+        }  # fmt: skip
+    last = next(
+        (e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"), None
+    )
+    status = _unfinished(record)
+    return {
+        "phase": job["phase"], "status": status,
+        "at": f"{last.stage} {last.step}/{last.total}" if last else "",
+        "seconds": 0.0, "outputs": [], "verdict": status.partition(" (")[0],
+        "tone": "plain" if status == "running" else "bad", "reason": "",
+    }  # fmt: skip
+
+
+def _print_status(rows: list[dict[str, Any]], run_dir: Path, records: list[Path]) -> None:
+    """Print the phases, and how to go on where one did not end."""
+    from agent_forge.cli.layout import command
+    from agent_forge.cli.resuming import read_command
+    from agent_forge.cli.tables import status_table
+
+    out = console(stderr=False)
+    out.print(status_table(rows, str(run_dir)))
+    last = rows[-1]
+    if last["status"] in ("done", "rejected", "running"):
+        return
+    line = read_command(run_dir / ".forge") or read_command(records[-1])
+    if not line:
+        say(out, "Go on: the same command as before.")
+        return
+    out.print("\n[bold]Go on[/bold]")
+    for text in command(line, out.width):
+        out.print(text, style="cyan", markup=False)
 
 
 def _unfinished(record: Path) -> str:
@@ -158,8 +196,8 @@ def _unfinished(record: Path) -> str:
 def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:
     """Show the manifest of one checkpoint."""
     from agent_forge import checkpoint
-    from agent_forge.cli.tables import human_bytes
-    from agent_forge.pipeline.report import metric_text
+    from agent_forge.cli.layout import short_id
+    from agent_forge.pipeline.report import words
 
     with one_line_errors(verbose):
         opened = checkpoint.open(path, verify=False)
@@ -168,31 +206,30 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             print_json(asdict(manifest))
             return
         out = console(stderr=False)
-        out.print(
-            f"[bold]{opened.name}[/bold]  id {opened.id}  phase {manifest.phase}  role "
-            f"{manifest.role}"
+        identity = short_id(opened.id)
+        say(
+            out,
+            f"{opened.name}  id {identity}  phase {manifest.phase}  role {manifest.role}",
+            "bold",
         )
-        out.print(
-            f"packed {human_bytes(manifest.deployable_bytes)} (as it would be shipped), "
-            f"files here {human_bytes(manifest.file_bytes)}; seed {manifest.seed}; host "
-            f"{manifest.host}"
+        say(
+            out,
+            f"packed {words.size(manifest.deployable_bytes)} (as it would be shipped), files here "
+            f"{words.size(manifest.file_bytes)}; seed {manifest.seed}; host {manifest.host}",
         )
-        if manifest.encryption:
-            recipients = ", ".join(manifest.encryption["recipients"])
-            out.print(f"encrypted ({manifest.encryption['format']}) for {recipients}", markup=False)
         for parent in manifest.parents:
-            out.print(
-                f"parent {parent['name']} ({parent['phase']}) id {parent['id']} {parent['path']}",
-                markup=False,
-            )
+            about = f"({parent['phase']}) id {short_id(parent['id'])} {parent['path']}"
+            say(out, f"parent {parent['name']} {about}")
         _print_settings(out, manifest.config)
         for name, metric in manifest.metrics.items():
-            out.print(f"  {name}: {metric_text(metric)}", markup=False)
+            if value := words.cell(name, metric):
+                say(out, f"{words.heading(name)}: {value}")
         if manifest.agent:
-            out.print(f"agent: {json.dumps(manifest.agent)}", markup=False)
+            say(out, f"agent: {json.dumps(manifest.agent)}")
         for file, entry in manifest.files.items():
-            out.print(
-                f"  {file}  {entry['bytes']:,} bytes  sha256 {entry['sha256'][:16]}…", markup=False
+            digest = short_id(entry["sha256"])
+            say(
+                out, f"{file}  {words.size(entry['bytes'])}  sha256 {digest}\N{HORIZONTAL ELLIPSIS}"
             )
 
 
@@ -203,7 +240,7 @@ def _print_settings(out: Any, config: dict[str, Any]) -> None:
         part, _, leaf = name.rpartition(".")
         parts.setdefault(part, []).append(f"{leaf}={json.dumps(value, ensure_ascii=False)}")
     for part, settings in parts.items():
-        out.print(f"settings {part + ': ' if part else ''}{' '.join(settings)}", markup=False)
+        say(out, f"settings {part + ': ' if part else ''}{' '.join(settings)}")
 
 
 def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -212,6 +249,7 @@ def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False
     Exit 74 when one is damaged.
     """
     from agent_forge import checkpoint
+    from agent_forge.cli.layout import short_id
     from agent_forge.core.errors import CheckpointError
 
     with one_line_errors(verbose):
@@ -236,13 +274,12 @@ def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False
         if as_json:
             print_json(rows)
         else:
+            out = console(stderr=False)
             for row in rows:
                 if row["whole"]:
-                    text = f"{row['path']}: whole, {row['files']} files, id {row['id']}"
-                    console(stderr=False).print(text, markup=False)
-            console(stderr=False).print(
-                f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}, {len(damaged)} damaged"
-            )
+                    identity = short_id(row["id"])
+                    say(out, f"{row['path']}: whole, {row['files']} files, id {identity}")
+            say(out, f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}, {len(damaged)} damaged")
         if damaged:
             raise CheckpointError("; ".join(row["error"] for row in damaged))
 
@@ -255,6 +292,7 @@ def report_command(
     verbose: Verbose = False,
 ) -> None:
     """Write the report of a run again from what its phases recorded."""
+    from agent_forge.cli.resuming import read_command
     from agent_forge.core.errors import CheckpointError
     from agent_forge.pipeline import report
 
@@ -262,14 +300,17 @@ def report_command(
         outcomes = report.read_run(run_dir)
         if not outcomes:
             raise CheckpointError(f"no finished phase below {run_dir}; run `forge run-all` first")
-        paths = report.write(run_dir, outcomes)
+        command = read_command(run_dir / ".forge")
+        _, page = report.write(run_dir, outcomes, command)
         if as_json:
             print_json([asdict(outcome) for outcome in outcomes])
             return
-        from agent_forge.cli.tables import gate_table
+        from agent_forge.cli.tables import answer, gate_table
 
-        console(stderr=False).print(gate_table(outcomes))
-        console(stderr=False).print(f"wrote {paths[0]} and {paths[1]}")
+        out = console(stderr=False)
+        out.print(gate_table(outcomes))
+        for line in answer(report.facts_of(run_dir, outcomes, command), page, out.width):
+            out.print(line)
 
 
 def import_command(
@@ -292,13 +333,7 @@ def import_command(
                 }
             )
         else:
-            console(stderr=False).print(f"imported {source} as {imported.path} (id {imported.id})")
+            from agent_forge.cli.layout import short_id
 
-
-def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
-    if as_json:
-        print_json(rows)
-        return
-    from agent_forge.cli.tables import plain_table
-
-    console(stderr=False).print(plain_table(rows, title))
+            identity = short_id(imported.id)
+            say(console(stderr=False), f"imported {source} as {imported.path} (id {identity})")

@@ -4,6 +4,7 @@ import inspect
 import json
 import textwrap
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from rich.markup import escape
 
 from agent_forge.cli.completion import complete_config, complete_override
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.render import Display, console, print_json, print_json_line
+from agent_forge.cli.render import Display, console, print_json, print_json_line, say
 from agent_forge.config import Phase
 from agent_forge.core import ranks
 from agent_forge.core.errors import ConfigError
@@ -209,6 +210,9 @@ def _run_phase(
     resume: bool,
     as_json: bool,
 ) -> None:
+    from agent_forge.checkpoint import record_dir
+    from agent_forge.cli.layout import short_id
+    from agent_forge.cli.resuming import NotedCommand, command_line
     from agent_forge.config.compose import compose
     from agent_forge.pipeline.run_phase import run_phase
 
@@ -222,14 +226,15 @@ def _run_phase(
         followed = run_phase(phase.name, config, resume=resume)
         raise typer.Exit(followed.exit_code)
     with Display(as_json=as_json) as display:
-        outcome = run_phase(phase.name, config, listener=display, resume=resume)
+        noted = NotedCommand(record_dir(config.out), command_line(phase.name, overrides, file))
+        listener = noted.before(display)
+        outcome = run_phase(phase.name, config, listener=listener, resume=resume)
     if as_json:
         print_json_line(asdict(outcome))
     elif outcome.status == "done":
         _show_curves(outcome)
-        console(stderr=False).print(
-            f"{phase.name}: {', '.join(outcome.outputs)} (id {outcome.checkpoint_id})"
-        )
+        identity = short_id(outcome.checkpoint_id)
+        say(console(stderr=False), f"{phase.name}: {', '.join(outcome.outputs)} (id {identity})")
     _leave(outcome.exit_code, outcome.message)
 
 
@@ -251,7 +256,8 @@ def run_all_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run all phases; print the gate table and where the agent is."""
+    """Run all phases; print the gate table and what the run has made."""
+    from agent_forge.cli.resuming import command_line
     from agent_forge.pipeline import run_all
 
     with one_line_errors(verbose):
@@ -272,13 +278,14 @@ def run_all_command(
             )
         run = run_all.compose_run(overrides or [], config)
         if hint := run_all.larger_budget(run, overrides or [], config):
-            console().print(hint, soft_wrap=True)
+            say(console(), hint)
         if dry_run:
             from agent_forge.pipeline.estimate import estimate_run
 
             _show_estimates(estimate_run(run), as_json)
             return
-        _run_all(run, resume=resume, as_json=as_json)
+        command = command_line("run-all", overrides or [], config)
+        _run_all(run, command, resume=resume, as_json=as_json)
 
 
 def _sweep(
@@ -303,8 +310,8 @@ def _sweep(
     return sweep(command, overrides or [], file, as_json=as_json)
 
 
-def _run_all(run: Any, *, resume: bool, as_json: bool) -> None:
-    from agent_forge.cli.tables import gate_table
+def _run_all(run: Any, command: str, *, resume: bool, as_json: bool) -> None:
+    from agent_forge.cli.resuming import NotedCommand
     from agent_forge.pipeline import report
     from agent_forge.pipeline.run_all import final_checkpoint, run_all
 
@@ -312,27 +319,41 @@ def _run_all(run: Any, *, resume: bool, as_json: bool) -> None:
 
     def after_phase(outcome: Any) -> None:
         done.append(outcome)
-        report.write(run.run_dir, done)
+        report.write(run.run_dir, done, command)
 
+    outcomes: list[Any] = []
     try:
         with Display(as_json=as_json) as display:
-            outcomes = run_all(run, listener=display, resume=resume, after_phase=after_phase)
+            listener = NotedCommand(run.run_dir / ".forge", command).before(display)
+            outcomes = run_all(run, listener=listener, resume=resume, after_phase=after_phase)
     finally:
         if done and not as_json:
-            console(stderr=False).print(gate_table(done))
+            _show_run(run.run_dir, done, command, ended=len(done) == len(run.phases))
     failed = next((o for o in outcomes if o.status not in ("done", "rejected")), None)
     final, final_id = final_checkpoint(outcomes)
     if as_json:
         print_json_line(
             {"final": final, "id": final_id, "phases": [asdict(outcome) for outcome in outcomes]}
         )
-    elif failed is None:
-        out = console(stderr=False)
-        out.print(f"agent: {final} (id {final_id})")
-        out.print(f"report: {run.run_dir / 'report.html'} and {run.run_dir / 'report.md'}")
-        out.print(f"chat with it: forge chat {final}")
     if failed is not None:
         _leave(failed.exit_code, failed.message)
+
+
+def _show_run(run_dir: Path, outcomes: list[Any], command: str, *, ended: bool) -> None:
+    """Print the table of the phases and what the run has made; how to go on where it stopped."""
+    from agent_forge.cli.layout import command as in_lines
+    from agent_forge.cli.tables import answer, gate_table
+    from agent_forge.pipeline import report
+
+    out = console(stderr=False)
+    out.print(gate_table(outcomes))
+    run = report.facts_of(run_dir, outcomes, command)
+    for line in answer(run, run_dir / "report.html", out.width):
+        out.print(line)
+    if not ended or run.stopped:
+        out.print("\n[bold]Go on[/bold]")
+        for text in in_lines(command, out.width):
+            out.print(text, style="cyan", markup=False)
 
 
 def _show_estimates(estimates: list[Any], as_json: bool) -> None:
@@ -345,14 +366,15 @@ def _show_estimates(estimates: list[Any], as_json: bool) -> None:
     out.print(estimate_table(estimates))
     for estimate in estimates:
         for note in estimate.notes:
-            out.print(f"{estimate.phase} · {note}", markup=False)
-    out.print(
-        "Estimates, from parameter counts and a short speed test on this machine. Nothing "
-        "was written."
+            say(out, f"{estimate.phase} · {note}")
+    say(
+        out,
+        "Estimates, from parameter counts and a short speed test on this machine. Nothing was "
+        "written.",
     )
 
 
 def _leave(exit_code: int, message: str) -> None:
     if exit_code:
-        console().print(f"forge: {message}", markup=False)
+        say(console(), f"forge: {message}")
         raise typer.Exit(exit_code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,16 +13,21 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
+from agent_forge.cli.layout import wrapped
 from agent_forge.core.events import Event
 
 LINE_SECONDS = 5.0
+INDENT = 2  # of the lines after the first
+COUNTERS = 20  # columns of "700/700" and the time that is left
+NARROW = 64  # a terminal with fewer columns has no room for the bar itself
 
 
 class Board(Progress):
@@ -41,7 +47,19 @@ class Board(Progress):
 
 def console(*, stderr: bool = True) -> Console:
     """Return a console that honours NO_COLOR and TERM=dumb; logs go to stderr."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    size: dict[str, int] = {}
+    if os.environ.get("TERM") in ("dumb", "unknown"):  # rich would take these for 80 columns wide
+        size = dict(zip(("width", "height"), shutil.get_terminal_size(), strict=True))
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, **size)  # type: ignore[arg-type]
+
+
+def say(out: Console, text: str, style: str = "") -> None:
+    """Print one line: on a terminal wrapped between words and indented, whole elsewhere.
+
+    A log that is piped stays one line per record, which grep needs.
+    """
+    for line in wrapped(text, out.width, indent=INDENT) if out.is_terminal else [text]:
+        out.print(line, style=style, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -54,6 +72,7 @@ class Display:
         self._bar: TaskID | None = None
         self._stage = ""
         self._last_line = 0.0
+        self._told = set[str]()
         self._show = self._choose()
 
     def __enter__(self) -> "Display":
@@ -83,18 +102,12 @@ class Display:
             self._end_bar()
             self._say(event)
             return
-        stage = f"{event.phase} · {event.stage}"
+        stage = f"{event.phase} · {_words(event.stage)}"
+        if self.console.width < NARROW:
+            stage = _cut(_words(event.stage), self.console.width - COUNTERS)
         if self._progress is None:
-            self._progress = Board(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=self.console,
-                transient=True,
-            )
+            columns = _bar_columns(self.console.width)
+            self._progress = Board(*columns, console=self.console, transient=True)
             self._progress.start()
         if self._bar is None or stage != self._stage:
             if self._bar is not None:
@@ -103,8 +116,9 @@ class Display:
             self._stage = stage
         self._progress.rows = event.metrics.get("population", ())
         self._progress.update(
-            self._bar, completed=event.step, total=event.total, figures=_figures(event)
-        )
+            self._bar, completed=event.step, total=event.total,
+            figures=_escape(_figures(event, _room_for_figures(self.console.width))),
+        )  # fmt: skip
 
     def _lines(self, event: Event) -> None:
         if event.kind == "progress":
@@ -112,24 +126,28 @@ class Display:
             if now - self._last_line < LINE_SECONDS:
                 return
             self._last_line = now
-            self.console.print(
-                f"{event.phase} · {event.stage} {event.step}/{event.total} {_figures(event)}"
-            )
+            place = f"{event.phase} · {_words(event.stage)} {event.step}/{event.total}"
+            say(self.console, f"{place} {_figures(event)}".rstrip())
             return
         self._say(event)
 
     def _say(self, event: Event) -> None:
         if event.kind == "start":
-            self.console.print(f"[bold]{event.phase}[/bold] {event.message}")
-        elif event.kind == "warning":
-            self.console.print(f"[yellow]{event.phase}: {_escape(event.message)}[/yellow]")
+            say(self.console, f"{event.phase} · {_clause(event.message)}", "bold")
         elif event.kind == "gate":
-            passed = event.metrics.get("passed")
-            word, colour = ("passed", "green") if passed else ("refused", "red")
-            detail = "" if passed else f": {_escape(event.message)}"
-            self.console.print(f"{event.phase} · gate [{colour}]{word}[/{colour}]{detail}")
-        elif event.kind in ("message", "complete") and event.message:
-            self.console.print(f"{event.phase} · {_escape(event.message)}")
+            colour = "green" if event.metrics.get("passed") else "red"
+            say(self.console, f"{event.phase} · gate {_gate_line(event)}", colour)
+        elif event.kind in ("warning", "message", "complete") and self._is_new(event):
+            style = "yellow" if event.kind == "warning" else ""
+            say(self.console, f"{event.phase} · {_clause(_tidy(event.message))}", style)
+
+    def _is_new(self, event: Event) -> bool:
+        """Return whether a message has not been said yet, in another stage or phase of the run."""
+        text = event.message.removeprefix(f"{event.stage}: ")
+        if not text or text in self._told:
+            return False
+        self._told.add(text)
+        return True
 
     def _end_bar(self) -> None:
         if self._progress is not None:
@@ -137,14 +155,64 @@ class Display:
             self._progress, self._bar = None, None
 
 
-def _figures(event: Event) -> str:
-    """Return the metrics of an event in a few characters each."""
-    pairs = [pair for pair in event.metrics.items() if not isinstance(pair[1], list)]
-    parts = [
-        f"{name} {value:,.4g}" if isinstance(value, (int, float)) else f"{name} {value}"
-        for name, value in pairs[:4]
+def _bar_columns(width: int) -> list[ProgressColumn]:
+    """Return the parts of the bar that a terminal of `width` has room for."""
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=width < NARROW),
     ]
-    return _escape("  ".join(parts))
+    if width >= NARROW:
+        columns[:0] = [SpinnerColumn()]
+        columns.insert(2, BarColumn(bar_width=20 if width > 80 else 10))
+        columns.append(TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)))
+    return columns
+
+
+def _cut(text: str, width: int) -> str:
+    """Return text with an ellipsis where it is longer than `width`."""
+    return text if len(text) <= width else text[: max(width - 1, 1)] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _room_for_figures(width: int) -> int:
+    """Return how many metrics fit beside the bar."""
+    return 4 if width >= 140 else 2 if width >= 100 else 1
+
+
+def _figures(event: Event, count: int = 4) -> str:
+    """Return the first metrics of an event in a few characters each."""
+    from agent_forge.pipeline.report import words
+
+    parts = []
+    for name, value in event.metrics.items():
+        if isinstance(value, list):
+            continue
+        figure = words.number(value) if isinstance(value, (int, float)) else str(value)
+        is_rate = name == "tokens_per_second"
+        parts.append(f"{figure} tokens/s" if is_rate else f"{_words(name)} {figure}")
+    return ", ".join(parts[:count])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _clause(text: str) -> str:
+    from agent_forge.pipeline.report import words
+
+    return words.clause(text)
+
+
+def _tidy(text: str) -> str:
+    from agent_forge.pipeline.report import words
+
+    return words.tidy(text)
+
+
+def _gate_line(event: Event) -> str:
+    from agent_forge.pipeline.report import facts
+
+    return facts.gate_line(event.metrics)
 
 
 def _escape(text: str) -> str:

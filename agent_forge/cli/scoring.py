@@ -65,7 +65,12 @@ def eval_command(
             }
             for name, s in scores.items()
         ]  # fmt: skip
-        _show(rows, as_json, f"{path}, {split} split")
+        if as_json:
+            print_json(rows)
+            return
+        from agent_forge.cli.tables import score_table
+
+        console(stderr=False).print(score_table(rows, f"{path}, {split} split"))
 
 
 def compare_command(
@@ -98,7 +103,13 @@ def compare_command(
                     "high": retention.high, "n": one[name].n,
                 }
             )  # fmt: skip
-        _show(rows, as_json, f"{second} against {first}, {split} split")
+        if as_json:
+            print_json(rows)
+            return
+        from agent_forge.cli.tables import compare_table
+
+        title = f"{second} (second) against {first} (first), {split} split"
+        console(stderr=False).print(compare_table(rows, title))
 
 
 def _settings(overrides: list[str] | None, file: str | None) -> Any:
@@ -140,12 +151,3 @@ def _score(path: Path, settings: Any, names: list[str], items: int, split: str) 
     )  # fmt: skip
     with choices_said(lambda text: print(text, file=sys.stderr)):
         return evaluate.score(model, tokenizer, names, split, items, context)
-
-
-def _show(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
-    if as_json:
-        print_json(rows)
-        return
-    from agent_forge.cli.tables import plain_table
-
-    console(stderr=False).print(plain_table(rows, title))

@@ -1,11 +1,12 @@
 """Standard streams that are closed, full, cut off by `head`, or unable to show a character.
 
 A reader that leaves (`| head -1`) ends the command silently with the exit code of SIGPIPE. A full
-device gives one line on stderr and exit code 74. Output to a closed stream is dropped. Characters
-that the terminal's encoding lacks become question marks; input is read as UTF-8 where the locale
-has only ASCII.
+device gives one line on stderr and exit code 74. Output to a closed stream is dropped. Signs
+that the terminal's encoding lacks are spelled in ASCII, other characters become question marks;
+input is read as UTF-8 where the locale has only ASCII.
 """
 
+import codecs
 import contextlib
 import errno
 import io
@@ -16,6 +17,21 @@ from typing import Literal, TextIO
 ASCII = ("ascii", "us-ascii", "ansi_x3.4-1968")
 SIGPIPE_EXIT = 128 + 13  # the code that a shell reports for a tool that a closed pipe ended
 STORAGE_EXIT = 74
+# The signs that our lines use, as ASCII writes them.
+SPELLED = str.maketrans({
+    "≥": ">=", "·": "-", "→": "->", "−": "-", "≈": "~", "…": "...", "±": "+-", "×": "x",
+})  # fmt: skip
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """Return what is printed for characters that an encoding lacks, and where to go on."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(SPELLED)
+    return text.encode("ascii", "replace").decode(), error.end
+
+
+ON_ERROR = "forge_spelled"
+codecs.register_error(ON_ERROR, _spelled)
 
 
 class Output(io.TextIOWrapper):
@@ -59,11 +75,11 @@ def prepare() -> None:
             encoding="utf-8" if sys.stdin.encoding.lower() in ASCII else None, errors="replace"
         )
     if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="replace")
+        sys.stderr.reconfigure(errors=ON_ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         lines, encoding = sys.stdout.line_buffering, sys.stdout.encoding
         sys.stdout = _output = Output(
-            sys.stdout.detach(), encoding=encoding, errors="replace", line_buffering=lines
+            sys.stdout.detach(), encoding=encoding, errors=ON_ERROR, line_buffering=lines
         )
 
 

@@ -1,111 +1,278 @@
-"""Tables for the terminal."""
+"""The tables of the terminal, and the last screen of a run: what have I got?"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from agent_forge.cli.layout import (
+    Column,
+    Grid,
+    command,
+    pairs,
+    shared_folder,
+    short_id,
+)
 from agent_forge.pipeline.estimate import Estimate
 from agent_forge.pipeline.outcome import Outcome
+from agent_forge.pipeline.report import facts, words
+from agent_forge.pipeline.report.facts import RunFacts
+
+COLOURS = {"good": "green", "bad": "red", "plain": ""}
 
 
-def gate_table(outcomes: Sequence[Outcome]) -> Table:
+def gate_table(outcomes: Sequence[Outcome]) -> Grid:
     """Return the phases of a run: verdict, score on each task that some model can do, size, time.
 
     Intervals are in the report; a task on which every model guesses is named below the table.
     """
-    scores = [(outcome.verdict or {}).get("scores", {}) for outcome in outcomes]
-    tasks = list(dict.fromkeys(name for each in scores for name in each))
-    able = [
-        name
-        for name in tasks
-        if any(name in each and not each[name].get("at_chance") for each in scores)
+    run = facts.gather(outcomes)
+    tasks = list(dict.fromkeys(name for phase in run.phases for name in phase.scores))
+    able = [name for name in tasks if any(_can(phase.scores.get(name)) for phase in run.phases)]
+    guessed = [words.task(name) for name in tasks if name not in able]
+    columns = [
+        Column(head="phase"),
+        Column(head="verdict"),
+        *(Column(head=words.task(name), right=True) for name in able),
+        Column(head="size", right=True),
+        Column(head="files", right=True, spare=3),
+        Column(head="memory", right=True, spare=2),
+        Column(head="time", right=True, spare=1),
     ]
-    guessed = [name for name in tasks if name not in able]
-    table = Table(
-        title="phases and gates",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.caption = f"At chance, so not gated: {escape(', '.join(guessed))}." if guessed else None
-    table.add_column("phase", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for column in (*able, "packed", "files", "memory", "time"):
-        table.add_column(column, justify="right")
-    for outcome, each in zip(outcomes, scores, strict=True):
-        colour = {"done": "green", "rejected": "yellow"}.get(outcome.status, "red")
-        table.add_row(
-            outcome.phase,
-            f"[{colour}]{'passed' if outcome.status == 'done' else outcome.status}[/{colour}]",
-            *(_score(each.get(name)) for name in able),
-            human_bytes(outcome.deployable_bytes),
-            human_bytes(outcome.file_bytes),
-            human_bytes(outcome.peak_memory_bytes),
-            f"{outcome.seconds:,.0f} s",
-        )
-    return table
+    rows = [
+        [
+            phase.name,
+            Text(phase.verdict, COLOURS[phase.tone]),
+            *(_score(phase.scores.get(name)) for name in able),
+            words.size(phase.outcome.deployable_bytes),
+            words.size(phase.outcome.file_bytes),
+            words.size(phase.outcome.peak_memory_bytes),
+            words.duration(phase.outcome.seconds),
+        ]
+        for phase in run.phases
+    ]
+    notes = [f"At chance, so not gated: {', '.join(guessed)}."] if guessed else []
+    return Grid(columns=columns, rows=rows, notes=notes)
+
+
+def _can(score: Mapping[str, Any] | None) -> bool:
+    return score is not None and not score.get("at_chance")
 
 
 def _score(metric: Mapping[str, Any] | None) -> str:
     """Return the score of one task as a cell."""
     if metric is None:
-        return "-"
-    return "chance" if metric.get("at_chance") else f"{metric['value']:.3f}"
+        return ""
+    return "chance" if metric.get("at_chance") else words.short(metric["value"])
 
 
-def estimate_table(estimates: Sequence[Estimate]) -> Table:
-    """Return the estimates of a dry run, with a total where there are several phases."""
-    table = Table("phase", "reads", "writes", "device", "time", "memory", "disk")
-    for column in table.columns[1:3]:
-        column.overflow = "fold"
-    for estimate in estimates:
-        table.add_row(
+def answer(run: RunFacts, report_path: Path | None, width: int) -> list[Text]:
+    """Return the last screen of a run: what there is, how good, what it can do, what to try."""
+    if run.final is None:
+        return [Text("Nothing to show: no phase was accepted.", "bold")]
+    entries: list[tuple[str, str | Text]] = [
+        ("agent", run.path),
+        ("id", short_id(run.final.outcome.checkpoint_id)),
+        ("size", _size(run)),
+        ("chain", _chain(run)),
+        ("can do", _able(run)),
+        ("cannot", _guessed(run)),
+        ("report", str(report_path or "")),
+    ]
+    lines = [Text(""), Text("What you have", "bold")]
+    lines += pairs([(label, text) for label, text in entries if str(text)], width)
+    lines += [Text(""), Text("Try", "bold")]
+    for line, _ in facts.commands(run):
+        lines += [Text(part, "cyan") for part in command(line, width)]
+    return lines
+
+
+def _size(run: RunFacts) -> str:
+    assert run.final is not None
+    size = run.final.outcome.deployable_bytes
+    ratio = run.base_bytes / size if size else 0.0
+    if ratio < 1.05:
+        return words.size(size)
+    base = f"{run.base_name} ({words.size(run.base_bytes)})"
+    return f"{words.size(size)}, {words.times(ratio)} smaller than {base}"
+
+
+def _chain(run: RunFacts) -> str:
+    entries = facts.chain_entries(run)
+    parts = [
+        f"{words.task(name)} {facts.kept_short(entry, with_limit=True)}"
+        for name, entry in entries.items()
+        if not entry.get("at_chance")
+    ]
+    return f"passed; of {run.base_name} it kept {', '.join(parts)}" if parts else ""
+
+
+def _able(run: RunFacts) -> str:
+    assert run.final is not None
+    scores = run.final.scores
+    parts = [
+        f"{words.task(name)}: {words.score(scores[name])}"
+        + (" right" if words.is_share(str(scores[name].get("metric", ""))) else "")
+        for name in run.able()
+    ]
+    if not scores:
+        return "not scored"
+    if not [name for name in run.able() if name != facts.TEXT]:
+        return "; ".join(["no task above chance yet", *parts])
+    return "; ".join(parts)
+
+
+def _guessed(run: RunFacts) -> str:
+    names = ", ".join(words.task(name) for name in run.guessed())
+    return f"{names}: at chance, no better than guessing" if names else ""
+
+
+def estimate_table(estimates: Sequence[Estimate]) -> Grid:
+    """Return the estimates of a dry run, with a total where there are several phases.
+
+    The folder that all paths lie in, and a device that all phases use, are said once.
+    """
+    paths = [path for estimate in estimates for path in (*estimate.sources, estimate.out)]
+    folder = shared_folder(paths)
+    devices = {estimate.device for estimate in estimates}
+    columns = [
+        Column(head="phase"),
+        Column(head="time", right=True),
+        Column(head="memory", right=True),
+        Column(head="disk", right=True),
+        Column(head="device", spare=1),
+        Column(head="reads", spare=3),
+        Column(head="writes", spare=2),
+    ]
+    rows = [
+        [
             estimate.phase,
-            escape(", ".join(estimate.sources)) or "nothing",
-            escape(estimate.out),
-            estimate.device,
-            f"~{estimate.seconds:,.0f} s",
-            f"~{human_bytes(estimate.memory_bytes)}",
-            f"~{human_bytes(estimate.disk_bytes)}",
-        )
+            f"~{words.duration(estimate.seconds)}",
+            f"~{words.size(estimate.memory_bytes)}",
+            f"~{words.size(estimate.disk_bytes)}",
+            estimate.device if len(devices) > 1 else "",
+            ", ".join(path.removeprefix(folder) for path in estimate.sources) or "nothing",
+            estimate.out.removeprefix(folder),
+        ]
+        for estimate in estimates
+    ]
     if len(estimates) > 1:
-        seconds, disk = sum(e.seconds for e in estimates), sum(e.disk_bytes for e in estimates)
-        memory = max(e.memory_bytes for e in estimates)
-        times = f"~{seconds:,.0f} s"
-        table.add_row(
-            "total", "", "", "", times, f"~{human_bytes(memory)} at most", f"~{human_bytes(disk)}"
+        rows.append(_total(estimates))
+    notes = [f"Paths are below {folder}."] if folder else []
+    notes += [f"All phases run on {devices.pop()}."] if len(devices) == 1 else []
+    return Grid(columns=columns, rows=rows, notes=notes)
+
+
+def _total(estimates: Sequence[Estimate]) -> list[str]:
+    seconds, disk = sum(e.seconds for e in estimates), sum(e.disk_bytes for e in estimates)
+    memory = max(e.memory_bytes for e in estimates)
+    sizes = [f"~{words.size(memory)}", f"~{words.size(disk)}"]
+    return ["total", f"~{words.duration(seconds)}", *sizes, "", "", ""]
+
+
+def checkpoint_table(rows: Sequence[Mapping[str, Any]], root: str) -> Grid:
+    """Return the rows of `forge list`: the root is said once, ids are short, sizes are in MB."""
+    columns = [
+        Column(head="path"),
+        Column(head="id", spare=1),
+        Column(head="size", right=True),
+        Column(head="files", right=True, spare=3),
+        Column(head="phase", spare=2),
+        Column(head="parents", is_text=True, spare=4),
+    ]
+    start = f"{root.rstrip('/')}/"
+    cells = [
+        [
+            row["path"].removeprefix(start),
+            short_id(row["id"]),
+            words.size(row["deployable_bytes"]),
+            words.size(row["file_bytes"]),
+            row["phase"],
+            " ".join(map(short_id, row["parents"])),
+        ]
+        for row in rows
+    ]
+    count = f"{len(rows)} checkpoint{'s' * (len(rows) != 1)} below {root}"
+    return Grid(columns=columns, rows=cells, title=count)
+
+
+def status_table(rows: Sequence[Mapping[str, Any]], run_dir: str) -> Grid:
+    """Return the rows of `forge status`: verdict and why, or how far an unfinished phase is."""
+    columns = [
+        Column(head="phase"),
+        Column(head="verdict"),
+        Column(head="time", right=True, spare=1),
+        Column(head="reason", is_text=True),
+    ]
+    cells: list[list[str | Text]] = [
+        [
+            row["phase"],
+            Text(row["verdict"], COLOURS.get(row["tone"], "")),
+            words.duration(row["seconds"]),
+            row["reason"] or (f"at {row['at']}" if row["at"] else ""),
+        ]
+        for row in rows
+    ]
+    return Grid(columns=columns, rows=cells, title=f"Run {run_dir}")
+
+
+def score_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
+    """Return the rows of `forge eval`: score, interval, and what guessing gives."""
+    columns = [
+        Column(head="task"),
+        Column(head="score", right=True),
+        Column(head="95% interval", right=True, spare=1),
+        Column(head="guessing", right=True, spare=3),
+        Column(head="items", right=True, spare=2),
+    ]
+    cells = [
+        [
+            words.task(row["task"]),
+            words.score(row),
+            words.interval(row),
+            "" if row["chance"] is None else words.score({**row, "value": row["chance"]}),
+            words.number(row["n"]),
+        ]
+        for row in rows
+    ]
+    return Grid(columns=columns, rows=cells, title=title)
+
+
+def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
+    """Return the rows of `forge compare`: both scores, and what the second keeps of the first."""
+    columns = [
+        Column(head="task"),
+        Column(head="first", right=True, spare=2),
+        Column(head="second", right=True, spare=2),
+        Column(head="kept", right=True),
+        Column(head="at least", right=True),
+        Column(head="items", right=True, spare=3),
+    ]
+    cells = [
+        [
+            words.task(row["task"]),
+            words.score({**row, "value": row["first"]}),
+            words.score({**row, "value": row["second"]}),
+            "" if row["kept"] is None else words.percent(row["kept"]),
+            "" if row["low"] is None else words.percent(row["low"]),
+            words.number(row["n"]),
+        ]
+        for row in rows
+    ]
+    return Grid(columns=columns, rows=cells, title=title)
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Grid:
+    """Return rows of plain values as a table whose columns are the keys of the rows."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [
+        Column(
+            head=words.heading(str(key)),
+            right=all(isinstance(row.get(key), (int, float)) for row in rows),
+            is_text=any(isinstance(row.get(key), (str, list)) for row in rows),
         )
-    return table
-
-
-def plain_table(rows: Sequence[dict[str, Any]], title: str = "") -> Table:
-    """Return rows of plain values as a table whose columns are the keys of the first row."""
-    table = Table(title=escape(title) or None, title_justify="left")
-    for key in rows[0] if rows else ():
-        table.add_column(
-            str(key), justify="right" if isinstance(rows[0][key], (int, float)) else "left"
-        )
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    return table
-
-
-def _cell(value: Any) -> str:
-    """Return a plain value as a cell; a list as its items, an empty one as "-"."""
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return escape(" ".join(map(str, value)) or "-" if isinstance(value, list) else str(value))
-
-
-def human_bytes(count: float) -> str:
-    """Return a size in kB, MB or GB (powers of ten), with three figures."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            value = count / size
-            return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    return f"{count:,.0f} B"
+        for key in keys
+    ]
+    cells = [[words.cell(str(key), row.get(key)) for key in keys] for row in rows]
+    return Grid(columns=columns, rows=cells, title=title)

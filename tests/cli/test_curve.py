@@ -14,6 +14,7 @@ from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.pipeline import report
 from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.report import words
 
 Cli = Callable[..., Result]
 
@@ -44,7 +45,7 @@ def test_the_curve_is_printed_kept_in_the_manifest_and_drawn_in_the_report(
         True,
     ]
     for row in curve:
-        assert f"{row['bytes']}" in done.stdout
+        assert words.number(row["bytes"] / 1e6) in done.stdout
     page = report.to_html(report.facts_of(tmp_path, report.read_run(tmp_path)), {})
     assert ">compress: curve: bytes, quality, speed</title>" in page
     assert f'<data value="{min(row["bytes"] for row in curve)}">' in page

@@ -323,11 +323,12 @@ def _score_short(entry: Mapping[str, Any]) -> str:
     return f"{words.short(entry['value'])}{unit}"
 
 
-def kept_short(entry: Mapping[str, Any]) -> str:
-    """Return a retention as the terminal writes it: ".980 (≥ .977)"."""
+def kept_short(entry: Mapping[str, Any], *, with_limit: bool = False) -> str:
+    """Return a retention as the terminal writes it: ".980 (≥ .977)", or with "; limit .95"."""
     if entry.get("ratio") is None:
         return "of nothing"
-    return f"{words.short(entry['ratio'])} (≥ {words.short(entry['low'])})"
+    limit = f"; limit {words.short(entry['limit'])}" if with_limit and entry.get("limit") else ""
+    return f"{words.short(entry['ratio'])} (≥ {words.short(entry['low'])}{limit})"
 
 
 def commands(run: RunFacts) -> list[tuple[str, str]]:
@@ -346,7 +347,7 @@ def commands(run: RunFacts) -> list[tuple[str, str]]:
         else (f"forge eval {run.path}", "measure it on held-out items")
     )
     return [
-        (f'forge chat {run.path} "{QUESTION}"', "chat with it"),
+        (f"forge chat {run.path} '{QUESTION}'", "chat with it"),
         second,
         (f"forge inspect {run.path}", "see what it is made of"),
     ]

@@ -24,6 +24,9 @@ UNITS = (
     (KEPT, "%", 100.0),
 )
 WHOLE_NAMES = {
+    "seconds": ("time", "s", 1.0),
+    "deployable_bytes": ("size", "MB", 1e-6),
+    "file_bytes": ("files", "MB", 1e-6),
     "bytes": ("size", "MB", 1e-6),
     "bytes_of_fp32": ("size against float32", "%", 100.0),
     "bytes_of_parent": ("size against the parent", "%", 100.0),
