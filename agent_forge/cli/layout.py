@@ -41,8 +41,8 @@ Row = Sequence[str | Text]
 class Grid:
     """Rows under heads, laid out for the width of the console that prints them."""
 
-    columns: list[Column]
-    rows: list[Row]
+    columns: Sequence[Column]
+    rows: Sequence[Row]
     title: str = ""
     notes: list[str] = field(default_factory=list)
 

@@ -40,7 +40,7 @@ def gate_table(outcomes: Sequence[Outcome]) -> Grid:
         Column(head="memory", right=True, spare=2),
         Column(head="time", right=True, spare=1),
     ]
-    rows = [
+    rows: list[list[str | Text]] = [
         [
             phase.name,
             Text(phase.verdict, COLOURS[phase.tone]),
