@@ -192,7 +192,7 @@ class Agent:
         settings: changes to the settings of the manifest, by name.
         Raises CheckpointError when the checkpoint is damaged.
         """
-        checkpoint.open(path, verify=False)  # what is no checkpoint is refused at once
+        checkpoint.open(path, verify=False)  # anything else is refused at once
         with ThreadPoolExecutor(1) as beside:
             # Hashing takes a second for each gigabyte; another core does it meanwhile.
             verified = beside.submit(checkpoint.open, path)

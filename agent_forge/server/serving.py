@@ -167,7 +167,7 @@ def schema(settings: ServeSettings) -> dict[str, Any]:
 def bound(host: str, port: int) -> socket.socket:
     """Return a listening socket, which no child process inherits.
 
-    Raises ConfigError when the port is taken, or the host is no address of this machine.
+    Raises ConfigError when the port is taken, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)

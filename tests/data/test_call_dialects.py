@@ -189,8 +189,8 @@ def test_half_a_call_is_an_error_for_the_model_and_never_run(name: str, text: st
     scan = dialect(name).scan(text)
     assert len(scan.calls) == 1
     assert isinstance(scan.calls[0], BrokenCall)
-    kept = dialect("hermes").scan(canonical(text, scan)).calls
-    assert [type(call) for call in kept] == [BrokenCall]
+    stored = dialect("hermes").scan(canonical(text, scan)).calls
+    assert [type(call) for call in stored] == [BrokenCall]
 
 
 def test_schemas_give_values_their_types_where_text_alone_does_not() -> None:
@@ -230,9 +230,9 @@ def test_the_dialect_is_seen_in_the_chat_template(template: str | None, name: st
 
 @pytest.mark.parametrize("name", ALL)
 def test_kept_messages_are_hermes_and_each_dialect_says_them_its_own_way(name: str) -> None:
-    kept = f"I look.\n{dialect('hermes').write([ROME, NOW])}"
-    said = spoken(kept, dialect(name))
-    assert canonical(said, dialect(name).scan(said)) == kept
+    stored = f"I look.\n{dialect('hermes').write([ROME, NOW])}"
+    said = spoken(stored, dialect(name))
+    assert canonical(said, dialect(name).scan(said)) == stored
     assert spoken("no call", dialect(name)) == "no call"
     assert canonical("no call", dialect(name).scan("no call")) == "no call"
 

@@ -134,10 +134,10 @@ def test_what_a_template_refuses_is_written_by_the_dialects_own_file() -> None:
 def test_a_models_message_is_kept_as_hermes_and_said_again_in_its_own_way(name: str) -> None:
     words = speaker(name)
     said = f"I look.\n{dialect(name).write([ROME, OSLO])}"
-    kept = kept_reply(words, said)
-    assert dialect("hermes").scan(kept).calls == [ROME, OSLO]
-    assert dialect("hermes").scan(kept).words == "I look."
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": kept}]
+    stored = kept_reply(words, said)
+    assert dialect("hermes").scan(stored).calls == [ROME, OSLO]
+    assert dialect("hermes").scan(stored).words == "I look."
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": stored}]
     again = str(words.decode(data.encode_chat(words, turns)[0]))
     assert dialect(name).scan(again).calls == [ROME, OSLO]
 

@@ -268,10 +268,10 @@ def test_models_list_has_the_fields_of_the_protocol(stocked: House, tiny_checkpo
 
 
 def test_a_phase_creates_a_model_under_a_reserved_id(server: House) -> None:
-    made = server.post("/models/create", {"type": "bitnet", "params": {"train": {"steps": 2}}})
-    assert made["metadata"]["status"] == "creating"
-    assert made["model_id"] == f"new-{made['metadata']['task_id']}"
-    assert ended(server, made["metadata"]["task_id"])["state"] == "succeeded"
+    reserved = server.post("/models/create", {"type": "bitnet", "params": {"train": {"steps": 2}}})
+    assert reserved["metadata"]["status"] == "creating"
+    assert reserved["model_id"] == f"new-{reserved['metadata']['task_id']}"
+    assert ended(server, reserved["metadata"]["task_id"])["state"] == "succeeded"
 
 
 @pytest.mark.usefixtures("no_job")
@@ -298,10 +298,10 @@ def test_a_merge_is_a_job_with_the_paths_of_its_models(
         "merge_method": "linear",
         "models": [{"model": tiny_checkpoint.id, "parameters": {"weight": 1}}],
     }
-    made = stocked.post(
+    reserved = stocked.post(
         "/models/create", {"type": "merge", "params": {"recipe": recipe, "seed": 3}}
     )
-    job = stocked.service.supervisor.get(made["metadata"]["task_id"])
+    job = stocked.service.supervisor.get(reserved["metadata"]["task_id"])
     assert job.sources == [tiny_checkpoint.id]
     file, *options = job.hidden_overrides
     assert options == ["--seed", "3"]

@@ -72,10 +72,10 @@ def _before_command(parent_pid: int) -> None:
 def _watch(child: "subprocess.Popen[bytes]", launch: Launch, stop_requested: list[int]) -> int:
     """Wait for the child; show that it lives, and pass the first request to stop on."""
     stop, alive = stop_file(launch), alive_file(launch)
-    told, touched = False, 0.0
+    was_stopped, touched = False, 0.0
     while child.poll() is None:
-        if not told and (stop_requested or stop.exists()):
-            told = True
+        if not was_stopped and (stop_requested or stop.exists()):
+            was_stopped = True
             child.terminate()
         if time.monotonic() - touched > ALIVE_SECONDS:
             touched = time.monotonic()

@@ -55,8 +55,8 @@ class SlurmLauncher(ClusterLauncher):
         self.prepare(launch)
         executor = submitit.AutoExecutor(folder=launch.directory / "slurm", cluster="slurm")
         gpus = self.gpus_per_process * launch.processes
-        asked = {"gpus_per_node": gpus} if gpus else {}
-        executor.update_parameters(name=_name(launch), **asked, **self.parameters)
+        extra = {"gpus_per_node": gpus} if gpus else {}
+        executor.update_parameters(name=_name(launch), **extra, **self.parameters)
         try:
             job = executor.submit(node.run, str(launch.directory), launch.token)
         except (submitit.core.utils.FailedSubmissionError, subprocess.CalledProcessError) as error:
