@@ -86,14 +86,19 @@ def attempts_directory(root: Path, job_id: str) -> Path:
     return job_directory(root, job_id) / ".attempts"
 
 
-def arguments(job: Job, root: Path, sources: Sequence[Path]) -> list[str]:
-    """Return the arguments of `forge` for a job. sources: the directories of its checkpoints."""
+def arguments(
+    job: Job, root: Path, sources: Sequence[Path], *, background: bool = True
+) -> list[str]:
+    """Return the arguments of `forge` for a job.
+
+    sources: the directories of its checkpoints. background: it gives way to everything else.
+    """
     if job.command in TOOLS:
         return [job.command, *job.hidden_overrides, "--out", _output(job), "--json"]
     where = "run_dir" if job.command == RUN_ALL else "out"
     settings = [
         f"{where}={quote(job.out)}", f"data.cache={quote(str(root / 'cache'))}",
-        "runtime.background=true",
+        f"runtime.background={str(background).lower()}",
     ]  # fmt: skip
     if sources:
         listed = ",".join(quote(str(path)) for path in sources)

@@ -13,8 +13,9 @@ class JobSettings:
     cpu_jobs: jobs at a time where there is no accelerator. gpus: accelerators, one job each; None
     takes those that this process may use, [] none. grace_seconds: between the request to stop and
     the end by force. poll_seconds: between looks at the jobs that run. check_seconds: between looks
-    for runs of terminals. watch: directories below which those are found. keep_days, keep_events:
-    how long, and at most how many, events of ended jobs are kept.
+    for runs of terminals. watch: directories below which those are found. background: phases give
+    way to everything else on their machine. keep_days, keep_events: how long, and at most how many,
+    events of ended jobs are kept.
     """
 
     cpu_jobs: int = 1
@@ -23,6 +24,7 @@ class JobSettings:
     poll_seconds: float = 0.25
     check_seconds: float = 10.0
     watch: list[Path] = field(default_factory=list)
+    background: bool = True
     keep_days: float = 30.0
     keep_events: int = 1_000_000
 

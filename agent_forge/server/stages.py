@@ -29,5 +29,10 @@ STAGE_SECONDS: Mapping[str, Mapping[str, float]] = {
         "plain_settle": 8.0, **GATE,
     },
     "bake": {"traces": 25.0, "bake": 43.0, "plain": 20.0, **GATE},
+    "adas": {
+        **{f"expert-{domain}-{kind}": 5.0 for domain in ("text", "reasoning", "tools", "memory")
+           for kind in ("svf", "task")},
+        "adas": 48.0, **GATE,
+    },
     "compress": {"calibrate": 20.0, "code": 40.0, "allocate": 10.0, "curve": 18.0, **GATE},
 }  # fmt: skip

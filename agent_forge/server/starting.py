@@ -67,7 +67,9 @@ class Starter:
         try:
             sources = [self.workplace.registry.path_of(source) for source in job.sources]
             launch = launch_of(self.workplace, job, attempt)
-            launch.arguments = commands.arguments(job, self.workplace.root, sources)
+            launch.arguments = commands.arguments(
+                job, self.workplace.root, sources, background=self.workplace.settings.background
+            )
             handle = self.workplace.launcher.submit(launch)
         except ForgeError as error:
             self._fail(job, attempt, error)

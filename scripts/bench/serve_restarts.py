@@ -18,7 +18,6 @@ import random
 import signal
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,15 +31,14 @@ from agent_forge.core.events import read_events
 from agent_forge.server.jobs import ACTIVE, FINAL
 from agent_forge.server.launchers import processes
 from scripts.bench.result import ROOT, Figure, Result, bars_met, here
-from scripts.bench.serve_child import DATABASE
+from scripts.bench.serve_child import DATABASE, WAIT_SECONDS, Server
 
 CLAIM = "A server of jobs that is killed at any moment tells the truth when it starts again"
 BAR = "no job runs on paper 15 s after its death; no event lost; no orphan; the database is whole"
 
-STUB = [sys.executable, str(ROOT / "scripts" / "bench" / "serve_stub.py")]
+STUB = [sys.executable, "-S", str(ROOT / "scripts" / "bench" / "serve_stub.py")]
 REAL = [sys.executable, "-m", "agent_forge"]
 TRUTH_SECONDS = 15.0
-WAIT_SECONDS = 60.0
 LONG_SECONDS = 1800.0
 JOB_KILLED = 0.4  # the share of the kills of a real run's server in which the run dies too
 ENDED = ("succeeded", "rejected", "failed", "interrupted", "paused", "cancelled")
@@ -48,53 +46,6 @@ SCENES = (
     "random", "before_start", "after_start", "before_stop", "after_stop", "job_killed", "reboot",
     "pid_reused", "paused",
 )  # fmt: skip
-
-
-class Server:
-    """A server process in `root`. settings: see serve_child.py."""
-
-    def __init__(self, root: Path, command: Sequence[str], **settings: Any) -> None:
-        settings = {"poll_seconds": 0.05, "grace_seconds": 10.0, **settings}
-        arguments = [str(root), json.dumps(list(command)), json.dumps(settings)]
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "bench" / "serve_child.py"), *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        self.answer()
-
-    def order(self, **order: Any) -> dict[str, Any]:
-        """Give an order, return the answer; {} from a server that died of it."""
-        try:
-            print(json.dumps(order), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            return {}
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """Return the next answer; {} where the server is dead."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return dict(json.loads(line)) if line else {}
-
-    def kill(self) -> None:
-        """End it with SIGKILL, where it has not ended itself."""
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            try:
-                stream.close()
-            except BrokenPipeError:
-                continue
-
-    def close(self) -> None:
-        """Let it end in order."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(WAIT_SECONDS)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @dataclass
@@ -141,14 +92,14 @@ class Cycles:
         )  # fmt: skip
         job_id = job.get("id") or self.newest()
         if scene in ("before_start", "after_start"):
-            server.process.wait(WAIT_SECONDS)
+            server.died()
         elif scene == "random":
             time.sleep(self.random.uniform(0.0, 0.8))
         else:
             self.wait(lambda: self.has_events(job_id), f"{scene}: the job writes events")
         if scene.endswith("_stop"):
             server.order(do="cancel", job=job_id)
-            server.process.wait(WAIT_SECONDS)
+            server.died()
         if scene == "paused":
             server.order(do="pause", job=job_id)
         server.kill()
@@ -199,7 +150,7 @@ class Cycles:
             if time.monotonic() > end:
                 self.problems.append(f"cycle {self.number}: never: {what}")
                 return
-            time.sleep(0.02)
+            time.sleep(0.03)
 
     def wait_long(self, condition: Callable[[], object]) -> None:
         """Wait until a condition holds, as long as a real run may take."""

@@ -1,5 +1,6 @@
 """A service whose jobs are stubs: processes that write records like workers, without any work."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ WAIT_SECONDS = 30.0
 @pytest.fixture(autouse=True)
 def _tree_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stubs import this tree, wherever the tests run."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
 def stub_launcher() -> LocalLauncher:
@@ -29,7 +30,7 @@ def stub_launcher() -> LocalLauncher:
 
     On a busy machine a stub of background priority would not come to run for a long time.
     """
-    return LocalLauncher([sys.executable, str(STUB)], gives_way=False)
+    return LocalLauncher([sys.executable, "-S", str(STUB)], gives_way=False)
 
 
 def quick_settings(**changes: object) -> JobSettings:

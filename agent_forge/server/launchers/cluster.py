@@ -5,6 +5,7 @@ asked seldom, because asking is slow and loads it. `submit` writes what the node
 to stop is a file that the node looks for.
 """
 
+import math
 import shutil
 import subprocess
 import time
@@ -15,7 +16,8 @@ from agent_forge.core.supervised import read_exit
 from agent_forge.server.launchers import Handle, Launch, Status, node
 
 ASK_SECONDS = 15.0  # between questions to the scheduler about one attempt
-SILENT_SECONDS = 120.0  # a node that has not touched its file for so long is not believed alive
+FRESH_SECONDS = 30.0  # after a node's last touch, in which nobody has to ask whether it is alive
+SILENT_SECONDS = 120.0  # after it, when a job that the scheduler does not know is not alive
 COMMAND_SECONDS = 60.0
 
 
@@ -82,13 +84,12 @@ class ClusterLauncher:
         raise NotImplementedError
 
 
-def is_touched(launch: Launch) -> bool:
-    """Return whether the node has shown a short while ago that the attempt runs."""
+def silence(launch: Launch) -> float:
+    """Return the seconds since the node showed that the attempt runs; infinity where it has not."""
     try:
-        age = time.time() - node.alive_file(launch).stat().st_mtime
+        return time.time() - node.alive_file(launch).stat().st_mtime
     except FileNotFoundError:
-        return False
-    return age < SILENT_SECONDS
+        return math.inf
 
 
 def require_tool(name: str, hint: str) -> None:

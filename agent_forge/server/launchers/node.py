@@ -2,8 +2,8 @@
 
     python -m agent_forge.server.launchers.node DIRECTORY TOKEN
 
-Reads DIRECTORY/TOKEN.launch, which the server wrote, and runs the command in it as the local
-launcher would: the same variables, the same priority. While it runs, TOKEN.alive is touched, so the
+Reads DIRECTORY/TOKEN.launch, which the server wrote, and runs the command in it with the variables
+that the local launcher would pass on. While it runs, TOKEN.alive is touched, so the
 server sees it live on the shared disk alone; TOKEN.stop asks it to save and stop. Signals of the
 cluster are not passed on twice: a second SIGTERM would end a phase without saving.
 """
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from agent_forge.checkpoint import atomic
-from agent_forge.core.lifetime import die_with_parent, give_way
+from agent_forge.core.lifetime import die_with_parent
 from agent_forge.core.supervised import ATTEMPT_VARIABLE, EXIT_VARIABLE, leave_exit
 from agent_forge.server.launchers import Launch
 from agent_forge.server.launchers.environment import job_environment
@@ -50,7 +50,6 @@ def run(directory: str, token: str) -> int:
             stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
             preexec_fn=partial(_before_command, os.getpid()),
         )  # fmt: skip
-    give_way(child.pid)
     stop_requested: list[int] = []
     for number in (signal.SIGTERM, TIME_IS_UP):
         signal.signal(number, lambda number, _: stop_requested.append(number))

@@ -18,13 +18,8 @@ import yaml
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import StorageError
-from agent_forge.server.launchers import Handle, Launch
-from agent_forge.server.launchers.cluster import (
-    ClusterLauncher,
-    answer,
-    is_touched,
-    require_tool,
-)
+from agent_forge.server.launchers import Handle, Launch, cluster
+from agent_forge.server.launchers.cluster import ClusterLauncher, answer, require_tool, silence
 
 HINT = "install SkyPilot in an environment of its own and put its `sky` on the PATH"
 # States of a cluster's job in `sky queue` in which it has, or may get, processes.
@@ -89,7 +84,7 @@ class SkyLauncher(ClusterLauncher):
             del self._launching[launch.token]
             if starting.returncode:  # its log says why
                 return False
-        if is_touched(launch):
+        if silence(launch) < cluster.FRESH_SECONDS:
             return True
         if not self._has_cluster(launch):
             return False

@@ -12,13 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.server.launchers import Handle, Launch, node
-from agent_forge.server.launchers.cluster import (
-    ClusterLauncher,
-    answer,
-    is_touched,
-    require_tool,
-)
+from agent_forge.server.launchers import Handle, Launch, cluster, node
+from agent_forge.server.launchers.cluster import ClusterLauncher, answer, require_tool, silence
 
 HINT = "start the service on a machine that submits to Slurm"
 # States of sacct in which a job has, or may get, processes.
@@ -80,7 +75,7 @@ class SlurmLauncher(ClusterLauncher):
         state = watcher.get_state(handle["slurm_id"], mode="force").split()[0]
         if state == UNKNOWN:
             listed = answer(["squeue", "--noheader", "--format=%i", f"--name={_name(launch)}"])
-            return bool(listed.split()) or is_touched(launch)
+            return bool(listed.split()) or silence(launch) < cluster.SILENT_SECONDS
         return state.rstrip("+") in LIVING
 
     def end(self, launch: Launch, handle: Handle) -> None:
