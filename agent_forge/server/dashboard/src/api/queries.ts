@@ -1,0 +1,111 @@
+/** What the pages ask the server, as queries that share one cache. */
+
+import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { get, send } from "./client";
+import type {
+  Checkpoint, CheckpointFile, Job, Lineage, PhaseSummary, Pipeline, Queue, ServiceInfo,
+  SettingSchema, Validation,
+} from "./types";
+
+export const RUN_ALL = "run-all";
+export const ACTIVE = ["running", "pausing", "cancelling"];
+export const RESUMABLE = ["paused", "interrupted", "failed"];
+
+export const useJobs = (limit: number) =>
+  useQuery({
+    queryKey: ["jobs", limit],
+    queryFn: ({ signal }) => get<Job[]>(`/v1/jobs?limit=${limit}`, signal),
+    placeholderData: keepPreviousData,
+  });
+
+export const useJob = (id: string) =>
+  useQuery({
+    queryKey: ["job", id],
+    queryFn: ({ signal }) => get<Job>(`/v1/jobs/${id}`, signal),
+    enabled: id !== "",
+  });
+
+export const usePipeline = (id: string, enabled: boolean) =>
+  useQuery({
+    queryKey: ["pipeline", id],
+    queryFn: ({ signal }) => get<Pipeline>(`/v1/pipelines/${id}`, signal),
+    enabled: enabled && id !== "",
+  });
+
+export const useLog = (id: string, enabled: boolean) =>
+  useQuery({
+    queryKey: ["job", id, "log"],
+    queryFn: ({ signal }) => get<{ text: string }>(`/v1/jobs/${id}/log?lines=200`, signal),
+    enabled,
+  });
+
+export const useQueue = () =>
+  useQuery({ queryKey: ["queue"], queryFn: ({ signal }) => get<Queue>("/v1/queue", signal) });
+
+export const useService = () =>
+  useQuery({
+    queryKey: ["service"],
+    queryFn: ({ signal }) => get<ServiceInfo>("/v1/service", signal),
+  });
+
+export const usePhases = () =>
+  useQuery({
+    queryKey: ["phases"],
+    queryFn: ({ signal }) => get<PhaseSummary[]>("/v1/phases", signal),
+    staleTime: Infinity,
+  });
+
+export const useSchema = (phase: string) =>
+  useQuery({
+    queryKey: ["schema", phase],
+    queryFn: ({ signal }) => get<SettingSchema>(`/v1/phases/${phase}/schema`, signal),
+    enabled: phase !== "" && phase !== RUN_ALL,
+    staleTime: Infinity,
+  });
+
+export const useData = () =>
+  useQuery({
+    queryKey: ["data"],
+    queryFn: ({ signal }) => get<{ name: string; kind: string }[]>("/v1/data", signal),
+  });
+
+export const useCheckpoints = () =>
+  useQuery({
+    queryKey: ["checkpoints"],
+    queryFn: ({ signal }) => get<Checkpoint[]>("/v1/checkpoints?limit=10000", signal),
+  });
+
+const ofCheckpoint = <T,>(id: string, part: string) => ({
+  queryKey: ["checkpoint", id, part],
+  queryFn: ({ signal }: { signal: AbortSignal }) =>
+    get<T>(`/v1/checkpoints/${encodeURIComponent(id)}${part}`, signal),
+  enabled: id !== "",
+});
+
+export const useCheckpoint = (id: string) => useQuery(ofCheckpoint<Checkpoint>(id, ""));
+export const useFiles = (id: string) => useQuery(ofCheckpoint<CheckpointFile[]>(id, "/files"));
+export const useLineage = (id: string) => useQuery(ofCheckpoint<Lineage>(id, "/lineage"));
+export const useManifest = (id: string) =>
+  useQuery(ofCheckpoint<Record<string, unknown>>(id, "/manifest"));
+
+export interface StartRequest {
+  phase_name: string;
+  config: string[];
+}
+
+export const validate = (request: StartRequest) =>
+  send<Validation>("POST", "/v1/phases/validate", request);
+
+/** Something that changes jobs; the lists are read again when it is done. */
+export function useJobAction<T>(act: (input: T) => Promise<unknown>) {
+  const client = useQueryClient();
+  return useMutation({
+    mutationFn: act,
+    onSettled: () =>
+      Promise.all(
+        ["jobs", "job", "queue", "pipeline"].map((name) =>
+          client.invalidateQueries({ queryKey: [name] }),
+        ),
+      ),
+  });
+}

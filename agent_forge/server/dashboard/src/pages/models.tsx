@@ -1,0 +1,65 @@
+/** Every checkpoint: what it is, how large, from which phase; two of them can be compared. */
+
+import { useState } from "react";
+import { useCheckpoints } from "../api/queries";
+import type { Checkpoint } from "../api/types";
+import { ago, bytes, count, phaseName } from "../lib/format";
+import { link } from "../lib/route";
+import { Card, Command, Table, Waiting } from "../ui/parts";
+
+export function Models() {
+  const models = useCheckpoints();
+  const [chosen, setChosen] = useState<string[]>([]);
+  const [search, setSearch] = useState("");
+  if (!models.data) return <Waiting error={models.error} what="the models" />;
+  const text = search.toLowerCase();
+  const shown = models.data.filter((one) => `${one.name} ${one.phase} ${one.role} ${one.id}`.toLowerCase().includes(text));
+  const toggle = (id: string) =>
+    setChosen((old) => (old.includes(id) ? old.filter((one) => one !== id) : [...old.slice(-1), id]));
+  const [a, b] = chosen;
+  return (
+    <div className="page">
+      <h1>Models</h1>
+      <Card
+        title={`${models.data.length} ${models.data.length === 1 ? "checkpoint" : "checkpoints"}`}
+        aside={
+          a && b ? <a className="button main" href={link("compare", "", { a, b })}>Compare the two</a>
+            : <span className="quiet">Tick two to compare them</span>
+        }
+      >
+        {models.data.length > 8 ? (
+          <label>Find <input type="search" value={search} onChange={(event) => setSearch(event.target.value)} /></label>
+        ) : null}
+        {models.data.length ? (
+          <Table
+            label="Checkpoints"
+            head={[<span key="t" className="off-screen">Compare</span>, "Name", "Phase", "Size as shipped", "Parameters", "Made", "State"]}
+            rows={shown.slice(0, 300).map((one) => ({ key: one.id, cells: cells(one, chosen, toggle) }))}
+          />
+        ) : (
+          <p>There is no model yet. A run makes one; a model of yours is brought in by an import.</p>
+        )}
+        {shown.length > 300 ? <p className="quiet">The newest 300 of {shown.length} are shown; type a name to find others.</p> : null}
+      </Card>
+      <Command text="forge list outputs" note="the same in a terminal" />
+    </div>
+  );
+}
+
+function cells(one: Checkpoint, chosen: string[], toggle: (id: string) => void) {
+  return [
+    <input key="c" type="checkbox" aria-label={`Compare ${one.name} ${one.id.slice(0, 8)}`} checked={chosen.includes(one.id)} onChange={() => toggle(one.id)} />,
+    <a key="n" href={link("models", one.id)}>{one.name}</a>,
+    phaseName(one.phase) + (one.role && one.role !== one.name ? `, ${one.role}` : ""),
+    bytes(one.deployable_bytes),
+    parameters(one),
+    ago(one.time),
+    one.status === "ok" ? "whole" : <span key="s" className="bad">{one.status}{one.error ? `: ${one.error}` : ""}</span>,
+  ];
+}
+
+export function parameters(one: Checkpoint): string {
+  const value = one.metrics.parameters as number | { value: number } | undefined;
+  const plain = typeof value === "object" ? value?.value : value;
+  return typeof plain === "number" ? count(plain) : "";
+}

@@ -1,0 +1,33 @@
+/** The buttons of a job: what can be done with it in its state, and nothing else. */
+
+import { send } from "../api/client";
+import { RESUMABLE, useJobAction } from "../api/queries";
+import type { Job } from "../api/types";
+import { Failure } from "./parts";
+
+const CANCELLABLE = ["queued", "running", "pausing", "paused", "interrupted"];
+
+export function Actions({ job, isLead = false }: { job: Job; isLead?: boolean }) {
+  const act = useJobAction((verb: string) => send("POST", `/v1/jobs/${job.id}/${verb}`));
+  if (job.origin === "terminal" && !RESUMABLE.includes(job.state)) {
+    return <p className="quiet">Started in a terminal: it is stopped there.</p>;
+  }
+  const button = (verb: string, text: string, look = "") => (
+    <button
+      type="button"
+      className={look}
+      disabled={act.isPending}
+      onClick={() => act.mutate(verb)}
+    >
+      {text}
+    </button>
+  );
+  return (
+    <div className="actions">
+      {RESUMABLE.includes(job.state) ? button("resume", "Resume", "main") : null}
+      {job.state === "running" || job.state === "queued" ? button("pause", job.state === "queued" ? "Set aside" : "Pause", isLead ? "main" : "") : null}
+      {CANCELLABLE.includes(job.state) ? button("cancel", "Cancel", "danger") : null}
+      <Failure error={act.error} />
+    </div>
+  );
+}
