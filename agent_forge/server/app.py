@@ -28,9 +28,9 @@ Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 class Door:
     """A part of the server that another room built.
 
-    router: included at `prefix`, its routes need the scope. app: an ASGI application mounted at
-    `prefix`. lifespan: entered when the server starts, left when it stops. public: paths that need
-    no key.
+    router: included at `prefix`, its routes need the scope, or none where that is "". app: an ASGI
+    application mounted at `prefix`. lifespan: entered when the server starts, left when it stops.
+    public: paths that need no key.
     """
 
     prefix: str = ""
@@ -63,9 +63,8 @@ def create_app(service: Service, doors: Sequence[Door] = ()) -> FastAPI:
         app.include_router(live.socket_router(service))
     for door in doors:
         if door.router is not None:
-            app.include_router(
-                door.router, prefix=door.prefix, dependencies=[Depends(needs(door.scope))]
-            )
+            needed = [Depends(needs(door.scope))] if door.scope else []
+            app.include_router(door.router, prefix=door.prefix, dependencies=needed)
         if door.app is not None:
             app.mount(door.prefix or "/", door.app)
     return app

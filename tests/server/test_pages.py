@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from agent_forge.server import pages
+from tests.server.house import HOME, house
 
 MOST_BYTES = 150_000  # gzipped, everything that a first visit fetches
 SCRIPT = "let a = 1;\n" * 200
@@ -78,3 +79,14 @@ def test_the_build_is_small_and_asks_nothing_of_other_machines() -> None:
     assert "<script>" not in page
     assert "<style" not in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_server_shows_its_pages_without_a_key_and_with_its_policy(tmp_path: Path) -> None:
+    with house(tmp_path / "state") as server:
+        bare = TestClient(server.client.app, base_url=HOME)
+        page = bare.get("/")
+        assert page.status_code == (200 if (pages.DIST / "index.html").is_file() else 404)
+        assert "script-src 'self';" in page.headers["content-security-policy"]
+        assert bare.get("/assets/none.js").status_code == 404
+        assert bare.get("/v1/jobs").status_code == 401
+        assert "/assets/{name}" not in bare.get("/openapi.json").json()["paths"]
