@@ -391,3 +391,14 @@ def test_splits_show_what_was_copied_and_refuse_it_above_the_limit(tmp_path: Pat
     assert above([{**row, "runs in train": 0, "items": row["distinct"] + 2}], 0.5) == [
         "text test: 2 items repeat"
     ]
+
+
+def test_sums_of_more_digits_have_operands_of_every_length_and_others_stay_as_they_are() -> None:
+    assert tools.rows(50, "train", 0, digits=3) == tools.rows(50, "train", 0)
+    rows = [row for row in tools.rows(600, "train", 0, digits=6) if row["tool"]]
+    operands = [re.findall(r"[0-9]+", row["expression"]) for row in rows]
+    assert {len(number) for pair in operands for number in pair} == set(range(1, 7))
+    unequal = [pair for pair in operands if abs(len(pair[0]) - len(pair[1])) > 1]
+    assert len(unequal) > 0.2 * len(rows)
+    for row in rows:
+        assert str(eval(row["expression"])) == row["answer"]  # noqa: S307 - Python is the reference

@@ -48,17 +48,26 @@ COMMUTES = "+*"
 # these rows in its mix, 80% (docs/log.md).
 HELD_OUT_SHORT_SHARE = 0.1
 TRAINING_SHORT_SHARE = 0.8
+DIGITS = 3  # most digits of an operand
+# With more digits than that, the share of sums whose operands have lengths of their own. The other
+# sums have operands of nearly equal length, and a model that saw no others cuts the digits of
+# "1234 minus 77" in the middle: 123-477.
+UNEQUAL_SHARE = 0.6
 
 
-def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> list[dict[str, Any]]:
+def rows(
+    count: int, split: str, seed: int, difficulty: int | None = None, digits: int = DIGITS
+) -> list[dict[str, Any]]:
     """Return `count` rows of `split`; `difficulty` 1..3 is the number of digits of an operand, None
     mixes them.
+
+    digits: above 3, most sums have operands of 1 to so many digits, each of its own length.
     """
     short_share = TRAINING_SHORT_SHARE if split == "train" else HELD_OUT_SHORT_SHARE
 
     def make(generator: np.random.Generator) -> tuple[str, dict[str, Any]]:
         if generator.random() < CALL_SHARE:
-            return _calculation(generator, difficulty, short_share)
+            return _calculation(generator, difficulty, short_share, digits)
         word, other = (WORDS[i] for i in generator.permutation(len(WORDS))[:2])
         answer = f"{word} {other}"
         row = {
@@ -73,14 +82,15 @@ def rows(count: int, split: str, seed: int, difficulty: int | None = None) -> li
 
 
 def _calculation(
-    generator: np.random.Generator, difficulty: int | None, short_share: float
+    generator: np.random.Generator, difficulty: int | None, short_share: float, digits: int
 ) -> tuple[str, dict[str, Any]]:
     level = difficulty or int(generator.integers(1, 4))
-    low, high = (0, 10) if level == 1 else (10 ** (level - 1), 10**level)
-    a, b = (int(n) for n in generator.integers(low, high, 2))
-    if level == 1 and generator.random() >= short_share:
-        longer = int(generator.integers(10, 100))
-        a, b = (a, longer) if generator.random() < 0.5 else (longer, b)
+    if digits > DIGITS and generator.random() < UNEQUAL_SHARE:
+        lengths = [int(n) for n in generator.integers(1, digits + 1, 2)]
+        a, b = (int(generator.integers(10 ** (n - 1) if n > 1 else 0, 10**n)) for n in lengths)
+        level = min(max(lengths), 5)
+    else:
+        a, b = _near_lengths(generator, level, short_share)
     operator = "+-*"[int(generator.integers(3))]
     phrases = PHRASES[operator]
     question = phrases[int(generator.integers(len(phrases)))].format(a=a, b=b)
@@ -99,3 +109,15 @@ def _calculation(
         "messages": messages, "answer": answer, "difficulty": level, "tool": "calculator",
         "expression": expression, "kind": "call", "cluster": f"tools/{first},{second}",
     }  # fmt: skip
+
+
+def _near_lengths(
+    generator: np.random.Generator, level: int, short_share: float
+) -> tuple[int, int]:
+    """Return operands of `level` digits each; of level 1, some have one operand of two digits."""
+    low, high = (0, 10) if level == 1 else (10 ** (level - 1), 10**level)
+    a, b = (int(n) for n in generator.integers(low, high, 2))
+    if level == 1 and generator.random() >= short_share:
+        longer = int(generator.integers(10, 100))
+        a, b = (a, longer) if generator.random() < 0.5 else (longer, b)
+    return a, b

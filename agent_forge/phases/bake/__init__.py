@@ -60,6 +60,7 @@ class TracesConfig:
 
     builtin: Annotated[str, OneOf(BUILTIN)]
     calculator: KindConfig
+    digits: Annotated[int, Range(3, 15)]
     memory: KindConfig
     code: KindConfig
     retrieve: KindConfig
@@ -129,6 +130,7 @@ class MeasureConfig:
     items: Count
     text_items: Count
     max_new_tokens: Count
+    listed: bool
     offer_from: Share
 
 

@@ -38,7 +38,8 @@ def make(phase: PhaseRun[Config], kind: str) -> list[traces.Trace]:
     if kind == own.KIND:
         return own.training(phase)
     count = getattr(config.traces, kind).count
-    return traces.make(kind, count, "train", config.seed, config.data)
+    digits = config.traces.digits
+    return traces.make(kind, count, "train", config.seed, config.data, digits)
 
 
 def collect(

@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 NONE_FITS = "own: no tool fits"
 
 
+def figures(
+    phase: PhaseRun[Config], model: "PreTrainedModel", *, baked: bool
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """Return the figures without a prompt, samples, and the figures with the tools listed.
+
+    The latter are {} where measure.listed is off; else they stand for both in the parent, which
+    knows the tools from a listing alone.
+    """
+    listed: dict[str, Any] = {}
+    shown: list[str] = []
+    if phase.config.measure.listed:
+        listed, shown = accuracy(model, phase, listed=True)
+        if not baked:
+            return listed, shown, listed
+    bare, shown = accuracy(model, phase, listed=False)
+    return bare, shown, listed
+
+
 def accuracy(
     model: "PreTrainedModel", phase: PhaseRun[Config], *, listed: bool
 ) -> tuple[dict[str, Any], list[str]]:

@@ -237,10 +237,7 @@ def _measure(
     samples: list[str] = []
     for kind in lessons.enabled_kinds(config):
         if kind == OWN:
-            listed, _ = own_measure.accuracy(model, phase, listed=True)
-            bare, shown = (
-                own_measure.accuracy(model, phase, listed=False) if baked else (listed, [])
-            )
+            bare, shown, listed = own_measure.figures(phase, model, baked=baked)
             measured |= {"own": bare, "own listed": listed}
             measured["tools"] |= bare
         else:
@@ -260,9 +257,8 @@ def heldout_traces(config: Config, kind: str) -> list[traces.Trace]:
     writes before them.
     """
     items = config.measure.items
-    candidates = traces.make(
-        kind, 3 * items if kind == "memory" else items, HELDOUT, config.seed, config.data
-    )
+    count = 3 * items if kind == "memory" else items
+    candidates = traces.make(kind, count, HELDOUT, config.seed, config.data, config.traces.digits)
     return [trace for trace in candidates if kind != "memory" or trace["filtered"]][:items]
 
 

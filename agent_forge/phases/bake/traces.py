@@ -67,8 +67,15 @@ STORE_DOCUMENTS = 24
 PATIENCE = 5000  # draws without a new trace after which a split is taken to hold no more
 
 
-def make(kind: str, count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:
-    """Return `count` traces of a kind. Raises PhaseError when a tool returns a wrong result."""
+def make(
+    kind: str, count: int, split: str, seed: int, data: DataConfig, digits: int = tools.DIGITS
+) -> list[Trace]:
+    """Return `count` traces of a kind; digits: the most digits of a sum's operands.
+
+    Raises PhaseError when a tool returns a wrong result.
+    """
+    if kind == "calculator":
+        return _calculator(count, split, seed, digits)
     return _MAKERS[kind](count, split, seed, data)
 
 
@@ -96,11 +103,11 @@ def passage_store(data: DataConfig, split: str) -> DocumentIndex:
     return index
 
 
-def _calculator(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
+def _calculator(count: int, split: str, seed: int, digits: int) -> list[Trace]:
     """Return generated sums; questions that need no tool stay as they are."""
     box = Toolbox(TOOLS["calculator"])
     traces = []
-    for row in tools.rows(count, split, seed):
+    for row in tools.rows(count, split, seed, digits=digits):
         question = row["messages"][0]["content"]
         if not row["tool"]:
             traces.append(_trace("calculator", row["messages"], row["answer"], filtered=False))
@@ -286,7 +293,6 @@ def _long_words(text: str) -> list[str]:
 
 
 _MAKERS: dict[str, Callable[[int, str, int, DataConfig], list[Trace]]] = {
-    "calculator": _calculator,
     "memory": _memory,
     "code": _code,
     "retrieve": _retrieve,
