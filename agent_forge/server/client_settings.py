@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_args, get_origin
 
-from agent_forge.config.compose import all_overrides, groups
+from agent_forge.config.compose import all_overrides
 from agent_forge.config.overrides import bare, field_hints, hint_of, quote
 from agent_forge.core.errors import ConfigError, did_you_mean
-from agent_forge.pipeline.catalogue import phase_named, phases
-from agent_forge.pipeline.run_all import COMMAND, settings_schema
+from agent_forge.pipeline.run_all import COMMAND
+from agent_forge.server.catalogue import groups, phases, run_schema
 
 RUN_ALL = "run-all"
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*(@[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?", re.ASCII)
@@ -69,13 +69,13 @@ def schema_of(phase: str) -> tuple[str, type]:
     Raises ConfigError with the nearest name.
     """
     if phase.replace("_", "-") == RUN_ALL:
-        return COMMAND, settings_schema()
+        return COMMAND, run_schema()
     known = phases()
     if phase not in known:
         names = (*known, RUN_ALL)
         hint = did_you_mean(phase, names)
         raise ConfigError(f"no phase '{phase[:100]}'{hint}; known: {', '.join(names)}")
-    return phase, phase_named(phase).config
+    return phase, known[phase].config
 
 
 def read_config(phase: str, config: Config) -> ClientSettings:
@@ -90,8 +90,8 @@ def read_config(phase: str, config: Config) -> ClientSettings:
         if count > MOST_SETTINGS:
             raise ConfigError(f"config has more than {MOST_SETTINGS} settings")
         _add(settings, key, text, schema)
-    # Types are checked now, so that the caller hears of them; quoting twice is not needed.
-    all_overrides(settings.overrides, None, schema)
+    if settings.overrides:  # the types are checked, so that the caller hears of them now
+        all_overrides(settings.overrides, None, schema)
     return settings
 
 

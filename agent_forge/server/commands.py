@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent_forge.config.overrides import quote
 from agent_forge.core.errors import ConfigError, did_you_mean
-from agent_forge.pipeline.catalogue import phases
+from agent_forge.server.catalogue import phases
 from agent_forge.server.jobs import RUN_ALL, Job
 
 # Commands beside the phases. Their arguments are hidden overrides, because they name directories;

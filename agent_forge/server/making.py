@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from agent_forge.core.errors import ConfigError, did_you_mean
-from agent_forge.pipeline.catalogue import phases
 from agent_forge.server.answers import CreateAnswer
+from agent_forge.server.catalogue import phases
 from agent_forge.server.client_settings import RUN_ALL
 from agent_forge.server.commands import EXPORT, IMPORT, MERGE
 from agent_forge.server.jobs import Job

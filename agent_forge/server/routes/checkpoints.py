@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
         phase: Annotated[str | None, Query(max_length=100)] = None,
         status: Annotated[str | None, Query(max_length=20)] = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-        offset: Annotated[int, Query(ge=0)] = 0,
+        offset: Annotated[int, Query(ge=0, le=2**62)] = 0,
     ) -> list[CheckpointAnswer]:
         """List checkpoints, newest first, the damaged and missing ones too."""
         entries = [

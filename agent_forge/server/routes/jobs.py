@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
+from agent_forge.server import queueing
 from agent_forge.server.answers import (
     Identity,
     JobAnswer,
@@ -21,6 +22,7 @@ from agent_forge.server.security.authentication import needs
 from agent_forge.server.service import Service
 
 Count = Annotated[int, Query(ge=1, le=1000)]
+Offset = Annotated[int, Query(ge=0, le=2**62)]
 READ, RUN = [Depends(needs("read"))], [Depends(needs("run"))]
 
 
@@ -44,11 +46,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("", dependencies=READ, responses=errors(), summary="List jobs")
     def list_jobs(
-        state: JobState | None = None, limit: Count = 100, offset: Annotated[int, Query(ge=0)] = 0
+        state: JobState | None = None, limit: Count = 100, offset: Offset = 0
     ) -> list[JobAnswer]:
         """List jobs, newest first; queued ones in the order of the queue."""
-        jobs = supervisor.list(state)
-        return [JobAnswer.of(job) for job in jobs[offset : offset + limit]]
+        with supervisor.database.read() as connection:
+            jobs = queueing.page(connection, limit, offset, state)
+        return [JobAnswer.of(job) for job in jobs]
 
     @routes.post(
         "", status_code=202, dependencies=RUN, responses=errors(404, 409, 507),

@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from agent_forge.core.errors import ForgeError
-from agent_forge.pipeline.catalogue import phases
 from agent_forge.server import forms
 from agent_forge.server.answers import Identity, StartRequest, ValidateAnswer, errors
+from agent_forge.server.catalogue import phases
 from agent_forge.server.client_settings import ASSIGNED, RUN_ALL, read_config
 from agent_forge.server.failures import status_of
 from agent_forge.server.security.authentication import needs

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.pipeline.catalogue import phases
+from agent_forge.server import queueing
 from agent_forge.server.answers import (
     Identity,
     JobAnswer,
@@ -13,9 +13,11 @@ from agent_forge.server.answers import (
     PipelineRequest,
     errors,
 )
+from agent_forge.server.catalogue import phases
 from agent_forge.server.client_settings import RUN_ALL
 from agent_forge.server.commands import run_phases
 from agent_forge.server.jobs import Job, UnknownJob
+from agent_forge.server.routes.jobs import Count, Offset
 from agent_forge.server.routes.protocol import Once
 from agent_forge.server.security.authentication import needs
 from agent_forge.server.service import Service
@@ -38,9 +40,11 @@ def router(service: Service) -> APIRouter:
         return PipelineAnswer(**JobAnswer.of(job).model_dump(), phases=_parts(service, job))
 
     @routes.get("", dependencies=READ, responses=errors(), summary="List pipelines")
-    def list_pipelines() -> list[JobAnswer]:
+    def list_pipelines(limit: Count = 100, offset: Offset = 0) -> list[JobAnswer]:
         """List pipelines, newest first."""
-        return [JobAnswer.of(job) for job in supervisor.list() if job.command == RUN_ALL]
+        with supervisor.database.read() as connection:
+            jobs = queueing.page(connection, limit, offset, command=RUN_ALL)
+        return [JobAnswer.of(job) for job in jobs]
 
     @routes.post(
         "", status_code=202, dependencies=RUN, responses=errors(404, 409, 507),
