@@ -335,9 +335,10 @@ def test_a_split_service_is_four_doors_to_one_database(tmp_path: Path, start_for
         assert ask(control, "GET", f"/phases/status?task_id={started['task_id']}")[0] == 200
         assert ask(control, "POST", f"/v1/jobs/{started['task_id']}/cancel")[0] == 200
         assert ask(models, "GET", "/models/list") == (200, [])
-        status, made = ask(models, "POST", "/models/create", {"type": "bitnet"})
+        status, answer = ask(models, "POST", "/models/create", {"type": "bitnet"})
         assert status == 202
-        assert ask(control, "POST", f"/v1/jobs/{made['metadata']['task_id']}/cancel")[0] == 200
+        task_id = answer["metadata"]["task_id"]
+        assert ask(control, "POST", f"/v1/jobs/{task_id}/cancel")[0] == 200
         status, refusal = ask(models, "POST", "/models/create", {"type": "nothing"})
         assert status == 422
         assert "no type 'nothing'" in refusal["error"]["message"]
