@@ -32,6 +32,7 @@ from scripts import sample_run
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 READY_SECONDS = 60.0
+LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
 POLL_SECONDS = 0.05
 TMUX_LINES = 60
 
@@ -94,7 +95,7 @@ class Browser:
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
         end = time.monotonic() + READY_SECONDS
-        while self._value("document.readyState") != "complete":
+        while not self._value(LOADED):  # a new tab begins as an empty page, complete at once
             if time.monotonic() > end:
                 raise RuntimeError(f"{page} was not loaded in {READY_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)

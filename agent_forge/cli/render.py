@@ -73,6 +73,7 @@ class Display:
         self._stage = ""
         self._last_line = 0.0
         self._told = set[str]()
+        self._guessed: list[str] = []
         self._show = self._choose()
 
     def __enter__(self) -> "Display":
@@ -136,10 +137,18 @@ class Display:
             say(self.console, f"{event.phase} · {_clause(event.message)}", "bold")
         elif event.kind == "gate":
             colour = "green" if event.metrics.get("passed") else "red"
-            say(self.console, f"{event.phase} · gate {_gate_line(event)}", colour)
+            say(self.console, f"{event.phase} · gate {self._gate_line(event)}", colour)
         elif event.kind in ("warning", "message", "complete") and self._is_new(event):
             style = "yellow" if event.kind == "warning" else ""
             say(self.console, f"{event.phase} · {_clause(_tidy(event.message))}", style)
+
+    def _gate_line(self, event: Event) -> str:
+        """Return a gate's verdict; the tasks at chance are named when they are others than before."""
+        from agent_forge.pipeline.report import facts
+
+        guessed = facts.guessed_in(event.metrics)
+        is_news, self._guessed = guessed != self._guessed, guessed
+        return facts.gate_line(event.metrics, name_guessed=is_news)
 
     def _is_new(self, event: Event) -> bool:
         """Return whether a message has not been said yet, in another stage or phase of the run."""
@@ -207,12 +216,6 @@ def _tidy(text: str) -> str:
     from agent_forge.pipeline.report import words
 
     return words.tidy(text)
-
-
-def _gate_line(event: Event) -> str:
-    from agent_forge.pipeline.report import facts
-
-    return facts.gate_line(event.metrics)
 
 
 def _escape(text: str) -> str:

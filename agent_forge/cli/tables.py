@@ -210,7 +210,7 @@ def status_table(rows: Sequence[Mapping[str, Any]], run_dir: str) -> Grid:
             row["phase"],
             Text(row["verdict"], COLOURS.get(row["tone"], "")),
             words.duration(row["seconds"]),
-            row["reason"] or (f"at {row['at']}" if row["at"] else ""),
+            row["reason"] or (f"at {row['at'].replace('_', ' ')}" if row["at"] else ""),
         ]
         for row in rows
     ]

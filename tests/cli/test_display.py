@@ -48,6 +48,16 @@ def test_the_gate_says_what_was_kept_and_what_is_at_chance() -> None:
     assert line == "bitnet · gate refused: text keeps 0.931 of the parent"
 
 
+def test_tasks_at_chance_are_named_again_only_when_they_change() -> None:
+    first, second = (sample_run.outcomes()[n].verdict or {} for n in (3, 4))
+    changed = {
+        **second,
+        "retentions": {**second["retentions"], "memory": second["retentions"]["text"]},
+    }
+    lines = lines_of([event("gate", metrics=verdict) for verdict in (first, second, changed)], 200)
+    assert ["at chance: reasoning" in line for line in lines] == [True, False, True]
+
+
 def test_a_thing_said_once_is_not_said_again_for_each_stage_and_phase() -> None:
     text = "float32 products (bfloat16 measured 0.1 times as fast as float32)"
     events = [

@@ -188,7 +188,7 @@ def test_a_reason_is_wrapped_between_words_beside_its_phase() -> None:
     column = lines[start].index("text keeps")
     assert lines[start + 1][:column].isspace()
     assert lines[start + 1][column] != " "
-    assert "at chaos_2 14/40" in lines[start + 2]
+    assert "at chaos 2 14/40" in lines[start + 2]
 
 
 def test_a_grid_that_cannot_fit_shows_each_row_below_its_first_cell() -> None:

@@ -14,7 +14,7 @@ import pytest
 from agent_forge.core.events import Event
 from agent_forge.pipeline import report
 from agent_forge.pipeline.outcome import Outcome
-from agent_forge.pipeline.report import charts, curves, facts, markdown, page, words
+from agent_forge.pipeline.report import cells, charts, curves, facts, markdown, page, words
 from scripts import sample_run
 
 VOID = {"meta", "br", "line", "circle", "rect", "polyline", "polygon"}
@@ -426,6 +426,23 @@ def test_values_that_are_not_finite_leave_a_gap() -> None:
     ]
     (curve,) = curves.telling_curves(lines)
     assert [x for x, _ in curve.stages[0][1]] == [s for s in range(1, 20) if s not in (5, 6)]
+
+
+def test_many_short_stages_are_one_line() -> None:
+    lines = [
+        progress(f"stage {s}", step, 9.0 - s - step / 9) for s in range(8) for step in range(1, 9)
+    ]
+    (curve,) = curves.telling_curves(lines)
+    assert len(curve.stages) == 8
+    ((_, points),) = curve.smoothed()
+    assert len(points) == 64
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+
+
+def test_turns_and_code_are_shown_as_what_they_are() -> None:
+    assert page.turns("user: a | b | assistant: c") == "user: a | b\nassistant: c"
+    assert cells.prose("a `b < c` d") == "a <code>b &lt; c</code> d"
+    assert cells.prose(f"a ` {EVIL}") == "a ` &lt;script&gt;alert(1)&lt;/script&gt;"
 
 
 def test_smoothing_keeps_a_straight_line_and_the_number_of_points() -> None:

@@ -308,7 +308,8 @@ def _report(
     }
     summary = (
         f"{size:,} bytes: {100 * size / fp32_bytes:.1f}% of fp32, {100 * metrics['bytes_of_parent']:.0f}% of the parent's "
-        f"{parent.manifest.deployable_bytes:,}; quality {figures['quality']:.3f} of the parent's (perplexity, worst kind); "
+        f"{parent.manifest.deployable_bytes:,} bytes; quality {figures['quality']:.3f} of the parent's "
+        "(perplexity, worst kind); "
         f"bits per byte kept on text that was not in the calibration: {evaluate.kept_text(figures)}"
     )
     shares = [

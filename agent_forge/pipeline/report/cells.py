@@ -96,6 +96,16 @@ def size_cell(count: float) -> str:
     return data(count, words.size(count)) if count else ""
 
 
+def prose(text: str) -> str:
+    """Return a phase's sentence, with what stands between backticks as code."""
+    parts = html.escape(text).split("`")
+    if len(parts) % 2 == 0:
+        return html.escape(text)
+    return "".join(
+        f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)
+    )
+
+
 def time_cell(seconds: float) -> str:
     """Return a time with its exact seconds behind it; "" for none."""
     return data(seconds, words.duration(seconds)) if seconds else ""

@@ -20,6 +20,7 @@ METRICS = {
 }
 LEAST_POINTS = 8
 NOISE = 3.0  # standard errors by which the ends of a curve must differ
+MOST_LINES = 5  # stages that have a line each
 WINDOW_SHARE = 0.1  # of a stage's points go into one smoothed point
 Points = list[tuple[float, float]]
 
@@ -37,7 +38,12 @@ class Curve:
         return METRICS.get(self.metric, self.metric)
 
     def smoothed(self) -> list[tuple[str, Points]]:
-        """Return the stages with running means, in windows that grow with the stage."""
+        """Return the stages with running means, in windows that grow with the stage.
+
+        Many short stages are one line, because their pieces would say less than the whole.
+        """
+        if len(self.stages) > MOST_LINES:
+            return [("", smooth([point for _, points in self.stages for point in points]))]
         return [(name, smooth(points)) for name, points in self.stages]
 
 

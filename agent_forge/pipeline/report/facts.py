@@ -299,8 +299,11 @@ def notes(phase: PhaseFacts) -> list[str]:
     ]
 
 
-def gate_line(verdict: Mapping[str, Any]) -> str:
-    """Return a gate's verdict in one line: "passed: text .980 (≥ .977); at chance: memory"."""
+def gate_line(verdict: Mapping[str, Any], *, name_guessed: bool = True) -> str:
+    """Return a gate's verdict in one line: "passed: text .980 (≥ .977); at chance: memory".
+
+    name_guessed: False leaves out the tasks at chance, where an earlier line has named them.
+    """
     if not verdict.get("passed", True):
         return f"refused: {'; '.join(map(words.tidy, verdict.get('reasons', [])))}"
     retentions, scores = verdict.get("retentions", {}), verdict.get("scores", {})
@@ -310,11 +313,16 @@ def gate_line(verdict: Mapping[str, Any]) -> str:
         for name, entry in rows.items()
         if not entry.get("at_chance")
     ]
-    guessed = [words.task(name) for name, entry in rows.items() if entry.get("at_chance")]
     text = ", ".join(parts)
-    if guessed:
+    if name_guessed and (guessed := guessed_in(verdict)):
         text += f"{'; ' * bool(text)}at chance: {', '.join(guessed)}"
     return f"passed: {text}" if text else "passed"
+
+
+def guessed_in(verdict: Mapping[str, Any]) -> list[str]:
+    """Return the tasks, in words, on which a gate could compare nothing."""
+    rows = verdict.get("retentions", {}) or verdict.get("scores", {})
+    return [words.task(name) for name, entry in rows.items() if entry.get("at_chance")]
 
 
 def _score_short(entry: Mapping[str, Any]) -> str:

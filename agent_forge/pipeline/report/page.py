@@ -228,7 +228,7 @@ def _phase(phase: PhaseFacts, lines: Sequence[curves.Curve]) -> str:
         f'<section class="phase" id="{_anchor(phase)}"><h2>{phase.position}. '
         f"{html.escape(phase.name)} {cells.badge(phase.verdict, phase.tone)}</h2>",
         f'<p class="lead">{html.escape(phase.purpose)}</p>' if phase.purpose else "",
-        f"<p>{html.escape(facts.finding(phase))}</p>",
+        f"<p>{cells.prose(facts.finding(phase))}</p>",
         *(f'<p class="bad-text">Refused: {html.escape(reason)}</p>' for reason in phase.reasons),
         _gate(phase),
         _facts(phase),
@@ -261,7 +261,7 @@ def _facts(phase: PhaseFacts) -> str:
     files = words.size(outcome.file_bytes)
     pairs = [
         ("Over its parent", html.escape(facts.gain(phase))),
-        ("Over an equal budget", html.escape(facts.baseline(phase)) if outcome.report else ""),
+        ("Over an equal budget", cells.prose(facts.baseline(phase)) if outcome.report else ""),
         ("Notes", "<br>".join(html.escape(words.sentence(note)) for note in facts.notes(phase))),
         ("Size", cells.size_cell(outcome.deployable_bytes)
          + (f" packed; the checkpoint's files have {html.escape(files)}" if files else "")),
@@ -303,7 +303,7 @@ def _curve(phase: PhaseFacts, line: curves.Curve) -> str:
     names = [words.label(name)[0] for name, _ in line.stages]
     chart = charts.curve(
         f"{_anchor(phase)}-{line.metric}", f"{phase.name}: {line.label}", "step", line.label,
-        [(name, points) for name, (_, points) in zip(names, line.smoothed(), strict=True)],
+        [(words.label(name)[0], points) for name, points in line.smoothed()],
         [points for _, points in line.stages],
     )  # fmt: skip
     caption = "Thick: smoothed. Thin: as measured."
@@ -316,10 +316,15 @@ def _samples(samples: Sequence[str]) -> str:
     if not samples:
         return ""
     shown, more = samples[:SAMPLES_SHOWN], samples[SAMPLES_SHOWN:SAMPLES_KEPT]
-    text = "".join(f"<pre>{html.escape(sample)}</pre>" for sample in shown)
-    rest = "".join(f"<pre>{html.escape(sample)}</pre>" for sample in more)
+    text = "".join(f"<pre>{html.escape(turns(sample))}</pre>" for sample in shown)
+    rest = "".join(f"<pre>{html.escape(turns(sample))}</pre>" for sample in more)
     details = f"<details><summary>More samples</summary>{rest}</details>" if more else ""
     return f"<h3>Samples</h3>{text}{details}"
+
+
+def turns(sample: str) -> str:
+    """Return a conversation that a phase wrote in one line with each turn on its own."""
+    return re.sub(r" \| (?=(?:system|user|assistant|tool): )", "\n", sample)
 
 
 def _internals(phase: PhaseFacts, report: Mapping[str, Any]) -> str:
