@@ -8,7 +8,7 @@ DASHBOARD := agent_forge/server/dashboard
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-all smollm2 dashboard dashboard-types test coverage nightly mutants lint types check bench demo clean
+.PHONY: help setup run-all smollm2 dashboard dashboard-types test coverage nightly mutants lint types check compliance bench demo clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
@@ -54,6 +54,9 @@ types: $(STAMP) ## static types
 	$(BIN)/mypy
 
 check: lint types test ## what CI runs
+
+compliance: $(STAMP) ## Power of Ten counts, SBOM, bandit, pip-audit, npm audit, leak test (ARGS=--strict)
+	$(BIN)/python -m scripts.compliance $(ARGS)
 
 bench: $(STAMP) ## time and peak memory per phase of a run (python -m scripts.bench list names all benches)
 	$(BIN)/python -m scripts.bench run run_all $(ARGS)

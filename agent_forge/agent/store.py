@@ -17,6 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from agent_forge.agent.embedding import DIMENSIONS, embed, fuse, words
+from agent_forge.agent.ranking import TextRanking, ranks_alike
 from agent_forge.agent.schema import upgrade
 from agent_forge.core.errors import StorageError
 
@@ -46,6 +47,7 @@ class Store:
     ) -> None:
         self.path = str(path)
         self._vectors: dict[str, tuple[int, NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._rankings: dict[str, tuple[int, TextRanking]] = {}
         self._turns: AbstractContextManager[Any] = nullcontext()
         try:
             if self.path != MEMORY and not read_only:
@@ -121,6 +123,7 @@ class Store:
             self.connection.executemany(
                 f"DELETE FROM {table}_text WHERE rowid = ?", [(i,) for i in ids]
             )
+            self.change("UPDATE revisions SET number = number + 1 WHERE name = ?", table)
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query with bound values."""
@@ -137,9 +140,13 @@ class Store:
         Rows with equal scores are ordered by id.
         """
         assert table in TABLES
-        quoted = " OR ".join(f'"{word}"' for word in dict.fromkeys(words(query)))
-        if not quoted:
+        sought = list(dict.fromkeys(words(query)))
+        if not sought:
             return []
+        if table == "passages" and ranks_alike(sought):
+            with self._one_moment():
+                return self._ranking(table).best(sought, limit)
+        quoted = " OR ".join(f'"{word}"' for word in sought)
         sql = (
             f"SELECT rowid, -bm25({table}_text) AS score FROM {table}_text WHERE "
             f"{table}_text MATCH ? "
@@ -178,19 +185,39 @@ class Store:
         They are read again only after a change, by whatever process: the file counts changes.
         """
         assert table in _CURRENT
-        self.connection.execute("SAVEPOINT vectors")  # the count and the rows of one moment
-        try:
-            ((revision,),) = self.rows("SELECT number FROM revisions WHERE name = ?", table)
+        with self._one_moment():
+            revision = self._revision(table)
             cached = self._vectors.get(table)
             if cached is not None and cached[0] == revision:
                 return cached[1], cached[2]
             ids, vectors = self._read_vectors(table)
-        finally:
-            self.connection.execute("RELEASE vectors")
         self._vectors.pop(table, None)
         if vectors.nbytes <= CACHE_BYTES:
             self._vectors[table] = (revision, ids, vectors)
         return ids, vectors
+
+    def _ranking(self, table: str) -> TextRanking:
+        """Return the text ranking of a table, made again after a change."""
+        revision = self._revision(table)
+        cached = self._rankings.get(table)
+        if cached is None or cached[0] != revision:
+            cached = revision, TextRanking(self.connection, f"{table}_text")
+            self._rankings[table] = cached
+        return cached[1]
+
+    def _revision(self, table: str) -> int:
+        """Return the number of changes of a table, by whatever process."""
+        ((number,),) = self.rows("SELECT number FROM revisions WHERE name = ?", table)
+        return int(number)
+
+    @contextmanager
+    def _one_moment(self) -> Iterator[None]:
+        """Read everything inside from one state of the file."""
+        self.connection.execute("SAVEPOINT moment")
+        try:
+            yield
+        finally:
+            self.connection.execute("RELEASE moment")
 
     def _read_vectors(self, table: str) -> tuple["NDArray[np.int64]", "NDArray[np.float32]"]:
         where = f"FROM {table} WHERE {_CURRENT[table]}"

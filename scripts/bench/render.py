@@ -22,6 +22,7 @@ TOPICS = (
     "Training",
     "Ternary weights",
     "Memory and depth",
+    "Agent",
     "Gates",
     "The default run",
 )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from agent_forge.agent import Memory
-from agent_forge.agent.embedding import embed
+from agent_forge.agent.documents import DocumentIndex
+from agent_forge.agent.embedding import embed, words
 from agent_forge.agent.memory import new_session, user_file
 from agent_forge.agent.store import Store, to_blob
 from agent_forge.cli.chatting import memory_file
@@ -267,3 +268,62 @@ def test_a_disk_that_is_full_is_one_line_and_the_file_stays_whole(small_disk: Pa
         fill()
     assert [fact.content for fact in memory.semantic.all()] == ["52"]
     assert memory.store.rows("PRAGMA integrity_check") == [("ok",)]
+
+
+def by_fts5(store: Store, query: str, limit: int) -> list[tuple[int, float]]:
+    """Return what FTS5's own bm25() ranks first."""
+    quoted = " OR ".join(f'"{word}"' for word in dict.fromkeys(words(query)))
+    sql = (
+        "SELECT rowid, -bm25(passages_text) AS score FROM passages_text "
+        "WHERE passages_text MATCH ? ORDER BY score DESC, rowid LIMIT ?"
+    )
+    return [(int(i), float(score)) for i, score in store.rows(sql, quoted, limit)]
+
+
+LETTERS = [
+    "the",
+    "the",
+    "the",
+    "of",
+    "of",
+    "a",
+    "harbor",
+    "winter",
+    "code",
+    "47",
+    "naïve",
+    "gate_north",
+    "x1",
+]
+
+
+@pytest.mark.parametrize("limit", [1, 5, 1000])
+def test_the_ranking_of_passages_is_that_of_fts5_after_every_change(limit: int) -> None:
+    generator = random.Random(limit)
+    index = DocumentIndex(Store())
+    for change in range(3):
+        for number in range(40):
+            text = " ".join(generator.choices(LETTERS, k=generator.randint(1, 300)))
+            index.insert(text, f"{change} {number}")
+        index.store.hide("passages", [1 + change])
+        for _ in range(20):
+            query = " ".join(generator.choices([*LETTERS, "absent"], k=generator.randint(1, 5)))
+            expected = by_fts5(index.store, query, 10**6)
+            ranking = index.store.match("passages", query, limit)
+            # Sums in another order differ in their last bits, so equal scores may change places.
+            scores = [score for _, score in expected][:limit]
+            assert [score for _, score in ranking] == pytest.approx(scores, rel=1e-9)
+            assert dict(ranking) == pytest.approx({i: dict(expected)[i] for i, _ in ranking})
+
+
+def test_a_ranking_whose_words_do_not_fit_in_memory_reads_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent_forge.agent.ranking.MOST_POSTINGS", 3)
+    index = DocumentIndex(Store())
+    for number in range(4):
+        index.insert(f"harbor winter {'code ' * number}", str(number))
+    for query in ("harbor code", "winter", "harbor winter code", "code"):
+        assert index.store.match("passages", query, 9) == [
+            (i, pytest.approx(score)) for i, score in by_fts5(index.store, query, 9)
+        ]
