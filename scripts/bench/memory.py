@@ -48,7 +48,9 @@ def run(arguments: Sequence[str] = ()) -> Result:
         print(f"{figure.claim:44} {figure.figure:10.2f} {figure.unit:8} {figure.n}")
     return Result(
         claim=CLAIM, topic="Agent", bar=BAR, n=f"{options.queries} queries per kind",
-        note="One core of the machine; the file is in the page cache.", figures=figures, **place,
+        note="One core of the machine, the file in the page cache. The first query reads vectors "
+        f"and lengths. Load average {os.getloadavg()[1]:.0f}: the clock counts waiting for a core.",
+        figures=figures, **place,
         **bars_met(figures),
     )  # fmt: skip
 

@@ -89,6 +89,8 @@ def judge_pip_audit(stdout: str, stderr: str) -> Check:
         f"- skipped: {p['name']}: {p['skip_reason']}" for p in packages
         if p.get("skip_reason") and p["name"].lower() not in OWN
     ]  # fmt: skip
+    if packages and len(skipped) == sum(p["name"].lower() not in OWN for p in packages):
+        return _unreachable("pip-audit", skipped[0].removeprefix("- "))
     weak = [
         f"- {p['name']} {p['version']}: {v['id']}, mended in {', '.join(v['fix_versions']) or '?'}"
         for p in packages for v in p.get("vulns", [])

@@ -135,6 +135,8 @@ def test_an_audit_that_reached_no_source_is_not_judged() -> None:
     result = scanners.judge_pip_audit("", "long trace\nConnectionError: Name not known\n")
     assert result.status == NOT_JUDGED
     assert result.summary == "no advisory source was reachable: ConnectionError: Name not known"
+    # An index without advisories answers for each package that it does not know it.
+    assert scanners.judge_pip_audit(pip_report(SKIPPED, OURS), "").status == NOT_JUDGED
     refused = '{"error": {"code": "ENOTFOUND"}}'
     assert scanners.judge_npm_audit("npm audit", refused, "").status == NOT_JUDGED
 
