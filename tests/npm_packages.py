@@ -14,7 +14,7 @@ SERVERS = {
     "@modelcontextprotocol/server-filesystem": "2026.8.31",
     "@modelcontextprotocol/server-memory": "2026.8.31",
 }
-CLIENTS = {"@modelcontextprotocol/sdk": "1.29.0", "@modelcontextprotocol/inspector": "0.17.5"}
+CLIENTS = {"@modelcontextprotocol/sdk": "1.32.2", "@modelcontextprotocol/inspector": "0.17.5"}
 
 
 def installed(factory: pytest.TempPathFactory, name: str, packages: dict[str, str]) -> Path:

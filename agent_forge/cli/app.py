@@ -12,6 +12,7 @@ from agent_forge.cli import (
     exporting,
     indexing,
     inspection,
+    mcp_command,
     merging,
     phase_commands,
     scoring,
@@ -49,6 +50,7 @@ merging.add_to(app)
 scoring.add_to(app)
 chatting.add_to(app)
 tool_commands.add_to(app)
+mcp_command.add_to(app)
 data_commands.add_to(app)
 exporting.add_to(app)
 encrypting.add_to(app)
