@@ -14,7 +14,7 @@ from agent_forge.agent.events import AgentEvent, Called, Done, Finish, Said, Tho
 from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrings
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, run_calls
-from agent_forge.data.chat import encode_prompt, stop_ids
+from agent_forge.data.chat import call_dialect, encode_prompt, kept_reply, stop_ids
 from agent_forge.runtime import talker
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ class LiveTurn:
             seed=limits.seed + number,
         )
         words, stops = Detokeniser(self.tokenizer), StopStrings(limits.stops)
-        speech = SpeechSplitter(thinking=self._is_thinking(prompt))
+        speech = SpeechSplitter(
+            thinking=self._is_thinking(prompt), dialect=call_dialect(self.tokenizer)
+        )
         count = 0
         for token in tokens:
             count += 1
@@ -136,7 +138,13 @@ class LiveTurn:
         yield from self._events(speech.push(stops.push(words.end()) + stops.end()))
         yield from self._events(speech.end())
         self.turn.cut = count >= limits.max_new_tokens and not stops.matched
-        calls = add_message(self.turn, speech.text.strip())
+        text = kept_reply(
+            self.tokenizer,
+            speech.text.strip(),
+            cut=self.turn.cut,
+            schemas=self.toolbox.parameters(),
+        )
+        calls = add_message(self.turn, text)
         self.said = ""
         return calls if limits.several_calls else calls[:1]
 

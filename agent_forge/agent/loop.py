@@ -24,7 +24,7 @@ from agent_forge.agent.tool_sources import kept_tools
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, decode_reply, run_calls
 from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_basic
-from agent_forge.data.chat import encode_content, encode_prompt, stop_ids
+from agent_forge.data.chat import encode_content, encode_prompt, speak_dialect, stop_ids
 from agent_forge.data.light_tokenizer import open_light
 from agent_forge.data.windows import positions
 from agent_forge.runtime.talker import open_talker
@@ -102,7 +102,9 @@ def answer_turns(
         for i, tokens in zip(active, replies, strict=True):
             turns[i].cut = len(tokens) >= max_new_tokens
             turns[i].usage.completion_tokens += len(tokens)
-            calls = add_message(turns[i], decode_reply(tokenizer, tokens))
+            calls = add_message(
+                turns[i], decode_reply(tokenizer, tokens, boxes[i], cut=turns[i].cut)
+            )
             for _ in run_calls(turns[i], calls, boxes[i]):
                 pass  # the events of a batch are nobody's; its turns hold all of them
         active = [i for i in active if not turns[i].finished]
@@ -143,6 +145,7 @@ class Agent:
         if not isinstance(settings, AgentSettings):
             settings = AgentSettings.from_manifest(settings or {})
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        speak_dialect(tokenizer, settings.calls)
         self.memory = memory if memory is not None else Memory()
         self.session = session
         # Asks a person whether a destructive call may run; nobody is asked by default.

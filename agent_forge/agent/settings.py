@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent_forge.core.errors import ConfigError, did_you_mean
+from agent_forge.data.call_dialects import check_name
 
 SCAFFOLDS = ("direct", "chain_of_thought", "few_shot", "self_consistency")
 _DECODER = ("temperature", "top_p", "max_new_tokens", "seed")
@@ -14,7 +15,7 @@ _SEARCH = ("endpoint", "timeout_seconds")
 _SCAFFOLD = ("name", "prompt", "examples", "samples")
 _KEYS = (
     "tools", "allow", "system", "decoder", "scaffold", "memory", "search", "max_rounds",
-    "code_sandbox",
+    "code_sandbox", "calls",
 )  # fmt: skip
 
 
@@ -48,6 +49,8 @@ class AgentSettings:
     search_timeout_seconds: float = 10.0
     max_rounds: int = 4  # generations in one reply: calls and the final answer
     code_sandbox: str = "monty"
+    # How the model writes calls: auto (its chat template tells), or a name of data/call_dialects.
+    calls: str = "auto"
 
     @classmethod
     def from_manifest(cls, agent: Mapping[str, Any]) -> "AgentSettings":
@@ -77,9 +80,17 @@ class AgentSettings:
                 f"agent.memory.summary must be one of {', '.join(SUMMARIES)}, got '{summary}'"
                 f"{did_you_mean(str(summary), SUMMARIES)}"
             )
+        check_name(agent.get("calls", "auto"))
         values = {
             key: agent[key]
-            for key in ("tools", "allow", "system", "max_rounds", "code_sandbox")
+            for key in (
+                "tools",
+                "allow",
+                "system",
+                "max_rounds",
+                "code_sandbox",
+                "calls",
+            )
             if key in agent
         }
         values |= {key: value for part in (decoder, memory) for key, value in part.items()}

@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent_forge.agent.calls import CALL_OPEN, TAGS, THINK_CLOSE, THINK_OPEN, text_without_calls
+from agent_forge.agent.calls import TAGS, THINK_CLOSE, THINK_OPEN
+from agent_forge.data import call_dialects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +35,12 @@ def hidden_ids(tokenizer: "PreTrainedTokenizerFast") -> frozenset[int]:
         control = set(tokenizer.all_special_ids) | {
             number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        control -= {tokenizer.convert_tokens_to_ids(tag) for tag in TAGS}
+        tags = {*TAGS, *call_dialects.all_tags()}
+        control -= {
+            number
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if token.content in tags
+        }
         known = (size, frozenset(control))
         _hidden[tokenizer] = known
     return known[1]
@@ -128,15 +134,16 @@ def held_back(text: str, marks: Sequence[str]) -> int:
 class SpeechSplitter:
     """Splits an assistant's text into what it says and what it thinks; calls are left out.
 
-    From the first tag of a call on everything is held back until the text has ended: only then
-    `text_without_calls` knows which calls are only quoted. White space around the text and around
+    From what may begin a call on everything is held back until the text has ended: only then the
+    dialect's own file knows which calls are only quoted. White space around the text and around
     thoughts is dropped.
 
-    thinking: the prompt has opened the thoughts already.
+    thinking: the prompt has opened the thoughts already. dialect: how the model writes calls.
     """
 
-    def __init__(self, *, thinking: bool = False) -> None:
+    def __init__(self, *, thinking: bool = False, dialect: str = call_dialects.DEFAULT) -> None:
         self.thinking = thinking
+        self._speaker = call_dialects.dialect(dialect)
         self.text = ""  # all that was pushed
         self._place = 0  # up to here it was read
         self._holds = False
@@ -147,13 +154,13 @@ class SpeechSplitter:
     def push(self, text: str) -> list[tuple[Kind, str]]:
         """Return the pieces of text and thoughts that are certain now."""
         self.text += text
-        return [] if self._holds else self._split(self.text, (CALL_OPEN,), is_end=False)
+        return [] if self._holds else self._split(self.text, self._speaker.OPENINGS, is_end=False)
 
     def end(self) -> list[tuple[Kind, str]]:
         """Return the pieces that were held back."""
         if not self._holds:
             return self._split(self.text, (), is_end=True)
-        words, before = text_without_calls(self.text), self.text[: self._place].lstrip()
+        words, before = self._speaker.scan(self.text).words, self.text[: self._place].lstrip()
         # Where nothing but a call follows, the words end in front of the white space before it.
         rest = words[len(before) :] if words.startswith(before) else ""
         self._holds = False

@@ -69,6 +69,10 @@ class Toolbox:
         """Return the tools in the form that chat templates take."""
         return [tool.schema() for tool in self._tools.values()]
 
+    def parameters(self) -> dict[str, Any]:
+        """Return the schema of each tool's arguments, by its name."""
+        return {name: tool.parameters for name, tool in self._tools.items()}
+
     def run(self, call: Call | BrokenCall, confirmed: str = "") -> Result:
         """Run one call and return its result; what went wrong is a result too.
 

@@ -20,6 +20,7 @@ from agent_forge.agent.events import Called, Finish, Ran, Usage
 from agent_forge.agent.text_stream import hidden_ids
 from agent_forge.agent.tool import Confirmation, Result
 from agent_forge.agent.toolbox import Toolbox
+from agent_forge.data.chat import kept_reply
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,7 +82,18 @@ def run_calls(
         yield Ran(number, result)
 
 
-def decode_reply(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[int]) -> str:
-    """Return the text of a reply without control tokens, except the tags of calls and thoughts."""
+def decode_reply(
+    tokenizer: "PreTrainedTokenizerFast",
+    tokens: Sequence[int],
+    toolbox: Toolbox | None = None,
+    *,
+    cut: bool = False,
+) -> str:
+    """Return the text of a reply without control tokens, except the tags of calls and thoughts.
+
+    Calls are written as Hermes writes them, whatever the model's own dialect is. toolbox: gives
+    values their types where the dialect writes all of them as text. cut: the tokens ran out.
+    """
     hidden = hidden_ids(tokenizer)
-    return str(tokenizer.decode([token for token in tokens if token not in hidden])).strip()
+    text = str(tokenizer.decode([token for token in tokens if token not in hidden])).strip()
+    return kept_reply(tokenizer, text, cut=cut, schemas=toolbox and toolbox.parameters())

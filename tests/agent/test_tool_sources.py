@@ -395,7 +395,7 @@ def test_a_manifest_keeps_schema_source_and_hash_and_nothing_of_it_runs_unasked(
     assert tools[3].destructive
     assert notes == [
         f"convert, total, sell: the code of {my_tools} is not loaded, so calls are not run; name "
-        "it with --tools, or trust the checkpoint's sources with --trust-tools"
+        "it with --tools to load it"
     ]
     # Trust holds for the file that the checkpoint knows, not for another under its name.
     tools, notes = kept_tools(entries, trusted=True)

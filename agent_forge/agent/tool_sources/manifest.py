@@ -53,7 +53,7 @@ def kept_tools(
         tools[tool.name] = tool
     notes += [
         f"{', '.join(names)}: the code of {place} is not loaded, so calls are not run; "
-        f"name it with --tools, or trust the checkpoint's sources with --trust-tools"
+        f"name it with --tools to load it"
         for place, names in idle.items()
     ]
     return list({**tools, **fresh}.values()), list(dict.fromkeys(notes))

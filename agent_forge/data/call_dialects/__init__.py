@@ -7,7 +7,8 @@
     functiongemma  <start_function_call>call:f{a:1}<end_function_call>
 
 A dialect is a module with TAGS (control tokens that a decoder must leave in the text), MARKS (what
-in a chat template betrays it), `write(calls) -> text` and `scan(text, cut, schemas) -> Scan`.
+in a chat template betrays it), OPENINGS (what a call may begin with), `write(calls) -> text` and
+`scan(text, cut, schemas) -> Scan`.
 Conversations that are kept are always written as Hermes does; `canonical` and `spoken` translate.
 """
 
@@ -44,6 +45,7 @@ class Dialect(Protocol):
 
     TAGS: tuple[str, ...]
     MARKS: tuple[str, ...]
+    OPENINGS: tuple[str, ...]
 
     def write(self, calls: Sequence[Call]) -> str:
         """Return calls as this dialect writes them."""

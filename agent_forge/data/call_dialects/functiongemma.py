@@ -16,6 +16,7 @@ from agent_forge.data.calls import BrokenCall, Call
 OPEN, CLOSE, ESCAPE = "<start_function_call>", "<end_function_call>", "<escape>"
 TAGS = (OPEN, CLOSE, ESCAPE)
 MARKS = (OPEN,)
+OPENINGS = (OPEN,)
 _NAME = re.compile(r"\s*(?:call:)?\s*([^\s{<]+)\s*(?=\{)")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?(?=\s*[,}\]])")
 _KEY = re.compile(r"[\w.\-]+")

@@ -32,6 +32,7 @@ from agent_forge.data.calls import (
 
 TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
 MARKS = (CALL_OPEN,)
+OPENINGS = (CALL_OPEN,)
 _ARGUMENT_KEYS = ("arguments", "parameters", "args")
 _FENCE = re.compile(r"^\s*```(?:\w+)?[ \t]*\n?|```\s*$")
 # Surplus braces and the end of a code fence may follow the last call in its tags.

@@ -29,6 +29,7 @@ TAG = "<|python_tag|>"
 ENDS = ("<|eom_id|>", "<|eot_id|>", "<|python_end|>")
 TAGS = (TAG, "<|python_start|>", "<|python_end|>")
 MARKS = (TAG, "<|python_start|>", "ipython")
+OPENINGS = (TAG, "<|python_start|>", "<function=", "[", "{")
 _CONSTANTS = {"true": True, "false": False, "null": None, "None": None}
 _LIST = r"\[\s*[A-Za-z_][\w.]*\(\s*(?:[A-Za-z_]\w*\s*=|\))"
 _OBJECT = r"\{\s*\"(?:name|type|function)\"\s*:"

@@ -25,6 +25,7 @@ TAG = "[TOOL_CALLS]"
 ARGUMENTS, CALL_ID = "[ARGS]", "[CALL_ID]"
 TAGS = (TAG, ARGUMENTS, CALL_ID)
 MARKS = (TAG,)
+OPENINGS = (TAG,)
 _NAMED = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\s*(\S*?)\s*)?(?:\[ARGS\])?\s*(?=\{)")
 _END = re.compile(r"\s*(?:</s>)?")
 

@@ -24,6 +24,7 @@ from agent_forge.data.calls import CALL_CLOSE, CALL_OPEN, BrokenCall, Call
 
 TAGS = (CALL_OPEN, CALL_CLOSE)
 MARKS = ("<function=",)
+OPENINGS = (CALL_OPEN, "<function=")
 Schemas = Mapping[str, Mapping[str, Any]]
 _OPENING = r"(?:<tool_call>\s*)?<function=[^>\n]+>"
 _NAME = re.compile(r"(?:<tool_call>\s*)?<function=([^>\n]+)>")
