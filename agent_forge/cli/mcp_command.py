@@ -101,7 +101,7 @@ def _serve_http(described: object, address: str, token_file: Path) -> None:
     host, port = read_address(address)
     token, is_new = token_of(token_file)
     hosts = local_hosts() if host in ("127.0.0.1", "localhost", "::1") else [f"{host}:*", host]
-    made = application(described, one_token(token), hosts=hosts)
+    offered = application(described, one_token(token), hosts=hosts)
     listening = socket.create_server((host, port))
     shown = f"http://{host}:{listening.getsockname()[1]}{PATH}"
     print(f"forge: MCP at {shown}; send the token as a bearer", file=sys.stderr)
@@ -109,7 +109,7 @@ def _serve_http(described: object, address: str, token_file: Path) -> None:
           if not os.environ.get("FORGE_MCP_TOKEN") else "forge: the token is FORGE_MCP_TOKEN",
           file=sys.stderr, flush=True)  # fmt: skip
     # The application's own lifespan runs its sessions.
-    uvicorn.Server(uvicorn.Config(made.app, log_level="warning")).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(offered.app, log_level="warning")).run(sockets=[listening])
 
 
 def read_address(text: str) -> tuple[str, int]:
