@@ -96,4 +96,5 @@ def decode_reply(
     """
     hidden = hidden_ids(tokenizer)
     text = str(tokenizer.decode([token for token in tokens if token not in hidden])).strip()
-    return kept_reply(tokenizer, text, cut=cut, schemas=toolbox and toolbox.parameters())
+    schemas = None if toolbox is None else toolbox.parameters()
+    return kept_reply(tokenizer, text, cut=cut, schemas=schemas)

@@ -150,8 +150,8 @@ def _memory(tools: _Tools, offer: Offer) -> None:
 
     for function in (memory_recall, memory_search, memory_sessions):
         tools.reading(function)
-    for function in (memory_remember, memory_note):
-        tools.adding(function)
+    tools.adding(memory_remember)
+    tools.adding(memory_note)
     tools.destroying(memory_forget)
 
 
