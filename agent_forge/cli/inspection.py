@@ -149,9 +149,9 @@ def _status_row(record: Path) -> dict[str, Any]:
             "seconds": round(outcome.seconds, 1), "outputs": outcome.outputs,
             "verdict": phase.verdict, "tone": phase.tone, "reason": reason(phase),
         }  # fmt: skip
-    last = next(
-        (e for e in reversed(list(read_events(record / EVENTS))) if e.kind == "progress"), None
-    )
+    last = None
+    for event in read_events(record / EVENTS):
+        last = event if event.kind == "progress" else last
     status = _unfinished(record)
     return {
         "phase": job["phase"], "status": status,

@@ -1,5 +1,6 @@
 """How a worker lives beside others: it ends with the process that started it, and may give way."""
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -37,7 +38,8 @@ def give_way(pid: int = 0) -> None:
     session of its own gets a new group, and calls this again. Where there are no such groups,
     niceness does it.
     """
-    os.setpriority(os.PRIO_PROCESS, pid, BACKGROUND_NICE)
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        os.setpriority(os.PRIO_PROCESS, pid, BACKGROUND_NICE)
     group = Path(f"/proc/{pid or 'self'}/autogroup")
     for _ in range(GROUP_TRIES):
         try:

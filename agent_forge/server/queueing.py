@@ -181,7 +181,9 @@ def set_state(
 
 def oldest_seq(connection: sqlite3.Connection) -> int:
     """Return the number from which on no event is missing."""
-    return int(store.setting(connection, WHOLE_FROM, 1))
+    whole_from = int(store.setting(connection, WHOLE_FROM, 1))
+    oldest = connection.execute("SELECT min(seq) FROM event").fetchone()[0]
+    return max(whole_from, oldest or 0)
 
 
 def last_seq(connection: sqlite3.Connection) -> int:

@@ -81,7 +81,9 @@ def place_order(place: Path) -> tuple[int, str]:
 def outcome_state(place: Path) -> JobState:
     """Return the state of a phase, from the outcome in its record."""
     outcome = read_outcome(place)
-    return JobState.INTERRUPTED if outcome is None else OF_OUTCOME[outcome.status]
+    return (
+        JobState.INTERRUPTED if outcome is None else OF_OUTCOME.get(outcome.status, JobState.FAILED)
+    )
 
 
 def end_of(job: Job, token: str, exit_code: int | None, log: str, registry: Registry) -> End:
@@ -96,7 +98,7 @@ def end_of(job: Job, token: str, exit_code: int | None, log: str, registry: Regi
         # A negative code is a signal that nobody answered: the job goes on from its last state.
         state = JobState.INTERRUPTED if exit_code < 0 else ENDS.get(exit_code, JobState.FAILED)
     elif last is not None and of_attempt and job.command != RUN_ALL:
-        state = OF_OUTCOME[last.status]
+        state = OF_OUTCOME.get(last.status, JobState.FAILED)
     elif last is not None and last.attempt == token and last.status == "failed":
         state = JobState.FAILED
     elif job.command in TOOLS and registry.id_of(Path(job.out)):

@@ -272,8 +272,10 @@ class Supervisor:
                     if time.monotonic() - scanned >= SCAN_SECONDS:
                         scanned = time.monotonic()
                         self.registry.scan()
-                    self._watcher.look()
-                    self._starter.start_waiting()
+                    try:
+                        self._watcher.look()
+                    finally:
+                        self._starter.start_waiting()
                     complaint = ""
                 except ForgeError as error:
                     if str(error) != complaint:  # said once, not four times per second

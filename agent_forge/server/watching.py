@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from sqlite3 import Connection
 
-from agent_forge.core.errors import StorageError
+from agent_forge.core.errors import ForgeError, StorageError
 from agent_forge.core.events import Event
 from agent_forge.server import commands, jobs, queueing, records, store
 from agent_forge.server.jobs import Job, JobState
@@ -50,15 +50,23 @@ class Watcher:
         self._watches: dict[str, Watch] = {}
 
     def look(self) -> None:
-        """Look at every job that has a process. Raises StorageError when nothing can be written."""
+        """Look at every job that has a process.
+
+        A job whose record or launcher gives trouble does not keep the others from being watched;
+        the last trouble is raised when all were looked at, as a ForgeError.
+        """
         with self.workplace.database.read() as connection:
             active = queueing.active(connection)
+        trouble: ForgeError | None = None
         for job in active:
             try:
                 self._look_at(job)
             except OSError as error:
-                # One unreadable record must not keep the other jobs from being watched.
-                raise StorageError(f"job {job.id}: cannot read its record: {error}") from error
+                trouble = StorageError(f"job {job.id}: cannot read its record: {error}")
+            except ForgeError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
 
     def _look_at(self, job: Job) -> None:
         watch = self._watch(job)

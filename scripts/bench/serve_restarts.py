@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -299,11 +300,31 @@ def flat(root: Path, jobs: int) -> dict[str, tuple[int, int]]:
     return usage
 
 
+def stub_cycles(place: Path, args: argparse.Namespace) -> Cycles:
+    """Run the cycles with a stub job, on several roots at a time; return all that was seen."""
+    parts = [Cycles(place / f"stub-{n}", args.seed + n) for n in range(args.roots)]
+    counts = [args.cycles // args.roots + (n < args.cycles % args.roots) for n in range(args.roots)]
+
+    def work(part: Cycles, count: int) -> None:
+        part.run(count)
+        part.finish()
+
+    with ThreadPoolExecutor(args.roots) as pool:
+        list(pool.map(work, parts, counts))
+    whole = Cycles(place / "whole", args.seed)
+    for part in parts:
+        whole.late += part.late
+        whole.problems += part.problems
+        whole.events += part.events
+    return whole
+
+
 def options(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the arguments."""
     parser = argparse.ArgumentParser(prog="serve_restarts", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cycles", type=int, default=1000, help="with a stub job")
+    parser.add_argument("--roots", type=int, default=4, help="servers at a time, each its own jobs")
     parser.add_argument("--real", type=int, default=20, help="kills while a real run-all runs")
     parser.add_argument("--jobs", type=int, default=100, help="on one server, for its memory")
     parser.add_argument("--seed", type=int, default=0)
@@ -314,9 +335,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
     """Run the cycles and judge them."""
     args = options(arguments)
     with tempfile.TemporaryDirectory() as place:
-        cycles = Cycles(Path(place) / "stub", args.seed)
-        cycles.run(args.cycles)
-        cycles.finish()
+        cycles = stub_cycles(Path(place), args)
         usage = flat(Path(place) / "flat", args.jobs)
         real = real_cycles(Path(place) / "real", args.real, args.seed) if args.real else None
     for problem in [*cycles.problems, *(real["problems"] if real else [])]:

@@ -2,14 +2,25 @@
 
 import itertools
 import sqlite3
+import threading
 
 import pytest
 
-from agent_forge.core.errors import ConfigError
-from agent_forge.server import jobs
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError, StorageError
+from agent_forge.server import database as database_module
+from agent_forge.server import jobs, store
+from agent_forge.server.database import Database
 from agent_forge.server.jobs import ALLOWED, JobState, UnknownJob, WrongState
+from agent_forge.server.records import EventFiles
 from agent_forge.server.supervisor import Supervisor
-from tests.server.conftest import until, until_state
+from agent_forge.server.watching import Watcher
+from tests.server.conftest import (
+    end_jobs,
+    quick_settings,
+    stub_launcher,
+    until,
+    until_state,
+)
 
 
 def test_a_job_runs_to_its_end_and_its_events_are_whole(supervisor: Supervisor) -> None:
@@ -112,3 +123,100 @@ def test_the_database_is_whole_and_private_after_jobs(supervisor: Supervisor) ->
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     connection.close()
+
+
+def test_a_failed_job_pauses_a_queue_that_does_not_go_on_after_errors(
+    supervisor: Supervisor,
+) -> None:
+    assert supervisor.queue().continue_on_error
+    supervisor.set_queue(continue_on_error=False)
+    failed, waiting = supervisor.submit("train", ["end=failed"]), supervisor.submit("train")
+    until_state(supervisor, failed, JobState.FAILED)
+    until(lambda: supervisor.queue().paused)
+    assert supervisor.get(waiting.id).state is JobState.QUEUED
+    supervisor.set_queue(paused=False)
+    until_state(supervisor, waiting, JobState.SUCCEEDED)
+    assert supervisor.resume(failed.id).state is JobState.QUEUED
+
+
+def test_each_job_has_accelerators_of_its_own(database: Database) -> None:
+    settings = quick_settings(gpus=["3", "7"])
+    supervisor = Supervisor(database, database.path.parent, stub_launcher(), settings=settings)
+    supervisor.start()
+    first, second, both = (
+        supervisor.submit("train", ["end=hang", f"runtime.processes={count}"])
+        for count in (1, 1, 2)
+    )
+    until(lambda: len(supervisor.queue().active) == 2)
+    with database.read() as connection:
+        taken = [store.last_attempt(connection, job.id) for job in (first, second)]
+    assert [attempt.gpus for attempt in taken if attempt] == [["3"], ["7"]]
+    assert supervisor.get(both.id).state is JobState.QUEUED
+    supervisor.cancel(first.id)
+    until_state(supervisor, first, JobState.CANCELLED)
+    assert supervisor.get(both.id).state is JobState.QUEUED
+    supervisor.cancel(second.id)
+    until_state(supervisor, both, JobState.RUNNING)
+    with pytest.raises(ConfigError, match="needs as many accelerators"):
+        supervisor.submit("train", ["runtime.processes=3"])
+    end_jobs(supervisor)
+    supervisor.close()
+
+
+def test_a_full_disk_refuses_new_jobs_and_shows_the_others(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = until_state(supervisor, supervisor.submit("train"), JobState.SUCCEEDED)
+    monkeypatch.setattr(database_module, "RESERVE_BYTES", 1 << 60)
+    with pytest.raises(StorageError, match="bytes are free"):
+        supervisor.submit("train")
+    assert [listed.id for listed in supervisor.list()] == [job.id]
+
+
+def test_requests_that_cross_one_another_are_defined(supervisor: Supervisor) -> None:
+    job = supervisor.submit("train", ["end=hang", "stubborn=1"])
+    until(lambda: supervisor.get(job.id).progress > 0)
+    assert supervisor.pause(job.id).state is JobState.PAUSING
+    with pytest.raises(WrongState, match="is pausing"):
+        supervisor.resume(job.id)
+    assert supervisor.cancel(job.id).state is JobState.CANCELLING
+    with pytest.raises(WrongState, match="is cancelling"):
+        supervisor.pause(job.id)
+    supervisor.settings.grace_seconds = 0.1
+    until_state(supervisor, job, JobState.CANCELLED)
+    assert supervisor.cancel(job.id).state is JobState.CANCELLED
+    with pytest.raises(CheckpointError, match="no checkpoint 'nothing'"):
+        supervisor.submit("train", sources=["nothing"])
+
+
+def test_one_unreadable_record_does_not_hide_the_other_jobs(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor.settings.cpu_jobs = 2
+    broken = supervisor.submit("train", ["end=hang"])
+    until(lambda: supervisor.get(broken.id).progress > 0)
+    read = EventFiles.read
+
+    def fails(files: EventFiles) -> object:
+        if broken.id in str(files.record):
+            raise PermissionError(13, "no", "events.jsonl")
+        return read(files)
+
+    monkeypatch.setattr(EventFiles, "read", fails)
+    until_state(supervisor, supervisor.submit("train"), JobState.SUCCEEDED)
+    monkeypatch.undo()
+
+
+def test_a_defect_of_the_supervisor_is_told_to_whoever_asks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(
+        database, database.path.parent, stub_launcher(), settings=quick_settings()
+    )
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(Watcher, "look", lambda _: {}["a defect"])
+    supervisor.start()
+    until(lambda: supervisor._defect is not None)
+    with pytest.raises(PhaseError, match="not watched any more"):
+        supervisor.submit("train")
+    supervisor.close()
