@@ -106,7 +106,10 @@ def value_right(
 
     Inside objects, the acceptable ones hold a list of acceptable values per key.
     """
-    if not _typed(value, schema, strict=strict):
+    # The leaderboard takes the name of a variable where a schema wants another type, as long as an
+    # acceptable value is such a name.
+    variable = not strict and isinstance(value, str) and any(type(one) is str for one in acceptable)
+    if not variable and not _typed(value, schema, strict=strict):
         return False
     return any(_same(value, one, schema, strict=strict) for one in acceptable)
 
@@ -146,13 +149,13 @@ def _same_object(
         return False
     properties = schema.get("properties", {})
     for key, options in other.items():
-        acceptable = options if isinstance(options, list) and "properties" in schema else [options]
+        # A list is acceptable values or one value: either may agree.
+        acceptable = [*options, options] if isinstance(options, list) else [options]
         if key not in value:
             if OMITTED not in acceptable:
                 return False
         elif not any(
-            _same(value[key], one, properties.get(key, {}), strict=strict)
-            for one in [*acceptable, options]
+            _same(value[key], one, properties.get(key, {}), strict=strict) for one in acceptable
         ):
             return False
     return True

@@ -71,6 +71,7 @@ def test_calls_are_right_in_any_order_where_a_greedy_pairing_would_fail() -> Non
         ("o", {"k": "v"}, [{"k": ["u", "v"]}], True, True),
         ("o", {"k": "v", "z": 1}, [{"k": ["v"]}], False, False),
         ("o", {}, [{"k": ["v", ""]}], True, True),
+        ("a", "data['x']", ["data['x']"], False, True),
         ("o", {}, [{"k": ["v"]}], False, False),
     ],
 )
@@ -90,6 +91,16 @@ def test_values_are_compared(
 def test_only_arguments_that_may_be_left_out_are(arguments: dict[str, Any], right: bool) -> None:
     expected = {"name": "f", "arguments": {"n": [1, ""], "s": ["a", ""]}}
     assert calling.call_right(Call("f", arguments), expected, SCHEMA) is right
+
+
+@pytest.mark.parametrize("options", [[2], [2, 3], 2])
+def test_a_key_inside_an_object_holds_acceptable_values_or_one_value(options: Any) -> None:
+    """Some of the leaderboard's objects have no schema of their own."""
+    for strict in (True, False):
+        assert calling.value_right({"k": 2}, [{"k": options}], {"type": "object"}, strict=strict)
+        assert not calling.value_right(
+            {"k": 4}, [{"k": options}], {"type": "object"}, strict=strict
+        )
 
 
 def test_a_dot_in_a_name_may_be_an_underscore_for_the_leaderboard_alone() -> None:

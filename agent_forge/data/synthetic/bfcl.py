@@ -39,12 +39,13 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(call: Mapping[str, Any], tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first acceptable values; what may be left out is left out."""
-    properties = tool.get("parameters", {}).get("properties", {})
+    """Return the first acceptable values; what may be left out and is not required is left out."""
+    parameters = tool.get("parameters", {})
+    properties, required = parameters.get("properties", {}), parameters.get("required", ())
     return {
-        name: _settled(options[0], properties.get(name, {}))
+        name: _settled(next(one for one in options if one != ""), properties.get(name, {}))
         for name, options in call["arguments"].items()
-        if "" not in options
+        if "" not in options or (name in required and any(one != "" for one in options))
     }
 
 
