@@ -24,6 +24,7 @@ TOPICS = (
     "Memory and depth",
     "Agent",
     "Gates",
+    "Service",
     "The default run",
 )
 MOST_ROWS = 8  # further figures of one run that the page shows; the JSON has all

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, HTTPException
 
 from agent_forge.core.errors import ForgeError
 from agent_forge.server import forms
@@ -41,6 +41,8 @@ def router(service: Service) -> APIRouter:
         """Compose a config as its job would, check its inputs, and estimate time, memory, disk."""
         try:
             return await _validated(service, request)
+        except TimeoutError:
+            raise HTTPException(503, "composing took too long; send it again") from None
         except ForgeError as error:
             if status_of(error) >= SERVER_ERROR and status_of(error) != 507:
                 raise
