@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from agent_forge import __version__
@@ -29,13 +30,15 @@ class Door:
     """A part of the server that another room built.
 
     router: included at `prefix`, its routes need the scope, or none where that is "". app: an ASGI
-    application mounted at `prefix`. lifespan: entered when the server starts, left when it stops.
-    public: paths that need no key.
+    application mounted at `prefix`. routes: of an ASGI application that names its own paths, at
+    `prefix` and below. lifespan: entered when the server starts, left when it stops. public: paths
+    that need no key.
     """
 
     prefix: str = ""
     scope: str = "read"
     router: APIRouter | None = None
+    routes: Sequence[BaseRoute] = ()
     app: ASGIApp | None = None
     lifespan: Lifespan | None = None
     public: tuple[str, ...] = ()
@@ -65,6 +68,7 @@ def create_app(service: Service, doors: Sequence[Door] = ()) -> FastAPI:
         if door.router is not None:
             needed = [Depends(needs(door.scope))] if door.scope else []
             app.include_router(door.router, prefix=door.prefix, dependencies=needed)
+        app.router.routes.extend(door.routes)
         if door.app is not None:
             app.mount(door.prefix or "/", door.app)
     return app
@@ -73,10 +77,8 @@ def create_app(service: Service, doors: Sequence[Door] = ()) -> FastAPI:
 def protected(app: ASGIApp, wall: Wall, doors: Sequence[Door] = ()) -> ASGIApp:
     """Return the application behind its wall, which knows the doors."""
     wall.public = (*wall.public, *PUBLIC, *(path for door in doors for path in door.public))
-    wall.mounted = {
-        **wall.mounted,
-        **{door.prefix: door.scope for door in doors if door.app is not None and door.prefix},
-    }
+    guarded = [door for door in doors if door.prefix and (door.app is not None or door.routes)]
+    wall.mounted = {**wall.mounted, **{door.prefix: door.scope for door in guarded}}
     return wall.around(app)
 
 
