@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent.calls import THINK_OPEN, BrokenCall, Call
 from agent_forge.agent.events import AgentEvent, Called, Done, Finish, Said, Thought
+from agent_forge.agent.grammar import CALLS, NONE, REQUIRED, token_mask
 from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrings
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, run_calls
@@ -30,6 +31,7 @@ class TurnLimits:
 
     max_rounds: generations, the calls and the final answer. seed: of the first; each further one
     has the next. stops: texts that end the reply. runs_calls: False leaves calls to the caller.
+    grammar: as in grammar.py.
     several_calls: False drops what follows the first call of a message.
     """
 
@@ -40,6 +42,7 @@ class TurnLimits:
     seed: int = 0
     stops: Sequence[str] = ()
     runs_calls: bool = True
+    grammar: str = NONE
     several_calls: bool = True
 
 
@@ -119,6 +122,14 @@ class LiveTurn:
             temperature=limits.temperature,
             top_p=limits.top_p,
             seed=limits.seed + number,
+            mask=token_mask(
+                self.tokenizer,
+                self.toolbox.enabled(),
+                # After a result the answer may be words; before it the message is the call.
+                CALLS if number and limits.grammar == REQUIRED else limits.grammar,
+                ends,
+                limits.max_new_tokens,
+            ),
         )
         words, stops = Detokeniser(self.tokenizer), StopStrings(limits.stops)
         speech = SpeechSplitter(

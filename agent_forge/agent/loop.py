@@ -266,6 +266,7 @@ class Agent:
             top_p=settings.top_p,
             seed=settings.seed + 1000 * number,
             stops=stops,
+            grammar=settings.grammar,
         )
         return LiveTurn(
             self.model, self.tokenizer, conversation, self.toolbox, limits, self.confirm

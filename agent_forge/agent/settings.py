@@ -9,13 +9,14 @@ from agent_forge.data.call_dialects import check_name
 
 SCAFFOLDS = ("direct", "chain_of_thought", "few_shot", "self_consistency")
 _DECODER = ("temperature", "top_p", "max_new_tokens", "seed")
+GRAMMARS = ("none", "calls", "required")
 SUMMARIES = ("sentences", "model", "none")
 _MEMORY = ("working_tokens", "recall_facts", "summary")
 _SEARCH = ("endpoint", "timeout_seconds")
 _SCAFFOLD = ("name", "prompt", "examples", "samples")
 _KEYS = (
     "tools", "allow", "system", "decoder", "scaffold", "memory", "search", "max_rounds",
-    "code_sandbox", "calls",
+    "code_sandbox", "calls", "grammar",
 )  # fmt: skip
 
 
@@ -51,6 +52,9 @@ class AgentSettings:
     code_sandbox: str = "monty"
     # How the model writes calls: auto (its chat template tells), or a name of data/call_dialects.
     calls: str = "auto"
+    # Decoding under a grammar: none, calls (whatever is written as a call fits its tool's schema), or
+    # required (a message begins as such a call). It mends syntax alone.
+    grammar: str = "none"
 
     @classmethod
     def from_manifest(cls, agent: Mapping[str, Any]) -> "AgentSettings":
@@ -81,6 +85,12 @@ class AgentSettings:
                 f"{did_you_mean(str(summary), SUMMARIES)}"
             )
         check_name(agent.get("calls", "auto"))
+        grammar = agent.get("grammar", "none")
+        if grammar not in GRAMMARS:
+            raise ConfigError(
+                f"agent.grammar must be one of {', '.join(GRAMMARS)}, got '{grammar}'"
+                f"{did_you_mean(str(grammar), GRAMMARS)}"
+            )
         values = {
             key: agent[key]
             for key in (
@@ -90,6 +100,7 @@ class AgentSettings:
                 "max_rounds",
                 "code_sandbox",
                 "calls",
+                "grammar",
             )
             if key in agent
         }

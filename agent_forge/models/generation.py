@@ -19,7 +19,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
-from agent_forge.models.sampling import check_sampling
+from agent_forge.models.sampling import TokenMask, check_sampling
 
 # Prompts in one batch differ by at most this many tokens, because each token of difference is a
 # step in which some rows only read.
@@ -99,12 +99,15 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
     static: bool | None = None,
+    mask: TokenMask | None = None,
 ) -> Generator[int]:
     """Yield the new tokens of one prompt as they are chosen, without the stop token.
 
     They are those that `generate` returns for this prompt alone, except where a thinking model
     samples, because its own `generate` draws other numbers. A token is computed when the caller
-    asks for it, so closing the generator ends the work at once. Raises ConfigError as `generate`
+    asks for it, so closing the generator ends the work at once.
+
+    mask: the tokens that may come; it is asked before each one. Raises ConfigError as `generate`
     does.
     """
     check_sampling(temperature, top_p)
@@ -115,6 +118,9 @@ def stream(
     limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
     prompt = fitting_prompt(prompt, max_new_tokens, limit, bos)
     chooser = _Chooser(temperature, top_p, seed, [0], max_new_tokens)
+    chooser.mask = mask
+    # A graph of steps cannot ask a mask between two of them.
+    static = False if mask is not None else static
     stops, was_training = set(stop_ids), model.training
     model.eval()
     if _takes_static(model, static, max_new_tokens):
@@ -163,6 +169,7 @@ class _Chooser:
         self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int
     ) -> None:
         self.temperature, self.top_p = temperature, top_p
+        self.mask: TokenMask | None = None  # of a single row
         if temperature > 0:
             draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64
@@ -180,6 +187,14 @@ class _Chooser:
 
         rows, steps: (n,), which of the random numbers each token takes.
         """
+        if self.mask is None:
+            return self._choose(logits, rows, steps)
+        allowed = torch.from_numpy(self.mask.allowed(logits.shape[-1])).to(logits.device)
+        chosen = self._choose(logits.masked_fill(~allowed, -torch.inf), rows, steps)
+        self.mask.take(int(chosen))
+        return chosen
+
+    def _choose(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
         if self.temperature <= 0:
             return logits.argmax(-1)
         probabilities, order = torch.softmax(logits.double() / self.temperature, -1).sort(

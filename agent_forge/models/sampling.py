@@ -3,10 +3,22 @@
 For engines that run without torch.
 """
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError
+
+
+class TokenMask(Protocol):
+    """Which tokens may come next in one answer, for instance those of a grammar."""
+
+    def allowed(self, size: int) -> NDArray[np.bool_]:
+        """Return which of the `size` tokens of a vocabulary may come next."""
+
+    def take(self, token: int) -> None:
+        """Note the token that was chosen."""
 
 
 def check_sampling(temperature: float, top_p: float) -> None:

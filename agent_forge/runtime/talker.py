@@ -22,7 +22,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.windows import fitting_prompt
 from agent_forge.kernels import build
-from agent_forge.models.sampling import check_sampling, choose
+from agent_forge.models.sampling import TokenMask, check_sampling, choose
 from agent_forge.runtime.loading import load
 from agent_forge.runtime.model import Cache, PackedModel
 from agent_forge.runtime.shape import UnsupportedModelError
@@ -60,6 +60,7 @@ class PackedTalker:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        mask: TokenMask | None = None,
     ) -> Generator[int]:
         """Yield new tokens as `models.stream` does; one stream of a model runs at a time.
 
@@ -77,7 +78,11 @@ class PackedTalker:
         fed = ids[self._keep_common(ids) :]
         for draw in draws:
             logits = self._logits(fed)
+            if mask is not None:
+                logits = np.where(mask.allowed(len(logits)), logits, -np.inf)
             token = choose(logits, temperature, top_p, float(draw))
+            if mask is not None:
+                mask.take(token)
             if token in stop_ids:
                 return
             yield token
@@ -171,6 +176,7 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    mask: TokenMask | None = None,
 ) -> Generator[int]:
     """Yield the tokens of one answer as they are chosen, whatever engine runs the model.
 
@@ -178,7 +184,7 @@ def stream(
     """
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "temperature": temperature,
-        "top_p": top_p, "seed": seed,
+        "top_p": top_p, "seed": seed, "mask": mask,
     }  # fmt: skip
     if isinstance(model, PackedTalker):
         return model.stream(prompt, **settings)
