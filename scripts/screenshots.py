@@ -31,7 +31,7 @@ from scripts import sample_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-READY_SECONDS = 60.0
+READY_SECONDS = 300.0  # on a machine that is busy with trainings
 LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
 POLL_SECONDS = 0.05
 TMUX_LINES = 60
@@ -49,8 +49,8 @@ class View:
 
 
 VIEWS = (
-    View("report-light", 1100, 980),
-    View("report-dark", 1100, 980, theme="dark"),
+    View("report-light", 1100, 1200),
+    View("report-dark", 1100, 1200, theme="dark"),
     View("report-phone", 360, 1500),
     View("report-print", 760, 1075, medium="print"),
     View("report-4k", 3840, 2160),
@@ -185,17 +185,18 @@ def pictures(page: Path, out: Path, *, whole: bool = False) -> list[Path]:
     return written
 
 
-def capture(command: str, columns: int, environment: Mapping[str, str]) -> str:
-    """Return what a command shows in a tmux window of `columns`."""
+def capture(command: str, columns: int, environment: Mapping[str, str], folder: Path) -> str:
+    """Return what a command, run in a folder, shows in a tmux window of `columns`."""
     name = f"forge-{os.getpid()}-{columns}"
     settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
     done = f"{name}-done"
     line = f"{settings} {command}; tmux wait-for -S {done}; sleep {READY_SECONDS:.0f}"
     tmux = ["tmux", "-L", name]
     subprocess.run(
-        [*tmux, "new-session", "-d", "-x", str(columns), "-y", str(TMUX_LINES), "-s", name, line],
+        [*tmux, "new-session", "-d", "-x", str(columns), "-y", str(TMUX_LINES), "-s", name,
+         "-c", str(folder), line],
         check=True,
-    )
+    )  # fmt: skip
     try:
         subprocess.run([*tmux, "wait-for", done], check=True, timeout=READY_SECONDS)
         shown = subprocess.run(
@@ -206,8 +207,11 @@ def capture(command: str, columns: int, environment: Mapping[str, str]) -> str:
         subprocess.run([*tmux, "kill-server"], check=False)
 
 
-def captures(run_dir: Path, out: Path) -> list[Path]:
-    """Write what the terminal shows of a run, as text; return the paths, [] without tmux."""
+def captures(run_dir: Path, out: Path, folder: Path) -> list[Path]:
+    """Write what the terminal shows of a run, as text; return the paths, [] without tmux.
+
+    folder: where the commands run; `run_dir` is named as seen from there.
+    """
     if not shutil.which("tmux"):
         print("no captures: tmux is missing (apt-get install tmux)")
         return []
@@ -217,7 +221,9 @@ def captures(run_dir: Path, out: Path) -> list[Path]:
         for columns in WIDTHS:
             command = f"{python} {arguments.format(run=shlex.quote(str(run_dir)))}"
             path = out / f"terminal-{name}-{columns}.txt"
-            path.write_text(capture(command, columns, {"PYTHONPATH": str(ROOT)}), encoding="utf-8")
+            path.write_text(
+                capture(command, columns, {"PYTHONPATH": str(ROOT)}, folder), encoding="utf-8"
+            )
             written.append(path)
     return written
 
@@ -231,13 +237,13 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="forge-sample-") as folder:
-        run_dir = arguments.run_dir
+        place, run_dir = Path.cwd(), arguments.run_dir
         if run_dir is None:
-            run_dir = Path(folder) / sample_run.RUN_DIR
-            sample_run.write(run_dir)
-        _, page = report.write(run_dir, report.read_run(run_dir))
+            place, run_dir = Path(folder), Path(sample_run.RUN_DIR)
+            sample_run.write(place / run_dir)
+        _, page = report.write(place / run_dir, report.read_run(place / run_dir))
         written = pictures(page, arguments.out, whole=arguments.whole)
-        written += captures(run_dir, arguments.out)
+        written += captures(run_dir, arguments.out, place)
     for path in written:
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
     return 0

@@ -65,8 +65,12 @@ class Grid:
             for index, column in enumerate(self.columns)
             if any(str(row[index]) for row in self.rows)
         ]
-        widths = {index: self._natural(index) for index in shown}
         gap = GAP if width >= NARROW else 1
+        widths = {
+            index: max(self._natural(index), cell_len(self.columns[index].head)) for index in shown
+        }
+        if _total(widths, gap) > width:
+            widths = {index: self._natural(index) for index in shown}
         while (extra := _total(widths, gap) - width) > 0:
             texts = [index for index in widths if self.columns[index].is_text]
             widest = max(texts, key=lambda index: widths[index], default=-1)

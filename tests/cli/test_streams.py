@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent_forge.checkpoint import Checkpoint
+from agent_forge.cli import streams
 
 ROOT = str(Path(__file__).parents[2])
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -67,6 +68,13 @@ def test_closed_streams_take_what_is_written(tiny_checkpoint: Checkpoint) -> Non
         done = shell(f"$forge list {tiny_checkpoint.path.parent} {closed}")
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert shell("$forge list nowhere 2>&-").returncode == 74
+
+
+def test_signs_that_an_encoding_lacks_are_spelled_and_letters_are_question_marks() -> None:
+    said = "text .980 (≥ .977) · 1.8 → 1.9, −2, ö…"
+    spelled = said.encode("ascii", streams.ON_ERROR)
+    assert spelled == b"text .980 (>= .977) - 1.8 -> 1.9, -2, ?..."
+    assert said.encode("utf-8", streams.ON_ERROR).decode() == said
 
 
 def test_an_ascii_terminal_shows_question_marks_and_files_stay_utf_8(

@@ -474,14 +474,17 @@ def test_a_phases_own_sentence_is_rounded_but_not_its_code() -> None:
     assert words.tidy(said) == ("1.66 MB, 1.81 → 1.83 for adaptive computation; `a_b=1.23456` 0")
 
 
-def test_the_report_of_a_record_is_written_whole_and_the_same_again(tmp_path: Path) -> None:
-    sample_run.write(tmp_path)
-    paths = report.write(tmp_path, report.read_run(tmp_path))
-    first = [path.read_bytes() for path in paths]
-    assert [path.name for path in paths] == ["report.md", "report.html"]
-    report.write(tmp_path, report.read_run(tmp_path))
-    assert [path.read_bytes() for path in paths] == first
-    assert report.read_run(tmp_path)[-1] == sample_run.outcomes()[-1]
+def test_the_report_of_a_record_is_the_same_again_also_where_the_run_was_moved(
+    tmp_path: Path,
+) -> None:
+    written = []
+    for place in (tmp_path / "run", tmp_path / "run", tmp_path / "moved" / "run"):
+        sample_run.write(place)
+        paths = report.write(place, report.read_run(place))
+        assert [path.name for path in paths] == ["report.md", "report.html"]
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1] == written[2]
+    assert report.read_run(tmp_path / "run")[-1] == sample_run.outcomes()[-1]
 
 
 def test_a_long_table_is_cut_with_a_line_that_says_where_the_rest_is() -> None:

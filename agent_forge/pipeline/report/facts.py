@@ -77,6 +77,11 @@ class RunFacts:
     resume: str = ""  # the command that goes on with an unfinished run
 
     @property
+    def name(self) -> str:
+        """Return the name of the run's directory, which stays when the run is moved."""
+        return Path(self.run_dir).absolute().name
+
+    @property
     def final(self) -> PhaseFacts | None:
         """Return the last accepted phase, whose output is what the run has made."""
         accepted = [phase for phase in self.phases if phase.accepted and phase.outcome.outputs]

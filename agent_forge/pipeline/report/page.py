@@ -51,7 +51,7 @@ def to_html(run: RunFacts, phase_curves: Curves) -> str:
 
 def _opening(run: RunFacts, title: str) -> str:
     parts = [
-        f'<header><p class="eyebrow">Agent Forge report: {html.escape(run.run_dir)}</p>'
+        f'<header><p class="eyebrow">Agent Forge report: {html.escape(run.name)}</p>'
         f"<h1>{html.escape(title)}</h1>"
     ]
     if run.stopped:
