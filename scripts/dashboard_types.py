@@ -1,7 +1,7 @@
 """Write the dashboard's types from the OpenAPI description of the service.
 
-Reads the application's own description, writes `openapi.json` (success answers alone, without
-prose: what types need) and, by openapi-typescript, `src/api/schema.ts`. `--check` writes nothing
+Reads the application's own description, writes `openapi.json` (the answers that the dashboard
+reads, without prose) and, by openapi-typescript, `src/api/schema.ts`. `--check` writes nothing
 and exits with 1 when what is committed is stale.
 
     python -m scripts.dashboard_types [--check]
@@ -12,17 +12,23 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[1] / "agent_forge" / "server" / "dashboard"
 DESCRIPTION, TYPES = HOME / "openapi.json", HOME / "src" / "api" / "schema.ts"
 GENERATOR = HOME / "node_modules" / ".bin" / "openapi-typescript"
-PROSE = ("summary", "description", "examples", "example", "operationId", "tags", "security")
+PROSE = ("summary", "description", "examples", "example")
+# The answers that the dashboard reads.
+READ = (
+    "CheckpointAnswer", "FileAnswer", "JobAnswer", "JobState", "LineageAnswer", "PipelineAnswer",
+    "QueueAnswer", "ServiceAnswer", "ValidateAnswer",
+)  # fmt: skip
 
 
 def described() -> str:
-    """Return what the service says of its success answers, as JSON with sorted keys."""
+    """Return what the service says of the answers that the dashboard reads, as JSON."""
     from agent_forge.server.serving import ServeSettings, schema
 
     with tempfile.TemporaryDirectory() as state:
@@ -30,25 +36,16 @@ def described() -> str:
     return json.dumps(trimmed(whole), indent=1, sort_keys=True) + "\n"
 
 
-def trimmed(whole: dict[str, Any]) -> dict[str, Any]:
-    """Return a description with the paths of `/v1`, their success answers and what these use."""
-    paths = {
-        path: {verb: _operation(one) for verb, one in routes.items()}
-        for path, routes in whole["paths"].items()
-    }
+def trimmed(whole: dict[str, Any], names: Sequence[str] = READ) -> dict[str, Any]:
+    """Return a description with the named schemas and what these use, and nothing else."""
     schemas = whole["components"]["schemas"]
-    used = _used(paths, schemas)
+    used = {*names, *_used([schemas[name] for name in names], schemas)}
     return {
         "openapi": whole["openapi"],
         "info": {"title": whole["info"]["title"], "version": "0"},
-        "paths": _plain(paths),
-        "components": {"schemas": _plain({name: schemas[name] for name in sorted(used)})},
+        "paths": {},
+        "components": {"schemas": _plain({name: schemas[name] for name in used})},
     }
-
-
-def _operation(operation: dict[str, Any]) -> dict[str, Any]:
-    answers = {code: one for code, one in operation["responses"].items() if code.startswith("2")}
-    return {**operation, "responses": answers}
 
 
 def _used(node: Any, schemas: dict[str, Any]) -> set[str]:
@@ -74,15 +71,11 @@ def _plain(node: Any, is_names: bool = True) -> Any:
         return [_plain(one, False) for one in node]
     if not isinstance(node, dict):
         return node
-    shown = {
-        key: _plain(value, key in ("properties", "schemas", "paths"))
+    return {
+        key: _plain(value, key == "properties")
         for key, value in node.items()
         if is_names or (key not in PROSE and not (key == "title" and isinstance(value, str)))
     }
-    if "responses" in shown:  # OpenAPI requires a description of each
-        for answer in shown["responses"].values():
-            answer["description"] = ""
-    return shown
 
 
 def generated(description: str) -> str:

@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stub_job import claim_exit_file, leave_exit
-
 from agent_forge.checkpoint import DirectoryLock, atomic, record_dir
 from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import EventLog, read_events
+from agent_forge.core.supervised import claim_exit_file, leave_exit
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, Outcome, read_outcome
 

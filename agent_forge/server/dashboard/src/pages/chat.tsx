@@ -2,7 +2,7 @@
 
 import { useEffect, useRef, useState, type FormEvent } from "react";
 import { useQuery } from "@tanstack/react-query";
-import { get } from "../api/client";
+import { ApiError, get } from "../api/client";
 import { useCheckpoints } from "../api/queries";
 import { emptyTurn, reply, type ChatSettings, type Piece, type Turn } from "../lib/chat";
 import { number, phaseName } from "../lib/format";
@@ -31,6 +31,7 @@ export function Chat({ query }: { query: URLSearchParams }) {
   const ids = [...new Set((served.data?.data ?? []).map((one) => one.id.replace(/:agent$/, "")))];
   const hasAgents = (served.data?.data ?? []).some((one) => one.id.endsWith(":agent"));
   const chosen = models.map((one) => one || ids[0] || "");
+  const hasNoChat = served.error instanceof ApiError && served.error.status === 404;
   useEffect(() => () => stop.current?.abort(), []);
 
   const send = async (event: FormEvent) => {
@@ -64,7 +65,7 @@ export function Chat({ query }: { query: URLSearchParams }) {
           <button type="button" onClick={() => setTurns([[], []])} disabled={busy}>Begin again</button>
         </div>
       </div>
-      {served.error ? <><Failure error={served.error} /><p className="quiet">This server has no chat, or its extra is not installed: pip install 'agent-forge[serve]'</p></> : null}
+      {hasNoChat ? <p className="warning">This server has no chat. In a terminal: <code>forge chat DIRECTORY</code></p> : <Failure error={served.error} />}
       {served.data && !ids.length ? <p>There is no model to talk with yet. A run makes one.</p> : null}
       <Options settings={settings} set={set} asAgent={asAgent} setAsAgent={setAsAgent} hasAgents={hasAgents} />
       <div className={`sides of-${chosen.length}`}>

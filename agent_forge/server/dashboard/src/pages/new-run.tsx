@@ -5,7 +5,7 @@ import { useMemo, useState } from "react";
 import { send } from "../api/client";
 import { RUN_ALL, useCheckpoints, usePhases, useSchema, validate } from "../api/queries";
 import type { Estimate, Job, Validation } from "../api/types";
-import { bytes, count, phaseName, seconds } from "../lib/format";
+import { bytes, count, phaseName, seconds, words } from "../lib/format";
 import { nearest } from "../lib/nearest";
 import { go, link } from "../lib/route";
 import { flatSettings, forgeCommand, objection, type Setting } from "../lib/settings";
@@ -35,7 +35,7 @@ export function NewRun({ query }: { query: URLSearchParams }) {
                 type="radio" name="phase" value={one.name} checked={one.name === phase}
                 onChange={() => setPhase(one.name)}
               />
-              <span><strong>{phaseName(one.name)}</strong> <span className="quiet">{one.summary}</span></span>
+              <span><strong>{phaseName(one.name)}</strong><br /><span className="quiet">{words(one.summary)}</span></span>
             </label>
           ))}
         </div>
@@ -97,21 +97,20 @@ function Form({ phase, source }: { phase: string; source: string }) {
           onChange={(event) => { setLines(event.target.value); check.reset(); }}
         />
       </Card>
-      <Card title="Start">
+      <section className="card start" aria-label="Start">
         {problems.map((problem) => <p key={problem} className="failure" role="alert">{problem}</p>)}
+        <Failure error={check.error ?? start.error} />
+        {check.data ? <Estimates answer={check.data} /> : null}
         <div className="actions">
-          <button type="button" disabled={check.isPending || problems.length > 0} onClick={() => check.mutate()}>
-            {check.isPending ? "Checking …" : "Check and estimate"}
-          </button>
           <button type="button" className="main" disabled={start.isPending || problems.length > 0} onClick={() => start.mutate()}>
             {start.isPending ? "Starting …" : "Start"}
           </button>
+          <button type="button" disabled={check.isPending || problems.length > 0} onClick={() => check.mutate()}>
+            {check.isPending ? "Checking …" : "Check and estimate"}
+          </button>
+          <Command text={forgeCommand(phase, overrides)} note={sources.length ? "put directories in the place of ids" : ""} />
         </div>
-        <Failure error={check.error ?? start.error} />
-        {check.data ? <Estimates answer={check.data} /> : null}
-        <h3>The same in a terminal</h3>
-        <Command text={forgeCommand(phase, overrides)} note={sources.length ? "put directories of checkpoints in the place of ids" : undefined} />
-      </Card>
+      </section>
     </>
   );
 }

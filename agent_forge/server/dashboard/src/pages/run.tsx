@@ -13,7 +13,7 @@ import { Actions } from "../ui/actions";
 import { LiveChart } from "../ui/chart";
 import { Card, Command, Failure, Progress, State, Table, Waiting } from "../ui/parts";
 import { PhaseDetails } from "../ui/phase-details";
-import { PipelineView, stepsOf, VerdictTable } from "../ui/pipeline";
+import { PipelineView, stepsOf } from "../ui/pipeline";
 
 export function Run({ id }: { id: string }) {
   const job = useJob(id);
@@ -37,7 +37,7 @@ function RunView({ job }: { job: Job }) {
           <h1>{phaseName(job.command)} <State state={job.state} /></h1>
           <Actions job={job} isLead />
         </div>
-        {job.message ? <p className={job.state === "failed" ? "failure" : "said"}>{job.message}</p> : null}
+        {job.message && job.state !== "succeeded" ? <p className={job.state === "failed" ? "failure" : "said"}>{job.message}</p> : null}
         <div className="how-far">
           <Progress value={job.progress} label="Progress of the run" />
           <span className="big">{percent(job.progress)}</span>
@@ -60,15 +60,6 @@ function RunView({ job }: { job: Job }) {
       </section>
       <Card title="Live"><LiveChart series={series} phase={phase} /></Card>
       <PhaseDetails series={series} ends={ends} steps={steps} />
-      {steps.filter((step) => step.verdict).map((step) =>
-        step.verdict ? (
-          <Card key={step.name} title={`Gate of ${phaseName(step.name)}: ${step.verdict.passed ? "passed" : "refused"}`}>
-            {step.summary ? <p>{step.summary}</p> : null}
-            {step.verdict.reasons.map((reason) => <p key={reason} className="failure">{reason}</p>)}
-            <VerdictTable verdict={step.verdict} />
-          </Card>
-        ) : null,
-      )}
       <SettingsCard job={job} />
       <Story series={series} job={job} />
       <Card title="The same in a terminal">

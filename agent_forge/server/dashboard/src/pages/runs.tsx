@@ -111,6 +111,15 @@ function QueueCard() {
   const reorder = useJobAction((ids: string[]) => send("POST", "/v1/jobs/reorder", { ids }));
   if (!queue.data) return <Failure error={queue.error} />;
   const { jobs, paused, continue_on_error: goesOn } = queue.data;
+  if (!jobs.length && !paused) {
+    return (
+      <section className="strip" aria-label="Queue">
+        <span className="quiet">Nothing waits in the queue.</span>
+        <button type="button" onClick={() => change.mutate({ paused: true })}>Hold the queue</button>
+        <Failure error={change.error} />
+      </section>
+    );
+  }
   const ids = jobs.map((job) => job.id);
   const move = (index: number, by: number) => {
     const order = [...ids];

@@ -4,9 +4,9 @@ import type { Checkpoint, Lineage } from "../api/types";
 import { bytes, phaseName } from "../lib/format";
 import { link } from "../lib/route";
 
-const WIDTH = 168;
+const WIDTH = 188;
 const HEIGHT = 52;
-const GAP_X = 56;
+const GAP_X = 44;
 const GAP_Y = 14;
 
 interface Place {

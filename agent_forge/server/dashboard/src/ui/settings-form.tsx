@@ -36,8 +36,8 @@ export function SettingsForm({ schema, settings, values, onChange }: Props) {
       }
     >
       <Presets schema={schema} values={values} onChange={onChange} />
-      <label htmlFor="search">Find a setting</label>
-      <input id="search" type="search" value={search} onChange={(event) => setSearch(event.target.value)} />
+      <label htmlFor="search" className="above">Find a setting</label>
+      <input id="search" type="search" placeholder="a name or a word of its explanation" value={search} onChange={(event) => setSearch(event.target.value)} />
       {text && !shown.length ? (
         <p className="warning">
           No setting is called '{search}'.{" "}
@@ -102,8 +102,8 @@ function Field({ setting, text, onChange }: {
       </label>
       <Input id={id} schema={schema} value={value} isWrong={problem !== ""} onChange={change} />
       <p id={`${id}-help`} className="quiet help">
-        {schema.description ? `${schema.description} ` : ""}
-        <code>{key}</code>, default {standard}
+        {schema.description ? <>{sentence(schema.description)}<br /></> : null}
+        <code>{key}</code>, default {standard || "empty"}
         {schema["x-allowed"] && schema["x-allowed"] !== "true or false" ? `; ${schema["x-allowed"]}` : ""}
       </p>
       {problem ? <p className="failure" role="alert">{problem}</p> : null}
@@ -111,6 +111,9 @@ function Field({ setting, text, onChange }: {
     </div>
   );
 }
+
+const sentence = (text: string) =>
+  `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
 function Input({ id, schema, value, isWrong, onChange }: {
   id: string;
