@@ -6,6 +6,7 @@ are read only from the assistant's own turns, and a tool that is not enabled is 
 loop of ReAct (Yao et al. 2022, arXiv:2210.03629) in the format of Hermes.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.sources import open_documents
 from agent_forge.agent.tool import Tool, ToolContext
 from agent_forge.agent.tool_sources import kept_tools
+from agent_forge.agent.tool_sources.manifest import differences
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, decode_reply, run_calls
 from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_basic
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Message = Mapping[str, str]
+_log = logging.getLogger("agent_forge")
 SUMMARISE = "Summarise this conversation in a few short sentences. Keep names and numbers."
 CHAT_TOKENS = 512  # of one message, in a chat whose manifest sets no other bound
 
@@ -207,6 +210,9 @@ class Agent:
         chosen = replace(chosen, **(settings or {}))
         store = Memory(memory)
         index = open_documents(store.store, documents, encoding, chosen, search_endpoint)
+        named = None if tools is None else [tool for tool in tools if isinstance(tool, Tool)]
+        for note in differences(chosen.tools, named):
+            _log.warning(note)
         return cls(
             model,
             open_light(opened.path) or models.load_tokenizer(opened.path),  # type: ignore[arg-type]

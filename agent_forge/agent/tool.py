@@ -38,9 +38,6 @@ class ToolContext:
     memory_bytes: int = 64 * 2**20
     # monty (its own interpreter, a subset of Python) or bubblewrap (full Python)
     code_sandbox: str = "monty"
-    # An HTTP endpoint that `search` asks in place of the offline index; {query} and {count} in it
-    # are replaced. Empty: the offline index.
-    search_endpoint: str = ""
     result_characters: int = 2000  # longer results are cut
 
 

@@ -25,6 +25,7 @@ from agent_forge.agent import (
 )
 from agent_forge.agent.arguments import check_arguments
 from agent_forge.agent.tool import ToolError, ToolSource, call_digest
+from agent_forge.agent.tool_sources.manifest import differences
 from agent_forge.core.errors import ConfigError, DataError
 
 MY_TOOLS = '''
@@ -416,6 +417,15 @@ def test_a_named_file_that_differs_from_the_checkpoints_is_loaded_and_said(my_to
     assert notes[0] == "convert: its schema differs from the one that the model has learned"
     assert "differs from the one of the checkpoint" in notes[1]
     assert len(notes) == 2
+
+
+def test_a_user_is_told_what_differs_from_the_checkpoint(my_tools: Path) -> None:
+    entries = [tool.entry() for tool in load_tools(["calculator", str(my_tools)])]
+    assert differences(entries, load_tools([str(my_tools)])) == []
+    assert "is not loaded" in differences(entries, None)[0]
+    my_tools.write_text(MY_TOOLS + "\n# changed\n")
+    (note,) = differences(entries, load_tools([str(my_tools)]))
+    assert "differs from the one of the checkpoint" in note
 
 
 @pytest.mark.parametrize(

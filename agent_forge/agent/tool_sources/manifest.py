@@ -59,6 +59,23 @@ def kept_tools(
     return list({**tools, **fresh}.values()), list(dict.fromkeys(notes))
 
 
+def differences(entries: Sequence[Entry], tools: Sequence[Tool] | None) -> list[str]:
+    """Return a line for each thing the user should know of a manifest's tools.
+
+    tools: those that the user named in place of the manifest's, or None. Nothing is loaded.
+    """
+    if tools is None:
+        return kept_tools(entries)[1]
+    named = {tool.name: tool for tool in tools}
+    notes = [
+        note
+        for entry in entries
+        if not isinstance(entry, str) and entry.get("name") in named
+        for note in _changes(Tool.from_entry(entry), named[entry["name"]])
+    ]
+    return list(dict.fromkeys(notes))
+
+
 def _own_sources(
     entries: Sequence[Entry],
     fresh: Mapping[str, Tool],
