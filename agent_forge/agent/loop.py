@@ -242,11 +242,13 @@ class Agent:
     def _written_summary(self, transcript: str) -> str:
         """Let the model summarise a transcript; without tools and in one generation."""
         question = f"{SUMMARISE}\n\n{transcript}"
-        (turn,) = answer_turns(
-            self.model, self.tokenizer, [[{"role": "user", "content": question}]], [], 1,
-            self.settings.max_new_tokens,
+        live = LiveTurn(
+            self.model, self.tokenizer, [{"role": "user", "content": question}], Toolbox([]),
+            TurnLimits(max_new_tokens=self.settings.max_new_tokens),
         )  # fmt: skip
-        return turn.text
+        for _ in live:
+            pass
+        return live.turn.text
 
     def live(self, messages: Sequence[Message], stops: Sequence[str] = ()) -> AgentTurn:
         """Return the reply to a conversation as it comes into being, to be iterated.

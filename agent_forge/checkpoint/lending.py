@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from agent_forge.checkpoint.manifest import (
 from agent_forge.core.errors import ConfigError
 
 _lent: dict[tuple[str, str], Path] = {}
+_lending = threading.Lock()
 
 
 def readable(path: Path) -> Path:
@@ -41,13 +43,14 @@ def readable(path: Path) -> Path:
     if manifest.encryption is None:
         return path
     known = (str(path.resolve()), manifest.sha256)
-    if known not in _lent:
-        try:
-            keys = age.identities()
-        except ConfigError as error:
-            raise ConfigError(f"{path} is encrypted: {error}") from None
-        _lent[known] = _lend(path, manifest, keys)
-    return _lent[known]
+    with _lending:  # a chat opens the model and the tokenizer in two threads
+        if known not in _lent:
+            try:
+                keys = age.identities()
+            except ConfigError as error:
+                raise ConfigError(f"{path} is encrypted: {error}") from None
+            _lent[known] = _lend(path, manifest, keys)
+        return _lent[known]
 
 
 def _lend(path: Path, manifest: Manifest, keys: Sequence[Any]) -> Path:

@@ -217,6 +217,9 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             f"packed {words.size(manifest.deployable_bytes)} (as it would be shipped), files here "
             f"{words.size(manifest.file_bytes)}; seed {manifest.seed}; host {manifest.host}",
         )
+        if manifest.encryption:
+            recipients = ", ".join(manifest.encryption["recipients"])
+            say(out, f"encrypted ({manifest.encryption['format']}) for {recipients}")
         for parent in manifest.parents:
             about = f"({parent['phase']}) id {short_id(parent['id'])} {parent['path']}"
             say(out, f"parent {parent['name']} {about}")

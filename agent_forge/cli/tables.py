@@ -188,7 +188,7 @@ def checkpoint_table(rows: Sequence[Mapping[str, Any]], root: str) -> Grid:
             short_id(row["id"]),
             words.size(row["deployable_bytes"]),
             words.size(row["file_bytes"]),
-            row["phase"],
+            f"{row['phase']}, encrypted" if row.get("encrypted") else row["phase"],
             " ".join(map(short_id, row["parents"])),
         ]
         for row in rows

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from agent_forge.agent import Agent
 from agent_forge.agent.working import HEAD, WorkingMemory, rolling, sum_basic
+from agent_forge.checkpoint import Checkpoint
 
 Turn = dict[str, str]
 
@@ -116,6 +118,25 @@ def test_a_models_summary_goes_on_from_the_last_one() -> None:
     assert shown == ["User: one\nAssistant: two", "Summary 1. And more.\nUser: three"]
     assert summarise([message("user", "other")], limited(2)) == "Summary 3."
     assert shown[-1] == "User: other"
+
+
+@pytest.mark.parametrize("summary", ["sentences", "model", "none"])
+def test_an_agent_goes_on_when_its_window_is_full(
+    summary: str, tiny_checkpoint: Checkpoint
+) -> None:
+    agent = Agent.from_checkpoint(
+        tiny_checkpoint.path,
+        settings={"summary": summary, "working_tokens": 380, "max_new_tokens": 16},
+    )
+    seen: list[list[dict[str, str]]] = []
+    real = agent.working.window
+    agent.working.window = lambda m, pinned=0: seen.append(real(m, pinned)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
+    agent.reply([*FILLER, message("user", "the last one")])
+    assert agent.working.left_out > 0
+    has_summary = seen[0][0]["content"].startswith(HEAD)
+    assert has_summary or summary != "sentences"
+    assert not (has_summary and summary == "none")
+    assert seen[0][-1]["content"] == "the last one"
 
 
 @pytest.mark.parametrize("budget", [1, 5, 25, 80])

@@ -388,6 +388,7 @@ def test_the_commands_encrypt_show_rotate_and_decrypt(
     assert f"encrypted (age-encryption.org/v1) for {public}" in shown
     listed = forge("list", str(tmp_path), "--json", **settings).stdout
     assert [json.loads(line)["encrypted"] for line in listed.splitlines()] == [True]
+    assert "import, encrypted" in forge("list", str(tmp_path), **settings).stdout
     assert forge("verify", str(model), XDG_CONFIG_HOME=str(tmp_path / "none")).returncode == 0
     rotated = forge("encrypt", str(model), "--rotate", "--new-key", "--json", **settings)
     assert json.loads(rotated.stdout)["recipients"] != [public]
