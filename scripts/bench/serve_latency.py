@@ -102,7 +102,12 @@ def start(state: Path, port: int, *options: str) -> Server:
             return True
         return False
 
-    until(answers)
+    try:
+        until(answers)
+    except SystemExit:
+        process.kill()
+        process.wait()
+        raise
     return Server(url, (state / "first-key").read_text().strip(), process)
 
 

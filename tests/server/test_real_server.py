@@ -40,8 +40,15 @@ class Running:
             cwd=Path(__file__).parents[2], env=forge_environment(), stderr=self.log,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        until(lambda: self._answers() or self.process.poll() is not None, 60.0)
-        assert self.process.poll() is None, (self.state.parent / "serve.log").read_text()
+        try:
+            # A session of its own waits behind busy ones, so it is given long.
+            until(lambda: self._answers() or self.process.poll() is not None, 200.0)
+            assert self.process.poll() is None, (self.state.parent / "serve.log").read_text()
+        except AssertionError:
+            self.process.kill()
+            self.process.wait()
+            self.log.close()
+            raise
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
