@@ -263,7 +263,8 @@ def _sizes(frame: Frame, steps: Sequence[Step], *, narrow: bool) -> None:
             f'<rect class="bar" x="{centre - bar / 2:.1f}" y="{top:.1f}" width="{bar:.1f}" '
             f'height="{max(frame.bottom - top, 0):.1f}"/>'
         )
-        value = words.number(step.size_mb) if step.size_mb else ""
+        in_mb = step.size_text.endswith(" MB")
+        value = step.size_text.removesuffix(" MB") if in_mb else words.number(step.size_mb)
         frame.text(centre, top - 5, value, "value", "middle")
         _phase_name(frame, centre, step.name, narrow=narrow)
 
