@@ -15,7 +15,6 @@ from agent_forge.agent import passages
 from agent_forge.agent.embedding import embed
 from agent_forge.agent.store import Store, to_blob
 
-SQLITE_HEAD = b"SQLite format 3\x00"
 UNNAMED = "#"  # what the names of documents without a name begin with
 
 
@@ -107,15 +106,6 @@ class DocumentIndex:
             )[0]
             chosen.append(Passage(i, document, content, score, start))
         return chosen
-
-
-def is_index(path: Path | str) -> bool:
-    """Return whether a path is a SQLite file, as `forge index` writes it, and not text."""
-    file = Path(path)
-    if not file.is_file():
-        return False
-    with file.open("rb") as content:
-        return content.read(len(SQLITE_HEAD)) == SQLITE_HEAD
 
 
 def open_index(path: Path | str) -> DocumentIndex:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from agent_forge.agent.documents import DocumentIndex, is_index
+from agent_forge.agent.documents import DocumentIndex
 from agent_forge.agent.store import Store
 from agent_forge.core.errors import ConfigError, DataError, StorageError
 from agent_forge.core.events import EventLog
 from agent_forge.data.documents import row_text
 from agent_forge.data.files import ROW_SUFFIXES, UTF8, decode, rows_of
+from agent_forge.data.indexes import is_index
 from agent_forge.data.packaged import PACKAGES, files_of
 
 PLAIN = (

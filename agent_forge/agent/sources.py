@@ -6,12 +6,13 @@ memory file.
 
 from collections.abc import Sequence
 
-from agent_forge.agent.documents import DocumentIndex, Documents, is_index, open_index
+from agent_forge.agent.documents import DocumentIndex, Documents, open_index
 from agent_forge.agent.endpoint import SearchEndpoint, WithEndpoint
 from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.store import Store
 from agent_forge.core.errors import ConfigError
 from agent_forge.data.documents import read_source
+from agent_forge.data.indexes import is_index
 
 
 def open_documents(

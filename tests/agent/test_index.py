@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from agent_forge.agent import Call, Memory, Toolbox, ToolContext
 from agent_forge.agent import passages as cutting
-from agent_forge.agent.documents import DocumentIndex, is_index, open_index
+from agent_forge.agent.documents import DocumentIndex, open_index
 from agent_forge.agent.endpoint import SearchEndpoint, WithEndpoint
 from agent_forge.agent.indexing import IndexReport, build
 from agent_forge.agent.settings import AgentSettings
@@ -25,6 +26,8 @@ from agent_forge.agent.sources import open_documents
 from agent_forge.agent.store import Store
 from agent_forge.core.errors import ConfigError, DataError, StorageError
 from agent_forge.core.events import Event, EventLog
+from agent_forge.data.documents import check_source, read_source
+from agent_forge.data.indexes import is_index
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,6 +229,24 @@ def _indexed(out: Path) -> int:
         return len(open_index(out).store.rows("SELECT 1 FROM files"))
     except StorageError:
         return 0
+
+
+def test_phases_read_an_index_as_text_each_word_once(notes: Path, tmp_path: Path) -> None:
+    (notes / "long.txt").write_text(LONG)
+    (notes / "repeats.txt").write_text("word " * 50)
+    built(tmp_path / "index.db", notes, passage_words=12, overlap_words=5)
+    texts = list(read_source(str(tmp_path / "index.db")))
+    assert sorted(texts) == sorted([
+        LONG, " ".join(["word"] * 50), "A ship left.", "It came back.", "Tea & toast",
+        "# Harbor The harbor froze over in the winter of 1709.",
+        "Farmers sold their crops. The market was full.",
+    ])  # fmt: skip
+    check_source(str(tmp_path / "index.db"))
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE bookmarks(address)")
+    other.close()
+    with pytest.raises(DataError, match="not an index of documents"):
+        check_source(str(tmp_path / "other.db"))
 
 
 # What the agent does with an index.
