@@ -21,7 +21,7 @@ Cli = Callable[..., Result]
 PHASES = list(phases())
 OTHERS = [
     "run-all", "list", "status", "inspect", "verify", "report", "import", "eval", "compare", "chat",
-    "doctor",
+    "doctor", "index", "encrypt", "decrypt", "audit",
 ]  # fmt: skip
 
 
