@@ -3,6 +3,7 @@
 Reads and writes command.json in a record directory.
 """
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -39,9 +40,12 @@ class NotedCommand:
         def listen(event: Event) -> None:
             if not self.is_written:
                 from agent_forge.checkpoint import atomic
+                from agent_forge.core.errors import StorageError
 
                 self.is_written = True
-                atomic.write_json(self.record / COMMAND, {"command": self.command})
+                # A full disk ends the phase by its own rules; the note is a convenience.
+                with contextlib.suppress(StorageError):
+                    atomic.write_json(self.record / COMMAND, {"command": self.command})
             listener(event)
 
         return listen

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import Result
 
 from agent_forge.cli.resuming import COMMAND, NotedCommand, command_line, read_command
+from agent_forge.core.errors import StorageError
 from agent_forge.core.events import Event, EventLog
 from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME
 from scripts import sample_run
@@ -92,6 +93,18 @@ def test_the_command_is_noted_at_the_first_event_and_once(tmp_path: Path) -> Non
     listen(events[1])
     assert read_command(tmp_path) == ""
     assert seen == events
+
+
+def test_a_disk_that_cannot_hold_the_note_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("disk full")
+
+    monkeypatch.setattr("agent_forge.checkpoint.atomic.write_json", full)
+    seen: list[Event] = []
+    NotedCommand(tmp_path, LINE).before(seen.append)(Event(seq=1, time=0, kind="start", phase="a"))
+    assert len(seen) == 1
 
 
 def test_a_command_is_what_a_shell_needs_and_leaves_flags_of_one_run_out() -> None:
