@@ -5,7 +5,7 @@ them may stop it between two tokens; what was said until then stays. The termina
 it; `loop.answer_turns` does the same for many conversations at once, by the steps of turn.py.
 """
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ class LiveTurn:
             self.tokenizer,
             speech.text.strip(),
             cut=self.turn.cut,
-            schemas=self.toolbox.parameters(),
+            schemas=self._parameters(),
         )
         calls = add_message(self.turn, text)
         self.said = ""
@@ -166,6 +166,14 @@ class LiveTurn:
                 yield Said(text)
             else:
                 yield Thought(text)
+
+    def _parameters(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the schemas of the tools by name: the caller's own stand in the conversation."""
+        offered = self.conversation[0].get("tools") if self.conversation else None
+        if not offered:
+            return self.toolbox.parameters()
+        functions = [tool["function"] for tool in offered]
+        return {function["name"]: function.get("parameters") or {} for function in functions}
 
     def _is_thinking(self, prompt: Sequence[int]) -> bool:
         """Return whether the template has opened the thoughts at the end of the prompt."""

@@ -7,7 +7,6 @@ memory file.
 from collections.abc import Sequence
 
 from agent_forge.agent.documents import DocumentIndex, Documents, open_index
-from agent_forge.agent.endpoint import SearchEndpoint, WithEndpoint
 from agent_forge.agent.settings import AgentSettings
 from agent_forge.agent.store import Store
 from agent_forge.core.errors import ConfigError
@@ -42,6 +41,8 @@ def open_documents(
     address = search_endpoint or settings.search_endpoint
     if not address:
         return index
+    from agent_forge.agent.endpoint import SearchEndpoint, WithEndpoint
+
     endpoint = SearchEndpoint(address, settings.search_timeout_seconds)
     if not search_endpoint and not endpoint.is_loopback:
         raise ConfigError(

@@ -88,6 +88,10 @@ def serve_command(
     requests_per_minute: Annotated[
         int, typer.Option(min=1, max=10**9, help="Of each key; more are answered 429.")
     ] = 1200,
+    model_memory_mib: Annotated[
+        int,
+        typer.Option(min=0, help="MiB that loaded models may hold; 0: half of the machine's."),
+    ] = 0,
     print_schema: Annotated[
         bool, typer.Option("--schema", help="Print the OpenAPI description, and serve nothing.")
     ] = False,
@@ -111,6 +115,7 @@ def serve_command(
             imports=read_sources(imports or [], "--import"),
             hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()),
             allow_network=allow_network, requests_per_minute=requests_per_minute,
+            model_memory_bytes=model_memory_mib << 20,
         )  # fmt: skip
         if print_schema:
             print_json(schema(settings))

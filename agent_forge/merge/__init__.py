@@ -9,19 +9,23 @@ bits; the result is cast once. Sources: the papers named in each file.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from agent_forge.merge.layers import Layers, find_layers
-from agent_forge.merge.method import Flag, Inputs, Method, Number, load_method, method_names
-from agent_forge.merge.plan import MergePlan, TensorPlan, make_plan
-from agent_forge.merge.recipe import Recipe, Slice, SliceSource, parse_recipe, read_recipe
-
 if TYPE_CHECKING:
     from agent_forge.merge.apply import merge_into, merge_tensor, merge_tensors
+    from agent_forge.merge.layers import Layers, find_layers
+    from agent_forge.merge.method import Flag, Inputs, Method, Number, load_method, method_names
+    from agent_forge.merge.plan import MergePlan, TensorPlan, make_plan
+    from agent_forge.merge.recipe import Recipe, Slice, SliceSource, parse_recipe, read_recipe
     from agent_forge.merge.weights import Weights, require_finite, require_same_shapes
 
-# What needs torch is imported on first use: a merge of files starts without it.
-_NEEDS_TORCH = {
+# Names are imported on first use: a merge of files starts without torch, and whoever only reads
+# weights (merge/files.py) without the rest.
+_HOMES = {
     "merge_into": "apply", "merge_tensor": "apply", "merge_tensors": "apply", "Weights": "weights",
-    "require_finite": "weights", "require_same_shapes": "weights",
+    "require_finite": "weights", "require_same_shapes": "weights", "Layers": "layers",
+    "find_layers": "layers", "Flag": "method", "Inputs": "method", "Method": "method",
+    "Number": "method", "load_method": "method", "method_names": "method", "MergePlan": "plan",
+    "TensorPlan": "plan", "make_plan": "plan", "Recipe": "recipe", "Slice": "recipe",
+    "SliceSource": "recipe", "parse_recipe": "recipe", "read_recipe": "recipe",
 }  # fmt: skip
 
 __all__ = [
@@ -51,6 +55,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        return getattr(importlib.import_module(f"agent_forge.merge.{_NEEDS_TORCH[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"agent_forge.merge.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

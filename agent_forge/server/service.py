@@ -52,6 +52,7 @@ class Service:
     parts: tuple[str, ...] = PARTS
     control_port: int = 8083
     audit: Callable[[ASGIApp], ASGIApp] | None = None
+    model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
 
     def start_job(
         self,

@@ -69,6 +69,7 @@ class ServeSettings:
     allow_network: bool = False
     requests_per_minute: int = REQUESTS_PER_MINUTE
     most_bytes: int = MOST_BYTES
+    model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
 
     def check(self) -> None:
         """Raise ConfigError where the settings would open the server to others by mistake."""
@@ -112,7 +113,7 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             state=state, supervisor=supervisor, registry=registry, hub=hub, ring=KeyRing(state),
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
             rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
-            audit=_audit(state),
+            audit=_audit(state), model_memory_bytes=settings.model_memory_bytes,
         )  # fmt: skip
 
 

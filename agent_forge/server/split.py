@@ -90,6 +90,7 @@ def _start(
         sys.executable, "-m", "agent_forge", "serve", "--part", name, "--port", str(port),
         "--control-port", str(settings.port), "--host", settings.host, "--state",
         str(settings.state), "--requests-per-minute", str(settings.requests_per_minute),
+        "--model-memory-mib", str(settings.model_memory_bytes >> 20),
     ]  # fmt: skip
     for option, values in (
         ("--watch", settings.watch), ("--allow-host", settings.hosts),

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from agent_forge.agent.calls import text_without_calls
-from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrings
+from agent_forge.agent.text_stream import OPENINGS, Detokeniser, SpeechSplitter, StopStrings
 from agent_forge.agent.turn import decode_reply
+from agent_forge.data import call_dialects
 from tests import tiny_families
 
 TEXTS = (
@@ -139,6 +140,27 @@ def test_a_message_in_pieces_is_split_into_text_and_thoughts(
 
 def test_thoughts_that_the_prompt_opened_end_at_their_closing_tag() -> None:
     assert split(["so ", "2</th", "ink>\n\nIt is 2."], thinking=True) == ("It is 2.", "so 2")
+
+
+DIALECTS = {
+    "qwen_coder": "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
+    "mistral": '[TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}]',
+    "functiongemma": "<start_function_call>call:f{x:1}<end_function_call>",
+    "llama": "[f(x=1)]",
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_calls_of_every_dialect_are_left_out(dialect: str, size: int) -> None:
+    assert set(OPENINGS) == set(call_dialects.names())
+    for text in (f"I look.\n{DIALECTS[dialect]}", "see [1] and {x}, a < b", "<think>so</think>[2]"):
+        splitter = SpeechSplitter(dialect=dialect)
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        events = [event for piece in pieces for event in splitter.push(piece)] + splitter.end()
+        said = "".join(words for kind, words in events if kind == "text")
+        words = call_dialects.dialect(dialect).scan(text).words
+        assert said == words.removeprefix("<think>so</think>")
 
 
 PARTS = (

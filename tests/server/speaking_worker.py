@@ -1,0 +1,57 @@
+"""A model's process for tests: the real worker, but its model says what `words.json` dictates.
+
+words.json lies in the checkpoint: a part of the last message -> what is said to it. "log" names a
+file that gets a line per token, and "end" when the answer is over. "gate" names a file that must
+be there before an answer goes on after its first tokens.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agent_forge.agent.loop import Agent
+from agent_forge.runtime import talker
+from agent_forge.server.openai import worker
+
+SECONDS_PER_TOKEN = 0.01  # a client that has left has this long to be noticed
+TOKENS_BEFORE_THE_GATE = 8
+
+
+def dictate(agent: Agent, words: dict[str, str]) -> None:
+    tokenizer, log = agent.tokenizer, words.pop("log", None)
+    gate = Path(words.pop("gate", "/"))
+
+    def note(line: str) -> None:
+        if log:
+            with Path(log).open("a") as file:
+                file.write(line + "\n")
+
+    def stream(_: Any, prompt: list[int], *, max_new_tokens: int, **__: Any) -> Iterator[int]:
+        last = tokenizer.decode(prompt).rpartition("<|im_end|>")[0].rpartition("<|im_start|>")[2]
+        reply = next((said for part, said in words.items() if part in last), "nothing")
+        try:
+            for number, token in enumerate(
+                tokenizer.encode(reply, add_special_tokens=False)[:max_new_tokens]
+            ):
+                note("token")
+                time.sleep(SECONDS_PER_TOKEN)
+                while number == TOKENS_BEFORE_THE_GATE and not gate.exists():
+                    time.sleep(SECONDS_PER_TOKEN)
+                yield token
+        finally:
+            note("end")
+
+    talker.stream = stream
+
+
+class SpeakingAgent(worker.ServedAgent):
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        words = Path(options["path"]) / "words.json"
+        dictate(self.agent, json.loads(words.read_text()))
+
+
+worker.ServedAgent = SpeakingAgent  # type: ignore[misc]
+worker.main()

@@ -1,0 +1,63 @@
+"""The examples in docs/chat.md run as they stand, with a tiny model for DIR and MODEL."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_forge.checkpoint import Checkpoint
+from tests.conftest import forge_command, forge_environment
+from tests.server.test_openai import KEY, Service, served
+
+PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoint: Checkpoint) -> Iterator[Service]:
+    with served({"tiny": tiny_checkpoint.path}) as one:
+        yield one
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_page_answer(command: str, tiny_checkpoint: Checkpoint) -> None:
+    piped, _, after = command.rpartition(" | ")
+    said = shlex.split(piped)[1] if piped else ""
+    arguments = [str(tiny_checkpoint.path) if a == "DIR" else a for a in shlex.split(after)[1:]]
+    done = subprocess.run(
+        forge_command(*arguments), input=said, capture_output=True, text=True, check=False,
+        env=forge_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    if "--json" in arguments:
+        assert json.loads(done.stdout.splitlines()[-1])["event"] == "done"
+
+
+def test_the_python_of_the_page_talks_to_the_server(service: Service) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for name, value in (
+        ("http://127.0.0.1:8083/v1", service.url), ("YOUR KEY", KEY), ("MODEL", "tiny"),
+    ):  # fmt: skip
+        assert name in block
+        block = block.replace(name, value)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "docs/chat.md", "exec"), {})
+    assert printed.getvalue().startswith("['tiny', 'tiny:agent']\n")
+
+
+def test_the_page_names_every_command_of_the_terminal() -> None:
+    from agent_forge.agent.conversation import COMMANDS as KNOWN
+
+    assert all(f"`{name}" in PAGE for name in KNOWN)

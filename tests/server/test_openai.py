@@ -1,0 +1,539 @@
+"""The OpenAI endpoint through OpenAI's own client: real sockets, real processes, a tiny model.
+
+What a model says is not known, so the client's view is held against `models.generate` and against
+the rules of the format. Where words matter, a worker of the tests answers in the model's place.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2 as httpx
+import openai
+import psutil
+import pytest
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request
+
+from agent_forge import checkpoint, data, models
+from agent_forge.checkpoint import Checkpoint
+from agent_forge.server.doors import open_doors
+from agent_forge.server.openai import ModelPool, NamedDirectories, router
+from agent_forge.server.openai import process as model_process
+from agent_forge.server.serving import ServeSettings, application, opened
+
+KEY = "sk-test"
+GIB = 1 << 30
+pytestmark = pytest.mark.timeout(900)
+QUESTION = [{"role": "user", "content": "What is the state of the union?"}]
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+SPEAKER = Path(__file__).with_name("speaking_worker.py")
+
+
+def check_key(request: Request) -> None:
+    """Stand in for the server's own key check."""
+    if request.headers.get("Authorization") != f"Bearer {KEY}":
+        raise HTTPException(401, "this key is not known", {"WWW-Authenticate": "Bearer"})
+
+
+@contextmanager
+def served(directories: dict[str, Path], memory_bytes: int = 8 * GIB) -> Iterator["Service"]:
+    """Serve these directories on a free port of this machine's own address."""
+    pool = ModelPool(memory_bytes=memory_bytes, device="cpu")
+    app = FastAPI()
+    app.include_router(router(NamedDirectories(directories), pool, [Depends(check_key)]))
+    with on_a_port(app) as url:
+        try:
+            yield Service(pool, url)
+        finally:
+            pool.close()
+
+
+@contextmanager
+def on_a_port(app: Any, lifespan: Literal["on", "off"] = "off") -> Iterator[str]:
+    """Run an application; yield its address."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan=lifespan))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+
+
+class Service:
+    """A running server and clients for it."""
+
+    def __init__(self, pool: ModelPool, url: str) -> None:
+        self.pool, self.url = pool, url
+        self.client = openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0, timeout=600)
+
+    def post(self, body: Any, key: str = KEY) -> httpx.Response:
+        """Send a body without OpenAI's client."""
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(
+            f"{self.url}/chat/completions", content=content, headers=headers, timeout=600
+        )
+
+    def ask(self, model: str = "tiny", **fields: Any) -> Any:
+        """Ask the question, or other messages, through OpenAI's client."""
+        fields = {"messages": QUESTION, "max_tokens": 12, **fields}
+        return self.client.chat.completions.create(model=model, **fields)
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoint: Checkpoint) -> Iterator[Service]:
+    with served({"tiny": tiny_checkpoint.path}) as one:
+        yield one
+
+
+@pytest.fixture
+def speaking(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """Serve a model whose words are dictated; return a function that starts it.
+
+    words: what the model says to each prompt, as a mapping from what its last message contains.
+    """
+    stack: list[Any] = []
+    monkeypatch.setattr(model_process, "WORKER", [str(SPEAKER)])
+
+    def start(words: dict[str, str], agent: dict[str, Any] | None = None) -> Service:
+        path = tiny_checkpoint.path.parent / f"speaking-{len(stack)}-{time.monotonic_ns()}"
+
+        def fill(folder: Path) -> None:
+            for name in tiny_checkpoint.manifest.files:
+                os.link(tiny_checkpoint.path / name, folder / name)
+            (folder / "words.json").write_text(json.dumps(words))
+
+        checkpoint.write(
+            path, fill, phase="import", seed=0, config={}, name="speaking", agent=agent or {}
+        )
+        stack.append(served({"speaking": path}))
+        return stack[-1].__enter__()  # type: ignore[no-any-return]
+
+    yield start
+    for context in stack:
+        context.__exit__(None, None, None)
+
+
+def text_of(chunks: Sequence[Any]) -> str:
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def wait_until(holds: Callable[[], Any], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.02)
+
+
+def test_the_client_lists_models_and_their_agents(service: Service) -> None:
+    ids = [model.id for model in service.client.models.list()]
+    assert ids == ["tiny", "tiny:agent"]
+    one = service.client.models.retrieve("tiny:agent")
+    assert (one.id, one.object, one.owned_by) == ("tiny:agent", "model", "agent-forge")
+    assert one.created > 1e9
+    with pytest.raises(openai.NotFoundError, match="no model 'tiy'"):
+        service.client.models.retrieve("tiy")
+
+
+def test_a_whole_answer_is_that_of_generate_and_counts_its_tokens(
+    service: Service, tiny_checkpoint: Checkpoint
+) -> None:
+    answer = service.ask()
+    tokenizer = models.load_tokenizer(tiny_checkpoint.path)
+    model = models.load(tiny_checkpoint.path)
+    prompt = data.encode_prompt(tokenizer, QUESTION)
+    (tokens,) = models.generate(
+        model, [prompt], max_new_tokens=12, stop_ids=data.stop_ids(tokenizer, model)
+    )
+    (choice,) = answer.choices
+    assert answer.object == "chat.completion"
+    assert choice.finish_reason == ("length" if len(tokens) == 12 else "stop")
+    assert answer.usage.prompt_tokens == len(prompt)
+    assert answer.usage.completion_tokens == len(tokens)
+    assert answer.usage.total_tokens == len(prompt) + len(tokens)
+
+
+def test_streamed_chunks_are_the_whole_answer(service: Service) -> None:
+    sampling = {"temperature": 1.0, "top_p": 0.95, "seed": 7}
+    whole = service.ask(**sampling)
+    chunks = list(service.ask(stream=True, stream_options={"include_usage": True}, **sampling))
+    assert text_of(chunks) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert {c.id for c in chunks} == {chunks[0].id}
+    assert {c.object for c in chunks} == {"chat.completion.chunk"}
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert set(reasons[:-1]) == {None}
+    assert reasons[-1] == whole.choices[0].finish_reason
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    plain = list(service.ask(stream=True, **sampling))
+    assert all(chunk.choices for chunk in plain)
+
+
+def test_a_stream_on_the_wire_is_events_that_end_with_done(service: Service) -> None:
+    answer = service.post({"model": "tiny", "messages": QUESTION, "stream": True, "max_tokens": 3})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *chunks, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    assert all(json.loads(chunk.removeprefix("data: "))["choices"] for chunk in chunks)
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_in_it(speaking: Callable) -> None:
+    one = speaking({"count": "one two three four"})
+    count = [{"role": "user", "content": "count"}]
+    for stop in ("three", ["thr", "fo"], ["zero", " three"]):
+        answer = one.ask("speaking", messages=count, stop=stop, max_tokens=50)
+        assert answer.choices[0].message.content.strip() == "one two"
+        assert answer.choices[0].finish_reason == "stop"
+        stream = one.ask("speaking", messages=count, stop=stop, max_tokens=50, stream=True)
+        assert text_of(list(stream)).strip() == "one two"
+
+
+def test_thoughts_come_as_reasoning_apart_from_the_content(speaking: Callable) -> None:
+    one = speaking({"2+2": "<think>\ntwo and two\n</think>\n\nIt is 4."})
+    asked_for = [{"role": "user", "content": "2+2"}]
+    answer = one.ask("speaking", messages=asked_for, max_tokens=60)
+    message = answer.choices[0].message
+    assert (message.content, message.reasoning) == ("It is 4.", "two and two")
+    assert message.reasoning_content == message.reasoning
+    assert 0 < answer.usage.completion_tokens_details.reasoning_tokens < 60
+    chunks = list(one.ask("speaking", messages=asked_for, max_tokens=60, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(getattr(d, "reasoning_content", None) or "" for d in deltas) == "two and two"
+    assert text_of(chunks) == "It is 4."
+
+
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Zürich"}}</tool_call>'
+
+
+def test_tools_of_the_client_go_round(speaking: Callable) -> None:
+    one = speaking({"in Zürich?": f"I look it up.\n{CALL}", "rain": "It rains."})
+    messages: list[Any] = [{"role": "user", "content": "How is it in Zürich?"}]
+    tools = {"tools": [WEATHER], "max_tokens": 200}
+    answer = one.ask("speaking", messages=messages, **tools)
+    (choice,) = answer.choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "I look it up.")
+    assert (call.function.name, json.loads(call.function.arguments)) == (
+        "weather",
+        {"city": "Zürich"},
+    )
+    messages += [
+        choice.message,
+        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+    ]
+    final = one.ask("speaking", messages=messages, **tools)
+    assert final.choices[0].message.content == "It rains."
+    assert final.choices[0].finish_reason == "stop"
+
+
+def test_calls_are_streamed_as_openai_streams_them(speaking: Callable) -> None:
+    one = speaking({"?": CALL + CALL.replace("Zürich", "Bern")})
+    messages = [{"role": "user", "content": "?"}]
+    chunks = list(
+        one.ask("speaking", messages=messages, tools=[WEATHER], max_tokens=200, stream=True)
+    )
+    calls = [call for c in chunks for call in c.choices[0].delta.tool_calls or []]
+    assert [call.index for call in calls] == [0, 1]
+    assert [call.type for call in calls] == ["function", "function"]
+    assert len({call.id for call in calls}) == 2
+    cities = [json.loads(call.function.arguments)["city"] for call in calls]
+    assert cities == ["Zürich", "Bern"]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    first = one.ask(
+        "speaking", messages=messages, tools=[WEATHER], max_tokens=200, parallel_tool_calls=False
+    )
+    assert len(first.choices[0].message.tool_calls) == 1
+    for nothing in ({"tools": [WEATHER], "tool_choice": "none"}, {}):
+        plain = one.ask("speaking", messages=messages, max_tokens=200, **nothing).choices[0]
+        assert plain.message.tool_calls is None
+        assert "weather" in plain.message.content
+        assert plain.finish_reason == "stop"
+
+
+def test_an_agent_runs_its_own_tools_here(speaking: Callable) -> None:
+    call = '<tool_call>{"name": "calculator", "arguments": {"expression": "6*7"}}</tool_call>'
+    one = speaking({"6*7?": call, "42": "It is 42."}, {"tools": ["calculator"]})
+    question = [{"role": "user", "content": "6*7?"}]
+    answer = one.ask("speaking:agent", messages=question, max_tokens=60)
+    message = answer.choices[0].message
+    assert (message.content, message.tool_calls) == ("It is 42.", None)
+    assert [event["event"] for event in message.agent_events] == ["call", "result"]
+    assert message.agent_events[1]["text"] == "42"
+    chunks = list(one.ask("speaking:agent", messages=question, max_tokens=60, stream=True))
+    assert text_of(chunks) == "It is 42."
+    with pytest.raises(openai.BadRequestError, match="runs its own tools"):
+        one.ask("speaking:agent", messages=question, tools=[WEATHER])
+
+
+def test_a_wrong_key_is_an_authentication_error(service: Service) -> None:
+    other = openai.OpenAI(base_url=service.url, api_key="sk-wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError) as caught:
+        other.models.list()
+    assert caught.value.body == {
+        "message": "this key is not known", "type": "authentication_error", "param": None,
+        "code": "invalid_api_key",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required", "tools": [WEATHER]}, "tool_choice"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"metadata": {"a": "b"}}, "metadata"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "name"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
+        ({"messages": [{"role": "poet", "content": "x"}]}, "role"),
+    ],
+)
+def test_what_is_not_done_here_is_refused_by_its_name(
+    service: Service, fields: dict[str, Any], param: str
+) -> None:
+    answer = service.post({"model": "tiny", "messages": QUESTION, **fields})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert param in error["message"] or param in (error["param"] or "")
+
+
+def test_values_that_ask_for_what_is_done_anyway_are_taken(service: Service) -> None:
+    same = {
+        "n": 1, "frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False,
+        "logit_bias": {}, "response_format": {"type": "text"}, "store": False, "user": "ann",
+        "stop": None, "service_tier": "auto",
+    }  # fmt: skip
+    parts = [{"role": "user", "content": [{"type": "text", "text": QUESTION[0]["content"]}]}]
+    plain, full = service.ask(), service.ask(messages=parts, **same)
+    assert full.choices[0].message.content == plain.choices[0].message.content
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"model": "tiny"}'])
+def test_a_body_that_is_no_request_is_a_400_in_openais_form(service: Service, body: bytes) -> None:
+    answer = service.post(body)
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("name", ["none", "../tiny", "/etc", "tiny/", "tiny:agents", "TINY"])
+def test_models_are_ids_and_never_paths(service: Service, name: str) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        service.ask(name)
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_conversation_that_does_not_fit_is_refused_before_any_work(service: Service) -> None:
+    for fields in (
+        {"messages": [{"role": "user", "content": "state " * 600}]},
+        {"max_tokens": 512},
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            service.ask(**fields)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def held(tmp_path: Path) -> tuple[dict[str, str], Path, Path]:
+    """Return words of a model that stops in the middle until a file is there, that file, its log."""
+    gate, log = tmp_path / "go on", tmp_path / "tokens"
+    words = {"for ever": "word " * 300, "log": str(log), "gate": str(gate)}
+    return words, gate, log
+
+
+def is_cancelled(one: Service) -> bool:
+    jobs = [seat._active for seat in one.pool._seats.values()]
+    return bool(jobs) and all(job is None or job.is_cancelled for job in jobs)
+
+
+FOR_EVER = [{"role": "user", "content": "for ever"}]
+
+
+def test_leaving_a_stream_ends_the_work_at_once(speaking: Callable, tmp_path: Path) -> None:
+    words, gate, log = held(tmp_path)
+    one = speaking(words)
+    with one.ask("speaking", messages=FOR_EVER, max_tokens=300, stream=True) as stream:
+        next(stream)
+    wait_until(lambda: is_cancelled(one))
+    gate.touch()
+    wait_until(lambda: "end" in log.read_text())
+    assert len(log.read_text().splitlines()) < 200
+    again = one.ask("speaking", messages=[{"role": "user", "content": "x"}])  # it serves on
+    assert again.choices[0].finish_reason == "stop"
+
+
+def test_leaving_before_the_answer_ends_the_work_too(speaking: Callable, tmp_path: Path) -> None:
+    words, gate, log = held(tmp_path)
+    one = speaking(words)
+    body = json.dumps({"model": "speaking", "messages": FOR_EVER, "max_tokens": 300}).encode()
+    address = httpx.URL(one.url)
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((address.host, address.port)) as wire:
+        wire.sendall(head.encode() + body)
+        wait_until(lambda: log.exists() and log.read_text())
+    wait_until(lambda: is_cancelled(one))
+    gate.touch()
+    wait_until(lambda: "end" in log.read_text())
+    assert len(log.read_text().splitlines()) < 200
+
+
+def test_a_process_that_crashes_costs_one_answer(speaking: Callable, tmp_path: Path) -> None:
+    words, gate, _ = held(tmp_path)
+    one = speaking(words)
+    stream = one.ask("speaking", messages=FOR_EVER, max_tokens=300, stream=True)
+    next(stream)
+    (pid,) = one.pool.loaded().values()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="ended by signal 9"):
+        list(stream)
+    gate.touch()
+    assert one.ask("speaking").choices
+    (other,) = one.pool.loaded().values()
+    assert other != pid
+    os.kill(other, signal.SIGKILL)
+    wait_until(lambda: psutil.Process(other).status() == psutil.STATUS_ZOMBIE)
+    assert one.ask("speaking").choices  # one that died between two answers costs none
+
+
+def test_a_model_that_cannot_be_opened_is_a_500_with_its_reason(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    for name in (*tiny_checkpoint.manifest.files, "forge.json"):
+        content = (tiny_checkpoint.path / name).read_bytes()
+        flipped = content[:-1] + bytes([content[-1] ^ 1]) if name.endswith("tensors") else content
+        (tmp_path / "model" / name).write_bytes(flipped)
+    with served({"broken": tmp_path / "model"}) as one:
+        with pytest.raises(openai.InternalServerError, match="is damaged") as caught:
+            one.ask("broken")
+        assert caught.value.code == "model_failed"
+
+
+def test_a_process_knows_nothing_of_the_servers_environment_and_sockets(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGE_MASTER_KEY", "secret")
+    service.ask()
+    (pid,) = service.pool.loaded().values()
+    os.kill(pid, signal.SIGKILL)
+    service.ask()
+    (pid,) = service.pool.loaded().values()
+    child = psutil.Process(pid)
+    assert "FORGE_MASTER_KEY" not in child.environ()
+    assert KEY not in json.dumps([child.environ(), child.cmdline()])
+    assert os.getsid(pid) == pid
+    assert child.net_connections() == []
+
+
+def test_models_leave_for_memory_the_least_recently_used_first(
+    tiny_checkpoint: Checkpoint,
+) -> None:
+    weights = sum(file.stat().st_size for file in tiny_checkpoint.path.glob("*.safetensors"))
+    copies = {}
+    for name in "abc":
+        copies[name] = tiny_checkpoint.path.parent / f"copy-{name}-{time.monotonic_ns()}"
+        copies[name].mkdir()
+        for file in (*tiny_checkpoint.manifest.files, "forge.json"):
+            os.link(tiny_checkpoint.path / file, copies[name] / file)
+    with served(copies) as one:
+        one.ask("a")
+        held = one.pool._held()
+        # Two processes and the estimate of a third do not fit, a process and the estimate do.
+        one.pool.memory_bytes = 2 * held + (150 << 20) + weights - (held >> 1)
+        one.ask("b")
+        one.ask("a")
+        one.ask("c")
+        names = sorted(path.name[:6] for path in map(Path, one.pool.loaded()))
+        assert names == ["copy-a", "copy-c"]
+        one.pool.memory_bytes = 100 << 20
+        with pytest.raises(openai.InternalServerError, match="needs about"):
+            one.ask("b")
+
+
+def test_processes_end_with_the_server(tiny_checkpoint: Checkpoint) -> None:
+    one = model_process.ModelProcess(tiny_checkpoint.path, device="cpu", engine="auto")
+    one.open()
+    child = psutil.Process(one.pid)
+    assert one._child.stdin is not None
+    one._child.stdin.close()  # what the kernel does when the server is killed
+    assert child.wait(300) == 0
+    one.release()
+
+
+def test_the_service_serves_chat_to_keys_of_that_scope(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    watched = tmp_path / "watched"
+    shutil.copytree(tiny_checkpoint.path, watched / "tiny")
+    settings = ServeSettings(state=tmp_path / "state", watch=[watched], requests_per_minute=1000)
+    with opened(settings) as one:
+        doors = open_doors(one)
+        _, token = one.ring.create("chat", ["chat"])
+        _, other = one.ring.create("read", ["read"])
+        wait_until(lambda: one.registry.list())
+        with on_a_port(application(one, settings, doors), lifespan="on") as url:
+            client = openai.OpenAI(base_url=url, api_key=token, max_retries=0, timeout=600)
+            ids = [model.id for model in client.models.list()]
+            assert tiny_checkpoint.id in ids
+            for name in (tiny_checkpoint.id, "tiny"):
+                answer = client.chat.completions.create(model=name, messages=QUESTION, max_tokens=3)
+                assert answer.usage.completion_tokens <= 3
+            with pytest.raises(openai.PermissionDeniedError):
+                openai.OpenAI(base_url=url, api_key=other, max_retries=0).models.list()
+            with pytest.raises(openai.AuthenticationError):
+                openai.OpenAI(base_url=url, api_key="forge_x_y", max_retries=0).models.list()
+
+
+def test_the_client_waits_as_long_as_a_429_tells_it_to(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint.path, tmp_path / "watched" / "tiny")
+    settings = ServeSettings(
+        state=tmp_path / "state", watch=[tmp_path / "watched"], requests_per_minute=2
+    )
+    with opened(settings) as one:
+        _, token = one.ring.create("chat", ["chat"])
+        with on_a_port(application(one, settings, open_doors(one)), lifespan="on") as url:
+            client = openai.OpenAI(base_url=url, api_key=token, max_retries=0)
+            with pytest.raises(openai.RateLimitError) as caught:
+                [client.models.list() for _ in range(9)]
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
