@@ -18,7 +18,7 @@ import secrets
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -342,11 +342,16 @@ def read_heads(text: str) -> list[Head]:
 def stored_head(path: Path) -> Head | None:
     """Return the head in `audit.head`, None without the file. Raises AuditError for a broken one."""
     try:
-        return Head.parse(path.with_suffix(".head").read_text(encoding="ascii"))
+        content = path.with_suffix(".head").read_bytes()
+        head = Head.parse(content.decode("ascii"))
     except FileNotFoundError:
         return None
     except (ConfigError, UnicodeDecodeError):
-        raise AuditError(f"{path.with_suffix('.head').name} is damaged: not a head") from None
+        head = None
+    # Exactly as it was written: a space more would mean the same, and is an edit all the same.
+    if head is None or content != _head_line(head):
+        raise AuditError(f"{path.with_suffix('.head').name} is damaged: not a head")
+    return head
 
 
 def read_key(path: Path, *, create: bool = False) -> bytes:
@@ -432,7 +437,11 @@ def _last_lines(file: Path) -> bytes:
 
 
 def _store_head(path: Path, head: Head) -> None:
-    write_bytes(path.with_suffix(".head"), (json.dumps(asdict(head)) + "\n").encode())
+    write_bytes(path.with_suffix(".head"), _head_line(head))
+
+
+def _head_line(head: Head) -> bytes:
+    return f"{head}\n".encode()
 
 
 def _canonical(value: Any) -> bytes:
