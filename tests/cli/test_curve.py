@@ -79,6 +79,5 @@ def test_a_size_that_is_no_share_is_refused_with_a_remedy(cli: Cli, compress: li
 
 
 def test_only_compress_has_the_flag() -> None:
-    assert {
-        name: [flag.name for flag in phase.flags] for name, phase in phases().items() if phase.flags
-    } == {"compress": ["curve"]}
+    flags = {name: [flag.name for flag in phase.flags] for name, phase in phases().items()}
+    assert [name for name, names in flags.items() if "curve" in names] == ["compress"]
