@@ -41,7 +41,12 @@ STUB = [sys.executable, "-S", str(ROOT / "scripts" / "bench" / "serve_stub.py")]
 REAL = [sys.executable, "-m", "agent_forge"]
 TRUTH_SECONDS = 15.0
 LONG_SECONDS = 1800.0
+PHASES = (
+    "cognate", "evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress",
+)  # fmt: skip
 JOB_KILLED = 0.4  # the share of the kills of a real run's server in which the run dies too
+# Scenes after which the job is dead for certain, so the time until the truth counts.
+DEADLY = ("job_killed", "reboot", "pid_reused")
 ENDED = ("succeeded", "rejected", "failed", "interrupted", "paused", "cancelled")
 SCENES = (
     "random", "before_start", "after_start", "before_stop", "after_stop", "job_killed", "reboot",
@@ -120,7 +125,6 @@ class Cycles:
 
     def judged(self, scene: str, job_id: str) -> Server:
         """Start the next server, and wait until it tells the truth about the job; return it."""
-        lives = bool(self.alive(job_id))
         server = Server(self.root, STUB, boot=self.boot)
         began = time.monotonic()
         expected = {
@@ -129,10 +133,11 @@ class Cycles:
             "pid_reused": {"interrupted"}, "after_start": {"running"},
         }.get(scene, {"succeeded"})  # fmt: skip
         self.wait(lambda: self.state(job_id) in expected, f"{scene}: {sorted(expected)}")
-        if not lives:
+        if scene in DEADLY:
             self.late.append(time.monotonic() - began)
             if self.late[-1] > TRUTH_SECONDS:
                 self.problems.append(f"{scene}: the truth took {self.late[-1]:.1f} s")
+                print(self.problems[-1], flush=True)
         if scene == "after_start":
             self.check_adopted(server, job_id)
         return server
@@ -150,6 +155,7 @@ class Cycles:
         while not condition():
             if time.monotonic() > end:
                 self.problems.append(f"cycle {self.number}: never: {what}")
+                print(self.problems[-1], flush=True)
                 return
             time.sleep(0.03)
 
@@ -250,14 +256,18 @@ class Cycles:
             self.problems.append(f"{len(orphans)} orphans")
 
 
-def real_cycles(root: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill the server, and now and then the job, while a real run-all goes through its phases.
+def real_cycles(root: Path, kills: int, seed: int, phases: str) -> dict[str, Any]:
+    """Kill the server, and now and then the job, while a real run goes through its phases.
+
+    phases: of the run, by name and divided by commas.
 
     Returns the number of kills of each, the state in the end, the final checkpoint's id, the events
     that were lost, and the seconds until each death of the job was noted.
     """
     chance, cycles = random.Random(seed), Cycles(root, seed)
-    overrides = ["experiment=tiny", "runtime.threads=1", "runtime.save_every_seconds=1"]
+    overrides = [
+        "experiment=tiny", "runtime.threads=1", "runtime.save_every_seconds=1", f"phases=[{phases}]",
+    ]  # fmt: skip
     counts: Counter[str] = Counter()
     server = Server(root, REAL)
     job_id = server.order(do="submit", command="run-all", overrides=overrides)["id"]
@@ -326,6 +336,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cycles", type=int, default=1000, help="with a stub job")
     parser.add_argument("--roots", type=int, default=4, help="servers at a time, each its own jobs")
     parser.add_argument("--real", type=int, default=20, help="kills while a real run-all runs")
+    parser.add_argument("--phases", default=",".join(PHASES), help="of the real run")
     parser.add_argument("--jobs", type=int, default=100, help="on one server, for its memory")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -337,7 +348,8 @@ def run(arguments: Sequence[str] = ()) -> Result:
     with tempfile.TemporaryDirectory() as place:
         cycles = stub_cycles(Path(place), args)
         usage = flat(Path(place) / "flat", args.jobs)
-        real = real_cycles(Path(place) / "real", args.real, args.seed) if args.real else None
+        real_root = Path(place) / "real"
+        real = real_cycles(real_root, args.real, args.seed, args.phases) if args.real else None
     for problem in [*cycles.problems, *(real["problems"] if real else [])]:
         print(problem)
     grown = usage["all"][0] - usage["tenth"][0]

@@ -1,6 +1,7 @@
 """The child process of a phase: its events, its priority, and threads that wait for it."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,20 +53,24 @@ def test_a_phase_can_be_run_in_a_thread_that_is_not_the_main_one(tmp_path: Path)
 
 
 def test_background_work_lowers_its_session_and_what_it_starts() -> None:
-    show = "import os, pathlib; p = pathlib.Path('/proc/self/autogroup'); "
-    show += "print(os.nice(0), p.read_text() if p.exists() else '')"
-    script = (
-        "import subprocess, sys\nfrom agent_forge.core.lifetime import give_way\ngive_way()\n"
-        f"subprocess.run([sys.executable, '-c', {show!r}], check=True)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
-        start_new_session=True,
+    child = subprocess.Popen(
+        ["sh", "-c", "read go; sleep 60 & echo $!; wait"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    niceness, _, group = done.stdout.strip().partition(" ")
-    assert int(niceness) == lifetime.BACKGROUND_NICE
-    if Path("/proc/self/autogroup").exists():
-        assert group.split()[-2:] == ["nice", str(lifetime.BACKGROUND_NICE)]
+    lifetime.give_way(child.pid)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    print("go", file=child.stdin, flush=True)
+    later = int(child.stdout.readline())
+    try:
+        for pid in (child.pid, later):
+            assert os.getpriority(os.PRIO_PROCESS, pid) == lifetime.BACKGROUND_NICE
+            group = Path(f"/proc/{pid}/autogroup")
+            if group.exists():
+                assert group.read_text().split()[-1] == str(lifetime.BACKGROUND_NICE)
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
     assert os.nice(0) < lifetime.BACKGROUND_NICE
 
 
