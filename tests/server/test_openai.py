@@ -491,7 +491,7 @@ def test_models_leave_for_memory_the_least_recently_used_first(
 
 def test_processes_end_with_the_server(tiny_checkpoint: Checkpoint) -> None:
     one = model_process.ModelProcess(tiny_checkpoint.path, device="cpu", engine="auto")
-    one.open()
+    one.start()
     child = psutil.Process(one.pid)
     assert one._child.stdin is not None
     one._child.stdin.close()  # what the kernel does when the server is killed

@@ -102,8 +102,8 @@ def answer(command: Sequence[str]) -> str:
     """Return what a command of the cluster prints. Raises PhaseError with its last line."""
     try:
         done = subprocess.run(
-            list(command), capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False,
-            stdin=subprocess.DEVNULL,
+            list(command), capture_output=True, encoding="utf-8", errors="replace",
+            timeout=COMMAND_SECONDS, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise PhaseError(f"{command[0]} did not answer within {COMMAND_SECONDS:g} s") from None

@@ -81,8 +81,8 @@ class Evaluations:
         ]  # fmt: skip
         try:
             result = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
-                stdin=subprocess.DEVNULL,
+                command, capture_output=True, encoding="utf-8", check=False,
+                timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise ConfigError(f"the evaluation took more than {TIMEOUT_SECONDS} s") from None

@@ -221,7 +221,7 @@ class Seat:
             process = ModelProcess(self.path, device=self.pool.device, engine=self.pool.engine)
             with self._changed:
                 self.process = process
-            process.open()
+            process.start()
         if job.is_cancelled or self._leaves:
             _fail(job, "the request was cancelled")
             return

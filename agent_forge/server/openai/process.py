@@ -57,7 +57,7 @@ class ModelProcess:
         self._reader.start()
         self._options = {"path": str(path.resolve()), "device": device, "engine": engine}
 
-    def open(self) -> None:
+    def start(self) -> None:
         """Let it open the model. Raises ModelError with its reason where it cannot."""
         self._send(self._options)
         first = next(self._messages())
