@@ -110,9 +110,9 @@ def outcomes(run_dir: Path) -> dict[str, Any]:
     """Return seconds, verdict and peak memory of each phase of a run."""
     rows = {}
     for file in sorted((run_dir / ".forge").glob("*/outcome.json")):
-        found = json.loads(file.read_text())
-        rows[found["phase"]] = {
-            key: found[key] for key in ("status", "seconds", "peak_memory_bytes", "message")
+        results = json.loads(file.read_text())
+        rows[results["phase"]] = {
+            key: results[key] for key in ("status", "seconds", "peak_memory_bytes", "message")
         }
     return {"phases": rows, "seconds": sum(row["seconds"] for row in rows.values())}
 
@@ -159,7 +159,7 @@ def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Comman
         cases = f"ours,ours compiled,plain{dtype},trainer{dtype}"
         if options.smoke:
             cases = f"ours,trainer{dtype}"  # compiling takes minutes of a processor
-        found = []
+        results = []
         for count in (2,) if options.smoke else rows:
             argv = [
                 sys.executable,
@@ -186,13 +186,13 @@ def training(shape: str, rows: tuple[int, ...]) -> Callable[[Bench], list[Comman
                 "--cache",
                 str(options.work / "cache"),
             ]
-            found.append(
+            results.append(
                 Command(
                     argv,
                     lambda printed, count=count: {f"{count} rows": last_json(printed)["medians"]},
                 )
             )
-        return found
+        return results
 
     return commands
 
@@ -230,8 +230,8 @@ def compress(bench: Bench) -> list[Command]:
 
 def outcomes_of(out: Path, name: str) -> dict[str, Any]:
     """Return the seconds of one compression."""
-    found = json.loads((out / ".forge" / name / "outcome.json").read_text())
-    return {name: {key: found[key] for key in ("status", "seconds", "peak_memory_bytes")}}
+    results = json.loads((out / ".forge" / name / "outcome.json").read_text())
+    return {name: {key: results[key] for key in ("status", "seconds", "peak_memory_bytes")}}
 
 
 def gpu_tests(bench: Bench) -> list[Command]:
@@ -332,7 +332,7 @@ def judged(parts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
         merged[name] = {}
         for row in rows:
             merged[name] |= row.get("figures", {})
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     for part in ("train-135m", "train-25m"):
         # At each batch the better of our two ways against the plain loop; over the batches our
         # best.
@@ -356,26 +356,26 @@ def judged(parts: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
             )
             if plain and mine > best:
                 best = mine
-                found[f"{part}: ours / plain compiled"] = mine / plain
-                found[f"{part}: tokens per second"] = mine
+                results[f"{part}: ours / plain compiled"] = mine / plain
+                results[f"{part}: tokens per second"] = mine
     distil = merged.get("distil", {})
     if distil:
-        found["distil: tokens per second"] = distil["tokens_per_second"]
-        found["distil: seconds of the start"] = distil["start_seconds"]
+        results["distil: tokens per second"] = distil["tokens_per_second"]
+        results["distil: seconds of the start"] = distil["start_seconds"]
     for name, label in (("one", "one size"), ("curve", "curve of four")):
         if name in merged.get("compress", {}):
-            found[f"compress: seconds, {label}"] = merged["compress"][name]["seconds"]
+            results[f"compress: seconds, {label}"] = merged["compress"][name]["seconds"]
     decode = merged.get("decode", {})
     if decode:
         plain = decode["plain, batch 1, ours"]
-        found["decode: plain, batch 1, tokens per second"] = plain
-        found["decode: plain, batch 1, ours / transformers"] = (
+        results["decode: plain, batch 1, tokens per second"] = plain
+        results["decode: plain, batch 1, ours / transformers"] = (
             plain / decode["plain, batch 1, transformers"]
         )
-        found["decode: packed ternary / plain, batch 1"] = (
+        results["decode: packed ternary / plain, batch 1"] = (
             decode["packed ternary, batch 1, ours"] / plain
         )
-    return found
+    return results
 
 
 def render(result: dict[str, Any]) -> str:
@@ -419,12 +419,12 @@ def render(result: dict[str, Any]) -> str:
 
 def flat(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return nested figures as (dotted name, value)."""
-    found: list[tuple[str, Any]] = []
+    results: list[tuple[str, Any]] = []
     for key, value in figures.items():
-        found += (
+        results += (
             flat(value, f"{prefix}{key}: ") if isinstance(value, dict) else [(prefix + key, value)]
         )
-    return found
+    return results
 
 
 def shown(value: Any) -> str:

@@ -35,36 +35,36 @@ def device(options: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
     for name in ("torch", "transformers", "triton", "numpy"):
         there = importlib.util.find_spec(name) is not None
-        found[name] = str(importlib.import_module(name).__version__) if there else "not installed"
+        result[name] = str(importlib.import_module(name).__version__) if there else "not installed"
     side, copied = (256, 1 << 22) if options.smoke else (8192, 1 << 30)
     if options.device == "cuda":
         facts = torch.cuda.get_device_properties(0)
-        found |= {
+        result |= {
             "device": facts.name,
             "memory_bytes": facts.total_memory,
             "cuda": torch.version.cuda,
         }
-        found["capability"] = list(torch.cuda.get_device_capability(0))
-        found["bfloat16"] = torch.cuda.is_bf16_supported()
+        result["capability"] = list(torch.cuda.get_device_capability(0))
+        result["bfloat16"] = torch.cuda.is_bf16_supported()
     else:
-        found["device"] = platform.processor() or "CPU"
+        result["device"] = platform.processor() or "CPU"
     # Random values: zeros draw less power and clock higher than real work does.
     left = torch.randn(side, side, device=options.device).bfloat16()
     source = torch.randint(0, 255, (copied,), dtype=torch.uint8, device=options.device)
     target = torch.empty_like(source)
     seconds = fastest(lambda: left @ left, options.device)
-    found["bfloat16_tflops"] = 2 * side**3 / seconds / 1e12
-    found["copy_gb_per_second"] = (
+    result["bfloat16_tflops"] = 2 * side**3 / seconds / 1e12
+    result["copy_gb_per_second"] = (
         2 * copied / fastest(lambda: target.copy_(source), options.device) / 1e9
     )
-    return found
+    return result
 
 
 def fastest(work: Callable[[], object], where: str, trials: int = 10) -> float:
@@ -210,14 +210,14 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
     # The first steps compile.
     kept = stamps[len(stamps) // 3 :]
     seconds = statistics.median(b - a for a, b in pairwise(kept))
-    found = {
+    result = {
         "start_seconds": start_seconds,
         "tokens_per_second": rows * length / seconds,
         "notes": notes,
     }
     if options.device == "cuda":
-        found["peak_bytes"] = torch.cuda.max_memory_allocated()
-    return found
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return result
 
 
 def decode(options: argparse.Namespace) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
         from scripts.bench.decode import CHECKPOINT, make_checkpoint
 
         make_checkpoint(Path(options.model), CHECKPOINT, packed)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, path in (("plain", options.model), ("packed ternary", packed)):
         model = models.load(path, device=options.device, dtype=dtype).eval()
         cases: dict[str, Callable[[Any], None]] = {"ours": partial(ours, model, tokens)}
@@ -253,10 +253,10 @@ def decode(options: argparse.Namespace) -> dict[str, Any]:
                 started = time.perf_counter()
                 generate(ids)
                 wait(options.device)
-                found[f"{name}, batch {rows}, {case}"] = (
+                result[f"{name}, batch {rows}, {case}"] = (
                     rows * tokens / (time.perf_counter() - started)
                 )
-    return found
+    return result
 
 
 def ours(model: Any, tokens: int, ids: Any) -> None:

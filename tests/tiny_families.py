@@ -123,5 +123,5 @@ def save(path: Path, model: PreTrainedModel, words: PreTrainedTokenizerFast) -> 
 def relative_error(model: Any, reference: Any, tokens: int = 60) -> float:
     """Return |logits - reference logits| / |reference logits| on some ids."""
     ids = torch.arange(5, 5 + tokens)[None]
-    found, expected = model(input_ids=ids).logits, reference(input_ids=ids).logits
-    return float((found - expected).norm() / expected.norm())
+    result, expected = model(input_ids=ids).logits, reference(input_ids=ids).logits
+    return float((result - expected).norm() / expected.norm())

@@ -29,8 +29,8 @@ def base(*overrides: str, file: str | None = None) -> PhaseConfig:
 
 @pytest.mark.parametrize("text", LOOKS)
 def test_the_command_line_keeps_text(text: str) -> None:
-    found = base(f"out={text}", f"data.cache={quote(text)}")
-    assert (found.out, found.data.cache) == (text, text)
+    result = base(f"out={text}", f"data.cache={quote(text)}")
+    assert (result.out, result.data.cache) == (text, text)
 
 
 # Inside a list these stand for something: commas and brackets, an opening quote, a backslash before
@@ -76,8 +76,8 @@ def test_a_file_keeps_plain_text(tmp_path: Path) -> None:
     file.write_text(
         f"sources: [{', '.join(looks)}]\nout: 007\ndata: {{cache: yes}}\n", encoding="utf-8"
     )
-    found = compose("base", PhaseConfig, [], str(file))
-    assert (found.sources, found.out, found.data.cache) == (looks, "007", "yes")
+    result = compose("base", PhaseConfig, [], str(file))
+    assert (result.sources, result.out, result.data.cache) == (looks, "007", "yes")
 
 
 def test_a_file_keeps_quoted_text(tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_numbers_are_read_however_they_are_written(tmp_path: Path) -> None:
         "runtime: {budget_minutes: 1e-3, shard: yes, compile: off}\ngate: {items: '12'}\n",
         encoding="utf-8",
     )
-    found = base(file=str(file))
+    result = base(file=str(file))
     assert (
-        found.runtime.budget_minutes,
-        found.runtime.shard,
-        found.runtime.compile,
-        found.gate.items,
+        result.runtime.budget_minutes,
+        result.runtime.shard,
+        result.runtime.compile,
+        result.gate.items,
     ) == (
         0.001,
         True,
@@ -228,8 +228,8 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
 def test_anchors_and_merge_keys_of_yaml_work(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("gate: &g {items: 7}\nruntime: {threads: 2}\n", encoding="utf-8")
-    found: Any = base(file=str(file))
-    assert (found.gate.items, found.runtime.threads) == (7, 2)
+    result: Any = base(file=str(file))
+    assert (result.gate.items, result.runtime.threads) == (7, 2)
 
 
 def test_an_entry_of_a_mapping_is_taken_out_as_the_message_says() -> None:

@@ -22,8 +22,8 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_conf(tmp_path: Pa
     file.write_text('seed: 3\ngate: {items: 7}\ndata: {text: ["it\'s a, b.txt"]}\n')
     assert base().seed == 0
     assert base(file=str(file)).seed == 3
-    found = base("seed=5", file=str(file))
-    assert (found.seed, found.gate.items, found.data.text) == (5, 7, ["it's a, b.txt"])
+    result = base("seed=5", file=str(file))
+    assert (result.seed, result.gate.items, result.data.text) == (5, 7, ["it's a, b.txt"])
 
 
 def test_seed_zero_is_a_seed() -> None:

@@ -44,7 +44,7 @@ def names_read(files: typing.Iterable[Path]) -> set[str]:
     those files count. A dataclass that is unpacked whole, `Kind(**asdict(config.part))`, counts as
     a read of all its fields: what it is unpacked into must have them.
     """
-    found: set[str] = set()
+    result: set[str] = set()
     listed: set[str] = set()
     by_variable = False
     for file in files:
@@ -54,13 +54,13 @@ def names_read(files: typing.Iterable[Path]) -> set[str]:
                 node.body = [part for part in node.body if getattr(part, "name", "") != "validate"]
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                found.add(node.attr)
+                result.add(node.attr)
             elif (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Name)
                 and node.func.id == "getattr"
             ):
-                found.update(
+                result.update(
                     a.value
                     for a in node.args
                     if isinstance(a, ast.Constant) and isinstance(a.value, str)
@@ -73,14 +73,14 @@ def names_read(files: typing.Iterable[Path]) -> set[str]:
                     for e in entries
                     if isinstance(e, ast.Constant) and isinstance(e.value, str)
                 )
-    return found | (listed if by_variable else set())
+    return result | (listed if by_variable else set())
 
 
 def unpacked_whole(files: typing.Iterable[Path]) -> set[str]:
     """Return the names of settings that are handed on whole: asdict(config.NAME), or for a mapping
     of fields.
     """
-    found: set[str] = set()
+    result: set[str] = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             if (
@@ -88,13 +88,13 @@ def unpacked_whole(files: typing.Iterable[Path]) -> set[str]:
                 and isinstance(node.func, ast.Name)
                 and node.func.id in ("asdict", "fields")
             ):
-                found.update(
+                result.update(
                     n.attr
                     for argument in node.args
                     for n in ast.walk(argument)
                     if isinstance(n, ast.Attribute)
                 )
-    return found
+    return result
 
 
 def dataclasses_in(kind: object) -> set[type]:
@@ -147,8 +147,8 @@ def test_a_setting_that_nobody_reads_is_found() -> None:
                    ("forgotten", int)], slots=True, kw_only=True,
     )  # fmt: skip
     config.__annotations__ = {"linear": int, "extra": extra, "forgotten": int}
-    found = unread(config, PACKAGE / "phases" / "bitnet")
-    assert found == ["extra", "extra.never_read_anywhere", "forgotten"]
+    result = unread(config, PACKAGE / "phases" / "bitnet")
+    assert result == ["extra", "extra.never_read_anywhere", "forgotten"]
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])
@@ -164,17 +164,17 @@ def group_options() -> list[tuple[str, str, str]]:
     """
     import yaml
 
-    found = []
+    result = []
     for name in phases():
         content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         for entry in content["defaults"]:
             if isinstance(entry, dict):
-                found += [
+                result += [
                     (name, group, option)
                     for group in entry
                     for option in groups()[group.partition("@")[0]]
                 ]
-    return found
+    return result
 
 
 @pytest.mark.parametrize(("phase", "group", "option"), group_options())

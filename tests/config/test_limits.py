@@ -46,9 +46,9 @@ def numbers(hint: Any, path: tuple[Any, ...], value: Any) -> Iterator[tuple[tupl
 def test_every_number_of_a_phase_refuses_nan_negative_and_huge_values_by_name(name: str) -> None:
     schema = phases()[name].config
     plain: Any = OmegaConf.to_container(compose_tree(name, ["out=x"]), resolve=True)
-    found = list(numbers(schema, (), plain))
-    assert len(found) > 30
-    for path, hint in found:
+    result = list(numbers(schema, (), plain))
+    assert len(result) > 30
+    for path, hint in result:
         assert any(isinstance(limit, (Range, OneOf)) for limit in limits(hint)), (
             f"{name}: {path} has no limits"
         )

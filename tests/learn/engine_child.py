@@ -92,10 +92,10 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     total = float(sum(value.detach().double().abs().sum() for value in model.parameters()))
-    found = {"losses": [record.loss.hex() for record in records], "weights": total.hex()}
+    result = {"losses": [record.loss.hex() for record in records], "weights": total.hex()}
     if os.environ.get("RANK", "0") == "0":
-        (Path(folder) / "result.json").write_text(json.dumps(found))
-    print(json.dumps(found), flush=True)
+        (Path(folder) / "result.json").write_text(json.dumps(result))
+    print(json.dumps(result), flush=True)
     return 0
 
 

@@ -34,20 +34,20 @@ def test_output_and_gradients_are_those_of_float32_within_bfloat16(
     slope = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
     with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
         assert functional.scaled_dot_product_attention is not ORIGINAL
-        found = functional.scaled_dot_product_attention(*given, **keys)
+        result = functional.scaled_dot_product_attention(*given, **keys)
     assert functional.scaled_dot_product_attention is ORIGINAL
-    assert found.dtype == torch.bfloat16
-    pairs = [(found, exact)]
+    assert result.dtype == torch.bfloat16
+    pairs = [(result, exact)]
     pairs += zip(
-        torch.autograd.grad(found, given, slope.bfloat16()),
+        torch.autograd.grad(result, given, slope.bfloat16()),
         torch.autograd.grad(exact, wide, slope),
         strict=True,
     )
-    for rounded, wanted in pairs:
+    for rounded, target in pairs:
         # With one token the gradients of queries and keys are exactly 0: compare with the size of
         # the slope.
-        assert float((rounded - wanted).detach().norm()) <= 0.015 * max(
-            float(wanted.detach().norm()), 0.1 * float(slope.norm())
+        assert float((rounded - target).detach().norm()) <= 0.015 * max(
+            float(target.detach().norm()), 0.1 * float(slope.norm())
         )
 
 
@@ -55,19 +55,19 @@ def test_a_mask_is_obeyed() -> None:
     given = inputs(4, 4, 9)
     mask = torch.zeros(9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf).bfloat16()
     with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = functional.scaled_dot_product_attention(*given, attn_mask=mask)
+        result = functional.scaled_dot_product_attention(*given, attn_mask=mask)
         causal = functional.scaled_dot_product_attention(*given, is_causal=True)
-    torch.testing.assert_close(found, causal, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(result, causal, atol=0.02, rtol=0.02)
 
 
 def test_queries_that_rotary_positions_widened_are_rounded_as_autocast_does() -> None:
     given = inputs(4, 4, 9)
     wide = [given[0].detach().float().requires_grad_(), given[1].float(), given[2]]
     with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = functional.scaled_dot_product_attention(*wide, is_causal=True)
-        assert torch.equal(found, functional.scaled_dot_product_attention(*given, is_causal=True))
-    assert found.grad_fn is not None
-    assert "WrittenOut" in found.grad_fn.name()
+        result = functional.scaled_dot_product_attention(*wide, is_causal=True)
+        assert torch.equal(result, functional.scaled_dot_product_attention(*given, is_causal=True))
+    assert result.grad_fn is not None
+    assert "WrittenOut" in result.grad_fn.name()
 
 
 def test_nothing_but_bfloat16_training_is_computed_another_way() -> None:

@@ -45,9 +45,9 @@ def run_ranks(
 
 
 def result(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "result.json").read_text())
+    results = json.loads((folder / "result.json").read_text())
     return {
-        "losses": [float.fromhex(loss) for loss in found["losses"]], "weights": float.fromhex(found["weights"]),
+        "losses": [float.fromhex(loss) for loss in results["losses"]], "weights": float.fromhex(results["weights"]),
     }  # fmt: skip
 
 

@@ -123,17 +123,17 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            found = lm_loss(model, batch, step)
+            result = lm_loss(model, batch, step)
         kept["saving"] = total[0]
-        return found
+        return result
 
-    found = go(
+    result = go(
         saving,
         tmp_path / "saving",
         runtime=replace(PLAIN, checkpoint_activations=True),
         loss_fn=measured,
     )
-    assert losses(found) == losses(expected)
+    assert losses(result) == losses(expected)
     one_layer = kept["saving"]
     go(fresh(tiny_llama), tmp_path / "again", loss_fn=measured)
     assert one_layer < 0.5 * kept["saving"]
@@ -154,8 +154,8 @@ def test_workers_change_no_bit_also_across_a_restart(
 
     with pytest.raises(Killed):
         go(fresh(tiny_llama), tmp_path / "parts", runtime=replace(PLAIN, workers=2), on_step=kill)
-    found = go(fresh(tiny_llama), tmp_path / "parts", runtime=replace(PLAIN, workers=1))
-    assert losses(found) == losses(expected)
+    result = go(fresh(tiny_llama), tmp_path / "parts", runtime=replace(PLAIN, workers=1))
+    assert losses(result) == losses(expected)
 
 
 def test_batches_that_depend_on_training_stay_in_line_and_say_so(
@@ -189,8 +189,8 @@ def test_compiled_blocks_learn_the_same_and_are_left_as_they_were(
 ) -> None:
     plain, compiled = fresh(tiny_llama), fresh(tiny_llama)
     expected = go(plain, tmp_path / "plain")
-    found = go(compiled, tmp_path / "compiled", runtime=replace(PLAIN, compile="on"))
-    for one, other in zip(expected, found, strict=True):
+    result = go(compiled, tmp_path / "compiled", runtime=replace(PLAIN, compile="on"))
+    for one, other in zip(expected, result, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=1e-4)
     assert all(block._compiled_call_impl is None for block in blocks(compiled))
 
@@ -200,8 +200,10 @@ def test_compiling_without_a_compiler_says_so_and_goes_on(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     log = EventLog(tmp_path / "events.jsonl", "test")
-    found = go(fresh(tiny_llama), tmp_path / "on", runtime=replace(PLAIN, compile="on"), events=log)
-    assert losses(found) == losses(go(fresh(tiny_llama), tmp_path / "off"))
+    result = go(
+        fresh(tiny_llama), tmp_path / "on", runtime=replace(PLAIN, compile="on"), events=log
+    )
+    assert losses(result) == losses(go(fresh(tiny_llama), tmp_path / "off"))
     warnings = [
         event.message for event in read_events(tmp_path / "events.jsonl") if event.kind == "warning"
     ]
@@ -389,8 +391,8 @@ def test_out_of_memory_suggests_parts_and_leaves_no_half_state(
         match=r"4 rows of 12 tokens in 1 part\(s\); try runtime\.accumulate=2 .*size 2\)",
     ):
         go(fresh(tiny_llama), tmp_path, loss_fn=loss)
-    found = go(fresh(tiny_llama), tmp_path)
-    assert losses(found) == losses(go(fresh(tiny_llama), tmp_path / "whole"))
+    result = go(fresh(tiny_llama), tmp_path)
+    assert losses(result) == losses(go(fresh(tiny_llama), tmp_path / "whole"))
 
 
 def test_non_finite_weights_are_not_saved(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -425,8 +427,8 @@ def test_retention_never_deletes_the_only_state_that_verifies(
     for name in ("step-00000003", "final"):
         with pytest.raises(CheckpointError, match="does not hold what was written"):
             state.write(tmp_path, name, tensors, {"next_step": 3})
-    found = state.newest(tmp_path, "stage", EventLog(None, "test"))
-    assert found is not None
+    result = state.newest(tmp_path, "stage", EventLog(None, "test"))
+    assert result is not None
     assert {path.name for path in tmp_path.iterdir()} >= {"step-00000001", "step-00000002"}
 
 
@@ -472,8 +474,10 @@ def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
     monkeypatch.setattr(precision, "measured_gain", lambda *_: gain)
     events = EventLog(tmp_path / "events.jsonl", "test")
     expected = fresh(tiny_llama), fresh(tiny_llama)
-    found = go(expected[0], tmp_path / "auto", runtime=auto, events=events)
-    assert losses(found) == losses(go(expected[1], tmp_path / "named", dtype=getattr(torch, taken)))
+    result = go(expected[0], tmp_path / "auto", runtime=auto, events=events)
+    assert losses(result) == losses(
+        go(expected[1], tmp_path / "named", dtype=getattr(torch, taken))
+    )
     said = [
         event.message
         for event in read_events(tmp_path / "events.jsonl")
@@ -494,7 +498,7 @@ def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
     monkeypatch.setattr(
         precision, "measured_gain", lambda *_: 3.1 - gain
     )  # would choose the other one now
-    assert losses(go(model, tmp_path / "cut", runtime=auto)) == losses(found)
+    assert losses(go(model, tmp_path / "cut", runtime=auto)) == losses(result)
 
 
 def test_the_measurement_is_a_ratio_of_this_models_products(tiny_llama: LlamaForCausalLM) -> None:

@@ -70,8 +70,8 @@ def test_chunked_cross_entropy_has_the_value_and_gradients_of_the_whole(chunk_to
     expected = torch.autograd.grad(whole, (hidden, head))
     ours = chunked_cross_entropy(hidden, head, labels, chunk_tokens=chunk_tokens)
     torch.testing.assert_close(ours, whole)
-    for found, wanted in zip(torch.autograd.grad(ours, (hidden, head)), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for result, target in zip(torch.autograd.grad(ours, (hidden, head)), expected, strict=True):
+        torch.testing.assert_close(result, target)
     torch.testing.assert_close(chunked_cross_entropy(hidden, lambda x: x @ head.T, labels), whole)
 
 
@@ -96,7 +96,7 @@ def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
     chunked, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": labels}, 0)
     assert chunk_rows == [0]  # as many as cross_entropy holds at once
     torch.testing.assert_close(chunked, whole)
-    for found, wanted in zip(
+    for result, target in zip(
         torch.autograd.grad(chunked, list(tiny_llama.parameters())), expected, strict=True
     ):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result, target, rtol=1e-4, atol=1e-6)

@@ -80,9 +80,9 @@ def test_bfloat16_on_the_device_learns_as_float32_on_the_processor(
     tmp_path: Path, compile_: str
 ) -> None:
     expected, _ = trained(tmp_path / "cpu", "cpu")
-    found, said = trained(tmp_path / "gpu", "cuda", dtype=torch.bfloat16, compile=compile_)
+    result, said = trained(tmp_path / "gpu", "cuda", dtype=torch.bfloat16, compile=compile_)
     assert not [text for text in said if "fails" in text]
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(result, expected, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=0.03)
 
 
@@ -115,7 +115,7 @@ def test_the_losses_of_a_large_vocabulary_stay_below_a_ceiling_and_agree(
     )
     targets = torch.randint(49152, (16384,), generator=generator)
     weights = torch.full((16384,), 1 / 16384)
-    found = []
+    result = []
     for fused in (True, False):
         if not fused:
             monkeypatch.setattr(cross_entropy.slopes, "suits", lambda *_: False)
@@ -127,8 +127,8 @@ def test_the_losses_of_a_large_vocabulary_stay_below_a_ceiling_and_agree(
         total.backward()
         # All logits at once would be 1.6 GB in bfloat16 and 3.2 GB for each float32 copy of them.
         assert torch.cuda.max_memory_allocated() - before < (2 if fused else 5) * (1 << 30)
-        found.append([total.detach(), *(tensor.grad for tensor in inputs)])
-    for one, other in zip(*found, strict=True):
+        result.append([total.detach(), *(tensor.grad for tensor in inputs)])
+    for one, other in zip(*result, strict=True):
         assert one is not None
         torch.testing.assert_close(one, other, rtol=0.02, atol=1e-4)
 
@@ -141,7 +141,7 @@ def test_the_fused_distillation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch
     )
     targets = torch.randint(32768, (4096,), generator=generator).cuda()
     how = head_loss.Weights(kl=1.0, ce=0.1, temperature=1.0)
-    found = []
+    result = []
     for fused in (True, False):
         if not fused:
             monkeypatch.setattr(head_loss.fused_chunk, "suits", lambda *_: False)
@@ -149,7 +149,7 @@ def test_the_fused_distillation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch
         with torch.autocast("cuda", dtype=torch.bfloat16):
             total, kl, ce = head_loss.head_loss(leaf, head, taught, taught_head, targets, how)
         total.backward()
-        found.append([total.detach(), kl, ce, leaf.grad])
-    for one, other in zip(*found, strict=True):
+        result.append([total.detach(), kl, ce, leaf.grad])
+    for one, other in zip(*result, strict=True):
         assert one is not None
         torch.testing.assert_close(one, other, rtol=0.02, atol=1e-5)

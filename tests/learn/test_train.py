@@ -100,9 +100,9 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits(
     with pytest.raises(Killed):
         go(parts, tmp_path / "parts", optim=optim, on_step=kill)
     resumed = fresh(tiny_llama)
-    found = go(resumed, tmp_path / "parts", optim=optim)
-    assert [record.loss.hex() for record in found] == [record.loss.hex() for record in expected]
-    assert [record.grad_norm.hex() for record in found] == [
+    result = go(resumed, tmp_path / "parts", optim=optim)
+    assert [record.loss.hex() for record in result] == [record.loss.hex() for record in expected]
+    assert [record.grad_norm.hex() for record in result] == [
         record.grad_norm.hex() for record in expected
     ]
     assert_same(weights(resumed), weights(whole))
@@ -321,8 +321,8 @@ def test_kept_weights_and_the_controller_survive_a_kill(
     expected = go(whole, tmp_path / "whole", on_step=Control(-1))
     with pytest.raises(Killed):
         go(fresh(tiny_llama), tmp_path / "parts", on_step=Control(4))
-    found = go(resumed, tmp_path / "parts", on_step=Control(-1))
-    assert [record.to_json() for record in found] == [record.to_json() for record in expected]
+    result = go(resumed, tmp_path / "parts", on_step=Control(-1))
+    assert [record.to_json() for record in result] == [record.to_json() for record in expected]
     assert_same(weights(resumed), weights(whole))
 
 
@@ -466,10 +466,10 @@ def test_bfloat16_autocast_trains_float32_weights(
 def test_progress_events_carry_loss_and_speed(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl", "test", interval_seconds=0.0)
     records = go(fresh(tiny_llama), tmp_path, events=log)
-    found = [event for event in read_events(tmp_path / "events.jsonl") if event.kind == "progress"]
-    assert [event.step for event in found] == list(range(1, STEPS + 1))
-    assert [event.metrics["loss"] for event in found] == [record.loss for record in records]
-    assert all(event.metrics["tokens_per_second"] > 0 for event in found)
+    result = [event for event in read_events(tmp_path / "events.jsonl") if event.kind == "progress"]
+    assert [event.step for event in result] == list(range(1, STEPS + 1))
+    assert [event.metrics["loss"] for event in result] == [record.loss for record in records]
+    assert all(event.metrics["tokens_per_second"] > 0 for event in result)
 
 
 def test_nothing_to_train_is_a_config_error(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:

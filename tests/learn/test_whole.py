@@ -114,11 +114,11 @@ def test_a_whole_stack_learns_the_same_traced_twice_for_many_lengths(
     tiny_llama: LlamaForCausalLM, tmp_path: Path, traced: list[Any]
 ) -> None:
     start = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
-    found = go(tiny_llama, tmp_path / "whole")
+    result = go(tiny_llama, tmp_path / "whole")
     other = LlamaForCausalLM(tiny_llama.config)
     other.load_state_dict(start)
     expected = go(other, tmp_path / "plain", compile="off")
-    assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
+    assert losses(result) == pytest.approx(losses(expected), rel=1e-5)
     # One graph for the first length and one for all others.
     assert len(traced) == 2
     assert tiny_llama.model._compiled_call_impl is None
@@ -143,7 +143,7 @@ def test_the_graph_has_causal_attention_and_no_mask(
 def test_a_parent_and_its_ternary_student_are_one_graph_each_and_learn_the_same(
     llama_config: LlamaConfig, tmp_path: Path, traced: list[Any]
 ) -> None:
-    found = []
+    result = []
     for mode in ("on", "off"):
         torch.manual_seed(0)
         parent = LlamaForCausalLM(llama_config).eval().requires_grad_(False)
@@ -157,9 +157,9 @@ def test_a_parent_and_its_ternary_student_are_one_graph_each_and_learn_the_same(
         }
         ternarise(student, TernarySettings(**settings))  # type: ignore[arg-type]
         loss = Distillation(parent, DISTILL, pad=None, steps=5, blend_share=0.0)
-        found.append(losses(go(student, tmp_path / mode, loss, compile=mode)))
+        result.append(losses(go(student, tmp_path / mode, loss, compile=mode)))
         assert parent.model._compiled_call_impl is None
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert result[0] == pytest.approx(result[1], rel=1e-4)
     # Parent and student, each for one length and for all others.
     assert len(traced) == 4
 
@@ -183,9 +183,9 @@ def test_between_two_steps_a_model_generates_and_takes_masks_as_ever(
             seen.append((tokens, logits))
 
     go(tiny_llama, tmp_path, on_step=look)
-    for (tokens, logits), (expected, wanted) in zip(seen[::2], seen[1::2], strict=True):
+    for (tokens, logits), (expected, target) in zip(seen[::2], seen[1::2], strict=True):
         assert tokens == expected
-        torch.testing.assert_close(logits, wanted)
+        torch.testing.assert_close(logits, target)
 
 
 def test_what_does_not_compile_runs_by_blocks_and_then_eagerly_and_says_so(
@@ -206,14 +206,14 @@ def test_what_does_not_compile_runs_by_blocks_and_then_eagerly_and_says_so(
     monkeypatch.setattr(torch, "compile", failing)
     monkeypatch.setattr(speed, "runs_whole", lambda _: True)
     monkeypatch.setenv("CXX", "true")
-    found = go(tiny_llama, tmp_path / "failing")
+    result = go(tiny_llama, tmp_path / "failing")
     assert len(calls) == 2
     said = [text for text in messages(tmp_path / "failing") if "fails" in text]
     assert [text.split(":")[1].split(" ")[2] for text in said] == ["blocks", "off"]
     assert all("no such operation" in text for text in said)
     other = LlamaForCausalLM(tiny_llama.config)
     other.load_state_dict(start)
-    assert losses(found) == losses(go(other, tmp_path / "eager", compile="off"))
+    assert losses(result) == losses(go(other, tmp_path / "eager", compile="off"))
 
 
 def test_other_errors_of_a_step_are_not_taken_for_failed_compiling(
@@ -239,8 +239,8 @@ def test_a_narrow_stream_rounds_no_more_than_bfloat16_products_do(
     for narrow in (False, True):
         stack._compiled_call_impl = PlainCall(stack, stack._call_impl, narrow=narrow)  # type: ignore[assignment]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        errors[narrow] = float(((found.float() - exact).norm() / exact.norm()).detach())
+            result = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        errors[narrow] = float(((result.float() - exact).norm() / exact.norm()).detach())
     assert 0 < errors[False] < 0.01
     assert errors[False] < errors[True] < 0.02
 
@@ -262,7 +262,7 @@ def test_models_that_do_more_than_causal_attention_are_left_alone(
 
 def test_the_fused_losses_are_the_plain_ones() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, wanted = (torch.randn(9, 30, generator=generator) * 3 for _ in range(2))
+    logits, target = (torch.randn(9, 30, generator=generator) * 3 for _ in range(2))
     targets = torch.randint(30, (9,), generator=generator)
     weights = torch.rand(9, 1, generator=generator)
     slope, each = cross_entropy._slopes(logits, targets[:, None], weights)
@@ -276,9 +276,9 @@ def test_the_fused_losses_are_the_plain_ones() -> None:
         how = head_loss.Weights(kl=0.7, ce=ce, temperature=temperature)
         for present in (None, torch.arange(9) < 6):
             shares = head_loss._shares(targets, present)
-            losses, slope = head_loss._chunk(logits, wanted, targets, shares, how)
+            losses, slope = head_loss._chunk(logits, target, targets, shares, how)
             fused, fused_slope = head_loss._written_for_a_compiler(
-                logits, wanted, targets, shares, how
+                logits, target, targets, shares, how
             )
             torch.testing.assert_close(fused, losses)
             torch.testing.assert_close(fused_slope, slope)
@@ -291,15 +291,15 @@ def test_positions_that_weigh_nothing_are_as_good_as_left_out() -> None:
     targets = torch.tensor([1, -100, 3, 4, 5, -100, 7, 8, 9, 10, 11])
     present = torch.tensor([True] * 7 + [False] * 4)
     weights = head_loss.Weights(kl=0.5, ce=0.25, temperature=1.5)
-    found = []
+    result = []
     for where, chosen in ((slice(None), present), (present, None)):
         inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
         total, kl, ce = head_loss.head_loss(
             inputs[0][where], inputs[1], taught[where], taught_head, targets[where], weights, chosen
         )
         total.backward()
-        found.append((total.detach(), kl, ce, inputs[0].grad, inputs[1].grad))
-    for a, b in zip(*found, strict=True):
+        result.append((total.detach(), kl, ce, inputs[0].grad, inputs[1].grad))
+    for a, b in zip(*result, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -310,9 +310,9 @@ def test_chunks_are_even_follow_the_free_memory_and_have_a_ceiling(
     for free, rows in ((0, 171), (24 << 30, 5462), (1 << 40, 5462)):
         monkeypatch.setattr(chunks, "free_bytes", lambda _, free=free: free)
         chunks.rows_at_once.cache_clear()
-        found = chunks.rows_at_once(16384, 49152, somewhere)
-        assert found <= rows
-        assert -(-16384 // found) * found - 16384 < -(-16384 // found)
+        result = chunks.rows_at_once(16384, 49152, somewhere)
+        assert result <= rows
+        assert -(-16384 // result) * result - 16384 < -(-16384 // result)
     chunks.rows_at_once.cache_clear()
 
 

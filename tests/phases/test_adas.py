@@ -128,16 +128,16 @@ def bytes_of(model):
 
 
 def test_matrices_are_found_with_their_roles_and_the_budget_spreads_over_depth(model):
-    found = find_matrices(model)
-    assert len(found) == 3 * 7
-    roles = {m.name.split(".")[-2]: m.role for m in found}
+    result = find_matrices(model)
+    assert len(result) == 3 * 7
+    roles = {m.name.split(".")[-2]: m.role for m in result}
     assert roles == {
         "q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "attention_out", "gate_proj": "mlp_in",
         "up_proj": "mlp_in", "down_proj": "mlp_out",
     }  # fmt: skip
-    one_layer = sum(m.numel for m in found if m.layer == 0)
-    assert {m.layer for m in within_budget(found, 2 * one_layer)} == {0, 2}
-    assert {m.layer for m in within_budget(found, 1)} == {2}
+    one_layer = sum(m.numel for m in result if m.layer == 0)
+    assert {m.layer for m in within_budget(result, 2 * one_layer)} == {0, 2}
+    assert {m.layer for m in within_budget(result, 1)} == {2}
     with pytest.raises(PhaseError, match="no layer matrices"):
         find_matrices(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
@@ -272,17 +272,17 @@ def test_the_screening_draws_as_many_techniques_as_it_is_told(data_config, scree
 def test_every_composition_and_edit_changes_the_logits_and_no_two_alike(model, bench):
     before = logits_of(model)
     alpha = (1.0, 0.7, 0.4)
-    found = {"identity": before}
+    result = {"identity": before}
     for name in COMPOSITIONS:
         with bench.applied(Candidate(technique=name, alpha=alpha)):
-            found[name] = logits_of(model)
+            result[name] = logits_of(model)
     for name in EDITS:
         with bench.applied(Candidate(technique="svf_all", alpha=(0.0,) * DOMAINS, edits=(name,))):
-            found[name] = logits_of(model)
+            result[name] = logits_of(model)
     same = [
         (a, b)
-        for a, b in itertools.combinations(found, 2)
-        if float((found[a] - found[b]).abs().max()) < 1e-4
+        for a, b in itertools.combinations(result, 2)
+        if float((result[a] - result[b]).abs().max()) < 1e-4
     ]
     assert same == []
     assert torch.equal(logits_of(model), before)
@@ -331,7 +331,7 @@ def test_skipping_a_layer_equals_the_model_without_it(model, bench):
         zeroed = [
             i for i, layer in enumerate(model.model.layers) if not layer.mlp.down_proj.weight.any()
         ]
-        found = logits_of(model)
+        result = logits_of(model)
     assert len(zeroed) == 1
     layers = model.model.layers
     model.model.layers = torch.nn.ModuleList(
@@ -339,7 +339,7 @@ def test_skipping_a_layer_equals_the_model_without_it(model, bench):
     )
     expected = logits_of(model)
     model.model.layers = layers
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(result, expected, atol=1e-5)
 
 
 def test_an_ablated_direction_is_never_written():
@@ -580,7 +580,7 @@ def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(
     assert objective.bounds(losses, losses, picks) == (0.0, 0.0)
     assert objective.chance(losses, losses, picks) == 1.0
     better = {
-        kind: found - np.asarray([[0.1, 0.0]]) * found[:, 1:] for kind, found in losses.items()
+        kind: result - np.asarray([[0.1, 0.0]]) * result[:, 1:] for kind, result in losses.items()
     }
     assert objective.gain(losses, better) == pytest.approx(0.1)
     assert objective.bounds(losses, better, picks)[0] == pytest.approx(0.1)
@@ -594,10 +594,10 @@ def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(
 def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, tiny_tokenizer):
     examples = [("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")]
     plain = agent.AgentSettings.from_manifest({})
-    found = [agent.AgentSettings.from_manifest(t.settings(examples)) for t in RUNTIME.values()]
-    assert all(a != b for a, b in itertools.combinations([plain, *found], 2))
+    result = [agent.AgentSettings.from_manifest(t.settings(examples)) for t in RUNTIME.values()]
+    assert all(a != b for a, b in itertools.combinations([plain, *result], 2))
     talks = []
-    for one in [plain, *found]:
+    for one in [plain, *result]:
         made = agent.Agent(tiny_llama, tiny_tokenizer, settings=one)
         prompt = made._with_system(made._scaffolded([{"role": "user", "content": "Add 4 + 5."}]))
         sampling = (one.temperature, one.top_p, one.scaffold == "self_consistency")
@@ -608,18 +608,18 @@ def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, 
 
 @pytest.mark.parametrize("name", ["few_shot", "self_consistency", "role"])
 def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name):
-    wanted = {
+    target = {
         "tools": ["calculator"],
         **RUNTIME[name].settings([("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")]),
     }
-    wanted["decoder"] = {**wanted.get("decoder", {}), "max_new_tokens": 6}
+    target["decoder"] = {**target.get("decoder", {}), "max_new_tokens": 6}
     talks = [
         [{"role": "user", "content": text}]
         for text in ("Add 4 + 5.", "Repeat the words river house.")
     ]
-    found = runtime_search.answers(tiny_llama, tiny_tokenizer, wanted, talks)
-    one = agent.Agent(tiny_llama, tiny_tokenizer, settings=wanted)
-    assert found[0].text == one.reply(talks[0]).text
+    result = runtime_search.answers(tiny_llama, tiny_tokenizer, target, talks)
+    one = agent.Agent(tiny_llama, tiny_tokenizer, settings=target)
+    assert result[0].text == one.reply(talks[0]).text
     one.memory.close()
 
 

@@ -82,9 +82,9 @@ def test_traces_hold_what_the_real_tool_answered(kind: str, data_config: DataCon
 
 def test_calculator_traces_carry_the_right_expression(data_config: DataConfig) -> None:
     for trace in traces.make("calculator", 60, "train", 0, data_config):
-        wanted = measure.wanted_call(trace)
-        if wanted is not None:
-            numbers = eval(wanted.arguments["expression"])  # noqa: S307 - Python itself is the reference here
+        target = measure.wanted_call(trace)
+        if target is not None:
+            numbers = eval(target.arguments["expression"])  # noqa: S307 - Python itself is the reference here
             assert str(numbers) == trace["answer"]
 
 
@@ -146,8 +146,8 @@ def test_answer_loss_is_the_weighted_loss_of_the_assistants_turn(
         for text in ("What is 3 plus 4?", "Hi", "Add 100 and 200 now, please.")
     ]
     answers = ["7", "hello there", "300"]
-    found = toolformer.answer_losses(tiny_llama, tiny_tokenizer, asked, answers, batch_rows=2)
-    for messages, answer, loss in zip(asked, answers, found, strict=True):
+    result = toolformer.answer_losses(tiny_llama, tiny_tokenizer, asked, answers, batch_rows=2)
+    for messages, answer, loss in zip(asked, answers, result, strict=True):
         ids, mask = encode_chat(
             tiny_tokenizer, [*messages, {"role": "assistant", "content": answer}]
         )
@@ -379,9 +379,9 @@ def test_an_answer_counts_only_with_the_right_call(data_config: DataConfig) -> N
         t for t in traces.make("calculator", 9, "train", 0, data_config) if measure.wanted_call(t)
     )
     box = traces.toolbox("calculator", "train", data_config)()
-    wanted = measure.wanted_call(trace)
-    assert wanted is not None
-    right = Result(wanted, trace["answer"])
+    target = measure.wanted_call(trace)
+    assert target is not None
+    right = Result(target, trace["answer"])
     wrong = Result(Call("calculator", {"expression": f"0+{trace['answer']}"}), trace["answer"])
     assert measure.is_right(trace, Turn(trace["answer"], [right], [], True), box)
     assert not measure.is_right(trace, Turn(trace["answer"], [wrong], [], True), box)
@@ -423,11 +423,11 @@ def test_held_out_traces_are_distinct_and_ask_nothing_that_is_trained(
         assert not trained & set(held)
     expressions = [
         {
-            wanted.arguments["expression"]
-            for t in found
-            if (wanted := measure.wanted_call(t)) is not None
+            target.arguments["expression"]
+            for t in result
+            if (target := measure.wanted_call(t)) is not None
         }
-        for found in (
+        for result in (
             heldout_traces(config, kind),
             traces.make(kind, 400, "train", config.seed, config.data),
         )

@@ -153,17 +153,17 @@ def test_pull_moves_the_goal_to_the_weight_that_gives_the_wanted_outputs() -> No
     generator = torch.Generator().manual_seed(2)
     weight, x = torch.randn(12, 16, generator=generator), correlated_inputs(600, 16, seed=3)
     distorted = x @ (torch.eye(16) + 0.3 * torch.randn(16, 16, generator=generator) / 4)
-    wanted = x @ weight.T
-    pull = (wanted - distorted @ weight.T).T @ distorted / len(x)
-    found = [
+    target = x @ weight.T
+    pull = (target - distorted @ weight.T).T @ distorted / len(x)
+    result = [
         ternary_weight(
             tied(*compensate(weight, hessian_of(distorted), 8, Rounding(1e-4), pull=own), 8), 8
         )
         for own in (None, pull)
     ]
-    without, aimed = ((distorted @ w.T - wanted).square().mean().item() for w in found)
+    without, aimed = ((distorted @ w.T - target).square().mean().item() for w in result)
     assert aimed < 0.8 * without
-    exact = torch.linalg.lstsq(distorted, wanted).solution.T
+    exact = torch.linalg.lstsq(distorted, target).solution.T
     same = compensate(exact, hessian_of(distorted), 8, Rounding(1e-6))[0]
     assert torch.allclose(
         compensate(weight, hessian_of(distorted), 8, Rounding(1e-6), pull=pull)[0], same, atol=1e-2
@@ -181,10 +181,10 @@ def test_sweeps_lower_the_error_and_raise_that_of_no_row(group_size: int) -> Non
         change = multiply_out(*ternary_codes(latents, group_size, scales), group_size) - weight
         return ((change @ hessian) * change).sum(1)
 
-    found = torch.stack([errors(sweeps) for sweeps in (0, 1, 2, 8)])
-    rising = found.diff(dim=0) if group_size != -1 else found.sum(1).diff()
-    assert float(rising.max()) <= 1e-5 * float(found.max())
-    assert float(found[-1].mean()) < 0.95 * float(found[0].mean())
+    result = torch.stack([errors(sweeps) for sweeps in (0, 1, 2, 8)])
+    rising = result.diff(dim=0) if group_size != -1 else result.sum(1).diff()
+    assert float(rising.max()) <= 1e-5 * float(result.max())
+    assert float(result[-1].mean()) < 0.95 * float(result[0].mean())
 
 
 def test_after_enough_sweeps_no_other_code_is_better_than_the_one_chosen() -> None:
@@ -222,11 +222,11 @@ def test_hessians_are_those_of_the_rounded_inputs_of_every_call(tiny_llama: Any)
     handle = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
     windows = [torch.arange(12).view(2, 6), torch.arange(20, 32).view(2, 6)]
     with torch.no_grad():
-        found = input_hessians(tiny_llama, {"q": layer}, windows)["q"]
+        result = input_hessians(tiny_llama, {"q": layer}, windows)["q"]
     handle.remove()
     x = torch.cat([part.reshape(-1, 32) for part in seen])
     assert len(x) == 24
-    assert torch.allclose(found, hessian_of(x), atol=1e-5)
+    assert torch.allclose(result, hessian_of(x), atol=1e-5)
 
 
 def calibration() -> list[torch.Tensor]:
@@ -241,7 +241,7 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(
 ) -> None:
     ternarise(tiny_llama, SETTINGS)
     calls: list[tuple[int, int]] = []
-    found = compensate_in_waves(
+    result = compensate_in_waves(
         tiny_llama,
         calibration(),
         waves=waves,
@@ -249,7 +249,7 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(
         progress=lambda *done: calls.append(done),
     )
     layers = ternary_layers(tiny_llama)
-    assert set(found) == set(layers)
+    assert set(result) == set(layers)
     assert calls == [(i + 1, len(layers)) for i in range(len(layers))]
     assert all(layer.blend == 1.0 and layer.weight_scale is not None for layer in layers.values())
 
@@ -289,12 +289,12 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
     fresh = torch.randint(0, 100, (8, 24), generator=torch.Generator().manual_seed(99))
     errors = []
     with torch.no_grad():
-        wanted = parent(fresh, output_hidden_states=True).hidden_states[-1]
+        target = parent(fresh, output_hidden_states=True).hidden_states[-1]
         for aimed in (True, False):
             model = copy.deepcopy(parent)
             ternarise(model, settings)
             if aimed:
-                found = compensated(
+                result = compensated(
                     parent,
                     model,
                     calibration(),
@@ -302,18 +302,18 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
                     rounding=Rounding(0.1),
                     progress=lambda *_: None,
                 )
-                assert set(found) == {
+                assert set(result) == {
                     f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")
                 }
                 assert all(
-                    torch.equal(value, model.get_parameter(name)) for name, value in found.items()
+                    torch.equal(value, model.get_parameter(name)) for name, value in result.items()
                 )
             else:
                 compensate_in_waves(
                     model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None
                 )
             stream = model(fresh, output_hidden_states=True).hidden_states[-1]
-            errors.append(float((stream - wanted).square().sum() / wanted.square().sum()))
+            errors.append(float((stream - target).square().sum() / target.square().sum()))
     assert errors[0] < 0.85 * errors[1]
 
 
@@ -399,7 +399,7 @@ def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_log
     batch = make_batch()
     batch["input_ids"][0, 10:] = 0
     batch["labels"][0, 5:] = -100
-    found = []
+    result = []
     for student in students:
         ternarise(student, TernarySettings(**{**asdict(SETTINGS), "embedding_bits": bits}))
         assert (plain_head(student, rounded=True) is not None) == (
@@ -415,10 +415,10 @@ def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_log
         )
         loss, parts = loss_of(student, batch, 0)
         loss.backward()
-        found.append(
+        result.append(
             (loss.detach(), parts, {name: p.grad for name, p in student.named_parameters()})
         )
-    (one, parts, gradients), (other, others, whole) = found
+    (one, parts, gradients), (other, others, whole) = result
     assert float(one) == pytest.approx(float(other), rel=1e-5)
     assert {key: float(value) for key, value in parts.items()} == pytest.approx(
         {key: float(value) for key, value in others.items()}, rel=1e-5
@@ -435,7 +435,7 @@ def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(
     hidden, taught = (torch.randn(11, 6, generator=generator) for _ in range(2))
     head, taught_head = (torch.randn(20, 6, generator=generator) for _ in range(2))
     targets = torch.tensor([1, -100, 3, 4, 5, -100, 7, 8, 9, 10, 11])
-    found = []
+    result = []
     for entries in (1 << 20, 20, 60):
         monkeypatch.setattr(chunks, "CPU_ENTRIES", entries)
         inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
@@ -444,9 +444,9 @@ def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(
             inputs[0], inputs[1], taught, taught_head, targets, weights
         )
         (3 * total).backward()
-        found.append((total.detach(), kl, ce, inputs[0].grad, inputs[1].grad))
-    for other in found[1:]:
-        for a, b in zip(found[0], other, strict=True):
+        result.append((total.detach(), kl, ce, inputs[0].grad, inputs[1].grad))
+    for other in result[1:]:
+        for a, b in zip(result[0], other, strict=True):
             assert a is not None
             assert torch.allclose(a, b, atol=1e-5)
 
@@ -581,10 +581,10 @@ def test_compensation_with_coarser_scales_errs_less_on_fresh_inputs_than_roundin
     group_size: int,
 ) -> None:
     weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(3))
-    found = compensate(
+    result = compensate(
         weight, hessian_of(correlated_inputs(400, 48, seed=0)), group_size, Rounding(0.01)
     )
-    latents = tied(*found, group_size)
+    latents = tied(*result, group_size)
     fresh = hessian_of(correlated_inputs(400, 48, seed=1))
     assert output_error(weight, latents, fresh, group_size) < 0.75 * output_error(
         weight, weight, fresh, group_size
@@ -632,13 +632,13 @@ def test_the_chunk_for_a_compiler_is_the_one_that_works_in_place(
     temperature: float, ce: float
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, wanted = (torch.randn(6, 20, generator=generator) for _ in range(2))
+    logits, target = (torch.randn(6, 20, generator=generator) for _ in range(2))
     targets = torch.tensor([1, -100, 3, 4, -100, 6])
     shares = head_loss._shares(targets, torch.tensor([True, True, False, True, True, True]))
     weights = head_loss.Weights(kl=0.7, ce=ce, temperature=temperature)
-    expected = head_loss._chunk(logits.clone(), wanted.clone(), targets, shares, weights)
-    found = head_loss._written_for_a_compiler(logits, wanted, targets, shares, weights)
-    for one, other in zip(found, expected, strict=True):
+    expected = head_loss._chunk(logits.clone(), target.clone(), targets, shares, weights)
+    result = head_loss._written_for_a_compiler(logits, target, targets, shares, weights)
+    for one, other in zip(result, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -69,22 +69,22 @@ def test_the_shipped_settings_compose_for_every_model() -> None:
 
 def test_it_writes_a_trunk_and_three_specialists_that_differ_only_in_weights(made: tuple) -> None:
     _, report, out = made
-    found = checkpoint.expand([out.path])
-    assert [c.name for c in found] == [
+    result = checkpoint.expand([out.path])
+    assert [c.name for c in result] == [
         "trunk",
         "adaptive_computation",
         "memory_integration",
         "reasoning",
     ]
-    assert [c.manifest.role for c in found] == ["trunk"] + ["specialist"] * 3
+    assert [c.manifest.role for c in result] == ["trunk"] + ["specialist"] * 3
     assert report.outputs[0] == str(out.path / "trunk")
-    assert all(c.manifest.parents[0]["id"] == found[0].id for c in found[1:])
-    loaded = [models.load(c) for c in found]
+    assert all(c.manifest.parents[0]["id"] == result[0].id for c in result[1:])
+    loaded = [models.load(c) for c in result]
     shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in loaded]
     assert all(shape == shapes[0] for shape in shapes)
-    assert len({c.id for c in found}) == 4
+    assert len({c.id for c in result}) == 4
     assert loaded[0].config.halting_threshold == 0.95
-    for c in found:
+    for c in result:
         assert c.manifest.deployable_bytes == (c.path / "model.safetensors").stat().st_size
         assert len(c.manifest.extra["training"]["losses_nats"]) == c.metrics["steps"]
 
@@ -101,16 +101,16 @@ def test_a_run_stopped_anywhere_and_run_again_ends_in_the_same_bytes(
 ) -> None:
     config = settings(tmp_path / "out", data_config)
     stops = iter([("trunk", 7), ("trunk", 21), ("memory_integration", 2), ("longer", 2)])
-    wanted = next(stops)
+    expected = next(stops)
 
     def stop(event: Event, out: Workspace) -> None:
-        if event.kind == "progress" and (event.stage, event.step) == wanted:
+        if event.kind == "progress" and (event.stage, event.step) == expected:
             out.stop_signal = 15
 
     for following in [*stops, None]:
         with pytest.raises(Interrupted):
             go(config, [], stop)
-        wanted = following or ("", 0)
+        expected = following or ("", 0)
     report, out = go(config, [])
     for name in ("trunk", *SPECIALISTS):
         assert checkpoint.open(out.path / name).id == checkpoint.open(made[2].path / name).id

@@ -186,7 +186,7 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
                 parameter.mul_(8)
     windows = torch.randint(0, 200, (24, 32))
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    result = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
     with torch.no_grad():
         base = tiny_llama(windows).logits.log_softmax(-1)
         for name in (
@@ -204,18 +204,18 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
                 float(functional.kl_div(new, base, log_target=True, reduction="sum"))
                 / windows.numel()
             )
-            estimate = found[name].distortion(error)
+            estimate = result[name].distortion(error)
             assert 0.5 < estimate / rise < 2.0
-            assert found[name].distortion(2 * error) == pytest.approx(4 * estimate, rel=1e-4)
+            assert result[name].distortion(2 * error) == pytest.approx(4 * estimate, rel=1e-4)
 
 
 def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (3, 16))
-    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
-    uses = found["model.embed_tokens"].uses
+    result = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    uses = result["model.embed_tokens"].uses
     assert len(uses) == 2
-    assert "lm_head" not in found
+    assert "lm_head" not in result
     counts = torch.bincount(windows.flatten(), minlength=tiny_llama.config.vocab_size).float()
     assert any(
         torch.allclose(use.rows * windows.numel(), sensitivity.good_turing(counts)) for use in uses
@@ -251,8 +251,8 @@ def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
     assert len(held) > 2
     assert max(held) <= limit < sum(held)
     assert parts.keys() == once.keys()
-    for name, wanted in once.items():
-        for key, tensor in wanted.tensors().items():
+    for name, expected in once.items():
+        for key, tensor in expected.tensors().items():
             assert torch.equal(parts[name].tensors()[key], tensor)
 
 
@@ -288,18 +288,18 @@ def test_the_floor_is_under_the_rows_of_embedding_and_head_and_of_nothing_else(
     assert len(plain["model.embed_tokens"].uses) == 2
     for name, sensitivities in plain.items():
         for before, after in zip(sensitivities.uses, floored[name].uses, strict=True):
-            wanted = before.rows
+            expected = before.rows
             if name == "model.embed_tokens":
-                wanted = sensitivity.with_other_text(before.rows, 0.3)
+                expected = sensitivity.with_other_text(before.rows, 0.3)
             assert torch.equal(after.columns, before.columns)
-            assert torch.allclose(after.rows, wanted, rtol=1e-5)
+            assert torch.allclose(after.rows, expected, rtol=1e-5)
 
 
 def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() -> None:
     use = sensitivity.Use(torch.tensor([2.0, 4.0, 0.0]), torch.eye(2) * 3)
-    found = sensitivity.Sensitivity([use]).curvature()
-    assert found is not None
-    rows, columns = found
+    result = sensitivity.Sensitivity([use]).curvature()
+    assert result is not None
+    rows, columns = result
     assert torch.allclose(columns, torch.eye(2) * 6)  # E[g²] of the mean row is in it
     assert float(rows.mean()) == pytest.approx(1.0)
     assert rows[1] / rows[0] == pytest.approx(2.0)
@@ -371,8 +371,8 @@ def test_recovery_finds_scales_back_that_were_put_wrong(
     @torch.no_grad()
     def divergence(base: LlamaForCausalLM, payloads: dict[str, payload.Payload]) -> float:
         child = compressed.compress(copy.deepcopy(base), payloads)
-        wanted, given = (m(ids).logits.log_softmax(-1) for m in (tiny_llama, child))
-        return float(functional.kl_div(given, wanted, log_target=True, reduction="sum"))
+        expected, given = (m(ids).logits.log_softmax(-1) for m in (tiny_llama, child))
+        return float(functional.kl_div(given, expected, log_target=True, reduction="sum"))
 
     assert divergence(dense, better) < 0.3 * divergence(tiny_llama, wrong)  # type: ignore[arg-type]
     for name, old in wrong.items():
@@ -415,10 +415,10 @@ def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
     assert list(errors) == ["model.layers.0", "model.layers.1"] == blockwise.coded_blocks(better)
     assert all(after < 0.9 * before for before, after in errors.values())
     with torch.no_grad():
-        wanted, first, last = (
+        expected, first, last = (
             m.model(windows[32:]).last_hidden_state for m in (parent, plain, better)
         )
-    assert float((last - wanted).square().sum()) < float((first - wanted).square().sum())
+    assert float((last - expected).square().sum()) < float((first - expected).square().sum())
     # A killed run reads the finished blocks back: the same values, without a step.
     again = student()
     config.recover.block_steps = 0
@@ -465,12 +465,12 @@ def test_token_counts_of_more_text_weigh_the_embeddings_rows(
         torch.randint(0, 200, (5000,), generator=torch.Generator().manual_seed(2))
     ).float()
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = dict(
+    result = dict(
         sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts)
     )
-    rows = found["model.embed_tokens"].uses[0].rows
-    wanted = nn.functional.pad(counts, (0, len(rows) - len(counts)))
-    assert torch.allclose(rows, sensitivity.good_turing(wanted) / 5000, rtol=1e-4)
+    rows = result["model.embed_tokens"].uses[0].rows
+    expected = nn.functional.pad(counts, (0, len(rows) - len(counts)))
+    assert torch.allclose(rows, sensitivity.good_turing(expected) / 5000, rtol=1e-4)
     assert float(rows.sum()) == pytest.approx(1.0, rel=1e-4)
 
 
@@ -493,8 +493,8 @@ def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored
         child, total = models.load(report.outputs[0]), 0.0
         with torch.no_grad():
             for ids, _ in windows.values():
-                wanted, given = (m(ids).logits.log_softmax(-1) for m in (parent, child))
-                total += float(functional.kl_div(given, wanted, log_target=True, reduction="sum"))
+                expected, given = (m(ids).logits.log_softmax(-1) for m in (parent, child))
+                total += float(functional.kl_div(given, expected, log_target=True, reduction="sum"))
         divergence.append(total)
     assert divergence[1] < divergence[0]
     before = measure.losses(parent, windows)
@@ -731,9 +731,9 @@ def test_a_gain_multiplies_a_layers_rows_and_not_its_bias(bias: bool) -> None:
     module.bias = layer.bias
     holder = SimpleNamespace(get_parameter=lambda _: gain)
     x = torch.randn(4, 3)
-    found = recover._times_gain(module, holder)(module, (x,), layer(x))
+    result = recover._times_gain(module, holder)(module, (x,), layer(x))
     assert torch.allclose(
-        found, functional.linear(x, layer.weight * gain[:, None], layer.bias), atol=1e-6
+        result, functional.linear(x, layer.weight * gain[:, None], layer.bias), atol=1e-6
     )
 
 
@@ -753,8 +753,8 @@ def test_second_moments_of_a_linear_layer_are_means_over_the_tokens_that_passed(
         tiny_llama(windows)
     x = torch.cat(seen)
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
-    (use,) = found["model.layers.0.mlp.down_proj"].uses
+    result = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    (use,) = result["model.layers.0.mlp.down_proj"].uses
     assert torch.allclose(use.columns, x.T @ x / 60, rtol=1e-4, atol=1e-7)
 
 

@@ -37,12 +37,12 @@ def deterministic() -> Iterator[None]:
 
 
 def digest(directories: list[Path]) -> str:
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for path in sorted(
         file for directory in directories for file in directory.rglob("*") if file.is_file()
     ):
-        found.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    return found.hexdigest()
+        result.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    return result.hexdigest()
 
 
 @pytest.mark.usefixtures("deterministic")

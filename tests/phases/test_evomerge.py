@@ -140,8 +140,10 @@ def test_the_winner_is_at_least_as_fit_as_every_parent_and_the_soup(
     yardstick = make_yardstick(config, tiny_tokenizer, "search", config.items)
 
     def nats(genome: Genome) -> list[float]:
-        found = measured[space.key(genome)]
-        return [value for start in sorted(found) for value in found[start]][: len(yardstick.rows)]
+        results = measured[space.key(genome)]
+        return [value for start in sorted(results) for value in results[start]][
+            : len(yardstick.rows)
+        ]
 
     yardstick.trunk_nats = nats(space.parent(0))
     fitness = [

@@ -51,8 +51,8 @@ COMPRESS = [
 def content(kind: str, **settings: Any) -> dict[str, Any]:
     """Return config.json of a tiny model."""
     given = {**tiny_families.FAMILIES[kind], **settings}
-    found: dict[str, Any] = json.loads(tiny_families.build(kind, **given).config.to_json_string())
-    return found
+    result: dict[str, Any] = json.loads(tiny_families.build(kind, **given).config.to_json_string())
+    return result
 
 
 def bitnet_lines(model: dict[str, Any], *settings: str) -> list[str]:
@@ -290,7 +290,7 @@ def test_the_estimated_loss_of_a_scaled_embedding_counts_its_scale(tmp_path: Pat
         torch.randint(1, 400, (48, 32), generator=torch.Generator().manual_seed(0)),
     )
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    found = dict(sensitivity.measure(model, windows, 0, out, EventLog(None, "compress")))[name]
+    result = dict(sensitivity.measure(model, windows, 0, out, EventLog(None, "compress")))[name]
     changed = copy.deepcopy(model)
     error = 0.005 * torch.randn(400, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -299,4 +299,4 @@ def test_the_estimated_loss_of_a_scaled_embedding_counts_its_scale(tmp_path: Pat
     rise = (
         float(nn.functional.kl_div(new, base, log_target=True, reduction="sum")) / windows.numel()
     )
-    assert 0.4 < found.distortion(error) / rise < 2.5  # without the scale it would be one 32nd
+    assert 0.4 < result.distortion(error) / rise < 2.5  # without the scale it would be one 32nd

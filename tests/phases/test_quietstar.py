@@ -209,16 +209,16 @@ def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -
 
 def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
     thoughts, labels = made_up()
-    found = outcome(thoughts, labels, 2)
-    assert found.wanted[0].tolist() == [[True, True], [False, True], [True, False]]
+    result = outcome(thoughts, labels, 2)
+    assert result.wanted[0].tolist() == [[True, True], [False, True], [True, False]]
     mixed = thoughts.mixed_logits().log_softmax(-1)
     base = thoughts.base_logits.log_softmax(-1)
     expected = -mixed[1, 1, 1, 1, labels[1, 5]]
-    torch.testing.assert_close(found.mixed[1, 1, 1, 1], expected)
-    torch.testing.assert_close(found.base[1, 1, 1], -base[1, 1, 1, labels[1, 5]])
-    reward = found.rewards()
+    torch.testing.assert_close(result.mixed[1, 1, 1, 1], expected)
+    torch.testing.assert_close(result.base[1, 1, 1], -base[1, 1, 1, labels[1, 5]])
+    reward = result.rewards()
     assert reward[0, 1, 0] == pytest.approx(
-        float(found.base[0, 1, 1] - found.mixed[0, 1, 0, 1]), abs=1e-6
+        float(result.base[0, 1, 1] - result.mixed[0, 1, 0, 1]), abs=1e-6
     )
 
 
@@ -416,12 +416,12 @@ def test_deciles_sort_tokens_by_the_loss_of_the_base(
     config = settings(data_config, tmp_path, tiny_checkpoint)
     base = torch.arange(200.0).reshape(20, 10)
     base[0, 0] = float("nan")
-    found = {
+    result = {
         "text/base": base,
         "text/mixed": base - base / 10,
         "text/weight": torch.ones_like(base),
     }
-    rows = measure.by_decile(found, ["text"], config)
+    rows = measure.by_decile(result, ["text"], config)
     assert sum(row["tokens"] for row in rows) == 199
     assert all(row["gain (nats)"] == pytest.approx(row["base (nats)"] / 10) for row in rows)
     assert rows[0]["base (nats)"] == pytest.approx(10.5, abs=0.6)

@@ -110,8 +110,8 @@ class Logistic(nn.Module):
 
 
 def ids(rows: int, tokens: int, vocabulary: int = 16) -> dict[str, Tensor]:
-    found = torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(3))
-    return {"input_ids": found, "labels": found}
+    result = torch.randint(vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(3))
+    return {"input_ids": result, "labels": result}
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
@@ -119,8 +119,8 @@ def test_the_depth_exponent_of_scaled_orthogonal_blocks_is_ln_of_the_scale(scale
     model = Stack(
         [Orthogonal(8, scale, i) for i in range(5)], torch.randn(16, 8, dtype=torch.float32)
     )
-    found = depth_exponent(model, ids(3, 4), relative_step=1e-2, seed=0)
-    assert found == pytest.approx(math.log(scale), abs=1e-5)
+    result = depth_exponent(model, ids(3, 4), relative_step=1e-2, seed=0)
+    assert result == pytest.approx(math.log(scale), abs=1e-5)
 
 
 def test_the_depth_exponent_of_the_logistic_map_at_four_is_ln_two() -> None:
@@ -129,9 +129,9 @@ def test_the_depth_exponent_of_the_logistic_map_at_four_is_ln_two() -> None:
         + 0.1
     )
     model = Stack([Logistic() for _ in range(400)], start)
-    found = depth_exponent(model, ids(60, 2), relative_step=1e-7, seed=0)
+    result = depth_exponent(model, ids(60, 2), relative_step=1e-7, seed=0)
     # Two tokens make one vector of two maps, whose exponent is again that of one map.
-    assert found == pytest.approx(math.log(2), abs=0.01)
+    assert result == pytest.approx(math.log(2), abs=0.01)
 
 
 def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(
@@ -139,7 +139,7 @@ def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(
 ) -> None:
     batch = ids(2, 6)
     model = tiny_llama.double()
-    found = depth_exponent(model, batch, relative_step=1e-3, seed=5)
+    result = depth_exponent(model, batch, relative_step=1e-3, seed=5)
     captured: list[Any] = []
     hooks = [
         block.register_forward_pre_hook(
@@ -162,7 +162,7 @@ def test_the_depth_exponent_equals_the_exact_jvp_of_the_blocks(
             _, tangent = torch.autograd.functional.jvp(function, args[0], tangent)
         logs.append(tangent.flatten(1).norm(dim=1).log())
     # transformers norms in float32 even here, so a smaller step would drown in rounding.
-    assert found == pytest.approx(float(torch.stack(logs).mean()), abs=2e-4)
+    assert result == pytest.approx(float(torch.stack(logs).mean()), abs=2e-4)
 
 
 def test_probes_change_neither_weights_nor_mode_nor_rounding(tiny_llama: LlamaForCausalLM) -> None:
@@ -201,14 +201,14 @@ def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() 
 
     torch.manual_seed(0)
     model, given = Linear(), ids(2, 3)["input_ids"]
-    found = logit_sensitivity(model, given, relative_step=1e-4, seed=9)
+    result = logit_sensitivity(model, given, relative_step=1e-4, seed=9)
     h = model.table[given]
     d = torch.randn(h.shape, generator=torch_generator(9, "logit sensitivity")).double()
     d = d * 1e-4 * h.square().mean(-1, keepdim=True).sqrt()
     p = (h @ model.head.T).softmax(-1)
     moved = d @ model.head.T
     fisher = ((p * moved**2).sum(-1) - (p * moved).sum(-1) ** 2) / 2
-    assert found == pytest.approx(float((fisher / d.square().sum(-1)).mean()), rel=1e-3)
+    assert result == pytest.approx(float((fisher / d.square().sum(-1)).mean()), rel=1e-3)
 
 
 def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says() -> None:
@@ -460,9 +460,9 @@ def test_windows_come_from_the_level_that_is_asked_for(
     assert np.mean(drawn) == pytest.approx(2.25, abs=0.01)
     easiest = RowSource(reasoning.rows(10, "train", 0, difficulty=1), tiny_tokenizer)
     source.difficulty = 0.0
-    found, wanted = (s.take(np.random.default_rng(4), 48) for s in (source, easiest))
-    assert (found[1] != -100).any()
-    assert found[0].shape == wanted[0].shape
+    result, target = (s.take(np.random.default_rng(4), 48) for s in (source, easiest))
+    assert (result[1] != -100).any()
+    assert result[0].shape == target[0].shape
     assert len(source.levels) == 5
     even = LevelSource(
         "reasoning", tiny_tokenizer, 50, 0, 1.0, 0.0
@@ -680,8 +680,8 @@ def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
                 keep_optimiser=stage != names[-1],
             ),
         )
-    found = models.load(Path(written.outputs[0])).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+    result = models.load(Path(written.outputs[0])).state_dict()
+    assert all(torch.equal(result[name], value) for name, value in model.state_dict().items())
     assert [row["on"] for row in written.tables["stages"][1:]] == [False] * 10
     assert "switched off" in written.summary
 

@@ -72,15 +72,15 @@ def test_a_part_that_fails_or_hangs_is_named_and_the_others_are_measured(
         sys, "argv", ["bench_gpu.py", "--device", "cpu", "--work", str(tmp_path), "--out", str(out)]
     )
     assert bench.main() == 1
-    found = json.loads(out.read_text())["parts"]
-    assert {name: rows[0]["ok"] for name, rows in found.items()} == {
+    results = json.loads(out.read_text())["parts"]
+    assert {name: rows[0]["ok"] for name, rows in results.items()} == {
         "broken": False, "hangs": False, "silent": False, "works": True,
     }  # fmt: skip
-    assert "broken on purpose" in found["broken"][0]["output"]
-    assert "stopped after 3 s" in found["hangs"][0]["error"]
-    assert "started" in found["hangs"][0]["output"]
-    assert "no figures" in found["silent"][0]["error"]
-    assert found["works"][0]["figures"] == {"speed": 2.5}
+    assert "broken on purpose" in results["broken"][0]["output"]
+    assert "stopped after 3 s" in results["hangs"][0]["error"]
+    assert "started" in results["hangs"][0]["output"]
+    assert "no figures" in results["silent"][0]["error"]
+    assert results["works"][0]["figures"] == {"speed": 2.5}
     shown = bench.render(json.loads(out.read_text()))
     assert "FAILED (stopped after 3 s)" in shown
     assert "| speed | 2.5 |" in shown
