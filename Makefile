@@ -8,7 +8,7 @@ DASHBOARD := agent_forge/server/dashboard
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-all smollm2 dashboard dashboard-types test coverage nightly mutants lint types check compliance bench demo clean
+.PHONY: help setup run-all smollm2 dashboard dashboard-types test coverage nightly mutants lint types check compliance bench demo clean serve
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
@@ -60,6 +60,9 @@ compliance: $(STAMP) ## Power of Ten counts, SBOM, bandit, pip-audit, npm audit,
 
 bench: $(STAMP) ## time and peak memory per phase of a run (python -m scripts.bench list names all benches)
 	$(BIN)/python -m scripts.bench run run_all $(ARGS)
+
+serve: $(STAMP) ## serve jobs, live updates, models and chat on this machine (ARGS= for options)
+	$(BIN)/forge serve $(ARGS)
 
 demo: run-all ## run all phases, then ask the agent a question
 	$(BIN)/forge chat $$($(BIN)/python scripts/final_agent.py outputs/run_all) "What is 48 plus 77?"
