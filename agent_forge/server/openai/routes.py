@@ -109,6 +109,7 @@ class Answer:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         self._events = events
+        self._has_ended = False
         try:
             self._job: Job = pool.submit(path, job, tell)
         except BusyError as error:
@@ -123,6 +124,7 @@ class Answer:
     async def next(self) -> dict[str, Any]:
         """Return the next event."""
         event = await self._events.get()
+        self._has_ended = event["event"] == "done"
         if event["event"] != "error":
             return event
         if event["code"] == "model_failed":
@@ -136,11 +138,8 @@ class Answer:
 
     async def rest(self, request: Request) -> AsyncIterator[dict[str, Any]]:
         """Yield the events after the first, unless the client goes away."""
-        while True:
-            event = await _unless_gone(self.next(), request)
-            yield event
-            if event["event"] == "done":
-                return
+        while not self._has_ended:  # an answer without a word is its end alone
+            yield await _unless_gone(self.next(), request)
 
 
 async def _unless_gone(event: Any, request: Request) -> dict[str, Any]:
