@@ -68,7 +68,7 @@ def test_old_events_of_ended_jobs_are_forgotten_and_the_gap_is_known(
     supervisor.set_queue(paused=True)
     waiting = supervisor.submit("train")
     supervisor.settings.keep_events = 4
-    retention = Retention(supervisor.service)
+    retention = Retention(supervisor.workplace)
     assert retention.forget() > 5
     assert retention.forget() == 0
     left = supervisor.events(0)
