@@ -455,6 +455,7 @@ def test_a_process_knows_nothing_of_the_servers_environment_and_sockets(
     service.ask()
     (pid,) = service.pool.loaded().values()
     os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     service.ask()
     (pid,) = service.pool.loaded().values()
     child = psutil.Process(pid)

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from agent_forge.server import pages
+from agent_forge.server.app import Door
 from tests.server.house import HOME, house
 
 MOST_BYTES = 150_000  # gzipped, everything that a first visit fetches
@@ -82,7 +83,8 @@ def test_the_build_is_small_and_asks_nothing_of_other_machines() -> None:
 
 
 def test_the_server_shows_its_pages_without_a_key_and_with_its_policy(tmp_path: Path) -> None:
-    with house(tmp_path / "state") as server:
+    door = Door(router=pages.router(), scope="", public=pages.PUBLIC)
+    with house(tmp_path / "state", (door,)) as server:
         bare = TestClient(server.client.app, base_url=HOME)
         page = bare.get("/")
         assert page.status_code == (200 if (pages.DIST / "index.html").is_file() else 404)
