@@ -113,22 +113,30 @@ def finished(server: Running, body: Any = None) -> str:
     return str(task_id)
 
 
+def listened(running: Running, request: list[str], last: int) -> str:
+    """Return what curl has read of a stream, which has no end, once event `last` has come."""
+    address = f"http://127.0.0.1:{running.port}{request[0]}"
+    command = ["curl", "-s", "-N", "--max-time", "60", *request[1:], address]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            lines.append(line)
+            if line.strip() == f"id: {last}":
+                break
+        child.kill()
+    return "".join(lines)
+
+
 def test_curl_goes_on_behind_the_last_event_that_it_has(running: Running) -> None:
     finished(running)
     last = running.call("GET", "/v1/service")["last_seq"]
     key = f"authorization: Bearer {running.key}"
-    # The stream has no end, so curl is given two seconds to listen.
-    whole = running.curl("/v1/events?after=0", "-N", "-H", key, "--max-time", "2").stdout
+    whole = listened(running, ["/v1/events?after=0", "-H", key], last)
     ids = [int(line.removeprefix("id: ")) for line in whole.splitlines() if line.startswith("id: ")]
     assert ids == list(range(1, last + 1))
-    rest = running.curl(
-        "/v1/events", "-N", "-H", key, "-H", f"Last-Event-ID: {last - 3}", "--max-time", "2"
-    )
-    ids = [
-        int(line.removeprefix("id: "))
-        for line in rest.stdout.splitlines()
-        if line.startswith("id: ")
-    ]
+    rest = listened(running, ["/v1/events", "-H", key, "-H", f"Last-Event-ID: {last - 3}"], last)
+    ids = [int(line.removeprefix("id: ")) for line in rest.splitlines() if line.startswith("id: ")]
     assert ids == [last - 2, last - 1, last]
     names = {
         line.removeprefix("event: ") for line in whole.splitlines() if line.startswith("event:")
