@@ -14,6 +14,7 @@ import pytest
 
 from agent_forge import checkpoint
 from agent_forge.checkpoint import record_dir
+from agent_forge.cli.layout import short_id
 from agent_forge.config import PhaseConfig
 from agent_forge.core.errors import LockedError
 from agent_forge.core.events import read_events
@@ -89,7 +90,7 @@ def test_sigterm_saves_and_the_resumed_run_passes_over_a_damaged_state(
     assert again.returncode == 0, stderr
     assert f"passed over a damaged training state {states[-1]}" in stderr
     assert checkpoint.open(out).id == uninterrupted
-    assert uninterrupted in stdout
+    assert short_id(uninterrupted) in stdout
 
 
 def test_a_second_process_is_refused_and_the_lock_is_free_after_kill_9(

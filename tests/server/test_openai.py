@@ -30,7 +30,7 @@ from agent_forge.server.openai import ModelPool, NamedDirectories, router
 from agent_forge.server.openai import process as model_process
 from agent_forge.server.serving import ServeSettings, application, opened
 
-KEY = "sk-test"
+KEY, UNKNOWN_KEY = "sk-test", "sk-wrong"
 GIB = 1 << 30
 pytestmark = pytest.mark.timeout(900)
 QUESTION = [{"role": "user", "content": "What is the state of the union?"}]
@@ -291,7 +291,7 @@ def test_an_agent_runs_its_own_tools_here(speaking: Callable) -> None:
 
 
 def test_a_wrong_key_is_an_authentication_error(service: Service) -> None:
-    other = openai.OpenAI(base_url=service.url, api_key="sk-wrong", max_retries=0)
+    other = openai.OpenAI(base_url=service.url, api_key=UNKNOWN_KEY, max_retries=0)
     with pytest.raises(openai.AuthenticationError) as caught:
         other.models.list()
     assert caught.value.body == {
@@ -521,7 +521,7 @@ def test_the_service_serves_chat_to_keys_of_that_scope(
             with pytest.raises(openai.PermissionDeniedError):
                 openai.OpenAI(base_url=url, api_key=other, max_retries=0).models.list()
             with pytest.raises(openai.AuthenticationError):
-                openai.OpenAI(base_url=url, api_key="forge_x_y", max_retries=0).models.list()
+                openai.OpenAI(base_url=url, api_key=UNKNOWN_KEY, max_retries=0).models.list()
 
 
 def test_the_client_waits_as_long_as_a_429_tells_it_to(
