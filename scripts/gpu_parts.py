@@ -208,8 +208,8 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     run.distil(phase, parent, model, batches, None, note)
     # The first steps compile.
-    kept = stamps[len(stamps) // 3 :]
-    seconds = statistics.median(b - a for a, b in pairwise(kept))
+    steady = stamps[len(stamps) // 3 :]
+    seconds = statistics.median(b - a for a, b in pairwise(steady))
     result = {
         "start_seconds": start_seconds,
         "tokens_per_second": rows * length / seconds,
@@ -263,8 +263,8 @@ def ours(model: Any, tokens: int, ids: Any) -> None:
     """Generate by models.generate."""
     from agent_forge import models
 
-    made = models.generate(model, ids.tolist(), max_new_tokens=tokens, stop_ids=[])
-    assert [len(row) for row in made] == [tokens] * len(ids)
+    answers = models.generate(model, ids.tolist(), max_new_tokens=tokens, stop_ids=[])
+    assert [len(row) for row in answers] == [tokens] * len(ids)
 
 
 def theirs(model: Any, tokens: int, cache: str | None, ids: Any) -> None:

@@ -3,11 +3,9 @@
     python scripts/measure_style.py [PATH ...]       one table, a column per folder
     python scripts/measure_style.py agent_forge/merge --places "is no"    file, line, text
     python scripts/measure_style.py agent_forge/merge --rules    what tests/test_style.py refuses
-    python scripts/measure_style.py --shrink         drop files that pass from tests/style_debt.txt
 
-Reads Python with ast and tokenize, Markdown outside code, and the comments of YAML. Writes nothing,
-except that --shrink rewrites the list of files that still break a rule. CONTRIBUTING.md explains
-the rules; tests/test_style.py enforces those in RULES.
+Reads Python with ast and tokenize, Markdown outside code, and the comments of YAML. Writes nothing.
+CONTRIBUTING.md explains the rules; tests/test_style.py enforces those in RULES.
 """
 
 import argparse
@@ -23,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEBT = ROOT / "tests" / "style_debt.txt"
 FOLDERS = ("agent_forge", "scripts", "tests", "docs", "conf")
 COLUMNS = 100
 LONG_FUNCTION = 40
@@ -164,20 +161,37 @@ def banned_locals(source: Source) -> list[Place]:
     return [place for place in source.locals if place.text in BANNED_LOCALS]
 
 
-# The mechanical rules, which tests/test_style.py enforces file by file.
+def fragments(source: Source) -> list[Place]:
+    """Return the comments that begin in the middle of a sentence.
+
+    A line that goes on with the comment of the line above is not the beginning of one.
+    """
+    commented = {place.line for place in source.comments}
+    return [
+        place
+        for place in source.comments
+        if FRAGMENT.match(place.text)
+        and not (place.line - 1 in commented and _is_all_comment(source, place.line))
+    ]
+
+
+def _is_all_comment(source: Source, line: int) -> bool:
+    return source.lines[line - 1].lstrip().startswith("#")
+
+
+# The mechanical rules, which tests/test_style.py enforces in every Python file.
 RULES: dict[str, Callable[[Source], list[Place]]] = {
     'docstring opens with "Say"': says,
     '" is no " in prose': lambda source: matches(IS_NO, [*source.docstrings, *source.comments]),
     "banned local name": banned_locals,
+    "comment begins in mid-sentence": fragments,
 }
 COUNTED: dict[str, Callable[[Source], list[Place]]] = {
     '"a" for "per", candidates': lambda source: matches(A_FOR_PER, source.prose),
     'docstrings that open with "Say"': says,
     '" is no "': lambda source: matches(IS_NO, source.prose),
     '"those of", "that of"': lambda source: matches(THOSE_OF, source.prose),
-    "comments that are fragments": lambda source: [
-        place for place in source.comments if FRAGMENT.match(place.text)
-    ],
+    "comments that are fragments": fragments,
     "bare participles among local names": banned_locals,
     "lines over 100 columns": lambda source: [
         Place(number, line) for number, line in enumerate(source.lines, 1) if len(line) > COLUMNS
@@ -228,26 +242,10 @@ def files(paths: list[Path]) -> list[Path]:
     return sorted(p for p in every if not any(q.is_symlink() for q in (p, *p.parents)))
 
 
-def debt() -> list[str]:
-    """Return the files, relative to the root, that are still allowed to break a rule."""
-    lines = DEBT.read_text(encoding="utf-8").splitlines() if DEBT.is_file() else []
-    return [line for line in lines if line and not line.startswith("#")]
-
-
 def python_files() -> list[Path]:
     """Return the files that the rules apply to."""
     folders = [ROOT / name for name in ("agent_forge", "scripts", "tests")]
     return [path for path in files(folders) if path.suffix == ".py"]
-
-
-def shrink() -> list[str]:
-    """Drop from the list what passes or is gone; return what was dropped."""
-    failing = {str(p.relative_to(ROOT)) for p in python_files() if broken(read(p))}
-    dropped = [name for name in debt() if name not in failing]
-    head = [line for line in DEBT.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    left = sorted(set(debt()) - set(dropped))
-    DEBT.write_text("\n".join([*head, *left]) + "\n", encoding="utf-8")
-    return dropped
 
 
 def table(groups: dict[str, list[Source]]) -> str:
@@ -295,17 +293,13 @@ def _lengths(group: list[Source]) -> str:
 
 
 def main() -> int:
-    """Print the table or the places, or shrink the list."""
+    """Print the table, the places of a measure, or what breaks a rule."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("paths", nargs="*", type=Path, help="files or folders; none: the tree")
     parser.add_argument("--places", default="", help="list where: a part of a measure's name")
     parser.add_argument("--rules", action="store_true", help="list what the test refuses")
-    parser.add_argument("--shrink", action="store_true", help="drop what passes from the list")
     arguments = parser.parse_args()
-    if arguments.shrink:
-        print("\n".join(shrink()) or "nothing to drop")
-        return 0
     chosen = arguments.paths or [ROOT / name for name in FOLDERS]
     groups = {label(path): [read(file) for file in files([path])] for path in chosen}
     sources = [source for group in groups.values() for source in group]

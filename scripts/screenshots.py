@@ -31,7 +31,7 @@ from scripts import sample_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-READY_SECONDS = 300.0  # on a machine that is busy with trainings
+READY_SECONDS = 300.0  # enough on a machine that is busy with trainings
 LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
 POLL_SECONDS = 0.05
 TMUX_LINES = 60

@@ -42,7 +42,7 @@ class IndexReport:
     changed: int = 0
     unchanged: int = 0
     removed: int = 0
-    passages: int = 0  # in the whole index
+    passages: int = 0  # what the whole index holds now
     unknown: dict[str, int] = field(default_factory=dict)  # suffix -> files of an unknown kind
     refused: list[str] = field(default_factory=list)
 

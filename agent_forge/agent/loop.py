@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 _log = logging.getLogger("agent_forge")
 SUMMARISE = "Summarise this conversation in a few short sentences. Keep names and numbers."
-CHAT_TOKENS = 512  # of one message, in a chat whose manifest sets no other bound
+CHAT_TOKENS = 512  # the longest answer where a manifest sets no other bound
 
 
 def answer_batch(

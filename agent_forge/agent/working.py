@@ -17,7 +17,7 @@ Message = Mapping[str, str]
 # (turns that left the window, whether a text fits) -> summary, "" where nothing fits
 Summariser = Callable[[Sequence[Message], Callable[[str], bool]], str]
 
-SUMMARY_SHARE = 0.2  # of the budget, at most, for the summary
+SUMMARY_SHARE = 0.2  # most of the budget that the summary may take
 HEAD = "Earlier in this conversation:"
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 _SHORT = 3  # words of at most so many letters say little; numbers always count

@@ -22,7 +22,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 SUFFIX = ".age"
 IDENTITY = "FORGE_AGE_IDENTITY"
 IDENTITY_FILE = "FORGE_AGE_IDENTITY_FILE"
-SERVICE, ACCOUNT = "agent-forge", "age-identity"  # where the keyring has the key
+SERVICE, ACCOUNT = "agent-forge", "age-identity"  # the keyring's entry for the key
 _SECRET = "AGE-SECRET-KEY-1"
 
 

@@ -25,7 +25,7 @@ from agent_forge.cli.layout import wrapped
 from agent_forge.core.events import Event
 
 LINE_SECONDS = 5.0
-INDENT = 2  # of the lines after the first
+INDENT = 2  # columns by which the lines after the first are moved in
 COUNTERS = 20  # columns of "700/700" and the time that is left
 NARROW = 64  # a terminal with fewer columns has no room for the bar itself
 

@@ -32,7 +32,7 @@ class Option:
     seed_blocks: int = 0
 
 
-Choice = list[int]  # for each tensor the index of its option
+Choice = list[int]  # one index per tensor: its option
 
 
 def at_price(

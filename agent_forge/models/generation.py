@@ -169,7 +169,7 @@ class _Chooser:
         self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int
     ) -> None:
         self.temperature, self.top_p = temperature, top_p
-        self.mask: TokenMask | None = None  # of a single row
+        self.mask: TokenMask | None = None  # set where a grammar binds; needs a single row
         if temperature > 0:
             draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64

@@ -13,7 +13,7 @@ import psutil
 from agent_forge.server.app import Door
 from agent_forge.server.service import CHAT, CONTROL, Service
 
-MODEL_MEMORY_SHARE = 0.5  # of the machine's, for loaded models, where nothing else is set
+MODEL_MEMORY_SHARE = 0.5  # the machine's memory that loaded models may take by default
 
 
 def open_doors(service: Service) -> list[Door]:

@@ -40,8 +40,8 @@ from agent_forge.server.settings import JobSettings
 from agent_forge.server.supervisor import Supervisor
 
 AUDIT = "audit.jsonl"
-STOP_SECONDS = 10  # for answers that are under way
-POLL_SECONDS = 0.25  # between looks for events that another process has written
+STOP_SECONDS = 10  # how long answers that are under way may take to end
+POLL_SECONDS = 0.25  # the wait between looks for other processes' events
 BACKLOG = 1024
 
 

@@ -20,7 +20,7 @@ from agent_forge.server.serving import ServeSettings, bound
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 0.5
-MOST_STARTS = 5  # of one part within a minute; more are a defect that a restart does not mend
+MOST_STARTS = 5  # more starts of one part within a minute are a defect
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from agent_forge.server.store import Attempt
 from agent_forge.server.workplace import Workplace
 
 DEPTH = 4  # folders below a root in which runs are looked for
-CLOCK_SECONDS = 2.0  # by which start times of processes and times of files may differ
+CLOCK_SECONDS = 2.0  # clocks of processes and of files may differ by this
 
 
 @dataclass(slots=True, kw_only=True)

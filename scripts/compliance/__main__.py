@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.compliance import leak, power_of_ten, sbom, scanners
 from scripts.compliance.check import FAILED, NOT_JUDGED, ROOT, Check
 
-MOST_LINES = 12  # of a check on the terminal; the report has all
+MOST_LINES = 12  # lines per check on the terminal; the report has all
 
 
 def parts(tools: str, out: Path) -> dict[str, Callable[[], list[Check]]]:

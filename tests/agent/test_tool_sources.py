@@ -386,7 +386,7 @@ def test_a_manifest_keeps_schema_source_and_hash_and_nothing_of_it_runs_unasked(
     my_tools: Path,
 ) -> None:
     entries = [tool.entry() for tool in load_tools(["calculator", str(my_tools)])]
-    entries = json.loads(json.dumps(entries))  # as a manifest keeps them
+    entries = json.loads(json.dumps(entries))  # a manifest keeps them as JSON
     assert entries[0] == "calculator"
     assert entries[1]["source"]["kind"] == "python"
     my_tools.write_text(MY_TOOLS + "\nraise RuntimeError('this file must not run')\n")

@@ -261,7 +261,7 @@ def test_a_residual_codebook_halves_what_the_first_leaves_for_its_stated_bits() 
     assert errors == sorted(errors, reverse=True)
     assert bits == sorted(bits)
     assert errors[3] < 0.35 * errors[0]
-    # as many bits in one stage: 3 per weight
+    # One stage with as many bits, 3 per weight.
     single = codecs.encode("vptq", weight, {"vector": 2, "codebook": 64})
     assert errors[3] < 1.6 * single.relative_error  # type: ignore[operator]
 

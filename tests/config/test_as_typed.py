@@ -45,8 +45,8 @@ def test_lists_and_mappings_keep_text() -> None:
         f"t{i}: {{system: {text}, strength: 0.5, questions: [{text}]}}"
         for i, text in enumerate(words)
     )
-    made = compose("bake", BakeConfig, ["out=x", f"persona.traits={{{traits}}}"]).persona.traits
-    assert [(made[f"t{i}"].system, made[f"t{i}"].questions) for i in range(len(words))] == [
+    entries = compose("bake", BakeConfig, ["out=x", f"persona.traits={{{traits}}}"]).persona.traits
+    assert [(entries[f"t{i}"].system, entries[f"t{i}"].questions) for i in range(len(words))] == [
         (t, [t]) for t in words
     ]
 
@@ -235,8 +235,8 @@ def test_anchors_and_merge_keys_of_yaml_work(tmp_path: Path) -> None:
 def test_an_entry_of_a_mapping_is_taken_out_as_the_message_says() -> None:
     from agent_forge.phases.compress import Config
 
-    made = compose("compress", Config, ["out=x", "~gate.tasks.memory"])
-    assert list(made.gate.tasks) == ["text", "reasoning", "tools"]
+    config = compose("compress", Config, ["out=x", "~gate.tasks.memory"])
+    assert list(config.gate.tasks) == ["text", "reasoning", "tools"]
     with pytest.raises(ConfigError, match=r"an entry of it is \{NAME: VALUE\}, got 'raw'"):
         compose("compress", Config, ["out=x", "codec.candidates=[raw]"])
     with pytest.raises(ConfigError, match="'codec' is set more than once"):

@@ -193,11 +193,11 @@ def test_the_wheel_carries_every_yaml_of_conf(tmp_path: Path) -> None:
         "setuptools", minversion="80", reason="building a wheel offline needs setuptools"
     )
     root = PACKAGE.parent
-    made = subprocess.run(
+    build = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w",
          str(tmp_path), str(root)], capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert build.returncode == 0, build.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())

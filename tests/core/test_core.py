@@ -113,10 +113,10 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_is_freed_and_wanted_again_is_not_fetched_from_the_kernel_again() -> None:
     faults = {}
     for case in ("plain", "kept"):
-        told = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", HOLD_AND_FREE, case], capture_output=True, text=True, check=True
         )
-        worked, faults[case] = told.stdout.split()[0] == "True", int(told.stdout.split()[1])
+        worked, faults[case] = process.stdout.split()[0] == "True", int(process.stdout.split()[1])
     if not worked:
         pytest.skip("this C library has no mallopt")
     assert faults["kept"] < 0.1 * faults["plain"]

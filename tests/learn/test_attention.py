@@ -27,19 +27,19 @@ def inputs(heads: int, shared: int, length: int) -> list[Tensor]:
 def test_output_and_gradients_are_those_of_float32_within_bfloat16(
     length: int, shared: int, scale: float | None
 ) -> None:
-    given = inputs(4, shared, length)
+    narrow = inputs(4, shared, length)
     keys = {"is_causal": True, "enable_gqa": shared != 4, "scale": scale}
-    wide = [part.detach().float().requires_grad_() for part in given]
+    wide = [part.detach().float().requires_grad_() for part in narrow]
     exact = ORIGINAL(*wide, **keys)
     slope = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
     with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
         assert functional.scaled_dot_product_attention is not ORIGINAL
-        result = functional.scaled_dot_product_attention(*given, **keys)
+        result = functional.scaled_dot_product_attention(*narrow, **keys)
     assert functional.scaled_dot_product_attention is ORIGINAL
     assert result.dtype == torch.bfloat16
     pairs = [(result, exact)]
     pairs += zip(
-        torch.autograd.grad(result, given, slope.bfloat16()),
+        torch.autograd.grad(result, narrow, slope.bfloat16()),
         torch.autograd.grad(exact, wide, slope),
         strict=True,
     )
@@ -52,20 +52,20 @@ def test_output_and_gradients_are_those_of_float32_within_bfloat16(
 
 
 def test_a_mask_is_obeyed() -> None:
-    given = inputs(4, 4, 9)
+    narrow = inputs(4, 4, 9)
     mask = torch.zeros(9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf).bfloat16()
     with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
-        result = functional.scaled_dot_product_attention(*given, attn_mask=mask)
-        causal = functional.scaled_dot_product_attention(*given, is_causal=True)
+        result = functional.scaled_dot_product_attention(*narrow, attn_mask=mask)
+        causal = functional.scaled_dot_product_attention(*narrow, is_causal=True)
     torch.testing.assert_close(result, causal, atol=0.02, rtol=0.02)
 
 
 def test_queries_that_rotary_positions_widened_are_rounded_as_autocast_does() -> None:
-    given = inputs(4, 4, 9)
-    wide = [given[0].detach().float().requires_grad_(), given[1].float(), given[2]]
+    mixed = inputs(4, 4, 9)
+    wide = [mixed[0].detach().float().requires_grad_(), mixed[1].float(), mixed[2]]
     with fast_bfloat16_attention(True), torch.autocast("cpu", dtype=torch.bfloat16):
         result = functional.scaled_dot_product_attention(*wide, is_causal=True)
-        assert torch.equal(result, functional.scaled_dot_product_attention(*given, is_causal=True))
+        assert torch.equal(result, functional.scaled_dot_product_attention(*mixed, is_causal=True))
     assert result.grad_fn is not None
     assert "WrittenOut" in result.grad_fn.name()
 

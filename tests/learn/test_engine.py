@@ -113,7 +113,7 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
 ) -> None:
     plain, saving = fresh(tiny_llama), fresh(tiny_llama)
     expected = go(plain, tmp_path / "plain")
-    kept: dict[str, int] = {}
+    saved_bytes: dict[str, int] = {}
 
     def measured(model: Any, batch: dict[str, Tensor], step: int) -> Any:
         total = [0]
@@ -124,7 +124,7 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             result = lm_loss(model, batch, step)
-        kept["saving"] = total[0]
+        saved_bytes["saving"] = total[0]
         return result
 
     result = go(
@@ -134,9 +134,9 @@ def test_recomputed_activations_give_the_same_bits_from_less_memory(
         loss_fn=measured,
     )
     assert losses(result) == losses(expected)
-    one_layer = kept["saving"]
+    one_layer = saved_bytes["saving"]
     go(fresh(tiny_llama), tmp_path / "again", loss_fn=measured)
-    assert one_layer < 0.5 * kept["saving"]
+    assert one_layer < 0.5 * saved_bytes["saving"]
     assert all("forward" not in vars(block) for block in blocks(saving))
 
 

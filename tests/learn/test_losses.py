@@ -76,8 +76,9 @@ def test_chunked_cross_entropy_has_the_value_and_gradients_of_the_whole(chunk_to
 
 
 @pytest.mark.parametrize(
-    "trained", [27, 20, 4]
-)  # of 27 labels: both ways of leaving out the others
+    "trained",
+    [27, 20, 4],  # labels of the 27; each way of leaving out the others comes up
+)
 def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
     tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, trained: int
 ) -> None:
@@ -94,7 +95,7 @@ def test_the_loss_of_a_plain_model_is_the_same_without_its_logits(
         lambda *a, **keys: chunk_rows.append(keys["chunk_rows"]) or weighted_cross_entropy(*a, **keys),
     )  # fmt: skip
     chunked, _ = lm_loss(tiny_llama, {"input_ids": ids, "labels": labels}, 0)
-    assert chunk_rows == [0]  # as many as cross_entropy holds at once
+    assert chunk_rows == [0]  # cross_entropy then chooses how many
     torch.testing.assert_close(chunked, whole)
     for result, target in zip(
         torch.autograd.grad(chunked, list(tiny_llama.parameters())), expected, strict=True

@@ -338,7 +338,7 @@ def test_tokens_counted_on_the_host_are_those_of_each_part() -> None:
     elsewhere = {name: torch.full_like(value, -100) for name, value in tensors.items()}
     batch = Batch(elsewhere, tensors)
     assert trained_tokens(batch) == trained_tokens(tensors) == 7
-    assert trained_tokens(Batch(tensors.items())) == 7  # as FSDP makes a dict anew
+    assert trained_tokens(Batch(tensors.items())) == 7  # FSDP makes a new dict
     for count in (1, 2, 3):
         cut, expected = parts_of(batch, count, "parts"), parts_of(tensors, count, "parts")
         assert [trained_tokens(part) for part in cut] == [trained_tokens(part) for part in expected]

@@ -83,18 +83,18 @@ def run_of(config, out):
 @pytest.fixture(scope="module")
 def bank(model, data_config):
     """Experts that nobody trained: seeded vectors, which is all that the algebra needs."""
-    made = empty_bank(model, find_matrices(model), settings(data_config, "unused"))
+    result = empty_bank(model, find_matrices(model), settings(data_config, "unused"))
     generator = torch.Generator().manual_seed(1)
-    made.domains = ["a", "b", "c"]
-    made.gains = [
-        {n: 0.3 * torch.randn(f[1].shape, generator=generator) for n, f in made.factors.items()}
+    result.domains = ["a", "b", "c"]
+    result.gains = [
+        {n: 0.3 * torch.randn(f[1].shape, generator=generator) for n, f in result.factors.items()}
         for _ in range(DOMAINS)
     ]
-    made.deltas = [
-        {n: 0.1 * torch.randn(w.shape, generator=generator) for n, w in made.base.items()}
+    result.deltas = [
+        {n: 0.1 * torch.randn(w.shape, generator=generator) for n, w in result.base.items()}
         for _ in range(DOMAINS)
     ]
-    return made
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -598,11 +598,13 @@ def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, 
     assert all(a != b for a, b in itertools.combinations([plain, *result], 2))
     talks = []
     for one in [plain, *result]:
-        made = agent.Agent(tiny_llama, tiny_tokenizer, settings=one)
-        prompt = made._with_system(made._scaffolded([{"role": "user", "content": "Add 4 + 5."}]))
+        speaker = agent.Agent(tiny_llama, tiny_tokenizer, settings=one)
+        prompt = speaker._with_system(
+            speaker._scaffolded([{"role": "user", "content": "Add 4 + 5."}])
+        )
         sampling = (one.temperature, one.top_p, one.scaffold == "self_consistency")
         talks.append((str(prompt), sampling))
-        made.memory.close()
+        speaker.memory.close()
     assert len(set(talks)) == len(talks)
 
 

@@ -70,10 +70,10 @@ def forge(
 
 @pytest.mark.parametrize("kind", ["calculator", "memory", "code", "retrieve"])
 def test_traces_hold_what_the_real_tool_answered(kind: str, data_config: DataConfig) -> None:
-    made = traces.make(kind, 12, "train", 0, data_config)
+    rows = traces.make(kind, 12, "train", 0, data_config)
     make_box = traces.toolbox(kind, "train", data_config)
-    assert made
-    for trace in made:
+    assert rows
+    for trace in rows:
         if kind == "memory" or measure.wanted_call(trace) is None:
             continue
         (call,) = parse_calls(trace["messages"][1]["content"])
@@ -141,13 +141,13 @@ def test_answer_weights_are_toolformers() -> None:
 def test_answer_loss_is_the_weighted_loss_of_the_assistants_turn(
     tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    asked = [
+    questions = [
         [{"role": "user", "content": text}]
         for text in ("What is 3 plus 4?", "Hi", "Add 100 and 200 now, please.")
     ]
     answers = ["7", "hello there", "300"]
-    result = toolformer.answer_losses(tiny_llama, tiny_tokenizer, asked, answers, batch_rows=2)
-    for messages, answer, loss in zip(asked, answers, result, strict=True):
+    result = toolformer.answer_losses(tiny_llama, tiny_tokenizer, questions, answers, batch_rows=2)
+    for messages, answer, loss in zip(questions, answers, result, strict=True):
         ids, mask = encode_chat(
             tiny_tokenizer, [*messages, {"role": "assistant", "content": answer}]
         )
@@ -284,8 +284,8 @@ def lesson_of(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: Config, count: int = 5
 ) -> dict:
     trait = config.persona.traits["helpfulness"]
-    asked = persona.questions(trait, count, "train", 0, "helpfulness")
-    return persona.teach(model, tokenizer, trait, asked, config.persona, 0)
+    questions = persona.questions(trait, count, "train", 0, "helpfulness")
+    return persona.teach(model, tokenizer, trait, questions, config.persona, 0)
 
 
 def test_effect_is_the_kl_over_answer_tokens_whatever_the_batch(
@@ -391,8 +391,8 @@ def test_an_answer_counts_only_with_the_right_call(data_config: DataConfig) -> N
 
 
 def test_a_question_that_needs_no_tool_is_wrong_when_one_is_called(data_config: DataConfig) -> None:
-    made = traces.make("calculator", 80, "train", 0, data_config)
-    trace = next(t for t in made if measure.wanted_call(t) is None)
+    rows = traces.make("calculator", 80, "train", 0, data_config)
+    trace = next(t for t in rows if measure.wanted_call(t) is None)
     box = traces.toolbox("calculator", "train", data_config)()
     needless = Result(Call("calculator", {"expression": "1+1"}), "2")
     assert measure.is_right(trace, Turn(trace["answer"], [], [], True), box)
@@ -552,8 +552,8 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
         tmp_path / "hand", phase="bake", seed=config.seed, config=config, parents=[tiny_checkpoint]
     )
     phase = PhaseRun(config, [tiny_checkpoint], out, events)
-    kept, _ = lessons.collect(phase, models.load(tiny_checkpoint.path))
-    rows = lessons.Batches(settings("training.neutral_rows=0"), phase.tokenizer, kept, {})
+    traces_by_kind, _ = lessons.collect(phase, models.load(tiny_checkpoint.path))
+    rows = lessons.Batches(settings("training.neutral_rows=0"), phase.tokenizer, traces_by_kind, {})
     model = models.load(tiny_checkpoint.path)
 
     def cross_entropy(model: LlamaForCausalLM, batch: dict, step: int) -> tuple:

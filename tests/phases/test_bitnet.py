@@ -111,8 +111,8 @@ def test_uncorrelated_inputs_leave_codes_of_the_best_scale_with_least_squares_sc
         assert torch.equal(
             codes[:, columns], (block.sign() * (block.abs() > chosen[:, None] / 2)).to(torch.int8)
         )
-        kept = codes[:, columns] != 0
-        expected = (block.abs() * kept).sum(1) / kept.sum(1)
+        nonzero = codes[:, columns] != 0
+        expected = (block.abs() * nonzero).sum(1) / nonzero.sum(1)
         assert torch.allclose(scale, expected, rtol=2**-8)
 
 
@@ -371,10 +371,10 @@ def test_loss_is_the_weighted_sum_of_its_parts_by_hand(tiny_llama: Any) -> None:
     p, q = (torch.softmax(logits.double() / 2.0, -1) for logits in (teacher, student))
     present = batch["input_ids"] != 0
     kl = 4.0 * (p * (p.log() - q.log())).sum(-1)[present].mean()
-    kept = batch["labels"][:, 1:] != -100
+    labelled = batch["labels"][:, 1:] != -100
     ce = (
-        -torch.log_softmax(student.double(), -1)[:, :-1][kept]
-        .gather(1, batch["labels"][:, 1:][kept][:, None])
+        -torch.log_softmax(student.double(), -1)[:, :-1][labelled]
+        .gather(1, batch["labels"][:, 1:][labelled][:, None])
         .mean()
     )
     assert float(parts["kl"]) == pytest.approx(kl.item(), abs=1e-5)
@@ -646,7 +646,7 @@ def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path)
     """A teacher's pass costs a third of a trained token, and so do calibration and the parent's own
     text.
     """
-    given = [
+    overrides = [
         f"out={tmp_path}", "train.steps=10", "train.rows=2", "train.length_tokens=30", "init.rows=6", "own.windows=9",
         "train.mix={text:1,own:0}",
     ]  # fmt: skip
@@ -656,7 +656,7 @@ def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path)
         (["init.method=gptq"], steps + calibration),
         (["init.method=absmean", "train.mix={text:1,own:0.5}"], steps + own),
     ):
-        assert compose("bitnet", Config, [*given, *more]).work_tokens() == pytest.approx(work)
+        assert compose("bitnet", Config, [*overrides, *more]).work_tokens() == pytest.approx(work)
 
 
 def test_relations_do_not_change_when_a_head_is_rotated() -> None:

@@ -50,16 +50,16 @@ CANDIDATES = [
 
 @pytest.fixture
 def config(data_config: DataConfig, tmp_path: Path) -> Config:
-    made = compose(
+    result = compose(
         "compress", Config, [f"out={tmp_path / 'out'}", "calibration.mix={text:0.5,tools:0.5}"]
     )
-    made.data = data_config
-    made.calibration.windows, made.calibration.length_tokens = 4, 48
-    made.calibration.mix = {"text": 0.5, "tools": 0.5}
-    made.measure.windows, made.measure.length_tokens, made.measure.unseen_items = 3, 48, 8
-    made.codec.candidates, made.codec.min_weights = CANDIDATES, 64
-    made.budget.search_steps = 4
-    return made
+    result.data = data_config
+    result.calibration.windows, result.calibration.length_tokens = 4, 48
+    result.calibration.mix = {"text": 0.5, "tools": 0.5}
+    result.measure.windows, result.measure.length_tokens, result.measure.unseen_items = 3, 48, 8
+    result.codec.candidates, result.codec.min_weights = CANDIDATES, 64
+    result.budget.search_steps = 4
+    return result
 
 
 def space(config: Config, parent: Checkpoint, place: Path) -> Workspace:
@@ -224,7 +224,7 @@ def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_pa
         p = tiny_llama(windows).logits.softmax(-1).flatten(0, 1)
     assert any(
         torch.allclose(use.rows, (p - p**2).mean(0), atol=1e-6) for use in uses
-    )  # of the head, without labels
+    )  # the head's rows, for which no labels are needed
 
 
 def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
@@ -233,7 +233,8 @@ def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
     held: list[int] = []
 
     def hold(self: sensitivity.Collector, model: LlamaForCausalLM, names: list[str]) -> None:
-        assert all(sums.second is None for sums in self.sums.values())  # of the part before
+        # Nothing is left of the last part.
+        assert all(sums.second is None for sums in self.sums.values())
         whole(self, model, names)
         held.append(sum(4 * s.second.numel() for s in self.sums.values() if s.second is not None))
 
@@ -371,8 +372,8 @@ def test_recovery_finds_scales_back_that_were_put_wrong(
     @torch.no_grad()
     def divergence(base: LlamaForCausalLM, payloads: dict[str, payload.Payload]) -> float:
         child = compressed.compress(copy.deepcopy(base), payloads)
-        expected, given = (m(ids).logits.log_softmax(-1) for m in (tiny_llama, child))
-        return float(functional.kl_div(given, expected, log_target=True, reduction="sum"))
+        expected, coded = (m(ids).logits.log_softmax(-1) for m in (tiny_llama, child))
+        return float(functional.kl_div(coded, expected, log_target=True, reduction="sum"))
 
     assert divergence(dense, better) < 0.3 * divergence(tiny_llama, wrong)  # type: ignore[arg-type]
     for name, old in wrong.items():
@@ -403,9 +404,9 @@ def test_aligned_blocks_are_nearer_to_the_parents_on_other_windows(
     config.recover.block_steps, config.recover.block_lr = 60, 0.02
 
     def student() -> PreTrainedModel:
-        made = compressed.compress(recover.light_copy(parent, picked), picked)
-        recover.trainable(made, picked)
-        return made.eval()
+        copied = compressed.compress(recover.light_copy(parent, picked), picked)
+        recover.trainable(copied, picked)
+        return copied.eval()
 
     plain, better = student(), student()
     out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
@@ -493,8 +494,8 @@ def test_recovery_lowers_the_divergence_and_the_recovered_file_is_the_one_scored
         child, total = models.load(report.outputs[0]), 0.0
         with torch.no_grad():
             for ids, _ in windows.values():
-                expected, given = (m(ids).logits.log_softmax(-1) for m in (parent, child))
-                total += float(functional.kl_div(given, expected, log_target=True, reduction="sum"))
+                expected, coded = (m(ids).logits.log_softmax(-1) for m in (parent, child))
+                total += float(functional.kl_div(coded, expected, log_target=True, reduction="sum"))
         divergence.append(total)
     assert divergence[1] < divergence[0]
     before = measure.losses(parent, windows)
@@ -685,14 +686,14 @@ def test_the_work_of_the_phase_counts_each_measured_allocation_and_recovery() ->
     """A pass without a gradient is a third of a trained token; recovery also runs the parent; four
     kinds of data.
     """
-    given = [
+    overrides = [
         "out=x", "calibration.windows=8", "calibration.length_tokens=64",
         "measure.windows=6", "measure.length_tokens=32", "budget.search_steps=5", "recover.block_steps=7",
         "recover.steps=9", "recover.rows=3", "recover.length_tokens=16", "curve.bytes_ratios=[0.1,0.2]",
     ]  # fmt: skip
     measured, recovery = 6 * 32 * 4 / 3, 9 * 3 * 16 * 4 / 3 + 7 * 64
     for curve_too, files in (("false", 0), ("true", 2)):
-        config = compose("compress", Config, [*given, f"curve.enabled={curve_too}"])
+        config = compose("compress", Config, [*overrides, f"curve.enabled={curve_too}"])
         assert config.work_tokens() == pytest.approx(8 * 64 + (5 + 2 + files) * measured + recovery)
 
 

@@ -109,10 +109,10 @@ def test_plain_transformers_opens_every_output(tiny_run: Path) -> None:
     )
     paths = [str(c.path) for c in checkpoint.expand([tiny_run / "1-cognate"])]
     paths += [str(tiny_run / f"{number}-{name}") for number, name in enumerate(ORDER[1:], start=2)]
-    made = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, *paths], capture_output=True, text=True, check=False
     )
-    assert made.returncode == 0, made.stderr
-    lines = [line.split() for line in made.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
+    lines = [line.split() for line in process.stdout.splitlines()]
     assert len(lines) == 11
     assert all(line[1:] == ["True", "True"] for line in lines)

@@ -436,15 +436,15 @@ def test_the_population_and_the_fitness_curve_are_in_the_events(
             EventLog(log, "evomerge", interval_seconds=0.0),
         )
     )
-    told = [event for event in read_events(log) if event.stage == "generations"]
-    assert [event.step for event in told] == [0, 1, 2, 3]
-    assert [event.metrics["fitness"] for event in told] == sorted(
-        event.metrics["fitness"] for event in told
+    rounds = [event for event in read_events(log) if event.stage == "generations"]
+    assert [event.step for event in rounds] == [0, 1, 2, 3]
+    assert [event.metrics["fitness"] for event in rounds] == sorted(
+        event.metrics["fitness"] for event in rounds
     )
-    rows = told[-1].metrics["population"]
+    rows = rounds[-1].metrics["population"]
     assert len(rows) >= 8
     assert {"technique", "from", "fitness", "text", "reasoning", "memory"} <= set(rows[0])
-    assert rows[0]["fitness"] == pytest.approx(told[-1].metrics["fitness"], abs=1e-4)
+    assert rows[0]["fitness"] == pytest.approx(rounds[-1].metrics["fitness"], abs=1e-4)
 
 
 def test_the_card_names_sources_scores_and_recipe(finished, family) -> None:
@@ -490,11 +490,11 @@ def test_a_search_cut_off_after_any_evaluation_ends_in_the_same_checkpoint(
     _, out, _ = finished
     journal = next(out.state.glob("evaluations-*.jsonl"))
     lines = journal.read_bytes().splitlines(keepends=True)
-    for kept in (1, len(lines) // 2, len(lines) - 1):
-        config = settings(data_config, tmp_path / str(kept) / "evomerge")
+    for count in (1, len(lines) // 2, len(lines) - 1):
+        config = settings(data_config, tmp_path / str(count) / "evomerge")
         again = workspace(config, family)
         again.state.mkdir(parents=True)
-        torn = b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2]
+        torn = b"".join(lines[:count]) + lines[count][: len(lines[count]) // 2]
         (again.state / journal.name).write_bytes(torn)
         report = run(PhaseRun(config, family, again, EventLog(None, "evomerge")))
         assert checkpoint.open(report.outputs[0]).id == checkpoint.open(out.path).id

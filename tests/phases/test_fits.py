@@ -50,8 +50,8 @@ COMPRESS = [
 
 def content(kind: str, **settings: Any) -> dict[str, Any]:
     """Return config.json of a tiny model."""
-    given = {**tiny_families.FAMILIES[kind], **settings}
-    result: dict[str, Any] = json.loads(tiny_families.build(kind, **given).config.to_json_string())
+    full = {**tiny_families.FAMILIES[kind], **settings}
+    result: dict[str, Any] = json.loads(tiny_families.build(kind, **full).config.to_json_string())
     return result
 
 
@@ -283,8 +283,8 @@ def test_an_embedding_of_another_kind_stays_float_and_is_told() -> None:
 
 
 def test_the_estimated_loss_of_a_scaled_embedding_counts_its_scale(tmp_path: Path) -> None:
-    given = {**tiny_families.FAMILIES["gemma2"], "tie_word_embeddings": False}
-    model = tiny_families.build("gemma2", **given)
+    untied = {**tiny_families.FAMILIES["gemma2"], "tie_word_embeddings": False}
+    model = tiny_families.build("gemma2", **untied)
     name, windows = (
         "model.embed_tokens",
         torch.randint(1, 400, (48, 32), generator=torch.Generator().manual_seed(0)),

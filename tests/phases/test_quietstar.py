@@ -193,16 +193,16 @@ def made_up(
 
 
 def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -> None:
-    given = [
+    overrides = [
         "out=x", "thought_length=4", "lookahead=2", "thoughts=3", "positions=5", "batch_rows=2", "length_tokens=40",
         "mix={text: 1, reasoning: 1}", "measure.windows=6", "measure.positions=7",
     ]  # fmt: skip
     measured = 2 * 6 * (40 + 2 * (40 + 7 * 3 * (4 + 1 + 2))) / 3
-    assert compose("quietstar", Config, [*given, "steps=0"]).work_tokens() == pytest.approx(
+    assert compose("quietstar", Config, [*overrides, "steps=0"]).work_tokens() == pytest.approx(
         measured
     )
     trained = 2 * (40 + 5 * 3 * 8 * 4 / 3)
-    assert compose("quietstar", Config, [*given, "steps=10"]).work_tokens() == pytest.approx(
+    assert compose("quietstar", Config, [*overrides, "steps=10"]).work_tokens() == pytest.approx(
         10 * trained + measured
     )
 
@@ -365,13 +365,13 @@ def test_the_report_is_made_of_the_losses_and_of_where_the_gate_opens(
     """
     config = settings(data_config, tmp_path, tiny_checkpoint)
     entropy = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    made = record(entropy, entropy) | {
+    losses = record(entropy, entropy) | {
         "text/helped": torch.ones(2, 2),
         "text/base": torch.full((2, 2), 5.0),
     }
-    made["text/mixed"] = made["text/base"] - entropy
+    losses["text/mixed"] = losses["text/base"] - entropy
     metrics = run_module._report(
-        config, made, {"text": torch.full((2, 2), 7.0)}, ["text"], 3.0, []
+        config, losses, {"text": torch.full((2, 2), 7.0)}, ["text"], 3.0, []
     ).metrics
     assert metrics["thinking_gain_nats"]["value"] == pytest.approx(2.5)
     assert metrics["base_gain_over_parent_nats"]["value"] == pytest.approx(2.0)
@@ -389,8 +389,8 @@ def test_a_shown_thought_stands_between_the_tokens_around_its_position(
     config = settings(data_config, tmp_path, tiny_checkpoint, "measure.shown=1")
     phase: Any = PhaseRun(config, [], None, None)  # type: ignore[arg-type]
     phase.tokenizer = Spelled()
-    made = {"text/base": torch.tensor([[1.0]]), "text/mixed": torch.tensor([[0.5]])}
-    made["text/tokens"] = torch.tensor([[[[7, 8], [0, 0]]]])
+    losses = {"text/base": torch.tensor([[1.0]]), "text/mixed": torch.tensor([[0.5]])}
+    losses["text/tokens"] = torch.tensor([[[[7, 8], [0, 0]]]])
     for place, context in (
         (2, "10 11 12"),
         (70, " ".join(map(str, range(80 - run_module.SHOWN_CONTEXT_TOKENS, 81)))),
@@ -398,7 +398,7 @@ def test_a_shown_thought_stands_between_the_tokens_around_its_position(
         windows = {
             "text": {"input_ids": torch.arange(10, 110)[None], "positions": torch.tensor([[place]])}
         }
-        shown = run_module._samples(phase, made, windows, ["text"])
+        shown = run_module._samples(phase, losses, windows, ["text"])
         line = f"{context!r} thinks '7 8', then '{11 + place}': 1.000 nats without, 0.500 with"
         assert shown == [line]
 

@@ -60,8 +60,8 @@ ALL_ON = [
 
 
 def small_config(data_config: DataConfig, *overrides: str, steps: int = 1) -> Config:
-    given = [f"steps.{stage}={steps}" for stage in STAGES]
-    return replace(compose("train", Config, [*SMALL, *given, *overrides]), data=data_config)
+    step_settings = [f"steps.{stage}={steps}" for stage in STAGES]
+    return replace(compose("train", Config, [*SMALL, *step_settings, *overrides]), data=data_config)
 
 
 def go(config: Config, source: Checkpoint, path: Path, events: EventLog | None = None) -> Report:
@@ -200,9 +200,9 @@ def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() 
             return SimpleNamespace(logits=self.blocks[0](self.table[input_ids]) @ self.head.T)
 
     torch.manual_seed(0)
-    model, given = Linear(), ids(2, 3)["input_ids"]
-    result = logit_sensitivity(model, given, relative_step=1e-4, seed=9)
-    h = model.table[given]
+    model, tokens = Linear(), ids(2, 3)["input_ids"]
+    result = logit_sensitivity(model, tokens, relative_step=1e-4, seed=9)
+    h = model.table[tokens]
     d = torch.randn(h.shape, generator=torch_generator(9, "logit sensitivity")).double()
     d = d * 1e-4 * h.square().mean(-1, keepdim=True).sqrt()
     p = (h @ model.head.T).softmax(-1)
@@ -353,8 +353,9 @@ def test_rollback_keeps_on_time_goes_back_on_a_leap_and_gives_up_at_last(
 def test_rollback_keeps_no_weights_of_a_loss_that_has_begun_to_leap(
     data_config: DataConfig,
 ) -> None:
-    """At a kept step the loss must lie within half the limit of the mean, though it is no reason to
-    go back yet.
+    """At a kept step the loss lies within half the limit of the mean.
+
+    A loss beyond that does not make the run go back yet.
     """
     settings = replace(
         small_config(data_config).rollback, every_steps=2, limit_nats=1.0, lr_factor=0.5, most=2

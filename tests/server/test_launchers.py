@@ -46,7 +46,7 @@ def test_a_job_inherits_no_socket_and_no_secret(
         token="t1", directory=tmp_path, arguments=[str(tmp_path / "seen")], gpus=["3", "5"]
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.set_inheritable(True)  # as servers of several workers do
+        listening.set_inheritable(True)  # servers of several workers do so
         finished(LocalLauncher([sys.executable, "-c", SHOW], gives_way=False), launch)
     seen = json.loads((tmp_path / "seen").read_text())
     assert seen["sockets"] == []

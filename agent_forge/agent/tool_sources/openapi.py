@@ -154,7 +154,7 @@ class _Reader:
         result = plain_schema(schema, self.document, self.where)
         self.definitions |= result.pop("$defs", {})
         if result.pop("nullable", False) and isinstance(result.get("type"), str):
-            result["type"] = [result["type"], "null"]  # as OpenAPI 3.0 writes it
+            result["type"] = [result["type"], "null"]  # OpenAPI 3.0 has no "null" type
         return result
 
     def _followed(self, value: Any) -> Any:

@@ -19,7 +19,7 @@ LONGEST_DIGITS = 12
 # Lengths of whole numbers: half have up to 3 digits, a fifth more than 6.
 LENGTHS = ((1, 3, 0.5), (4, 6, 0.3), (7, LONGEST_DIGITS, 0.2))
 NEGATIVE_SHARE = 0.12
-WHOLE_SHARE = 0.4  # of numbers that may have decimals
+WHOLE_SHARE = 0.4  # whole ones among the numbers that may have decimals
 INVENTED_SHARE = 0.25  # names that are made up, so that names are copied and not remembered
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 

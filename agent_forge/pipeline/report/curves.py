@@ -21,7 +21,7 @@ METRICS = {
 LEAST_POINTS = 8
 NOISE = 3.0  # standard errors by which the ends of a curve must differ
 MOST_LINES = 5  # stages that have a line each
-WINDOW_SHARE = 0.1  # of a stage's points go into one smoothed point
+WINDOW_SHARE = 0.1  # this share of a stage's points makes one smoothed point
 Points = list[tuple[float, float]]
 
 

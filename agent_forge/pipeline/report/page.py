@@ -17,7 +17,7 @@ from agent_forge.pipeline.report.style import STYLE
 
 SAMPLES_SHOWN = 2
 SAMPLES_KEPT = 6
-ROWS_SHOWN = 200  # of one table; longer ones are those of single tensors
+ROWS_SHOWN = 200  # the rows of a table; only tables of single tensors are longer
 BYTES_TO_MB = 1e-6
 # The plots that phases name, with their axes in words and the factor of the horizontal one.
 PLOT_AXES = {

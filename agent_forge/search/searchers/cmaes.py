@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from cma.evolution_strategy import CMAEvolutionStrategy
 
 STALE_GENERATIONS = 12  # generations without a better best, after which it starts again
-SMALLEST_STEP = 1e-4  # as a share of a gene's range
+SMALLEST_STEP = 1e-4  # a share of a gene's range
 
 
 def make(space: Space[Any], settings: EvolveSettings, seed: int) -> "CMAES[Any]":

@@ -19,7 +19,7 @@ from agent_forge.server.store import StoredEvent
 
 NEWEST = 4096  # messages that are kept in memory
 BLOCK = 500  # messages of one read
-LOOK_SECONDS = 1.0  # at the latest, without being woken
+LOOK_SECONDS = 1.0  # the longest wait where nothing wakes the loop
 log = logging.getLogger("agent_forge")
 
 

@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, source: IO[str], target: IO[str]) -> None:
         self.source, self.target = source, target
         self._jobs: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._cancelled: set[int] = set()  # of jobs that are still to come
+        self._cancelled: set[int] = set()  # numbers of jobs that are still to come
         self._latest = 0  # the latest job that was begun; their numbers ascend
         self._live: tuple[int, Any] | None = None
 
