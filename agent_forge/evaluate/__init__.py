@@ -21,7 +21,14 @@ from agent_forge.evaluate.engine import (
     scores_of,
     task_items,
 )
-from agent_forge.evaluate.judge import Retention, Verdict, judge, retention, retention_by_kind
+from agent_forge.evaluate.judge import (
+    Cost,
+    Retention,
+    Verdict,
+    judge,
+    retention,
+    retention_by_kind,
+)
 from agent_forge.evaluate.memory import footprint, peak_memory_bytes, reset_peak_memory
 from agent_forge.evaluate.scores import (
     Scores,
@@ -36,6 +43,7 @@ from agent_forge.evaluate.task import EvalContext, Task
 
 __all__ = [
     "TITLE",
+    "Cost",
     "EvalContext",
     "Retention",
     "Scores",

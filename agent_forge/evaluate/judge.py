@@ -57,6 +57,18 @@ class Retention:
         return not self.gated or self.low >= self.limit or self.ceiling < self.limit
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a model costs beside its scores; 0 where it is not known."""
+
+    deployable_bytes: int = 0
+    tokens_per_second: float = 0.0
+    memory_bytes: int = 0
+
+
+UNKNOWN_COST = Cost()
+
+
 @dataclass(slots=True, kw_only=True)
 class Verdict:
     """The gate's decision, with the reasons for a refusal in plain words.
@@ -152,17 +164,13 @@ def judge(
     child: Mapping[str, Scores],
     *,
     base: Mapping[str, Scores] | None = None,
-    parent_bytes: int = 0,
-    child_bytes: int = 0,
+    parent_cost: Cost = UNKNOWN_COST,
+    child_cost: Cost = UNKNOWN_COST,
     promises_smaller: bool = False,
-    parent_speed: float = 0.0,
-    child_speed: float = 0.0,
-    parent_memory: int = 0,
-    child_memory: int = 0,
     memory_slack: int = 0,
     seed: int = 0,
 ) -> Verdict:
-    """Return the verdict on a child; speed in tokens per second, memory in bytes, 0 where unknown.
+    """Return the verdict on a child.
 
     parent: empty for a model that is made from nothing; then every score only has to be finite.
     base: scores of the base of the chain, for the limits of `gate.chain`.
@@ -193,22 +201,30 @@ def judge(
     ]
     reasons += [_too_little(row, "the parent") for row in rows.values() if row.refused]
     reasons += [_too_little(row, "the chain's base") for row in chain.values() if row.refused]
-    if promises_smaller and 0 < parent_bytes < child_bytes:
+    if promises_smaller and 0 < parent_cost.deployable_bytes < child_cost.deployable_bytes:
         reasons.append(
-            f"deployable size grew from {parent_bytes:,} to {child_bytes:,} bytes, "
-            "though this phase promises a smaller model"
+            f"deployable size grew from {parent_cost.deployable_bytes:,} to "
+            f"{child_cost.deployable_bytes:,} bytes, though this phase promises a smaller model"
         )
-    if child_speed < gate.speed_ratio * parent_speed:
-        reasons.append(
-            f"speed fell from {parent_speed:.0f} to {child_speed:.0f} tokens/s; "
-            f"the limit is {gate.speed_ratio:g} of the parent's"
-        )
-    if parent_memory and parent_memory * gate.memory_ratio + memory_slack < child_memory:
-        reasons.append(
-            f"memory rose from {parent_memory / 1e6:.0f} to {child_memory / 1e6:.0f} MB; "
-            f"the limit is {gate.memory_ratio:g} times the parent's"
-        )
+    reasons += _too_costly(gate, parent_cost, child_cost, memory_slack)
     return Verdict(passed=not reasons, reasons=reasons, retentions=rows, chain=chain)
+
+
+def _too_costly(gate: GateConfig, parent: Cost, child: Cost, memory_slack: int) -> list[str]:
+    """Return in words which limit of the gate on speed and memory the child exceeds."""
+    reasons = []
+    if child.tokens_per_second < gate.speed_ratio * parent.tokens_per_second:
+        reasons.append(
+            f"speed fell from {parent.tokens_per_second:.0f} to {child.tokens_per_second:.0f} "
+            f"tokens/s; the limit is {gate.speed_ratio:g} of the parent's"
+        )
+    allowed = parent.memory_bytes * gate.memory_ratio + memory_slack
+    if parent.memory_bytes and allowed < child.memory_bytes:
+        reasons.append(
+            f"memory rose from {parent.memory_bytes / 1e6:.0f} to {child.memory_bytes / 1e6:.0f} "
+            f"MB; the limit is {gate.memory_ratio:g} times the parent's"
+        )
+    return reasons
 
 
 def _is_gated(name: str, scores: Mapping[str, Scores], limits: Mapping[str, float]) -> bool:

@@ -110,14 +110,18 @@ def judge_child(
         if source is not None
     }
     speed, memory = _speed_and_memory(who, config)
+    parent_cost, child_cost = (
+        evaluate.Cost(
+            deployable_bytes=source.manifest.deployable_bytes if source else 0,
+            tokens_per_second=speed.get(name, 0.0),
+            memory_bytes=memory.get(name, 0),
+        )
+        for name, source in (("parent", parent), ("child", child))
+    )
     facts: dict[str, Any] = {
-        "parent_bytes": parent.manifest.deployable_bytes if parent else 0,
-        "child_bytes": child.manifest.deployable_bytes,
+        "parent_cost": parent_cost,
+        "child_cost": child_cost,
         "promises_smaller": phase.promises_smaller,
-        "parent_speed": speed.get("parent", 0.0),
-        "child_speed": speed["child"],
-        "parent_memory": memory.get("parent", 0),
-        "child_memory": memory["child"],
         "memory_slack": MEMORY_SLACK_BYTES,
         "seed": config.seed,
     }
@@ -131,12 +135,12 @@ def judge_child(
             for prefix, whose in (("", "child"), ("parent_", "parent"), ("base_", "base"))
         },
         "base": {"path": str(base.stored), "id": base.id, "name": base.name} if base else {},
-        "parent_speed": facts["parent_speed"],
-        "speed": facts["child_speed"],
-        "parent_memory_bytes": facts["parent_memory"],
-        "memory_bytes": facts["child_memory"],
+        "parent_speed": parent_cost.tokens_per_second,
+        "speed": child_cost.tokens_per_second,
+        "parent_memory_bytes": parent_cost.memory_bytes,
+        "memory_bytes": child_cost.memory_bytes,
     }
-    return json.loads(json.dumps(plain)), float(speed["child"])
+    return json.loads(json.dumps(plain)), child_cost.tokens_per_second
 
 
 def _looked(

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import agent_forge
 from agent_forge.config import GateConfig
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.evaluate import (
+    Cost,
     Scores,
     bootstrap_interval,
     draw_from,
@@ -239,20 +241,22 @@ def test_more_items_are_wanted_only_where_they_can_change_the_verdict():
 
 def test_size_speed_and_memory_are_judged_by_their_limits():
     one = {"reasoning": scores(np.ones(8))}
-    assert judge(gate(), one, one, parent_bytes=10, child_bytes=11).passed
-    assert (
-        "grew"
-        in judge(gate(), one, one, parent_bytes=10, child_bytes=11, promises_smaller=True).reasons[
-            0
-        ]
+
+    def reasons(parent: Cost, child: Cost, **options: Any) -> str:
+        return " ".join(
+            judge(gate(), one, one, parent_cost=parent, child_cost=child, **options).reasons
+        )
+
+    small, large = Cost(deployable_bytes=10), Cost(deployable_bytes=11)
+    assert not reasons(small, large)
+    assert "grew" in reasons(small, large, promises_smaller=True)
+    assert "speed" in reasons(Cost(tokens_per_second=100), Cost(tokens_per_second=9))
+    assert "memory" in reasons(Cost(memory_bytes=100), Cost(memory_bytes=301))
+    assert not reasons(Cost(memory_bytes=100), Cost(memory_bytes=301), memory_slack=1)
+    assert not reasons(Cost(), Cost(memory_bytes=301))
+    assert not reasons(
+        Cost(tokens_per_second=100, memory_bytes=100), Cost(tokens_per_second=10, memory_bytes=300)
     )
-    assert "speed" in judge(gate(), one, one, parent_speed=100, child_speed=9).reasons[0]
-    assert "memory" in judge(gate(), one, one, parent_memory=100, child_memory=301).reasons[0]
-    assert judge(gate(), one, one, parent_memory=100, child_memory=301, memory_slack=1).passed
-    assert judge(gate(), one, one, parent_memory=0, child_memory=301).passed
-    assert judge(
-        gate(), one, one, parent_speed=100, child_speed=10, parent_memory=100, child_memory=300
-    ).passed
 
 
 def test_a_model_made_from_nothing_needs_only_finite_scores():
