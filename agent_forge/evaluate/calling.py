@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.evaluate.engine import generate_replies
+from agent_forge.evaluate.scores import Array, of_weight_one
 from agent_forge.evaluate.task import EvalContext
 
 if TYPE_CHECKING:
@@ -164,6 +165,27 @@ def _same_object(
 def loose(text: str) -> str:
     """Return a text as the leaderboard compares it."""
     return _LOOSE.sub("", text).lower().replace("'", '"')
+
+
+def score_replies(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[Mapping[str, Any]],
+    context: EvalContext,
+    *,
+    max_new_tokens: int,
+    is_right: "Callable[[Any, str, list[Call] | None], bool]",
+) -> Array:
+    """Return (n, 2): whether the reply to each item is right, and weight 1.
+
+    items: the model sees the first "prompt_turns" of an item's "messages", or all of them.
+    is_right: is told the item, the reply, and its calls (None where one is broken or cut off).
+    """
+    prompts = [item["messages"][: item.get("prompt_turns")] for item in items]
+    replies = replies_as_calls(model, tokenizer, prompts, max_new_tokens, context)
+    return of_weight_one(
+        [is_right(item, *reply) for item, reply in zip(items, replies, strict=True)]
+    )
 
 
 def replies_as_calls(

@@ -25,6 +25,7 @@ from agent_forge.evaluate.scores import (
     Scores,
     bootstrap_interval,
     cluster_numbers,
+    of_weight_one,
     split_hash,
 )
 from agent_forge.evaluate.task import EvalContext, Task
@@ -360,7 +361,7 @@ def exact_match(
         and last_word(str(tokenizer.decode(reply, skip_special_tokens=True))) == row["answer"]
         for reply, row in zip(replies, rows, strict=True)
     ]
-    return np.stack([np.asarray(right, np.float64), np.ones(len(rows))], axis=1)
+    return of_weight_one(right)
 
 
 def asked(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -24,6 +24,11 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
+def of_weight_one(values: Sequence[float]) -> Array:
+    """Return (n, 2), the form of a task's score: the value of each item, and weight 1."""
+    return np.stack([np.asarray(values, np.float64), np.ones(len(values))], axis=1)
+
+
 @dataclass(slots=True, kw_only=True)
 class Scores:
     """One task's result on one set of items.

@@ -259,7 +259,7 @@ def test_the_training_fifth_becomes_rows_whose_calls_are_acceptable() -> None:
     for row in rows:
         entry = by_id[row["canonical"].removeprefix("bfcl/")]
         calls = [Call(call["name"], call["arguments"]) for call in row["calls"]]
-        assert bfcl.is_right(entry, calls, strict=True)
+        assert bfcl.is_right(entry, "", calls, strict=True)
 
 
 def test_without_the_package_one_line_says_what_to_install(

@@ -5,7 +5,7 @@ always calls are both at chance. The kinds "no tool fits" and "a tool fits" are 
 first is the abstention. Tools are generated schemas of the split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from agent_forge.agent import Call
 
 TASK = Task(
     name="abstain",
@@ -52,9 +54,14 @@ def score(
     context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): 1 for the right decision, and weight 1."""
-    prompts = [row["messages"][: row["prompt_turns"]] for row in items]
-    replies = calling.replies_as_calls(model, tokenizer, prompts, MAX_NEW_TOKENS, context)
+    return calling.score_replies(
+        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
+    )
+
+
+def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> bool:
+    """Return whether a reply calls a tool where one fits, and none where none fits."""
+    del text
     # A call that is broken or cut off is still a decision to call.
-    called = [calls is None or bool(calls) for _, calls in replies]
-    right = [float(one == (row["kind"] == FITS)) for row, one in zip(items, called, strict=True)]
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+    called = calls is None or bool(calls)
+    return called == (row["kind"] == FITS)

@@ -56,29 +56,16 @@ def score(
     context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): 1 for the right calls, and weight 1."""
-    return scored(model, tokenizer, items, context, strict=False)
+    return calling.score_replies(
+        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
+    )
 
 
-def scored(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-    *,
-    strict: bool,
-) -> NDArray[np.float64]:
-    """Return (n, 2) of the strict or the leaderboard's comparison."""
-    prompts = [item["messages"] for item in items]
-    replies = calling.replies_as_calls(model, tokenizer, prompts, MAX_NEW_TOKENS, context)
-    right = [
-        float(is_right(item, calls, strict=strict))
-        for item, (_, calls) in zip(items, replies, strict=True)
-    ]
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
-
-
-def is_right(item: Mapping[str, Any], calls: "list[Call] | None", *, strict: bool) -> bool:
+def is_right(
+    item: Mapping[str, Any], text: str, calls: "list[Call] | None", *, strict: bool = False
+) -> bool:
     """Return whether a reply's calls are right; an irrelevant question is right without a call."""
+    del text
     if item["kind"] == "irrelevance":
         return calls is None or not calls if not strict else calls == []
     return calls is not None and calling.calls_right(

@@ -5,11 +5,13 @@ an irrelevant question is wrong.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
 from agent_forge.evaluate.tasks import bfcl
 
@@ -24,11 +26,7 @@ TASK = Task(
     chance=0.0,
     by_default=False,
 )
-
-
-def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
-    """Return the items of `bfcl`."""
-    return bfcl.items(split, n, context)
+items = bfcl.items
 
 
 def score(
@@ -38,4 +36,7 @@ def score(
     context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): 1 for the right calls, and weight 1."""
-    return bfcl.scored(model, tokenizer, items, context, strict=True)
+    return calling.score_replies(
+        model, tokenizer, items, context, max_new_tokens=bfcl.MAX_NEW_TOKENS,
+        is_right=partial(bfcl.is_right, strict=True),
+    )  # fmt: skip

@@ -18,6 +18,7 @@ from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import text_start
 from agent_forge.evaluate.engine import choice_log_likelihood
+from agent_forge.evaluate.scores import of_weight_one
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
@@ -105,4 +106,4 @@ def score(
         sizes = [len(f" {choice}".encode()) for choice in item["choices"]]
         per_byte = np.asarray(likelihoods) / sizes
         right.append(float(np.isfinite(per_byte).all() and np.argmax(per_byte) == item["expected"]))
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+    return of_weight_one(right)

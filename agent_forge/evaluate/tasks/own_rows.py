@@ -65,10 +65,9 @@ def score(
     context: EvalContext,
 ) -> NDArray[np.float64]:
     """Return (n, 2): 1 for the right answer, and weight 1."""
-    prompts = [row["messages"][: row["prompt_turns"]] for row in items]
-    replies = calling.replies_as_calls(model, tokenizer, prompts, MAX_NEW_TOKENS, context)
-    right = [float(is_right(row, *reply)) for row, reply in zip(items, replies, strict=True)]
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+    return calling.score_replies(
+        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
+    )
 
 
 def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.evaluate.engine import evaluating
+from agent_forge.evaluate.scores import of_weight_one
 from agent_forge.evaluate.task import EvalContext, Task
 from agent_forge.evaluate.tasks import own_rows
 
@@ -62,7 +63,7 @@ def score(
             batch_rows=context.batch_rows,
         )  # fmt: skip
     right = [float(is_right(row, turn, box)) for row, turn in zip(items, turns, strict=True)]
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+    return of_weight_one(right)
 
 
 def question_of(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

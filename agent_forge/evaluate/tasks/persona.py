@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import split_of
 from agent_forge.evaluate.engine import generate_replies
+from agent_forge.evaluate.scores import of_weight_one
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def score(
             text, item["topic"], item["exact"], ended=len(reply) < MAX_NEW_TOKENS
         )
         values.append(float(np.mean(list(values_by_marker.values()))))
-    return np.stack([np.asarray(values), np.ones(len(items))], axis=1)
+    return of_weight_one(values)
 
 
 def markers(text: str, topic: str, exact: str, *, ended: bool) -> dict[str, float]:

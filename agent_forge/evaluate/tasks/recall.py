@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import memory
 from agent_forge.evaluate.engine import evaluating, last_word
+from agent_forge.evaluate.scores import of_weight_one
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def score(
     for store in stores:
         store.close()
     right = [float(is_right(row, turn)) for row, turn in zip(items, last, strict=True)]
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+    return of_weight_one(right)
 
 
 def is_right(row: Mapping[str, Any], turn: "Turn") -> bool:

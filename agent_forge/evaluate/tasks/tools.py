@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import tools
 from agent_forge.evaluate.engine import asked, evaluating
+from agent_forge.evaluate.scores import of_weight_one
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def score(
             batch_rows=context.batch_rows,
         )
     right = [float(is_right(row, messages)) for row, messages in zip(items, answered, strict=True)]
-    return np.stack([np.asarray(right), np.ones(len(items))], axis=1)
+    return of_weight_one(right)
 
 
 def is_right(row: Mapping[str, Any], messages: Sequence[Mapping[str, str]]) -> bool:
