@@ -8,6 +8,58 @@ import typer
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Verbose, examples
 
+CheckpointDirectory = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
+Message = Annotated[str | None, typer.Argument(metavar="[MESSAGE]", help="Answer this and leave.")]
+MemoryFile = Annotated[str, typer.Option("--memory", help="SQLite file of the agent's memories.")]
+User = Annotated[str, typer.Option("--user", "-u", help="Keep this user's memories between chats.")]
+Documents = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--documents",
+        "-d",
+        help="An index of `forge index`, or text (as in data.text), for search and retrieval.",
+    ),
+]
+SearchEndpoint = Annotated[
+    str,
+    typer.Option(
+        "--search-endpoint",
+        envvar="FORGE_SEARCH_ENDPOINT",
+        help="A service that `search` asks instead of the index.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="auto: the packed engine on the CPU where possible; packed; torch."
+    ),
+]
+DocumentEncoding = Annotated[str, typer.Option("--encoding", help="Encoding of the documents.")]
+Tools = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tools",
+        "-t",
+        help="What it may call: names, .py, .json or .yaml files, MCP servers; "
+        "default: the checkpoint's own.",
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="A destructive tool that may run, when you confirm."),
+]
+Once = Annotated[bool, typer.Option("--once", help="Leave after one answer, on a terminal too.")]
+EventsAsJson = Annotated[
+    bool, typer.Option("--json", help="Print each event (text, call, result, ...) as JSON.")
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", min=1, help="Tokens of one message.")
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the subcommand of this file."""
@@ -25,67 +77,21 @@ def add_to(app: typer.Typer) -> None:
 
 
 def chat_command(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")],
-    message: Annotated[
-        str | None, typer.Argument(metavar="[MESSAGE]", help="Answer this and leave.")
-    ] = None,
-    memory: Annotated[
-        str, typer.Option("--memory", help="SQLite file of the agent's memories.")
-    ] = "",
-    user: Annotated[
-        str, typer.Option("--user", "-u", help="Keep this user's memories between chats.")
-    ] = "",
-    documents: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--documents",
-            "-d",
-            help="An index of `forge index`, or text (as in data.text), for search and retrieval.",
-        ),
-    ] = None,
-    search_endpoint: Annotated[
-        str,
-        typer.Option(
-            "--search-endpoint",
-            envvar="FORGE_SEARCH_ENDPOINT",
-            help="A service that `search` asks instead of the index.",
-        ),
-    ] = "",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")] = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(
-            "--engine", help="auto: the packed engine on the CPU where possible; packed; torch."
-        ),
-    ] = "auto",
-    encoding: Annotated[
-        str, typer.Option("--encoding", help="Encoding of the documents.")
-    ] = "utf-8",
-    tools: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tools",
-            "-t",
-            help="What it may call: names, .py, .json or .yaml files, MCP servers; "
-            "default: the checkpoint's own.",
-        ),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option("--allow", help="A destructive tool that may run, when you confirm."),
-    ] = None,
-    once: Annotated[
-        bool, typer.Option("--once", help="Leave after one answer, on a terminal too.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print each event (text, call, result, ...) as JSON.")
-    ] = False,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Tokens of one message.")
-    ] = None,
+    path: CheckpointDirectory,
+    message: Message = None,
+    memory: MemoryFile = "",
+    user: User = "",
+    documents: Documents = None,
+    search_endpoint: SearchEndpoint = "",
+    device: Device = "auto",
+    engine: Engine = "auto",
+    encoding: DocumentEncoding = "utf-8",
+    tools: Tools = None,
+    allow: Allow = None,
+    once: Once = False,
+    as_json: EventsAsJson = False,
+    temperature: Temperature = None,
+    max_new_tokens: MaxNewTokens = None,
     verbose: Verbose = False,
 ) -> None:
     """Chat with an agent."""

@@ -1,15 +1,31 @@
 """`forge data`: inspect training rows, and what held-out splits share with training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Json, Verbose, examples
+from agent_forge.cli.phase_commands import FileEncoding, Json, Verbose, examples
 from agent_forge.cli.render import console, print_json
 
 BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens
+Rows = Annotated[
+    list[str],
+    typer.Argument(metavar="ROWS...", help=".jsonl, .json, .parquet, a folder, or hf:NAME."),
+]
+ShowMask = Annotated[
+    bool, typer.Option("--show-mask", help="Show the first rows with their trained text.")
+]
+RowCount = Annotated[int, typer.Option(min=1, help="How many rows --show-mask shows.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
+]
+Roles = Annotated[str, typer.Option(help="Roles that are learned, with commas.")]
+IgnoredKeys = Annotated[
+    list[str] | None,
+    typer.Option(help="A key without effect, as in data.ignore_keys; may be repeated."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,25 +50,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def inspect_command(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="ROWS...", help=".jsonl, .json, .parquet, a folder, or hf:NAME."),
-    ],
-    show_mask: Annotated[
-        bool, typer.Option("--show-mask", help="Show the first rows with their trained text.")
-    ] = False,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows --show-mask shows.")] = 3,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
-    ] = None,
-    roles: Annotated[str, typer.Option(help="Roles that are learned, with commas.")] = "assistant",
-    encoding: Annotated[
-        str, typer.Option(help="Encoding of the files, as data.encoding.")
-    ] = "utf-8",
-    ignore_key: Annotated[
-        list[str] | None,
-        typer.Option(help="A key without effect, as in data.ignore_keys; may be repeated."),
-    ] = None,
+    sources: Rows,
+    show_mask: ShowMask = False,
+    rows: RowCount = 3,
+    tokenizer: Tokenizer = None,
+    roles: Roles = "assistant",
+    encoding: FileEncoding = "utf-8",
+    ignore_key: IgnoredKeys = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -73,37 +77,42 @@ def inspect_command(
         if as_json:
             print_json(summary)
             return
-        out = console(stderr=False)
-        unit = "tokens" if tokenizer else "bytes (no --tokenizer)"
-        dialects = ", ".join(f"{name} {count}" for name, count in summary["dialects"].items())
-        splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
+        _print_rows(summary, counter.model_max_length if tokenizer else 0)
+        _print_masks(summary["masks"])
+
+
+def _print_rows(summary: dict[str, Any], positions: int) -> None:
+    """Print what the rows hold. positions: the most tokens of a row; 0 where bytes were counted."""
+    out = console(stderr=False)
+    unit = "tokens" if positions else "bytes (no --tokenizer)"
+    dialects = ", ".join(f"{name} {count}" for name, count in summary["dialects"].items())
+    splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
+    out.print(f"{summary['rows']:,} rows ({dialects}), {summary['distinct']:,} distinct; {splits}")
+    out.print(
+        f"{summary['tokens']:,} {unit}, {summary['trained_tokens']:,} trained "
+        f"({summary['trained_share']:.1%}); the longest row has {summary['longest_tokens']:,}"
+    )
+    if positions and summary["too_long"]:
         out.print(
-            f"{summary['rows']:,} rows ({dialects}), {summary['distinct']:,} distinct; {splits}"
+            f"{summary['too_long']:,} rows are longer than the model's {positions:,} "
+            "positions: cut on the left"
         )
+    if summary["marked_out"]:
         out.print(
-            f"{summary['tokens']:,} {unit}, {summary['trained_tokens']:,} trained "
-            f"({summary['trained_share']:.1%}); "
-            f"the longest row has {summary['longest_tokens']:,}"
+            f"{summary['marked_out']:,} rows are marked as not to be learned: training "
+            "passes them over"
         )
-        if tokenizer and summary["too_long"]:
-            limit = counter.model_max_length
-            out.print(
-                f"{summary['too_long']:,} rows are longer than the model's {limit:,} "
-                "positions: cut on the left"
-            )
-        if summary["marked_out"]:
-            out.print(
-                f"{summary['marked_out']:,} rows are marked as not to be learned: training "
-                "passes them over"
-            )
-        for number, mask in enumerate(summary["masks"], start=1):
-            out.print(
-                f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]"
-            )
-            for part in mask:
-                text = f"»{part['text']}«" if part["trained"] else part["text"]
-                out.print(text, style="green" if part["trained"] else "", markup=False, end="")
-            out.print()
+
+
+def _print_masks(masks: list[list[dict[str, Any]]]) -> None:
+    """Print each row, its trained text between » and «."""
+    out = console(stderr=False)
+    for number, mask in enumerate(masks, start=1):
+        out.print(f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]")
+        for part in mask:
+            text = f"»{part['text']}«" if part["trained"] else part["text"]
+            out.print(text, style="green" if part["trained"] else "", markup=False, end="")
+        out.print()
 
 
 def splits_command(

@@ -2,13 +2,29 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import Json, Verbose, examples
+from agent_forge.cli.phase_commands import FileEncoding, Json, Verbose, examples
 from agent_forge.cli.render import Display, console, print_json_line
+
+if TYPE_CHECKING:
+    from agent_forge.agent.indexing import IndexReport
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="DIR|FILE...", help="Files, folders, or a packaged text.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The index file.")]
+Query = Annotated[
+    str, typer.Option("--query", "-q", help="Then show the passages that fit this best.")
+]
+Count = Annotated[int, typer.Option(min=1, max=100, help="How many passages to show.")]
+PassageWords = Annotated[int, typer.Option(min=1, help="Most new words per passage.")]
+OverlapWords = Annotated[
+    int, typer.Option(min=0, help="Words that a passage shares with the one before.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,31 +40,20 @@ def add_to(app: typer.Typer) -> None:
 
 
 def index_command(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="DIR|FILE...", help="Files, folders, or a packaged text."),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The index file.")] = Path(
-        "outputs/index.db"
-    ),
-    query: Annotated[
-        str, typer.Option("--query", "-q", help="Then show the passages that fit this best.")
-    ] = "",
-    count: Annotated[int, typer.Option(min=1, max=100, help="How many passages to show.")] = 3,
-    passage_words: Annotated[int, typer.Option(min=1, help="Most new words per passage.")] = 80,
-    overlap_words: Annotated[
-        int, typer.Option(min=0, help="Words that a passage shares with the one before.")
-    ] = 16,
-    encoding: Annotated[
-        str, typer.Option(help="Encoding of the files, as data.encoding.")
-    ] = "utf-8",
+    sources: Sources,
+    out: Out = Path("outputs/index.db"),
+    query: Query = "",
+    count: Count = 3,
+    passage_words: PassageWords = 80,
+    overlap_words: OverlapWords = 16,
+    encoding: FileEncoding = "utf-8",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Bring an index up to date. Exits 74 where a file could not be read; the others are in it."""
     with one_line_errors(verbose):
         from agent_forge.agent.documents import open_index
-        from agent_forge.agent.indexing import KINDS, build
+        from agent_forge.agent.indexing import build
         from agent_forge.config.limits import Encoding
         from agent_forge.core.errors import ConfigError, DataError
         from agent_forge.core.events import EventLog
@@ -75,14 +80,21 @@ def index_command(
             )
             for passage in passages:
                 show.print(f"\n{passage.cited()}", markup=False)
-        for suffix, files in report.unknown.items():
-            line = f"passed over: {files} file{'s' * (files != 1)} of kind {suffix}"
-            console().print(line, markup=False)
-        if report.unknown:
-            console().print(f"known kinds: {' '.join(KINDS)}", markup=False)
-        for line in report.refused:
-            console().print(f"refused: {line}", markup=False)
+        _print_left_out(report)
         if report.refused:
             raise DataError(f"{len(report.refused)} of the files could not be indexed")
         if not report.passages:
             raise DataError(f"{out} holds no passage: no file of {', '.join(sources)} has text")
+
+
+def _print_left_out(report: "IndexReport") -> None:
+    """Print which files are not in the index, and why, to standard error."""
+    from agent_forge.agent.indexing import KINDS
+
+    for suffix, files in report.unknown.items():
+        line = f"passed over: {files} file{'s' * (files != 1)} of kind {suffix}"
+        console().print(line, markup=False)
+    if report.unknown:
+        console().print(f"known kinds: {' '.join(KINDS)}", markup=False)
+    for line in report.refused:
+        console().print(f"refused: {line}", markup=False)

@@ -56,6 +56,7 @@ PhaseName = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Also list what few people change.")]
 Json = Annotated[bool, typer.Option("--json", help="Events and result as JSON lines on stdout.")]
+FileEncoding = Annotated[str, typer.Option(help="Encoding of the files, as data.encoding.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")]
 
 
