@@ -85,7 +85,11 @@ class Packer:
         self.config.codec.candidates = candidates
         space = Workspace(self.work / "sensitivities", phase="compress", seed=0, config={})
         with torch.autocast("cpu", torch.bfloat16):
-            read = sensitivity.remembered(model, self.calibration, 0, space, self.events)
+            read = sensitivity.remembered(
+                PhaseRun(self.config, [], space, self.events),
+                model,
+                sensitivity.Calibration(self.calibration),
+            )
         tensors = offers.quantisable(model, self.config)
         coded = Workspace(self.work / name, phase="compress", seed=0, config={})
         phase = PhaseRun(self.config, [], coded, self.events)

@@ -150,7 +150,9 @@ class Bench:
         """Return a reader of each tensor's sensitivity, measured once."""
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             return sensitivity.remembered(
-                self.model, self.calibration, 0, self.space, self.events, self.counts
+                PhaseRun(self.config, [], self.space, self.events),
+                self.model,
+                sensitivity.Calibration(self.calibration, self.counts),
             )
 
     def coded(self, losses: list[float]) -> dict[str, list[offers.Offer]]:

@@ -62,6 +62,13 @@ def config(data_config: DataConfig, tmp_path: Path) -> Config:
     return result
 
 
+@pytest.fixture
+def phase(config: Config, tmp_path: Path) -> PhaseRun[Config]:
+    """Return a run that measures a model in memory: it has no source."""
+    out = Workspace(tmp_path / "w", phase="compress", seed=config.seed, config=config)
+    return PhaseRun(config, [], out, EventLog(None, "compress"))
+
+
 def space(config: Config, parent: Checkpoint, place: Path) -> Workspace:
     return Workspace(place, phase="compress", seed=config.seed, config=config, parents=[parent])
 
@@ -174,7 +181,7 @@ def test_ternary_layers_stay_ternary_to_the_bit(
 
 
 def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
 ) -> None:
     """On the model's own distribution the loss rises by ½ΔᵀFΔ; the factored estimate must be near
     it, and quadratic.
@@ -185,8 +192,7 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
             if parameter.ndim == 2:
                 parameter.mul_(8)
     windows = torch.randint(0, 200, (24, 32))
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    result = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    result = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows)))
     with torch.no_grad():
         base = tiny_llama(windows).logits.log_softmax(-1)
         for name in (
@@ -209,10 +215,11 @@ def test_the_estimated_loss_matches_the_measured_one_for_small_errors(
             assert result[name].distortion(2 * error) == pytest.approx(4 * estimate, rel=1e-4)
 
 
-def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
+def test_a_tied_matrix_counts_both_its_uses(
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
+) -> None:
     windows = torch.randint(0, 200, (3, 16))
-    result = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    result = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows)))
     uses = result["model.embed_tokens"].uses
     assert len(uses) == 2
     assert "lm_head" not in result
@@ -228,7 +235,7 @@ def test_a_tied_matrix_counts_both_its_uses(tiny_llama: LlamaForCausalLM, tmp_pa
 
 
 def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[int] = []
 
@@ -239,16 +246,12 @@ def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
         held.append(sum(4 * s.second.numel() for s in self.sums.values() if s.second is not None))
 
     whole = sensitivity.Collector.hold
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (3, 16))
-    once = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    once = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows)))
     monkeypatch.setattr(sensitivity.Collector, "hold", hold)
     limit = 40_000
-    parts = dict(
-        sensitivity.measure(
-            tiny_llama, windows, 0, out, EventLog(None, "compress"), limit_bytes=limit
-        )
-    )
+    calibration = sensitivity.Calibration(windows, limit_bytes=limit)
+    parts = dict(sensitivity.measure(phase, tiny_llama, calibration))
     assert len(held) > 2
     assert max(held) <= limit < sum(held)
     assert parts.keys() == once.keys()
@@ -279,13 +282,17 @@ def test_a_share_of_the_rows_weight_is_spread_by_zipfs_law_and_the_sum_stays() -
 
 
 def test_the_floor_is_under_the_rows_of_embedding_and_head_and_of_nothing_else(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
 ) -> None:
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 50, (3, 16))
-    log = EventLog(None, "compress")
-    plain = dict(sensitivity.measure(tiny_llama, windows, 0, out, log))
-    floored = dict(sensitivity.measure(tiny_llama, windows, 0, out, log, other_share=0.3))
+    plain, floored = (
+        dict(
+            sensitivity.measure(
+                phase, tiny_llama, sensitivity.Calibration(windows, other_share=share)
+            )
+        )
+        for share in (0.0, 0.3)
+    )
     assert len(plain["model.embed_tokens"].uses) == 2
     for name, sensitivities in plain.items():
         for before, after in zip(sensitivities.uses, floored[name].uses, strict=True):
@@ -309,15 +316,14 @@ def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() 
 
 
 def test_calibration_leaves_the_model_as_it_was(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
 ) -> None:
     before = {name: p.requires_grad for name, p in tiny_llama.named_parameters()}
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
     windows = torch.randint(0, 200, (2, 16))
-    read = sensitivity.remembered(tiny_llama, windows, 0, out, EventLog(None, "compress"))
+    read = sensitivity.remembered(phase, tiny_llama, sensitivity.Calibration(windows))
     assert {name: p.requires_grad for name, p in tiny_llama.named_parameters()} == before
     assert all(p.grad is None for p in tiny_llama.parameters())
-    again = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    again = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows)))
     error = torch.randn_like(tiny_llama.model.layers[0].mlp.up_proj.weight)
     name = "model.layers.0.mlp.up_proj"
     assert read(name).distortion(error) == pytest.approx(again[name].distortion(error), rel=1e-6)
@@ -459,16 +465,13 @@ def test_a_light_copy_shares_what_is_coded_and_copies_the_rest(
 
 
 def test_token_counts_of_more_text_weigh_the_embeddings_rows(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
 ) -> None:
     windows = torch.randint(0, 50, (3, 16))
     counts = torch.bincount(
         torch.randint(0, 200, (5000,), generator=torch.Generator().manual_seed(2))
     ).float()
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    result = dict(
-        sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress"), counts)
-    )
+    result = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows, counts)))
     rows = result["model.embed_tokens"].uses[0].rows
     expected = nn.functional.pad(counts, (0, len(rows) - len(counts)))
     assert torch.allclose(rows, sensitivity.good_turing(expected) / 5000, rtol=1e-4)
@@ -744,7 +747,7 @@ def test_the_hull_has_the_choice_between_two_slopes_that_are_nearly_equal() -> N
 
 
 def test_second_moments_of_a_linear_layer_are_means_over_the_tokens_that_passed(
-    tiny_llama: LlamaForCausalLM, tmp_path: Path
+    tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
 ) -> None:
     down, seen = tiny_llama.model.layers[0].mlp.down_proj, []
     windows = torch.randint(0, 200, (5, 12), generator=torch.Generator().manual_seed(0))
@@ -753,8 +756,7 @@ def test_second_moments_of_a_linear_layer_are_means_over_the_tokens_that_passed(
     ):
         tiny_llama(windows)
     x = torch.cat(seen)
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    result = dict(sensitivity.measure(tiny_llama, windows, 0, out, EventLog(None, "compress")))
+    result = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows)))
     (use,) = result["model.layers.0.mlp.down_proj"].uses
     assert torch.allclose(use.columns, x.T @ x / 60, rtol=1e-4, atol=1e-7)
 

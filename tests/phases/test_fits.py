@@ -30,7 +30,7 @@ from agent_forge.models.ternary import (
     ternarise,
     ternary_layers,
 )
-from agent_forge.phases import bitnet, compress, quietstar
+from agent_forge.phases import PhaseRun, bitnet, compress, quietstar
 from agent_forge.phases.bitnet import fits as bitnet_fits
 from agent_forge.phases.compress import fits as compress_fits
 from agent_forge.phases.compress import sensitivity
@@ -289,8 +289,10 @@ def test_the_estimated_loss_of_a_scaled_embedding_counts_its_scale(tmp_path: Pat
         "model.embed_tokens",
         torch.randint(1, 400, (48, 32), generator=torch.Generator().manual_seed(0)),
     )
-    out = Workspace(tmp_path / "w", phase="compress", seed=0, config={})
-    result = dict(sensitivity.measure(model, windows, 0, out, EventLog(None, "compress")))[name]
+    config = compose("compress", compress.Config, [f"out={tmp_path / 'out'}"])
+    out = Workspace(tmp_path / "w", phase="compress", seed=0, config=config)
+    phase = PhaseRun(config, [], out, EventLog(None, "compress"))
+    result = dict(sensitivity.measure(phase, model, sensitivity.Calibration(windows)))[name]
     changed = copy.deepcopy(model)
     error = 0.005 * torch.randn(400, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

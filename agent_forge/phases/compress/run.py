@@ -44,32 +44,19 @@ def run(phase: PhaseRun[Config]) -> Report:
     Raises CheckpointError without a parent or when it is compressed already, PhaseError when it has
     nothing to compress, ConfigError when a candidate or the budget cannot be honoured.
     """
-    config, out, events = phase.config, phase.out, phase.events
     if not phase.sources:
         raise CheckpointError("compress needs a parent checkpoint: sources=[DIRECTORY]")
-    offers.check(config)
-    source, tokenizer = phase.sources[0], phase.tokenizer
-    model = models.load(source, device=phase.device)
-    if coded_modules(model):
-        raise CheckpointError(
-            f"{source.path} is compressed already; give compress the checkpoint before it"
-        )
-    conv1d.unfold(model)
+    offers.check(phase.config)
+    config, out, tokenizer = phase.config, phase.out, phase.tokenizer
+    model = _parent(phase)
     tensors = offers.quantisable(model, config)
-    events.message(fits.reach_line(model, tensors))
+    phase.events.message(fits.reach_line(model, tensors))
     search, validation = (
         measure.held_out(config, tokenizer, split) for split in ("search", "validation")
     )
     parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
     calibration, counts = calibration_windows(config, tokenizer)
-    sensitivities = sensitivity.remembered(
-        model, calibration, config.seed, out, events, counts, 1e6 * config.calibration.sums_mb,
-        config.calibration.other_share,
-    )  # fmt: skip
-    if config.mode == "stacked":
-        coded = offers.stacked(phase, tensors, sensitivities)
-    else:
-        coded = offers.all_offers(phase, model, tensors, sensitivities)
+    coded = _coded(phase, model, tensors, calibration, counts)
     fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
     choice, points = _choose(phase, model, coded, search, parent, fp32)
     before = out.remember_tensors("parent-validation", lambda: measure.losses(model, validation))
@@ -83,26 +70,56 @@ def run(phase: PhaseRun[Config]) -> Report:
     figures = measure.quality(measure.losses(reloaded, validation), before)
     elsewhere, kinds = _elsewhere(phase, model, reloaded)
     figures |= elsewhere
-    report = _report(config, reloaded, rows, figures, points, fp32, packed, source)
+    report = _report(config, reloaded, rows, figures, points, fp32, packed, phase.sources[0])
     report.tables[evaluate.TITLE] = kinds
     extra = {}
     if config.curve.enabled:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
         curve_rows = curve.points(phase, model, coded, options, fixed, validation, before)
-        report.tables[curve.TITLE], report.plots, extra = (
-            curve_rows,
-            curve.plots(curve_rows),
-            {"curve": curve_rows},
-        )
+        report.tables[curve.TITLE], report.plots = curve_rows, curve.plots(curve_rows)
+        extra = {"curve": curve_rows}
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
         metrics=report.metrics,
         extra=extra,
     )
-    events.metrics("compressed", report.metrics)
+    phase.events.metrics("compressed", report.metrics)
     report.outputs = [str(written.path)]
     return report
+
+
+def _parent(phase: PhaseRun[Config]) -> PreTrainedModel:
+    """Return the model of sources[0], its linears as nn.Linear.
+
+    Raises CheckpointError when it is compressed already.
+    """
+    source = phase.sources[0]
+    model = models.load(source, device=phase.device)
+    if coded_modules(model):
+        raise CheckpointError(
+            f"{source.path} is compressed already; give compress the checkpoint before it"
+        )
+    conv1d.unfold(model)
+    return model
+
+
+def _coded(
+    phase: PhaseRun[Config],
+    model: PreTrainedModel,
+    tensors: dict[str, torch.Tensor],
+    windows: torch.Tensor,
+    counts: torch.Tensor,
+) -> dict[str, list[Offer]]:
+    """Return the offers of every tensor, weighed by sensitivities from calibration windows."""
+    settings = phase.config.calibration
+    calibration = sensitivity.Calibration(
+        windows, counts, 1e6 * settings.sums_mb, settings.other_share
+    )
+    sensitivities = sensitivity.remembered(phase, model, calibration)
+    if phase.config.mode == "stacked":
+        return offers.stacked(phase, tensors, sensitivities)
+    return offers.all_offers(phase, model, tensors, sensitivities)
 
 
 def _elsewhere(

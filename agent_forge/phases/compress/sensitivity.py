@@ -25,12 +25,12 @@ from transformers import PreTrainedModel
 
 from agent_forge.anatomy.moments import SharedMoments, second_moment
 from agent_forge.anatomy.watch import After, watching
-from agent_forge.checkpoint import Workspace
 from agent_forge.core.errors import PhaseError
-from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.models.compressed import as_matrix, coded_tensors, tied_modules
 from agent_forge.models.scaled_embedding import scale_of
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.compress import Config
 
 # The least importance of a row, as a share of the mean row's importance: other text than the
 # calibration's uses other rows.
@@ -231,32 +231,41 @@ def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool, factor: fl
         sums.rows += gradient.detach().flatten(0, -2).float().square().sum(0)
 
 
-def measure(
-    model: PreTrainedModel,
-    windows: Tensor,
-    seed: int,
-    out: Workspace,
-    events: EventLog,
-    counts: Tensor | None = None,
-    limit_bytes: float = math.inf,
-    other_share: float = 0.0,
-) -> Iterator[tuple[str, Sensitivity]]:
-    """Yield the sensitivity of every tensor of `coded_tensors`, from windows (n, length) int64.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What sensitivities are measured on.
 
+    windows: (n, length) int64 token ids.
     counts: (vocabulary,) of each token in more text than the windows; it replaces their own counts.
     limit_bytes: the size of the sums Σ x xᵀ held at once, or one tensor's if that is more; the
-    figures are the same at any limit. other_share: the share of the weight of the rows of embedding
-    and head that goes to text of unknown kind (`with_other_text`). Raises PhaseError when the
-    logits are not finite: a model that is broken already cannot be calibrated.
+    figures are the same at any limit.
+    other_share: the share of the weight of the rows of embedding and head that goes to text of
+    unknown kind (`with_other_text`).
     """
+
+    windows: Tensor
+    counts: Tensor | None = None
+    limit_bytes: float = math.inf
+    other_share: float = 0.0
+
+
+def measure(
+    phase: PhaseRun[Config], model: PreTrainedModel, calibration: Calibration
+) -> Iterator[tuple[str, Sensitivity]]:
+    """Yield the sensitivity of every tensor of `coded_tensors`.
+
+    Raises PhaseError when the logits are not finite: a model that is broken already cannot be
+    calibrated.
+    """
+    windows, seed = calibration.windows, phase.config.seed
     collector = Collector(model)
     model.eval()
-    parts = _parts(model, limit_bytes)
+    parts = _parts(model, calibration.limit_bytes)
     try:
         for number, part in enumerate(parts):
             collector.hold(model, [name for names in part.values() for name in names])
             for step, window in enumerate(windows):
-                out.check_stop()
+                phase.out.check_stop()
                 ids = window[None].to(model.device)
                 if collector.first:
                     _forth_and_back(
@@ -265,7 +274,7 @@ def measure(
                 else:
                     with torch.no_grad():
                         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-                events.progress(
+                phase.events.progress(
                     "calibrate", number * len(windows) + step + 1, len(parts) * len(windows)
                 )
             if collector.first:
@@ -279,10 +288,7 @@ def measure(
                     )
             collector.first = False
             for name, modules in part.items():
-                yield (
-                    name,
-                    _assembled(model, modules, collector, windows.numel(), counts, other_share),
-                )
+                yield name, _assembled(model, modules, collector, calibration)
     finally:
         collector.close()
         model.zero_grad(set_to_none=True)
@@ -338,14 +344,7 @@ def _forth_and_back(
 
 
 def remembered(
-    model: PreTrainedModel,
-    windows: Tensor,
-    seed: int,
-    out: Workspace,
-    events: EventLog,
-    counts: Tensor | None = None,
-    limit_bytes: float = math.inf,
-    other_share: float = 0.0,
+    phase: PhaseRun[Config], model: PreTrainedModel, calibration: Calibration
 ) -> Callable[[str], Sensitivity]:
     """Return a reader of sensitivities by tensor name; they are measured once and then lie on disk,
     one file per tensor.
@@ -354,17 +353,15 @@ def remembered(
 
     def measured(target_name: str) -> dict[str, Tensor]:
         content: dict[str, Tensor] = {}
-        for name, sensitivity in measure(
-            model, windows, seed, out, events, counts, limit_bytes, other_share
-        ):
+        for name, sensitivity in measure(phase, model, calibration):
             if name == target_name:
                 content = sensitivity.tensors()
             elif name in files:
-                out.remember_tensors(files[name], sensitivity.tensors)
+                phase.out.remember_tensors(files[name], sensitivity.tensors)
         return content
 
     def read(name: str) -> Sensitivity:
-        return Sensitivity.of(out.remember_tensors(files[name], lambda: measured(name)))
+        return Sensitivity.of(phase.out.remember_tensors(files[name], lambda: measured(name)))
 
     for name in list(files)[:1]:
         read(name)
@@ -406,23 +403,20 @@ def _assembled(
     model: PreTrainedModel,
     modules: list[str],
     collector: Collector,
-    tokens: int,
-    counts: Tensor | None,
-    other_share: float,
+    calibration: Calibration,
 ) -> Sensitivity:
     """Return the sensitivity of the tensor that `modules` use, and free its sums."""
-    sensitivity = Sensitivity()
+    sensitivity, tokens = Sensitivity(), calibration.windows.numel()
     for name in modules:
         sums, module = collector.sums.pop(name), model.get_submodule(name)
         if sums.uses:
             assert sums.second is not None
             rows = sums.rows
             if isinstance(module, nn.Embedding):
-                rows = _expected_counts(
-                    sums.rows, counts if module is model.get_input_embeddings() else None
-                )
+                read = module is model.get_input_embeddings()
+                rows = _expected_counts(sums.rows, calibration.counts if read else None)
             if module is model.get_input_embeddings() or module is model.get_output_embeddings():
-                rows = with_other_text(rows, other_share)
+                rows = with_other_text(rows, calibration.other_share)
             sensitivity.uses.append(Use((rows / tokens).cpu(), sums.second.div_(sums.uses).cpu()))
         sums.second = None  # the hooks of the other parts go on
     return sensitivity
