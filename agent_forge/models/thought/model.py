@@ -287,22 +287,12 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         heat: float,
     ) -> Thoughts:
         """Run prefix and thoughts in one forward; layout.py explains the columns."""
-        batch, places, count, length = tokens.shape
-        width, chains = input_ids.shape[1], places * count
-        embed = self.base.get_input_embeddings()
-        steps = length + 1 + lookahead
-        flat = tokens.reshape(batch, chains, length).transpose(1, 2)  # (B, L, M), step after step
+        _, places, count, length = tokens.shape
+        width, steps = input_ids.shape[1], length + 1 + lookahead
         shift = torch.arange(lookahead, device=positions.device)
         # (B, A - 1, P)
         ahead = (positions[:, None, :] + shift[None, 1:, None]).clamp_max(width - 1)
-        true = (
-            input_ids.gather(1, ahead.flatten(1))
-            .reshape(ahead.shape)
-            .repeat_interleave(count, dim=2)
-        )
-        meta = (batch, 1, chains, self.start.shape[0])
-        columns = [self.start.expand(meta), embed(flat), self.end.expand(meta), embed(true)]
-        embeds = torch.cat([embed(input_ids), torch.cat(columns, dim=1).flatten(1, 2)], dim=1)
+        embeds = self._columns(input_ids, tokens, ahead)
         place = layout.token_positions(mask)
         first = place.gather(1, positions).repeat_interleave(count, dim=1) + 1  # (B, M)
         later = (
@@ -347,6 +337,25 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             thought_logits=logits[:, length + 1 :].permute(0, 2, 3, 1, 4),
             weights=self.mixing(h_base, h_thought),
         )
+
+    def _columns(self, input_ids: Tensor, tokens: Tensor, ahead: Tensor) -> Tensor:
+        """Return the embeddings (B, T + S M, H) of the prefix and of the steps of all M chains.
+
+        The S steps of a chain are the start, its thought, the end, and the true tokens after its
+        position. ahead: (B, A - 1, P), the columns that hold these.
+        """
+        batch, places, count, length = tokens.shape
+        chains = places * count
+        embed = self.base.get_input_embeddings()
+        flat = tokens.reshape(batch, chains, length).transpose(1, 2)  # (B, L, M), step after step
+        true = (
+            input_ids.gather(1, ahead.flatten(1))
+            .reshape(ahead.shape)
+            .repeat_interleave(count, dim=2)
+        )
+        meta = (batch, 1, chains, self.start.shape[0])
+        columns = [self.start.expand(meta), embed(flat), self.end.expand(meta), embed(true)]
+        return torch.cat([embed(input_ids), torch.cat(columns, dim=1).flatten(1, 2)], dim=1)
 
     def generate(self, *args: Any, thought_seed: int = 0, **kwargs: Any) -> Any:
         """Generate as any model does, thinking before each token whose entropy passes the gate.
