@@ -64,13 +64,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     metrics = _metrics(before, after, reached)
     if voice_kl is not None:
         metrics["voice change (nats per token)"] = voice_kl
-    offered = offered_kinds(config, after["tools"])
-    unusable = [kind for kind in lessons.enabled_kinds(config) if kind not in offered]
-    if unusable:
-        phase.events.warning(
-            f"{', '.join(unusable)}: the model cannot use these tools, so it is not offered them by default "
-            f"(less than {config.measure.offer_from:.0%} right by the lower bound, measure.offer_from)"
-        )
+    offered = _offered(phase, after["tools"])
     written = out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
@@ -96,6 +90,20 @@ def run(phase: PhaseRun[Config]) -> Report:
         samples=after["samples"],
         baseline=_against(batches, after, plain),
     )
+
+
+def _offered(phase: PhaseRun[Config], measured: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of tool that the model is offered; a warning names the others."""
+    config = phase.config
+    offered = offered_kinds(config, measured)
+    unusable = [kind for kind in lessons.enabled_kinds(config) if kind not in offered]
+    if unusable:
+        phase.events.warning(
+            f"{', '.join(unusable)}: the model cannot use these tools, so it is not offered them "
+            f"by default (less than {config.measure.offer_from:.0%} right by the lower bound, "
+            "measure.offer_from)"
+        )
+    return offered
 
 
 def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] | None:

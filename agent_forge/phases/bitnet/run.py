@@ -236,16 +236,13 @@ def _write(
     elsewhere: tuple[dict[str, Any], list[dict[str, Any]]],
     start: dict[str, torch.Tensor],
 ) -> Report:
+    """Write the packed checkpoint, and report its size, its codes and what it keeps."""
     config, out, events = phase.config, phase.out, phase.events
-    last = list(stages)[-1]
+    scored = stages[list(stages)[-1]]
     size = measure.packed_file_bytes(model, out.state / "packed.safetensors")
     parent_size = models.deployable_bytes(parent)
     codes = measure.code_figures(model)
-    now = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
-    flipped = sum(int((now[name] != start[name]).sum()) for name in now) / codes["ternary_weights"]
-    retention = evaluate.retention(
-        measure.TASK, before, stages[last], config.gate.samples, config.seed
-    )
+    retention = evaluate.retention(measure.TASK, before, scored, config.gate.samples, config.seed)
     metrics: dict[str, Any] = {
         "bits_per_byte_parent": before.as_metric(),
         **{f"bits_per_byte_{name}": scores.as_metric() for name, scores in stages.items()},
@@ -255,10 +252,8 @@ def _write(
             "high": retention.high,
             "n": before.n,
         },
-        "zeros": codes["zeros"],
-        "entropy_bits": codes["entropy_bits"],
-        "stored_bits": codes["stored_bits"],
-        "codes_changed_in_training": flipped,
+        **{name: codes[name] for name in ("zeros", "entropy_bits", "stored_bits")},
+        "codes_changed_in_training": _changed_codes(model, start) / codes["ternary_weights"],
         "packed_file_bytes": size,
         "parent_bytes": parent_size,
         "size_ratio": size / parent_size,
@@ -274,9 +269,10 @@ def _write(
     )
     events.artefact(written.path)
     summary = (
-        f"{len(now)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit per weight), "
-        f"{size:,} bytes packed, {size / parent_size:.1%} of the parent; bits per byte {before.mean:.3f} -> "
-        f"{stages[last].mean:.3f} ({retention.ratio:.1%} kept, n={before.n}); "
+        f"{len(start)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit "
+        f"per weight), {size:,} bytes packed, {size / parent_size:.1%} of the parent; "
+        f"bits per byte {before.mean:.3f} -> {scored.mean:.3f} "
+        f"({retention.ratio:.1%} kept, n={before.n}); "
         f"kept on text that was not in the calibration: {evaluate.kept_text(elsewhere[0])}"
     )
     table = measure.comparison(before, stages, config.gate.samples, config.seed)
@@ -288,3 +284,9 @@ def _write(
         tables=tables,
         baseline=measure.starts(stages),
     )
+
+
+def _changed_codes(model: PreTrainedModel, start: dict[str, torch.Tensor]) -> int:
+    """Return how many codes are not what they were in `start`, layer by layer."""
+    layers = ternary_layers(model)
+    return sum(int((layers[name].ternary_parts()[0] != start[name]).sum()) for name in layers)

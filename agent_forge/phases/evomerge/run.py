@@ -331,8 +331,42 @@ def _report(
     tested: dict[str, Any],
     written: Checkpoint,
 ) -> Report:
+    """Return what the search found: the winner over every rival, on the test split."""
     evolution, best = result.evolution, result.winner
     gains = {row["over"]: row["fitness"] for row in tested["gains"]}
+    metrics = {
+        "search_fitness": best.fitness,
+        "final_fitness": result.final_fitness,
+        "generations": len(evolution.history) - 1,
+        **{
+            f"measured_items_of_{name.replace(' ', '_')}": items
+            for name, items in result.items.items()
+        },
+        **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
+    }
+    rival = "random search"
+    baseline = "; ".join(
+        [
+            f"{_interval(gains[rival])} fitness over random search on as many items"
+            if rival in gains
+            else "random search did not run (baseline=true runs it)",
+            _against_union(gains),
+        ]
+    )
+    return Report(
+        summary=_summary(opened, space, result, gains),
+        outputs=[str(written.path)],
+        metrics=metrics,
+        tables=_tables(yardstick, evolution, tested),
+        baseline=baseline,
+    )
+
+
+def _summary(
+    opened: Sources, space: GenomeSpace, result: Found, gains: dict[str, dict[str, Any]]
+) -> str:
+    """Return the winner's technique and its gain in fitness over each rival, in words."""
+    best = result.winner
     same = next(
         (name for name, genome in list(result.named.items())[:-1] if space.key(genome) == best.key),
         "",
@@ -348,21 +382,17 @@ def _report(
         for words, name in compared.items()
         if name in gains
     ]
-    summary = (
-        f"Winner: {best.genome.technique}{f' (which is {same} itself: nothing beat it)' if same else ''}. On the "
-        f"test split its fitness is {', '.join(parts[:-1])} and {parts[-1]}."
+    unbeaten = f" (which is {same} itself: nothing beat it)" if same else ""
+    return (
+        f"Winner: {best.genome.technique}{unbeaten}. On the test split its fitness is "
+        f"{', '.join(parts[:-1])} and {parts[-1]}."
     )
-    metrics = {
-        "search_fitness": best.fitness,
-        "final_fitness": result.final_fitness,
-        "generations": len(evolution.history) - 1,
-        **{
-            f"measured_items_of_{name.replace(' ', '_')}": items
-            for name, items in result.items.items()
-        },
-        **{f"gain_over_{Path(name).name.replace(' ', '_')}": gain for name, gain in gains.items()},
-    }
-    tables = {
+
+
+def _tables(
+    yardstick: Yardstick, evolution: Evolution[Genome], tested: dict[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    return {
         "Winner on the test split: gain in fitness, in mean log retention, and ratio of losses per task": [
             {key: _interval(value) if isinstance(value, dict) else value for key, value in row.items()}
             for row in tested["gains"]
@@ -378,22 +408,6 @@ def _report(
             for g in evolution.history
         ],
     }  # fmt: skip
-    rival = "random search"
-    baseline = "; ".join(
-        [
-            f"{_interval(gains[rival])} fitness over random search on as many items"
-            if rival in gains
-            else "random search did not run (baseline=true runs it)",
-            _against_union(gains),
-        ]
-    )
-    return Report(
-        summary=summary,
-        outputs=[str(written.path)],
-        metrics=metrics,
-        tables=tables,
-        baseline=baseline,
-    )
 
 
 def _against_union(gains: dict[str, dict[str, Any]]) -> str:
