@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from agent_forge.server import jobs, queueing, store
+from agent_forge.server.checkpoints import Registry
 from agent_forge.server.database import Readers
 from agent_forge.server.jobs import Job, JobState
 from agent_forge.server.store import StoredEvent
@@ -25,8 +26,8 @@ Jobs = list[Job]
 class JobReader:
     """The reading half of a supervisor."""
 
-    def __init__(self, database: Readers) -> None:
-        self.database = database
+    def __init__(self, database: Readers, registry: Registry) -> None:
+        self.database, self.registry = database, registry
 
     def get(self, job_id: str) -> Job:
         """Return a job. Raises UnknownJob."""

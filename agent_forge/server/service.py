@@ -41,7 +41,6 @@ class Service:
 
     state: Path
     supervisor: "Supervisor"
-    registry: "Registry"
     hub: "Hub"
     ring: KeyRing
     composer: Composer = field(default_factory=Composer)
@@ -53,6 +52,11 @@ class Service:
     control_port: int = 8083
     audit: Callable[[ASGIApp], ASGIApp] | None = None
     model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
+
+    @property
+    def registry(self) -> "Registry":
+        """Return the checkpoints that the jobs and the watched directories hold."""
+        return self.supervisor.registry
 
     def start_job(
         self,

@@ -101,16 +101,15 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             )
             supervisor.start()
             stack.callback(supervisor.close)
-            registry, hub = supervisor.registry, Hub(supervisor, supervisor.subscribe)
+            hub = Hub(supervisor, supervisor.subscribe)
         else:
             wait_for_database(state / DATABASE)
             readers: Any = Readers(state / DATABASE)
             stack.callback(readers.close_readers)
-            supervisor = JobReader(readers)
-            registry = Registry(readers, [state / "jobs", *watch])
+            supervisor = JobReader(readers, Registry(readers, [state / "jobs", *watch]))
             hub = Hub(supervisor, look_seconds=POLL_SECONDS)
         yield Service(
-            state=state, supervisor=supervisor, registry=registry, hub=hub, ring=KeyRing(state),
+            state=state, supervisor=supervisor, hub=hub, ring=KeyRing(state),
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
             rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
             audit=_audit(state), model_memory_bytes=settings.model_memory_bytes,

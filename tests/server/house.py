@@ -71,7 +71,7 @@ def house(
         "composer": Composer(early=False),
     } | changes  # fmt: skip
     service = Service(
-        state=state, supervisor=supervisor, registry=supervisor.registry, ring=ring,
+        state=state, supervisor=supervisor, ring=ring,
         hub=Hub(supervisor, supervisor.subscribe), **values,
     )  # fmt: skip
     app = application(service, ServeSettings(state=state), doors)

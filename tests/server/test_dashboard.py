@@ -75,8 +75,8 @@ class Server:
         self.key_id, self.key = self._new_key()
         hub = Hub(self.supervisor, self.supervisor.subscribe)
         service = Service(
-            state=state, supervisor=self.supervisor, registry=self.supervisor.registry,
-            ring=self.ring, hub=hub, rates=Rates(100_000, 100),
+            state=state, supervisor=self.supervisor, ring=self.ring, hub=hub,
+            rates=Rates(100_000, 100),
         )  # fmt: skip
         app = application(service, ServeSettings(state=state), open_doors(service))
         config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio")

@@ -23,7 +23,7 @@ ACCEPT = {"accept": "application/json, text/event-stream"}
 def test_mcp_answers_behind_the_wall_to_keys_with_its_scope_alone(tmp_path: Path) -> None:
     offer = Offer(
         rooms=["checkpoints"], models=tmp_path, memory=str(tmp_path / "memory.sqlite"),
-        registry="", state=tmp_path / "mcp",
+        repository="", state=tmp_path / "mcp",
     )  # fmt: skip
     served = application(offer, None, hosts=local_hosts())
     door = Door(prefix=PATH, scope=SCOPE, routes=served.app.routes, lifespan=served.lifespan)

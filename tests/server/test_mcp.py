@@ -66,7 +66,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offer(tmp_path: Path, tiny_checkpoint: Checkpoint, remote: Path) -> Offer:
     return Offer(
         rooms=ROOMS, models=tiny_checkpoint.path.parent, memory=str(tmp_path / "memory.db"),
-        registry=str(remote), state=tmp_path / "state",
+        repository=str(remote), state=tmp_path / "state",
     )  # fmt: skip
 
 
@@ -174,7 +174,9 @@ def test_a_damaged_checkpoint_is_named_without_its_place(
     shutil.copytree(tiny_checkpoint.path, copy)
     weights = copy / "model.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
-    offer = Offer(rooms=["checkpoints"], models=copy.parent, memory="", registry="", state=tmp_path)
+    offer = Offer(
+        rooms=["checkpoints"], models=copy.parent, memory="", repository="", state=tmp_path
+    )
     (verdict,) = ask(offer, ("checkpoints_verify", {"checkpoint": "tiny"}))
     assert "model.safetensors" in verdict
     assert str(tmp_path) not in verdict
@@ -265,7 +267,7 @@ def over_http(offer: Offer, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Run `forge mcp --http 0`; yield its address and its token."""
     words = [
         "mcp", "--http", "127.0.0.1:0", "--models", str(offer.models), "--memory", offer.memory,
-        "--registry", offer.registry, "--token-file", str(tmp_path / "token"),
+        "--registry", offer.repository, "--token-file", str(tmp_path / "token"),
     ]  # fmt: skip
     process = subprocess.Popen(
         forge_command(*words), env=forge_environment(XDG_STATE_HOME=str(tmp_path)),
@@ -326,7 +328,13 @@ def test_a_token_comes_from_the_environment_or_a_private_file(
 
 def stdio_words(offer: Offer) -> list[str]:
     return forge_command(
-        "mcp", "--models", str(offer.models), "--memory", offer.memory, "--registry", offer.registry
+        "mcp",
+        "--models",
+        str(offer.models),
+        "--memory",
+        offer.memory,
+        "--registry",
+        offer.repository,
     )
 
 

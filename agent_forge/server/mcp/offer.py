@@ -24,14 +24,14 @@ class Offer:
     """What a server offers.
 
     rooms: names of ROOMS. models: the directory below which checkpoints lie. memory: the SQLite
-    file of the memories. registry: the address or directory of a git repository, or "". state: where
-    results and caches are kept.
+    file of the memories. repository: the address or directory of the git repository that the room
+    "registry" shows, or "". state: where results and caches are kept.
     """
 
     rooms: Sequence[str]
     models: Path
     memory: str
-    registry: str
+    repository: str
     state: Path
 
     def check(self) -> None:
@@ -40,7 +40,7 @@ class Offer:
             if room not in ROOMS:
                 hint = did_you_mean(room, ROOMS)
                 raise ConfigError(f"no room '{room}'{hint}; known: {', '.join(ROOMS)}")
-        if "registry" in self.rooms and not self.registry:
+        if "registry" in self.rooms and not self.repository:
             raise ConfigError("the room registry needs --registry ADDRESS")
         if {"checkpoints", "evaluations"} & set(self.rooms) and not self.models.is_dir():
             raise ConfigError(f"no directory {self.models}; name one with --models")
@@ -183,7 +183,7 @@ def _checkpoints(tools: _Tools, offer: Offer) -> None:
 def _registry(tools: _Tools, offer: Offer) -> None:
     from agent_forge.server.mcp.registry import GitRegistry
 
-    git = GitRegistry(offer.registry, offer.state)
+    git = GitRegistry(offer.repository, offer.state)
     lock = Lock()  # a fetch moves FETCH_HEAD
 
     def registry_branches() -> list[dict[str, str]]:
