@@ -1,9 +1,9 @@
 """Which tests speak of the code around a mutant: a cheap choice where running all tests of a room
 is too much.
 
-A test is relevant by the names and words in its source: those of the function or constant that is
-changed, of the class and of the functions of the same file that use it, and of the module. A test
-that is left out for want of relevance can only let a mutant survive.
+A test is relevant by the names and words in its source: the names of the function or constant that
+is changed, of the class and of the functions of the same file that use it, and of the module. A
+test that is left out for want of relevance can only let a mutant survive.
 """
 
 import ast

@@ -48,7 +48,7 @@ class Session(Watcher):
                 item=item, nextitem=items[(place + 1) % len(items)]
             )
         self.tracer.stop()
-        # Fixtures of modules end, so that each copy makes them anew; those of the session stay.
+        # Fixtures of modules end, so that each copy makes them anew; the session's fixtures stay.
         session._setupstate.teardown_exact(SimpleNamespace(listchain=lambda: [session]))  # type: ignore[arg-type]
         data = self.tracer.get_data()
         lines = {

@@ -3,7 +3,7 @@ meet CPU tensors.
 
 Reads and writes nothing. Inside `pretend_accelerator()` torch believes in one accelerator, `lazy`
 (a device type that no build of torch computes on, and whose backward pass autograd runs in the
-calling thread). Its results are those of the CPU to the bit, so that a whole phase can be compared
+calling thread). Its results equal the CPU's to the bit, so that a whole phase can be compared
 with a run on the CPU. As on CUDA, an operation may copy between the two devices, index with indices
 of the CPU, and use a CPU tensor without dimensions; any other mix raises "two devices".
 """

@@ -1,4 +1,4 @@
-"""Tool calls as text, both ways: the parsers and writers are those of `data/call_dialects/`.
+"""Tool calls as text, both ways: `data/call_dialects/` has the parsers and writers.
 
 The conversations that the agent keeps write calls as Hermes does, whatever the model speaks; so
 these names are Hermes's.

@@ -3,8 +3,8 @@
 FTS5's own bm25() computes every row that holds any word of the query, and natural questions hold
 words that most rows have: that took 16 ms for 4,000 passages. Here the weights of a word are
 computed once, from FTS5's own postings and row lengths (its `fts5vocab` and `docsize` tables), and a
-query adds up arrays. The scores are those of bm25(): k1 = 1.2, b = .75, an inverse document
-frequency of at least 1e-6.
+query adds up arrays. It scores as bm25() does: k1 = 1.2, b = .75, an inverse document frequency of
+at least 1e-6.
 """
 
 import math

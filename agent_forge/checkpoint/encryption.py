@@ -2,7 +2,7 @@
 
 Reads and writes checkpoint directories. The manifest stays readable, so that lists, lineage and
 integrity need no key; it names the recipients, and the size and SHA-256 of each encrypted file. The
-id stays that of the content. `lending.py` opens encrypted checkpoints for readers.
+id is still a hash of the content. `lending.py` opens encrypted checkpoints for readers.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -65,7 +65,7 @@ class Manifest:
 
 
 def weight_bytes(files: Mapping[str, Mapping[str, Any]]) -> int:
-    """Return the bytes of the weight files among those of a manifest."""
+    """Return the bytes of all weight files in a manifest."""
     return sum(entry["bytes"] for path, entry in files.items() if path.endswith(".safetensors"))
 
 

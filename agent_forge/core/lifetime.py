@@ -24,7 +24,7 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(Interrupted.exit_code)
 
 
-# The weight of niceness 19 is 1/68 of that of 0; an idle machine is used in full all the same.
+# Niceness 19 has 1/68 of the weight that 0 has; an idle machine is used in full all the same.
 BACKGROUND_NICE = 19
 # The kernel takes ten changes of groups per second from all processes without privileges together.
 GROUP_TRIES, GROUP_WAIT_SECONDS = 20, 0.11

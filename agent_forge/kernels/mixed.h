@@ -18,8 +18,8 @@
    out[row] = scale[row] * sum over groups of step_g * (sum of code * a)
 
    A column's own scale is multiplied into its activation before that is rounded, to 16 bits in two
-   planes of int8, with one step per group. Columns are ordered by scale, so those of a group have
-   scales of like size, and a group of small ones loses nothing to the others. */
+   planes of int8, with one step per group. Columns are ordered by scale, so the columns of a group
+   have scales of like size, and a group of small ones loses nothing to the others. */
 
 #pragma once
 #include "lanes.h"

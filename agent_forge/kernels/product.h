@@ -18,7 +18,7 @@
    4 neighbouring columns. One instruction multiplies them with the same 4 activations, broadcast to
    all lanes, and adds up within the lane: a lane is a row, and no sum ever crosses lanes.
 
-   Blocks follow each other along the columns, then come those of the next tile. Each group of
+   Blocks follow each other along the columns, then the next tile's blocks come. Each group of
    columns is padded to a multiple of 16 (COLUMNS), so no block has columns of two groups. Scales
    and zero points lie as (tiles, groups, ROWS), one lane per row. With activations a = step * (256
    * high + low):

@@ -88,8 +88,8 @@ INLINE size_t vq_bytes(const Matrix *m) {
 
 /* Return the largest norm that integers may have. With tables a sum is over one position: an entry
    times its activations, each of norm VQ_NORM at most. With weights a sum is over a block of b
-   positions: the norm of b entries is sqrt(b) times that of one, so the fourth root of b is taken
-   off the entries and off the block's activations alike. */
+   positions: the norm of b entries is sqrt(b) times the norm of one, so the fourth root of b is
+   taken off the entries and off the block's activations alike. */
 INLINE float most_norm(const Matrix *m, int tables) {
     return tables ? VQ_NORM : VQ_NORM / sqrtf(sqrtf((float)vq_block(m)));
 }
@@ -115,7 +115,7 @@ INLINE float largest_norm(const float *x, int count, int length) {
 
 /* Round one token x (columns) to int16, laid out as (positions, pairs, 2), with one step per block.
    A vector of odd length ends with a zero, so that it is whole pairs; for even lengths the layout
-   is that of x, and a block is rounded in one run. */
+   is the order of x, and a block is rounded in one run. */
 static void round_vq_token(const Matrix *m, const float *x, Input *input, int token, int tables) {
     int16_t *to = (int16_t *)input->low + (size_t)token * m->padded;
     int vector = m->vector, even = vector % 2 == 0, most = vq_block(m) * vector,

@@ -20,7 +20,7 @@ tags: [merge, agent-forge, {method}]
 # A merge of {names}
 
 Method: {method} ({job.plan.method.METHOD.summary}). {parameters:,} stored numbers,
-{job.layout.size_bytes:,} bytes. Random masks, where the method has any, are those of seed {seed}.
+{job.layout.size_bytes:,} bytes. Random masks, where the method has any, are drawn from seed {seed}.
 
 | parent | content id | role |
 |---|---|---|

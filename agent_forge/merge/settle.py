@@ -136,7 +136,7 @@ def settle_vocabulary(
     if not choice and not recipe.pad_to_multiple_of:
         _refuse_differing(chosen, differing)
         notes += [
-            f"{label} has no tokenizer; its token ids are taken for those of {chosen}"
+            f"{label} has no tokenizer; its token ids are taken to mean what {chosen}'s mean"
             for label in lacking
         ]
         _refuse_heights(sources, chosen)
@@ -253,7 +253,7 @@ def _chosen(
                 f"{chosen} has no {TOKENIZER}; copy the tokenizer of the model there"
             )
         chosen = next(iter(having))
-        notes.append(f"{donor} has no tokenizer; the result has that of {chosen}")
+        notes.append(f"{donor} has no tokenizer; the result has {chosen}'s")
     return chosen
 
 
@@ -291,7 +291,7 @@ def _note_usage(having: Mapping[str, TokenizerFiles], chosen: str, notes: list[s
     for label, tokenizer in having.items():
         if parts := usage_difference(having[chosen], tokenizer):
             notes.append(
-                f"the {parts} of {label}'s tokenizer is another; the result has that of {chosen}"
+                f"the {parts} of {label}'s tokenizer is another; the result has {chosen}'s"
             )
 
 

@@ -12,7 +12,7 @@ from agent_forge.core.errors import ConfigError
 
 
 class TokenMask(Protocol):
-    """Which tokens may come next in one answer, for instance those of a grammar."""
+    """Which tokens may come next in one answer, for instance what a grammar allows."""
 
     def allowed(self, size: int) -> NDArray[np.bool_]:
         """Return which of the `size` tokens of a vocabulary may come next."""

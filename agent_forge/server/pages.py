@@ -2,7 +2,7 @@
 
 Reads `dashboard/dist`; writes nothing. The files hold no data and need no key: the page asks for
 one and sends it with every request for data. Names of assets change with their content, so browsers
-keep them; the page itself is asked for again. The headers are those of the wall around.
+keep them; the page itself is asked for again. The wall around adds the headers.
 """
 
 import gzip

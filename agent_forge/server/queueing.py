@@ -88,7 +88,7 @@ def active(connection: sqlite3.Connection) -> list[Job]:
 
 
 def listed(connection: sqlite3.Connection, state: JobState | None) -> list[Job]:
-    """Return all jobs, newest first; those of one state; or the queue in its order."""
+    """Return all jobs or the jobs of one state, newest first; or the queue in its order."""
     if state is None:
         rows = connection.execute("SELECT * FROM job ORDER BY created DESC, id")
     elif state is JobState.QUEUED:

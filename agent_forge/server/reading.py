@@ -35,7 +35,7 @@ class JobReader:
             return jobs.load(connection, job_id)
 
     def list(self, state: JobState | None = None) -> Jobs:
-        """Return all jobs, newest first, or those of one state."""
+        """Return all jobs, or the jobs of one state, newest first."""
         with self.database.read() as connection:
             return queueing.listed(connection, state)
 

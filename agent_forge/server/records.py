@@ -132,7 +132,7 @@ def _why(state: JobState, exit_code: int | None) -> str:
 
 
 def _outcomes(job: Job) -> list[Outcome]:
-    """Return the outcomes in a job's record, those of a run in the order of its phases."""
+    """Return the outcomes in a job's record; a run's are in the order of its phases."""
     record = Path(job.record)
     if job.command != RUN_ALL:
         outcome = read_outcome(record)

@@ -69,7 +69,7 @@ class Service:
     ) -> "Job":
         """Queue a phase or run-all with a client's config, and return the job.
 
-        extra: overrides that stand before those of `config`. sources: ids of checkpoints beside
+        extra: overrides that stand before the ones in `config`. sources: ids of checkpoints beside
         those in `config`. once: an idempotency key.
         Raises ConfigError or CheckpointError in one line that a client can act on.
         """

@@ -228,7 +228,7 @@ class Supervisor:
         self._wake.set()
 
     def list(self, state: JobState | None = None) -> "list[Job]":
-        """Return all jobs, newest first; those of one state; or the queue in its order."""
+        """Return all jobs or the jobs of one state, newest first; or the queue in its order."""
         with self.database.read() as connection:
             return queueing.listed(connection, state)
 

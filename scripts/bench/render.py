@@ -33,7 +33,7 @@ INTRODUCTION = """# Results
 Every claim with its figure, its bar, and the command that measures it again. Rendered from `results/*.json` by
 `python -m scripts.bench render`; `python -m scripts.bench run NAME` measures anew and writes the JSON. Brackets are 95%
 intervals. "Met" and "missed" are said of the figure itself; where its interval reaches over the bar, look at both.
-Dates are those of the log where the day of the run was not noted. Experiments that ended in nothing are in
+Where the day of a run was not noted, the date is the log's. Experiments that ended in nothing are in
 [the log](log.md); raw tables and all conditions in [results/notes](../results/notes).
 """
 

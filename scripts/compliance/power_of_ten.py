@@ -1,7 +1,7 @@
 """The Power of Ten (Holzmann 2006), adapted to Python and counted in the tree.
 
 The ten rules are for C that flies spacecraft. What Python lacks is replaced by what does the same
-work here, or waived with a reason. Limits are those of well-kept libraries: functions of more than
+work here, or waived with a reason. Limits come from well-kept libraries: functions of more than
 60 lines are 1.5% in Starlette, 3.1% in Hydra, 5% in Optuna, 15.7% in FastAPI. Reads the files of
 agent_forge with ast; writes nothing.
 """

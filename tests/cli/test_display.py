@@ -11,7 +11,10 @@ from agent_forge.cli.render import Display
 from agent_forge.core.events import Event
 from scripts import sample_run
 
-LONG = "reasoning differs in entropy_cost, halting_threshold and ponder_cost; the merged model keeps those of trunk"
+LONG = (
+    "reasoning differs in entropy_cost, halting_threshold and ponder_cost; "
+    "the merged model keeps trunk's"
+)
 
 
 def event(kind: Any, phase: str = "bitnet", **fields: Any) -> Event:

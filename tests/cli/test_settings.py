@@ -87,7 +87,7 @@ def test_comments_are_read_where_they_stand() -> None:
 
 
 def commands() -> list[str]:
-    """Return every command, those of a group by both names."""
+    """Return every command; one in a group has both names."""
     return [
         f"{name} {inner}" if inner else name
         for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from agent_forge.pipeline.run_all import compose_run
 from agent_forge.search.settings import EvolveSettings
 
 PACKAGE = Path(agent_forge.__file__).parent
-# Where the settings that phases share are read; those of a phase are read in its own room.
+# Where the settings that phases share are read; a phase's own are read in its room.
 SHARED: dict[type, tuple[str, ...]] = {
     PhaseConfig: ("pipeline", "phases", "checkpoint"),
     DataConfig: ("data",),

@@ -183,7 +183,7 @@ def test_pretend_accelerator_is_waited_for_once_a_step(
                 runtime=default_runtime(),
             )  # fmt: skip
             records = learn.train(model, request)
-    # From the start of the second step, because the first may test the model, to that of the last.
+    # From the start of the second step, for the first may test the model, to the last one's start.
     assert len(taken) == STEPS + 1
     assert waits[taken[1] : taken[-1]] == []
     assert all(torch.tensor([record.loss for record in records]).isfinite())

@@ -1,4 +1,4 @@
-"""What only a GPU shows of training: agreement in bfloat16, one wait a step, the memory of logits,
+"""What only a GPU shows of training: agreement in bfloat16, one wait per step, the memory of logits,
 fused losses.
 """
 

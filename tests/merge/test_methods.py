@@ -171,7 +171,7 @@ def test_slerp_of_one_direction_is_linear() -> None:
     near = 3 * base + 1e-3 * np.ones(SHAPE)
     close(run("slerp", [near], base, t=0.25), 0.75 * base + 0.25 * near)
     close(run("slerp", [np.zeros(SHAPE)], base, t=0.25), 0.75 * base)
-    # .9995 is the border: a little farther apart, the arc's weights are those of the angle.
+    # .9995 is the border: a little farther apart, the angle decides the arc's weights.
     for cosine, linear in ((0.9996, True), (0.9994, False)):
         a, b = np.array([[2.0, 0.0]]), 5 * np.array([[cosine, math.sqrt(1 - cosine**2)]])
         truth = 0.5 * a + 0.5 * b if linear else _slerp(a, b, 0.5)

@@ -139,9 +139,7 @@ def test_what_changes_no_id_is_said_and_no_reason_to_refuse(pair: Path) -> None:
     }  # fmt: skip
     rewrite(pair / "b", lambda content: content.update(post_processor=processor))
     result = merge(recipe(pair, "a", "b"))
-    assert "the post_processor of b's tokenizer is another; the result has that of a" in notes(
-        result
-    )
+    assert "the post_processor of b's tokenizer is another; the result has a's" in notes(result)
 
 
 def test_a_token_that_only_the_settings_name_counts(pair: Path) -> None:
@@ -311,7 +309,7 @@ def test_merges_in_text_are_compared_with_those_in_json(pair: Path) -> None:
 
 def test_a_model_without_a_tokenizer_is_named(pair: Path) -> None:
     (pair / "b" / "tokenizer.json").unlink()
-    assert "b has no tokenizer; its token ids are taken for those of a" in notes(
+    assert "b has no tokenizer; its token ids are taken to mean what a's mean" in notes(
         merge(recipe(pair, "a", "b"))
     )
 

@@ -73,7 +73,7 @@ def hessian_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def tied(latents: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Return latents whose codes and mean size are those of these latents and scales."""
+    """Return latents with the same codes and mean size as these latents and scales."""
     codes, own = ternary_codes(latents, group_size, scales)
     return latents_for(codes, own, group_size, near=latents)
 
@@ -147,7 +147,7 @@ def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
 
 
 def test_pull_moves_the_goal_to_the_weight_that_gives_the_wanted_outputs() -> None:
-    """Student inputs are the parent's times a matrix: the weight for the wanted outputs is
+    """Student inputs are a matrix times the parent's: the weight for the wanted outputs is
     known.
     """
     generator = torch.Generator().manual_seed(2)

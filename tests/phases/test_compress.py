@@ -625,8 +625,8 @@ def test_quality_never_depends_on_the_order_of_kinds_and_a_broken_child_keeps_no
             measure.quality(fine, {**fine, "b": useless})
 
 
-def test_the_interval_of_quality_is_that_of_the_mean_over_windows() -> None:
-    """Tokens of a window hang together: with as many tokens a window, the spread of the windows'
+def test_the_interval_of_quality_is_the_interval_of_the_mean_over_windows() -> None:
+    """Tokens of a window hang together: with as many tokens per window, the spread of the windows'
     means decides.
     """
     rises = torch.tensor([[0.1, 0.3], [0.0, 0.2], [0.4, 0.6]])

@@ -130,7 +130,7 @@ def test_the_depth_exponent_of_the_logistic_map_at_four_is_ln_two() -> None:
     )
     model = Stack([Logistic() for _ in range(400)], start)
     result = depth_exponent(model, ids(60, 2), relative_step=1e-7, seed=0)
-    # Two tokens make one vector of two maps, whose exponent is again that of one map.
+    # Two tokens make one vector of two maps, whose exponent is again one map's.
     assert result == pytest.approx(math.log(2), abs=0.01)
 
 

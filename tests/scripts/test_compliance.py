@@ -1,4 +1,4 @@
-"""Compliance: counts are those of code that is known, a skipped package fails, nothing is claimed."""
+"""Compliance: counts on known code are right, a skipped package fails, nothing is claimed."""
 
 import json
 import subprocess

@@ -13,7 +13,7 @@ ENDS = ("done", "rejected", "failed", "crash", "hang")
 
 
 def translated(arguments: list[str]) -> list[str]:
-    """Return the stub's own settings behind those of forge."""
+    """Return forge's settings, then the stub's own."""
     settings = dict(part.split("=", 1) for part in arguments[1:] if "=" in part)
     return [
         *arguments, f"steps={settings.get('train.steps', 3)}",

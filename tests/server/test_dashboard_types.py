@@ -1,4 +1,4 @@
-"""The dashboard's types are those of the service as it is."""
+"""The dashboard's types are the types of the service as it is."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {…}}]`, or `[TOOL_CALLS]f[ARGS]{…}`.
 
-The first form is that of the older tokenizers (v1 to v7), the second that of v11 and later, with an
-optional `[CALL_ID]…` between. Source: mistral-common's instruct tokenizers.
+Older tokenizers (v1 to v7) use the first form; v11 and later use the second, with an optional
+`[CALL_ID]…` between. Source: mistral-common's instruct tokenizers.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Values copied into calls to the character: one tool, one argument, one kind of value per row.
 
-The kinds are those of `schemas.values`, such as whole numbers of 1 to 12 digits, decimals, dates,
+`schemas.values` has the kinds, such as whole numbers of 1 to 12 digits, decimals, dates,
 identifiers and quoted strings. Tools of two splits deal with different things; a row's kind is its
 kind of value, so that a score shows each.
 """

@@ -1,7 +1,7 @@
 """The Berkeley Function Calling Leaderboard's sets, scored to the character.
 
-Items are those of `bfcl`. Here "-5" is not "5", an integer is not 5.0, and a broken call to answer
-an irrelevant question is wrong.
+The items are the same as in `bfcl`. Here "-5" is not "5", an integer is not 5.0, and a broken call
+to answer an irrelevant question is wrong.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Keep the parent's voice: KL to the parent on its own answers to plain questions.
 
-The lesson is that of a trait (`persona`) without a system prompt: the parent answers, greedily, and
-its distribution at each token of its answers is what the student keeps. Measured on questions of
-other topics, in nats per token; 0 is the parent itself.
+The lesson is the same as for a trait (`persona`) without a system prompt: the parent answers,
+greedily, and its distribution at each token of its answers is what the student keeps. Measured on
+questions of other topics, in nats per token; 0 is the parent itself.
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ def recipe_text(recipe: Recipe, dtype: str, seed: int) -> str:
     """
     return (
         f"# The merge that made this model ({recipe.method}). Paths are relative to the directory that holds the sources.\n"
-        f"# Random masks, where the method has any, are those of seed {seed}.\n"
+        f"# Random masks, where the method has any, are drawn from seed {seed}.\n"
         f"{yaml.safe_dump(recipe.to_mergekit(dtype), sort_keys=False)}"
     )
 
@@ -69,7 +69,7 @@ def card_text(
         "## Loss on the test split (nats per token)",
         _table(["model", *tasks], losses),
         "## Recipe",
-        f"`{RECIPE_FILE}` in this directory; random masks are those of seed {search['mask seed']}.",
+        f"`{RECIPE_FILE}` in this directory; random masks are drawn from seed {search['mask seed']}.",
         f"```yaml\n{merged}```",
         "## Search",
         "\n".join(f"- {name}: {value}" for name, value in search.items()),

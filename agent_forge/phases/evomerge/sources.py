@@ -181,7 +181,7 @@ def _compare_configs(first: Checkpoint, other: Checkpoint, events: EventLog) -> 
         )
     if differing:
         events.message(
-            f"{other.name} differs in {', '.join(differing)}; the merged model keeps those of {first.name}",
+            f"{other.name} differs in {', '.join(differing)}; the merged model keeps {first.name}'s",
             "sources",
         )
 

@@ -70,7 +70,7 @@ class OpenAIError(Exception):
 
 
 class OpenAIRoute(APIRoute):
-    """A route whose errors all have OpenAI's form, those of its dependencies included."""
+    """A route whose errors, and its dependencies' errors, all have OpenAI's form."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler, with its errors translated."""

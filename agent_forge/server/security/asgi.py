@@ -28,7 +28,7 @@ def headers_of(scope: Scope) -> Headers:
 
 
 def error_body(status: int, message: str, code: str = "") -> dict[str, Any]:
-    """Return the one form of all errors of the service: that of OpenAI's interface."""
+    """Return the one form of all errors of the service, which OpenAI's interface uses too."""
     kind = KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "code": code or kind, "param": None}}
 

@@ -1,6 +1,6 @@
 """Limit how often a key may ask, and how often an address may fail to show one.
 
-The counting is that of the `limits` package, in memory: a sliding window per key. Failures to
+The `limits` package counts, in memory: a sliding window per key. Failures to
 authenticate are counted per address and weigh more, so guessing ends in 429 after a few. Every
 refusal says in Retry-After when to try again.
 """
