@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def _run(phase: str, record: Path, settings: dict[str, str], stop: list[int]) -> int:
     attempt = os.environ["FORGE_ATTEMPT"]
     (record / "outcome.json").unlink(missing_ok=True)
-    job = {"phase": phase, "config": {}, "input_hash": "0", "parent_pid": os.getppid()}
+    job = {"phase": phase, "config": {}, "input_hash": "0", "parent_pid": os.getpid()}
     _write(record / "job.json", {**job, "attempt": attempt})
     steps, pause = int(settings.get("steps", 5)), float(settings.get("pause", 0))
     with Events(record / "events.jsonl", phase, attempt) as events:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agent_forge import checkpoint
+from agent_forge.checkpoint.manifest import MANIFEST
 from agent_forge.server.database import Database
 from agent_forge.server.jobs import Job, JobState
 from agent_forge.server.launchers.local import LocalLauncher
@@ -16,13 +18,29 @@ from agent_forge.server.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ROOT / "scripts" / "bench" / "serve_stub.py"
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0  # of a busy machine; nothing here is about speed
 
 
 @pytest.fixture(autouse=True)
 def _tree_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let stubs import this tree, wherever the tests run."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+
+
+def shelve(source: checkpoint.Checkpoint, folder: Path) -> Path:
+    """Link a checkpoint's files into a folder of the caller's own; return that folder."""
+    folder.mkdir(parents=True)
+    for name in (*source.manifest.files, MANIFEST):
+        os.link(source.path / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shelf(
+    tiny_checkpoint: checkpoint.Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> checkpoint.Checkpoint:
+    """Return the tiny checkpoint in a directory that holds nothing else, for those who list it."""
+    return checkpoint.open(shelve(tiny_checkpoint, tmp_path_factory.mktemp("shelf") / "tiny"))
 
 
 def stub_launcher() -> LocalLauncher:

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 TOOLS = ("sbatch", "srun", "squeue", "sacct", "scancel", "sky")
@@ -38,7 +39,8 @@ class Jobs:
 
     def start(self, name: str, command: list[str], **environment: str) -> str:
         """Start a job in a session of its own; return its id."""
-        number = str(len(list(self.folder.iterdir())) + 17)
+        # Never the number of another test's job: submitit remembers for good which have ended.
+        number = str(time.time_ns())
         child = subprocess.Popen(
             command, env={**os.environ, **environment, "SLURM_JOB_ID": number},
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

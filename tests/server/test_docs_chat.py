@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,8 +53,10 @@ def test_the_python_of_the_page_talks_to_the_server(service: Service) -> None:
         assert name in block
         block = block.replace(name, value)
     printed = io.StringIO()
+    names: dict[str, Any] = {}
     with contextlib.redirect_stdout(printed):
-        exec(compile(block, "docs/chat.md", "exec"), {})
+        exec(compile(block, "docs/chat.md", "exec"), names)
+    names["client"].close()
     assert printed.getvalue().startswith("['tiny', 'tiny:agent']\n")
 
 

@@ -63,10 +63,10 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def offer(tmp_path: Path, tiny_checkpoint: Checkpoint, remote: Path) -> Offer:
+def offer(tmp_path: Path, shelf: Checkpoint, remote: Path) -> Offer:
     return Offer(
-        rooms=ROOMS, models=tiny_checkpoint.path.parent, memory=str(tmp_path / "memory.db"),
-        repository=str(remote), state=tmp_path / "state",
+        rooms=ROOMS, models=shelf.path.parent, memory=str(tmp_path / "memory.db"),
+        registry=str(remote), state=tmp_path / "state",
     )  # fmt: skip
 
 
@@ -125,23 +125,21 @@ def test_memories_last_across_servers(offer: Offer) -> None:
     assert "the fact is empty" in empty
 
 
-def test_checkpoints_go_by_id_and_name_and_no_path_leaves(
-    offer: Offer, tiny_checkpoint: Checkpoint
-) -> None:
+def test_checkpoints_go_by_id_and_name_and_no_path_leaves(offer: Offer, shelf: Checkpoint) -> None:
     answers = ask(
         offer,
         ("checkpoints_list", {}),
-        ("checkpoints_manifest", {"checkpoint": tiny_checkpoint.id}),
+        ("checkpoints_manifest", {"checkpoint": shelf.id}),
         ("checkpoints_read", {"checkpoint": "tiny", "file": "config.json"}),
         ("checkpoints_verify", {"checkpoint": "tiny"}),
         ("checkpoints_read", {"checkpoint": "tiny", "file": "../tiny/config.json"}),
         ("checkpoints_read", {"checkpoint": "tiny", "file": "/etc/passwd"}),
         ("checkpoints_read", {"checkpoint": "tiny", "file": "model.safetensors"}),
-        ("checkpoints_read", {"checkpoint": str(tiny_checkpoint.path), "file": "config.json"}),
+        ("checkpoints_read", {"checkpoint": str(shelf.path), "file": "config.json"}),
         ("checkpoints_manifest", {"checkpoint": "tinny"}),
         ("eval_read", {"checkpoint": "tiny"}),
     )
-    assert [row["id"] for row in answers[0]] == [tiny_checkpoint.id]
+    assert [row["id"] for row in answers[0]] == [shelf.id]
     assert answers[1]["name"] == "tiny"
     assert "model.safetensors" in answers[1]["files"]
     assert json.loads(answers[2])["model_type"] == "llama"
@@ -151,7 +149,7 @@ def test_checkpoints_go_by_id_and_name_and_no_path_leaves(
     assert "did you mean 'tiny'" in answers[8]
     assert answers[9]["evaluations"] == []
     everything = json.dumps(answers[:7] + answers[8:])
-    assert str(tiny_checkpoint.path.parent) not in everything
+    assert str(shelf.path.parent) not in everything
 
 
 @pytest.mark.parametrize(

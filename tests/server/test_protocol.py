@@ -19,12 +19,10 @@ ENDED = (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.INTERR
 
 
 @pytest.fixture(scope="module")
-def stocked(
-    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Checkpoint
-) -> Iterator[House]:
+def stocked(tmp_path_factory: pytest.TempPathFactory, shelf: Checkpoint) -> Iterator[House]:
     """Return a server that shows the tiny checkpoint, shared by the tests of this file."""
     state = tmp_path_factory.mktemp("service") / "state"
-    with house(state, watch=(tiny_checkpoint.path.parent,)) as opened:
+    with house(state, watch=(shelf.path.parent,)) as opened:
         opened.service.registry.scan()
         yield opened
 
@@ -291,22 +289,20 @@ def test_what_cannot_be_created_is_refused(server: House, kind: str, params: Any
     assert answer.status_code in (404, 422), answer.text
 
 
-def test_a_merge_is_a_job_with_the_paths_of_its_models(
-    stocked: House, tiny_checkpoint: Any
-) -> None:
+def test_a_merge_is_a_job_with_the_paths_of_its_models(stocked: House, shelf: Checkpoint) -> None:
     recipe = {
         "merge_method": "linear",
-        "models": [{"model": tiny_checkpoint.id, "parameters": {"weight": 1}}],
+        "models": [{"model": shelf.id, "parameters": {"weight": 1}}],
     }
     reserved = stocked.post(
         "/models/create", {"type": "merge", "params": {"recipe": recipe, "seed": 3}}
     )
     job = stocked.service.supervisor.get(reserved["metadata"]["task_id"])
-    assert job.sources == [tiny_checkpoint.id]
+    assert job.sources == [shelf.id]
     file, *options = job.hidden_overrides
     assert options == ["--seed", "3"]
-    assert str(tiny_checkpoint.path) in Path(file).read_text()
-    assert tiny_checkpoint.id not in Path(file).read_text()
+    assert str(shelf.path) in Path(file).read_text()
+    assert shelf.id not in Path(file).read_text()
 
 
 # Checkpoints

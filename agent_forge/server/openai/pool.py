@@ -1,7 +1,9 @@
 """Which models are loaded: one process each, the least recently used ones leave for memory.
 
 A `Seat` is a model's place: a thread with a queue of jobs, and the model's process while it lives.
-A process that crashes ends its own job with a reason; the next job starts a new one.
+A process that crashes ends its own job with a reason; the next job starts a new one. A process that
+has died between two jobs costs none: it may be dying for a moment in which it still looks alive, so
+a job that it did not begin goes to a new one.
 """
 
 import itertools
@@ -15,7 +17,7 @@ from typing import Any
 
 from agent_forge.checkpoint.manifest import MANIFEST
 from agent_forge.core.errors import ForgeError
-from agent_forge.server.openai.process import ModelError, ModelProcess
+from agent_forge.server.openai.process import ModelError, ModelProcess, NotBegunError
 
 # A process that has only opened its model: Python and its libraries, beside the weights.
 BASE_BYTES = 150 << 20
@@ -215,17 +217,30 @@ class Seat:
 
     def _run(self, job: Job) -> None:
         process = self.process
-        if process is None or not process.is_alive:
-            self._drop_process()
-            self.pool.make_room(self)
-            process = ModelProcess(self.path, device=self.pool.device, engine=self.pool.engine)
-            with self._changed:
-                self.process = process
-            process.start()
+        if process is not None and process.is_alive:
+            try:
+                self._ask(process, job)
+                return
+            except NotBegunError:
+                if self._leaves:
+                    raise
+                _log.info("%s: its process has ended, another one is started", self.path.name)
+        self._ask(self._new_process(), job)
+
+    def _new_process(self) -> ModelProcess:
+        self._drop_process()
+        self.pool.make_room(self)
+        process = ModelProcess(self.path, device=self.pool.device, engine=self.pool.engine)
+        with self._changed:
+            self.process = process
+        process.start()
+        return process
+
+    def _ask(self, process: ModelProcess, job: Job) -> None:
         if job.is_cancelled or self._leaves:
             _fail(job, "the request was cancelled")
-            return
-        process.ask(job.number, job.content, job.tell)
+        else:
+            process.ask(job.number, job.content, job.tell)
 
     def _drop_process(self) -> None:
         with self._changed:

@@ -35,6 +35,10 @@ class ModelError(ForgeError):
     """A model's process could not be started, or has ended."""
 
 
+class NotBegunError(ModelError):
+    """The process ended before it began the job, which another process may do instead."""
+
+
 class ModelProcess:
     """A started process. One thread at a time may `ask`; any may `cancel` and `end`."""
 
@@ -65,9 +69,18 @@ class ModelProcess:
             raise ModelError(first["message"])
 
     def ask(self, number: int, job: Mapping[str, Any], tell: Callable[[Any], None]) -> None:
-        """Have a job answered; `tell` gets its records. Raises ModelError when the process ends."""
-        self._send({"ask": number, **job})
-        for message in self._messages():
+        """Have a job answered; `tell` gets its records.
+
+        Raises ModelError when the process ends, NotBegunError where it had not begun the job.
+        """
+        messages = self._messages()
+        try:
+            self._send({"ask": number, **job})
+            while next(messages) != {"ask": number, "event": "begun"}:
+                pass
+        except ModelError as error:
+            raise NotBegunError(str(error)) from None
+        for message in messages:
             if message.pop("ask") == number:
                 tell(message)
                 if message["event"] in ("done", "error"):

@@ -2,8 +2,8 @@
 
 Both are JSON, one object per line. The first line in names the checkpoint and how to run it; the
 first line out says `ready` or why the model cannot be opened. Then each `{"ask": number, ...}` is
-answered by the records of its events (agent/events.py), each with that number, the last of them
-`done` or `error`; `{"cancel": number}` ends one early. At the end of its input, which is when the
+answered by `begun` and the records of its events (agent/events.py), each with that number, the last
+of them `done` or `error`; `{"cancel": number}` ends one early. At the end of its input, which is when the
 server is gone, the process ends at once. What libraries print goes to standard error.
 """
 
@@ -65,6 +65,7 @@ class Worker:
 
     def _answer(self, model: "ServedAgent", job: Mapping[str, Any]) -> None:
         number = job["ask"]
+        self._send({"ask": number, "event": "begun"})
         try:
             live = model.live(job)
             self._live = (number, live)
