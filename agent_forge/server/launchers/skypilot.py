@@ -25,6 +25,7 @@ HINT = "install SkyPilot in an environment of its own and put its `sky` on the P
 # States of a cluster's job in `sky queue` in which it has, or may get, processes.
 LIVING = re.compile(r"\b(INIT|PENDING|SETTING_UP|RUNNING)\b")
 IDLE_MINUTES = "5"  # before a cluster whose job has ended is taken down
+LAUNCH_SECONDS = 5.0  # that a `sky launch` gets to end by itself after its job has ended
 
 
 class SkyLauncher(ClusterLauncher):
@@ -92,12 +93,27 @@ class SkyLauncher(ClusterLauncher):
 
     def end(self, launch: Launch, handle: Handle) -> None:
         """Take the cluster down, and with it all that runs there."""
-        starting = self._launching.pop(launch.token, None)
-        if starting is not None and starting.poll() is None:
-            starting.terminate()
-            starting.wait()
+        self._end_launching(launch, 0.0)
         if self._has_cluster(launch):
             answer(["sky", "down", "--yes", handle["cluster"]])
+
+    def sweep(self, launch: Launch, handle: Handle) -> int:
+        """End the attempt's `sky launch`, which a short job may outrun; return 1 where it ran."""
+        del handle
+        return int(self._end_launching(launch, LAUNCH_SECONDS))
+
+    def _end_launching(self, launch: Launch, wait_seconds: float) -> bool:
+        """Wait for `sky launch`, then end it; return whether it had to be ended."""
+        starting = self._launching.pop(launch.token, None)
+        if starting is None:
+            return False
+        try:
+            starting.wait(wait_seconds)
+        except subprocess.TimeoutExpired:
+            starting.terminate()
+            starting.wait()
+            return True
+        return False
 
     def _has_cluster(self, launch: Launch) -> bool:
         """Return whether SkyPilot has a cluster of the attempt's name, which opens a row then."""
