@@ -19,6 +19,58 @@ State = Annotated[
 ]
 STATE = Path("outputs/.server")
 NEEDED = ("fastapi", "uvicorn", "websockets", "limits")
+# The options of `forge serve`.
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; others than this machine's need a flag.")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")]
+Watch = Annotated[
+    list[Path] | None,
+    typer.Option(help="Where runs and checkpoints are shown from; may be repeated [outputs]."),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=PATH", help="Text or rows that jobs may read; may be repeated."),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", metavar="NAME=PATH", help="A model that may be imported; may be repeated."
+    ),
+]
+Split = Annotated[
+    bool, typer.Option("--split", help="Four processes: control, chat, updates, models.")
+]
+Mcp = Annotated[
+    str,
+    typer.Option(
+        metavar="ROOMS",
+        help="Offer MCP at /mcp: memory, checkpoints, registry, evaluations; several with commas.",
+    ),
+]
+McpRegistry = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Git repository of models for MCP's registry.")
+]
+AllowNetwork = Annotated[
+    bool, typer.Option("--allow-network", help="Let --host be reached from other machines.")
+]
+AllowHost = Annotated[
+    list[str] | None, typer.Option(help="A further name of this server; may be repeated.")
+]
+AllowOrigin = Annotated[
+    list[str] | None, typer.Option(help="A site whose pages may use it; may be repeated.")
+]
+RequestsPerMinute = Annotated[
+    int, typer.Option(min=1, max=10**9, help="Of each key; more are answered 429.")
+]
+ModelMemory = Annotated[
+    int, typer.Option(min=0, help="MiB that loaded models may hold; 0: half of the machine's.")
+]
+PrintSchema = Annotated[
+    bool, typer.Option("--schema", help="Print the OpenAPI description, and serve nothing.")
+]
+Part = Annotated[str, typer.Option(hidden=True, help="One part of a split service.")]
+ControlPort = Annotated[int, typer.Option(hidden=True)]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,49 +106,23 @@ def add_to(app: typer.Typer) -> None:
 
 
 def serve_command(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need a flag.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: a free one.")] = 8083,
+    host: Host = "127.0.0.1",
+    port: Port = 8083,
     state: State = STATE,
-    watch: Annotated[
-        list[Path] | None,
-        typer.Option(help="Where runs and checkpoints are shown from; may be repeated [outputs]."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="Text or rows that jobs may read; may be repeated."),
-    ] = None,
-    imports: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import", metavar="NAME=PATH", help="A model that may be imported; may be repeated."
-        ),
-    ] = None,
-    split: Annotated[
-        bool, typer.Option("--split", help="Four processes: control, chat, updates, models.")
-    ] = False,
-    allow_network: Annotated[
-        bool, typer.Option("--allow-network", help="Let --host be reached from other machines.")
-    ] = False,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(help="A further name of this server; may be repeated.")
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A site whose pages may use it; may be repeated.")
-    ] = None,
-    requests_per_minute: Annotated[
-        int, typer.Option(min=1, max=10**9, help="Of each key; more are answered 429.")
-    ] = 1200,
-    model_memory_mib: Annotated[
-        int,
-        typer.Option(min=0, help="MiB that loaded models may hold; 0: half of the machine's."),
-    ] = 0,
-    print_schema: Annotated[
-        bool, typer.Option("--schema", help="Print the OpenAPI description, and serve nothing.")
-    ] = False,
-    part: Annotated[str, typer.Option(hidden=True, help="One part of a split service.")] = "",
-    control_port: Annotated[int, typer.Option(hidden=True)] = 8083,
+    watch: Watch = None,
+    data: Data = None,
+    imports: Imports = None,
+    split: Split = False,
+    mcp: Mcp = "",
+    mcp_registry: McpRegistry = "",
+    allow_network: AllowNetwork = False,
+    allow_host: AllowHost = None,
+    allow_origin: AllowOrigin = None,
+    requests_per_minute: RequestsPerMinute = 1200,
+    model_memory_mib: ModelMemory = 0,
+    print_schema: PrintSchema = False,
+    part: Part = "",
+    control_port: ControlPort = 8083,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -113,6 +139,7 @@ def serve_command(
             control_port=control_port if part else port, parts=(part,) if part else PARTS,
             data=read_sources(data or [], "--data"),
             imports=read_sources(imports or [], "--import"),
+            mcp_rooms=comma_separated(mcp), mcp_registry=mcp_registry,
             hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()),
             allow_network=allow_network, requests_per_minute=requests_per_minute,
             model_memory_bytes=model_memory_mib << 20,
@@ -125,6 +152,11 @@ def serve_command(
             if part:
                 connects(settings)
             serve(settings, as_json=as_json)
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Return the names of a list with commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def require_extra() -> None:

@@ -36,7 +36,9 @@ class Service:
     """What routes use.
 
     imports: names of models that may be imported -> path. control_port: where the control part
-    listens, which other parts forward to. audit: wraps the application in the audit log.
+    listens, which other parts forward to. audit: wraps the application in the audit log. mcp_rooms:
+    what MCP offers, none by default; mcp_registry: its git repository of models. names, origins:
+    what Host and Origin headers may say; the wall checks them, and MCP once more.
     """
 
     state: Path
@@ -52,6 +54,10 @@ class Service:
     control_port: int = 8083
     audit: Callable[[ASGIApp], ASGIApp] | None = None
     model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
+    mcp_rooms: tuple[str, ...] = ()
+    mcp_registry: str = ""
+    names: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     @property
     def registry(self) -> "Registry":

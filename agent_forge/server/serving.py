@@ -50,9 +50,10 @@ class ServeSettings:
     """How a server is run.
 
     state: its keys, database and jobs. watch: directories whose runs and checkpoints are shown.
-    data, imports: name -> path. hosts, origins: further names of this server and pages that may use
-    it. allow_network: listen on more than this machine. parts: the doors of this process; port: of
-    this process; control_port: of the process that owns the database.
+    data, imports: name -> path. mcp_rooms: what MCP offers, none by default; mcp_registry: its git
+    repository of models. hosts, origins: further names of this server and pages that may use it.
+    allow_network: listen on more than this machine. parts: the doors of this process; port: of this
+    process; control_port: of the process that owns the database.
     """
 
     state: Path = Path("outputs/.server")
@@ -63,6 +64,8 @@ class ServeSettings:
     parts: tuple[str, ...] = PARTS
     data: dict[str, str] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)
+    mcp_rooms: tuple[str, ...] = ()
+    mcp_registry: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     connect: tuple[str, ...] = ()
@@ -70,6 +73,11 @@ class ServeSettings:
     requests_per_minute: int = REQUESTS_PER_MINUTE
     most_bytes: int = MOST_BYTES
     model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return what this server may be called in a Host header."""
+        return (*LOOPBACK, self.host, *self.hosts)
 
     def check(self) -> None:
         """Raise ConfigError where the settings would open the server to others by mistake."""
@@ -113,6 +121,8 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
             rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
             audit=_audit(state), model_memory_bytes=settings.model_memory_bytes,
+            mcp_rooms=settings.mcp_rooms, mcp_registry=settings.mcp_registry,
+            names=settings.names, origins=settings.origins,
         )  # fmt: skip
 
 
@@ -131,7 +141,7 @@ def application(service: Service, settings: ServeSettings, doors: Sequence[Door]
     """Return the whole application of a process."""
     wall = Wall(
         ring=service.ring, tickets=service.tickets, rates=service.rates,
-        hosts=(*LOOPBACK, settings.host, *settings.hosts), origins=settings.origins,
+        hosts=settings.names, origins=settings.origins,
         connect=settings.connect, most_bytes=settings.most_bytes,
         audit=service.audit,
     )  # fmt: skip

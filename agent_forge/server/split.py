@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.server.service import CONTROL, PARTS
+from agent_forge.server.service import CONTROL, MODELS, PARTS
 from agent_forge.server.serving import ServeSettings, bound
 
 START_SECONDS = 60.0
@@ -100,6 +100,8 @@ def _start(
     ):  # fmt: skip
         for value in values:
             command += [option, str(value)]
+    if settings.mcp_rooms and name == MODELS:
+        command += ["--mcp", ",".join(settings.mcp_rooms), "--mcp-registry", settings.mcp_registry]
     command += ["--allow-network"] * settings.allow_network + ["--json"] * as_json
     # In a session of its own, so that Ctrl-C reaches the parent alone, which passes it on.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)

@@ -65,7 +65,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def offer(tmp_path: Path, shelf: Checkpoint, remote: Path) -> Offer:
     return Offer(
-        rooms=ROOMS, models=shelf.path.parent, memory=str(tmp_path / "memory.db"),
+        rooms=ROOMS, models=[shelf.path.parent], memory=str(tmp_path / "memory.db"),
         registry=str(remote), state=tmp_path / "state",
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_named_without_its_place(
     weights = copy / "model.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
     offer = Offer(
-        rooms=["checkpoints"], models=copy.parent, memory="", repository="", state=tmp_path
+        rooms=["checkpoints"], models=[copy.parent], memory="", registry="", state=tmp_path
     )
     (verdict,) = ask(offer, ("checkpoints_verify", {"checkpoint": "tiny"}))
     assert "model.safetensors" in verdict
@@ -250,7 +250,7 @@ def test_an_evaluation_runs_and_is_read_later(offer: Offer) -> None:
     [
         ({"rooms": ["memry"]}, "did you mean 'memory'"),
         ({"rooms": ["registry"], "registry": ""}, "--registry"),
-        ({"rooms": ["checkpoints"], "models": Path("none")}, "no directory none"),
+        ({"rooms": ["checkpoints"], "models": [Path("none")]}, "no directory none"),
     ],
 )
 def test_an_offer_that_cannot_hold_is_refused(
@@ -264,8 +264,8 @@ def test_an_offer_that_cannot_hold_is_refused(
 def over_http(offer: Offer, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Run `forge mcp --http 0`; yield its address and its token."""
     words = [
-        "mcp", "--http", "127.0.0.1:0", "--models", str(offer.models), "--memory", offer.memory,
-        "--registry", offer.repository, "--token-file", str(tmp_path / "token"),
+        "mcp", "--http", "127.0.0.1:0", "--models", str(offer.models[0]), "--memory", offer.memory,
+        "--registry", offer.registry, "--token-file", str(tmp_path / "token"),
     ]  # fmt: skip
     process = subprocess.Popen(
         forge_command(*words), env=forge_environment(XDG_STATE_HOME=str(tmp_path)),
@@ -326,14 +326,9 @@ def test_a_token_comes_from_the_environment_or_a_private_file(
 
 def stdio_words(offer: Offer) -> list[str]:
     return forge_command(
-        "mcp",
-        "--models",
-        str(offer.models),
-        "--memory",
-        offer.memory,
-        "--registry",
-        offer.repository,
-    )
+        "mcp", "--models", str(offer.models[0]), "--memory", offer.memory,
+        "--registry", offer.registry,
+    )  # fmt: skip
 
 
 def test_our_own_client_takes_the_tools_of_both_transports(offer: Offer, tmp_path: Path) -> None:

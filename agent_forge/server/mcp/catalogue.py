@@ -1,7 +1,8 @@
-"""The checkpoints below a directory, by id: what a client may know of them, and nothing of paths."""
+"""The checkpoints below some directories, by id: what a client may know of them, and nothing of paths."""
 
+import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,10 +19,10 @@ MAX_FILE_BYTES = 256 * 1024
 
 
 class Catalogue:
-    """The checkpoints below `root`. Manifests are opened again only where they have changed."""
+    """The checkpoints below `roots`. Manifests are opened again only where they have changed."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = [Path(root) for root in roots]
         self._opened: dict[Path, tuple[tuple[int, int], checkpoint.Checkpoint]] = {}
 
     def all(self) -> list[checkpoint.Checkpoint]:
@@ -88,12 +89,13 @@ class Catalogue:
 
     def without_root(self, text: str) -> str:
         """Return a message without the directories of this machine."""
-        for place in (str(self.root.resolve()), str(self.root)):
-            text = text.replace(f"{place}{os.sep}", "").replace(place, "the models' directory")
+        for root in self.roots:
+            for place in (str(root.resolve()), str(root)):
+                text = text.replace(f"{place}{os.sep}", "").replace(place, "the models' directory")
         return text
 
     def _walk(self) -> Iterator[checkpoint.Checkpoint]:
-        for place, folders, files in os.walk(self.root):
+        for place, folders, files in itertools.chain.from_iterable(map(os.walk, self.roots)):
             if MANIFEST not in files:
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 continue

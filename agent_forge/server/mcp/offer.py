@@ -23,13 +23,13 @@ INSTRUCTIONS = (
 class Offer:
     """What a server offers.
 
-    rooms: names of ROOMS. models: the directory below which checkpoints lie. memory: the SQLite
-    file of the memories. repository: the address or directory of the git repository that the room
-    "registry" shows, or "". state: where results and caches are kept.
+    rooms: names of ROOMS. models: directories below which checkpoints lie. memory: the SQLite
+    file of the memories. registry: the address or directory of a git repository, or "". state: where
+    results and caches are kept.
     """
 
     rooms: Sequence[str]
-    models: Path
+    models: Sequence[Path]
     memory: str
     repository: str
     state: Path
@@ -42,8 +42,10 @@ class Offer:
                 raise ConfigError(f"no room '{room}'{hint}; known: {', '.join(ROOMS)}")
         if "registry" in self.rooms and not self.repository:
             raise ConfigError("the room registry needs --registry ADDRESS")
-        if {"checkpoints", "evaluations"} & set(self.rooms) and not self.models.is_dir():
-            raise ConfigError(f"no directory {self.models}; name one with --models")
+        reads_models = {"checkpoints", "evaluations"} & set(self.rooms)
+        if reads_models and not any(folder.is_dir() for folder in self.models):
+            shown = ", ".join(map(str, self.models))
+            raise ConfigError(f"no directory {shown}; name one with --models")
 
 
 def make_server(offer: Offer, **options: Any) -> "MCPServer":
