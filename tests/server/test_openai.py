@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import httpx2 as httpx
@@ -25,8 +26,9 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 
 from agent_forge import checkpoint, data, models
 from agent_forge.checkpoint import Checkpoint
+from agent_forge.core.errors import ConfigError
 from agent_forge.server.doors import open_doors
-from agent_forge.server.openai import ModelPool, NamedDirectories, router
+from agent_forge.server.openai import ModelPool, NamedDirectories, router, worker
 from agent_forge.server.openai import process as model_process
 from agent_forge.server.serving import ServeSettings, application, opened
 from tests.server.conftest import shelve
@@ -137,6 +139,11 @@ def speaking(
 
     with stack:
         yield start
+
+
+def named(tool: str) -> dict[str, Any]:
+    """Return the tool_choice that names a tool."""
+    return {"type": "function", "function": {"name": tool}}
 
 
 def text_of(chunks: Sequence[Any]) -> str:
@@ -276,6 +283,56 @@ def test_calls_are_streamed_as_openai_streams_them(speaking: Callable) -> None:
         assert plain.finish_reason == "stop"
 
 
+TIME = {
+    "type": "function",
+    "function": {
+        "name": "time",
+        "description": "The time in a zone.",
+        "parameters": {
+            "type": "object",
+            "properties": {"zone": {"enum": ["UTC", "CET"]}},
+            "required": ["zone"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_model_that_must_call_a_tool_calls_it_as_its_schema_says(service: Service) -> None:
+    """The tiny model has learnt nothing, so that its calls can only come of the grammar."""
+    pytest.importorskip("llguidance")
+    for choice, tools in (("required", [TIME]), (named("time"), [WEATHER, TIME])):
+        choice_fields = {"tools": tools, "tool_choice": choice, "max_tokens": 100}
+        whole = service.ask(parallel_tool_calls=False, **choice_fields).choices[0]
+        streamed = list(service.ask(stream=True, temperature=1.0, **choice_fields))
+        chunks = [call for c in streamed for call in c.choices[0].delta.tool_calls or []]
+        for call in (*whole.message.tool_calls, *chunks):
+            assert call.function.name == "time"
+            assert json.loads(call.function.arguments)["zone"] in ("UTC", "CET")
+        assert (whole.finish_reason, whole.message.content) == ("tool_calls", None)
+        assert chunks
+        if choice != "required":
+            assert len(chunks) == 1, "a tool that is named is called once"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "end", "reason"),
+    [
+        ("hermes", "assistant\n<think>\n", "begins every answer with its thoughts"),
+        ("llama", "assistant\n", "writes calls as llama"),
+    ],
+)
+def test_a_call_that_cannot_be_forced_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, dialect: str, end: str, reason: str
+) -> None:
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr("agent_forge.data.chat.call_dialect", lambda _: dialect)
+    tokenizer = SimpleNamespace(decode=lambda _: end)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        worker._forced_tools(tokenizer, [1], {"forced_tools": ["weather"], "tools": [WEATHER]})
+    assert "\n" not in str(caught.value)
+
+
 def test_an_agent_runs_its_own_tools_here(speaking: Callable) -> None:
     call = '<tool_call>{"name": "calculator", "arguments": {"expression": "6*7"}}</tool_call>'
     one = speaking({"6*7?": call, "42": "It is 42."}, {"tools": ["calculator"]})
@@ -315,8 +372,10 @@ def test_a_wrong_key_is_an_authentication_error(service: Service) -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tool_choice": "required", "tools": [WEATHER]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "any", "tools": [WEATHER]}, "tool_choice"),
+        ({"tool_choice": named("wether"), "tools": [WEATHER]}, "did you mean 'weather'"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"metadata": {"a": "b"}}, "metadata"),

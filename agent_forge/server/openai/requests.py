@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agent_forge.core.errors import did_you_mean
 from agent_forge.data.calls import write_call, write_response
 
 MOST_STOPS = 4
@@ -114,6 +115,19 @@ class ClientTool(_Strict):
         return {"type": "function", "function": entry}
 
 
+class FunctionName(_Strict):
+    """The name of a tool."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class NamedChoice(_Strict):
+    """The tool that the model is to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class StreamOptions(_Strict):
     """include_usage: a last chunk with the tokens of the whole answer."""
 
@@ -140,8 +154,7 @@ class ChatRequest(_Strict):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
     stop: str | list[str] | None = None
     tools: list[ClientTool] | None = None
-    # Nothing here forces a call, so a name and "required" are refused.
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     # Names a user of the client's; it is written to the log.
     user: str | None = None
@@ -158,8 +171,13 @@ class ChatRequest(_Strict):
 
     @model_validator(mode="after")
     def _asks_for_what_there_is(self) -> "ChatRequest":
-        if self.tool_choice == "auto" and not self.tools:
-            raise ValueError('tool_choice "auto" needs tools')
+        offered = [tool.function.name for tool in self.tools or ()]
+        if self.tool_choice not in (None, "none") and not offered:
+            raise ValueError("tool_choice needs tools")
+        for name in self.forced_tools():
+            if name not in offered:
+                hint = did_you_mean(name, offered)
+                raise ValueError(f"tool_choice names no tool of tools: '{name}'{hint}")
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise ValueError(f"max_tokens and max_completion_tokens differ: {both[0]}, {both[1]}")
@@ -168,6 +186,14 @@ class ChatRequest(_Strict):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream: true")
         return self
+
+    def forced_tools(self) -> list[str]:
+        """Return the tools of which the answer must call one; none where it may be words."""
+        if isinstance(self.tool_choice, NamedChoice):
+            return [self.tool_choice.function.name]
+        if self.tool_choice == "required":
+            return [tool.function.name for tool in self.tools or ()]
+        return []
 
     def stops(self) -> list[str]:
         """Return the stop texts."""
@@ -185,5 +211,7 @@ class ChatRequest(_Strict):
             "top_p": self.top_p,
             "seed": self.seed,
             "stops": self.stops(),
-            "several_calls": self.parallel_tool_calls is not False,
+            "forced_tools": self.forced_tools(),
+            "several_calls": self.parallel_tool_calls is not False
+            and not isinstance(self.tool_choice, NamedChoice),
         }

@@ -7,11 +7,12 @@ of them `done` or `error`; `{"cancel": number}` ends one early. At the end of it
 server is gone, the process ends at once. What libraries print goes to standard error.
 """
 
+import importlib.util
 import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import IO, Any
@@ -127,23 +128,26 @@ class ServedAgent:
     def _model_turn(self, job: Mapping[str, Any]) -> Any:
         """Return one message of the model, with the decoder and scaffold of its manifest."""
         from agent_forge.agent import LiveTurn, Toolbox, TurnLimits
+        from agent_forge.agent.grammar import NONE, REQUIRED
         from agent_forge.data.chat import encode_prompt
 
         agent, settings = self.agent, self.agent.settings
         messages = agent.prepared(job["messages"])
         if job["tools"]:
             messages = _with_tools(messages, job["tools"])
-        prompt_tokens = len(encode_prompt(agent.tokenizer, messages))
+        prompt = encode_prompt(agent.tokenizer, messages)
+        forced = _forced_tools(agent.tokenizer, prompt, job)
         limits = TurnLimits(
-            max_new_tokens=self._new_tokens(job, prompt_tokens),
+            max_new_tokens=self._new_tokens(job, len(prompt)),
             temperature=_given(job, "temperature", settings.temperature),
             top_p=_given(job, "top_p", settings.top_p),
             seed=_given(job, "seed", settings.seed),
             stops=job["stops"],
             runs_calls=False,
             several_calls=job["several_calls"],
+            grammar=REQUIRED if forced else NONE,
         )
-        return LiveTurn(agent.model, agent.tokenizer, messages, Toolbox([]), limits)
+        return LiveTurn(agent.model, agent.tokenizer, messages, Toolbox(forced), limits)
 
     def _agent_turn(self, job: Mapping[str, Any]) -> Any:
         """Return a reply of the checkpoint's agent; its memory lives as long as the reply."""
@@ -175,6 +179,37 @@ class ServedAgent:
             f"this model's context is {self.context_tokens} tokens, and the request needs "
             f"{prompt_tokens} for its messages and {new_tokens} for the answer; shorten one"
         )
+
+
+def _forced_tools(tokenizer: Any, prompt: Sequence[int], job: Mapping[str, Any]) -> list[Any]:
+    """Return the tools of which the answer must call one, for the grammar of its calls.
+
+    Raises ConfigError where this model's calls cannot be forced.
+    """
+    from agent_forge.agent.calls import THINK_OPEN
+    from agent_forge.agent.live import TAG_TOKENS
+    from agent_forge.agent.tool import ANY_ARGUMENTS, Tool
+    from agent_forge.data.call_dialects import DEFAULT
+    from agent_forge.data.chat import call_dialect
+
+    if not job["forced_tools"]:
+        return []
+    because = ""
+    if importlib.util.find_spec("llguidance") is None:
+        because = "the server lacks llguidance (pip install 'agent-forge[agent]')"
+    elif call_dialect(tokenizer) != DEFAULT:
+        because = f"it writes calls as {call_dialect(tokenizer)}, and the grammar is for {DEFAULT}"
+    elif str(tokenizer.decode(list(prompt[-TAG_TOKENS:]))).rstrip().endswith(THINK_OPEN):
+        because = "it begins every answer with its thoughts"
+    if because:
+        raise ConfigError(
+            f'tool_choice: this model cannot be made to call a tool: {because}; take "auto"'
+        )
+    functions = [tool["function"] for tool in job["tools"]]
+    return [
+        Tool(one["name"], one["description"], one["parameters"] or ANY_ARGUMENTS)
+        for one in functions if one["name"] in job["forced_tools"]
+    ]  # fmt: skip
 
 
 def _with_tools(messages: list[dict[str, Any]], tools: list[Any]) -> list[dict[str, Any]]:
