@@ -15,6 +15,7 @@ import json
 import random
 import signal
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ PAUSE_SECONDS = 0.2  # before a client comes back
 LIMIT_SECONDS = 300.0
 
 
-class Listener:
+class Listener(ABC):
     """One client: the numbers that it has got, in order."""
 
     def __init__(self, server: Server, generator: random.Random) -> None:
@@ -50,9 +51,9 @@ class Listener:
                 await self.visit(self.generator.randint(20, 200))
             await asyncio.sleep(PAUSE_SECONDS * self.generator.random())
 
+    @abstractmethod
     async def visit(self, patience: int) -> None:
         """Listen for some messages."""
-        raise NotImplementedError
 
     def take(self, text: str) -> None:
         """Note a message."""

@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from agent_forge.core.errors import ConfigError, PhaseError
@@ -21,7 +22,7 @@ SILENT_SECONDS = 120.0  # after it, when a job that the scheduler does not know 
 COMMAND_SECONDS = 60.0
 
 
-class ClusterLauncher:
+class ClusterLauncher(ABC):
     """Base of launchers whose jobs run on other machines.
 
     command: what stands for `forge` on a node. most_jobs: how many run or wait there at a time.
@@ -75,13 +76,21 @@ class ClusterLauncher:
         del launch, handle
         return 0
 
+    @abstractmethod
+    def submit(self, launch: Launch) -> Handle:
+        """Give the attempt to the scheduler. Raises ForgeError where that is not possible."""
+
+    @abstractmethod
+    def find(self, launch: Launch) -> Handle | None:
+        """Return the handle of an attempt whose `submit` was cut off, None where there is none."""
+
+    @abstractmethod
     def is_known(self, launch: Launch, handle: Handle) -> bool:
         """Return whether the scheduler has the attempt running or waiting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, launch: Launch, handle: Handle) -> None:
         """Let the scheduler end the attempt now."""
-        raise NotImplementedError
 
 
 def silence(launch: Launch) -> float:
