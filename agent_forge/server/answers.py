@@ -82,13 +82,14 @@ class CreateAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """One model. size: bytes as it would be shipped."""
+    """One model. size: bytes as it would be shipped. encrypted: at rest, in every copy."""
 
     id: str
     name: str
     size: int
     metrics: dict[str, Any]
     parameters: int | None = None
+    encrypted: bool = False
 
 
 class JobAnswer(BaseModel):
@@ -169,7 +170,7 @@ class ValidateAnswer(BaseModel):
 
 
 class CheckpointAnswer(BaseModel):
-    """One checkpoint, however many copies there are. Sizes are bytes."""
+    """One checkpoint, however many copies there are. Sizes are bytes. encrypted: every copy."""
 
     id: str
     name: str
@@ -184,6 +185,7 @@ class CheckpointAnswer(BaseModel):
     seed: int
     time: float
     error: str = ""
+    encrypted: bool = False
 
 
 class FileAnswer(BaseModel):

@@ -28,7 +28,8 @@ class Entry:
 
     status: "ok" when at least one copy is whole, as far as its manifest and the sizes of its files
     tell; "damaged" or "missing" otherwise. deployable_bytes: of the packed form. parents: ids.
-    locations: directories on the server, the whole ones first; they are not for clients.
+    encrypted: whether every copy is encrypted at rest. locations: directories on the server, the
+    whole ones first; they are not for clients.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Entry:
     seed: int
     time: float
     error: str = ""
+    encrypted: bool = False
     locations: list[Path] = field(default_factory=list)
 
     @property
@@ -171,6 +173,7 @@ def _row(directory: Path, stamp: tuple[int, int], *, verify: bool = False) -> li
         "deployable_bytes": manifest.deployable_bytes, "file_bytes": manifest.file_bytes,
         "parents": [parent["id"] for parent in manifest.parents], "metrics": manifest.metrics,
         "seed": manifest.seed, "time": manifest.time,
+        "encrypted": manifest.encryption is not None,
     }  # fmt: skip
     summary["error"] = _damage(directory, opened, verify)
     status = DAMAGED if summary["error"] else OK
@@ -218,7 +221,8 @@ def _entries(rows: Iterable[sqlite3.Row]) -> Iterator[Entry]:
     order: Mapping[str, int] = {OK: 0, DAMAGED: 1, MISSING: 2}
     for checkpoint_id, copies in by_id.items():
         copies.sort(key=lambda row: (order[row["status"]], row["path"]))
-        summary = json.loads(copies[0]["summary"])
+        summaries = [json.loads(row["summary"]) for row in copies]
+        summary = summaries[0]
         yield Entry(
             id=checkpoint_id, name=summary.get("name", ""), phase=summary.get("phase", ""),
             role=summary.get("role", ""), status=copies[0]["status"],
@@ -226,5 +230,6 @@ def _entries(rows: Iterable[sqlite3.Row]) -> Iterator[Entry]:
             file_bytes=summary.get("file_bytes", 0), parents=summary.get("parents", []),
             metrics=summary.get("metrics", {}), seed=summary.get("seed", 0),
             time=summary.get("time", 0.0), error=summary.get("error", ""),
+            encrypted=all(one.get("encrypted", False) for one in summaries),
             locations=[Path(row["path"]) for row in copies if row["status"] != MISSING],
         )  # fmt: skip

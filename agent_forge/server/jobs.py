@@ -39,6 +39,9 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+# What a cancelled job says, whatever its process has said of going on.
+CANCELLED_MESSAGE = "cancelled for good; to run it again, start a new job"
+
 _S = JobState
 _ENDS = frozenset({_S.SUCCEEDED, _S.REJECTED, _S.FAILED, _S.INTERRUPTED})
 ALLOWED: Mapping[JobState, frozenset[JobState]] = {

@@ -15,7 +15,7 @@ from agent_forge.core.events import Event, EventReader, Position
 from agent_forge.pipeline.outcome import EVENTS, JOB, Outcome, read_outcome
 from agent_forge.server.checkpoints import Registry
 from agent_forge.server.commands import TOOLS
-from agent_forge.server.jobs import RUN_ALL, Job, JobState
+from agent_forge.server.jobs import RUN_ALL, SERVICE, Job, JobState
 
 # Exit codes of forge (DESIGN 3) that are not failures.
 ENDS = {0: JobState.SUCCEEDED, 3: JobState.REJECTED, 75: JobState.INTERRUPTED,
@@ -110,6 +110,8 @@ def end_of(job: Job, token: str, exit_code: int | None, log: str, registry: Regi
         message = _last_word(log) or _why(state, exit_code)
     results = _results(job, state, outcomes if of_attempt or exit_code == 0 else [], registry)
     message = message or str(results.get("summary", ""))
+    if job.origin == SERVICE:  # who gave the command in a terminal gives it again; here one resumes
+        message = message.replace("the same command goes on", "resume goes on")
     return End(
         state=state, message=without_paths(message, registry), error_code=exit_code,
         results=results,
@@ -192,5 +194,8 @@ def plain_metrics(metrics: Mapping[str, Any], registry: Registry) -> dict[str, A
     values = dict(metrics)
     if "path" in values:
         values["checkpoint_id"] = registry.id_of(Path(values["path"])) or ""
-    hidden: dict[str, Any] = json.loads(without_paths(json.dumps(values), registry))
-    return hidden
+    # NaN and infinities are not JSON; those inside of lists and mappings become text here.
+    plain: dict[str, Any] = json.loads(
+        without_paths(json.dumps(values), registry), parse_constant=lambda name: str(float(name))
+    )
+    return plain

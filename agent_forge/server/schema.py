@@ -105,4 +105,7 @@ CREATE TABLE setting (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+# Summaries say whether a checkpoint is encrypted: all manifests are read again.
+_ENCRYPTED = "UPDATE checkpoint SET mtime_ns = 0"
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _ENCRYPTED)

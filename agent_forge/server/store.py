@@ -62,6 +62,8 @@ def change_state(connection: sqlite3.Connection, job: Job, state: JobState, **va
     Raises WrongState. `job` is changed with its row.
     """
     jobs.check_transition(job, state)
+    if state is JobState.CANCELLED:
+        values["message"] = jobs.CANCELLED_MESSAGE
     return note_state(connection, job, state, **values)
 
 

@@ -42,6 +42,22 @@ def test_copies_share_an_id_and_are_one_entry(registry: Registry, tmp_path: Path
     assert registry.get(one.id).copies == 1
 
 
+def test_a_checkpoint_is_encrypted_when_every_copy_is(registry: Registry, tmp_path: Path) -> None:
+    pyrage = pytest.importorskip("pyrage")
+    from agent_forge.checkpoint import encryption
+
+    one = write(tmp_path / "models" / "one", "x")
+    public = str(pyrage.x25519.Identity.generate().to_public())
+    encryption.encrypt(one.path, tmp_path / "models" / "sealed", [public])
+    registry.scan()
+    entry = registry.get(one.id)
+    assert (entry.copies, entry.status, entry.encrypted) == (2, "ok", False)
+    shutil.rmtree(one.path)
+    registry.scan()
+    entry = registry.get(one.id)
+    assert (entry.copies, entry.status, entry.encrypted) == (1, "ok", True)
+
+
 def test_a_checkpoint_that_was_removed_is_missing_and_may_come_back(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from agent_forge.checkpoint import Checkpoint
-from agent_forge.server.jobs import JobState
+from agent_forge.server.jobs import CANCELLED_MESSAGE, JobState
+from agent_forge.server.store import StoredEvent, add_event
 from tests.server.conftest import until
 from tests.server.house import House, house
 
@@ -75,6 +76,36 @@ def test_status_without_a_task_is_of_the_job_that_runs(server: House) -> None:
     server.post("/phases/start", QUICK)
     until(lambda: server.get("/phases/status")["progress"] > 0)
     assert server.get(f"/v1/jobs/{task_id}")["state"] == "running"
+
+
+def test_status_of_a_run_is_of_the_phase_that_runs(server: House) -> None:
+    supervisor = server.service.supervisor
+    supervisor.set_queue(paused=True)
+    body = {"phase_name": "run-all", "config": {"phases": ["cognate", "bitnet"]}}
+    task_id = server.post("/phases/start", body)["task_id"]
+    path = f"/phases/status?task_id={task_id}"
+    assert server.get(path) == {"phase": "cognate", "progress": 0.0, "message": "queued"}
+    event = StoredEvent(
+        seq=0, job_id=task_id, attempt=1, time=0.0, kind="progress", phase="bitnet", percent=40.0,
+        progress=90.0, metrics={"loss": 2.5},
+    )  # fmt: skip
+    supervisor.change(lambda c: add_event(c, event, "2-bitnet:a", 1))
+    assert (server.get(path)["phase"], server.get(path)["progress"]) == ("bitnet", 40.0)
+    server.post(f"/v1/jobs/{task_id}/cancel", status=200)
+    assert server.get(path)["phase"] == "bitnet"
+
+
+def test_curves_of_a_job_come_by_metric_and_go_on_behind_a_number(server: House) -> None:
+    task_id = server.post("/phases/start", QUICK)["task_id"]
+    ended(server, task_id)
+    answer = server.get(f"/v1/jobs/{task_id}/series")
+    (curve,) = answer["series"]
+    assert (curve["phase"], curve["name"], curve["total"]) == ("bitnet", "value", 3)
+    assert (curve["step"], curve["value"]) == ([1, 2, 3], [1.0, 2.0, 3.0])
+    rest = server.get(f"/v1/jobs/{task_id}/series?after={curve['seq'][1]}")["series"]
+    assert [one["value"] for one in rest] == [[3.0]]
+    last = server.get(f"/v1/jobs/{task_id}/series?after={answer['after']}")
+    assert last == {"after": answer["after"], "series": []}
 
 
 def test_a_list_of_overrides_is_as_good_as_an_object(server: House) -> None:
@@ -197,7 +228,8 @@ def test_jobs_are_paused_resumed_cancelled_and_reordered(server: House) -> None:
     server.post(f"/v1/jobs/{task_id}/resume", status=200)
     for one in (task_id, *waiting):
         server.post(f"/v1/jobs/{one}/cancel", status=200)
-    assert all(ended(server, one)["state"] == "cancelled" for one in (task_id, *waiting))
+    for job in (ended(server, one) for one in (task_id, *waiting)):
+        assert (job["state"], job["message"]) == ("cancelled", CANCELLED_MESSAGE)
     assert server.client.post(f"/v1/jobs/{task_id}/resume").status_code == 409
 
 
@@ -262,6 +294,7 @@ def test_models_list_has_the_fields_of_the_protocol(stocked: House, tiny_checkpo
     assert model["id"] == tiny_checkpoint.id
     assert model["name"] == "tiny"
     assert model["size"] == tiny_checkpoint.manifest.deployable_bytes
+    assert model["encrypted"] is False
     assert {"id", "name", "size", "metrics"} <= set(model)
 
 

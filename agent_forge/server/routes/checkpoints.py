@@ -38,11 +38,20 @@ PART: dict[str, Any] = {
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/checkpoints", tags=["checkpoints"])
-    registry = service.registry
+    _add_list(routes, service)
+    _add_files(routes, service)
+    _add_words(routes, service)
+    return routes
 
-    def opened(checkpoint_id: str) -> checkpoint.Checkpoint:
-        path = registry.path_of(service.checkpoint_id(checkpoint_id))
-        return checkpoint.open(path, verify=False)
+
+def _opened(service: Service, checkpoint_id: str) -> checkpoint.Checkpoint:
+    path = service.registry.path_of(service.checkpoint_id(checkpoint_id))
+    return checkpoint.open(path, verify=False)
+
+
+def _add_list(routes: APIRouter, service: Service) -> None:
+    """Add the routes of all checkpoints at once, and of one as a whole."""
+    registry = service.registry
 
     @routes.get("", dependencies=READ, responses=errors(), summary="List checkpoints")
     def list_checkpoints(
@@ -64,58 +73,6 @@ def router(service: Service) -> APIRouter:
         return answer_of(registry.get(service.checkpoint_id(checkpoint_id)))
 
     @routes.get(
-        "/{checkpoint_id}/manifest", dependencies=READ, responses=errors(404), summary="Manifest"
-    )
-    def manifest(checkpoint_id: Identity) -> dict[str, Any]:
-        """Return the manifest: settings, seed, parents, metrics, versions, hashes; no directory."""
-        content = asdict(opened(checkpoint_id).manifest)
-        content["config"] = without_assigned(content["config"])
-        content["parents"] = [
-            {key: value for key, value in parent.items() if key != "path"}
-            for parent in content["parents"]
-        ]
-        del content["host"]
-        shown: dict[str, Any] = json.loads(without_paths(json.dumps(content), registry))
-        return shown
-
-    @routes.get(
-        "/{checkpoint_id}/files", dependencies=READ, responses=errors(404), summary="List files"
-    )
-    def files(checkpoint_id: Identity) -> list[FileAnswer]:
-        """List the files with their sizes and SHA-256."""
-        listed = opened(checkpoint_id).manifest.files
-        return [FileAnswer(name=name, **entry) for name, entry in listed.items()]
-
-    @routes.get(
-        "/{checkpoint_id}/files/{name:path}", dependencies=MODELS, summary="Download a file",
-        response_class=FileResponse, responses={**errors(404, 416), 200: BYTES, 206: PART},
-    )  # fmt: skip
-    def download(checkpoint_id: Identity, name: FileName) -> FileResponse:
-        """Send a file, or the part that `Range` names, so that a download can go on."""
-        source = opened(checkpoint_id)
-        entry = source.manifest.files.get(name)
-        file = whole_file(source.path, name) if entry is not None else None
-        if entry is None or file is None:
-            raise HTTPException(404, "the checkpoint has no such file; see its list of files")
-        return FileResponse(
-            file, media_type="application/octet-stream", filename=file.name,
-            headers={"x-sha256": entry["sha256"]},
-        )  # fmt: skip
-
-    @routes.get(
-        "/{checkpoint_id}/card", dependencies=READ, responses={**errors(404), 200: CARD}, summary="Model card",
-        response_class=Response,
-    )  # fmt: skip
-    def card(checkpoint_id: Identity) -> Response:
-        """Return the model card in Markdown."""
-        from agent_forge.export import card as cards
-
-        source = opened(checkpoint_id)
-        name = source.path.name
-        text = cards.text(source.path, "hf", source.manifest.phase, name, [], None)
-        return Response(without_paths(text, registry), media_type="text/markdown")
-
-    @routes.get(
         "/{checkpoint_id}/lineage", dependencies=READ, responses=errors(404), summary="Lineage"
     )
     def lineage(checkpoint_id: Identity) -> LineageAnswer:
@@ -126,18 +83,77 @@ def router(service: Service) -> APIRouter:
             raise CheckpointError(f"no checkpoint '{checkpoint_id}'")
         return _lineage(known, start)
 
+
+def _add_files(routes: APIRouter, service: Service) -> None:
+    """Add the routes of a checkpoint's files: listed, sent, and verified."""
+
+    @routes.get(
+        "/{checkpoint_id}/files", dependencies=READ, responses=errors(404), summary="List files"
+    )
+    def files(checkpoint_id: Identity) -> list[FileAnswer]:
+        """List the files with their sizes and SHA-256."""
+        listed = _opened(service, checkpoint_id).manifest.files
+        return [FileAnswer(name=name, **entry) for name, entry in listed.items()]
+
+    @routes.get(
+        "/{checkpoint_id}/files/{name:path}", dependencies=MODELS, summary="Download a file",
+        response_class=FileResponse, responses={**errors(404, 416), 200: BYTES, 206: PART},
+    )  # fmt: skip
+    def download(checkpoint_id: Identity, name: FileName) -> FileResponse:
+        """Send a file, or the part that `Range` names, so that a download can go on."""
+        source = _opened(service, checkpoint_id)
+        entry = source.manifest.files.get(name)
+        file = whole_file(source.path, name) if entry is not None else None
+        if entry is None or file is None:
+            raise HTTPException(404, "the checkpoint has no such file; see its list of files")
+        return FileResponse(
+            file, media_type="application/octet-stream", filename=file.name,
+            headers={"x-sha256": entry["sha256"]},
+        )  # fmt: skip
+
     @routes.post(
-        "/{checkpoint_id}/verify", response_model=CheckpointAnswer, dependencies=READ, responses=errors(404, 507),
-        summary="Verify every file",
+        "/{checkpoint_id}/verify", response_model=CheckpointAnswer, dependencies=READ,
+        responses=errors(404, 507), summary="Verify every file",
     )  # fmt: skip
     def verify(checkpoint_id: Identity, shown: Request) -> Any:
         """Read every file of every copy and compare its SHA-256."""
         if CONTROL not in service.parts:
             path = f"/v1/checkpoints/{checkpoint_id}/verify"
             return forwarded(service.control_port, path, None, shown)
-        return answer_of(registry.verify(service.checkpoint_id(checkpoint_id)))
+        return answer_of(service.registry.verify(service.checkpoint_id(checkpoint_id)))
 
-    return routes
+
+def _add_words(routes: APIRouter, service: Service) -> None:
+    """Add the routes of what a checkpoint says of itself: its manifest and its card."""
+    registry = service.registry
+
+    @routes.get(
+        "/{checkpoint_id}/manifest", dependencies=READ, responses=errors(404), summary="Manifest"
+    )
+    def manifest(checkpoint_id: Identity) -> dict[str, Any]:
+        """Return the manifest: settings, seed, parents, metrics, versions, hashes; no directory."""
+        content = asdict(_opened(service, checkpoint_id).manifest)
+        content["config"] = without_assigned(content["config"])
+        content["parents"] = [
+            {key: value for key, value in parent.items() if key != "path"}
+            for parent in content["parents"]
+        ]
+        del content["host"]
+        shown: dict[str, Any] = json.loads(without_paths(json.dumps(content), registry))
+        return shown
+
+    @routes.get(
+        "/{checkpoint_id}/card", dependencies=READ, responses={**errors(404), 200: CARD},
+        summary="Model card", response_class=Response,
+    )  # fmt: skip
+    def card(checkpoint_id: Identity) -> Response:
+        """Return the model card in Markdown."""
+        from agent_forge.export import card as cards
+
+        source = _opened(service, checkpoint_id)
+        name = source.path.name
+        text = cards.text(source.path, "hf", source.manifest.phase, name, [], None)
+        return Response(without_paths(text, registry), media_type="text/markdown")
 
 
 def answer_of(entry: Entry) -> CheckpointAnswer:

@@ -1,5 +1,6 @@
-"""/v1/jobs and /v1/queue: every job, its events and its log; pause, resume, cancel, reorder."""
+"""/v1/jobs and /v1/queue: every job, its events, curves and log; pause, resume, cancel, reorder."""
 
+from dataclasses import fields
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -19,10 +20,13 @@ from agent_forge.server.jobs import JobState
 from agent_forge.server.live.messages import message_of
 from agent_forge.server.routes.protocol import Once
 from agent_forge.server.security.authentication import needs
+from agent_forge.server.series import LEAST_POINTS, Point, Series, job_series
 from agent_forge.server.service import Service
 
 Count = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=2**62)]
+After = Annotated[int, Query(ge=0, le=2**62, description="The number of the last known event.")]
+COLUMNS = tuple(field.name for field in fields(Point))
 READ, RUN = [Depends(needs("read"))], [Depends(needs("run"))]
 
 
@@ -31,6 +35,36 @@ class EventsAnswer(BaseModel):
 
     after: int
     events: list[dict[str, Any]]
+
+
+class SeriesPart(BaseModel):
+    """One metric of one phase, its points in columns, oldest first; a value of null is a gap.
+
+    total: how many points there were before they were thinned.
+    """
+
+    phase: str
+    name: str
+    total: int
+    seq: list[int]
+    time: list[float]
+    attempt: list[int]
+    stage: list[str]
+    step: list[int]
+    value: list[float | None]
+
+    @classmethod
+    def of(cls, series: Series) -> "SeriesPart":
+        """Return a series as clients get it."""
+        columns = {name: [getattr(point, name) for point in series.points] for name in COLUMNS}
+        return cls(phase=series.phase, name=series.name, total=series.total, **columns)
+
+
+class SeriesAnswer(BaseModel):
+    """Curves of a job, and the number to go on from."""
+
+    after: int
+    series: list[SeriesPart]
 
 
 class LogAnswer(BaseModel):
@@ -42,6 +76,14 @@ class LogAnswer(BaseModel):
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/jobs", tags=["jobs"])
+    _add_list(routes, service)
+    _add_verbs(routes, service)
+    _add_records(routes, service)
+    return routes
+
+
+def _add_list(routes: APIRouter, service: Service) -> None:
+    """Add the routes of all jobs at once, and of one as a whole."""
     supervisor = service.supervisor
 
     @routes.get("", dependencies=READ, responses=errors(), summary="List jobs")
@@ -73,6 +115,11 @@ def router(service: Service) -> APIRouter:
         """Return a job."""
         return JobAnswer.of(supervisor.get(job_id))
 
+
+def _add_verbs(routes: APIRouter, service: Service) -> None:
+    """Add the routes that change how a job stands."""
+    supervisor = service.supervisor
+
     @routes.post(
         "/{job_id}/pause", dependencies=RUN, responses=errors(404, 409), summary="Pause a job"
     )
@@ -94,24 +141,39 @@ def router(service: Service) -> APIRouter:
         """Stop a job for good."""
         return JobAnswer.of(supervisor.cancel(job_id))
 
+
+def _add_records(routes: APIRouter, service: Service) -> None:
+    """Add the routes of what a job has said: events, curves and its log."""
+    supervisor = service.supervisor
+
     @routes.get(
         "/{job_id}/events", dependencies=READ, responses=errors(404), summary="Events of a job"
     )
-    def events(
-        job_id: Identity, after: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Count = 500
-    ) -> EventsAnswer:
+    def events(job_id: Identity, after: After = 0, limit: Count = 500) -> EventsAnswer:
         """Return a block of a job's events; go on with the number that comes with it."""
         command = supervisor.get(job_id).command
         rows = supervisor.events(after, limit, job_id)
         messages = [message_of(row, command).content for row in rows]
         return EventsAnswer(after=rows[-1].seq if rows else after, events=messages)
 
+    @routes.get(
+        "/{job_id}/series", dependencies=READ, responses=errors(404), summary="Curves of a job"
+    )
+    def series(
+        job_id: Identity,
+        after: After = 0,
+        points: Annotated[int, Query(ge=LEAST_POINTS, le=10_000)] = 500,
+    ) -> SeriesAnswer:
+        """Return each metric of a job behind a number, thinned to `points`; null is a gap."""
+        supervisor.get(job_id)
+        with supervisor.database.read() as connection:
+            last, curves = job_series(connection, job_id, after, points)
+        return SeriesAnswer(after=last, series=[SeriesPart.of(curve) for curve in curves])
+
     @routes.get("/{job_id}/log", dependencies=READ, responses=errors(404), summary="Log of a job")
     def log(job_id: Identity, lines: Count = 50) -> LogAnswer:
         """Return the last lines of a job's standard error."""
         return LogAnswer(text=supervisor.tail(job_id, lines))
-
-    return routes
 
 
 def queue_router(service: Service) -> APIRouter:

@@ -28,16 +28,14 @@ READ, RUN = [Depends(needs("read"))], [Depends(needs("run"))]
 def router(service: Service) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/pipelines", tags=["pipelines"])
+    _add_list(routes, service)
+    _add_verbs(routes, service)
+    return routes
+
+
+def _add_list(routes: APIRouter, service: Service) -> None:
+    """Add the routes of all pipelines at once, and of one as a whole."""
     supervisor = service.supervisor
-
-    def pipeline(job_id: str) -> Job:
-        job = supervisor.get(job_id)
-        if job.command != RUN_ALL:
-            raise UnknownJob(f"job {job_id} runs {job.command} and is not a pipeline; see /v1/jobs")
-        return job
-
-    def shown(job: Job) -> PipelineAnswer:
-        return PipelineAnswer(**JobAnswer.of(job).model_dump(), phases=_parts(service, job))
 
     @routes.get("", dependencies=READ, responses=errors(), summary="List pipelines")
     def list_pipelines(limit: Count = 100, offset: Offset = 0) -> list[JobAnswer]:
@@ -52,18 +50,10 @@ def router(service: Service) -> APIRouter:
     )  # fmt: skip
     def start(request: PipelineRequest, once: Once = None) -> PipelineAnswer:
         """Queue a run of all phases, or of those that are named, in their order."""
-        extra = []
-        if request.experiment:
-            extra.append(f"experiment={request.experiment}")
-        if request.phases:
-            for name in request.phases:
-                if name not in phases():
-                    raise ConfigError(f"no phase '{name}'; known: {', '.join(phases())}")
-            extra.append(f"phases=[{','.join(request.phases)}]")
         job = service.start_job(
-            RUN_ALL, request.config, extra=extra, sources=request.sources, once=once
+            RUN_ALL, request.config, extra=_overrides(request), sources=request.sources, once=once
         )
-        return shown(job)
+        return _shown(service, job)
 
     @routes.post(
         "/reorder", dependencies=RUN, responses=errors(404, 409), summary="Reorder pipelines"
@@ -71,21 +61,25 @@ def router(service: Service) -> APIRouter:
     def reorder(request: OrderRequest) -> list[JobAnswer]:
         """Let the named pipelines run first, in this order; returns the queue."""
         for job_id in request.ids:
-            pipeline(job_id)
+            _pipeline(service, job_id)
         return [JobAnswer.of(job) for job in supervisor.reorder(request.ids)]
 
     @routes.get("/{job_id}", dependencies=READ, responses=errors(404), summary="One pipeline")
     def get(job_id: Identity) -> PipelineAnswer:
         """Return a pipeline and how each of its phases stands."""
-        return shown(pipeline(job_id))
+        return _shown(service, _pipeline(service, job_id))
+
+
+def _add_verbs(routes: APIRouter, service: Service) -> None:
+    """Add the routes that change how a pipeline stands."""
+    supervisor = service.supervisor
 
     @routes.post(
         "/{job_id}/pause", dependencies=RUN, responses=errors(404, 409), summary="Pause a pipeline"
     )
     def pause(job_id: Identity) -> PipelineAnswer:
         """Stop a pipeline where it can go on."""
-        pipeline(job_id)
-        return shown(supervisor.pause(job_id))
+        return _shown(service, supervisor.pause(_pipeline(service, job_id).id))
 
     @routes.post(
         "/{job_id}/resume", dependencies=RUN, responses=errors(404, 409),
@@ -93,8 +87,7 @@ def router(service: Service) -> APIRouter:
     )  # fmt: skip
     def resume(job_id: Identity) -> PipelineAnswer:
         """Let a pipeline go on: finished phases are skipped."""
-        pipeline(job_id)
-        return shown(supervisor.resume(job_id))
+        return _shown(service, supervisor.resume(_pipeline(service, job_id).id))
 
     @routes.post(
         "/{job_id}/cancel", dependencies=RUN, responses=errors(404, 409),
@@ -102,10 +95,28 @@ def router(service: Service) -> APIRouter:
     )  # fmt: skip
     def cancel(job_id: Identity) -> PipelineAnswer:
         """Stop a pipeline for good."""
-        pipeline(job_id)
-        return shown(supervisor.cancel(job_id))
+        return _shown(service, supervisor.cancel(_pipeline(service, job_id).id))
 
-    return routes
+
+def _pipeline(service: Service, job_id: str) -> Job:
+    """Return a pipeline. Raises UnknownJob for a job that runs one phase."""
+    job = service.supervisor.get(job_id)
+    if job.command != RUN_ALL:
+        raise UnknownJob(f"job {job_id} runs {job.command} and is not a pipeline; see /v1/jobs")
+    return job
+
+
+def _shown(service: Service, job: Job) -> PipelineAnswer:
+    return PipelineAnswer(**JobAnswer.of(job).model_dump(), phases=_parts(service, job))
+
+
+def _overrides(request: PipelineRequest) -> list[str]:
+    """Return the settings that a request names apart. Raises ConfigError for an unknown phase."""
+    overrides = [f"experiment={request.experiment}"] if request.experiment else []
+    for name in request.phases:
+        if name not in phases():
+            raise ConfigError(f"no phase '{name}'; known: {', '.join(phases())}")
+    return [*overrides, f"phases=[{','.join(request.phases)}]"] if request.phases else overrides
 
 
 def _parts(service: Service, job: Job) -> list[PhasePart]:

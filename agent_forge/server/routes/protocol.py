@@ -16,7 +16,8 @@ from agent_forge.server.answers import (
     StatusAnswer,
     errors,
 )
-from agent_forge.server.jobs import Job
+from agent_forge.server.commands import run_phases
+from agent_forge.server.jobs import RUN_ALL, Job, JobState
 from agent_forge.server.making import create
 from agent_forge.server.reading import forwarded
 from agent_forge.server.security.authentication import needs
@@ -95,7 +96,7 @@ def _models(service: Service) -> APIRouter:
         return [
             ModelAnswer(
                 id=one.id, name=one.name, size=one.deployable_bytes, metrics=one.metrics,
-                parameters=_parameters(one.metrics),
+                parameters=_parameters(one.metrics), encrypted=one.encrypted,
             )
             for one in service.registry.list()
             if one.status == "ok"
@@ -105,15 +106,17 @@ def _models(service: Service) -> APIRouter:
 
 
 def _where(service: Service, job: Job) -> tuple[str, float]:
-    """Return the phase that a job is in, and its percent there."""
+    """Return the phase that a job is in, or has ended in, and its percent there."""
     with service.supervisor.database.read() as connection:
         row = connection.execute(
             "SELECT phase, percent FROM event WHERE job_id = ? AND source != '' "
             "ORDER BY seq DESC LIMIT 1",
             [job.id],
         ).fetchone()
-    if row is None or job.ended:
-        return job.command, job.progress
+    if job.command != RUN_ALL:
+        return job.command, job.progress if row is None or job.ended else row["percent"]
+    if row is None:  # nothing was said yet, or what was said is forgotten
+        return run_phases(job)[-1 if job.state is JobState.SUCCEEDED else 0], job.progress
     return row["phase"], row["percent"]
 
 
