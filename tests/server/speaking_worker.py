@@ -1,11 +1,12 @@
 """A model's process for tests: the real worker, but its model says what `words.json` dictates.
 
-words.json lies in the checkpoint: a part of the last message -> what is said to it. "log" names a
-file that gets a line per token, and "end" when the answer is over. "gate" names a file that must
-be there before an answer goes on after its first tokens.
+words.json lies beside the checkpoint and is read for each answer: a part of the last message -> what
+is said to it. "log" names a file that gets a line per token, and "end" when the answer is over.
+"gate" names a file that must be there before an answer goes on after its first tokens.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +20,17 @@ SECONDS_PER_TOKEN = 0.01  # a client that has left has this long to be noticed
 TOKENS_BEFORE_THE_GATE = 8
 
 
-def dictate(agent: Agent, words: dict[str, str]) -> None:
-    tokenizer, log = agent.tokenizer, words.pop("log", None)
-    gate = Path(words.pop("gate", "/"))
-
-    def note(line: str) -> None:
-        if log:
-            with Path(log).open("a") as file:
-                file.write(line + "\n")
+def dictate(agent: Agent, file: Path) -> None:
+    tokenizer = agent.tokenizer
 
     def stream(_: Any, prompt: list[int], *, max_new_tokens: int, **__: Any) -> Iterator[int]:
+        words = json.loads(file.read_text())
+        log, gate = Path(words.pop("log", os.devnull)), Path(words.pop("gate", "/"))
+
+        def note(line: str) -> None:
+            with log.open("a") as lines:
+                lines.write(line + "\n")
+
         last = tokenizer.decode(prompt).rpartition("<|im_end|>")[0].rpartition("<|im_start|>")[2]
         reply = next((said for part, said in words.items() if part in last), "nothing")
         try:
@@ -49,8 +51,7 @@ def dictate(agent: Agent, words: dict[str, str]) -> None:
 class SpeakingAgent(worker.ServedAgent):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
-        words = Path(options["path"]) / "words.json"
-        dictate(self.agent, json.loads(words.read_text()))
+        dictate(self.agent, Path(options["path"]).parent / "words.json")
 
 
 worker.ServedAgent = SpeakingAgent  # type: ignore[misc]

@@ -5,15 +5,15 @@ import io
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from agent_forge.checkpoint import Checkpoint
-from tests.conftest import forge_command, forge_environment
+from agent_forge.cli.app import app
 from tests.server.test_openai import KEY, Service, served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
@@ -35,11 +35,8 @@ def test_commands_of_the_page_answer(command: str, tiny_checkpoint: Checkpoint) 
     piped, _, after = command.rpartition(" | ")
     said = shlex.split(piped)[1] if piped else ""
     arguments = [str(tiny_checkpoint.path) if a == "DIR" else a for a in shlex.split(after)[1:]]
-    done = subprocess.run(
-        forge_command(*arguments), input=said, capture_output=True, text=True, check=False,
-        env=forge_environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, arguments, input=said)
+    assert done.exit_code == 0, done.output
     assert done.stdout.strip()
     if "--json" in arguments:
         assert json.loads(done.stdout.splitlines()[-1])["event"] == "done"

@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from agent_forge.server.mcp.offer import Offer, make_server
 from agent_forge.server.mcp.registry import GitRegistry
 from tests.conftest import forge_command, forge_environment
 from tests.npm_packages import CLIENTS, installed
+from tests.server.conftest import WAIT_SECONDS
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 
@@ -62,12 +63,17 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bare
 
 
+def offer_in(place: Path, shelf: Checkpoint, remote: Path) -> Offer:
+    """Return an offer of every room, with its memories and results in a directory."""
+    return Offer(
+        rooms=ROOMS, models=[shelf.path.parent], memory=str(place / "memory.db"),
+        registry=str(remote), state=place / "state",
+    )  # fmt: skip
+
+
 @pytest.fixture
 def offer(tmp_path: Path, shelf: Checkpoint, remote: Path) -> Offer:
-    return Offer(
-        rooms=ROOMS, models=[shelf.path.parent], memory=str(tmp_path / "memory.db"),
-        registry=str(remote), state=tmp_path / "state",
-    )  # fmt: skip
+    return offer_in(tmp_path, shelf, remote)
 
 
 def ask(offer: Offer, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
@@ -260,15 +266,19 @@ def test_an_offer_that_cannot_hold_is_refused(
         make_server(dataclasses.replace(offer, **change))
 
 
-@contextmanager
-def over_http(offer: Offer, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Run `forge mcp --http 0`; yield its address and its token."""
+@pytest.fixture(scope="module")
+def over_http(
+    tmp_path_factory: pytest.TempPathFactory, shelf: Checkpoint, remote: Path
+) -> Iterator[tuple[str, str]]:
+    """Run `forge mcp --http 0` for the tests of this file; yield its address and its token."""
+    place = tmp_path_factory.mktemp("http")
+    offer = offer_in(place, shelf, remote)
     words = [
         "mcp", "--http", "127.0.0.1:0", "--models", str(offer.models[0]), "--memory", offer.memory,
-        "--registry", offer.registry, "--token-file", str(tmp_path / "token"),
+        "--registry", offer.registry, "--token-file", str(place / "token"),
     ]  # fmt: skip
     process = subprocess.Popen(
-        forge_command(*words), env=forge_environment(XDG_STATE_HOME=str(tmp_path)),
+        forge_command(*words), env=forge_environment(XDG_STATE_HOME=str(place)),
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -277,10 +287,11 @@ def over_http(offer: Offer, tmp_path: Path) -> Iterator[tuple[str, str]]:
         address = re.search(r"http://\S+?(?=;)", line)
         assert address is not None, line + process.stderr.read()
         process.stderr.readline()
-        yield address[0], (tmp_path / "token").read_text().strip()
+        assert stat.S_IMODE((place / "token").stat().st_mode) == 0o600
+        yield address[0], (place / "token").read_text().strip()
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=WAIT_SECONDS)
 
 
 HELLO = {
@@ -292,23 +303,20 @@ HEADERS = {"Accept": "application/json, text/event-stream", "Content-Type": "app
 
 
 def test_http_asks_for_the_key_and_refuses_foreign_hosts_and_origins(
-    offer: Offer, tmp_path: Path
+    over_http: tuple[str, str],
 ) -> None:
-    with over_http(offer, tmp_path) as (url, token):
-        right = {**HEADERS, "Authorization": f"Bearer {token}"}
+    url, token = over_http
+    right = {**HEADERS, "Authorization": f"Bearer {token}"}
 
-        def status(**headers: str) -> int:
-            sent = {k.replace("_", "-"): v for k, v in headers.items()}
-            return httpx2.post(url, json=HELLO, headers={**right, **sent}, timeout=60).status_code
+    def post(headers: dict[str, str], body: Any = HELLO) -> int:
+        return httpx2.post(url, json=body, headers=headers, timeout=WAIT_SECONDS).status_code
 
-        assert httpx2.post(url, json=HELLO, headers=HEADERS, timeout=60).status_code == 401
-        assert status(Authorization="Bearer wrong") == 401
-        assert status() == 200
-        assert status(Host="evil.example:80") == 421
-        assert status(Origin="http://evil.example") == 403
-        large = {**HELLO, "params": {"x": "y" * 2**21}}
-        assert httpx2.post(url, json=large, headers=right, timeout=60).status_code == 413
-    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    assert post(HEADERS) == 401
+    assert post({**right, "Authorization": "Bearer wrong"}) == 401
+    assert post(right) == 200
+    assert post({**right, "Host": "evil.example:80"}) == 421
+    assert post({**right, "Origin": "http://evil.example"}) == 403
+    assert post(right, {**HELLO, "params": {"x": "y" * 2**21}}) == 413
 
 
 def test_a_token_comes_from_the_environment_or_a_private_file(
@@ -331,7 +339,9 @@ def stdio_words(offer: Offer) -> list[str]:
     )  # fmt: skip
 
 
-def test_our_own_client_takes_the_tools_of_both_transports(offer: Offer, tmp_path: Path) -> None:
+def test_our_own_client_takes_the_tools_of_both_transports(
+    offer: Offer, tmp_path: Path, over_http: tuple[str, str]
+) -> None:
     def check(source: str) -> None:
         with ExitStack() as stack:
             box = Toolbox(load_tools([source], stack), ToolContext(timeout_seconds=60))
@@ -349,10 +359,10 @@ def test_our_own_client_takes_the_tools_of_both_transports(offer: Offer, tmp_pat
         "command": command[0], "args": command[1:],
         "env": {"PYTHONPATH": root, "XDG_STATE_HOME": str(tmp_path)}}}}))  # fmt: skip
     check(str(config))
-    with over_http(offer, tmp_path) as (url, token):
-        config.write_text(json.dumps({"mcpServers": {"forge": {
-            "url": url, "headers": {"Authorization": f"Bearer {token}"}}}}))  # fmt: skip
-        check(str(config))
+    url, token = over_http
+    config.write_text(json.dumps({"mcpServers": {"forge": {
+        "url": url, "headers": {"Authorization": f"Bearer {token}"}}}}))  # fmt: skip
+    check(str(config))
 
 
 @pytest.fixture(scope="session")
@@ -385,14 +395,14 @@ await client.close();
 def run_node(place: Path, script: Path, *words: str) -> str:
     result = subprocess.run(
         ["node", str(script), *words], cwd=place.parent, capture_output=True, text=True,
-        timeout=90, check=False, env=forge_environment(), stdin=subprocess.DEVNULL,
+        timeout=WAIT_SECONDS, check=False, env=forge_environment(), stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:] + result.stdout[-2000:]
     return result.stdout
 
 
 def test_the_typescript_client_works_over_both_transports(
-    offer: Offer, tmp_path: Path, node_clients: Path
+    offer: Offer, node_clients: Path, over_http: tuple[str, str]
 ) -> None:
     script = node_clients.parent / "client.mjs"
     script.write_text(TYPESCRIPT)
@@ -400,34 +410,29 @@ def test_the_typescript_client_works_over_both_transports(
                 "server": "agent-forge"}  # fmt: skip
     stdio = run_node(node_clients, script, json.dumps(["", "", *stdio_words(offer)]))
     assert json.loads(stdio.splitlines()[-1]) == expected
-    with over_http(offer, tmp_path) as (url, token):
-        http = run_node(node_clients, script, json.dumps([url, token]))
+    http = run_node(node_clients, script, json.dumps(over_http))
     assert json.loads(http.splitlines()[-1]) == expected
 
 
 def test_the_inspector_works_over_both_transports(
-    offer: Offer, tmp_path: Path, node_clients: Path
+    offer: Offer, tmp_path: Path, node_clients: Path, over_http: tuple[str, str]
 ) -> None:
     inspector = node_clients / "@modelcontextprotocol" / "inspector" / "cli" / "build" / "cli.js"
-    method = ["--method", "tools/call", "--tool-name", "registry_models", "--tool-arg", "ref=main"]
-    listing = ["--method", "tools/list"]
     command, config = stdio_words(offer), tmp_path / "servers.json"
     environment = {"PYTHONPATH": forge_environment()["PYTHONPATH"]}
     config.write_text(json.dumps({"mcpServers": {"forge": {
         "command": command[0], "args": command[1:], "env": environment}}}))  # fmt: skip
-
-    def over_stdio(*words: str) -> str:
-        where = ["--cli", "--config", str(config), "--server", "forge"]
-        return run_node(node_clients, inspector, *where, *words)
-
-    assert len(json.loads(over_stdio(*listing))["tools"]) == 19
-    assert json.loads(over_stdio(*method))["structuredContent"] == {"result": [".", "small"]}
-    with over_http(offer, tmp_path) as (url, token):
-        where = ["--cli", url, "--transport", "http", "--header", f"Authorization: Bearer {token}"]
-        listed = run_node(node_clients, inspector, *where, *listing)
-        assert len(json.loads(listed)["tools"]) == 19
-        called = run_node(node_clients, inspector, *where, *method)
-        assert json.loads(called)["structuredContent"] == {"result": [".", "small"]}
+    called = run_node(
+        node_clients, inspector, "--cli", "--config", str(config), "--server", "forge",
+        "--method", "tools/call", "--tool-name", "registry_models", "--tool-arg", "ref=main",
+    )  # fmt: skip
+    assert json.loads(called)["structuredContent"] == {"result": [".", "small"]}
+    url, token = over_http
+    listed = run_node(
+        node_clients, inspector, "--cli", url, "--transport", "http",
+        "--header", f"Authorization: Bearer {token}", "--method", "tools/list",
+    )  # fmt: skip
+    assert len(json.loads(listed)["tools"]) == 19
 
 
 def test_http_addresses_are_read() -> None:

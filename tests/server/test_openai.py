@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -113,32 +113,41 @@ def service(tiny_checkpoint: Checkpoint) -> Iterator[Service]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def dictated(
+    tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Path]]:
+    """Serve a model whose words are dictated; yield the server and the file of the words."""
+    place = tmp_path_factory.mktemp("dictated")
+
+    def fill(folder: Path) -> None:
+        for name in tiny_checkpoint.manifest.files:
+            os.link(tiny_checkpoint.path / name, folder / name)
+
+    checkpoint.write(
+        place / "speaking", fill, phase="import", seed=0, config={}, name="speaking",
+        agent={"tools": ["calculator"]},
+    )  # fmt: skip
+    with served({"speaking": place / "speaking"}) as one:
+        yield one, place / "words.json"
+
+
 @pytest.fixture
 def speaking(
-    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Any]]:
-    """Serve a model whose words are dictated; return a function that starts it.
+    dictated: tuple[Service, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Service]:
+    """Return a function that dictates what the model says to each prompt.
 
-    words: what the model says to each prompt, as a mapping from what its last message contains.
+    words: a part of the last message -> what is said to it.
     """
-    stack = ExitStack()
+    one, file = dictated
     monkeypatch.setattr(model_process, "WORKER", [str(SPEAKER)])
 
-    def start(words: dict[str, str], agent: dict[str, Any] | None = None) -> Service:
-        path = tmp_path / "speaking"
+    def dictate(words: dict[str, str]) -> Service:
+        file.write_text(json.dumps(words))
+        return one
 
-        def fill(folder: Path) -> None:
-            for name in tiny_checkpoint.manifest.files:
-                os.link(tiny_checkpoint.path / name, folder / name)
-            (folder / "words.json").write_text(json.dumps(words))
-
-        checkpoint.write(
-            path, fill, phase="import", seed=0, config={}, name="speaking", agent=agent or {}
-        )
-        return stack.enter_context(served({"speaking": path}))
-
-    with stack:
-        yield start
+    return dictate
 
 
 def named(tool: str) -> dict[str, Any]:
@@ -335,7 +344,7 @@ def test_a_call_that_cannot_be_forced_is_refused_in_one_line(
 
 def test_an_agent_runs_its_own_tools_here(speaking: Callable) -> None:
     call = '<tool_call>{"name": "calculator", "arguments": {"expression": "6*7"}}</tool_call>'
-    one = speaking({"6*7?": call, "42": "It is 42."}, {"tools": ["calculator"]})
+    one = speaking({"6*7?": call, "42": "It is 42."})
     question = [{"role": "user", "content": "6*7?"}]
     answer = one.ask("speaking:agent", messages=question, max_tokens=60)
     message = answer.choices[0].message

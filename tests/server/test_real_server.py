@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import websockets
+from typer.testing import CliRunner
 
+from agent_forge.cli.app import app
 from tests.conftest import forge_environment
-from tests.server.conftest import until
+from tests.server.conftest import WAIT_SECONDS, until
 
 QUICK = {"phase_name": "bitnet", "config": {"train": {"steps": 20}}}
 SLOW = {"phase_name": "bitnet", "config": {"train": {"steps": 60}, "gate": {"samples": 50}}}
@@ -41,8 +43,7 @@ class Running:
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            # A session of its own waits behind busy ones, so it is given long.
-            until(lambda: self._answers() or self.process.poll() is not None, 200.0)
+            until(lambda: self._answers() or self.process.poll() is not None)
             assert self.process.poll() is None, (self.state.parent / "serve.log").read_text()
         except AssertionError:
             self.process.kill()
@@ -52,12 +53,12 @@ class Running:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(WAIT_SECONDS)
         self.log.close()
         return code
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         text = None if body is None else json.dumps(body)
         connection.request(method, path, text, headers)
@@ -71,7 +72,7 @@ class Running:
         return subprocess.run(
             ["curl", "--silent", "--show-error", "--path-as-is", *options,
              f"http://127.0.0.1:{self.port}{path}"],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=WAIT_SECONDS, check=False,
         )  # fmt: skip
 
     def connect(self) -> Any:
@@ -109,14 +110,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def finished(server: Running, body: Any = None) -> str:
     task_id = server.call("POST", "/phases/start", body or QUICK)["task_id"]
-    until(lambda: server.call("GET", f"/v1/jobs/{task_id}")["state"] == "succeeded", 60.0)
+    until(lambda: server.call("GET", f"/v1/jobs/{task_id}")["state"] == "succeeded")
     return str(task_id)
 
 
 def listened(running: Running, request: list[str], last: int) -> str:
     """Return what curl has read of a stream, which has no end, once event `last` has come."""
     address = f"http://127.0.0.1:{running.port}{request[0]}"
-    command = ["curl", "-s", "-N", "--max-time", "60", *request[1:], address]
+    command = ["curl", "-s", "-N", "--max-time", str(WAIT_SECONDS), *request[1:], address]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as child:
         assert child.stdout is not None
@@ -216,10 +217,10 @@ def test_a_signal_ends_the_server_at_once_and_no_job(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     assert asyncio.run(stop_while_listening()) == 0
-    assert listener.wait(10) in (0, 18), "the stream was ended, not waited for"
+    assert listener.wait(WAIT_SECONDS) in (0, 18), "the stream was ended, not waited for"
     server.start()
     try:
-        until(lambda: server.call("GET", f"/v1/jobs/{task_id}")["state"] == "succeeded", 60.0)
+        until(lambda: server.call("GET", f"/v1/jobs/{task_id}")["state"] == "succeeded")
         assert server.call("GET", f"/v1/jobs/{task_id}")["attempt"] == 1
     finally:
         server.stop()
@@ -308,7 +309,7 @@ def test_a_split_service_is_four_doors_to_one_database(tmp_path: Path, start_for
     key_file = tmp_path / "state" / "first-key"
 
     def ask(port: int, method: str, path: str, body: Any = None, key: str = "") -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
         headers = {"authorization": f"Bearer {key or key_file.read_text().strip()}"}
         if body is not None:
             headers["content-type"] = "application/json"
@@ -340,7 +341,7 @@ def test_a_split_service_is_four_doors_to_one_database(tmp_path: Path, start_for
 
     try:
         for port in (control, chat, updates, models):
-            until(lambda port=port: answers(port), 120.0)  # type: ignore[misc]
+            until(lambda port=port: answers(port))  # type: ignore[misc]
         parts = [ask(p, "GET", "/v1/service")[1]["parts"] for p in (control, chat, updates, models)]
         assert parts == [["control"], ["chat"], ["updates"], ["models"]]
         for port in (control, chat, updates, models):
@@ -361,28 +362,32 @@ def test_a_split_service_is_four_doors_to_one_database(tmp_path: Path, start_for
         assert ask(updates, "POST", "/v1/tickets")[0] == 200
     finally:
         process.terminate()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0, errors
     for port in (control, chat, updates, models):
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_a_port_that_is_taken_is_one_line(forge: Any, tmp_path: Path) -> None:
+def refused(*options: str) -> Any:
+    """Run `forge serve` with options that it refuses; return what it has said."""
+    ended = CliRunner().invoke(app, ["serve", *options])
+    assert ended.exit_code == 2
+    assert ended.stderr.count("\n") == 1
+    return ended
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
-        ended = forge("serve", "--port", port, "--state", str(tmp_path / "s"))
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
+        ended = refused("--port", port, "--state", str(tmp_path / "s"))
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
     assert not (tmp_path / "s").exists(), "nothing was opened"
 
 
-def test_other_machines_are_let_in_on_demand_only(forge: Any, tmp_path: Path) -> None:
-    ended = forge("serve", "--host", "0.0.0.0", "--port", "0", "--state", str(tmp_path))
-    assert ended.returncode == 2
+def test_other_machines_are_let_in_on_demand_only(tmp_path: Path) -> None:
+    ended = refused("--host", "0.0.0.0", "--port", "0", "--state", str(tmp_path))
     assert "--allow-network" in ended.stderr
-    assert ended.stderr.count("\n") == 1
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
