@@ -6,6 +6,7 @@ the rules of the format. Where words matter, a worker of the tests answers in th
 
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -31,7 +32,6 @@ from agent_forge.server.doors import open_doors
 from agent_forge.server.openai import ModelPool, NamedDirectories, router, worker
 from agent_forge.server.openai import process as model_process
 from agent_forge.server.serving import ServeSettings, application, opened
-from tests.server.conftest import shelve
 
 KEY, UNKNOWN_KEY = "sk-test", "sk-wrong"
 GIB = 1 << 30
@@ -539,33 +539,66 @@ def test_a_process_knows_nothing_of_the_servers_environment_and_sockets(
     assert child.net_connections() == []
 
 
+class PretendedProcess:
+    """A model's process that answers at once, and holds as much memory as it is said to."""
+
+    memory_mib = 300
+    pid = 0
+
+    def __init__(self, path: Path, **_: str) -> None:
+        self.path, self.is_alive, self.memory_bytes = path, True, 0
+
+    def start(self) -> None:
+        self.memory_bytes = self.memory_mib << 20
+
+    def ask(self, _number: int, _job: Any, tell: Callable[[Any], None]) -> None:
+        tell({"event": "done"})
+
+    def end(self) -> None:
+        self.is_alive, self.memory_bytes = False, 0
+
+    release = end
+
+
 def test_models_leave_for_memory_the_least_recently_used_first(
-    tiny_checkpoint: Checkpoint, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = sum(file.stat().st_size for file in tiny_checkpoint.path.glob("*.safetensors"))
-    copies = {name: shelve(tiny_checkpoint, tmp_path / f"copy-{name}") for name in "abc"}
-    with served(copies) as one:
-        one.ask("a")
-        held = one.pool._held()
-        # Two processes and the estimate of a third do not fit, a process and the estimate do.
-        one.pool.memory_bytes = 2 * held + (150 << 20) + weights - (held >> 1)
-        one.ask("b")
-        one.ask("a")
-        one.ask("c")
-        assert sorted(one.pool.loaded()) == ["copy-a", "copy-c"]
-        one.pool.memory_bytes = 100 << 20
-        with pytest.raises(openai.InternalServerError, match="needs about"):
-            one.ask("b")
+    monkeypatch.setattr("agent_forge.server.openai.pool.ModelProcess", PretendedProcess)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "forge.json").touch()
+    pool = ModelPool(memory_bytes=700 << 20)
+    told: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def answer(name: str) -> dict[str, Any]:
+        pool.submit(tmp_path / name, {}, told.put)
+        event = told.get()
+        wait_until(lambda: all(seat.is_idle for seat in pool._seats.values()))
+        return event
+
+    # Two processes and the estimate of a third do not fit, a process and the estimate do.
+    for name in "abac":
+        assert answer(name) == {"event": "done"}
+    assert sorted(pool.loaded()) == ["a", "c"]
+    # A process that outgrows the limit makes the others leave.
+    monkeypatch.setattr(PretendedProcess, "memory_mib", 500)
+    assert answer("b") == {"event": "done"}
+    wait_until(lambda: sorted(pool.loaded()) == ["b"])
+    pool.memory_bytes = 100 << 20
+    assert "needs about 150 MiB of memory" in answer("a")["message"]
+    pool.close()
 
 
 def test_processes_end_with_the_server(tiny_checkpoint: Checkpoint) -> None:
     one = model_process.ModelProcess(tiny_checkpoint.path, device="cpu", engine="auto")
     one.start()
     child = psutil.Process(one.pid)
+    assert one.memory_bytes > 1 << 20
     assert one._child.stdin is not None
     one._child.stdin.close()  # what the kernel does when the server is killed
     assert child.wait(300) == 0
     one.release()
+    assert one.memory_bytes == 0
 
 
 def test_the_service_serves_chat_to_keys_of_that_scope(
