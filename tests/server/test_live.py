@@ -16,6 +16,7 @@ from agent_forge.server.live.messages import message_of
 from agent_forge.server.store import STATE, StoredEvent, add_event
 from tests.server.conftest import until
 from tests.server.house import House, house
+from tests.server.test_terminals import start
 
 QUICK = {"train": {"steps": 5}}
 LONG = {"train": {"steps": 10_000}, "gate": {"samples": 10}}
@@ -125,6 +126,21 @@ def test_a_cancelled_job_is_an_error_with_its_code(server: House) -> None:
         server.post(f"/v1/jobs/{task_id}/cancel", status=200)
         last = until_type(socket, "complete", "error")[-1]
     assert (last["type"], last["code"], last["phase"]) == ("error", "cancelled", "bitnet")
+
+
+def test_a_run_of_a_terminal_is_followed_like_a_job(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    with house(tmp_path / "state", watch=(outputs,)) as server, server.socket() as socket:
+        subscribe(socket)
+        process = start(outputs / "mine", "end=hang", "steps=4")
+        messages = until_type(socket, "progress")
+        process.terminate()
+        process.wait()
+        messages += until_type(socket, "error")
+    assert [m["step"] for m in messages if m["type"] == "progress"] == [1, 2, 3, 4]
+    assert messages[-1]["code"] == "interrupted"
+    assert {m["task_id"] for m in messages} == {messages[-1]["task_id"]}
 
 
 def test_whoever_comes_back_gets_what_it_missed_and_nothing_twice(server: House) -> None:
