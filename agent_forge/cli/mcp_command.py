@@ -60,7 +60,7 @@ def mcp_command(
             rooms.append("registry")
         state = _state()
         described = Offer(
-            rooms=rooms, models=[models], memory=memory or _own_memory(), registry=registry,
+            rooms=rooms, models=[models], memory=memory or _own_memory(), repository=registry,
             state=state,
         )  # fmt: skip
         if http:

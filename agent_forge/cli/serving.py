@@ -139,7 +139,7 @@ def serve_command(
             control_port=control_port if part else port, parts=(part,) if part else PARTS,
             data=read_sources(data or [], "--data"),
             imports=read_sources(imports or [], "--import"),
-            mcp_rooms=comma_separated(mcp), mcp_registry=mcp_registry,
+            mcp_rooms=comma_separated(mcp), mcp_repository=mcp_registry,
             hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()),
             allow_network=allow_network, requests_per_minute=requests_per_minute,
             model_memory_bytes=model_memory_mib << 20,

@@ -65,7 +65,7 @@ def _mcp(service: Service) -> list[Door]:
     folder = service.state / "mcp"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     offer = Offer(
-        rooms=service.mcp_rooms, models=service.registry.roots, registry=service.mcp_registry,
+        rooms=service.mcp_rooms, models=service.registry.roots, repository=service.mcp_repository,
         memory=str(folder / "memory.sqlite"), state=folder,
     )  # fmt: skip
     names = [f"[{name}]" if ":" in name else name for name in service.names]

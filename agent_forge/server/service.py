@@ -37,7 +37,7 @@ class Service:
 
     imports: names of models that may be imported -> path. control_port: where the control part
     listens, which other parts forward to. audit: wraps the application in the audit log. mcp_rooms:
-    what MCP offers, none by default; mcp_registry: its git repository of models. names, origins:
+    what MCP offers, none by default; mcp_repository: its git repository of models. names, origins:
     what Host and Origin headers may say; the wall checks them, and MCP once more.
     """
 
@@ -55,7 +55,7 @@ class Service:
     audit: Callable[[ASGIApp], ASGIApp] | None = None
     model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
     mcp_rooms: tuple[str, ...] = ()
-    mcp_registry: str = ""
+    mcp_repository: str = ""
     names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
 

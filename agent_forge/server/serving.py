@@ -50,7 +50,7 @@ class ServeSettings:
     """How a server is run.
 
     state: its keys, database and jobs. watch: directories whose runs and checkpoints are shown.
-    data, imports: name -> path. mcp_rooms: what MCP offers, none by default; mcp_registry: its git
+    data, imports: name -> path. mcp_rooms: what MCP offers, none by default; mcp_repository: its git
     repository of models. hosts, origins: further names of this server and pages that may use it.
     allow_network: listen on more than this machine. parts: the doors of this process; port: of this
     process; control_port: of the process that owns the database.
@@ -65,7 +65,7 @@ class ServeSettings:
     data: dict[str, str] = field(default_factory=dict)
     imports: dict[str, str] = field(default_factory=dict)
     mcp_rooms: tuple[str, ...] = ()
-    mcp_registry: str = ""
+    mcp_repository: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     connect: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
             rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
             audit=_audit(state), model_memory_bytes=settings.model_memory_bytes,
-            mcp_rooms=settings.mcp_rooms, mcp_registry=settings.mcp_registry,
+            mcp_rooms=settings.mcp_rooms, mcp_repository=settings.mcp_repository,
             names=settings.names, origins=settings.origins,
         )  # fmt: skip
 

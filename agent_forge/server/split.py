@@ -101,7 +101,8 @@ def _start(
         for value in values:
             command += [option, str(value)]
     if settings.mcp_rooms and name == MODELS:
-        command += ["--mcp", ",".join(settings.mcp_rooms), "--mcp-registry", settings.mcp_registry]
+        command += ["--mcp", ",".join(settings.mcp_rooms)]
+        command += ["--mcp-registry", settings.mcp_repository]
     command += ["--allow-network"] * settings.allow_network + ["--json"] * as_json
     # In a session of its own, so that Ctrl-C reaches the parent alone, which passes it on.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)

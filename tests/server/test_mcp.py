@@ -67,7 +67,7 @@ def offer_in(place: Path, shelf: Checkpoint, remote: Path) -> Offer:
     """Return an offer of every room, with its memories and results in a directory."""
     return Offer(
         rooms=ROOMS, models=[shelf.path.parent], memory=str(place / "memory.db"),
-        registry=str(remote), state=place / "state",
+        repository=str(remote), state=place / "state",
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_named_without_its_place(
     weights = copy / "model.safetensors"
     weights.write_bytes(b"x" + weights.read_bytes()[1:])
     offer = Offer(
-        rooms=["checkpoints"], models=[copy.parent], memory="", registry="", state=tmp_path
+        rooms=["checkpoints"], models=[copy.parent], memory="", repository="", state=tmp_path
     )
     (verdict,) = ask(offer, ("checkpoints_verify", {"checkpoint": "tiny"}))
     assert "model.safetensors" in verdict
@@ -255,7 +255,7 @@ def test_an_evaluation_runs_and_is_read_later(offer: Offer) -> None:
     ("change", "message"),
     [
         ({"rooms": ["memry"]}, "did you mean 'memory'"),
-        ({"rooms": ["registry"], "registry": ""}, "--registry"),
+        ({"rooms": ["registry"], "repository": ""}, "--registry"),
         ({"rooms": ["checkpoints"], "models": [Path("none")]}, "no directory none"),
     ],
 )
@@ -275,7 +275,7 @@ def over_http(
     offer = offer_in(place, shelf, remote)
     words = [
         "mcp", "--http", "127.0.0.1:0", "--models", str(offer.models[0]), "--memory", offer.memory,
-        "--registry", offer.registry, "--token-file", str(place / "token"),
+        "--registry", offer.repository, "--token-file", str(place / "token"),
     ]  # fmt: skip
     process = subprocess.Popen(
         forge_command(*words), env=forge_environment(XDG_STATE_HOME=str(place)),
@@ -335,7 +335,7 @@ def test_a_token_comes_from_the_environment_or_a_private_file(
 def stdio_words(offer: Offer) -> list[str]:
     return forge_command(
         "mcp", "--models", str(offer.models[0]), "--memory", offer.memory,
-        "--registry", offer.registry,
+        "--registry", offer.repository,
     )  # fmt: skip
 
 

@@ -359,7 +359,7 @@ def test_an_agent_runs_its_own_tools_here(speaking: Callable) -> None:
 
 def test_a_wrong_key_is_an_authentication_error(service: Service) -> None:
     with (
-        openai.OpenAI(base_url=service.url, api_key="sk-wrong", max_retries=0) as other,
+        openai.OpenAI(base_url=service.url, api_key=UNKNOWN_KEY, max_retries=0) as other,
         pytest.raises(openai.AuthenticationError) as caught,
     ):
         other.models.list()
@@ -621,7 +621,7 @@ def test_the_service_serves_chat_to_keys_of_that_scope(
                     )
                     assert answer.usage.completion_tokens <= 3
             for key, refusal in (
-                (other, openai.PermissionDeniedError), ("forge_x_y", openai.AuthenticationError),
+                (other, openai.PermissionDeniedError), (UNKNOWN_KEY, openai.AuthenticationError),
             ):  # fmt: skip
                 with (
                     openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client,

@@ -24,8 +24,8 @@ class Offer:
     """What a server offers.
 
     rooms: names of ROOMS. models: directories below which checkpoints lie. memory: the SQLite
-    file of the memories. registry: the address or directory of a git repository, or "". state: where
-    results and caches are kept.
+    file of the memories. repository: the address or directory of the git repository that the room
+    "registry" shows, or "". state: where results and caches are kept.
     """
 
     rooms: Sequence[str]
