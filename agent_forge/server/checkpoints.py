@@ -221,8 +221,9 @@ def _entries(rows: Iterable[sqlite3.Row]) -> Iterator[Entry]:
     order: Mapping[str, int] = {OK: 0, DAMAGED: 1, MISSING: 2}
     for checkpoint_id, copies in by_id.items():
         copies.sort(key=lambda row: (order[row["status"]], row["path"]))
-        summaries = [json.loads(row["summary"]) for row in copies]
-        summary = summaries[0]
+        summary = json.loads(copies[0]["summary"])
+        present = [row for row in copies if row["status"] != MISSING]
+        sealed = [json.loads(row["summary"]).get("encrypted", False) for row in present or copies]
         yield Entry(
             id=checkpoint_id, name=summary.get("name", ""), phase=summary.get("phase", ""),
             role=summary.get("role", ""), status=copies[0]["status"],
@@ -230,6 +231,6 @@ def _entries(rows: Iterable[sqlite3.Row]) -> Iterator[Entry]:
             file_bytes=summary.get("file_bytes", 0), parents=summary.get("parents", []),
             metrics=summary.get("metrics", {}), seed=summary.get("seed", 0),
             time=summary.get("time", 0.0), error=summary.get("error", ""),
-            encrypted=all(one.get("encrypted", False) for one in summaries),
-            locations=[Path(row["path"]) for row in copies if row["status"] != MISSING],
+            encrypted=all(sealed),
+            locations=[Path(row["path"]) for row in present],
         )  # fmt: skip
