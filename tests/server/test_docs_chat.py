@@ -42,11 +42,12 @@ def test_commands_of_the_page_answer(command: str, tiny_checkpoint: Checkpoint) 
         assert json.loads(done.stdout.splitlines()[-1])["event"] == "done"
 
 
-def test_the_python_of_the_page_talks_to_the_server(service: Service) -> None:
+def test_the_python_of_the_page_talks_to_the_server(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    for name, value in (
-        ("http://127.0.0.1:8083/v1", service.url), ("YOUR KEY", KEY), ("MODEL", "tiny"),
-    ):  # fmt: skip
+    for name, value in (("http://127.0.0.1:8083/v1", service.url), ("MODEL", "tiny")):
         assert name in block
         block = block.replace(name, value)
     printed = io.StringIO()
