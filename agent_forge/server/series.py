@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WITH_POINTS = ("progress", "metrics")
-NOT_NUMBERS = ("nan", "inf", "-inf")  # as core/events.py writes them
+# Values that core/events.py writes as text, because JSON has no numbers for them.
+NOT_NUMBERS = ("nan", "inf", "-inf")
 KEPT_PER_STRETCH = 3  # the smallest, the largest, and a gap
 LEAST_POINTS = KEPT_PER_STRETCH + 2  # one stretch between the first point and the last
 

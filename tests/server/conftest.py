@@ -18,7 +18,7 @@ from agent_forge.server.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ROOT / "scripts" / "bench" / "serve_stub.py"
-WAIT_SECONDS = 120.0  # of a busy machine; nothing here is about speed
+WAIT_SECONDS = 120.0  # long enough for a busy machine; nothing here is about speed
 
 
 @pytest.fixture(autouse=True)

@@ -568,11 +568,11 @@ def test_models_leave_for_memory_the_least_recently_used_first(
         (tmp_path / name).mkdir()
         (tmp_path / name / "forge.json").touch()
     pool = ModelPool(memory_bytes=700 << 20)
-    told: queue.Queue[dict[str, Any]] = queue.Queue()
+    events: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def answer(name: str) -> dict[str, Any]:
-        pool.submit(tmp_path / name, {}, told.put)
-        event = told.get()
+        pool.submit(tmp_path / name, {}, events.put)
+        event = events.get()
         wait_until(lambda: all(seat.is_idle for seat in pool._seats.values()))
         return event
 

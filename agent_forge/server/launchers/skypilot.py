@@ -25,7 +25,8 @@ HINT = "install SkyPilot in an environment of its own and put its `sky` on the P
 # States of a cluster's job in `sky queue` in which it has, or may get, processes.
 LIVING = re.compile(r"\b(INIT|PENDING|SETTING_UP|RUNNING)\b")
 IDLE_MINUTES = "5"  # before a cluster whose job has ended is taken down
-LAUNCH_SECONDS = 5.0  # that a `sky launch` gets to end by itself after its job has ended
+# A `sky launch` has this long to end by itself after its job has ended.
+LAUNCH_SECONDS = 5.0
 
 
 class SkyLauncher(ClusterLauncher):
