@@ -77,17 +77,23 @@ def pick_dtype(name: str) -> "torch.dtype":
 
 
 def set_threads(threads: int) -> int:
-    """Use `threads` CPU threads (0: this process's share of the cores it may use); return the
-    number set.
+    """Use `threads` CPU threads, and return the number set.
+
+    0 is what OMP_NUM_THREADS says, or every core that the process may use. Processes of torchrun
+    share the cores: it sets OMP_NUM_THREADS to 1 by itself, so that says nothing of the user.
     """
     import torch
 
-    beside = int(
-        os.environ.get("LOCAL_WORLD_SIZE", "1")
-    )  # torchrun: processes of this run on this machine
-    count = threads or max(len(os.sched_getaffinity(0)) // beside, 1)
-    torch.set_num_threads(count)
-    return count
+    cores, beside = len(os.sched_getaffinity(0)), os.environ.get("LOCAL_WORLD_SIZE")
+    share = max(cores // int(beside), 1) if beside else omp_threads() or cores
+    torch.set_num_threads(threads or share)
+    return threads or share
+
+
+def omp_threads() -> int:
+    """Return the threads that OMP_NUM_THREADS allows, 0 where it does not say."""
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, one per level
+    return int(text) if text.isdigit() else 0
 
 
 def free_bytes(device: "torch.device") -> int:

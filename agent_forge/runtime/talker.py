@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent_forge.core.device import omp_threads
 from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.windows import fitting_prompt
@@ -158,7 +159,7 @@ def open_talker(
     """
     path = Path(path)
     on_cpu = _is_cpu(device)
-    packed = open_packed(path, on_cpu=on_cpu, engine=engine, threads=_threads(), floats=True)
+    packed = open_packed(path, on_cpu=on_cpu, engine=engine, threads=omp_threads(), floats=True)
     if packed is not None:
         return PackedTalker(packed, stored_ends(path))
     from agent_forge import models
@@ -217,12 +218,6 @@ def _is_cpu(device: str) -> bool:
     from agent_forge.core.device import pick_device
 
     return pick_device(device).type == "cpu"
-
-
-def _threads() -> int:
-    """Return how many threads OMP_NUM_THREADS allows, or 0 for every core of the process."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() else 0
 
 
 def _is_quantised(path: Path) -> bool:
