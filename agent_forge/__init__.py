@@ -16,7 +16,8 @@ import os
 from agent_forge._transformers import register_with_transformers
 
 __version__ = "0.1.0"
-SPINS = "10000"  # that a waiting thread makes; libgomp's default is 300,000
+# How often a waiting thread looks before it sleeps; libgomp's default is 300,000.
+SPINS = "10000"
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
