@@ -1,6 +1,7 @@
 """Score checkpoints on held-out items: eval one, compare two."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,18 @@ Tasks = Annotated[
     typer.Option(
         "--tasks",
         "-t",
-        help="Comma-separated tasks; by default those that need no settings, packages or long prompts.",
+        help="Comma-separated tasks or suites (skills, domains); by default tasks that need no "
+        "settings, packages or long prompts.",
     ),
 ]
 Items = Annotated[int, typer.Option("--items", "-n", min=2, help="Held-out items per task.")]
+Harness = Annotated[
+    str,
+    typer.Option(help="Comma-separated tasks of the lm-evaluation-harness (extra eval) instead."),
+]
+HarnessPath = Annotated[
+    Path | None, typer.Option(help="A folder of task files, for tasks of --harness of your own.")
+]
 Split = Annotated[str, typer.Option("--split", help="validation, search, test, or (bfcl) whole.")]
 
 
@@ -31,6 +40,8 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "forge eval outputs/run_all/8-compress",
             "forge eval outputs/run_all/8-compress --tasks tools,text --items 500",
+            "forge eval outputs/smollm2 -t skills -n 32",
+            "forge eval outputs/smollm2 --harness forge_hellaswag --split whole",
             "forge eval outputs/bake --tasks own_tools tools=[my_tools.py] eval.rows=[questions.jsonl]",
         ),
     )(eval_command)
@@ -39,6 +50,7 @@ def add_to(app: typer.Typer) -> None:
         help="Score two checkpoints on the same items: what does the second keep of the first?",
         epilog=examples(
             "forge compare outputs/run_all/7-adas outputs/run_all/8-compress",
+            "forge compare outputs/smollm2 outputs/mine -t skills -n 32",
             "forge compare outputs/smollm2 outputs/mine --tasks text --json",
         ),
     )(compare_command)
@@ -50,6 +62,8 @@ def eval_command(
     tasks: Tasks = "",
     items: Items = 200,
     split: Split = "test",
+    harness: Harness = "",
+    harness_path: HarnessPath = None,
     config: ConfigOption = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -57,13 +71,22 @@ def eval_command(
     """Score one checkpoint."""
     with one_line_errors(verbose):
         settings = _settings(overrides, config)
-        scores = _score(path, settings, _names(tasks), items, split)
+        if harness:
+            _eval_by_harness(
+                path, settings, harness, harness_path, items, split, as_json, bool(tasks)
+            )
+            return
+        if harness_path:
+            raise typer.BadParameter("--harness-path goes with --harness TASKS")
+        names = _names(tasks)
+        measured = _measured(path, settings, names, items, split, with_tokens=False)
         rows = [
             {
                 "task": name, "metric": s.metric, "value": s.mean, "low": s.interval[0],
-                "high": s.interval[1], "n": s.n, "chance": s.chance, "items": s.items_hash,
+                "high": s.interval[1], "n": s.n, "chance": s.chance,
+                "at_chance": not s.above_chance, "items": s.items_hash,
             }
-            for name, s in scores.items()
+            for name, s in measured.scores.items()
         ]  # fmt: skip
         if as_json:
             print_json(rows)
@@ -71,6 +94,34 @@ def eval_command(
         from agent_forge.cli.tables import score_table
 
         console(stderr=False).print(score_table(rows, f"{path}, {split} split"))
+
+
+def _eval_by_harness(
+    path: Path,
+    settings: Any,
+    harness: str,
+    folder: Path | None,
+    items: int,
+    split: str,
+    as_json: bool,
+    with_tasks: bool,
+) -> None:
+    """Print what the lm-evaluation-harness scores."""
+    from agent_forge.cli.tables import plain_table
+    from agent_forge.core.errors import ConfigError
+    from agent_forge.core.events import choices_said
+    from agent_forge.evaluate import harness as harness_room
+
+    if with_tasks:
+        raise ConfigError("--tasks are ours and --harness are the harness's: ask for them in turn")
+    names = [name.strip() for name in harness.split(",") if name.strip()]
+    model, tokenizer, context = _opened(path, settings, names)
+    with choices_said(lambda text: print(text, file=sys.stderr)):
+        rows = harness_room.score(model, tokenizer, names, split, items, context, folder)
+    if as_json:
+        print_json(rows)
+        return
+    console(stderr=False).print(plain_table(rows, f"{path}, lm-evaluation-harness"))
 
 
 def compare_command(
@@ -86,23 +137,13 @@ def compare_command(
 ) -> None:
     """Score two checkpoints on the same items and show the paired retention."""
     with one_line_errors(verbose):
-        from agent_forge import evaluate
-
         settings = _settings(overrides, config)
         names = _names(tasks)
-        one, two = (_score(path, settings, names, items, split) for path in (first, second))
-        rows = []
-        for name in names:
-            retention = evaluate.retention(
-                name, one[name], two[name], settings.gate.samples, settings.seed
-            )
-            rows.append(
-                {
-                    "task": name, "metric": one[name].metric, "first": one[name].mean,
-                    "second": two[name].mean, "kept": retention.ratio, "low": retention.low,
-                    "high": retention.high, "n": one[name].n,
-                }
-            )  # fmt: skip
+        one, two = (
+            _measured(path, settings, names, items, split, with_tokens=True)
+            for path in (first, second)
+        )
+        rows = [_compared(name, one, two, settings) for name in names]
         if as_json:
             print_json(rows)
             return
@@ -110,6 +151,29 @@ def compare_command(
 
         title = f"{second} (second) against {first} (first), {split} split"
         console(stderr=False).print(compare_table(rows, title))
+
+
+def _compared(name: str, one: "Measured", two: "Measured", settings: Any) -> dict[str, Any]:
+    """Return a row of `forge compare`: both scores, what the second keeps of the first, and of a
+    domain of text also how often their likeliest tokens are the same.
+    """
+    from agent_forge import evaluate
+
+    before, after = one.scores[name], two.scores[name]
+    retention = evaluate.retention(name, before, after, settings.gate.samples, settings.seed)
+    row = {
+        "task": name, "metric": before.metric, "first": before.mean, "second": after.mean,
+        "kept": retention.ratio, "low": retention.low, "high": retention.high, "n": before.n,
+        "at_chance": not before.above_chance,
+    }  # fmt: skip
+    if name in one.tokens:
+        same = evaluate.agreement(one.tokens[name], two.tokens[name], settings.seed)
+        return {
+            **row, "perplexity_ratio": 1 / retention.ratio if retention.ratio else None,
+            "same_token": same["value"], "same_token_low": same["low"],
+            "same_token_high": same["high"], "tokens": same["n"],
+        }  # fmt: skip
+    return row
 
 
 def _settings(overrides: list[str] | None, file: str | None) -> Any:
@@ -120,10 +184,14 @@ def _settings(overrides: list[str] | None, file: str | None) -> Any:
 
 
 def _names(tasks: str) -> list[str]:
+    """Return the chosen tasks, those of suites in the suite's place; all default tasks for ""."""
+    from agent_forge.config import suites
     from agent_forge.core import registry
 
     package = "agent_forge.evaluate.tasks"
-    chosen = [name.strip() for name in tasks.split(",") if name.strip()]
+    chosen, left_out = suites.expanded([name.strip() for name in tasks.split(",") if name.strip()])
+    for line in left_out:
+        print(line, file=sys.stderr)
     if chosen:
         for name in chosen:
             registry.load(package, name, "task")
@@ -132,13 +200,59 @@ def _names(tasks: str) -> list[str]:
     return [name for name, module in every if module.TASK.by_default]
 
 
-def _score(path: Path, settings: Any, names: list[str], items: int, split: str) -> Any:
+def _refuse_trained_on(opened: Any, names: list[str]) -> None:
+    """Raise ConfigError where a task's data were used in making the checkpoint."""
+    from agent_forge.core.errors import ConfigError
+
+    used = [name for name in opened.manifest.extra.get("benchmarks", ()) if name in names]
+    if used:
+        raise ConfigError(
+            f"{opened.stored} was trained on data of {', '.join(used)}, which is not reported then; "
+            "name the other tasks with --tasks"
+        )
+
+
+@dataclass(slots=True)
+class Measured:
+    """The scores of a checkpoint by task, and of domains of text its likeliest tokens."""
+
+    scores: dict[str, Any]
+    tokens: dict[str, Any]
+
+
+def _measured(
+    path: Path, settings: Any, names: list[str], items: int, split: str, *, with_tokens: bool
+) -> Measured:
+    """Return what a checkpoint scores on `items` items per task.
+
+    with_tokens: also keep the likeliest tokens of domains, which two models are compared by.
+    """
+    from agent_forge import evaluate
+    from agent_forge.core.events import choices_said
+
+    model, tokenizer, context = _opened(path, settings, names)
+    domains = [name for name in names if with_tokens and name in evaluate.DOMAINS]
+    others = [name for name in names if name not in domains]
+    with choices_said(lambda text: print(text, file=sys.stderr)):
+        tokens = {
+            name: evaluate.domain_scores(model, tokenizer, name, split, items, context)
+            for name in domains
+        }
+        scores = evaluate.score(model, tokenizer, others, split, items, context)
+    return Measured({**{name: one.scores for name, one in tokens.items()}, **scores}, tokens)
+
+
+def _opened(path: Path, settings: Any, names: list[str]) -> tuple[Any, Any, Any]:
+    """Return model, tokenizer and context of a checkpoint.
+
+    Raises ConfigError where one of the tasks `names` is benchmark data that it was trained on.
+    """
     from agent_forge import checkpoint, evaluate, models
     from agent_forge.core import device
-    from agent_forge.core.events import choices_said
 
     device.set_threads(settings.runtime.threads)
     opened = checkpoint.open(path)
+    _refuse_trained_on(opened, names)
     model = models.load(
         opened,
         device=device.pick_device(settings.runtime.device),
@@ -149,5 +263,4 @@ def _score(path: Path, settings: Any, names: list[str], items: int, split: str) 
         data=settings.data, tokenizer=tokenizer, seed=settings.seed, tools=settings.tools,
         rows=settings.eval.rows,
     )  # fmt: skip
-    with choices_said(lambda text: print(text, file=sys.stderr)):
-        return evaluate.score(model, tokenizer, names, split, items, context)
+    return model, tokenizer, context

@@ -236,31 +236,47 @@ def score_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
         ]
         for row in rows
     ]
-    return Grid(columns=columns, rows=cells, title=title)
+    return Grid(columns=columns, rows=cells, title=title, notes=_chance_notes(rows))
+
+
+def _chance_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line that names the tasks on which a model is at chance, if there are any."""
+    names = [words.task(row["task"]) for row in rows if row.get("at_chance")]
+    return [f"At chance, so nothing can be lost there: {', '.join(names)}."] if names else []
 
 
 def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
-    """Return the rows of `forge compare`: both scores, and what the second keeps of the first."""
+    """Return the rows of `forge compare`: both scores, what the second keeps of the first, and of
+    domains of text the share of places where both find the same token likeliest.
+    """
+    with_tokens = any("same_token" in row for row in rows)
     columns = [
         Column(head="task"),
         Column(head="first", right=True, spare=2),
         Column(head="second", right=True, spare=2),
         Column(head="kept", right=True),
         Column(head="at least", right=True),
+        *([Column(head="same token", right=True, spare=1)] if with_tokens else []),
         Column(head="items", right=True, spare=3),
     ]
-    cells = [
-        [
-            words.task(row["task"]),
-            words.score({**row, "value": row["first"]}),
-            words.score({**row, "value": row["second"]}),
-            "" if row["kept"] is None else words.percent(row["kept"]),
-            "" if row["low"] is None else words.percent(row["low"]),
-            words.number(row["n"]),
-        ]
-        for row in rows
+    cells = [_compared_cells(row, with_tokens) for row in rows]
+    notes = _chance_notes(rows)
+    if with_tokens:
+        notes = ["Kept of a domain: the first's perplexity over the second's.", *notes]
+    return Grid(columns=columns, rows=cells, title=title, notes=notes)
+
+
+def _compared_cells(row: Mapping[str, Any], with_tokens: bool) -> list[str]:
+    same = [words.percent(row["same_token"]) if "same_token" in row else ""] if with_tokens else []
+    return [
+        words.task(row["task"]),
+        words.score({**row, "value": row["first"]}),
+        words.score({**row, "value": row["second"]}),
+        "" if row["kept"] is None else words.percent(row["kept"]),
+        "" if row["low"] is None else words.percent(row["low"]),
+        *same,
+        words.number(row["n"]),
     ]
-    return Grid(columns=columns, rows=cells, title=title)
 
 
 def plain_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Grid:

@@ -26,6 +26,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 CONF = Path(__file__).resolve().parent.parent / "conf"
+READ_WHOLE = ("data", "eval")  # folders of conf/ that are not groups of options
 
 
 def compose(
@@ -172,11 +173,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def groups() -> dict[str, list[str]]:
-    """Return the config groups of conf/ and their options."""
+    """Return the config groups of conf/ and their options, without the folders that are read whole:
+    suites of tasks and recipes of data sets.
+    """
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(CONF.resolve().iterdir())
-        if folder.is_dir() and not folder.name.startswith((".", "_"))
+        if folder.is_dir()
+        and not folder.name.startswith((".", "_"))
+        and folder.name not in READ_WHOLE
     }
 
 

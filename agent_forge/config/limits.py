@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, get_args, get_origin
 
+from agent_forge.config import suites
 from agent_forge.config.overrides import bare, field_hints
 from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, did_you_mean
@@ -151,6 +152,7 @@ LearningRate = Annotated[float, Range(0, 10)]  # above 10 nothing has ever been 
 Temperature = Annotated[float, Range(0, 100)]
 GeneratedTask = Annotated[str, Plugin("agent_forge.data.synthetic", "generated task")]
 TaskName = Annotated[str, Plugin("agent_forge.evaluate.tasks", "task")]
+TaskOrSuite = Annotated[str, Plugin("agent_forge.evaluate.tasks", "task", tuple(suites.names()))]
 
 
 def data_kinds(*also: str) -> Plugin:

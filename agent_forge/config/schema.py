@@ -17,7 +17,7 @@ from agent_forge.config.limits import (
     OneOf,
     Range,
     Share,
-    TaskName,
+    TaskOrSuite,
     Text,
     Weight,
 )
@@ -89,8 +89,8 @@ class GateConfig:
     """What a child must keep of its parent, and of the base of its chain, before it may go on."""
 
     enabled: bool
-    tasks: dict[TaskName, Annotated[float, Range(0, 1000)]]
-    chain: dict[TaskName, Annotated[float, Range(0, 1000)]]
+    tasks: dict[TaskOrSuite, Annotated[float, Range(0, 1000)]]
+    chain: dict[TaskOrSuite, Annotated[float, Range(0, 1000)]]
     base: str
     items: Count
     looks: Annotated[int, Range(1, 100)]

@@ -84,15 +84,32 @@ def _conversations(file: Path) -> str:
     """Return what is said in a file of conversations: a turn per line, an empty line between
     conversations.
     """
+    turns = [
+        "\n".join(map(str, one)) if isinstance(one, list) else str(one)
+        for one in _content(file)["conversations"]
+    ]
+    return _beginning("\n\n".join(turns), "\n")
+
+
+def _content(file: Path) -> dict[str, Any]:
     import yaml
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(read_text(file), loader)  # noqa: S506 (both loaders are safe ones)
-    turns = [
-        "\n".join(map(str, one)) if isinstance(one, list) else str(one)
-        for one in content["conversations"]
-    ]
-    return _beginning("\n\n".join(turns), "\n")
+    content: dict[str, Any] = yaml.load(read_text(file), loader)  # noqa: S506 (both are safe)
+    return content
+
+
+def english_conversations() -> Iterator[tuple[str, list[str]]]:
+    """Yield (topic, turns) of each English conversation of chatterbot_corpus, which no mix of
+    "languages" holds.
+
+    Raises DataError where the package is not installed.
+    """
+    folder = _installed("chatterbot_corpus", "data") / "english"
+    for file in sorted(folder.glob("*.yml")):
+        for turns in _content(file)["conversations"]:
+            if isinstance(turns, list) and len(turns) > 1:
+                yield file.stem, [" ".join(str(turn).split()) for turn in turns]
 
 
 def _library() -> Path:

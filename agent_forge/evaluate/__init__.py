@@ -5,6 +5,17 @@ Every score carries n and a bootstrap interval; a gate compares parent and child
 in pairs. Importing this does not need torch.
 """
 
+from agent_forge.evaluate.domain import (
+    DOMAINS,
+    TABLE,
+    DomainScores,
+    agreement,
+    domain_scores,
+    domains_remembered,
+    kept_by_domain,
+    kept_words,
+    perplexity,
+)
 from agent_forge.evaluate.elsewhere import TITLE, kept_elsewhere, kept_text, unseen_scores
 from agent_forge.evaluate.engine import (
     canonical_form,
@@ -42,31 +53,40 @@ from agent_forge.evaluate.scores import (
 from agent_forge.evaluate.task import EvalContext, Task
 
 __all__ = [
+    "DOMAINS",
+    "TABLE",
     "TITLE",
     "Cost",
+    "DomainScores",
     "EvalContext",
     "Retention",
     "Scores",
     "Task",
     "Verdict",
+    "agreement",
     "bootstrap_interval",
     "canonical_form",
     "choice_log_likelihood",
     "cluster_numbers",
     "cluster_sums",
+    "domain_scores",
+    "domains_remembered",
     "draw_from",
     "exact_match",
     "footprint",
     "generate_replies",
     "item_pairs",
     "judge",
+    "kept_by_domain",
     "kept_elsewhere",
     "kept_text",
+    "kept_words",
     "load_task",
     "measure_speed",
     "measure_speeds",
     "paired_gain",
     "peak_memory_bytes",
+    "perplexity",
     "reset_peak_memory",
     "retention",
     "retention_by_kind",

@@ -31,6 +31,8 @@ from agent_forge.evaluate.scores import (
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TASKS = "agent_forge.evaluate.tasks"
@@ -161,7 +163,7 @@ def scores_of(name: str, items: Sequence[Any], pairs: Array, split: str, seed: i
         higher_is_better=task.higher_is_better, chance=task.chance, split=split,
         items_hash=split_hash(items), mean=float(values.sum() / weights.sum()),
         interval=interval, values=values.tolist(), weights=weights.tolist(), clusters=numbers,
-        kinds=kinds if any(kinds) else [],
+        kinds=kinds if any(kinds) else [], logarithmic=task.logarithmic,
     )  # fmt: skip
 
 
@@ -208,12 +210,69 @@ def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: i
     return result
 
 
+def row_tokens(
+    model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int = 0
+) -> "list[tuple[Array, NDArray[np.int64]]]":
+    """Return for each row the nats of its scored tokens, (t,) float64, and the likeliest token at
+    their places, (t,) int64.
+
+    Rows, batches and errors are as for `row_nll`.
+    """
+    limit = positions(model.config)
+    parts = [
+        (i, part)
+        for i, (ids, mask) in enumerate(rows)
+        for part in scoring_windows(ids, mask, limit)
+    ]
+    scored: list[list[tuple[int, Array, NDArray[np.int64]]]] = [[] for _ in rows]
+    windows = [part for _, part in parts]
+    for chosen, places, logits, targets in _window_logits(model, windows, batch_tokens):
+        nats, top = _nats(logits, targets).cpu().numpy(), logits.argmax(-1).cpu().numpy()
+        owners = places.cpu().numpy()
+        for place, window in enumerate(chosen):
+            own = owners == place
+            scored[parts[window][0]].append((window, nats[own], top[own]))
+    return [
+        (
+            np.concatenate([nats for _, nats, _ in sorted(pieces, key=lambda one: one[0])]),
+            np.concatenate([top for _, _, top in sorted(pieces, key=lambda one: one[0])]),
+        )
+        for pieces in scored
+    ]
+
+
 def _window_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int) -> Array:
     """Return what `row_nll` returns, for rows that fit the model's positions."""
     import torch
-    from torch.nn import functional
 
     result = np.zeros((len(rows), 2))
+    for chosen, places, logits, targets in _window_logits(model, rows, batch_tokens):
+        losses = _nats(logits, targets)
+        sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device).index_add_(
+            0, places, losses
+        )
+        result[chosen, 0] = sums.cpu().numpy()
+        result[chosen, 1] = [sum(map(bool, rows[i][1])) for i in chosen]
+    return result
+
+
+def _nats(logits: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
+    """Return -log p of each target: (tokens,) float64. logits: (tokens, vocab)."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits.float(), targets, reduction="none").double()
+
+
+def _window_logits(
+    model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: int
+) -> "Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]":
+    """Yield for each batch the numbers of its rows, and of every scored token its place in the
+    batch (tokens,), its logits (tokens, vocab) and the token itself (tokens,).
+
+    Raises DataError when token 0, which nothing precedes, is to be scored.
+    """
+    import torch
+
     device = model.device
     with evaluating(model):
         for chosen in batches_by_length(
@@ -240,17 +299,12 @@ def _window_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_token
                 use_cache=False,
             ).logits
             scored = mask[:, 1:].to(device)
-            targets = ids[:, 1:].to(device)[scored]
-            losses = functional.cross_entropy(
-                logits[:, :-1][scored].float(), targets, reduction="none"
-            ).double()
-            where = scored.nonzero()[:, 0]
-            sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device).index_add_(
-                0, where, losses
+            yield (
+                chosen,
+                scored.nonzero()[:, 0],
+                logits[:, :-1][scored],
+                ids[:, 1:].to(device)[scored],
             )
-            result[chosen, 0] = sums.cpu().numpy()
-            result[chosen, 1] = mask.sum(1).numpy()
-    return result
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -1,11 +1,11 @@
 """Gate a child by what it retains of its parent, paired on the same items.
 
-Retention is child/parent where higher is better and parent/child for bits per byte. A child is
-refused on a task when two things hold: it is shown to be worse than the parent (upper bound below
-1) and it is not shown to keep the limit (lower bound below the limit). The first condition lets
-unchanged children pass with any number of items, the second lets small losses pass. Only the
-parent's interval decides whether a task is gated at all: where the parent is at chance there is
-nothing to lose, and the report says so.
+Retention is child/parent where higher is better, parent/child for bits per byte, and the parent's
+perplexity over the child's for nats per token. A child is refused on a task when two things hold:
+it is shown to be worse than the parent (upper bound below 1) and it is not shown to keep the limit
+(lower bound below the limit). The first condition lets unchanged children pass with any number of
+items, the second lets small losses pass. Only the parent's interval decides whether a task is gated
+at all: where the parent is at chance there is nothing to lose, and the report says so.
 
 The same rule, with separate limits, compares a child with the base of its chain, so that many small
 losses cannot add up: a phase may spend only what is left of the chain's limit.
@@ -112,8 +112,8 @@ def retention(
     both = [*parent.sums(), *child.sums()]
     draws = draw_items(len(both[0]), samples, seed, parent.task)
     everything = np.arange(len(both[0]))[None, :]
-    ratio = float(_ratios(both, everything, parent.higher_is_better)[0])
-    ratios = np.sort(_ratios(both, draws, parent.higher_is_better))
+    ratio = float(_ratios(both, everything, parent)[0])
+    ratios = np.sort(_ratios(both, draws, parent))
     tail, loss_tail = int((1 - confidence) * samples), int((1 - loss_confidence) * samples)
     return Retention(
         task=task if isinstance(task, str) else task.name, ratio=ratio, low=float(ratios[tail]),
@@ -150,11 +150,15 @@ def _items_at(scores: Scores, places: list[int]) -> Scores:
     )
 
 
-def _ratios(both: list[Array], draws: np.ndarray, higher_is_better: bool) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
+def _ratios(both: list[Array], draws: np.ndarray, parent: Scores) -> Array:
+    """Return the retention of each resample, (samples,); 0 where the child's score is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         old, new = resample(both[0], both[1], draws), resample(both[2], both[3], draws)
-        top, bottom = (new, old) if higher_is_better else (old, new)
-        ratios = np.where((top == 0) & (bottom == 0), 1.0, top / bottom)
+        if parent.logarithmic:
+            ratios = np.exp(old - new)
+        else:
+            top, bottom = (new, old) if parent.higher_is_better else (old, new)
+            ratios = np.where((top == 0) & (bottom == 0), 1.0, top / bottom)
     return np.where(np.isfinite(new), ratios, 0.0)
 
 

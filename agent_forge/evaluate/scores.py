@@ -36,6 +36,7 @@ class Scores:
     interval: the 95% bootstrap interval of `mean`.
     clusters: the cluster of each item, numbered from 0; empty where each item is its own cluster.
     kinds: the kind of each item, where a task mixes several; empty where it has only one.
+    logarithmic: `mean` is in nats, see Task.
     """
 
     task: str
@@ -51,6 +52,7 @@ class Scores:
     weights: list[float]
     clusters: list[int] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    logarithmic: bool = False
 
     @property
     def n(self) -> int:

@@ -14,6 +14,8 @@ class Task:
     chance: the metric of a model that knows the form of an answer and guesses its content.
     by_default: whether `forge eval` scores it unasked; not where it needs settings or packages, or
     long prompts.
+    logarithmic: scores are nats per token, so what a child keeps is the parent's perplexity over
+    the child's, not the ratio of the two scores.
     """
 
     name: str
@@ -22,6 +24,7 @@ class Task:
     higher_is_better: bool
     chance: float
     by_default: bool = True
+    logarithmic: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

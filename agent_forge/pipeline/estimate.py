@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint import Checkpoint
-from agent_forge.config import Phase, PhaseConfig
+from agent_forge.config import Phase, PhaseConfig, suites
 from agent_forge.core.errors import StorageError
 from agent_forge.pipeline.catalogue import phase_named
 from agent_forge.pipeline.fits import fits
@@ -128,9 +128,8 @@ def _estimate(name: str, config: PhaseConfig, shape: ModelShape, sources: list[s
     )
     per_token = FLOP_PER_PARAMETER_TOKEN * shape.parameters * seconds_per_flop
     tokens = config.work_tokens()
-    scored = (
-        config.gate.items * len(config.gate.tasks) * ITEM_TOKENS / 3 if config.gate.enabled else 0
-    )
+    gated = len(suites.limits(config.gate.tasks))
+    scored = config.gate.items * gated * ITEM_TOKENS / 3 if config.gate.enabled else 0
     return Estimate(
         phase=name,
         sources=sources,

@@ -13,7 +13,8 @@ parent and child in turn, because an older figure would depend on the state of t
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from agent_forge import evaluate, models
 from agent_forge.checkpoint import Checkpoint, atomic
-from agent_forge.config import Phase, PhaseConfig
+from agent_forge.config import Phase, PhaseConfig, suites
 from agent_forge.core import device
 from agent_forge.core.events import EventLog
 
@@ -103,6 +104,7 @@ def judge_child(
     parent: None for a model that is made from nothing; it passes when its scores are finite.
     base: the first model of the chain, for the limits of `gate.chain`.
     """
+    config = _with_suites_expanded(config, child.manifest.extra.get("benchmarks", ()), events)
     sources = {"child": child, "parent": parent, "base": base}
     who = {
         name: Scored(source, config, events, name)
@@ -141,6 +143,25 @@ def judge_child(
         "memory_bytes": child_cost.memory_bytes,
     }
     return json.loads(json.dumps(plain)), child_cost.tokens_per_second
+
+
+def _with_suites_expanded(
+    config: PhaseConfig, benchmarks: Sequence[str], events: EventLog
+) -> PhaseConfig:
+    """Return the settings with the tasks of each suite in the suite's place.
+
+    A message names each task that is left out: its package is missing, or its data are among the
+    benchmarks that the child was trained on.
+    """
+    gate = config.gate
+    for line in suites.expanded([*gate.tasks, *gate.chain])[1]:
+        events.message(line)
+    tasks, chain = suites.limits(gate.tasks), suites.limits(gate.chain)
+    for name in sorted({*tasks, *chain} & set(benchmarks)):
+        events.message(f"the gate leaves out {name}: the child was trained on its data")
+        tasks.pop(name, None)
+        chain.pop(name, None)
+    return replace(config, gate=replace(gate, tasks=tasks, chain=chain))
 
 
 def _looked(

@@ -193,6 +193,7 @@ def check_settings(name: str, config: PhaseConfig) -> None:
     A phase may have a `check.py` with `check(config)`, for settings that only its libraries can
     judge. Raises ConfigError, or DataError for unreadable data.
     """
+    from agent_forge.config import suites
     from agent_forge.config.limits import kinds_of_data
     from agent_forge.core import device, registry
     from agent_forge.data import rows, sources
@@ -200,7 +201,7 @@ def check_settings(name: str, config: PhaseConfig) -> None:
 
     if config.runtime.device not in ("auto", "cpu"):
         device.pick_device(config.runtime.device)
-    for task in [*config.gate.tasks, *config.gate.chain]:
+    for task in suites.expanded([*config.gate.tasks, *config.gate.chain])[0]:
         registry.load("agent_forge.evaluate.tasks", task, "gate task")
     for text in config.data.text:
         check_source(text, config.data.encoding, config.data.ignore_keys)

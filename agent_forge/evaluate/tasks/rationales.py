@@ -1,0 +1,44 @@
+"""Exact match of answers to questions that need a few steps (sums, products, cups, stories).
+
+Models may think before they answer; the last word of the reply counts.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_forge.core.seeds import seed_for
+from agent_forge.data.synthetic import rationales
+from agent_forge.evaluate.engine import exact_match
+from agent_forge.evaluate.task import EvalContext, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# chance: a quarter of the questions name three or four balls; numbers are not guessed.
+TASK = Task(
+    name="rationales",
+    version=1,
+    metric="exact match",
+    higher_is_better=True,
+    chance=0.073,
+    by_default=False,
+)
+MAX_NEW_TOKENS = 96
+
+
+def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
+    """Return `n` distinct generated rows of the split."""
+    return rationales.rows(n, split, seed_for(context.seed, "evaluate", "rationales"))
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[dict[str, Any]],
+    context: EvalContext,
+) -> NDArray[np.float64]:
+    """Return (n, 2): 1 for the right last word of the reply, and weight 1."""
+    return exact_match(model, tokenizer, items, MAX_NEW_TOKENS, context)
