@@ -84,7 +84,8 @@ class Workspace:
         """Write `path` (or `path/name`) as a checkpoint filled by `save(directory)`.
 
         `agent` settings are laid over the first parent's, so what an earlier phase baked stays
-        known.
+        known. Benchmarks whose data a parent or this phase has used (extra["benchmarks"]) stay
+        named, because no descendant may be scored on them.
         """
         target = self.path / name if name else self.path
         if self.rank:
@@ -92,6 +93,11 @@ class Workspace:
             return directory.open(target)
         parents = self.parents if parents is None else list(parents)
         inherited = parents[0].manifest.agent if parents else {}
+        used = {name for one in parents for name in one.manifest.extra.get("benchmarks", ())}
+        extra = dict(extra or {})
+        used |= set(extra.pop("benchmarks", ()))
+        if used:
+            extra["benchmarks"] = sorted(used)
         written = directory.write(
             target,
             save,

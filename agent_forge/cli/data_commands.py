@@ -1,12 +1,20 @@
-"""`forge data`: inspect training rows, and what held-out splits share with training."""
+"""`forge data`: inspect training rows, compare splits, build data sets."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from agent_forge.cli.errors import one_line_errors
-from agent_forge.cli.phase_commands import FileEncoding, Json, Verbose, examples
+from agent_forge.cli.phase_commands import (
+    ConfigOption,
+    FileEncoding,
+    Json,
+    Overrides,
+    Verbose,
+    examples,
+)
 from agent_forge.cli.render import console, print_json
 
 BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens
@@ -30,7 +38,7 @@ IgnoredKeys = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the group of this file."""
-    group = typer.Typer(help="Look at training data.", no_args_is_help=True)
+    group = typer.Typer(help="Look at training data, and build sets of it.", no_args_is_help=True)
     group.command(
         "inspect",
         help="Count rows, tokens and trained tokens; show which text is learned.",
@@ -46,6 +54,14 @@ def add_to(app: typer.Typer) -> None:
             "forge data splits", "forge data splits data.text=[speeches/] data.rows=[rows.jsonl]"
         ),
     )(splits_command)
+    group.command(
+        "build",
+        help="Build a data set of five domains, from packages and in a model's own words.",
+        epilog=examples(
+            "forge data build broad",
+            "forge data build broad own.parent=outputs/smollm2 size_bytes=200000",
+        ),
+    )(build_command)
     app.add_typer(group, name="data")
 
 
@@ -113,6 +129,38 @@ def _print_masks(masks: list[list[dict[str, Any]]]) -> None:
             text = f"»{part['text']}«" if part["trained"] else part["text"]
             out.print(text, style="green" if part["trained"] else "", markup=False, end="")
         out.print()
+
+
+def build_command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file of conf/data: broad.")],
+    settings: Overrides = None,
+    config: ConfigOption = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build a data set, or name the one that an earlier build of the same recipe left.
+
+    A killed build goes on with the same command.
+    """
+    with one_line_errors(verbose):
+        from agent_forge.core.events import choices_said
+        from agent_forge.pipeline.data_set import build, compose_recipe
+
+        def say(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        with choices_said(say):
+            data_set = build(recipe, compose_recipe(recipe, settings or [], config), say)
+        if as_json:
+            print_json({"path": str(data_set.path), **data_set.manifest})
+            return
+        out = console(stderr=False)
+        for domain, sources in data_set.manifest["counts"].items():
+            parts = ", ".join(
+                f"{name} {count.get('bytes', 0):,}" for name, count in sources.items()
+            )
+            out.print(f"{domain:<12}{parts} bytes", highlight=False)
+        out.print(f"{data_set.path}  (id {data_set.id[:16]}; its README.md is the card)")
 
 
 def splits_command(
