@@ -143,7 +143,7 @@ def ternary(bench: Bench) -> str:
 
     bench.made["bitnet"], reach = phase(bench, "bitnet", [
         "linear.group_size=32", "linear.embedding_bits=8", "train.steps=2", "train.rows=2", f"train.length_tokens={LENGTH}",
-        "init.rows=4", "measure_items=2", "unseen_items=2",
+        "init.rows=4", "measure_items=2", "unseen_items=2", "domain_items=0",
     ])  # fmt: skip
     model = models.load(bench.made["bitnet"])
     save_packed(models.load(bench.made["bitnet"]), bench.words, bench.root / "ternary-packed")
@@ -153,7 +153,7 @@ def ternary(bench: Bench) -> str:
 def compressed(bench: Bench) -> str:
     """Compress the model; its codes give the logits of the weights that they stand for."""
     bench.made["compress"], reach = phase(bench, "compress", [
-        "measure.unseen_items=2", "calibration.windows=3", f"calibration.length_tokens={LENGTH}",
+        "measure.unseen_items=2", "measure.domain_items=0", "calibration.windows=3", f"calibration.length_tokens={LENGTH}",
         "calibration.count_windows=0", "measure.windows=2", f"measure.length_tokens={LENGTH}", "codec.min_weights=64",
         "codec.candidates=[{codec: intk, bits: 8}, {codec: intk, bits: 4}]", "budget.bytes_ratio=0.3",
         "budget.quality_floor=0", "recover.steps=0", "recover.block_steps=0",

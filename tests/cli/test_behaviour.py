@@ -21,7 +21,7 @@ Forge = Callable[..., "CompletedProcess[str]"]
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "numpy", "safetensors")
 QUICK = [
     "linear.group_size=32", "init.rows=2", "train.rows=2", "train.length_tokens=32",
-    "train.steps=1", "measure_items=4", "unseen_items=4",     "gate.items=4", "gate.looks=1",
+    "train.steps=1", "measure_items=4", "unseen_items=4", "domain_items=0",     "gate.items=4", "gate.looks=1",
     "gate.speed_ratio=0", "runtime.threads=1",
 ]  # fmt: skip
 

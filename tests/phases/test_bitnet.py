@@ -697,7 +697,7 @@ def config_for(source: Path, out: Path, data: DataConfig, *overrides: str) -> Co
             f"sources=[{source}]", f"out={out}", f"data.text=[{data.text[0]}]", f"data.cache={data.cache}",
             "data.max_text_bytes=0", "linear.group_size=16", "init.rows=8", "train.steps=8",
             *(f"train.mix.{kind}=0" for kind in ("reasoning", "memory", "tools")), "train.rows=4",
-            "train.length_tokens=48", "train.optim.warmup_steps=2", "measure_items=8", "unseen_items=4",
+            "train.length_tokens=48", "train.optim.warmup_steps=2", "measure_items=8", "unseen_items=4", "domain_items=0",
             "runtime.device=cpu", *overrides,
         ],
     )  # fmt: skip

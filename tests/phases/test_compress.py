@@ -57,6 +57,7 @@ def config(data_config: DataConfig, tmp_path: Path) -> Config:
     result.calibration.windows, result.calibration.length_tokens = 4, 48
     result.calibration.mix = {"text": 0.5, "tools": 0.5}
     result.measure.windows, result.measure.length_tokens, result.measure.unseen_items = 3, 48, 8
+    result.measure.domain_items = 0
     result.codec.candidates, result.codec.min_weights = CANDIDATES, 64
     result.budget.search_steps = 4
     return result

@@ -16,7 +16,7 @@ from agent_forge.pipeline.run_phase import run_phase
 
 QUICK = [
     "linear.group_size=32", "init.rows=2", "train.rows=2", "train.length_tokens=32",
-    "train.steps=3", "measure_items=4", "unseen_items=4",     "gate.items=6", "gate.looks=1",
+    "train.steps=3", "measure_items=4", "unseen_items=4", "domain_items=0",     "gate.items=6", "gate.looks=1",
     "gate.speed_ratio=0", "runtime.threads=1",
 ]  # fmt: skip
 Quick = Callable[..., PhaseConfig]

@@ -53,6 +53,7 @@ class TrainConfig:
     rows: Count
     length_tokens: Window
     mix: Annotated[dict[Annotated[str, data_kinds("own")], Weight], SomeWeight()]
+    texts: str
     embeddings: bool
     scale_lr: Weight
     blend_share: Share
@@ -98,6 +99,7 @@ class Config(PhaseConfig):
     distill: DistillConfig
     measure_items: Count
     unseen_items: Count
+    domain_items: CountOrNone
 
     def work_tokens(self) -> float:
         """Return the student's trained tokens and the parent's forward passes."""

@@ -14,6 +14,7 @@ from agent_forge import data, evaluate, learn, models
 from agent_forge.config import Report
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import seed_for
+from agent_forge.data import sets
 from agent_forge.data.sources import Source
 from agent_forge.evaluate import Scores
 from agent_forge.models.ternary import set_blend, ternarise, ternary_layers
@@ -23,6 +24,8 @@ from agent_forge.phases.bitnet.compensate import Rounding
 from agent_forge.phases.bitnet.distill import Distillation
 from agent_forge.phases.bitnet.follow import compensated
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
+
+Findings = tuple[dict[str, Any], list[dict[str, Any]]]  # metrics, and the rows of a table
 
 
 def run(phase: PhaseRun[Config]) -> Report:
@@ -62,6 +65,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         batches = _mixture(config, texts, "train")
         distil(phase, parent, model, batches, tokenizer.pad_token_id)
         stages["trained"] = scored("trained", model)
+    by_domain = _by_domain(phase, parent, model)
     items = config.unseen_items
     elsewhere = evaluate.kept_elsewhere(
         evaluate.unseen_scores("parent", parent, tokenizer, items, context, out),
@@ -69,16 +73,40 @@ def run(phase: PhaseRun[Config]) -> Report:
         config.gate.samples,
         config.seed,
     )
-    return _write(phase, parent, model, before, stages, elsewhere, start)
+    return _write(phase, parent, model, before, stages, (elsewhere, by_domain), start)
+
+
+def _by_domain(
+    phase: PhaseRun[Config], parent: PreTrainedModel, child: PreTrainedModel
+) -> "Findings":
+    """Return metrics and a table of the perplexity that the child keeps, domain by domain."""
+    config = phase.config
+    before, after = (
+        evaluate.domains_remembered(
+            name, model, phase.tokenizer, config.domain_items, phase.eval_context, phase.out
+        )
+        for name, model in (("parent", parent), ("child", child))
+    )
+    return evaluate.kept_by_domain(before, after, _shares(config), config.gate.samples, config.seed)
+
+
+def _shares(config: Config) -> dict[str, float]:
+    """Return kind of data, or domain of the data set, -> share of the windows, of those above 0."""
+    train = config.train
+    mix = sets.open_set(train.texts).shares if train.texts else train.mix
+    return {kind: share for kind, share in mix.items() if share > 0}
 
 
 def _sources(phase: PhaseRun[Config], parent: PreTrainedModel) -> dict[str, Source]:
     config = phase.config
+    if config.train.texts:
+        data_set = sets.open_set(config.train.texts)
+        return sets.domain_sources(data_set, config.data, phase.tokenizer, "train")
     sources: dict[str, Source] = {}
-    for kind, share in config.train.mix.items():
-        if share > 0 and kind == own_text.KIND:
+    for kind in _shares(config):
+        if kind == own_text.KIND:
             sources[kind] = _own_text(phase, parent)
-        elif share > 0:
+        else:
             seed = seed_for(config.seed, "bitnet", kind)
             sources[kind] = data.source(kind, config.data, phase.tokenizer, "train", seed)
     return sources
@@ -107,7 +135,7 @@ def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixt
     train = config.train
     return data.Mixture(
         sources,
-        {kind: train.mix[kind] for kind in sources},
+        _shares(config),
         rows=train.rows,
         length_tokens=train.length_tokens,
         seed=seed_for(config.seed, "bitnet", name),
@@ -233,11 +261,12 @@ def _write(
     model: PreTrainedModel,
     before: Scores,
     stages: dict[str, Scores],
-    elsewhere: tuple[dict[str, Any], list[dict[str, Any]]],
+    findings: tuple["Findings", "Findings"],
     start: dict[str, torch.Tensor],
 ) -> Report:
     """Write the packed checkpoint, and report its size, its codes and what it keeps."""
     config, out, events = phase.config, phase.out, phase.events
+    elsewhere, by_domain = findings
     scored = stages[list(stages)[-1]]
     size = measure.packed_file_bytes(model, out.state / "packed.safetensors")
     parent_size = models.deployable_bytes(parent)
@@ -258,6 +287,7 @@ def _write(
         "parent_bytes": parent_size,
         "size_ratio": size / parent_size,
         **elsewhere[0],
+        **by_domain[0],
     }
     events.metrics(
         "bitnet", {key: value for key, value in metrics.items() if not isinstance(value, dict)}
@@ -265,6 +295,7 @@ def _write(
     written = out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
+        extra={"benchmarks": sets.benchmarks_of(config.train.texts)},
         deployable_bytes=size,
     )
     events.artefact(written.path)
@@ -275,8 +306,12 @@ def _write(
         f"({retention.ratio:.1%} kept, n={before.n}); "
         f"kept on text that was not in the calibration: {evaluate.kept_text(elsewhere[0])}"
     )
+    if by_domain[1]:
+        summary += f"; perplexity kept by domain: {evaluate.kept_words(by_domain[1])}"
     table = measure.comparison(before, stages, config.gate.samples, config.seed)
     tables = {"Bits per byte": table, evaluate.TITLE: elsewhere[1]}
+    if by_domain[1]:
+        tables[evaluate.TABLE] = by_domain[1]
     return Report(
         summary=summary,
         outputs=[str(written.path)],

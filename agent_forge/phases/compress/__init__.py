@@ -37,6 +37,7 @@ class CalibrationConfig:
     count_windows: CountOrNone
     length_tokens: Window
     mix: DataMix
+    texts: str
     other_share: Share
     sums_mb: Annotated[float, Range(0, 1e9, above=True)]
 
@@ -48,6 +49,7 @@ class MeasureConfig:
     windows: Count
     length_tokens: Window
     unseen_items: Count
+    domain_items: CountOrNone
 
 
 @dataclass(slots=True, kw_only=True)

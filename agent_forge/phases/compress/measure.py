@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import data
 from agent_forge.anatomy import chunks
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.sources import IGNORE
-from agent_forge.phases.compress import Config
+from agent_forge.phases.compress import Config, texts
 
 # So many logits are held at once on the CPU.
 CPU_LOGITS = 1 << 25
@@ -23,15 +22,13 @@ Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (wi
 
 
 def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> Windows:
-    """Return `measure.windows` windows of each kind of `calibration.mix` from `split`.
+    """Return `measure.windows` windows of each kind of text of the calibration from `split`.
 
     Raises ConfigError when the windows of a kind have no scored token: its quality would be 0/0.
     """
     windows = {}
-    for kind in sorted(kind for kind, weight in config.calibration.mix.items() if weight > 0):
-        source = data.source(
-            kind, config.data, tokenizer, split, config.seed, rows=8 * config.measure.windows
-        )
+    sources = texts.sources(config, tokenizer, split, 8 * config.measure.windows)
+    for kind, source in sorted(sources.items()):
         generator = numpy_generator(config.seed, "compress", "measure", split, kind)
         samples = [
             source.take(generator, config.measure.length_tokens)

@@ -15,6 +15,7 @@ from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Choice
 from agent_forge.config import Report
 from agent_forge.core.errors import CheckpointError, ConfigError
+from agent_forge.data import sets
 from agent_forge.models import compressed, conv1d
 from agent_forge.models.compressed import coded_modules
 from agent_forge.phases import PhaseRun
@@ -27,6 +28,7 @@ from agent_forge.phases.compress import (
     offers,
     recover,
     sensitivity,
+    texts,
 )
 from agent_forge.phases.compress.offers import Offer
 
@@ -70,15 +72,20 @@ def run(phase: PhaseRun[Config]) -> Report:
     figures = measure.quality(measure.losses(reloaded, validation), before)
     elsewhere, kinds = _elsewhere(phase, model, reloaded)
     figures |= elsewhere
+    by_domain, domains = _by_domain(phase, model, reloaded)
+    figures |= by_domain
     report = _report(config, reloaded, rows, figures, points, fp32, packed, phase.sources[0])
     report.tables[evaluate.TITLE] = kinds
-    extra = {}
+    if domains:
+        report.tables[evaluate.TABLE] = domains
+        report.summary += f"; perplexity kept by domain: {evaluate.kept_words(domains)}"
+    extra: dict[str, Any] = {"benchmarks": sets.benchmarks_of(config.calibration.texts)}
     if config.curve.enabled:
         options = [[offer.option() for offer in offered] for offered in coded.values()]
         fixed = _fixed_bytes(config, model, coded, fp32)
         curve_rows = curve.points(phase, model, coded, options, fixed, validation, before)
         report.tables[curve.TITLE], report.plots = curve_rows, curve.plots(curve_rows)
-        extra = {"curve": curve_rows}
+        extra["curve"] = curve_rows
     written = out.write(
         lambda directory: shutil.copytree(packed, directory, dirs_exist_ok=True),  # type: ignore[arg-type,return-value]
         metrics=report.metrics,
@@ -137,6 +144,22 @@ def _elsewhere(
     return evaluate.kept_elsewhere(before, after, config.gate.samples, config.seed)
 
 
+def _by_domain(
+    phase: PhaseRun[Config], parent: PreTrainedModel, child: PreTrainedModel
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return metrics and a table of the perplexity that the child keeps, domain by domain."""
+    config = phase.config
+    items = config.measure.domain_items
+    before, after = (
+        evaluate.domains_remembered(
+            name, model, phase.tokenizer, items, phase.eval_context, phase.out
+        )
+        for name, model in (("parent", parent), ("child", child))
+    )
+    kinds = texts.shares(config)
+    return evaluate.kept_by_domain(before, after, kinds, config.gate.samples, config.seed)
+
+
 def calibration_windows(
     config: Config, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,12 +184,8 @@ def _mixture(
     config: Config, tokenizer: PreTrainedTokenizerFast, rows: int, length: int, name: str
 ) -> data.Mixture:
     """Return batches of `rows` windows of the train split, in the calibration's mix."""
-    mix = {kind: weight for kind, weight in config.calibration.mix.items() if weight > 0}
     drawn = ROWS_PER_WINDOW * config.calibration.windows
-    sources = {
-        k: data.source(k, config.data, tokenizer, "train", config.seed, rows=drawn)
-        for k in sorted(mix)
-    }
+    sources, mix = texts.sources(config, tokenizer, "train", drawn), texts.shares(config)
     return data.Mixture(sources, mix, rows=rows, length_tokens=length, seed=config.seed, name=name)
 
 
