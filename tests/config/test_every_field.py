@@ -16,7 +16,7 @@ from agent_forge.config import DataConfig, GateConfig, OptimConfig, PhaseConfig,
 from agent_forge.config.compose import CONF, compose, groups
 from agent_forge.config.ternary import TernarySettings
 from agent_forge.pipeline.catalogue import phases
-from agent_forge.pipeline.run_all import compose_run
+from agent_forge.pipeline.run_all import compose_run, goal_line
 from agent_forge.search.settings import EvolveSettings
 
 PACKAGE = Path(agent_forge.__file__).parent
@@ -30,11 +30,6 @@ SHARED: dict[type, tuple[str, ...]] = {
     EvolveSettings: ("search", "phases/evomerge"),
     TernarySettings: ("models/ternary", "config"),
 }
-
-
-ONE_VALUE = (
-    "objective",
-)  # checked in `validate`; there is one value so far, so nothing depends on it
 
 
 def names_read(files: typing.Iterable[Path]) -> set[str]:
@@ -119,7 +114,7 @@ def unread(config: type, room: Path) -> list[str]:
             if kind is PhaseConfig or f.name not in PhaseConfig.__slots__
         ]
         for field in own:
-            if field.name not in read and not whole and field.name not in ONE_VALUE:
+            if field.name not in read and not whole:
                 missing.append(f"{prefix}{field.name}")
             for inner in dataclasses_in(hints[field.name]):
                 visit(inner, f"{prefix}{field.name}.", field.name in handed_on)
@@ -183,8 +178,21 @@ def test_every_option_of_every_group_composes(phase: str, group: str, option: st
     assert config.out == "x"
 
 
+@pytest.mark.parametrize("goal", groups()["goal"])
+def test_a_goal_decides_about_ternary_weights_and_the_user_about_the_goal(goal: str) -> None:
+    run = compose_run([f"goal={goal}"])
+    assert run.goal == goal
+    assert ("bitnet" in run.phases) == (goal != "quality")
+    if goal != "quality":
+        packing = {"size": "five_trits", "speed": "two_bit"}[goal]
+        assert run.phases["bitnet"].linear.packing == packing  # type: ignore[attr-defined]
+        own = compose_run([f"goal={goal}", "bitnet.linear.packing=two_bit"]).phases["bitnet"]
+        assert own.linear.packing == "two_bit"  # type: ignore[attr-defined]
+    assert ("no ternary" in goal_line(run)) == (goal == "quality")
+
+
 def test_no_group_is_left_over() -> None:
-    used = {group.partition("@")[0] for _, group, _ in group_options()} | {"experiment"}
+    used = {group.partition("@")[0] for _, group, _ in group_options()} | {"experiment", "goal"}
     assert set(groups()) == used
 
 

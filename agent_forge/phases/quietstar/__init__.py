@@ -1,6 +1,6 @@
 """Teach a model to think before it speaks, where that helps, and to stay silent where it does not.
 
-A thought is sampled at many positions at once, the true tokens after it are predicted with and
+Objective `quiet_star`: a thought is sampled at many positions at once, the true tokens after it are predicted with and
 without it, and the model learns from both: cross-entropy of the base, cross-entropy of the mixture,
 and REINFORCE on the thought's tokens with the other thoughts of the same position as its baseline.
 The gate of generate() is set from held-out tokens: it opens at the entropies where thinking lowers
@@ -8,6 +8,9 @@ the loss beyond chance, and stays shut when there are none. Source: Quiet-STaR, 
 leave-one-out baseline as in Kool et al. 2019, "Buy 4 REINFORCE samples". Reads sources[0], any
 Hugging Face causal LM with full attention. Writes the thinking model around it (model type
 "thought").
+
+Objective `task_thoughts`: rationales in words before answers (`task_thoughts.py`); writes a model of
+the parent's kind.
 """
 
 from dataclasses import dataclass
@@ -23,13 +26,14 @@ from agent_forge.config.limits import (
     OneOf,
     PositiveShare,
     Range,
+    Share,
     Temperature,
     Weight,
     Window,
 )
 from agent_forge.core.errors import ConfigError
 
-OBJECTIVES = ("quiet_star",)
+OBJECTIVES = ("quiet_star", "task_thoughts")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +44,35 @@ class MeasureConfig:
     positions: Count
     samples: Count
     shown: CountOrNone
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskConfig:
+    """How `task_thoughts` learns rationales and reinforces them."""
+
+    rows: Count
+    steps: CountOrNone
+    lr: LearningRate
+    text_share: Annotated[float, Range(0, 1, below=True)]
+    control: bool
+    reinforce_steps: CountOrNone
+    reinforce_lr: LearningRate
+    items: Count
+    samples: Annotated[int, Range(2, MANY)]
+    max_new_tokens: Count
+    temperature: Annotated[float, Range(0, 100, above=True)]
+    low: Share
+    high: Share
+    kl_weight: Weight
+    measure_items: Count
+
+    def validate(self) -> None:
+        """Raise ConfigError where no group of replies could teach."""
+        if self.low > self.high:
+            raise ConfigError(
+                f"task.low={self.low} is above task.high={self.high}, so no group of replies would "
+                "teach; swap them"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +100,7 @@ class Config(PhaseConfig):
     group_clip_norm: Weight
     gate_shares: list[PositiveShare]
     optim: OptimConfig
+    task: TaskConfig
     measure: MeasureConfig
 
     def validate(self) -> None:
@@ -84,6 +118,12 @@ class Config(PhaseConfig):
         Measuring adds forward passes: with thoughts over the windows of two splits, and without
         thoughts over the windows of one.
         """
+        if self.objective == "task_thoughts":
+            task = self.task
+            tuned = (1 + task.control) * task.steps * self.batch_rows * self.length_tokens
+            replies = task.reinforce_steps * task.items * task.samples * task.max_new_tokens
+            scored = 4 * task.measure_items * task.max_new_tokens
+            return tuned + 3 * replies + scored / 3
         thought = self.thought_length + self.lookahead + 2
         columns = self.positions * self.thoughts * thought
         kinds = sum(weight > 0 for weight in self.mix.values())

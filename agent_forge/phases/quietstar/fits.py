@@ -13,8 +13,11 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     """Return an empty list: this phase has no warning to give.
 
     A thought sees the whole prefix through a mask of its own, which layers with a sliding window do
-    not follow. Raises ConfigError for a model whose attention does not span its context.
+    not follow; rationales in words ask nothing of attention. Raises ConfigError for a model whose
+    attention does not span its context.
     """
+    if config.objective != "quiet_star":
+        return []
     kinds = sorted(
         {kind for kind in model_config.get("layer_types") or () if kind != "full_attention"}
     )

@@ -15,7 +15,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.seeds import seed_for
 from agent_forge.models.thought import ThoughtForCausalLM
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.quietstar import Config, measure
+from agent_forge.phases.quietstar import Config, measure, task_thoughts
 from agent_forge.phases.quietstar.objective import QuietStarLoss
 
 STAGE = "think"
@@ -30,6 +30,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     parent that cannot think.
     """
     config, out, device = phase.config, phase.out, phase.device
+    if config.objective == "task_thoughts":
+        return task_thoughts.run(phase)
     if not phase.sources:
         raise CheckpointError("quietstar needs a parent checkpoint: sources=[DIRECTORY]")
     model = _wrapped(phase).to(device)  # type: ignore[arg-type]
