@@ -280,6 +280,8 @@ def run_all_command(
         run = run_all.compose_run(overrides or [], config)
         if hint := run_all.larger_budget(run, overrides or [], config):
             say(console(), hint)
+        if run.goal != "size":
+            say(console(), run_all.goal_line(run))
         if dry_run:
             from agent_forge.pipeline.estimate import estimate_run
 

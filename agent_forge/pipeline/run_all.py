@@ -34,6 +34,7 @@ class RunAll:
 
     run_dir: Path
     phases: dict[str, PhaseConfig]
+    goal: str = "size"
 
 
 def compose_run(overrides: Sequence[str] = (), file: str | None = None) -> RunAll:
@@ -48,6 +49,7 @@ def settings_schema() -> type:
     """Return the dataclass of a run's settings: its own, shared ones, and each phase's by name."""
     shared = [
         ("run_dir", str),
+        ("goal", str),
         ("phases", list[str]),
         ("seed", int),
         ("data", DataConfig),
@@ -79,7 +81,15 @@ def typed_run(tree: Any) -> RunAll:
         chosen[name] = to_typed(tree[name], known[name].config, f"run_all ({name})", f"{name}.")
     if not chosen:
         raise ConfigError(f"run_all: phases is empty; known: {', '.join(known)}")
-    return RunAll(run_dir=run_dir, phases=chosen)
+    return RunAll(run_dir=run_dir, phases=chosen, goal=str(tree.goal))
+
+
+def goal_line(run: RunAll) -> str:
+    """Return what the run's goal decides about ternary weights, in one line."""
+    if "bitnet" in run.phases:
+        packing = "two bits each" if run.goal == "speed" else "five to a byte"
+        return f"goal {run.goal}: ternary weights, packed {packing}"
+    return f"goal {run.goal}: no ternary weights; compress codes the dense ones by water-filling"
 
 
 def larger_budget(run: RunAll, overrides: Sequence[str] = (), file: str | None = None) -> str:
