@@ -56,8 +56,15 @@ def _of_family(family: str, count: int, split: str) -> list[dict[str, Any]]:
 
 
 def is_right(row: Mapping[str, Any], answer: str) -> bool:
-    """Return whether the family's own scorer gives an answer full marks."""
-    return bool(_generator(str(row["family"])).score_answer(answer, entry=row["entry"]) >= 1.0)
+    """Return whether the family's own scorer gives an answer full marks.
+
+    Some scorers raise on text that is not of the answer's form: such an answer is wrong.
+    """
+    try:
+        score = _generator(str(row["family"])).score_answer(answer, entry=row["entry"])
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
+        return False
+    return bool(score >= 1.0)
 
 
 @cache

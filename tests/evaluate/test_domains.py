@@ -14,6 +14,7 @@ from agent_forge.config import DataConfig, suites
 from agent_forge.config.compose import compose
 from agent_forge.config.limits import TaskOrSuite, limits
 from agent_forge.core.errors import DataError
+from agent_forge.data import gym
 from agent_forge.evaluate import domain
 from agent_forge.evaluate.engine import load_task, row_nll, row_tokens, task_items
 from agent_forge.evaluate.tasks.gsm8k import last_number
@@ -157,6 +158,18 @@ def test_a_gate_holds_the_worst_domain_to_the_limit_and_skips_what_is_at_chance(
     assert verdict.retentions["chat"].ratio == pytest.approx(0.9)
     assert "at chance: not gated" in verdict.retentions["code"].note
     assert evaluate.judge(expanded, parent, {**parent, "code": child["code"]}, seed=0).passed
+
+
+@pytest.mark.skipif(not gym.installed(), reason="reasoning-gym (extra skills) is not installed")
+def test_generated_questions_are_apart_and_their_scorers_take_any_text() -> None:
+    """Every family finds its own answer right and noise wrong, even where its scorer raises."""
+    splits = [gym.rows(FAMILIES, 40, split) for split in ("train", "validation", "test")]
+    for rows in splits:
+        assert {row["kind"] for row in rows} == set(FAMILIES)
+        assert all(gym.is_right(row, row["answer"]) for row in rows)
+        assert not any(gym.is_right(row, "222, 1893, x, 18980") for row in rows)
+    canonical = [{row["canonical"] for row in rows} for rows in splits]
+    assert len(set.union(*canonical)) == sum(map(len, canonical))
 
 
 def test_the_answer_of_a_reply_is_what_it_names_last() -> None:

@@ -113,7 +113,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_in_the_same_bytes(
     assert contents(resumed) == contents(whole)
     assert {row.name for row in (tmp_path / "killed").iterdir()} == {resumed.path.name, ".built"}
     for name, counts in resumed.manifest["counts"].items():
-        assert counts["own"]["bytes"] >= 0.3 * resumed.shares[name] * 24_000
+        assert counts["own"]["bytes"] >= 0.5 * resumed.shares[name] * 24_000
 
 
 def test_a_real_model_writes_after_prompts_of_each_domain(

@@ -20,10 +20,10 @@ from agent_forge.data.synthetic import bfcl as bfcl_rows
 from agent_forge.data.synthetic import reasoning, schemas
 
 Row = dict[str, Any]
-PIECE_WORDS = 300  # documents of text are cut into pieces of about this many words, at line ends
+PIECE_WORDS = 120  # documents of text are cut into pieces of about this many words, at line ends
 # How many rows of a generator are drawn at most; a set takes as many as it needs.
 GENERATED = 16_000
-FIRST_DRAW = 250
+FIRST_DRAW = 125
 GYM_FAMILIES = ("basic_arithmetic", "chain_sum", "leg_counting", "simple_equations", "products")
 
 
@@ -83,14 +83,19 @@ def _conversations(config: DataConfig, seed: int) -> Iterator[Row]:
     yield from ({"messages": row["messages"]} for row in conversations("train"))
 
 
+def growing(make: Callable[[int, str, int], list[Row]], seed: int) -> Iterator[Row]:
+    """Yield up to GENERATED rows of a generator's train split, drawn as they are taken."""
+    taken, count = 0, FIRST_DRAW
+    while count <= GENERATED:
+        rows = make(count, "train", seed)  # a larger draw begins with the smaller one
+        yield from rows[taken:]
+        taken, count = len(rows), 2 * count
+
+
 def _generated(make: Callable[[int, str, int], list[Row]]) -> Callable[..., Iterator[Row]]:
     def read(config: DataConfig, seed: int) -> Iterator[Row]:
         del config
-        taken, count = 0, FIRST_DRAW
-        while count <= GENERATED:
-            rows = make(count, "train", seed)  # a larger draw begins with the smaller one
-            yield from ({"messages": row["messages"]} for row in rows[taken:])
-            taken, count = len(rows), 2 * count
+        yield from ({"messages": row["messages"]} for row in growing(make, seed))
 
     return read
 

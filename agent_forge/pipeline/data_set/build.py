@@ -5,6 +5,7 @@ Reads the recipe, packages and a checkpoint; writes `out/<recipe>-<id>`. The mod
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 import sys
@@ -170,7 +171,7 @@ def _held_out(settings: BuildSettings, say: Say) -> HeldOut:
     texts: list[str] = []
     for task in sorted(chosen):
         for split in ("validation", "search", "test"):
-            items = evaluate.task_items(task, split, HELD_OUT_ITEMS, context)
+            items = evaluate.load_task(task).items(split, HELD_OUT_ITEMS, context)
             texts += [_said(item) for item in items]
     say(f"{len(texts):,} held-out items of {len(chosen)} tasks are kept out")
     return HeldOut(texts)
@@ -241,17 +242,19 @@ def _batches(
     """Yield the batches that the model writes for a domain; those of an earlier run are read."""
     if parent is None:
         return
-    rows = list(own.prompts(name, settings))
-    size = settings.own.batch_rows
+    prompts = own.prompts(name, settings)
     writer: Any = None
-    for number, start in enumerate(range(0, len(rows), size)):
+    for number in itertools.count():
+        rows = list(itertools.islice(prompts, settings.own.batch_rows))
+        if not rows:
+            return
         file = scratch / f"{name}-{number:04}.json"
         if file.is_file():
             yield json.loads(file.read_text(encoding="utf-8"))
             continue
         model, tokenizer = writer = writer or _writer(parent, settings)
         seed = own.batch_seed(settings, name, number)
-        batch = own.written(model, tokenizer, rows[start : start + size], settings, seed)
+        batch = own.written(model, tokenizer, rows, settings, seed)
         atomic.write_json(file, batch)
         say(f"{name}: batch {number + 1} of the model's own writing")
         yield batch

@@ -18,7 +18,7 @@ from agent_forge.data.chat import kept_reply
 from agent_forge.data.domains import conversations
 from agent_forge.data.packaged import documents_of
 from agent_forge.data.sets.settings import BuildSettings
-from agent_forge.data.sets.texts import TEXTS
+from agent_forge.data.sets.texts import TEXTS, growing
 from agent_forge.data.synthetic import schemas
 
 if TYPE_CHECKING:
@@ -65,11 +65,13 @@ def _beginnings(config: DataConfig, seed: int) -> Iterator[Row]:
 
 
 def _openings(config: DataConfig, seed: int) -> Iterator[Row]:
-    """Yield the first turns of conversations in a random order."""
+    """Yield the first turns of conversations in a random order, round after round."""
     del config
     rows = conversations("train")
-    for i in numpy_generator(seed, "order").permutation(len(rows)):
-        yield {"messages": rows[i]["messages"][:1]}
+    generator = numpy_generator(seed, "order")
+    while True:
+        for i in generator.permutation(len(rows)):
+            yield {"messages": rows[i]["messages"][:1]}
 
 
 def _stories(config: DataConfig, seed: int) -> Iterator[Row]:
@@ -86,7 +88,9 @@ def _stories(config: DataConfig, seed: int) -> Iterator[Row]:
 
 
 def _functions(config: DataConfig, seed: int) -> Iterator[Row]:
-    """Yield requests for functions of the standard library's sub-packages, by their docstrings."""
+    """Yield requests for functions of the standard library's sub-packages, by their docstrings,
+    round after round.
+    """
     del config
     requests: list[str] = []
     for module in documents_of("stdlib"):
@@ -99,14 +103,16 @@ def _functions(config: DataConfig, seed: int) -> Iterator[Row]:
             first = doc.strip().splitlines()[0] if doc and doc.strip() else ""
             if isinstance(node, ast.FunctionDef) and 10 < len(first) < LONGEST_FUNCTION:
                 requests.append(f"Write a Python function `{node.name}`: {first}")
-    for i in numpy_generator(seed, "order").permutation(len(requests)):
-        yield {"messages": [{"role": "user", "content": requests[i]}]}
+    generator = numpy_generator(seed, "order")
+    while True:
+        for i in generator.permutation(len(requests)):
+            yield {"messages": [{"role": "user", "content": requests[i]}]}
 
 
 def _tool_questions(config: DataConfig, seed: int) -> Iterator[Row]:
     """Yield tools and questions of the generator's train split."""
     del config
-    for row in schemas.rows(PROMPTS, "train", seed):
+    for row in growing(schemas.rows, seed):
         yield {"messages": row["messages"][: row["prompt_turns"]]}
 
 
