@@ -65,6 +65,26 @@ def test_agreement_counts_places_and_resamples_whole_clusters() -> None:
         evaluate.agreement(parent, replace(child, top=child.top[:2]), 0)
 
 
+def test_a_report_tells_where_a_domain_was_not_calibrated_and_skips_what_is_at_chance() -> None:
+    tokens = np.full(8, 20.0)
+
+    def measured(nats: float) -> domain.DomainScores:
+        top = [np.arange(20)] * 8
+        return domain_of(np.stack([nats * tokens, tokens], 1), top, list("abcdefgh"))
+
+    parent = {"prose": measured(2.0), "chat": measured(2.0), "code": measured(6.0)}
+    child = {"prose": measured(2.1), "chat": measured(2.3), "code": measured(9.0)}
+    metrics, rows = evaluate.kept_by_domain(parent, child, {"text": 0.7, "reasoning": 0.3}, 100, 0)
+    assert [row["in the calibration"] for row in rows] == [True, False, False]
+    assert metrics["worst_domain_kept"]["value"] == pytest.approx(math.exp(-0.3))
+    assert metrics["domain_code_kept"]["at_chance"]
+    assert evaluate.kept_words(rows) == (
+        "prose 0.905, chat 0.741 (not in the calibration), "
+        "code 0.050 (not in the calibration) (at chance)"
+    )
+    assert rows[0]["same token"] == 1
+
+
 def test_tokens_of_rows_are_what_the_model_says_of_each_row_alone(
     tiny_llama: LlamaForCausalLM,
 ) -> None:

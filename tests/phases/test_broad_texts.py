@@ -22,12 +22,12 @@ from agent_forge.pipeline.data_set import build, compose_recipe
 COMPRESS = [
     "calibration.windows=5", "calibration.count_windows=0", "calibration.length_tokens=48",
     "measure.windows=2", "measure.length_tokens=48", "measure.unseen_items=4",
-    "measure.domain_items=2", "codec.candidates=[{codec: intk, bits: 8, group: 32}]",
+    "measure.domain_items=1", "codec.candidates=[{codec: intk, bits: 8, group: 32}]",
     "codec.min_weights=64", "budget={quality_floor: 0, bytes_ratio: 0.5}", "runtime.device=cpu",
 ]  # fmt: skip
 BITNET = [
-    "linear.group_size=16", "init.method=absmean", "train.steps=2", "train.rows=2",
-    "train.length_tokens=64", "measure_items=4", "unseen_items=4", "domain_items=2",
+    "linear.group_size=16", "init.method=absmean", "train.steps=1", "train.rows=2",
+    "train.length_tokens=64", "measure_items=2", "unseen_items=2", "domain_items=1",
     "runtime.device=cpu", "train.optim.warmup_steps=0",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ BITNET = [
 def broad(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """Return a small data set of packages, declared to hold a benchmark's data."""
     out = tmp_path_factory.mktemp("sets")
-    settings = ["size_bytes=120000", "report=[mathematics]", "benchmarks=[bigbench]", f"out={out}"]
+    settings = ["size_bytes=240000", "report=[mathematics]", "benchmarks=[bigbench]", f"out={out}"]
     return build("broad", compose_recipe("broad", settings), lambda _: None)
 
 
@@ -82,13 +82,6 @@ def test_bitnet_distils_on_the_set_and_its_descendants_name_the_benchmark_too(
     child = Workspace(tmp_path / "child", phase="train", seed=0, config={}, parents=[ternary])
     written = child.write(lambda directory: (directory / "a.txt").write_text("a"))  # type: ignore[arg-type,return-value]
     assert written.manifest.extra["benchmarks"] == ["bigbench"]
-    plain = forge("bitnet", BITNET, tiny_checkpoint, data_config, tmp_path / "mix")
-    calibrated = {row["domain"]: row["in the calibration"] for row in plain.tables[evaluate.TABLE]}
-    assert calibrated == {
-        "prose": True, "chat": False, "mathematics": True, "code": False, "tool_calls": True,
-    }  # fmt: skip
-    assert "chat" in plain.summary
-    assert "(not in the calibration)" in plain.summary
 
 
 def test_a_set_that_is_not_there_is_refused_before_work_starts(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from agent_forge.data.synthetic import bfcl as bfcl_rows
 from agent_forge.data.synthetic import reasoning, schemas
 
 Row = dict[str, Any]
-PIECE_WORDS = 120  # documents of text are cut into pieces of about this many words, at line ends
+PIECE_WORDS = 60  # documents of text are cut into pieces of about this many words, at line ends
 # How many rows of a generator are drawn at most; a set takes as many as it needs.
 GENERATED = 16_000
 FIRST_DRAW = 125

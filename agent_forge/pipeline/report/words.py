@@ -38,7 +38,11 @@ WHOLE_NAMES = {
     "bits": ("bits per weight", "", 1.0),
     "n": ("items", "", 1.0),
 }
-TASKS = {"tools": "tool calls", "choice": "multiple choice", "unseen": "unseen text"}
+TASKS = {
+    "tools": "tool calls", "choice": "multiple choice", "unseen": "unseen text",
+    "tool_calls": "text of tool calls", "hellaswag": "HellaSwag", "truthfulqa": "TruthfulQA",
+    "gsm8k": "GSM8K", "humaneval": "HumanEval", "bfcl": "BFCL", "reasoning_gym": "reasoning-gym",
+}  # fmt: skip
 SHARES = ("exact match", "right answers by right calls", "accuracy")
 PREPOSITIONS = {"a second": "per second", "a weight": "per weight", "a task": "per task"}
 
