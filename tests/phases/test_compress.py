@@ -721,10 +721,11 @@ def test_room_for_scales_that_will_be_trained_is_reckoned_at_half_a_byte_a_row(
     config: Config, tiny_llama: LlamaForCausalLM
 ) -> None:
     coded = {name: [SimpleNamespace(shape=(rows, 8))] for name, rows in (("a", 6), ("b", 14))}
-    plain = run_module._fixed_bytes(config, tiny_llama, coded, 10_000)
+    model = choose.CodedModel(tiny_llama, coded, 10_000)
+    plain = run_module._fixed_bytes(config, model)
     assert plain == 10_000 - 4 * 20 * 8 + run_module.header_bytes(tiny_llama, 10_000)
     config.recover.steps = 1
-    assert run_module._fixed_bytes(config, tiny_llama, coded, 10_000) == plain + 10
+    assert run_module._fixed_bytes(config, model) == plain + 10
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -17,6 +18,32 @@ from agent_forge.phases.compress.recover import light_copy
 
 # So many prices are tried between the dearest and the cheapest choice.
 HULL_PRICES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class CodedModel:
+    """A model and the offers of the tensors that will be coded, in their order.
+
+    fp32_bytes: the size of everything that the model stores, in float32.
+    """
+
+    model: PreTrainedModel
+    offers: Mapping[str, list[Offer]]
+    fp32_bytes: int
+
+    @property
+    def options(self) -> list[list[Option]]:
+        """Return bytes and distortion of every offer, tensor by tensor."""
+        return [[offer.option() for offer in offers] for offers in self.offers.values()]
+
+    @property
+    def weights(self) -> int:
+        """Return how many weights will be coded."""
+        return sum(offers[0].shape[0] * offers[0].shape[1] for offers in self.offers.values())
+
+    def build(self, choice: Choice) -> PreTrainedModel:
+        """Return a compressed copy of the model; the model itself stays as it is."""
+        return build(self.model, self.offers, choice)
 
 
 def picked(offers: Mapping[str, list[Offer]], choice: Choice) -> dict[str, Payload]:

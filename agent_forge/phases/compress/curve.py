@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from agent_forge import models
 from agent_forge.codecs import allocate
-from agent_forge.codecs.allocate import Option
 from agent_forge.core.errors import ConfigError
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.compress import Config, choose, measure
-from agent_forge.phases.compress.offers import Offer
+from agent_forge.phases.compress import Config, measure
+from agent_forge.phases.compress.choose import CodedModel
 from agent_forge.runtime import causal
 
 TITLE = "curve: bytes, quality, speed"
@@ -28,13 +25,7 @@ PROMPT_TOKENS = 16
 
 
 def points(
-    phase: PhaseRun[Config],
-    model: PreTrainedModel,
-    coded: Mapping[str, list[Offer]],
-    tensors: Sequence[Sequence[Option]],
-    fixed_bytes: int,
-    windows: measure.Windows,
-    parent: Mapping[str, Tensor],
+    phase: PhaseRun[Config], coded: CodedModel, fixed_bytes: int, reference: measure.Reference
 ) -> list[dict[str, Any]]:
     """Return a row for each of `curve.bytes_ratios`, largest first, without recovery.
 
@@ -42,8 +33,8 @@ def points(
     is left out with a warning.
     """
     config, out, events = phase.config, phase.out, phase.events
-    fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
-    seeds = int(config.seed_ratio * sum(o[0].shape[0] * o[0].shape[1] for o in coded.values()))
+    fp32, tensors, device = coded.fp32_bytes, coded.options, coded.model.device
+    seeds = int(config.seed_ratio * coded.weights)
     rows: list[dict[str, Any]] = []
     previous: allocate.Choice | None = None
     ratios = sorted(config.curve.bytes_ratios, reverse=True)
@@ -65,13 +56,11 @@ def points(
         def measured(choice: allocate.Choice = choice) -> dict[str, Any]:
             directory = out.state / "curve"
             shutil.rmtree(directory, ignore_errors=True)
-            models.save(choose.build(model, coded, choice), None, directory)
+            models.save(coded.build(choice), None, directory)
             size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-            figures = measure.quality(
-                measure.losses(models.load(directory, device=model.device), windows), parent
-            )
-            fast = causal.open_model(directory, device=model.device)
-            prompt = next(iter(windows.values()))[0][0, :PROMPT_TOKENS].tolist()
+            figures = reference.quality(models.load(directory, device=device))
+            fast = causal.open_model(directory, device=device)
+            prompt = next(iter(reference.windows.values()))[0][0, :PROMPT_TOKENS].tolist()
             return {
                 "bytes": size, "of_fp32": round(size / fp32, 4), "bits": round(32 * size / fp32, 3),
                 "quality": figures["quality"], "low": figures["quality_low"], "high": figures["quality_high"],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ from agent_forge.phases.compress import Config, texts
 # So many logits are held at once on the CPU.
 CPU_LOGITS = 1 << 25
 Windows = Mapping[str, tuple[Tensor, Tensor]]  # kind -> (ids, labels), each (windows, length) int64
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Held-out windows, and the parent's losses on them (`losses`), which quality is measured by."""
+
+    windows: Windows
+    parent: Mapping[str, Tensor]
+
+    def quality(self, child: PreTrainedModel) -> dict[str, Any]:
+        """Return the figures of `quality` for a child."""
+        return quality(losses(child, self.windows), self.parent)
 
 
 def held_out(config: Config, tokenizer: PreTrainedTokenizerFast, split: str) -> Windows:

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import data, evaluate, models
-from agent_forge.checkpoint import Checkpoint
 from agent_forge.codecs import allocate
 from agent_forge.codecs.allocate import Choice
 from agent_forge.config import Report
@@ -30,7 +29,7 @@ from agent_forge.phases.compress import (
     sensitivity,
     texts,
 )
-from agent_forge.phases.compress.offers import Offer
+from agent_forge.phases.compress.choose import CodedModel
 
 # The bytes of a tensor's entry in the header of a safetensors file beside its name and numbers:
 # "N.payload":{"dtype":"BF16", ...},
@@ -53,37 +52,33 @@ def run(phase: PhaseRun[Config]) -> Report:
     model = _parent(phase)
     tensors = offers.quantisable(model, config)
     phase.events.message(fits.reach_line(model, tensors))
-    search, validation = (
-        measure.held_out(config, tokenizer, split) for split in ("search", "validation")
-    )
-    parent = out.remember_tensors("parent-search", lambda: measure.losses(model, search))
+    search, validation = (_reference(phase, model, split) for split in ("search", "validation"))
     calibration, counts = calibration_windows(config, tokenizer)
     coded = _coded(phase, model, tensors, calibration, counts)
-    fp32 = 4 * sum(value.numel() for value in models.storage.stored_tensors(model).values())
-    choice, points = _choose(phase, model, coded, search, parent, fp32)
-    before = out.remember_tensors("parent-validation", lambda: measure.losses(model, validation))
+    choice, points = _choose(phase, coded, search)
     packed = out.state / "packed"
     shutil.rmtree(packed, ignore_errors=True)
-    built, rows = _built(phase, model, calibration, coded, choice)
+    built, rows = _built(phase, coded, choice, calibration)
     conv1d.fold(built)  # uncoded tensors are written in the shape that the model type has
     models.save(built, tokenizer, packed)
     del built  # only the file is scored from here on
     reloaded = models.load(packed, device=model.device)
-    figures = measure.quality(measure.losses(reloaded, validation), before)
+    figures = validation.quality(reloaded)
     elsewhere, kinds = _elsewhere(phase, model, reloaded)
     figures |= elsewhere
     by_domain, domains = _by_domain(phase, model, reloaded)
     figures |= by_domain
-    report = _report(config, reloaded, rows, figures, points, fp32, packed, phase.sources[0])
-    report.tables[evaluate.TITLE] = kinds
+    report = _report(phase, reloaded, rows, figures, coded.fp32_bytes, packed)
+    by_size = sorted(points, key=lambda p: -p["bytes"])
+    report.tables = {
+        "rate and quality (search split)": by_size, **report.tables, evaluate.TITLE: kinds,
+    }  # fmt: skip
     if domains:
         report.tables[evaluate.TABLE] = domains
         report.summary += f"; perplexity kept by domain: {evaluate.kept_words(domains)}"
     extra: dict[str, Any] = {"benchmarks": sets.benchmarks_of(config.calibration.texts)}
     if config.curve.enabled:
-        options = [[offer.option() for offer in offered] for offered in coded.values()]
-        fixed = _fixed_bytes(config, model, coded, fp32)
-        curve_rows = curve.points(phase, model, coded, options, fixed, validation, before)
+        curve_rows = curve.points(phase, coded, _fixed_bytes(config, coded), validation)
         report.tables[curve.TITLE], report.plots = curve_rows, curve.plots(curve_rows)
         extra["curve"] = curve_rows
     written = out.write(
@@ -111,22 +106,34 @@ def _parent(phase: PhaseRun[Config]) -> PreTrainedModel:
     return model
 
 
+def _reference(phase: PhaseRun[Config], model: PreTrainedModel, split: str) -> measure.Reference:
+    """Return the held-out windows of a split with the parent's losses on them."""
+    windows = measure.held_out(phase.config, phase.tokenizer, split)
+    parent = phase.out.remember_tensors(f"parent-{split}", lambda: measure.losses(model, windows))
+    return measure.Reference(windows, parent)
+
+
 def _coded(
     phase: PhaseRun[Config],
     model: PreTrainedModel,
     tensors: dict[str, torch.Tensor],
     windows: torch.Tensor,
     counts: torch.Tensor,
-) -> dict[str, list[Offer]]:
-    """Return the offers of every tensor, weighed by sensitivities from calibration windows."""
+) -> CodedModel:
+    """Return the model with the offers of every tensor, weighed by sensitivities from calibration
+    windows.
+    """
     settings = phase.config.calibration
     calibration = sensitivity.Calibration(
         windows, counts, 1e6 * settings.sums_mb, settings.other_share
     )
     sensitivities = sensitivity.remembered(phase, model, calibration)
     if phase.config.mode == "stacked":
-        return offers.stacked(phase, tensors, sensitivities)
-    return offers.all_offers(phase, model, tensors, sensitivities)
+        every = offers.stacked(phase, tensors, sensitivities)
+    else:
+        every = offers.all_offers(phase, model, tensors, sensitivities)
+    stored = models.storage.stored_tensors(model).values()
+    return CodedModel(model, every, fp32_bytes=4 * sum(tensor.numel() for tensor in stored))
 
 
 def _elsewhere(
@@ -190,26 +197,22 @@ def _mixture(
 
 
 def _built(
-    phase: PhaseRun[Config],
-    model: PreTrainedModel,
-    calibration: torch.Tensor,
-    coded: dict[str, list[Offer]],
-    choice: Choice,
+    phase: PhaseRun[Config], coded: CodedModel, choice: Choice, calibration: torch.Tensor
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """Return the compressed model, recovered where the settings say so, and one row of the report
     per tensor.
     """
     config = phase.config
-    picked = choose.picked(coded, choice)
-    dense = model
+    picked = choose.picked(coded.offers, choice)
+    dense = coded.model
     if config.recover.steps or config.recover.block_steps:
         settings = config.recover
         batches = _mixture(
             config, phase.tokenizer, settings.rows, settings.length_tokens, recover.STAGE
         )
-        dense, picked = recover.recovered(phase, model, picked, calibration, batches)
+        dense, picked = recover.recovered(phase, coded.model, picked, calibration, batches)
     rows = []
-    for (name, options), i in zip(coded.items(), choice, strict=True):
+    for (name, options), i in zip(coded.offers.items(), choice, strict=True):
         offer, size = options[i], len(picked[name].data)
         weights = offer.shape[0] * offer.shape[1]
         rows.append({
@@ -221,35 +224,25 @@ def _built(
 
 
 def _choose(
-    phase: PhaseRun[Config],
-    model: PreTrainedModel,
-    coded: dict[str, list[Offer]],
-    search: measure.Windows,
-    parent: dict[str, torch.Tensor],
-    fp32_bytes: int,
+    phase: PhaseRun[Config], coded: CodedModel, search: measure.Reference
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Return the allocation and the rate-quality points that were measured on the way (search
     split).
     """
     config, out = phase.config, phase.out
-    tensors = [[offer.option() for offer in options] for options in coded.values()]
-    total_weights = sum(options[0].shape[0] * options[0].shape[1] for options in coded.values())
-    max_seeds = (
-        int(config.seed_ratio * total_weights) if config.mode == "allocate" else total_weights
-    )
+    tensors, weights = coded.options, coded.weights
+    max_seeds = int(config.seed_ratio * weights) if config.mode == "allocate" else weights
 
     def measured(choice: Choice) -> dict[str, Any]:
         out.check_stop()
         size = allocate.total_bytes(tensors, choice)
         name = "point-" + "-".join(map(str, choice)) if len(choice) < 40 else f"point-{size}"
-        return out.remember(
-            name, lambda: _point(model, coded, choice, search, parent, size, total_weights, tensors)
-        )
+        return out.remember(name, lambda: _point(coded, choice, search))
 
     if config.budget.bytes_ratio > 0 or config.mode == "stacked":
-        fixed = _fixed_bytes(config, model, coded, fp32_bytes)
+        fixed = _fixed_bytes(config, coded)
         budget = (
-            int(config.budget.bytes_ratio * fp32_bytes) - fixed
+            int(config.budget.bytes_ratio * coded.fp32_bytes) - fixed
             if config.mode == "allocate"
             else 2**62
         )
@@ -264,20 +257,12 @@ def _choose(
     return choose.smallest_above_floor(choices, tensors, measured, config, phase.events)
 
 
-def _fixed_bytes(
-    config: Config, model: PreTrainedModel, coded: dict[str, list[Offer]], fp32_bytes: int
-) -> int:
+def _fixed_bytes(config: Config, coded: CodedModel) -> int:
     """Return an upper bound of the bytes of a file without its coded tensors."""
-    shapes = [options[0].shape for options in coded.values()]
-    fixed = (
-        fp32_bytes
-        - 4 * sum(rows * columns for rows, columns in shapes)
-        + header_bytes(model, fp32_bytes)
-    )
-    if (
-        config.recover.steps or config.recover.block_steps
-    ):  # trained scales compress a little worse than fitted ones
-        fixed += sum(rows for rows, _ in shapes) // 2
+    fixed = coded.fp32_bytes - 4 * coded.weights + header_bytes(coded.model, coded.fp32_bytes)
+    if config.recover.steps or config.recover.block_steps:
+        # Trained scales compress a little worse than fitted ones.
+        fixed += sum(options[0].shape[0] for options in coded.offers.values()) // 2
     return fixed
 
 
@@ -293,36 +278,28 @@ def header_bytes(model: PreTrainedModel, fp32_bytes: int) -> int:
     )
 
 
-def _point(
-    model: PreTrainedModel,
-    coded: dict[str, list[Offer]],
-    choice: Choice,
-    search: measure.Windows,
-    parent: dict[str, torch.Tensor],
-    size_bytes: int,
-    weights: int,
-    tensors: list[list[allocate.Option]],
-) -> dict[str, Any]:
-    figures = measure.quality(measure.losses(choose.build(model, coded, choice), search), parent)
-    estimated = allocate.total_distortion(tensors, choice)
+def _point(coded: CodedModel, choice: Choice, search: measure.Reference) -> dict[str, Any]:
+    """Return size and quality of one allocation."""
+    figures = search.quality(coded.build(choice))
+    size_bytes = allocate.total_bytes(coded.options, choice)
     return {
         "bytes": size_bytes,
-        "bits": round(8 * size_bytes / weights, 3),
-        "estimated_nats": round(estimated, 5),
+        "bits": round(8 * size_bytes / coded.weights, 3),
+        "estimated_nats": round(allocate.total_distortion(coded.options, choice), 5),
         **figures,
     }
 
 
 def _report(
-    config: Config,
+    phase: PhaseRun[Config],
     reloaded: PreTrainedModel,
     rows: list[dict[str, Any]],
     figures: dict[str, Any],
-    points: list[dict[str, Any]],
     fp32_bytes: int,
     packed: Path,
-    parent: Checkpoint,
 ) -> Report:
+    """Return the report of a written file: size, memory and quality, and which codec coded what."""
+    parent = phase.sources[0]
     size = sum(file.stat().st_size for file in packed.glob("*.safetensors"))
     memory = sum(
         t.numel() * t.element_size() for t in [*reloaded.parameters(), *reloaded.buffers()]
@@ -353,11 +330,10 @@ def _report(
         for name, n in sorted(by_codec.items())
     ]
     tables = {
-        "rate and quality (search split)": sorted(points, key=lambda p: -p["bytes"]),
         "weights by codec": shares,
         "tensors": rows,
     }
-    if config.mode == "stacked":
+    if phase.config.mode == "stacked":
         summary = f"stacked for comparison: {summary}"
     baseline = "none ran: no other coder was given as many bytes (`python -m scripts.bench run compress` compares them)"
     return Report(summary=summary, outputs=[], metrics=metrics, tables=tables, baseline=baseline)
