@@ -176,9 +176,8 @@ def kept_by_domain(
         after = child[name]
         row = retention(name, before.scores, after.scores, samples, seed)
         same = agreement(before, after, seed)
-        figures = {"value": row.ratio, "low": row.low, "high": row.high, "n": row.n}
         at_chance = not before.scores.above_chance
-        metrics[f"domain_{name}_kept"] = {**figures, "at_chance": at_chance}
+        metrics[f"domain_{name}_kept"] = {**row.as_metric(), "at_chance": at_chance}
         rows.append({
             "domain": name, "in the calibration": name in known,
             "parent's perplexity": round(perplexity(before.scores)[0], 2),

@@ -41,13 +41,7 @@ def kept_elsewhere(
     before, after = parent.by_kind(), child.by_kind()
     metrics, rows = {}, []
     for kind, retention in retention_by_kind(parent, child, samples, seed).items():
-        figures = {
-            "value": retention.ratio,
-            "low": retention.low,
-            "high": retention.high,
-            "n": retention.n,
-        }
-        metrics[f"unseen_{kind}_kept"] = figures
+        metrics[f"unseen_{kind}_kept"] = retention.as_metric()
         rows.append({
             "kind": kind,
             "parent": round(before[kind]["value"] if before else parent.mean, 4),

@@ -56,6 +56,10 @@ class Retention:
         """Return whether more items are not expected to change the verdict on this task."""
         return not self.gated or self.low >= self.limit or self.ceiling < self.limit
 
+    def as_metric(self) -> dict[str, float | int]:
+        """Return {"value", "low", "high", "n"} for a manifest."""
+        return {"value": self.ratio, "low": self.low, "high": self.high, "n": self.n}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:

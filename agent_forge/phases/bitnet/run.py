@@ -275,12 +275,7 @@ def _write(
     metrics: dict[str, Any] = {
         "bits_per_byte_parent": before.as_metric(),
         **{f"bits_per_byte_{name}": scores.as_metric() for name, scores in stages.items()},
-        "kept": {
-            "value": retention.ratio,
-            "low": retention.low,
-            "high": retention.high,
-            "n": before.n,
-        },
+        "kept": retention.as_metric(),
         **{name: codes[name] for name in ("zeros", "entropy_bits", "stored_bits")},
         "codes_changed_in_training": _changed_codes(model, start) / codes["ternary_weights"],
         "packed_file_bytes": size,

@@ -261,12 +261,7 @@ def examine(
             retention = evaluate.retention(
                 task, scores[name][task], scores[winner][task], config.samples, config.seed
             )
-            row[task] = {
-                "value": retention.ratio,
-                "low": retention.low,
-                "high": retention.high,
-                "n": scores[name][task].n,
-            }
+            row[task] = retention.as_metric()
         rows.append(row)
     losses = {
         name: {task: score.as_metric() for task, score in task_scores.items()}
