@@ -51,6 +51,9 @@ Mcp = Annotated[
 McpRegistry = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Git repository of models for MCP's registry.")
 ]
+AuditHeads = Annotated[
+    str, typer.Option(metavar="COMMAND", help="Gets each new head of the audit log on its stdin.")
+]
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let --host be reached from other machines.")
 ]
@@ -115,6 +118,7 @@ def serve_command(
     split: Split = False,
     mcp: Mcp = "",
     mcp_registry: McpRegistry = "",
+    audit_heads: AuditHeads = "",
     allow_network: AllowNetwork = False,
     allow_host: AllowHost = None,
     allow_origin: AllowOrigin = None,
@@ -140,6 +144,7 @@ def serve_command(
             data=read_sources(data or [], "--data"),
             imports=read_sources(imports or [], "--import"),
             mcp_rooms=comma_separated(mcp), mcp_repository=mcp_registry,
+            audit_heads=audit_heads,
             hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()),
             allow_network=allow_network, requests_per_minute=requests_per_minute,
             model_memory_bytes=model_memory_mib << 20,

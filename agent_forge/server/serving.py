@@ -7,6 +7,7 @@ the streams end first, because a server waits for its connections before it stop
 import asyncio
 import contextlib
 import json
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.server.app import Door, create_app, protected
-from agent_forge.server.audit import AuditLog
+from agent_forge.server.audit import AuditLog, CommandHeads
 from agent_forge.server.audit_middleware import AuditMiddleware
 from agent_forge.server.checkpoints import Registry
 from agent_forge.server.data_sources import DataSources
@@ -66,6 +67,7 @@ class ServeSettings:
     imports: dict[str, str] = field(default_factory=dict)
     mcp_rooms: tuple[str, ...] = ()
     mcp_repository: str = ""
+    audit_heads: str = ""  # a command that gets each new head of the audit log
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     connect: tuple[str, ...] = ()
@@ -120,15 +122,23 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             state=state, supervisor=supervisor, hub=hub, ring=KeyRing(state),
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
             rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
-            audit=_audit(state), model_memory_bytes=settings.model_memory_bytes,
+            audit=_audit(state, settings.audit_heads), model_memory_bytes=settings.model_memory_bytes,
             mcp_rooms=settings.mcp_rooms, mcp_repository=settings.mcp_repository,
             names=settings.names, origins=settings.origins,
         )  # fmt: skip
 
 
-def _audit(state: Path) -> Callable[[ASGIApp], ASGIApp]:
-    """Return what puts the audit log of the state directory around an application."""
-    log = AuditLog(state / AUDIT)
+def _audit(state: Path, heads_command: str) -> Callable[[ASGIApp], ASGIApp]:
+    """Return what puts the audit log of the state directory around an application.
+
+    heads_command: gets each new head of the log on its standard input; "" for none.
+    Raises ConfigError where the command cannot be read.
+    """
+    try:
+        command = shlex.split(heads_command)
+    except ValueError as error:
+        raise ConfigError(f"--audit-heads {heads_command}: {error}") from None
+    log = AuditLog(state / AUDIT, heads=[CommandHeads(command)] if command else [])
 
     def around(app: ASGIApp) -> ASGIApp:
         audited: ASGIApp = AuditMiddleware(app, log)

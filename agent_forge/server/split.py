@@ -103,6 +103,8 @@ def _start(
     if settings.mcp_rooms and name == MODELS:
         command += ["--mcp", ",".join(settings.mcp_rooms)]
         command += ["--mcp-registry", settings.mcp_repository]
+    if settings.audit_heads:
+        command += ["--audit-heads", settings.audit_heads]
     command += ["--allow-network"] * settings.allow_network + ["--json"] * as_json
     # In a session of its own, so that Ctrl-C reaches the parent alone, which passes it on.
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
