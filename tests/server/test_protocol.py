@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent_forge.checkpoint import Checkpoint
+from agent_forge.checkpoint import Checkpoint, encryption
 from agent_forge.server.jobs import CANCELLED_MESSAGE, JobState
 from agent_forge.server.store import StoredEvent, add_event
 from tests.server.conftest import until
@@ -362,6 +362,28 @@ def test_a_checkpoint_is_read_whole_or_in_parts(stocked: House, tiny_checkpoint:
     assert stocked.client.get(f"{base}/card").text.startswith("---")
     assert stocked.post(f"{base}/verify", status=200)["status"] == "ok"
     assert stocked.get(f"{base}/lineage")["nodes"][0]["id"] == tiny_checkpoint.id
+
+
+def test_an_encrypted_checkpoint_is_sent_as_it_is_stored(
+    tmp_path: Path, tiny_checkpoint: Checkpoint
+) -> None:
+    pyrage = pytest.importorskip("pyrage")
+    identity = pyrage.x25519.Identity.generate()
+    public = [str(identity.to_public())]
+    encryption.encrypt(tiny_checkpoint.path, tmp_path / "shown" / "sealed", public)
+    with house(tmp_path / "state", watch=(tmp_path / "shown",)) as server:
+        server.service.registry.scan()
+        base = f"/v1/checkpoints/{tiny_checkpoint.id}"
+        assert server.get(base)["encrypted"]
+        assert server.get("/models/list")[0]["encrypted"]
+        names = [entry["name"] for entry in server.get(f"{base}/files")]
+        assert names == [f"{name}.age" for name in tiny_checkpoint.manifest.files]
+        sent = server.client.get(f"{base}/files/config.json.age").content
+        plain = (tiny_checkpoint.path / "config.json").read_bytes()
+        assert pyrage.decrypt(sent, [identity]) == plain
+        assert server.client.get(f"{base}/files/config.json").status_code == 404
+        assert server.client.get(f"{base}/card").status_code == 409
+        assert server.post(f"{base}/verify", status=200)["status"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ class Catalogue:
 
     def read(self, opened: checkpoint.Checkpoint, name: str) -> str:
         """Return one of the small text files of a checkpoint. Raises CheckpointError."""
+        if opened.manifest.encryption:
+            raise CheckpointError(f"{opened.name} is encrypted: its files cannot be read here")
         held = [file for file in READABLE if file in opened.manifest.files]
         if name not in held:
             raise CheckpointError(

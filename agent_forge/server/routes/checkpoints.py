@@ -91,8 +91,8 @@ def _add_files(routes: APIRouter, service: Service) -> None:
         "/{checkpoint_id}/files", dependencies=READ, responses=errors(404), summary="List files"
     )
     def files(checkpoint_id: Identity) -> list[FileAnswer]:
-        """List the files with their sizes and SHA-256."""
-        listed = _opened(service, checkpoint_id).manifest.files
+        """List the files as they lie on the disk, encrypted ones too, with sizes and SHA-256."""
+        listed = _opened(service, checkpoint_id).manifest.stored_files
         return [FileAnswer(name=name, **entry) for name, entry in listed.items()]
 
     @routes.get(
@@ -100,10 +100,13 @@ def _add_files(routes: APIRouter, service: Service) -> None:
         response_class=FileResponse, responses={**errors(404, 416), 200: BYTES, 206: PART},
     )  # fmt: skip
     def download(checkpoint_id: Identity, name: FileName) -> FileResponse:
-        """Send a file, or the part that `Range` names, so that a download can go on."""
+        """Send a file, or the part that `Range` names, so that a download can go on.
+
+        Of an encrypted checkpoint the encrypted file: nothing is decrypted here.
+        """
         source = _opened(service, checkpoint_id)
-        entry = source.manifest.files.get(name)
-        file = whole_file(source.path, name) if entry is not None else None
+        entry = source.manifest.stored_files.get(name)
+        file = whole_file(source.stored, name) if entry is not None else None
         if entry is None or file is None:
             raise HTTPException(404, "the checkpoint has no such file; see its list of files")
         return FileResponse(
@@ -143,7 +146,7 @@ def _add_words(routes: APIRouter, service: Service) -> None:
         return shown
 
     @routes.get(
-        "/{checkpoint_id}/card", dependencies=READ, responses={**errors(404), 200: CARD},
+        "/{checkpoint_id}/card", dependencies=READ, responses={**errors(404, 409), 200: CARD},
         summary="Model card", response_class=Response,
     )  # fmt: skip
     def card(checkpoint_id: Identity) -> Response:
@@ -151,6 +154,8 @@ def _add_words(routes: APIRouter, service: Service) -> None:
         from agent_forge.export import card as cards
 
         source = _opened(service, checkpoint_id)
+        if source.manifest.encryption:
+            raise HTTPException(409, "the checkpoint is encrypted; decrypt it to read its card")
         name = source.path.name
         text = cards.text(source.path, "hf", source.manifest.phase, name, [], None)
         return Response(without_paths(text, registry), media_type="text/markdown")
