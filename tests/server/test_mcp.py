@@ -386,7 +386,7 @@ const { tools } = await client.listTools();
 await client.callTool({ name: "memory_remember", arguments: { fact: "Ж", about: "letter" } });
 const answer = await client.callTool({ name: "memory_recall", arguments: { query: "letter" } });
 const wrong = await client.callTool({ name: "checkpoints_manifest", arguments: { checkpoint: "x" } });
-console.log(JSON.stringify({ count: tools.length, facts: answer.structuredContent.result,
+console.log(JSON.stringify({ count: tools.length, fact: answer.structuredContent.result[0],
   wrong: wrong.isError, server: client.getServerVersion().name }));
 await client.close();
 """
@@ -406,7 +406,7 @@ def test_the_typescript_client_works_over_both_transports(
 ) -> None:
     script = node_clients.parent / "client.mjs"
     script.write_text(TYPESCRIPT)
-    expected = {"count": 19, "facts": [{"about": "letter", "fact": "Ж"}], "wrong": True,
+    expected = {"count": 19, "fact": {"about": "letter", "fact": "Ж"}, "wrong": True,
                 "server": "agent-forge"}  # fmt: skip
     stdio = run_node(node_clients, script, json.dumps(["", "", *stdio_words(offer)]))
     assert json.loads(stdio.splitlines()[-1]) == expected

@@ -40,16 +40,16 @@ def test_a_model_is_imported_merged_and_exported_by_one_route(
                 assert ended["state"] == "succeeded", client.get(f"{job}/log").text
                 return answer.json()["model_id"], ended["results"]
 
-            imported, _ = create("import", source="tiny")
+            imported, source = create("import", source="tiny")
             halves = [{"model": imported, "parameters": {"weight": 0.5}}] * 2
             recipe = {"merge_method": "linear", "models": halves, "dtype": "float32"}
             merged, results = create("merge", recipe=recipe)
             known = {one["id"]: one for one in client.get("/models/list").json()}
             assert known[results["checkpoint_id"]]["size"] > 0
             parents = client.get(f"/v1/checkpoints/{merged}").json()["parents"]
-            assert parents
-            assert set(parents) <= set(known)
+            assert set(parents) == {source["checkpoint_id"]} < set(known)
             exported, _ = create("export", model_id=merged, format="gguf")
-            (file,) = client.get(f"/v1/exports/{exported}").json()
+            listed = client.get(f"/v1/exports/{exported}").json()
+            (file,) = [one for one in listed if one["name"].endswith(".gguf")]
             content = client.get(f"/v1/exports/{exported}/{file['name']}").content
             assert (content[:4], len(content)) == (b"GGUF", file["bytes"])

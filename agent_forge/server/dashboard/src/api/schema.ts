@@ -10,6 +10,8 @@ export interface components {
         CheckpointAnswer: {
             copies: number;
             deployable_bytes: number;
+            /** @default false */
+            encrypted: boolean;
             /** @default  */
             error: string;
             file_bytes: number;
