@@ -67,7 +67,8 @@ def test_readers_see_one_state_and_cannot_write(database: Database) -> None:
     assert count(database) == 1
 
 
-def test_a_second_server_is_kept_out(database: Database) -> None:
+def test_a_second_server_is_kept_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "LOCK_WAIT_SECONDS", 0.05)
     with pytest.raises(LockedError, match="belongs to a server that runs"):
         Database(database.path)
     Readers(database.path).close_readers()

@@ -22,7 +22,9 @@ from tests.conftest import forge_environment
 from tests.server.conftest import WAIT_SECONDS, until
 
 QUICK = {"phase_name": "bitnet", "config": {"train": {"steps": 20}}}
-SLOW = {"phase_name": "bitnet", "config": {"train": {"steps": 60}, "gate": {"samples": 50}}}
+SLOW = {"phase_name": "bitnet", "config": {"train": {"steps": 40}, "gate": {"samples": 50}}}
+# Requests per route; more search deeper: FORGE_FUZZ_EXAMPLES=50.
+EXAMPLES = os.environ.get("FORGE_FUZZ_EXAMPLES", "1")
 
 
 class Running:
@@ -173,11 +175,11 @@ def test_a_killed_server_loses_no_event_of_a_job_that_goes_on(tmp_path: Path) ->
                         messages.append(message)
                         if message["type"] in ("complete", "error"):
                             break
-                        if kills < 2 and message.get("step", 0) >= 10 * (kills + 1):
+                        if not kills and message.get("step", 0) >= 10:
                             kills += 1
                             await asyncio.to_thread(server.stop, signal.SIGKILL)
                             await asyncio.to_thread(server.start)
-        assert kills == 2
+        assert kills == 1
         return messages
 
     try:
@@ -186,7 +188,7 @@ def test_a_killed_server_loses_no_event_of_a_job_that_goes_on(tmp_path: Path) ->
         assert numbers == list(range(1, len(numbers) + 1))
         steps = [message["step"] for message in messages if message["type"] == "progress"]
         assert steps == sorted(set(steps))
-        assert steps[-1] == 60
+        assert steps[-1] == 40
         assert messages[-1]["results"]["status"] == "succeeded"
         assert {message["task_id"] for message in messages} == {task_id}
         assert server.call("GET", f"/v1/jobs/{task_id}")["attempt"] == 1, "it was never restarted"
@@ -226,16 +228,17 @@ def test_a_signal_ends_the_server_at_once_and_no_job(tmp_path: Path) -> None:
         server.stop()
 
 
+@pytest.mark.timeout(1800)
 def test_schemathesis_meets_no_undeclared_status_and_no_defect(running: Running) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run",
          f"http://127.0.0.1:{running.port}/openapi.json", "-H", f"authorization: Bearer {running.key}",
          "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
-         "response_schema_conformance", "--phases", "fuzzing", "--max-examples", "4",
+         "response_schema_conformance", "--phases", "fuzzing", "--max-examples", EXAMPLES,
          "--exclude-path", "/v1/events",  # it has no end
          "--generation-deterministic", "--no-color",
          "--request-timeout", "60", "--continue-on-failure"],
-        capture_output=True, text=True, timeout=280, check=False, cwd=running.state,
+        capture_output=True, text=True, check=False, cwd=running.state,
         env=forge_environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scripts.bench.serve_restarts import SCENES, Cycles, flat
 
-CYCLES = 2 * len(SCENES)
+CYCLES = len(SCENES)
 
 
 def test_no_kill_of_the_server_makes_a_job_run_on_paper_or_loses_an_event(tmp_path: Path) -> None:
