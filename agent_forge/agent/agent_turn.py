@@ -1,15 +1,16 @@
-"""A reply of an agent: the events of a LiveTurn, votes where answers vote, and the memories.
+"""A reply of an agent: the events of a LiveTurn, drafts and votes where the scaffold has them, and
+the memories.
 
 Reads and writes the agent's episodic memory: a question and its answer are kept together, and
 neither is where nothing was said.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
-from agent_forge.agent.events import AgentEvent, Done
+from agent_forge.agent import scaffolds
+from agent_forge.agent.events import AgentEvent, Done, Thought, Usage
 from agent_forge.agent.live import LiveTurn
 from agent_forge.agent.memory import Memory
 from agent_forge.agent.settings import AgentSettings
@@ -31,12 +32,15 @@ class Replier(Protocol):
     ) -> LiveTurn:
         """Return one reply to what the model is shown."""
 
+    def draft(self, conversation: Sequence[Any], number: int) -> LiveTurn:
+        """Return one message of the model that is not an answer yet."""
+
 
 class AgentTurn:
     """A reply of an agent; iterate it once for its events.
 
     Where several answers vote (self-consistency), all are generated first, and the events are those
-    of the winner.
+    of the winner. Drafts are thoughts.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class AgentTurn:
         self.agent, self.stops = agent, stops
         self._shown = agent.shown(messages)
         self._live = agent.sample(self._shown, stops=stops)
+        self._drafting = False
         is_asked = bool(messages) and messages[-1]["role"] == "user"
         self._question = messages[-1]["content"] if is_asked else None
 
@@ -80,6 +85,8 @@ class AgentTurn:
 
         What was said until then is kept, with the question that it answers.
         """
+        if self._drafting:
+            return Done("cancelled", "", self.turn.usage)
         done = self._live.interrupted()
         if done.messages and self._question is not None:
             self.agent.memory.episodic.add(self.agent.session, "user", self._question)
@@ -88,24 +95,57 @@ class AgentTurn:
 
     def _events(self) -> Iterator[AgentEvent]:
         settings = self.agent.settings
-        votes = settings.scaffold == "self_consistency" and settings.scaffold_samples > 1
-        return self._vote(settings.scaffold_samples) if votes else iter(self._live)
+        if settings.scaffold == "self_consistency" and settings.scaffold_samples > 1:
+            return self._vote(settings.scaffold_samples)
+        drafts = settings.scaffold_drafts if settings.scaffold == "drafts" else []
+        return self._after_drafts(drafts) if drafts else iter(self._live)
 
     def _vote(self, samples: int) -> Iterator[AgentEvent]:
         replies: list[tuple[LiveTurn, list[AgentEvent]]] = []
+        texts: list[str] = []
         for number in range(samples):
             self._live = live = self.agent.sample(self._shown, number, self.stops)
             replies.append((live, list(live)))
             if isinstance(done := replies[-1][1][-1], Done) and done.finish == "cancelled":
                 yield done
                 return
-        best = Counter(live.turn.text for live, _ in replies).most_common(1)[0][0]
-        self._live, events = next(reply for reply in replies if reply[0].turn.text == best)
+            texts.append(live.turn.text)
+            if scaffolds.decided(texts, self.agent.settings.scaffold_stop_after) is not None:
+                break
+        self._live, events = replies[scaffolds.winner(texts)]
         yield from events
+
+    def _after_drafts(self, drafts: Sequence[str]) -> Iterator[AgentEvent]:
+        """Yield the drafts as thoughts, then the events of the answer that follows them."""
+        *before, question = self._shown
+        draft, usages, self._drafting = "", list[Usage](), True
+        for number, template in enumerate(drafts):
+            asking = [*before, scaffolds.filled(template, question, draft)]
+            self._live = live = self.agent.draft(asking, number)
+            *_, end = live
+            if isinstance(end, Done) and end.finish == "cancelled":
+                yield Done("cancelled", "", live.turn.usage)
+                return
+            draft = draft_of(live.turn)
+            usages.append(live.turn.usage)
+            yield Thought(f"{draft}\n")
+        prompt = scaffolds.filled(self.agent.settings.scaffold_prompt, question, draft)
+        self._live, self._drafting = self.agent.sample([*before, prompt], stops=self.stops), False
+        usage = self._live.turn.usage
+        for one in usages:
+            usage.prompt_tokens += one.prompt_tokens
+            usage.completion_tokens += one.completion_tokens
+            usage.reasoning_tokens += one.completion_tokens
+        yield from self._live
 
     def _keep(self, done: Done) -> None:
         for message in done.messages:
             self.agent.memory.episodic.add(self.agent.session, message["role"], message["content"])
+
+
+def draft_of(turn: Turn) -> str:
+    """Return what a draft says; a draft that only calls tools says its calls."""
+    return turn.text or turn.messages[-1]["content"]
 
 
 class _UnansweredError(Exception):

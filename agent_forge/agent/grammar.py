@@ -2,20 +2,22 @@
 
 llguidance turns the schemas of the enabled tools into the tokens that may come next; the engines
 mask all others (`models.sampling.TokenMask`). It mends syntax alone: which tool, and which values,
-the model still chooses. When few tokens are left the mask allows only what closes the message, so
-that nothing is cut off. Source: llguidance 1.9, by its Lark grammars.
+the model still chooses. When only as many tokens are left as the end of the message needs, the mask
+allows that end alone (closing.py), and no call begins that could not be ended, so that nothing is
+cut off. Source: llguidance 1.9, by its Lark grammars.
 """
 
 import json
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_forge.agent.tool import Tool
+from agent_forge.agent import closing
+from agent_forge.config.schema import GRAMMARS
 from agent_forge.core.errors import ConfigError
 from agent_forge.data.call_dialects import DEFAULT
 from agent_forge.data.calls import CALL_CLOSE, CALL_OPEN
@@ -25,34 +27,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LARGEST = 10**15
-NONE, CALLS, REQUIRED = "none", "calls", "required"
-KINDS = (NONE, CALLS, REQUIRED)
-# Text that closes what is open: strings, lists, objects, calls.
-_CLOSER = re.compile(r"[\"}\],:{\[]*(?:</tool_call>)?")
-_TAG_BYTES = len(CALL_OPEN) + len(CALL_CLOSE) + 40
+OPEN_LEVELS = 4  # optional objects inside one another that a call may have open
+NONE, CALLS, REQUIRED = GRAMMARS
+_NUMBER = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+_PLAIN = [{"type": "string"}, _NUMBER, {"type": "boolean"}, {"type": "null"}]
+_ANYTHING = {"anyOf": [*_PLAIN, {"type": "array", "items": {"anyOf": _PLAIN}}]}
+# Entries of a schema that leave open which values fit.
+_NOTES = {"description", "title", "default", "examples", "$comment", "deprecated"}
+# The bytes of a call beside the tool's name and its arguments: tags, keys, brackets, spaces.
+_FRAME_BYTES = len(CALL_OPEN) + len(CALL_CLOSE) + len('{"name": "", "arguments": }') + 2
+
+
+class SchemaGrammarError(ConfigError):
+    """A schema that llguidance cannot turn into a grammar."""
 
 
 def token_mask(
     tokenizer: "PreTrainedTokenizerFast",
-    tools: Sequence[Tool],
+    tools: Mapping[str, Mapping[str, Any]],
     kind: str,
     stop_ids: Collection[int],
     max_new_tokens: int,
 ) -> "GrammarMask | None":
     """Return the mask of one message; None where nothing is to be masked.
 
-    Raises ConfigError where llguidance is not installed, for another dialect than Hermes, and for a
-    schema that llguidance cannot follow.
+    tools: name of each tool that may be called -> the JSON schema of its arguments.
+    Raises ConfigError where llguidance is not installed and for another dialect than Hermes,
+    SchemaGrammarError for a schema that llguidance cannot follow.
     """
     if kind == NONE or not tools:
         return None
     if call_dialect(tokenizer) != DEFAULT:
         raise ConfigError(
-            f"agent.grammar={kind} is for calls as Hermes writes them, this model writes "
-            f"{call_dialect(tokenizer)}; set agent.grammar=none"
+            f"grammar={kind} is for calls as Hermes writes them, this model writes "
+            f"{call_dialect(tokenizer)}; set grammar=none"
         )
-    schemas = tuple((tool.name, json.dumps(tool.parameters)) for tool in tools)
+    schemas = tuple((name, json.dumps(schema)) for name, schema in tools.items())
     return GrammarMask(tokenizer, schemas, kind, tuple(sorted(stop_ids)), max_new_tokens)
+
+
+def kind_of_round(kind: str, number: int) -> str:
+    """Return the grammar of a message: after results the answer may be words, whatever the first
+    message has to be.
+    """
+    return CALLS if number and kind == REQUIRED else kind
 
 
 def lark(schemas: Sequence[tuple[str, str]], kind: str, tags: Sequence[str]) -> str:
@@ -63,7 +81,7 @@ def lark(schemas: Sequence[tuple[str, str]], kind: str, tags: Sequence[str]) -> 
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, "arguments": _finite(json.loads(parameters))},
+            "properties": {"name": {"const": name}, "arguments": _closed(json.loads(parameters))},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
@@ -88,65 +106,145 @@ class GrammarMask:
         stop_ids: tuple[int, ...],
         max_new_tokens: int,
     ) -> None:
-        try:
-            from llguidance import LLMatcher
-        except ImportError:
-            raise ConfigError(
-                "agent.grammar needs llguidance; pip install 'agent-forge[agent]'"
-            ) from None
-        self._inner = _ll_tokenizer(tokenizer.backend_tokenizer.to_str(), stop_ids)
-        tags = [_tag(self._inner, tokenizer, tag) for tag in (CALL_OPEN, CALL_CLOSE)]
-        grammar = LLMatcher.grammar_from_lark(lark(schemas, kind, tags))
-        self._matcher = LLMatcher(self._inner, grammar)
-        if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:200]
-            raise ConfigError(f"llguidance cannot follow the schemas of the tools: {reason}")
-        self._closers = _closers(self._inner, stop_ids)
-        self._left = max_new_tokens
-        # A message that must close needs at most a token per byte of the shortest call.
-        longest = max(len(name) + len(parameters) for name, parameters in schemas)
-        self._reserve = _TAG_BYTES + longest
+        self._vocabulary = _vocabulary(tokenizer, stop_ids)
+        rules = _rules(self._vocabulary, schemas, kind)
+        self._matcher = rules.matcher.deep_copy()
+        self._rules, self._left, self._check_in = rules, max_new_tokens, 0
+        self._in_words = kind != REQUIRED
 
     def allowed(self, size: int) -> NDArray[np.bool_]:
         """Return which of `size` tokens may come next."""
-        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-
-        known = self._inner.vocab_size
-        words = allocate_token_bitmask(1, known)
-        fill_next_token_bitmask(self._matcher, words)
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:known].astype(np.bool_)
-        if self._left <= self._reserve and (bits & self._closers).any():
-            bits &= self._closers
+        known, rules = len(self._vocabulary.begins_tag), self._rules
+        bits = closing.allowed_bits(self._matcher, known)
+        if self._in_words:
+            if self._left < rules.call_tokens + rules.growth:
+                bits &= ~self._vocabulary.begins_tag
+        elif self._left <= rules.longest + OPEN_LEVELS * rules.growth and self._check_in <= 0:
+            ending = closing.plan(self._matcher, self._vocabulary.closers)
+            room = self._left - len(ending) - rules.growth
+            if room <= 0:
+                bits = np.zeros_like(bits)
+                bits[ending[0]] = True
+            # Each token adds at most `growth` to the end and takes one from what is left.
+            self._check_in = max(room // (1 + rules.growth), 0)
         # A model may have more logits than its tokenizer has tokens.
         return np.pad(bits, (0, max(size - known, 0)))[:size]
 
     def take(self, token: int) -> None:
         """Note the token that was chosen."""
         self._left -= 1
+        self._check_in -= 1
+        begins = bool(self._vocabulary.begins_tag[token])
         self._matcher.consume_token(token)
+        # Between calls the message may end, as it may in words.
+        self._in_words = self._matcher.is_accepting() or (self._in_words and not begins)
 
 
-@lru_cache(maxsize=4)
-def _ll_tokenizer(backend: str, stop_ids: tuple[int, ...]) -> Any:
-    from llguidance import LLTokenizer
+class _Vocabulary:
+    """A tokenizer as llguidance reads it, how much each token closes, and what opens a call."""
 
-    return LLTokenizer(backend, eos_token=list(stop_ids))
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", stop_ids: tuple[int, ...]) -> None:
+        try:
+            from llguidance import LLTokenizer
+        except ImportError:
+            raise ConfigError(
+                "a grammar needs llguidance; pip install 'agent-forge[agent]'"
+            ) from None
+        self.inner = LLTokenizer(tokenizer.backend_tokenizer.to_str(), eos_token=list(stop_ids))
+        self.closers = closing.Closers.of(self.inner, stop_ids)
+        self.tags = [_tag(self.inner, tokenizer, tag) for tag in (CALL_OPEN, CALL_CLOSE)]
+        stops = set(stop_ids)
+        self.begins_tag = np.array(
+            ["<" in self.inner.decode_str([token]) and token not in stops
+             for token in range(self.inner.vocab_size)]
+        )  # fmt: skip
 
 
-def _finite(schema: Any) -> Any:
-    """Return a schema whose numbers have bounds, because no tool takes 1e999."""
-    if isinstance(schema, list):
-        return [_finite(part) for part in schema]
+# tokenizer -> (its tokens, stop tokens) -> its vocabulary; reading one takes a second
+_known: "WeakKeyDictionary[Any, dict[tuple[Any, ...], _Vocabulary]]" = WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: "PreTrainedTokenizerFast", stop_ids: tuple[int, ...]) -> _Vocabulary:
+    of_tokenizer = _known.setdefault(tokenizer, {})
+    key = (len(tokenizer), stop_ids)
+    if key not in of_tokenizer:
+        of_tokenizer[key] = _Vocabulary(tokenizer, stop_ids)
+    return of_tokenizer[key]
+
+
+class _Rules:
+    """The grammar of some tools: a matcher at its beginning, and how long calls are.
+
+    longest: a bound of the tokens of any tool's shortest call. growth: how many tokens one more
+    token may cost. call_tokens: how many a call needs that begins now.
+    """
+
+    def __init__(self, vocabulary: _Vocabulary, schemas: Any, kind: str) -> None:
+        from llguidance import LLMatcher
+
+        self.matcher = LLMatcher(
+            vocabulary.inner, LLMatcher.grammar_from_lark(lark(schemas, kind, vocabulary.tags))
+        )
+        if self.matcher.is_error():
+            reason = " ".join(self.matcher.get_error().split())[:200]
+            raise SchemaGrammarError(f"llguidance cannot follow the schemas of the tools: {reason}")
+        parameters = [(name, _closed(json.loads(text))) for name, text in schemas]
+        self.longest = max(
+            _FRAME_BYTES + len(json.dumps(name)) + closing.least_bytes(schema)
+            for name, schema in parameters
+        )
+        self.growth = max(closing.growth_bytes(schema) for _, schema in parameters)
+        required = LLMatcher(
+            vocabulary.inner, LLMatcher.grammar_from_lark(lark(schemas, REQUIRED, vocabulary.tags))
+        )
+        self.call_tokens = len(closing.plan(required, vocabulary.closers))
+        if any(tag.startswith('"') for tag in vocabulary.tags):
+            # A token of text may close one call and begin the next.
+            self.growth = max(self.growth, self.call_tokens)
+
+
+@lru_cache(maxsize=64)
+def _rules(vocabulary: _Vocabulary, schemas: tuple[tuple[str, str], ...], kind: str) -> _Rules:
+    return _Rules(vocabulary, schemas, kind)
+
+
+def _closed(schema: Any, *, part: bool = False) -> Any:
+    """Return a schema that lets fewer values through, so that each is one that tools take.
+
+    Numbers have bounds, because no tool takes 1e999; an object that names its entries has no
+    others; what is open is a plain value or a list of them. part: one of several schemas that a
+    value fits at once, which may have entries of the others.
+    """
+    if schema is True or (isinstance(schema, dict) and set(schema) <= _NOTES):
+        return _ANYTHING
     if not isinstance(schema, dict):
         return schema
-    result = {
-        key: value if key in ("enum", "const", "default", "required") else _finite(value)
-        for key, value in schema.items()
-    }
-    if result.get("type") in ("number", "integer"):
+    result = dict(schema)
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            inner = part or key == "allOf"
+            result[key] = [_closed(one, part=inner) for one in schema[key]]
+    for key in ("properties", "patternProperties", "$defs", "definitions"):
+        if key in schema:
+            result[key] = {name: _closed(one) for name, one in schema[key].items()}
+    if "items" in schema or schema.get("type") == "array":
+        result["items"] = _closed(schema.get("items", True))
+    if schema.get("type") == "object" or "properties" in schema:
+        named = {"properties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"} & set(schema)
+        more = schema.get("additionalProperties", True)
+        if more is not True:
+            result["additionalProperties"] = _closed(more)
+        elif not part:
+            result["additionalProperties"] = False if named else _ANYTHING
+    if {"number", "integer"} & set(_types(schema)):
         result.setdefault("minimum", -LARGEST)
         result.setdefault("maximum", LARGEST)
     return result
+
+
+def _types(schema: Mapping[str, Any]) -> list[Any]:
+    types = schema.get("type", [])
+    return types if isinstance(types, list) else [types]
 
 
 def _tag(inner: Any, tokenizer: "PreTrainedTokenizerFast", tag: str) -> str:
@@ -154,13 +252,3 @@ def _tag(inner: Any, tokenizer: "PreTrainedTokenizerFast", tag: str) -> str:
     number = tokenizer.convert_tokens_to_ids(tag)
     is_token = any(token.content == tag for token in tokenizer.added_tokens_decoder.values())
     return tag if is_token and inner.is_special_token(number) else f'"{tag}"'
-
-
-def _closers(inner: Any, stop_ids: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return which tokens only close what is open, or end the message."""
-    stops = set(stop_ids)
-    texts = (inner.decode_str([token]) for token in range(inner.vocab_size))
-    return np.array(
-        [i in stops or (bool(text) and _CLOSER.fullmatch(text) is not None)
-         for i, text in enumerate(texts)]
-    )  # fmt: skip

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent.calls import THINK_OPEN, BrokenCall, Call
 from agent_forge.agent.events import AgentEvent, Called, Done, Finish, Said, Thought
-from agent_forge.agent.grammar import CALLS, NONE, REQUIRED, token_mask
+from agent_forge.agent.grammar import NONE, kind_of_round, token_mask
 from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrings
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, run_calls
 from agent_forge.data.chat import call_dialect, encode_prompt, kept_reply, stop_ids
+from agent_forge.models.sampling import NO_CUTS, Cuts
 from agent_forge.runtime import talker
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TurnLimits:
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
+    cuts: Cuts = NO_CUTS
     seed: int = 0
     stops: Sequence[str] = ()
     runs_calls: bool = True
@@ -121,12 +123,12 @@ class LiveTurn:
             stop_ids=ends,
             temperature=limits.temperature,
             top_p=limits.top_p,
+            cuts=limits.cuts,
             seed=limits.seed + number,
             mask=token_mask(
                 self.tokenizer,
-                self.toolbox.enabled(),
-                # After a result the answer may be words; before it the message is the call.
-                CALLS if number and limits.grammar == REQUIRED else limits.grammar,
+                self.toolbox.parameters() or self._parameters(),
+                kind_of_round(limits.grammar, number),
                 ends,
                 limits.max_new_tokens,
             ),

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_forge import checkpoint, models
+from agent_forge.agent import scaffolds
 from agent_forge.agent.agent_turn import AgentTurn
 from agent_forge.agent.documents import Documents
+from agent_forge.agent.grammar import NONE, kind_of_round, token_mask
 from agent_forge.agent.live import LiveTurn, TurnLimits
 from agent_forge.agent.memory import Memory, new_session
 from agent_forge.agent.settings import AgentSettings
@@ -29,6 +31,7 @@ from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_ba
 from agent_forge.data.chat import encode_content, encode_prompt, speak_dialect, stop_ids
 from agent_forge.data.light_tokenizer import open_light
 from agent_forge.data.windows import positions
+from agent_forge.models.sampling import NO_CUTS, Cuts
 from agent_forge.runtime.talker import open_talker
 
 if TYPE_CHECKING:
@@ -73,12 +76,15 @@ def answer_turns(
     *,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    cuts: Cuts = NO_CUTS,
     seed: int = 0,
     batch_rows: int = 64,
+    grammar: str = NONE,
 ) -> list[Turn]:
     """Return whole turns, as `answer_batch` does, with sampling.
 
     Each round generates for all unfinished conversations at once.
+    grammar: as in grammar.py, of the tools that each conversation may call.
     """
     boxes = _toolboxes(tools, len(conversations))
     stops = stop_ids(tokenizer, model)
@@ -99,8 +105,19 @@ def answer_turns(
             stop_ids=stops,
             temperature=temperature,
             top_p=top_p,
+            cuts=cuts,
             seed=seed + number,
             batch_rows=batch_rows,
+            masks=[
+                token_mask(
+                    tokenizer,
+                    boxes[i].parameters(),
+                    kind_of_round(grammar, number),
+                    stops,
+                    max_new_tokens,
+                )
+                for i in active
+            ],
         )
         for i, tokens in zip(active, replies, strict=True):
             turns[i].cut = len(tokens) >= max_new_tokens
@@ -265,49 +282,41 @@ class Agent:
 
         The first is as configured. Further ones are for votes, so they are always sampled.
         """
-        settings = self.settings
-        temperature = settings.temperature if number == 0 else (settings.temperature or 0.7)
-        limits = TurnLimits(
-            max_rounds=settings.max_rounds,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=temperature,
-            top_p=settings.top_p,
-            seed=settings.seed + 1000 * number,
-            stops=stops,
-            grammar=settings.grammar,
+        temperature = self.settings.temperature
+        limits = self._limits(temperature if number == 0 else (temperature or 0.7), number)
+        limits = replace(
+            limits, max_rounds=self.settings.max_rounds, stops=stops, grammar=self.settings.grammar
         )
         return LiveTurn(
             self.model, self.tokenizer, conversation, self.toolbox, limits, self.confirm
         )
 
+    def draft(self, conversation: Sequence[Message], number: int) -> LiveTurn:
+        """Return one message of the model that is not an answer yet; its calls are not run."""
+        limits = replace(self._limits(self.settings.temperature, 1 + number), runs_calls=False)
+        return LiveTurn(self.model, self.tokenizer, conversation, self.toolbox, limits)
+
+    def _limits(self, temperature: float, number: int) -> TurnLimits:
+        settings = self.settings
+        return TurnLimits(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=temperature,
+            top_p=settings.top_p,
+            cuts=settings.cuts,
+            seed=settings.seed + 1000 * number,
+        )
+
     def prepared(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """Return a conversation with the scaffold, and the system text where it brings none."""
-        scaffolded = self._scaffolded(messages)
+        scaffolded = scaffolds.scaffolded(self.settings, messages)
         brings_its_own = bool(messages) and messages[0]["role"] == "system"
         return scaffolded if brings_its_own else self._with_system(scaffolded)
 
     def shown(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """Return what the model is shown of a conversation: scaffold, system, and what fits."""
-        settings = self.settings
-        shots = 2 * len(settings.scaffold_examples) if settings.scaffold == "few_shot" else 0
-        return self.working.window(self._with_system(self._scaffolded(messages)), shots)
-
-    def _scaffolded(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        settings = self.settings
-        copied = [dict(message) for message in messages]
-        if settings.scaffold == "chain_of_thought" and copied and copied[-1]["role"] == "user":
-            copied[-1]["content"] = f"{copied[-1]['content']}\n{settings.scaffold_prompt}"
-        if settings.scaffold == "few_shot":
-            shots = [
-                {"role": role, "content": text}
-                for question, answer in settings.scaffold_examples
-                for role, text in (("user", question), ("assistant", answer))
-            ]
-            first = next(
-                (i for i, message in enumerate(copied) if message["role"] != "system"), len(copied)
-            )
-            copied[first:first] = shots
-        return copied
+        scaffolded = scaffolds.scaffolded(self.settings, messages)
+        shots = 2 * scaffolds.shown_examples(self.settings)
+        return self.working.window(self._with_system(scaffolded), shots)
 
     def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         parts = [self.settings.system] if self.settings.system else []

@@ -4,16 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_forge.config.schema import GRAMMARS
 from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.data.call_dialects import check_name
+from agent_forge.models.sampling import Cuts, check_sampling
 
-SCAFFOLDS = ("direct", "chain_of_thought", "few_shot", "self_consistency")
-_DECODER = ("temperature", "top_p", "max_new_tokens", "seed")
-GRAMMARS = ("none", "calls", "required")
+# Scaffold -> the settings that it follows.
+SCAFFOLDS: dict[str, tuple[str, ...]] = {
+    "direct": (),
+    "chain_of_thought": ("prompt",),
+    "few_shot": ("examples", "nearest"),
+    "self_consistency": ("samples", "stop_after"),
+    "drafts": ("prompt", "drafts"),
+}
+_DECODER = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "max_new_tokens", "seed",
+)  # fmt: skip
 SUMMARIES = ("sentences", "model", "none")
 _MEMORY = ("working_tokens", "recall_facts", "summary")
 _SEARCH = ("endpoint", "timeout_seconds")
-_SCAFFOLD = ("name", "prompt", "examples", "samples")
 _KEYS = (
     "tools", "allow", "system", "decoder", "scaffold", "memory", "search", "max_rounds",
     "code_sandbox", "calls", "grammar",
@@ -34,13 +43,22 @@ class AgentSettings:
     system: str = ""  # system turn before every conversation; "" adds none
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0  # likeliest tokens to draw from; 0: all
+    min_p: float = 0.0  # tokens below this share of the likeliest one's probability are left out
+    typical_p: float = 1.0  # mass of the tokens whose surprise is nearest to the entropy
     max_new_tokens: int = 96
     seed: int = 0
     scaffold: str = "direct"
-    scaffold_prompt: str = "Think step by step."  # chain_of_thought: added to the user's message
+    # chain_of_thought: added to the user's message. drafts: what the final answer is asked with.
+    scaffold_prompt: str = "Think step by step."
     # few_shot: pairs of a question and its answer
     scaffold_examples: list[list[str]] = field(default_factory=list)
+    scaffold_nearest: int = 0  # few_shot: show so many that are nearest to the question; 0: all
     scaffold_samples: int = 5  # self_consistency: answers that vote
+    scaffold_stop_after: int = 0  # self_consistency: equal answers that end the vote; 0: none
+    # drafts: what the model is asked before the final answer, without tools. {question} stands for
+    # the user's message, {draft} for what it wrote last.
+    scaffold_drafts: list[str] = field(default_factory=list)
     working_tokens: int = 0  # token budget of the conversation in view; 0 takes the model's context
     recall_facts: int = 0  # facts recalled into the system turn unasked; 0 recalls only by tool
     # What becomes of turns that leave the window: sentences (of them, in the system turn), model (it
@@ -71,13 +89,13 @@ class AgentSettings:
         _check_keys("agent.decoder", decoder, _DECODER)
         _check_keys("agent.memory", memory, _MEMORY)
         _check_keys("agent.search", search, _SEARCH)
-        _check_keys("agent.scaffold", scaffold, _SCAFFOLD)
         name = scaffold.get("name", "direct")
         if name not in SCAFFOLDS:
             raise ConfigError(
                 f"no scaffold '{name}'{did_you_mean(name, SCAFFOLDS)}; known: "
                 f"{', '.join(SCAFFOLDS)}"
             )
+        _check_keys(f"agent.scaffold ({name})", scaffold, ("name", *SCAFFOLDS[name]))
         summary = memory.get("summary", "sentences")
         if summary not in SUMMARIES:
             raise ConfigError(
@@ -107,7 +125,14 @@ class AgentSettings:
         values |= {key: value for part in (decoder, memory) for key, value in part.items()}
         values |= {f"search_{key}": value for key, value in search.items()}
         values |= {f"scaffold_{key}": value for key, value in scaffold.items() if key != "name"}
-        return cls(**values, scaffold=name)
+        settings = cls(**values, scaffold=name)
+        check_sampling(settings.temperature, settings.top_p, settings.cuts)
+        return settings
+
+    @property
+    def cuts(self) -> Cuts:
+        """Return what sampling leaves out beside top_p. Raises ConfigError outside the limits."""
+        return Cuts(top_k=self.top_k, min_p=self.min_p, typical_p=self.typical_p)
 
 
 def _check_keys(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:

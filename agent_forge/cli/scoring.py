@@ -1,9 +1,9 @@
 """Score checkpoints on held-out items: eval one, compare two."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,10 @@ from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import ConfigOption, Json, Overrides, Verbose, examples
 from agent_forge.cli.render import console, print_json
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NO_GRAMMAR = "none"
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")]
 Tasks = Annotated[
     str,
@@ -42,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
             "forge eval outputs/run_all/8-compress --tasks tools,text --items 500",
             "forge eval outputs/smollm2 -t skills -n 32",
             "forge eval outputs/smollm2 --harness forge_hellaswag --split whole",
+            "forge eval outputs/bake --tasks copying,schemas eval.grammar=calls",
             "forge eval outputs/bake --tasks own_tools tools=[my_tools.py] eval.rows=[questions.jsonl]",
         ),
     )(eval_command)
@@ -84,9 +89,10 @@ def eval_command(
             {
                 "task": name, "metric": s.metric, "value": s.mean, "low": s.interval[0],
                 "high": s.interval[1], "n": s.n, "chance": s.chance,
-                "at_chance": not s.above_chance, "items": s.items_hash,
+                "at_chance": not s.above_chance, "items": s.items_hash, "grammar": grammar,
+                "kinds": s.by_kind(),
             }
-            for name, s in measured.scores.items()
+            for name, grammar, s in measured.rows()
         ]  # fmt: skip
         if as_json:
             print_json(rows)
@@ -143,7 +149,7 @@ def compare_command(
             _measured(path, settings, names, items, split, with_tokens=True)
             for path in (first, second)
         )
-        rows = [_compared(name, one, two, settings) for name in names]
+        rows = [_compared(name, grammar, one, two, settings) for name, grammar, _ in one.rows()]
         if as_json:
             print_json(rows)
             return
@@ -153,18 +159,22 @@ def compare_command(
         console(stderr=False).print(compare_table(rows, title))
 
 
-def _compared(name: str, one: "Measured", two: "Measured", settings: Any) -> dict[str, Any]:
+def _compared(
+    name: str, grammar: str, one: "Measured", two: "Measured", settings: Any
+) -> dict[str, Any]:
     """Return a row of `forge compare`: both scores, what the second keeps of the first, and of a
     domain of text also how often their likeliest tokens are the same.
     """
     from agent_forge import evaluate
 
-    before, after = one.scores[name], two.scores[name]
+    before, after = (
+        (who.scores if grammar == NO_GRAMMAR else who.under_grammar)[name] for who in (one, two)
+    )
     retention = evaluate.retention(name, before, after, settings.gate.samples, settings.seed)
     row = {
         "task": name, "metric": before.metric, "first": before.mean, "second": after.mean,
         "kept": retention.ratio, "low": retention.low, "high": retention.high, "n": before.n,
-        "at_chance": not before.above_chance,
+        "at_chance": not before.above_chance, "grammar": grammar,
     }  # fmt: skip
     if name in one.tokens:
         same = evaluate.agreement(one.tokens[name], two.tokens[name], settings.seed)
@@ -214,10 +224,23 @@ def _refuse_trained_on(opened: Any, names: list[str]) -> None:
 
 @dataclass(slots=True)
 class Measured:
-    """The scores of a checkpoint by task, and of domains of text its likeliest tokens."""
+    """The scores of a checkpoint by task, and of domains of text its likeliest tokens.
+
+    Where eval.grammar is set, tasks whose replies call tools have a second score, under it. That
+    one never stands alone, because a grammar mends syntax only.
+    """
 
     scores: dict[str, Any]
     tokens: dict[str, Any]
+    under_grammar: dict[str, Any]
+    grammar: str
+
+    def rows(self) -> "Iterator[tuple[str, str, Any]]":
+        """Yield (task, grammar, score), a score under a grammar after the one without."""
+        for name, score in self.scores.items():
+            yield name, NO_GRAMMAR, score
+            if name in self.under_grammar:
+                yield name, self.grammar, self.under_grammar[name]
 
 
 def _measured(
@@ -239,7 +262,29 @@ def _measured(
             for name in domains
         }
         scores = evaluate.score(model, tokenizer, others, split, items, context)
-    return Measured({**{name: one.scores for name, one in tokens.items()}, **scores}, tokens)
+        grammar = settings.eval.grammar
+        under = evaluate.score(
+            model, tokenizer, _calling(names, grammar), split, items,
+            replace(context, grammar=grammar),
+        )  # fmt: skip
+    scores = {**{name: one.scores for name, one in tokens.items()}, **scores}
+    return Measured(scores, tokens, under, grammar)
+
+
+def _calling(names: list[str], grammar: str) -> list[str]:
+    """Return the tasks that are scored under a grammar too. Raises ConfigError without any."""
+    from agent_forge import evaluate
+    from agent_forge.core.errors import ConfigError
+
+    if grammar == NO_GRAMMAR:
+        return []
+    chosen = [name for name in names if evaluate.load_task(name).TASK.calls]
+    if not chosen:
+        raise ConfigError(
+            f"eval.grammar={grammar} is for tasks whose replies call tools, and {', '.join(names)} "
+            "have none; name others, for instance --tasks schemas, or leave it out"
+        )
+    return chosen
 
 
 def _opened(path: Path, settings: Any, names: list[str]) -> tuple[Any, Any, Any]:

@@ -218,7 +218,10 @@ def status_table(rows: Sequence[Mapping[str, Any]], run_dir: str) -> Grid:
 
 
 def score_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
-    """Return the rows of `forge eval`: score, interval, and what guessing gives."""
+    """Return the rows of `forge eval`: score, interval, and what guessing gives.
+
+    Where a task mixes kinds of items, each has a line below it.
+    """
     columns = [
         Column(head="task"),
         Column(head="score", right=True),
@@ -226,17 +229,24 @@ def score_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
         Column(head="guessing", right=True, spare=3),
         Column(head="items", right=True, spare=2),
     ]
-    cells = [
-        [
-            words.task(row["task"]),
-            words.score(row),
-            words.interval(row),
-            "" if row["chance"] is None else words.score({**row, "value": row["chance"]}),
-            words.number(row["n"]),
-        ]
-        for row in rows
-    ]
+    cells: list[list[str]] = []
+    for row in rows:
+        guess = "" if row["chance"] is None else words.score({**row, "value": row["chance"]})
+        cells.append(
+            [_scored(row), words.score(row), words.interval(row), guess, words.number(row["n"])]
+        )
+        for kind, part in row.get("kinds", {}).items():
+            part = {"metric": row["metric"], **part}
+            cells.append(
+                [f"  {kind}", words.score(part), words.interval(part), "", words.number(part["n"])]
+            )
     return Grid(columns=columns, rows=cells, title=title, notes=_chance_notes(rows))
+
+
+def _scored(row: Mapping[str, Any]) -> str:
+    """Return the name of a task in words, and the grammar under which it was scored."""
+    under = row.get("grammar", "none")
+    return words.task(row["task"]) + ("" if under == "none" else f", grammar {under}")
 
 
 def _chance_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -269,7 +279,7 @@ def compare_table(rows: Sequence[Mapping[str, Any]], title: str) -> Grid:
 def _compared_cells(row: Mapping[str, Any], with_tokens: bool) -> list[str]:
     same = [words.percent(row["same_token"]) if "same_token" in row else ""] if with_tokens else []
     return [
-        words.task(row["task"]),
+        _scored(row),
         words.score({**row, "value": row["first"]}),
         words.score({**row, "value": row["second"]}),
         "" if row["kept"] is None else words.percent(row["kept"]),

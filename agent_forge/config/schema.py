@@ -26,6 +26,7 @@ from agent_forge.core.device import DTYPES
 SPLITS = ("train", "validation", "search", "test")
 SAMPLING = ("random", "epoch")
 COMPILE = ("auto", "on", "off")
+GRAMMARS = ("none", "calls", "required")
 ON_FAILURE = ("stop", "rollback", "continue")
 
 
@@ -131,9 +132,10 @@ class PhaseConfig:
 
 @dataclass(slots=True, kw_only=True)
 class EvalPart:
-    """What the tasks of the user's own score."""
+    """What the tasks of the user's own score, and under which grammar calls are scored too."""
 
     rows: list[Text]
+    grammar: Annotated[str, OneOf(GRAMMARS)]
 
 
 @dataclass(slots=True, kw_only=True)

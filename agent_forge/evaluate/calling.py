@@ -12,6 +12,7 @@ pairing can fail where a pairing exists). Two ways of comparing values:
 Source: Patil et al. 2025, "The Berkeley Function Calling Leaderboard"; Kuhn 1955 for the matching.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from agent_forge.agent import Call
+    from agent_forge.models.sampling import TokenMask
 
 Expected = Mapping[str, Any]
 Schema = Mapping[str, Any]
 OMITTED = ""
+_log = logging.getLogger("agent_forge")
 _LOOSE = re.compile(r"[ ,./\-_*^]")
 _TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,),
@@ -167,6 +170,12 @@ def loose(text: str) -> str:
     return _LOOSE.sub("", text).lower().replace("'", '"')
 
 
+def parameters_of(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return name -> JSON schema of the arguments, of the tools on the system turn."""
+    tools = [tool["function"] for tool in messages[0].get("tools", ())]
+    return {tool["name"]: tool.get("parameters", {}) for tool in tools}
+
+
 def score_replies(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
@@ -197,15 +206,47 @@ def replies_as_calls(
 ) -> "list[tuple[str, list[Call] | None]]":
     """Return each greedy reply and its calls; None where a call is broken or cut off.
 
-    Nothing is run.
+    Nothing is run. Under context.grammar, calls are of the tools that the prompt lists.
     """
     from agent_forge import agent
     from agent_forge.agent.turn import decode_reply
 
+    masks = call_masks(model, tokenizer, prompts, max_new_tokens, context)
     parsed: list[tuple[str, list[Call] | None]] = []
-    for tokens in generate_replies(model, tokenizer, prompts, max_new_tokens, context):
+    for tokens in generate_replies(model, tokenizer, prompts, max_new_tokens, context, masks):
         text = decode_reply(tokenizer, tokens)
         calls = agent.scan_calls(text, cut=len(tokens) >= max_new_tokens)
         whole = [call for call in calls if isinstance(call, agent.Call)]
         parsed.append((text, whole if len(whole) == len(calls) else None))
     return parsed
+
+
+def call_masks(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompts: Sequence[Sequence[Mapping[str, Any]]],
+    max_new_tokens: int,
+    context: EvalContext,
+) -> "list[TokenMask | None]":
+    """Return the grammar of each reply; None where the prompt lists no tool, or none is set.
+
+    A warning says how many prompts list a schema that no grammar can follow; they stay free.
+    """
+    from agent_forge.agent.grammar import SchemaGrammarError, token_mask
+    from agent_forge.data import stop_ids
+
+    if context.grammar == "none":
+        return [None] * len(prompts)
+    stops, refused = stop_ids(tokenizer, model), 0
+    masks: list[TokenMask | None] = []
+    for prompt in prompts:
+        try:
+            mask = token_mask(
+                tokenizer, parameters_of(prompt), context.grammar, stops, max_new_tokens
+            )
+        except SchemaGrammarError as error:
+            mask, refused, reason = None, refused + 1, str(error)
+        masks.append(mask)
+    if refused:
+        _log.warning("%d of %d replies are without a grammar: %s", refused, len(prompts), reason)
+    return masks

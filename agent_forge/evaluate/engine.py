@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from agent_forge.models.sampling import TokenMask
+
 TASKS = "agent_forge.evaluate.tasks"
 # On the CPU the logits of a batch hold at most this many numbers (256 MB in float32), so large
 # vocabularies get smaller batches.
@@ -381,8 +383,12 @@ def generate_replies(
     conversations: Sequence[Sequence[Mapping[str, str]]],
     max_new_tokens: int,
     context: EvalContext,
+    masks: "Sequence[TokenMask | None] | None" = None,
 ) -> list[list[int]]:
-    """Return the greedy reply to each conversation, as token ids without the stop token."""
+    """Return the greedy reply to each conversation, as token ids without the stop token.
+
+    masks: the tokens that each reply may have; None where any may.
+    """
     from agent_forge import models
     from agent_forge.data import encode_prompt, stop_ids
 
@@ -394,6 +400,7 @@ def generate_replies(
             max_new_tokens=max_new_tokens,
             stop_ids=stop_ids(tokenizer, model),
             batch_rows=context.batch_rows,
+            masks=masks,
         )
 
 

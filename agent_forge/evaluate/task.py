@@ -16,6 +16,7 @@ class Task:
     long prompts.
     logarithmic: scores are nats per token, so what a child keeps is the parent's perplexity over
     the child's, not the ratio of the two scores.
+    calls: whether its replies call tools, so that a grammar may decode them.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Task:
     chance: float
     by_default: bool = True
     logarithmic: bool = False
+    calls: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class EvalContext:
     and as many as fill an accelerator.
     batch_rows: the most conversations generated at once.
     tools: sources of the user's own tools. rows: files of the user's own rows.
+    grammar: under which tasks whose replies call tools decode them (`agent.grammar`).
     """
 
     data: DataConfig
@@ -44,3 +47,4 @@ class EvalContext:
     batch_rows: int = 64
     tools: Sequence[str] = ()
     rows: Sequence[str] = ()
+    grammar: str = "none"

@@ -1,29 +1,33 @@
 """Generate for many prompts at once, with the same result as one by one; or stream one answer.
 
 Prompts of similar length share a batch. It starts at the shortest prompt, and longer ones feed
-their remaining prompt tokens while the others already generate, so no row ever sees padding. Rows
+their remaining prompt tokens while the others already generate, so no row ever sees padding. What
+all prompts of a batch begin with, such as a listing of tools, is read once for all of them. Rows
 that have finished leave the batch. Sampling draws one number per (seed, prompt, step), so the
 result does not depend on how prompts are batched. On CUDA the steps are one graph
 (static_decoding.py). `stream` yields the tokens of one prompt as they are chosen.
 """
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
-from agent_forge.models.sampling import TokenMask, check_sampling
+from agent_forge.models.sampling import NO_CUTS, TINY, Cuts, TokenMask, check_sampling
 
 # Prompts in one batch differ by at most this many tokens, because each token of difference is a
 # step in which some rows only read.
 LENGTH_SPREAD_TOKENS = 12
+# A beginning that all prompts of a batch share is read once from this length on.
+SHARED_TOKENS = 32
 # The cache is cut down once this share of a batch has finished.
 DROP_SHARE = 0.25
 
@@ -37,15 +41,18 @@ def generate(
     stop_ids: Collection[int],
     temperature: float = 0.0,
     top_p: float = 1.0,
+    cuts: Cuts = NO_CUTS,
     seed: int = 0,
     batch_rows: int = 32,
     static: bool | None = None,
+    masks: Sequence[TokenMask | None] | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
 
-    temperature: 0 is greedy.
+    temperature: 0 is greedy. cuts: what is left out beside top_p.
     static: generate from a cache of fixed size, where the model can; None does so on CUDA, where it
     is faster. The tokens are the same up to rounding.
+    masks: the tokens that may come, per prompt; None where any may.
 
     A model whose class has `thinks = True` generates through its own `generate`. A prompt that does
     not fit the model's positions together with its answer is cut on the left. Raises ConfigError
@@ -61,6 +68,8 @@ def generate(
         )
     if max_new_tokens <= 0 or not prompts:
         return [[] for _ in prompts]
+    if masks is not None and all(mask is None for mask in masks):
+        masks = None
     limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
     prompts = [fitting_prompt(prompt, max_new_tokens, limit, bos) for prompt in prompts]
     thinks = bool(getattr(model, "thinks", False))
@@ -72,13 +81,25 @@ def generate(
         [len(prompt) for prompt in prompts], batch_rows, 0 if thinks else LENGTH_SPREAD_TOKENS
     ):
         rows = [prompts[i] for i in picked]
-        if thinks:
+        if thinks and masks is not None:
+            replies = [
+                list(stream(
+                    model, prompts[i], max_new_tokens=max_new_tokens, stop_ids=stops,
+                    temperature=temperature, top_p=top_p, cuts=cuts, seed=seed_for(seed, i),
+                    mask=masks[i],
+                ))
+                for i in picked
+            ]  # fmt: skip
+        elif thinks:
+            sampling = _sampling(temperature, top_p, cuts)
             replies = _with_own_generate(
-                model, rows, max_new_tokens, stops, temperature, top_p, seed_for(seed, picked[0])
+                model, rows, max_new_tokens, stops, sampling, seed_for(seed, picked[0])
             )
         else:
-            chooser = _Chooser(temperature, top_p, seed, picked, max_new_tokens)
-            if _takes_static(model, static, max_new_tokens):
+            chooser = _Chooser(temperature, top_p, cuts, seed, picked, max_new_tokens)
+            chooser.masks = None if masks is None else [masks[i] for i in picked]
+            # A graph of steps cannot ask a mask between two of them.
+            if masks is None and _takes_static(model, static, max_new_tokens):
                 replies = _with_static_cache(model, rows, max_new_tokens, stops, chooser)
             else:
                 replies = _with_cache(model, rows, max_new_tokens, stops, chooser)
@@ -97,6 +118,7 @@ def stream(
     stop_ids: Collection[int],
     temperature: float = 0.0,
     top_p: float = 1.0,
+    cuts: Cuts = NO_CUTS,
     seed: int = 0,
     static: bool | None = None,
     mask: TokenMask | None = None,
@@ -117,8 +139,8 @@ def stream(
         return
     limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
     prompt = fitting_prompt(prompt, max_new_tokens, limit, bos)
-    chooser = _Chooser(temperature, top_p, seed, [0], max_new_tokens)
-    chooser.mask = mask
+    chooser = _Chooser(temperature, top_p, cuts, seed, [0], max_new_tokens)
+    chooser.masks = None if mask is None else [mask]
     # A graph of steps cannot ask a mask between two of them.
     static = False if mask is not None else static
     stops, was_training = set(stop_ids), model.training
@@ -166,10 +188,16 @@ class _Chooser:
     """
 
     def __init__(
-        self, temperature: float, top_p: float, seed: int, prompts: Sequence[int], steps: int
+        self,
+        temperature: float,
+        top_p: float,
+        cuts: Cuts,
+        seed: int,
+        prompts: Sequence[int],
+        steps: int,
     ) -> None:
-        self.temperature, self.top_p = temperature, top_p
-        self.mask: TokenMask | None = None  # set where a grammar binds; needs a single row
+        self.temperature, self.top_p, self.cuts = temperature, top_p, cuts
+        self.masks: Sequence[TokenMask | None] | None = None  # of each row
         if temperature > 0:
             draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64
@@ -182,16 +210,34 @@ class _Chooser:
                 device, torch.float32 if device.type == "mps" else torch.float64
             )
 
-    def __call__(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+    def __call__(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        steps: Tensor,
+        writing: Sequence[bool] | None = None,
+    ) -> Tensor:
         """Return tokens (n,) from logits (n, vocabulary).
 
         rows, steps: (n,), which of the random numbers each token takes.
+        writing: whether a row's token becomes part of its answer; None where all do. Only then is
+        its mask asked.
         """
-        if self.mask is None:
+        if self.masks is None:
             return self._choose(logits, rows, steps)
-        allowed = torch.from_numpy(self.mask.allowed(logits.shape[-1])).to(logits.device)
-        chosen = self._choose(logits.masked_fill(~allowed, -torch.inf), rows, steps)
-        self.mask.take(int(chosen))
+        allowed = np.ones(logits.shape, np.bool_)
+        masked = [
+            (place, mask)
+            for place, row in enumerate(rows.tolist())
+            if (writing is None or writing[place]) and (mask := self.masks[row]) is not None
+        ]
+        for place, mask in masked:
+            allowed[place] = mask.allowed(logits.shape[-1])
+        refused = torch.from_numpy(~allowed).to(logits.device)
+        chosen = self._choose(logits.masked_fill(refused, -torch.inf), rows, steps)
+        tokens = chosen.tolist()
+        for place, mask in masked:
+            mask.take(tokens[place])
         return chosen
 
     def _choose(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
@@ -200,6 +246,8 @@ class _Chooser:
         probabilities, order = torch.softmax(logits.double() / self.temperature, -1).sort(
             -1, descending=True
         )
+        if self.cuts.any:
+            probabilities = _cut(probabilities, self.cuts)
         cumulated = probabilities.cumsum(-1)
         # Smallest set of most likely tokens whose probability reaches top_p.
         nucleus = (cumulated - probabilities < self.top_p).sum(-1, keepdim=True)
@@ -207,6 +255,36 @@ class _Chooser:
         point = self.draws[rows, steps].to(logits.device)[:, None] * mass
         picked = torch.minimum((cumulated <= point).sum(-1, keepdim=True), nucleus - 1)
         return order.gather(-1, picked)[:, 0]
+
+
+def _cut(probabilities: Tensor, cuts: Cuts) -> Tensor:
+    """Return what `sampling.cut` returns, for each row of (n, vocabulary)."""
+    left = probabilities.clone()
+    if cuts.top_k:
+        left[:, cuts.top_k :] = 0.0
+    left = left.masked_fill(left < cuts.min_p * left[:, :1], 0.0)
+    left = left / left.sum(-1, keepdim=True)
+    if cuts.typical_p < 1:
+        surprise = -left.clamp(min=TINY).log()
+        distance = (surprise - (left * surprise).sum(-1, keepdim=True)).abs()
+        order = distance.masked_fill(left <= 0, torch.inf).argsort(dim=-1, stable=True)
+        mass = left.gather(-1, order)
+        unusual = mass.cumsum(-1) - mass >= cuts.typical_p
+        left = left.scatter(-1, order, mass.masked_fill(unusual, 0.0))
+        left = left / left.sum(-1, keepdim=True)
+    return left
+
+
+def _sampling(temperature: float, top_p: float, cuts: Cuts) -> dict[str, Any]:
+    """Return how transformers' own `generate` is to draw."""
+    if temperature <= 0:
+        return {"do_sample": False}
+    settings = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+    # Its own neutral values are None, and 50 for top_k.
+    return settings | {
+        "top_k": cuts.top_k, "min_p": cuts.min_p or None,
+        "typical_p": cuts.typical_p if cuts.typical_p < 1 else None,
+    }  # fmt: skip
 
 
 def _with_cache(
@@ -221,8 +299,8 @@ def _with_cache(
     replies: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))  # rows of the cache, as indices into prompts
     running = set(active)
-    ids = torch.tensor([prompt[:shortest] for prompt in prompts], device=model.device)
-    cache = None
+    cache, shared = _shared_beginning(model, prompts)
+    ids = torch.tensor([prompt[shared:shortest] for prompt in prompts], device=model.device)
     position = shortest
     while True:
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -232,6 +310,7 @@ def _with_cache(
             output.logits[:, -1],
             torch.tensor(active),
             torch.tensor(steps).clamp(max=max_new_tokens - 1),
+            [i in running and position >= len(prompts[i]) for i in active],
         )
         tokens: list[int] = chosen.tolist()
         for k, i in enumerate(active):
@@ -255,6 +334,29 @@ def _with_cache(
             tokens = [tokens[k] for k in survivors]
             active = [active[k] for k in survivors]
         ids = torch.tensor(tokens, device=model.device)[:, None]
+
+
+def _shared_beginning(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[Any, int]:
+    """Return a cache of what all prompts begin with, for each of them, and its length in tokens.
+
+    (None, 0) where that is short, and where the model's cache cannot be repeated. At least one
+    token of each prompt is left.
+    """
+    lowest, highest = min(prompts), max(prompts)
+    differing = next(
+        (i for i, pair in enumerate(zip(lowest, highest, strict=False)) if pair[0] != pair[1]),
+        len(lowest),
+    )
+    length = min(differing, min(map(len, prompts)) - 1)
+    repeats = len(prompts) > 1 and isinstance(model, PreTrainedModel)  # not the packed engine
+    if not repeats or length < SHARED_TOKENS:
+        return None, 0
+    ids = torch.tensor([lowest[:length]], device=model.device)
+    cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    if not isinstance(cache, DynamicCache):
+        return None, 0
+    cache.batch_repeat_interleave(len(prompts))
+    return cache, length
 
 
 def _with_static_cache(
@@ -319,17 +421,11 @@ def _with_own_generate(
     prompts: list[list[int]],
     max_new_tokens: int,
     stops: set[int],
-    temperature: float,
-    top_p: float,
+    sampling: Mapping[str, Any],
     seed: int,
 ) -> list[list[int]]:
     """Generate for prompts of one length through the model's own `generate`."""
     ids = torch.tensor(prompts, device=model.device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p}
-        if temperature > 0
-        else {"do_sample": False}
-    )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

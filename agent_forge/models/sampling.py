@@ -1,14 +1,47 @@
 """Choose the next token of one sequence in numpy, by the random numbers of `generation.py`.
 
-For engines that run without torch.
+For engines that run without torch. `Cuts` are the ways to leave out unlikely tokens beside top_p,
+for these engines and for `generation.py`. Sources: top-k, Fan et al. 2018, arXiv:1805.04833; min-p,
+Nguyen et al. 2024, arXiv:2407.01082; typical, Meister et al. 2022, arXiv:2202.00666.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """What is left out of a distribution before a token is drawn, one cut after the other.
+
+    top_k: all but so many of the likeliest tokens; 0 keeps all. min_p: tokens below this share of
+    the likeliest one's probability. typical_p: all but the tokens whose surprise is nearest to the
+    entropy, up to this mass. Raises ConfigError for values outside their limits.
+    """
+
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0 or not 0 <= self.min_p <= 1 or not 0 < self.typical_p <= 1:
+            raise ConfigError(
+                "top_k must be >= 0, min_p in [0, 1] and typical_p in (0, 1], got "
+                f"{self.top_k}, {self.min_p} and {self.typical_p}"
+            )
+
+    @property
+    def any(self) -> bool:
+        """Return whether anything is cut."""
+        return self != NO_CUTS
+
+
+NO_CUTS = Cuts()
+TINY = 1e-300  # keeps the logarithm of a token that was cut finite
 
 
 class TokenMask(Protocol):
@@ -21,19 +54,32 @@ class TokenMask(Protocol):
         """Note the token that was chosen."""
 
 
-def check_sampling(temperature: float, top_p: float) -> None:
-    """Raise ConfigError for a temperature or top_p outside its limits."""
+def check_sampling(temperature: float, top_p: float, cuts: Cuts = NO_CUTS) -> None:
+    """Raise ConfigError for a temperature or top_p outside its limits, and for cuts that would
+    change nothing, because the likeliest token is taken at temperature 0.
+    """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ConfigError(
             f"temperature must be >= 0 and top_p in (0, 1], got {temperature} and {top_p}"
         )
+    if temperature == 0 and cuts.any:
+        raise ConfigError(
+            "top_k, min_p and typical_p are for sampling, and temperature=0 takes the likeliest "
+            "token; set a temperature above 0, or leave them out"
+        )
 
 
-def choose(logits: NDArray[np.float32], temperature: float, top_p: float, draw: float) -> int:
+def choose(
+    logits: NDArray[np.float32],
+    temperature: float,
+    top_p: float,
+    draw: float,
+    cuts: Cuts = NO_CUTS,
+) -> int:
     """Return a token from logits (vocabulary,): the likeliest at temperature 0, else by `draw`.
 
     draw: uniform in [0, 1); it picks the token at which the cumulated probability passes it, in the
-    smallest set of likeliest tokens whose probability reaches top_p.
+    smallest set of likeliest tokens whose probability reaches top_p. cuts: made before that.
     """
     if temperature <= 0:
         return int(logits.argmax())
@@ -41,7 +87,26 @@ def choose(logits: NDArray[np.float32], temperature: float, top_p: float, draw: 
     weights = np.exp(scaled - scaled.max())
     order = np.argsort(-weights, kind="stable")
     probabilities = weights[order] / weights.sum()
+    if cuts.any:
+        probabilities = cut(probabilities, cuts)
     cumulated = probabilities.cumsum()
     nucleus = int((cumulated - probabilities < top_p).sum())
     point = draw * cumulated[nucleus - 1]
     return int(order[min(int((cumulated <= point).sum()), nucleus - 1)])
+
+
+def cut(probabilities: NDArray[np.float64], cuts: Cuts) -> NDArray[np.float64]:
+    """Return a distribution (vocabulary,) that falls from left to right, after the cuts."""
+    left = probabilities.copy()
+    if cuts.top_k:
+        left[cuts.top_k :] = 0.0
+    left[left < cuts.min_p * left[0]] = 0.0
+    left /= left.sum()
+    if cuts.typical_p < 1:
+        surprise = -np.log(np.maximum(left, TINY))
+        distance = np.where(left > 0, np.abs(surprise - (left * surprise).sum()), np.inf)
+        order = np.argsort(distance, kind="stable")
+        mass = left[order]
+        left[order[mass.cumsum() - mass >= cuts.typical_p]] = 0.0
+        left /= left.sum()
+    return left

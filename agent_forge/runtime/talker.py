@@ -23,7 +23,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.windows import fitting_prompt
 from agent_forge.kernels import build
-from agent_forge.models.sampling import TokenMask, check_sampling, choose
+from agent_forge.models.sampling import NO_CUTS, Cuts, TokenMask, check_sampling, choose
 from agent_forge.runtime.loading import load
 from agent_forge.runtime.model import Cache, PackedModel
 from agent_forge.runtime.shape import UnsupportedModelError
@@ -60,6 +60,7 @@ class PackedTalker:
         stop_ids: Collection[int],
         temperature: float = 0.0,
         top_p: float = 1.0,
+        cuts: Cuts = NO_CUTS,
         seed: int = 0,
         mask: TokenMask | None = None,
     ) -> Generator[int]:
@@ -81,7 +82,7 @@ class PackedTalker:
             logits = self._logits(fed)
             if mask is not None:
                 logits = np.where(mask.allowed(len(logits)), logits, -np.inf)
-            token = choose(logits, temperature, top_p, float(draw))
+            token = choose(logits, temperature, top_p, float(draw), cuts)
             if mask is not None:
                 mask.take(token)
             if token in stop_ids:
@@ -176,6 +177,7 @@ def stream(
     stop_ids: Collection[int],
     temperature: float = 0.0,
     top_p: float = 1.0,
+    cuts: Cuts = NO_CUTS,
     seed: int = 0,
     mask: TokenMask | None = None,
 ) -> Generator[int]:
@@ -185,7 +187,7 @@ def stream(
     """
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "temperature": temperature,
-        "top_p": top_p, "seed": seed, "mask": mask,
+        "top_p": top_p, "cuts": cuts, "seed": seed, "mask": mask,
     }  # fmt: skip
     if isinstance(model, PackedTalker):
         return model.stream(prompt, **settings)

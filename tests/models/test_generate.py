@@ -47,6 +47,24 @@ def test_greedy_batches_equal_uncached_greedy_one_by_one(model: LlamaForCausalLM
     assert models.generate(model, rows, max_new_tokens=12, stop_ids=stops, batch_rows=3) == expected
 
 
+def test_a_shared_beginning_is_read_once_and_changes_nothing(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = [7 + i % 31 for i in range(40)]
+    rows = [[*beginning, *row] for row in prompts(9, 6)] + [beginning]
+    sizes: list[tuple[int, ...]] = []
+    forward = model.forward
+
+    def noting(input_ids: torch.Tensor, **settings: object) -> object:
+        sizes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **settings)
+
+    expected = [one_by_one(model, row, 6, {3}) for row in rows]
+    monkeypatch.setattr(model, "forward", noting)
+    assert models.generate(model, rows, max_new_tokens=6, stop_ids={3}) == expected
+    assert sizes[:2] == [(1, 39), (10, 1)]
+
+
 def test_samples_depend_on_the_seed_and_not_on_batching_or_order(model: LlamaForCausalLM) -> None:
     rows = prompts(12)
     settings = {"max_new_tokens": 8, "stop_ids": [3], "temperature": 1.0, "top_p": 0.9}

@@ -28,6 +28,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.5,
     by_default=False,
+    calls=True,
 )
 FITS, NONE_FITS = "a tool fits", "no tool fits"
 ROWS_PER_ITEM = 4  # rows of all kinds that are drawn per item, so that both kinds suffice

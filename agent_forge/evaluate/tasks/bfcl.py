@@ -17,7 +17,6 @@ from agent_forge.data import bfcl
 from agent_forge.data.schemas.canonical import question_key
 from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
-from agent_forge.evaluate.tasks.schemas import parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -31,6 +30,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.0,
     by_default=False,
+    calls=True,
 )
 MAX_NEW_TOKENS = 256
 
@@ -69,5 +69,5 @@ def is_right(
     if item["kind"] == "irrelevance":
         return calls is None or not calls if not strict else calls == []
     return calls is not None and calling.calls_right(
-        calls, item["expected"], parameters_of(item["messages"]), strict=strict
+        calls, item["expected"], calling.parameters_of(item["messages"]), strict=strict
     )

@@ -25,6 +25,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.0,
     by_default=False,
+    calls=True,
 )
 items = bfcl.items
 

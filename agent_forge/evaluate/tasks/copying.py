@@ -17,6 +17,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.0,
     by_default=False,
+    calls=True,
 )
 score = schemas.score
 

@@ -18,7 +18,6 @@ from agent_forge.data import rows as raw
 from agent_forge.data.schemas.canonical import text_key
 from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
-from agent_forge.evaluate.tasks.schemas import parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -32,6 +31,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.0,
     by_default=False,
+    calls=True,
 )
 MAX_NEW_TOKENS = 256
 
@@ -80,6 +80,6 @@ def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> b
         for call in agent.parse_calls(answer)
     ]
     if expected:
-        parameters = parameters_of(row["messages"])
+        parameters = calling.parameters_of(row["messages"])
         return calls is not None and calling.calls_right(calls, expected, parameters)
     return calls == [] and text_key(text) == text_key(answer)

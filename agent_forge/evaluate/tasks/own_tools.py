@@ -32,6 +32,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.0,
     by_default=False,
+    calls=True,
 )
 MAX_NEW_TOKENS = 128
 MAX_ROUNDS = 3
@@ -60,7 +61,7 @@ def score(
     with evaluating(model):
         turns = agent.answer_turns(
             model, tokenizer, prompts, box, MAX_ROUNDS, MAX_NEW_TOKENS,
-            batch_rows=context.batch_rows,
+            batch_rows=context.batch_rows, grammar=context.grammar,
         )  # fmt: skip
     right = [float(is_right(row, turn, box)) for row, turn in zip(items, turns, strict=True)]
     return of_weight_one(right)

@@ -29,6 +29,7 @@ TASK = Task(
     higher_is_better=True,
     chance=0.0,
     by_default=False,
+    calls=True,
 )
 MAX_NEW_TOKENS = 160  # three calls of four arguments
 
@@ -57,10 +58,4 @@ def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> b
     if row["kind"] == "missing" and not text.rstrip().endswith("?"):
         return False
     expected = [calling.expected_call(call) for call in row["calls"]]
-    return calling.calls_right(calls, expected, parameters_of(row["messages"]))
-
-
-def parameters_of(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return name -> JSON schema of the arguments, of the tools on the system turn."""
-    tools = [tool["function"] for tool in messages[0].get("tools", ())]
-    return {tool["name"]: tool.get("parameters", {}) for tool in tools}
+    return calling.calls_right(calls, expected, calling.parameters_of(row["messages"]))

@@ -26,6 +26,7 @@ TASK = Task(
     metric="right answers by right calls",
     higher_is_better=True,
     chance=0.0,
+    calls=True,
 )
 MAX_NEW_TOKENS = 48
 MAX_ROUNDS = 2  # a call, then the answer
@@ -47,7 +48,7 @@ def score(
 
     questions = [asked(row["messages"]) for row in items]
     with evaluating(model):
-        answered = agent.answer_batch(
+        turns = agent.answer_turns(
             model,
             tokenizer,
             questions,
@@ -55,8 +56,9 @@ def score(
             MAX_ROUNDS,
             MAX_NEW_TOKENS,
             batch_rows=context.batch_rows,
+            grammar=context.grammar,
         )
-    right = [float(is_right(row, messages)) for row, messages in zip(items, answered, strict=True)]
+    right = [float(is_right(row, turn.messages)) for row, turn in zip(items, turns, strict=True)]
     return of_weight_one(right)
 
 

@@ -128,7 +128,7 @@ class ServedAgent:
     def _model_turn(self, job: Mapping[str, Any]) -> Any:
         """Return one message of the model, with the decoder and scaffold of its manifest."""
         from agent_forge.agent import LiveTurn, Toolbox, TurnLimits
-        from agent_forge.agent.grammar import NONE, REQUIRED
+        from agent_forge.agent.grammar import REQUIRED
         from agent_forge.data.chat import encode_prompt
 
         agent, settings = self.agent, self.agent.settings
@@ -141,11 +141,12 @@ class ServedAgent:
             max_new_tokens=self._new_tokens(job, len(prompt)),
             temperature=_given(job, "temperature", settings.temperature),
             top_p=_given(job, "top_p", settings.top_p),
+            cuts=settings.cuts,
             seed=_given(job, "seed", settings.seed),
             stops=job["stops"],
             runs_calls=False,
             several_calls=job["several_calls"],
-            grammar=REQUIRED if forced else NONE,
+            grammar=REQUIRED if forced else settings.grammar,
         )
         return LiveTurn(agent.model, agent.tokenizer, messages, Toolbox(forced), limits)
 
