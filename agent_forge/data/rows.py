@@ -52,6 +52,13 @@ def is_learned(turns: Sequence[Message], mask_roles: Collection[str]) -> bool:
     return any(turn.get("learn", turn["role"] in mask_roles) for turn in turns)
 
 
+def last_turn_alone(turns: Sequence[Message], mask_roles: Collection[str]) -> list[Message]:
+    """Return the turns with marks, by which only the last learned one is learned."""
+    learned = [i for i, turn in enumerate(turns) if turn.get("learn", turn["role"] in mask_roles)]
+    last = learned[-1] if learned else -1
+    return [{**turn, "learn": place == last} for place, turn in enumerate(turns)]
+
+
 def key_of(turns: list[Message]) -> str:
     """Return what identifies a conversation: two rows with the same turns are one."""
     return json.dumps(turns, sort_keys=True)

@@ -25,7 +25,7 @@ from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.chat import encode_chats
 from agent_forge.data.documents import EXCERPT_BYTES, SHARES, documents
 from agent_forge.data.packaged import KINDS, files_of
-from agent_forge.data.rows import read
+from agent_forge.data.rows import last_turn_alone, read
 from agent_forge.data.sampler import item_at
 from agent_forge.data.shards import Shards, build
 from agent_forge.data.windows import cut_left, longest, refuse_long_window, window_prefix
@@ -330,9 +330,12 @@ def source(
     *,
     rows: int = 4000,
     mask_roles: Collection[str] = ("assistant",),
+    last_turn: bool = False,
     events: EventLog | None = None,
 ) -> Source:
     """Return the source named `kind`.
+
+    last_turn: of data.rows, only the last learned turn of a row is learned.
 
     A kind is "text" (data.text), "code" or "languages" (`packaged`), "rows" (data.rows), or a
     generated task (a module of data/synthetic).
@@ -344,12 +347,12 @@ def source(
     if kind == "rows":
         if not config.rows:
             raise ConfigError(NO_ROWS)
-        return RowSource(
-            read(
-                config.rows, split, mask_roles, encoding=config.encoding, ignored=config.ignore_keys
-            ),
-            tokenizer, mask_roles,
-        )  # fmt: skip
+        own = read(
+            config.rows, split, mask_roles, encoding=config.encoding, ignored=config.ignore_keys
+        )
+        if last_turn:
+            own = [{"messages": last_turn_alone(row["messages"], mask_roles)} for row in own]
+        return RowSource(own, tokenizer, mask_roles)
     task = registry.load("agent_forge.data.synthetic", kind, "generated task")
     return RowSource(task.rows(rows, split, seed), tokenizer, mask_roles)
 

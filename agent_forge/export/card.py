@@ -9,6 +9,7 @@ USES = {
     "gguf": "llama-cli -m {file} -cnv",
     "ollama": "ollama create agent -f Modelfile && ollama run agent",
     "hf": "AutoModelForCausalLM.from_pretrained({file!r})",
+    "lora": "llama-cli -m BASE.gguf --lora {file} -cnv",
     "packed": "agent_forge.runtime.load({file!r}).generate(ids, max_new_tokens=64)",
 }
 

@@ -105,9 +105,14 @@ def compare(source: Path, gguf: Path, *, python: str = "") -> Comparison:
 
 
 def llama_answer(
-    gguf: Path, ids: list[list[int]], texts: tuple[str, ...], vocabulary: int, python: str
+    gguf: Path,
+    ids: list[list[int]],
+    texts: tuple[str, ...],
+    vocabulary: int,
+    python: str,
+    adapter: Path | None = None,
 ) -> dict[str, Array]:
-    """Return llama.cpp's logits and tokens."""
+    """Return llama.cpp's logits and tokens. adapter: a GGUF file that is added to the model."""
     if not has_llama(python):
         raise ConfigError(
             f"--check needs llama.cpp, and {python} does not have it; pip install "
@@ -118,7 +123,14 @@ def llama_answer(
     with tempfile.TemporaryDirectory() as folder:
         request, out = Path(folder) / "request.json", Path(folder) / "out.npz"
         request.write_text(
-            json.dumps({"ids": ids, "texts": list(texts), "vocabulary": vocabulary}),
+            json.dumps(
+                {
+                    "ids": ids,
+                    "texts": list(texts),
+                    "vocabulary": vocabulary,
+                    "adapter": str(adapter.resolve()) if adapter else "",
+                }
+            ),
             encoding="utf-8",
         )
         command = [python, "-I", str(READER), str(gguf.resolve()), str(request), str(out)]

@@ -53,7 +53,7 @@ def write(source: Path, path: Path, kind: str) -> Written:
     Raises ConfigError for an unknown type, a missing package, or a model or tokenizer that
     llama.cpp does not compute.
     """
-    writer_class = _gguf_writer()
+    writer_class = gguf_writer()
     quantise.checked_type(kind)
     content = json.loads((source / "config.json").read_text(encoding="utf-8"))
     content = (
@@ -95,7 +95,7 @@ def write(source: Path, path: Path, kind: str) -> Written:
     return written
 
 
-def _gguf_writer() -> Any:
+def gguf_writer() -> Any:
     try:
         from gguf import GGUFWriter
     except ImportError:

@@ -3,7 +3,8 @@
     python -I llama_logits.py MODEL.gguf REQUEST.json OUT.npz
 
 A separate program, run by any Python that has numpy and llama-cpp-python or xllamacpp: it imports
-nothing from Agent Forge. REQUEST holds {"ids": [[int]], "texts": [str]}. OUT gets, for each row of
+nothing from Agent Forge. REQUEST holds {"ids": [[int]], "texts": [str], "vocabulary": int} and
+may name the GGUF file of a LoRA "adapter". OUT gets, for each row of
 ids, positions_<i> (P,) and logits_<i> (P, vocabulary) float32 of the token after each position, up
 to one constant per row; and for each text tokens_<i> int64, with the special tokens that the file
 adds.
@@ -50,6 +51,7 @@ def in_process(model: str, request: dict[str, Any]) -> dict[str, Any]:
         logits_all=True,
         verbose=False,
         n_threads=2,
+        lora_path=request.get("adapter") or None,
     )
     answer: dict[str, Any] = {}
     for number, ids in enumerate(request["ids"]):
@@ -68,6 +70,8 @@ def with_server(model: str, request: dict[str, Any]) -> dict[str, Any]:
     xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled, without types
     params = xllamacpp.CommonParams()
     params.model.path, params.port, params.warmup, params.ui = model, 0, False, False
+    if request.get("adapter"):
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(request["adapter"], 1.0)]
     params.n_ctx, params.n_parallel = max(map(len, request["ids"])) + 8, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)  # serves as long as this object lives

@@ -8,7 +8,9 @@ from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did_you_mean
 from agent_forge.export import FORMATS, card
 
-DEFAULT_TYPES = {"gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes"}
+DEFAULT_TYPES = {
+    "gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes", "lora": "F32",
+}  # fmt: skip
 # Ollama's template language is Go's. This writes what data/chat_template.py's CHAT_TEMPLATE writes;
 # Ollama offers tools to a model whose template names .Tools, and finds the tag of calls as the first
 # text within .ToolCalls: the line end before a call is therefore an expression, not text.
@@ -59,7 +61,7 @@ def export(
     check: bool = False,
     llama_python: str = "",
 ) -> Exported:
-    """Write `out`: a file for gguf and packed, a folder for hf and ollama.
+    """Write `out`: a file for gguf, lora and packed, a folder for hf and ollama.
 
     Raises ConfigError for an unknown format or type and for a model the format cannot hold,
     GateError when the check finds other logits than the file's weights give.
@@ -206,7 +208,14 @@ def _packed(source: Path, out: Path, kind: str) -> Exported:
     )
 
 
-_WRITERS = {"gguf": _gguf, "ollama": _ollama, "hf": _hf, "packed": _packed}
+def _lora(source: Path, out: Path, kind: str) -> Exported:
+    from agent_forge.export import lora_file
+
+    lines = lora_file.write(source, out, kind)
+    return Exported("lora", kind, [str(out)], out.stat().st_size, lines)
+
+
+_WRITERS = {"lora": _lora, "gguf": _gguf, "ollama": _ollama, "hf": _hf, "packed": _packed}
 
 
 def _write_card(source: Path, out: Path, done: Exported) -> None:

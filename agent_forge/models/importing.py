@@ -28,7 +28,7 @@ from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError
 from agent_forge.merge.files import INDEX, WEIGHTS
-from agent_forge.models import registration, source_check, storage, wrapped_names
+from agent_forge.models import adapter_files, registration, source_check, storage, wrapped_names
 from agent_forge.models.gguf_format import reading
 
 READER = Path(__file__).with_name("bin_reader.py")
@@ -51,13 +51,20 @@ UNLIMITED = int(1e30)  # tokens; transformers writes this for a tokenizer withou
 NOT_WEIGHTS = (".bin", ".safetensors", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
-def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Checkpoint:
+def import_model(
+    source: Path | str, out: Path | str, *, name: str = "", base: Path | str | None = None
+) -> Checkpoint:
     """Write the model at `source` as checkpoint `out` and return it.
 
+    base: the model that a LoRA adapter at `source` is for; it is merged into it.
+
     Raises CheckpointError when the source is of no known kind, damaged, asks to run code, or has no
-    tokenizer.
+    tokenizer, and for a base beside a source that is not an adapter.
     """
     source, out = Path(source), Path(out)
+    is_adapter = source.is_dir() and bool(wrapped_names.adapter_in(source))
+    if base is not None and not is_adapter:
+        raise CheckpointError(f"{source} is not a LoRA adapter, so it needs no --base")
     if not source.exists():
         raise CheckpointError(f"nothing to import at {source}")
     registration.register()
@@ -65,7 +72,9 @@ def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Chec
     with tempfile.TemporaryDirectory(
         prefix=f"{atomic.TEMPORARY}import-", dir=out.parent
     ) as scratch:
-        model, tokenizer = _read(source, Path(scratch))
+        model, tokenizer = _read(source if base is None else Path(base), Path(scratch))
+        if base is not None:
+            adapter_files.merge(model.float(), source)
         model = model.eval()
         _refuse_non_finite(source, model)
         _settle_tokens(source, model, tokenizer)
@@ -77,6 +86,7 @@ def import_model(source: Path | str, out: Path | str, *, name: str = "") -> Chec
             config={
                 "source": source.name,
                 "sha256": atomic.sha256_file(source) if source.is_file() else "",
+                **({"base": Path(base).name} if base is not None else {}),
             },
             name=name or out.name,
             role="trunk",

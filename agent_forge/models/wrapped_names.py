@@ -38,11 +38,7 @@ def explained(names: Iterable[str]) -> str:
     )
 
 
-MERGE = (
-    "merge it into its base first: `PeftModel.from_pretrained(base, "
-    "adapter).merge_and_unload().save_pretrained(DIR)` "
-    "with the peft package, then import DIR"
-)
+MERGE = "name the model that it is for, which it is merged into: forge import ADAPTER --base DIR"
 
 
 def adapter_in(directory: Path) -> str:

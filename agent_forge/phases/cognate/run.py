@@ -19,11 +19,11 @@ from agent_forge.config import Report
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import memory, mixed, reasoning, tools
+from agent_forge.learn.adapters import adapters
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.cognate import loss as cognate_loss
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.cognate import SPECIALISTS, Config, SpecialistConfig, longer
-from agent_forge.phases.cognate.lora import adapters
 from agent_forge.phases.cognate.probes import OWN_PROBE, measure
 from agent_forge.phases.cognate.segments import KIND, RecallRows, WithRecall, segment_loss
 
@@ -167,6 +167,7 @@ def specialist(
         branch.lora_rank,
         branch.lora_alpha,
         seed_for(config.seed, "cognate", "adapters", name),
+        "branch.lora_rank",
     ):
         records = learn.train(
             model,
@@ -256,6 +257,7 @@ def trained_on(
         branch.lora_rank,
         branch.lora_alpha,
         seed_for(config.seed, "cognate", "adapters", stage),
+        "branch.lora_rank",
     ):
         records = learn.train(
             model,
