@@ -2,9 +2,9 @@
 
 Five sets: simple, multiple, parallel, parallel_multiple and irrelevance. An entry is {"id", "kind",
 "messages": its tools on the system turn and its question, "expected"}. The package is optional: it
-is read where it is installed (`pip install --no-deps bfcl-eval==2026.3.23`), never imported. Its
-schemas say `dict`, `float` and `tuple`, which become JSON's types. Source: Apache-2.0,
-gorilla.cs.berkeley.edu.
+is read where it is installed (`pip install --no-deps bfcl-eval==2026.3.23`), and not imported; the
+services of its multi-turn set are run by `evaluate.bfcl_environment`. Its schemas say `dict`,
+`float` and `tuple`, which become JSON's types. Source: Apache-2.0, gorilla.cs.berkeley.edu.
 """
 
 import hashlib
@@ -40,10 +40,7 @@ def installed() -> bool:
 
 def entries(split: str = WHOLE) -> list[dict[str, Any]]:
     """Return the entries of a split, or all with "whole". Raises DataError without the package."""
-    folder = _folder()
-    if folder is None:
-        raise DataError(MISSING)
-    rows = [row for kind, name in SETS.items() for row in _set(folder, kind, name)]
+    rows = [row for kind, name in SETS.items() for row in _set(folder(), kind, name)]
     return rows if split == WHOLE else [row for row in rows if split_of_entry(row["id"]) == split]
 
 
@@ -52,6 +49,14 @@ def split_of_entry(identity: str) -> str:
     digest = hashlib.sha256(f"bfcl/{identity}".encode()).digest()
     bucket = int.from_bytes(digest[:4], "little") % 1000
     return next(split for split, border in SHARES if bucket < border)
+
+
+def folder() -> Path:
+    """Return the folder of the package's data. Raises DataError without the package."""
+    place = _folder()
+    if place is None:
+        raise DataError(MISSING)
+    return place
 
 
 def _folder() -> Path | None:
@@ -67,13 +72,13 @@ def _set(folder: Path, kind: str, name: str) -> list[dict[str, Any]]:
         if kind != "irrelevance":
             answers = {
                 row["id"]: row["ground_truth"]
-                for row in _lines(folder / "possible_answer" / f"{name}.json")
+                for row in lines(folder / "possible_answer" / f"{name}.json")
             }
         return [
             {
                 "id": row["id"], "kind": kind,
                 "messages": [
-                    {"role": "system", "content": "", "tools": [_tool(f) for f in row["function"]]},
+                    {"role": "system", "content": "", "tools": [tool(f) for f in row["function"]]},
                     *row["question"][0],
                 ],
                 "expected": [
@@ -82,7 +87,7 @@ def _set(folder: Path, kind: str, name: str) -> list[dict[str, Any]]:
                     for function, arguments in one.items()
                 ],
             }
-            for row in _lines(folder / f"{name}.json")
+            for row in lines(folder / f"{name}.json")
         ]  # fmt: skip
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise DataError(
@@ -91,11 +96,13 @@ def _set(folder: Path, kind: str, name: str) -> list[dict[str, Any]]:
         ) from None
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def lines(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of the package."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _tool(function: Mapping[str, Any]) -> dict[str, Any]:
+def tool(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a function of the package as a system turn lists it."""
     return listed({**function, "parameters": json_schema(function["parameters"])})
 
 

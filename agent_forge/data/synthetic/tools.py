@@ -7,10 +7,12 @@ call are a kind of their own.
 """
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 
+from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import chat, draw_rows
 
 # operator -> (symbol in an expression, phrasings of the question)
@@ -81,16 +83,54 @@ def rows(
     return draw_rows("tools", count, split, seed, make)
 
 
+def sums(count: int, split: str, seed: int, digits: int) -> list[dict[str, Any]]:
+    """Return `count` rows that need the calculator, with a longer operand of 1 to `digits` digits.
+
+    The lengths take turns, and each is a row's kind. Where a split has fewer sums of one digit,
+    there are fewer rows of them.
+    """
+    counts = [len(range(first, count, digits)) for first in range(digits)]
+    rows: list[dict[str, Any]] = []
+    for longest, number in enumerate(counts, start=1):
+
+        def make(
+            generator: np.random.Generator, longest: int = longest
+        ) -> tuple[str, dict[str, Any]]:
+            lengths = [longest, int(generator.integers(1, longest + 1))]
+            a, b = (_of_length(generator, lengths[i]) for i in generator.permutation(2))
+            kind = f"{longest} digit{'s' if longest > 1 else ''}"
+            return _sum(generator, a, b, min(longest, 5), kind)
+
+        rows += draw_rows("tools", number, split, seed_for(seed, "sums", longest), make)
+    return rows
+
+
+def longest_operand(expression: str) -> int:
+    """Return how many digits the longer operand of an expression has."""
+    return max(map(len, re.findall(r"\d+", expression)), default=0)
+
+
+def _of_length(generator: np.random.Generator, digits: int) -> int:
+    return int(generator.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+
+
 def _calculation(
     generator: np.random.Generator, difficulty: int | None, short_share: float, digits: int
 ) -> tuple[str, dict[str, Any]]:
     level = difficulty or int(generator.integers(1, 4))
     if digits > DIGITS and generator.random() < UNEQUAL_SHARE:
         lengths = [int(n) for n in generator.integers(1, digits + 1, 2)]
-        a, b = (int(generator.integers(10 ** (n - 1) if n > 1 else 0, 10**n)) for n in lengths)
+        a, b = (_of_length(generator, n) for n in lengths)
         level = min(max(lengths), 5)
     else:
         a, b = _near_lengths(generator, level, short_share)
+    return _sum(generator, a, b, level, "call")
+
+
+def _sum(
+    generator: np.random.Generator, a: int, b: int, level: int, kind: str
+) -> tuple[str, dict[str, Any]]:
+    """Return the canonical form and the row of a question about two numbers."""
     operator = "+-*"[int(generator.integers(3))]
     phrases = PHRASES[operator]
     question = phrases[int(generator.integers(len(phrases)))].format(a=a, b=b)
@@ -107,7 +147,7 @@ def _calculation(
     canonical = f"{first}{operator}{second}" if operator in COMMUTES else expression
     return canonical, {
         "messages": messages, "answer": answer, "difficulty": level, "tool": "calculator",
-        "expression": expression, "kind": "call", "cluster": f"tools/{first},{second}",
+        "expression": expression, "kind": kind, "cluster": f"tools/{first},{second}",
     }  # fmt: skip
 
 

@@ -1,0 +1,369 @@
+"""Traces of the user's own tools: questions from their schemas, calls that really ran, answers.
+
+A question is drawn from a tool's schema (`data.schemas`): its names and descriptions split into
+words, and values of its types. The call then runs here, and the answer says its result. A tool
+without code, and a destructive one that is not allowed, gives traces that end with the call. A call
+that fails gives no trace, unless errors are to be learned too. Questions that no tool answers get a
+plain answer. Some traces list the tools on the system turn, among others as distractors; without a
+listing the tools are in the weights alone.
+
+A trace has also "calls", the right calls; "results", what they returned (None where
+nothing ran); and "prompt_turns", how many messages stand before the turn that is measured.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from agent_forge.agent import Call, Tool, Toolbox, ToolContext, format_call, format_response
+from agent_forge.agent import load_tools as load
+from agent_forge.core.errors import PhaseError
+from agent_forge.core.seeds import numpy_generator
+from agent_forge.data.documents import split_of
+from agent_forge.data.schemas import canonical, draw, listed, values, wording, words
+from agent_forge.data.schemas.values import Said, pick
+from agent_forge.data.synthetic import schemas
+from agent_forge.evaluate import calling
+from agent_forge.evaluate.tasks.own_tools import LEAVES, LONGEST_ANSWER, cut, leaves, says
+
+if TYPE_CHECKING:
+    from agent_forge.agent import Turn
+
+Trace = dict[str, Any]
+_log = logging.getLogger("agent_forge")
+KIND = "own"
+MISSES = 300  # draws without a new question after which a tool is taken to have no more
+PATIENCE = 60  # failing calls in a row after which a tool is taken to fail always
+DISTRACTORS = 3  # most other tools in a listing
+SHARES = {"single": 0.8, "parallel": 0.1, "missing": 0.1}  # of the questions that need a tool
+OPTIONAL_SHARE = 0.35
+UNIT_SHARE = 0.35  # numbers with a unit behind them
+GENERAL_SHARE = 0.5
+
+
+class TraceSort(Protocol):
+    """Which traces are made: shares of those without a tool and with a listing; whether failing
+    calls are learned, and whether traces whose call does not help are dropped.
+    """
+
+    none_share: float
+    listed_share: float
+    errors: bool
+    filter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A tool with the words of its questions."""
+
+    tool: Tool
+    actions: tuple[str, ...]
+    phrases: Mapping[str, tuple[str, ...]]
+
+
+@lru_cache(maxsize=8)
+def load_tools(sources: tuple[str, ...]) -> tuple[Tool, ...]:
+    """Return the tools of sources, loaded once per process, so that a server starts once."""
+    return tuple(load(list(sources)))
+
+
+def toolbox(tools: Sequence[Tool], allow: Sequence[str]) -> Toolbox:
+    """Return a toolbox that runs the tools; a destructive one only where it is allowed by name."""
+    return Toolbox(list(tools), ToolContext(), allow=tuple(allow), confirm=False)
+
+
+def make(
+    tools: Sequence[Tool],
+    config: TraceSort,
+    allow: Sequence[str],
+    count: int,
+    split: str,
+    seed: int,
+    *,
+    refused: Iterable[str] = (),
+) -> list[Trace]:
+    """Return `count` traces of a split; held-out ones are distinct and phrased in other words.
+
+    Where the tools have fewer distinct questions there are fewer, and a warning says so.
+    refused: canonical questions that are measured elsewhere and so must not be trained. Raises
+    PhaseError for a tool that fails on every question.
+    """
+    generator = numpy_generator(seed, "bake", "own", split)
+    box = toolbox(tools, allow)
+    verbs = [words.split_words(tool.name)[0] for tool in tools]
+    makers = [asked_of(tool, verbs) for tool in tools]
+    refused = set(refused)
+    seen, failures = set(refused), dict.fromkeys((tool.name for tool in tools), 0)
+    traces: list[Trace] = []
+    turn = misses = 0
+    while len(traces) < count and misses < MISSES * len(makers):
+        if generator.random() < config.none_share:
+            trace: Trace | None = _without_tool(generator, tools, split)
+        else:
+            # A tool without a new question left gives its turn to the next one.
+            one = makers[(turn + misses // MISSES) % len(makers)]
+            trace = _with_tool(generator, box, one, makers, config, split)
+            _count_failure(failures, one.tool.name, trace)
+        if trace is None:
+            continue
+        key = canonical.question_key(trace["messages"])
+        # Training may meet a question again: there are few ways to greet.
+        if key in seen and (split != "train" or key in refused):
+            misses += 1
+            continue
+        turn, misses = turn + 1, 0
+        if split != "train":
+            seen.add(key)
+        traces.append(_listed(generator, trace, tools, config.listed_share, split))
+    if len(traces) < count:
+        _log.warning(
+            "the tools have %d distinct questions (%s), not %d; more values in their schemas give "
+            "more (enum, examples)",
+            len(traces),
+            split,
+            count,
+        )
+    return traces
+
+
+def _count_failure(failures: dict[str, int], name: str, trace: Trace | None) -> None:
+    failures[name] = 0 if trace is not None else failures[name] + 1
+    if failures[name] >= PATIENCE:
+        raise PhaseError(
+            f"tool '{name}' failed on {PATIENCE} questions in a row, so nothing can be learned of "
+            "it; give its arguments an enum, examples or bounds in their schema, or learn its "
+            "errors too (traces.own.errors=true)"
+        )
+
+
+def asked_of(tool: Tool, verbs: Sequence[str]) -> Asked:
+    """Return a tool with its words; verbs: the first word of every tool's name."""
+    declaration = {
+        "name": tool.name, "description": tool.description, "parameters": tool.parameters,
+    }  # fmt: skip
+    compact = wording.compact_actions(declaration)
+    # A verb alone names the tool only where no other tool has the same verb.
+    own_verb = compact and verbs.count(compact[0].partition(" ")[0]) <= 1
+    actions = (*wording.actions_of(declaration), *(2 * compact if own_verb else ()))
+    return Asked(tool, actions, wording.phrases_of(declaration))
+
+
+def _with_tool(
+    generator: np.random.Generator,
+    box: Toolbox,
+    one: Asked,
+    others: Sequence[Asked],
+    config: TraceSort,
+    split: str,
+) -> Trace | None:
+    """Return a trace of a tool's call, or None where it fails."""
+    kind = list(SHARES)[int(generator.choice(len(SHARES), p=list(SHARES.values())))]
+    said = draw_arguments(generator, one.tool)
+    if kind == "missing" and one.tool.parameters.get("required"):
+        return _missing(generator, box, one, said, config, split)
+    question = _ask(generator, one, said, split)
+    calls = [Call(one.tool.name, wording.arguments_of(said))]
+    if kind == "parallel":
+        other = pick(generator, others)
+        more = draw_arguments(generator, other.tool)
+        question += f" Also, {wording.lower(_ask(generator, other, more, split))}"
+        calls.append(Call(other.tool.name, wording.arguments_of(more)))
+    return _ran(box, [_user(question)], calls, config)
+
+
+def _missing(
+    generator: np.random.Generator,
+    box: Toolbox,
+    one: Asked,
+    said: dict[str, Said],
+    config: TraceSort,
+    split: str,
+) -> Trace | None:
+    """Return a question that lacks an argument, the question back, the value, and the call."""
+    name = pick(generator, list(one.tool.parameters["required"]))
+    question = _ask(generator, one, {k: v for k, v in said.items() if k != name}, split)
+    back = wording.clarify(one.phrases[name][0])
+    value = pick(generator, ("{}", "{}.", "It is {}.")).format(said[name].text)
+    turns = [_user(question), _assistant(back), _user(value)]
+    return _ran(box, turns, [Call(one.tool.name, wording.arguments_of(said))], config)
+
+
+def _ran(
+    box: Toolbox, turns: list[dict[str, str]], calls: Sequence[Call], config: TraceSort
+) -> Trace | None:
+    """Run the calls and return the whole trace; None where one fails and errors are not learned."""
+    prompt = len(turns)
+    by_name = {tool.name: tool for tool in box.enabled()}
+    runnable = all(_runs(by_name[call.name], box.allow) for call in calls)
+    messages = [*turns, _assistant("\n".join(map(format_call, calls)))]
+    results: list[str | None] = [None] * len(calls)
+    answer = ""
+    if runnable:
+        ran = [box.run(call) for call in calls]
+        if any(one.error for one in ran) and not config.errors:
+            return None
+        results = [one.text for one in ran]
+        answer = " ".join(say(one.text, error=one.error) for one in ran)
+        messages += [{"role": "tool", "content": format_response(one.text)} for one in ran]
+        messages.append(_assistant(answer))
+    single = prompt == 1 and len(calls) == 1 and runnable
+    return {
+        "kind": KIND, "messages": messages, "answer": answer, "results": results,
+        "calls": [{"name": call.name, "arguments": call.arguments} for call in calls],
+        "filtered": single and config.filter, "stages": [turns[-1]["content"]],
+        "prompt_turns": prompt,
+    }  # fmt: skip
+
+
+def _runs(tool: Tool, allow: Iterable[str]) -> bool:
+    return tool.run is not None and (not tool.destructive or tool.name in allow)
+
+
+def _without_tool(generator: np.random.Generator, tools: Sequence[Tool], split: str) -> Trace:
+    """Return a question that none of the tools answers, and a plain answer."""
+    if generator.random() < GENERAL_SHARE:
+        inside = [one for one in schemas.GENERAL if split_of(f"own/general/{one[0]}") == split]
+        question, answer = pick(generator, inside or schemas.GENERAL)
+    else:
+        names = {canonical.name_key(tool.name) for tool in tools}
+        other = draw.tool(generator, split)
+        while canonical.name_key(other.declaration["name"]) in names:
+            other = draw.tool(generator, split)
+        said = schemas.arguments(generator, other)
+        held = split != "train"
+        question = wording.question(generator, other.actions, other.phrases, said, held_out=held)
+        answer = schemas.CANNOT.format(action=other.actions[0])
+    return {
+        "kind": KIND, "messages": [_user(question), _assistant(answer)], "answer": answer,
+        "calls": [], "results": [], "filtered": False, "stages": [question], "prompt_turns": 1,
+    }  # fmt: skip
+
+
+def _listed(
+    generator: np.random.Generator, trace: Trace, tools: Sequence[Tool], share: float, split: str
+) -> Trace:
+    """Return the trace, with the tools and some distractors on a system turn in a share of them."""
+    if generator.random() >= share:
+        return trace
+    names = {tool.name for tool in tools}
+    count = int(generator.integers(DISTRACTORS + 1))
+    others = [
+        one.declaration
+        for one in schemas.offered(generator, split, count)
+        if one.declaration["name"] not in names
+    ]
+    every = [*(tool.schema() for tool in tools), *map(listed, others)]
+    order = generator.permutation(len(every))
+    return {
+        **trace, "messages": [system_turn([every[i] for i in order]), *trace["messages"]],
+        "prompt_turns": trace["prompt_turns"] + 1, "filtered": False,
+    }  # fmt: skip
+
+
+def system_turn(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the turn that lists tools."""
+    return {"role": "system", "content": "", "tools": list(tools)}
+
+
+def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said]:
+    """Return values for the required arguments of a tool, and for some of the optional ones.
+
+    A schema's examples are taken half of the time, and names that its description quotes always.
+    """
+    required = set(tool.parameters.get("required", ()))
+    said: dict[str, Said] = {}
+    # Where an argument holds the unit, a unit behind the number would be that argument's.
+    has_unit = any(
+        values.kind_of(name, schema) in ("unit", "currency", "enum")
+        or wording.quoted_options(str(schema.get("description", "")))
+        for name, schema in tool.parameters.get("properties", {}).items()
+    )
+    for name, schema in tool.parameters.get("properties", {}).items():
+        if name not in required and generator.random() >= OPTIONAL_SHARE:
+            continue
+        options = wording.quoted_options(str(schema.get("description", "")))
+        examples = [one for one in schema.get("examples", ()) if isinstance(one, str | int | float)]
+        kind = values.kind_of(name, schema)
+        if options and kind not in ("enum", "integer", "number", "boolean"):
+            value: Any = pick(generator, options)
+            said[name] = Said(value, str(value))
+        elif examples and generator.random() < 0.5:
+            value = pick(generator, examples)
+            said[name] = Said(value, value if isinstance(value, str) else json.dumps(value))
+        else:
+            said[name] = values.draw(generator, kind, schema)
+        if kind in ("integer", "number") and not has_unit:
+            said[name] = _with_unit(generator, name, said[name])
+    return said
+
+
+def _with_unit(generator: np.random.Generator, name: str, said: Said) -> Said:
+    """Return a number with a unit behind it, as people write it, in a share of the cases."""
+    units = [unit for word in words.split_words(name) for unit in words.UNITS.get(word, ())]
+    if not units or generator.random() >= UNIT_SHARE:
+        return said
+    unit = pick(generator, units)
+    return Said(said.value, f"{said.text}{unit}" if unit == "%" else f"{said.text} {unit}")
+
+
+def _ask(generator: np.random.Generator, one: Asked, said: dict[str, Said], split: str) -> str:
+    return wording.question(generator, one.actions, one.phrases, said, held_out=split != "train")
+
+
+def is_right(trace: Trace, turn: "Turn", box: Toolbox) -> bool:
+    """Return whether a turn answers a trace.
+
+    A question that needs a tool is answered when the calls that ran are the expected ones (the same
+    tools, the same results) and the answer says the results. Where nothing can run, the calls
+    themselves are compared. A question that no tool answers is answered when nothing was called.
+    """
+    expected = trace["calls"]
+    if not expected:
+        return turn.finished and not turn.results
+    if None in trace["results"]:
+        calls = [result.call for result in turn.results if isinstance(result.call, Call)]
+        parameters = {tool.name: tool.parameters for tool in box.enabled()}
+        return calling.calls_right(
+            calls[: len(expected)], [calling.expected_call(one) for one in expected], parameters
+        )
+    ran = [
+        (result.call.name, result.text)
+        for result in turn.results
+        if not result.error and isinstance(result.call, Call)
+    ]
+    names = [one["name"] for one in expected]
+    if Counter(ran) != Counter(zip(names, trace["results"], strict=True)):
+        return False
+    return turn.finished and says(turn.text, trace["results"])
+
+
+def say(result: str, *, error: bool = False) -> str:
+    """Return the sentence that says a result."""
+    if error:
+        return f"That failed: {result.removeprefix('error: ')[:LONGEST_ANSWER]}"
+    text = _readable(result)
+    return f"The result is {text}" if text.endswith((".", "!", "?")) else f"The result is {text}."
+
+
+def _readable(result: str) -> str:
+    try:
+        value = json.loads(result)
+    except ValueError:
+        return cut(result)
+    if isinstance(value, Mapping | list):
+        return "; ".join(f"{name} {leaf}".strip() for name, leaf in list(leaves(value))[:LEAVES])
+    return cut(result)
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
