@@ -22,6 +22,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator
+from agent_forge.models.sampling import choose
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
 from agent_forge.phases.adas.candidate import Bench, Candidate
@@ -238,7 +239,7 @@ def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
 
 def test_the_pool_names_a_source_for_each_of_its_techniques_and_no_name_twice():
     everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
-    assert len({t.name for t in everything}) == len(everything) >= 90
+    assert len({t.name for t in everything}) == len(everything) == 100
     assert len({t.summary for t in everything}) == len(everything)
     assert len({t.family for t in everything}) >= 7
     assert all(re.search(r"\d{4}|\.py$|^ours", t.source) for t in everything)
@@ -592,23 +593,31 @@ def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(
 
 
 def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, tiny_tokenizer):
-    examples = [("Add 1 + 2.", "3"), ("Add 2 + 2.", "4")]
+    examples = [("Add 4 + 4.", "8"), ("How many?", "3"), ("Add 4 + 6.", "10")]
     plain = agent.AgentSettings.from_manifest({})
     result = [agent.AgentSettings.from_manifest(t.settings(examples)) for t in RUNTIME.values()]
     assert all(a != b for a, b in itertools.combinations([plain, *result], 2))
     talks = []
     for one in [plain, *result]:
         speaker = agent.Agent(tiny_llama, tiny_tokenizer, settings=one)
-        prompt = speaker._with_system(
-            speaker._scaffolded([{"role": "user", "content": "Add 4 + 5."}])
-        )
-        sampling = (one.temperature, one.top_p, one.scaffold == "self_consistency")
-        talks.append((str(prompt), sampling))
+        prompt = speaker.shown([{"role": "user", "content": "Add 4 + 5."}])
+        votes = (one.scaffold_samples, one.scaffold_stop_after, tuple(one.scaffold_drafts))
+        scaffold = votes if one.scaffold in ("self_consistency", "drafts") else ()
+        # A distribution is drawn from 400 times: each decoder has its own set of tokens.
+        drawn = {
+            choose(np.linspace(0, 6, 40, dtype=np.float32), one.temperature, one.top_p, draw,
+                   one.cuts)
+            for draw in np.linspace(0, 0.9999, 400)
+        }  # fmt: skip
+        talks.append((str(prompt), scaffold, tuple(sorted(drawn)), one.grammar))
         speaker.memory.close()
     assert len(set(talks)) == len(talks)
 
 
-@pytest.mark.parametrize("name", ["few_shot", "self_consistency", "role"])
+@pytest.mark.parametrize(
+    "name",
+    ["few_shot", "self_consistency", "role", "early_stop", "self_check", "nearest_shots", "min_p"],
+)
 def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name):
     target = {
         "tools": ["calculator"],

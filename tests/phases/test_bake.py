@@ -25,6 +25,7 @@ from agent_forge.core.errors import PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_chat
+from agent_forge.models import adapter_files
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, toolformer, traces
 from agent_forge.phases.bake.run import _measure, agent_settings, heldout_traces, offered_kinds, run
@@ -690,3 +691,39 @@ def test_a_phase_without_a_source_is_an_error(
     out = Workspace(tmp_path / "x", phase="bake", seed=0, config=config)
     with pytest.raises(PhaseError, match="needs a checkpoint"):
         run(PhaseRun(config, [], out, EventLog(None, "bake")))
+
+
+def test_own_rows_and_pairs_alone_are_learned_by_adapters_that_are_kept(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """No tool is named: rows by cross-entropy, pairs by DPO, and the adapter beside the model."""
+    pytest.importorskip("peft")
+    rows, pairs = tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl"
+    rows.write_text("\n".join(f'{{"prompt": "Say {i}.", "completion": "{i}"}}' for i in range(60)))
+    pairs.write_text("\n".join(
+        f'{{"prompt": "Is {i} big?", "chosen": "yes", "rejected": "river"}}' for i in range(60)
+    ))  # fmt: skip
+    config = settings(
+        "traces.builtin=off", "training.mix={rows: 1.0, text: 0, reasoning: 0, memory: 0}",
+        "training.neutral_rows=0", "training.lora_rank=4", "training.steps=30",
+        "training.optim.lr=0.02", "persona.enabled=false", f"preferences.rows=[{pairs}]",
+        "preferences.pairs=6",
+    )  # fmt: skip
+    config.data.rows = [str(rows)]
+    try:
+        report, _ = forge(config, tiny_checkpoint, tmp_path / "work")
+    finally:
+        config.data.rows = []
+    preferred = report.metrics["chosen answer likelier"]
+    assert preferred["value"] == 1.0
+    assert preferred["margin"] > 1
+    assert "none made" in report.summary
+    baked = Path(report.outputs[0])
+    assert {file.name for file in (baked / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    checkpoint.open(baked)
+    merged = models.load(tiny_checkpoint)
+    adapter_files.merge(merged, baked / "adapter")
+    for name, value in models.load(baked).state_dict().items():
+        assert torch.allclose(value, merged.state_dict()[name], atol=1e-6), name

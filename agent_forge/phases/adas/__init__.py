@@ -23,6 +23,7 @@ from agent_forge.config.limits import (
     PositiveShare,
     Range,
     TaskName,
+    Text,
     Weight,
     Window,
 )
@@ -81,6 +82,7 @@ class AgentSearchConfig:
 class Config(PhaseConfig):
     """Settings of the adas phase."""
 
+    tools: list[Text]
     domains: list[Annotated[str, ITEM_KINDS]]
     fitness: Fitness
     experts: ExpertsConfig

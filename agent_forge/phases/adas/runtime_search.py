@@ -5,8 +5,8 @@ The best one of a first round is accepted when the paired-bootstrap bound of its
 is above zero. Its settings go into the manifest, where the agent's run time finds them.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge import agent as agents
 from agent_forge import evaluate
+from agent_forge.agent import scaffolds
+from agent_forge.agent.agent_turn import draft_of
 from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
+from agent_forge.evaluate import own_traces
 from agent_forge.evaluate.engine import asked, last_word
 from agent_forge.evaluate.tasks.tools import is_right
 from agent_forge.phases import PhaseRun
@@ -24,8 +27,23 @@ from agent_forge.phases.adas import Config
 from agent_forge.phases.adas.objective import rows_of
 from agent_forge.phases.adas.pool import RUNTIME, runtime_named
 
+EXAMPLES = 8  # solved rows that a technique may show
 TASKS = ("memory", "reasoning", "tools")
 Message = Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Own:
+    """Which questions of the user's tools techniques are raced on."""
+
+    none_share: float = 0.2
+    listed_share: float = 0.0
+    errors: bool = False
+    filter: bool = False
+
+
+def _own_tools(config: Config) -> "tuple[agents.Tool, ...]":
+    return own_traces.load_tools(tuple(config.tools)) if config.tools else ()
 
 
 def check(config: Config) -> None:
@@ -49,17 +67,20 @@ def search_settings(
     settings = config.runtime_search
     count = settings.items + settings.final_items
     rows = {task: rows_of(task, "search", count, context) for task in settings.tasks}
+    own = _own_tools(config)
+    if own:
+        rows[own_traces.KIND] = own_traces.make(own, _Own(), (), count, "search", config.seed)
     first = [(task, row) for task, task_rows in rows.items() for row in task_rows[: settings.items]]
     fresh = [(task, row) for task, task_rows in rows.items() for row in task_rows[settings.items :]]
     if not first or not settings.techniques:
         return {"accepted": "", "settings": {}, "rows": []}
     examples = [
         (row["messages"][0]["content"], row["answer"])
-        for row in rows_of("reasoning", "train", 2, context)
+        for row in rows_of("reasoning", "train", EXAMPLES, context)
     ]
 
     def right(changes: Mapping[str, Any], items: Sequence[tuple[str, Any]]) -> NDArray[np.float64]:
-        return score(model, tokenizer, {**inherited, **changes}, items)
+        return score(model, tokenizer, {**inherited, **changes}, items, own)
 
     before = right({}, first)
     table, best = [], ("", 0.0)
@@ -101,18 +122,27 @@ def score(
     tokenizer: PreTrainedTokenizerFast,
     settings: Mapping[str, Any],
     items: Sequence[tuple[str, Mapping[str, Any]]],
+    own: Sequence["agents.Tool"] = (),
 ) -> NDArray[np.float64]:
-    """Return 1 for each right answer: by the right call for tools, by the last word for the
-    others.
+    """Return 1 for each right answer: by the right calls for tools, by the last word for the
+    others. own: the user's tools, which the agent has beside those of its settings.
     """
-    turns = answers(model, tokenizer, settings, [asked(row["messages"]) for _, row in items])
+    talks = [
+        row["messages"][: row["prompt_turns"]]
+        if task == own_traces.KIND
+        else asked(row["messages"])
+        for task, row in items
+    ]
+    turns = answers(model, tokenizer, settings, talks, own)
+    box = agents.Toolbox(list(own))
     right = []
     for (task, row), turn in zip(items, turns, strict=True):
-        right.append(
-            is_right(row, turn.messages)
-            if task == "tools"
-            else last_word(turn.text) == row["answer"]
-        )
+        if task == own_traces.KIND:
+            right.append(own_traces.is_right(dict(row), turn, box))
+        elif task == "tools":
+            right.append(is_right(row, turn.messages))
+        else:
+            right.append(last_word(turn.text) == row["answer"])
     return np.asarray(right, np.float64)
 
 
@@ -121,6 +151,7 @@ def answers(
     tokenizer: PreTrainedTokenizerFast,
     settings: Mapping[str, Any],
     conversations: Sequence[Sequence[Message]],
+    own: Sequence["agents.Tool"] = (),
 ) -> list["agents.Turn"]:
     """Return what an agent with these manifest settings replies to each conversation, all generated
     together.
@@ -128,21 +159,59 @@ def answers(
     Each answer equals the answer of one `Agent.reply` per conversation with a fresh memory, as a
     test proves.
     """
-    one = agents.Agent(model, tokenizer, settings=settings)
+    names = {tool.name for tool in own}
+    enabled = [
+        tool for tool in agents.kept_tools(settings.get("tools", []))[0] if tool.name not in names
+    ]
+    tools = [*enabled, *own] if own else None
+    one = agents.Agent(model, tokenizer, tools, settings=settings)
     known = one.settings
-    windows = [one.shown(messages) for messages in conversations]
-    samples = known.scaffold_samples if known.scaffold == "self_consistency" else 1
-    votes = [
-        agents.answer_turns(
-            model, tokenizer, windows, one.toolbox, known.max_rounds, known.max_new_tokens,
-            temperature=known.temperature if sample == 0 else (known.temperature or 0.7), top_p=known.top_p,
-            seed=known.seed + 1000 * sample,
+
+    def turns_of(windows: Sequence[Any], number: int, **changes: Any) -> list["agents.Turn"]:
+        sampled = number > 0 and known.scaffold == "self_consistency"
+        options: dict[str, Any] = {
+            "temperature": known.temperature or (0.7 if sampled else 0.0), "top_p": known.top_p,
+            "cuts": known.cuts, "seed": known.seed + 1000 * number, "grammar": known.grammar,
+        }  # fmt: skip
+        rounds = changes.pop("max_rounds", known.max_rounds)
+        tools = changes.pop("tools", one.toolbox)
+        return agents.answer_turns(
+            model, tokenizer, windows, tools, rounds, known.max_new_tokens, **(options | changes)
         )
-        for sample in range(samples)
-    ]  # fmt: skip
+
+    windows = [one.shown(messages) for messages in conversations]
+    if known.scaffold == "drafts" and known.scaffold_drafts:
+        windows = _after_drafts(known, windows, turns_of)
+    samples = known.scaffold_samples if known.scaffold == "self_consistency" else 1
+    votes = [turns_of(windows, sample) for sample in range(samples)]
     one.memory.close()
-    chosen = []
-    for turns in zip(*votes, strict=True):
-        best = Counter(turn.text for turn in turns).most_common(1)[0][0]
-        chosen.append(next(turn for turn in turns if turn.text == best))
-    return chosen
+    return [_winner(turns, known.scaffold_stop_after) for turns in zip(*votes, strict=True)]
+
+
+def _after_drafts(
+    known: "agents.AgentSettings", windows: Sequence[Any], turns_of: Callable[..., Any]
+) -> list[Any]:
+    """Return the conversations with the question that follows their drafts."""
+    drafts = [""] * len(windows)
+    for number, template in enumerate(known.scaffold_drafts, start=1):
+        asking = _filled(template, windows, drafts)
+        turns = turns_of(asking, number, max_rounds=1, tools=agents.Toolbox([]), grammar="none")
+        drafts = [draft_of(turn) for turn in turns]
+    return _filled(known.scaffold_prompt, windows, drafts)
+
+
+def _filled(template: str, windows: Sequence[Any], drafts: Sequence[str]) -> list[Any]:
+    return [
+        [*window[:-1], scaffolds.filled(template, window[-1], draft)]
+        for window, draft in zip(windows, drafts, strict=True)
+    ]
+
+
+def _winner(turns: Sequence["agents.Turn"], stop_after: int) -> "agents.Turn":
+    """Return the turn whose answer wins, as if the votes had been cast one after the other."""
+    texts = [turn.text for turn in turns]
+    for count in range(1, len(texts)):
+        place = scaffolds.decided(texts[:count], stop_after)
+        if place is not None:
+            return turns[place]
+    return turns[scaffolds.winner(texts)]

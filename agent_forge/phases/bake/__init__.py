@@ -78,7 +78,10 @@ class TrainingConfig:
     steps: CountOrNone
     rows: Count
     length_tokens: Annotated[int, Range(16, MANY)]
+    lora_rank: CountOrNone
+    lora_alpha: Annotated[float, Range(0, 1e6, above=True)]
     mix: DataWeights
+    last_turn: bool
     neutral_rows: CountOrNone
     neutral_weight: Weight
     optim: OptimConfig
@@ -92,6 +95,17 @@ class VoiceConfig:
     heldout: Count
     reply_tokens: Count
     rows: Count
+    weight: Weight
+
+
+@dataclass(slots=True, kw_only=True)
+class PreferencesConfig:
+    """The user's own pairs of a chosen and a rejected answer, learned by DPO."""
+
+    rows: list[Text]
+    pairs: Count
+    length_tokens: Annotated[int, Range(16, MANY)]
+    beta: Annotated[float, Range(0, 100, above=True)]
     weight: Weight
 
 
@@ -143,12 +157,20 @@ class Config(PhaseConfig):
     traces: TracesConfig
     training: TrainingConfig
     voice: VoiceConfig
+    preferences: PreferencesConfig
     persona: PersonaConfig
     measure: MeasureConfig
     baseline: bool
 
     def validate(self) -> None:
-        """Refuse tools that may run although they are not named. Raises ConfigError."""
+        """Refuse tools that may run although they are not named, and settings of rows that are not
+        learned. Raises ConfigError.
+        """
+        if self.training.last_turn and not self.training.mix.get("rows", 0):
+            raise ConfigError(
+                "training.last_turn is for rows of your own, and training.mix has none; set "
+                "training.mix={rows: 0.5} and data.rows, or leave it out"
+            )
         if self.allow and not self.tools:
             raise ConfigError(
                 f"allow={self.allow} names destructive tools, but tools=[] has none; name both, or "
@@ -175,7 +197,10 @@ class Config(PhaseConfig):
         )
         plain = training.rows * training.length_tokens if self.baseline else 0
         voice = self.voice.rows * (self.voice.reply_tokens + 32) if self.voice.prompts else 0
-        return training.steps * (rows * training.length_tokens + answers + plain + voice)
+        # A pair has two answers, which fill half of the longest length.
+        pairs = self.preferences.pairs * self.preferences.length_tokens
+        others = voice + (pairs if self.preferences.rows else 0)
+        return training.steps * (rows * training.length_tokens + answers + plain + others)
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: traces, neutral text and answers."""

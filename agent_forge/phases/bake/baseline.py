@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STAGE = "plain"
 NOT_RUN = "none ran: plain training on the same rows is off (baseline=true runs it)"
-SAME = "the same run: without neutral text and persona, this bake is plain training on its rows"
+SAME = "the same run: without neutral text, voice, pairs and persona, this bake is plain training on its rows"
 
 
 def fine_tuned(phase: PhaseRun[Config], batches: Batches) -> "PreTrainedModel":
@@ -48,7 +48,8 @@ def fine_tuned(phase: PhaseRun[Config], batches: Batches) -> "PreTrainedModel":
 
 def is_same(batches: Batches) -> bool:
     """Return whether the bake has no loss but cross-entropy, so that it is its own baseline."""
-    return batches.neutral is None and not batches.traits
+    others = (batches.neutral, batches.spoken, batches.pairs)
+    return not batches.traits and all(one is None for one in others)
 
 
 def phrase(after: Mapping[str, Any], plain: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from agent_forge import data, learn
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.bake import Config, own, persona, toolformer, traces, voice
+from agent_forge.phases.bake import Config, own, persona, preferences, toolformer, traces, voice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -22,12 +22,16 @@ Lessons = dict[str, dict[str, Tensor]]  # trait -> lesson of persona.teach
 
 
 def enabled_kinds(config: Config) -> list[str]:
-    """Return the kinds of traces that are made. Raises PhaseError when there is none."""
+    """Return the kinds of traces that are made.
+
+    Raises PhaseError when there is none and the user's own rows and pairs are not learned either.
+    """
     kinds = config.kinds()
-    if not kinds:
+    own_rows = config.training.mix.get("rows", 0) > 0 or bool(config.preferences.rows)
+    if not kinds and not own_rows:
         raise PhaseError(
             "bake has nothing to bake: every traces.<kind>.count is 0, or builtin kinds are off and "
-            "tools=[]; try traces.calculator.count=2000, or tools=[my_tools.py]"
+            "tools=[]; try traces.calculator.count=2000, tools=[my_tools.py], or rows of your own"
         )
     return kinds
 
@@ -100,8 +104,8 @@ class Batches:
     """The batches of the joint training.
 
     One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of text,
-    "persona_rows", the numbers of rows of one trait's lesson, and "voice_rows", likewise of the
-    parent's own answers.
+    "persona_rows", the numbers of rows of one trait's lesson, "voice_rows", likewise of the
+    parent's own answers, and "preference_rows", the numbers of pairs.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Batches:
         kept: Mapping[str, Sequence[traces.Trace]],
         lessons: Lessons,
         spoken: Mapping[str, Tensor] | None = None,
+        pairs: Mapping[str, Tensor] | None = None,
     ) -> None:
         training = config.training
         seed = seed_for(config.seed, "bake", "batches")
@@ -121,7 +126,13 @@ class Batches:
         for kind, weight in training.mix.items():
             if weight > 0:
                 sources[kind] = data.source(
-                    kind, config.data, tokenizer, "train", config.seed, rows=REPLAY_ROWS
+                    kind,
+                    config.data,
+                    tokenizer,
+                    "train",
+                    config.seed,
+                    rows=REPLAY_ROWS,
+                    last_turn=training.last_turn,
                 )
                 weights[kind] = weight
         self.mixture = data.Mixture(
@@ -144,6 +155,7 @@ class Batches:
         self.lessons, self.seed, self.persona_rows = lessons, seed, config.persona.rows
         self.traits = list(lessons)
         self.spoken, self.voice_rows = spoken, config.voice.rows
+        self.pairs, self.pairs_per_step = pairs, config.preferences.pairs
 
     def trait(self, step: int) -> str:
         """Return the trait whose turn it is ("" without lessons)."""
@@ -164,6 +176,11 @@ class Batches:
             count = len(self.spoken["ids"])
             rows = generator.choice(count, min(self.voice_rows, count), replace=False)
             tensors["voice_rows"] = torch.from_numpy(rows)
+        if self.pairs is not None:
+            generator = numpy_generator(self.seed, "preferences", step)
+            count = len(self.pairs["ids"]) // 2
+            rows = generator.choice(count, min(self.pairs_per_step, count), replace=False)
+            tensors["preference_rows"] = torch.from_numpy(rows)
         return tensors
 
 
@@ -195,6 +212,13 @@ def joint_loss(
             kl = voice.lesson_loss(model, batches.spoken, learn.on_host(batch)["voice_rows"])
             loss = loss + config.voice.weight * kl
             metrics["voice_kl"] = kl.detach()
+        if batches.pairs is not None and "preference_rows" in batch:
+            rows = learn.on_host(batch)["preference_rows"]
+            dpo, margin = preferences.lesson_loss(
+                model, batches.pairs, rows, config.preferences.beta
+            )
+            loss = loss + config.preferences.weight * dpo
+            metrics |= {"dpo": dpo.detach(), "margin": margin}
         if weight > 0:
             rows = learn.on_host(batch)["persona_rows"]
             total, count = persona.lesson_kl(model, batches.lessons[trait], rows)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent import Call, Toolbox, Turn, answer_turns
 from agent_forge.config import DataConfig
+from agent_forge.data.synthetic import tools
 from agent_forge.phases.bake import traces
 
 if TYPE_CHECKING:
@@ -63,7 +64,28 @@ def accuracy(
         show(trace, turn, ok)
         for trace, turn, ok in list(zip(heldout, turns, right, strict=True))[:4]
     ]
-    return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}, samples
+    figure: dict[str, Any] = {
+        "value": sum(right) / len(right), "low": low, "high": high, "n": len(right),
+    }  # fmt: skip
+    if kind == "calculator":
+        figure["kinds"] = _by_digits(heldout, right)
+    return figure, samples
+
+
+def _by_digits(heldout: Sequence[traces.Trace], right: Sequence[bool]) -> dict[str, Any]:
+    """Return {"value", "low", "high", "n"} per number of digits of a sum's longer operand."""
+    parts: dict[int, list[bool]] = {}
+    for trace, ok in zip(heldout, right, strict=True):
+        call = wanted_call(trace)
+        if call is not None:
+            length = tools.longest_operand(call.arguments["expression"])
+            parts.setdefault(length, []).append(ok)
+    kinds = {}
+    for length, part in sorted(parts.items()):
+        low, high = wilson(sum(part), len(part))
+        name = f"{length} digit{'s' if length > 1 else ''}"
+        kinds[name] = {"value": sum(part) / len(part), "low": low, "high": high, "n": len(part)}
+    return kinds
 
 
 def is_right(trace: traces.Trace, turn: Turn, box: Toolbox) -> bool:

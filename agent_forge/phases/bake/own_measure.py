@@ -1,17 +1,13 @@
 """Measure the user's own tools end to end, on held-out questions, by tools that really run.
 
-A question that needs a tool is right when the calls that ran are the expected ones (the same tools,
-the same results) and the answer says the results. Where nothing can run, the calls themselves are
-compared. A question that no tool answers is right when nothing was called. Each is measured without
+What is right is said by `evaluate.own_traces.is_right`. Each is measured without
 a prompt, as baked, and with the tools listed on a system turn, as the parent is prompted.
 """
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from agent_forge.agent import Call, Toolbox, Turn, answer_turns
-from agent_forge.evaluate import calling
-from agent_forge.evaluate.tasks import own_tools
+from agent_forge.agent import answer_turns
+from agent_forge.evaluate.own_traces import is_right
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, measure, own
 
@@ -48,7 +44,8 @@ def accuracy(
     box = own.toolbox(tools, config.allow)
     figures: dict[str, Any] = {}
     samples: list[str] = []
-    for name, heldout in zip((own.KIND, NONE_FITS), own.heldout(phase), strict=True):
+    parts = zip((own.KIND, NONE_FITS), own.heldout(phase), strict=True)
+    for number, (name, heldout) in enumerate(parts, start=1):
         prompts = [trace["messages"][: trace["prompt_turns"]] for trace in heldout]
         if listed:
             system = own.system_turn([tool.schema() for tool in tools])
@@ -63,29 +60,9 @@ def accuracy(
         }  # fmt: skip
         shown = list(zip(heldout, turns, right, strict=True))[:4]
         samples += [measure.show(*one) for one in shown]
+        stage = "measure, tools listed" if listed else "measure, without a prompt"
+        phase.events.progress(stage, number, 2, {"right": figures[name]["value"]})
     return figures, samples
-
-
-def is_right(trace: own.Trace, turn: Turn, box: Toolbox) -> bool:
-    """Return whether a turn answers a trace."""
-    expected = trace["calls"]
-    if not expected:
-        return turn.finished and not turn.results
-    if None in trace["results"]:
-        calls = [result.call for result in turn.results if isinstance(result.call, Call)]
-        parameters = {tool.name: tool.parameters for tool in box.enabled()}
-        return calling.calls_right(
-            calls[: len(expected)], [calling.expected_call(one) for one in expected], parameters
-        )
-    ran = [
-        (result.call.name, result.text)
-        for result in turn.results
-        if not result.error and isinstance(result.call, Call)
-    ]
-    names = [one["name"] for one in expected]
-    if Counter(ran) != Counter(zip(names, trace["results"], strict=True)):
-        return False
-    return turn.finished and own_tools.says(turn.text, trace["results"])
 
 
 def table(before: Any, after: Any, plain: Any | None) -> list[dict[str, Any]]:

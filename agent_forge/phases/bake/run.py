@@ -4,12 +4,14 @@ checkpoint.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_forge import evaluate, learn, models
 from agent_forge.config import Report
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import seed_for
+from agent_forge.learn.adapters import Adapters, adapters
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import (
     OWN,
@@ -22,6 +24,7 @@ from agent_forge.phases.bake import (
     persona,
     traces,
 )
+from agent_forge.phases.bake.preferences import Preferences
 from agent_forge.phases.bake.voice import Voice
 
 if TYPE_CHECKING:
@@ -41,32 +44,32 @@ def run(phase: PhaseRun[Config]) -> Report:
     helpful, table = lessons.collect(phase, parent)
     traits = _Traits(phase, parent)
     spoken = Voice(phase, parent)
-    batches = lessons.Batches(config, phase.tokenizer, helpful, traits.lessons, spoken.lesson)
-    learn.train(
-        model,
-        learn.TrainRequest(
-            batches=batches,
-            loss_fn=lessons.joint_loss(config, parent, batches, traits.weights),
-            stage="bake",
-            steps=config.training.steps,
-            optim=config.training.optim,
-            out=out,
-            events=phase.events,
-            seed=seed_for(config.seed, "bake", "train"),
-            device=phase.device,
-            dtype=phase.dtype,
-        ),
+    pairs = Preferences(phase, parent)
+    batches = lessons.Batches(
+        config, phase.tokenizer, helpful, traits.lessons, spoken.lesson, pairs.lesson
+    )
+    adapter = _trained(
+        phase, model, batches, lessons.joint_loss(config, parent, batches, traits.weights)
     )
     after = out.remember("after", lambda: _measure(phase, model))
     reached = out.remember("strengths", lambda: traits.measure(model))
     voice_kl = out.remember("voice", lambda: spoken.measure(model))
+    preferred = out.remember("preferences", lambda: pairs.measure(model))
     plain = _plain(phase, batches)
     metrics = _metrics(before, after, reached)
     if voice_kl is not None:
         metrics["voice change (nats per token)"] = voice_kl
+    if preferred is not None:
+        metrics["chosen answer likelier"] = preferred
     offered = _offered(phase, after["tools"])
+
+    def save(directory: Path) -> None:
+        models.save(model, phase.tokenizer, directory)
+        if adapter is not None:
+            adapter.write(directory / "adapter", phase.sources[0].name)
+
     written = out.write(
-        lambda directory: models.save(model, phase.tokenizer, directory),
+        save,
         metrics=metrics,
         agent=agent_settings(config, offered),
         deployable_bytes=models.deployable_bytes(model),
@@ -77,7 +80,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     )
     overridden = [str(row["kind"]) for row in table if row["taken below tau (filter overridden)"]]
     return Report(
-        summary=f"held-out calls right: {accuracy}; offered: {', '.join(offered) or 'no tool'}"
+        summary=f"held-out calls right: {accuracy or 'none made'}; "
+        f"offered: {', '.join(offered) or 'no tool'}"
         + (f"; filter overridden for {', '.join(overridden)}" if overridden else ""),
         outputs=[str(written.path)],
         metrics=metrics,
@@ -86,6 +90,7 @@ def run(phase: PhaseRun[Config]) -> Report:
             "held-out tools": _tool_rows(before, after, plain, offered),
             **({"own tools": own_measure.table(before, after, plain)} if "own" in after else {}),
             "persona": traits.rows(reached),
+            **({"own pairs, held out": [preferred]} if preferred is not None else {}),
         },
         samples=after["samples"],
         baseline=_against(batches, after, plain),
@@ -104,6 +109,38 @@ def _offered(phase: PhaseRun[Config], measured: Mapping[str, Any]) -> list[str]:
             "measure.offer_from)"
         )
     return offered
+
+
+def _trained(
+    phase: PhaseRun[Config],
+    model: "PreTrainedModel",
+    batches: lessons.Batches,
+    loss_fn: learn.LossFn,
+) -> "Adapters | None":
+    """Train the model, or adapters that are then merged; return the adapters."""
+    config = phase.config
+    training = config.training
+    seed = seed_for(config.seed, "bake", "adapters")
+    with adapters(
+        model, training.lora_rank, training.lora_alpha, seed, "training.lora_rank"
+    ) as adapter:
+        learn.train(
+            model,
+            learn.TrainRequest(
+                batches=batches,
+                loss_fn=loss_fn,
+                stage="bake",
+                steps=training.steps,
+                optim=training.optim,
+                out=phase.out,
+                events=phase.events,
+                seed=seed_for(config.seed, "bake", "train"),
+                device=phase.device,
+                dtype=phase.dtype,
+                settings={"lora": [training.lora_rank, training.lora_alpha]},
+            ),
+        )
+    return adapter
 
 
 def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] | None:
@@ -287,9 +324,17 @@ def _tool_rows(
     plain: dict[str, Any] | None,
     offered: Sequence[str],
 ) -> list[dict[str, Any]]:
-    return [
-        {"kind": kind, "before": before["tools"][kind]["value"], "after": value["value"],
-         "low": value["low"], "high": value["high"], **baseline.columns(plain, kind), "n": value["n"],
-         "offered": kind.partition(":")[0] in offered}
-        for kind, value in after["tools"].items()
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for kind, value in after["tools"].items():
+        earlier = before["tools"][kind]
+        rows.append(
+            {"kind": kind, "before": earlier["value"], "after": value["value"],
+             "low": value["low"], "high": value["high"], **baseline.columns(plain, kind),
+             "n": value["n"], "offered": kind.partition(":")[0] in offered}
+        )  # fmt: skip
+        for name, part in value.get("kinds", {}).items():
+            rows.append(
+                {"kind": f"{kind}, {name}", "before": earlier["kinds"][name]["value"],
+                 "after": part["value"], "low": part["low"], "high": part["high"], "n": part["n"]}
+            )  # fmt: skip
+    return rows
