@@ -197,7 +197,7 @@ class _Chooser:
         steps: int,
     ) -> None:
         self.temperature, self.top_p, self.cuts = temperature, top_p, cuts
-        self.masks: Sequence[TokenMask | None] | None = None  # of each row
+        self.masks: Sequence[TokenMask | None] | None = None  # one per row
         if temperature > 0:
             draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64

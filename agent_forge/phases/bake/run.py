@@ -62,14 +62,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     if preferred is not None:
         metrics["chosen answer likelier"] = preferred
     offered = _offered(phase, after["tools"])
-
-    def save(directory: Path) -> None:
-        models.save(model, phase.tokenizer, directory)
-        if adapter is not None:
-            adapter.write(directory / "adapter", phase.sources[0].name)
-
     written = out.write(
-        save,
+        partial(_save, phase, model, adapter),
         metrics=metrics,
         agent=agent_settings(config, offered),
         deployable_bytes=models.deployable_bytes(model),
@@ -109,6 +103,15 @@ def _offered(phase: PhaseRun[Config], measured: Mapping[str, Any]) -> list[str]:
             "measure.offer_from)"
         )
     return offered
+
+
+def _save(
+    phase: PhaseRun[Config], model: "PreTrainedModel", adapter: "Adapters | None", directory: Path
+) -> None:
+    """Write the model, and the adapter that was merged into it."""
+    models.save(model, phase.tokenizer, directory)
+    if adapter is not None:
+        adapter.write(directory / "adapter", phase.sources[0].name)
 
 
 def _trained(
