@@ -84,9 +84,9 @@ def test_a_batch_calls_random_schemas_validly_and_is_never_cut_off(
     tiny_llama: LlamaForCausalLM,
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """However few tokens there are, a call that begins is ended: 24 drawn sets of tools."""
+    """However few tokens there are, a call that begins is ended: 14 drawn sets of tools."""
     ends = stop_ids(tiny_tokenizer)
-    tools = [parameters_of(row["messages"]) for row in schemas.rows(24, "validation", 3)]
+    tools = [parameters_of(row["messages"]) for row in schemas.rows(14, "validation", 3)]
     question = encode_prompt(tiny_tokenizer, [{"role": "user", "content": "Which?"}])
     prompts = [question[i % 5 :] for i in range(len(tools))]
     masks = [token_mask(tiny_tokenizer, one, kind, ends, budget) for one in tools]
