@@ -408,8 +408,9 @@ def exact_match(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     rows: Sequence[Mapping[str, Any]],
-    max_new_tokens: int,
     context: EvalContext,
+    *,
+    max_new_tokens: int,
 ) -> Array:
     """Return (n, 2): 1 where the reply's last word is the row's answer, and weight 1.
 

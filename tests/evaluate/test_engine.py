@@ -276,7 +276,8 @@ def test_exact_match_counts_finished_replies_that_end_in_the_answer(
     ids = [tokenizer.encode(reply) for reply in replies]
     ids[3] = (ids[3] * 30)[:30]
     monkeypatch.setattr(evaluate.engine, "generate_replies", lambda *_: ids)
-    assert evaluate.exact_match(model, tokenizer, rows, 30, context)[:, 0].tolist() == [1, 1, 0, 0]
+    pairs = evaluate.exact_match(model, tokenizer, rows, context, max_new_tokens=30)
+    assert pairs[:, 0].tolist() == [1, 1, 0, 0]
 
 
 def test_a_tool_answer_counts_only_when_the_tool_really_ran():

@@ -5,11 +5,9 @@ always calls are both at chance. The kinds "no tool fits" and "a tool fits" are 
 first is the abstention. Tools are generated schemas of the split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import schemas
@@ -17,8 +15,6 @@ from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
     from agent_forge.agent import Call
 
 TASK = Task(
@@ -48,21 +44,12 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     return chosen
 
 
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 for the right decision, and weight 1."""
-    return calling.score_replies(
-        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
-    )
-
-
 def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> bool:
     """Return whether a reply calls a tool where one fits, and none where none fits."""
     del text
     # A call that is broken or cut off is still a decision to call.
     called = calls is None or bool(calls)
     return called == (row["kind"] == FITS)
+
+
+score = partial(calling.score_replies, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right)

@@ -6,11 +6,9 @@ for models that were trained on none. Nothing is run; the kinds are the leaderbo
 `bfcl_strict` scores the same replies to the character.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import bfcl
@@ -19,8 +17,6 @@ from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
     from agent_forge.agent import Call
 
 TASK = Task(
@@ -49,18 +45,6 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 for the right calls, and weight 1."""
-    return calling.score_replies(
-        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
-    )
-
-
 def is_right(
     item: Mapping[str, Any], text: str, calls: "list[Call] | None", *, strict: bool = False
 ) -> bool:
@@ -71,3 +55,6 @@ def is_right(
     return calls is not None and calling.calls_right(
         calls, item["expected"], calling.parameters_of(item["messages"]), strict=strict
     )
+
+
+score = partial(calling.score_replies, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right)

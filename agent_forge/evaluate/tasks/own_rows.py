@@ -6,11 +6,9 @@ are offered; nothing is run. Every row is scored, whatever the split, because th
 their owner.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator
@@ -20,8 +18,6 @@ from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
     from agent_forge.agent import Call
 
 TASK = Task(
@@ -58,18 +54,6 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     return [rows[i] for i in order[:n]]
 
 
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 for the right answer, and weight 1."""
-    return calling.score_replies(
-        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
-    )
-
-
 def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> bool:
     """Return whether a reply is the row's answer."""
     from agent_forge import agent
@@ -83,3 +67,6 @@ def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> b
         parameters = calling.parameters_of(row["messages"])
         return calls is not None and calling.calls_right(calls, expected, parameters)
     return calls == [] and text_key(text) == text_key(answer)
+
+
+score = partial(calling.score_replies, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right)

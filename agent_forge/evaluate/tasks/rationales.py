@@ -3,19 +3,13 @@
 Models may think before they answer; the last word of the reply counts.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import partial
+from typing import Any
 
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import rationales
 from agent_forge.evaluate.engine import exact_match
 from agent_forge.evaluate.task import EvalContext, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # chance: a quarter of the questions name three or four balls; numbers are not guessed.
 TASK = Task(
@@ -26,19 +20,9 @@ TASK = Task(
     chance=0.073,
     by_default=False,
 )
-MAX_NEW_TOKENS = 96
+score = partial(exact_match, max_new_tokens=96)
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     """Return `n` distinct generated rows of the split."""
     return rationales.rows(n, split, seed_for(context.seed, "evaluate", "rationales"))
-
-
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 for the right last word of the reply, and weight 1."""
-    return exact_match(model, tokenizer, items, MAX_NEW_TOKENS, context)

@@ -6,11 +6,9 @@ question. Nothing is run. The kinds (single, multiple, parallel, follow-up, miss
 scored apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import schemas
@@ -18,8 +16,6 @@ from agent_forge.evaluate import calling
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
     from agent_forge.agent import Call
 
 TASK = Task(
@@ -39,18 +35,6 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     return schemas.rows(n, split, seed_for(context.seed, "evaluate", "schemas"))
 
 
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 for the right calls, and weight 1."""
-    return calling.score_replies(
-        model, tokenizer, items, context, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right
-    )
-
-
 def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> bool:
     """Return whether a reply makes exactly the calls of a row."""
     if calls is None:
@@ -59,3 +43,6 @@ def is_right(row: Mapping[str, Any], text: str, calls: "list[Call] | None") -> b
         return False
     expected = [calling.expected_call(call) for call in row["calls"]]
     return calling.calls_right(calls, expected, calling.parameters_of(row["messages"]))
+
+
+score = partial(calling.score_replies, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right)
