@@ -150,43 +150,9 @@ def specialist(
     """Return a copy of the trunk trained as specialist `name`, and its loss at every step
     (nats).
     """
-    config = phase.config
-    settings: SpecialistConfig = getattr(config, name)
-    model = copy.deepcopy(trunk)
-    if isinstance(model, CognateForCausalLM):
-        for key in MODEL_SETTINGS:
-            setattr(model.config, key, getattr(settings, key))
-    branch = config.branch
-    steps = config.branch_steps(name)
-    batches = mixed_batches(
-        f"cognate-{name}", settings.mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens,
-        segmented=isinstance(model, CognateForCausalLM),
-    )  # fmt: skip
-    with adapters(
-        model,
-        branch.lora_rank,
-        branch.lora_alpha,
-        seed_for(config.seed, "cognate", "adapters", name),
-        "branch.lora_rank",
-    ):
-        records = learn.train(
-            model,
-            learn.TrainRequest(
-                batches=batches,
-                loss_fn=priced(loss_over(batches, config), settings, steps),
-                stage=name,
-                steps=steps,
-                optim=branch.optim,
-                out=phase.out,
-                events=phase.events,
-                seed=config.seed,
-                parameters=_groups(model, settings),
-                device=phase.device,
-                dtype=phase.dtype,
-                settings={"mix": dict(settings.mix), "lora": [branch.lora_rank, branch.lora_alpha]},
-            ),
-        )
-    return model.eval(), [record.loss for record in records]
+    settings: SpecialistConfig = getattr(phase.config, name)
+    steps = phase.config.branch_steps(name)
+    return trained_on(phase, trunk, name, settings.mix, steps, settings)
 
 
 def _longer(
@@ -242,16 +208,23 @@ def trained_on(
     stage: str,
     mix: Mapping[str, float],
     steps: int,
+    own: SpecialistConfig | None = None,
 ) -> tuple[PreTrainedModel, list[float]]:
     """Return a copy of the trunk trained on `mix` with a specialist's batches and optimiser, and
     its loss at every step (nats).
+
+    own: what a specialist has of its own: settings of the model, and the price of its passes.
     """
     config = phase.config
     model, branch = copy.deepcopy(trunk), config.branch
+    if own is not None and isinstance(model, CognateForCausalLM):
+        for key in MODEL_SETTINGS:
+            setattr(model.config, key, getattr(own, key))
     batches = mixed_batches(
         f"cognate-{stage}", mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens,
         segmented=isinstance(model, CognateForCausalLM),
     )  # fmt: skip
+    loss = loss_over(batches, config)
     with adapters(
         model,
         branch.lora_rank,
@@ -263,13 +236,14 @@ def trained_on(
             model,
             learn.TrainRequest(
                 batches=batches,
-                loss_fn=loss_over(batches, config),
+                loss_fn=loss if own is None else priced(loss, own, steps),
                 stage=stage,
                 steps=steps,
                 optim=branch.optim,
                 out=phase.out,
                 events=phase.events,
                 seed=config.seed,
+                parameters=None if own is None else _groups(model, own),
                 device=phase.device,
                 dtype=phase.dtype,
                 settings={"mix": dict(mix), "lora": [branch.lora_rank, branch.lora_alpha]},
