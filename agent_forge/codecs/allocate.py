@@ -77,6 +77,8 @@ def within_budget(
             f"candidates takes {total_bytes(tensors, smallest):,}; raise it or offer candidates of "
             "fewer bits"
         )
+    # Bytes fall as the price μ rises, though in steps. Factors of 8 find a price that is high
+    # enough, bisection the least such price, and exchanges spend the bytes that a step leaves over.
     low, high, best = 0.0, 1e-12, smallest
     while (
         total_bytes(tensors, at_price(tensors, high, max_seed_blocks=max_seed_blocks))
@@ -190,6 +192,7 @@ def _best_change(
     spare_seeds: float,
 ) -> Choice | None:
     """Return the choice after the best change of one of `groups` of tensors; None if none helps."""
+    # A gain has to be more than rounding, or two choices of equal distortion would swap for ever.
     best_gain, best = 1e-15 * total_distortion(tensors, choice), None
     for group in groups:
         for candidate in product(*(range(len(tensors[t])) for t in group)):

@@ -22,6 +22,7 @@ INLINE f32x16 load16(const float *p) {
     return v;
 }
 
+/* Return the sum of 16 lanes, added in one order on every processor. */
 INLINE float sum16(f32x16 v) {
     float total = 0;
     for (int i = 0; i < 8; i++) total += v[i] + v[i + 8];
@@ -44,6 +45,8 @@ INLINE float largest_of(const float *x, int count) {
     return top;
 }
 
+/* Return the inner product of two vectors. One accumulator of 16 lanes fixes the order of the sum,
+   which a compiler may not change without being told to. */
 INLINE float dot_floats(const float *a, const float *b, int width) {
     f32x16 sum = {0};
     float total = 0;
@@ -57,11 +60,12 @@ INLINE float half_to_float(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023,
              bits;
     float value;
-    if (exponent == 0) {
+    if (exponent == 0) { /* zero or a subnormal number: a multiple of 2^-24 */
         value = (float)fraction * 0x1p-24f;
         memcpy(&bits, &value, 4);
         bits |= sign;
     } else {
+        /* The biases are 127 and 15, which differ by 112; 31 stands for infinity and NaN. */
         bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
     }
     memcpy(&value, &bits, 4);
@@ -75,6 +79,7 @@ INLINE f32x16 load_as_float(const void *base, size_t index, int format) {
 #if defined(__AVX512F__) && defined(__F16C__)
     __m256i raw = _mm256_loadu_si256((const void *)p);
     if (format == F16) return (f32x16)_mm512_cvtph_ps(raw);
+    /* A bfloat16 number is the upper half of a float32 one. */
     return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
 #elif defined(__AVX2__) && defined(__F16C__)
     f32x16 v;
@@ -114,6 +119,7 @@ INLINE float one_as_float(const void *base, size_t index, int format) {
    expf) of what is left. There is no branch, so the compiler can turn loops over it into vector
    code. ln 2 is taken off in two parts, the first short enough that n times it is exact. */
 INLINE float exponential(float x) {
+    /* Beyond these limits 2^n leaves the exponent's 8 bits. */
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504088896341f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;

@@ -31,6 +31,7 @@ class TailAverage:
             # The bias-corrected exponential mean, as a running update: (1 - b) / (1 - b^n).
             weight = (1 - self.decay) / (1 - self.decay**self.steps)
         for name, parameter in named:
+            # In bfloat16 a step's share of the mean would often be less than the mean's last bit.
             if name not in self.tensors:
                 self.tensors[name] = parameter.detach().float().clone()
             else:

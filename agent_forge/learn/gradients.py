@@ -109,5 +109,7 @@ def add_noise(parameters: Sequence[nn.Parameter], relative: float) -> None:
     """Add Gaussian noise to each gradient, `relative` times its root mean square."""
     for parameter in parameters:
         if parameter.grad is not None:
+            # Relative to each tensor's own gradient: gradients of norms and of matrices differ in
+            # size by orders of magnitude.
             scale = relative * parameter.grad.float().square().mean().sqrt()
             parameter.grad.add_(torch.randn_like(parameter.grad) * scale.to(parameter.grad.dtype))

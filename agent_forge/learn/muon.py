@@ -50,6 +50,9 @@ class Muon(torch.optim.Optimizer):
         turned = orthogonalised([_whole(update) for update in ahead])
         rows, columns = parameters[0].shape
         torch._foreach_mul_(list(parameters), 1 - lr * group["weight_decay"])
+        # An output's root mean square then changes by at most lr times its input's, whatever the
+        # shape: the RMS-to-RMS norm of a matrix is its largest singular value times
+        # sqrt(columns / rows) (Jordan 2024; wide matrices keep a factor of 1).
         scaled = -lr * math.sqrt(max(1.0, rows / columns))
         # One cast for all: then the sum over all matrices is one launch where the device has it.
         updates = [
@@ -73,10 +76,13 @@ def orthogonalised(updates: Sequence[Tensor]) -> Tensor:
     Source: the quintic Newton-Schulz iteration of Jordan 2024.
     """
     first, second, third = COEFFICIENTS
+    # The Gram matrix is made over the shorter side, which is less work; turning a matrix turns its
+    # result alike.
     tall = updates[0].shape[0] > updates[0].shape[1]
     rounded_NRC = torch.stack(list(updates)).to(iteration_dtype(updates[0].device))
     norms_N = torch.stack(torch._foreach_norm(list(rounded_NRC.unbind())))
     x_NRC = rounded_NRC.mT.contiguous() if tall else rounded_NRC
+    # The iteration needs singular values of at most 1, and the Frobenius norm bounds the largest.
     x_NRC = x_NRC / norms_N.clamp(min=EPS)[:, None, None]
     for _ in range(ITERATIONS):
         gram_NRR = x_NRC @ x_NRC.mT

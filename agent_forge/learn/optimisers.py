@@ -26,6 +26,7 @@ def wsd(step: int, steps: int, warmup_steps: int, cooldown_share: float) -> floa
 
     It rises linearly, stays at 1, and falls linearly to zero.
     """
+    # The first step has a rate above 0: with a rate of 0 its batch would teach nothing.
     rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
     cooling_steps = round(cooldown_share * steps)
     falling = (steps - step) / cooling_steps if step >= steps - cooling_steps else 1.0

@@ -76,6 +76,7 @@ def add_elected(
             divisor += np.multiply(delta > 0, weight, dtype=base.dtype)
         total += np.maximum(delta, 0.0, out=delta)
     if shared["normalize"]:
+        # Where no model agrees the sum is 0 too, so any divisor but 0 does.
         divisor += np.abs(divisor) < CANCELLED
         total /= divisor
     total *= sign

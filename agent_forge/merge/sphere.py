@@ -52,6 +52,8 @@ def slerp_weights(t: float, cosine: Array, threshold: float) -> tuple[Array, Arr
     which is interpolated linearly.
     """
     flat = ~(np.abs(cosine) <= threshold)
+    # Both branches of np.where are computed. A cosine of 0 has a sine of 1, so the branch that is
+    # dropped divides by no 0.
     angle = np.arccos(np.where(flat, 0.0, cosine))
     sine = np.sin(angle)
     return (
@@ -80,11 +82,13 @@ def karcher_weights(products: Array, max_iter: int, tol: float) -> list[float]:
     cosines = products[np.ix_(used, used)] / np.outer(lengths[used], lengths[used])
     mean = np.full(len(used), 1.0 / len(used))
     norm = _length(mean, cosines)
+    # Directions that cancel have no mean; the iteration then starts at the first of them.
     mean = mean / norm if norm > 0 else np.eye(len(used))[0]
     for _ in range(max_iter):
         tangent = np.zeros(len(used))
         for k, cosine in enumerate((cosines @ mean).clip(-1.0, 1.0)):
             angle = math.acos(cosine)
+            # log_m(u) = θ / sin θ · (u - cos θ m). At θ = 0 it vanishes; at π it has no direction.
             if 1e-12 < angle < math.pi:
                 tangent += angle / math.sin(angle) * (np.eye(len(used))[k] - cosine * mean)
         tangent /= len(used)
@@ -92,7 +96,7 @@ def karcher_weights(products: Array, max_iter: int, tol: float) -> list[float]:
         if step < tol:
             break
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
-        mean /= _length(mean, cosines)
+        mean /= _length(mean, cosines)  # rounding leaves the sphere a little in each step
     weights[used] = mean / lengths[used] * lengths.mean()
     return weights.tolist()
 
@@ -113,6 +117,7 @@ def tangent_mean_weights(products: Array, shares: Sequence[float], eps: float) -
         return share.tolist()
     mean = share / norm
     along = cosines @ mean
+    # Σ w (u - (u·m) m), as weights of the directions u.
     tangent = share - float(share @ along) * mean
     step = _length(tangent, cosines)
     if step > eps:
@@ -121,4 +126,5 @@ def tangent_mean_weights(products: Array, shares: Sequence[float], eps: float) -
 
 
 def _length(weights: Array, products: Array) -> float:
+    # Of vectors that cancel, rounding can leave a square just below 0.
     return math.sqrt(max(0.0, float(weights @ products @ weights)))

@@ -18,6 +18,7 @@ def fronts(points: Points) -> list[list[int]]:
     the first is gone; and so on.
     """
     values = np.asarray(points, np.float64).reshape(len(points), -1)
+    # better[i, j]: point i dominates j, at least as good in all objectives and better in one.
     better = (values[:, None] >= values[None]).all(-1) & (values[:, None] > values[None]).any(-1)
     losses = np.asarray(better).sum(0)  # how many points dominate each one
     ordered: list[list[int]] = []
@@ -65,6 +66,8 @@ def hypervolume(points: Points, reference: Sequence[float]) -> float:
         return 0.0
     if values.shape[1] == 1:
         return float(values.max() - low[0])
+    # Between two neighbouring levels of the last objective the dominated region is a prism. Its
+    # base is what the points at or above the upper level dominate in the other objectives.
     levels = np.unique(values[:, -1])[::-1]
     floors = [*levels[1:], low[-1]]
     return float(

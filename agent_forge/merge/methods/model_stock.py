@@ -59,6 +59,7 @@ def _share(dots: list[Array], squares: list[Array]) -> Array:
     """Return t from the pairs' inner products and the squared lengths: numbers, or one per row."""
     cosines = []
     for (i, j), dot in zip(_pairs(squares), dots, strict=True):
+        # The floor is far below any product of two lengths: it only gives 0/0 the value 0.
         cosines.append(dot / np.maximum(np.sqrt(squares[i] * squares[j]), 1e-300))
     count, c = len(squares), np.mean(cosines, axis=0)
     return np.asarray(count * c / (1 + (count - 1) * c))

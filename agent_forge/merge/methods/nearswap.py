@@ -20,5 +20,6 @@ def merge(inputs: Inputs) -> Array:
     """Return the merged piece; where both agree exactly it is their value."""
     base, other = inputs.origin(), inputs.tensors[0]
     distance = np.abs(base - other)
+    # 1e-38 is near float32's smallest normal number: equal entries get a share of 1 for any t > 0.
     share = np.minimum(inputs.shared["t"] / np.maximum(distance, 1e-38), 1.0)
     return share * other + (1 - share) * base

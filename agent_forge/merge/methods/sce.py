@@ -70,10 +70,12 @@ def _selected(inputs: Inputs, cut: sparsify.Cut | None) -> list[Array]:
 def merge(inputs: Inputs) -> Array:
     """Return the merged piece."""
     deltas = _selected(inputs, inputs.facts.cut)
+    # A sum of 0 counts as +, as in TIES. The energy weights play no part in the election.
     positive = np.sum(deltas, axis=0) >= 0
     result, divisor = np.zeros_like(deltas[0]), np.zeros_like(deltas[0])
     for delta, weight in zip(deltas, inputs.facts.weights, strict=True):
         agrees = ((delta > 0) & positive) | ((delta < 0) & ~positive)
         result += delta * agrees * weight
         divisor += agrees * weight
+    # Without an agreeing model there is nothing to divide: the base's entry stays.
     return inputs.origin() + result / np.where(divisor < 1e-12, 1.0, divisor)

@@ -173,8 +173,11 @@ def compensate(
     silent = hessian.diagonal() <= 0
     hessian.diagonal()[silent] = 1.0
     hessian.diagonal().add_(rounding.damping * hessian.diagonal().log().mean().exp())
+    # Float64: inputs of neighbouring columns are nearly dependent, and in float32 the factor of
+    # such a matrix can fail.
     lower = torch.linalg.cholesky(hessian.double())
     if pull is not None:
+        # The weight of least squares for the outputs that are aimed at: W + E[d xᵀ] H⁻¹.
         goal = goal + torch.cholesky_solve(pull.double().T, lower).T.float()
     codes, moved = _round_in_order(goal, upper_from(lower), group_size)
 
@@ -249,6 +252,8 @@ def _fit_scales(
     """
     size = group_size if group_size > 0 else codes.shape[1]
     columns = [slice(start, start + size) for start in range(0, codes.shape[1], size)]
+    # The error is quadratic in a row's scales s: sᵀ A s - 2 bᵀ s with A[g, h] = c_g H[g, h] c_hᵀ
+    # and b[g] = c_g H[g, :] wᵀ, where c are the codes. It is least at s = A⁻¹ b.
     products = torch.empty(len(codes), len(columns), len(columns), device=codes.device)
     targets = torch.empty(len(codes), len(columns), device=codes.device)
     signs = codes.float()
@@ -260,6 +265,7 @@ def _fit_scales(
     if group_size == TENSOR:
         products, targets = products.sum(0, keepdim=True), targets.sum(0, keepdim=True)
     empty = products.diagonal(dim1=1, dim2=2) <= 0
+    # A group of zeros alone has no scale; a 1 on its diagonal keeps the others' system solvable.
     products = products + torch.diag_embed(empty.float())
     fitted = torch.linalg.solve(products.double(), targets.double()[..., None])[..., 0].float()
     usable = ((fitted > 0) | empty).all(1, keepdim=True) & fitted.isfinite().all(1, keepdim=True)

@@ -83,6 +83,7 @@ def _train_block(
     before = _error(block, calls, targets)
     optimiser = torch.optim.Adam(free, lr=config.block_lr)
     for step in range(config.block_steps):
+        # The rate falls to 0, so that the last windows do not leave their noise in the scales.
         optimiser.param_groups[0]["lr"] = config.block_lr * (1 - step / config.block_steps)
         optimiser.zero_grad(set_to_none=True)
         _loss(block, calls[step % len(calls)], targets[step % len(calls)]).backward()

@@ -95,6 +95,8 @@ class ExponentControl:
         if abs(error) < self.config.deadband:
             error = 0.0
         control = self.config.proportional * error + self.config.integral * (self.summed + error)
+        # At a limit, only errors that lead away from it are summed. Otherwise the sum would grow
+        # without effect, and hold the control at the limit long after the error has turned.
         if abs(control) <= 1 or control * error < 0:
             self.summed += error
         return max(-1.0, min(1.0, control))

@@ -74,6 +74,7 @@ class _Tangent:
     def carry(self, _: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         """Record how much the difference grew in this block, and renormalise it."""
         h, above, below = stream_out(output).chunk(3)
+        # A central difference: the second-order terms of the two sides cancel.
         difference = (above - below) / 2
         assert self.step is not None
         self.logs.append((_norm(difference) / self.step).clamp_min(TINY).log().double())
@@ -108,6 +109,7 @@ def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, se
     first = required_blocks(model, "the train phase")[0]
     with watching(before=[(first, disturb)]), _probing(model):
         logits = model(input_ids=input_ids.repeat(2, 1), use_cache=False).logits
+    # The divergence is quadratic in a small d, so it is small beside float32's rounding of p.
     p, q = logits.double().log_softmax(-1).chunk(2)
     return float(((p.exp() * (p - q)).sum(-1) / squared[0].double().clamp_min(TINY)).mean())
 
@@ -137,6 +139,7 @@ def twin_exponent(
     theirs.set_scale(1.0)
     theirs.load_tensors(ours.tensors())
     generator = torch_generator(seed, "twins")
+    # Only what training moves is disturbed: other weights would stay as far apart for ever.
     pairs = [
         (p, q)
         for p, q in zip(ours.parameters, theirs.parameters, strict=True)
@@ -165,7 +168,7 @@ def _train_step(
     seed: int,
     device: torch.device,
 ) -> None:
-    torch.manual_seed(seed_for(seed, "twins", step))
+    torch.manual_seed(seed_for(seed, "twins", step))  # both twins draw the same dropout
     batch = {key: value.to(device) for key, value in batches.batch(step).items()}
     optimisers.zero_grad()
     loss, _ = lm_loss(model, batch, step)

@@ -77,6 +77,7 @@ class CMAES(Generic[G]):
         """Move the distribution by the candidates' ranks, and keep the finished ones."""
         place = {one.key: i for i, one in enumerate(raced)}
         keys = [self.space.key(self._genome(vector)) for vector in self._asked]
+        # The package minimises, and only ranks matter to it: place 0 is the fittest.
         self._strategy.tell(self._asked, [float(place[key]) for key in keys])
         best = self.members[0].fitness
         self.receive([one for one in raced if one.finished])
@@ -101,6 +102,7 @@ class CMAES(Generic[G]):
         generator = numpy_generator(self.seed, "cma-es", self._starts)
         self._starts, self._stale = self._starts + 1, 0
         start = np.clip(self.space.vector(chosen.genome), 0.0, 1.0)
+        # A seed of NaN leaves NumPy's global generator alone; `randn` draws from one of our own.
         options = {
             "bounds": [0.0, 1.0], "popsize": self.settings.children, "seed": np.nan, "verbose": -9,
             "CMA_mirrors": 0, "randn": lambda *shape: generator.standard_normal(shape),
