@@ -252,7 +252,7 @@ HEAD = """# Families
 
 What works on which model family, on tiny random models. `python scripts/family_table.py --write docs/families.md` prints it:
 each cell is the relative difference of logits between what a command made and what it should have made. `reaches` is the
-share of the weights that a phase quantises: with tiny models embeddings and experts weigh other than in large ones.
+share of the weights that a phase quantises: in tiny models embeddings and experts weigh differently than in large ones.
 GGUF files hold float16 here, so their differences are float16's; llama.cpp computes in other orders and formats besides.
 
 """
