@@ -19,7 +19,10 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_forge.phases import bitnet
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSAGE_BYTES = 2000
@@ -152,6 +155,22 @@ def stand_in(out: Path, text: str, shape: tuple[int, ...]) -> None:
     )
 
 
+def _distil_config(options: argparse.Namespace, out: Path) -> "bitnet.Config":
+    from agent_forge.config.compose import compose
+    from agent_forge.phases.bitnet import Config
+
+    windows, rows, length, steps = (4, 2, 32, 8) if options.smoke else (64, 64, 256, 60)
+    return compose("bitnet", Config, [
+        f"out={out}", f"sources=[{options.model}]", f"data.text=[{options.text}]",
+        f"data.cache={options.work / 'cache'}",
+        f"runtime.device={options.device}", "runtime.dtype=bfloat16",
+        f"runtime.compile={'off' if options.smoke else 'on'}", f"train.rows={rows}",
+        f"train.length_tokens={length}", f"train.steps={steps}", f"init.rows={windows}",
+        "train.embeddings=false", "linear.embedding_bits=8", "distill.ce_weight=0.1",
+        "train.optim.lr=0.0005", *(["linear.group_size=32"] if options.smoke else []),
+    ])  # fmt: skip
+
+
 def distil(options: argparse.Namespace) -> dict[str, Any]:
     """Make the model ternary as the bitnet phase does and train it; return seconds of the start,
     tokens per second, memory.
@@ -160,22 +179,14 @@ def distil(options: argparse.Namespace) -> dict[str, Any]:
 
     from agent_forge import data, models
     from agent_forge.checkpoint import Workspace
-    from agent_forge.config.compose import compose
     from agent_forge.core.events import EventLog
     from agent_forge.models.ternary import ternarise
     from agent_forge.phases import PhaseRun
-    from agent_forge.phases.bitnet import Config, run
+    from agent_forge.phases.bitnet import run
 
-    windows, rows, length, steps = (4, 2, 32, 8) if options.smoke else (64, 64, 256, 60)
     out = options.work / "distil"
-    config = compose("bitnet", Config, [
-        f"out={out}", f"sources=[{options.model}]", f"data.text=[{options.text}]", f"data.cache={options.work / 'cache'}",
-        f"runtime.device={options.device}", "runtime.dtype=bfloat16",
-        f"runtime.compile={'off' if options.smoke else 'on'}", f"train.rows={rows}",
-        f"train.length_tokens={length}", f"train.steps={steps}", f"init.rows={windows}", "train.embeddings=false",
-        "linear.embedding_bits=8", "distill.ce_weight=0.1", "train.optim.lr=0.0005",
-        *(["linear.group_size=32"] if options.smoke else []),
-    ])  # fmt: skip
+    config = _distil_config(options, out)
+    windows, rows, length = config.init.rows, config.train.rows, config.train.length_tokens
     tokenizer = models.load_tokenizer(options.model)
     parent = models.load(options.model, device=options.device).requires_grad_(False)
     model = models.load(options.model, device=options.device)

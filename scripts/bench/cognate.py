@@ -202,8 +202,36 @@ def print_depth(
             model.config.halting_threshold = own if threshold is None else threshold
             every[way].append(row_items(model, tokenizer, probe_rows("mixed", config, count)))
         model.config.halting_threshold = own
+    _print_ways(every, levels, len(configs))
+    most, reference = (
+        np.concatenate([getattr(items, name) for items in every["all passes"]])
+        for name in ("passes", "right")
+    )
+    own_passes, own_right = (
+        np.concatenate([getattr(items, name) for items in every["own exits"]])
+        for name in ("passes", "right")
+    )
+    saved = float(1 - own_passes.mean() / most.mean())
+    lost, low, high = normal_interval(own_right - reference)
+    return [
+        Figure(
+            claim="passes saved by own exits", figure=saved, bar=f"at least {LEAST_SAVED:.0%}",
+            n=f"{len(levels)} items", met=saved >= LEAST_SAVED,
+        ),
+        Figure(
+            claim="right answers over all passes", figure=lost, interval=(low, high),
+            n=f"{len(levels)} items", bar=f"at least -{MOST_LOST}", met=lost >= -MOST_LOST,
+        ),
+    ]  # fmt: skip
+
+
+def _print_ways(every: dict[str, list[Items]], levels: np.ndarray, seeds: int) -> None:
+    """Print the table of the ways to leave, and the passes that hard answers take over easy ones.
+
+    levels: (items,) of all seeds, the difficulty of each.
+    """
     print(
-        f"\nDepth of adaptive_computation: {EASY} step (easy) or {HARD} (hard), n={len(levels)} over {len(configs)} seeds;"
+        f"\nDepth of adaptive_computation: {EASY} step (easy) or {HARD} (hard), n={len(levels)} over {seeds} seeds;"
         f" chance {mixed.CHANCE:.2f}; passes are means over all tokens of an item, question included\n"
         "| way | passes | fewer than all | easy | hard | at the answer: easy | hard | right: easy | hard | all |"
         " difference to all passes | nats per token |\n|" + "---|" * 12
@@ -232,22 +260,6 @@ def print_depth(
         f"hard answers take {gap:+.3f} [{gap - 1.96 * error:+.3f}, {gap + 1.96 * error:+.3f}] "
         "passes over easy ones"
     )
-    own = {
-        name: np.concatenate([getattr(items, name) for items in every["own exits"]])
-        for name in ("passes", "right")
-    }
-    saved = float(1 - own["passes"].mean() / most.mean())
-    lost, low, high = normal_interval(own["right"] - reference)
-    return [
-        Figure(
-            claim="passes saved by own exits", figure=saved, bar=f"at least {LEAST_SAVED:.0%}",
-            n=f"{len(levels)} items", met=saved >= LEAST_SAVED,
-        ),
-        Figure(
-            claim="right answers over all passes", figure=lost, interval=(low, high),
-            n=f"{len(levels)} items", bar=f"at least -{MOST_LOST}", met=lost >= -MOST_LOST,
-        ),
-    ]  # fmt: skip
 
 
 def print_matrix(

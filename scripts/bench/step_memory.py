@@ -17,9 +17,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.bench.result import ROOT, Figure, Result, here
+
+if TYPE_CHECKING:
+    from agent_forge.config import OptimConfig
 
 CLAIM = "A training step of Cognate at 25 M parameters fits small machines"
 BAR = "at most 3 GB in all, batch 4 x 256"
@@ -64,13 +67,30 @@ def peak_of(dtype: str, threads: int) -> Figure:
     )  # fmt: skip
 
 
+def muon() -> "OptimConfig":
+    """Return the optimiser of Cognate's trunk at a constant rate."""
+    from agent_forge.config import OptimConfig
+
+    return OptimConfig(
+        method="muon",
+        lr=3e-3,
+        muon_lr=0.02,
+        warmup_steps=1,
+        cooldown_share=0.0,
+        weight_decay=0.05,
+        beta1=0.9,
+        beta2=0.95,
+        clip_norm=1.0,
+        average_share=0.0,
+    )
+
+
 def step(dtype: str, threads: int) -> dict[str, object]:
     """Train two steps and return what they took."""
     import torch
     import yaml
 
     from agent_forge.checkpoint import Workspace
-    from agent_forge.config import OptimConfig
     from agent_forge.config.compose import default_runtime
     from agent_forge.core import device
     from agent_forge.core.events import EventLog
@@ -94,18 +114,6 @@ def step(dtype: str, threads: int) -> dict[str, object]:
 
     stamps: list[tuple[float, float]] = []
     notes: list[str] = []
-    optim = OptimConfig(
-        method="muon",
-        lr=3e-3,
-        muon_lr=0.02,
-        warmup_steps=1,
-        cooldown_share=0.0,
-        weight_decay=0.05,
-        beta1=0.9,
-        beta2=0.95,
-        clip_norm=1.0,
-        average_share=0.0,
-    )
     before = held_bytes("cpu")
     with tempfile.TemporaryDirectory() as folder:
         train(
@@ -115,7 +123,7 @@ def step(dtype: str, threads: int) -> dict[str, object]:
                 loss_fn=lm_loss,
                 stage="s",
                 steps=2,
-                optim=optim,
+                optim=muon(),
                 seed=0,
                 events=EventLog(
                     None, "bench", (lambda e: notes.append(e.message) if e.message else None,)
