@@ -98,6 +98,7 @@ def answer_turns(
         ]
         for i, prompt in zip(active, prompts, strict=True):
             turns[i].usage.prompt_tokens += len(prompt)
+        bounds = (kind_of_round(grammar, number), stops, max_new_tokens)
         replies = models.generate(
             model,
             prompts,
@@ -108,16 +109,7 @@ def answer_turns(
             cuts=cuts,
             seed=seed + number,
             batch_rows=batch_rows,
-            masks=[
-                token_mask(
-                    tokenizer,
-                    boxes[i].parameters(),
-                    kind_of_round(grammar, number),
-                    stops,
-                    max_new_tokens,
-                )
-                for i in active
-            ],
+            masks=[token_mask(tokenizer, boxes[i].parameters(), *bounds) for i in active],
         )
         for i, tokens in zip(active, replies, strict=True):
             turns[i].cut = len(tokens) >= max_new_tokens

@@ -49,13 +49,10 @@ def write(source: Path, path: Path, kind: str) -> list[str]:
     }
     pairs = adapter_files.read_pairs(folder)
     # llama.cpp scales by one alpha / rank of the file.
-    alphas = {
-        name: adapter_files.scale(config, name, a.shape[0]) * a.shape[0]
-        for name, (a, _) in pairs.items()
-    }
-    alpha = next(iter(alphas.values()))
-    if any(abs(one - alpha) > CLOSE * alpha for one in alphas.values()):
-        raise ConfigError(f"{folder}: layers differ in alpha, and a GGUF adapter has one")
+    ranks = {name: a.shape[0] for name, (a, _) in pairs.items()}
+    alpha = _one_alpha(
+        [adapter_files.scale(config, name, rank) * rank for name, rank in ranks.items()], folder
+    )
     temporary = path.with_name(f"{atomic.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     dtype = np.float32 if kind == "F32" else np.float16
     try:
@@ -81,6 +78,13 @@ def write(source: Path, path: Path, kind: str) -> list[str]:
     return [
         f"an adapter of {len(pairs)} matrices; add it to the base: llama-cli --lora {path.name}"
     ]
+
+
+def _one_alpha(alphas: list[float], folder: Path) -> float:
+    """Return the alpha of all layers. Raises ConfigError where they differ."""
+    if any(abs(one - alphas[0]) > CLOSE * alphas[0] for one in alphas):
+        raise ConfigError(f"{folder}: layers differ in alpha, and a GGUF adapter has one")
+    return alphas[0]
 
 
 def _place(places: dict[str, Any], parameter: str, folder: Path) -> tuple[str, Any]:

@@ -10,6 +10,7 @@ result does not depend on how prompts are batched. On CUDA the steps are one gra
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ def generate(
     """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
 
     temperature: 0 is greedy. cuts: what is left out beside top_p.
-    static: generate from a cache of fixed size, where the model can; None does so on CUDA, where it
-    is faster. The tokens are the same up to rounding.
+    static: generate from a cache of fixed size, where the model can (the tokens are the same up to
+    rounding); None does so on CUDA, where it is faster.
     masks: the tokens that may come, per prompt; None where any may.
 
     A model whose class has `thinks = True` generates through its own `generate`. A prompt that does
@@ -60,53 +61,49 @@ def generate(
     leaves no room for a prompt.
     """
     check_sampling(temperature, top_p)
-    empty = [i for i, prompt in enumerate(prompts) if not prompt]
-    if empty:
-        raise ConfigError(
-            f"prompt {empty[0]} of {len(prompts)} is empty; a model needs at least one "
-            "token to go on from"
-        )
+    _refuse_empty(prompts)
     if max_new_tokens <= 0 or not prompts:
         return [[] for _ in prompts]
     if masks is not None and all(mask is None for mask in masks):
         masks = None
     limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
     prompts = [fitting_prompt(prompt, max_new_tokens, limit, bos) for prompt in prompts]
-    thinks = bool(getattr(model, "thinks", False))
+    thinks, stops = bool(getattr(model, "thinks", False)), set(stop_ids)
     was_training = model.training
     model.eval()
-    results: list[list[int]] = [[] for _ in prompts]
-    stops = set(stop_ids)
-    for picked in _batches(
-        [len(prompt) for prompt in prompts], batch_rows, 0 if thinks else LENGTH_SPREAD_TOKENS
-    ):
-        rows = [prompts[i] for i in picked]
+    results: dict[int, list[int]] = {}
+    one = partial(
+        stream, model, max_new_tokens=max_new_tokens, stop_ids=stops, temperature=temperature,
+        top_p=top_p, cuts=cuts,
+    )  # fmt: skip
+    spread, lengths = 0 if thinks else LENGTH_SPREAD_TOKENS, list(map(len, prompts))
+    for picked in _batches(lengths, batch_rows, spread):
+        rows, seeds = [prompts[i] for i in picked], {i: seed_for(seed, i) for i in picked}
         if thinks and masks is not None:
-            replies = [
-                list(stream(
-                    model, prompts[i], max_new_tokens=max_new_tokens, stop_ids=stops,
-                    temperature=temperature, top_p=top_p, cuts=cuts, seed=seed_for(seed, i),
-                    mask=masks[i],
-                ))
-                for i in picked
-            ]  # fmt: skip
+            replies = [list(one(prompts[i], seed=seeds[i], mask=masks[i])) for i in picked]
         elif thinks:
-            sampling = _sampling(temperature, top_p, cuts)
-            replies = _with_own_generate(
-                model, rows, max_new_tokens, stops, sampling, seed_for(seed, picked[0])
-            )
+            sampling, first = _sampling(temperature, top_p, cuts), seeds[picked[0]]
+            replies = _with_own_generate(model, rows, max_new_tokens, stops, sampling, first)
         else:
             chooser = _Chooser(temperature, top_p, cuts, seed, picked, max_new_tokens)
             chooser.masks = None if masks is None else [masks[i] for i in picked]
             # A graph of steps cannot ask a mask between two of them.
-            if masks is None and _takes_static(model, static, max_new_tokens):
-                replies = _with_static_cache(model, rows, max_new_tokens, stops, chooser)
-            else:
-                replies = _with_cache(model, rows, max_new_tokens, stops, chooser)
-        for i, tokens in zip(picked, replies, strict=True):
-            results[i] = tokens
+            graph = masks is None and _takes_static(model, static, max_new_tokens)
+            run = _with_static_cache if graph else _with_cache
+            replies = run(model, rows, max_new_tokens, stops, chooser)
+        results |= zip(picked, replies, strict=True)
     model.train(was_training)
-    return results
+    return [results[i] for i in range(len(prompts))]
+
+
+def _refuse_empty(prompts: list[list[int]]) -> None:
+    """Raise ConfigError for the first prompt without a token."""
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ConfigError(
+                f"prompt {number} of {len(prompts)} is empty; a model needs at least one token to "
+                "go on from"
+            )
 
 
 @torch.no_grad()
