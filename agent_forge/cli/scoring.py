@@ -194,7 +194,7 @@ def _settings(overrides: list[str] | None, file: str | None) -> Any:
 
 
 def _names(tasks: str) -> list[str]:
-    """Return the chosen tasks, those of suites in the suite's place; all default tasks for ""."""
+    """Return the chosen tasks, a suite's tasks in its place; all default tasks for ""."""
     from agent_forge.config import suites
     from agent_forge.core import registry
 

@@ -1,6 +1,6 @@
 """Texts of domains that no other kind of data holds: English conversations as chats.
 
-The conversations are those of chatterbot-corpus (BSD). The hash of a conversation decides its
+The conversations come from chatterbot-corpus (BSD). The hash of a conversation decides its
 split, so training and evaluation share none.
 """
 

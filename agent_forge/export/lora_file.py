@@ -1,8 +1,8 @@
 """Write the LoRA adapter that a checkpoint was trained with as a GGUF file for llama.cpp.
 
 Reads adapter/ of the checkpoint, as peft saves it, and its config.json; llama.cpp adds the file to
-the GGUF of the base model (`--lora`). A row order that a family's weights have in GGUF is that of
-B's rows too. Source: the adapter entries of llama.cpp's GGUF.
+the GGUF of the base model (`--lora`). Where a family's weights have another row order in
+GGUF, B's rows have it too. Source: the adapter entries of llama.cpp's GGUF.
 """
 
 import json

@@ -467,8 +467,8 @@ def test_the_softmax_of_arcee_fusion_is_that_of_vector_units_rounding_for_roundi
 
 
 def test_arcee_fusion_takes_the_lower_of_two_order_statistics() -> None:
-    # One row a model entry apart: importance is |X - B| times one number, so its order is that of
-    # the distances.
+    # One row, a model entry apart: importance is |X - B| times one number, so it orders the entries
+    # as their distances do.
     base = np.zeros((1, 6))
     model = np.array([[0.0, 1.0, 2.0, 3.0, 3.9, 30.0]])
     # sorted: 0 1 2 3 3.9 30; the lower quartiles of six are number 1, 2 and 3: 2 + 1.5 (3 - 1) = 5

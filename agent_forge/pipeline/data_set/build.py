@@ -239,7 +239,7 @@ def _batches(
     scratch: Path,
     say: Say,
 ) -> Iterator[list[Row]]:
-    """Yield the batches that the model writes for a domain; those of an earlier run are read."""
+    """Yield the batches that the model writes for a domain; an earlier run's are read back."""
     if parent is None:
         return
     prompts = own.prompts(name, settings)
