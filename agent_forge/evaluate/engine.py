@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -424,6 +424,25 @@ def exact_match(
         for reply, row in zip(replies, rows, strict=True)
     ]
     return of_weight_one(right)
+
+
+def text_match(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    items: Sequence[Mapping[str, Any]],
+    context: EvalContext,
+    *,
+    max_new_tokens: int,
+    is_right: Callable[[Any, str], bool],
+) -> Array:
+    """Return (n, 2): whether the text of the reply to each item's first turn is right, and weight 1.
+
+    is_right: is told the item and the text, which the token limit may have cut off.
+    """
+    questions = [item["messages"][:1] for item in items]
+    replies = generate_replies(model, tokenizer, questions, max_new_tokens, context)
+    texts = [str(tokenizer.decode(reply, skip_special_tokens=True)) for reply in replies]
+    return of_weight_one([is_right(item, text) for item, text in zip(items, texts, strict=True)])
 
 
 def asked(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

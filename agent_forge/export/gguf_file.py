@@ -8,6 +8,7 @@ import reads the file again.
 import json
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def write(source: Path, path: Path, kind: str) -> Written:
     Raises ConfigError for an unknown type, a missing package, or a model or tokenizer that
     llama.cpp does not compute.
     """
-    writer_class = gguf_writer()
+    gguf_writer()  # a missing package is named before a model is loaded
     quantise.checked_type(kind)
     content = json.loads((source / "config.json").read_text(encoding="utf-8"))
     content = (
@@ -61,7 +62,6 @@ def write(source: Path, path: Path, kind: str) -> Written:
     )
     family = family_of(content, source)
     from agent_forge import models
-    from agent_forge.checkpoint import atomic
     from agent_forge.export import source as sources
     from agent_forge.models.gguf_format import families
     from agent_forge.models.skeleton import skeleton
@@ -72,15 +72,30 @@ def write(source: Path, path: Path, kind: str) -> Written:
     (model, notes), tokenizer = sources.load(source, can_think=False), models.load_tokenizer(source)
     lines += _tokenizer_entries(entries, tokenizer, model, plain.config.vocab_size)
     written = Written(path)
-    temporary = path.with_name(f"{atomic.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = writer_class(str(temporary), family.architecture)
+    with whole_file(path, family.architecture) as writer:
         for key, value in entries.items():
             _add_entry(writer, key, value)
         for name, stored in _tensors(model, places, factors, kind):
             _add_tensor(writer, name, stored)
             written.tensors[name] = (stored.kind, stored.relative_error)
+    written.size_bytes = path.stat().st_size
+    written.lines = [*notes, *lines, *_summary(written, kind)]
+    return written
+
+
+@contextmanager
+def whole_file(path: Path, architecture: str) -> Iterator[Any]:
+    """Lend a GGUFWriter to be filled; the file is written and takes its name at the end.
+
+    Raises StorageError where the file cannot be written; nothing is left of it then.
+    """
+    from agent_forge.checkpoint import atomic
+
+    temporary = path.with_name(f"{atomic.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf_writer()(str(temporary), architecture)
+        yield writer
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -90,12 +105,10 @@ def write(source: Path, path: Path, kind: str) -> Written:
         raise atomic.storage_error(error, path, 0) from error
     finally:
         temporary.unlink(missing_ok=True)
-    written.size_bytes = path.stat().st_size
-    written.lines = [*notes, *lines, *_summary(written, kind)]
-    return written
 
 
 def gguf_writer() -> Any:
+    """Return the package's class of writers. Raises ConfigError where it is not installed."""
     try:
         from gguf import GGUFWriter
     except ImportError:

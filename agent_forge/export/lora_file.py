@@ -6,7 +6,6 @@ GGUF, B's rows have it too. Source: the adapter entries of llama.cpp's GGUF.
 """
 
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ def write(source: Path, path: Path, kind: str) -> list[str]:
     Raises CheckpointError for a checkpoint without an adapter, ConfigError for another type, and
     for a layer whose place in GGUF changes more than the order of rows.
     """
-    from agent_forge.checkpoint import atomic
     from agent_forge.export import gguf_file
     from agent_forge.models import adapter_files
     from agent_forge.models.gguf_format import families
     from agent_forge.models.skeleton import skeleton
 
-    writer_class = gguf_file.gguf_writer()
+    gguf_file.gguf_writer()  # a missing package is named before anything else
     if kind not in TYPES:
         raise ConfigError(f"an adapter is written as {' or '.join(TYPES)}, got {kind}")
     folder = source / FOLDER
@@ -53,11 +51,8 @@ def write(source: Path, path: Path, kind: str) -> list[str]:
     alpha = _one_alpha(
         [adapter_files.scale(config, name, rank) * rank for name, rank in ranks.items()], folder
     )
-    temporary = path.with_name(f"{atomic.TEMPORARY}{path.name}-{secrets.token_hex(4)}")
     dtype = np.float32 if kind == "F32" else np.float16
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = writer_class(str(temporary), family.architecture)
+    with gguf_file.whole_file(path, family.architecture) as writer:
         writer.add_string("general.type", "adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(alpha))
@@ -66,15 +61,6 @@ def write(source: Path, path: Path, kind: str) -> list[str]:
             first, second = a.float().numpy(), _rows(place, a, b, layer)
             writer.add_tensor(f"{name}.lora_a", first.astype(dtype))
             writer.add_tensor(f"{name}.lora_b", second.astype(dtype))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        temporary.replace(path)
-    except OSError as error:
-        raise atomic.storage_error(error, path, 0) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return [
         f"an adapter of {len(pairs)} matrices; add it to the base: llama-cli --lora {path.name}"
     ]

@@ -7,21 +7,16 @@ usual for this set. Source: Cobbe et al. 2021, arXiv:2110.14168.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.synthetic import chat
-from agent_forge.evaluate.engine import generate_replies
+from agent_forge.evaluate.engine import text_match
 from agent_forge.evaluate.task import EvalContext, Task
 from agent_forge.evaluate.tasks import choice
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TASK = Task(
     name="gsm8k",
@@ -74,20 +69,12 @@ def cases(split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[Mapping[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 where the reply's last number is the answer, and weight 1."""
-    questions = [row["messages"][:1] for row in items]
-    replies = generate_replies(model, tokenizer, questions, MAX_NEW_TOKENS, context)
-    right = [
-        float(last_number(str(tokenizer.decode(reply, skip_special_tokens=True))) == row["answer"])
-        for reply, row in zip(replies, items, strict=True)
-    ]
-    return np.stack([np.asarray(right), np.ones(len(right))], axis=1)
+def is_right(row: Mapping[str, Any], text: str) -> bool:
+    """Return whether a reply's last number is the answer."""
+    return last_number(text) == row["answer"]
+
+
+score = partial(text_match, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right)
 
 
 def last_number(text: str) -> str:

@@ -5,18 +5,13 @@ last "answer", or its last line. Families are kinds, so the JSON of a score has 
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from agent_forge.data import gym
-from agent_forge.evaluate.engine import generate_replies
+from agent_forge.evaluate.engine import text_match
 from agent_forge.evaluate.task import EvalContext, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # chance: coin flips and syllogisms have two answers, weekdays seven, the others none to guess.
 TASK = Task(
@@ -46,20 +41,12 @@ def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     return gym.rows(FAMILIES, n, split)
 
 
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[Mapping[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 where the family's scorer gives the reply full marks, and weight 1."""
-    questions = [row["messages"][:1] for row in items]
-    replies = generate_replies(model, tokenizer, questions, MAX_NEW_TOKENS, context)
-    texts = [str(tokenizer.decode(reply, skip_special_tokens=True)) for reply in replies]
-    right = [
-        float(gym.is_right(row, final_answer(text))) for row, text in zip(items, texts, strict=True)
-    ]
-    return np.stack([np.asarray(right), np.ones(len(right))], axis=1)
+def is_right(row: Mapping[str, Any], text: str) -> bool:
+    """Return whether the family's own scorer gives a reply full marks."""
+    return gym.is_right(row, final_answer(text))
+
+
+score = partial(text_match, max_new_tokens=MAX_NEW_TOKENS, is_right=is_right)
 
 
 def final_answer(text: str) -> str:

@@ -4,19 +4,12 @@ The longer operand of an item has so many digits, the other one has as many or f
 task `tools`, which has operands of up to 3 digits; here copying of longer numbers shows.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from agent_forge.core.seeds import seed_for
 from agent_forge.data.synthetic import tools as rows_of_tools
 from agent_forge.evaluate.task import EvalContext, Task
 from agent_forge.evaluate.tasks import tools
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TASK = Task(
     name="sums",
@@ -28,18 +21,9 @@ TASK = Task(
     calls=True,
 )
 DIGITS = 6
+score = tools.score
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     """Return `n` distinct sums of the split, the lengths in turn (fewer where it has fewer)."""
     return rows_of_tools.sums(n, split, seed_for(context.seed, "evaluate", "sums"), DIGITS)
-
-
-def score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: Sequence[dict[str, Any]],
-    context: EvalContext,
-) -> NDArray[np.float64]:
-    """Return (n, 2): 1 for the right answer by the right call, and weight 1."""
-    return tools.score(model, tokenizer, items, context)
