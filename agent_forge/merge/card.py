@@ -1,9 +1,9 @@
 """The model card of a merge: what was merged and how, parents and their hashes, whose config."""
 
-from agent_forge.merge.prepared import Job
+from agent_forge.merge.prepared import MergeJob
 
 
-def merge_card(job: Job, parents: list[dict[str, str]]) -> str:
+def merge_card(job: MergeJob, parents: list[dict[str, str]]) -> str:
     """Return README.md of a merged model."""
     method = job.recipe.method
     names = ", ".join(parent["name"] for parent in parents)
@@ -36,7 +36,7 @@ Method: {method} ({job.plan.method.METHOD.summary}). {parameters:,} stored numbe
 """
 
 
-def _role(job: Job, place: int) -> str:
+def _role(job: MergeJob, place: int) -> str:
     label = list(job.sources)[place]
     roles = ["base"] if label == job.recipe.base else ["merged"]
     return ", ".join([*roles, "config"] if label == job.donor else roles)

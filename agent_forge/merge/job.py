@@ -23,7 +23,7 @@ from agent_forge.merge.arrays import float_dtype
 from agent_forge.merge.card import merge_card
 from agent_forge.merge.document import read_document
 from agent_forge.merge.layers import NESTED, stack_config
-from agent_forge.merge.prepared import CONFIG, GENERATION, Job, Source
+from agent_forge.merge.prepared import CONFIG, GENERATION, MergeJob, MergeSource
 from agent_forge.merge.settle import (
     compare_configs,
     inner,
@@ -51,7 +51,7 @@ KEPT_AFTER_UNION = (
 )
 
 
-def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0) -> Job:
+def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0) -> MergeJob:
     """Return the checked merge of a recipe file; reads headers and JSON only.
 
     Raises ConfigError for a recipe that does not fit, CheckpointError for models that do not.
@@ -72,7 +72,7 @@ def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0
         wide=bool(recipe.dtype) and float_dtype(recipe.dtype, "dtype").name == "float64",
         shard_bytes=shard_bytes, seed=seed, threads=threads or stream.threads_here(),
     )  # fmt: skip
-    job = Job(
+    job = MergeJob(
         recipe=recipe, text=path.read_text(encoding="utf-8"), sources=sources, donor=donor,
         plan=plan, layout=stream.lay_out(plan, files, settings), settings=settings, tokens=tokens,
         notes=notes,
@@ -82,7 +82,7 @@ def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0
     return job
 
 
-def estimate_seconds(job: Job, sample_bytes: int = 1 << 24) -> float:
+def estimate_seconds(job: MergeJob, sample_bytes: int = 1 << 24) -> float:
     """Return about how many seconds the merge takes.
 
     A small part of it is timed and scaled to the whole; the disk's time is added.
@@ -101,7 +101,9 @@ def estimate_seconds(job: Job, sample_bytes: int = 1 << 24) -> float:
     return (time.perf_counter() - began) * job.layout.size_bytes / max(size, 1)
 
 
-def run(job: Job, out: Path, progress: Callable[[int], None] = lambda _done: None) -> Checkpoint:
+def run(
+    job: MergeJob, out: Path, progress: Callable[[int], None] = lambda _done: None
+) -> Checkpoint:
     """Write the merge as checkpoint `out` and return it.
 
     Raises StorageError when `out` exists or there is no room, CheckpointError when a source is
@@ -136,7 +138,7 @@ def run(job: Job, out: Path, progress: Callable[[int], None] = lambda _done: Non
         )  # fmt: skip
 
 
-def _settle_settings(job: Job, share_head: bool | None) -> None:
+def _settle_settings(job: MergeJob, share_head: bool | None) -> None:
     """Set the result's config.json and generation_config.json, with its tokenizer's token ids."""
     job.config = _config(job, share_head)
     donor = job.sources[job.donor]
@@ -151,7 +153,7 @@ def _settle_settings(job: Job, share_head: bool | None) -> None:
         job.notes += special_tokens.follow(parents, documents, job.donor, tokens.chosen, tokens.ids)
 
 
-def _config(job: Job, share_head: bool | None) -> dict[str, Any]:
+def _config(job: MergeJob, share_head: bool | None) -> dict[str, Any]:
     """Return the result's config.json.
 
     Raises ConfigError when its layers cannot be rearranged as the slices say.
@@ -183,7 +185,7 @@ def _config(job: Job, share_head: bool | None) -> dict[str, Any]:
     return config
 
 
-def _is_embedding(output: stream.Output, donor: Source) -> bool:
+def _is_embedding(output: stream.Output, donor: MergeSource) -> bool:
     form = donor.files.forms.get(output.plan.target)
     return (
         form is not None
@@ -193,7 +195,7 @@ def _is_embedding(output: stream.Output, donor: Source) -> bool:
     )
 
 
-def _verified_id(source: Source) -> str:
+def _verified_id(source: MergeSource) -> str:
     """Return the content id of a source.
 
     Raises CheckpointError when a file does not fit the source's manifest.
@@ -208,7 +210,7 @@ def _verified_id(source: Source) -> str:
     return checkpoint.manifest.content_id(files)
 
 
-def _parents(job: Job, hashes: Mapping[str, Future[str]]) -> list[dict[str, str]]:
+def _parents(job: MergeJob, hashes: Mapping[str, Future[str]]) -> list[dict[str, str]]:
     parents = []
     for label, source in job.sources.items():
         manifest = source.manifest
@@ -222,12 +224,12 @@ def _parents(job: Job, hashes: Mapping[str, Future[str]]) -> list[dict[str, str]
     return parents
 
 
-def _agent(job: Job) -> dict[str, Any]:
+def _agent(job: MergeJob) -> dict[str, Any]:
     manifest = job.sources[job.donor].manifest
     return dict(manifest.agent) if manifest else {}
 
 
-def _write_rest(job: Job, directory: Path, parents: list[dict[str, str]]) -> None:
+def _write_rest(job: MergeJob, directory: Path, parents: list[dict[str, str]]) -> None:
     """Write config, tokenizer, recipe and model card beside the weights."""
     _write_json(directory / CONFIG, job.config)
     if job.generation is not None:
@@ -251,7 +253,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _template(job: Job) -> str:
+def _template(job: MergeJob) -> str:
     """Return the chat template to write, "" to leave the template in the tokenizer's files."""
     template = job.recipe.chat_template
     if template in ("", "auto"):

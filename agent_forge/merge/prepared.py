@@ -17,7 +17,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 @dataclass(slots=True, kw_only=True)
-class Source:
+class MergeSource:
     """One model of the recipe: its path, opened files, settings, tokenizer and manifest, if any."""
 
     label: str
@@ -53,7 +53,7 @@ class Tokens:
 
 
 @dataclass(slots=True, kw_only=True)
-class Job:
+class MergeJob:
     """A checked merge, ready to run.
 
     donor: whose config and other files the result has. notes: what the user must know.
@@ -61,7 +61,7 @@ class Job:
 
     recipe: Recipe
     text: str
-    sources: dict[str, Source]
+    sources: dict[str, MergeSource]
     donor: str
     plan: MergePlan
     layout: stream.Layout

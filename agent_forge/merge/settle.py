@@ -13,7 +13,7 @@ from agent_forge.core.errors import CheckpointError, ConfigError, did_you_mean
 from agent_forge.merge import Recipe, find_layers, heads, vocabulary
 from agent_forge.merge.files import ModelFiles
 from agent_forge.merge.layers import NESTED
-from agent_forge.merge.prepared import CONFIG, GENERATION, Source, Tokens
+from agent_forge.merge.prepared import CONFIG, GENERATION, MergeSource, Tokens
 from agent_forge.merge.tokenizer_files import (
     TOKENIZER,
     TokenizerFiles,
@@ -59,7 +59,7 @@ def locate(recipe: Recipe, beside: Path) -> tuple[Recipe, dict[str, Path]]:
     return recipe.renamed(names), paths
 
 
-def open_sources(paths: Mapping[str, Path], notes: list[str]) -> dict[str, Source]:
+def open_sources(paths: Mapping[str, Path], notes: list[str]) -> dict[str, MergeSource]:
     """Return the opened models.
 
     Raises CheckpointError for one that is damaged or cannot be merged.
@@ -74,7 +74,7 @@ def open_sources(paths: Mapping[str, Path], notes: list[str]) -> dict[str, Sourc
     return sources
 
 
-def settle_heads(sources: Mapping[str, Source], notes: list[str]) -> bool | None:
+def settle_heads(sources: Mapping[str, MergeSource], notes: list[str]) -> bool | None:
     """Make heads all stored or all shared; return what the config must say of that, None for no
     change.
     """
@@ -85,7 +85,7 @@ def settle_heads(sources: Mapping[str, Source], notes: list[str]) -> bool | None
     return share
 
 
-def compare_configs(sources: Mapping[str, Source], donor: str) -> list[str]:
+def compare_configs(sources: Mapping[str, MergeSource], donor: str) -> list[str]:
     """Return a note for each setting in which a model differs from the donor.
 
     Raises CheckpointError for another model type.
@@ -113,7 +113,7 @@ def compare_configs(sources: Mapping[str, Source], donor: str) -> list[str]:
 
 
 def settle_vocabulary(
-    recipe: Recipe, sources: Mapping[str, Source], donor: str, notes: list[str]
+    recipe: Recipe, sources: Mapping[str, MergeSource], donor: str, notes: list[str]
 ) -> Tokens:
     """Bring all models onto one vocabulary, and return the result's tokenizer.
 
@@ -184,7 +184,7 @@ def _find(label: str, beside: Path) -> Path:
     )
 
 
-def _open(label: str, path: Path) -> Source:
+def _open(label: str, path: Path) -> MergeSource:
     path = checkpoint.readable(path)
     if not (path / CONFIG).is_file():
         adapter = (path / "adapter_config.json").is_file()
@@ -208,7 +208,7 @@ def _open(label: str, path: Path) -> Source:
         if (path / checkpoint.manifest.MANIFEST).is_file()
         else None
     )
-    return Source(
+    return MergeSource(
         label=label, path=path, files=ModelFiles(path, label), config=config,
         generation=_json(path / GENERATION) if (path / GENERATION).is_file() else None,
         tokenizer=read_tokenizer(path), manifest=manifest,
@@ -227,7 +227,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _chosen(
     recipe: Recipe,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, MergeSource],
     having: Mapping[str, TokenizerFiles],
     donor: str,
     notes: list[str],
@@ -267,7 +267,7 @@ def _refuse_differing(chosen: str, differing: Mapping[str, str]) -> None:
         )
 
 
-def _refuse_heights(sources: Mapping[str, Source], chosen: str) -> None:
+def _refuse_heights(sources: Mapping[str, MergeSource], chosen: str) -> None:
     """Refuse embeddings of different heights under one tokenizer.
 
     Models pad their embeddings; a recipe can say to which multiple.
@@ -295,7 +295,7 @@ def _note_usage(having: Mapping[str, TokenizerFiles], chosen: str, notes: list[s
             )
 
 
-def _content(source: Source) -> dict[str, Any]:
+def _content(source: MergeSource) -> dict[str, Any]:
     """Return a tokenizer.json in canonical form.
 
     Raises CheckpointError when the vocabulary is stored in another way.
@@ -312,7 +312,7 @@ def _content(source: Source) -> dict[str, Any]:
 
 def _transplant(
     recipe: Recipe,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, MergeSource],
     ids: Mapping[str, int],
     chosen: str,
     notes: list[str],

@@ -20,7 +20,7 @@ Measure = Callable[[Any, str, Spans], list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Job(Generic[G]):
+class SearchJob(Generic[G]):
     """Measure one candidate on ranges [start, stop) of the items."""
 
     genome: G
@@ -28,7 +28,7 @@ class Job(Generic[G]):
     spans: Spans
 
 
-class Task(Protocol):
+class SearchTask(Protocol):
     """What a worker has to do. It must be picklable for workers in other processes.
 
     A task that computes on an accelerator names it in an attribute `device` (as in runtime.device).
@@ -47,7 +47,9 @@ class Evaluator(Protocol[G]):
 
     width: int
 
-    def measure(self, jobs: Sequence[Job[G]]) -> Iterator[tuple[Job[G], list[list[float]]]]:
+    def measure(
+        self, jobs: Sequence[SearchJob[G]]
+    ) -> Iterator[tuple[SearchJob[G], list[list[float]]]]:
         """Yield each job with its numbers, one list per span, as soon as they are ready."""
         ...
 
@@ -57,7 +59,7 @@ class Evaluator(Protocol[G]):
 
 
 def open_evaluator(
-    task: Task, settings: EvolveSettings, check_stop: Callable[[], None]
+    task: SearchTask, settings: EvolveSettings, check_stop: Callable[[], None]
 ) -> Evaluator[Any]:
     """Return the backend that `settings.backend` names.
 
@@ -71,7 +73,7 @@ def open_evaluator(
     return evaluator
 
 
-def on_accelerator(task: Task) -> bool:
+def on_accelerator(task: SearchTask) -> bool:
     """Return whether the workers of a task each need an accelerator."""
     return str(getattr(task, "device", "cpu")) != "cpu"
 

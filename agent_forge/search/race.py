@@ -15,7 +15,7 @@ from typing import Generic
 import numpy as np
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.search.evaluator import Evaluator, Job
+from agent_forge.search.evaluator import Evaluator, SearchJob
 from agent_forge.search.journal import Journal
 from agent_forge.search.population import G, Individual, Space
 
@@ -86,13 +86,13 @@ class Scorer(Generic[G]):
 
         Numbers that the journal holds are not measured again.
         """
-        jobs: dict[str, Job[G]] = {}
+        jobs: dict[str, SearchJob[G]] = {}
         keys = [self.space.key(genome) for genome in genomes]
         for genome, key in zip(genomes, keys, strict=True):
             self._touched.update((key, *span) for span in spans)
             missing = tuple(span for span in spans if self.journal.get(key, *span) is None)
             if missing:
-                jobs[key] = Job(genome, key, missing)
+                jobs[key] = SearchJob(genome, key, missing)
         if jobs:
             for job, lists in self.evaluator.measure(list(jobs.values())):
                 for span, values in zip(job.spans, lists, strict=True):

@@ -41,8 +41,8 @@ from agent_forge.phases.adas.pool.activation import scaled_along
 from agent_forge.phases.adas.run import run
 from agent_forge.phases.adas.targets import find_matrices, within_budget
 from agent_forge.phases.adas.trust import (
-    Search,
     State,
+    TrustSearch,
     anywhere,
     around_incumbent,
     drawn_from_pool,
@@ -444,7 +444,7 @@ def planted_search(tmp_path, data_config, optimum, noise, seed, *more, out=None)
     state = State(
         incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS)
     )
-    one = Search("adas", run_of(config, out), NoModel(), objective, lambda _: 0.0)
+    one = TrustSearch("adas", run_of(config, out), NoModel(), objective, lambda _: 0.0)
     return one, one.run(state, around_incumbent(config.search))
 
 
@@ -492,7 +492,7 @@ def test_no_row_is_in_two_rounds_of_a_race_nor_in_two_acceptance_tests(data_conf
     state = State(
         incumbent=Candidate(technique="svf_all", alpha=(0.0, 0.0)), ranking=sorted(COMPOSITIONS)
     )
-    one = Search("adas", run_of(config, InMemory()), NoModel(), objective, lambda _: 0.0)
+    one = TrustSearch("adas", run_of(config, InMemory()), NoModel(), objective, lambda _: 0.0)
     accepted = set()
     for number in range(4):
         seen.clear()
@@ -549,7 +549,7 @@ def test_copies_within_a_cluster_make_a_gain_no_likelier():
 
 def test_each_iteration_spends_its_part_of_the_error(data_config):
     config = settings(data_config, "unused", "search.iterations=10", "search.samples=400")
-    assert Search("x", run_of(config, None), None, None, None).level == pytest.approx(0.005)
+    assert TrustSearch("x", run_of(config, None), None, None, None).level == pytest.approx(0.005)
     with pytest.raises(ConfigError, match="can never show a gain"):
         settings(data_config, "unused", "search.iterations=10", "search.samples=100")
 

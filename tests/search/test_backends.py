@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.search.evaluator import Job, open_evaluator, shares
+from agent_forge.search.evaluator import SearchJob, open_evaluator, shares
 from agent_forge.search.evaluators import pool, ray
 from agent_forge.search.evolve import evolve
 from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
@@ -193,7 +193,7 @@ def test_a_job_whose_ray_actor_dies_is_done_by_another(
     monkeypatch.setattr(ray, "_ray", lambda: pretend)
     task = Planted(quadratic)
     actors = ray.RayActors(task, 2, 1, lambda: None, on_gpu=on_gpu, owns_ray=False)
-    jobs = [Job(("a", (x,) * 6), f"key {x}", ((0, 4), (4, 8))) for x in (0.1, 0.5, 0.9)]
+    jobs = [SearchJob(("a", (x,) * 6), f"key {x}", ((0, 4), (4, 8))) for x in (0.1, 0.5, 0.9)]
     done = dict(actors.measure(jobs))
     measure = task.open(0, 1)
     assert done == {job: measure(job.genome, job.key, job.spans) for job in jobs}
@@ -213,5 +213,5 @@ def test_a_stop_is_noticed_while_workers_work() -> None:
 
     evaluator = pool.open(Planted(quadratic), settings(workers=1), stop)
     with pytest.raises(KeyboardInterrupt):
-        list(evaluator.measure([Job(("a", (0.5,) * 6), "key", ((0, 4),))]))
+        list(evaluator.measure([SearchJob(("a", (0.5,) * 6), "key", ((0, 4),))]))
     evaluator.close()

@@ -19,7 +19,7 @@ from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
 from agent_forge.phases.adas.targets import find_matrices, within_budget
-from agent_forge.phases.adas.trust import Search, State, anywhere, around_incumbent
+from agent_forge.phases.adas.trust import State, TrustSearch, anywhere, around_incumbent
 
 LOOKED_AT = 4  # texts of each sort from which block influence and directions are measured
 
@@ -148,7 +148,7 @@ def _subject_maker(phase: PhaseRun[Config], model: PreTrainedModel, matrices: li
     return lambda weight: Subject(weight=weight, **shared)
 
 
-Runs = dict[str, tuple[Search, State, list[dict[str, Any]], ExpertBank]]
+Runs = dict[str, tuple[TrustSearch, State, list[dict[str, Any]], ExpertBank]]
 
 
 def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, drift: Drift) -> Runs:
@@ -161,7 +161,7 @@ def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, dri
     real = bench.bank
     for label in labels:
         bench.bank = real.randomised(label) if label == "random vectors" else real
-        search = Search(label.replace(" ", "-"), phase, bench, objective, drift)
+        search = TrustSearch(label.replace(" ", "-"), phase, bench, objective, drift)
         state = State(incumbent=Candidate(technique="svf_all", alpha=(0.0,) * size))
         screened: list[dict[str, Any]] = []
         if label == "random search":

@@ -39,7 +39,7 @@ class State:
     edits: list[str] = field(default_factory=list)  # edits, in the same order
 
 
-class Search:
+class TrustSearch:
     """One search with its log. `label` names it in seeds and in the workspace."""
 
     def __init__(

@@ -37,7 +37,7 @@ CONTROL, UNION = "control", "union"
 
 
 @dataclass(slots=True, kw_only=True)
-class Search:
+class MergeSearch:
     """What a search works with.
 
     evaluator: measures the items of `yardstick`, then `final`, then `exam` (the test split).
@@ -69,7 +69,7 @@ class Search:
 
 
 @dataclass(slots=True, kw_only=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     final_fitness: the winner's, on the items that chose it. named: every model that the winner is
@@ -118,7 +118,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     )
     evaluator = open_evaluator(task, config.search, out.check_stop)
     try:
-        work = Search(
+        work = MergeSearch(
             phase=phase, space=space, yardstick=yardstick, final=final, exam=exam, evaluator=evaluator,
             journal=journal,
         )  # fmt: skip
@@ -134,7 +134,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     return _report(opened, space, yardstick, result, tested, written)
 
 
-def search(work: Search) -> Found:
+def search(work: MergeSearch) -> SearchResult:
     """Return what the evolution and its baselines found.
 
     An interrupted search resumes from the journal in the phase's state.
@@ -162,13 +162,13 @@ def search(work: Search) -> Found:
         )
         named["random search"] = chosen(work, other, members, initial)[0].genome
         items["random search"] = other.measured_items
-    return Found(
+    return SearchResult(
         evolution=evolution, winner=winner, final_fitness=fitness, named={**named, "winner": winner.genome}, items=items
     )  # fmt: skip
 
 
 def chosen(
-    work: Search,
+    work: MergeSearch,
     scorer: Scorer[Genome],
     members: Sequence[Individual[Genome]],
     initial: Sequence[tuple[str, Genome]],
@@ -191,7 +191,7 @@ def chosen(
     return finalists[best], fitness[best]
 
 
-def _tell(work: Search, generation: Generation, members: Sequence[Individual[Genome]]) -> None:
+def _tell(work: MergeSearch, generation: Generation, members: Sequence[Individual[Genome]]) -> None:
     """Emit a generation: the curve of the best fitness, and the population as rows."""
     metrics: dict[str, Any] = {
         "fitness": generation.best, "mean": generation.mean, "diversity": generation.diversity,
@@ -232,7 +232,7 @@ def _fingerprint(config: Config, opened: Sources, *parts_of_items: Yardstick) ->
 
 
 def examine(
-    work: Search, named: dict[str, Genome], controls: Sequence[Checkpoint] = ()
+    work: MergeSearch, named: dict[str, Genome], controls: Sequence[Checkpoint] = ()
 ) -> dict[str, Any]:
     """Return the losses of the named models on the test split, and the winner's gain over each.
 
@@ -270,7 +270,7 @@ def examine(
     return {"gains": rows, "losses": losses}
 
 
-def _losses_of(work: Search, control: Checkpoint) -> list[float]:
+def _losses_of(work: MergeSearch, control: Checkpoint) -> list[float]:
     """Return the loss of each item of the test split, in the dtype of the search (nats)."""
     model = models.load(control, device=work.phase.device, dtype=work.phase.dtype).eval()
     losses = evaluate.row_nll(model, work.exam.rows, work.config.batch_tokens)
@@ -278,7 +278,7 @@ def _losses_of(work: Search, control: Checkpoint) -> list[float]:
 
 
 def _write(
-    work: Search, opened: Sources, stage: Stage, result: Found, tested: dict[str, Any]
+    work: MergeSearch, opened: Sources, stage: Stage, result: SearchResult, tested: dict[str, Any]
 ) -> Checkpoint:
     config, best, history = work.config, result.winner, result.evolution.history
     recipe = work.space.recipe(best.genome)
@@ -322,7 +322,7 @@ def _report(
     opened: Sources,
     space: GenomeSpace,
     yardstick: Yardstick,
-    result: Found,
+    result: SearchResult,
     tested: dict[str, Any],
     written: Checkpoint,
 ) -> Report:
@@ -358,7 +358,7 @@ def _report(
 
 
 def _summary(
-    opened: Sources, space: GenomeSpace, result: Found, gains: dict[str, dict[str, Any]]
+    opened: Sources, space: GenomeSpace, result: SearchResult, gains: dict[str, dict[str, Any]]
 ) -> str:
     """Return the winner's technique and its gain in fitness over each rival, in words."""
     best = result.winner

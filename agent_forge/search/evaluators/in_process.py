@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from agent_forge.search.evaluator import Job, Task
+from agent_forge.search.evaluator import SearchJob, SearchTask
 from agent_forge.search.settings import EvolveSettings
 
 
-def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "InProcess":
+def open(task: SearchTask, settings: EvolveSettings, check_stop: Callable[[], None]) -> "InProcess":
     """Return the evaluator; models are opened at once."""
     return InProcess(task, settings.batch_candidates, check_stop)
 
@@ -17,11 +17,13 @@ class InProcess:
 
     width = 1
 
-    def __init__(self, task: Task, candidates: int, check_stop: Callable[[], None]) -> None:
+    def __init__(self, task: SearchTask, candidates: int, check_stop: Callable[[], None]) -> None:
         self._measure = task.open(0, candidates)
         self._check_stop = check_stop
 
-    def measure(self, jobs: Sequence[Job[Any]]) -> Iterator[tuple[Job[Any], list[list[float]]]]:
+    def measure(
+        self, jobs: Sequence[SearchJob[Any]]
+    ) -> Iterator[tuple[SearchJob[Any], list[list[float]]]]:
         """Yield each job with its numbers, in order."""
         for job in jobs:
             self._check_stop()

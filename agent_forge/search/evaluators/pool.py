@@ -14,7 +14,7 @@ from typing import Any
 
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.lifetime import die_with_parent
-from agent_forge.search.evaluator import Job, Measure, Task, on_accelerator, shares
+from agent_forge.search.evaluator import Measure, SearchJob, SearchTask, on_accelerator, shares
 from agent_forge.search.settings import EvolveSettings
 
 POLL_SECONDS = 0.5
@@ -23,7 +23,7 @@ MOST_RESTARTS = 3  # restarts of a pool whose workers died, without one result i
 _measure: Measure | None = None  # what this process measures with, where it is a worker
 
 
-def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "Pool":
+def open(task: SearchTask, settings: EvolveSettings, check_stop: Callable[[], None]) -> "Pool":
     """Return the evaluator: one worker per core, or per accelerator where the task needs one."""
     available = len(os.sched_getaffinity(0))
     if on_accelerator(task):
@@ -38,13 +38,15 @@ class Pool:
     """`width` worker processes."""
 
     def __init__(
-        self, task: Task, workers: int, candidates: int, check_stop: Callable[[], None]
+        self, task: SearchTask, workers: int, candidates: int, check_stop: Callable[[], None]
     ) -> None:
         self.width = workers
         self._task, self._candidates, self._check_stop = task, candidates, check_stop
         self._executor: ProcessPoolExecutor | None = None
 
-    def measure(self, jobs: Sequence[Job[Any]]) -> Iterator[tuple[Job[Any], list[list[float]]]]:
+    def measure(
+        self, jobs: Sequence[SearchJob[Any]]
+    ) -> Iterator[tuple[SearchJob[Any], list[list[float]]]]:
         """Yield jobs as they finish. Raises PhaseError when workers keep dying."""
         left, restarts = list(jobs), 0
         while left:
@@ -68,9 +70,11 @@ class Pool:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
-    def _round(self, jobs: Sequence[Job[Any]]) -> Iterator[tuple[Job[Any], list[list[float]]]]:
+    def _round(
+        self, jobs: Sequence[SearchJob[Any]]
+    ) -> Iterator[tuple[SearchJob[Any], list[list[float]]]]:
         executor = self._running()
-        pending: dict[Future[list[list[float]]], Job[Any]] = {
+        pending: dict[Future[list[list[float]]], SearchJob[Any]] = {
             executor.submit(_run, job): job for job in jobs
         }
         try:
@@ -94,12 +98,12 @@ class Pool:
         return self._executor
 
 
-def _start(task: Task, numbers: Any, candidates: int, parent: int) -> None:
+def _start(task: SearchTask, numbers: Any, candidates: int, parent: int) -> None:
     global _measure
     die_with_parent(parent)
     _measure = task.open(numbers.get(), candidates)
 
 
-def _run(job: Job[Any]) -> list[list[float]]:
+def _run(job: SearchJob[Any]) -> list[list[float]]:
     assert _measure is not None, "the pool starts every worker before it gets a job"
     return _measure(job.genome, job.key, job.spans)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.search.evaluator import Job, Task, on_accelerator, shares
+from agent_forge.search.evaluator import SearchJob, SearchTask, on_accelerator, shares
 from agent_forge.search.settings import EvolveSettings
 
 POLL_SECONDS = 0.5
@@ -18,7 +18,7 @@ OBJECT_STORE_BYTES = 200_000_000  # genomes and scores are small; models never t
 MOST_DEATHS = 8  # deaths of actors, without one result in between
 
 
-def open(task: Task, settings: EvolveSettings, check_stop: Callable[[], None]) -> "RayActors":
+def open(task: SearchTask, settings: EvolveSettings, check_stop: Callable[[], None]) -> "RayActors":
     """Start or join Ray and return the evaluator.
 
     Raises ConfigError without the package or the cluster.
@@ -69,14 +69,14 @@ def _connect(ray: Any, settings: EvolveSettings) -> None:
 class Worker:
     """What runs in an actor."""
 
-    def __init__(self, task: Task, number: int, candidates: int) -> None:
+    def __init__(self, task: SearchTask, number: int, candidates: int) -> None:
         self._measure = task.open(number, candidates)
 
     def ready(self) -> bool:
         """Return True, once the models are open: actors are built before they answer."""
         return True
 
-    def run(self, job: Job[Any]) -> list[list[float]]:
+    def run(self, job: SearchJob[Any]) -> list[list[float]]:
         """Measure one job."""
         return self._measure(job.genome, job.key, job.spans)
 
@@ -89,7 +89,7 @@ class RayActors:
 
     def __init__(
         self,
-        task: Task,
+        task: SearchTask,
         workers: int,
         candidates: int,
         check_stop: Callable[[], None],
@@ -109,10 +109,12 @@ class RayActors:
         for _ in range(workers):
             self._start()
 
-    def measure(self, jobs: Sequence[Job[Any]]) -> Iterator[tuple[Job[Any], list[list[float]]]]:
+    def measure(
+        self, jobs: Sequence[SearchJob[Any]]
+    ) -> Iterator[tuple[SearchJob[Any], list[list[float]]]]:
         """Yield jobs as they finish. Raises PhaseError when actors keep dying."""
         left = list(jobs)
-        busy: dict[Any, tuple[Any, Job[Any]]] = {}
+        busy: dict[Any, tuple[Any, SearchJob[Any]]] = {}
         while left or busy:
             self._check_stop()
             while left and self._idle:
