@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.server.doors import open_doors
 from agent_forge.server.openai import ModelPool, NamedDirectories, router, worker
 from agent_forge.server.openai import process as model_process
+from agent_forge.server.openai.requests import ChatRequest
 from agent_forge.server.serving import ServeSettings, application, opened
 
 KEY, UNKNOWN_KEY = "sk-test", "sk-wrong"
@@ -325,6 +327,26 @@ def test_a_model_that_must_call_a_tool_calls_it_as_its_schema_says(service: Serv
 
 
 @pytest.mark.parametrize(
+    ("setting", "choice", "grammar"),
+    [
+        ("none", None, "none"), ("calls", None, "calls"), ("required", "auto", "calls"),
+        ("none", "required", "required"),
+    ],
+)  # fmt: skip
+def test_the_grammar_of_a_manifest_holds_for_the_tools_of_a_client(
+    tiny_checkpoint: Checkpoint, setting: str, choice: str | None, grammar: str
+) -> None:
+    pytest.importorskip("llguidance")
+    options = {"path": str(tiny_checkpoint.path), "device": "cpu", "engine": "auto"}
+    one = worker.ServedAgent(options)
+    one.agent.settings = replace(one.agent.settings, grammar=setting)
+    body = {"model": "tiny", "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice}
+    turn = one.live(ChatRequest.model_validate(body).job(as_agent=False))
+    assert turn.limits.grammar == grammar
+    assert turn.toolbox.names == (["weather"] if grammar != "none" else [])
+
+
+@pytest.mark.parametrize(
     ("dialect", "end", "reason"),
     [
         ("hermes", "assistant\n<think>\n", "begins every answer with its thoughts"),
@@ -338,7 +360,7 @@ def test_a_call_that_cannot_be_forced_is_refused_in_one_line(
     monkeypatch.setattr("agent_forge.data.chat.call_dialect", lambda _: dialect)
     tokenizer = SimpleNamespace(decode=lambda _: end)
     with pytest.raises(ConfigError, match=reason) as caught:
-        worker._forced_tools(tokenizer, [1], {"forced_tools": ["weather"], "tools": [WEATHER]})
+        worker._check_can_be_forced(tokenizer, [1])
     assert "\n" not in str(caught.value)
 
 

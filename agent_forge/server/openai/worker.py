@@ -12,7 +12,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import IO, Any
@@ -128,7 +128,7 @@ class ServedAgent:
     def _model_turn(self, job: Mapping[str, Any]) -> Any:
         """Return one message of the model, with the decoder and scaffold of its manifest."""
         from agent_forge.agent import LiveTurn, Toolbox, TurnLimits
-        from agent_forge.agent.grammar import REQUIRED
+        from agent_forge.agent.grammar import CALLS, NONE, REQUIRED
         from agent_forge.data.chat import encode_prompt
 
         agent, settings = self.agent, self.agent.settings
@@ -136,7 +136,12 @@ class ServedAgent:
         if job["tools"]:
             messages = _with_tools(messages, job["tools"])
         prompt = encode_prompt(agent.tokenizer, messages)
-        forced = _forced_tools(agent.tokenizer, prompt, job)
+        if job["forced_tools"]:
+            _check_can_be_forced(agent.tokenizer, prompt)
+            grammar, names = REQUIRED, job["forced_tools"]
+        else:  # the manifest's grammar holds for what is written as a call; words stay possible
+            grammar = NONE if settings.grammar == NONE else CALLS
+            names = [tool["function"]["name"] for tool in job["tools"] if grammar == CALLS]
         limits = TurnLimits(
             max_new_tokens=self._new_tokens(job, len(prompt)),
             temperature=_given(job, "temperature", settings.temperature),
@@ -146,9 +151,10 @@ class ServedAgent:
             stops=job["stops"],
             runs_calls=False,
             several_calls=job["several_calls"],
-            grammar=REQUIRED if forced else settings.grammar,
+            grammar=grammar,
         )
-        return LiveTurn(agent.model, agent.tokenizer, messages, Toolbox(forced), limits)
+        tools = Toolbox(_client_tools(job["tools"], names))
+        return LiveTurn(agent.model, agent.tokenizer, messages, tools, limits)
 
     def _agent_turn(self, job: Mapping[str, Any]) -> Any:
         """Return a reply of the checkpoint's agent; its memory lives as long as the reply."""
@@ -182,19 +188,13 @@ class ServedAgent:
         )
 
 
-def _forced_tools(tokenizer: Any, prompt: Sequence[int], job: Mapping[str, Any]) -> list[Any]:
-    """Return the tools of which the answer must call one, for the grammar of its calls.
-
-    Raises ConfigError where this model's calls cannot be forced.
-    """
+def _check_can_be_forced(tokenizer: Any, prompt: Sequence[int]) -> None:
+    """Raise ConfigError where a model cannot be made to answer a prompt by a call."""
     from agent_forge.agent.calls import THINK_OPEN
     from agent_forge.agent.live import TAG_TOKENS
-    from agent_forge.agent.tool import ANY_ARGUMENTS, Tool
     from agent_forge.data.call_dialects import DEFAULT
     from agent_forge.data.chat import call_dialect
 
-    if not job["forced_tools"]:
-        return []
     because = ""
     if importlib.util.find_spec("llguidance") is None:
         because = "the server lacks llguidance (pip install 'agent-forge[agent]')"
@@ -206,10 +206,16 @@ def _forced_tools(tokenizer: Any, prompt: Sequence[int], job: Mapping[str, Any])
         raise ConfigError(
             f'tool_choice: this model cannot be made to call a tool: {because}; take "auto"'
         )
-    functions = [tool["function"] for tool in job["tools"]]
+
+
+def _client_tools(entries: Sequence[Mapping[str, Any]], names: Collection[str]) -> list[Any]:
+    """Return the named tools of a client for the grammar of their calls; nothing runs them here."""
+    from agent_forge.agent.tool import ANY_ARGUMENTS, Tool
+
+    functions = [entry["function"] for entry in entries]
     return [
         Tool(one["name"], one["description"], one["parameters"] or ANY_ARGUMENTS)
-        for one in functions if one["name"] in job["forced_tools"]
+        for one in functions if one["name"] in names
     ]  # fmt: skip
 
 
