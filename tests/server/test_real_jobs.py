@@ -42,7 +42,7 @@ def test_a_model_is_imported_merged_and_exported_by_one_route(
 
             imported, source = create("import", source="tiny")
             halves = [{"model": imported, "parameters": {"weight": 0.5}}] * 2
-            recipe = {"merge_method": "linear", "models": halves, "dtype": "float32"}
+            recipe = {"merge_method": "linear", "models": halves, "dtype": "bfloat16"}
             merged, results = create("merge", recipe=recipe)
             known = {one["id"]: one for one in client.get("/models/list").json()}
             assert known[results["checkpoint_id"]]["size"] > 0
