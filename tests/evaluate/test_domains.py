@@ -121,6 +121,18 @@ def test_a_domain_has_texts_of_its_own_in_every_split(
         load_task(name).items("train", 4, context)
 
 
+def test_the_yardstick_is_the_same_whatever_text_a_phase_reads(
+    context: evaluate.EvalContext, data_config: DataConfig
+) -> None:
+    other = replace(data_config, text=["stdlib"], max_text_bytes=50_000, near_duplicates=0.8)
+    for name in evaluate.DOMAINS:
+        one, two = (
+            task_items(name, "validation", 6, replace(context, data=data))
+            for data in (data_config, other)
+        )
+        assert one == two
+
+
 def test_worked_answers_have_steps_and_no_notes_of_a_calculator(
     context: evaluate.EvalContext,
 ) -> None:

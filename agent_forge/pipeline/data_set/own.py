@@ -16,7 +16,7 @@ from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_prompt, stop_ids, text_start
 from agent_forge.data.chat import kept_reply
 from agent_forge.data.domains import conversations
-from agent_forge.data.packaged import documents_of
+from agent_forge.data.packaged import PACKAGES, files_of
 from agent_forge.data.sets.settings import BuildSettings
 from agent_forge.data.sets.texts import TEXTS, growing
 from agent_forge.data.synthetic import schemas
@@ -89,24 +89,28 @@ def _stories(config: DataConfig, seed: int) -> Iterator[Row]:
 
 def _functions(config: DataConfig, seed: int) -> Iterator[Row]:
     """Yield requests for functions of the standard library's sub-packages, by their docstrings,
-    round after round.
+    module after module in a random order, round after round.
     """
     del config
-    requests: list[str] = []
-    for module in documents_of("stdlib"):
-        try:
-            tree = ast.parse(module)
-        except SyntaxError:  # a module that was cut at its size limit
-            continue
-        for node in ast.walk(tree):
-            doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
-            first = doc.strip().splitlines()[0] if doc and doc.strip() else ""
-            if isinstance(node, ast.FunctionDef) and 10 < len(first) < LONGEST_FUNCTION:
-                requests.append(f"Write a Python function `{node.name}`: {first}")
     generator = numpy_generator(seed, "order")
+    files = files_of("stdlib")
     while True:
-        for i in generator.permutation(len(requests)):
-            yield {"messages": [{"role": "user", "content": requests[i]}]}
+        for i in generator.permutation(len(files)):
+            for request in _requests(PACKAGES["stdlib"].read(files[i])):
+                yield {"messages": [{"role": "user", "content": request}]}
+
+
+def _requests(module: str) -> Iterator[str]:
+    """Yield a request for every function of a module that has a docstring."""
+    try:
+        tree = ast.parse(module)
+    except SyntaxError:  # a module that was cut at its size limit
+        return
+    for node in ast.walk(tree):
+        doc = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+        first = doc.strip().splitlines()[0] if doc and doc.strip() else ""
+        if isinstance(node, ast.FunctionDef) and 10 < len(first) < LONGEST_FUNCTION:
+            yield f"Write a Python function `{node.name}`: {first}"
 
 
 def _tool_questions(config: DataConfig, seed: int) -> Iterator[Row]:
