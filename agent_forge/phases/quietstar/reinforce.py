@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import models
+from agent_forge import learn, models
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_prompt, stop_ids, turn_end
 from agent_forge.evaluate.engine import last_word
@@ -113,7 +113,7 @@ class Reinforcement:
         self, model: PreTrainedModel, batch: Mapping[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the loss in nats per sampled token, and how many replies were right."""
-        rows = [self.rows[i] for i in batch["input_ids"].tolist()]
+        rows = [self.rows[i] for i in learn.on_host(batch)["input_ids"].tolist()]
         prompts, replies, rewards = self.sampled(model, rows, step)
         advantages = group_advantages(rewards, self.config.low, self.config.high)
         with torch.no_grad():
