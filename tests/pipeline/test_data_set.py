@@ -1,6 +1,8 @@
 """Data sets of five domains: shares, kills, benchmarks, what is held out, and reading them back."""
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,18 @@ def test_a_real_model_writes_after_prompts_of_each_domain(
     assert all(row["messages"][-1]["role"] == "assistant" for row in written)
     assert all(any(turn["role"] == "user" for turn in row["messages"]) for row in written)
     assert data_set.manifest["parent"]["id"] == tiny_checkpoint.id
+
+
+def test_prompts_are_the_same_each_time_and_no_story_takes_more_than_there_is() -> None:
+    settings = compose_recipe("broad", [])
+    for domain in ("chat", "mathematics", "tool_calls"):
+        one, two = (list(itertools.islice(own.prompts(domain, settings), 60)) for _ in range(2))
+        assert one == two
+        assert all(row["messages"][-1]["role"] == "user" for row in one)
+    for row in itertools.islice(own.prompts("mathematics", settings), 60):
+        a, b, c = map(int, re.findall(r"\d+", row["messages"][0]["content"]))
+        assert min(a, b) >= 2
+        assert 1 <= c < a + b
 
 
 def test_benchmark_data_is_either_trained_on_or_reported(tmp_path: Path) -> None:

@@ -80,7 +80,12 @@ def _stories(config: DataConfig, seed: int) -> Iterator[Row]:
     generator = numpy_generator(seed, "stories")
     while True:
         one, two = (NAMES[i] for i in generator.choice(len(NAMES), 2, replace=False))
-        numbers = dict(zip("abc", generator.integers(2, 13, 3).tolist(), strict=True))
+        a, b = (int(number) for number in generator.integers(2, 13, 2))
+        numbers = {
+            "a": a,
+            "b": b,
+            "c": int(generator.integers(1, a + b)),
+        }  # nothing below 0 is left
         things = THINGS[int(generator.integers(len(THINGS)))]
         story = STORIES[int(generator.integers(len(STORIES)))]
         question = story.format(one=one, two=two, things=things, **numbers)
