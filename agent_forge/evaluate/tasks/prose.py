@@ -13,7 +13,7 @@ from agent_forge.evaluate.tasks import text
 
 TASK = domain.domain_task("prose")
 score = domain.score
-MAX_BYTES = 4_000_000  # of all speeches, so that the pieces are the same whatever `data` says
+MAX_BYTES = 4_000_000  # The pieces are then the same, whatever `data` says.
 
 
 def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
