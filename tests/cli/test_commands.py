@@ -229,6 +229,13 @@ def test_eval_and_compare_score_with_intervals(cli: Cli, tiny_run: Path, small: 
     other = cli("compare", parent, final, *small, "--tasks", "text", "--items", "6")
     assert other.exit_code == 0, other.stderr
     assert "kept" in other.stdout
+    both = cli("eval", final, *small, "-t", "tools,text", "-n", "3", "eval.grammar=calls", "--json")
+    assert both.exit_code == 0, both.stderr
+    scored = [(row["task"], row["grammar"]) for row in json_lines(both.stdout)]
+    assert sorted(scored) == [("text", "none"), ("tools", "calls"), ("tools", "none")]
+    wrong = cli("eval", final, *small, "-t", "text", "eval.grammar=calls")
+    assert wrong.exit_code == 2
+    assert "for tasks whose replies call tools" in wrong.stderr
     wrong = cli("eval", final, "--tasks", "txt")
     assert wrong.exit_code == 2
     assert "did you mean 'text'" in wrong.stderr

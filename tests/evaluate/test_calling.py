@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,6 +181,22 @@ def test_replies_are_generated_and_parsed(
 
 
 # the leaderboard's sets
+
+
+def test_under_a_grammar_no_reply_has_a_broken_call(
+    context: EvalContext, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A prompt without tools stays free, and a schema that no grammar can follow is named."""
+    rows = [row for row in schemas.items("validation", 4, context) if row["calls"]]
+    prompts = [row["messages"][: row["prompt_turns"]] for row in rows[:2]]
+    odd = {"function": {"name": "odd", "parameters": {"type": "string", "pattern": "(?<=a)b"}}}
+    plain = [{"role": "user", "content": "Hello"}]
+    prompts += [plain, [{"role": "system", "content": "", "tools": [odd]}, *plain]]
+    strict = replace(context, grammar="required")
+    masks = calling.call_masks(tiny_llama, tiny_tokenizer, prompts, 130, strict)
+    assert [mask is None for mask in masks] == [False, False, True, True]
+    replies = calling.replies_as_calls(tiny_llama, tiny_tokenizer, prompts[:2], 130, strict)
+    assert all(calls for _, calls in replies)
 
 
 @pytest.fixture

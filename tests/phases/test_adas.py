@@ -22,6 +22,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import numpy_generator
+from agent_forge.evaluate import own_traces
 from agent_forge.models.sampling import choose
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
@@ -632,6 +633,41 @@ def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name
     one = agent.Agent(tiny_llama, tiny_tokenizer, settings=target)
     assert result[0].text == one.reply(talks[0]).text
     one.memory.close()
+
+
+def test_techniques_are_raced_on_the_users_own_tools(
+    data_config, tiny_llama, tiny_tokenizer, tmp_path, monkeypatch
+):
+    """A technique with which the agent makes the right calls wins; the calls really run."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        'def turn(text: str) -> str:\n    """Turn a text round."""\n    return text[::-1]\n'
+    )
+    config = settings(
+        data_config, "unused", f"tools=[{file}]", "runtime_search.tasks=[]",
+        "runtime_search.items=6", "runtime_search.final_items=12",
+    )  # fmt: skip
+    traces = own_traces.make(
+        own_traces.load_tools((str(file),)), runtime_search._Own(), (), 18, "search", config.seed
+    )
+    by_question = {str(one["messages"][: one["prompt_turns"]]): one for one in traces}
+
+    def answers(_model, _tokenizer, changes, talks, own):
+        box, turns = agent.Toolbox(list(own)), []
+        for talk in talks:
+            expected = by_question[str(talk)]["calls"] if "system" in changes else []
+            results = [box.run(agent.Call(one["name"], one["arguments"])) for one in expected]
+            text = " ".join(result.text for result in results)
+            turns.append(agent.Turn(text, results, [], True))
+        return turns
+
+    monkeypatch.setattr(runtime_search, "answers", answers)
+    context = evaluate.EvalContext(data=data_config, seed=config.seed, tokenizer=tiny_tokenizer)
+    phase = SimpleNamespace(config=config, tokenizer=tiny_tokenizer, eval_context=context)
+    result = runtime_search.search_settings(phase, tiny_llama, {})
+    assert result["accepted"] == "role"
+    assert result["rows"][0]["n"] == 6
+    assert result["rows"][1]["gain"] == sum(bool(t["calls"]) for t in traces[6:]) / 12
 
 
 def test_settings_that_cannot_be_followed_are_refused(data_config):
