@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+from agent_forge.data.chat import encode_content
 from agent_forge.data.schemas import canonical
 from agent_forge.evaluate.own_traces import (
     Trace,
@@ -17,9 +18,10 @@ from agent_forge.phases.bake import OWN, Config, OwnConfig
 
 KIND = OWN
 HELDOUT = "validation"
+SPARE_TOKENS = 16  # the end of a turn, and values written in more tokens
 __all__ = [
-    "HELDOUT", "KIND", "heldout", "load_tools", "make", "of_config", "say", "system_turn",
-    "toolbox", "training",
+    "HELDOUT", "KIND", "heldout", "load_tools", "make", "of_config", "reply_tokens", "say",
+    "system_turn", "toolbox", "training",
 ]  # fmt: skip
 
 
@@ -47,6 +49,21 @@ def heldout(phase: PhaseRun[Config]) -> tuple[list[Trace], list[Trace]]:
         ],
     )
     return with_tool, without
+
+
+def reply_tokens(phase: PhaseRun[Config]) -> int:
+    """Return how many tokens one turn of the agent may have: as set, or as the longest turn of a
+    held-out trace needs, because a call that is cut off is wrong.
+    """
+    turns = [
+        message["content"]
+        for part in heldout(phase)
+        for trace in part
+        for message in trace["messages"]
+        if message["role"] == "assistant"
+    ]
+    longest = max(len(encode_content(phase.tokenizer, "assistant", turn)) for turn in turns)
+    return max(phase.config.measure.max_new_tokens, longest + SPARE_TOKENS)
 
 
 def training(phase: PhaseRun[Config]) -> list[Trace]:

@@ -51,7 +51,7 @@ def accuracy(
             system = own.system_turn([tool.schema() for tool in tools])
             prompts = [[system, *prompt] for prompt in prompts]
         turns = answer_turns(
-            model, phase.tokenizer, prompts, box, measure.ROUNDS, config.measure.max_new_tokens
+            model, phase.tokenizer, prompts, box, measure.ROUNDS, own.reply_tokens(phase)
         )
         right = [is_right(trace, turn, box) for trace, turn in zip(heldout, turns, strict=True)]
         low, high = measure.wilson(sum(right), len(right))

@@ -65,7 +65,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     written = out.write(
         partial(_save, phase, model, adapter),
         metrics=metrics,
-        agent=agent_settings(config, offered),
+        agent=agent_settings(config, offered, own.reply_tokens(phase) if OWN in offered else 0),
         deployable_bytes=models.deployable_bytes(model),
     )
     accuracy = ", ".join(
@@ -178,9 +178,11 @@ def offered_kinds(config: Config, measured: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def agent_settings(config: Config, offered: Sequence[str]) -> dict[str, Any]:
+def agent_settings(config: Config, offered: Sequence[str], reply_tokens: int = 0) -> dict[str, Any]:
     """Return the manifest's `agent` entry: the tools of the kinds that are offered, and how the
     agent decodes.
+
+    reply_tokens: what a turn with the user's own tools needs.
     """
     tools: list[Any] = [tool for kind in offered if kind != OWN for tool in traces.TOOLS[kind]]
     if OWN in offered:
@@ -189,7 +191,10 @@ def agent_settings(config: Config, offered: Sequence[str]) -> dict[str, Any]:
         "tools": tools,
         "allow": list(config.allow) if OWN in offered else [],
         "system": "",
-        "decoder": {"temperature": 0.0, "max_new_tokens": config.measure.max_new_tokens},
+        "decoder": {
+            "temperature": 0.0,
+            "max_new_tokens": max(config.measure.max_new_tokens, reply_tokens),
+        },
         "scaffold": {"name": "direct"},
         "memory": {"recall_facts": 0},
     }
