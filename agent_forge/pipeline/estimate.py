@@ -1,20 +1,18 @@
 """A dry run: check the inputs, and estimate time, memory and disk of each phase, writing nothing.
 
-Time is the phase's count of tokens (`work_tokens`) at the rate of a matrix product measured here,
-times a factor measured for the phase (`Phase.effort`), plus the scoring of its gate. Memory is a
-process, the copies of the model that the phase holds, and the activations of one step. Constants
-are from the nano run and SmolLM2-135M (README, docs/log.md); on a quiet machine the estimates of
-both are within a factor of two of the measured values.
+Time is the phase's count of tokens (`work_tokens`) at the rate of a training step timed here
+(`step_time`), times a factor measured for the phase (`Phase.effort`), plus the scoring of its gate.
+Memory is a process, the copies of the model that the phase holds, and the activations of one step.
+Constants are from the nano run (docs/log.md); on a quiet machine its estimates are within a factor
+of two of the measured values.
 """
 
 import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.config import Phase, PhaseConfig, suites
@@ -24,28 +22,18 @@ from agent_forge.pipeline.fits import fits
 from agent_forge.pipeline.run_all import RunAll, check_later_phases
 from agent_forge.pipeline.run_phase import check_inputs, nearest
 
+if TYPE_CHECKING:
+    from agent_forge.pipeline.step_time import ModelShape
+
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, measured on CPU builds
-FLOP_PER_PARAMETER_TOKEN = 6.0  # forward and backward
-EFFICIENCY = 0.35  # rate of training / rate of a matrix product, on nano and on SmolLM2-135M
 START_SECONDS = 10.0  # start a process, import libraries, read data and model
 ITEM_TOKENS = 100  # per item of a gate; the parent's scores are known from its own gate
 ACTIVATIONS_PER_WIDTH = 60  # floats kept for the backward pass, per token, layer and hidden unit
+HIDDEN = 512  # of a source whose config names its width in a way of its own
 LOGITS = 4  # floats per token and word: logits, their softmax and gradients
 # Copies of the float32 model on disk: the result, and the training states of a stage.
 CHECKPOINT_COPIES = 3
 SAFETY = 1.1  # a run is refused unless the free disk holds this many times the estimate
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The sizes of a model that an estimate uses.
-
-    widths: hidden units of all layers together, counted once per pass.
-    """
-
-    parameters: int
-    widths: int
-    words: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,15 +106,14 @@ def check_disk(estimates: Sequence[Estimate]) -> None:
         )
 
 
-def _estimate(name: str, config: PhaseConfig, shape: ModelShape, sources: list[str]) -> Estimate:
+def _estimate(name: str, config: PhaseConfig, shape: "ModelShape", sources: list[str]) -> Estimate:
     from agent_forge.core.device import pick_device
+    from agent_forge.pipeline.step_time import seconds_per_token
 
     phase = phase_named(name)
     device = pick_device(config.runtime.device)
-    seconds_per_flop = 1 / (
-        EFFICIENCY * _flop_per_second(str(device), config.runtime.dtype, config.runtime.threads)
-    )
-    per_token = FLOP_PER_PARAMETER_TOKEN * shape.parameters * seconds_per_flop
+    runtime = config.runtime
+    per_token = seconds_per_token(shape, str(device), runtime.dtype, runtime.threads)
     tokens = config.work_tokens()
     gated = len(suites.limits(config.gate.tasks))
     scored = config.gate.items * gated * ITEM_TOKENS / 3 if config.gate.enabled else 0
@@ -143,16 +130,20 @@ def _estimate(name: str, config: PhaseConfig, shape: ModelShape, sources: list[s
     )
 
 
-def _memory_bytes(phase: Phase, config: PhaseConfig, shape: ModelShape) -> int:
+def _memory_bytes(phase: Phase, config: PhaseConfig, shape: "ModelShape") -> int:
     """Return the memory of the process, the copies of the model and one step's activations."""
     width_bytes = 2 if config.runtime.dtype in ("bfloat16", "float16") else 4
-    per_token = ACTIVATIONS_PER_WIDTH * shape.widths * width_bytes + LOGITS * shape.words * 4
+    per_token = (
+        ACTIVATIONS_PER_WIDTH * shape.layers * shape.hidden * width_bytes + LOGITS * shape.words * 4
+    )
     activations = config.step_tokens() / config.runtime.accumulate * per_token
     return round(PROCESS_BYTES + phase.copies * 4 * shape.parameters + activations)
 
 
-def _shape(config: PhaseConfig, sources: Sequence[Checkpoint]) -> ModelShape:
+def _shape(config: PhaseConfig, sources: Sequence[Checkpoint]) -> "ModelShape":
     """Return the shape of the largest source, or of the new model that the phase builds."""
+    from agent_forge.pipeline.step_time import ModelShape
+
     if not sources:
         return _made_from_nothing(config)
     shapes = []
@@ -163,50 +154,30 @@ def _shape(config: PhaseConfig, sources: Sequence[Checkpoint]) -> ModelShape:
             sum(f["bytes"] for p, f in source.manifest.files.items() if p.endswith(".safetensors"))
             // 4
         )
-        width, words = int(content.get("hidden_size") or 0), int(content.get("vocab_size") or 0)
-        layers = int(content.get("num_hidden_layers") or 1) * int(content.get("max_loops") or 1)
-        shapes.append(ModelShape(max(stored, width * words), layers * width, words))
+        hidden = int(content.get("hidden_size") or content.get("n_embd") or HIDDEN)
+        words = int(content.get("vocab_size") or 1)
+        blocks = int(content.get("num_hidden_layers") or content.get("n_layer") or 1)
+        layers = blocks * int(content.get("max_loops") or 1)
+        shapes.append(ModelShape(max(stored, hidden * words), hidden, layers, blocks, words))
     return max(shapes, key=lambda shape: shape.parameters)
 
 
-def _made_from_nothing(config: PhaseConfig) -> ModelShape:
+def _made_from_nothing(config: PhaseConfig) -> "ModelShape":
     """Return the shape of a Cognate of `config.model`, built without memory."""
     import torch
 
     from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
+    from agent_forge.pipeline.step_time import ModelShape
 
     model: Any = config.model  # type: ignore[attr-defined]
     with torch.device("meta"):
         cognate: Any = CognateForCausalLM(
             CognateConfig(**{k: v for k, v in asdict(model).items() if k != "kind"})
         )
-    parameters = sum(parameter.numel() for parameter in cognate.parameters())
     return ModelShape(
-        parameters, model.num_hidden_layers * model.max_loops * model.hidden_size, model.vocab_size
+        parameters=sum(parameter.numel() for parameter in cognate.parameters()),
+        hidden=model.hidden_size,
+        layers=model.num_hidden_layers * model.max_loops,
+        blocks=model.num_hidden_layers,
+        words=model.vocab_size,
     )
-
-
-@cache
-def _flop_per_second(device: str, dtype: str, threads: int) -> float:
-    """Return the best rate of a matrix product; `threads` counts CPU threads, 0 means all.
-
-    The rate of one thread, whose best time a busy machine disturbs least, times the threads.
-    """
-    import torch
-
-    from agent_forge.core.device import pick_dtype, set_threads
-
-    on_cpu = device == "cpu"
-    used = set_threads(threads) if on_cpu else 1
-    torch.set_num_threads(1)
-    size = 512 if on_cpu else 4096
-    a = torch.randn(size, size, device=device, dtype=pick_dtype(dtype))
-    seconds = []
-    for _ in range(60):
-        started = time.perf_counter()
-        a @ a
-        if not on_cpu:
-            torch.accelerator.synchronize()
-        seconds.append(time.perf_counter() - started)
-    torch.set_num_threads(used)
-    return float(2 * size**3 / min(seconds) * used)

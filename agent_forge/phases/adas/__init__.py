@@ -142,7 +142,7 @@ PHASE = Phase(
     7,
     "compose expert vectors and techniques that really help",
     Config,
-    effort=2.5,
+    effort=3.0,
     copies=2.0,
     flags=(
         Flag(

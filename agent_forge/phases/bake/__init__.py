@@ -215,7 +215,7 @@ PHASE = Phase(
     summary="bake tools, memory use and persona into the weights",
     config=Config,
     several_processes=True,
-    effort=1.4,
+    effort=2.1,
     copies=6.0,
     example="tools=[my_tools.py]",
 )

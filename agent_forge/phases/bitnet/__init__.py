@@ -129,6 +129,7 @@ PHASE = Phase(
     Config,
     promises_smaller=True,
     several_processes=True,
+    effort=1.6,
     copies=6.0,
     example="linear.embedding_bits=4 linear.embedding_group=64",
 )

@@ -159,7 +159,7 @@ PHASE = Phase(
     summary="code every tensor by the codec that costs least for what it loses",
     config=Config,
     promises_smaller=True,
-    effort=2.2,
+    effort=4.0,
     copies=3.0,
     example="budget.quality_floor=0 budget.bytes_ratio=0.1",
     flags=(

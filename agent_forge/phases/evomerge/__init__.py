@@ -97,7 +97,7 @@ PHASE = Phase(
     2,
     "Evolve a merge of the trunk and its specialists",
     Config,
-    effort=0.6,
+    effort=1.5,
     copies=15.0,
     example="search=nano",
 )

@@ -147,6 +147,6 @@ PHASE = Phase(
     "teach the model to think where it is unsure",
     Config,
     several_processes=True,
-    effort=1.3,
+    effort=2.0,
     example="thoughts=2",
 )

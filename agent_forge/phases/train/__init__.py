@@ -214,7 +214,7 @@ PHASE = Phase(
     "train further in ten measured stages",
     Config,
     several_processes=True,
-    effort=1.8,
+    effort=2.2,
     copies=8.0,
     example="runtime.dtype=auto",
 )
