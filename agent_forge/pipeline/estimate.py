@@ -29,7 +29,7 @@ PROCESS_BYTES = 450_000_000  # Python with torch and transformers, measured on C
 START_SECONDS = 10.0  # start a process, import libraries, read data and model
 ITEM_TOKENS = 100  # per item of a gate; the parent's scores are known from its own gate
 ACTIVATIONS_PER_WIDTH = 60  # floats kept for the backward pass, per token, layer and hidden unit
-HIDDEN = 512  # of a source whose config names its width in a way of its own
+HIDDEN = 512  # taken where a config names its width in a way of its own
 LOGITS = 4  # floats per token and word: logits, their softmax and gradients
 # Copies of the float32 model on disk: the result, and the training states of a stage.
 CHECKPOINT_COPIES = 3

@@ -21,7 +21,7 @@ LENGTH = 128  # tokens per row
 MOST_ROWS = 8
 MOST_FLOP = 3e11  # a timed step has at most this many, where one row allows it
 TRIALS = 4
-MOST_SECONDS = 0.5  # of trials per decoder; the warm-up and one trial always run
+MOST_SECONDS = 0.5  # seconds for the trials of a decoder, of which one always runs
 FLOP_PER_PARAMETER_TOKEN = 6  # forward and backward
 THREAD_GAIN = 0.85  # what each further thread adds to the first one's speed; 1.76 to 2.08 for two
 
