@@ -132,7 +132,14 @@ def _parts(file: str, defaults: list[Any]) -> Iterator[tuple[str, str]]:
                 # An override has the same keys with other values.
                 if option is not None and not str(group).startswith(OVERRIDE):
                     name, _, package = str(group).partition("@")
-                    yield f"{name}/{option}", package or name
+                    chosen = f"{name}/{option}"
+                    yield chosen, "" if _is_global(chosen) else package or name
+
+
+def _is_global(file: str) -> bool:
+    """Return whether a file's keys are those of the whole config, whatever group it is of."""
+    first = (CONF / f"{file}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.split() == ["#", "@package", "_global_"]
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

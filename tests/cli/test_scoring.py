@@ -21,7 +21,9 @@ def test_a_checkpoint_keeps_all_of_itself_and_finds_the_same_tokens(
         scoring._measured(tiny_checkpoint.path, settings, names, 4, "test", with_tokens=True)
         for _ in range(2)
     )
-    chat, choice = (scoring._compared(name, one, two, settings) for name in names)
+    chat, choice = (
+        scoring._compared(name, scoring.NO_GRAMMAR, one, two, settings) for name in names
+    )
     assert (chat["kept"], chat["perplexity_ratio"], chat["same_token"]) == (1, 1, 1)
     assert chat["tokens"] > chat["n"] == 4
     assert "same_token" not in choice

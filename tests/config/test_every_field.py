@@ -15,6 +15,7 @@ import agent_forge
 from agent_forge.config import DataConfig, GateConfig, OptimConfig, PhaseConfig, RuntimeConfig
 from agent_forge.config.compose import CONF, compose, groups
 from agent_forge.config.ternary import TernarySettings
+from agent_forge.phases.bake import OwnConfig
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.run_all import compose_run, goal_line
 from agent_forge.search.settings import EvolveSettings
@@ -27,6 +28,7 @@ SHARED: dict[type, tuple[str, ...]] = {
     RuntimeConfig: ("pipeline", "phases", "learn"),
     GateConfig: ("pipeline", "evaluate"),
     OptimConfig: ("learn",),
+    OwnConfig: ("evaluate", "phases/bake"),
     EvolveSettings: ("search", "phases/evomerge"),
     TernarySettings: ("models/ternary", "config"),
 }

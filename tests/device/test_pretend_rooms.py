@@ -18,8 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_forge import codecs, models
 from agent_forge.checkpoint import Workspace
+from agent_forge.config.compose import compose
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
+from agent_forge.phases import PhaseRun
 from tests.pretend import pretend_accelerator
 
 Work = Callable[[torch.device, Path], object]
@@ -94,10 +96,13 @@ def compensated_layer(device: torch.device, _: Path) -> object:
 
 
 def sensitivities(device: torch.device, place: Path) -> object:
-    from agent_forge.phases.compress.sensitivity import measure
+    from agent_forge.phases.compress import Config
+    from agent_forge.phases.compress.sensitivity import Calibration, measure
 
     out = Workspace(str(place / "out"), phase="compress", seed=0, config={}, parents=[])
-    return list(measure(small_llama(device), torch.tensor(IDS), 0, out, EventLog(None, "compress")))
+    config = compose("compress", Config, ["out=o", "sources=[s]"])
+    phase = PhaseRun(config, [], out, EventLog(None, "compress"))
+    return list(measure(phase, small_llama(device), Calibration(torch.tensor(IDS))))
 
 
 def thinking(device: torch.device, _: Path) -> object:

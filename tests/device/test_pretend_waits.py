@@ -120,6 +120,7 @@ def baking(device: torch.device) -> tuple[Any, Loss]:
     from agent_forge.phases.bake.lessons import joint_loss
 
     class Lessons:
+        pairs = None
         lessons = {"short": {  # noqa: RUF012
             "ids": IDS, "mask": torch.arange(8).ge(4).expand(2, 8) & IDS.ne(PAD),
             "tokens": torch.zeros(2, 4, 2, dtype=torch.int64),

@@ -25,6 +25,7 @@ from agent_forge.core.errors import ForgeError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import TrainRequest, lm_loss, state, train
+from agent_forge.learn.distribution import leave
 
 STEPS = 8
 
@@ -90,6 +91,7 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
         )
     except ForgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        leave()  # as a phase does: a group that is still there when Python ends can abort it
         return error.exit_code
     total = float(sum(value.detach().double().abs().sum() for value in model.parameters()))
     result = {"losses": [record.loss.hex() for record in records], "weights": total.hex()}

@@ -124,11 +124,12 @@ def test_what_generate_refuses_a_packed_stream_refuses(folder: Path) -> None:
 
 def test_numpy_chooses_the_tokens_that_torch_does() -> None:
     from agent_forge.models.generation import _Chooser
+    from agent_forge.models.sampling import Cuts
 
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(200, 50)).astype(np.float32) * 3
     for temperature, top_p in ((0.0, 1.0), (0.7, 0.9), (1.5, 1.0), (1.0, 1e-9)):
-        chooser = _Chooser(temperature, top_p, 5, [0], 200)
+        chooser = _Chooser(temperature, top_p, Cuts(), 5, [0], 200)
         draws = getattr(chooser, "draws", torch.zeros(1, 200))[0]
         expected = chooser(
             torch.from_numpy(logits), torch.zeros(200, dtype=torch.long), torch.arange(200)
