@@ -118,13 +118,16 @@ def _work(
 ) -> Report:
     """Run the phase itself."""
     run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
-    report: Report = run(PhaseRun(config, sources, out, events))
+    try:
+        report: Report = run(PhaseRun(config, sources, out, events))
+    finally:
+        # After an error too: a group that is still there when Python ends can abort the process.
+        if ranks.size() > 1:
+            from agent_forge.learn import distribution
+
+            distribution.leave()
     if not report.outputs:
         raise PhaseError(f"{phase.name} wrote no checkpoint; this is a defect of the phase")
-    if ranks.size() > 1:
-        from agent_forge.learn import distribution
-
-        distribution.leave()
     return report
 
 
