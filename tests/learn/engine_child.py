@@ -91,7 +91,7 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
         )
     except ForgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        leave()  # as a phase does: a group that is still there when Python ends can abort it
+        leave()  # See _work of the phases: a group that stays can abort Python.
         return error.exit_code
     total = float(sum(value.detach().double().abs().sum() for value in model.parameters()))
     result = {"losses": [record.loss.hex() for record in records], "weights": total.hex()}
