@@ -146,8 +146,9 @@ def search(work: MergeSearch) -> SearchResult:
     soups = [("uniform soup", space.soup()), ("greedy soup", greedy_soup(space, scorer))]
     initial += soups + [(name, space.summed(name)) for name in SUMMED if name in space.techniques]
     evolution = evolve(space, scorer, initial, config.search, config.seed, partial(_tell, work))
-    winner, fitness = chosen(work, scorer, evolution.members, initial)
+    # Counted before the final choice among the fittest, which is the same for both searches.
     items = {"evolution": scorer.measured_items}
+    winner, fitness = chosen(work, scorer, evolution.members, initial)
     named = dict([*initial[: len(space.labels)], *soups])
     if config.baseline:
         other = work.scorer()
@@ -160,8 +161,8 @@ def search(work: MergeSearch) -> SearchResult:
         members = random_search(
             space, other, initial, config.search, config.seed, items["evolution"], tell
         )
-        named["random search"] = chosen(work, other, members, initial)[0].genome
         items["random search"] = other.measured_items
+        named["random search"] = chosen(work, other, members, initial)[0].genome
     return SearchResult(
         evolution=evolution, winner=winner, final_fitness=fitness, named={**named, "winner": winner.genome}, items=items
     )  # fmt: skip
