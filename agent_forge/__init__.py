@@ -6,9 +6,9 @@ registration waits until transformers itself is imported, so that `forge --help`
 torch.
 
 Threads of a parallel product wait for each other. By default libgomp, which torch uses on Linux,
-lets them spin for milliseconds; where another process wants the cores too, a step then takes up to
-25 times as long (docs/log.md). Spinning for a thirtieth of that costs little on a quiet machine,
-so it is set here, before torch is loaded, unless the user has chosen.
+lets them spin for milliseconds; where another process wants the cores too, a step then takes
+several times as long as it must (docs/log.md). Spinning for a thirtieth of that costs nothing on a
+quiet machine, so it is set here, before torch is loaded, unless the user has chosen.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The outcomes of one default run, rebuilt from the tables that sample_run.json holds.
 
 Screenshots and tests of the report need a run with real figures, and the default run takes a
-quarter of an hour. The file is results/run_all.json as it was on 29 November, and stays so when
-the run is measured again. Only what those tables hold is here: scores, retentions, sizes, times and
+quarter of an hour. The file is results/run_all.json of an earlier run (295263a), and stays as it is
+when the run is measured again. Only what those tables hold is here: scores, retentions, sizes, times and
 verdicts; a phase's own figures, samples and curves are not.
 """
 
