@@ -91,8 +91,9 @@ def main(folder: str, pause: str, workers: str, method: str = "adamw", shard: st
         )
     except ForgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        leave()  # See _work of the phases: a group that stays can abort Python.
         return error.exit_code
+    finally:
+        leave()  # As a phase's worker does: a group that is still there can abort Python at its end.
     total = float(sum(value.detach().double().abs().sum() for value in model.parameters()))
     result = {"losses": [record.loss.hex() for record in records], "weights": total.hex()}
     if os.environ.get("RANK", "0") == "0":
