@@ -99,6 +99,38 @@ def test_a_phase_is_started_and_followed_over_the_socket(server: House, path: st
     assert numbers == sorted(set(numbers))
 
 
+def test_whoever_starts_a_phase_without_a_subscription_follows_it(server: House) -> None:
+    finished_job(server)
+    with server.socket() as socket:
+        socket.send_json({"type": "start_phase", "phase": "bitnet", "config": QUICK})
+        started, *rest = until_type(socket, "complete", "error")
+    assert started["type"] == "started"
+    assert {m["task_id"] for m in rest} == {started["task_id"]}
+    assert [m["step"] for m in rest if m["type"] == "progress"] == [1, 2, 3, 4, 5]
+    assert next(m["state"] for m in rest if m["type"] == "state") == "queued"
+
+
+def test_every_message_has_its_place_and_its_task(
+    server: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_room, "HEARTBEAT_SECONDS", 0.05)
+    with server.socket() as socket:
+        assert socket.receive_json() == {"type": "heartbeat", "task_id": None, "seq": None}
+        socket.send_text("nonsense")
+        assert until_type(socket, "error")[0].items() >= {"task_id": None, "seq": None}.items()
+        last = newest(server)
+        subscribe(socket)
+        assert socket.receive_json() == {"type": "heartbeat", "task_id": None, "seq": last}
+        socket.send_json({"type": "start_phase", "phase": "bitnet", "config": QUICK})
+        messages = until_type(socket, "complete", "error")
+        (started,) = [m for m in messages if m["type"] == "started"]
+        assert started["task_id"] == messages[-1]["task_id"]
+        # Whoever takes the newest number that was said comes back without a gap or a repetition.
+        assert last <= started["seq"] <= messages[-1]["seq"]
+        numbers = [m["seq"] for m in messages if m["type"] != "started"]
+        assert numbers == list(range(last + 1, newest(server) + 1))
+
+
 @pytest.mark.parametrize(
     ("seed", "kind", "word"),
     [(1, "complete", "rejected"), (2, "error", "failed"), (3, "error", "interrupted")],
@@ -208,6 +240,7 @@ def test_below_retention_there_is_a_gap_then_a_snapshot_then_the_rest(own: House
         subscribe(socket, after=1)
         gap, snapshot, *rest = until_type(socket, "complete")
     assert (gap["type"], gap["after"], gap["oldest"]) == ("gap", 1, 5)
+    assert (gap["seq"], gap["task_id"], snapshot["task_id"]) == (1, None, None)
     assert (snapshot["type"], snapshot["seq"], snapshot["as_of"]) == ("snapshot", 4, last)
     assert [(job["task_id"], job["state"]) for job in snapshot["jobs"]] == [(task_id, "succeeded")]
     assert [m["seq"] for m in rest] == list(range(5, last + 1))

@@ -70,7 +70,9 @@ def _of_state(event: StoredEvent) -> Mapping[str, Any]:
 
 def gap(after: int, oldest: int, newest: int) -> str:
     """Return the message to a client that has missed events which are not kept any more."""
-    return json.dumps({"type": "gap", "after": after, "oldest": oldest, "newest": newest})
+    content = {"type": "gap", "seq": after, "task_id": None, "after": after, "oldest": oldest,
+               "newest": newest}  # fmt: skip
+    return json.dumps(content)
 
 
 def snapshot(seq: int, newest: int, jobs: list[Job]) -> str:
@@ -85,4 +87,5 @@ def snapshot(seq: int, newest: int, jobs: list[Job]) -> str:
         }
         for job in jobs
     ]  # fmt: skip
-    return json.dumps({"type": "snapshot", "seq": seq, "as_of": newest, "jobs": listed})
+    content = {"type": "snapshot", "seq": seq, "task_id": None, "as_of": newest, "jobs": listed}
+    return json.dumps(content)

@@ -4,7 +4,9 @@
     {"type": "start_phase", "phase": "bitnet", "config": {...}}
 
 `after` is the number of the last message that the client has: what came since is sent first. A
-client that takes nothing for a while is closed with 1013 and comes back with its number.
+client that has not subscribed follows the phase that it starts. Every message has `seq`, the number
+to come back with (null before there is one), and `task_id`. A client that takes nothing for a while
+is closed with 1013 and comes back with its number.
 """
 
 import asyncio
@@ -115,8 +117,13 @@ class Session:
             self._subscription += 1
             self._cursor, self._task_id = start, request.task_id
             await self._send(
-                json.dumps({"type": "subscribed", "channel": request.channel, "seq": start})
-            )
+                json.dumps(
+                    {
+                        "type": "subscribed", "channel": request.channel, "seq": start,
+                        "task_id": request.task_id,
+                    }
+                )
+            )  # fmt: skip
         self._reading.cancel()
 
     async def _start(self, request: StartPhase) -> None:
@@ -124,6 +131,7 @@ class Session:
             await self._say_error(request.phase, "this key lacks the scope 'run'")
             return
         start = self._start_here if CONTROL in self.service.parts else self._start_there
+        before = self.service.hub.last_seq()
         try:
             task_id, status = await asyncio.to_thread(start, request)
         except ForgeError as error:
@@ -132,6 +140,11 @@ class Session:
         await self._say(
             {"type": "started", "task_id": task_id, "phase": request.phase, "status": status}
         )
+        if self._cursor is None:
+            async with self._turn:
+                self._subscription += 1
+                self._cursor, self._task_id = before, task_id
+            self._reading.cancel()
 
     def _start_here(self, request: StartPhase) -> tuple[str, str]:
         job = self.service.start_job(request.phase, request.config)
@@ -139,11 +152,12 @@ class Session:
 
     def _start_there(self, request: StartPhase) -> tuple[str, str]:
         """Let the control part start it, with the key that opened this socket."""
-        port, shown = self.service.control_port, self.socket.headers.get("authorization")
+        control, shown = self.service.control, self.socket.headers.get("authorization")
         if shown is None:
-            raise ConfigError(f"a ticket starts nothing here: POST /phases/start on port {port}")
+            where = f"POST /phases/start on port {control[1]}"
+            raise ConfigError(f"a ticket starts nothing here: {where}")
         body = {"phase_name": request.phase, "config": request.config}
-        status, answer = forward(port, "/v1/phases/start", body, shown)
+        status, answer = forward(control, "/v1/phases/start", body, shown)
         if status >= 400:
             raise ConfigError(answer["error"]["message"])
         return answer["task_id"], answer["status"]
@@ -155,15 +169,22 @@ class Session:
                 batch = await self._next(cursor)
             if subscription != self._subscription:
                 continue
-            for text in [*batch.notices, *(message.text for message in batch.messages)]:
-                async with self._turn:
-                    if subscription == self._subscription:
-                        await self._send(text)
+            for text in batch.notices:
+                await self._send_of(subscription, text, cursor)
+            for message in batch.messages:
+                await self._send_of(subscription, message.text, message.seq)
             if subscription != self._subscription:
                 continue
             self._cursor = None if cursor is None else batch.cursor
             if not batch.messages and not batch.notices:
                 await self._beat()
+
+    async def _send_of(self, subscription: int, text: str, cursor: int | None) -> None:
+        """Send what a subscription reads, unless there is a newer one; note where its client is."""
+        async with self._turn:
+            if subscription == self._subscription:
+                await self._send(text)
+                self._cursor = cursor
 
     async def _next(self, cursor: int | None) -> Batch:
         """Return what follows, empty after a while without news."""
@@ -175,14 +196,15 @@ class Session:
     async def _beat(self) -> None:
         if self.service.ring.current(self.key.id) is None:
             raise _Closed(POLICY, "the key was revoked or has expired")
-        await self._say({"type": "heartbeat", "seq": self._cursor})
+        await self._say({"type": "heartbeat", "task_id": self._task_id})
 
     async def _say_error(self, phase: str | None, message: str) -> None:
-        await self._say({"type": "error", "phase": phase, "message": message})
+        await self._say({"type": "error", "phase": phase, "message": message, "task_id": None})
 
     async def _say(self, content: dict[str, Any]) -> None:
+        """Send a message that is not an event."""
         async with self._turn:
-            await self._send(json.dumps(content))
+            await self._send(json.dumps({**content, "seq": self._cursor}))
 
     async def _send(self, text: str) -> None:
         """Send a text. The caller has the turn."""
