@@ -42,7 +42,6 @@ class Retention:
 
 def _forget(connection: Connection, before: float, most: int) -> int:
     connection.execute("DELETE FROM idempotency WHERE created < ?", [before])
-    connection.execute("DELETE FROM ticket WHERE expires < ?", [time.time() - DAY])
     count = connection.execute("SELECT count(*) FROM event").fetchone()[0]
     edge = connection.execute(
         "SELECT coalesce(max(seq), 0) FROM (SELECT seq FROM event ORDER BY seq LIMIT ?)",

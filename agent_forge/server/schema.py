@@ -108,4 +108,8 @@ CREATE TABLE setting (
 # Summaries say whether a checkpoint is encrypted: all manifests are read again.
 _ENCRYPTED = "UPDATE checkpoint SET mtime_ns = 0"
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _ENCRYPTED)
+# Keys are a file and tickets live in the memory of the part that made them (security/keys.py,
+# security/tickets.py): `forge keys` and the parts of a split service would each be another writer.
+_WITHOUT_KEYS = "DROP TABLE ticket; DROP TABLE key"
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _ENCRYPTED, _WITHOUT_KEYS)

@@ -105,6 +105,14 @@ def test_an_older_file_is_brought_up_to_date_after_a_backup(
         Database(path)
 
 
+def test_the_tables_are_those_that_are_used(database: Database) -> None:
+    with database.read() as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    assert {row["name"] for row in rows} == {
+        "job", "attempt", "event", "checkpoint", "idempotency", "setting", "sqlite_sequence",
+    }  # fmt: skip
+
+
 def test_a_step_that_fails_leaves_the_older_schema(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
