@@ -100,7 +100,12 @@ async def _refuse(scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1011, "reason": "audit log unavailable"})
         return
-    body = json.dumps({"detail": "the audit log cannot be written"}).encode()
+    # As security/asgi.py writes errors, which needs packages that the log can do without.
+    error = {
+        "message": "the audit log cannot be written; nothing is answered without it",
+        "type": "unavailable_error", "code": "unavailable_error", "param": None,
+    }  # fmt: skip
+    body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -140,6 +140,22 @@ def test_a_damaged_file_of_keys_lets_nobody_in(tmp_path: Path) -> None:
         ring.verify(token)
 
 
+def test_a_server_that_cannot_read_its_keys_says_so_without_its_places(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.ring.path.write_text("{")
+    answer = scene.client.get("/x", headers=scene.bearer)
+    assert answer.status_code == 503
+    assert answer.headers["x-frame-options"] == "DENY"
+    message = answer.json()["error"]["message"]
+    assert "cannot read its keys" in message
+    assert str(scene.ring.path.parent) not in message
+    assert str(scene.ring.path) in caplog.text
+    assert scene.client.get("/healthz").status_code == 200
+    scene.ring.path.unlink()
+    assert scene.client.get("/x", headers=scene.bearer).status_code == 401
+
+
 def test_the_first_key_is_told_to_a_terminal_or_left_in_a_private_file(tmp_path: Path) -> None:
     line = first_key(KeyRing(tmp_path / "a"), terminal=True)
     assert KeyRing(tmp_path / "a").verify(line.split()[-1])

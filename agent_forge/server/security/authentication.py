@@ -4,6 +4,7 @@ The key that was shown is in `scope["state"]["key"]` for what comes after. Route
 they need with `Depends(needs("run"))`; mounted applications are given theirs here by their path.
 """
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated
 from urllib.parse import parse_qs
@@ -13,6 +14,7 @@ from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from agent_forge.core.errors import StorageError
 from agent_forge.server.security.asgi import headers_of, refuse
 from agent_forge.server.security.keys import Key, KeyRing
 from agent_forge.server.security.rates import Rates, address_of, too_often
@@ -21,6 +23,7 @@ from agent_forge.server.security.tickets import Tickets
 BEARER = HTTPBearer(auto_error=False, description="A key of `forge keys create`.")
 CHALLENGE = {"www-authenticate": 'Bearer realm="agent-forge"'}
 TICKET = "ticket"
+log = logging.getLogger("agent_forge")
 
 
 class Authentication:
@@ -51,7 +54,13 @@ class Authentication:
             await self.app(scope, receive, send)
             return
         address = address_of(scope)
-        key = self._key(scope)
+        try:
+            key = self._key(scope)
+        except StorageError as error:
+            log.error("nobody is let in: %s", error)
+            message = "this server cannot read its keys; its log says why"
+            await refuse(scope, receive, send, 503, message)
+            return
         if key is None:
             # Whoever shows a valid key is not kept waiting for the failures of a neighbour.
             if seconds := await self.rates.wait_after_failures(address):

@@ -145,9 +145,10 @@ class KeyRing:
             keys = [Key(**{**one, "scopes": tuple(one["scopes"])}) for one in content["keys"]]
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise StorageError(
-                f"{self.path} is damaged ({error}); restore it, or remove it and create new keys"
+                f"{self.path} cannot be read, or is damaged ({error}); restore it, or remove it and "
+                "create new keys"
             ) from None
         return {key.id: key for key in keys}
 
