@@ -1,11 +1,15 @@
-"""Container files: linted, and what they run is a command that exists."""
+"""Container files: linted, as the Compose specification has it, and what they run exists."""
 
+import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -45,6 +49,28 @@ def check_command(command: list[str]) -> None:
     for option in command[1:]:
         if option.startswith("--"):
             assert option in shown.output
+
+
+@pytest.fixture
+def specification() -> dict[str, Any]:
+    """Return the JSON Schema of Compose files, which check-jsonschema brings with it."""
+    package = importlib.util.find_spec("check_jsonschema")
+    if package is None or not package.origin:
+        pytest.skip("check-jsonschema is not installed")
+    place = Path(package.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
+    schema: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return schema
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.cuda.yaml"])
+def test_compose_files_are_as_the_specification_has_them(
+    specification: dict[str, Any], name: str
+) -> None:
+    content = yaml.safe_load((FOLDER / name).read_text())
+    judge = jsonschema.validators.validator_for(specification)(specification)
+    assert [error.message for error in judge.iter_errors(content)] == []
+    content["services"]["forge"]["portts"] = []
+    assert any("portts" in error.message for error in judge.iter_errors(content))
 
 
 def test_the_composition_serves_four_parts_to_this_machine_alone() -> None:
