@@ -226,6 +226,10 @@ class Cycles:
         server.close()
         self.check_events()
         self.check_orphans()
+        self.check_database()
+
+    def check_database(self) -> None:
+        """Let SQLite look for damage."""
         if self.rows("PRAGMA integrity_check")[0][0] != "ok":
             self.problems.append("the database is damaged")
 
@@ -288,6 +292,7 @@ def real_cycles(root: Path, kills: int, seed: int, phases: str) -> dict[str, Any
     server.close()
     cycles.check_events()
     cycles.check_orphans()
+    cycles.check_database()
     results = cycles.rows("SELECT state, results FROM job WHERE id = ?", [job_id])[0]
     return {
         **counts, "state": results[0], "id": json.loads(results[1]).get("checkpoint_id"),
