@@ -72,7 +72,12 @@ ModelMemory = Annotated[
 PrintSchema = Annotated[
     bool, typer.Option("--schema", help="Print the OpenAPI description, and serve nothing.")
 ]
+Launcher = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML that says where jobs run: slurm or skypilot."),
+]
 Part = Annotated[str, typer.Option(hidden=True, help="One part of a split service.")]
+PartOf = Annotated[int, typer.Option(hidden=True, help="The process that a part ends with.")]
 ControlPort = Annotated[int, typer.Option(hidden=True)]
 
 
@@ -125,7 +130,9 @@ def serve_command(
     requests_per_minute: RequestsPerMinute = 1200,
     model_memory_mib: ModelMemory = 0,
     print_schema: PrintSchema = False,
+    launcher: Launcher = None,
     part: Part = "",
+    part_of: PartOf = 0,
     control_port: ControlPort = 8083,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -133,6 +140,7 @@ def serve_command(
     """Serve until SIGTERM or Ctrl-C; jobs go on, and the next server finds them."""
     with one_line_errors(verbose):
         require_extra()
+        from agent_forge.core.lifetime import die_with_parent
         from agent_forge.server.data_sources import read_sources
         from agent_forge.server.service import PARTS
         from agent_forge.server.serving import ServeSettings, schema, serve
@@ -144,7 +152,7 @@ def serve_command(
             data=read_sources(data or [], "--data"),
             imports=read_sources(imports or [], "--import"),
             mcp_rooms=comma_separated(mcp), mcp_repository=mcp_registry,
-            audit_heads=audit_heads,
+            audit_heads=audit_heads, launcher=launcher,
             hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()),
             allow_network=allow_network, requests_per_minute=requests_per_minute,
             model_memory_bytes=model_memory_mib << 20,
@@ -156,6 +164,8 @@ def serve_command(
         else:
             if part:
                 connects(settings)
+            if part_of:
+                die_with_parent(part_of)
             serve(settings, as_json=as_json)
 
 

@@ -55,14 +55,21 @@ class JobReader:
             return queueing.last_seq(connection)
 
 
+Address = tuple[str, int]
+
+
 def forward(
-    port: int, path: str, body: Any, authorization: str, headers: dict[str, str] | None = None
+    control: Address,
+    path: str,
+    body: Any,
+    authorization: str,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, Any]:
     """Send a request to the control part on this machine; return its status and its JSON.
 
-    authorization: the line that the client has shown; the control part checks it again.
+    control: its host and port. authorization: the line that the client has shown; the control part checks it again.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=FORWARD_SECONDS)
+    connection = http.client.HTTPConnection(*control, timeout=FORWARD_SECONDS)
     lines = {"content-type": "application/json", "authorization": authorization, **(headers or {})}
     try:
         text = None if body is None else json.dumps(body)
@@ -72,16 +79,17 @@ def forward(
     except (OSError, ValueError) as error:
         from agent_forge.server.security.asgi import error_body
 
-        return 503, error_body(503, f"the control part does not answer on port {port} ({error})")
+        where = f"on port {control[1]}"
+        return 503, error_body(503, f"the control part does not answer {where} ({error})")
     finally:
         connection.close()
 
 
 def forwarded(
-    port: int, path: str, body: Any, shown: Request, headers: dict[str, str] | None = None
+    control: Address, path: str, body: Any, shown: Request, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """Send a client's request on to the control part, and return its answer as it is."""
-    status, content = forward(port, path, body, shown.headers["authorization"], headers)
+    status, content = forward(control, path, body, shown.headers["authorization"], headers)
     return JSONResponse(content, status)
 
 

@@ -35,8 +35,8 @@ RESERVED = "new-"  # begins the id of a model that a job is still making; the jo
 class Service:
     """What routes use.
 
-    imports: names of models that may be imported -> path. control_port: where the control part
-    listens, which other parts forward to. audit: wraps the application in the audit log. mcp_rooms:
+    imports: names of models that may be imported -> path. control: host and port where the
+    control part listens, which other parts forward to. audit: wraps the application in the audit log. mcp_rooms:
     what MCP offers, none by default; mcp_repository: its git repository of models. names, origins:
     what Host and Origin headers may say; the wall checks them, and MCP once more.
     """
@@ -51,7 +51,7 @@ class Service:
     tickets: Tickets = field(default_factory=Tickets)
     rates: Rates = field(default_factory=Rates)
     parts: tuple[str, ...] = PARTS
-    control_port: int = 8083
+    control: tuple[str, int] = ("127.0.0.1", 8083)
     audit: Callable[[ASGIApp], ASGIApp] | None = None
     model_memory_bytes: int = 0  # what loaded models may hold together; 0: half of the machine's
     mcp_rooms: tuple[str, ...] = ()

@@ -28,8 +28,10 @@ from agent_forge.server.checkpoints import Registry
 from agent_forge.server.data_sources import DataSources
 from agent_forge.server.database import Database, Readers
 from agent_forge.server.doors import open_doors
+from agent_forge.server.launchers.chosen import read_launcher
 from agent_forge.server.launchers.local import LocalLauncher
 from agent_forge.server.live.hub import Hub
+from agent_forge.server.mcp import check_rooms
 from agent_forge.server.reading import JobReader, wait_for_database
 from agent_forge.server.security.bodies import MOST_BYTES
 from agent_forge.server.security.guard import LOOPBACK, is_loopback
@@ -54,7 +56,8 @@ class ServeSettings:
     data, imports: name -> path. mcp_rooms: what MCP offers, none by default; mcp_repository: its git
     repository of models. hosts, origins: further names of this server and pages that may use it.
     allow_network: listen on more than this machine. parts: the doors of this process; port: of this
-    process; control_port: of the process that owns the database.
+    process; control_port: of the process that owns the database. launcher: a file that says where
+    jobs run; None: on this machine.
     """
 
     state: Path = Path("outputs/.server")
@@ -67,6 +70,7 @@ class ServeSettings:
     imports: dict[str, str] = field(default_factory=dict)
     mcp_rooms: tuple[str, ...] = ()
     mcp_repository: str = ""
+    launcher: Path | None = None
     audit_heads: str = ""  # a command that gets each new head of the audit log
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -82,7 +86,9 @@ class ServeSettings:
         return (*LOOPBACK, self.host, *self.hosts)
 
     def check(self) -> None:
-        """Raise ConfigError where the settings would open the server to others by mistake."""
+        """Raise ConfigError where the settings would open the server to others by mistake, or name
+        a room of MCP or a launcher that cannot be had.
+        """
         if not is_loopback(self.host) and not self.allow_network:
             raise ConfigError(
                 f"--host {self.host} lets other machines in; add --allow-network if that is meant, "
@@ -91,6 +97,10 @@ class ServeSettings:
         for origin in self.origins:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 raise ConfigError(f"--allow-origin {origin}: write it as https://name:port")
+        if self.mcp_rooms:
+            check_rooms(self.mcp_rooms, self.mcp_repository, "--mcp-registry")
+        if self.launcher is not None:
+            read_launcher(self.launcher)
 
 
 @contextlib.contextmanager
@@ -99,6 +109,7 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
 
     Raises LockedError when another server has the state directory.
     """
+    launcher = LocalLauncher() if settings.launcher is None else read_launcher(settings.launcher)
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     watch = [path.absolute() for path in settings.watch]
     state = settings.state.absolute()
@@ -107,7 +118,7 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
             database = Database(state / DATABASE)
             stack.callback(database.close)
             supervisor: Any = Supervisor(
-                database, state, LocalLauncher(), settings=JobSettings(watch=watch)
+                database, state, launcher, settings=JobSettings(watch=watch)
             )
             supervisor.start()
             stack.callback(supervisor.close)
@@ -121,7 +132,7 @@ def opened(settings: ServeSettings) -> Iterator[Service]:
         yield Service(
             state=state, supervisor=supervisor, hub=hub, ring=KeyRing(state),
             data=DataSources(settings.data), imports=settings.imports, parts=settings.parts,
-            rates=Rates(settings.requests_per_minute), control_port=settings.control_port,
+            rates=Rates(settings.requests_per_minute), control=(reachable(settings.host), settings.control_port),
             audit=_audit(state, settings.audit_heads), model_memory_bytes=settings.model_memory_bytes,
             mcp_rooms=settings.mcp_rooms, mcp_repository=settings.mcp_repository,
             names=settings.names, origins=settings.origins,
@@ -182,6 +193,12 @@ def schema(settings: ServeSettings) -> dict[str, Any]:
     """Return the OpenAPI description of a server with these settings, without opening a port."""
     with opened(settings) as service:
         return create_app(service, open_doors(service)).openapi()
+
+
+def reachable(host: str) -> str:
+    """Return the address at which this machine reaches a server that listens on `host`."""
+    bare = host.strip("[]")
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(bare, bare)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -1,11 +1,13 @@
 """`forge serve --split`: four processes on four ports, of which one owns the database.
 
 The parent starts the control part, waits until it answers, then starts chat, updates and models on
-the next ports. A part that dies is started again; a signal ends all of them, and no job.
+the next ports. A part that dies is started again; a signal ends all of them, and no job. Where the
+parent is killed, the kernel ends its parts, so that their ports are free for the next one.
 """
 
 import contextlib
 import http.client
+import os
 import signal
 import subprocess
 import sys
@@ -15,11 +17,12 @@ from types import FrameType
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.server.service import CONTROL, MODELS, PARTS
-from agent_forge.server.serving import ServeSettings, bound
+from agent_forge.server.serving import ServeSettings, bound, reachable
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 0.5
+HIGHEST_PORT = 65535
 MOST_STARTS = 5  # more starts of one part within a minute are a defect
 
 
@@ -54,6 +57,10 @@ def serve_split(settings: ServeSettings, *, as_json: bool = False) -> int:
     Raises ConfigError when a port is taken, or a part does not start.
     """
     settings.check()
+    if not 0 < settings.port <= HIGHEST_PORT - len(PARTS) + 1:
+        raise ConfigError(
+            f"--split takes {len(PARTS)} ports in a row from --port on, got --port {settings.port}"
+        )
     ports = {name: settings.port + place for place, name in enumerate(PARTS)}
     for port in ports.values():
         bound(settings.host, port).close()
@@ -71,7 +78,7 @@ def serve_split(settings: ServeSettings, *, as_json: bool = False) -> int:
                 Part(name, port, _start(settings, name, port, as_json), [time.monotonic()])
             )
             if name == CONTROL:
-                _wait_until_it_answers(parts[0], stopping)
+                _wait_until_it_answers(parts[0], settings.host, stopping)
         while not stopping:
             time.sleep(LOOK_SECONDS)
             for part in parts:
@@ -87,7 +94,8 @@ def _start(
     settings: ServeSettings, name: str, port: int, as_json: bool
 ) -> "subprocess.Popen[bytes]":
     command = [
-        sys.executable, "-m", "agent_forge", "serve", "--part", name, "--port", str(port),
+        sys.executable, "-m", "agent_forge", "serve", "--part", name, "--part-of",
+        str(os.getpid()), "--port", str(port),
         "--control-port", str(settings.port), "--host", settings.host, "--state",
         str(settings.state), "--requests-per-minute", str(settings.requests_per_minute),
         "--model-memory-mib", str(settings.model_memory_bytes >> 20),
@@ -103,6 +111,8 @@ def _start(
     if settings.mcp_rooms and name == MODELS:
         command += ["--mcp", ",".join(settings.mcp_rooms)]
         command += ["--mcp-registry", settings.mcp_repository]
+    if settings.launcher is not None and name == CONTROL:
+        command += ["--launcher", str(settings.launcher)]
     if settings.audit_heads:
         command += ["--audit-heads", settings.audit_heads]
     command += ["--allow-network"] * settings.allow_network + ["--json"] * as_json
@@ -123,12 +133,13 @@ def _start_again(part: Part, settings: ServeSettings, as_json: bool) -> None:
     part.starts.append(now)
 
 
-def _wait_until_it_answers(part: Part, stopping: list[int]) -> None:
+def _wait_until_it_answers(part: Part, host: str, stopping: list[int]) -> None:
+    """Wait until a part answers, or a signal comes. Raises ConfigError when it does not start."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and not stopping:
         if part.process.poll() is not None:
             raise ConfigError(f"the part {part.name} did not start; see the line above")
-        connection = http.client.HTTPConnection("127.0.0.1", part.port, timeout=2.0)
+        connection = http.client.HTTPConnection(reachable(host), part.port, timeout=2.0)
         with (
             contextlib.closing(connection),
             contextlib.suppress(OSError, http.client.HTTPException),
@@ -138,6 +149,8 @@ def _wait_until_it_answers(part: Part, stopping: list[int]) -> None:
                 if answer.status == 200:
                     return
         time.sleep(0.1)
+    if not stopping:
+        raise ConfigError(f"the part {part.name} does not answer on {host}:{part.port}")
 
 
 def _end(parts: list[Part]) -> None:

@@ -27,14 +27,14 @@ from agent_forge.server import commands, jobs, queueing, records, store
 from agent_forge.server.checkpoints import Registry
 from agent_forge.server.database import Database
 from agent_forge.server.jobs import Job, JobState, WrongState
-from agent_forge.server.launchers import Launcher, last_lines
+from agent_forge.server.launchers import Launcher
 from agent_forge.server.queueing import QueueState
 from agent_forge.server.retention import Retention
 from agent_forge.server.settings import JobSettings
 from agent_forge.server.starting import Starter
 from agent_forge.server.store import StoredEvent
 from agent_forge.server.terminals import TerminalRuns
-from agent_forge.server.watching import Watcher
+from agent_forge.server.watching import Watcher, launch_of
 from agent_forge.server.workplace import Workplace
 
 T = TypeVar("T")
@@ -208,8 +208,9 @@ class Supervisor:
             attempt = store.last_attempt(connection, job_id)
         if attempt is None or job.origin == jobs.TERMINAL:
             return ""
-        log_file = commands.attempts_directory(self.root, job_id) / f"{attempt.id}.log"
-        return records.without_paths(last_lines(log_file, lines), self.registry)
+        launcher = self.workplace.launcher_named(attempt.launcher)
+        said = launcher.tail(launch_of(self.workplace, job, attempt), lines)
+        return records.without_paths(said, self.registry)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Call `callback(last_seq)` whenever there are new events; return how to end that.

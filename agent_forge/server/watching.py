@@ -14,7 +14,7 @@ from agent_forge.core.errors import ForgeError, StorageError
 from agent_forge.core.events import Event
 from agent_forge.server import commands, jobs, queueing, records, store
 from agent_forge.server.jobs import Job, JobState
-from agent_forge.server.launchers import Launch, last_lines
+from agent_forge.server.launchers import Launch, Launcher
 from agent_forge.server.progress import JobProgress
 from agent_forge.server.records import EventFiles
 from agent_forge.server.store import Attempt, StoredEvent
@@ -24,6 +24,7 @@ log = logging.getLogger("agent_forge")
 # An attempt without a process this long after a server has looked for it first never began.
 FIND_SECONDS = 3.0
 KILL_AGAIN_SECONDS = 5.0
+LAST_LINES = 50  # The end of a job's log, where the reason of its end is looked for.
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class Watcher:
         if watch.attempt.handle is None and not self._find(job, watch, launch):
             return
         assert watch.attempt.handle is not None
-        status = self.workplace.launcher.poll(launch, watch.attempt.handle)
+        status = self._launcher(watch).poll(launch, watch.attempt.handle)
         self.take_events(job, watch)
         if not status.alive:
             self._settle(job, watch, launch, status.exit_code)
@@ -99,9 +100,13 @@ class Watcher:
             watch.attempt = attempt
         return watch
 
+    def _launcher(self, watch: Watch) -> Launcher:
+        """Return what started an attempt, which an earlier server may have done by other means."""
+        return self.workplace.launcher_named(watch.attempt.launcher)
+
     def _find(self, job: Job, watch: Watch, launch: Launch) -> bool:
         """Look for the process of a launch that was cut off; return whether there is one."""
-        handle = self.workplace.launcher.find(launch)
+        handle = self._launcher(watch).find(launch)
         if handle is not None:
             watch.attempt.handle = handle
             token = launch.token
@@ -166,14 +171,14 @@ class Watcher:
     def _settle(self, job: Job, watch: Watch, launch: Launch, exit_code: int | None) -> None:
         """Record the end of an attempt whose process is gone."""
         assert watch.attempt.handle is not None
-        self.workplace.launcher.sweep(launch, watch.attempt.handle)
+        launcher = self._launcher(watch)
+        launcher.sweep(launch, watch.attempt.handle)
         while self.take_events(job, watch):
             pass
         if watch.files.damaged:
             log.warning("job %s: %d lines held no event", job.id, watch.files.damaged)
-        end = records.end_of(
-            job, launch.token, exit_code, last_lines(launch.log), self.workplace.registry
-        )
+        said = launcher.tail(launch, LAST_LINES)
+        end = records.end_of(job, launch.token, exit_code, said, self.workplace.registry)
 
         def work(connection: Connection) -> None:
             stored = jobs.load(connection, job.id)
@@ -194,7 +199,7 @@ class Watcher:
 
     def _stop(self, watch: Watch, launch: Launch) -> None:
         """Ask an attempt to stop, and end it by force when the grace is over."""
-        attempt, clock, launcher = watch.attempt, time.monotonic(), self.workplace.launcher
+        attempt, clock, launcher = watch.attempt, time.monotonic(), self._launcher(watch)
         assert attempt.handle is not None
         if watch.stop_since is None:
             watch.stop_since = clock

@@ -8,7 +8,7 @@ from typing import TypeVar
 from agent_forge.server import queueing
 from agent_forge.server.checkpoints import Registry
 from agent_forge.server.database import Database
-from agent_forge.server.launchers import Launcher
+from agent_forge.server.launchers import Launcher, chosen
 from agent_forge.server.settings import JobSettings, visible_gpus
 
 T = TypeVar("T")
@@ -30,6 +30,16 @@ class Workplace:
         self.registry = registry or Registry(database, [self.root / "jobs", *self.settings.watch])
         self.gpus = visible_gpus() if self.settings.gpus is None else self.settings.gpus
         self._listeners: list[Callable[[int], None]] = []
+        self._launchers = {launcher.name: launcher}
+
+    def launcher_named(self, name: str) -> Launcher:
+        """Return the launcher of an attempt; attempts of an earlier server may need another one.
+
+        Raises ConfigError for a name that this forge does not know.
+        """
+        if name not in self._launchers:
+            self._launchers[name] = chosen.launcher(name, {})
+        return self._launchers[name]
 
     def change(self, work: Callable[[Connection], T]) -> T:
         """Run a change of the database, wait until it is on the disk, and tell of new events.

@@ -117,7 +117,7 @@ def test_the_exit_code_is_known_by_a_server_that_did_not_start_the_job(
     launcher = LocalLauncher(gives_way=False)
     finished(launcher, launch)
     assert launcher.poll(launch, {"pid": 1, "start": 1.0, "boot": "gone"}).exit_code == 2
-    assert "no phase 'no-such-phase'" in last_lines(launch.log)
+    assert "no phase 'no-such-phase'" in launcher.tail(launch, 1)
     assert launcher.find(launch) is not None
 
 

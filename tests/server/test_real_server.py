@@ -293,85 +293,6 @@ def test_foreign_names_and_pages_are_refused_on_the_wire(running: Running) -> No
     assert asyncio.run(foreign()) == 403
 
 
-def free_ports() -> int:
-    """Return the first of four ports in a row that were free a moment ago."""
-    while True:
-        first = free_port()
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(first, first + 4):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
-
-
-def test_a_split_service_is_four_doors_to_one_database(tmp_path: Path, start_forge: Any) -> None:
-    control, chat, updates, models = range(first := free_ports(), first + 4)
-    process = start_forge(
-        "serve", "--split", "--port", str(control), "--state", str(tmp_path / "state"),
-        "--watch", str(tmp_path),
-    )  # fmt: skip
-    key_file = tmp_path / "state" / "first-key"
-
-    def ask(port: int, method: str, path: str, body: Any = None, key: str = "") -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS)
-        headers = {"authorization": f"Bearer {key or key_file.read_text().strip()}"}
-        if body is not None:
-            headers["content-type"] = "application/json"
-        with contextlib.closing(connection):
-            text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, headers)
-            with connection.getresponse() as answer:
-                return answer.status, json.loads(answer.read())
-
-    def answers(port: int) -> bool:
-        assert process.poll() is None, process.communicate()
-        with contextlib.suppress(OSError):
-            return key_file.exists() and ask(port, "GET", "/healthz")[0] == 200
-        return False
-
-    async def start_over_the_socket() -> dict[str, Any]:
-        headers = {"authorization": f"Bearer {key_file.read_text().strip()}"}
-        async with websockets.connect(
-            f"ws://127.0.0.1:{updates}/ws", additional_headers=headers, proxy=None
-        ) as client:
-            await client.send('{"type": "subscribe", "channel": "phase_updates", "after": 0}')
-            await client.send('{"type": "start_phase", "phase": "bitnet"}')
-            messages: dict[str, dict[str, Any]] = {}
-            while not {"started", "state"} <= set(messages):
-                message = json.loads(await client.recv())
-                messages[message["type"]] = message
-            assert messages["state"]["task_id"] == messages["started"]["task_id"]
-            return messages["started"]
-
-    try:
-        for port in (control, chat, updates, models):
-            until(lambda port=port: answers(port))  # type: ignore[misc]
-        parts = [ask(p, "GET", "/v1/service")[1]["parts"] for p in (control, chat, updates, models)]
-        assert parts == [["control"], ["chat"], ["updates"], ["models"]]
-        for port in (control, chat, updates, models):
-            assert ask(port, "GET", "/v1/service", key="forge_wrong")[0] == 401
-        assert ask(control, "PUT", "/v1/queue", {"paused": True})[0] == 200
-        started = asyncio.run(start_over_the_socket())
-        assert ask(control, "GET", f"/phases/status?task_id={started['task_id']}")[0] == 200
-        assert ask(control, "POST", f"/v1/jobs/{started['task_id']}/cancel")[0] == 200
-        assert ask(models, "GET", "/models/list") == (200, [])
-        status, answer = ask(models, "POST", "/models/create", {"type": "bitnet"})
-        assert status == 202
-        task_id = answer["metadata"]["task_id"]
-        assert ask(control, "POST", f"/v1/jobs/{task_id}/cancel")[0] == 200
-        status, refusal = ask(models, "POST", "/models/create", {"type": "nothing"})
-        assert status == 422
-        assert "no type 'nothing'" in refusal["error"]["message"]
-        assert ask(models, "POST", "/phases/start", {"phase_name": "bitnet"})[0] == 404
-        assert ask(updates, "POST", "/v1/tickets")[0] == 200
-    finally:
-        process.terminate()
-        _, errors = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0, errors
-    for port in (control, chat, updates, models):
-        with pytest.raises(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
-
-
 def refused(*options: str) -> Any:
     """Run `forge serve` with options that it refuses; return what it has said."""
     ended = CliRunner().invoke(app, ["serve", *options])
@@ -386,6 +307,27 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
         ended = refused("--port", port, "--state", str(tmp_path / "s"))
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
     assert not (tmp_path / "s").exists(), "nothing was opened"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--split", "--port", "0"], "--split takes 4 ports in a row"),
+        (["--split", "--port", "65533"], "--split takes 4 ports in a row"),
+        (["--mcp", "memory,checkpoint"], "did you mean 'checkpoints'"),
+        (["--mcp", "registry"], "the room registry needs --mcp-registry ADDRESS"),
+        (["--split", "--mcp", "memry"], "did you mean 'memory'"),
+        (["--launcher", "nowhere.yaml"], "--launcher nowhere.yaml: cannot be read"),
+        (["--split", "--launcher", "nowhere.yaml"], "--launcher nowhere.yaml: cannot be read"),
+        (["--allow-origin", "evil.example"], "write it as https://name:port"),
+        (["--data", "x=/nowhere/at/all"], "there is nothing at"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_before_anything_is_opened(
+    tmp_path: Path, options: list[str], words: str
+) -> None:
+    assert words in refused(*options, "--state", str(tmp_path / "s")).stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_other_machines_are_let_in_on_demand_only(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agent_forge.cli.app import app
+from agent_forge.server.launchers.chosen import read_launcher
+from agent_forge.server.launchers.slurm import SlurmLauncher
 from tests.server.house import House, house
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "service.md").read_text()
@@ -65,6 +67,15 @@ def test_each_command_about_keys_runs(tmp_path: Path, words: list[str]) -> None:
     assert key["key"] not in json.dumps(listed)
     if chosen[1] == "revoke":
         assert [one["state"] for one in listed] == ["revoked"]
+
+
+def test_the_launcher_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "slurm.yaml").write_text(text)
+    monkeypatch.setattr(SlurmLauncher, "check", lambda _launcher: None)
+    launcher = read_launcher(tmp_path / "slurm.yaml")
+    assert (launcher.name, launcher.most_jobs) == ("slurm", 8)
+    assert vars(launcher)["parameters"] == {"slurm_partition": "gpu", "timeout_min": 600}
 
 
 def test_the_options_of_the_page_are_those_of_the_command() -> None:

@@ -71,6 +71,9 @@ class Launcher(Protocol):
     def sweep(self, launch: Launch, handle: Handle) -> int:
         """End what an ended attempt has left running; return the number of processes."""
 
+    def tail(self, launch: Launch, lines: int) -> str:
+        """Return the last lines that the attempt, or what was to start it, has said; "" for none."""
+
 
 def last_lines(path: Path, lines: int = 50, most_bytes: int = 1 << 16) -> str:
     """Return the last lines of a log, "" where it is missing."""

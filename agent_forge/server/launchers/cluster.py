@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.supervised import read_exit
-from agent_forge.server.launchers import Handle, Launch, Status, node
+from agent_forge.server.launchers import Handle, Launch, Status, last_lines, node
 
 ASK_SECONDS = 15.0  # between questions to the scheduler about one attempt
 FRESH_SECONDS = 30.0  # after a node's last touch, in which nobody has to ask whether it is alive
@@ -75,6 +75,14 @@ class ClusterLauncher(ABC):
         """Return 0: the scheduler ends what its jobs leave."""
         del launch, handle
         return 0
+
+    def tail(self, launch: Launch, lines: int) -> str:
+        """Return the end of the command's standard error, which lies on the shared disk."""
+        return last_lines(launch.log, lines)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ConfigError where the cluster's commands are missing on this machine."""
 
     @abstractmethod
     def submit(self, launch: Launch) -> Handle:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from agent_forge.core.errors import StorageError
 from agent_forge.core.lifetime import give_way
 from agent_forge.core.supervised import ATTEMPT_VARIABLE, EXIT_VARIABLE, read_exit
-from agent_forge.server.launchers import Handle, Launch, Status, processes
+from agent_forge.server.launchers import Handle, Launch, Status, last_lines, processes
 from agent_forge.server.launchers.environment import job_environment
 from agent_forge.server.launchers.processes import Identity
 
@@ -101,3 +101,7 @@ class LocalLauncher:
         return sum(
             processes.send(one, signal.SIGKILL) for one in processes.of_attempt(launch.token)
         )
+
+    def tail(self, launch: Launch, lines: int) -> str:
+        """Return the end of the command's standard error."""
+        return last_lines(launch.log, lines)

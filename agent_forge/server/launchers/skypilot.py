@@ -48,9 +48,13 @@ class SkyLauncher(ClusterLauncher):
         self.task = dict(task or {})
         self._launching: dict[str, subprocess.Popen[bytes]] = {}
 
+    def check(self) -> None:
+        """Raise ConfigError where the `sky` command is missing."""
+        require_tool("sky", HINT)
+
     def submit(self, launch: Launch) -> Handle:
         """Begin `sky launch`, which may take minutes. Raises ConfigError, StorageError."""
-        require_tool("sky", HINT)
+        self.check()
         self.prepare(launch)
         run = shlex.join(
             ["python", "-m", "agent_forge.server.launchers.node", str(launch.directory),

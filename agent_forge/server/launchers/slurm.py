@@ -9,10 +9,11 @@ before the time limit the phase is asked to save; resume goes on in a new Slurm 
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.server.launchers import Handle, Launch, cluster, node
+from agent_forge.server.launchers import Handle, Launch, cluster, last_lines, node
 from agent_forge.server.launchers.cluster import ClusterLauncher, answer, require_tool, silence
 
 HINT = "start the service on a machine that submits to Slurm"
@@ -43,12 +44,17 @@ class SlurmLauncher(ClusterLauncher):
         self.parameters = dict(parameters or {})
         self.gpus_per_process = gpus_per_process
 
+    def check(self) -> None:
+        """Raise ConfigError where submitit or Slurm's commands are missing."""
+        _submitit()
+        require_tool("sbatch", HINT)
+
     def submit(self, launch: Launch) -> Handle:
         """Submit the attempt under the name forge-TOKEN. Raises ConfigError, PhaseError."""
+        self.check()
         submitit = _submitit()
-        require_tool("sbatch", HINT)
         self.prepare(launch)
-        executor = submitit.AutoExecutor(folder=launch.directory / "slurm", cluster="slurm")
+        executor = submitit.AutoExecutor(folder=_folder(launch), cluster="slurm")
         gpus = self.gpus_per_process * launch.processes
         extra = {"gpus_per_node": gpus} if gpus else {}
         executor.update_parameters(name=_name(launch), **extra, **self.parameters)
@@ -82,6 +88,19 @@ class SlurmLauncher(ClusterLauncher):
         """Cancel the job."""
         del launch
         answer(["scancel", handle["slurm_id"]])
+
+    def tail(self, launch: Launch, lines: int) -> str:
+        """Return the end of the command's standard error, or of Slurm's where it has not begun."""
+        said = super().tail(launch, lines)
+        if said or not _folder(launch).is_dir():
+            return said
+        logs = sorted(_folder(launch).glob("*_log.err"), key=lambda file: file.stat().st_mtime)
+        return last_lines(logs[-1], lines) if logs else ""
+
+
+def _folder(launch: Launch) -> Path:
+    """Return where submitit keeps the files of an attempt."""
+    return launch.directory / "slurm" / launch.token
 
 
 def _name(launch: Launch) -> str:

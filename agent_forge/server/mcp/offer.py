@@ -7,8 +7,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from agent_forge.core.errors import ConfigError, ForgeError, did_you_mean
-from agent_forge.server.mcp import ROOMS
+from agent_forge.core.errors import ConfigError, ForgeError
+from agent_forge.server.mcp import check_rooms
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import MCPServer
@@ -36,12 +36,7 @@ class Offer:
 
     def check(self) -> None:
         """Raise ConfigError for a room that does not exist, or that lacks its part."""
-        for room in self.rooms:
-            if room not in ROOMS:
-                hint = did_you_mean(room, ROOMS)
-                raise ConfigError(f"no room '{room}'{hint}; known: {', '.join(ROOMS)}")
-        if "registry" in self.rooms and not self.repository:
-            raise ConfigError("the room registry needs --registry ADDRESS")
+        check_rooms(self.rooms, self.repository, "--registry")
         reads_models = {"checkpoints", "evaluations"} & set(self.rooms)
         if reads_models and not any(folder.is_dir() for folder in self.models):
             shown = ", ".join(map(str, self.models))
@@ -53,13 +48,11 @@ def make_server(offer: Offer, **options: Any) -> "MCPServer":
 
     Raises ConfigError where the offer does not hold, or mcp is not installed.
     """
-    try:
-        from mcp.server.mcpserver import MCPServer
-    except ImportError:
-        raise ConfigError("forge mcp needs mcp; pip install 'agent-forge[agent]'") from None
+    offer.check()
+    from mcp.server.mcpserver import MCPServer
+
     from agent_forge import __version__
 
-    offer.check()
     server: MCPServer = MCPServer(
         "agent-forge", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING",
         **options,

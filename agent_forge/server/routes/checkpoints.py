@@ -122,7 +122,7 @@ def _add_files(routes: APIRouter, service: Service) -> None:
         """Read every file of every copy and compare its SHA-256."""
         if CONTROL not in service.parts:
             path = f"/v1/checkpoints/{checkpoint_id}/verify"
-            return forwarded(service.control_port, path, None, shown)
+            return forwarded(service.control, path, None, shown)
         return answer_of(service.registry.verify(service.checkpoint_id(checkpoint_id)))
 
 

@@ -83,7 +83,7 @@ def _models(service: Service) -> APIRouter:
         if CONTROL not in service.parts:
             headers = {"idempotency-key": once} if once else {}
             return forwarded(
-                service.control_port, "/v1/models/create", request.model_dump(), shown, headers
+                service.control, "/v1/models/create", request.model_dump(), shown, headers
             )
         return create(service, request.type, request.params, once)
 
