@@ -49,6 +49,9 @@ def mcp_command(
         Path | None,
         typer.Option("--token-file", help="The HTTP token (FORGE_MCP_TOKEN goes before it)."),
     ] = None,
+    allow_network: Annotated[
+        bool, typer.Option("--allow-network", help="Let --http be reached from other machines.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Offer rooms to MCP clients."""
@@ -64,7 +67,7 @@ def mcp_command(
             state=state,
         )  # fmt: skip
         if http:
-            _serve_http(described, http, token_file or state / "token")
+            _serve_http(described, http, token_file or state / "token", allow_network=allow_network)
             return
         from agent_forge.server.mcp.offer import make_server
 
@@ -82,10 +85,8 @@ def _state() -> Path:
     return Path(base) / "agent-forge" / "mcp"
 
 
-def _serve_http(described: object, address: str, token_file: Path) -> None:
+def _serve_http(described: object, address: str, token_file: Path, *, allow_network: bool) -> None:
     """Serve until SIGINT or SIGTERM; say where, and where the token is."""
-    import socket
-
     try:
         import uvicorn
     except ImportError:
@@ -94,16 +95,20 @@ def _serve_http(described: object, address: str, token_file: Path) -> None:
         raise ConfigError(
             "forge mcp --http needs uvicorn; pip install 'agent-forge[serve]'"
         ) from None
+    from agent_forge.server.listening import bound, check_host, is_loopback
     from agent_forge.server.mcp.http import PATH, application, local_hosts, one_token, token_of
     from agent_forge.server.mcp.offer import Offer
 
     assert isinstance(described, Offer)
     host, port = read_address(address)
+    if not allow_network:
+        check_host(host, "--http", "and keep the token to yourself")
+    listening = bound(host, port, "--http")
     token, is_new = token_of(token_file)
-    hosts = local_hosts() if host in ("127.0.0.1", "localhost", "::1") else [f"{host}:*", host]
+    bracketed = f"[{host}]" if ":" in host else host
+    hosts = [*(local_hosts() if is_loopback(host) else ()), bracketed, f"{bracketed}:*"]
     offered = application(described, one_token(token), hosts=hosts)
-    listening = socket.create_server((host, port))
-    shown = f"http://{host}:{listening.getsockname()[1]}{PATH}"
+    shown = f"http://{bracketed}:{listening.getsockname()[1]}{PATH}"
     print(f"forge: MCP at {shown}; send the token as a bearer", file=sys.stderr)
     print(f"forge: the token {'was written to' if is_new else 'is in'} {token_file}"
           if not os.environ.get("FORGE_MCP_TOKEN") else "forge: the token is FORGE_MCP_TOKEN",

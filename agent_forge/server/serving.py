@@ -30,11 +30,12 @@ from agent_forge.server.database import Database, Readers
 from agent_forge.server.doors import open_doors
 from agent_forge.server.launchers.chosen import read_launcher
 from agent_forge.server.launchers.local import LocalLauncher
+from agent_forge.server.listening import bound, check_host, reachable
 from agent_forge.server.live.hub import Hub
 from agent_forge.server.mcp import check_rooms
 from agent_forge.server.reading import JobReader, wait_for_database
 from agent_forge.server.security.bodies import MOST_BYTES
-from agent_forge.server.security.guard import LOOPBACK, is_loopback
+from agent_forge.server.security.guard import LOOPBACK
 from agent_forge.server.security.keys import KeyRing, first_key
 from agent_forge.server.security.rates import REQUESTS_PER_MINUTE, Rates
 from agent_forge.server.security.wall import Wall
@@ -45,7 +46,6 @@ from agent_forge.server.supervisor import Supervisor
 AUDIT = "audit.jsonl"
 STOP_SECONDS = 10  # how long answers that are under way may take to end
 POLL_SECONDS = 0.25  # the wait between looks for other processes' events
-BACKLOG = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,11 +89,8 @@ class ServeSettings:
         """Raise ConfigError where the settings would open the server to others by mistake, or name
         a room of MCP or a launcher that cannot be had.
         """
-        if not is_loopback(self.host) and not self.allow_network:
-            raise ConfigError(
-                f"--host {self.host} lets other machines in; add --allow-network if that is meant, "
-                "put TLS before it, and name the server with --allow-host NAME"
-            )
+        if not self.allow_network:
+            check_host(self.host, "--host", "and name the server with --allow-host NAME")
         for origin in self.origins:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 raise ConfigError(f"--allow-origin {origin}: write it as https://name:port")
@@ -193,32 +190,6 @@ def schema(settings: ServeSettings) -> dict[str, Any]:
     """Return the OpenAPI description of a server with these settings, without opening a port."""
     with opened(settings) as service:
         return create_app(service, open_doors(service)).openapi()
-
-
-def reachable(host: str) -> str:
-    """Return the address at which this machine reaches a server that listens on `host`."""
-    bare = host.strip("[]")
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(bare, bare)
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Return a listening socket, which no child process inherits.
-
-    Raises ConfigError when the port is taken, or the host is not an address of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; "
-            "is another server running? take another --port"
-        ) from None
-    return listener
 
 
 class _Server(uvicorn.Server):

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from types import FrameType
 
 from agent_forge.core.errors import ConfigError
+from agent_forge.server.listening import bound, reachable
 from agent_forge.server.service import CONTROL, MODELS, PARTS
-from agent_forge.server.serving import ServeSettings, bound, reachable
+from agent_forge.server.serving import ServeSettings
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from typing import Any
 import httpx2
 import pytest
 from mcp import Client
+from typer.testing import CliRunner
 
 from agent_forge.agent import Call, Toolbox, ToolContext, load_tools
 from agent_forge.checkpoint import Checkpoint
+from agent_forge.cli.app import app
 from agent_forge.cli.mcp_command import read_address
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.server.mcp import ROOMS
@@ -433,6 +436,24 @@ def test_the_inspector_works_over_both_transports(
         "--header", f"Authorization: Bearer {token}", "--method", "tools/list",
     )  # fmt: skip
     assert len(json.loads(listed)["tools"]) == 19
+
+
+def test_an_address_that_cannot_be_served_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        for address, words in (
+            (str(port), f"cannot listen on 127.0.0.1:{port}: Address already in use"),
+            ("0.0.0.0:0", "--http 0.0.0.0 lets other machines in; add --allow-network"),
+            ("192.0.2.1:0", "lets other machines in"),
+        ):
+            ended = CliRunner().invoke(
+                app, ["mcp", "--http", address, "--models", str(tmp_path), "--token-file",
+                      str(tmp_path / "token")],
+            )  # fmt: skip
+            assert ended.exit_code == 2
+            assert words in ended.stderr
+            assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "token").exists()
 
 
 def test_http_addresses_are_read() -> None:

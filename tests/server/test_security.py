@@ -18,7 +18,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketT
 from starlette.websockets import WebSocket
 
 from agent_forge.core.errors import ConfigError, StorageError
-from agent_forge.server.security.guard import is_loopback
+from agent_forge.server.listening import is_loopback
 from agent_forge.server.security.keys import Key, KeyRing, first_key
 from agent_forge.server.security.rates import Rates
 from agent_forge.server.security.tickets import LIFE_SECONDS, Tickets

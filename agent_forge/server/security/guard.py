@@ -6,7 +6,6 @@ sites; forms cannot send JSON. Programs send none of these headers and pass.
 """
 
 from collections.abc import Collection
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -89,11 +88,3 @@ def _name(host: str) -> str:
         return ""
     whole = name if ":" not in name else f"[{name}]"
     return name if host.lower() in (whole, f"{whole}:{parts.port}") else ""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server that listens on `host`."""
-    try:
-        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
