@@ -32,7 +32,7 @@ class Watch:
     """What this server knows of a running attempt beyond its row.
 
     since: monotonic seconds of the first look. stop_since: of the first look at which it was to
-    stop. kill_since: of the last end by force.
+    stop. kill_since: of the last end by force. has_spoken: whether an event of it was read.
     """
 
     attempt: Attempt
@@ -41,6 +41,7 @@ class Watch:
     since: float = field(default_factory=time.monotonic)
     stop_since: float | None = None
     kill_since: float | None = None
+    has_spoken: bool = False
 
 
 class Watcher:
@@ -112,7 +113,12 @@ class Watcher:
             token = launch.token
             self.workplace.change(lambda c: store.note_attempt(c, token, handle=handle))
         elif time.monotonic() - watch.since > FIND_SECONDS:
-            self._take_back(job, watch)
+            while self.take_events(job, watch):
+                pass
+            if watch.has_spoken:  # it began and has died: only its start was never noted
+                self._settle(job, watch, launch, None)
+            else:
+                self._take_back(job, watch)
         return handle is not None
 
     def _take_back(self, job: Job, watch: Watch) -> None:
@@ -156,6 +162,7 @@ class Watcher:
 
     def _row(self, job: Job, watch: Watch, name: str, event: Event) -> tuple[StoredEvent, str, int]:
         registry = self.workplace.registry
+        watch.has_spoken = watch.has_spoken or event.attempt == watch.attempt.id
         percent = watch.progress.take(event)
         job.progress = max(job.progress, watch.progress.overall())
         message = records.without_paths(event.message, registry)
@@ -170,9 +177,8 @@ class Watcher:
 
     def _settle(self, job: Job, watch: Watch, launch: Launch, exit_code: int | None) -> None:
         """Record the end of an attempt whose process is gone."""
-        assert watch.attempt.handle is not None
         launcher = self._launcher(watch)
-        launcher.sweep(launch, watch.attempt.handle)
+        launcher.sweep(launch, watch.attempt.handle or {})
         while self.take_events(job, watch):
             pass
         if watch.files.damaged:

@@ -3,15 +3,20 @@
 import itertools
 import sqlite3
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError, StorageError
+from agent_forge.core.events import EventLog
+from agent_forge.pipeline.outcome import EVENTS
 from agent_forge.server import database as database_module
-from agent_forge.server import jobs, store
+from agent_forge.server import jobs, store, watching
 from agent_forge.server.database import Database
 from agent_forge.server.jobs import ALLOWED, JobState, UnknownJob, WrongState
 from agent_forge.server.records import EventFiles
+from agent_forge.server.store import Attempt, add_attempt, change_state
 from agent_forge.server.supervisor import Supervisor
 from agent_forge.server.watching import Watcher
 from tests.server.conftest import (
@@ -47,6 +52,42 @@ def test_a_job_ends_as_its_process_did(
     job = until_state(supervisor, supervisor.submit("train", [f"end={end}"]), state)
     assert job.error_code in (code, -9)
     assert job.message
+
+
+@pytest.mark.parametrize("spoke", [True, False])
+def test_a_start_that_was_never_noted_is_known_by_what_the_job_has_said(
+    database: Database, monkeypatch: pytest.MonkeyPatch, spoke: bool
+) -> None:
+    """A server that is killed between the process and its handle, and the job with it."""
+    monkeypatch.setattr(watching, "FIND_SECONDS", 0.1)
+    place = database.path.parent
+    first = Supervisor(database, place, stub_launcher(), settings=quick_settings())
+    job = first.submit("train", ["steps=3"])
+    attempt = Attempt(
+        id="lost", job_id=job.id, number=1, launcher="local", handle=None, gpus=[], created=1.0,
+        stop_sent=None, kill_sent=None, positions={},
+    )  # fmt: skip
+
+    def begin(connection: Any) -> None:
+        change_state(connection, job, JobState.RUNNING, attempt=1)
+        add_attempt(connection, attempt)
+
+    first.change(begin)
+    record = Path(job.record)
+    record.mkdir(parents=True)
+    log = EventLog(record / EVENTS, "train", attempt="lost" if spoke else "of another")
+    log.emit("start", message="it begins")
+    log.close()
+    second = Supervisor(database, place, stub_launcher(), settings=quick_settings())
+    second.start()
+    try:
+        end = until_state(second, job, JobState.INTERRUPTED, JobState.SUCCEEDED)
+        assert (end.state, end.attempt) == (
+            (JobState.INTERRUPTED, 1) if spoke else (JobState.SUCCEEDED, 2)
+        )
+        assert "it begins" in [event.message for event in second.events(0, job_id=job.id)]
+    finally:
+        second.close()
 
 
 def test_only_allowed_changes_of_state_are_taken() -> None:
