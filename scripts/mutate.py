@@ -71,9 +71,16 @@ ROOMS = {
     "train": ("agent_forge/phases/train", ["tests/phases/test_train.py"]),
     "quietstar": (
         "agent_forge/phases/quietstar",
-        ["tests/phases/test_quietstar.py", "tests/phases/test_fits.py"],
+        [
+            "tests/phases/test_quietstar.py",
+            "tests/phases/test_task_thoughts.py",
+            "tests/phases/test_fits.py",
+        ],
     ),
-    "bake": ("agent_forge/phases/bake", ["tests/phases/test_bake.py"]),
+    "bake": (
+        "agent_forge/phases/bake",
+        ["tests/phases/test_bake.py", "tests/phases/test_bake_own.py"],
+    ),
     "adas": ("agent_forge/phases/adas", ["tests/phases/test_adas.py"]),
     "compress": (
         "agent_forge/phases/compress",

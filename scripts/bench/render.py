@@ -24,6 +24,7 @@ TOPICS = (
     "Memory and depth",
     "Agent",
     "Gates",
+    "Tests",
     "Service",
     "The default run",
 )

@@ -283,6 +283,61 @@ def test_only_the_last_part_of_a_batch_exchanges_gradients(monkeypatch: pytest.M
     assert order == ["local", "forward", "end"] * 2 + ["forward"]
 
 
+class Squares(nn.Module):
+    """The mean squared error over trained tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
+
+    def forward(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Any]]:
+        trained = batch["labels"][:, 1:] != -100
+        error = (batch["x"][:, 1:] @ self.weight - batch["y"][:, 1:])[trained]
+        return error.square().mean(), {"error": error.mean().detach()}
+
+
+class OneOfTwo(World):
+    """One process of two that knows how many tokens both have, and what the other sums up to."""
+
+    def __init__(self, rank: int, tokens: int) -> None:
+        super().__init__(torch.device("cpu"))
+        self.size, self.rank, self.totals = 2, rank, [[float(tokens)]]
+
+    def sums(self, values: list[float]) -> list[float]:
+        return self.totals.pop() if self.totals else values
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("trained", [[1, 2, 0, 4], [0, 1, 0, 0]])
+def test_processes_and_parts_weigh_a_tokens_gradient_as_the_whole_batch_does(
+    parts: int, trained: list[int]
+) -> None:
+    """A batch may have a single trained token, in one part of one process."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(9, (4, 5), generator=generator)
+    x, y = torch.randn(4, 5, 3, generator=generator), torch.randn(4, 5, generator=generator)
+    labels = ids.clone()
+    for row, count in enumerate(trained):
+        labels[row, : 5 - count] = -100
+    batch = {"input_ids": ids, "labels": labels, "x": x, "y": y}
+    whole = Squares()
+    loss, metrics = whole(batch, 0)
+    loss.backward()
+    gradient, both = torch.zeros(3), {"loss": 0.0, "error": 0.0}
+    for rank in range(2):
+        mine = Squares()
+        world = OneOfTwo(rank, sum(trained))
+        run = gradients.Gradients(mine, world, parts, torch.device("cpu"), torch.float32)
+        share, own = run.backward(batch, 0)
+        assert mine.weight.grad is not None
+        gradient += mine.weight.grad / 2  # Distributed training averages over its processes.
+        both["loss"] += float(share)
+        both["error"] += own["error"]
+    torch.testing.assert_close(gradient, whole.weight.grad)
+    assert both["loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert both["error"] == pytest.approx(float(metrics["error"]), rel=1e-6)
+
+
 def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(
     tiny_llama: LlamaForCausalLM, tmp_path: Path
 ) -> None:
@@ -290,6 +345,18 @@ def test_a_budget_of_tokens_ends_the_whole_schedule_earlier(
         fresh(tiny_llama), tmp_path / "budget", runtime=replace(PLAIN, budget_tokens=3 * 48 + 1)
     )
     assert losses(shorter) == losses(go(fresh(tiny_llama), tmp_path / "steps", steps=4))
+
+
+def test_a_budget_of_tokens_needs_no_batch_but_the_first(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    class OneBatch(Tokens):
+        def batch(self, step: int) -> dict[str, Tensor]:
+            assert step == 0
+            return super().batch(step)
+
+    runtime = replace(PLAIN, budget_tokens=1000)
+    assert len(go(fresh(tiny_llama), tmp_path, runtime=runtime, batches=OneBatch(), steps=1)) == 1
 
 
 def test_a_budget_of_minutes_cools_down_in_time() -> None:

@@ -30,6 +30,7 @@ from agent_forge.models.plain import PlainCall, stack_of
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases.bitnet import DistillConfig, head_loss
 from agent_forge.phases.bitnet.distill import Distillation
+from tests.pretend import counted_waits, pretend_accelerator
 
 PLAIN = default_runtime()
 OPTIM = OptimConfig(
@@ -355,6 +356,14 @@ def test_metrics_are_read_as_they_are() -> None:
         "double": torch.tensor(0.7, dtype=torch.float64),
     }
     assert gradients.numbers(values) == {key: float(value) for key, value in values.items()}
+
+
+def test_numbers_on_an_accelerator_are_read_all_at_once() -> None:
+    with pretend_accelerator() as device:
+        values = {"a": torch.tensor(0.25).to(device), "b": 2.0, "c": torch.tensor(3).to(device)}
+        with counted_waits() as waits:
+            assert gradients.numbers(values) == {"a": 0.25, "b": 2.0, "c": 3.0}
+        assert not waits
 
 
 def test_garbage_is_collected_at_intervals_and_the_collector_is_put_back() -> None:

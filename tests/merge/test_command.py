@@ -193,6 +193,46 @@ def test_shards_of_any_size_in_and_out_hold_the_same_tensors(family: Path) -> No
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in whole.items())
 
 
+def test_a_shard_is_filled_to_its_limit_and_no_further(family: Path) -> None:
+    job = merge_job.prepare(recipe(family))
+    try:
+        sizes = [output.size_bytes for output in job.layout.outputs]
+    finally:
+        job.close()
+    for limit, count in ((sum(sizes), 1), (sum(sizes) - 1, 2)):
+        job = merge_job.prepare(recipe(family), shard_bytes=limit)
+        assert len(job.layout.shards) == count
+        assert job.layout.size_bytes == sum(sizes)
+        job.close()
+
+
+@pytest.mark.parametrize("sample_bytes", [1, 20_000, 1 << 30])
+def test_the_time_of_a_merge_is_that_of_its_smaller_half_scaled_to_all_bytes(
+    family: Path, monkeypatch: pytest.MonkeyPatch, sample_bytes: int
+) -> None:
+    """The sample begins with the tensor of median size and goes on to smaller ones."""
+    job = merge_job.prepare(recipe(family))
+    sizes = sorted(output.size_bytes for output in job.layout.outputs)
+    expected: list[int] = []
+    for size in reversed(sizes[: len(sizes) // 2 + 1]):
+        if sum(expected) < sample_bytes:
+            expected.append(size)
+    sample: list[int] = []
+
+    def blocks(_plan: object, _files: object, outputs: Any, *_: object) -> list[object]:
+        sample.extend(output.size_bytes for output in outputs)
+        return []
+
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(merge_job.stream, "blocks", blocks)
+    monkeypatch.setattr(merge_job.time, "perf_counter", lambda: next(clock))
+    seconds = merge_job.estimate_seconds(job, sample_bytes)
+    monkeypatch.undo()
+    job.close()
+    assert sample == expected
+    assert seconds == pytest.approx(2.5 * sum(sizes) / sum(expected))
+
+
 def test_out_dtype_is_what_is_stored_and_what_the_config_says(family: Path) -> None:
     result = merge(recipe(family, dtype="float32", out_dtype="bfloat16"))
     assert {value.dtype for value in weights_of(result.path).values()} == {torch.bfloat16}

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.merge import job as merge_job
+from agent_forge.merge import layers
 
 from . import families
 
@@ -82,3 +83,14 @@ def test_a_frankenmerge_of_six_layers_from_four_computes_what_the_stacked_layers
     torch.testing.assert_close(
         families.logits(loaded.eval()), families.logits(truth), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_layers_of_another_kind_at_every_nth_place_move_by_whole_periods(offset: int) -> None:
+    """A layer keeps its kind where old and new place, both counted from the offset, agree."""
+    donor = {"attn_layer_period": 4, "attn_layer_offset": offset}
+    for order in ([0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2, 3]):
+        layers._refuse_places(donor, [(donor, layer) for layer in order], len(order))
+    for order in ([1, 2, 3], [0, 1, 2, 4], [2, 3, 0, 1]):
+        with pytest.raises(ConfigError, match="gives every 4th layer another kind"):
+            layers._refuse_places(donor, [(donor, layer) for layer in order], len(order))

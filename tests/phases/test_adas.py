@@ -670,6 +670,23 @@ def test_techniques_are_raced_on_the_users_own_tools(
     assert result["rows"][1]["gain"] == sum(bool(t["calls"]) for t in traces[6:]) / 12
 
 
+def test_the_work_is_the_experts_training_and_the_searches_forward_passes() -> None:
+    """A pass without a gradient is a third of a trained token; the baselines are two searches
+    more.
+    """
+    overrides = [
+        "out=x", "domains=[text,tools]", "experts.svf_steps=3", "experts.task_steps=4",
+        "experts.batch_rows=5", "experts.length_tokens=48", "search.iterations=6",
+        "search.candidates=7", "search.race_items=[2,4]", "search.race_keep=[3]",
+        "search.accept_items=8", "search.pool_items=60",
+    ]  # fmt: skip
+    trained = 2 * (3 + 4) * 5 * 48
+    iteration = (7 * 2 + 3 * 4 + 2 * 8) * 4 * 100 / 3  # four fitness tasks
+    for baselines, searches in (("false", 1), ("true", 3)):
+        config = compose("adas", Config, [*overrides, f"search.baselines={baselines}"])
+        assert config.work_tokens() == pytest.approx(trained + searches * 6 * iteration)
+
+
 def test_settings_that_cannot_be_followed_are_refused(data_config):
     with pytest.raises(ConfigError, match="did you mean 'few_shot'"):
         runtime_search.check(

@@ -4,6 +4,7 @@ teaches.
 
 import copy
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -27,7 +28,16 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_chat
 from agent_forge.models import adapter_files
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.bake import Config, baseline, lessons, measure, persona, toolformer, traces
+from agent_forge.phases.bake import (
+    Config,
+    baseline,
+    lessons,
+    measure,
+    persona,
+    toolformer,
+    traces,
+    voice,
+)
 from agent_forge.phases.bake.run import _measure, agent_settings, heldout_traces, offered_kinds, run
 
 SMALL = [
@@ -231,15 +241,26 @@ def test_the_loss_of_a_step_holds_its_traits_kl_per_token_by_its_weight(
     ids = torch.arange(24).reshape(2, 12) + 20
     batch = {"input_ids": ids, "labels": ids, "persona_rows": torch.tensor([0])}
     somebody = SimpleNamespace(trait=lambda _step: "calm", lessons={"calm": {}}, pairs=None)
-    monkeypatch.setattr(persona, "lesson_kl", lambda *_: (torch.tensor(6.0), 4))
     plain = float(tiny_llama(input_ids=ids, labels=ids).loss.detach())
-    for weight in (0.0, 1.0, 2.5):
+    for weight, tokens in itertools.product((0.0, 1.0, 2.5), (1, 4)):
+        monkeypatch.setattr(persona, "lesson_kl", lambda *_, n=tokens: (torch.tensor(1.5 * n), n))
         loss_of = lessons.joint_loss(
             settings(), tiny_llama, somebody, lambda *_, w=weight: {"calm": w}
         )
         loss, metrics = loss_of(tiny_llama, batch, 0)
         assert float(loss.detach()) == pytest.approx(plain + weight * 1.5, rel=1e-4)
         assert ("persona_kl" in metrics) == (weight > 0)
+        assert not weight or float(metrics["persona_kl"]) == pytest.approx(1.5)
+
+
+def test_the_loss_of_the_parents_voice_is_its_kl_per_token(
+    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.tensor([0])
+    assert float(voice.lesson_loss(tiny_llama, None, rows)) == 0
+    for tokens in (1, 3):
+        monkeypatch.setattr(persona, "lesson_kl", lambda *_, n=tokens: (torch.tensor(6.0), n))
+        assert float(voice.lesson_loss(tiny_llama, {}, rows)) == pytest.approx(6 / tokens)
 
 
 # persona
@@ -455,6 +476,27 @@ def test_only_tools_that_the_model_can_use_are_offered(settings: Callable[..., C
 
 
 # the phase
+
+
+def test_the_work_is_rows_and_answers_and_what_the_parent_reads() -> None:
+    """A parent's pass costs a third of a trained token; each answer stands after a question of
+    about 32 tokens.
+    """
+    overrides = [
+        "out=x", "training.steps=10", "training.rows=3", "training.length_tokens=20",
+        "training.neutral_rows=2", "persona.rows=5", "persona.reply_tokens=8", "voice.rows=7",
+        "voice.reply_tokens=4", "preferences.pairs=2", "preferences.length_tokens=50",
+    ]  # fmt: skip
+    rows, neutral, answers = 3 * 20, 2 * 20 * 4 / 3, 5 * (8 + 32) * 3
+    for more, extra in (
+        (["persona.enabled=false"], 0),
+        (["persona.enabled=true"], answers),
+        (["persona.enabled=false", "baseline=true"], rows),
+        (["persona.enabled=false", "voice.prompts=1"], 7 * (4 + 32)),
+        (["persona.enabled=false", "preferences.rows=[pairs.jsonl]"], 2 * 50),
+    ):
+        config = compose("bake", Config, [*overrides, *more])
+        assert config.work_tokens() == pytest.approx(10 * (rows + neutral + extra))
 
 
 def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported(
