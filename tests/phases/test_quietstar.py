@@ -410,6 +410,46 @@ def test_positions_are_spread_over_the_trained_tokens_and_filled_up() -> None:
     assert measure._spread(labels, 6).tolist() == [1, 2, 4, 5, -1, -1]
 
 
+def test_tokens_of_equal_entropy_are_chosen_together(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """The threshold of a share belongs to the share, as `generate` thinks from it on."""
+    config = settings(
+        data_config, tmp_path, tiny_checkpoint, "gate_shares=[0.5]", "measure.samples=100"
+    )
+    same = record(torch.full((60, 8), 0.25), torch.full((60, 8), 1.5))
+    gate, rows = measure.choose_gate(same, ["text"], config)
+    assert gate == 1.5
+    assert rows[0]["gain (nats)"] == pytest.approx(0.25)
+
+
+def test_losses_of_windows_are_those_of_their_next_tokens(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Alone and as the base of a model that thinks, whatever the rows of a batch."""
+    config = settings(data_config, tmp_path, tiny_checkpoint, "batch_rows=2")
+    model = models.load(tiny_checkpoint).eval()
+    ids = torch.randint(64, (5, 9), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 3, 7]] * 4 + [[2, 5, -1]])
+    windows = {"text": {"input_ids": ids, "labels": ids.clone(), "positions": positions}}
+    with torch.no_grad():
+        chances = model(input_ids=ids).logits.log_softmax(-1)
+    expected = torch.full((5, 3), torch.nan)
+    for row, column in (positions >= 0).nonzero().tolist():
+        at = int(positions[row, column])
+        expected[row, column] = -chances[row, at, ids[row, at + 1]]
+    cpu = torch.device("cpu")
+    alone = measure.base_losses(model, windows, config.batch_rows, cpu)["text"]
+    torch.testing.assert_close(alone, expected, equal_nan=True)
+    thinking = ThoughtForCausalLM.wrap(
+        model, start_ids=[5], end_ids=[6], thought_length=config.thought_length, thoughts=1,
+        temperature=1.0,
+    ).eval()  # fmt: skip
+    thought = measure.think_over(thinking, windows, config, "validation", cpu)
+    torch.testing.assert_close(thought["text/base"], expected, equal_nan=True)
+    assert thought["text/tokens"].shape == (5, 3, config.thoughts, config.thought_length)
+
+
 def test_deciles_sort_tokens_by_the_loss_of_the_base(
     data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -209,6 +209,12 @@ def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() 
     moved = d @ model.head.T
     fisher = ((p * moved**2).sum(-1) - (p * moved).sum(-1) ** 2) / 2
     assert result == pytest.approx(float((fisher / d.square().sum(-1)).mean()), rel=1e-3)
+    # A disturbance of half the stream's own size is beyond the quadratic: the divergence itself.
+    d = d * 0.5e4
+    p, q = (((h + step) @ model.head.T).log_softmax(-1) for step in (0 * d, d))
+    divergence = (p.exp() * (p - q)).sum(-1)
+    result = logit_sensitivity(model, tokens, relative_step=0.5, seed=9)
+    assert result == pytest.approx(float((divergence / d.square().sum(-1)).mean()), rel=1e-6)
 
 
 def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says() -> None:
