@@ -3,15 +3,20 @@ forked copy of it.
 
 In the copy the code of the changed function is put into the live function objects, and the tests
 that execute it run again. What importing a module has computed stays as it was, so this can only
-let more mutants survive; changes outside of functions are left to trials of their own.
+let more mutants survive; changes outside of functions are left to trials of their own. So are those
+whose copy waits without working: a library that started threads before the copy was made waits for
+them for ever, whatever the mutant does.
 """
 
+import contextlib
 import gc
 import json
 import os
 import resource
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, SimpleNamespace
@@ -23,6 +28,7 @@ from mutant_changes import Mutant, apply_mutant, statement_lines
 from mutant_trials import Coverage, Tree, Watcher, become, processor_seconds, record_of
 
 Note = Callable[[Mutant], None]
+LONGEST_REST_SECONDS = 30.0  # a copy that waits longer without working is ended
 
 
 class Session(Watcher):
@@ -94,8 +100,7 @@ class Session(Watcher):
                 changed, path, live, [items[name] for name in mutant.chosen], limit, writing
             )
         os.close(writing)
-        with open(reading, encoding="utf-8") as pipe:
-            answer = pipe.read()
+        answer = answer_of(pid, reading)
         _, status = os.waitpid(pid, 0)
         path.write_text(source, encoding="utf-8")
         mutant.seconds = round(processor_seconds() - before, 2)
@@ -129,6 +134,34 @@ class Session(Watcher):
             os.write(writing, json.dumps(self.failed[:1]).encode())
         finally:
             os._exit(0)
+
+
+def answer_of(pid: int, reading: int) -> str:
+    """Return what the copy with number `pid` writes into the pipe; "" where it ends without a word
+    or is ended, with all that it started, because none of them has worked for a while.
+    """
+    used, since = -1.0, time.monotonic()
+    with open(reading, encoding="utf-8") as pipe:
+        while not select.select([pipe], [], [], 1.0)[0]:
+            now = session_seconds(pid)
+            if now != used:
+                used, since = now, time.monotonic()
+            elif time.monotonic() - since > LONGEST_REST_SECONDS:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                return ""
+        return pipe.read()
+
+
+def session_seconds(session: int) -> float:
+    """Return the processor time of all processes of a session, from /proc; 0 where that is absent."""
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _functions(folder: Path) -> dict[str, list[FunctionType]]:

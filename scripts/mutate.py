@@ -57,7 +57,10 @@ ROOMS = {
     ),
     "models": ("agent_forge/models", ["tests/models"]),
     "learn": ("agent_forge/learn", ["tests/learn"]),
-    "evaluate": ("agent_forge/evaluate", ["tests/evaluate", "tests/pipeline/test_gate.py"]),
+    "evaluate": (
+        "agent_forge/evaluate",
+        ["tests/evaluate", "tests/pipeline/test_gate.py", "tests/phases/test_bake_own.py"],
+    ),
     "search": ("agent_forge/search", ["tests/search"]),
     "checkpoint": ("agent_forge/checkpoint", ["tests/checkpoint"]),
     "bitnet": (

@@ -146,3 +146,19 @@ def test_a_second_run_judges_again_only_what_new_tests_may_change(
     again = fates(mutate, small, tmp_path / "work")
     assert again == {**first, 6: ("killed", "tests/test_idle.py::test_idle")}
     assert sorted(judged) == [2, 6, 6, 10]
+
+
+def test_a_copy_that_waits_for_a_thread_it_lacks_is_judged_in_a_trial_of_its_own(
+    mutate: ModuleType, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread starts when the tests are collected, and no copy made after that has it."""
+    session = importlib.import_module("mutant_session")
+    monkeypatch.setattr(session, "LONGEST_REST_SECONDS", 2.0)
+    (small / "tests" / "test_idle.py").write_text(
+        "import queue\nimport threading\n\nfrom room.twice import idle\n\n"
+        "asked, answers = queue.Queue(), queue.Queue()\n"
+        "echo = lambda: [answers.put(asked.get()) for _ in iter(int, 1)]\n"
+        "threading.Thread(target=echo, daemon=True).start()\n\n\n"
+        "def test_idle():\n    asked.put(1)\n    assert idle(answers.get()) == 2\n"
+    )
+    assert fates(mutate, small, tmp_path / "work")[6] == ("killed", "tests/test_idle.py::test_idle")

@@ -10,6 +10,7 @@ from torch import nn
 
 from agent_forge import codecs
 from agent_forge.anatomy.stack import (
+    Matrix,
     blocks,
     matrices,
     named_blocks,
@@ -168,6 +169,17 @@ def test_roles_of_llama_neox_cognate_and_a_mixture() -> None:
         "mlp_out",
     )
     assert roles(family("qwen3_moe"))["self_attn.o_proj.weight"] == "attention_out"
+
+
+def test_a_matrix_is_of_attention_of_the_mlp_or_of_neither() -> None:
+    parts = {
+        role: Matrix("name", 0, role, 1).part
+        for role in ("query", "attention_out", "mlp_in", "mlp_out", "other")
+    }
+    assert parts == {
+        "query": "attention", "attention_out": "attention", "mlp_in": "mlp", "mlp_out": "mlp",
+        "other": "other",
+    }  # fmt: skip
 
 
 def test_the_stream_is_read_and_replaced_wherever_it_is_passed() -> None:

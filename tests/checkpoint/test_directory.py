@@ -1,5 +1,6 @@
 """The checkpoint directory: whole or absent, verified on read, same content same id."""
 
+import errno
 import hashlib
 import json
 import os
@@ -224,6 +225,17 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_what_is_needed(tmp_path: 
     assert caught.value.exit_code == 74
     assert checkpoint.open(tmp_path / "model").id == old.id
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_disk_without_room_for_a_folder_names_no_number_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(StorageError, match=r"disk full while writing \S+: free [\d,]+ bytes"):
+        atomic.write_directory(tmp_path / "model", lambda _: None)
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -90,6 +90,19 @@ def test_agent_settings_are_laid_over_the_parents(tmp_path: Path) -> None:
     assert checkpoint.open(child.path).manifest.agent == {"tools": ["calculator"], "system": "b"}
 
 
+def test_a_named_checkpoint_lies_inside_the_workspace_and_another_is_the_workspace(
+    tmp_path: Path,
+) -> None:
+    def save(directory: Path) -> None:
+        (directory / "config.json").write_text("{}")
+
+    out = workspace(tmp_path / "run")
+    assert out.write(save, name="trunk").path == tmp_path / "run" / "trunk"
+    assert [one.name for one in checkpoint.expand([tmp_path / "run"])] == ["trunk"]
+    alone = workspace(tmp_path / "alone")
+    assert alone.write(save).path == tmp_path / "alone"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_is_noticed_at_the_next_check(tmp_path: Path, number: int, code: int) -> None:
     previous = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -274,6 +274,14 @@ def test_two_stages_decode_to_the_sum_of_their_entries() -> None:
     assert np.array_equal(codecs.decode(coded).numpy(), whole)
 
 
+def test_outlier_columns_are_pairs_and_no_fewer_than_the_share() -> None:
+    unit = gaussian(4, 64)
+    for columns, expected in ((1, 2), (2, 2), (3, 4), (5, 6), (0, 0)):
+        assert len(vptq._outlier_columns(unit, None, columns / 64)) == expected
+    assert len(vptq._outlier_columns(gaussian(4, 4), None, 0.5)) == 2
+    assert len(vptq._outlier_columns(gaussian(4, 3), None, 0.5)) == 2
+
+
 def test_outlier_columns_are_the_heaviest_and_are_coded_finer() -> None:
     weight = gaussian(96, 64)
     power = torch.ones(64)
@@ -347,6 +355,14 @@ def test_hyper_errors_stay_within_scale_times_covering_radius() -> None:
     classes = torch.from_numpy(coded.parts["m"].astype(np.float32))
     assert bool((error <= scales * 0.5**classes * hyper.covering_radius(8) + 1e-6).all())
     assert bool((sizes <= scales * 0.5**classes + 1e-6).all())
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_a_pair_far_below_its_groups_scale_has_the_smallest_square(classes: int) -> None:
+    """Only classes that the setting names are written, however small a pair is."""
+    weight = torch.tensor([[1.0, -1.0, 2.0**-20, 2.0**-20, 0.4, 0.1]])
+    coded = codecs.encode("hyper", weight, {"classes": classes, "group": 6})
+    assert coded.parts["m"].tolist() == [[0, classes - 1, min(1, classes - 1)]]
 
 
 @pytest.mark.parametrize("columns", [128, 576, 200, 5])

@@ -19,6 +19,7 @@ from agent_forge.config import DataConfig, GateConfig
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import TextSource, train_tokenizer
+from agent_forge.evaluate import engine
 from agent_forge.evaluate.tasks import choice, memory, persona, reasoning, text, tools
 from tests import tiny_families
 
@@ -341,6 +342,30 @@ def test_speed_is_positive_and_the_peak_counts_what_was_held(model, tokenizer):
     assert block.nbytes * 0.9 <= after - before <= block.nbytes * 1.5
 
 
+def test_speed_is_the_best_turn_without_the_first_and_models_take_turns(
+    monkeypatch, model, tokenizer
+):
+    from agent_forge import models
+
+    now, turns = [0.0], []
+    costs = {"a": iter([100.0, 4.0, 2.0, 8.0]), "b": iter([50.0, 16.0, 1.0, 3.0])}
+    twins = {"a": model, "b": copy.deepcopy(model)}
+
+    def generate(which, _prompts, *, max_new_tokens, stop_ids):
+        assert stop_ids == []
+        name = "a" if which is model else "b"
+        turns.append((name, max_new_tokens))
+        now[0] += next(costs[name])
+
+    monkeypatch.setattr(models, "generate", generate)
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: now[0])
+    speeds = evaluate.measure_speeds(
+        [(one, tokenizer) for one in twins.values()], new_tokens=24, repeats=3
+    )
+    assert speeds == [24 / 2.0, 24 / 1.0]
+    assert turns == [("a", 2), ("b", 2)] + 3 * [("a", 24), ("b", 24)]
+
+
 def test_without_proc_the_peak_is_what_the_system_counts(monkeypatch, tmp_path):
     """ru_maxrss is in KiB, but on macOS in bytes."""
     monkeypatch.setattr(evaluate.memory, "_STATUS", tmp_path / "none")
@@ -368,6 +393,12 @@ def test_repeated_items_are_scored_once_and_a_shortage_is_said(monkeypatch, cont
     monkeypatch.setattr(reasoning, "items", lambda *_: rows)
     assert evaluate.task_items("reasoning", "test", 3, context) == rows[:2]
     assert "task 'reasoning' has 2 distinct items in the test split, not 3" in caplog.text
+
+
+def test_one_item_may_be_asked_for_and_none_may_not(context):
+    assert len(evaluate.task_items("reasoning", "test", 1, context)) == 1
+    with pytest.raises(ConfigError, match="items must be at least 1, got 0"):
+        evaluate.task_items("reasoning", "test", 0, context)
 
 
 def test_an_engine_score_resamples_the_clusters_that_items_name(

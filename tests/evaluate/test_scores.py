@@ -226,6 +226,15 @@ def test_the_chain_has_a_limit_of_its_own_and_refuses_what_each_phase_alone_may_
     assert all(verdict.retentions["text"].ratio == pytest.approx(0.96) for verdict in verdicts)
 
 
+def test_of_nothing_nothing_is_lost_and_a_loss_that_is_not_shown_is_not_refused():
+    none = scores([0.0] * 8)
+    kept = retention("reasoning", none, none, 200, 0)
+    assert (kept.ratio, kept.low, kept.high) == (1.0, 1.0, 1.0)
+    doubtful = replace(kept, ratio=0.9, low=0.8, limit=0.95, gated=True, ceiling=1.0)
+    assert not doubtful.refused
+    assert replace(doubtful, ceiling=0.999).refused
+
+
 def test_more_items_are_wanted_only_where_they_can_change_the_verdict():
     settings = gate(tasks={"reasoning": 0.9})
     right = np.repeat([1.0, 0.0], [80, 16])

@@ -1,6 +1,7 @@
 """GGUF both ways: families, rotary scalings, tokenizers; nothing in a file is ignored silently."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -108,6 +109,25 @@ def test_rope_keys_mean_what_the_format_says() -> None:
         assert read_rope(yarn | more)["attention_factor"] == pytest.approx(usual * times)
     both = yarn | {"scaling.attn_factor": 2.0, "scaling.yarn_attn_factor": 3.0}
     assert read_rope(both)["attention_factor"] == pytest.approx(usual * 6)
+
+
+def test_yarns_attention_is_written_as_a_multiple_of_the_usual_one() -> None:
+    """Two scales of it, as DeepSeek names them, are one over the other: here they are unlike."""
+    usual = 0.1 * np.log(4) + 1
+    scales = {"mscale": 2.0, "mscale_all_dim": 0.5}
+    ratio = (0.1 * 2.0 * np.log(4) + 1) / (0.1 * 0.5 * np.log(4) + 1)
+    config = SimpleNamespace(max_position_embeddings=4096)
+    for more, expected in (
+        ({}, None),
+        (scales, ratio / usual),
+        ({"attention_factor": 3.0}, 3.0 / usual),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1 / usual),
+    ):
+        written: dict[str, Any] = {}
+        parameters = {"factor": 4.0, "original_max_position_embeddings": 1024, **more}
+        rope._write_yarn(written.__setitem__, parameters, config)
+        factor = written.get("rope.scaling.attn_factor")
+        assert factor == (None if expected is None else pytest.approx(expected))
 
 
 def test_a_llama3_scaling_of_an_unusual_context_is_found_in_its_factors() -> None:
@@ -272,6 +292,19 @@ def test_a_first_token_is_said_and_comes_back(bos: bool, tmp_path: Path) -> None
     tokenizer = models.load_tokenizer(import_model(file, tmp_path / "back"))
     assert tokenizer.encode("Fellow 48") == words.encode("Fellow 48")
     assert (tokenizer.encode("Fellow 48")[0] == 1) is bos
+
+
+def test_rows_without_a_token_are_padding_in_the_file_and_no_tokens_afterwards(
+    words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = len(words) + 5
+    tiny_families.save(tmp_path / "hf", tiny_families.build("llama", vocab_size=rows), words)
+    file = gguf_file.write(tmp_path / "hf", tmp_path / "m.gguf", "F16").path
+    written = gguf.GGUFReader(str(file)).fields["tokenizer.ggml.tokens"].contents()
+    assert written[len(words) :] == [f"[PAD{i}]" for i in range(len(words), rows)]
+    tokenizer = models.load_tokenizer(import_model(file, tmp_path / "back"))
+    assert len(tokenizer) == len(words)
+    assert tokenizer.encode(TEXTS[0]) == words.encode(TEXTS[0])
 
 
 def test_a_tokenizer_of_bytes_alone_comes_back(tmp_path: Path) -> None:

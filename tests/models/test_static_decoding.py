@@ -70,6 +70,14 @@ def test_the_tokens_are_those_of_the_growing_cache(make, sampling: dict[str, flo
     assert models.generate(model, rows, static=True, batch_rows=4, **settings) == expected
 
 
+def test_only_the_last_token_of_a_prompt_has_logits() -> None:
+    """Those of the others would take a vocabulary's worth of memory each."""
+    model, rows = llama(), []
+    model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2]))
+    models.generate(model, [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], static=True, max_new_tokens=3)
+    assert set(rows) == {torch.Size([2, 1])}
+
+
 def test_it_stops_looking_further_once_all_rows_have_finished(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

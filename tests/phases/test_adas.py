@@ -223,6 +223,12 @@ def test_gains_compose_by_their_formulas():
     assert torch.equal(
         singular._top_sigma(gains, alpha, 0.5), torch.tensor([1.5, 2.0, 2.5, 0.0, 0.0])
     )
+    assert torch.equal(singular._tail(gains, alpha, 0.5), torch.tensor([0.0, 0.0, 0.0, 3.0, 3.5]))
+    # Of an even number the top is exactly half.
+    assert torch.equal(
+        singular._top_sigma(gains[:, :4], alpha, 0.5), torch.tensor([1.5, 2.0, 0.0, 0.0])
+    )
+    assert torch.equal(singular._tail(gains[:, :4], alpha, 0.5), torch.tensor([0.0, 0.0, 2.5, 3.0]))
 
 
 def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
@@ -234,6 +240,28 @@ def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
             weight=lambda _, w=weight: w,
         )
         left = architecture._prune_neurons(subject)["w"]
+        assert torch.equal(left[:, : columns - pruned], weight[:, : columns - pruned])
+        assert not left[:, columns - pruned :].any()
+
+
+def test_no_proposal_has_more_edits_than_are_allowed(data_config):
+    search = settings(data_config, "unused", "search.edits=2", "search.candidates=60").search
+    propose, generator = around_incumbent(search), np.random.default_rng(0)
+    for held in ((), ("one",), ("one", "two")):
+        incumbent = Candidate(technique="svf_all", alpha=(0.1, 0.0), edits=held)
+        state = State(incumbent=incumbent, ranking=["svf_all"], edits=["three", "four", "five"])
+        proposals = propose(state, generator)
+        assert len(proposals) == 60
+        assert max(len(one.edits) for one in proposals) == min(len(held) + 1, 2)
+
+
+def test_a_fifth_of_each_row_that_an_mlp_reads_with_is_pruned_the_smallest_first():
+    for columns, pruned in ((4, 0), (5, 1), (11, 2)):
+        weight = torch.arange(1.0, columns + 1).flip(0).repeat(2, 1) * torch.tensor([[1.0], [-1.0]])
+        subject = SimpleNamespace(
+            of_role=lambda _: [SimpleNamespace(name="w")], weight=lambda _, w=weight: w
+        )
+        left = architecture._prune_weights(subject)["w"]
         assert torch.equal(left[:, : columns - pruned], weight[:, : columns - pruned])
         assert not left[:, columns - pruned :].any()
 

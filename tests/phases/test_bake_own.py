@@ -13,6 +13,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.data.schemas import canonical
 from agent_forge.data.schemas.wording import compact_actions
+from agent_forge.evaluate import own_traces
 from agent_forge.evaluate.tasks import own_tools
 from agent_forge.phases.bake import Config, OwnConfig, own, own_measure
 
@@ -231,3 +232,11 @@ def test_a_manifest_keeps_the_schemas_of_the_tools(
 def test_a_verb_is_followed_by_its_object_and_by_natural_details(tools: tuple[Tool, ...]) -> None:
     declaration = tools[0].schema()["function"]
     assert compact_actions(declaration) == ["convert {length} {unit} to {target}"]
+
+
+def test_a_verb_alone_names_a_tool_where_no_other_tool_has_it(tools: tuple[Tool, ...]) -> None:
+    compact = "convert {length} {unit} to {target}"
+    alone = own_traces.asked_of(tools[0], ["convert", "reverse"])
+    shared = own_traces.asked_of(tools[0], ["convert", "convert"])
+    assert alone.actions.count(compact) == shared.actions.count(compact) + 2
+    assert set(shared.actions) == set(alone.actions) - {compact}

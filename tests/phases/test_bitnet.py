@@ -116,6 +116,15 @@ def test_uncorrelated_inputs_leave_codes_of_the_best_scale_with_least_squares_sc
         assert torch.allclose(scale, expected, rtol=2**-8)
 
 
+def test_a_scale_of_its_own_for_each_weight_loses_nothing() -> None:
+    """Each column then begins a group, as the columns before have left it: without an error."""
+    weight = torch.randn(3, 300, generator=torch.Generator().manual_seed(1))
+    hessian = hessian_of(correlated_inputs(600, 300, seed=0))
+    latents, scales = compensate(weight, hessian, 1, Rounding(0.01))
+    codes, scales = ternary_codes(latents, 1, scales)
+    torch.testing.assert_close(multiply_out(codes, scales, 1), weight, rtol=2**-8, atol=2e-3)
+
+
 def test_best_scale_of_normal_weights_is_about_one_and_a_half_times_their_mean_size() -> None:
     weight = torch.randn(50, 4096, generator=torch.Generator().manual_seed(0))
     ratio = best_scale(weight, torch.ones(4096)) / weight.abs().mean(1)

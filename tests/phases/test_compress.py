@@ -3,6 +3,7 @@ restarts exact.
 """
 
 import copy
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,10 +251,15 @@ def test_layers_measured_in_parts_have_the_same_figures_and_hold_less(
     windows = torch.randint(0, 200, (3, 16))
     once = dict(sensitivity.measure(phase, tiny_llama, sensitivity.Calibration(windows)))
     monkeypatch.setattr(sensitivity.Collector, "hold", hold)
-    limit = 40_000
+    limit, passes = 40_000, list[tuple[int, int]]()
     calibration = sensitivity.Calibration(windows, limit_bytes=limit)
+    monkeypatch.setattr(
+        phase.events, "progress", lambda _, done, total: passes.append((done, total))
+    )
     parts = dict(sensitivity.measure(phase, tiny_llama, calibration))
     assert len(held) > 2
+    total = 3 * len(held)  # every window once per part
+    assert passes == [(done, total) for done in range(1, total + 1)]
     assert max(held) <= limit < sum(held)
     assert parts.keys() == once.keys()
     for name, expected in once.items():
@@ -555,6 +561,10 @@ def test_the_floor_search_takes_the_smallest_choice_that_keeps_it(config: Config
     )
     assert chosen == [5]
     assert len(points) <= 4
+    chosen, _ = choose.smallest_above_floor(
+        all_choices, tensors, lambda _: {"quality": 0.95}, config, EventLog(None, "compress")
+    )
+    assert chosen == [8]  # all keep the floor
     warned: list[str] = []
     events = EventLog(
         None, "compress", (lambda e: warned.append(e.message) if e.kind == "warning" else None,)
@@ -604,6 +614,34 @@ def test_a_kind_without_a_scored_token_is_refused_before_anything_is_coded(
     ):
         forge(config, tiny_checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_window_whose_second_token_alone_counts_has_a_scored_token(
+    config: Config, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first token of a window is never scored: nothing before it predicts it."""
+
+    class OneLabel:
+        def __init__(self, place: int) -> None:
+            self.place = place
+
+        def take(
+            self,
+            generator: np.random.Generator,  # noqa: ARG002
+            length: int,
+        ) -> tuple[np.ndarray, np.ndarray]:
+            labels = np.full(length, data.sources.IGNORE)
+            labels[self.place] = 3
+            return np.full(length, 3), labels
+
+    for place in (1, 0):
+        sources = {"tools": OneLabel(place)}
+        monkeypatch.setattr(measure.texts, "sources", lambda *_, s=sources: s)
+        if place:
+            assert set(measure.held_out(config, tiny_tokenizer, "search")) == {"tools"}
+        else:
+            with pytest.raises(ConfigError, match="no token of 'tools' is scored"):
+                measure.held_out(config, tiny_tokenizer, "search")
 
 
 def test_quality_never_depends_on_the_order_of_kinds_and_a_broken_child_keeps_nothing() -> None:
@@ -715,6 +753,19 @@ def test_the_header_of_a_file_is_never_larger_than_is_reckoned_and_not_by_much(
         size = sum(p.numel() for p in model.parameters()) * 4
         header = (tmp_path / "file").stat().st_size - size
         assert header <= run_module.header_bytes(model, size) <= header + 45 * len(shapes)
+
+
+def test_the_header_of_a_large_file_has_room_for_its_places() -> None:
+    """Each tensor's entry names two places, which have as many digits as the file has bytes."""
+    model, size = nn.Module(), 4 * 10**12
+    for number in range(30):
+        model.register_parameter(f"layer{number}", nn.Parameter(torch.zeros(1)))
+    entries = {
+        f"{name}.payload": {"dtype": "BF16", "shape": [1], "data_offsets": [size, size]}
+        for name in model.state_dict()
+    }
+    written = 8 + len(json.dumps(entries, separators=(",", ":")))
+    assert written <= run_module.header_bytes(model, size) <= written + 45 * 30
 
 
 def test_room_for_scales_that_will_be_trained_is_reckoned_at_half_a_byte_a_row(

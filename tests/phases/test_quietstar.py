@@ -15,11 +15,17 @@ from agent_forge.config import DataConfig
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted
 from agent_forge.core.events import EventLog
+from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config, measure
 from agent_forge.phases.quietstar import run as run_module
-from agent_forge.phases.quietstar.objective import clip_by_group, draw_positions, outcome
+from agent_forge.phases.quietstar.objective import (
+    QuietStarLoss,
+    clip_by_group,
+    draw_positions,
+    outcome,
+)
 from agent_forge.phases.quietstar.run import run
 
 TINY = [
@@ -247,6 +253,50 @@ def test_groups_are_clipped_each_on_its_own() -> None:
     assert unused.grad is None
     torch.testing.assert_close(large.grad, torch.tensor([0.6, 0.8]))
     torch.testing.assert_close(small.grad, torch.tensor([0.5]))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(
+    data_config: DataConfig, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = settings(data_config, tmp_path, tiny_checkpoint)
+    base = models.load(tiny_checkpoint).eval()
+    model = ThoughtForCausalLM.wrap(
+        base, start_ids=[5], end_ids=[6], thought_length=2, thoughts=2, temperature=1.0
+    ).eval()
+    ids = torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "labels": ids}
+
+    def loss(mixed: float, policy: float, plain: float) -> float:
+        weights = dataclasses.replace(
+            config, mixed_weight=mixed, policy_weight=policy, base_weight=plain
+        )
+        value, metrics = QuietStarLoss(weights, [list(model.parameters())])(model, batch, 3)
+        assert float(metrics["mixed_nats"]) == pytest.approx(parts[0], rel=1e-5)
+        return float(value.detach())
+
+    thoughts = model.think(
+        ids, positions=draw_positions(
+            ids, config.positions, torch_generator(config.seed, "quietstar", "positions", 3)
+        ),
+        thoughts=config.thoughts, lookahead=config.lookahead, temperature=config.temperature,
+        seed=seed_for(config.seed, "quietstar", "thoughts", 3),
+    )  # fmt: skip
+    result = outcome(thoughts, ids, config.lookahead)
+    rewards = result.rewards()
+    others = (rewards.sum(-1, keepdim=True) - rewards) / (config.thoughts - 1)
+    advantage = rewards - others
+    if config.normalise_advantage:
+        advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
+    counted = result.wanted[:, :, None].expand_as(result.mixed)
+    parts = [
+        float(result.mixed[counted].mean()),
+        float(-(advantage * thoughts.log_probs.sum(-1)).mean()),
+        float(base(input_ids=ids, labels=ids).loss),
+    ]
+    assert abs(parts[1]) > 1e-3
+    for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 2.0, 0.25)):
+        expected = sum(w * part for w, part in zip(weights, parts, strict=True))
+        assert loss(*weights) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def record(gain: Tensor, entropy: Tensor) -> dict[str, Tensor]:

@@ -126,6 +126,14 @@ def test_the_kl_is_exact_in_the_mean_and_its_gradient_pulls_back() -> None:
     assert policy_loss(changed, before, hidden, torch.zeros(4), 1.0)[0] == masked
 
 
+def test_the_loss_of_a_single_sampled_token_is_its_own() -> None:
+    log_probs, before = torch.tensor([[-1.0, -3.0]]), torch.tensor([[-1.5, -9.0]])
+    loss, kl = policy_loss(log_probs, before, torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]), 0.5)
+    exact = math.exp(-0.5) + 0.5 - 1
+    assert float(kl) == pytest.approx(exact)
+    assert float(loss) == pytest.approx(0.5 * exact + 2.0)
+
+
 def test_log_probabilities_are_those_of_each_reply_alone(tiny_llama: LlamaForCausalLM) -> None:
     prompts, replies = [[5, 6, 7], [8], [9, 10]], [[11, 12], [13, 14, 15, 16], [17]]
     with torch.no_grad():

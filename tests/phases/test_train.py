@@ -253,6 +253,11 @@ def test_twins_on_a_quadratic_bowl_move_apart_or_together_as_the_optimiser_says(
     # little.
     assert decayed == pytest.approx(math.log(0.5), abs=0.05)
     assert torch.equal(model.weight, torch.linspace(1, 2, 12).reshape(3, 4))
+    # A disturbance is a share of the weights' own size, so weights of zero cannot be disturbed.
+    with torch.no_grad():
+        model.weight.zero_()
+    with pytest.raises(PhaseError, match="all weights are zero"):
+        twin_exponent(model, Batches(), optim, steps=3, relative_step=1e-3, seed=0)
 
 
 @pytest.mark.parametrize(("limit", "share"), [(0.0, 1.0), (0.5, 0.5)])
@@ -316,6 +321,18 @@ def test_the_controller_recovers_from_a_step_disturbance(data_config: DataConfig
     assert abs(seen[29]) <= 0.02
     assert max(seen[30:33]) > 0.1
     assert all(abs(value) <= 0.02 for value in seen[-20:])
+
+
+def test_rate_and_noise_follow_the_control_within_its_limits(data_config: DataConfig) -> None:
+    """Without an integral the control is proportional to the error."""
+    settings = replace(
+        chaos_settings(data_config), target_exponent=0.1, deadband=0.0, proportional=2.0,
+        integral=0.0, lr_range=0.4, max_noise=0.03,
+    )  # fmt: skip
+    for exponent, u in ((0.1, 0.0), (-0.15, 0.5), (0.35, -0.5), (-9.0, 1.0), (9.0, -1.0)):
+        answer = ExponentControl(settings, lambda _, e=exponent: e)(record(0), None)
+        assert answer["lr_scale"] == pytest.approx(1 + 0.4 * u)
+        assert answer["noise"] == pytest.approx(0.03 * max(u, 0.0))
 
 
 def test_an_unreachable_target_keeps_the_rate_in_its_range_and_does_not_wind_up(
@@ -395,6 +412,25 @@ def test_warm_up_belongs_to_the_first_stage_and_cooling_and_averaging_to_the_las
     assert {one.lr for one in schedules} == {config.optim.lr}
     alone = stage_optim(config, "dream_1", ["dream_1"])
     assert (alone.warmup_steps, alone.cooldown_share) == (7, 0.3)
+
+
+@pytest.mark.parametrize("average", ["none", "uniform", "exponential"])
+def test_weights_decay_in_the_average_only_where_it_is_exponential(
+    data_config: DataConfig, monkeypatch: pytest.MonkeyPatch, average: str
+) -> None:
+    config = small_config(data_config, f"average={average}", "average_decay=0.75")
+    requests: list[Any] = []
+    monkeypatch.setattr(run_module, "train", lambda _, request: requests.append(request))
+    plan = SimpleNamespace(batches=None, loss=None, parameters=None, controller=None)
+    phase = SimpleNamespace(
+        config=config, out=None, events=None, device=torch.device("cpu"), dtype=torch.float32
+    )
+    stages = config.taken_stages()
+    for stage in stages:
+        run_module._train_stage(phase, plan, stage, None)
+    assert {one.average_decay for one in requests} == {0.75 if average == "exponential" else 0.0}
+    assert [one.keep_optimiser for one in requests] == [True] * (len(stages) - 1) + [False]
+    assert [one.optimiser_from for one in requests] == ["", *stages[:-1]]
 
 
 def test_together_multiplies_rates_and_hides_a_broken_loss_from_those_who_cannot_mend_it() -> None:

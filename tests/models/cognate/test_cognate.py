@@ -295,6 +295,30 @@ def test_a_token_that_surely_leaves_shows_the_others_what_inference_shows_them()
         assert not torch.allclose(plain[1], hidden[1], atol=1e-3)
 
 
+def test_what_points_away_from_all_slots_is_new_and_what_a_slot_holds_is_not() -> None:
+    """Novelty is 1 less the largest cosine with a trainable or a written slot, whatever their
+    lengths.
+    """
+    bank = tiny().model.memory
+    width = bank.slots.shape[1]
+    with torch.no_grad():
+        bank.slots.zero_()
+        bank.slots[0, 0], bank.slots[1, 1] = 100.0, 1.0
+    state = bank.empty(1)
+    content = torch.zeros(1, 4, width)
+    content[0, 0, 0] = 3.0  # the first slot's direction
+    content[0, 1, :2] = 2.0  # between the two slots
+    content[0, 2, 2] = 5.0  # a right angle to both
+    content[0, 3, 0] = -1.0  # away from the first, at a right angle to the second
+    expected = torch.tensor([[0.0, 1 - 0.5**0.5, 1.0, 1.0]])
+    with torch.no_grad():
+        torch.testing.assert_close(bank._novelty(content, state), expected)
+    state.values[0, 0, 2], state.priority[0, 0] = 0.5, 1.0
+    expected[0, 2] = 0.0  # written since
+    with torch.no_grad():
+        torch.testing.assert_close(bank._novelty(content, state), expected)
+
+
 def test_a_question_is_charged_for_its_passes_though_nothing_in_it_is_trained() -> None:
     model = tiny(
         ponder_cost=1.0,
