@@ -92,6 +92,17 @@ def test_retention_bounds_match_the_delta_method_for_many_items():
     assert row.low == pytest.approx(ratio - 1.645 * error, abs=0.2 * error)
 
 
+@pytest.mark.parametrize("samples", [100, 1000])
+def test_the_bounds_of_a_loss_are_those_of_the_gain_turned_over(samples: int) -> None:
+    """The same resamples give the inverse ratio, so each upper bound is one over a lower one."""
+    generator = np.random.default_rng(1)
+    old, new = (scores(generator.uniform(0.2, 1.0, 60)) for _ in range(2))
+    loss = retention("reasoning", old, new, samples, 3, confidence=0.95, loss_confidence=0.9)
+    for upper, confidence in ((loss.high, 0.95), (loss.ceiling, 0.9)):
+        gain = retention("reasoning", new, old, samples, 3, confidence=confidence)
+        assert upper == pytest.approx(1 / gain.low, rel=1e-12)
+
+
 def test_a_child_with_a_score_that_is_not_finite_retains_nothing_and_is_refused():
     parent = scores([2.0, 2.1], higher=False, chance=8.0)
     child = scores([float("nan"), 2.0], higher=False, chance=8.0)
