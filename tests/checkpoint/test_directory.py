@@ -72,6 +72,13 @@ def test_ids_and_the_format_version_are_as_checkpoints_out_there_have_them(tmp_p
         file.write_text(json.dumps({**content, "format_version": version}))
         if version == 1:
             assert checkpoint.open(model.path).id == model.id
+            # The oldest say neither when nor where they were made, nor with what.
+            unsaid = {"extra", "versions", "host", "time", "sha256"}
+            short = {key: value for key, value in content.items() if key not in unsaid}
+            file.write_text(json.dumps(short))
+            oldest = checkpoint.open(model.path).manifest
+            assert (oldest.time, oldest.host, oldest.versions, oldest.extra) == (0, "", {}, {})
+            file.write_text(json.dumps({**content, "format_version": version}))
     with pytest.raises(
         CheckpointError, match="has format version 2, this forge reads up to 1; upgrade"
     ):

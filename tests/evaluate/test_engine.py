@@ -16,11 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_forge import evaluate
 from agent_forge.config import DataConfig, GateConfig
+from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import TextSource, train_tokenizer
 from agent_forge.evaluate import engine
-from agent_forge.evaluate.tasks import choice, memory, persona, reasoning, text, tools
+from agent_forge.evaluate.tasks import abstain, choice, memory, persona, reasoning, text, tools
 from tests import tiny_families
 
 WORDS = (
@@ -142,6 +143,14 @@ def test_text_is_cut_after_the_word_that_fills_a_piece_spaces_counted():
     assert text.cut("aa bb", 7) == []
 
 
+@pytest.mark.parametrize("name", registry.names(engine.TASKS))
+def test_every_task_leaves_room_above_chance(name):
+    """Where guessing scored everything, no gate would ever ask for anything."""
+    task = evaluate.load_task(name).TASK
+    if task.higher_is_better and task.chance is not None:
+        assert 0 <= task.chance <= 0.5
+
+
 def test_chance_is_what_guessing_scores():
     """One of four choices.
 
@@ -253,7 +262,7 @@ def test_splits_share_no_item_and_the_seed_fixes_them(task, context):
     [
         (reasoning, 2, "f8f4437d7e3ef451"), (memory, 2, "82a6a2e540a0ce81"),
         (tools, 2, "4d875f970e42a93c"), (persona, 2, "f515d5cd3eb715b1"),
-        (text, 2, "b8cf5c2b9860e640"),
+        (text, 2, "b8cf5c2b9860e640"), (abstain, 1, "?"),
     ],
 )  # fmt: skip
 def test_a_task_whose_items_change_gets_a_new_version(task, version, items, context):

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent_forge.agent import Call, Turn, parse_calls
 from agent_forge.agent.tool import Result, Tool
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, PhaseError
-from agent_forge.data.schemas import canonical
+from agent_forge.data.schemas import canonical, words
 from agent_forge.data.schemas.wording import compact_actions
 from agent_forge.evaluate import own_traces
 from agent_forge.evaluate.tasks import own_tools
@@ -240,3 +241,13 @@ def test_a_verb_alone_names_a_tool_where_no_other_tool_has_it(tools: tuple[Tool,
     shared = own_traces.asked_of(tools[0], ["convert", "convert"])
     assert alone.actions.count(compact) == shared.actions.count(compact) + 2
     assert set(shared.actions) == set(alone.actions) - {compact}
+
+
+def test_a_third_of_the_numbers_that_can_have_a_unit_are_said_with_one() -> None:
+    generator, plain = np.random.default_rng(0), own_traces.Said(5, "5")
+    name = f"the_{next(iter(words.UNITS))}"
+    said = [own_traces._with_unit(generator, name, plain) for _ in range(4000)]
+    assert {one.value for one in said} == {5}
+    assert all(one.text.startswith("5") for one in said)
+    assert np.mean([one.text != "5" for one in said]) == pytest.approx(0.35, abs=0.03)
+    assert own_traces._with_unit(generator, "nameless", plain) == plain

@@ -138,6 +138,14 @@ def test_best_scale_of_normal_weights_is_about_one_and_a_half_times_their_mean_s
     )  # all zero at 14 or above
 
 
+def test_best_scale_of_heavy_tails_is_about_twice_their_mean_size() -> None:
+    """Beyond the border s / 2 a Laplace density has the mean s / 2 + 1, which is s at 2."""
+    uniform = torch.rand(50, 4096, generator=torch.Generator().manual_seed(0)) - 0.5
+    weight = -uniform.sign() * (1 - 2 * uniform.abs()).log()
+    ratio = best_scale(weight, torch.ones(4096)) / weight.abs().mean(1)
+    assert float(ratio.mean()) == pytest.approx(2.0, abs=0.12)
+
+
 def test_scales_are_the_least_squares_ones_for_the_codes() -> None:
     weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     hessian = hessian_of(correlated_inputs(300, 32, seed=0))
