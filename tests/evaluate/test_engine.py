@@ -262,7 +262,7 @@ def test_splits_share_no_item_and_the_seed_fixes_them(task, context):
     [
         (reasoning, 2, "f8f4437d7e3ef451"), (memory, 2, "82a6a2e540a0ce81"),
         (tools, 2, "4d875f970e42a93c"), (persona, 2, "f515d5cd3eb715b1"),
-        (text, 2, "b8cf5c2b9860e640"), (abstain, 1, "?"),
+        (text, 2, "b8cf5c2b9860e640"), (abstain, 1, "eafd2f06bc854ffb"),
     ],
 )  # fmt: skip
 def test_a_task_whose_items_change_gets_a_new_version(task, version, items, context):
