@@ -1,14 +1,15 @@
 """Many mutants in one pytest session: tests are collected and measured once, then each mutant is a
 forked copy of it.
 
-In the copy the code of the changed function is put into the live function objects, and the tests
-that execute it run again. What importing a module has computed stays as it was, so this can only
-let more mutants survive; changes outside of functions are left to trials of their own. So are those
-whose copy waits without working: a library that started threads before the copy was made waits for
-them for ever, whatever the mutant does.
+In the copy the code of the changed function is put into the live function objects, caches of the
+package's functions are emptied, and the tests that execute it run again. What importing a module
+has computed stays as it was, so this can only let more mutants survive; changes outside of
+functions are left to trials of their own. So are those whose copy waits without working: a library
+that started threads before the copy was made waits for them for ever, whatever the mutant does.
 """
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -126,6 +127,8 @@ class Session(Watcher):
             if not put_in_place(changed, path, live.get(str(path), [])):
                 os.write(writing, b"nothing to change")
                 return
+            for cached in caches(self.tree.folder):
+                cached.cache_clear()
             items[0].session._setupstate.teardown_exact(items[0])  # type: ignore[attr-defined]
             for item, after in zip(items, [*items[1:], items[0]], strict=True):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
@@ -171,6 +174,17 @@ def _functions(folder: Path) -> dict[str, list[FunctionType]]:
         if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(folder)):
             live.setdefault(thing.__code__.co_filename, []).append(thing)
     return live
+
+
+def caches(folder: Path) -> list[Any]:
+    """Return the functions below `folder` that remember their answers."""
+    return [
+        thing
+        for thing in gc.get_objects()
+        if isinstance(thing, functools._lru_cache_wrapper)
+        and type(thing.__wrapped__) is FunctionType
+        and thing.__wrapped__.__code__.co_filename.startswith(str(folder))
+    ]
 
 
 def put_in_place(changed: str, path: Path, functions: Sequence[FunctionType]) -> int:

@@ -55,7 +55,7 @@ ROOMS = {
             "tests/phases/test_fits.py",
         ],
     ),
-    "models": ("agent_forge/models", ["tests/models"]),
+    "models": ("agent_forge/models", ["tests/models", "tests/learn/test_whole.py"]),
     "learn": ("agent_forge/learn", ["tests/learn"]),
     "evaluate": (
         "agent_forge/evaluate",

@@ -162,3 +162,17 @@ def test_a_copy_that_waits_for_a_thread_it_lacks_is_judged_in_a_trial_of_its_own
         "def test_idle():\n    asked.put(1)\n    assert idle(answers.get()) == 2\n"
     )
     assert fates(mutate, small, tmp_path / "work")[6] == ("killed", "tests/test_idle.py::test_idle")
+
+
+def test_what_a_function_remembers_is_forgotten_in_a_copy(
+    mutate: ModuleType, small: Path, tmp_path: Path
+) -> None:
+    (small / "room" / "twice.py").write_text(
+        "from functools import lru_cache\n\n\n@lru_cache\ndef table(n):\n    return n + 1\n"
+    )
+    (small / "tests" / "test_twice.py").write_text(
+        "from room.twice import table\n\n\ndef test_table():\n    assert table(1) == 2\n"
+    )
+    assert fates(mutate, small, tmp_path / "work") == {
+        6: ("killed", "tests/test_twice.py::test_table")
+    }

@@ -276,7 +276,7 @@ def test_two_stages_decode_to_the_sum_of_their_entries() -> None:
 
 def test_outlier_columns_are_pairs_and_no_fewer_than_the_share() -> None:
     unit = gaussian(4, 64)
-    for columns, expected in ((1, 2), (2, 2), (3, 4), (5, 6), (0, 0)):
+    for columns, expected in ((1, 2), (3, 4), (4, 4), (5, 6), (0, 0)):
         assert len(vptq._outlier_columns(unit, None, columns / 64)) == expected
     assert len(vptq._outlier_columns(gaussian(4, 4), None, 0.5)) == 2
     assert len(vptq._outlier_columns(gaussian(4, 3), None, 0.5)) == 2

@@ -239,9 +239,9 @@ def test_the_chain_has_a_limit_of_its_own_and_refuses_what_each_phase_alone_may_
 
 def test_of_nothing_nothing_is_lost_and_a_loss_that_is_not_shown_is_not_refused():
     none = scores([0.0] * 8)
-    kept = retention("reasoning", none, none, 200, 0)
-    assert (kept.ratio, kept.low, kept.high) == (1.0, 1.0, 1.0)
-    doubtful = replace(kept, ratio=0.9, low=0.8, limit=0.95, gated=True, ceiling=1.0)
+    row = retention("reasoning", none, none, 200, 0)
+    assert (row.ratio, row.low, row.high) == (1.0, 1.0, 1.0)
+    doubtful = replace(row, ratio=0.9, low=0.8, limit=0.95, gated=True, ceiling=1.0)
     assert not doubtful.refused
     assert replace(doubtful, ceiling=0.999).refused
 

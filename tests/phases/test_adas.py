@@ -266,6 +266,25 @@ def test_a_fifth_of_each_row_that_an_mlp_reads_with_is_pruned_the_smallest_first
         assert not left[:, columns - pruned :].any()
 
 
+@pytest.mark.parametrize(("least", "neighbour"), [(0, 1), (1, 2), (3, 2)])
+def test_the_layer_of_least_influence_gets_the_next_layers_mlp_and_the_last_the_one_before(
+    least, neighbour
+):
+    weights = {
+        f"{role} {layer}": torch.full((2, 2), float(layer))
+        for role in ("mlp_in", "mlp_out") for layer in range(4)
+    }  # fmt: skip
+    subject = SimpleNamespace(
+        layers=lambda: [0, 1, 2, 3],
+        influence=[0.0 if layer == least else 1.0 for layer in range(4)],
+        of_role=lambda role, layer: [SimpleNamespace(name=f"{role} {layer}")],
+        weight=weights.__getitem__,
+    )
+    changed = architecture._share_mlp(subject)
+    assert set(changed) == {f"mlp_in {least}", f"mlp_out {least}"}
+    assert all((weight == neighbour).all() for weight in changed.values())
+
+
 def test_the_pool_names_a_source_for_each_of_its_techniques_and_no_name_twice():
     everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
     assert len({t.name for t in everything}) == len(everything) == 100

@@ -274,25 +274,26 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(
         assert float(metrics["mixed_nats"]) == pytest.approx(parts[0], rel=1e-5)
         return float(value.detach())
 
-    thoughts = model.think(
-        ids, positions=draw_positions(
-            ids, config.positions, torch_generator(config.seed, "quietstar", "positions", 3)
-        ),
-        thoughts=config.thoughts, lookahead=config.lookahead, temperature=config.temperature,
-        seed=seed_for(config.seed, "quietstar", "thoughts", 3),
-    )  # fmt: skip
-    result = outcome(thoughts, ids, config.lookahead)
-    rewards = result.rewards()
-    others = (rewards.sum(-1, keepdim=True) - rewards) / (config.thoughts - 1)
-    advantage = rewards - others
-    if config.normalise_advantage:
-        advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
-    counted = result.wanted[:, :, None].expand_as(result.mixed)
-    parts = [
-        float(result.mixed[counted].mean()),
-        float(-(advantage * thoughts.log_probs.sum(-1)).mean()),
-        float(base(input_ids=ids, labels=ids).loss),
-    ]
+    with torch.no_grad():
+        thoughts = model.think(
+            ids, positions=draw_positions(
+                ids, config.positions, torch_generator(config.seed, "quietstar", "positions", 3)
+            ),
+            thoughts=config.thoughts, lookahead=config.lookahead, temperature=config.temperature,
+            seed=seed_for(config.seed, "quietstar", "thoughts", 3),
+        )  # fmt: skip
+        result = outcome(thoughts, ids, config.lookahead)
+        rewards = result.rewards()
+        others = (rewards.sum(-1, keepdim=True) - rewards) / (config.thoughts - 1)
+        advantage = rewards - others
+        if config.normalise_advantage:
+            advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
+        counted = result.wanted[:, :, None].expand_as(result.mixed)
+        parts = [
+            float(result.mixed[counted].mean()),
+            float(-(advantage * thoughts.log_probs.sum(-1)).mean()),
+            float(base(input_ids=ids, labels=ids).loss),
+        ]
     assert abs(parts[1]) > 1e-3
     for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 2.0, 0.25)):
         expected = sum(w * part for w, part in zip(weights, parts, strict=True))

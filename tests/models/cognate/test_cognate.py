@@ -12,6 +12,7 @@ from agent_forge import models
 from agent_forge.anatomy import cross_entropy
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.cognate import loss as cognate_loss
+from agent_forge.models.cognate import model as cognate_model
 from agent_forge.models.cognate.memory import bank_imbalance
 
 CONF = Path(__file__).parents[3] / "conf" / "model"
@@ -131,6 +132,22 @@ def test_cached_logits_equal_uncached_ones_with_mixed_exits() -> None:
         parts.append(model(tokens[:, 12:], past_key_values=cache, use_cache=True))
     assert torch.allclose(torch.cat([p.logits for p in parts], 1), whole.logits, atol=1e-5)
     assert torch.equal(torch.cat([p.passes for p in parts], 1), whole.passes)
+
+
+def test_a_step_of_one_token_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token sees all that is in the cache, so that a mask would hide nothing."""
+    model, tokens, masks = tiny(), ids(2, 6), []
+    make = cognate_model.create_causal_mask
+    monkeypatch.setattr(
+        cognate_model, "create_causal_mask", lambda **keys: (masks.append(1), make(**keys))[1]
+    )
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(tokens[:, :3], past_key_values=cache, use_cache=True)
+        model(tokens[:, 3:4], past_key_values=cache, use_cache=True)
+        assert not masks
+        model(tokens[:, 4:6], past_key_values=cache, use_cache=True)
+    assert masks
 
 
 def test_no_token_sees_a_later_one() -> None:
@@ -303,14 +320,15 @@ def test_what_points_away_from_all_slots_is_new_and_what_a_slot_holds_is_not() -
     width = bank.slots.shape[1]
     with torch.no_grad():
         bank.slots.zero_()
-        bank.slots[0, 0], bank.slots[1, 1] = 100.0, 1.0
+        bank.slots[0, 0] = 100.0
+        bank.slots[1, 0], bank.slots[1, 1] = 3.0, 4.0
     state = bank.empty(1)
     content = torch.zeros(1, 4, width)
     content[0, 0, 0] = 3.0  # the first slot's direction
-    content[0, 1, :2] = 2.0  # between the two slots
+    content[0, 1, :2] = 2.0  # between the two slots, nearer to the second
     content[0, 2, 2] = 5.0  # a right angle to both
-    content[0, 3, 0] = -1.0  # away from the first, at a right angle to the second
-    expected = torch.tensor([[0.0, 1 - 0.5**0.5, 1.0, 1.0]])
+    content[0, 3, 0] = -1.0  # away from both
+    expected = torch.tensor([[0.0, 1 - 7 / 50**0.5, 1.0, 1.0]])
     with torch.no_grad():
         torch.testing.assert_close(bank._novelty(content, state), expected)
     state.values[0, 0, 2], state.priority[0, 0] = 0.5, 1.0
