@@ -237,7 +237,7 @@ def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[s
             [refused(pool, parent, child, seed_for(seed, "draw")) for seed in range(draws)]
         )
         due = "pass" if damage.unchanged else "refuse" if min(retained.values()) < 1 - LOST else ""
-        figures.append(refusals(damage.name, float(rate), due, draws))
+        figures.append(refusals(damage.name, retained, float(rate), due, draws))
         cells = [
             f"{retained[task]:.3f}" if task in retained else "at chance" for task in pool.items
         ]
@@ -246,12 +246,16 @@ def table(pool: Pool, source: checkpoint.Checkpoint, draws: int) -> tuple[list[s
     return lines, figures
 
 
-def refusals(damage: str, rate: float, due: str, draws: int) -> Figure:
-    """Return how often a damage is refused. due: "pass", "refuse", or "" where either is right."""
+def refusals(damage: str, retained: dict[str, float], rate: float, due: str, draws: int) -> Figure:
+    """Return how often a damage is refused.
+
+    retained: what is kept of each gated task. due: "pass", "refuse", or "" where either is right.
+    """
+    shares = ", ".join(f"{task} {share:.3f}" for task, share in retained.items())
     bars = {"pass": "at most .01", "refuse": "at least .99"}
     met = {"pass": rate <= 0.01, "refuse": rate >= 0.99}
     return Figure(
-        claim=f"refused: {damage}", figure=rate, unit="of draws", n=f"{draws} draws",
+        claim=f"refused: {damage} ({shares} kept)", figure=rate, unit="of draws", n=f"{draws} draws",
         bar=bars.get(due, ""), met=met.get(due),
     )  # fmt: skip
 
@@ -282,7 +286,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
         title = f"\nparent {name}; pool: {sizes}; {args.draws} draws; share of the parent kept\n"
         print(title, *head, sep="\n")
         lines, judged = table(pool, checkpoint.open(args.run_dir / name), args.draws)
-        figures += judged
+        figures += sorted(judged, key=lambda figure: not figure.bar)
         tables += [title, *head, *lines]
     result = Result(
         claim=CLAIM,
