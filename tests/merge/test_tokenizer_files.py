@@ -435,13 +435,6 @@ def test_with_one_vocabulary_every_parents_end_stops_the_result(pair: Path) -> N
     assert "the end tokens of all models united" in notes(result)
 
 
-def test_a_single_end_of_all_models_is_a_number_and_no_list(speakers: Path) -> None:
-    for name in ("config.json", "generation_config.json"):
-        change(speakers / "chat", name, eos_token_id=3)  # <end>, where base ends too
-    result = merge(recipe(speakers, "base", "chat", tokenizer_source="chat"))
-    assert read(result.path, "config.json")["eos_token_id"] == 3
-
-
 def test_other_ids_keep_their_token_or_are_said_to_go(speakers: Path) -> None:
     change(speakers / "base", "config.json", sep_token_id=0, image_token_id=1)
     change(speakers / "base", "generation_config.json", suppress_tokens=[1, 2])

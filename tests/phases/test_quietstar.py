@@ -263,6 +263,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(
     model = ThoughtForCausalLM.wrap(
         base, start_ids=[5], end_ids=[6], thought_length=2, thoughts=2, temperature=1.0
     ).eval()
+    for parameter in model.mixing.parameters():  # before training thoughts weigh nothing
+        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(2))
     ids = torch.randint(64, (2, 24), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": ids, "labels": ids}
 
