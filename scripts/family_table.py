@@ -185,7 +185,7 @@ def chatted(bench: Bench) -> str:
     one.
     """
     model = open_model(bench.root / "import")
-    tokens = models.generate(model, [PROMPT], max_new_tokens=NEW_TOKENS, stop_ids=[])[0]
+    tokens = models.generate(model, [PROMPT], models.Decoding(max_new_tokens=NEW_TOKENS))[0]
     ids = [*PROMPT]
     for _ in range(NEW_TOKENS):
         with torch.no_grad():

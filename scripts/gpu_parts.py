@@ -274,7 +274,7 @@ def ours(model: Any, tokens: int, ids: Any) -> None:
     """Generate by models.generate."""
     from agent_forge import models
 
-    answers = models.generate(model, ids.tolist(), max_new_tokens=tokens, stop_ids=[])
+    answers = models.generate(model, ids.tolist(), models.Decoding(max_new_tokens=tokens))
     assert [len(row) for row in answers] == [tokens] * len(ids)
 
 

@@ -6,7 +6,7 @@ it; `loop.answer_turns` does the same for many conversations at once, by the ste
 """
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent.calls import THINK_OPEN, BrokenCall, Call
@@ -16,7 +16,7 @@ from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrin
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, run_calls
 from agent_forge.data.chat import call_dialect, encode_prompt, kept_reply, stop_ids
-from agent_forge.models.sampling import NO_CUTS, Cuts
+from agent_forge.models.sampling import Decoding
 from agent_forge.runtime import talker
 
 if TYPE_CHECKING:
@@ -30,18 +30,15 @@ TAG_TOKENS = 12
 class TurnLimits:
     """How one reply is generated.
 
-    max_rounds: generations, the calls and the final answer. seed: of the first; each further one
-    has the next. stops: texts that end the reply. runs_calls: False leaves calls to the caller.
+    decoding: of the first message; each further one has the next seed, and the tokenizer says which
+    tokens end a message. max_rounds: messages, those with calls and the final answer. stops: texts
+    that end the reply. runs_calls: False leaves calls to the caller.
     grammar: as in grammar.py.
     several_calls: False drops what follows the first call of a message.
     """
 
+    decoding: Decoding
     max_rounds: int = 1
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    cuts: Cuts = NO_CUTS
-    seed: int = 0
     stops: Sequence[str] = ()
     runs_calls: bool = True
     grammar: str = NONE
@@ -113,24 +110,19 @@ class LiveTurn:
         self, number: int, ends: Collection[int]
     ) -> Generator[AgentEvent, None, list[Call | BrokenCall]]:
         """Generate one message; yield what it says; return its calls."""
-        limits, usage = self.limits, self.turn.usage
+        limits, usage, decoding = self.limits, self.turn.usage, self.limits.decoding
         prompt = encode_prompt(self.tokenizer, [*self.conversation, *self.turn.messages])
         usage.prompt_tokens += len(prompt)
         tokens = talker.stream(
             self.model,
             prompt,
-            max_new_tokens=limits.max_new_tokens,
-            stop_ids=ends,
-            temperature=limits.temperature,
-            top_p=limits.top_p,
-            cuts=limits.cuts,
-            seed=limits.seed + number,
-            mask=token_mask(
+            replace(decoding, stop_ids=ends, seed=decoding.seed + number),
+            token_mask(
                 self.tokenizer,
                 self.toolbox.parameters() or self._parameters(),
                 kind_of_round(limits.grammar, number),
                 ends,
-                limits.max_new_tokens,
+                decoding.max_new_tokens,
             ),
         )
         words, stops = Detokeniser(self.tokenizer), StopStrings(limits.stops)
@@ -150,7 +142,7 @@ class LiveTurn:
             return []
         yield from self._events(speech.push(stops.push(words.end()) + stops.end()))
         yield from self._events(speech.end())
-        self.turn.cut = count >= limits.max_new_tokens and not stops.matched
+        self.turn.cut = count >= decoding.max_new_tokens and not stops.matched
         text = kept_reply(
             self.tokenizer,
             speech.text.strip(),

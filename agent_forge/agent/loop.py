@@ -17,10 +17,10 @@ from agent_forge import checkpoint, models
 from agent_forge.agent import scaffolds
 from agent_forge.agent.agent_turn import AgentTurn
 from agent_forge.agent.documents import Documents
-from agent_forge.agent.grammar import NONE, kind_of_round, token_mask
+from agent_forge.agent.grammar import kind_of_round, token_mask
 from agent_forge.agent.live import LiveTurn, TurnLimits
 from agent_forge.agent.memory import Memory, new_session
-from agent_forge.agent.settings import AgentSettings
+from agent_forge.agent.settings import BATCH_ROWS, AgentSettings
 from agent_forge.agent.sources import open_documents
 from agent_forge.agent.tool import Tool, ToolContext
 from agent_forge.agent.tool_sources import kept_tools
@@ -31,7 +31,7 @@ from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_ba
 from agent_forge.data.chat import encode_content, encode_prompt, speak_dialect, stop_ids
 from agent_forge.data.light_tokenizer import open_light
 from agent_forge.data.windows import positions
-from agent_forge.models.sampling import NO_CUTS, Cuts
+from agent_forge.models.sampling import Decoding
 from agent_forge.runtime.talker import open_talker
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ Message = Mapping[str, str]
 _log = logging.getLogger("agent_forge")
 SUMMARISE = "Summarise this conversation in a few short sentences. Keep names and numbers."
 CHAT_TOKENS = 512  # the longest answer where a manifest sets no other bound
+BATCH_LIMITS = TurnLimits(max_rounds=3, decoding=Decoding(max_new_tokens=64, batch_rows=BATCH_ROWS))
 
 
 def answer_batch(
@@ -48,21 +49,10 @@ def answer_batch(
     tokenizer: "PreTrainedTokenizerFast",
     conversations: Sequence[Sequence[Message]],
     tools: Toolbox | Sequence[str | Tool] | Sequence[Toolbox],
-    max_rounds: int = 3,
-    max_new_tokens: int = 64,
-    *,
-    batch_rows: int = 64,
+    limits: TurnLimits = BATCH_LIMITS,
 ) -> list[list[dict[str, str]]]:
-    """Return the messages that each conversation gains, greedily decoded.
-
-    They are the calls, the tools' results and the answer.
-
-    tools: one toolbox or list of enabled tools for all, or one toolbox per conversation, each with
-    its own memories.
-    """
-    turns = answer_turns(
-        model, tokenizer, conversations, tools, max_rounds, max_new_tokens, batch_rows=batch_rows
-    )
+    """Return the messages that each conversation gains: calls, the tools' results, the answer."""
+    turns = answer_turns(model, tokenizer, conversations, tools, limits)
     return [turn.messages for turn in turns]
 
 
@@ -71,26 +61,24 @@ def answer_turns(
     tokenizer: "PreTrainedTokenizerFast",
     conversations: Sequence[Sequence[Message]],
     tools: Toolbox | Sequence[str | Tool] | Sequence[Toolbox],
-    max_rounds: int,
-    max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    cuts: Cuts = NO_CUTS,
-    seed: int = 0,
-    batch_rows: int = 64,
-    grammar: str = NONE,
+    limits: TurnLimits = BATCH_LIMITS,
 ) -> list[Turn]:
-    """Return whole turns, as `answer_batch` does, with sampling.
+    """Return the turn that answers each conversation.
 
-    Each round generates for all unfinished conversations at once.
-    grammar: as in grammar.py, of the tools that each conversation may call.
+    Each round generates for all unfinished conversations at once, and runs their calls.
+
+    tools: one toolbox or list of enabled tools for all, or one toolbox per conversation, each with
+    its own memories. A grammar is of the tools that each conversation may call.
     """
+    assert not limits.stops, "texts that end a reply are for a LiveTurn"
+    assert limits.runs_calls, "here all calls are run"
+    assert limits.several_calls, "here all calls are run"
+    decoding = limits.decoding
     boxes = _toolboxes(tools, len(conversations))
     stops = stop_ids(tokenizer, model)
     turns = [Turn() for _ in conversations]
     active = list(range(len(conversations)))
-    for number in range(max_rounds):
+    for number in range(limits.max_rounds):
         if not active:
             break
         prompts = [
@@ -98,21 +86,15 @@ def answer_turns(
         ]
         for i, prompt in zip(active, prompts, strict=True):
             turns[i].usage.prompt_tokens += len(prompt)
-        bounds = (kind_of_round(grammar, number), stops, max_new_tokens)
+        bounds = (kind_of_round(limits.grammar, number), stops, decoding.max_new_tokens)
         replies = models.generate(
             model,
             prompts,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stops,
-            temperature=temperature,
-            top_p=top_p,
-            cuts=cuts,
-            seed=seed + number,
-            batch_rows=batch_rows,
-            masks=[token_mask(tokenizer, boxes[i].parameters(), *bounds) for i in active],
+            replace(decoding, stop_ids=stops, seed=decoding.seed + number),
+            [token_mask(tokenizer, boxes[i].parameters(), *bounds) for i in active],
         )
         for i, tokens in zip(active, replies, strict=True):
-            turns[i].cut = len(tokens) >= max_new_tokens
+            turns[i].cut = len(tokens) >= decoding.max_new_tokens
             turns[i].usage.completion_tokens += len(tokens)
             calls = add_message(
                 turns[i], decode_reply(tokenizer, tokens, boxes[i], cut=turns[i].cut)
@@ -253,7 +235,7 @@ class Agent:
         question = f"{SUMMARISE}\n\n{transcript}"
         live = LiveTurn(
             self.model, self.tokenizer, [{"role": "user", "content": question}], Toolbox([]),
-            TurnLimits(max_new_tokens=self.settings.max_new_tokens),
+            TurnLimits(decoding=Decoding(max_new_tokens=self.settings.max_new_tokens)),
         )  # fmt: skip
         for _ in live:
             pass
@@ -291,11 +273,9 @@ class Agent:
     def _limits(self, temperature: float, number: int) -> TurnLimits:
         settings = self.settings
         return TurnLimits(
-            max_new_tokens=settings.max_new_tokens,
-            temperature=temperature,
-            top_p=settings.top_p,
-            cuts=settings.cuts,
-            seed=settings.seed + 1000 * number,
+            decoding=replace(
+                settings.decoding, temperature=temperature, seed=settings.seed + 1000 * number
+            )
         )
 
     def prepared(self, messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 from agent_forge.config.schema import GRAMMARS
 from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.data.call_dialects import check_name
-from agent_forge.models.sampling import Cuts, check_sampling
+from agent_forge.models.sampling import Cuts, Decoding, check_sampling
 
 # Scaffold -> the settings that it follows.
 SCAFFOLDS: dict[str, tuple[str, ...]] = {
@@ -20,6 +20,7 @@ SCAFFOLDS: dict[str, tuple[str, ...]] = {
 _DECODER = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "max_new_tokens", "seed",
 )  # fmt: skip
+BATCH_ROWS = 64  # the most conversations that are answered at once
 SUMMARIES = ("sentences", "model", "none")
 _MEMORY = ("working_tokens", "recall_facts", "summary")
 _SEARCH = ("endpoint", "timeout_seconds")
@@ -133,6 +134,18 @@ class AgentSettings:
     def cuts(self) -> Cuts:
         """Return what sampling leaves out beside top_p. Raises ConfigError outside the limits."""
         return Cuts(top_k=self.top_k, min_p=self.min_p, typical_p=self.typical_p)
+
+    @property
+    def decoding(self) -> Decoding:
+        """Return how a reply is decoded. Raises ConfigError outside the limits."""
+        return Decoding(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            cuts=self.cuts,
+            seed=self.seed,
+            batch_rows=BATCH_ROWS,
+        )
 
 
 def _check_keys(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:

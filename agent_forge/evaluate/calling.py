@@ -213,7 +213,8 @@ def replies_as_calls(
 
     masks = call_masks(model, tokenizer, prompts, max_new_tokens, context)
     parsed: list[tuple[str, list[Call] | None]] = []
-    for tokens in generate_replies(model, tokenizer, prompts, max_new_tokens, context, masks):
+    decoding = context.decoding(max_new_tokens)
+    for tokens in generate_replies(model, tokenizer, prompts, decoding, masks):
         text = decode_reply(tokenizer, tokens)
         calls = agent.scan_calls(text, cut=len(tokens) >= max_new_tokens)
         whole = [call for call in calls if isinstance(call, agent.Call)]

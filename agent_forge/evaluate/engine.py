@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from agent_forge.models.sampling import TokenMask
+    from agent_forge.models.sampling import Decoding, TokenMask
 
 TASKS = "agent_forge.evaluate.tasks"
 # On the CPU the logits of a batch hold at most this many numbers (256 MB in float32), so large
@@ -381,12 +382,12 @@ def generate_replies(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     conversations: Sequence[Sequence[Mapping[str, str]]],
-    max_new_tokens: int,
-    context: EvalContext,
+    decoding: "Decoding",
     masks: "Sequence[TokenMask | None] | None" = None,
 ) -> list[list[int]]:
-    """Return the greedy reply to each conversation, as token ids without the stop token.
+    """Return the reply to each conversation, as token ids without the stop token.
 
+    decoding: `EvalContext.decoding`; the tokenizer says which tokens end a reply.
     masks: the tokens that each reply may have; None where any may.
     """
     from agent_forge import models
@@ -395,12 +396,7 @@ def generate_replies(
     prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
     with evaluating(model):
         return models.generate(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids(tokenizer, model),
-            batch_rows=context.batch_rows,
-            masks=masks,
+            model, prompts, replace(decoding, stop_ids=stop_ids(tokenizer, model)), masks
         )
 
 
@@ -417,7 +413,7 @@ def exact_match(
     A reply that the token limit cuts off is wrong.
     """
     questions = [asked(row["messages"]) for row in rows]
-    replies = generate_replies(model, tokenizer, questions, max_new_tokens, context)
+    replies = generate_replies(model, tokenizer, questions, context.decoding(max_new_tokens))
     right = [
         len(reply) < max_new_tokens
         and last_word(str(tokenizer.decode(reply, skip_special_tokens=True))) == row["answer"]
@@ -440,7 +436,7 @@ def text_match(
     is_right: is told the item and the text, which the token limit may have cut off.
     """
     questions = [item["messages"][:1] for item in items]
-    replies = generate_replies(model, tokenizer, questions, max_new_tokens, context)
+    replies = generate_replies(model, tokenizer, questions, context.decoding(max_new_tokens))
     texts = [str(tokenizer.decode(reply, skip_special_tokens=True)) for reply in replies]
     return of_weight_one([is_right(item, text) for item, text in zip(items, texts, strict=True)])
 
@@ -494,7 +490,7 @@ def measure_speeds(
             with evaluating(model):
                 start = time.perf_counter()
                 models.generate(
-                    model, [prompt], max_new_tokens=new_tokens if turn else 2, stop_ids=[]
+                    model, [prompt], models.Decoding(max_new_tokens=new_tokens if turn else 2)
                 )
                 if turn:  # the first turn only warms up
                     best[place] = min(best[place], time.perf_counter() - start)

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_forge.config import DataConfig
+
+if TYPE_CHECKING:
+    from agent_forge.agent import TurnLimits
+    from agent_forge.models import Decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +52,16 @@ class EvalContext:
     tools: Sequence[str] = ()
     rows: Sequence[str] = ()
     grammar: str = "none"
+
+    def decoding(self, max_new_tokens: int) -> "Decoding":
+        """Return how a task's replies are decoded: greedily, as many at once as the context has."""
+        from agent_forge.models.sampling import Decoding
+
+        return Decoding(max_new_tokens=max_new_tokens, batch_rows=self.batch_rows)
+
+    def turn_limits(self, max_rounds: int, max_new_tokens: int) -> "TurnLimits":
+        """Return how a task's whole turns are generated, under the grammar where there is one."""
+        from agent_forge.agent import TurnLimits
+
+        decoding = self.decoding(max_new_tokens)
+        return TurnLimits(max_rounds=max_rounds, decoding=decoding, grammar=self.grammar)

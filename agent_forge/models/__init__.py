@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent_forge.models.generation import generate, stream
     from agent_forge.models.importing import import_model
+    from agent_forge.models.sampling import Decoding
     from agent_forge.models.storage import deployable_bytes, load, load_tokenizer, save
 
 __all__ = [
+    "Decoding",
     "deployable_bytes",
     "generate",
     "import_model",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Decoding": "sampling",
     "deployable_bytes": "storage",
     "generate": "generation",
     "import_model": "importing",

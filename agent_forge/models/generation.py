@@ -8,9 +8,9 @@ result does not depend on how prompts are batched. On CUDA the steps are one gra
 (static_decoding.py). `stream` yields the tokens of one prompt as they are chosen.
 """
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
-from agent_forge.models.sampling import NO_CUTS, TINY, Cuts, TokenMask, check_sampling
+from agent_forge.models.sampling import TINY, Cuts, Decoding, TokenMask
 
 # Prompts in one batch differ by at most this many tokens, because each token of difference is a
 # step in which some rows only read.
@@ -37,60 +37,46 @@ DROP_SHARE = 0.25
 def generate(
     model: PreTrainedModel,
     prompts: list[list[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    cuts: Cuts = NO_CUTS,
-    seed: int = 0,
-    batch_rows: int = 32,
-    static: bool | None = None,
+    decoding: Decoding,
     masks: Sequence[TokenMask | None] | None = None,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, in the order of `prompts`, without the stop token.
 
-    temperature: 0 is greedy. cuts: what is left out beside top_p.
-    static: generate from a cache of fixed size, where the model can (the tokens are the same up to
-    rounding); None does so on CUDA, where it is faster.
     masks: the tokens that may come, per prompt; None where any may.
 
     A model whose class has `thinks = True` generates through its own `generate`. A prompt that does
     not fit the model's positions together with its answer is cut on the left. Raises ConfigError
-    for an empty prompt, a negative temperature, a top_p outside (0, 1], and where max_new_tokens
-    leaves no room for a prompt.
+    for an empty prompt, and where max_new_tokens leaves no room for a prompt.
     """
-    check_sampling(temperature, top_p)
     _refuse_empty(prompts)
-    if max_new_tokens <= 0 or not prompts:
+    if decoding.max_new_tokens <= 0 or not prompts:
         return [[] for _ in prompts]
     if masks is not None and all(mask is None for mask in masks):
         masks = None
     limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
-    prompts = [fitting_prompt(prompt, max_new_tokens, limit, bos) for prompt in prompts]
-    thinks, stops = bool(getattr(model, "thinks", False)), set(stop_ids)
+    prompts = [fitting_prompt(prompt, decoding.max_new_tokens, limit, bos) for prompt in prompts]
+    thinks = bool(getattr(model, "thinks", False))
     was_training = model.training
     model.eval()
     results: dict[int, list[int]] = {}
-    one = partial(
-        stream, model, max_new_tokens=max_new_tokens, stop_ids=stops, temperature=temperature,
-        top_p=top_p, cuts=cuts,
-    )  # fmt: skip
     spread, lengths = 0 if thinks else LENGTH_SPREAD_TOKENS, list(map(len, prompts))
-    for picked in _batches(lengths, batch_rows, spread):
-        rows, seeds = [prompts[i] for i in picked], {i: seed_for(seed, i) for i in picked}
-        if thinks and masks is not None:
-            replies = [list(one(prompts[i], seed=seeds[i], mask=masks[i])) for i in picked]
-        elif thinks:
-            sampling, first = _sampling(temperature, top_p, cuts), seeds[picked[0]]
-            replies = _with_own_generate(model, rows, max_new_tokens, stops, sampling, first)
+    for picked in _batches(lengths, decoding.batch_rows, spread):
+        rows = [prompts[i] for i in picked]
+        if thinks:
+            # It draws its own numbers, so that each prompt, or else each batch, has its own seed.
+            own = [replace(decoding, seed=seed_for(decoding.seed, i)) for i in picked]
+            if masks is None:
+                replies = _with_own_generate(model, rows, own[0])
+            else:
+                answers = zip(rows, own, [masks[i] for i in picked], strict=True)
+                replies = [list(stream(model, *answer)) for answer in answers]
         else:
-            chooser = _Chooser(temperature, top_p, cuts, seed, picked, max_new_tokens)
+            chooser = _Chooser(decoding, picked)
             chooser.masks = None if masks is None else [masks[i] for i in picked]
             # A graph of steps cannot ask a mask between two of them.
-            graph = masks is None and _takes_static(model, static, max_new_tokens)
+            graph = masks is None and _takes_static(model, decoding)
             run = _with_static_cache if graph else _with_cache
-            replies = run(model, rows, max_new_tokens, stops, chooser)
+            replies = run(model, rows, chooser)
         results |= zip(picked, replies, strict=True)
     model.train(was_training)
     return [results[i] for i in range(len(prompts))]
@@ -110,14 +96,7 @@ def _refuse_empty(prompts: list[list[int]]) -> None:
 def stream(
     model: PreTrainedModel,
     prompt: list[int],
-    *,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    cuts: Cuts = NO_CUTS,
-    seed: int = 0,
-    static: bool | None = None,
+    decoding: Decoding,
     mask: TokenMask | None = None,
 ) -> Generator[int]:
     """Yield the new tokens of one prompt as they are chosen, without the stop token.
@@ -129,41 +108,37 @@ def stream(
     mask: the tokens that may come; it is asked before each one. Raises ConfigError as `generate`
     does.
     """
-    check_sampling(temperature, top_p)
     if not prompt:
         raise ConfigError("the prompt is empty; a model needs at least one token to go on from")
-    if max_new_tokens <= 0:
+    if decoding.max_new_tokens <= 0:
         return
     limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
-    prompt = fitting_prompt(prompt, max_new_tokens, limit, bos)
-    chooser = _Chooser(temperature, top_p, cuts, seed, [0], max_new_tokens)
+    prompt = fitting_prompt(prompt, decoding.max_new_tokens, limit, bos)
+    chooser = _Chooser(decoding, [0])
     chooser.masks = None if mask is None else [mask]
-    # A graph of steps cannot ask a mask between two of them.
-    static = False if mask is not None else static
-    stops, was_training = set(stop_ids), model.training
+    was_training = model.training
     model.eval()
-    if _takes_static(model, static, max_new_tokens):
-        tokens = _static_steps(model, prompt, max_new_tokens, stops, chooser)
-    else:
-        tokens = _cached_steps(model, prompt, max_new_tokens, chooser)
+    # A graph of steps cannot ask a mask between two of them.
+    graph = mask is None and _takes_static(model, decoding)
+    tokens = (_static_steps if graph else _cached_steps)(model, prompt, chooser)
     thinking: AbstractContextManager[None] = (
         model.thinking() if getattr(model, "thinks", False) else nullcontext()  # type: ignore[operator]
     )
     try:
         with thinking:
             for token in tokens:
-                if token in stops:
+                if token in decoding.stop_ids:
                     return
                 yield token
     finally:
         model.train(was_training)
 
 
-def _takes_static(model: PreTrainedModel, static: bool | None, steps: int) -> bool:
-    """Return whether to use a cache of fixed size; `static` is the caller's choice, None ours."""
-    if static is None:
-        return static_decoding.suits(model, steps)
-    return static and static_decoding.takes(model)
+def _takes_static(model: PreTrainedModel, decoding: Decoding) -> bool:
+    """Return whether to use a cache of fixed size: the caller's choice, or else ours."""
+    if decoding.static is None:
+        return static_decoding.suits(model, decoding.max_new_tokens)
+    return decoding.static and static_decoding.takes(model)
 
 
 def _batches(lengths: Sequence[int], batch_rows: int, spread: int) -> Iterator[list[int]]:
@@ -181,27 +156,23 @@ def _batches(lengths: Sequence[int], batch_rows: int, spread: int) -> Iterator[l
 class _Chooser:
     """Pick next tokens by argmax, or by a random number fixed by (seed, prompt, step).
 
-    The number picks the token at which the cumulated probability passes it.
+    The number picks the token at which the cumulated probability passes it. prompts: the numbers
+    of the prompts in the batch.
     """
 
-    def __init__(
-        self,
-        temperature: float,
-        top_p: float,
-        cuts: Cuts,
-        seed: int,
-        prompts: Sequence[int],
-        steps: int,
-    ) -> None:
-        self.temperature, self.top_p, self.cuts = temperature, top_p, cuts
+    def __init__(self, decoding: Decoding, prompts: Sequence[int]) -> None:
+        self.decoding = decoding
         self.masks: Sequence[TokenMask | None] | None = None  # one per row
-        if temperature > 0:
-            draws = [numpy_generator(seed, "generate", i).random(steps) for i in prompts]
+        if decoding.temperature > 0:
+            draws = [
+                numpy_generator(decoding.seed, "generate", i).random(decoding.max_new_tokens)
+                for i in prompts
+            ]
             self.draws = torch.stack([torch.from_numpy(d) for d in draws])  # (rows, steps) float64
 
     def move_to(self, device: torch.device) -> None:
         """Move the numbers to a device, because a graph reads them there."""
-        if self.temperature > 0:
+        if self.decoding.temperature > 0:
             # MPS has no double precision.
             self.draws = self.draws.to(
                 device, torch.float32 if device.type == "mps" else torch.float64
@@ -238,16 +209,17 @@ class _Chooser:
         return chosen
 
     def _choose(self, logits: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        if self.temperature <= 0:
+        decoding = self.decoding
+        if decoding.temperature <= 0:
             return logits.argmax(-1)
-        probabilities, order = torch.softmax(logits.double() / self.temperature, -1).sort(
+        probabilities, order = torch.softmax(logits.double() / decoding.temperature, -1).sort(
             -1, descending=True
         )
-        if self.cuts.any:
-            probabilities = _cut(probabilities, self.cuts)
+        if decoding.cuts.any:
+            probabilities = _cut(probabilities, decoding.cuts)
         cumulated = probabilities.cumsum(-1)
         # Smallest set of most likely tokens whose probability reaches top_p.
-        nucleus = (cumulated - probabilities < self.top_p).sum(-1, keepdim=True)
+        nucleus = (cumulated - probabilities < decoding.top_p).sum(-1, keepdim=True)
         mass = cumulated.gather(-1, nucleus - 1)
         point = self.draws[rows, steps].to(logits.device)[:, None] * mass
         picked = torch.minimum((cumulated <= point).sum(-1, keepdim=True), nucleus - 1)
@@ -272,11 +244,14 @@ def _cut(probabilities: Tensor, cuts: Cuts) -> Tensor:
     return left
 
 
-def _sampling(temperature: float, top_p: float, cuts: Cuts) -> dict[str, Any]:
+def _sampling(decoding: Decoding) -> dict[str, Any]:
     """Return how transformers' own `generate` is to draw."""
-    if temperature <= 0:
+    if decoding.temperature <= 0:
         return {"do_sample": False}
-    settings = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+    settings = {
+        "do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p,
+    }  # fmt: skip
+    cuts = decoding.cuts
     # Its own neutral values are None, and 50 for top_k.
     return settings | {
         "top_k": cuts.top_k, "min_p": cuts.min_p or None,
@@ -285,13 +260,10 @@ def _sampling(temperature: float, top_p: float, cuts: Cuts) -> dict[str, Any]:
 
 
 def _with_cache(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    stops: set[int],
-    chooser: _Chooser,
+    model: PreTrainedModel, prompts: list[list[int]], chooser: _Chooser
 ) -> list[list[int]]:
     """Return the new tokens of each prompt of one batch, from a growing cache."""
+    max_new_tokens, stops = chooser.decoding.max_new_tokens, set(chooser.decoding.stop_ids)
     shortest = min(map(len, prompts))
     replies: list[list[int]] = [[] for _ in prompts]
     active = list(range(len(prompts)))  # rows of the cache, as indices into prompts
@@ -357,34 +329,33 @@ def _shared_beginning(model: PreTrainedModel, prompts: list[list[int]]) -> tuple
 
 
 def _with_static_cache(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    stops: set[int],
-    chooser: _Chooser,
+    model: PreTrainedModel, prompts: list[list[int]], chooser: _Chooser
 ) -> list[list[int]]:
     """Return the new tokens of each prompt of one batch, from a cache of fixed size."""
-    rows = torch.arange(len(prompts), device=model.device)
-    chooser.move_to(model.device)
     with compressed.decoding(model, len(prompts)):
-        decoder = static_decoding.StaticDecoder(
-            model,
-            prompts,
-            max_new_tokens,
-            stops,
-            lambda logits, steps: chooser(logits, rows, steps),
-        )
-        return decoder.run()
+        return _static_decoder(model, prompts, chooser).run()
 
 
-def _cached_steps(
-    model: PreTrainedModel, prompt: list[int], max_new_tokens: int, chooser: _Chooser
-) -> Iterator[int]:
+def _static_decoder(
+    model: PreTrainedModel, prompts: list[list[int]], chooser: _Chooser
+) -> static_decoding.StaticDecoder:
+    rows, decoding = torch.arange(len(prompts), device=model.device), chooser.decoding
+    chooser.move_to(model.device)
+    return static_decoding.StaticDecoder(
+        model,
+        prompts,
+        decoding.max_new_tokens,
+        set(decoding.stop_ids),
+        lambda logits, steps: chooser(logits, rows, steps),
+    )
+
+
+def _cached_steps(model: PreTrainedModel, prompt: list[int], chooser: _Chooser) -> Iterator[int]:
     """Yield tokens from a growing cache; the first comes from the whole prompt."""
     row = torch.tensor([0])
     ids = torch.tensor([prompt], device=model.device)
     cache = None
-    for step in range(max_new_tokens):
+    for step in range(chooser.decoding.max_new_tokens):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         token = int(chooser(output.logits[:, -1], row, torch.tensor([step])))
@@ -392,48 +363,29 @@ def _cached_steps(
         ids = torch.tensor([[token]], device=model.device)
 
 
-def _static_steps(
-    model: PreTrainedModel,
-    prompt: list[int],
-    max_new_tokens: int,
-    stops: set[int],
-    chooser: _Chooser,
-) -> Iterator[int]:
+def _static_steps(model: PreTrainedModel, prompt: list[int], chooser: _Chooser) -> Iterator[int]:
     """Yield tokens from a cache of fixed size; each waits for the device."""
-    row = torch.arange(1, device=model.device)
-    chooser.move_to(model.device)
     with compressed.decoding(model, 1):
-        decoder = static_decoding.StaticDecoder(
-            model,
-            [prompt],
-            max_new_tokens,
-            stops,
-            lambda logits, steps: chooser(logits, row, steps),
-        )
-        yield from decoder.stream()
+        yield from _static_decoder(model, [prompt], chooser).stream()
 
 
 def _with_own_generate(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    stops: set[int],
-    sampling: Mapping[str, Any],
-    seed: int,
+    model: PreTrainedModel, prompts: list[list[int]], decoding: Decoding
 ) -> list[list[int]]:
     """Generate for prompts of one length through the model's own `generate`."""
+    stops = set(decoding.stop_ids)
     ids = torch.tensor(prompts, device=model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(decoding.seed)
         own: Any = model.generate
         output = own(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
             eos_token_id=sorted(stops) or None,
             pad_token_id=min(stops, default=0),
-            **sampling,
+            **_sampling(decoding),
         )
     replies = []
     for row in output[:, ids.shape[1] :].tolist():

@@ -1,10 +1,11 @@
-"""Choose the next token of one sequence in numpy, by the random numbers of `generation.py`.
+"""How tokens are chosen: the settings that every engine shares, and the choice in numpy.
 
-For engines that run without torch. `Cuts` are the ways to leave out unlikely tokens beside top_p,
-for these engines and for `generation.py`. Sources: top-k, Fan et al. 2018, arXiv:1805.04833; min-p,
+`Decoding` is what `generation.py` and `runtime/talker.py` are given; `choose` is for engines that
+run without torch, by the random numbers of `generation.py`. Sources: top-k, Fan et al. 2018, arXiv:1805.04833; min-p,
 Nguyen et al. 2024, arXiv:2407.01082; typical, Meister et al. 2022, arXiv:2202.00666.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,33 @@ class Cuts:
 
 NO_CUTS = Cuts()
 TINY = 1e-300  # keeps the logarithm of a token that was cut finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How answers are decoded, and where one ends.
+
+    stop_ids: tokens that end an answer, and are not part of it. temperature: 0 is greedy. cuts:
+    what is left out beside top_p. seed: what the random numbers of all prompts come from.
+
+    The rest changes the speed alone, and tokens no more than rounding does. batch_rows: the most
+    prompts in one batch. static: generate from a cache of fixed size, where the model can; None
+    does so on CUDA, where it is faster. The packed engine has neither batches nor such a cache.
+
+    Raises ConfigError for a negative temperature and a top_p outside (0, 1].
+    """
+
+    max_new_tokens: int
+    stop_ids: Collection[int] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    cuts: Cuts = NO_CUTS
+    seed: int = 0
+    batch_rows: int = 32
+    static: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_p)
 
 
 class TokenMask(Protocol):

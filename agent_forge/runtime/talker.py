@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.windows import fitting_prompt
 from agent_forge.kernels import build
-from agent_forge.models.sampling import NO_CUTS, Cuts, TokenMask, check_sampling, choose
+from agent_forge.models.sampling import Decoding, TokenMask, choose
 from agent_forge.runtime.loading import load
 from agent_forge.runtime.model import Cache, PackedModel
 from agent_forge.runtime.shape import UnsupportedModelError
@@ -55,37 +55,30 @@ class PackedTalker:
     def stream(
         self,
         prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        stop_ids: Collection[int],
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        cuts: Cuts = NO_CUTS,
-        seed: int = 0,
+        decoding: Decoding,
         mask: TokenMask | None = None,
     ) -> Generator[int]:
         """Yield new tokens as `models.stream` does; one stream of a model runs at a time.
 
-        Raises ConfigError for an empty prompt, a negative temperature, a top_p outside (0, 1], and
-        where max_new_tokens leaves no room for a prompt.
+        Raises ConfigError for an empty prompt, and where max_new_tokens leaves no room for one.
         """
-        check_sampling(temperature, top_p)
+        max_new_tokens = decoding.max_new_tokens
         if not prompt:
             raise ConfigError("the prompt is empty; a model needs at least one token to go on from")
         if max_new_tokens <= 0:
             return
         longest = self.packed.shape.longest
         ids = fitting_prompt(prompt, max_new_tokens, longest)
-        draws = numpy_generator(seed, "generate", 0).random(max_new_tokens)
+        draws = numpy_generator(decoding.seed, "generate", 0).random(max_new_tokens)
         fed = ids[self._keep_common(ids) :]
         for draw in draws:
             logits = self._logits(fed)
             if mask is not None:
                 logits = np.where(mask.allowed(len(logits)), logits, -np.inf)
-            token = choose(logits, temperature, top_p, float(draw), cuts)
+            token = choose(logits, decoding.temperature, decoding.top_p, float(draw), decoding.cuts)
             if mask is not None:
                 mask.take(token)
-            if token in stop_ids:
+            if token in decoding.stop_ids:
                 return
             yield token
             fed = [token]
@@ -170,30 +163,17 @@ def open_talker(
 
 
 def stream(
-    model: Any,
-    prompt: list[int],
-    *,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    cuts: Cuts = NO_CUTS,
-    seed: int = 0,
-    mask: TokenMask | None = None,
+    model: Any, prompt: list[int], decoding: Decoding, mask: TokenMask | None = None
 ) -> Generator[int]:
     """Yield the tokens of one answer as they are chosen, whatever engine runs the model.
 
     Closing the generator stops the work: a token is computed only when it is asked for.
     """
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "temperature": temperature,
-        "top_p": top_p, "cuts": cuts, "seed": seed, "mask": mask,
-    }  # fmt: skip
     if isinstance(model, PackedTalker):
-        return model.stream(prompt, **settings)
+        return model.stream(prompt, decoding, mask)
     from agent_forge import models
 
-    return models.stream(model, prompt, **settings)
+    return models.stream(model, prompt, decoding, mask)
 
 
 def stored_ends(path: Path) -> int | list[int] | None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agent_forge.agent import Call, format_call
 from agent_forge.agent import loop as agent_loop
+from agent_forge.models.sampling import Decoding
 from agent_forge.runtime import talker
 
 Prompts = list[list[int]]
@@ -29,13 +30,11 @@ def speaks(
             seen.append(text)
             return tiny_tokenizer.encode(reply(text), add_special_tokens=False)
 
-        def generate(_: object, prompts: Prompts, **__: Any) -> Prompts:
+        def generate(_: object, prompts: Prompts, *__: Any) -> Prompts:
             return [answer(prompt) for prompt in prompts]
 
-        def stream(
-            _: object, prompt: list[int], *, max_new_tokens: int, **__: Any
-        ) -> Iterator[int]:
-            yield from answer(prompt)[:max_new_tokens]
+        def stream(_: object, prompt: list[int], decoding: Decoding, *__: Any) -> Iterator[int]:
+            yield from answer(prompt)[: decoding.max_new_tokens]
 
         monkeypatch.setattr(agent_loop.models, "generate", generate)
         monkeypatch.setattr(talker, "stream", stream)

@@ -50,10 +50,8 @@ def test_every_call_of_a_random_model_is_valid(
     ends = stop_ids(tiny_tokenizer)
     mask = token_mask(tiny_tokenizer, {**WEATHER, **NOW}, "required", ends, 400)
     prompt = encode_prompt(tiny_tokenizer, [{"role": "user", "content": "weather?"}])[-60:]
-    tokens = list(models.stream(
-        tiny_llama, prompt, max_new_tokens=400, stop_ids=ends, temperature=1.0, seed=seed,
-        mask=mask,
-    ))  # fmt: skip
+    decoding = models.Decoding(max_new_tokens=400, stop_ids=ends, temperature=1.0, seed=seed)
+    tokens = list(models.stream(tiny_llama, prompt, decoding, mask))
     assert valid_calls(str(tiny_tokenizer.decode(tokens)), {**WEATHER, **NOW})
 
 
@@ -90,10 +88,10 @@ def test_a_batch_calls_random_schemas_validly_and_is_never_cut_off(
     question = encode_prompt(tiny_tokenizer, [{"role": "user", "content": "Which?"}])
     prompts = [question[i % 5 :] for i in range(len(tools))]
     masks = [token_mask(tiny_tokenizer, one, kind, ends, budget) for one in tools]
-    replies = models.generate(
-        tiny_llama, prompts, max_new_tokens=budget, stop_ids=ends, temperature=1.0, seed=1,
-        batch_rows=7, masks=masks,
-    )  # fmt: skip
+    decoding = models.Decoding(
+        max_new_tokens=budget, stop_ids=ends, temperature=1.0, seed=1, batch_rows=7
+    )
+    replies = models.generate(tiny_llama, prompts, decoding, masks)
     counts = [
         valid_calls(str(tiny_tokenizer.decode(reply)), one)
         for reply, one in zip(replies, tools, strict=True)
@@ -115,11 +113,13 @@ def test_a_batch_under_a_grammar_is_what_the_stream_is(
         return [token_mask(tiny_tokenizer, one, "required", ends, 120) for one in sets]
 
     expected = [
-        list(models.stream(tiny_llama, prompt, mask=mask, **settings))
+        list(models.stream(tiny_llama, prompt, models.Decoding(**settings), mask=mask))
         for prompt, mask in zip(prompts, masks(), strict=True)
     ]
-    assert models.generate(tiny_llama, prompts, masks=masks(), **settings) == expected
-    assert expected[1] == models.generate(tiny_llama, prompts[1:2], **settings)[0]
+    assert (
+        models.generate(tiny_llama, prompts, models.Decoding(**settings), masks=masks()) == expected
+    )
+    assert expected[1] == models.generate(tiny_llama, prompts[1:2], models.Decoding(**settings))[0]
 
 
 def test_the_shortest_call_is_bounded_by_its_schema() -> None:

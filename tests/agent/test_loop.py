@@ -11,10 +11,24 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge.agent import Agent, AgentSettings, Call, Memory, Toolbox, answer_batch, format_call
+from agent_forge.agent import (
+    Agent,
+    AgentSettings,
+    Call,
+    Memory,
+    Toolbox,
+    TurnLimits,
+    answer_batch,
+    format_call,
+)
 from agent_forge.agent import loop as agent_loop
 from agent_forge.agent.tool_sources.builtin import builtin_tool
 from agent_forge.core.errors import ConfigError
+from agent_forge.models.sampling import Decoding
+
+
+def limits(max_rounds: int, max_new_tokens: int = 64) -> TurnLimits:
+    return TurnLimits(max_rounds=max_rounds, decoding=Decoding(max_new_tokens=max_new_tokens))
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -52,7 +66,7 @@ def test_rounds_are_bounded(
 ) -> None:
     seen = speaks(lambda _: format_call(Call("calculator", {"expression": "1+1"})))
     (messages,) = answer_batch(
-        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], max_rounds=3
+        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], limits(3)
     )
     assert len(seen) == 3
     assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
@@ -148,9 +162,9 @@ def test_the_real_model_answers_the_same_in_a_batch_and_alone(
     tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     questions = [user("What is 3 plus 4?"), user("Add 12 and 60, please."), user("hello")]
-    together = answer_batch(tiny_llama, tiny_tokenizer, questions, ["calculator"], 2, 12)
+    together = answer_batch(tiny_llama, tiny_tokenizer, questions, ["calculator"], limits(2, 12))
     alone = [
-        answer_batch(tiny_llama, tiny_tokenizer, [question], ["calculator"], 2, 12)[0]
+        answer_batch(tiny_llama, tiny_tokenizer, [question], ["calculator"], limits(2, 12))[0]
         for question in questions
     ]
     assert together == alone
@@ -166,7 +180,7 @@ def test_a_call_that_the_token_limit_cuts_off_is_not_run_and_the_model_is_told(
     # The limit may cut the call, or the model may end in the middle of it.
     for tokens in (limit, limit + 5):
         (messages,) = answer_batch(
-            tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 2, tokens
+            tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], limits(2, tokens)
         )
         assert messages[1]["content"].startswith("<tool_response>error: the call is cut off")
         assert messages[-1]["content"] == "told"
@@ -174,11 +188,11 @@ def test_a_call_that_the_token_limit_cuts_off_is_not_run_and_the_model_is_told(
     speaks(lambda _: whole.removesuffix("</tool_call>"))
     limit = len(tiny_tokenizer.encode(whole.removesuffix("</tool_call>"), add_special_tokens=False))
     (messages,) = answer_batch(
-        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit
+        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], limits(1, limit)
     )
     assert "error: the call is cut off" in messages[1]["content"]
     (messages,) = answer_batch(
-        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], 1, limit + 1
+        tiny_llama, tiny_tokenizer, [user("go on")], ["calculator"], limits(1, limit + 1)
     )
     assert messages[1]["content"] == "<tool_response>46</tool_response>"
 

@@ -95,7 +95,7 @@ def test_prompts_are_cut_on_the_left_and_bos_stays(
     windows._say_cut.cache_clear()
     long = [7 + i % 200 for i in range(90)]
     with caplog.at_level(logging.WARNING):
-        texts = models.generate(short_model, [long, long[-22:]], max_new_tokens=10, stop_ids=())
+        texts = models.generate(short_model, [long, long[-22:]], models.Decoding(max_new_tokens=10))
     assert texts[0] == texts[1]
     assert len(texts[0]) == 10
     assert caplog.text.count("cut on the left") == 1
@@ -103,7 +103,7 @@ def test_prompts_are_cut_on_the_left_and_bos_stays(
     prompt = windows.fitting_prompt([bos, *long], 10, POSITIONS, bos)
     assert prompt == [bos, *long[-21:]]
     with pytest.raises(ConfigError, match="32 new tokens leave no room"):
-        models.generate(short_model, [long], max_new_tokens=POSITIONS, stop_ids=())
+        models.generate(short_model, [long], models.Decoding(max_new_tokens=POSITIONS))
 
 
 def test_an_agent_answers_however_long_the_conversation(

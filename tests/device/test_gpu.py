@@ -124,8 +124,8 @@ def test_tokens_of_the_captured_step_are_those_of_the_growing_cache(device: str,
     model = llama().to(device)
     prompts = [row[: 3 + 2 * i].tolist() for i, row in enumerate(ids(rows, 12))]
     settings: dict[str, Any] = {"max_new_tokens": 24, "stop_ids": [3]}
-    captured = models.generate(model, prompts, static=True, **settings)
-    growing = models.generate(model, prompts, static=False, **settings)
+    captured = models.generate(model, prompts, models.Decoding(static=True, **settings))
+    growing = models.generate(model, prompts, models.Decoding(static=False, **settings))
     # A tie may fall the other way where kernels add in another order: at most one of several rows,
     # never on the CPU.
     assert sum(a != b for a, b in zip(captured, growing, strict=True)) <= (

@@ -32,20 +32,21 @@ def test_pretend_accelerator_generates_the_tokens_of_the_cpu(name: str, tiny_run
     tokenizer = models.load_tokenizer(source)
     prompts = [tokenizer.encode(text) for text in ("The state of the union is", "We thank")]
     settings = {"max_new_tokens": 5, "stop_ids": data.stop_ids(tokenizer)}
-    expected = models.generate(causal.open_model(source, engine="torch"), prompts, **settings)
+    expected = models.generate(
+        causal.open_model(source, engine="torch"), prompts, models.Decoding(**settings)
+    )
     with pretend_accelerator() as device:
         # auto takes the packed engine only on the CPU
         model = causal.open_model(source, device=device)
         assert model.device.type == KIND
-        assert models.generate(model, prompts, **settings) == expected
-        sampled = models.generate(model, prompts, temperature=1.0, top_p=0.9, seed=1, **settings)
+        assert models.generate(model, prompts, models.Decoding(**settings)) == expected
+        sampled = models.generate(
+            model, prompts, models.Decoding(temperature=1.0, top_p=0.9, seed=1, **settings)
+        )
     again = models.generate(
         causal.open_model(source, engine="torch"),
         prompts,
-        temperature=1.0,
-        top_p=0.9,
-        seed=1,
-        **settings,
+        models.Decoding(temperature=1.0, top_p=0.9, seed=1, **settings),
     )
     assert sampled == again
 

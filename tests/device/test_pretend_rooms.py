@@ -76,7 +76,7 @@ def scoring(device: torch.device, _: Path) -> object:
 
 
 def replies(device: torch.device, _: Path) -> object:
-    return models.generate(small_llama(device), IDS, max_new_tokens=3, stop_ids=[])
+    return models.generate(small_llama(device), IDS, models.Decoding(max_new_tokens=3))
 
 
 def muon_step(device: torch.device, _: Path) -> object:

@@ -52,7 +52,7 @@ def test_an_answer_counts_only_from_the_newest_stored_fact(
     tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def generate(_: object, prompts: Prompts, **__: object) -> Prompts:
+    def generate(_: object, prompts: Prompts, *__: object) -> Prompts:
         texts = [reply(str(tiny_tokenizer.decode(prompt))) for prompt in prompts]
         return [tiny_tokenizer.encode(text, add_special_tokens=False) for text in texts]
 

@@ -178,7 +178,7 @@ def test_between_two_steps_a_model_generates_and_takes_masks_as_ever(
         fresh = LlamaForCausalLM(model.config)
         fresh.load_state_dict(model.state_dict())
         for one in (model, fresh):
-            tokens = models.generate(one, prompts, max_new_tokens=4, stop_ids=[])
+            tokens = models.generate(one, prompts, models.Decoding(max_new_tokens=4))
             with torch.no_grad():
                 logits = one(input_ids=padded, attention_mask=mask).logits[0, 2:]
             seen.append((tokens, logits))

@@ -43,8 +43,15 @@ def test_greedy_batches_equal_uncached_greedy_one_by_one(model: LlamaForCausalLM
     rows, stops = prompts(25), {3, 17, 40}
     expected = [one_by_one(model, row, 12, stops) for row in rows]
     assert len({len(row) for row in expected}) > 3
-    assert models.generate(model, rows, max_new_tokens=12, stop_ids=stops) == expected
-    assert models.generate(model, rows, max_new_tokens=12, stop_ids=stops, batch_rows=3) == expected
+    assert (
+        models.generate(model, rows, models.Decoding(max_new_tokens=12, stop_ids=stops)) == expected
+    )
+    assert (
+        models.generate(
+            model, rows, models.Decoding(max_new_tokens=12, stop_ids=stops, batch_rows=3)
+        )
+        == expected
+    )
 
 
 def test_a_shared_beginning_is_read_once_and_changes_nothing(
@@ -61,16 +68,16 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(
 
     expected = [one_by_one(model, row, 6, {3}) for row in rows]
     monkeypatch.setattr(model, "forward", noting)
-    assert models.generate(model, rows, max_new_tokens=6, stop_ids={3}) == expected
+    assert models.generate(model, rows, models.Decoding(max_new_tokens=6, stop_ids={3})) == expected
     assert sizes[:2] == [(1, 39), (10, 1)]
 
 
 def test_samples_depend_on_the_seed_and_not_on_batching_or_order(model: LlamaForCausalLM) -> None:
     rows = prompts(12)
     settings = {"max_new_tokens": 8, "stop_ids": [3], "temperature": 1.0, "top_p": 0.9}
-    first = models.generate(model, rows, seed=5, **settings)
-    assert first == models.generate(model, rows, seed=5, batch_rows=1, **settings)
-    assert first != models.generate(model, rows, seed=6, **settings)
+    first = models.generate(model, rows, models.Decoding(seed=5, **settings))
+    assert first == models.generate(model, rows, models.Decoding(seed=5, batch_rows=1, **settings))
+    assert first != models.generate(model, rows, models.Decoding(seed=6, **settings))
 
 
 def test_sample_frequencies_follow_temperature_and_top_p(model: LlamaForCausalLM) -> None:
@@ -85,12 +92,7 @@ def test_sample_frequencies_follow_temperature_and_top_p(model: LlamaForCausalLM
     draws = models.generate(
         model,
         [prompt] * 4000,
-        max_new_tokens=1,
-        stop_ids=[],
-        temperature=0.7,
-        top_p=0.8,
-        seed=1,
-        batch_rows=4000,
+        models.Decoding(max_new_tokens=1, temperature=0.7, top_p=0.8, seed=1, batch_rows=4000),
     )
     frequencies = torch.bincount(torch.tensor([draw[0] for draw in draws]), minlength=50) / 4000
     assert nucleus < 50
@@ -100,9 +102,13 @@ def test_sample_frequencies_follow_temperature_and_top_p(model: LlamaForCausalLM
 
 def test_a_tiny_top_p_is_greedy(model: LlamaForCausalLM) -> None:
     rows = prompts(6)
-    greedy = models.generate(model, rows, max_new_tokens=6, stop_ids=[3])
+    greedy = models.generate(model, rows, models.Decoding(max_new_tokens=6, stop_ids=[3]))
     assert (
-        models.generate(model, rows, max_new_tokens=6, stop_ids=[3], temperature=1.0, top_p=1e-9)
+        models.generate(
+            model,
+            rows,
+            models.Decoding(max_new_tokens=6, stop_ids=[3], temperature=1.0, top_p=1e-9),
+        )
         == greedy
     )
 
@@ -111,7 +117,7 @@ def test_a_model_that_thinks_generates_through_its_own_generate(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, stops = prompts(10, longest=4), [3, 17]
-    expected = models.generate(model, rows, max_new_tokens=7, stop_ids=stops)
+    expected = models.generate(model, rows, models.Decoding(max_new_tokens=7, stop_ids=stops))
     calls = []
     own = LlamaForCausalLM.generate
 
@@ -121,23 +127,27 @@ def test_a_model_that_thinks_generates_through_its_own_generate(
 
     monkeypatch.setattr(LlamaForCausalLM, "thinks", True, raising=False)
     monkeypatch.setattr(LlamaForCausalLM, "generate", counted)
-    assert models.generate(model, rows, max_new_tokens=7, stop_ids=stops) == expected
+    assert (
+        models.generate(model, rows, models.Decoding(max_new_tokens=7, stop_ids=stops)) == expected
+    )
     assert sorted(shape[1] for shape in calls) == sorted({len(row) for row in rows})
 
 
 def test_edges_and_refusals(model: LlamaForCausalLM) -> None:
-    assert models.generate(model, [], max_new_tokens=3, stop_ids=[]) == []
-    assert models.generate(model, [[1]], max_new_tokens=0, stop_ids=[]) == [[]]
+    assert models.generate(model, [], models.Decoding(max_new_tokens=3)) == []
+    assert models.generate(model, [[1]], models.Decoding(max_new_tokens=0)) == [[]]
     everything = list(range(50))
-    assert models.generate(model, [[1], [2, 3]], max_new_tokens=5, stop_ids=everything) == [[], []]
+    assert models.generate(
+        model, [[1], [2, 3]], models.Decoding(max_new_tokens=5, stop_ids=everything)
+    ) == [[], []]
     with pytest.raises(ConfigError, match="prompt 1 of 2 is empty"):
-        models.generate(model, [[1], []], max_new_tokens=3, stop_ids=[])
+        models.generate(model, [[1], []], models.Decoding(max_new_tokens=3))
     with pytest.raises(ConfigError, match="temperature"):
-        models.generate(model, [[1]], max_new_tokens=3, stop_ids=[], temperature=-1.0)
+        models.generate(model, [[1]], models.Decoding(max_new_tokens=3, temperature=-1.0))
 
 
 def test_the_training_mode_is_put_back(model: LlamaForCausalLM) -> None:
     model.train()
-    models.generate(model, [[1]], max_new_tokens=1, stop_ids=[])
+    models.generate(model, [[1]], models.Decoding(max_new_tokens=1))
     assert model.training
     model.eval()

@@ -64,10 +64,13 @@ def prompts(count: int, longest: int = 30) -> list[list[int]]:
 def test_the_tokens_are_those_of_the_growing_cache(make, sampling: dict[str, float]) -> None:  # type: ignore[no-untyped-def]
     model, rows = make(), prompts(17)
     settings = {"max_new_tokens": 40, "stop_ids": [3, 17], **sampling}
-    expected = models.generate(model, rows, static=False, **settings)
+    expected = models.generate(model, rows, models.Decoding(static=False, **settings))
     assert len({len(row) for row in expected}) > 1  # some rows stop before others
-    assert models.generate(model, rows, static=True, **settings) == expected
-    assert models.generate(model, rows, static=True, batch_rows=4, **settings) == expected
+    assert models.generate(model, rows, models.Decoding(static=True, **settings)) == expected
+    assert (
+        models.generate(model, rows, models.Decoding(static=True, batch_rows=4, **settings))
+        == expected
+    )
 
 
 def test_only_the_last_token_of_a_prompt_has_logits() -> None:
@@ -89,7 +92,9 @@ def test_it_stops_looking_further_once_all_rows_have_finished(
     )
     everything = list(range(50))
     rows = [[1, 2], [3, 4, 5]]
-    assert models.generate(model, rows, max_new_tokens=500, stop_ids=everything, static=True) == [
+    assert models.generate(
+        model, rows, models.Decoding(max_new_tokens=500, stop_ids=everything, static=True)
+    ) == [
         [],
         [],
     ]
@@ -100,9 +105,9 @@ def test_one_token_and_one_row() -> None:
     model = llama()
     for count in (1, 2):
         replies = models.generate(
-            model, [[1, 2, 3]], max_new_tokens=count, stop_ids=[], static=True
+            model, [[1, 2, 3]], models.Decoding(max_new_tokens=count, static=True)
         )
-        assert replies == models.generate(model, [[1, 2, 3]], max_new_tokens=count, stop_ids=[])
+        assert replies == models.generate(model, [[1, 2, 3]], models.Decoding(max_new_tokens=count))
         assert len(replies[0]) == count
 
 
@@ -116,8 +121,12 @@ class TestOnTheDevice:
     def test_a_graph_gives_the_tokens_of_the_processor(self, kind: str, rows: int) -> None:
         model = llama() if kind == "plain" else coded(kind, 4)
         rows_of_ids = prompts(rows)
-        expected = models.generate(model, rows_of_ids, max_new_tokens=24, stop_ids=[3])
-        replies = models.generate(model.cuda(), rows_of_ids, max_new_tokens=24, stop_ids=[3])
+        expected = models.generate(
+            model, rows_of_ids, models.Decoding(max_new_tokens=24, stop_ids=[3])
+        )
+        replies = models.generate(
+            model.cuda(), rows_of_ids, models.Decoding(max_new_tokens=24, stop_ids=[3])
+        )
         agreeing = sum(a == b for a, b in zip(replies, expected, strict=True))
         assert agreeing >= rows - 1  # rounding may turn a tie around
 
@@ -131,7 +140,7 @@ def test_a_captured_step_is_faster_than_its_launches() -> None:
         for _ in range(2):
             torch.cuda.synchronize()
             started = time.perf_counter()
-            models.generate(model, [[1, 2, 3]], max_new_tokens=128, stop_ids=[], static=static)
+            models.generate(model, [[1, 2, 3]], models.Decoding(max_new_tokens=128, static=static))
             torch.cuda.synchronize()
             seconds[static] = time.perf_counter() - started
     assert seconds[True] < seconds[False] / 2

@@ -41,14 +41,16 @@ def test_streamed_tokens_are_those_of_generate(
     model: LlamaForCausalLM, prompt: list[int], static: bool, sampling: dict[str, Any]
 ) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [3, 17], **sampling}
-    (expected,) = models.generate(model, [prompt], static=False, **settings)
-    assert list(models.stream(model, prompt, static=static, **settings)) == expected
+    (expected,) = models.generate(model, [prompt], models.Decoding(static=False, **settings))
+    assert (
+        list(models.stream(model, prompt, models.Decoding(static=static, **settings))) == expected
+    )
 
 
 @pytest.mark.parametrize("static", [False, True])
 def test_a_stream_runs_no_step_that_nobody_asked_for(model: LlamaForCausalLM, static: bool) -> None:
     with counted(model) as passes:
-        tokens = models.stream(model, [1, 2], max_new_tokens=50, stop_ids=[], static=static)
+        tokens = models.stream(model, [1, 2], models.Decoding(max_new_tokens=50, static=static))
         assert not passes
         for number in range(1, 4):
             next(tokens)
@@ -60,17 +62,17 @@ def test_a_stream_runs_no_step_that_nobody_asked_for(model: LlamaForCausalLM, st
 def test_a_thinking_model_streams_what_it_generates() -> None:
     model = random_head(thinker())
     prompt = [7, 8, 9]
-    (expected,) = models.generate(model, [prompt], max_new_tokens=6, stop_ids=[])
-    assert list(models.stream(model, prompt, max_new_tokens=6, stop_ids=[])) == expected
+    (expected,) = models.generate(model, [prompt], models.Decoding(max_new_tokens=6))
+    assert list(models.stream(model, prompt, models.Decoding(max_new_tokens=6))) == expected
     assert model._thought_seed is None
-    plain = models.generate(model.base, [prompt], max_new_tokens=6, stop_ids=[])
+    plain = models.generate(model.base, [prompt], models.Decoding(max_new_tokens=6))
     shut = thinker(model.base, gate_entropy_nats=None)
-    assert [list(models.stream(shut, prompt, max_new_tokens=6, stop_ids=[]))] == plain
+    assert [list(models.stream(shut, prompt, models.Decoding(max_new_tokens=6)))] == plain
 
 
 def test_a_closed_stream_leaves_the_model_as_it_was(model: LlamaForCausalLM) -> None:
     model.train()
-    tokens = models.stream(model, [1, 2], max_new_tokens=5, stop_ids=[])
+    tokens = models.stream(model, [1, 2], models.Decoding(max_new_tokens=5))
     next(tokens)
     assert torch.is_grad_enabled()
     tokens.close()  # type: ignore[attr-defined]
@@ -81,5 +83,5 @@ def test_a_closed_stream_leaves_the_model_as_it_was(model: LlamaForCausalLM) -> 
 def test_what_generate_refuses_a_stream_refuses(model: LlamaForCausalLM) -> None:
     for prompt, wrong in (([], {}), ([1], {"temperature": -1.0}), ([1], {"top_p": 0.0})):
         with pytest.raises(ConfigError):
-            next(models.stream(model, prompt, max_new_tokens=3, stop_ids=[], **wrong))  # type: ignore[arg-type]
-    assert list(models.stream(model, [1], max_new_tokens=0, stop_ids=[])) == []
+            next(models.stream(model, prompt, models.Decoding(max_new_tokens=3, **wrong)))  # type: ignore[arg-type]
+    assert list(models.stream(model, [1], models.Decoding(max_new_tokens=0))) == []

@@ -278,7 +278,7 @@ def test_generation_is_that_of_torch_up_to_ties(codec: str, tmp_path: Path) -> N
     settings: dict[str, Any] = {"max_new_tokens": 12, "stop_ids": []}
     packed, dense = open_model(tmp_path, engine="packed"), models.load(tmp_path)
     error = 5e-3 if codec in ("hyper", "seedlm") else 1e-3
-    greedy = models.generate(packed, prompts, **settings)  # type: ignore[arg-type]
+    greedy = models.generate(packed, prompts, models.Decoding(**settings))  # type: ignore[arg-type]
     for prompt, tokens in zip(prompts, greedy, strict=True):
         assert len(tokens) == 12
         for logits, token in zip(next_logits(dense, prompt, tokens), tokens, strict=True):
@@ -286,7 +286,9 @@ def test_generation_is_that_of_torch_up_to_ties(codec: str, tmp_path: Path) -> N
     alone = runtime.load(tmp_path).generate(prompts[0], max_new_tokens=12)
     assert alone == greedy[0]
     seed, top_p = 3, 0.9
-    sampled = models.generate(packed, prompts, **settings, temperature=1.0, top_p=top_p, seed=seed)  # type: ignore[arg-type]
+    sampled = models.generate(
+        packed, prompts, models.Decoding(**settings, temperature=1.0, top_p=top_p, seed=seed)
+    )  # type: ignore[arg-type]
     for number, (prompt, tokens) in enumerate(zip(prompts, sampled, strict=True)):
         draws = numpy_generator(seed, "generate", number).random(12)
         for logits, token, draw in zip(

@@ -14,7 +14,7 @@ from agent_forge import models
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import ConfigError
 from agent_forge.kernels import build
-from agent_forge.models.sampling import choose
+from agent_forge.models.sampling import Decoding, choose
 from agent_forge.runtime.causal import open_model
 from agent_forge.runtime.talker import PackedTalker, open_talker, stream
 
@@ -48,8 +48,8 @@ def test_a_packed_stream_is_the_generation_of_its_batches(
     settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [3, 17], **sampling}
     batched = open_model(folder, engine="packed")
     for prompt in (IDS[:1], IDS[:9], IDS[:45]):
-        (expected,) = models.generate(batched, [prompt], **settings)  # type: ignore[arg-type]
-        assert list(stream(talker(folder), prompt, **settings)) == expected
+        (expected,) = models.generate(batched, [prompt], models.Decoding(**settings))  # type: ignore[arg-type]
+        assert list(stream(talker(folder), prompt, Decoding(**settings))) == expected
 
 
 def test_a_packed_stream_runs_no_step_that_nobody_asked_for(
@@ -60,7 +60,7 @@ def test_a_packed_stream_runs_no_step_that_nobody_asked_for(
     monkeypatch.setattr(
         type(one.packed), "logits", lambda *a, **k: steps.append(1) or logits(*a, **k)
     )
-    tokens = stream(one, IDS[:5], max_new_tokens=30, stop_ids=[])
+    tokens = stream(one, IDS[:5], Decoding(max_new_tokens=30))
     for number in range(1, 4):
         next(tokens)
         assert len(steps) == number
@@ -79,17 +79,17 @@ def test_the_next_turn_reads_only_what_is_new(
         return logits(self, ids, *rest, **names)
 
     monkeypatch.setattr(type(one.packed), "logits", measured)
-    first = list(stream(one, IDS[:20], max_new_tokens=4, stop_ids=[]))
+    first = list(stream(one, IDS[:20], Decoding(max_new_tokens=4)))
     turn = [*IDS[:20], *first, *IDS[20:30]]
-    second = list(stream(one, turn, max_new_tokens=4, stop_ids=[]))
+    second = list(stream(one, turn, Decoding(max_new_tokens=4)))
     assert lengths == [20, 1, 1, 1, 11, 1, 1, 1]  # the last token of a turn was never read
     other = [*IDS[:10], *IDS[40:50]]
-    third = list(stream(one, other, max_new_tokens=4, stop_ids=[]))
+    third = list(stream(one, other, Decoding(max_new_tokens=4)))
     assert lengths[8] == 10
-    assert second == list(stream(talker(folder), turn, max_new_tokens=4, stop_ids=[]))
-    assert third == list(stream(talker(folder), other, max_new_tokens=4, stop_ids=[]))
+    assert second == list(stream(talker(folder), turn, Decoding(max_new_tokens=4)))
+    assert third == list(stream(talker(folder), other, Decoding(max_new_tokens=4)))
     lengths.clear()
-    assert list(stream(one, other, max_new_tokens=4, stop_ids=[])) == third
+    assert list(stream(one, other, Decoding(max_new_tokens=4))) == third
     assert lengths[0] == 1
 
 
@@ -102,34 +102,35 @@ def test_a_step_that_is_broken_off_changes_nothing(
         whole(self, ids, cache, **names)
         raise KeyboardInterrupt
 
-    tokens = stream(one, IDS[:9], max_new_tokens=9, stop_ids=[])
+    tokens = stream(one, IDS[:9], Decoding(max_new_tokens=9))
     next(tokens)
     with monkeypatch.context() as patch:
         patch.setattr(type(one.packed), "logits", broken)
         with pytest.raises(KeyboardInterrupt):
             next(tokens)
-    fresh = list(stream(talker(folder), IDS[:9], max_new_tokens=9, stop_ids=[]))
-    assert list(stream(one, IDS[:9], max_new_tokens=9, stop_ids=[])) == fresh
+    fresh = list(stream(talker(folder), IDS[:9], Decoding(max_new_tokens=9)))
+    assert list(stream(one, IDS[:9], Decoding(max_new_tokens=9))) == fresh
 
 
 def test_what_generate_refuses_a_packed_stream_refuses(folder: Path) -> None:
     one = talker(folder)
     for prompt, wrong in (([], {}), ([1], {"temperature": -1.0}), ([1], {"top_p": 0.0})):
         with pytest.raises(ConfigError):
-            next(stream(one, prompt, max_new_tokens=3, stop_ids=[], **wrong))  # type: ignore[arg-type]
+            next(stream(one, prompt, Decoding(max_new_tokens=3, **wrong)))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no room for a prompt"):
-        next(stream(one, [1], max_new_tokens=256, stop_ids=[]))
-    assert list(stream(one, [1], max_new_tokens=0, stop_ids=[])) == []
+        next(stream(one, [1], Decoding(max_new_tokens=256)))
+    assert list(stream(one, [1], Decoding(max_new_tokens=0))) == []
 
 
 def test_numpy_chooses_the_tokens_that_torch_does() -> None:
     from agent_forge.models.generation import _Chooser
-    from agent_forge.models.sampling import Cuts
 
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(200, 50)).astype(np.float32) * 3
     for temperature, top_p in ((0.0, 1.0), (0.7, 0.9), (1.5, 1.0), (1.0, 1e-9)):
-        chooser = _Chooser(temperature, top_p, Cuts(), 5, [0], 200)
+        chooser = _Chooser(
+            Decoding(max_new_tokens=200, temperature=temperature, top_p=top_p, seed=5), [0]
+        )
         draws = getattr(chooser, "draws", torch.zeros(1, 200))[0]
         expected = chooser(
             torch.from_numpy(logits), torch.zeros(200, dtype=torch.long), torch.arange(200)
@@ -154,9 +155,9 @@ def test_engines_are_chosen_by_name_and_a_model_that_is_not_packed_runs_in_torch
     models.save(other, None, tmp_path)
     opened = open_talker(tmp_path)
     settings: dict[str, Any] = {"max_new_tokens": 3, "stop_ids": []}
-    assert list(stream(opened, IDS[:4], **settings)) == models.generate(
-        opened, [IDS[:4]], **settings  # type: ignore[arg-type]
-    )[0]  # fmt: skip
+    decoding = Decoding(**settings)  # type: ignore[arg-type]
+    (expected,) = models.generate(opened, [IDS[:4]], decoding)
+    assert list(stream(opened, IDS[:4], decoding)) == expected
 
 
 def test_chat_with_a_packed_model_imports_neither_torch_nor_transformers(

@@ -23,7 +23,7 @@ TOKENS_BEFORE_THE_GATE = 8
 def dictate(agent: Agent, file: Path) -> None:
     tokenizer = agent.tokenizer
 
-    def stream(_: Any, prompt: list[int], *, max_new_tokens: int, **__: Any) -> Iterator[int]:
+    def stream(_: Any, prompt: list[int], decoding: Any, *__: Any) -> Iterator[int]:
         words = json.loads(file.read_text())
         log, gate = Path(words.pop("log", os.devnull)), Path(words.pop("gate", "/"))
 
@@ -35,7 +35,7 @@ def dictate(agent: Agent, file: Path) -> None:
         reply = next((said for part, said in words.items() if part in last), "nothing")
         try:
             for number, token in enumerate(
-                tokenizer.encode(reply, add_special_tokens=False)[:max_new_tokens]
+                tokenizer.encode(reply, add_special_tokens=False)[: decoding.max_new_tokens]
             ):
                 note("token")
                 time.sleep(SECONDS_PER_TOKEN)

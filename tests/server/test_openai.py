@@ -186,7 +186,9 @@ def test_a_whole_answer_is_that_of_generate_and_counts_its_tokens(
     model = models.load(tiny_checkpoint.path)
     prompt = data.encode_prompt(tokenizer, QUESTION)
     (tokens,) = models.generate(
-        model, [prompt], max_new_tokens=12, stop_ids=data.stop_ids(tokenizer, model)
+        model,
+        [prompt],
+        models.Decoding(max_new_tokens=12, stop_ids=data.stop_ids(tokenizer, model)),
     )
     (choice,) = answer.choices
     assert answer.object == "chat.completion"

@@ -57,8 +57,8 @@ def score(
 
     def reply(talks: Any, boxes: Any) -> list[agent.Turn]:
         return agent.answer_turns(
-            model, tokenizer, talks, boxes, MAX_ROUNDS, MAX_NEW_TOKENS,
-            batch_rows=context.batch_rows, grammar=context.grammar,
+            model, tokenizer, talks, boxes,
+            context.turn_limits(MAX_ROUNDS, MAX_NEW_TOKENS),
         )  # fmt: skip
 
     with evaluating(model):

@@ -60,8 +60,8 @@ def score(
     prompts = [question_of(row) for row in items]
     with evaluating(model):
         turns = agent.answer_turns(
-            model, tokenizer, prompts, box, MAX_ROUNDS, MAX_NEW_TOKENS,
-            batch_rows=context.batch_rows, grammar=context.grammar,
+            model, tokenizer, prompts, box,
+            context.turn_limits(MAX_ROUNDS, MAX_NEW_TOKENS),
         )  # fmt: skip
     right = [float(is_right(row, turn, box)) for row, turn in zip(items, turns, strict=True)]
     return of_weight_one(right)

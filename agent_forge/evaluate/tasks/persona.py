@@ -73,7 +73,7 @@ def score(
 ) -> NDArray[np.float64]:
     """Return (n, 2): the mean marker of each reply, and weight 1."""
     questions = [[{"role": "user", "content": item["prompt"]}] for item in items]
-    replies = generate_replies(model, tokenizer, questions, MAX_NEW_TOKENS, context)
+    replies = generate_replies(model, tokenizer, questions, context.decoding(MAX_NEW_TOKENS))
     values = []
     for item, reply in zip(items, replies, strict=True):
         text = str(tokenizer.decode(reply, skip_special_tokens=True))

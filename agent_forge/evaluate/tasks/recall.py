@@ -69,14 +69,14 @@ def score(
     stores = [agent.Memory() for _ in items]
     boxes = [agent.Toolbox(TOOLS, agent.ToolContext(memory=store)) for store in stores]
     last: list[Turn] = [agent.Turn() for _ in items]
+    limits = agent.TurnLimits(max_rounds=MAX_ROUNDS, decoding=context.decoding(MAX_NEW_TOKENS))
     with evaluating(model):
         for stage in range(max(len(row["sessions"]) for row in items)):
             active = [i for i, row in enumerate(items) if stage < len(row["sessions"])]
             turns = agent.answer_turns(
                 model, tokenizer,
                 [[{"role": "user", "content": items[i]["sessions"][stage]}] for i in active],
-                [boxes[i] for i in active], MAX_ROUNDS, MAX_NEW_TOKENS,
-                batch_rows=context.batch_rows,
+                [boxes[i] for i in active], limits,
             )  # fmt: skip
             for i, turn in zip(active, turns, strict=True):
                 last[i] = turn

@@ -53,10 +53,7 @@ def score(
             tokenizer,
             questions,
             ["calculator"],
-            MAX_ROUNDS,
-            MAX_NEW_TOKENS,
-            batch_rows=context.batch_rows,
-            grammar=context.grammar,
+            context.turn_limits(MAX_ROUNDS, MAX_NEW_TOKENS),
         )
     right = [float(is_right(row, turn.messages)) for row, turn in zip(items, turns, strict=True)]
     return of_weight_one(right)

@@ -6,7 +6,7 @@ is above zero. Its settings go into the manifest, where the agent's run time fin
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,17 +167,21 @@ def answers(
     one = agents.Agent(model, tokenizer, tools, settings=settings)
     known = one.settings
 
-    def turns_of(windows: Sequence[Any], number: int, **changes: Any) -> list["agents.Turn"]:
+    def turns_of(windows: Sequence[Any], number: int, *, draft: bool = False) -> list[Any]:
         sampled = number > 0 and known.scaffold == "self_consistency"
-        options: dict[str, Any] = {
-            "temperature": known.temperature or (0.7 if sampled else 0.0), "top_p": known.top_p,
-            "cuts": known.cuts, "seed": known.seed + 1000 * number, "grammar": known.grammar,
-        }  # fmt: skip
-        rounds = changes.pop("max_rounds", known.max_rounds)
-        tools = changes.pop("tools", one.toolbox)
-        return agents.answer_turns(
-            model, tokenizer, windows, tools, rounds, known.max_new_tokens, **(options | changes)
+        decoding = replace(
+            known.decoding,
+            temperature=known.temperature or (0.7 if sampled else 0.0),
+            seed=known.seed + 1000 * number,
         )
+        # A draft is one message without tools, as `Agent.draft` writes it.
+        limits = agents.TurnLimits(
+            max_rounds=1 if draft else known.max_rounds,
+            decoding=decoding,
+            grammar="none" if draft else known.grammar,
+        )
+        box = agents.Toolbox([]) if draft else one.toolbox
+        return agents.answer_turns(model, tokenizer, windows, box, limits)
 
     windows = [one.shown(messages) for messages in conversations]
     if known.scaffold == "drafts" and known.scaffold_drafts:
@@ -195,7 +199,7 @@ def _after_drafts(
     drafts = [""] * len(windows)
     for number, template in enumerate(known.scaffold_drafts, start=1):
         asking = _filled(template, windows, drafts)
-        turns = turns_of(asking, number, max_rounds=1, tools=agents.Toolbox([]), grammar="none")
+        turns = turns_of(asking, number, draft=True)
         drafts = [draft_of(turn) for turn in turns]
     return _filled(known.scaffold_prompt, windows, drafts)
 

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent_forge.agent import Call, Toolbox, Turn, answer_turns
+from agent_forge.agent import Call, Toolbox, Turn, TurnLimits, answer_turns
+from agent_forge.agent.settings import BATCH_ROWS
 from agent_forge.config import DataConfig
 from agent_forge.data.synthetic import tools
+from agent_forge.models.sampling import Decoding
 from agent_forge.phases.bake import traces
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     )
 
 
+def turn_limits(max_new_tokens: int) -> TurnLimits:
+    """Return how measured turns are generated: greedily."""
+    decoding = Decoding(max_new_tokens=max_new_tokens, batch_rows=BATCH_ROWS)
+    return TurnLimits(max_rounds=ROUNDS, decoding=decoding)
+
+
 def accuracy(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
@@ -48,12 +56,11 @@ def accuracy(
     make_box = traces.toolbox(kind, split, data)
     boxes = [make_box() for _ in heldout]
     turns: list[Turn] = [Turn() for _ in heldout]
+    limits = turn_limits(max_new_tokens)
     for stage in range(max(len(trace["stages"]) for trace in heldout)):
         active = [i for i, trace in enumerate(heldout) if stage < len(trace["stages"])]
         questions = [[{"role": "user", "content": heldout[i]["stages"][stage]}] for i in active]
-        answers = answer_turns(
-            model, tokenizer, questions, [boxes[i] for i in active], ROUNDS, max_new_tokens
-        )
+        answers = answer_turns(model, tokenizer, questions, [boxes[i] for i in active], limits)
         for i, turn in zip(active, answers, strict=True):
             turns[i] = turn
     right = [

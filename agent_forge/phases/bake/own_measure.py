@@ -50,9 +50,8 @@ def accuracy(
         if listed:
             system = own.system_turn([tool.schema() for tool in tools])
             prompts = [[system, *prompt] for prompt in prompts]
-        turns = answer_turns(
-            model, phase.tokenizer, prompts, box, measure.ROUNDS, own.reply_tokens(phase)
-        )
+        limits = measure.turn_limits(own.reply_tokens(phase))
+        turns = answer_turns(model, phase.tokenizer, prompts, box, limits)
         right = [is_right(trace, turn, box) for trace, turn in zip(heldout, turns, strict=True)]
         low, high = measure.wilson(sum(right), len(right))
         figures[name] = {

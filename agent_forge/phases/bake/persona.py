@@ -80,9 +80,15 @@ def teach(
         fitting_prompt(ids, config.reply_tokens, limit, tokenizer.bos_token_id) for ids in prompted
     ]
     answers = models.generate(
-        model, prompted, max_new_tokens=config.reply_tokens, stop_ids=stop_ids(tokenizer, model),
-        temperature=config.temperature, seed=seed,
-    )  # fmt: skip
+        model,
+        prompted,
+        models.Decoding(
+            max_new_tokens=config.reply_tokens,
+            stop_ids=stop_ids(tokenizer, model),
+            temperature=config.temperature,
+            seed=seed,
+        ),
+    )
     end = turn_end(tokenizer)
     answers = [
         [*answer, *end] if len(answer) < config.reply_tokens else answer for answer in answers

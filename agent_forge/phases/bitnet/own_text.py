@@ -19,29 +19,29 @@ from agent_forge.core.seeds import numpy_generator
 KIND = "own"
 
 
+def first_tokens(vocabulary: int, count: int, never: Collection[int], seed: int) -> list[int]:
+    """Return the ids that windows begin with, drawn from all but those in `never`."""
+    allowed = np.setdiff1d(np.arange(vocabulary), np.asarray(sorted(never), np.int64))
+    drawn = numpy_generator(seed, "bitnet", "own", "first").choice(allowed, count)
+    return [int(token) for token in drawn]
+
+
 def sample(
     parent: PreTrainedModel,
-    count: int,
+    prompts: Sequence[Sequence[int]],
     length: int,
-    *,
     temperature: float,
     seed: int,
-    never: Collection[int],
-    prefix: Sequence[int] = (),
 ) -> Tensor:
-    """Return windows that the parent wrote: (count, length) int64.
-
-    never: ids that no window begins with; prefix: ids that stand before all of a window
-    (`data.window_prefix`).
-    """
-    allowed = np.setdiff1d(
-        np.arange(parent.config.get_text_config().vocab_size), np.asarray(sorted(never), np.int64)
-    )
-    first = numpy_generator(seed, "bitnet", "own", "first").choice(allowed, count)
-    prompts = [[*prefix, int(token)] for token in first]
+    """Return the windows that the parent writes from beginnings of one length: (n, length) int64."""
+    prompts = [list(prompt) for prompt in prompts]
     rest = models.generate(
-        parent, prompts, max_new_tokens=length - len(prompts[0]), stop_ids=(), temperature=temperature, seed=seed
-    )  # fmt: skip
+        parent,
+        prompts,
+        models.Decoding(
+            max_new_tokens=length - len(prompts[0]), temperature=temperature, seed=seed
+        ),
+    )
     return torch.tensor(
         [start + continuation for start, continuation in zip(prompts, rest, strict=True)]
     )

@@ -114,21 +114,25 @@ def _sources(phase: PhaseRun[Config], parent: PreTrainedModel) -> dict[str, Sour
 
 def _own_text(phase: PhaseRun[Config], parent: PreTrainedModel) -> own_text.OwnText:
     config, tokenizer = phase.config, phase.tokenizer
-    windows = phase.out.remember_tensors(
-        "own",
-        lambda: {
-            "windows": own_text.sample(
-                parent,
-                config.own.windows,
-                config.train.length_tokens,
-                temperature=config.own.temperature,
-                seed=config.seed,
-                never=tokenizer.all_special_ids,
-                prefix=data.window_prefix(tokenizer),
-            )
-        },
-    )["windows"]
-    return own_text.OwnText(windows)
+
+    def write() -> dict[str, torch.Tensor]:
+        first = own_text.first_tokens(
+            parent.config.get_text_config().vocab_size,
+            config.own.windows,
+            tokenizer.all_special_ids,
+            config.seed,
+        )
+        prefix = data.window_prefix(tokenizer)
+        windows = own_text.sample(
+            parent,
+            [[*prefix, token] for token in first],
+            config.train.length_tokens,
+            config.own.temperature,
+            config.seed,
+        )
+        return {"windows": windows}
+
+    return own_text.OwnText(phase.out.remember_tensors("own", write)["windows"])
 
 
 def _mixture(config: Config, sources: dict[str, Source], name: str) -> data.Mixture:

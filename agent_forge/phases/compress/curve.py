@@ -88,7 +88,7 @@ def tokens_per_second(model: Any, prompt: list[int], tokens: int) -> float:
     the time of the prompt.
     """
     with torch.no_grad():
-        models.generate(model, [prompt], max_new_tokens=1, stop_ids=[])
+        models.generate(model, [prompt], models.Decoding(max_new_tokens=1))
         began = time.perf_counter()
-        models.generate(model, [prompt], max_new_tokens=tokens, stop_ids=[])
+        models.generate(model, [prompt], models.Decoding(max_new_tokens=tokens))
     return round(tokens / (time.perf_counter() - began), 2)

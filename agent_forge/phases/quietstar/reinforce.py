@@ -139,10 +139,16 @@ class Reinforcement:
             for _ in range(config.samples)
         ]
         drawn = models.generate(
-            model, prompts, max_new_tokens=config.max_new_tokens, stop_ids=self.stops,
-            temperature=config.temperature, seed=seed_for(self.seed, "quietstar", "replies", step),
-            batch_rows=len(prompts),
-        )  # fmt: skip
+            model,
+            prompts,
+            models.Decoding(
+                max_new_tokens=config.max_new_tokens,
+                stop_ids=self.stops,
+                temperature=config.temperature,
+                seed=seed_for(self.seed, "quietstar", "replies", step),
+                batch_rows=len(prompts),
+            ),
+        )
         ended = [len(reply) < config.max_new_tokens for reply in drawn]
         rewards = [
             float(whole and self.is_right(rows[place // config.samples], reply))

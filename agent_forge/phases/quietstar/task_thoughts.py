@@ -199,9 +199,8 @@ def _samples(phase: PhaseRun[Config], model: PreTrainedModel) -> list[str]:
         return []
     items = evaluate.task_items(TASK, SPLIT, shown, phase.eval_context)
     questions = [item["messages"][:1] for item in items]
-    replies = evaluate.generate_replies(
-        model, phase.tokenizer, questions, phase.config.task.max_new_tokens, phase.eval_context
-    )
+    decoding = phase.eval_context.decoding(phase.config.task.max_new_tokens)
+    replies = evaluate.generate_replies(model, phase.tokenizer, questions, decoding)
     return [
         f"{item['messages'][0]['content']} {phase.tokenizer.decode(reply)!r} "
         f"(right: {item['answer']})"

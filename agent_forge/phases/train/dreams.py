@@ -40,11 +40,12 @@ def dream(
     new = models.generate(
         model,
         prompts,
-        max_new_tokens=length_tokens - config.prompt_tokens,
-        stop_ids=(),
-        temperature=config.temperature,
-        top_p=config.top_p,
-        seed=seed_for(seed, "train", stage, "dreams"),
+        models.Decoding(
+            max_new_tokens=length_tokens - config.prompt_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=seed_for(seed, "train", stage, "dreams"),
+        ),
     )
     dreams = np.asarray(
         [prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)], np.int64

@@ -143,9 +143,17 @@ def written(
         for row in rows
     ]  # fmt: skip
     replies = models.generate(
-        model, ids, max_new_tokens=own.new_tokens, stop_ids=stop_ids(tokenizer, model),
-        temperature=own.temperature, top_p=own.top_p, seed=seed, batch_rows=own.batch_rows,
-    )  # fmt: skip
+        model,
+        ids,
+        models.Decoding(
+            max_new_tokens=own.new_tokens,
+            stop_ids=stop_ids(tokenizer, model),
+            temperature=own.temperature,
+            top_p=own.top_p,
+            seed=seed,
+            batch_rows=own.batch_rows,
+        ),
+    )
     return [_continued(tokenizer, row, reply) for row, reply in zip(rows, replies, strict=True)]
 
 

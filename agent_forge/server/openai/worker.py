@@ -143,11 +143,13 @@ class ServedAgent:
             grammar = NONE if settings.grammar == NONE else CALLS
             names = [tool["function"]["name"] for tool in job["tools"] if grammar == CALLS]
         limits = TurnLimits(
-            max_new_tokens=self._new_tokens(job, len(prompt)),
-            temperature=_given(job, "temperature", settings.temperature),
-            top_p=_given(job, "top_p", settings.top_p),
-            cuts=settings.cuts,
-            seed=_given(job, "seed", settings.seed),
+            decoding=replace(
+                settings.decoding,
+                max_new_tokens=self._new_tokens(job, len(prompt)),
+                temperature=_given(job, "temperature", settings.temperature),
+                top_p=_given(job, "top_p", settings.top_p),
+                seed=_given(job, "seed", settings.seed),
+            ),
             stops=job["stops"],
             runs_calls=False,
             several_calls=job["several_calls"],

@@ -175,7 +175,7 @@ def test_generation_with_transformers_and_with_ours_agree() -> None:
     model = tiny()
     prompts = [ids(1, n, seed=n)[0].tolist() for n in (4, 7, 7, 12, 3)]
     mixed_exits(model, ids(4, 12))
-    ours = models.generate(model, prompts, max_new_tokens=10, stop_ids=[5])
+    ours = models.generate(model, prompts, models.Decoding(max_new_tokens=10, stop_ids=[5]))
     for prompt, tokens in zip(prompts, ours, strict=True):
         row = torch.tensor([prompt])
         theirs = model.generate(

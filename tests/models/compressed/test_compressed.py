@@ -180,10 +180,11 @@ def test_memory_holds_codes_and_no_dense_copy(tmp_path: Path) -> None:
 def test_generation_with_a_cache_follows_the_parent(tmp_path: Path) -> None:
     model = cognate()
     prompts = [[3, 4, 5], [7, 8, 9, 10]]
-    expected = models.generate(model, prompts, max_new_tokens=6, stop_ids=[])
+    expected = models.generate(model, prompts, models.Decoding(max_new_tokens=6))
     models.save(compressed.compress(model, lossless(model)), None, tmp_path)
     assert (
-        models.generate(models.load(tmp_path), prompts, max_new_tokens=6, stop_ids=[]) == expected
+        models.generate(models.load(tmp_path), prompts, models.Decoding(max_new_tokens=6))
+        == expected
     )
 
 
