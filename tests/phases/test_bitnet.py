@@ -38,6 +38,7 @@ from agent_forge.models.ternary import (
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, DistillConfig, distill, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import (
+    Calibration,
     Rounding,
     best_scale,
     compensate,
@@ -260,10 +261,11 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(
     calls: list[tuple[int, int]] = []
     result = compensate_in_waves(
         tiny_llama,
-        calibration()[:batches],
-        waves=waves,
-        rounding=Rounding(0.01),
-        progress=lambda *done: calls.append(done),
+        Calibration(
+            windows=calibration()[:batches], progress=lambda *done: calls.append(done)
+        ),
+        waves,
+        Rounding(0.01),
     )
     layers = ternary_layers(tiny_llama)
     assert set(result) == set(layers)
@@ -312,12 +314,7 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
             ternarise(model, settings)
             if aimed:
                 result = compensated(
-                    parent,
-                    model,
-                    calibration(),
-                    waves=4,
-                    rounding=Rounding(0.1),
-                    progress=lambda *_: None,
+                    parent, model, Calibration(windows=calibration()), 4, Rounding(0.1)
                 )
                 assert set(result) == {
                     f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")
@@ -326,9 +323,7 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
                     torch.equal(value, model.get_parameter(name)) for name, value in result.items()
                 )
             else:
-                compensate_in_waves(
-                    model, calibration(), waves=4, rounding=Rounding(0.1), progress=lambda *_: None
-                )
+                compensate_in_waves(model, Calibration(windows=calibration()), 4, Rounding(0.1))
             stream = model(fresh, output_hidden_states=True).hidden_states[-1]
             errors.append(float((stream - target).square().sum() / target.square().sum()))
     assert errors[0] < 0.85 * errors[1]

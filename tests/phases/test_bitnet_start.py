@@ -13,7 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from agent_forge.codecs.compensate import upper_from
 from agent_forge.models.ternary import ROW, TernarySettings, multiply_out, ternarise, ternary_codes
 from agent_forge.phases.bitnet import follow
-from agent_forge.phases.bitnet.compensate import SCALES, Rounding, _round_in_order, best_scale
+from agent_forge.phases.bitnet.compensate import (
+    SCALES,
+    Calibration,
+    Rounding,
+    _round_in_order,
+    best_scale,
+)
 from agent_forge.phases.bitnet.refine import refined
 
 Streams = dict[str, Tensor]
@@ -74,9 +80,7 @@ def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
         original(self, group, x, goal, token_weights)
 
     monkeypatch.setattr(follow.BlockwiseCompensator, "_compensate", record)
-    follow.compensated(
-        parent, model, windows, waves=1, rounding=Rounding(0.05), progress=lambda *_: None
-    )
+    follow.compensated(parent, model, Calibration(windows=windows), 1, Rounding(0.05))
     ours, theirs = streams(model, windows), streams(parent, windows)
     for number in (0, 1):
         layer = f"model.layers.{number}"

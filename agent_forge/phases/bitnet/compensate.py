@@ -65,32 +65,43 @@ class Rounding:
     sweeps: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The text that layers are compensated on, and how it is run.
+
+    windows: batches of ids (B, T) int64, all run at their full length. dtype: of the autocast in
+    forward passes. progress(done, total) is called after each layer.
+    """
+
+    windows: Sequence[Tensor]
+    dtype: torch.dtype = torch.float32
+    progress: Callable[[int, int], None] = lambda _done, _total: None
+
+    def autocast(self) -> torch.autocast:
+        """Return the arithmetic of forward passes."""
+        kind = self.windows[0].device.type
+        return torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32)
+
+
 @torch.no_grad()
 def compensate_in_waves(
-    model: nn.Module,
-    windows: Sequence[Tensor],
-    *,
-    waves: int,
-    rounding: Rounding,
-    progress: Callable[[int, int], None],
-    dtype: torch.dtype = torch.float32,
+    model: nn.Module, calibration: Calibration, waves: int, rounding: Rounding
 ) -> list[str]:
     """Leave the model ternary, with new latents and scales of their own; return the names of the
     layers that have them.
 
-    windows: batches of ids (B, T) int64. Layers that calibration never runs keep their latents and
-    are not named. progress(done, total) is called after each layer. dtype: the autocast dtype of
-    the forward passes.
+    Layers that calibration never runs keep their latents and are not named.
     """
+    windows = calibration.windows
     layers = ternary_layers(model)
     for layer in layers.values():
         layer.blend = 0.0
-    with torch.autocast(windows[0].device.type, dtype, enabled=dtype != torch.float32):
+    with calibration.autocast():
         order = _order_of_use(model, layers, windows[0])
     done, size = 0, -(-len(order) // waves)
     for start in range(0, len(order), size):
         names = order[start : start + size]
-        with torch.autocast(windows[0].device.type, dtype, enabled=dtype != torch.float32):
+        with calibration.autocast():
             hessians = input_hessians(model, {name: layers[name] for name in names}, windows)
         for together in _same_inputs(names, layers, hessians):
             hessian = hessians[together[0]]
@@ -106,7 +117,7 @@ def compensate_in_waves(
                 layers[name].free_scales(own)
                 layers[name].blend = 1.0
                 done += 1
-                progress(done, len(order))
+                calibration.progress(done, len(order))
     for layer in layers.values():
         layer.blend = 1.0
     return order

@@ -14,7 +14,7 @@ output being the next one's input: transformers' decoders. Other models are comp
 (compensate.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from agent_forge.anatomy.stack import named_blocks, stream_out
 from agent_forge.anatomy.watch import After, Before, Call, StopForward, run_until_stop, watching
 from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
-from agent_forge.phases.bitnet.compensate import Rounding, compensate, compensate_in_waves
+from agent_forge.phases.bitnet.compensate import (
+    Calibration,
+    Rounding,
+    compensate,
+    compensate_in_waves,
+)
 
 # The largest share of a block's change to the stream that the outputs of its writers may leave
 # unexplained: in bfloat16 their sum is not exact.
@@ -111,28 +116,22 @@ def _same_input(
 def compensated(
     parent: nn.Module,
     model: nn.Module,
-    windows: Sequence[Tensor],
-    *,
+    calibration: Calibration,
     waves: int,
     rounding: Rounding,
-    progress: Callable[[int, int], None],
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Leave the model ternary with scales of its own, and return them and its latents: name +
     ".weight" or ".weight_scale".
 
-    windows: batches of ids (B, T) int64, all run at their full length. waves: read where the blocks
-    do not stand in line. progress(done, total) is called after each layer. Layers that calibration
-    never runs keep their latents; they are not returned.
+    waves: read where the blocks do not stand in line. Layers that calibration never runs keep their
+    latents; they are not returned.
     """
     layers = ternary_layers(model)
-    blocks = blocks_in_line(model, windows[0])
+    blocks = blocks_in_line(model, calibration.windows[0])
     if blocks:
-        names = BlockwiseCompensator(parent, model, windows, rounding, dtype).run(blocks, progress)
+        names = BlockwiseCompensator(parent, model, calibration, rounding).run(blocks)
     else:
-        names = compensate_in_waves(
-            model, windows, waves=waves, rounding=rounding, progress=progress, dtype=dtype
-        )
+        names = compensate_in_waves(model, calibration, waves, rounding)
     state = {f"{name}.weight": layers[name].weight.detach().clone() for name in names}
     for name in names:
         scale = layers[name].weight_scale
@@ -150,20 +149,15 @@ class BlockwiseCompensator:
         self,
         parent: nn.Module,
         model: nn.Module,
-        windows: Sequence[Tensor],
+        calibration: Calibration,
         rounding: Rounding,
-        dtype: torch.dtype,
     ) -> None:
-        self.parent, self.model, self.rounding, self.dtype = parent, model, rounding, dtype
-        self.windows, self.device = windows, windows[0].device.type
+        self.parent, self.model, self.rounding = parent, model, rounding
+        self.calibration = calibration
         self.layers = ternary_layers(model)
 
-    def autocast(self) -> torch.autocast:
-        """Return the arithmetic of forward passes."""
-        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
-
     @torch.no_grad()
-    def run(self, blocks: Sequence[Block], progress: Callable[[int, int], None]) -> list[str]:
+    def run(self, blocks: Sequence[Block]) -> list[str]:
         """Compensate all layers, leaving them ternary with scales of their own; return their names
         in order.
         """
@@ -188,7 +182,7 @@ class BlockwiseCompensator:
                 else:
                     self._compensate(group, x, goal, None)
                 done += group
-                progress(len(done), total)
+                self.calibration.progress(len(done), total)
             target_stream, stream = after, self._run(self.model, block, stream, rest)
         return done
 
@@ -208,9 +202,9 @@ class BlockwiseCompensator:
 
         with (
             watching(before=[(model.get_submodule(name), note(name)) for name in blocks]),
-            self.autocast(),
+            self.calibration.autocast(),
         ):
-            for ids in self.windows:
+            for ids in self.calibration.windows:
                 calls.append({})
                 run_until_stop(model, input_ids=ids, use_cache=False)
         return calls
@@ -244,7 +238,7 @@ class BlockwiseCompensator:
             raise StopForward
 
         module = self.model.get_submodule(block.name)
-        with watching(before=[(layer, note)]), self.autocast():
+        with watching(before=[(layer, note)]), self.calibration.autocast():
             for x, (args, kwargs) in zip(stream, rest, strict=True):
                 run_until_stop(module, x, *args, **kwargs)
         inputs = torch.cat([part.flatten(0, -2) for part in raw])
@@ -283,7 +277,7 @@ class BlockwiseCompensator:
             self.layers[name].blend = 1.0
 
     def _own(self, name: str, inputs: Tensor) -> Tensor:
-        with self.autocast():
+        with self.calibration.autocast():
             output: Tensor = self.layers[name](inputs)
         return output.float()
 
@@ -292,7 +286,7 @@ class BlockwiseCompensator:
     ) -> list[Tensor]:
         """Return the streams after a block of a model."""
         module = model.get_submodule(block.name)
-        with self.autocast():
+        with self.calibration.autocast():
             return [
                 stream_out(module(x, *args, **kwargs))
                 for x, (args, kwargs) in zip(stream, rest, strict=True)

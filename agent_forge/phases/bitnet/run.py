@@ -4,7 +4,7 @@ measure, pack, write.
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,12 +20,28 @@ from agent_forge.evaluate import Scores
 from agent_forge.models.ternary import set_blend, ternarise, ternary_layers
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, fits, measure, own_text
-from agent_forge.phases.bitnet.compensate import Rounding
+from agent_forge.phases.bitnet.compensate import Calibration, Rounding
 from agent_forge.phases.bitnet.distill import Distillation
 from agent_forge.phases.bitnet.follow import compensated
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
 
 Findings = tuple[dict[str, Any], list[dict[str, Any]]]  # metrics, and the rows of a table
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """What the phase measures of its parent and its child.
+
+    before: the parent's score. stages: the child's, stage by stage, the last one at the end.
+    start: the codes of each layer before training. elsewhere, by_domain: what the child keeps of
+    text that was not in the calibration, and of each domain of text.
+    """
+
+    before: Scores
+    stages: dict[str, Scores]
+    start: dict[str, torch.Tensor]
+    elsewhere: Findings
+    by_domain: Findings
 
 
 def run(phase: PhaseRun[Config]) -> Report:
@@ -73,7 +89,10 @@ def run(phase: PhaseRun[Config]) -> Report:
         config.gate.samples,
         config.seed,
     )
-    return _write(phase, parent, model, before, stages, (elsewhere, by_domain), start)
+    measured = Measured(
+        before=before, stages=stages, start=start, elsewhere=elsewhere, by_domain=by_domain
+    )
+    return _write(phase, parent, model, measured)
 
 
 def _by_domain(
@@ -176,10 +195,8 @@ def start_compensated(
             out.check_stop()
 
         rounding = Rounding(config.init.damping, config.init.sweeps)
-        return compensated(
-            parent, model, windows(), waves=config.init.waves, rounding=rounding, progress=progress,
-            dtype=phase.dtype,
-        )  # fmt: skip
+        calibration = Calibration(windows=windows(), dtype=phase.dtype, progress=progress)
+        return compensated(parent, model, calibration, config.init.waves, rounding)
 
     latents = out.remember_tensors("compensated", compute)
     layers = ternary_layers(model)
@@ -260,17 +277,12 @@ def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | 
 
 
 def _write(
-    phase: PhaseRun[Config],
-    parent: PreTrainedModel,
-    model: PreTrainedModel,
-    before: Scores,
-    stages: dict[str, Scores],
-    findings: tuple["Findings", "Findings"],
-    start: dict[str, torch.Tensor],
+    phase: PhaseRun[Config], parent: PreTrainedModel, model: PreTrainedModel, measured: Measured
 ) -> Report:
     """Write the packed checkpoint, and report its size, its codes and what it keeps."""
     config, out, events = phase.config, phase.out, phase.events
-    elsewhere, by_domain = findings
+    before, stages, start = measured.before, measured.stages, measured.start
+    elsewhere, by_domain = measured.elsewhere, measured.by_domain
     scored = stages[list(stages)[-1]]
     size = measure.packed_file_bytes(model, out.state / "packed.safetensors")
     parent_size = models.deployable_bytes(parent)
