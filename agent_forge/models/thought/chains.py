@@ -23,24 +23,15 @@ class Chains:
         base: PreTrainedModel,
         start: Tensor,
         cache: Any,
-        mask: Tensor,
-        positions: Tensor,
-        thoughts: int,
+        places: layout.Places,
         context: dict[str, Any] | None = None,
     ) -> None:
-        self.base, self.start, self.cache, self.context, self.step = (
-            base,
-            start,
-            cache,
-            context or {},
-            0,
-        )
-        self.places, self.thoughts = positions.shape[1], thoughts
-        self.sees_prefix = layout.chain_sees_prefix(mask, positions, thoughts)
+        self.base, self.start, self.cache, self.context = base, start, cache, context or {}
+        self.step = 0
+        self.places, self.thoughts = places.positions.shape[1], places.thoughts
+        self.sees_prefix = places.sees_prefix()
         self.shape = self.sees_prefix.shape[:2]  # (B, M)
-        place = layout.token_positions(mask).gather(1, positions)
-        # (B, M): the position of the token that each chain follows
-        self.place = place.repeat_interleave(thoughts, dim=1)
+        self.place = places.followed()  # (B, M)
 
     def feed(self, embeds: Tensor) -> CausalLMOutputWithPast:
         """Append one column (B, M, H) to every chain.

@@ -9,6 +9,8 @@ Shape letters: B rows, T prefix columns, P positions, N thoughts, M = P * N chai
 chain, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,27 @@ def chain_sees_prefix(attention_mask: Tensor, positions: Tensor, thoughts: int) 
     columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     seen = (columns <= positions[:, :, None]) & attention_mask.bool()[:, None, :]
     return seen.repeat_interleave(thoughts, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where thoughts are written: at columns `positions` (B, P) of a prefix, `thoughts` at each.
+
+    mask: (B, T), the prefix's attention mask.
+    """
+
+    mask: Tensor
+    positions: Tensor
+    thoughts: int
+
+    def sees_prefix(self) -> Tensor:
+        """Return the prefix columns that each chain sees, (B, M, T) bool."""
+        return chain_sees_prefix(self.mask, self.positions, self.thoughts)
+
+    def followed(self) -> Tensor:
+        """Return the position of the token that each chain follows, (B, M) int64."""
+        place = token_positions(self.mask).gather(1, self.positions)
+        return place.repeat_interleave(self.thoughts, dim=1)
 
 
 def step_mask(sees_prefix: Tensor, step: int) -> Tensor:

@@ -248,25 +248,17 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         length = self.config.thought_length if thought_length is None else thought_length
         heat = self.config.temperature if temperature is None else temperature
         if tokens is None:
-            tokens = self._sample_thoughts(
-                input_ids, attention_mask, positions, count, length, heat, seed
-            )
-        return self._forward_with_thoughts(
-            input_ids, attention_mask, positions, tokens, lookahead, heat
-        )
+            places = layout.Places(attention_mask, positions, count)
+            tokens = self._sample_thoughts(input_ids, places, length, heat, seed)
+        places = layout.Places(attention_mask, positions, tokens.shape[2])
+        return self._forward_with_thoughts(input_ids, places, tokens, lookahead, heat)
 
     @torch.no_grad()
     def _sample_thoughts(
-        self,
-        input_ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-        thoughts: int,
-        length: int,
-        heat: float,
-        seed: int,
+        self, input_ids: Tensor, places: layout.Places, length: int, heat: float, seed: int
     ) -> Tensor:
         """Return thought tokens (B, P, N, L), sampled step by step on the prefix's cache."""
+        mask = places.mask
         embeds = self.base.get_input_embeddings()(input_ids)
         outputs = self.base(
             inputs_embeds=embeds,
@@ -274,35 +266,34 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids=layout.token_positions(mask),
             use_cache=True,
         )
-        chains = Chains(self.base, self.start, outputs.past_key_values, mask, positions, thoughts)
+        chains = Chains(self.base, self.start, outputs.past_key_values, places)
         return chains.think(length, heat, seed)
 
     def _forward_with_thoughts(
         self,
         input_ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
+        where: layout.Places,
         tokens: Tensor,
         lookahead: int,
         heat: float,
     ) -> Thoughts:
         """Run prefix and thoughts in one forward; layout.py explains the columns."""
+        mask, positions = where.mask, where.positions
         _, places, count, length = tokens.shape
         width, steps = input_ids.shape[1], length + 1 + lookahead
         shift = torch.arange(lookahead, device=positions.device)
         # (B, A - 1, P)
         ahead = (positions[:, None, :] + shift[None, 1:, None]).clamp_max(width - 1)
         embeds = self._columns(input_ids, tokens, ahead)
-        place = layout.token_positions(mask)
-        first = place.gather(1, positions).repeat_interleave(count, dim=1) + 1  # (B, M)
+        first = where.followed() + 1  # (B, M)
         later = (
             first[:, None, :] + torch.arange(steps, device=first.device)[None, :, None]
         ).flatten(1)
-        sees = layout.chain_sees_prefix(mask, positions, count)
+        sees = where.sees_prefix()
         outputs = self.base(
             inputs_embeds=embeds,
             attention_mask=layout.additive(layout.whole_mask(mask, sees, steps), embeds.dtype),
-            position_ids=torch.cat([place, later], dim=1),
+            position_ids=torch.cat([layout.token_positions(mask), later], dim=1),
             output_hidden_states=True,
             use_cache=False,
         )
@@ -422,9 +413,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             self.base,
             self.start,
             cache,
-            attention_mask[:, :held],
-            positions,
-            self.config.thoughts,
+            layout.Places(attention_mask[:, :held], positions, self.config.thoughts),
             context,
         )
         tokens = chains.think(
