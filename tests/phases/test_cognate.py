@@ -22,7 +22,7 @@ from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.cognate import PHASE, Config, RecallConfig, longer, probes
 from agent_forge.phases.cognate.run import SPECIALISTS, loss_over, mixed_batches, priced, run
-from agent_forge.phases.cognate.segments import RecallRows, WithRecall, segment_loss
+from agent_forge.phases.cognate.segments import BatchPlan, RecallRows, WithRecall, segment_loss
 
 TINY = [
     "model.vocab_size=400", "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=2",
@@ -124,7 +124,10 @@ def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every
     config, report, out = made
     trunk, tokenizer = models.load(out.path / "trunk"), models.load_tokenizer(out.path / "trunk")
     steps = round(sum(round(3 * scale) for scale in (0.7, 1.2, 1.3)) / 3)
-    batches = mixed_batches("cognate-longer", config.trunk.mix, config, tokenizer, steps, 4, 256)
+    plan = BatchPlan(
+        name="cognate-longer", steps=steps, rows=4, length_tokens=256, seed=config.seed
+    )
+    batches = mixed_batches(plan, config.trunk.mix, config, tokenizer)
     hand = Workspace(tmp_path / "hand", phase="cognate", seed=0, config={})
     learn.train(
         trunk,
@@ -291,9 +294,8 @@ def test_steps_of_recall_come_in_their_share_and_the_text_comes_later(
         {"text": text}, {"text": 1.0}, rows=4, length_tokens=384, seed=0, name="t"
     )
     source = RecallRows(memory.rows(20, "train", 0), tiny_tokenizer, 256)
-    batches = WithRecall(
-        mixture, 0.25, source, text, recall_settings(), steps=40, batch_tokens=4 * 384, seed=0, name="t"
-    )  # fmt: skip
+    plan = BatchPlan(name="t", steps=40, rows=4, length_tokens=384, seed=0)
+    batches = WithRecall(mixture, 0.25, source, text, recall_settings(), plan)
     assert [step for step in range(12) if batches.recalls(step)] == [3, 7, 11]
     assert torch.equal(batches.batch(2)["input_ids"], mixture.batch(2)["input_ids"])
     shapes = [tuple(batches.batch(step)["input_ids"].shape) for step in (3, 39)]
@@ -345,9 +347,9 @@ def test_recall_becomes_ordinary_rows_for_a_model_without_written_memory(
     data_config: DataConfig, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     config = settings(Path("x"), data_config)
-    batches = mixed_batches(
-        "t", {"recall": 0.5, "text": 0.5}, config, tiny_tokenizer, 4, 4, 256, segmented=False
-    )
+    plan = BatchPlan(name="t", steps=4, rows=4, length_tokens=256, seed=config.seed)
+    mix = {"recall": 0.5, "text": 0.5}
+    batches = mixed_batches(plan, mix, config, tiny_tokenizer, segmented=False)
     assert isinstance(batches, data.Mixture)
     shown = tiny_tokenizer.decode(batches.batch(0)["input_ids"].flatten())
     assert "The code of the" in shown

@@ -25,7 +25,13 @@ from agent_forge.models.cognate import loss as cognate_loss
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.cognate import SPECIALISTS, Config, SpecialistConfig, longer
 from agent_forge.phases.cognate.probes import OWN_PROBE, measure
-from agent_forge.phases.cognate.segments import KIND, RecallRows, WithRecall, segment_loss
+from agent_forge.phases.cognate.segments import (
+    KIND,
+    BatchPlan,
+    RecallRows,
+    WithRecall,
+    segment_loss,
+)
 
 MODEL_SETTINGS = (
     "halting_threshold", "surprise_weight", "novelty_weight", "halting_loss_weight", "entropy_cost", "ponder_cost",
@@ -114,10 +120,14 @@ def pretrained_trunk(phase: PhaseRun[Config]) -> tuple[CognateForCausalLM, list[
     model.to(phase.device)
     grow_step = round(config.trunk.one_pass_share * config.trunk.steps)
 
-    batches = mixed_batches(
-        "cognate-trunk", config.trunk.mix, config, tokenizer, config.trunk.steps,
-        config.trunk.rows, config.trunk.length_tokens,
-    )  # fmt: skip
+    plan = BatchPlan(
+        name="cognate-trunk",
+        steps=config.trunk.steps,
+        rows=config.trunk.rows,
+        length_tokens=config.trunk.length_tokens,
+        seed=config.seed,
+    )
+    batches = mixed_batches(plan, config.trunk.mix, config, tokenizer)
     recall_or_plain = loss_over(batches, config)
 
     def loss_fn(
@@ -220,10 +230,15 @@ def trained_on(
     if own is not None and isinstance(model, CognateForCausalLM):
         for key in MODEL_SETTINGS:
             setattr(model.config, key, getattr(own, key))
-    batches = mixed_batches(
-        f"cognate-{stage}", mix, config, phase.tokenizer, steps, branch.rows, branch.length_tokens,
-        segmented=isinstance(model, CognateForCausalLM),
-    )  # fmt: skip
+    plan = BatchPlan(
+        name=f"cognate-{stage}",
+        steps=steps,
+        rows=branch.rows,
+        length_tokens=branch.length_tokens,
+        seed=config.seed,
+    )
+    segmented = isinstance(model, CognateForCausalLM)
+    batches = mixed_batches(plan, mix, config, phase.tokenizer, segmented=segmented)
     loss = loss_over(batches, config)
     with adapters(
         model,
@@ -284,13 +299,10 @@ def _groups(model: PreTrainedModel, settings: SpecialistConfig) -> list[dict[str
 
 
 def mixed_batches(
-    name: str,
+    plan: BatchPlan,
     mix: Mapping[str, float],
     config: Config,
     tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    rows: int,
-    length_tokens: int,
     *,
     segmented: bool = True,
 ) -> data.Mixture | WithRecall:
@@ -313,17 +325,25 @@ def mixed_batches(
             for kind in plain
         }
         mixture = data.Mixture(
-            sources, plain, rows=rows, length_tokens=length_tokens, seed=config.seed, name=name
+            sources,
+            plain,
+            rows=plan.rows,
+            length_tokens=plan.length_tokens,
+            seed=plan.seed,
+            name=plan.name,
         )
     if not (segmented and mix.get(KIND, 0.0) > 0):
         assert mixture is not None
         return mixture
     facts = memory.rows(config.generated_rows, "train", rows_seed(KIND))
     return WithRecall(
-        mixture, mix[KIND] / sum(mix.values()), RecallRows(facts, tokenizer, config.recall.segment_tokens),
-        data.TextSource(config.data, tokenizer, "train"), config.recall,
-        steps=steps, batch_tokens=rows * length_tokens, seed=config.seed, name=name,
-    )  # fmt: skip
+        mixture,
+        mix[KIND] / sum(mix.values()),
+        RecallRows(facts, tokenizer, config.recall.segment_tokens),
+        data.TextSource(config.data, tokenizer, "train"),
+        config.recall,
+        plan,
+    )
 
 
 def loss_over(batches: data.Mixture | WithRecall, config: Config) -> Any:

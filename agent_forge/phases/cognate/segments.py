@@ -7,6 +7,7 @@ written and how it was written. Batches of such rows are spread between a mixtur
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,17 @@ class RecallRows:
         return ids.flatten(), labels.flatten()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """How many batches a stage takes, of what size, and what their draws hang on."""
+
+    name: str
+    steps: int
+    rows: int
+    length_tokens: int
+    seed: int
+
+
 class WithRecall:
     """The batches of a mixture, with batches of recall in a share of the steps; a pure function of
     the step.
@@ -123,20 +135,10 @@ class WithRecall:
         rows: RecallRows,
         text: TextSource,
         config: RecallConfig,
-        *,
-        steps: int,
-        batch_tokens: int,
-        seed: int,
-        name: str,
+        plan: BatchPlan,
     ) -> None:
-        self.mixture, self.share, self.source, self.text, self.config = (
-            mixture,
-            share,
-            rows,
-            text,
-            config,
-        )
-        self.steps, self.batch_tokens, self.seed, self.name = steps, batch_tokens, seed, name
+        self.mixture, self.share, self.source, self.text = mixture, share, rows, text
+        self.config, self.plan = config, plan
 
     def fingerprint(self) -> str:
         """Return a string that identifies the data."""
@@ -152,13 +154,12 @@ class WithRecall:
         if not self.recalls(step):
             assert self.mixture is not None, "a share of 1 makes every step one of recall"
             return self.mixture.batch(step)
-        generator = numpy_generator(self.seed, "recall", self.name, step)
-        segments = (
-            self.config.filler_segments if step >= self.config.filler_from * self.steps else 0
-        )
-        length = self.source.segment_tokens
+        generator = numpy_generator(self.plan.seed, "recall", self.plan.name, step)
+        begins = self.config.filler_from * self.plan.steps
+        segments = self.config.filler_segments if step >= begins else 0
+        length, batch_tokens = self.source.segment_tokens, self.plan.rows * self.plan.length_tokens
         windows = []
-        for _ in range(max(self.batch_tokens // ((2 + segments) * length), 1)):
+        for _ in range(max(batch_tokens // ((2 + segments) * length), 1)):
             filler = [self.text.take(generator, length)[0] for _ in range(segments)]
             windows.append(
                 self.source.window(
