@@ -29,7 +29,7 @@ from agent_forge.learn import state as states
 from agent_forge.learn.attention import fast_bfloat16_attention
 from agent_forge.learn.distribution import World
 from agent_forge.learn.optimisers import outside
-from agent_forge.learn.records import StepRecord
+from agent_forge.learn.records import StageChoices, StepRecord
 from agent_forge.learn.request import TrainRequest
 from agent_forge.learn.schedule import StageSchedule
 from agent_forge.learn.speed import Compiler, garbage_at_intervals, no_memory_fill, recomputing
@@ -95,6 +95,7 @@ class _Stage:
                 f"runtime.shard=true cannot train chosen parameters ({request.stage}); set it to false"
             )
         self.events = request.events if self.world.rank == 0 else EventLog(None, request.out.phase)
+        self.choices = StageChoices(request.stage, self.events, self.world.same)
         self.directory = request.out.resume_dir(request.stage)
         self.model = distribution.working_copy(model, self.world, runtime.shard)
         objective = distribution.Objective(
@@ -157,7 +158,7 @@ class _Stage:
         request = self.request
         self._settle_dtype()
         compiler = self.compiler = Compiler(
-            self.progress.compile_choice, self.model, self.stage, self.events, self.world.same,
+            self.progress.compile_choice, self.model, self.choices,
             teachers=getattr(request.loss_fn, "teachers", ()),
             whole=not (self.runtime.shard and self.world.size > 1),
         )  # fmt: skip
@@ -185,15 +186,12 @@ class _Stage:
     def _settle_dtype(self) -> None:
         """Choose the data type of products, once per stage."""
         if not self._measures_dtype():
-            precision.warn_of_slow(self.request.dtype, self.device, self.stage, self.events)
+            precision.warn_of_slow(self.request.dtype, self.device, self.choices)
             return
         if not self.progress.dtype_choice:
             tokens = self.request.batches.batch(self.progress.next_step)["input_ids"].numel()
             tokens //= self.world.size * self.runtime.accumulate
-            device, events = self.device, self.events
-            dtype = precision.chosen(
-                self.model, tokens, device, self.stage, events, self.world.same
-            )
+            dtype = precision.chosen(self.model, tokens, self.device, self.choices)
             self.progress.dtype_choice = str(dtype).removeprefix("torch.")
         self.gradients.dtype = getattr(torch, self.progress.dtype_choice)
 

@@ -11,14 +11,13 @@ again.
 
 import time
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from agent_forge.core.device import describe, has_bfloat16
-from agent_forge.core.events import EventLog
+from agent_forge.learn.records import StageChoices
 
 LEAST_GAIN = 1.2  # bfloat16 costs casts around its products
 MEASURED_SHAPES = 3  # the kinds of linear layer with the most work
@@ -27,42 +26,34 @@ TRIALS = 5
 
 
 def chosen(
-    model: nn.Module,
-    tokens: int,
-    device: torch.device,
-    stage: str,
-    events: EventLog,
-    decide: Callable[[float], float],
+    model: nn.Module, tokens: int, device: torch.device, choices: StageChoices
 ) -> torch.dtype:
     """Return bfloat16 or float32: what an accelerator has, or what is measured on a CPU.
 
-    One message says which and why. tokens: how many one forward pass of this process has; decide:
-    makes several processes agree.
+    One message says which and why. tokens: how many one forward pass of this process has.
     """
     if device.type != "cpu":
-        has = bool(decide(float(has_bfloat16(device))))
+        has = bool(choices.decide(float(has_bfloat16(device))))
         chosen_name, why = ("bfloat16", "has it") if has else ("float32", "has no bfloat16")
-        events.message(f"{stage}: {chosen_name} products ({describe(device)} {why})", stage=stage)
+        choices.message(f"{chosen_name} products ({describe(device)} {why})")
         return torch.bfloat16 if has else torch.float32
-    gain = decide(measured_gain(model, tokens, device))
+    gain = choices.decide(measured_gain(model, tokens, device))
     dtype = torch.bfloat16 if gain >= LEAST_GAIN else torch.float32
     name = str(dtype).removeprefix("torch.")
-    events.message(
-        f"{stage}: {name} products (bfloat16 measured {gain:.1f} times as fast as float32)",
-        stage=stage,
-    )
+    choices.message(f"{name} products (bfloat16 measured {gain:.1f} times as fast as float32)")
     return dtype
 
 
-def warn_of_slow(dtype: torch.dtype, device: torch.device, stage: str, events: EventLog) -> None:
+def warn_of_slow(dtype: torch.dtype, device: torch.device, choices: StageChoices) -> None:
     """Warn where bfloat16 is set and the processor has no instructions for it."""
     if (
         dtype == torch.bfloat16
         and device.type == "cpu"
         and not torch.cpu._is_avx512_bf16_supported()
     ):
-        events.warning(
-            f"{stage}: this processor has no bfloat16 arithmetic; float32 is faster here (runtime.dtype=auto measures)"
+        choices.warning(
+            "this processor has no bfloat16 arithmetic; float32 is faster here "
+            "(runtime.dtype=auto measures)"
         )
 
 

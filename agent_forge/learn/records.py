@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from agent_forge.core.events import EventLog
+
 # (model, batch, step) -> (loss, metrics). With `teachers`, a list of models that it runs without
 # gradients, these are run as the trained one is: compiled, and told that attention is causal.
 LossFn = Callable[[Any, dict[str, Tensor], int], tuple[Tensor, Mapping[str, Any]]]
@@ -57,6 +59,26 @@ class StepRecord:
                 **{key: float.fromhex(content[key]) for key in ("loss", "lr", "grad_norm")},
             }
         )
+
+
+@dataclass(frozen=True, slots=True)
+class StageChoices:
+    """Where a stage makes known what it chose by itself.
+
+    decide: makes several processes agree on a number that each has measured.
+    """
+
+    stage: str
+    events: EventLog
+    decide: Callable[[float], float]
+
+    def message(self, text: str) -> None:
+        """Report a choice."""
+        self.events.message(f"{self.stage}: {text}", stage=self.stage)
+
+    def warning(self, text: str) -> None:
+        """Report a choice that costs something."""
+        self.events.warning(f"{self.stage}: {text}")
 
 
 # May return {"lr_scale": x, "noise": s, "keep": True, "rollback": True}; see `train`.

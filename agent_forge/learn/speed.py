@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agent_forge.anatomy.stack import blocks
 from agent_forge.core.errors import PhaseError
-from agent_forge.core.events import EventLog
+from agent_forge.learn.records import StageChoices
 from agent_forge.models.plain import PlainCall, stack_of
 
 MEASURED = 4  # steps of each kind; the first is warm-up
@@ -50,8 +50,8 @@ OF_BLOCKS, OF_STACKS = Bet(0.3, 20.0), Bet(0.5, 60.0)
 class Compiler:
     """Decide between eager and compiled training, and switch the model over.
 
-    choice: auto (undecided), on or off. `note` takes the seconds of each step. decide: makes
-    several processes agree on a choice. teachers: models that the loss runs without gradients.
+    choice: auto (undecided), on or off. `note` takes the seconds of each step. teachers: models
+    that the loss runs without gradients.
     whole: whether a stack may be compiled as one graph, which sharding layer by layer does not
     allow.
     """
@@ -60,14 +60,12 @@ class Compiler:
         self,
         mode: str,
         model: nn.Module,
-        stage: str,
-        events: EventLog,
-        decide: Callable[[float], float],
+        choices: StageChoices,
         *,
         teachers: Sequence[nn.Module] = (),
         whole: bool = True,
     ) -> None:
-        self.choice, self.stage, self.events, self.decide = mode, stage, events, decide
+        self.choice, self.choices = mode, choices
         self.model, self.teachers, self.whole = model, teachers, whole
         self.blocks = [block for one in (model, *teachers) for block in blocks(one)]
         # Each stack, and whether it belongs to the model that trains.
@@ -92,13 +90,11 @@ class Compiler:
         elif device.type == "cpu" and not _has_compiler():
             reason = "no C++ compiler here (set CXX, or install g++)"
         if reason:
-            self.events.warning(
-                f"{self.stage}: torch.compile is not used: {reason}; training runs eagerly"
-            )
+            self.choices.warning(f"torch.compile is not used: {reason}; training runs eagerly")
             self.choice = "off"
         elif self.choice == "on":
             self._switch(True)
-            self.events.message(f"{self.stage}: torch.compile on, as set", stage=self.stage)
+            self._say("on, as set")
 
     def note(self, seconds: float, steps_left: int) -> None:
         """Take note of how long a step took; in `auto`, measure and choose."""
@@ -147,7 +143,7 @@ class Compiler:
 
     def _try(self, steps_left: int) -> None:
         eager, bet = statistics.median(self._eager[1:]), OF_STACKS if self.stacks else OF_BLOCKS
-        if not self.decide(float(bet.saves * eager * steps_left > bet.costs_seconds)):
+        if not self.choices.decide(float(bet.saves * eager * steps_left > bet.costs_seconds)):
             self.choice = "off"
             self._say(f"off: {steps_left} steps of {eager:.3f} s are too few to pay for compiling")
             return
@@ -156,7 +152,7 @@ class Compiler:
     def _choose(self, steps_left: int) -> None:
         eager, compiled = statistics.median(self._eager[1:]), statistics.median(self._compiled[1:])
         cost = self._compiled[0] - compiled
-        self.choice = "on" if self.decide(float(eager > LEAST_GAIN * compiled)) else "off"
+        self.choice = "on" if self.choices.decide(float(eager > LEAST_GAIN * compiled)) else "off"
         self._switch(self.choice == "on")
         gain = (eager - compiled) * steps_left - cost
         self._say(
@@ -165,7 +161,7 @@ class Compiler:
         )
 
     def _say(self, text: str) -> None:
-        self.events.message(f"{self.stage}: torch.compile {text}", stage=self.stage)
+        self.choices.message(f"torch.compile {text}")
 
     def _switch(self, compiled: bool) -> None:
         for stack, trains in self.stacks:

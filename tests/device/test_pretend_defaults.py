@@ -15,6 +15,7 @@ from agent_forge.core import device as devices
 from agent_forge.core.events import Event, EventLog, choices_said
 from agent_forge.evaluate import engine
 from agent_forge.learn import precision
+from agent_forge.learn.records import StageChoices
 from agent_forge.phases.compress import measure
 from tests.pretend import KIND, pretend_accelerator
 
@@ -22,7 +23,9 @@ from tests.pretend import KIND, pretend_accelerator
 def chosen(device: torch.device) -> tuple[torch.dtype, str]:
     said: list[Event] = []
     log = EventLog(None, "train", (said.append,))
-    dtype = precision.chosen(nn.Linear(2, 2), 8, device, "adapt", log, lambda value: value)
+    dtype = precision.chosen(
+        nn.Linear(2, 2), 8, device, StageChoices("adapt", log, lambda value: value)
+    )
     return dtype, said[-1].message
 
 

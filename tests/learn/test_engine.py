@@ -38,6 +38,7 @@ from agent_forge.learn import (
     train,
 )
 from agent_forge.learn.distribution import World
+from agent_forge.learn.records import StageChoices
 from agent_forge.learn.schedule import StageSchedule
 
 PLAIN = default_runtime()
@@ -65,6 +66,10 @@ class Tokens:
 
     def fingerprint(self) -> str:
         return self.name
+
+
+def choices(log: EventLog) -> StageChoices:
+    return StageChoices("stage", log, lambda value: value)
 
 
 def workspace(path: Path) -> Workspace:
@@ -230,7 +235,7 @@ def test_auto_keeps_the_faster_way_and_does_not_try_where_it_cannot_pay(
     tmp_path: Path, eager: float, compiled: float, left: int, choice: str
 ) -> None:
     block, log = Switched(), EventLog(tmp_path / "events.jsonl", "test")
-    compiler = speed.Compiler("auto", nn.ModuleList([block]), "stage", log, lambda value: value)
+    compiler = speed.Compiler("auto", nn.ModuleList([block]), choices(log))
     compiler.start(torch.device("cpu"))
     for _ in range(speed.MEASURED):
         compiler.note(eager, left)
@@ -252,7 +257,7 @@ def test_the_choice_is_reported_with_what_compiling_cost_and_what_it_saves(tmp_p
     each.
     """
     log = EventLog(tmp_path / "events.jsonl", "test")
-    compiler = speed.Compiler("auto", Switched(), "stage", log, lambda value: value)
+    compiler = speed.Compiler("auto", Switched(), choices(log))
     compiler._eager, compiled = [9.0, 1.0, 1.0, 1.0], [30.5, 0.5, 0.5, 0.5]
     for seconds in compiled:
         compiler.note(seconds, 100)
