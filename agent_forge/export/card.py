@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agent_forge.export import Exported
+
 MARK = "Exported by Agent Forge"  # a folder whose card holds this may be written again
 USES = {
     "gguf": "llama-cli -m {file} -cnv",
@@ -14,15 +16,8 @@ USES = {
 }
 
 
-def text(
-    source: Path,
-    format_name: str,
-    kind: str,
-    file: str,
-    lines: list[str],
-    check: dict[str, Any] | None,
-) -> str:
-    """Return the card of an export."""
+def text(source: Path, file: str, done: Exported) -> str:
+    """Return the card of an export. file: what its user opens, a file or a folder."""
     manifest = _manifest(source)
     name = manifest.get("name") or source.name
     parts = [
@@ -30,16 +25,16 @@ def text(
         "---",
         f"# {name}", "",
         f"{MARK} from the checkpoint `{source.name}`{_identity(manifest)}, "
-        f"format {format_name}, type {kind}.",
-        "", "## Use", "```", USES[format_name].format(file=file), "```",
+        f"format {done.format}, type {done.type}.",
+        "", "## Use", "```", USES[done.format].format(file=file), "```",
         _chat_format(source), "",
-        "## What the export did", *(f"- {line}" for line in lines),
+        "## What the export did", *(f"- {line}" for line in done.lines),
     ]  # fmt: skip
-    if check:
+    if done.check:
         parts += [
             "",
             "## Check against llama.cpp",
-            *(f"- {key}: {_short(value)}" for key, value in check.items()),
+            *(f"- {key}: {_short(value)}" for key, value in done.check.items()),
         ]
     if manifest.get("metrics"):
         parts += [

@@ -1,12 +1,11 @@
 """Export one checkpoint in one format, for `forge export`."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did_you_mean
-from agent_forge.export import FORMATS, card
+from agent_forge.export import FORMATS, Exported, card
 
 DEFAULT_TYPES = {
     "gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes", "lora": "F32",
@@ -37,19 +36,6 @@ CHATML = (
     'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|im_start|>"\n'
 )
 TURN = "<|im_start|>"
-
-
-@dataclass(slots=True)
-class Exported:
-    """What was written: the files, lines for the user, and any comparison with llama.cpp."""
-
-    format: str
-    type: str
-    files: list[str]
-    size_bytes: int
-    lines: list[str]
-    tensors: dict[str, tuple[str, float]] = field(default_factory=dict)
-    check: dict[str, Any] | None = None
 
 
 def export(
@@ -221,7 +207,7 @@ _WRITERS = {"lora": _lora, "gguf": _gguf, "ollama": _ollama, "hf": _hf, "packed"
 def _write_card(source: Path, out: Path, done: Exported) -> None:
     """Write README.md into a folder, or <file>.md beside a file."""
     file = "model.gguf" if done.format == "ollama" else out.name
-    content = card.text(source, done.format, done.type, file, done.lines, done.check)
+    content = card.text(source, file, done)
     path = out / "README.md" if out.is_dir() else out.with_name(f"{out.name}.md")
     atomic.write_bytes(path, content.encode())
     done.files.append(str(path))
