@@ -200,20 +200,24 @@ class Bank:
         rescaled = shared.get("rescale", False) is not method.startswith("dare")
         if shared["normalize"] or rescaled or shared.get("rescale_l1", False):
             return []
-        for (label, name), key, each in zip(tensor.sources, tensor.keys, tensor.each, strict=True):
+        for source, key, each in zip(tensor.sources, tensor.keys, tensor.each, strict=True):
             density, above = each["density"] * GRID, each.get("gamma", 0.0) * GRID
             if density % 1 or above % 1 or density + above > GRID:
                 return []
-            mask = self._mask(method, label, name, key, int(density), int(above))
+            mask = self._mask(method, source, key, int(density), int(above))
             if mask is None:
                 return []
             masks.append(mask)
         return masks
 
     def _mask(
-        self, method: str, label: str, name: str, key: str, density: int, above: int
+        self, method: str, source: tuple[str, str], key: str, density: int, above: int
     ) -> "Mask | None":
-        """Return the mask of a density and a dropped top, both in units of 1 / GRID."""
+        """Return the mask of a density and a dropped top, both in units of 1 / GRID.
+
+        source: (label of the model, name of the tensor).
+        """
+        label, name = source
         if method.startswith("dare"):
             return Mask(self._draws(label, name, key), 0, density, -1)
         ranks = self._ranks(label, name)

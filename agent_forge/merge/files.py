@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ INDEX = "model.safetensors.index.json"
 POINTER = b"version https://git-lfs"
 MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 Form = tuple[tuple[int, ...], DType]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A safetensors file that is being read. origin: where its tensors begin, in bytes."""
+
+    path: Path
+    descriptor: int
+    origin: int
+    size: int
 
 
 class ModelFiles:
@@ -104,19 +115,13 @@ class ModelFiles:
             raise CheckpointError(
                 f"{file} is damaged: its header is not JSON; restore it from a copy"
             ) from None
+        opened = OpenFile(file, descriptor, 8 + length, size)
         for name, entry in header.items():
             if name != "__metadata__":
-                self._add(file, descriptor, 8 + length, size, name, entry)
+                self._add(opened, name, entry)
 
-    def _add(
-        self,
-        file: Path,
-        descriptor: int,
-        origin: int,
-        size: int,
-        name: str,
-        entry: Mapping[str, Any],
-    ) -> None:
+    def _add(self, opened: OpenFile, name: str, entry: Mapping[str, Any]) -> None:
+        file, origin = opened.path, opened.origin
         dtype = BY_CODE.get(entry["dtype"])
         if dtype is None:
             raise CheckpointError(
@@ -127,7 +132,7 @@ class ModelFiles:
         begin, end = entry["data_offsets"]
         if (
             end - begin != math.prod(shape) * dtype.itemsize
-            or not 0 <= begin <= end <= size - origin
+            or not 0 <= begin <= end <= opened.size - origin
         ):
             raise CheckpointError(
                 f"{file} is damaged: {name} does not lie where its header says; restore it from a "
@@ -141,7 +146,7 @@ class ModelFiles:
 
         def read(start: int, stop: int) -> Array:
             count = (stop - start) * dtype.itemsize
-            raw = os.pread(descriptor, count, origin + begin + start * dtype.itemsize)
+            raw = os.pread(opened.descriptor, count, origin + begin + start * dtype.itemsize)
             if len(raw) != count:
                 raise CheckpointError(
                     f"{file} became shorter while it was read; restore it from a copy"

@@ -102,36 +102,35 @@ def make_plan(recipe: Recipe, models: Mapping[str, Forms]) -> MergePlan:
     slices = recipe.slices or [_whole(recipe, layers)]
     if recipe.slices:
         plan.path = _path(slices, layers, models)
-    used: set[int] = set()
-    builder = _Builder(recipe, module, models, used)
-    _add_outside(plan, builder, slices, layers, models)
+    builder = _Builder(plan, models)
+    _add_outside(builder, slices, layers)
     offset = 0
     for part in slices if layers else []:
         first, last = part.sources[0].layer_range
         for i in range(last - first):
             depth = i / (last - first - 1) if last - first > 1 else 0.0
-            builder.layer(plan, part, layers, i, offset + i, depth)  # type: ignore[arg-type]
+            builder.layer(part, layers, i, offset + i, depth)  # type: ignore[arg-type]
         offset += last - first
-    _check_filters(recipe, used)
+    _check_filters(recipe, builder.used)
     plan.notes += _notes(recipe, method)
     return plan
 
 
 class _Builder:
-    """Resolves one tensor after another of a recipe."""
+    """Resolves one tensor after another of a plan's recipe, and adds it to the plan.
 
-    def __init__(
-        self, recipe: Recipe, module: ModuleType, models: Mapping[str, Forms], used: set[int]
-    ) -> None:
-        self.recipe, self.models, self.used = recipe, models, used
-        self.method: Method = module.METHOD
-        self.check: Callable[..., str] = getattr(module, "check", lambda _each, _shared: "")
-        self.base = recipe.base if self.method.base != "unused" else ""
+    used: the filters of the recipe that some tensor has met.
+    """
+
+    def __init__(self, plan: MergePlan, models: Mapping[str, Forms]) -> None:
+        self.plan, self.recipe, self.models = plan, plan.recipe, models
+        self.used: set[int] = set()
+        self.method: Method = plan.method.METHOD
+        self.check: Callable[..., str] = getattr(plan.method, "check", lambda _each, _shared: "")
+        self.base = self.recipe.base if self.method.base != "unused" else ""
         self._by_layer: dict[str, dict[int, list[str]]] = {}
 
-    def layer(
-        self, plan: MergePlan, part: Slice, layers: Layers, i: int, target: int, depth: float
-    ) -> None:
+    def layer(self, part: Slice, layers: Layers, i: int, target: int, depth: float) -> None:
         """Add every tensor of output layer `target`, number `i` of its slice.
 
         Raises CheckpointError when one of the models has a tensor in its layer that another has
@@ -153,9 +152,7 @@ class _Builder:
                 )
         for rest in rests[0]:
             names = [layers.name(layer, rest) for _, layer in everyone]
-            self.add(
-                plan, part, layers.name(target, rest), names, layers.name(base[1], rest), depth
-            )
+            self.add(part, layers.name(target, rest), names, layers.name(base[1], rest), depth)
 
     def _base_start(self, part: Slice) -> int:
         """Return the base's layer at the start of a slice: its own if it is listed, else the first
@@ -182,13 +179,7 @@ class _Builder:
         return self._by_layer[label]
 
     def add(
-        self,
-        plan: MergePlan,
-        part: Slice,
-        target: str,
-        names: Sequence[str],
-        base_name: str,
-        depth: float,
+        self, part: Slice, target: str, names: Sequence[str], base_name: str, depth: float
     ) -> None:
         """Add one tensor, merged from `names` (one per source of the slice)."""
         chosen = [
@@ -202,7 +193,7 @@ class _Builder:
         everyone = [*sources, *([base] if base else [])]
         shape, kind = self._common_form(everyone)
         if not kind.is_floating_point:
-            plan.tensors.append(
+            self.plan.tensors.append(
                 TensorPlan(target=target, sources=sources, base=base, each=[], shared={}, copy=True)
             )
             return
@@ -217,7 +208,7 @@ class _Builder:
         reason = self.check(each, shared)
         if reason:
             raise ConfigError(f"merge method {self.recipe.method}, {target}: {reason}")
-        plan.tensors.append(
+        self.plan.tensors.append(
             TensorPlan(target=target, sources=sources, base=base, each=each, shared=shared)
         )
 
@@ -387,13 +378,7 @@ def _path(
     return path
 
 
-def _add_outside(
-    plan: MergePlan,
-    builder: _Builder,
-    slices: Sequence[Slice],
-    layers: Layers | None,
-    models: Mapping[str, Forms],
-) -> None:
+def _add_outside(builder: _Builder, slices: Sequence[Slice], layers: Layers | None) -> None:
     """Add the tensors outside the stack, at depth 0.
 
     Embeddings come from the first slice, norm and head from the last.
@@ -402,7 +387,7 @@ def _add_outside(
         labels = [source.model for source in part.sources] + (
             [builder.base] if builder.base else []
         )
-        names = {name for label in labels for name in models[label].forms}
+        names = {name for label in labels for name in builder.models[label].forms}
         for name in sorted(names):
             if (layers is None or layers.split(name) is None) and before_layers(name) is before:
-                builder.add(plan, part, name, [name] * len(part.sources), name, 0.0)
+                builder.add(part, name, [name] * len(part.sources), name, 0.0)
