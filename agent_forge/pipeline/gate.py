@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +91,24 @@ class Scored:
         return Path(self.config.data.cache) / "scores" / f"{name}.json"
 
 
-def judge_child(
-    phase: Phase,
-    config: PhaseConfig,
-    parent: Checkpoint | None,
-    child: Checkpoint,
-    events: EventLog,
-    base: Checkpoint | None = None,
-) -> tuple[dict[str, Any], float]:
-    """Return the verdict on `child` as plain values, and its tokens per second.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A child and what it is judged against.
 
     parent: None for a model that is made from nothing; it passes when its scores are finite.
     base: the first model of the chain, for the limits of `gate.chain`.
     """
+
+    child: Checkpoint
+    parent: Checkpoint | None = None
+    base: Checkpoint | None = None
+
+
+def judge_child(
+    phase: Phase, config: PhaseConfig, chain: Chain, events: EventLog
+) -> tuple[dict[str, Any], float]:
+    """Return the verdict on the child as plain values, and its tokens per second."""
+    child, parent, base = chain.child, chain.parent, chain.base
     config = _with_suites_expanded(config, child.manifest.extra.get("benchmarks", ()), events)
     sources = {"child": child, "parent": parent, "base": base}
     who = {

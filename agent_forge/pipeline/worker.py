@@ -77,7 +77,7 @@ def _follow(job: dict[str, Any]) -> int:
     die_with_parent(os.getppid())
     try:
         phase, config, sources, out = _prepared(job)
-        _work(phase, config, sources, out, EventLog(None, phase.name))
+        _work(phase, PhaseRun(config, sources, out, EventLog(None, phase.name)))
     except ForgeError as error:
         print(f"rank {ranks.rank()}: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -113,13 +113,11 @@ def _barrier(config: PhaseConfig) -> Callable[[], None]:
     return barrier_for_long_work(World(device.pick_device(config.runtime.device)))
 
 
-def _work(
-    phase: Phase, config: PhaseConfig, sources: list[Checkpoint], out: Workspace, events: EventLog
-) -> Report:
+def _work(phase: Phase, run: PhaseRun[PhaseConfig]) -> Report:
     """Run the phase itself."""
-    run = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module").run
+    room = registry.load(f"{PACKAGE}.{phase.name}", "run", "phase module")
     try:
-        report: Report = run(PhaseRun(config, sources, out, events))
+        report: Report = room.run(run)
     finally:
         # After an error too: a group that is still there when Python ends can abort the process.
         if ranks.size() > 1:
@@ -145,7 +143,8 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
             f"{phase.name} works in one process: "
             f"runtime.processes={config.runtime.processes} is not used"
         )
-    report = _work(phase, config, sources, out, events)
+    run = PhaseRun(config, sources, out, events)
+    report = _work(phase, run)
     child = checkpoint.open(report.outputs[0])
     outcome.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outcome.report = json.loads(json.dumps(asdict(report)))
@@ -154,28 +153,24 @@ def _run(job: dict[str, Any], events: EventLog, outcome: Outcome) -> None:
     outcome.file_bytes = child.manifest.file_bytes
     outcome.checkpoint_id = child.id
     outcome.parent = str(sources[0].stored) if sources else ""
-    _gate(phase, config, sources, child, out, events, outcome)
+    _gate(phase, run, child, outcome)
     out.clear_state()
 
 
-def _gate(
-    phase: Phase,
-    config: PhaseConfig,
-    sources: list[Checkpoint],
-    child: Checkpoint,
-    out: Workspace,
-    events: EventLog,
-    outcome: Outcome,
-) -> None:
+def _gate(phase: Phase, run: PhaseRun[PhaseConfig], child: Checkpoint, outcome: Outcome) -> None:
     """Score parent and child, judge, and carry out the policy on failure."""
-    from agent_forge.pipeline.gate import judge_child
+    from agent_forge.pipeline.gate import Chain, judge_child
 
+    config, out, events = run.config, run.out, run.events
     outcome.status = "done"
     if not config.gate.enabled:
         return
-    base = checkpoint.open(config.gate.base, verify=False) if config.gate.base else None
-    parent = sources[0] if sources else None
-    verdict, speed = judge_child(phase, config, parent, child, events, base)
+    chain = Chain(
+        child=child,
+        parent=run.sources[0] if run.sources else None,
+        base=checkpoint.open(config.gate.base, verify=False) if config.gate.base else None,
+    )
+    verdict, speed = judge_child(phase, config, chain, events)
     outcome.verdict, outcome.tokens_per_second = verdict, speed
     events.emit("gate", message="; ".join(verdict["reasons"]) or "passed", metrics=verdict)
     if verdict["passed"] or config.gate.on_failure == "continue":

@@ -11,7 +11,7 @@ from agent_forge.checkpoint import record_dir
 from agent_forge.config.compose import to_typed
 from agent_forge.core.events import EventLog
 from agent_forge.pipeline.catalogue import phases
-from agent_forge.pipeline.gate import judge_child
+from agent_forge.pipeline.gate import Chain, judge_child
 from agent_forge.runtime import causal
 from tests.pretend import KIND, pretend_accelerator
 
@@ -104,7 +104,10 @@ def test_pretend_accelerator_judges_at_a_gate(tiny_run: Path, tmp_path: Path) ->
     parent, child = checkpoint.open(tiny_run / "7-adas"), checkpoint.open(tiny_run / "8-compress")
     with pretend_accelerator():
         verdict, speed = judge_child(
-            phases()["compress"], config, parent, child, EventLog(None, "compress")
+            phases()["compress"],
+            config,
+            Chain(child=child, parent=parent),
+            EventLog(None, "compress"),
         )
     assert speed > 0
     assert isinstance(verdict["passed"], bool)
