@@ -5,8 +5,9 @@ results that it has received, so replaying the journal restores it; nothing else
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import numpy as np
 
@@ -63,54 +64,56 @@ def make_searcher(space: Space[G], settings: EvolveSettings, seed: int) -> Searc
     return searcher
 
 
-def breed(
-    space: Space[G],
-    members: Sequence[Individual[G]],
-    settings: EvolveSettings,
-    seed: int,
-    number: int,
-    select: Select[G],
-) -> list[tuple[str, G]]:
-    """Return the children of generation `number`, all different from each other and from the
-    members.
+@dataclass(frozen=True, slots=True)
+class Breeder(Generic[G]):
+    """Makes the children of a population. select: picks a parent."""
 
-    Each child has a random stream of its own. select: picks a parent. The step of mutations falls
-    from `mutation` to `mutation_end` over the generations.
-    """
-    progress = (number - 1) / max(settings.generations - 1, 1)
-    step = settings.mutation + min(progress, 1.0) * (settings.mutation_end - settings.mutation)
-    taken = {member.key for member in members}
-    children: list[tuple[str, G]] = []
-    for index in range(settings.children):
-        generator = numpy_generator(seed, "evolve", number, index)
-        draw = generator.random()
-        if draw < settings.immigrants:
-            origin, child = "immigrant", new(space, taken, partial(space.random, generator))
-        else:
-            crossed = draw < settings.immigrants + (1 - settings.immigrants) * settings.crossover
-            origin = "crossover" if crossed else "mutation"
-            draw_child = partial(_child, space, members, select, generator, crossed, step)
-            child = new(space, taken, draw_child)
-        taken.add(space.key(child))
-        children.append((origin, child))
-    return children
+    space: Space[G]
+    settings: EvolveSettings
+    seed: int
+    select: Select[G]
 
+    def children(self, members: Sequence[Individual[G]], number: int) -> list[tuple[str, G]]:
+        """Return the children of generation `number`, all different from each other and from the
+        members.
 
-def _child(
-    space: Space[G],
-    members: Sequence[Individual[G]],
-    select: Select[G],
-    generator: np.random.Generator,
-    crossed: bool,
-    step: float,
-) -> G:
-    """Return a mutant of one parent, or of the child of two."""
-    first = select(members, generator)
-    genome = first.genome
-    if crossed and len(members) > 1:
-        others = [member for member in members if member.key != first.key]
-        genome = space.cross(genome, select(others, generator).genome, generator)
-    return space.mutate(genome, generator, step)
+        Each child has a random stream of its own. The step of mutations falls from `mutation` to
+        `mutation_end` over the generations.
+        """
+        space, settings = self.space, self.settings
+        progress = (number - 1) / max(settings.generations - 1, 1)
+        step = settings.mutation + min(progress, 1.0) * (settings.mutation_end - settings.mutation)
+        taken = {member.key for member in members}
+        children: list[tuple[str, G]] = []
+        for index in range(settings.children):
+            generator = numpy_generator(self.seed, "evolve", number, index)
+            draw = generator.random()
+            if draw < settings.immigrants:
+                origin, child = "immigrant", new(space, taken, partial(space.random, generator))
+            else:
+                share = (1 - settings.immigrants) * settings.crossover
+                crossed = draw < settings.immigrants + share
+                origin = "crossover" if crossed else "mutation"
+                draw_child = partial(self._child, members, generator, crossed, step)
+                child = new(space, taken, draw_child)
+            taken.add(space.key(child))
+            children.append((origin, child))
+        return children
+
+    def _child(
+        self,
+        members: Sequence[Individual[G]],
+        generator: np.random.Generator,
+        crossed: bool,
+        step: float,
+    ) -> G:
+        """Return a mutant of one parent, or of the child of two."""
+        first = self.select(members, generator)
+        genome = first.genome
+        if crossed and len(members) > 1:
+            others = [member for member in members if member.key != first.key]
+            genome = self.space.cross(genome, self.select(others, generator).genome, generator)
+        return self.space.mutate(genome, generator, step)
 
 
 def new(space: Space[G], taken: set[str], draw: Callable[[], G]) -> G:

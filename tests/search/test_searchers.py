@@ -10,7 +10,7 @@ from agent_forge.search.evolve import Evolution, _goes_on, evolve, island_seed
 from agent_forge.search.pareto import crowding, fronts, hypervolume
 from agent_forge.search.population import Individual, diversity, survivors
 from agent_forge.search.race import ScoringRule, mean_rule
-from agent_forge.search.searcher import breed, make_searcher
+from agent_forge.search.searcher import Breeder, make_searcher
 from agent_forge.search.settings import EvolveSettings
 from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic, settings
 
@@ -130,14 +130,10 @@ def test_children_come_in_the_shares_of_the_settings_and_steps_fall_to_their_las
         children=1000, immigrants=0.4, crossover=0.5, generations=5, mutation=0.6, mutation_end=0.2
     )
     members = [Individual(("a", (x,) * 6), space.key(("a", (x,) * 6)), x, "") for x in (0.2, 0.8)]
+    breeder = Breeder(space, chosen, 0, lambda m, g: m[g.integers(len(m))])
     for number, step in ((1, 0.6), (3, 0.4), (5, 0.2), (9, 0.2)):
         steps.clear()
-        origins = [
-            origin
-            for origin, _ in breed(
-                space, members, chosen, 0, number, lambda m, g: m[g.integers(len(m))]
-            )
-        ]
+        origins = [origin for origin, _ in breeder.children(members, number)]
         assert [
             origins.count(name) / 1000 for name in ("immigrant", "crossover", "mutation")
         ] == pytest.approx([0.4, 0.3, 0.3], abs=0.05)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Generic
 
 from agent_forge.search.population import G, Individual, Space, fittest_first, survivors, tournament
-from agent_forge.search.searcher import breed
+from agent_forge.search.searcher import Breeder
 from agent_forge.search.settings import EvolveSettings
 
 
@@ -24,6 +24,10 @@ class Genetic(Generic[G]):
         self.space, self.settings, self.seed = space, settings, seed
         self.members: list[Individual[G]] = []
         self._number = 0
+        self._breeder = Breeder(
+            space, settings, seed,
+            lambda members, generator: tournament(members, settings.tournament, generator),
+        )  # fmt: skip
 
     def start(self, members: Sequence[Individual[G]]) -> None:
         """Take the first members."""
@@ -32,11 +36,7 @@ class Genetic(Generic[G]):
     def ask(self) -> list[tuple[str, G]]:
         """Return the next children."""
         self._number += 1
-        size = self.settings.tournament
-        return breed(
-            self.space, self.members, self.settings, self.seed, self._number,
-            lambda members, generator: tournament(members, size, generator),
-        )  # fmt: skip
+        return self._breeder.children(self.members, self._number)
 
     def order(self, raced: Sequence[Individual[G]]) -> list[Individual[G]]:
         """Return the fittest first."""

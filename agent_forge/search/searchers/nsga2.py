@@ -11,7 +11,7 @@ import numpy as np
 
 from agent_forge.search.pareto import crowding, fronts
 from agent_forge.search.population import G, Individual, Space, fittest_first, rank
-from agent_forge.search.searcher import breed
+from agent_forge.search.searcher import Breeder
 from agent_forge.search.settings import EvolveSettings
 
 
@@ -45,7 +45,8 @@ class NSGA2(Generic[G]):
             )
             return min((members[i] for i in drawn), key=lambda member: place[member.key])
 
-        return breed(self.space, self.members, self.settings, self.seed, self._number, select)
+        breeder = Breeder(self.space, self.settings, self.seed, select)
+        return breeder.children(self.members, self._number)
 
     def order(self, raced: Sequence[Individual[G]]) -> list[Individual[G]]:
         """Return distinct individuals by front, in each the least crowded first."""
