@@ -67,6 +67,22 @@ class Asked:
     phrases: Mapping[str, tuple[str, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """What one set of traces is drawn with, and the tools that run its calls."""
+
+    generator: np.random.Generator
+    box: Toolbox
+    config: TraceSort
+    split: str
+
+    def question(self, one: Asked, said: Mapping[str, Said]) -> str:
+        """Return a question for a tool with these values, in the words of the split."""
+        return wording.question(
+            self.generator, one.actions, one.phrases, said, held_out=self.split != "train"
+        )
+
+
 @lru_cache(maxsize=8)
 def load_tools(sources: tuple[str, ...]) -> tuple[Tool, ...]:
     """Return the tools of sources, loaded once per process, so that a server starts once."""
@@ -95,7 +111,7 @@ def make(
     PhaseError for a tool that fails on every question.
     """
     generator = numpy_generator(seed, "bake", "own", split)
-    box = toolbox(tools, allow)
+    drawing = _Drawing(generator, toolbox(tools, allow), config, split)
     verbs = [words.split_words(tool.name)[0] for tool in tools]
     makers = [asked_of(tool, verbs) for tool in tools]
     refused = set(refused)
@@ -108,7 +124,7 @@ def make(
         else:
             # A tool without a new question left gives its turn to the next one.
             one = makers[(turn + misses // MISSES) % len(makers)]
-            trace = _with_tool(generator, box, one, makers, config, split)
+            trace = _with_tool(drawing, one, makers)
             _count_failure(failures, one.tool.name, trace)
         if trace is None:
             continue
@@ -154,51 +170,37 @@ def asked_of(tool: Tool, verbs: Sequence[str]) -> Asked:
     return Asked(tool, actions, wording.phrases_of(declaration))
 
 
-def _with_tool(
-    generator: np.random.Generator,
-    box: Toolbox,
-    one: Asked,
-    others: Sequence[Asked],
-    config: TraceSort,
-    split: str,
-) -> Trace | None:
+def _with_tool(drawing: _Drawing, one: Asked, others: Sequence[Asked]) -> Trace | None:
     """Return a trace of a tool's call, or None where it fails."""
+    generator = drawing.generator
     kind = list(SHARES)[int(generator.choice(len(SHARES), p=list(SHARES.values())))]
     said = draw_arguments(generator, one.tool)
     if kind == "missing" and one.tool.parameters.get("required"):
-        return _missing(generator, box, one, said, config, split)
-    question = _ask(generator, one, said, split)
+        return _missing(drawing, one, said)
+    question = drawing.question(one, said)
     calls = [Call(one.tool.name, wording.arguments_of(said))]
     if kind == "parallel":
         other = pick(generator, others)
         more = draw_arguments(generator, other.tool)
-        question += f" Also, {wording.lower(_ask(generator, other, more, split))}"
+        question += f" Also, {wording.lower(drawing.question(other, more))}"
         calls.append(Call(other.tool.name, wording.arguments_of(more)))
-    return _ran(box, [_user(question)], calls, config)
+    return _ran(drawing, [_user(question)], calls)
 
 
-def _missing(
-    generator: np.random.Generator,
-    box: Toolbox,
-    one: Asked,
-    said: dict[str, Said],
-    config: TraceSort,
-    split: str,
-) -> Trace | None:
+def _missing(drawing: _Drawing, one: Asked, said: dict[str, Said]) -> Trace | None:
     """Return a question that lacks an argument, the question back, the value, and the call."""
+    generator = drawing.generator
     name = pick(generator, list(one.tool.parameters["required"]))
-    question = _ask(generator, one, {k: v for k, v in said.items() if k != name}, split)
+    question = drawing.question(one, {k: v for k, v in said.items() if k != name})
     back = wording.clarify(one.phrases[name][0])
     value = pick(generator, ("{}", "{}.", "It is {}.")).format(said[name].text)
     turns = [_user(question), _assistant(back), _user(value)]
-    return _ran(box, turns, [Call(one.tool.name, wording.arguments_of(said))], config)
+    return _ran(drawing, turns, [Call(one.tool.name, wording.arguments_of(said))])
 
 
-def _ran(
-    box: Toolbox, turns: list[dict[str, str]], calls: Sequence[Call], config: TraceSort
-) -> Trace | None:
+def _ran(drawing: _Drawing, turns: list[dict[str, str]], calls: Sequence[Call]) -> Trace | None:
     """Run the calls and return the whole trace; None where one fails and errors are not learned."""
-    prompt = len(turns)
+    box, config, prompt = drawing.box, drawing.config, len(turns)
     by_name = {tool.name: tool for tool in box.enabled()}
     runnable = all(_runs(by_name[call.name], box.allow) for call in calls)
     messages = [*turns, _assistant("\n".join(map(format_call, calls)))]
@@ -310,10 +312,6 @@ def _with_unit(generator: np.random.Generator, name: str, said: Said) -> Said:
         return said
     unit = pick(generator, units)
     return Said(said.value, f"{said.text}{unit}" if unit == "%" else f"{said.text} {unit}")
-
-
-def _ask(generator: np.random.Generator, one: Asked, said: dict[str, Said], split: str) -> str:
-    return wording.question(generator, one.actions, one.phrases, said, held_out=split != "train")
 
 
 def is_right(trace: Trace, turn: "Turn", box: Toolbox) -> bool:
