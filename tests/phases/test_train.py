@@ -285,7 +285,7 @@ def test_twins_are_clipped_to_the_norm_of_the_settings_and_0_clips_nothing(
         zero_grad=lambda: None,
         step=lambda: None,
     )
-    exponents._train_step(line, plain, Batches(), 0, 0, torch.device("cpu"))
+    exponents._train_step(line, plain, Batches(), 0, 0)
     assert line.weight.grad is not None
     assert float(line.weight.grad.norm()) == pytest.approx(share, abs=1e-5)
 

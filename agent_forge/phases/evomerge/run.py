@@ -131,7 +131,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         set_threads(config.runtime.threads)
     written = _write(work, opened, stage, result, tested)
     phase.events.artefact(written.path)
-    return _report(opened, space, yardstick, result, tested, written)
+    return _report(work, opened, result, tested, written)
 
 
 def search(work: MergeSearch) -> SearchResult:
@@ -320,9 +320,8 @@ def _write(
 
 
 def _report(
+    work: MergeSearch,
     opened: Sources,
-    space: GenomeSpace,
-    yardstick: Yardstick,
     result: SearchResult,
     tested: dict[str, Any],
     written: Checkpoint,
@@ -350,10 +349,10 @@ def _report(
         ]
     )
     return Report(
-        summary=_summary(opened, space, result, gains),
+        summary=_summary(opened, work.space, result, gains),
         outputs=[str(written.path)],
         metrics=metrics,
-        tables=_tables(yardstick, evolution, tested),
+        tables=_tables(work.yardstick, evolution, tested),
         baseline=baseline,
     )
 

@@ -128,12 +128,11 @@ def twin_exponent(
     In nats per step; `model` stays as it is. A copy trains `steps` steps alone before it is
     doubled, because Adam's very first steps follow only the sign of the gradient.
     """
-    device = next(model.parameters()).device
     first = copy.deepcopy(model).train()
     ours = Optimisers(first, optim, None)
     ours.set_scale(1.0)
     for step in range(steps):
-        _train_step(first, ours, batches, step, seed, device)
+        _train_step(first, ours, batches, step, seed)
     second = copy.deepcopy(first)
     theirs = Optimisers(second, optim, None)
     theirs.set_scale(1.0)
@@ -156,7 +155,7 @@ def twin_exponent(
         )
     for step in range(steps, 2 * steps):
         for twin, optimisers in ((first, ours), (second, theirs)):
-            _train_step(twin, optimisers, batches, step, seed, device)
+            _train_step(twin, optimisers, batches, step, seed)
     return math.log(max(_distance(pairs), TINY) / before) / steps
 
 
@@ -166,8 +165,8 @@ def _train_step(
     batches: Batches,
     step: int,
     seed: int,
-    device: torch.device,
 ) -> None:
+    device = next(model.parameters()).device
     torch.manual_seed(seed_for(seed, "twins", step))  # both twins draw the same dropout
     batch = {key: value.to(device) for key, value in batches.batch(step).items()}
     optimisers.zero_grad()
