@@ -3,7 +3,7 @@
 import inspect
 import json
 import textwrap
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,6 +93,18 @@ def _examples(phase: Phase) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """What was typed behind a command that runs phases: settings, a file of them, and options."""
+
+    overrides: list[str]
+    file: str | None
+    _: KW_ONLY
+    dry_run: bool
+    resume: bool
+    as_json: bool
+
+
 def _command(phase: Phase) -> Any:
     def command(
         overrides: Overrides = None,
@@ -113,18 +125,10 @@ def _command(phase: Phase) -> Any:
             if shown:
                 _show_list(shown, as_json)
                 return
+            typed = Typed(settings, config, dry_run=dry_run, resume=resume, as_json=as_json)
             if multirun:
-                raise typer.Exit(
-                    _sweep(
-                        phase.name,
-                        settings,
-                        config,
-                        dry_run=dry_run,
-                        resume=resume,
-                        as_json=as_json,
-                    )
-                )
-            _run_phase(phase, settings, config, dry_run=dry_run, resume=resume, as_json=as_json)
+                raise typer.Exit(_sweep(phase.name, typed))
+            _run_phase(phase, typed)
 
     command.__name__ = phase.name
     signature = inspect.signature(command)
@@ -202,35 +206,27 @@ def _print_setting(row: "Setting") -> None:
     )
 
 
-def _run_phase(
-    phase: Phase,
-    overrides: list[str],
-    file: str | None,
-    *,
-    dry_run: bool,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def _run_phase(phase: Phase, typed: Typed) -> None:
     from agent_forge.checkpoint import record_dir
     from agent_forge.cli.layout import short_id
     from agent_forge.cli.resuming import NotedCommand, command_line
     from agent_forge.config.compose import compose
     from agent_forge.pipeline.run_phase import run_phase
 
-    config = compose(phase.name, phase.config, overrides, file)
-    if dry_run:
+    config = compose(phase.name, phase.config, typed.overrides, typed.file)
+    if typed.dry_run:
         from agent_forge.pipeline.estimate import estimate_phase
 
-        _show_estimates([estimate_phase(phase.name, config)], as_json)
+        _show_estimates([estimate_phase(phase.name, config)], typed.as_json)
         return
     if ranks.rank():  # only rank 0 prints
-        followed = run_phase(phase.name, config, resume=resume)
+        followed = run_phase(phase.name, config, resume=typed.resume)
         raise typer.Exit(followed.exit_code)
-    with Display(as_json=as_json) as display:
-        noted = NotedCommand(record_dir(config.out), command_line(phase.name, overrides, file))
-        listener = noted.before(display)
-        outcome = run_phase(phase.name, config, listener=listener, resume=resume)
-    if as_json:
+    with Display(as_json=typed.as_json) as display:
+        command = command_line(phase.name, typed.overrides, typed.file)
+        listener = NotedCommand(record_dir(config.out), command).before(display)
+        outcome = run_phase(phase.name, config, listener=listener, resume=typed.resume)
+    if typed.as_json:
         print_json_line(asdict(outcome))
     elif outcome.status == "done":
         _show_curves(outcome)
@@ -266,19 +262,11 @@ def run_all_command(
             raise ConfigError(
                 "run-all starts its processes itself: leave torchrun out and set runtime.processes"
             )
+        typed = Typed(overrides or [], config, dry_run=dry_run, resume=resume, as_json=as_json)
         if multirun:
-            raise typer.Exit(
-                _sweep(
-                    run_all.COMMAND,
-                    overrides,
-                    config,
-                    dry_run=dry_run,
-                    resume=resume,
-                    as_json=as_json,
-                )
-            )
-        run = run_all.compose_run(overrides or [], config)
-        if hint := run_all.larger_budget(run, overrides or [], config):
+            raise typer.Exit(_sweep(run_all.COMMAND, typed))
+        run = run_all.compose_run(typed.overrides, config)
+        if hint := run_all.larger_budget(run, typed.overrides, config):
             say(console(), hint)
         if run.goal != "size":
             say(console(), run_all.goal_line(run))
@@ -287,30 +275,22 @@ def run_all_command(
 
             _show_estimates(estimate_run(run), as_json)
             return
-        command = command_line("run-all", overrides or [], config)
+        command = command_line("run-all", typed.overrides, config)
         _run_all(run, command, resume=resume, as_json=as_json)
 
 
-def _sweep(
-    command: str,
-    overrides: list[str] | None,
-    file: str | None,
-    *,
-    dry_run: bool,
-    resume: bool,
-    as_json: bool,
-) -> int:
+def _sweep(command: str, typed: Typed) -> int:
     """Run a multirun; return the worst exit code of its jobs."""
     from agent_forge.cli.multirun import sweep
 
-    if dry_run:
+    if typed.dry_run:
         raise ConfigError("--dry-run checks one run: leave out -m and give each key one value")
-    if not resume:
+    if not typed.resume:
         raise ConfigError(
             "--no-resume drops one earlier run, and every sweep has a directory of its "
             "own: leave it out"
         )
-    return sweep(command, overrides or [], file, as_json=as_json)
+    return sweep(command, typed.overrides, typed.file, as_json=typed.as_json)
 
 
 def _run_all(run: Any, command: str, *, resume: bool, as_json: bool) -> None:

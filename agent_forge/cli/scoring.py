@@ -76,15 +76,20 @@ def eval_command(
     """Score one checkpoint."""
     with one_line_errors(verbose):
         settings = _settings(overrides, config)
-        if harness:
-            _eval_by_harness(
-                path, settings, harness, harness_path, items, split, as_json, bool(tasks)
+        from agent_forge.core.errors import ConfigError
+
+        if harness and tasks:
+            raise ConfigError(
+                "--tasks are ours and --harness are the harness's: ask for them in turn"
             )
+        if harness:
+            names = [name.strip() for name in harness.split(",") if name.strip()]
+            _eval_by_harness(path, Scoring(settings, names, items, split), harness_path, as_json)
             return
         if harness_path:
             raise typer.BadParameter("--harness-path goes with --harness TASKS")
-        names = _names(tasks)
-        measured = _measured(path, settings, names, items, split, with_tokens=False)
+        scoring = Scoring(settings, _names(tasks), items, split)
+        measured = _measured(path, scoring, with_tokens=False)
         rows = [
             {
                 "task": name, "metric": s.metric, "value": s.mean, "low": s.interval[0],
@@ -102,28 +107,27 @@ def eval_command(
         console(stderr=False).print(score_table(rows, f"{path}, {split} split"))
 
 
-def _eval_by_harness(
-    path: Path,
-    settings: Any,
-    harness: str,
-    folder: Path | None,
-    items: int,
-    split: str,
-    as_json: bool,
-    with_tasks: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What is scored: so many items of a split, of each of these tasks."""
+
+    settings: Any
+    names: list[str]
+    items: int
+    split: str
+
+
+def _eval_by_harness(path: Path, scoring: Scoring, folder: Path | None, as_json: bool) -> None:
     """Print what the lm-evaluation-harness scores."""
     from agent_forge.cli.tables import plain_table
-    from agent_forge.core.errors import ConfigError
     from agent_forge.core.events import choices_said
     from agent_forge.evaluate import harness as harness_room
 
-    if with_tasks:
-        raise ConfigError("--tasks are ours and --harness are the harness's: ask for them in turn")
-    names = [name.strip() for name in harness.split(",") if name.strip()]
-    model, tokenizer, context = _opened(path, settings, names)
+    model, tokenizer, context = _opened(path, scoring)
     with choices_said(lambda text: print(text, file=sys.stderr)):
-        rows = harness_room.score(model, tokenizer, names, split, items, context, folder)
+        rows = harness_room.score(
+            model, tokenizer, scoring.names, scoring.split, scoring.items, context, folder
+        )
     if as_json:
         print_json(rows)
         return
@@ -144,11 +148,8 @@ def compare_command(
     """Score two checkpoints on the same items and show the paired retention."""
     with one_line_errors(verbose):
         settings = _settings(overrides, config)
-        names = _names(tasks)
-        one, two = (
-            _measured(path, settings, names, items, split, with_tokens=True)
-            for path in (first, second)
-        )
+        scoring = Scoring(settings, _names(tasks), items, split)
+        one, two = (_measured(path, scoring, with_tokens=True) for path in (first, second))
         rows = [_compared(name, grammar, one, two, settings) for name, grammar, _ in one.rows()]
         if as_json:
             print_json(rows)
@@ -243,17 +244,16 @@ class Measured:
                 yield name, self.grammar, self.under_grammar[name]
 
 
-def _measured(
-    path: Path, settings: Any, names: list[str], items: int, split: str, *, with_tokens: bool
-) -> Measured:
-    """Return what a checkpoint scores on `items` items per task.
+def _measured(path: Path, scoring: Scoring, *, with_tokens: bool) -> Measured:
+    """Return what a checkpoint scores.
 
     with_tokens: also keep the likeliest tokens of domains, which two models are compared by.
     """
     from agent_forge import evaluate
     from agent_forge.core.events import choices_said
 
-    model, tokenizer, context = _opened(path, settings, names)
+    names, split, items = scoring.names, scoring.split, scoring.items
+    model, tokenizer, context = _opened(path, scoring)
     domains = [name for name in names if with_tokens and name in evaluate.DOMAINS]
     others = [name for name in names if name not in domains]
     with choices_said(lambda text: print(text, file=sys.stderr)):
@@ -262,7 +262,7 @@ def _measured(
             for name in domains
         }
         scores = evaluate.score(model, tokenizer, others, split, items, context)
-        grammar = settings.eval.grammar
+        grammar = scoring.settings.eval.grammar
         under = evaluate.score(
             model, tokenizer, _calling(names, grammar), split, items,
             replace(context, grammar=grammar),
@@ -287,17 +287,18 @@ def _calling(names: list[str], grammar: str) -> list[str]:
     return chosen
 
 
-def _opened(path: Path, settings: Any, names: list[str]) -> tuple[Any, Any, Any]:
+def _opened(path: Path, scoring: Scoring) -> tuple[Any, Any, Any]:
     """Return model, tokenizer and context of a checkpoint.
 
-    Raises ConfigError where one of the tasks `names` is benchmark data that it was trained on.
+    Raises ConfigError where one of the tasks is benchmark data that it was trained on.
     """
     from agent_forge import checkpoint, evaluate, models
     from agent_forge.core import device
 
+    settings = scoring.settings
     device.set_threads(settings.runtime.threads)
     opened = checkpoint.open(path)
-    _refuse_trained_on(opened, names)
+    _refuse_trained_on(opened, scoring.names)
     model = models.load(
         opened,
         device=device.pick_device(settings.runtime.device),
