@@ -126,12 +126,7 @@ def domain_scores(
 
 
 def domains_remembered(
-    name: str,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: int,
-    context: EvalContext,
-    out: Workspace,
+    name: str, model: "PreTrainedModel", items: int, context: EvalContext, out: Workspace
 ) -> dict[str, DomainScores]:
     """Return a model's scores on `items` validation items of each domain whose package is there,
     computed once under `name`, also across restarts.
@@ -140,7 +135,7 @@ def domains_remembered(
 
     def measured() -> Any:
         scored = {
-            task: domain_scores(model, tokenizer, task, "validation", items, context)
+            task: domain_scores(model, context.tokenizer, task, "validation", items, context)
             for task in tasks
         }
         return {

@@ -9,24 +9,20 @@ from agent_forge.evaluate.scores import Scores
 from agent_forge.evaluate.task import EvalContext
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 TASK = "unseen"
 TITLE = "text that was not in the calibration"
 
 
 def unseen_scores(
-    name: str,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    items: int,
-    context: EvalContext,
-    out: Workspace,
+    name: str, model: "PreTrainedModel", items: int, context: EvalContext, out: Workspace
 ) -> Scores:
     """Return bits per byte on unseen text, computed once under `name`, also across restarts."""
 
     def measured() -> Any:
-        return score(model, tokenizer, [TASK], "validation", items, context)[TASK].to_plain()
+        scores = score(model, context.tokenizer, [TASK], "validation", items, context)
+        return scores[TASK].to_plain()
 
     return Scores.from_plain(out.remember(f"unseen-{name}", measured))
 

@@ -84,8 +84,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     by_domain = _by_domain(phase, parent, model)
     items = config.unseen_items
     elsewhere = evaluate.kept_elsewhere(
-        evaluate.unseen_scores("parent", parent, tokenizer, items, context, out),
-        evaluate.unseen_scores("child", model, tokenizer, items, context, out),
+        evaluate.unseen_scores("parent", parent, items, context, out),
+        evaluate.unseen_scores("child", model, items, context, out),
         config.gate.samples,
         config.seed,
     )
@@ -101,9 +101,7 @@ def _by_domain(
     """Return metrics and a table of the perplexity that the child keeps, domain by domain."""
     config = phase.config
     before, after = (
-        evaluate.domains_remembered(
-            name, model, phase.tokenizer, config.domain_items, phase.eval_context, phase.out
-        )
+        evaluate.domains_remembered(name, model, config.domain_items, phase.eval_context, phase.out)
         for name, model in (("parent", parent), ("child", child))
     )
     return evaluate.kept_by_domain(before, after, _shares(config), config.gate.samples, config.seed)
