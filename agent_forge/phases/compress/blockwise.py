@@ -48,9 +48,7 @@ def align(
         free = {key: p for key, p in block.named_parameters() if p.requires_grad}
 
         def trained(name: str = name, free: dict[str, nn.Parameter] = free) -> dict[str, Tensor]:
-            before, after = _train_block(
-                parent, student, name, list(free.values()), windows, config
-            )
+            before, after = _train_block(parent, student, name, windows, config)
             return {
                 **{key: p.detach().cpu() for key, p in free.items()},
                 "errors": torch.tensor([before, after]),
@@ -72,14 +70,17 @@ def _train_block(
     parent: PreTrainedModel,
     student: PreTrainedModel,
     name: str,
-    free: list[nn.Parameter],
     windows: Tensor,
     config: RecoverConfig,
 ) -> tuple[float, float]:
-    """Train one block; return its relative error before and after, both over all windows."""
+    """Train what is free in one block; return its relative error before and after, both over all
+    windows.
+    """
     targets = [_pass(parent, name, ids)[1] for ids in windows]
     calls = [_pass(student, name, ids)[0] for ids in windows]
-    block, start = student.get_submodule(name), [p.detach().clone() for p in free]
+    block = student.get_submodule(name)
+    free = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in free]
     before = _error(block, calls, targets)
     optimiser = torch.optim.Adam(free, lr=config.block_lr)
     for step in range(config.block_steps):

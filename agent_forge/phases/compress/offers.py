@@ -107,33 +107,16 @@ def all_offers(
     Several offers of one large tensor are coded at once, by as many processes as torch has threads.
     """
     with closing(host.Pool(torch.get_num_threads())) as pool:
-        return _all_offers(phase, model, tensors, sensitivities, pool)
-
-
-def _all_offers(
-    phase: PhaseRun[Config],
-    model: PreTrainedModel,
-    tensors: Mapping[str, Tensor],
-    sensitivities: Callable[[str], Sensitivity],
-    pool: host.Pool,
-) -> dict[str, list[Offer]]:
-    config, out = phase.config, phase.out
-    modules = dict(model.named_modules())
-    weights = sum(tensor.numel() for tensor in tensors.values())
-    offers: dict[str, list[Offer]] = {}
-    for index, (name, tensor) in enumerate(tensors.items()):
-        group = int(getattr(modules.get(name), "group_size", 128))
-        matrix = as_matrix(tensor).float()
-        sensitivity = sensitivities(name).to(matrix.device)
-        candidates = _candidates(matrix, group, sensitivity.known, config)
-        file = f"coded-{index:04}"
-        stored = out.remember_tensors(
-            file,
-            lambda m=matrix, s=sensitivity, c=candidates: _encode(m, s, c, config, weights, pool),  # type: ignore[misc]
-        )
-        shape = (matrix.shape[0], matrix.shape[1])
-        offers[name] = _read_back(out, file, stored, candidates, shape, config)
-        phase.events.progress("code", index + 1, len(tensors))
+        weights = sum(tensor.numel() for tensor in tensors.values())
+        coder = _Coder(phase.config, phase.out, weights, pool)
+        modules = dict(model.named_modules())
+        offers: dict[str, list[Offer]] = {}
+        for index, (name, tensor) in enumerate(tensors.items()):
+            group = int(getattr(modules.get(name), "group_size", 128))
+            matrix = as_matrix(tensor).float()
+            sensitivity = sensitivities(name).to(matrix.device)
+            offers[name] = coder.offers(f"coded-{index:04}", matrix, sensitivity, group)
+            phase.events.progress("code", index + 1, len(tensors))
     return offers
 
 
@@ -162,64 +145,72 @@ def _settings(candidate: Candidate, config: Config, weights: int) -> dict[str, A
     return settings
 
 
-def _encode(
-    matrix: Tensor,
-    sensitivity: Sensitivity,
-    candidates: Sequence[Candidate],
-    config: Config,
-    weights: int,
-    pool: host.Pool,
-) -> dict[str, Tensor]:
-    importance, hessian = sensitivity.curvature() or (None, None)
+@dataclass(frozen=True, slots=True)
+class _Coder:
+    """Codes one tensor after another. weights: how many all tensors have together."""
 
-    def coded(candidate: Candidate) -> tuple[bytes, float, float]:
-        settings = _settings(candidate, config, weights)
-        done, decoded = codecs.encode_and_decode(
-            candidate["codec"], matrix, settings, hessian, importance
+    config: Config
+    out: Workspace
+    weights: int
+    pool: host.Pool
+
+    def offers(
+        self, file: str, matrix: Tensor, sensitivity: Sensitivity, group: int
+    ) -> list[Offer]:
+        """Return the offers of a matrix, whose codes the state keeps under `file`.
+
+        Raises ConfigError where no candidate may be used.
+        """
+        candidates = _candidates(matrix, group, sensitivity.known, self.config)
+        stored = self.out.remember_tensors(
+            file, lambda: self._encoded(matrix, sensitivity, candidates)
         )
-        assert done.relative_error is not None
-        return done.data, sensitivity.distortion(decoded - matrix), done.relative_error
+        shape = (matrix.shape[0], matrix.shape[1])
+        figures = stored["figures"].tolist()
+        offers = [
+            Offer(
+                label(one),
+                one["codec"],
+                self.out,
+                file,
+                f"data-{i}",
+                shape,
+                len(stored[f"data-{i}"]),
+                *figures[i],
+            )
+            for i, one in enumerate(candidates)
+        ]
+        ratio = self.config.hyper_ratio
+        limit = ratio * 2 * shape[0] * shape[1]
+        usable = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
+        if not usable:
+            raise ConfigError(
+                f"hyper_ratio={ratio} leaves no candidate; raise it or offer another codec"
+            )
+        return usable
 
-    results = pool.map(coded, candidates, matrix.numel())
-    tensors = {
-        f"data-{i}": torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        for i, (data, _, _) in enumerate(results)
-    }
-    return {
-        **tensors,
-        "figures": torch.tensor([figures for _, *figures in results], dtype=torch.float64),
-    }
+    def _encoded(
+        self, matrix: Tensor, sensitivity: Sensitivity, candidates: Sequence[Candidate]
+    ) -> dict[str, Tensor]:
+        importance, hessian = sensitivity.curvature() or (None, None)
 
+        def coded(candidate: Candidate) -> tuple[bytes, float, float]:
+            settings = _settings(candidate, self.config, self.weights)
+            done, decoded = codecs.encode_and_decode(
+                candidate["codec"], matrix, settings, hessian, importance
+            )
+            assert done.relative_error is not None
+            return done.data, sensitivity.distortion(decoded - matrix), done.relative_error
 
-def _read_back(
-    out: Workspace,
-    file: str,
-    stored: Mapping[str, Tensor],
-    candidates: Sequence[Candidate],
-    shape: tuple[int, int],
-    config: Config,
-) -> list[Offer]:
-    figures = stored["figures"].tolist()
-    offers = [
-        Offer(
-            label(one),
-            one["codec"],
-            out,
-            file,
-            f"data-{i}",
-            shape,
-            len(stored[f"data-{i}"]),
-            *figures[i],
-        )
-        for i, one in enumerate(candidates)
-    ]
-    limit = config.hyper_ratio * 2 * shape[0] * shape[1]
-    usable = [offer for offer in offers if offer.codec != "hyper" or offer.size_bytes <= limit]
-    if not usable:
-        raise ConfigError(
-            f"hyper_ratio={config.hyper_ratio} leaves no candidate; raise it or offer another codec"
-        )
-    return usable
+        results = self.pool.map(coded, candidates, matrix.numel())
+        tensors = {
+            f"data-{i}": torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            for i, (data, _, _) in enumerate(results)
+        }
+        return {
+            **tensors,
+            "figures": torch.tensor([figures for _, *figures in results], dtype=torch.float64),
+        }
 
 
 def stacked(

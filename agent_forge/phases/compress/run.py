@@ -3,7 +3,7 @@ the file that was written.
 """
 
 import shutil
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,7 +68,14 @@ def run(phase: PhaseRun[Config]) -> Report:
     figures |= elsewhere
     by_domain, domains = _by_domain(phase, model, reloaded)
     figures |= by_domain
-    report = _report(phase, reloaded, rows, figures, coded.fp32_bytes, packed)
+    weight = Weight(
+        file_bytes=sum(file.stat().st_size for file in packed.glob("*.safetensors")),
+        fp32_bytes=coded.fp32_bytes,
+        memory_bytes=sum(
+            t.numel() * t.element_size() for t in [*reloaded.parameters(), *reloaded.buffers()]
+        ),
+    )
+    report = _report(phase, weight, rows, figures)
     by_size = sorted(points, key=lambda p: -p["bytes"])
     report.tables = {
         "rate and quality (search split)": by_size, **report.tables, evaluate.TITLE: kinds,
@@ -145,7 +152,7 @@ def _elsewhere(
     config = phase.config
     items = config.measure.unseen_items
     before, after = (
-        evaluate.unseen_scores(name, model, phase.tokenizer, items, phase.eval_context, phase.out)
+        evaluate.unseen_scores(name, model, items, phase.eval_context, phase.out)
         for name, model in (("parent", parent), ("child", child))
     )
     return evaluate.kept_elsewhere(before, after, config.gate.samples, config.seed)
@@ -158,9 +165,7 @@ def _by_domain(
     config = phase.config
     items = config.measure.domain_items
     before, after = (
-        evaluate.domains_remembered(
-            name, model, phase.tokenizer, items, phase.eval_context, phase.out
-        )
+        evaluate.domains_remembered(name, model, items, phase.eval_context, phase.out)
         for name, model in (("parent", parent), ("child", child))
     )
     kinds = texts.shares(config)
@@ -290,20 +295,20 @@ def _point(coded: CodedModel, choice: Choice, search: measure.Reference) -> dict
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """How much a compressed model weighs in its file and in memory, and did in float32."""
+
+    file_bytes: int
+    fp32_bytes: int
+    memory_bytes: int
+
+
 def _report(
-    phase: PhaseRun[Config],
-    reloaded: PreTrainedModel,
-    rows: list[dict[str, Any]],
-    figures: dict[str, Any],
-    fp32_bytes: int,
-    packed: Path,
+    phase: PhaseRun[Config], weight: Weight, rows: list[dict[str, Any]], figures: dict[str, Any]
 ) -> Report:
     """Return the report of a written file: size, memory and quality, and which codec coded what."""
-    parent = phase.sources[0]
-    size = sum(file.stat().st_size for file in packed.glob("*.safetensors"))
-    memory = sum(
-        t.numel() * t.element_size() for t in [*reloaded.parameters(), *reloaded.buffers()]
-    )
+    parent, size, fp32_bytes = phase.sources[0], weight.file_bytes, weight.fp32_bytes
     by_codec = dict[str, int]()
     for row in rows:
         height, width = map(int, row["shape"].split("x"))
@@ -315,7 +320,7 @@ def _report(
         "bytes_of_fp32": round(size / fp32_bytes, 5),
         "bytes_of_parent": round(size / max(parent.manifest.deployable_bytes, 1), 5),
         "bits_per_weight": round(8 * size / (fp32_bytes / 4), 4),
-        "memory_bytes": memory,
+        "memory_bytes": weight.memory_bytes,
         "seed_share": round(by_codec.get("seedlm", 0) / total, 5),
         **figures,
     }
