@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent import Call, Toolbox, Turn, TurnLimits, answer_turns
 from agent_forge.agent.settings import BATCH_ROWS
-from agent_forge.config import DataConfig
 from agent_forge.data.synthetic import tools
 from agent_forge.models.sampling import Decoding
-from agent_forge.phases.bake import traces
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.bake import Config, traces
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 Z_95 = 1.959963984540054
 ROUNDS = 3
@@ -45,22 +45,21 @@ def turn_limits(max_new_tokens: int) -> TurnLimits:
 
 def accuracy(
     model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerFast",
+    phase: PhaseRun[Config],
     kind: str,
     heldout: Sequence[traces.Trace],
     split: str,
-    data: DataConfig,
-    max_new_tokens: int,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return {"value", "low", "high", "n"} of a kind, and some conversations to look at."""
-    make_box = traces.toolbox(kind, split, data)
+    make_box = traces.toolbox(kind, split, phase.config.data)
     boxes = [make_box() for _ in heldout]
     turns: list[Turn] = [Turn() for _ in heldout]
-    limits = turn_limits(max_new_tokens)
+    limits = turn_limits(phase.config.measure.max_new_tokens)
     for stage in range(max(len(trace["stages"]) for trace in heldout)):
         active = [i for i, trace in enumerate(heldout) if stage < len(trace["stages"])]
         questions = [[{"role": "user", "content": heldout[i]["stages"][stage]}] for i in active]
-        answers = answer_turns(model, tokenizer, questions, [boxes[i] for i in active], limits)
+        own_boxes = [boxes[i] for i in active]
+        answers = answer_turns(model, phase.tokenizer, questions, own_boxes, limits)
         for i, turn in zip(active, answers, strict=True):
             turns[i] = turn
     right = [

@@ -295,9 +295,7 @@ def _measure(
             measured["tools"] |= bare
         else:
             heldout = heldout_traces(config, kind)
-            measured["tools"][kind], shown = measure.accuracy(
-                model, tokenizer, kind, heldout, HELDOUT, config.data, config.measure.max_new_tokens
-            )
+            measured["tools"][kind], shown = measure.accuracy(model, phase, kind, heldout, HELDOUT)
         samples += shown
     text = evaluate.score(
         model, tokenizer, ["text"], HELDOUT, config.measure.text_items, phase.eval_context

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from agent_forge.checkpoint import Checkpoint
 from agent_forge.merge import Recipe
 from agent_forge.phases.evomerge import Config
+from agent_forge.phases.evomerge.sources import Sources
 
 RECIPE_FILE, CARD_FILE = "merge.yaml", "README.md"
 
@@ -28,16 +28,20 @@ def recipe_text(recipe: Recipe, dtype: str, seed: int) -> str:
 
 
 def card_text(
-    config: Config, sources: list[Checkpoint], labels: list[str], recipe: Recipe, dtype: str, tested: dict[str, Any],
+    config: Config,
+    sources: Sources,
+    recipe: Recipe,
+    tested: dict[str, Any],
     search: dict[str, Any],
-) -> str:  # fmt: skip
+) -> str:
     """Return the model card: what it is, how it was found, what it scored, where it comes from.
 
     tested: gains and losses on the test split, with intervals. search: figures of the search, name
     -> value.
     """
+    labels = sources.labels
     head = {"base_model": labels, "tags": ["merge", "evomerge"], "pipeline_tag": "text-generation"}
-    merged = yaml.safe_dump(recipe.to_mergekit(dtype), sort_keys=False)
+    merged = yaml.safe_dump(recipe.to_mergekit(sources.dtype_name), sort_keys=False)
     gains = [
         [
             row["over"],
@@ -54,7 +58,7 @@ def card_text(
     ]
     lineage = [
         [label, source.manifest.phase, source.manifest.role, source.id]
-        for label, source in zip(labels, sources, strict=True)
+        for label, source in zip(labels, sources.checkpoints, strict=True)
     ]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",

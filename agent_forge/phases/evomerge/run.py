@@ -284,7 +284,7 @@ def _write(
     config, best, history = work.config, result.winner, result.evolution.history
     recipe = work.space.recipe(best.genome)
     model = stage.make(recipe, opened.dtype)
-    dtype = str(opened.dtype).removeprefix("torch.")
+    dtype = opened.dtype_name
     figures = {
         "method": config.search.method, "population": config.search.population, "generations": len(history) - 1,
         "islands": config.search.islands, "measured items": result.items["evolution"], "seed": config.seed,
@@ -297,7 +297,7 @@ def _write(
         (directory / RECIPE_FILE).write_text(
             recipe_text(recipe, dtype, stage.seed), encoding="utf-8"
         )
-        card = card_text(config, opened.checkpoints, opened.labels, recipe, dtype, tested, figures)
+        card = card_text(config, opened, recipe, tested, figures)
         (directory / CARD_FILE).write_text(card, encoding="utf-8")
 
     metrics: dict[str, Any] = {

@@ -89,6 +89,11 @@ class Sources:
         """Return the dtype in which the trunk stores most of its numbers."""
         return dominant_dtype(self.weights[self.labels[0]])
 
+    @property
+    def dtype_name(self) -> str:
+        """Return that dtype as recipes name it."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 def dominant_dtype(weights: Weights) -> torch.dtype:
     """Return the floating point dtype that holds most of a model's numbers."""
