@@ -117,9 +117,10 @@ def spread(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
 
 
 def drawing(
-    name: str, width: float, height: float, title: str, description: str, parts: Sequence[str]
+    name: str, size: tuple[float, float], title: str, description: str, parts: Sequence[str]
 ) -> str:
-    """Return an SVG of `parts`. name: unique in its page."""
+    """Return an SVG of `parts`. name: unique in its page. size: width and height."""
+    width, height = size
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
         f'aria-labelledby="{name}-title {name}-desc">'
@@ -128,23 +129,29 @@ def drawing(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The words of a chart: its title, and what its axes show."""
+
+    title: str
+    x: str
+    y: str
+
+
 def curve(
     name: str,
-    title: str,
-    x_label: str,
-    y_label: str,
+    labels: Labels,
     lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
     faint: Sequence[Sequence[tuple[float, float]]] = (),
     *,
     dots: bool = False,
-    width: float = 420,
-    height: float = 220,
 ) -> str:
     """Return a line chart of one or several lines on shared axes.
 
     lines: (label, points); a label stands above the part of the axis that its line covers. faint:
     points as they were measured, drawn behind the smoothed lines. dots: mark every point.
     """
+    width, height = 420.0, 220.0
     points = [p for _, line in lines for p in line]
     every = [*points, *(p for line in faint for p in line)]
     x_low, x_high = min(x for x, _ in every), max(x for x, _ in every)
@@ -152,10 +159,10 @@ def curve(
     frame = Frame(58, 30, width - 14, height - 40, x_low, x_high or 1, y_low, y_high)
     if x_low == x_high:
         frame.x_low, frame.x_high = x_low - 1, x_high + 1
-    frame.text(4, 14, y_label, "label")
+    frame.text(4, 14, labels.y, "label")
     frame.y_axis()
     frame.x_axis()
-    frame.text(frame.right, height - 6, x_label, "label", "end")
+    frame.text(frame.right, height - 6, labels.x, "label", "end")
     for line in faint:
         frame.path(line, "faint")
     for index, (label, line) in enumerate(lines):
@@ -166,8 +173,8 @@ def curve(
                 frame.mark(frame.across(x), frame.down(y), MARKS[index % len(MARKS)], f"dot {kind}")
         _stage_label(frame, label, line, first=index == 0)
     first, last = points[0][1], points[-1][1]
-    described = f"{y_label} against {x_label}: from {words.number(first)} to {words.number(last)}"
-    return drawing(name, width, height, title, described, frame.parts)
+    described = f"{labels.y} against {labels.x}: from {words.number(first)} to {words.number(last)}"
+    return drawing(name, (width, height), labels.title, described, frame.parts)
 
 
 def _stage_label(
@@ -216,7 +223,7 @@ def size_and_quality(name: str, steps: Sequence[Step], base: str, *, width: floa
         + "".join(f", {words.number(p.y)}% of {t}" for t, p in step.kept.items())
         for step in steps
     )
-    return drawing(name, width, height, "Size and quality after each phase", described, parts)
+    return drawing(name, (width, height), "Size and quality after each phase", described, parts)
 
 
 def _quality(frame: Frame, steps: Sequence[Step], tasks: Sequence[str], base: str) -> None:

@@ -291,9 +291,11 @@ def _charts(phase: PhaseFacts, lines: Sequence[curves.Curve], plots: Mapping[str
         x_label, y_label, factor = PLOT_AXES.get(title, ("", words.tidy(title), 1.0))
         placed = [(x * factor, y) for x, y in points]
         chart = charts.curve(
-            f"{_anchor(phase)}-plot-{index}", f"{phase.name}: {title}", x_label, y_label,
-            [("", placed)], dots=True,
-        )  # fmt: skip
+            f"{_anchor(phase)}-plot-{index}",
+            charts.Labels(f"{phase.name}: {title}", x_label, y_label),
+            [("", placed)],
+            dots=True,
+        )
         drawn.append(f"<figure>{chart}</figure>")
     return f'<div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
@@ -302,7 +304,8 @@ def _curve(phase: PhaseFacts, line: curves.Curve) -> str:
     """Return a chart of one metric over the phase's stages, with the stages' names below it."""
     names = [words.label(name)[0] for name, _ in line.stages]
     chart = charts.curve(
-        f"{_anchor(phase)}-{line.metric}", f"{phase.name}: {line.label}", "step", line.label,
+        f"{_anchor(phase)}-{line.metric}",
+        charts.Labels(f"{phase.name}: {line.label}", "step", line.label),
         [(words.label(name)[0], points) for name, points in line.smoothed()],
         [points for _, points in line.stages],
     )  # fmt: skip
