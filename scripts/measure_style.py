@@ -119,8 +119,11 @@ def _read_python(source: Source, content: str) -> None:
 
 
 def _locals(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Place]:
-    """Yield every name that a function binds, once; functions inside it answer for themselves."""
-    names: dict[str, int] = {}
+    """Yield every name that a function binds, once: its arguments, and what it assigns.
+
+    Functions inside it answer for themselves.
+    """
+    names = dict.fromkeys(_arguments(function), function.lineno)
     waiting: list[ast.AST] = list(function.body)
     while waiting:
         node = waiting.pop(0)
@@ -157,7 +160,7 @@ def says(source: Source) -> list[Place]:
 
 
 def banned_locals(source: Source) -> list[Place]:
-    """Return the local names that are bare participles."""
+    """Return the arguments and local names that are bare participles."""
     return [place for place in source.locals if place.text in BANNED_LOCALS]
 
 

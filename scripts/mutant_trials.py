@@ -437,15 +437,15 @@ def _not_tests(tree: Tree) -> list[str]:
     return [str(path.relative_to(tree.folder)) for path in paths]
 
 
-def _part(answer: dict[str, Any], asked: str) -> dict[str, Any]:
-    """Return what the answer says of the tests in `asked` that passed, shared fixtures resolved to
+def _part(answer: dict[str, Any], selection: str) -> dict[str, Any]:
+    """Return what the answer says of the tests in `selection` that passed, shared fixtures resolved to
     tests.
     """
     failed = set(answer["failed"])
     seconds = {
         t: s
         for t, s in answer["seconds"].items()
-        if asked in (t.split("::")[0], t.split("[")[0]) and t not in failed
+        if selection in (t.split("::")[0], t.split("[")[0]) and t not in failed
     }
     uses = {test: answer["uses"][test] for test in seconds}
     users = {test: [test] for test in seconds}

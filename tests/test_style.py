@@ -9,7 +9,7 @@ from scripts import measure_style as style
 SAMPLE = '''"""Say whether a plan fits."""
 
 # A table is no list, and there is no room; it is no longer one, and 3 is no larger than 4.
-def count(rows: list[int]) -> int:
+def count(rows: list[int], kept: int = 0) -> int:
     """Return a number that is no
     sum."""
     found = [row for row in rows]
@@ -34,6 +34,7 @@ def test_each_rule_sees_what_it_is_for_and_nothing_else(tmp_path: Path) -> None:
         '1: docstring opens with "Say": Say whether a plan fits.',
         '3: " is no " in prose: # A table is no list, and there is n',
         '5: " is no " in prose: Return a number that is no sum.',
+        "4: banned local name: kept",
         "7: banned local name: found",
         "8: banned local name: asked",
         "8: comment begins in mid-sentence: # of the plan",

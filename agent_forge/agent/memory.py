@@ -55,7 +55,7 @@ class Episode:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class FactSource:
     """Where a fact was stated: a session, and the message there (None where it is not known)."""
 
     session: str
@@ -166,10 +166,10 @@ class SemanticMemory:
                 self._supersede([old], fact.id)
         return fact
 
-    def sources(self, fact: int) -> list[Source]:
+    def sources(self, fact: int) -> list[FactSource]:
         """Return where a fact was stated, oldest first; empty where no conversation stated it."""
         sql = "SELECT session, episode, time FROM sources WHERE fact = ? ORDER BY rowid"
-        return [Source(*row) for row in self.store.rows(sql, fact)]
+        return [FactSource(*row) for row in self.store.rows(sql, fact)]
 
     def _note_source(self, fact: int) -> None:
         if self.origin is None:

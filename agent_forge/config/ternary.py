@@ -15,7 +15,7 @@ EMBEDDING_BITS = (0, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class CodeGrid:
     """Where rounded weights may lie. bits: of integers, 0 is float; columns: that share a step, 0
     is the row.
     """
@@ -65,9 +65,9 @@ class TernarySettings:
         if self.packing not in PACKINGS:
             raise unknown_packing(self.packing)
 
-    def embedding_grid(self) -> Grid:
+    def embedding_grid(self) -> CodeGrid:
         """Return where the weights of embedding and head may lie."""
-        return Grid(self.embedding_bits, self.embedding_group)
+        return CodeGrid(self.embedding_bits, self.embedding_group)
 
 
 def unknown_packing(name: str) -> ConfigError:

@@ -27,7 +27,7 @@ from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.documents import split_of
 from agent_forge.data.schemas import canonical, draw, listed, values, wording, words
-from agent_forge.data.schemas.values import Said, pick
+from agent_forge.data.schemas.values import SpokenValue, pick
 from agent_forge.data.synthetic import schemas
 from agent_forge.evaluate import calling
 from agent_forge.evaluate.tasks.own_tools import LEAVES, LONGEST_ANSWER, cut, leaves, says
@@ -68,7 +68,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawing:
+class _TraceDrawing:
     """What one set of traces is drawn with, and the tools that run its calls."""
 
     generator: np.random.Generator
@@ -76,7 +76,7 @@ class _Drawing:
     config: TraceSort
     split: str
 
-    def question(self, one: Asked, said: Mapping[str, Said]) -> str:
+    def question(self, one: Asked, said: Mapping[str, SpokenValue]) -> str:
         """Return a question for a tool with these values, in the words of the split."""
         return wording.question(
             self.generator, one.actions, one.phrases, said, held_out=self.split != "train"
@@ -111,7 +111,7 @@ def make(
     PhaseError for a tool that fails on every question.
     """
     generator = numpy_generator(seed, "bake", "own", split)
-    drawing = _Drawing(generator, toolbox(tools, allow), config, split)
+    drawing = _TraceDrawing(generator, toolbox(tools, allow), config, split)
     verbs = [words.split_words(tool.name)[0] for tool in tools]
     makers = [asked_of(tool, verbs) for tool in tools]
     refused = set(refused)
@@ -170,7 +170,7 @@ def asked_of(tool: Tool, verbs: Sequence[str]) -> Asked:
     return Asked(tool, actions, wording.phrases_of(declaration))
 
 
-def _with_tool(drawing: _Drawing, one: Asked, others: Sequence[Asked]) -> Trace | None:
+def _with_tool(drawing: _TraceDrawing, one: Asked, others: Sequence[Asked]) -> Trace | None:
     """Return a trace of a tool's call, or None where it fails."""
     generator = drawing.generator
     kind = list(SHARES)[int(generator.choice(len(SHARES), p=list(SHARES.values())))]
@@ -187,7 +187,7 @@ def _with_tool(drawing: _Drawing, one: Asked, others: Sequence[Asked]) -> Trace 
     return _ran(drawing, [_user(question)], calls)
 
 
-def _missing(drawing: _Drawing, one: Asked, said: dict[str, Said]) -> Trace | None:
+def _missing(drawing: _TraceDrawing, one: Asked, said: dict[str, SpokenValue]) -> Trace | None:
     """Return a question that lacks an argument, the question back, the value, and the call."""
     generator = drawing.generator
     name = pick(generator, list(one.tool.parameters["required"]))
@@ -198,7 +198,9 @@ def _missing(drawing: _Drawing, one: Asked, said: dict[str, Said]) -> Trace | No
     return _ran(drawing, turns, [Call(one.tool.name, wording.arguments_of(said))])
 
 
-def _ran(drawing: _Drawing, turns: list[dict[str, str]], calls: Sequence[Call]) -> Trace | None:
+def _ran(
+    drawing: _TraceDrawing, turns: list[dict[str, str]], calls: Sequence[Call]
+) -> Trace | None:
     """Run the calls and return the whole trace; None where one fails and errors are not learned."""
     box, config, prompt = drawing.box, drawing.config, len(turns)
     by_name = {tool.name: tool for tool in box.enabled()}
@@ -273,13 +275,13 @@ def system_turn(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"role": "system", "content": "", "tools": list(tools)}
 
 
-def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said]:
+def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, SpokenValue]:
     """Return values for the required arguments of a tool, and for some of the optional ones.
 
     A schema's examples are taken half of the time, and names that its description quotes always.
     """
     required = set(tool.parameters.get("required", ()))
-    said: dict[str, Said] = {}
+    said: dict[str, SpokenValue] = {}
     # Where an argument holds the unit, a unit behind the number would be that argument's.
     has_unit = any(
         values.kind_of(name, schema) in ("unit", "currency", "enum")
@@ -294,10 +296,10 @@ def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said
         kind = values.kind_of(name, schema)
         if options and kind not in ("enum", "integer", "number", "boolean"):
             value: Any = pick(generator, options)
-            said[name] = Said(value, str(value))
+            said[name] = SpokenValue(value, str(value))
         elif examples and generator.random() < 0.5:
             value = pick(generator, examples)
-            said[name] = Said(value, value if isinstance(value, str) else json.dumps(value))
+            said[name] = SpokenValue(value, value if isinstance(value, str) else json.dumps(value))
         else:
             said[name] = values.draw(generator, kind, schema)
         if kind in ("integer", "number") and not has_unit:
@@ -305,13 +307,13 @@ def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said
     return said
 
 
-def _with_unit(generator: np.random.Generator, name: str, said: Said) -> Said:
+def _with_unit(generator: np.random.Generator, name: str, said: SpokenValue) -> SpokenValue:
     """Return a number with a unit behind it, as people write it, in a share of the cases."""
     units = [unit for word in words.split_words(name) for unit in words.UNITS.get(word, ())]
     if not units or generator.random() >= UNIT_SHARE:
         return said
     unit = pick(generator, units)
-    return Said(said.value, f"{said.text}{unit}" if unit == "%" else f"{said.text} {unit}")
+    return SpokenValue(said.value, f"{said.text}{unit}" if unit == "%" else f"{said.text} {unit}")
 
 
 def is_right(trace: Trace, turn: "Turn", box: Toolbox) -> bool:

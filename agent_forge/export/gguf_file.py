@@ -200,7 +200,7 @@ def _add_entry(writer: Any, key: str, value: Any) -> None:
 
 def _tensors(
     model: "PreTrainedModel", places: dict[str, Any], factors: dict[str, Array], kind: str
-) -> Iterator[tuple[str, quantise.Stored]]:
+) -> Iterator[tuple[str, quantise.QuantisedTensor]]:
     """Yield GGUF tensors in file order. Norms, biases, routers and rotary factors stay float32."""
     from agent_forge.export.source import plain_value
 
@@ -219,11 +219,11 @@ def _tensors(
         yield name, quantise.store(values, "F32")
 
 
-def _stored(weight: Array, kind: str) -> quantise.Stored:
+def _stored(weight: Array, kind: str) -> quantise.QuantisedTensor:
     return quantise.store(weight, quantise.fitting(kind, weight.shape[-1]))
 
 
-def _add_tensor(writer: Any, name: str, stored: quantise.Stored) -> None:
+def _add_tensor(writer: Any, name: str, stored: quantise.QuantisedTensor) -> None:
     from gguf import GGMLQuantizationType
 
     if stored.kind in ("F32", "F16"):

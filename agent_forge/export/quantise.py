@@ -42,7 +42,7 @@ SHRINKS = np.linspace(0.85, 1.0, 7)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class QuantisedTensor:
     """A matrix as GGUF stores it.
 
     data: (..., bytes) uint8, or floats.
@@ -71,17 +71,19 @@ def fitting(kind: str, columns: int) -> str:
     return kind
 
 
-def store(weight: Array, kind: str) -> Stored:
+def store(weight: Array, kind: str) -> QuantisedTensor:
     """Quantise weight (..., columns) float32; `kind` must fit its columns."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     weight = np.ascontiguousarray(weight, np.float32)
     if kind == "F32":
-        return Stored(kind, weight, weight, 0.0)
+        return QuantisedTensor(kind, weight, weight, 0.0)
     if kind == "F16":
         half = np.clip(weight, -65504, 65504).astype(np.float16)
-        return Stored(kind, half, half.astype(np.float32), _error(weight, half.astype(np.float32)))
+        return QuantisedTensor(
+            kind, half, half.astype(np.float32), _error(weight, half.astype(np.float32))
+        )
     blocks = weight.reshape(-1, BLOCKS[kind])
     parts = [
         _pack(part, kind)
@@ -89,7 +91,7 @@ def store(weight: Array, kind: str) -> Stored:
     ]
     data = np.concatenate(parts).reshape(*weight.shape[:-1], -1)
     values = dequantize(data, GGMLQuantizationType[kind]).reshape(weight.shape)
-    return Stored(kind, data, values, _error(weight, values))
+    return QuantisedTensor(kind, data, values, _error(weight, values))
 
 
 def _error(weight: Array, values: Array) -> float:

@@ -82,14 +82,14 @@ class Chunk:
 
     caches: keys and values of each sequence, (layers, kv_heads, capacity, head_size) float32, both
     written.
-    logits (wanted, vocabulary): filled for the tokens numbered in `wanted`, int32.
+    logits (answering, vocabulary): filled for the tokens numbered in `answering`, int32.
     """
 
     ids: Array
     positions: Array
     sequences: Array
     caches: Sequence[tuple[Array, Array]]
-    wanted: Array
+    answering: Array
     logits: Array
 
 
@@ -133,7 +133,7 @@ class Pool:
             done = self._engine.forge_forward(
                 self._address, ctypes.byref(model), len(chunk.ids), pointer(chunk.ids),
                 pointer(chunk.positions), pointer(chunk.sequences), keys, values,
-                pointer(capacities), pointer(chunk.wanted), len(chunk.wanted),
+                pointer(capacities), pointer(chunk.answering), len(chunk.answering),
                 pointer(chunk.logits),
             )  # fmt: skip
         _refuse(done)

@@ -102,7 +102,7 @@ def lost(rank: int, error: Exception) -> PhaseError:
     )
 
 
-class Objective(nn.Module):
+class StageObjective(nn.Module):
     """The loss as a module, so that DDP and FSDP see one forward pass whatever the loss function
     calls.
     """
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         return self.loss_fn(self.model, batch, step)
 
 
-def spread(objective: Objective, world: World, shard: bool) -> nn.Module:
+def spread(objective: StageObjective, world: World, shard: bool) -> nn.Module:
     """Return the module to call: the objective itself, wrapped by DDP, or sharded in place."""
     if world.size == 1:
         return objective

@@ -98,7 +98,7 @@ class _Stage:
         self.choices = StageChoices(request.stage, self.events, self.world.same)
         self.directory = request.out.resume_dir(request.stage)
         self.model = distribution.working_copy(model, self.world, runtime.shard)
-        objective = distribution.Objective(
+        objective = distribution.StageObjective(
             self.model, request.loss_fn, outside(self.model, parameters)
         )
         called = distribution.spread(objective, self.world, runtime.shard)

@@ -94,11 +94,11 @@ class PackedModel:
         return self.step(tokens, np.zeros(len(tokens), np.int32), [cache], places)
 
     def step(
-        self, ids: Array, sequences: Array, caches: Sequence[Cache], wanted: Collection[int]
+        self, ids: Array, sequences: Array, caches: Sequence[Cache], answering: Collection[int]
     ) -> Array:
         """Run ids (n,) int32, and append each to the cache that its entry of sequences (n,) names.
 
-        Returns logits (len(wanted), vocabulary) of the tokens at the places in `wanted`, which
+        Returns logits (len(answering), vocabulary) of the tokens at the places in `answering`, which
         ascend.
         """
         if not len(ids) or ids.min() < 0 or ids.max() >= self.shape.vocabulary:
@@ -111,7 +111,7 @@ class PackedModel:
         for number, cache in enumerate(caches):
             positions[sequences == number] = np.arange(cache.length, cache.length + counts[number])
             cache.make_room(cache.length + int(counts[number]))
-        picked = np.asarray(list(wanted), np.int32)
+        picked = np.asarray(list(answering), np.int32)
         logits = np.empty((len(picked), self.shape.vocabulary), np.float32)
         pairs = [(cache.keys, cache.values) for cache in caches]
         for first in range(0, len(ids), native.CHUNK):
@@ -210,9 +210,9 @@ class PackedModel:
             normed = _rms_norm(x, self.norms[f"{index}.norm_after"], one.epsilon)
             gate = linears["gate"](normed)
             x = x + linears["down"](gate / (1 + np.exp(-gate)) * linears["up"](normed))
-        if len(chunk.wanted):
+        if len(chunk.answering):
             chunk.logits[:] = self.matrices["head"].multiply(
-                _rms_norm(x[chunk.wanted], self.norms["final_norm"], one.epsilon)
+                _rms_norm(x[chunk.answering], self.norms["final_norm"], one.epsilon)
             )
 
 

@@ -15,12 +15,12 @@ NAME = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)
 
 
 class DataSources:
-    """The sources of one server. given: name -> path, or hf:NAME."""
+    """The sources of one server. own: name -> path, or hf:NAME."""
 
-    def __init__(self, given: Mapping[str, str] | None = None) -> None:
+    def __init__(self, own: Mapping[str, str] | None = None) -> None:
         from agent_forge.data.packaged import PACKAGES
 
-        self._specs = {name: name for name in PACKAGES} | dict(given or {})
+        self._specs = {name: name for name in PACKAGES} | dict(own or {})
         self._packaged = frozenset(PACKAGES)
 
     def spec(self, key: str, name: str) -> str:

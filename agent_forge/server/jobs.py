@@ -121,16 +121,16 @@ def check_transition(job: Job, to: JobState) -> None:
         raise WrongState(f"job {job.id} is {job.state} and cannot be {to}; allowed: {allowed}")
 
 
-def end_state(asked: JobState, seen: JobState) -> JobState:
+def end_state(before: JobState, seen: JobState) -> JobState:
     """Return the state of a job whose process has ended.
 
-    asked: the state it was in, which may have asked it to stop. seen: how its process ended.
+    before: the state it was in, which may be on the way to a stop. seen: how its process ended.
     """
     if seen in (JobState.SUCCEEDED, JobState.REJECTED):
         return seen
-    if asked is JobState.CANCELLING:
+    if before is JobState.CANCELLING:
         return JobState.CANCELLED
-    if asked is JobState.PAUSING and seen is JobState.INTERRUPTED:
+    if before is JobState.PAUSING and seen is JobState.INTERRUPTED:
         return JobState.PAUSED
     return seen
 

@@ -24,7 +24,7 @@ from agent_forge.codecs import allocate
 from agent_forge.config.compose import compose
 from agent_forge.core.events import EventLog
 from agent_forge.models import compressed
-from agent_forge.models.ternary import Grid, round_embeddings, save_packed, ternary_layers
+from agent_forge.models.ternary import CodeGrid, round_embeddings, save_packed, ternary_layers
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.compress import Config, offers, sensitivity
 from agent_forge.phases.compress.run import header_bytes
@@ -66,7 +66,7 @@ class Packer:
         self.rows.append({"case": case, "megabytes": round(size / 1e6, 3), **row})
         print(json.dumps(self.rows[-1]), flush=True)
 
-    def packed(self, name: str, grid: Grid) -> None:
+    def packed(self, name: str, grid: CodeGrid) -> None:
         """Write, reload and score the packed file with the embedding on a grid."""
         model, place = (
             models.load(self.args.ternary),
@@ -158,8 +158,8 @@ def run(arguments: Sequence[str] = ()) -> Result:
     torch.set_num_threads(1)
     packer = Packer(args)
     packer.row("latents (what trains on)", Path(args.ternary))
-    packer.packed("8 bits", Grid(8))
-    packer.packed("4 bits", Grid(4, 64))
+    packer.packed("8 bits", CodeGrid(8))
+    packer.packed("4 bits", CodeGrid(4, 64))
     packer.compressed("lossless trits, embedding by VPTQ at 2 bits", [VPTQ], 0)
     rates = [{"codec": "waterfill", "loss": loss} for loss in args.losses]
     for megabytes in args.megabytes:

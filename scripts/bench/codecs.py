@@ -147,11 +147,11 @@ class Table:
         return self.row("stacked: SeedLM 4 bit, then VPTQ, then Hyper 8", coded, [0] * len(coded))
 
 
-def rows(table: Table, wanted: list[str], *, combined: bool) -> list[dict[str, Any]]:
-    """Return one row per codec in `wanted`; with `combined` also rows of the spec's settings and of
+def rows(table: Table, labels: list[str], *, combined: bool) -> list[dict[str, Any]]:
+    """Return one row per codec in `labels`; with `combined` also rows of the spec's settings and of
     stacking.
     """
-    table_rows = [table.alone(label) for label in wanted]
+    table_rows = [table.alone(label) for label in labels]
     if not combined:
         return table_rows
     spec = [
@@ -169,7 +169,7 @@ def rows(table: Table, wanted: list[str], *, combined: bool) -> list[dict[str, A
         stacked["bytes"],
         seeds=SPEC_SEEDS,
     )
-    every = [label for label in wanted if label not in spec] + spec
+    every = [label for label in labels if label not in spec] + spec
     table_rows += [stacked, three]
     table_rows.append(
         table.chosen(

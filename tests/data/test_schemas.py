@@ -232,7 +232,7 @@ def test_the_wordings_of_a_users_tool_come_from_its_description_and_its_name() -
     assert set(wording.actions_of(declaration)) == {
         "get weather", "return the weather for a city", "return the weather for {city}",
     }  # fmt: skip
-    said = {"city": values.Said("Lima", "Lima"), "days": values.Said(3, "3")}
+    said = {"city": values.SpokenValue("Lima", "Lima"), "days": values.SpokenValue(3, "3")}
     generator = np.random.default_rng(0)
     phrases = wording.phrases_of(declaration)
     texts = [
@@ -245,7 +245,7 @@ def test_the_wordings_of_a_users_tool_come_from_its_description_and_its_name() -
 
 def test_held_out_questions_are_phrased_as_no_training_question() -> None:
     generator = np.random.default_rng(0)
-    said = {"size": values.Said("big", "big")}
+    said = {"size": values.SpokenValue("big", "big")}
     texts = {
         held: {
             wording.question(generator, ["print a map"], {"size": ["size"]}, said, held_out=held)

@@ -47,7 +47,7 @@ needs_llama = pytest.mark.skipif(
 )
 
 
-def read_back(stored: quantise.Stored) -> Any:
+def read_back(stored: quantise.QuantisedTensor) -> Any:
     kind = gguf.GGMLQuantizationType[stored.kind]
     return gguf.quants.dequantize(stored.data, kind).reshape(stored.values.shape)
 

@@ -140,7 +140,7 @@ def test_the_fused_distillation_is_the_plain_one(monkeypatch: pytest.MonkeyPatch
         (torch.randn(32768, 64, generator=generator) * 0.1).cuda() for _ in range(2)
     )
     targets = torch.randint(32768, (4096,), generator=generator).cuda()
-    how = head_loss.Weights(kl=1.0, ce=0.1, temperature=1.0)
+    how = head_loss.LossWeights(kl=1.0, ce=0.1, temperature=1.0)
     result = []
     for fused in (True, False):
         if not fused:

@@ -274,7 +274,7 @@ def test_the_fused_losses_are_the_plain_ones() -> None:
     torch.testing.assert_close(slope, leaf.grad)
     targets[3] = -100
     for temperature, ce in ((1.0, 0.3), (2.0, 0.3), (1.5, 0.0)):
-        how = head_loss.Weights(kl=0.7, ce=ce, temperature=temperature)
+        how = head_loss.LossWeights(kl=0.7, ce=ce, temperature=temperature)
         for present in (None, torch.arange(9) < 6):
             shares = head_loss._shares(targets, present)
             losses, slope = head_loss._chunk(logits, target, targets, shares, how)
@@ -291,7 +291,7 @@ def test_positions_that_weigh_nothing_are_as_good_as_left_out() -> None:
     head, taught_head = (torch.randn(20, 6, generator=generator) for _ in range(2))
     targets = torch.tensor([1, -100, 3, 4, 5, -100, 7, 8, 9, 10, 11])
     present = torch.tensor([True] * 7 + [False] * 4)
-    weights = head_loss.Weights(kl=0.5, ce=0.25, temperature=1.5)
+    weights = head_loss.LossWeights(kl=0.5, ce=0.25, temperature=1.5)
     result = []
     for where, chosen in ((slice(None), present), (present, None)):
         inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]

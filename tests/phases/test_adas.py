@@ -26,7 +26,7 @@ from agent_forge.evaluate import own_traces
 from agent_forge.models.sampling import choose
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
-from agent_forge.phases.adas.candidate import Bench, Candidate
+from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
 from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, make_objective
@@ -117,7 +117,7 @@ def bench(model, bank):
             stream={int(k): v for k, v in named("stream").items()},
         )  # fmt: skip
 
-    return Bench(model, bank, matrices, subject)
+    return MergeBench(model, bank, matrices, subject)
 
 
 def logits_of(model):

@@ -596,7 +596,9 @@ def test_the_baseline_is_plain_training_on_the_same_rows_for_as_many_steps(
     )
     phase = PhaseRun(config, [tiny_checkpoint], out, events)
     traces_by_kind, _ = lessons.collect(phase, models.load(tiny_checkpoint.path))
-    rows = lessons.Batches(settings("training.neutral_rows=0"), phase.tokenizer, traces_by_kind, {})
+    rows = lessons.BakeBatches(
+        settings("training.neutral_rows=0"), phase.tokenizer, traces_by_kind, {}
+    )
     model = models.load(tiny_checkpoint.path)
 
     def cross_entropy(model: LlamaForCausalLM, batch: dict, step: int) -> tuple:

@@ -38,7 +38,7 @@ from agent_forge.models.ternary import (
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, DistillConfig, distill, head_loss, measure, own_text
 from agent_forge.phases.bitnet.compensate import (
-    Calibration,
+    CalibrationRun,
     Rounding,
     best_scale,
     compensate,
@@ -261,7 +261,7 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(
     calls: list[tuple[int, int]] = []
     result = compensate_in_waves(
         tiny_llama,
-        Calibration(
+        CalibrationRun(
             windows=calibration()[:batches], progress=lambda *done: calls.append(done)
         ),
         waves,
@@ -314,7 +314,7 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
             ternarise(model, settings)
             if aimed:
                 result = compensated(
-                    parent, model, Calibration(windows=calibration()), 4, Rounding(0.1)
+                    parent, model, CalibrationRun(windows=calibration()), 4, Rounding(0.1)
                 )
                 assert set(result) == {
                     f"{n}.{k}" for n in ternary_layers(model) for k in ("weight", "weight_scale")
@@ -323,7 +323,7 @@ def test_aiming_at_the_parents_stream_errs_less_on_fresh_text_than_waves(
                     torch.equal(value, model.get_parameter(name)) for name, value in result.items()
                 )
             else:
-                compensate_in_waves(model, Calibration(windows=calibration()), 4, Rounding(0.1))
+                compensate_in_waves(model, CalibrationRun(windows=calibration()), 4, Rounding(0.1))
             stream = model(fresh, output_hidden_states=True).hidden_states[-1]
             errors.append(float((stream - target).square().sum() / target.square().sum()))
     assert errors[0] < 0.85 * errors[1]
@@ -451,7 +451,7 @@ def test_losses_with_the_heads_inside_do_not_depend_on_the_chunks(
     for entries in (1 << 20, 20, 60):
         monkeypatch.setattr(chunks, "CPU_ENTRIES", entries)
         inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
-        weights = head_loss.Weights(kl=0.5, ce=0.25, temperature=1.5)
+        weights = head_loss.LossWeights(kl=0.5, ce=0.25, temperature=1.5)
         total, kl, ce = head_loss.head_loss(
             inputs[0], inputs[1], taught, taught_head, targets, weights
         )
@@ -648,7 +648,7 @@ def test_the_chunk_for_a_compiler_is_the_one_that_works_in_place(
     logits, target = (torch.randn(6, 20, generator=generator) for _ in range(2))
     targets = torch.tensor([1, -100, 3, 4, -100, 6])
     shares = head_loss._shares(targets, torch.tensor([True, True, False, True, True, True]))
-    weights = head_loss.Weights(kl=0.7, ce=ce, temperature=temperature)
+    weights = head_loss.LossWeights(kl=0.7, ce=ce, temperature=temperature)
     expected = head_loss._chunk(logits.clone(), target.clone(), targets, shares, weights)
     result = head_loss._written_for_a_compiler(logits, target, targets, shares, weights)
     for one, other in zip(result, expected, strict=True):

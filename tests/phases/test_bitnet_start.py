@@ -15,7 +15,7 @@ from agent_forge.models.ternary import ROW, TernarySettings, multiply_out, terna
 from agent_forge.phases.bitnet import follow
 from agent_forge.phases.bitnet.compensate import (
     SCALES,
-    Calibration,
+    CalibrationRun,
     Rounding,
     _round_in_order,
     best_scale,
@@ -80,7 +80,7 @@ def test_what_writes_into_the_stream_is_aimed_at_the_parents_stream(
         original(self, group, x, goal, token_weights)
 
     monkeypatch.setattr(follow.BlockwiseCompensator, "_compensate", record)
-    follow.compensated(parent, model, Calibration(windows=windows), 1, Rounding(0.05))
+    follow.compensated(parent, model, CalibrationRun(windows=windows), 1, Rounding(0.05))
     ours, theirs = streams(model, windows), streams(parent, windows)
     for number in (0, 1):
         layer = f"model.layers.{number}"

@@ -51,7 +51,7 @@ def go(config: Config, sources: list[Checkpoint], listener=None) -> tuple:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, data_config: DataConfig) -> tuple:
+def cognate_run(tmp_path_factory: pytest.TempPathFactory, data_config: DataConfig) -> tuple:
     config = settings(tmp_path_factory.mktemp("cognate") / "out", data_config)
     report, out = go(config, [])
     return config, report, out
@@ -67,8 +67,10 @@ def test_the_shipped_settings_compose_for_every_model() -> None:
     assert [getattr(config, name).surprise_weight for name in SPECIALISTS] == [0.7, 0.5, 0.3]
 
 
-def test_it_writes_a_trunk_and_three_specialists_that_differ_only_in_weights(made: tuple) -> None:
-    _, report, out = made
+def test_it_writes_a_trunk_and_three_specialists_that_differ_only_in_weights(
+    cognate_run: tuple,
+) -> None:
+    _, report, out = cognate_run
     result = checkpoint.expand([out.path])
     assert [c.name for c in result] == [
         "trunk",
@@ -89,15 +91,15 @@ def test_it_writes_a_trunk_and_three_specialists_that_differ_only_in_weights(mad
         assert len(c.manifest.extra["training"]["losses_nats"]) == c.metrics["steps"]
 
 
-def test_the_loss_falls_from_that_of_guessing(made: tuple) -> None:
-    _, _, out = made
+def test_the_loss_falls_from_that_of_guessing(cognate_run: tuple) -> None:
+    _, _, out = cognate_run
     losses = checkpoint.open(out.path / "trunk").manifest.extra["training"]["losses_nats"]
     assert losses[0] == pytest.approx(np.log(400), rel=0.15)
     assert np.mean(losses[-5:]) < 0.85 * losses[0]
 
 
 def test_a_run_stopped_anywhere_and_run_again_ends_in_the_same_bytes(
-    made: tuple, tmp_path: Path, data_config: DataConfig
+    cognate_run: tuple, tmp_path: Path, data_config: DataConfig
 ) -> None:
     config = settings(tmp_path / "out", data_config)
     stops = iter([("trunk", 7), ("trunk", 21), ("memory_integration", 2), ("longer", 2)])
@@ -113,15 +115,15 @@ def test_a_run_stopped_anywhere_and_run_again_ends_in_the_same_bytes(
         expected = following or ("", 0)
     report, out = go(config, [])
     for name in ("trunk", *SPECIALISTS):
-        assert checkpoint.open(out.path / name).id == checkpoint.open(made[2].path / name).id
-    assert report.tables == made[1].tables
-    assert report.baseline == made[1].baseline
+        assert checkpoint.open(out.path / name).id == checkpoint.open(cognate_run[2].path / name).id
+    assert report.tables == cognate_run[1].tables
+    assert report.baseline == cognate_run[1].baseline
 
 
 def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every_probe(
-    made: tuple, tmp_path: Path
+    cognate_run: tuple, tmp_path: Path
 ) -> None:
-    config, report, out = made
+    config, report, out = cognate_run
     trunk, tokenizer = models.load(out.path / "trunk"), models.load_tokenizer(out.path / "trunk")
     steps = round(sum(round(3 * scale) for scale in (0.7, 1.2, 1.3)) / 3)
     plan = BatchPlan(
@@ -158,7 +160,7 @@ def test_the_trunk_trained_as_long_is_plain_training_on_its_own_mix_and_on_every
 
 
 def test_the_control_is_one_model_on_the_union_of_the_specialists_data_for_all_their_steps(
-    made: tuple, tmp_path: Path, data_config: DataConfig
+    cognate_run: tuple, tmp_path: Path, data_config: DataConfig
 ) -> None:
     seen: list[str] = []
 
@@ -174,9 +176,9 @@ def test_the_control_is_one_model_on_the_union_of_the_specialists_data_for_all_t
     assert (
         control.metrics["steps"] == steps == len(control.manifest.extra["training"]["losses_nats"])
     )
-    assert control.manifest.parents[0]["id"] == checkpoint.open(made[2].path / "trunk").id
+    assert control.manifest.parents[0]["id"] == checkpoint.open(cognate_run[2].path / "trunk").id
     for name in ("trunk", *SPECIALISTS):  # the control changes nothing beside it
-        assert checkpoint.open(out.path / name).id == checkpoint.open(made[2].path / name).id
+        assert checkpoint.open(out.path / name).id == checkpoint.open(cognate_run[2].path / name).id
     assert report.tables["All probes"][-1]["model"] == "union"
 
 
@@ -229,7 +231,7 @@ def test_adapters_specialise_an_imported_model_and_leave_a_plain_one(
 
 
 def test_adapters_of_a_cognate_are_trained_interrupted_and_merged_to_the_same_bytes(
-    made: tuple, tmp_path: Path, data_config: DataConfig
+    cognate_run: tuple, tmp_path: Path, data_config: DataConfig
 ) -> None:
     pytest.importorskip("peft")
     ids = []
@@ -249,8 +251,8 @@ def test_adapters_of_a_cognate_are_trained_interrupted_and_merged_to_the_same_by
         _, out = go(config, [])
         ids.append([checkpoint.open(out.path / name).id for name in ("trunk", *SPECIALISTS)])
     assert ids[0] == ids[1]
-    assert ids[0][0] == checkpoint.open(made[2].path / "trunk").id
-    assert ids[0][1:] != [checkpoint.open(made[2].path / name).id for name in SPECIALISTS]
+    assert ids[0][0] == checkpoint.open(cognate_run[2].path / "trunk").id
+    assert ids[0][1:] != [checkpoint.open(cognate_run[2].path / name).id for name in SPECIALISTS]
 
 
 def recall_settings(**changes: float) -> RecallConfig:
@@ -305,9 +307,9 @@ def test_steps_of_recall_come_in_their_share_and_the_text_comes_later(
 
 
 def test_the_answer_loss_sends_gradient_into_what_was_written_and_not_when_writes_are_off(
-    made: tuple,
+    cognate_run: tuple,
 ) -> None:
-    _, _, out = made
+    _, _, out = cognate_run
     tokenizer = models.load_tokenizer(out.path / "trunk")
     source = RecallRows(memory.rows(20, "train", 0, difficulty=1), tokenizer, 256)
     windows = [source.window(i, [], np.random.default_rng(i)) for i in range(4)]

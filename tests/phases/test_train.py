@@ -42,7 +42,7 @@ from agent_forge.phases.train.dreams import (
     text_loss,
 )
 from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity, twin_exponent
-from agent_forge.phases.train.measure import Bench
+from agent_forge.phases.train.measure import TrainBench
 from agent_forge.phases.train.run import run
 from agent_forge.phases.train.self_model import SelfModel, rms_normalised
 from agent_forge.phases.train.stages import STAGES, Planner, mixture, plain_sources, stage_optim
@@ -563,7 +563,7 @@ def test_dreams_that_repeat_themselves_are_not_replayed(
     monkeypatch.setattr(stages_module, "dream", lambda *_, **__: dreamt)
     events = EventLog(tmp_path / "events.jsonl", "train")
     sources = plain_sources(config, tiny_tokenizer)
-    bench = Bench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
+    bench = TrainBench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
     out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
     phase = PhaseRun(config, [], out, events)
     phase.tokenizer = tiny_tokenizer

@@ -112,8 +112,8 @@ def reference(path: Path, ids: list[int] = IDS) -> Any:
     return models.load(path)(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
 
 
-def relative(found: Any, expected: Any) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def relative(actual: Any, expected: Any) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture(scope="module")

@@ -102,10 +102,10 @@ def sacct(jobs: Jobs) -> int:
     return 0
 
 
-def end(jobs: Jobs, wanted: str) -> int:
+def end(jobs: Jobs, target: str) -> int:
     """End the job of an id or name, with all its processes."""
     for number, job in jobs.all().items():
-        if wanted in (number, job["name"]) and job["alive"]:
+        if target in (number, job["name"]) and job["alive"]:
             os.killpg(int(str(job["pid"])), signal.SIGKILL)
     return 0
 

@@ -39,7 +39,7 @@ SAYING_ARGUMENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class DrawnTool:
     """A random tool, and the words in which questions speak of it.
 
     actions: wordings of what it does. phrases: argument -> its wordings. kinds: argument -> kind of
@@ -66,7 +66,7 @@ class _Part:
 
 def tool(
     generator: np.random.Generator, split: str, kinds: tuple[str, ...] = (), parts: int = 0
-) -> Tool:
+) -> DrawnTool:
     """Return a random tool of `split`.
 
     kinds: the kinds of its arguments; () draws them. parts: how many arguments; 0 draws the number.
@@ -101,7 +101,7 @@ def tool(
         "properties": {key: part.schema for key, part in named.items()},
         "required": list(required),
     }
-    return Tool(
+    return DrawnTool(
         {"name": name, "description": description, "parameters": parameters},
         tuple(f"{one} {pick(generator, (article, 'the'))} {shown}" for one in wordings),
         {key: part.wordings for key, part in named.items()},

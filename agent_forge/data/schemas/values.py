@@ -25,7 +25,7 @@ LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SpokenValue:
     """The value of an argument (JSON), and its text in a question."""
 
     value: Any
@@ -50,25 +50,25 @@ def length(generator: np.random.Generator) -> int:
     return int(generator.integers(low, high + 1))
 
 
-def integer(generator: np.random.Generator) -> Said:
+def integer(generator: np.random.Generator) -> SpokenValue:
     """Return a whole number of 1 to 12 digits, sometimes negative."""
     text = digits(generator, length(generator))
     if text != "0" and generator.random() < NEGATIVE_SHARE:
         text = f"-{text}"
-    return Said(int(text), text)
+    return SpokenValue(int(text), text)
 
 
-def number(generator: np.random.Generator) -> Said:
+def number(generator: np.random.Generator) -> SpokenValue:
     """Return a decimal number whose text is the shortest for its value, or a whole one."""
     if generator.random() < WHOLE_SHARE:
         text = digits(generator, _short(generator))
-        return Said(int(text), text)
+        return SpokenValue(int(text), text)
     whole = digits(generator, _short(generator))
     places = int(generator.integers(1, 5))
     fraction = "".join(str(int(d)) for d in generator.integers(0, 10, places - 1))
     sign = "-" if generator.random() < NEGATIVE_SHARE else ""
     text = f"{sign}{whole}.{fraction}{int(generator.integers(1, 10))}"
-    return Said(float(text), text)
+    return SpokenValue(float(text), text)
 
 
 def _short(generator: np.random.Generator) -> int:
@@ -76,20 +76,20 @@ def _short(generator: np.random.Generator) -> int:
     return 1 + int(generator.choice(6, p=(0.25, 0.3, 0.2, 0.1, 0.1, 0.05)))
 
 
-def date(generator: np.random.Generator) -> Said:
+def date(generator: np.random.Generator) -> SpokenValue:
     """Return a date as YYYY-MM-DD."""
     year, month, day = (int(generator.integers(*span)) for span in ((1950, 2051), (1, 13), (1, 29)))
     text = f"{year}-{month:02}-{day:02}"
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def time(generator: np.random.Generator) -> Said:
+def time(generator: np.random.Generator) -> SpokenValue:
     """Return a time of day as HH:MM."""
     text = f"{int(generator.integers(24)):02}:{int(generator.integers(60)):02}"
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def identifier(generator: np.random.Generator) -> Said:
+def identifier(generator: np.random.Generator) -> SpokenValue:
     """Return an identifier of letters, digits and signs, such as QX-4471-B."""
     letters = "".join(pick(generator, LETTERS) for _ in range(int(generator.integers(1, 4))))
     numbers = digits(generator, int(generator.integers(2, 9)))
@@ -104,15 +104,15 @@ def identifier(generator: np.random.Generator) -> Said:
         mixed,
     )
     text = pick(generator, forms)
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def quoted(generator: np.random.Generator) -> Said:
+def quoted(generator: np.random.Generator) -> SpokenValue:
     """Return a short text that stands in quotation marks."""
     said = " ".join(pick(generator, words.PLAIN) for _ in range(int(generator.integers(2, 6))))
     said = said[0].upper() + said[1:] if generator.random() < 0.5 else said
     said += pick(generator, ("", "", ".", "!", "?"))
-    return Said(said, f"'{said}'" if generator.random() < 0.3 else f'"{said}"')
+    return SpokenValue(said, f"'{said}'" if generator.random() < 0.3 else f'"{said}"')
 
 
 def invented(generator: np.random.Generator) -> str:
@@ -127,81 +127,83 @@ def _name(generator: np.random.Generator, names: Sequence[str]) -> str:
     return pick(generator, names)
 
 
-def word(generator: np.random.Generator) -> Said:
+def word(generator: np.random.Generator) -> SpokenValue:
     """Return the name of a place or a person, as it stands."""
     text = _name(generator, words.PLACES + words.PEOPLE)
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def place(generator: np.random.Generator) -> Said:
+def place(generator: np.random.Generator) -> SpokenValue:
     """Return the name of a place."""
     text = _name(generator, words.PLACES)
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def person(generator: np.random.Generator) -> Said:
+def person(generator: np.random.Generator) -> SpokenValue:
     """Return a name, or a name and a surname."""
     text = _name(generator, words.PEOPLE)
     text = f"{text} {pick(generator, words.SURNAMES)}" if generator.random() < 0.5 else text
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def given(generator: np.random.Generator) -> Said:
+def given(generator: np.random.Generator) -> SpokenValue:
     """Return a first name."""
     text = _name(generator, words.PEOPLE)
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def surname(generator: np.random.Generator) -> Said:
+def surname(generator: np.random.Generator) -> SpokenValue:
     """Return a surname."""
     text = _name(generator, words.SURNAMES)
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def email(generator: np.random.Generator) -> Said:
+def email(generator: np.random.Generator) -> SpokenValue:
     """Return an address at a domain of examples."""
     name = pick(generator, words.PEOPLE).lower()
     domain = f"example.{pick(generator, ('com', 'org', 'net'))}"
     text = f"{name}.{pick(generator, words.SURNAMES).lower()}@{domain}"
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def path(generator: np.random.Generator) -> Said:
+def path(generator: np.random.Generator) -> SpokenValue:
     """Return a path of a file."""
     folder, name = pick(generator, words.PLAIN), pick(generator, words.PLAIN)
     text = f"{folder}/{name}{digits(generator, 2)}.{pick(generator, ('txt', 'csv', 'pdf', 'json'))}"
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def link(generator: np.random.Generator) -> Said:
+def link(generator: np.random.Generator) -> SpokenValue:
     """Return an address of a page."""
     text = f"https://example.{pick(generator, ('com', 'org'))}/{pick(generator, words.PLAIN)}"
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def term(generator: np.random.Generator) -> Said:
+def term(generator: np.random.Generator) -> SpokenValue:
     """Return one or two words in lower case, as somebody searches for them."""
     text = " ".join(pick(generator, words.PLAIN) for _ in range(int(generator.integers(1, 3))))
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-def integers(generator: np.random.Generator) -> Said:
+def integers(generator: np.random.Generator) -> SpokenValue:
     """Return two to four whole numbers of up to five digits."""
     values = [int(digits(generator, int(generator.integers(1, 6)))) for _ in range(_few(generator))]
-    return Said(values, enumeration(generator, [str(value) for value in values]))
+    return SpokenValue(values, enumeration(generator, [str(value) for value in values]))
 
 
-def numbers(generator: np.random.Generator) -> Said:
+def numbers(generator: np.random.Generator) -> SpokenValue:
     """Return two to four decimal numbers."""
     drawn = [number(generator) for _ in range(_few(generator))]
-    return Said([one.value for one in drawn], enumeration(generator, [one.text for one in drawn]))
+    return SpokenValue(
+        [one.value for one in drawn], enumeration(generator, [one.text for one in drawn])
+    )
 
 
-def terms(generator: np.random.Generator) -> Said:
+def terms(generator: np.random.Generator) -> SpokenValue:
     """Return two to four distinct words."""
     order = generator.permutation(len(words.PLAIN))[: _few(generator)]
     values = [words.PLAIN[i] for i in order]
-    return Said(values, enumeration(generator, values))
+    return SpokenValue(values, enumeration(generator, values))
 
 
 def enumeration(generator: np.random.Generator, texts: Sequence[str]) -> str:
@@ -217,13 +219,13 @@ def _few(generator: np.random.Generator) -> int:
     return int(generator.integers(2, 5))
 
 
-def pooled(pool: str, generator: np.random.Generator) -> Said:
+def pooled(pool: str, generator: np.random.Generator) -> SpokenValue:
     """Return one of the names of a pool."""
     text = pick(generator, words.POOLS[pool])
-    return Said(text, text)
+    return SpokenValue(text, text)
 
 
-Draw = Callable[[np.random.Generator], Said]
+Draw = Callable[[np.random.Generator], SpokenValue]
 DRAWS: dict[str, Draw] = {
     "integer": integer, "number": number, "date": date, "time": time, "identifier": identifier,
     "quoted": quoted, "word": word, "place": place, "person": person, "email": email, "path": path,
@@ -248,7 +250,7 @@ def property_of(kind: str) -> dict[str, Any]:
     return {"type": "string"}
 
 
-def draw(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]) -> Said:
+def draw(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]) -> SpokenValue:
     """Return a value of a kind that fits `schema`: its enum, its bounds, or its inner properties.
 
     The inner properties of an object are strings and numbers; each is written "name value".
@@ -256,23 +258,23 @@ def draw(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]) -
     schema = plain(schema)
     if kind == "enum":
         value = pick(generator, list(schema["enum"]))
-        return Said(value, str(value))
+        return SpokenValue(value, str(value))
     if kind == "boolean":
         value = bool(generator.integers(2))
-        return Said(value, "true" if value else "false")
+        return SpokenValue(value, "true" if value else "false")
     if kind == "object":
         inner = {
             name: draw(generator, kind_of(name, part), part)
             for name, part in schema["properties"].items()
         }
         text = ", ".join(f"{name.replace('_', ' ')} {one.text}" for name, one in inner.items())
-        return Said({name: one.value for name, one in inner.items()}, text)
+        return SpokenValue({name: one.value for name, one in inner.items()}, text)
     if kind in ("integer", "number"):
         return bounded(generator, kind, schema)
     return DRAWS[kind](generator)
 
 
-def bounded(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]) -> Said:
+def bounded(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]) -> SpokenValue:
     """Return a number of a kind within the schema's minimum and maximum."""
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is None and high is None:
@@ -280,7 +282,7 @@ def bounded(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]
     least = int(low) if low is not None else min(0, int(high or 0) - 1000)
     most = int(high) if high is not None else least + 1000
     value = int(generator.integers(least, max(most, least) + 1))
-    return Said(value, str(value))
+    return SpokenValue(value, str(value))
 
 
 def plain(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from agent_forge.data.schemas import Declaration, values, words
-from agent_forge.data.schemas.values import Said, pick
+from agent_forge.data.schemas.values import SpokenValue, pick
 
 FRAMES = (
     "{Action}{details}.", "{Action}{details}.", "Please {action}{details}.",
@@ -96,7 +96,7 @@ def question(
     generator: np.random.Generator,
     actions: Sequence[str],
     phrases: Mapping[str, Sequence[str]],
-    said: Mapping[str, Said],
+    said: Mapping[str, SpokenValue],
     *,
     held_out: bool = False,
 ) -> str:
@@ -140,7 +140,7 @@ def _frame(generator: np.random.Generator, action: str, details: bool, *, held_o
 
 
 def _piece(
-    generator: np.random.Generator, name: str, phrase: str, said: Said, *, held_out: bool
+    generator: np.random.Generator, name: str, phrase: str, said: SpokenValue, *, held_out: bool
 ) -> str:
     """Return a value with what it is, as a part of a sentence."""
     if isinstance(said.value, bool):
@@ -296,6 +296,6 @@ def clarify(phrase: str) -> str:
     return f"What is the {phrase}?"
 
 
-def arguments_of(said: Mapping[str, Said]) -> dict[str, Any]:
+def arguments_of(said: Mapping[str, SpokenValue]) -> dict[str, Any]:
     """Return the arguments of the call."""
     return {name: one.value for name, one in said.items()}

@@ -21,8 +21,8 @@ from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.calls import write_call, write_response
 from agent_forge.data.documents import split_of
 from agent_forge.data.schemas import canonical, draw, listed, values, wording
-from agent_forge.data.schemas.draw import Tool
-from agent_forge.data.schemas.values import Said, pick
+from agent_forge.data.schemas.draw import DrawnTool
+from agent_forge.data.schemas.values import SpokenValue, pick
 
 SHARES = {
     "single": 0.27, "multiple": 0.23, "parallel": 0.12, "follow-up": 0.08, "missing": 0.08,
@@ -88,7 +88,7 @@ def rows(count: int, split: str, seed: int) -> list[dict[str, Any]]:
     return chosen
 
 
-def arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said]:
+def arguments(generator: np.random.Generator, tool: DrawnTool) -> dict[str, SpokenValue]:
     """Return values for the required arguments, and for some of the optional ones."""
     properties = tool.declaration["parameters"]["properties"]
     return {
@@ -98,7 +98,7 @@ def arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Said]:
     }
 
 
-def call_of(tool: Tool, said: Mapping[str, Said]) -> dict[str, Any]:
+def call_of(tool: DrawnTool, said: Mapping[str, SpokenValue]) -> dict[str, Any]:
     """Return the call as {"name", "arguments"}."""
     return {"name": tool.declaration["name"], "arguments": wording.arguments_of(said)}
 
@@ -109,12 +109,12 @@ def said_calls(calls: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-Made = tuple[list[Tool], list[dict[str, str]], list[dict[str, Any]], int]
+Made = tuple[list[DrawnTool], list[dict[str, str]], list[dict[str, Any]], int]
 
 
 def _row(
     kind: str,
-    tools: Sequence[Tool],
+    tools: Sequence[DrawnTool],
     turns: list[dict[str, str]],
     calls: list[dict[str, Any]],
     prompt: int,
@@ -212,9 +212,9 @@ def _none(generator: np.random.Generator, split: str) -> Made:
     return tools, [_user(question), {"role": "assistant", "content": answer}], [], 1
 
 
-def offered(generator: np.random.Generator, split: str, count: int) -> list[Tool]:
+def offered(generator: np.random.Generator, split: str, count: int) -> list[DrawnTool]:
     """Return tools of a split that deal with different things."""
-    tools: list[Tool] = []
+    tools: list[DrawnTool] = []
     while len(tools) < count:
         tool = draw.tool(generator, split)
         names = {one.declaration["name"] for one in tools}
@@ -242,13 +242,15 @@ def answered(generator: np.random.Generator) -> list[dict[str, str]]:
     ]
 
 
-def _ask(generator: np.random.Generator, tool: Tool, said: Mapping[str, Said], split: str) -> str:
+def _ask(
+    generator: np.random.Generator, tool: DrawnTool, said: Mapping[str, SpokenValue], split: str
+) -> str:
     return wording.question(generator, tool.actions, tool.phrases, said, held_out=split != "train")
 
 
 def _changed(
-    generator: np.random.Generator, tool: Tool, said: Mapping[str, Said]
-) -> tuple[str, dict[str, Said]]:
+    generator: np.random.Generator, tool: DrawnTool, said: Mapping[str, SpokenValue]
+) -> tuple[str, dict[str, SpokenValue]]:
     """Return the name of one argument, and the arguments with another value of it."""
     name = pick(generator, list(said))
     schema = tool.declaration["parameters"]["properties"][name]
@@ -257,7 +259,7 @@ def _changed(
     return name, {**said, name: other}
 
 
-def _shuffled(generator: np.random.Generator, tools: Sequence[Tool]) -> list[Tool]:
+def _shuffled(generator: np.random.Generator, tools: Sequence[DrawnTool]) -> list[DrawnTool]:
     return [tools[i] for i in generator.permutation(len(tools))]
 
 

@@ -13,7 +13,7 @@ The settings are in agent_forge/config/ternary.py. The names below are for other
 makes the quantiser known to transformers.
 """
 
-from agent_forge.config.ternary import ROW, TENSOR, Grid, TernarySettings
+from agent_forge.config.ternary import ROW, TENSOR, CodeGrid, TernarySettings
 from agent_forge.models.ternary.checkpoint import save_packed
 from agent_forge.models.ternary.codes import (
     latents_for,
@@ -42,7 +42,7 @@ from agent_forge.models.ternary.quantiser import (
 __all__ = [
     "ROW",
     "TENSOR",
-    "Grid",
+    "CodeGrid",
     "RoundedEmbedding",
     "RoundedHead",
     "TernaryConfig",

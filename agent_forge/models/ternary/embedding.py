@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agent_forge.config.ternary import Grid
+from agent_forge.config.ternary import CodeGrid
 from agent_forge.core.errors import CheckpointError
 from agent_forge.models.scaled_embedding import scaled
 from agent_forge.models.ternary.codes import straight_through
@@ -77,12 +77,12 @@ def packed_columns(width: int, bits: int) -> int:
     return -(-width * bits // 8)
 
 
-def codes_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
+def codes_shape(grid: CodeGrid, rows: int, width: int) -> tuple[int, int]:
     """Return the shape of the packed bytes of a weight (rows, width)."""
     return (rows, packed_columns(width, grid.bits))
 
 
-def scales_shape(grid: Grid, rows: int, width: int) -> tuple[int, int]:
+def scales_shape(grid: CodeGrid, rows: int, width: int) -> tuple[int, int]:
     """Return the shape of the steps of a weight (rows, width)."""
     return (rows, -(-width // (grid.columns or width)))
 
@@ -93,7 +93,7 @@ class _Rounded(nn.Module):
     weight: Tensor
     _kept: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def set_grid(self, grid: Grid, source: "_Rounded | None" = None) -> None:
+    def set_grid(self, grid: CodeGrid, source: "_Rounded | None" = None) -> None:
         """Set the grid.
 
         source: a layer with the same weight, whose rounded weight serves both.

@@ -25,7 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from agent_forge.anatomy.swap import own_config
-from agent_forge.config.ternary import Grid, TernarySettings, no_codewords
+from agent_forge.config.ternary import CodeGrid, TernarySettings, no_codewords
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.models.ternary import checkpoint
 from agent_forge.models.ternary.install import (
@@ -79,7 +79,7 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
     return names
 
 
-def round_embeddings(model: PreTrainedModel, grid: Grid) -> None:
+def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
     """Round embedding and head of a ternary model in place, and note the grid in its config.
 
     Raises PhaseError when the model is not ternary.

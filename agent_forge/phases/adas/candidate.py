@@ -47,7 +47,7 @@ class Candidate:
         )
 
 
-class Bench:
+class MergeBench:
     """Turns the model into any candidate, and back into the input exactly.
 
     subject: builds the view that an edit has of the model, from a reader of current weights.

@@ -13,7 +13,7 @@ from agent_forge.config import Report
 from agent_forge.core.errors import ConfigError
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
-from agent_forge.phases.adas.candidate import Bench, Candidate
+from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
 from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
@@ -40,7 +40,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     search = config.search
     rows = search.pool_items + search.iterations * search.accept_items
     objective = _objective(phase, "search", rows, pool=search.pool_items)
-    bench = Bench(model, bank, every, _subject_maker(phase, model, every))
+    bench = MergeBench(model, bank, every, _subject_maker(phase, model, every))
     texts = rows_of("text", "search", search.drift_items, phase.eval_context)
     drift = Drift(model, [encode(phase.tokenizer, text) for text in texts])
     runs = _search_all(phase, bench, objective, drift)
@@ -151,7 +151,9 @@ def _subject_maker(phase: PhaseRun[Config], model: PreTrainedModel, matrices: li
 Runs = dict[str, tuple[TrustSearch, State, list[dict[str, Any]], ExpertBank]]
 
 
-def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, drift: Drift) -> Runs:
+def _search_all(
+    phase: PhaseRun[Config], bench: MergeBench, objective: Objective, drift: Drift
+) -> Runs:
     """Run the search and its baselines: random search, and the same search with random vectors of
     equal norm.
     """
@@ -178,7 +180,7 @@ def _search_all(phase: PhaseRun[Config], bench: Bench, objective: Objective, dri
     return runs
 
 
-def _open_test(phase: PhaseRun[Config], bench: Bench, runs: Runs) -> dict[str, dict[str, Any]]:
+def _open_test(phase: PhaseRun[Config], bench: MergeBench, runs: Runs) -> dict[str, dict[str, Any]]:
     """Score the winner of each search on the test split: its gain over the input in nats per token,
     with bounds.
     """

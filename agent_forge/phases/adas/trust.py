@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, SearchConfig
-from agent_forge.phases.adas.candidate import Bench, Candidate
+from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.objective import Drift, Losses, Objective, Picks
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Composition, Edit
 
@@ -46,7 +46,7 @@ class TrustSearch:
         self,
         label: str,
         phase: PhaseRun[Config],
-        bench: Bench,
+        bench: MergeBench,
         objective: Objective,
         drift: Drift,
     ) -> None:

@@ -12,7 +12,7 @@ from agent_forge import learn, models
 from agent_forge.core.seeds import seed_for
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config
-from agent_forge.phases.bake.lessons import Batches
+from agent_forge.phases.bake.lessons import BakeBatches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ NOT_RUN = "none ran: plain training on the same rows is off (baseline=true runs 
 SAME = "the same run: without neutral text, voice, pairs and persona, this bake is plain training on its rows"
 
 
-def fine_tuned(phase: PhaseRun[Config], batches: Batches) -> "PreTrainedModel":
+def fine_tuned(phase: PhaseRun[Config], batches: BakeBatches) -> "PreTrainedModel":
     """Return the parent after plain training on the rows of `batches`, for as many steps as the
     bake.
     """
@@ -46,7 +46,7 @@ def fine_tuned(phase: PhaseRun[Config], batches: Batches) -> "PreTrainedModel":
     return model
 
 
-def is_same(batches: Batches) -> bool:
+def is_same(batches: BakeBatches) -> bool:
     """Return whether the bake has no loss but cross-entropy, so that it is its own baseline."""
     others = (batches.neutral, batches.spoken, batches.pairs)
     return not batches.traits and all(one is None for one in others)

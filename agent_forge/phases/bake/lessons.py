@@ -100,7 +100,7 @@ def collect(
     return helpful, table
 
 
-class Batches:
+class BakeBatches:
     """The batches of the joint training.
 
     One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of text,
@@ -112,7 +112,7 @@ class Batches:
         self,
         config: Config,
         tokenizer: "PreTrainedTokenizerFast",
-        kept: Mapping[str, Sequence[traces.Trace]],
+        helpful: Mapping[str, Sequence[traces.Trace]],
         lessons: Lessons,
         spoken: Mapping[str, Tensor] | None = None,
         pairs: Mapping[str, Tensor] | None = None,
@@ -120,9 +120,9 @@ class Batches:
         training = config.training
         seed = seed_for(config.seed, "bake", "batches")
         sources: dict[str, data.sources.Source] = {
-            f"traces {kind}": data.RowSource(rows, tokenizer) for kind, rows in kept.items()
+            f"traces {kind}": data.RowSource(rows, tokenizer) for kind, rows in helpful.items()
         }
-        weights = {f"traces {kind}": getattr(config.traces, kind).weight for kind in kept}
+        weights = {f"traces {kind}": getattr(config.traces, kind).weight for kind in helpful}
         for kind, weight in training.mix.items():
             if weight > 0:
                 sources[kind] = data.source(
@@ -187,7 +187,7 @@ class Batches:
 def joint_loss(
     config: Config,
     parent: "PreTrainedModel",
-    batches: Batches,
+    batches: BakeBatches,
     weights: Callable[[Any, int], Mapping[str, float]],
 ) -> learn.LossFn:
     """Return the loss of a step: cross-entropy + neutral KL + the KL of the trait whose turn it is.

@@ -59,7 +59,7 @@ def teach(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     trait: TraitConfig,
-    asked: Sequence[str],
+    texts: Sequence[str],
     config: Drawing,
     seed: int,
 ) -> dict[str, Tensor]:
@@ -70,10 +70,10 @@ def teach(
     token is the answer's; tokens: (N, A, K) int64 and log_probs: (N, A, K) float32, the teacher's
     top K at the answer's positions in order.
     """
-    plain = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+    plain = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in texts]
     system = [{"role": "system", "content": trait.system}] if trait.system else []
     prompted = [
-        encode_prompt(tokenizer, [*system, {"role": "user", "content": text}]) for text in asked
+        encode_prompt(tokenizer, [*system, {"role": "user", "content": text}]) for text in texts
     ]
     limit = positions(model.config)
     prompted = [
@@ -96,10 +96,10 @@ def teach(
     length = max(len(p) + len(a) for p, a in zip(plain, answers, strict=True))
     most = max(map(len, answers))
     top_count = min(config.top_k, int(model.config.vocab_size))
-    ids = torch.zeros(len(asked), length, dtype=torch.int64)
-    mask = torch.zeros(len(asked), length, dtype=torch.bool)
-    tokens = torch.zeros(len(asked), most, top_count, dtype=torch.int64)
-    log_probs = torch.zeros(len(asked), most, top_count)
+    ids = torch.zeros(len(texts), length, dtype=torch.int64)
+    mask = torch.zeros(len(texts), length, dtype=torch.bool)
+    tokens = torch.zeros(len(texts), most, top_count, dtype=torch.int64)
+    log_probs = torch.zeros(len(texts), most, top_count)
     model.eval()
     for i, (before, prompt, answer) in enumerate(zip(plain, prompted, answers, strict=True)):
         ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)

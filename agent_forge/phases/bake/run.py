@@ -45,7 +45,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     traits = _Traits(phase, parent)
     spoken = Voice(phase, parent)
     pairs = Preferences(phase, parent)
-    batches = lessons.Batches(
+    batches = lessons.BakeBatches(
         config, phase.tokenizer, helpful, traits.lessons, spoken.lesson, pairs.lesson
     )
     adapter = _trained(
@@ -117,7 +117,7 @@ def _save(
 def _trained(
     phase: PhaseRun[Config],
     model: "PreTrainedModel",
-    batches: lessons.Batches,
+    batches: lessons.BakeBatches,
     loss_fn: learn.LossFn,
 ) -> "Adapters | None":
     """Train the model, or adapters that are then merged; return the adapters."""
@@ -146,7 +146,7 @@ def _trained(
     return adapter
 
 
-def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] | None:
+def _plain(phase: PhaseRun[Config], batches: lessons.BakeBatches) -> dict[str, Any] | None:
     """Return the measurements of plain training on the same rows.
 
     None where it is off, and where the bake itself is plain training.
@@ -160,7 +160,9 @@ def _plain(phase: PhaseRun[Config], batches: lessons.Batches) -> dict[str, Any] 
     return dict(phase.out.remember("plain", compute))
 
 
-def _against(batches: lessons.Batches, after: dict[str, Any], plain: dict[str, Any] | None) -> str:
+def _against(
+    batches: lessons.BakeBatches, after: dict[str, Any], plain: dict[str, Any] | None
+) -> str:
     """Return the report's line on the baseline."""
     if baseline.is_same(batches):
         return baseline.SAME

@@ -110,12 +110,12 @@ def answer_losses(
     return weighted_losses
 
 
-def keep(found: Sequence[float], tau_nats: float, min_share: float) -> list[int]:
+def keep(gains: Sequence[float], tau_nats: float, min_share: float) -> list[int]:
     """Return the indices whose gain is at least tau; where they are too few, the best ones up to
     `min_share` of all.
     """
-    passing = [i for i, gain in enumerate(found) if gain >= tau_nats]
-    least = round(min_share * len(found))
+    passing = [i for i, gain in enumerate(gains) if gain >= tau_nats]
+    least = round(min_share * len(gains))
     if len(passing) >= least:
         return passing
-    return sorted(sorted(range(len(found)), key=lambda i: (-found[i], i))[:least])
+    return sorted(sorted(range(len(gains)), key=lambda i: (-gains[i], i))[:least])

@@ -66,7 +66,7 @@ class Rounding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
+class CalibrationRun:
     """The text that layers are compensated on, and how it is run.
 
     windows: batches of ids (B, T) int64, all run at their full length. dtype: of the autocast in
@@ -85,7 +85,7 @@ class Calibration:
 
 @torch.no_grad()
 def compensate_in_waves(
-    model: nn.Module, calibration: Calibration, waves: int, rounding: Rounding
+    model: nn.Module, calibration: CalibrationRun, waves: int, rounding: Rounding
 ) -> list[str]:
     """Leave the model ternary, with new latents and scales of their own; return the names of the
     layers that have them.

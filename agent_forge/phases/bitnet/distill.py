@@ -22,7 +22,7 @@ from agent_forge.anatomy.watch import watching
 from agent_forge.core.errors import ConfigError
 from agent_forge.models.ternary import set_blend
 from agent_forge.phases.bitnet import DistillConfig
-from agent_forge.phases.bitnet.head_loss import Weights, head_loss
+from agent_forge.phases.bitnet.head_loss import LossWeights, head_loss
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -112,7 +112,7 @@ class Distillation:
                     targets[present],
                 )
             present = None
-        weights = Weights(
+        weights = LossWeights(
             kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature
         )
         both: tuple[Any, Any] = (model, self.parent)
@@ -149,12 +149,12 @@ class Distillation:
 
 
 @contextmanager
-def projections(model: nn.Module, wanted: bool) -> Iterator[dict[str, Tensor]]:
+def projections(model: nn.Module, needed: bool) -> Iterator[dict[str, Tensor]]:
     """Collect queries, keys and values (B, T, D) of the last attention that runs over tokens inside
     the block.
     """
     tensors: dict[str, Tensor] = {}
-    if not wanted:
+    if not needed:
         yield tensors
         return
     outputs: dict[str, dict[str, Tensor]] = {}

@@ -26,7 +26,7 @@ from agent_forge.anatomy.stack import named_blocks, stream_out
 from agent_forge.anatomy.watch import After, Before, Call, StopForward, run_until_stop, watching
 from agent_forge.models.ternary import TENSOR, TernaryLinear, quantise_activations, ternary_layers
 from agent_forge.phases.bitnet.compensate import (
-    Calibration,
+    CalibrationRun,
     Rounding,
     compensate,
     compensate_in_waves,
@@ -116,7 +116,7 @@ def _same_input(
 def compensated(
     parent: nn.Module,
     model: nn.Module,
-    calibration: Calibration,
+    calibration: CalibrationRun,
     waves: int,
     rounding: Rounding,
 ) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class BlockwiseCompensator:
         self,
         parent: nn.Module,
         model: nn.Module,
-        calibration: Calibration,
+        calibration: CalibrationRun,
         rounding: Rounding,
     ) -> None:
         self.parent, self.model, self.rounding = parent, model, rounding

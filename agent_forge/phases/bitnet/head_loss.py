@@ -21,7 +21,7 @@ from agent_forge.anatomy.cross_entropy import IGNORE
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class LossWeights:
     """The weights of the two losses.
 
     kl: of T² KL(parent || student), a mean over positions. ce: of the cross-entropy, a mean over
@@ -39,7 +39,7 @@ def head_loss(
     taught: Tensor,
     taught_head: Tensor,
     targets: Tensor,
-    weights: Weights,
+    weights: LossWeights,
     present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (kl · T² KL + ce · CE, T² KL, CE), float32 (); the last two carry no gradient.
@@ -62,7 +62,7 @@ class _HeadLoss(torch.autograd.Function):
         taught: Tensor,
         taught_head: Tensor,
         targets: Tensor,
-        weights: Weights,
+        weights: LossWeights,
         present: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind = hidden.device.type
@@ -133,7 +133,7 @@ def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
 
 
 def _chunk(
-    logits: Tensor, parent_logits: Tensor, targets: Tensor, shares: Tensor, weights: Weights
+    logits: Tensor, parent_logits: Tensor, targets: Tensor, shares: Tensor, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
     """Return (T² KL, CE) of a chunk (2,), and the slope of the weighted loss with respect to its
     logits (n, V).
@@ -169,7 +169,7 @@ def _chunk(
 
 
 def _written_for_a_compiler(
-    logits: Tensor, parent_logits: Tensor, targets: Tensor, shares: Tensor, weights: Weights
+    logits: Tensor, parent_logits: Tensor, targets: Tensor, shares: Tensor, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
     """Return what `_chunk` returns, the slope in the dtype of the logits, without operations in
     place, so that it becomes one kernel.

@@ -20,7 +20,7 @@ from agent_forge.evaluate import Scores
 from agent_forge.models.ternary import set_blend, ternarise, ternary_layers
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bitnet import Config, fits, measure, own_text
-from agent_forge.phases.bitnet.compensate import Calibration, Rounding
+from agent_forge.phases.bitnet.compensate import CalibrationRun, Rounding
 from agent_forge.phases.bitnet.distill import Distillation
 from agent_forge.phases.bitnet.follow import compensated
 from agent_forge.phases.bitnet.sub_norm import mean_sizes, set_gains
@@ -29,7 +29,7 @@ Findings = tuple[dict[str, Any], list[dict[str, Any]]]  # metrics, and the rows 
 
 
 @dataclass(slots=True, kw_only=True)
-class Measured:
+class BitnetFigures:
     """What the phase measures of its parent and its child.
 
     before: the parent's score. stages: the child's, stage by stage, the last one at the end.
@@ -89,7 +89,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         config.gate.samples,
         config.seed,
     )
-    measured = Measured(
+    measured = BitnetFigures(
         before=before, stages=stages, start=start, elsewhere=elsewhere, by_domain=by_domain
     )
     return _write(phase, parent, model, measured)
@@ -193,7 +193,7 @@ def start_compensated(
             out.check_stop()
 
         rounding = Rounding(config.init.damping, config.init.sweeps)
-        calibration = Calibration(windows=windows(), dtype=phase.dtype, progress=progress)
+        calibration = CalibrationRun(windows=windows(), dtype=phase.dtype, progress=progress)
         return compensated(parent, model, calibration, config.init.waves, rounding)
 
     latents = out.remember_tensors("compensated", compute)
@@ -275,7 +275,10 @@ def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | 
 
 
 def _write(
-    phase: PhaseRun[Config], parent: PreTrainedModel, model: PreTrainedModel, measured: Measured
+    phase: PhaseRun[Config],
+    parent: PreTrainedModel,
+    model: PreTrainedModel,
+    measured: BitnetFigures,
 ) -> Report:
     """Write the packed checkpoint, and report its size, its codes and what it keeps."""
     config, out, events = phase.config, phase.out, phase.events

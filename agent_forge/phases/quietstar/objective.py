@@ -27,23 +27,23 @@ IGNORE = -100
 
 
 @dataclass(slots=True)
-class Outcome:
+class ThoughtLosses:
     """What the thoughts did to the loss of the tokens after them, in nats."""
 
     base: Tensor  # (B, P, A) cross-entropy without thinking
     mixed: Tensor  # (B, P, N, A) after thinking
-    wanted: Tensor  # (B, P, A) bool: the token counts
+    counted: Tensor  # (B, P, A) bool: the token counts
 
     def rewards(self) -> Tensor:
         """Return how much each thought lowered the loss of the tokens after it.
 
         (B, P, N), without a gradient.
         """
-        gain = (self.base[:, :, None] - self.mixed) * self.wanted[:, :, None]
+        gain = (self.base[:, :, None] - self.mixed) * self.counted[:, :, None]
         return gain.sum(-1).detach()
 
 
-def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
+def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> ThoughtLosses:
     """Return the losses of the tokens after each thinking position.
 
     labels: (B, T), not shifted; -100 is ignored.
@@ -56,10 +56,10 @@ def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> Outcome:
     targets = targets.masked_fill(~inside, IGNORE)
     mixed = thoughts.mixed_logits()
     spread = targets[:, :, None].expand(mixed.shape[:-1])
-    return Outcome(
+    return ThoughtLosses(
         base=_cross_entropy(thoughts.base_logits, targets),
         mixed=_cross_entropy(mixed, spread),
-        wanted=targets != IGNORE,
+        counted=targets != IGNORE,
     )
 
 
@@ -120,7 +120,7 @@ class QuietStarLoss:
             seed=seed_for(config.seed, "quietstar", "thoughts", step),
         )
         result = outcome(thoughts, labels, config.lookahead)
-        share = result.wanted[:, :, None].expand_as(result.mixed)
+        share = result.counted[:, :, None].expand_as(result.mixed)
         mixed = (result.mixed * share).sum() / share.sum().clamp_min(1)
         rewards = result.rewards()
         advantage = leave_one_out(rewards)

@@ -33,7 +33,7 @@ CONTROL, SHOWN, REINFORCED = "answers alone", "rationales", "reinforced"
 
 
 @dataclass(slots=True)
-class Trained:
+class TaskStages:
     """What the training left: scores by stage, and records of the reinforcement."""
 
     scores: dict[str, Scores]
@@ -73,7 +73,9 @@ def run(phase: PhaseRun[Config]) -> Report:
     return report
 
 
-def _trained(phase: PhaseRun[Config], parent: PreTrainedModel, model: PreTrainedModel) -> Trained:
+def _trained(
+    phase: PhaseRun[Config], parent: PreTrainedModel, model: PreTrainedModel
+) -> TaskStages:
     """Train `model` in place, stage after stage, and score every stage on the same questions."""
     config, task = phase.config, phase.config.task
     seed = seed_for(config.seed, "quietstar", TASK)
@@ -90,7 +92,7 @@ def _trained(phase: PhaseRun[Config], parent: PreTrainedModel, model: PreTrained
     if task.reinforce_steps:
         records = _reinforce(phase, model, rows)
         scores[REINFORCED] = _scores(phase, REINFORCED, model)
-    return Trained(scores, records)
+    return TaskStages(scores, records)
 
 
 def _scores(phase: PhaseRun[Config], name: str, model: PreTrainedModel) -> Scores:
@@ -153,7 +155,7 @@ def _train(
     )  # fmt: skip
 
 
-def _report(phase: PhaseRun[Config], trained: Trained, gain: float, low: float) -> Report:
+def _report(phase: PhaseRun[Config], trained: TaskStages, gain: float, low: float) -> Report:
     """Return what rationales and reinforcement brought, stage by stage and kind by kind."""
     config, scores = phase.config, trained.scores
     last = list(scores)[-1]

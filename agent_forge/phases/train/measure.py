@@ -26,7 +26,7 @@ def without_thinking(model: Any) -> Any:
     return base if hasattr(model, "thinks") and isinstance(base, nn.Module) else model
 
 
-class Bench:
+class TrainBench:
     """Fixed items and probes.
 
     Tasks are answered without thinking, because this phase trains the model that answers directly.

@@ -65,7 +65,7 @@ def compared(ours: dict[str, Any], plain: dict[str, Any], seed: int) -> list[dic
     """Return one row per task: both scores, and the paired gain over plain training with its
     interval.
 
-    ours, plain: what `Bench.scores` returned for the model of the phase and for the plain one.
+    ours, plain: what `TrainBench.scores` returned for the model of the phase and for the plain one.
     Positive is better.
     """
     rows = []

@@ -13,7 +13,7 @@ from agent_forge.learn import StepRecord, TrainRequest, train
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.train import STAGES, Config, plain
 from agent_forge.phases.train.control import Rollback
-from agent_forge.phases.train.measure import Bench, scores_of
+from agent_forge.phases.train.measure import TrainBench, scores_of
 from agent_forge.phases.train.stages import (
     Planner,
     StagePlan,
@@ -42,7 +42,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         )
     model = models.load(phase.sources[0], device=phase.device)
     kinds = plain_sources(config, phase.tokenizer)
-    bench = Bench(config, phase.tokenizer, mixture(config, kinds, config.mix, "probes"))
+    bench = TrainBench(config, phase.tokenizer, mixture(config, kinds, config.mix, "probes"))
     planner = Planner(phase, bench, kinds)
     before = out.remember("measured-start", lambda: bench.everything(model, "start"))
     rows = [_row("start", before, {})]

@@ -29,7 +29,7 @@ from agent_forge.phases.train.dreams import (
     dream,
     text_loss,
 )
-from agent_forge.phases.train.measure import Bench, without_thinking
+from agent_forge.phases.train.measure import TrainBench, without_thinking
 from agent_forge.phases.train.self_model import SelfModel
 
 HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
@@ -116,7 +116,9 @@ class Planner:
     The curriculum and the exponent controller keep their state from stage to stage.
     """
 
-    def __init__(self, phase: PhaseRun[Config], bench: Bench, sources: dict[str, Source]) -> None:
+    def __init__(
+        self, phase: PhaseRun[Config], bench: TrainBench, sources: dict[str, Source]
+    ) -> None:
         self.phase, self.config, self.events = phase, phase.config, phase.events
         self.bench, self.sources = bench, sources
         self.curriculum: Curriculum | None = None

@@ -30,7 +30,7 @@ from agent_forge.models.ternary import (
     ternary_weight,
 )
 from agent_forge.models.ternary.embedding import (
-    Grid,
+    CodeGrid,
     RoundedEmbedding,
     RoundedHead,
     grid,
@@ -230,7 +230,7 @@ def test_embedding_on_one_grid_can_be_put_on_another(tmp_path: Path) -> None:
     model = make_llama(tie_word_embeddings=True, vocab_size=640)
     ternarise(model, make_settings(embedding_bits=8))
     latents = model.get_input_embeddings().weight
-    for name, target in (("four", Grid(4, 8)), ("eight", Grid(8))):
+    for name, target in (("four", CodeGrid(4, 8)), ("eight", CodeGrid(8))):
         round_embeddings(model, target)
         assert model.get_input_embeddings().weight is latents
         assert model.get_output_embeddings().weight is latents
