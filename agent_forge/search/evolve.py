@@ -72,6 +72,7 @@ def evolve(
         _first(space, initial, settings, island_seed(seed, i, settings.islands))
         for i in range(len(islands))
     ]
+    # The first members are measured in full, since every later child is compared with one of them.
     scorer.measure([genome for group in named for _, genome in group])
     for island, group in zip(islands, named, strict=True):
         island.start(scorer.individuals(group))
@@ -82,6 +83,7 @@ def evolve(
         number += 1
         before = scorer.measured_items
         heats = [Heat(island.ask(), island.order, island.weakest()) for island in islands]
+        # One race for all islands: they do not compete here, but share the workers.
         everyone = race(heats, scorer, settings.race_confidence)
         for island, raced in zip(islands, everyone, strict=True):
             island.tell(raced)
@@ -89,6 +91,7 @@ def evolve(
             migrate(islands, settings.migrants)
         finished = [one for raced in everyone for one in raced if one.finished]
         result.members = _together(islands, fittest_first([*result.members[:1], *finished])[:1])
+        # A small space is exhausted at some time; then no generation measures anything new.
         barren = barren + 1 if least_items and scorer.measured_items == before else 0
         _record(result, number, scorer, space, on_generation)
     return result
@@ -105,6 +108,7 @@ def island_seed(seed: int, island: int, islands: int) -> int:
 
 def migrate(islands: Sequence[Searcher[G]], migrants: int) -> None:
     """Let each island receive the fittest of the island before it: all at once, in a ring."""
+    # Taken before anyone receives, so that no migrant travels two islands in one step.
     leaving = [fittest_first(island.members)[:migrants] for island in islands]
     for number, island in enumerate(islands):
         island.receive(leaving[number - 1])

@@ -27,6 +27,7 @@ def fronts(points: Points) -> list[list[int]]:
         front = np.flatnonzero(left & (losses == 0))
         ordered.append([int(i) for i in front])
         left[front] = False
+        # What a removed front dominated no longer counts against the rest.
         losses = losses - np.asarray(better)[front].sum(0)
     return ordered
 
@@ -39,6 +40,7 @@ def crowding(points: Points) -> NDArray[np.float64]:
     has 0.
     """
     values = np.asarray(points, np.float64).reshape(len(points), -1)
+    # Duplicates would be neighbours at distance 0 and crowd each other out together.
     distinct, first = np.unique(values, axis=0, return_index=True)
     gaps = np.zeros(len(distinct))
     for column in distinct.T:
@@ -46,6 +48,7 @@ def crowding(points: Points) -> NDArray[np.float64]:
         if span == 0:
             continue
         order = np.argsort(column, kind="stable")
+        # The ends of each objective always survive, so that the front keeps its extent.
         gaps[order[[0, -1]]] = np.inf
         gaps[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span / len(distinct.T)
     if len(distinct) == 1:
@@ -69,6 +72,7 @@ def hypervolume(points: Points, reference: Sequence[float]) -> float:
     # Between two neighbouring levels of the last objective the dominated region is a prism. Its
     # base is what the points at or above the upper level dominate in the other objectives.
     levels = np.unique(values[:, -1])[::-1]
+    # The lowest prism reaches down to the reference.
     floors = [*levels[1:], low[-1]]
     return float(
         sum(

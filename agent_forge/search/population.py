@@ -105,6 +105,8 @@ def survivors(
     ]
     passed: list[Individual[G]] = []
     while rest and len(chosen) < count:
+        # Distances are to all that were chosen so far, so the next choice must be made anew each
+        # time.
         at = _best_of(nearest, novelty)
         member, gap = rest.pop(at), nearest.pop(at)
         if gap < min_distance:
@@ -123,6 +125,7 @@ def _best_of(nearest: Sequence[float], novelty: float) -> int:
     if not novelty or len(nearest) == 1:
         return 0
     last = len(nearest) - 1
+    # The rank of each distance: twice sorted, an order becomes places in it.
     by_distance = np.argsort(np.argsort(np.asarray(nearest), kind="stable"), kind="stable")
     scores = [
         (1 - novelty) * (1 - i / last) + novelty * by_distance[i] / last

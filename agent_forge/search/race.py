@@ -40,6 +40,8 @@ def mean_rule() -> "ScoringRule[G]":
     """Return the rule of the plain mean."""
 
     def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+        # Item by item: what is hard for both cancels, which a difference of two means would keep as
+        # noise.
         gaps = np.asarray(ours) - np.asarray(theirs)
         return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(
             gaps
@@ -89,6 +91,8 @@ class Scorer(Generic[G]):
         jobs: dict[str, SearchJob[G]] = {}
         keys = [self.space.key(genome) for genome in genomes]
         for genome, key in zip(genomes, keys, strict=True):
+            # Counted even where the journal knows the number: a resumed search must count as an
+            # uninterrupted one does.
             self._touched.update((key, *span) for span in spans)
             missing = tuple(span for span in spans if self.journal.get(key, *span) is None)
             if missing:
@@ -137,6 +141,7 @@ def rung_borders(shares: Sequence[float], items: int) -> list[int]:
             f"racing shares must rise to 1.0, got {list(shares)}; try [0.25, 0.5, 1.0], or [1.0] "
             "for no race"
         )
+    # A set, because on few items two shares can round to the same border.
     return sorted({max(1, round(share * items)) for share in shares})
 
 
@@ -167,6 +172,7 @@ def race(
     stopped: list[list[Individual[G]]] = [[] for _ in heats]
     for rung in range(len(scorer.borders)):
         last = rung == len(scorer.borders) - 1
+        # All heats at once, so that a pool of workers is kept busy.
         scorer.measure([genome for group in running for _, genome in group], rung)
         for number, heat in enumerate(heats):
             ordered = heat.order(scorer.individuals(running[number], rung))
@@ -185,6 +191,7 @@ def race(
 def _hopeless(one: Individual[G], heat: Heat[G], scorer: Scorer[G], confidence: float) -> bool:
     if not confidence or not heat.weakest:
         return False
+    # On the items that the candidate has; the weakest member has met them all.
     mean, error = scorer.rule.difference(
         scorer.values(one.key, one.items), scorer.values(heat.weakest, one.items)
     )

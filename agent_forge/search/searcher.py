@@ -81,6 +81,7 @@ class Breeder(Generic[G]):
         `mutation_end` over the generations.
         """
         space, settings = self.space, self.settings
+        # From 0 in the first generation to 1 in the last.
         progress = (number - 1) / max(settings.generations - 1, 1)
         step = settings.mutation + min(progress, 1.0) * (settings.mutation_end - settings.mutation)
         taken = {member.key for member in members}
@@ -111,6 +112,7 @@ class Breeder(Generic[G]):
         first = self.select(members, generator)
         genome = first.genome
         if crossed and len(members) > 1:
+            # A genome crossed with itself would be a mutation under another name.
             others = [member for member in members if member.key != first.key]
             genome = self.space.cross(genome, self.select(others, generator).genome, generator)
         return self.space.mutate(genome, generator, step)

@@ -63,6 +63,8 @@ class ExpertBank:
                 for k, v in tensors.items()
             }
             return {
+                # Equal norms: a random vector of another size would be a weaker or a stronger
+                # control.
                 k: samples[k] * (v.norm() / samples[k].norm().clamp_min(1e-12))
                 for k, v in tensors.items()
             }
@@ -100,6 +102,7 @@ class Adapted(nn.Module):
         changed = {}
         for name, vector in zip(self.names, self.vectors, strict=True):
             delta = self.bank.spread(name, vector) if self.kind == "svf" else vector
+            # Composed in float32 and cast once, so that small deltas are not lost in bfloat16.
             changed[name] = (self.bank.base[name] + delta).to(self.model.get_parameter(name).dtype)
         return torch.func.functional_call(
             self.model, changed, (), {"input_ids": input_ids, "use_cache": False}
@@ -134,6 +137,8 @@ def anchored_loss(kl_weight: float) -> learn.LossFn:
                 .logits[:, :-1][has_label]
                 .float()
             )
+        # KL(base || expert): it is large where the expert gives no chance to what the base would
+        # say.
         drift = functional.kl_div(
             logits.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
         )

@@ -50,6 +50,7 @@ def measure_influence(
                     f"share/{name}": total / watch.written[name]
                     for name, total in watch.share.items()
                 }
+        # The difference of the two means points from neutral text to task text (a steering vector).
         tensors |= {f"stream/{layer}": means[1][layer] - means[0][layer] for layer in means[0]}
     return {name: value.float().cpu() for name, value in tensors.items()}
 
@@ -84,10 +85,13 @@ class _Watch:
     def _on_layer(self, layer: int) -> Any:
         def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
             before, after = inputs[0].float(), stream_out(output).float()
+            # Of directions, because what a layer adds in length alone is divided out by the next
+            # norm.
             cosine = torch.cosine_similarity(before, after, dim=-1)
             self.changed[layer] = (
                 self.changed.get(layer, torch.zeros((), device=after.device)) + (1 - cosine).sum()
             )
+            # Summed over tokens here; the mean is taken at the end over all texts.
             total = after.flatten(0, -2).sum(0)
             self.stream[layer] = self.stream[layer] + total if layer in self.stream else total
             self.tokens[layer] += cosine.numel()

@@ -115,6 +115,8 @@ class TrustSearch:
         ):
             before = self._losses(incumbent, picks)
             gains = [self.objective.gain(before, self._losses(arm, picks)) for arm in survivors]
+            # Ties go to the earlier proposal, so that the order never depends on how sorting is
+            # done.
             order = sorted(range(len(survivors)), key=lambda i: (-gains[i], i))
             if place < len(self.settings.race_keep):
                 survivors = [survivors[i] for i in order[: self.settings.race_keep[place]]]
@@ -225,7 +227,9 @@ def moved(
     """Return alpha + scale * direction, directions cut to [-1, 1], strengths to the whole
     region.
     """
+    # The clip is per strength: the trust region is a box, not a ball.
     step = settings.scale * np.clip(np.asarray(direction, float), -1.0, 1.0)
+    # As far as all iterations together can move from 0.
     reach = settings.scale * settings.iterations
     alpha = np.clip(np.asarray(now.alpha) + step, -reach, reach)
     return Candidate(

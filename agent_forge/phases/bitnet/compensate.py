@@ -229,6 +229,7 @@ def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
         codes[:, first], moved[:, first] = code.to(torch.int8), column
         return (code * scale)[:, None]
 
+    # Later columns are updated once per group; within it every column sees the errors so far.
     lazy = group_size if group_size > 0 else COLUMNS
     code_in_order(original, upper, rounded, lazy=lazy, begin=begin, fused=True)
     return codes, moved
@@ -241,6 +242,7 @@ def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:
     column_cost: (columns,), what a squared error costs. mean|W| itself is the first candidate, so
     this is never worse.
     """
+    # The sign of a weight never changes in rounding, so sizes alone decide.
     size = block.abs()
     mean = size.mean(1)
     best = torch.full_like(mean, torch.inf)
@@ -279,6 +281,8 @@ def _fit_scales(
     # A group of zeros alone has no scale; a 1 on its diagonal keeps the others' system solvable.
     products = products + torch.diag_embed(empty.float())
     fitted = torch.linalg.solve(products.double(), targets.double()[..., None])[..., 0].float()
+    # A negative scale would turn codes round, and least squares may ask for one where columns are
+    # nearly dependent.
     usable = ((fitted > 0) | empty).all(1, keepdim=True) & fitted.isfinite().all(1, keepdim=True)
     return torch.where(usable, fitted, otherwise.float()).masked_fill(empty, 0.0).to(torch.bfloat16)
 

@@ -31,6 +31,8 @@ def blend_at(step: int, steps: int, share: float) -> float:
     """Return lambda at a step: it rises from near 0 to 1 over the first `share` of the steps, then
     stays.
     """
+    # Plus one on both sides: the first step is not wholly float, and the last rising one is below
+    # 1.
     rising = share * steps
     return min(1.0, (step + 1) / (rising + 1)) if rising > 0 else 1.0
 
@@ -115,6 +117,7 @@ class Distillation:
         weights = LossWeights(
             kl=self.config.kl_weight, ce=self.config.ce_weight, temperature=self.config.temperature
         )
+        # The heads are read anew each step, because training moves them.
         both: tuple[Any, Any] = (model, self.parent)
         heads = [head_weight(one.get_output_embeddings()) for one in both]
         loss, kl, ce = head_loss(
@@ -181,6 +184,7 @@ def projections(model: nn.Module, needed: bool) -> Iterator[dict[str, Tensor]]:
             f"distill.relation_weight is above 0, but no attention of {type(model).__name__} has "
             f"{', '.join(PROJECTIONS)}; set distill.relation_weight=0"
         )
+    # The last attention, as in MiniLM: what it relates is nearest to what the head sees.
     tensors.update(whole[-1])
 
 
@@ -246,5 +250,7 @@ def _relations(projected: Tensor, heads: int) -> Tensor:
             f"distill.relation_heads={heads} does not divide the projections' width {projected.shape[-1]}; "
             "try distill.relation_heads=1"
         )
+    # In float32: the logits of a relation are sums of squares, and bfloat16 would round their
+    # order.
     split = projected.float().unflatten(-1, (heads, -1)).transpose(1, 2)
     return functional.log_softmax(split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5, dim=-1)

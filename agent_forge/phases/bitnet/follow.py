@@ -170,6 +170,7 @@ class BlockwiseCompensator:
             goals, after = self._parents(block, target_stream, rest)
             additive = _is_additive(block, goals, target_stream, after)
             aim = _rows(target_stream)  # the parent's stream, as far as the block has come
+            # What the student's stream lacks so far; a writer of this block can make up for it.
             gap = aim - _rows(stream)
             for group in block.groups:
                 x, outputs = self._inputs(block, group, stream, rest)
@@ -177,7 +178,10 @@ class BlockwiseCompensator:
                 writes = len(group) == 1 and additive and goal.shape[1] == gap.shape[1]
                 if writes:
                     aim = aim + goal
+                    # The goal of a writer is the parent's output plus that gap; its error counts
+                    # per token relative to the stream that the next norm will divide by.
                     self._compensate(group, x, goal + gap, _token_weights(aim))
+                    # What rounding left of goal and gap passes on to the next writer.
                     gap = gap + goal - self._own(group[0], outputs)
                 else:
                     self._compensate(group, x, goal, None)
@@ -311,6 +315,8 @@ def _is_additive(
     Writers are the layers that share their input with no other layer and have the stream's width.
     """
     change = _rows(after) - _rows(before)
+    # Some architectures scale or norm what a branch writes; their gap cannot be corrected so
+    # simply.
     residual = change.clone()
     for group in block.groups:
         if len(group) == 1 and goals[group[0]].shape[1] == change.shape[1]:

@@ -73,6 +73,7 @@ class _HeadLoss(torch.autograd.Function):
         fused = fused_chunk.suits(hidden.device, len(targets) * len(head))
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        # Float64, because a window of thousands of positions adds up to one number.
         sums = torch.zeros(2, dtype=torch.float64, device=hidden.device)
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(targets), rows):
@@ -128,6 +129,7 @@ def _shares(targets: Tensor, present: Tensor | None) -> Tensor:
         labelled = labelled & present
         shares = torch.stack([present.float(), labelled.float()])
         shares[0] /= present.sum().clamp_min(1)
+    # Shares are divided beforehand, so chunks can be added up without knowing the whole.
     shares[1] /= labelled.sum().clamp_min(1)
     return shares
 

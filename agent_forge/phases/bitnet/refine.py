@@ -81,6 +81,7 @@ def _sweep(
 
     Works on transposed tensors, where a column is contiguous.
     """
+    # The slope of a column is its residual times H: what moving its codes would gain.
     slope_CR, codes_CR = slope.T.contiguous(), codes.T.to(slope.dtype)
     wide_CR = multiply_out(torch.ones_like(codes), scales, group_size).T.contiguous()
     wishes_CR = torch.empty_like(slope_CR)

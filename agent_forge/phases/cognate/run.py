@@ -37,6 +37,7 @@ MODEL_SETTINGS = (
     "halting_threshold", "surprise_weight", "novelty_weight", "halting_loss_weight", "entropy_cost", "ponder_cost",
     "read_loss_weight", "write_loss_weight",
 )  # fmt: skip
+# Names of the halting head begin so.
 HALTING = "model.halting."
 UNION, CONTROL = "union", "control"  # name and role of the model that merging is compared with
 
@@ -118,6 +119,7 @@ def pretrained_trunk(phase: PhaseRun[Config]) -> tuple[CognateForCausalLM, list[
         )
     )
     model.to(phase.device)
+    # Up to this step the trunk makes one pass per token, which costs a part of the full loop.
     grow_step = round(config.trunk.one_pass_share * config.trunk.steps)
 
     plan = BatchPlan(
@@ -278,6 +280,7 @@ def priced(loss: Any, settings: SpecialistConfig, steps: int) -> Any:
         model: Any, batch: dict[str, Tensor], step: int
     ) -> tuple[Tensor, Mapping[str, Any]]:
         if isinstance(model.config, CognateConfig):
+            # Before its price begins, a pass is free and the exits are kept undecided.
             early = step < settings.ponder_from * steps
             model.config.ponder_cost = 0.0 if early else settings.ponder_cost
             model.config.entropy_cost = 1.0 if early else settings.entropy_cost

@@ -90,6 +90,7 @@ class RecallRows:
         """
         facts, exchanges = self.rows[index]
         length = self.segment_tokens
+        # One row per segment: facts, fillers, questions. Rows are joined only at the end.
         ids = np.full((2 + len(filler), length), self.pad, np.int64)
         labels = np.full_like(ids, IGNORE)
         ids[0, : len(facts)] = labels[0, : len(facts)] = facts
@@ -101,6 +102,7 @@ class RecallRows:
             if used + len(turn) > length:
                 break
             ids[-1, used : used + len(turn)] = turn
+            # The questions cannot be predicted from anything, so only the answers teach.
             labels[-1, used : used + len(turn)] = np.where(mask, turn, IGNORE)
             used += len(turn)
         return ids.flatten(), labels.flatten()
@@ -147,6 +149,7 @@ class WithRecall:
 
     def recalls(self, step: int) -> bool:
         """Return whether `step` is one of recall; these steps are spread evenly."""
+        # The whole part of step * share rises by one in exactly this share of the steps.
         return int((step + 1) * self.share) > int(step * self.share)
 
     def batch(self, step: int) -> "dict[str, Tensor]":
@@ -159,6 +162,8 @@ class WithRecall:
         segments = self.config.filler_segments if step >= begins else 0
         length, batch_tokens = self.source.segment_tokens, self.plan.rows * self.plan.length_tokens
         windows = []
+        # As many windows as have the tokens of a batch of the mixture, so that a step costs the
+        # same.
         for _ in range(max(batch_tokens // ((2 + segments) * length), 1)):
             filler = [self.text.take(generator, length)[0] for _ in range(segments)]
             windows.append(
@@ -201,6 +206,7 @@ def segment_loss(
             write_memory=write and number < len(parts),
         )  # fmt: skip
         losses.append(loss)
+    # The answers count once whatever the number of segments before them.
     context = torch.stack(losses[:-1]).mean()
     return losses[-1] + config.context_weight * context, {
         f"recall_{name}": value for name, value in metrics.items()

@@ -49,6 +49,7 @@ def _spread(labels: Tensor, count: int) -> Tensor:
     """Return `count` columns, ascending; a row with fewer trained tokens is filled up with -1."""
     trained = (labels[1:] != IGNORE).nonzero().flatten()
     if len(trained) > count:
+        # Evenly spread rather than drawn, so that a second measurement meets the same tokens.
         trained = trained[torch.linspace(0, len(trained) - 1, count).long()]
     return torch.nn.functional.pad(trained, (0, count - len(trained)), value=-1)
 
@@ -168,6 +169,7 @@ def choose_gate(
         weights = chosen.sum(1).astype(np.float64)
         gains = np.where(chosen, base - mixed, 0.0).sum(1).astype(np.float64)
         has_tokens = weights > 0
+        # The error of 5% is shared by all shares of tokens that are tried.
         level = 1 - 0.05 / len(config.gate_shares)
         low, high = bootstrap_interval(
             gains[has_tokens],
@@ -186,6 +188,8 @@ def choose_gate(
                 "high": high,
             }
         )
+        # The mean gain is per thinking token; times the share it is per token of text, which is
+        # what a user pays and gets.
         if low > 0 and mean * share > best_gain:
             best, best_gain = threshold, mean * share
     return best, rows
@@ -203,6 +207,7 @@ def by_decile(
     borders = np.quantile(base[real], np.linspace(0, 1, DECILES + 1))
     rows = []
     for tenth in range(DECILES):
+        # The last tenth includes its upper border, or the hardest token would be in none.
         upper = base <= borders[tenth + 1] if tenth + 1 == DECILES else base < borders[tenth + 1]
         chosen = real & (base >= borders[tenth]) & upper
         gain = interval(base - mixed, chosen, config.measure.samples, config.seed)

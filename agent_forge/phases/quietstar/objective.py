@@ -39,6 +39,7 @@ class ThoughtLosses:
 
         (B, P, N), without a gradient.
         """
+        # Positive where thinking helped. Every thought is compared with the same unthinking base.
         gain = (self.base[:, :, None] - self.mixed) * self.counted[:, :, None]
         return gain.sum(-1).detach()
 
@@ -49,6 +50,7 @@ def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> ThoughtLosses
     labels: (B, T), not shifted; -100 is ignored.
     """
     columns = thoughts.positions[:, :, None] + 1 + torch.arange(lookahead, device=labels.device)
+    # Columns past the window repeat the last token for a fixed shape, and do not count.
     inside = columns < labels.shape[1]
     targets = labels.gather(1, columns.clamp_max(labels.shape[1] - 1).flatten(1)).reshape(
         columns.shape
@@ -126,6 +128,8 @@ class QuietStarLoss:
         advantage = leave_one_out(rewards)
         if config.normalise_advantage:
             advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
+        # The reward is not differentiable through sampling, hence the policy gradient beside the
+        # loss itself.
         policy = policy_loss(thoughts.log_probs, advantage)
         loss = config.mixed_weight * mixed + config.policy_weight * policy
         if config.base_weight:

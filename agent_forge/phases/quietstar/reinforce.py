@@ -31,6 +31,7 @@ def group_advantages(rewards: Tensor, low: float, high: float) -> Tensor:
 
     rewards: (I, S); low, high: the shares of right replies between which a group teaches.
     """
+    # With rewards of 0 and 1 the mean is the share of right replies.
     share = rewards.mean(1, keepdim=True)
     deviation = rewards.std(1, correction=0, keepdim=True)
     teaches = (share >= low) & (share <= high) & (deviation > 0)
@@ -47,6 +48,7 @@ def policy_loss(
     KL's estimate exp(d) - d - 1, d = reference - log_probs, is never negative.
     """
     tokens = mask.sum().clamp_min(1)
+    # Zero where nothing was sampled, so that exp and minus 1 cancel there.
     surprise = (reference - log_probs) * mask
     kl = ((surprise.exp() - surprise - 1) * mask).sum() / tokens
     gain = (advantages.detach()[:, None] * log_probs * mask).sum() / tokens
@@ -105,8 +107,10 @@ class Reinforcement:
         seed: int,
     ) -> None:
         self.rows, self.tokenizer, self.config, self.seed = rows, tokenizer, config, seed
+        # As it was before reinforcement: the KL is towards the model that people know.
         self.reference = copy.deepcopy(model).requires_grad_(False).eval()
         self.stops = stop_ids(tokenizer, model)
+        # One token is enough to learn where to stop; the rest of the turn is the template.
         self.end = turn_end(tokenizer)[:1]
 
     def __call__(

@@ -59,6 +59,8 @@ class CombinedController:
             self.lr_scales[name] = answer.get("lr_scale", self.lr_scales[name])
             self.noises[name] = answer.get("noise", self.noises[name])
             merged |= {key: True for key in ("keep", "rollback") if answer.get(key)}
+        # A member that answered nothing keeps its last scale, so both are taken from what is
+        # remembered.
         merged["lr_scale"] = math.prod(self.lr_scales.values())
         merged["noise"] = max(self.noises.values(), default=0.0)
         return merged
@@ -91,6 +93,7 @@ class ExponentControl:
 
     def control(self, exponent: float) -> float:
         """Return u in [-1, 1] for a measured exponent, and remember the error."""
+        # Positive where training is too calm.
         error = self.config.target_exponent - exponent
         if abs(error) < self.config.deadband:
             error = 0.0
@@ -153,7 +156,9 @@ class Rollback:
             if self.mean is None
             else SMOOTHING * self.mean + (1 - SMOOTHING) * record.loss
         )
+        # The first step counts too: a stage that diverges at once needs something to go back to.
         due = record.step == 0 or (record.step + 1) % self.config.every_steps == 0
+        # Half the limit: weights that are kept on the way up would already carry the instability.
         if not (due and record.loss <= self.mean + self.config.limit_nats / 2):
             return {}
         self.kept = True

@@ -101,6 +101,7 @@ class Curriculum:
 
     def move(self, kind: str, success: float) -> float:
         """Move T of `kind` after a measured success rate, and return it."""
+        # The bounded push keeps one lucky measurement from jumping over levels.
         push = math.tanh(self.config.sharpness * (success - self.config.target_success))
         source = self.sources[kind]
         source.difficulty = min(1.0, max(0.0, source.difficulty + self.config.rate * push))

@@ -24,6 +24,7 @@ from agent_forge.phases.train import DreamConfig
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# The label that torch leaves out of a cross-entropy.
 IGNORE = -100
 
 
@@ -80,6 +81,7 @@ class DreamSource:
 
 def text_loss(model: Any, windows: Tensor) -> float:
     """Return the mean loss in nats per token on real windows (n, T)."""
+    # The first token of a window has nothing before it to be predicted from.
     mask = [False] + [True] * (windows.shape[1] - 1)
     pairs = row_nll(model, [(row, mask) for row in windows.tolist()])
     return float(pairs[:, 0].sum() / pairs[:, 1].sum())
@@ -113,6 +115,7 @@ class ReplayGuard:
         """Measure the loss on real held-out text every `every_steps` steps; return no controls."""
         if self.ended_at >= 0 or (record.step + 1) % self.config.every_steps:
             return {}
+        # Real text, because the loss on dreams falls even while a model forgets.
         now = text_loss(model, self.held_out)
         if now > self.before + self.config.limit_nats:
             self.ended_at = record.step

@@ -32,6 +32,7 @@ from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.learn import Batches, Optimisers, lm_loss
 
+# Keeps logarithms and quotients finite where a difference is exactly 0.
 TINY = 1e-30
 
 
@@ -68,6 +69,7 @@ class _Tangent:
         if self.step is not None:
             return None
         h = stream_in(args, kwargs).chunk(3)[0]
+        # Drawn on the CPU, so that every device measures along the same direction.
         direction = torch.randn(h.shape, generator=self.generator, dtype=torch.float32).to(h)
         return with_stream_in(args, kwargs, self._spread(h, direction))
 
@@ -81,6 +83,8 @@ class _Tangent:
         return with_stream_out(output, self._spread(h, difference))
 
     def _spread(self, h: Tensor, direction: Tensor) -> Tensor:
+        # Relative to the stream, which grows with depth in a pre-norm model: a fixed step would be
+        # too small to measure in late blocks.
         self.step = self.relative_step * _norm(h).clamp_min(TINY)
         scaled = direction * (self.step / _norm(direction).clamp_min(TINY)).reshape(
             -1, *[1] * (h.ndim - 1)
@@ -100,6 +104,7 @@ def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, se
     def disturb(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if squared:
             return None
+        # The second half of the batch is a copy of the first, and becomes the disturbed one.
         h, _copy = stream_in(args, kwargs).chunk(2)
         scale = relative_step * h.square().mean(-1, keepdim=True).sqrt()
         d = torch.randn(h.shape, generator=generator, dtype=torch.float32).to(h) * scale
@@ -130,12 +135,15 @@ def twin_exponent(
     """
     first = copy.deepcopy(model).train()
     ours = Optimisers(first, optim, None)
+    # Without warm-up or cool-down, so that the rate of growth is that of one learning rate.
     ours.set_scale(1.0)
     for step in range(steps):
         _train_step(first, ours, batches, step, seed)
     second = copy.deepcopy(first)
     theirs = Optimisers(second, optim, None)
     theirs.set_scale(1.0)
+    # The second twin also needs the first one's moments: fresh ones would drive the two apart by
+    # themselves.
     theirs.load_tensors(ours.tensors())
     generator = torch_generator(seed, "twins")
     # Only what training moves is disturbed: other weights would stay as far apart for ever.

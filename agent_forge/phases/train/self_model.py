@@ -16,6 +16,7 @@ from agent_forge.anatomy.watch import watching
 from agent_forge.core.seeds import seed_for
 from agent_forge.learn import lm_loss
 
+# The epsilon of common RMS norms; a stream of zeros stays zeros.
 EPSILON = 1e-6
 
 
@@ -29,6 +30,7 @@ class SelfModel:
         first = next(required_blocks(model, "self-modelling")[0].parameters())
         width = int(model.config.hidden_size)
         self.weight, self.targets = weight, targets
+        # The head is drawn from a stream of its own, so that switching it on changes no other draw.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "train", "self model"))
             self.head = nn.Linear(width, width * targets).to(first.device)
@@ -57,6 +59,7 @@ class SelfModel:
 
         The earlier streams are evenly spread; each stream is (B, T, d).
         """
+        # Evenly spread from the first block on; the last block is what predicts.
         last = len(streams) - 1
         chosen = [streams[i * last // self.targets] for i in range(self.targets)]
         target = torch.cat([rms_normalised(stream.detach().float()) for stream in chosen], -1)

@@ -191,6 +191,8 @@ class Planner:
                 stage=stage,
             ),
         )
+        # Relative to real windows of the same number and length, since the share of distinct
+        # bigrams falls with both.
         share = distinct_bigrams(windows["dreams"]) / distinct_bigrams(windows["real"])
         text_weight = config.mix.get("text", 0.0)
         if share < settings.distinct_share or not text_weight:
@@ -205,6 +207,7 @@ class Planner:
             )
             plan.notes = lambda: {"distinct": round(share, 3)}
             return
+        # Dreams take their share from text alone; every other kind of data keeps its own.
         weights = {
             **config.mix,
             "text": text_weight * (1 - settings.share),

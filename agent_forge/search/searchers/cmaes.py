@@ -81,6 +81,8 @@ class CMAES(Generic[G]):
         self._strategy.tell(self._asked, [float(place[key]) for key in keys])
         best = self.members[0].fitness
         self.receive([one for one in raced if one.finished])
+        # Only the best counts: the mean moves all the time, whether the search gets anywhere or
+        # not.
         self._stale = 0 if self.members[0].fitness > best else self._stale + 1
         if self._stale >= STALE_GENERATIONS or self._strategy.sigma < SMALLEST_STEP:
             self._begin()
@@ -101,6 +103,7 @@ class CMAES(Generic[G]):
         self._tried.add(self.space.kind(chosen.genome))
         generator = numpy_generator(self.seed, "cma-es", self._starts)
         self._starts, self._stale = self._starts + 1, 0
+        # The package refuses a start outside its bounds, by however little.
         start = np.clip(self.space.vector(chosen.genome), 0.0, 1.0)
         # A seed of NaN leaves NumPy's global generator alone; `randn` draws from one of our own.
         options = {
