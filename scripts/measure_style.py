@@ -25,6 +25,12 @@ FOLDERS = ("agent_forge", "scripts", "tests", "docs", "conf")
 COLUMNS = 100
 LONG_FUNCTION = 40
 MANY_ARGUMENTS = 6
+# A line with so many operations has more than one idea; the anchors have 1.3 per line of code.
+DENSE = 9
+OPERATIONS = (
+    ast.Call, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Subscript, ast.IfExp,
+    ast.comprehension, ast.Lambda,
+)  # fmt: skip
 BANNED_LOCALS = frozenset({"found", "kept", "wanted", "asked", "made", "told", "given"})
 
 # "There is no ..." and "is no longer ..." are plain English; elsewhere "is not a ..." says it.
@@ -83,6 +89,7 @@ class Source:
     text: list[Place] = field(default_factory=list)
     functions: list[ast.FunctionDef | ast.AsyncFunctionDef] = field(default_factory=list)
     locals: list[Place] = field(default_factory=list)
+    operations: dict[int, int] = field(default_factory=dict)  # line -> how many begin there
 
     @property
     def prose(self) -> list[Place]:
@@ -113,9 +120,20 @@ def _read_python(source: Source, content: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             source.functions.append(node)
             source.locals += _locals(node)
+        if isinstance(node, OPERATIONS):
+            line = _line_of(node)
+            source.operations[line] = source.operations.get(line, 0) + 1
     for token in tokenize.generate_tokens(io.StringIO(content).readline):
         if token.type == tokenize.COMMENT:
             source.comments.append(Place(token.start[0], token.string))
+
+
+def _line_of(node: ast.AST) -> int:
+    """Return the line on which an operation stands: where a call's name ends, for instance."""
+    if isinstance(node, ast.comprehension):
+        return node.target.lineno
+    inner = getattr(node, "func", getattr(node, "value", getattr(node, "left", node)))
+    return int(getattr(inner, "end_lineno", node.lineno))  # type: ignore[attr-defined]
 
 
 def _locals(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[Place]:
@@ -199,6 +217,10 @@ COUNTED: dict[str, Callable[[Source], list[Place]]] = {
     "lines over 100 columns": lambda source: [
         Place(number, line) for number, line in enumerate(source.lines, 1) if len(line) > COLUMNS
     ],
+    "lines with nine operations or more": lambda source: [
+        Place(line, source.lines[line - 1].strip())
+        for line, count in sorted(source.operations.items()) if count >= DENSE
+    ],
     "functions over 40 lines": lambda source: [
         Place(f.lineno, f.name) for f in source.functions if _length(f) > LONG_FUNCTION
     ],
@@ -257,6 +279,7 @@ def table(groups: dict[str, list[Source]]) -> str:
         ("files", lambda group: str(len(group))),
         ("lines", lambda group: f"{sum(len(source.lines) for source in group):,}"),
         *((name, partial(_count, name, count)) for name, count in COUNTED.items()),
+        ("operations per line of code", _density),
         ("comments per 100 lines", _comment_rate),
         ("functions", lambda group: f"{sum(len(source.functions) for source in group):,}"),
         ("length of functions: median, 9 in 10, longest", _lengths),
@@ -278,6 +301,12 @@ def _count(name: str, count: Callable[[Source], list[Place]], group: list[Source
     elif name == "bare participles among local names":
         whole = sum(len(source.locals) for source in group)
     return f"{number} ({number / whole:.1%})" if whole else str(number)
+
+
+def _density(group: list[Source]) -> str:
+    lines = sum(len(source.operations) for source in group)
+    operations = sum(sum(source.operations.values()) for source in group)
+    return f"{operations / lines:.2f}" if lines else "-"
 
 
 def _comment_rate(group: list[Source]) -> str:

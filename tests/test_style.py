@@ -42,6 +42,20 @@ def test_each_rule_sees_what_it_is_for_and_nothing_else(tmp_path: Path) -> None:
     ]
 
 
+def test_operations_count_where_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "sample.py"
+    file.write_text(
+        "total = sum(abs(a - b) for a, b in pairs)\n"
+        "dense = f(g(x[0] + 1), h(y[1] * 2), not z)[-1]\n"
+        "spread = first(\n    second(third)\n)\n"
+    )
+    source = style.read(file)
+    # A generator, its two calls and the difference; calls, sums, indices, signs; two calls apart.
+    assert source.operations == {1: 4, 2: 10, 3: 1, 4: 1}
+    dense = style.COUNTED["lines with nine operations or more"](source)
+    assert [place.line for place in dense] == [2]
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [("one scale a row", 1), ("nats a token", 1), ("a file a tensor", 1), ("one scale per row", 0),
