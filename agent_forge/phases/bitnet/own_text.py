@@ -34,16 +34,13 @@ def sample(
     seed: int,
 ) -> Tensor:
     """Return the windows that the parent writes from beginnings of one length: (n, length) int64."""
-    prompts = [list(prompt) for prompt in prompts]
-    rest = models.generate(
-        parent,
-        prompts,
-        models.Decoding(
-            max_new_tokens=length - len(prompts[0]), temperature=temperature, seed=seed
-        ),
+    starts = [list(prompt) for prompt in prompts]
+    decoding = models.Decoding(
+        max_new_tokens=length - len(starts[0]), temperature=temperature, seed=seed
     )
+    rest = models.generate(parent, starts, decoding)
     return torch.tensor(
-        [start + continuation for start, continuation in zip(prompts, rest, strict=True)]
+        [start + continuation for start, continuation in zip(starts, rest, strict=True)]
     )
 
 

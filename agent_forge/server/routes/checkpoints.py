@@ -151,13 +151,14 @@ def _add_words(routes: APIRouter, service: Service) -> None:
     )  # fmt: skip
     def card(checkpoint_id: Identity) -> Response:
         """Return the model card in Markdown."""
+        from agent_forge.export import Exported
         from agent_forge.export import card as cards
 
         source = _opened(service, checkpoint_id)
         if source.manifest.encryption:
             raise HTTPException(409, "the checkpoint is encrypted; decrypt it to read its card")
-        name = source.path.name
-        text = cards.text(source.path, "hf", source.manifest.phase, name, [], None)
+        plain = Exported("hf", source.manifest.phase, files=[], size_bytes=0, lines=[])
+        text = cards.text(source.path, source.path.name, plain)
         return Response(without_paths(text, registry), media_type="text/markdown")
 
 
