@@ -193,7 +193,9 @@ def _options_with_values(words: list[str]) -> list[str]:
     """Return the words with each option and its value as one."""
     joined: list[str] = []
     for word in words:
-        if joined and joined[-1].startswith("-") and " " not in joined[-1] and word[0] != "-":
+        last = joined[-1] if joined else ""
+        waits = last.startswith("-") and " " not in last  # an option without its value so far
+        if waits and word[0] != "-":
             joined[-1] += f" {word}"
         else:
             joined.append(word)

@@ -71,7 +71,8 @@ def _folder(command: str, settings: list[str]) -> tuple[Path, list[str]]:
     if not chosen:
         name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"
         return Path("outputs") / "multirun" / command / name, settings
-    if not (chosen[-1].startswith("'") and chosen[-1].endswith("'")) or "','" in chosen[-1]:
+    is_quoted = chosen[-1].startswith("'") and chosen[-1].endswith("'")
+    if not is_quoted or "','" in chosen[-1]:
         raise ConfigError(
             f"-m: {key}= names one directory for all jobs, which have numbered ones in "
             "it; give it one value"
@@ -98,9 +99,8 @@ def _schema(command: str) -> type:
 def plain_override(override: str) -> str:
     """Return an override as a user types it, without Hydra's quotes."""
     key, _, value = override.partition("=")
-    return (
-        f"{key}={unquote(value)}" if len(value) > 1 and value[0] == value[-1] == "'" else override
-    )
+    is_quoted = len(value) > 1 and value[0] == value[-1] == "'"
+    return f"{key}={unquote(value)}" if is_quoted else override
 
 
 class _Job:

@@ -146,7 +146,6 @@ def dense(
         tensors[key] if rows is None else tensors[key][rows] for key in ("o", "m", "s")
     )
     points = winding(meta["b"]).to(theta.device)[theta.int()]  # (rows, pairs, 2)
-    sizes = (float(meta["h"]) ** classes.float()).view(len(theta), scales.shape[1], -1) * scales[
-        ..., None
-    ].float()
+    powers = float(meta["h"]) ** classes.float()
+    sizes = powers.view(len(theta), scales.shape[1], -1) * scales[..., None].float()
     return (points * sizes.view(len(theta), -1, 1)).flatten(1)[:, : shape[1]]

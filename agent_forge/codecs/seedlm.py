@@ -74,7 +74,8 @@ def projection(positions: Tensor, block: int, coefficients: int) -> Tensor:
     states = torch.from_numpy(sequence().astype(np.int32))
     steps = torch.arange(1, block * coefficients + 1)
     chosen = states[(positions.long()[:, None] + steps) % PERIOD]
-    return ((chosen - 2 ** (K - 1)).float() / (2 ** (K - 1) - 1)).view(-1, block, coefficients)
+    middle = 2 ** (K - 1)
+    return ((chosen - middle).float() / (middle - 1)).view(-1, block, coefficients)
 
 
 def encode(

@@ -322,6 +322,5 @@ def _known_keys(command: str) -> list[str]:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         tree = OmegaConf.to_container(hydra_compose(command), resolve=False)
     names = [name for name, _ in flatten(tree)]  # type: ignore[arg-type]
-    return (
-        names + sorted({name.rpartition(".")[0] for name in names if "." in name}) + list(groups())
-    )
+    parts = sorted({name.rpartition(".")[0] for name in names if "." in name})
+    return [*names, *parts, *groups()]

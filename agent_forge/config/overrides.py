@@ -75,9 +75,12 @@ def quote(text: str) -> str:
 
 def unquote(text: str) -> str:
     """Return the content of a quoted value as Hydra reads it."""
-    inner = re.sub(
-        r"(\\+)" + re.escape(text[0]), lambda m: m[1][: len(m[1]) // 2] + text[0], text[1:-1]
-    )
+    mark = text[0]
+
+    def halved(match: re.Match[str]) -> str:
+        return match[1][: len(match[1]) // 2] + mark
+
+    inner = re.sub(r"(\\+)" + re.escape(mark), halved, text[1:-1])
     trailing = len(inner) - len(inner.rstrip("\\"))
     return inner[: len(inner) - trailing // 2] if trailing else inner
 
@@ -358,7 +361,8 @@ def _scan(text: str, at: int, ends: str) -> int:
         elif text.startswith("${", at):
             at = text.find("}", at) + 1 or len(text)
         else:
-            at += 2 if text[at] == "\\" and at + 1 < len(text) and text[at + 1] in ends else 1
+            escapes = text[at] == "\\" and text[at + 1 : at + 2] in tuple(ends)
+            at += 2 if escapes else 1
         fresh = text[at - 1 : at].isspace() and fresh
     return at
 

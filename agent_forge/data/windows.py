@@ -95,7 +95,8 @@ def cut_left(ids: Sequence[int], limit: int, prefix: Sequence[int] = ()) -> list
     """Return the last `limit` ids; a `prefix` (BOS) that they began with stays in front."""
     if len(ids) <= limit:
         return list(ids)
-    held = list(prefix) if list(ids[: len(prefix)]) == list(prefix) and len(prefix) < limit else []
+    begins = list(ids[: len(prefix)]) == list(prefix)
+    held = list(prefix) if begins and len(prefix) < limit else []
     return held + list(ids[len(ids) - (limit - len(held)) :])
 
 

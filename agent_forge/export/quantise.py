@@ -112,9 +112,9 @@ def _pack(blocks: Array, kind: str) -> Array:
     if kind not in ("Q4_0", "Q8_0"):
         return packed
     scale = np.abs(blocks).max(1)
-    ternary = (
-        ((blocks == 0) | (np.abs(blocks) == scale[:, None])).all(1) & (scale > 0) & (scale < 65504)
-    )
+    of_one_size = ((blocks == 0) | (np.abs(blocks) == scale[:, None])).all(1)
+    # float16 holds no scale above 65504.
+    ternary = of_one_size & (scale > 0) & (scale < 65504)
     codes = np.sign(blocks[ternary]).astype(np.int8)
     head = scale[ternary].astype(np.float16)[:, None].view(np.uint8)
     if kind == "Q8_0":

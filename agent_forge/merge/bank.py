@@ -227,7 +227,8 @@ class Bank:
             return Mask(ranks.classes, 0, density, -1)
         # The sum of two floors may be one less than the floor of the sum. The entry in question,
         # the smallest of its class, is left out.
-        surplus = max(1, (density + above) * count // GRID) - max(1, density * count // GRID) - top
+        upper, own = (max(1, share * count // GRID) for share in (density + above, density))
+        surplus = upper - own - top
         if surplus < 0:
             return None
         return Mask(

@@ -101,7 +101,10 @@ def _add_merges(result: dict[str, Any], other: Mapping[str, Any], notes: list[st
     prefix = len(result["model"].get("continuing_subword_prefix") or "")
     have = {tuple(merge) for merge in merges}
     new = [merge for merge in other["model"]["merges"] if tuple(merge) not in have]
-    fitting = [m for m in new if m[0] in vocab and m[1] in vocab and m[0] + m[1][prefix:] in vocab]
+    fitting = [
+        [left, right] for left, right in new
+        if left in vocab and right in vocab and left + right[prefix:] in vocab
+    ]  # fmt: skip
     merges += fitting
     if len(fitting) < len(new):
         notes.append(
@@ -242,9 +245,9 @@ def _rearranged(
         first, last = start // width, -(-stop // width)
         out = np.empty((last - first, width), dtype.stored)
         segment = places[first:last]
-        breaks = (
-            np.flatnonzero((np.diff(segment) != 1) | (segment[1:] < 0) | (segment[:-1] < 0)) + 1
-        )
+        missing = segment < 0
+        jumps = (np.diff(segment) != 1) | missing[1:] | missing[:-1]
+        breaks = np.flatnonzero(jumps) + 1
         for begin, end in zip([0, *breaks], [*breaks, len(segment)], strict=True):
             at = int(segment[begin])
             if at < 0:

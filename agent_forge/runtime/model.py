@@ -209,7 +209,8 @@ class PackedModel:
             x = x + linears["o"](mixed.reshape(tokens, -1))
             normed = _rms_norm(x, self.norms[f"{index}.norm_after"], one.epsilon)
             gate = linears["gate"](normed)
-            x = x + linears["down"](gate / (1 + np.exp(-gate)) * linears["up"](normed))
+            activated = gate / (1 + np.exp(-gate))  # SiLU
+            x = x + linears["down"](activated * linears["up"](normed))
         if len(chunk.answering):
             chunk.logits[:] = self.matrices["head"].multiply(
                 _rms_norm(x[chunk.answering], self.norms["final_norm"], one.epsilon)

@@ -19,7 +19,8 @@ def fronts(points: Points) -> list[list[int]]:
     """
     values = np.asarray(points, np.float64).reshape(len(points), -1)
     # better[i, j]: point i dominates j, at least as good in all objectives and better in one.
-    better = (values[:, None] >= values[None]).all(-1) & (values[:, None] > values[None]).any(-1)
+    one, other = values[:, None], values[None]
+    better = (one >= other).all(-1) & (one > other).any(-1)
     losses = np.asarray(better).sum(0)  # how many points dominate each one
     ordered: list[list[int]] = []
     left = np.ones(len(values), bool)
@@ -50,7 +51,8 @@ def crowding(points: Points) -> NDArray[np.float64]:
         order = np.argsort(column, kind="stable")
         # The ends of each objective always survive, so that the front keeps its extent.
         gaps[order[[0, -1]]] = np.inf
-        gaps[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span / len(distinct.T)
+        sides = (column[order[2:]] - column[order[:-2]]) / span
+        gaps[order[1:-1]] += sides / len(distinct.T)
     if len(distinct) == 1:
         gaps[:] = np.inf
     distances = np.zeros(len(values))

@@ -136,7 +136,8 @@ class Scorer(Generic[G]):
 
 def rung_borders(shares: Sequence[float], items: int) -> list[int]:
     """Return the item counts of a race's rungs. Raises ConfigError unless the shares rise to 1."""
-    if not shares or shares[-1] != 1.0 or any(not 0 < a < b for a, b in pairwise(shares)):
+    rising = all(0 < a < b for a, b in pairwise(shares))
+    if not shares or shares[-1] != 1.0 or not rising:
         raise ConfigError(
             f"racing shares must rise to 1.0, got {list(shares)}; try [0.25, 0.5, 1.0], or [1.0] "
             "for no race"

@@ -139,9 +139,8 @@ def _absolute(*values: Fraction) -> Fraction:
 
 
 def _round(*values: Fraction) -> Fraction:
-    if not 1 <= len(values) <= 2 or (
-        len(values) == 2 and (values[1].denominator != 1 or abs(values[1]) > 100)
-    ):
+    decimals = values[1] if len(values) == 2 else Fraction(0)
+    if not 1 <= len(values) <= 2 or decimals.denominator != 1 or abs(decimals) > 100:
         raise ToolError("round takes a number and at most 100 decimals")
     return (
         Fraction(round(values[0], int(values[1])))

@@ -22,9 +22,8 @@ def survey(whole: Whole) -> list[float]:
 
     def tally(inputs: Inputs) -> Array:
         _, changed, count = _changes(inputs)
-        return np.array(
-            [[int((m & (count == 1)).sum()), int((m & (count > 1)).sum())] for m in changed]
-        )
+        alone, shared = count == 1, count > 1
+        return np.array([[int((m & alone).sum()), int((m & shared).sum())] for m in changed])
 
     factors = []
     for unique, overlapping in whole.total(tally):

@@ -38,7 +38,8 @@ def survey(whole: Whole) -> Selection:
         return np.array([np.square(delta, dtype=np.float64).sum() for delta in chosen])
 
     energy = whole.total(energies)
-    share = energy / energy.sum() if energy.sum() > 0 else np.full(len(energy), 1 / len(energy))
+    total = energy.sum()
+    share = energy / total if total > 0 else np.full(len(energy), 1 / len(energy))
     return Selection(cut, share.tolist())
 
 

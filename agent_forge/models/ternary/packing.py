@@ -83,7 +83,8 @@ def pack(codes: Tensor, packing: str) -> Tensor:
     """
     kind = packing_named(packing)
     flat = codes.reshape(-1)
-    if flat.numel() and not bool(((flat == -1) | (flat == 0) | (flat == 1)).all()):
+    are_ternary = (flat == -1) | (flat == 0) | (flat == 1)
+    if not bool(are_ternary.all()):
         raise ConfigError(
             f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to "
             f"{flat.max()}; quantise first"

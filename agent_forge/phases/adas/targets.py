@@ -38,8 +38,8 @@ def within_budget(matrices: Sequence[Matrix], max_parameters: int) -> list[Matri
     order = sorted(layers)
     heaviest = max(sum(m.numel for m in group) for group in layers.values())
     count = min(len(order), max(1, max_parameters // heaviest))
-    picks = {
-        order[round(i * (len(order) - 1) / max(1, count - 1))] if count > 1 else order[-1]
-        for i in range(count)
-    }
+    # Evenly spread, the first and the last among them; a single one is the last.
+    last = len(order) - 1
+    places = [round(i * last / (count - 1)) for i in range(count)] if count > 1 else [last]
+    picks = {order[place] for place in places}
     return [matrix for matrix in matrices if matrix.layer in picks]

@@ -30,7 +30,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     share, z2 = right / n, Z_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    variance = share * (1 - share) / n + z2 / (4 * n * n)
+    half = Z_95 * math.sqrt(variance) / (1 + z2 / n)
     # The ends are set exactly where all or none are right, for rounding must not leave [0, 1].
     return (0.0 if right == 0 else max(centre - half, 0.0)), (
         1.0 if right == n else min(centre + half, 1.0)

@@ -105,9 +105,8 @@ def teach(
         ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)
         mask[i, len(before) - 1 : len(before) + len(answer) - 1] = True
         row = torch.tensor([prompt + answer], device=model.device)
-        logits = (
-            model(input_ids=row).logits[0, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
-        )
+        first = len(prompt) - 1  # the column that predicts the answer's first token
+        logits = model(input_ids=row).logits[0, first : first + len(answer)].float()
         top = torch.log_softmax(logits, -1).topk(top_count, -1)
         tokens[i, : len(answer)], log_probs[i, : len(answer)] = top.indices.cpu(), top.values.cpu()
     return {"ids": ids, "mask": mask, "tokens": tokens, "log_probs": log_probs}

@@ -84,9 +84,9 @@ def encoded(phase: PhaseRun[Config], split: str, limit: int | None) -> dict[str,
         for turns in (pair.chosen, pair.rejected)
     ]
     rows = encode_chats(phase.tokenizer, talks)
-    fitting = [
-        i for i in range(0, len(rows), 2) if max(len(rows[i][0]), len(rows[i + 1][0])) <= longest
-    ]
+    lengths = [len(ids) for ids, _ in rows]
+    # A pair is two neighbouring rows: what is preferred, then the other.
+    fitting = [i for i in range(0, len(rows), 2) if max(lengths[i : i + 2]) <= longest]
     if len(fitting) < len(pairs):
         phase.events.warning(
             f"preferences: {len(pairs) - len(fitting)} of {len(pairs)} pairs ({split}) are longer "

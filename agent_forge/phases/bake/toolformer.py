@@ -85,13 +85,14 @@ def answer_losses(
             encode_prompt(tokenizer, messages), len(answer_ids), limit, tokenizer.bos_token_id
         )
         rows.append((prompt, answer_ids))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     weighted_losses = [0.0] * len(rows)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_rows):
         batch = order[start : start + batch_rows]
-        length = max(len(rows[i][0]) + len(rows[i][1]) for i in batch)
+        length = max(lengths[i] for i in batch)
         ids = torch.zeros(len(batch), length, dtype=torch.int64)
         for k, i in enumerate(batch):
             whole = rows[i][0] + rows[i][1]

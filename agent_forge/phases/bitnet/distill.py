@@ -253,4 +253,5 @@ def _relations(projected: Tensor, heads: int) -> Tensor:
     # In float32: the logits of a relation are sums of squares, and bfloat16 would round their
     # order.
     split = projected.float().unflatten(-1, (heads, -1)).transpose(1, 2)
-    return functional.log_softmax(split @ split.transpose(-1, -2) / split.shape[-1] ** 0.5, dim=-1)
+    likeness = split @ split.transpose(-1, -2)
+    return functional.log_softmax(likeness / split.shape[-1] ** 0.5, dim=-1)

@@ -335,5 +335,5 @@ def _write(
 
 def _changed_codes(model: PreTrainedModel, start: dict[str, torch.Tensor]) -> int:
     """Return how many codes are not what they were in `start`, layer by layer."""
-    layers = ternary_layers(model)
-    return sum(int((layers[name].ternary_parts()[0] != start[name]).sum()) for name in layers)
+    codes = {name: layer.ternary_parts()[0] for name, layer in ternary_layers(model).items()}
+    return sum(int((own != start[name]).sum()) for name, own in codes.items())

@@ -189,9 +189,9 @@ def _items(output: Any, labels: Tensor, real: Tensor) -> Items:
     passes = getattr(output, "passes", None)
     passes = torch.ones_like(labels) if passes is None else passes
     tokens = counted.sum(1)
-    columns = (
-        losses.sum(1), tokens, right, (passes * real).sum(1) / real.sum(1), (passes[:, :-1] * counted).sum(1) / tokens,
-    )  # fmt: skip
+    over_all = (passes * real).sum(1) / real.sum(1)
+    over_counted = (passes[:, :-1] * counted).sum(1) / tokens
+    columns = (losses.sum(1), tokens, right, over_all, over_counted)
     return Items(*(value.double().cpu().numpy() for value in columns))
 
 

@@ -102,19 +102,18 @@ def quality(child: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> dict[s
     """
     figures: dict[str, Any] = {}
     intervals = {}
-    for kind in parent:
-        if not len(parent[kind]) or not bool(parent[kind][:, 0].isfinite().all()):
+    for kind, before in parent.items():
+        if not len(before) or not bool(before[:, 0].isfinite().all()):
             raise PhaseError(
                 f"compress: the parent's loss on '{kind}' is not a finite number for each of its "
-                f"{len(parent[kind])} tokens; compress a checkpoint that passed its gate"
+                f"{len(before)} tokens; compress a checkpoint that passed its gate"
             )
-        rises = (child[kind][:, 0] - parent[kind][:, 0]).double()
+        rises = (child[kind][:, 0] - before[:, 0]).double()
         rises = rises.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        rise, half = float(rises.mean()), _half_interval(rises, parent[kind][:, 2].long())
+        rise, half = float(rises.mean()), _half_interval(rises, before[:, 2].long())
         figures[f"{kind}_kept"] = _kept(rise)
-        figures[f"{kind}_top1_kept"] = round(
-            float((child[kind][:, 1] == parent[kind][:, 1]).double().mean()), 5
-        )
+        same = child[kind][:, 1] == before[:, 1]
+        figures[f"{kind}_top1_kept"] = round(float(same.double().mean()), 5)
         intervals[kind] = (_kept(rise + half), _kept(rise - half))
     worst = min(parent, key=lambda kind: figures[f"{kind}_kept"])
     figures["quality"] = figures[f"{worst}_kept"]
@@ -142,4 +141,5 @@ def _half_interval(rises: Tensor, windows: Tensor) -> float:
         return math.inf
     # The mean per token is a ratio of two sums over windows; these are its linearised residuals.
     residuals = (sums - rises.mean() * counts)[used]
-    return 1.96 * float((residuals.square().sum() * n / (n - 1)).sqrt()) / len(rises)
+    variance = residuals.square().sum() * n / (n - 1)
+    return 1.96 * float(variance.sqrt()) / len(rises)

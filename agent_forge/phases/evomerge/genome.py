@@ -471,7 +471,8 @@ def _written(genome: Genome, slot: Slot, value: float) -> Genome:
     def put(old: Any, where: tuple[int, ...]) -> Any:
         if not where:
             return value
-        return (*old[: where[0]], put(old[where[0]], where[1:]), *old[where[0] + 1 :])
+        place, *deeper = where
+        return (*old[:place], put(old[place], tuple(deeper)), *old[place + 1 :])
 
     return replace(genome, **{slot.name: put(getattr(genome, slot.name), slot.place)})
 

@@ -207,9 +207,10 @@ def by_decile(
     borders = np.quantile(base[real], np.linspace(0, 1, DECILES + 1))
     rows = []
     for tenth in range(DECILES):
+        low, high = borders[tenth : tenth + 2]
         # The last tenth includes its upper border, or the hardest token would be in none.
-        upper = base <= borders[tenth + 1] if tenth + 1 == DECILES else base < borders[tenth + 1]
-        chosen = real & (base >= borders[tenth]) & upper
+        below = base <= high if tenth + 1 == DECILES else base < high
+        chosen = real & (base >= low) & below
         gain = interval(base - mixed, chosen, config.measure.samples, config.seed)
         rows.append(
             {

@@ -116,7 +116,8 @@ def logit_sensitivity(model: Any, input_ids: Tensor, *, relative_step: float, se
         logits = model(input_ids=input_ids.repeat(2, 1), use_cache=False).logits
     # The divergence is quadratic in a small d, so it is small beside float32's rounding of p.
     p, q = logits.double().log_softmax(-1).chunk(2)
-    return float(((p.exp() * (p - q)).sum(-1) / squared[0].double().clamp_min(TINY)).mean())
+    divergence = (p.exp() * (p - q)).sum(-1)
+    return float((divergence / squared[0].double().clamp_min(TINY)).mean())
 
 
 def twin_exponent(
@@ -186,9 +187,8 @@ def _train_step(
 
 
 def _distance(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> float:
-    return math.sqrt(
-        sum(float((p.detach() - q.detach()).double().square().sum()) for p, q in pairs)
-    )
+    gaps = (p.detach() - q.detach() for p, q in pairs)
+    return math.sqrt(sum(float(gap.double().square().sum()) for gap in gaps))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -261,6 +261,6 @@ def clause(text: str) -> str:
 
 def joined(parts: list[str]) -> str:
     """Return parts as "a, b and c"."""
-    return (
-        parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-    )
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -156,7 +156,8 @@ def _clip_sigma(subject: Subject) -> Tensors:
     weights: Tensors = {}
     for matrix in subject.of_role(*WRITERS):
         u, s, vh = torch.linalg.svd(subject.weight(matrix.name).float(), full_matrices=False)
-        weights[matrix.name] = (u * s.clamp_max(float(s[1:2].amax()) if len(s) > 1 else 0.0)) @ vh
+        second = float(s[1]) if len(s) > 1 else 0.0
+        weights[matrix.name] = (u * s.clamp_max(second)) @ vh
     return weights
 
 
