@@ -5,51 +5,48 @@ shown as they come.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from agent_forge.agent.conversation import COMMANDS, Conversation
 from agent_forge.agent.display import Display, JsonDisplay, TextDisplay
-from agent_forge.agent.loop import Agent
+from agent_forge.agent.loop import OPENING, Agent, Opening
 from agent_forge.agent.terminal import line_reader
 from agent_forge.agent.tool_sources import load_tools
 from agent_forge.core.errors import ConfigError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """What is said to an agent, and how its answers are shown.
+
+    message: None takes what is piped in, and converses on a terminal. once: leave after one answer,
+    on a terminal too. as_json: print each event as one JSON line (events.py).
+    """
+
+    message: str | None = None
+    once: bool = False
+    as_json: bool = False
+    show_calls: bool = True
+    console: Console | None = None
+
+
 def chat(
-    path: Path | str,
-    *,
-    message: str | None = None,
-    once: bool = False,
-    as_json: bool = False,
-    memory: Path | str = ":memory:",
-    documents: Sequence[str] = (),
-    device: str = "cpu",
-    engine: str = "auto",
-    encoding: str = "utf-8",
-    search_endpoint: str = "",
-    tools: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-    show_calls: bool = True,
-    console: Console | None = None,
+    path: Path | str, talk: Talk, opening: Opening = OPENING, tools: Sequence[str] = ()
 ) -> None:
     """Answer a message or the whole piped standard input; on a terminal, converse until /quit.
 
-    once: leave after one answer, on a terminal too.
-    as_json: print each event as one JSON line (events.py).
-    encoding: the encoding of the text files among `documents`.
     tools: what the agent may call in place of its manifest's tools (tool_sources); Python files
     among them are run.
-    settings: changes to the agent's settings, by name.
 
     Raises CheckpointError when `path` holds no agent, ConfigError when there is nothing to answer,
     and KeyboardInterrupt when Ctrl-C stops the only answer.
     """
-    console = console or Console(highlight=False)
+    console, message = talk.console or Console(highlight=False), talk.message
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read()
     if message is not None:
@@ -60,16 +57,15 @@ def chat(
             )
         _refuse_undecodable(message)
     with ExitStack() as stack:
-        agent = Agent.from_checkpoint(
-            path, memory=memory, documents=documents, device=device, engine=engine,
-            encoding=encoding, search_endpoint=search_endpoint,
-            tools=load_tools(tools, stack) if tools else None, settings=settings,
-        )  # fmt: skip
+        own = load_tools(tools, stack) if tools else None
+        agent = Agent.from_checkpoint(path, opening, own)
         stack.callback(agent.memory.close)
         display: Display = (
-            JsonDisplay(console) if as_json else TextDisplay(console, shows_calls=show_calls)
+            JsonDisplay(console)
+            if talk.as_json
+            else TextDisplay(console, shows_calls=talk.show_calls)
         )
-        _hold(Conversation(agent, console, display), str(path), message, once)
+        _hold(Conversation(agent, console, display), str(path), message, talk.once)
 
 
 def _hold(conversation: Conversation, title: str, message: str | None, once: bool) -> None:

@@ -9,7 +9,7 @@ loop of ReAct (Yao et al. 2022, arXiv:2210.03629) in the format of Hermes.
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,30 @@ def _toolboxes(
     return [Toolbox([tool for tool in tools if not isinstance(tool, Toolbox)])] * count
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """With what, and on what, the agent of a checkpoint is opened.
+
+    memory: the SQLite file of its memories.
+    documents: indexes of `forge index`, or text sources (as in data.text), which are indexed once
+    into the memory file. encoding: of these texts.
+    search_endpoint: the address that `search` asks, as in agent/endpoint.py.
+    engine: auto, packed or torch, as in runtime.causal.
+    settings: changes to the settings of the manifest, by name.
+    """
+
+    memory: Path | str = ":memory:"
+    documents: Sequence[str] = ()
+    encoding: str = "utf-8"
+    search_endpoint: str = ""
+    device: str = "cpu"
+    engine: str = "auto"
+    settings: Mapping[str, Any] | None = None
+
+
+OPENING = Opening()
+
+
 class Agent:
     """A model with tools and memories.
 
@@ -168,39 +192,28 @@ class Agent:
     def from_checkpoint(
         cls,
         path: Path | str,
-        *,
-        memory: Path | str = ":memory:",
-        documents: Sequence[str] = (),
-        device: str = "cpu",
-        engine: str = "auto",
-        encoding: str = "utf-8",
+        opening: Opening = OPENING,
         tools: Sequence[str | Tool] | None = None,
-        search_endpoint: str = "",
-        settings: Mapping[str, Any] | None = None,
     ) -> "Agent":
         """Build the agent that a checkpoint's manifest describes.
 
-        memory: the SQLite file of its memories.
-        documents: indexes of `forge index`, or text sources (as in data.text), which are indexed
-        once into the memory file.
-        search_endpoint: the address that `search` asks, as in agent/endpoint.py.
-        engine: auto, packed or torch, as in runtime.causal.
-        encoding: the encoding of the documents.
-        settings: changes to the settings of the manifest, by name.
-        Raises CheckpointError when the checkpoint is damaged.
+        tools: what it may call in place of the manifest's tools. Raises CheckpointError when the
+        checkpoint is damaged.
         """
         checkpoint.open(path, verify=False)  # anything else is refused at once
         with ThreadPoolExecutor(1) as beside:
             # Hashing takes a second for each gigabyte; another core does it meanwhile.
             verified = beside.submit(checkpoint.open, path)
             try:
-                model: Any = open_talker(path, device=device, engine=engine)
+                model: Any = open_talker(path, device=opening.device, engine=opening.engine)
             finally:
                 opened = verified.result()
         chosen = _chat_settings(opened.manifest.agent, positions(model.config))
-        chosen = replace(chosen, **(settings or {}))
-        store = Memory(memory)
-        index = open_documents(store.store, documents, encoding, chosen, search_endpoint)
+        chosen = replace(chosen, **(opening.settings or {}))
+        store = Memory(opening.memory)
+        index = open_documents(
+            store.store, opening.documents, opening.encoding, chosen, opening.search_endpoint
+        )
         named = None if tools is None else [tool for tool in tools if isinstance(tool, Tool)]
         for note in differences(chosen.tools, named):
             _log.warning(note)

@@ -96,7 +96,8 @@ def chat_command(
 ) -> None:
     """Chat with an agent."""
     with one_line_errors(verbose):
-        from agent_forge.agent.chat import chat
+        from agent_forge.agent.chat import Talk, chat
+        from agent_forge.agent.loop import Opening
         from agent_forge.config.limits import Encoding
         from agent_forge.core.errors import ConfigError
 
@@ -105,12 +106,16 @@ def chat_command(
         changes = {
             "temperature": temperature, "max_new_tokens": max_new_tokens, "allow": allow,
         }  # fmt: skip
-        chat(
-            path, message=message, once=once, as_json=as_json, memory=memory_file(memory, user),
-            documents=documents or (), device=device, engine=engine, encoding=encoding,
-            search_endpoint=search_endpoint, tools=tools or (),
+        opening = Opening(
+            memory=memory_file(memory, user),
+            documents=documents or (),
+            encoding=encoding,
+            search_endpoint=search_endpoint,
+            device=device,
+            engine=engine,
             settings={name: value for name, value in changes.items() if value is not None},
-        )  # fmt: skip
+        )
+        chat(path, Talk(message=message, once=once, as_json=as_json), opening, tools or ())
 
 
 def memory_file(memory: str, user: str) -> str:

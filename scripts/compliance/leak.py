@@ -39,7 +39,7 @@ def small_agent(folder: Path) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from agent_forge import checkpoint, data, models
-    from agent_forge.agent import Agent
+    from agent_forge.agent.loop import Agent, Opening
 
     tokenizer = data.train_tokenizer([TEXT] * 50, 300)
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def small_agent(folder: Path) -> Any:
         phase="import", seed=0, config={},
         agent={"tools": ["calculator", "remember", "recall"], "decoder": {"max_new_tokens": 16}},
     )  # fmt: skip
-    return Agent.from_checkpoint(folder / "model", memory=folder / "memory.db")
+    return Agent.from_checkpoint(folder / "model", Opening(memory=folder / "memory.db"))
 
 
 def measure(turns: int) -> dict[str, float]:

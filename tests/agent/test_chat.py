@@ -12,10 +12,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge import data
 from agent_forge.agent import Agent, AgentSettings, Call, Memory, Tool, format_call
-from agent_forge.agent.chat import chat
+from agent_forge.agent.chat import Talk, chat
 from agent_forge.agent.conversation import COMMANDS, Conversation
 from agent_forge.agent.display import TextDisplay
 from agent_forge.agent.events import Done, Said, Thought, Usage
+from agent_forge.agent.loop import Opening
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.data.rows import messages as messages_of
@@ -63,7 +64,7 @@ def test_chat_answers_one_message_from_a_checkpoint(
     speaks(lambda _: "hello [bold]you[/]")
     memory = tmp_path / "memory.db"
     assert "hello [bold]you[/]" in printed(
-        lambda c: chat(tiny_checkpoint.path, message="hi", memory=memory, console=c)
+        lambda c: chat(tiny_checkpoint.path, Talk(message="hi", console=c), Opening(memory=memory))
     )
     assert Memory(memory).episodic.search("hi", 1)[0].content == "hi"
 
@@ -73,23 +74,23 @@ def test_chat_reads_a_pipe(
 ) -> None:
     seen = speaks(lambda _: "fine")
     monkeypatch.setattr("sys.stdin", StringIO("how are you?\n"))
-    assert "fine" in printed(lambda c: chat(tiny_checkpoint.path, console=c))
+    assert "fine" in printed(lambda c: chat(tiny_checkpoint.path, Talk(console=c)))
     assert "how are you?" in seen[0]
 
 
 def test_chat_without_a_message_says_what_to_do(tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(ConfigError, match="nothing to answer"):
-        chat(tiny_checkpoint.path, message=" ")
+        chat(tiny_checkpoint.path, Talk(message=" "))
 
 
 def test_chat_with_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        chat(tmp_path / "none", message="hi")
+        chat(tmp_path / "none", Talk(message="hi"))
 
 
 def test_a_message_that_is_no_utf8_is_refused_in_one_line(tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(ConfigError, match="the message is not UTF-8"):
-        chat(tiny_checkpoint.path, message="a\udcff")
+        chat(tiny_checkpoint.path, Talk(message="a\udcff"))
 
 
 def test_chat_converses_shows_calls_and_obeys_commands(
@@ -105,7 +106,7 @@ def test_chat_converses_shows_calls_and_obeys_commands(
     monkeypatch.setattr(
         AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"]))
     )
-    text = printed(lambda c: chat(tiny_checkpoint.path, console=c))
+    text = printed(lambda c: chat(tiny_checkpoint.path, Talk(console=c)))
     for expected in (
         "→ calculator(expression='6*7')",
         "← 42\n42\n",
@@ -122,10 +123,10 @@ def test_once_leaves_after_one_answer_on_a_terminal(
     read = lines_of("first", "second")
     monkeypatch.setattr("agent_forge.agent.chat.line_reader", lambda _: read)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    assert printed(lambda c: chat(tiny_checkpoint.path, once=True, console=c)) == "fine\n"
+    assert printed(lambda c: chat(tiny_checkpoint.path, Talk(once=True, console=c))) == "fine\n"
     assert len(seen) == 1
     assert read() == "second"
-    assert printed(lambda c: chat(tiny_checkpoint.path, once=True, console=c)) == ""
+    assert printed(lambda c: chat(tiny_checkpoint.path, Talk(once=True, console=c))) == ""
 
 
 def test_json_prints_one_line_per_event(
@@ -138,7 +139,9 @@ def test_json_prints_one_line_per_event(
     monkeypatch.setattr(
         AgentSettings, "from_manifest", classmethod(lambda cls, _: cls(tools=["calculator"]))
     )
-    text = printed(lambda c: chat(tiny_checkpoint.path, message="6*7", as_json=True, console=c))
+    text = printed(
+        lambda c: chat(tiny_checkpoint.path, Talk(message="6*7", as_json=True, console=c))
+    )
     events = [json.loads(line) for line in text.splitlines()]
     assert events[:2] == [
         {"event": "call", "number": 0, "name": "calculator", "arguments": {"expression": "6*7"}},
@@ -233,7 +236,9 @@ def test_tools_of_a_file_are_called_in_chat(
     file.write_text('def double(n: int) -> int:\n    """Return twice n."""\n    return 2 * n\n')
     speaks(lambda text: "86" if "86" in text else format_call(Call("double", {"n": 43})))
     text = printed(
-        lambda c: chat(tiny_checkpoint.path, message="twice 43?", tools=[str(file)], console=c)
+        lambda c: chat(
+            tiny_checkpoint.path, Talk(message="twice 43?", console=c), tools=[str(file)]
+        )
     )
     assert text == "→ double(n=43)\n← 86\n86\n"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from agent_forge.agent import Agent
+from agent_forge.agent.loop import Agent, Opening
 from agent_forge.agent.working import HEAD, WorkingMemory, rolling, sum_basic
 from agent_forge.checkpoint import Checkpoint
 
@@ -126,7 +126,7 @@ def test_an_agent_goes_on_when_its_window_is_full(
 ) -> None:
     agent = Agent.from_checkpoint(
         tiny_checkpoint.path,
-        settings={"summary": summary, "working_tokens": 380, "max_new_tokens": 16},
+        Opening(settings={"summary": summary, "working_tokens": 380, "max_new_tokens": 16}),
     )
     seen: list[list[dict[str, str]]] = []
     real = agent.working.window

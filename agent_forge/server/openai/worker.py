@@ -96,11 +96,11 @@ class ServedAgent:
     """A checkpoint that answers jobs: as a model with the client's tools, or as its own agent."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        from agent_forge.agent.loop import Agent
+        from agent_forge.agent.loop import Agent, Opening
         from agent_forge.data.windows import positions
 
         self.agent = Agent.from_checkpoint(
-            options["path"], device=options["device"], engine=options["engine"]
+            options["path"], Opening(device=options["device"], engine=options["engine"])
         )
         self.context_tokens = positions(self.agent.model.config) or 1 << 20
 
