@@ -18,7 +18,9 @@ def test_a_checkpoint_keeps_all_of_itself_and_finds_the_same_tokens(
     settings = replace(compose("eval", EvalSettings, []), data=data_config)
     names = ["chat", "hellaswag"]
     one, two = (
-        scoring._measured(tiny_checkpoint.path, settings, names, 4, "test", with_tokens=True)
+        scoring._measured(
+            tiny_checkpoint.path, scoring.Scoring(settings, names, 4, "test"), with_tokens=True
+        )
         for _ in range(2)
     )
     chat, choice = (
