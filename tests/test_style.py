@@ -33,8 +33,8 @@ def test_each_rule_sees_what_it_is_for_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(line.removeprefix(f"{file}:") for line in lines) == [
         '1: docstring opens with "Say": Say whether a plan fits.',
         '3: " is no " in prose: # A table is no list, and there is n',
-        '5: " is no " in prose: Return a number that is no sum.',
         "4: banned local name: kept",
+        '5: " is no " in prose: Return a number that is no sum.',
         "7: banned local name: found",
         "8: banned local name: asked",
         "8: comment begins in mid-sentence: # of the plan",

@@ -184,9 +184,9 @@ def test_ctrl_c_in_an_answer_keeps_what_was_said(
     seen = speaks(lambda _: "and then?")
     dictated = talker.stream
 
-    def breaks_off(_: object, prompt: list[int], **settings: Any) -> Iterator[int]:
+    def breaks_off(_: object, prompt: list[int], *settings: Any) -> Iterator[int]:
         if "second" in str(tiny_tokenizer.decode(prompt)):
-            yield from dictated(_, prompt, **settings)
+            yield from dictated(_, prompt, *settings)
             return
         yield from tiny_tokenizer.encode("half a sentence", add_special_tokens=False)
         raise KeyboardInterrupt
