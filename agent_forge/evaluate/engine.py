@@ -230,6 +230,7 @@ def row_tokens(
     scored: list[list[tuple[int, Array, NDArray[np.int64]]]] = [[] for _ in rows]
     windows = [part for _, part in parts]
     for chosen, places, logits, targets in _window_logits(model, windows, batch_tokens):
+        # Everything is fetched at once: each fetch makes the host wait for the accelerator.
         nats, top = _nats(logits, targets).cpu().numpy(), logits.argmax(-1).cpu().numpy()
         owners = places.cpu().numpy()
         for place, window in enumerate(chosen):
@@ -295,6 +296,7 @@ def _window_logits(
                     "the first token of a row has nothing before it and cannot be scored; "
                     "put one in front"
                 )
+            # Without a mask the model takes its fast causal attention, and most batches need none.
             padded = not bool(present.all())
             logits = model(
                 input_ids=ids.to(device),

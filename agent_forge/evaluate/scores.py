@@ -75,7 +75,12 @@ class Scores:
         )
         clusters = [self.clusters[place] for place in places] if self.clusters else []
         low, high = bootstrap_interval(
-            values, weights, clusters=clusters, seed=seed_for(0, "kinds", self.task, name)
+            # A seed of its own per kind, so that a kind has the same interval whatever else is
+            # scored.
+            values,
+            weights,
+            clusters=clusters,
+            seed=seed_for(0, "kinds", self.task, name),
         )
         return {
             "value": float(values.sum() / weights.sum()),

@@ -188,6 +188,7 @@ class PackedModel:
 
     def _forward_in_numpy(self, chunk: native.Chunk) -> None:
         one, tokens = self.shape, len(chunk.ids)
+        # In float32, as the compiled code has them: the two must agree on far positions too.
         angles = chunk.positions[:, None].astype(np.float32) * self._frequencies
         turns = (np.cos(angles)[:, None], np.sin(angles)[:, None])
         x = self.matrices["embedding"].take(chunk.ids)
@@ -199,6 +200,8 @@ class PackedModel:
                 _rotate(_rms_norm(a, self.norms.get(f"{index}.{name}_norm"), one.epsilon), turns)
                 for name, a in (("q", q), ("k", k))
             )
+            # One token after the other: each may belong to another sequence, and sees those before
+            # it.
             mixed = np.empty_like(q)
             for t, (sequence, position) in enumerate(
                 zip(chunk.sequences, chunk.positions, strict=True)
@@ -235,8 +238,10 @@ def _rotate(heads: Array, turns: tuple[Array, Array]) -> Array:
 
 def _attend(q: Array, keys: Array, values: Array) -> Array:
     """Return attention of q (H, D) over keys and values (kv_heads, n, D): (H, D)."""
+    # Neighbouring query heads share one head of keys and values (grouped-query attention).
     grouped = q.reshape(len(keys), -1, q.shape[1])
     scores = grouped @ keys.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[1]))
+    # Less the largest score, so that exp cannot overflow.
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return (weights @ values).reshape(q.shape)

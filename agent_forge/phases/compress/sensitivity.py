@@ -227,6 +227,7 @@ def _note_gradient(sums: _Sums, gradient: Tensor, of_embedding: bool, factor: fl
         assert sums.second is not None
         sums.second += second_moment(gradient if factor == 1 else gradient.float() * factor)
         sums.uses += gradient.numel() // gradient.shape[-1]
+    # A head whose E[g²] is known exactly needs no squared gradients of drawn labels.
     elif not sums.exact:
         sums.rows += gradient.detach().flatten(0, -2).float().square().sum(0)
 
@@ -273,6 +274,7 @@ def measure(
                     )
                 else:
                     with torch.no_grad():
+                        # Later parts only need inputs: no gradients, and no logits but one.
                         model(input_ids=ids, use_cache=False, logits_to_keep=1)
                 phase.events.progress(
                     "calibrate", number * len(windows) + step + 1, len(parts) * len(windows)
