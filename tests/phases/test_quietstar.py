@@ -216,7 +216,7 @@ def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -
 def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
     thoughts, labels = made_up()
     result = outcome(thoughts, labels, 2)
-    assert result.wanted[0].tolist() == [[True, True], [False, True], [True, False]]
+    assert result.counted[0].tolist() == [[True, True], [False, True], [True, False]]
     mixed = thoughts.mixed_logits().log_softmax(-1)
     base = thoughts.base_logits.log_softmax(-1)
     expected = -mixed[1, 1, 1, 1, labels[1, 5]]
