@@ -360,10 +360,10 @@ def test_speed_is_the_best_turn_without_the_first_and_models_take_turns(
     costs = {"a": iter([100.0, 4.0, 2.0, 8.0]), "b": iter([50.0, 16.0, 1.0, 3.0])}
     twins = {"a": model, "b": copy.deepcopy(model)}
 
-    def generate(which, _prompts, *, max_new_tokens, stop_ids):
-        assert stop_ids == []
+    def generate(which, _prompts, decoding):
+        assert not decoding.stop_ids
         name = "a" if which is model else "b"
-        turns.append((name, max_new_tokens))
+        turns.append((name, decoding.max_new_tokens))
         now[0] += next(costs[name])
 
     monkeypatch.setattr(models, "generate", generate)

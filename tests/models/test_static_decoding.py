@@ -78,7 +78,7 @@ def test_only_the_last_token_of_a_prompt_has_logits() -> None:
     model, rows = llama(), []
     model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2]))
     questions = [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
-    models.generate(model, questions, static=True, max_new_tokens=3, stop_ids=[])
+    models.generate(model, questions, models.Decoding(static=True, max_new_tokens=3))
     assert set(rows) == {torch.Size([2, 1])}
 
 

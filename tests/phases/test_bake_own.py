@@ -244,7 +244,7 @@ def test_a_verb_alone_names_a_tool_where_no_other_tool_has_it(tools: tuple[Tool,
 
 
 def test_a_third_of_the_numbers_that_can_have_a_unit_are_said_with_one() -> None:
-    generator, plain = np.random.default_rng(0), own_traces.Said(5, "5")
+    generator, plain = np.random.default_rng(0), own_traces.SpokenValue(5, "5")
     name = f"the_{next(iter(words.UNITS))}"
     said = [own_traces._with_unit(generator, name, plain) for _ in range(4000)]
     assert {one.value for one in said} == {5}

@@ -261,9 +261,7 @@ def test_waves_leave_the_layers_ternary_with_scales_of_their_own(
     calls: list[tuple[int, int]] = []
     result = compensate_in_waves(
         tiny_llama,
-        CalibrationRun(
-            windows=calibration()[:batches], progress=lambda *done: calls.append(done)
-        ),
+        CalibrationRun(windows=calibration()[:batches], progress=lambda *done: calls.append(done)),
         waves,
         Rounding(0.01),
     )

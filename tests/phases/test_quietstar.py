@@ -290,7 +290,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(
         advantage = rewards - others
         if config.normalise_advantage:
             advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
-        counted = result.wanted[:, :, None].expand_as(result.mixed)
+        counted = result.counted[:, :, None].expand_as(result.mixed)
         parts = [
             float(result.mixed[counted].mean()),
             float(-(advantage * thoughts.log_probs.sum(-1)).mean()),
