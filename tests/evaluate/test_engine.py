@@ -151,6 +151,11 @@ def test_every_task_leaves_room_above_chance(name):
         assert 0 <= task.chance <= 0.5
 
 
+def test_calls_and_conversations_of_calls_are_never_guessed():
+    for name in ("tools", "schemas", "bfcl", "bfcl_multi_turn"):
+        assert evaluate.load_task(name).TASK.chance == 0.0
+
+
 def test_chance_is_what_guessing_scores():
     """One of four choices.
 

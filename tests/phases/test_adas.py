@@ -266,7 +266,7 @@ def test_a_fifth_of_each_row_that_an_mlp_reads_with_is_pruned_the_smallest_first
         assert not left[:, columns - pruned :].any()
 
 
-@pytest.mark.parametrize(("least", "neighbour"), [(0, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("least", "neighbour"), [(0, 1), (1, 2), (2, 3), (3, 2)])
 def test_the_layer_of_least_influence_gets_the_next_layers_mlp_and_the_last_the_one_before(
     least, neighbour
 ):
