@@ -74,7 +74,7 @@ def test_the_tokens_are_those_of_the_growing_cache(make, sampling: dict[str, flo
 
 
 def test_only_the_last_token_of_a_prompt_has_logits() -> None:
-    """Those of the others would take a vocabulary's worth of memory each."""
+    """Those that StaticDecoder does not need would take a vocabulary's worth of memory each."""
     model, rows = llama(), []
     model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:2]))
     questions = [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
