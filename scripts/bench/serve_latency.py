@@ -48,12 +48,13 @@ class Server:
     key: str
     process: "subprocess.Popen[bytes]"
 
-    def call(self, path: str, body: Any = None) -> Any:
-        """Return the JSON that a path answers."""
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """Return the JSON that a path answers. method: GET, or POST where there is a body."""
         request = urllib.request.Request(
             f"{self.url}{path}",
             None if body is None else json.dumps(body).encode(),
             {"authorization": f"Bearer {self.key}", "content-type": "application/json"},
+            method=method,
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
@@ -79,11 +80,19 @@ def served(*options: str, port: int = 0) -> Iterator[Server]:
             yield server
         finally:
             with contextlib.suppress(OSError):
+                server.call("/v1/queue", {"paused": True}, "PUT")  # what waits must not begin
                 for job in server.call("/v1/jobs?state=running"):
-                    server.call(f"/v1/jobs/{job['id']}/cancel", {})
-                until(lambda: not server.call("/v1/jobs?state=cancelling"))
+                    with contextlib.suppress(OSError):  # it has ended meanwhile
+                        server.call(f"/v1/jobs/{job['id']}/cancel", {})
+                until(lambda: not active(server))
             server.process.terminate()
             server.process.wait(60)
+
+
+def active(server: Server) -> list[Any]:
+    """Return the jobs that have a process."""
+    states = ("running", "cancelling")
+    return [job for state in states for job in server.call(f"/v1/jobs?state={state}")]
 
 
 def start(state: Path, port: int, *options: str) -> Server:

@@ -134,7 +134,7 @@ def test_a_thousand_checkpoints_are_listed_from_the_index(
     assert len(registry.list()) == MANY
     listing = time.process_time() - began
     print(f"scan {first_scan * 1e3:.0f} ms, list {listing * 1e3:.1f} ms of processor time")
-    assert listing < first_scan / 3
+    assert listing < min(first_scan / 3, 0.05)
     began = time.process_time()
     assert registry.scan() == 0
     assert time.process_time() - began < first_scan / 2
