@@ -4,8 +4,8 @@
     python -m scripts.bench run serve_restarts --real 20            and 20 with a real run-all
 
 Each cycle starts a server, lets it begin or stop a job, and kills it (SIGKILL): at a random moment,
-between the row of an attempt and its process, between the process and its handle, before or after
-the request to stop. While it is down, jobs are killed, the boot's name changes (a reboot), or a
+between the row of an attempt and its process, between the process and its handle (which may die
+with it), before or after the request to stop. While it is down, jobs are killed, the boot's name changes (a reboot), or a
 job's pid is given to another process. The next server has to find the truth. At the end all jobs
 are resumed, and every event in their records has to be in the database once.
 """
@@ -46,12 +46,16 @@ PHASES = (
 )  # fmt: skip
 JOB_KILLED = 0.4  # the share of the kills of a real run's server in which the run dies too
 # Scenes after which the job is dead for certain, so the time until the truth counts.
-DEADLY = ("job_killed", "reboot", "pid_reused")
+DEADLY = ("job_killed", "reboot", "pid_reused", "lost_start")
 ENDED = ("succeeded", "rejected", "failed", "interrupted", "paused", "cancelled")
 SCENES = (
     "random", "before_start", "after_start", "before_stop", "after_stop", "job_killed", "reboot",
-    "pid_reused", "paused",
+    "pid_reused", "paused", "lost_start",
 )  # fmt: skip
+# Scenes in which the server kills itself at a point, by the name of that point.
+POINTS = {one: one for one in ("before_start", "after_start", "before_stop", "after_stop")} | {
+    "lost_start": "after_start"
+}
 
 
 @dataclass
@@ -89,19 +93,21 @@ class Cycles:
 
     def cycle(self, server: Server, scene: str) -> Server:
         """Do something, kill the server, change the world; return the next, once it was judged."""
-        if scene.startswith(("before_", "after_")):
-            server.order(do="die", point=scene)
+        if scene in POINTS:
+            server.order(do="die", point=POINTS[scene])
         steps, pause = self.random.randint(2, 8), self.random.choice([0.0, 0.02])
         lasting = ["end=hang"] if scene not in ("random", "before_start") else []
         job = server.order(
             do="submit", overrides=[f"steps={steps}", f"pause={pause}", *lasting]
         )  # fmt: skip
         job_id = job.get("id") or self.newest()
-        if scene in ("before_start", "after_start"):
+        if scene in ("before_start", "after_start", "lost_start"):
             server.died()
         elif scene == "random":
             time.sleep(self.random.uniform(0.0, 0.8))
         else:
+            self.wait(lambda: self.has_events(job_id), f"{scene}: the job writes events")
+        if scene == "lost_start":
             self.wait(lambda: self.has_events(job_id), f"{scene}: the job writes events")
         if scene.endswith("_stop"):
             server.order(do="cancel", job=job_id)
@@ -114,7 +120,7 @@ class Cycles:
 
     def change_the_world(self, scene: str, job_id: str) -> None:
         """Do, while no server runs, what makes a careless one lie."""
-        if scene in ("job_killed", "reboot", "pid_reused"):
+        if scene in DEADLY:
             self.end_processes(job_id)
         if scene == "reboot":
             self.boot = f"boot-{self.number}"
@@ -130,7 +136,8 @@ class Cycles:
         expected = {
             "before_stop": {"cancelled"}, "after_stop": {"cancelled"}, "paused": {"paused"},
             "job_killed": {"interrupted"}, "reboot": {"interrupted"},
-            "pid_reused": {"interrupted"}, "after_start": {"running"},
+            "pid_reused": {"interrupted"}, "lost_start": {"interrupted"},
+            "after_start": {"running"},
         }.get(scene, {"succeeded"})  # fmt: skip
         self.wait(lambda: self.state(job_id) in expected, f"{scene}: {sorted(expected)}")
         if scene in DEADLY:
