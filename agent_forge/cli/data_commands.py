@@ -30,6 +30,9 @@ Tokenizer = Annotated[
     Path | None, typer.Option(help="A checkpoint whose tokenizer counts; else bytes count.")
 ]
 Roles = Annotated[str, typer.Option(help="Roles that are learned, with commas.")]
+LastTurn = Annotated[
+    bool, typer.Option("--last-turn", help="Count as bake does with training.last_turn=true.")
+]
 IgnoredKeys = Annotated[
     list[str] | None,
     typer.Option(help="A key without effect, as in data.ignore_keys; may be repeated."),
@@ -73,6 +76,7 @@ def inspect_command(
     roles: Roles = "assistant",
     encoding: FileEncoding = "utf-8",
     ignore_key: IgnoredKeys = None,
+    last_turn: LastTurn = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -88,7 +92,7 @@ def inspect_command(
         )
         summary = inspect_rows(
             sources, counter, rows if show_mask else 0, roles.split(","),
-            encoding=encoding, ignored=ignore_key or (),
+            encoding=encoding, ignored=ignore_key or (), last_turn=last_turn,
         )  # fmt: skip
         if as_json:
             print_json(summary)

@@ -13,7 +13,6 @@ import re
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from agent_forge.data.chat_template import (
     control_tokens,
     with_tools,
 )
+from agent_forge.data.marks import reaching
 from agent_forge.data.windows import window_prefix
 
 if TYPE_CHECKING:
@@ -227,8 +227,9 @@ def encode_chat(
 ) -> tuple[list[int], list[bool]]:
     """Return ids and a mask that is True on the content and end token of turns that are learned.
 
-    A turn is learned as its "learn" says, else where its role is in `mask_roles`. Text of users and
-    tools cannot forge turn borders: control tokens inside it are encoded as plain text. Raises
+    A turn is learned as its "learn" says, else where its role is in `mask_roles`; of one with
+    "spans", only the tokens that reach into them, and the end token where the last of them reaches
+    the end. Text of users and tools cannot forge turn borders: control tokens inside it are encoded as plain text. Raises
     DataError where the tokenizer's chat template refuses the conversation.
     """
     return encode_chats(tokenizer, [messages], mask_roles)[0]
@@ -252,11 +253,16 @@ def encode_chats(
     def note(text: str) -> list[int]:
         return texts.setdefault(text, [])
 
+    def measure(pieces: Sequence[str], spans: Sequence[Sequence[int]]) -> list[bool]:
+        return _tokens_in(tokenizer, pieces, spans)
+
     for messages in conversations:
-        _assembled(note, form.pieces, messages, mask_roles)
+        _assembled(note, lambda *_: [], form.pieces, messages, mask_roles)
     texts = dict(zip(texts, _encode_all(tokenizer, list(texts)), strict=True))
     return [
-        _with_prefix(form, *_assembled(texts.__getitem__, form.pieces, messages, mask_roles))
+        _with_prefix(
+            form, *_assembled(texts.__getitem__, measure, form.pieces, messages, mask_roles)
+        )
         for messages in conversations
     ]
 
@@ -278,20 +284,39 @@ def _with_prefix(
 
 def _assembled(
     encode: Callable[[str], list[int]],
+    measure: Callable[[Sequence[str], Sequence[Sequence[int]]], list[bool]],
     split: Callable[[str], list[str]],
     messages: Sequence[Message],
     mask_roles: Collection[str],
 ) -> tuple[list[int], list[bool]]:
-    """Return ids and mask of ChatML turns."""
+    """Return ids and mask of ChatML turns. measure: which tokens of a turn reach into its spans."""
     ids: list[int] = []
     mask: list[bool] = []
     for message, trained in zip(messages, _learned(messages, mask_roles), strict=True):
-        head = encode(f"{IM_START}{message['role']}\n")
-        body = [*_content(encode, split, message["role"], message["content"]), *encode(IM_END)]
-        tail = encode("\n")
-        ids += head + body + tail
-        mask += [False] * len(head) + [trained] * len(body) + [False] * len(tail)
+        content, spans = message["content"], message.get("spans")
+        pieces = _pieces(split, message["role"], content)
+        head, end, tail = encode(f"{IM_START}{message['role']}\n"), encode(IM_END), encode("\n")
+        body = [token for piece in pieces for token in encode(piece)]
+        learned, ended = [trained] * len(body), trained
+        if trained and spans:
+            learned, ended = measure(pieces, spans), spans[-1][1] >= len(content)
+        ids += head + body + end + tail
+        mask += [False] * len(head) + learned + [ended] * len(end) + [False] * len(tail)
     return ids, mask
+
+
+def _tokens_in(
+    tokenizer: "PreTrainedTokenizerFast", pieces: Sequence[str], spans: Sequence[Sequence[int]]
+) -> list[bool]:
+    """Return of each token of a text in pieces whether it reaches into `spans` of that text."""
+    backend = _plain_backend(tokenizer) or tokenizer.backend_tokenizer
+    learned: list[bool] = []
+    shift = 0
+    for piece in pieces:
+        encoded = backend.encode(piece, add_special_tokens=False)
+        learned += reaching(encoded.offsets, spans, shift)
+        shift += len(piece)
+    return learned
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Message]) -> list[int]:
@@ -306,15 +331,14 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Messa
 
 def encode_content(tokenizer: "PreTrainedTokenizerFast", role: str, content: str) -> list[int]:
     """Return the ids of one turn's text; control tokens in other people's text stay plain text."""
-    return _content(partial(_encode, tokenizer), chat_format(tokenizer).pieces, role, content)
+    pieces = _pieces(chat_format(tokenizer).pieces, role, content)
+    return [token for piece in pieces for token in _encode(tokenizer, piece)]
 
 
-def _content(
-    encode: Callable[[str], list[int]], split: Callable[[str], list[str]], role: str, content: str
-) -> list[int]:
-    if role not in ("user", "tool"):
-        return encode(content) if content else []
-    return [token for piece in split(content) if piece for token in encode(piece)]
+def _pieces(split: Callable[[str], list[str]], role: str, content: str) -> list[str]:
+    """Return the pieces of one turn's text that are encoded by themselves."""
+    pieces = split(content) if role in ("user", "tool") else [content]
+    return [piece for piece in pieces if piece]
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -355,10 +379,7 @@ def _encode_rendered(
         for offset in [0, *one.cuts]:
             part = next(encoded)
             ids += part.ids
-            mask += [
-                any(offset + start < last and offset + end > first for first, last in one.learned)
-                for start, end in part.offsets
-            ]
+            mask += reaching(part.offsets, one.learned, offset)
         result.append((ids, mask))
     return result
 

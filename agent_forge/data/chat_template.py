@@ -72,16 +72,17 @@ PLAIN_TEMPLATE = (
 CALL_ID = "call00000"
 # Llama 3's own default date; the current date would make training differ from day to day.
 DATE = "26 Jul 2024"
-# Characters of private use mark where learned text starts and ends, and where a forged control
-# token is cut.
-_MARKS = ("\uf8d0", "\uf8d1", "\uf8d2")
+# Characters of private use mark where learned text starts with its turn, where it ends with it,
+# where a forged control token is cut, and where learned text stops and starts inside its turn.
+_MARKS = ("\uf8d0", "\uf8d1", "\uf8d2", "\uf8d3", "\uf8d4")
 
 
 @dataclass(slots=True)
 class Rendered:
     """A conversation as text.
 
-    learned: (start, end) of each learned turn. cuts: the places where the encoding begins anew.
+    learned: (start, end) of each learned turn, or of each learned span of it. cuts: the places
+    where the encoding begins anew.
     """
 
     text: str
@@ -139,7 +140,8 @@ class Template:
         """Return messages as the template writes them; prompt=True ends where the assistant is to
         speak.
 
-        learned: whether each turn is. Raises DataError where the template refuses or drops a turn.
+        learned: whether each turn is; of one with spans, those are. Raises DataError where the
+        template refuses or drops a turn.
         """
         tools = messages[0].get("tools") if messages and self.native_tools else None
         if self.native_tools:
@@ -147,12 +149,9 @@ class Template:
         marked = self._adapted(messages if tools else with_tools(messages), learned)
         if tools and not marked[0]["content"] and marked[0]["role"] == "system":
             marked = marked[1:]
-        text = self._apply(
-            [{"role": m["role"], "content": self._marked(m), **m["keys"]} for m in marked],
-            tools,
-            prompt,
-        )
-        return self._read(text, [bool(m["learn"]) for m in marked])
+        turns = [{"role": m["role"], "content": self._marked(m), **m["keys"]} for m in marked]
+        ends = sum(turn["content"].count(mark) for turn in turns for mark in _MARKS[1:4:2])
+        return self._read(self._apply(turns, tools, prompt), ends)
 
     def end_of_turn(self) -> str | None:
         """Return the control token that ends an assistant's turn, or None."""
@@ -265,8 +264,10 @@ class Template:
                 if calls and not any(isinstance(call, BrokenCall) for call in scan.calls):
                     written = self.spoken_calls(calls)
                     turn["content"] = f"{scan.words}\n{written}" if scan.words else written
+                    _check_spans(message, scan.words)
             elif message["role"] == "tool" and self.wraps_results:
                 turn["content"] = read_response(message["content"])
+                _check_spans(message, "")
                 turn |= _answering(waiting.pop(0) if waiting else "tool")
             result.append(turn)
         return result
@@ -289,6 +290,7 @@ class Template:
                 "from": message["role"],
                 "content": message["content"],
                 "learn": learn,
+                "spans": message.get("spans"),
                 "keys": {key: message[key] for key in ("name", "tool_call_id") if key in message},
             }
             if turns and turns[-1]["role"] == role != "system" and not self.takes_repeats:
@@ -297,44 +299,44 @@ class Template:
                         f"two turns of {role} in a row become one here: both are learned, or "
                         "neither"
                     )
-                turns[-1]["content"] += f"\n\n{message['content']}"
+                turns[-1] = _joined(turns[-1], turn)
             else:
                 turns.append(turn)
         return turns
 
     def _marked(self, turn: Mapping[str, Any]) -> str:
         """Return a turn's text with marks inside its outer white space."""
-        start, end, cut = _MARKS
         text = str(turn["content"])
         if any(mark in text for mark in _MARKS):
             raise DataError(
                 f"a turn holds a character of private use ({', '.join(map(ascii, _MARKS))}); "
                 "remove it"
             )
+        marks: list[tuple[int, str]] = []
         if turn["from"] in ("user", "tool", "system"):
-            text = self._control.sub(lambda match: match[0] + cut, text)
-        if not turn["learn"]:
-            return text
-        core = text.strip()
-        before = text[: len(text) - len(text.lstrip())]
-        after = text[len(before) + len(core) :]
-        # Templates treat thoughts separately and leave earlier turns' thoughts out, so there is one
-        # mark in them and one after them.
-        thoughts = re.match(r"(<think>\s*)(.*?</think>\s*)", core, re.DOTALL)
-        if thoughts:
-            core = f"{thoughts[1]}{start}{thoughts[2]}{start}{core[thoughts.end() :]}"
-        return f"{before}{core if thoughts else start + core}{end}{after}"
+            marks += [(match.end(), _MARKS[2]) for match in self._control.finditer(text)]
+        if turn["learn"]:
+            marks += _borders(text, turn["spans"] or [[0, len(text)]])
+        result, done = "", 0
+        for place, mark in sorted(marks, key=lambda one: one[0]):
+            result, done = result + text[done:place] + mark, place
+        return result + text[done:]
 
-    def _read(self, marked: str, learned: Sequence[bool]) -> Rendered:
-        """Take the marks out of rendered text and note where they stood."""
-        start_mark, end_mark, cut_mark = _MARKS
+    def _read(self, marked: str, count: int) -> Rendered:
+        """Take the marks out of rendered text and note where they stood.
+
+        count: how many pieces of learned text were marked.
+        """
+        begin_mark, end_mark, cut_mark, stop_mark, start_mark = _MARKS
         result = Rendered("")
         pieces: list[str] = []
-        length, start = 0, None
+        with_turn: list[tuple[bool, bool]] = []
+        length, start, begins = 0, None, False
         for piece in re.split(f"([{''.join(_MARKS)}])", marked):
-            if piece == start_mark:
-                start = length if start is None else start
-            elif piece == end_mark:
+            if piece in (begin_mark, start_mark):
+                if start is None:
+                    start, begins = length, piece == begin_mark
+            elif piece in (end_mark, stop_mark):
                 if start is None:
                     raise DataError(
                         "the model's chat template leaves out the beginning of a learned turn "
@@ -342,6 +344,7 @@ class Template:
                         "turns, as a rule); mark that turn as not to be learned"
                     )
                 result.learned.append((start, length))
+                with_turn.append((begins, piece == end_mark))
                 start = None
             elif piece == cut_mark:
                 result.cuts.append(length)
@@ -349,11 +352,14 @@ class Template:
                 pieces.append(piece)
                 length += len(piece)
         result.text = "".join(pieces)
-        if len(result.learned) < sum(learned):
+        if len(result.learned) < count:
             raise DataError("the model's chat template drops a learned turn of this conversation")
         result.learned = [
-            (_with_think(result.text, first), self._with_end(result.text, last))
-            for first, last in result.learned
+            (
+                _with_think(result.text, first) if begins else first,
+                self._with_end(result.text, last) if ends else last,
+            )
+            for (first, last), (begins, ends) in zip(result.learned, with_turn, strict=True)
         ]
         return result
 
@@ -362,6 +368,54 @@ class Template:
         gap = len(text) - end - len(text[end:].lstrip())
         token = next((token for token in self.special if text.startswith(token, end + gap)), None)
         return end if token is None else end + gap + len(token)
+
+
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two turns of one role as one."""
+    content = f"{first['content']}\n\n{second['content']}"
+    spans = None
+    if first["spans"] or second["spans"]:
+        shift = len(content) - len(second["content"])
+        before = first["spans"] or [[0, len(first["content"])]]
+        after = second["spans"] or [[0, len(second["content"])]]
+        spans = [*before, *([start + shift, end + shift] for start, end in after)]
+    return {**first, "content": content, "spans": spans}
+
+
+def _borders(text: str, spans: Sequence[Sequence[int]]) -> list[tuple[int, str]]:
+    """Return the places of marks around spans of a turn's text, inside its outer white space."""
+    begin, end, _, stop, inner = _MARKS
+    first = len(text) - len(text.lstrip())
+    last = max(first, len(text.rstrip()))
+    # Templates treat thoughts separately and leave earlier turns' thoughts out, so there is one
+    # mark in them and one after them.
+    thoughts = re.compile(r"(<think>\s*).*?</think>\s*", re.DOTALL).match(text, first, last)
+    marks: list[tuple[int, str]] = []
+    for start, finish in spans:
+        start = max(start, first)
+        finish = max(start, min(finish, last))
+        if start == finish and first < last:  # white space alone
+            continue
+        opening = begin if start == first else inner
+        if thoughts and finish > thoughts.end(1):
+            start = max(start, thoughts.end(1))
+        marks.append((start, opening))
+        if thoughts and start < thoughts.end() <= finish:
+            marks.append((thoughts.end(), begin))
+        marks.append((finish, end if finish == last else stop))
+    return marks
+
+
+def _check_spans(message: Message, words: str) -> None:
+    """Raise DataError where spans reach beyond `words`, the part of a message that stays as it is
+    when its template writes its calls or its result.
+    """
+    spans = message.get("spans")
+    if spans and not (message["content"].startswith(words) and spans[-1][1] <= len(words)):
+        raise DataError(
+            "the model's chat template writes calls and results in its own form, in which marks of "
+            "characters have no place; mark the turn as a whole"
+        )
 
 
 def _answering(name: str) -> dict[str, str]:

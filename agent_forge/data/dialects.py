@@ -11,8 +11,8 @@ Every field is read, or refused by its name.
 axolotl; "alpaca" is also Dolly's.
 
 A message is {"role", "content"}, with "learn" where a mark in the row says whether it is learned,
-and "tools" on the system turn where the row lists tools. Nulls are absent fields already
-(`files.without_nulls`).
+"spans" where marks say which of its characters are (`marks.py`), and "tools" on the system turn
+where the row lists tools. Nulls are absent fields already (`files.without_nulls`).
 """
 
 import json
@@ -26,6 +26,17 @@ from agent_forge.data.calls import (
     RESPONSE_OPEN,
     write_call,
     write_response,
+)
+from agent_forge.data.marks import (
+    DETAIL,
+    INPUT,
+    MARKS,
+    PART_MARKS,
+    Span,
+    flag,
+    learns,
+    marked_text,
+    turn_mark,
 )
 
 Message = dict[str, Any]
@@ -46,25 +57,6 @@ ALPACA = (("instruction", "output"), ("instruction", "response"))
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TOOLS = ("tools", "functions")
 SYSTEM = ("system", "system_prompt")
-# Marks: a turn is learned when it is true (1) …
-POSITIVE = (
-    "train",
-    "training",
-    "trainable",
-    "learn",
-    "loss",
-    "loss_mask",
-    "weight",
-    "loss_weight",
-    "label",
-)
-# … of these, the ones that also make turns of users and tools learned; the others can only leave
-# turns out.
-FORCING = ("train", "training", "trainable", "learn")
-NEGATIVE = ("mask", "masked", "ignore")  # … and left out when one of these is
-# whether the turns before the answers are learned too
-INPUT = ("train_on_input", "train_on_inputs")
-MARKS = (*POSITIVE, *NEGATIVE, *INPUT)
 # Keys that say where a row comes from and how it was made, but not what it teaches.
 NO_EFFECT = frozenset({
     "id", "_id", "idx", "index", "uuid", "row_id", "conversation_id", "conv_id", "prompt_id",
@@ -121,32 +113,6 @@ def messages(row: Mapping[str, Any], ignored: Collection[str] = ()) -> list[Mess
                 "row"
             )
     return turns
-
-
-def learns(row: Mapping[str, Any]) -> bool | None:
-    """Return what a row's or turn's marks say: True (learned), False (not learned), or None (they
-    say nothing).
-    """
-    said: bool | None = None
-    for key in (*POSITIVE, *NEGATIVE):
-        if key in row and not (key == "mask" and isinstance(row[key], str)):
-            value = _flag(key, row[key]) != (key in NEGATIVE)
-            if not value:
-                return False
-            said = True if key in FORCING else said
-    return said
-
-
-def _flag(key: str, value: object) -> bool:
-    """Return a mark as a truth value. Raises DataError for anything but a boolean, 0 or 1."""
-    if isinstance(value, str) and value.lower() in ("true", "false", "0", "1"):
-        return value.lower() in ("true", "1")
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return bool(value)
-    raise DataError(
-        f"'{key}' is {value!r}: a mark says learn or do not learn (true, false, 1, 0); "
-        "other weights cannot be honoured, so remove it or make it one of these"
-    )
 
 
 def _refuse_unknown(
@@ -239,7 +205,7 @@ def _with_thoughts(fields: Mapping[str, Any], content: str) -> str:
 
 _TURN_KEYS = frozenset(
     {"role", "from", *_CONTENT, "name", "tool_calls", "function_call"}
-    | {*REASONING, *MARKS, *TURN_NO_EFFECT}
+    | {*REASONING, *MARKS, *DETAIL, *TURN_NO_EFFECT}
 )
 
 
@@ -260,38 +226,52 @@ def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
     raw = turn.get("value", turn.get("content"))
     content = _text(raw, where, ignored)
     calls = _calls(turn, where, ignored)
-    if role is None or (content is None and not calls) or all(key in turn for key in _CONTENT):
+    unread = content is None and not (calls and raw in (None, []))
+    if role is None or unread or all(key in turn for key in _CONTENT):
         kind = type(raw).__name__
         raise DataError(
             f"{where} has the role {spoken!r} and content of type {kind}; roles: "
             f"{', '.join(SPEAKERS)}"
         )
-    content = content or ""
+    text = content or ""
+    marked, before = marked_text(turn, text, where, role), 0
     if role == "assistant":
-        if spoken == "function_call":
-            content = _calls_of_text(content, where, ignored)
-        content = _with_thoughts(turn, "\n".join([*filter(None, [content]), *calls]))
+        said = _calls_of_text(text, where, ignored) if spoken == "function_call" else text
+        content = _with_thoughts(turn, "\n".join([*filter(None, [said]), *calls]))
+        before = len(_with_thoughts(turn, ""))
     elif calls or any(turn.get(key) for key in REASONING):
         raise DataError(
             f"{where} has the role {spoken!r}; only an assistant calls tools or reasons"
         )
     elif role == "tool":
-        tagged = content.strip().startswith(RESPONSE_OPEN) and content.strip().endswith(
-            RESPONSE_CLOSE
-        )
-        content = content.strip() if tagged else write_response(content)
+        tagged = text.strip().startswith(RESPONSE_OPEN) and text.strip().endswith(RESPONSE_CLOSE)
+        content = text.strip() if tagged else write_response(text)
+        before = len(text.lstrip()) - len(text) if tagged else len(RESPONSE_OPEN)
+    else:
+        content = text
     message: Message = {"role": role, "content": content}
-    learn = _turn_mark(turn, role)
-    return message if learn is None else {**message, "learn": learn}
+    learn = turn_mark(turn, role)
+    message |= {} if learn is None else {"learn": learn}
+    if marked is None:
+        return message
+    stands = content if before < 0 else content[before : before + len(text)]
+    if stands not in (text, text.strip()):
+        raise DataError(
+            f"{where}: its text is written anew (a call, or a result with tags inside), so marks of "
+            "characters have no place in it; mark the turn as a whole"
+        )
+    return _with_spans(message, marked.placed(content, before, len(text)), forced=marked.forced)
 
 
-def _turn_mark(turn: Mapping[str, Any], role: str) -> bool | None:
-    """Return whether a turn's own marks make it learned; None where it has no marks."""
-    said = learns(turn)
-    for key in INPUT:
-        if key in turn and role != "assistant":
-            said = _flag(key, turn[key]) if said is None else said
-    return said
+def _with_spans(message: Message, spans: list[Span], *, forced: bool) -> Message:
+    """Return a message of which only `spans` are learned. forced: that makes the turn learned."""
+    if message.get("learn") is False:
+        return message
+    if not spans:
+        return {**message, "learn": False}
+    learn = {"learn": True} if forced else {}
+    limits = {} if spans == [[0, len(message["content"])]] else {"spans": spans}
+    return {**message, **learn, **limits}
 
 
 def _text(content: object, where: str, ignored: Collection[str]) -> str | None:
@@ -302,7 +282,10 @@ def _text(content: object, where: str, ignored: Collection[str]) -> str | None:
         for number, part in enumerate(content, start=1):
             if isinstance(part.get("text"), str):
                 _refuse_unknown(
-                    f"{where}, part {number}", part, {"type", "text", *CALL_NO_EFFECT}, ignored
+                    f"{where}, part {number}",
+                    part,
+                    {"type", "text", *PART_MARKS, *CALL_NO_EFFECT},
+                    ignored,
                 )
         if all(
             part.get("type", "text") == "text" and isinstance(part.get("text"), str)
@@ -415,7 +398,7 @@ def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _apply_row_marks(row: Mapping[str, Any], turns: list[Message]) -> None:
     """Mark the turns as the row's marks say, which are about the row, its input, or one role."""
-    on_input = [_flag(key, row[key]) for key in INPUT if key in row]
+    on_input = [flag(key, row[key]) for key in INPUT if key in row]
     hidden = row.get("mask") if isinstance(row.get("mask"), str) else None
     if hidden is not None and hidden.lower() not in SPEAKERS:
         raise DataError(f"'mask' names no role: {hidden!r}; roles: {', '.join(SPEAKERS)}")

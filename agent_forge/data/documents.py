@@ -25,6 +25,7 @@ from agent_forge.data.files import (
     rows_of,
 )
 from agent_forge.data.indexes import documents_in, is_index
+from agent_forge.data.marks import learns
 from agent_forge.data.packaged import PACKAGES, documents_of, files_of
 
 CHECKED_CHARACTERS = 1 << 25  # how many characters of a source are read before work starts
@@ -217,7 +218,7 @@ def row_text(row: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     Returns "" for a row without content, or one marked as not to be learned. Raises DataError for a
     row of no known kind.
     """
-    if dialects.learns(row) is False:
+    if learns(row) is False:
         return ""
     if isinstance(row.get("text"), str):
         return str(row["text"])
@@ -226,7 +227,7 @@ def row_text(row: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     if not dialects.dialect(row):
         raise DataError(f"no usable row; {USABLE}; it has the keys {sorted(map(str, row))}")
     turns = dialects.messages(row, ignored)
-    if any(turn.get("learn") is False for turn in turns):
+    if any(turn.get("learn") is False or "spans" in turn for turn in turns):
         raise DataError(
             "some of its turns are marked as not to be learned, which text cannot follow; use "
             "data.rows"

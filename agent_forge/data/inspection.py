@@ -29,9 +29,11 @@ def inspect_rows(
     *,
     encoding: str = UTF8,
     ignored: Sequence[str] = (),
+    last_turn: bool = False,
 ) -> dict[str, Any]:
     """Return counts over all rows and the masks of the first `shown`.
 
+    last_turn: count as learned only the last learned turn of a row, as training.last_turn does.
     Raises DataError when no token is trained.
 
     A mask is a list of {"text", "trained"}: the row as the model sees it, cut where training starts
@@ -53,6 +55,8 @@ def inspect_rows(
             if key not in seen:
                 splits[split_of(key)] += 1
             seen.add(key)
+            if last_turn:
+                turns = raw.last_turn_alone(turns, mask_roles)
             ids, mask = encode_chat(tokenizer, turns, mask_roles)
             tokens += len(ids)
             trained += sum(mask)

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from agent_forge import agent, data
 from agent_forge.core.errors import DataError
 from agent_forge.data import rows
-from agent_forge.data.dialects import MARKS, NO_EFFECT, messages
+from agent_forge.data.dialects import NO_EFFECT, messages
 from agent_forge.data.files import read_rows, without_nulls
+from agent_forge.data.marks import MARKS
 
 CALL = {"name": "add", "arguments": {"a": 1, "b": [2, "</tool_call>"]}}
 WRITTEN = agent.format_call(agent.Call(**CALL))
@@ -223,6 +224,8 @@ def test_a_mark_that_is_no_yes_or_no_is_refused(key: str) -> None:
         ({**ALPACA, "history": [["a"]]}, "exchange 1 of 'history'"),
         ({**ALPACA, "images": ["a.png"]}, "has 'images': only text is learned"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "text": "x"}]}, SAID]},
+         "content of type list"),
+        ({"messages": [ASKED, {**SAID, "content": ["3"], "tool_calls": [CALL]}]},
          "content of type list"),
         ({**CHAT, "tools": "[{"}, "'tools' is no JSON"),
         ({**CHAT, "tools": ["add"]}, "'tools' is a list of tools"),
