@@ -157,6 +157,8 @@ WILD = {
          "<end_function_call>", [Call("f", {"a": {"b": [1, '}]"'], "c": True}, "d": -1500.0})]),
         ("<start_function_call>call:weather{ city: <escape>Rome<escape> , days: 3 }", [ROME]),
         ("<start_function_call>call:weather{city:Rome,days:3}<end_function_call>", [ROME]),
+        ("<start_function_call>call:f{a:nullable, b:none ,c:Trueblue,d:true}<end_function_call>",
+         [Call("f", {"a": "nullable", "b": None, "c": "Trueblue", "d": True})]),
     ],
 }  # fmt: skip
 
@@ -176,6 +178,10 @@ def test_what_models_really_write_is_read(name: str, text: str, calls: list[Call
         ("llama", "<|python_tag|>let me think"), ("llama", "[f(a=open('x'))]"),
         ("llama", "[f(a=1, b=)]"), ("llama", "[f(a='unclosed)]"),
         ("llama", '{"name": "f", "parameters": {"a": "12'),
+        ("llama", "[f(a={[1]: 2})]"), ("llama", "[f(a=1, **b)]"),
+        pytest.param("llama", '[f(a="' + 60 * "\\", id="backslashes without an end"),
+        ("llama", "[f(a='" + 30 * "\\'"),
+        pytest.param("functiongemma", f"<start_function_call>call:f{{a:{5000 * '1'}}}", id="digits"),
         ("mistral", '[TOOL_CALLS][{"name": "f", "argum'), ("mistral", "[TOOL_CALLS]f[ARGS]{\"a\": "),
         ("mistral", "[TOOL_CALLS] nothing"), ("mistral", '[TOOL_CALLS][{"arguments": {}}]'),
         ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": [1]}]'),

@@ -24,6 +24,8 @@ _CONSTANTS = {
     "true": True, "True": True, "false": False, "False": False, "null": None, "none": None,
     "None": None,
 }  # fmt: skip
+# Text that only begins like one of them ("nullable") is text.
+_CONSTANT = re.compile(rf"(?:{'|'.join(_CONSTANTS)})(?=\s*[,}}\]])")
 _BLANK = re.compile(r"\s*")
 
 
@@ -106,12 +108,19 @@ class _Reader:
             return self._list(place, depth)
         number = _NUMBER.match(self.text, place)
         if number is not None:
-            is_whole = not re.search(r"[.eE]", number[0])
-            return (int(number[0]) if is_whole else float(number[0])), number.end()
-        for word, meaning in _CONSTANTS.items():
-            if self.text.startswith(word, place):
-                return meaning, place + len(word)
+            return self._number(number[0]), number.end()
+        constant = _CONSTANT.match(self.text, place)
+        if constant is not None:
+            return _CONSTANTS[constant[0]], constant.end()
         return self._bare(place)
+
+    def _number(self, text: str) -> int | float:
+        if re.search(r"[.eE]", text):
+            return float(text)
+        try:
+            return int(text)
+        except ValueError:  # Python reads no more than some thousand digits
+            raise _BrokenText("a number is too long") from None
 
     def _escaped(self, place: int) -> tuple[str, int]:
         start = place + len(ESCAPE)

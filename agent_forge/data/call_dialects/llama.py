@@ -8,10 +8,10 @@ for Llama 3.1, 3.2 and 4.
 
 import ast
 import json
-import keyword
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
 from agent_forge.data.call_dialects._scanning import (
@@ -58,7 +58,7 @@ def scan(
 
 def _is_pythonic(call: Call) -> bool:
     names = [*call.name.split("."), *call.arguments]
-    return all(name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    return all(name.isascii() and name.isidentifier() and not iskeyword(name)
                for name in names)  # fmt: skip
 
 
@@ -128,12 +128,19 @@ def _python_list(text: str, start: int) -> Body:
         if not isinstance(node, ast.Call) or node.args:
             return Body(None, end)
         try:
-            arguments = {key.arg: _value(key.value) for key in node.keywords if key.arg is not None}
-        except ValueError as error:
+            arguments = {_named(key): _value(key.value) for key in node.keywords}
+        except (ValueError, TypeError) as error:  # TypeError: a list as the key of a dict
             calls.append(BrokenCall(part, f"the arguments are not plain values: {error}"))
             continue
         calls.append(checked(ast.unparse(node.func), arguments, part))
     return Body(calls, end)
+
+
+def _named(keyword: ast.keyword) -> str:
+    """Return the name of an argument. Raises ValueError for `**` and what stands behind it."""
+    if keyword.arg is None:
+        raise ValueError(f"**{clip(ast.unparse(keyword.value))}")
+    return keyword.arg
 
 
 def _value(node: ast.expr) -> Any:
@@ -159,7 +166,8 @@ def _end_of_brackets(text: str, start: int) -> int | None:
     while (mark := token.search(text, place)) is not None:
         place = mark.end()
         if mark[0] in ("'", '"', "'''", '"""'):
-            string = re.compile(rf"(?:\\.|(?!{mark[0]})[\s\S])*{mark[0]}", re.DOTALL)
+            # A backslash has one reading, so that a string without an end costs no second look.
+            string = re.compile(rf"(?:\\[\s\S]|(?!{mark[0]})[^\\])*{mark[0]}")
             match = string.match(text, place)
             if match is None:
                 return None
