@@ -60,6 +60,12 @@ def check_arguments(call: Call, schema: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def fits(name: str, value: Any, schema: Mapping[str, Any]) -> bool:
+    """Return whether a value fits the argument `name` of a tool's schema."""
+    one = json.dumps({**schema, "required": []})
+    return bool(_validator(one).is_valid({name: value}))
+
+
 @lru_cache(maxsize=512)
 def _validator(schema: str) -> "Validator":
     from jsonschema import Draft202012Validator

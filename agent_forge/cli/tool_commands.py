@@ -175,7 +175,7 @@ def _confirmed(box: "Toolbox", result: "Result", yes: bool) -> "Result":
 def read_arguments(words: list[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a command line: one JSON object, or KEY=VALUE.
 
-    A value is JSON where it can be read so and the schema does not ask for text. Raises
+    A value is JSON where it can be read so, except where the schema takes it as text alone. Raises
     ConfigError.
     """
     from agent_forge.core.errors import ConfigError
@@ -192,12 +192,19 @@ def read_arguments(words: list[str], schema: Mapping[str, Any]) -> dict[str, Any
         key, sign, text = word.partition("=")
         if not sign:
             raise ConfigError(f"'{word}' is not KEY=VALUE, nor are the arguments one JSON object")
-        kind = schema.get("properties", {}).get(key, {}).get("type")
-        try:
-            arguments[key] = text if kind == "string" else json.loads(text)
-        except ValueError:
-            arguments[key] = text
+        arguments[key] = _read_value(key, text, schema)
     return arguments
+
+
+def _read_value(key: str, text: str, schema: Mapping[str, Any]) -> Any:
+    """Return an argument's value: of JSON and plain text, the one that fits its schema."""
+    from agent_forge.agent.arguments import fits
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if fits(key, text, schema) and not fits(key, value, schema) else value
 
 
 def _as_json(tool: "Tool") -> dict[str, Any]:

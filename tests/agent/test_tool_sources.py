@@ -211,12 +211,18 @@ def test_allowing_an_unknown_tool_suggests(my_tools: Path) -> None:
         ("def f(x: Missing): pass", r"my_tools.py:1: NameError|annotations of f"),
         ("x = 1", "no public function"),
         ("tools = 3", "tools must be a list of functions"),
+        ("import functools\ndef f(a: int, b: int): pass\ntools = [functools.partial(f, b=1)]",
+         "an object of type partial, which is not a function with a name; write a def"),
+        ("tools = [lambda x: x]", "tools holds '<lambda>'"),
+        ("class Shop:\n    def __call__(self, x: int): pass\ntools = [Shop()]",
+         "an object of type Shop"),
+        ("class Shop: pass\ntools = [Shop]", "tools holds 'Shop'"),
         ("def f(x: int): pass\ndestructive = ['g']", "destructive lists 'g'"),
         ("\n\nraise RuntimeError('late')", r"my_tools.py:3: RuntimeError: late"),
         ("def f(:", r"my_tools.py:1: SyntaxError"),
         ("import nothing_of_this_name", "ModuleNotFoundError"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_gives_no_tools_is_refused_in_one_line(
     tmp_path: Path, text: str, message: str
 ) -> None:
@@ -225,6 +231,22 @@ def test_a_file_that_gives_no_tools_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as raised:
         load_tools([str(path)])
     assert "\n" not in str(raised.value)
+
+
+def test_a_function_behind_a_decorator_is_a_tool_and_is_called_through_it(tmp_path: Path) -> None:
+    path = tmp_path / "my_tools.py"
+    path.write_text(
+        "import functools\n"
+        "def _loud(inner):\n"
+        "    @functools.wraps(inner)\n"
+        "    def outer(*args, **names):\n"
+        "        return str(inner(*args, **names)) + '!'\n"
+        "    return outer\n"
+        "@_loud\ndef twice(x: int) -> int:\n    'Double it.'\n    return 2 * x\n"
+    )
+    (tool,) = load_tools([str(path)])
+    assert (tool.name, tool.description) == ("twice", "Double it.")
+    assert run(Toolbox([tool]), "twice", x=21) == "42!"
 
 
 def test_listed_functions_are_the_tools_and_files_beside_are_imported(tmp_path: Path) -> None:

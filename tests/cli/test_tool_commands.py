@@ -90,10 +90,22 @@ def test_a_destructive_tool_needs_allowing_and_a_confirmation(my_tools: str) -> 
         (['{"a": {"b": null}}'], {"a": {"b": None}}),
         ([], {}),
         (["e=a=b"], {"e": "a=b"}),
+        (["o=12"], {"o": "12"}),
+        (["o=null"], {"o": None}),
+        (["m=12"], {"m": 12}),
+        (["n=12", "r=12", "w=12"], {"n": "12", "r": "12", "w": 12}),
+        (["l=[1]", "l2=1"], {"l": [1], "l2": 1}),
     ],
 )
 def test_arguments_are_read_as_the_schema_means_them(words: list[str], arguments: dict) -> None:
-    schema = {"properties": {"t": {"type": "string"}}}
+    schema = {
+        "properties": {
+            "t": {"type": "string"}, "o": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "m": {"type": ["string", "integer"]}, "n": {"enum": ["12", "x"]},
+            "r": {"$ref": "#/$defs/Text"}, "w": True, "l": {"type": "array"},
+        },
+        "required": ["t"], "$defs": {"Text": {"type": "string"}},
+    }  # fmt: skip
     assert read_arguments(words, schema) == arguments
 
 

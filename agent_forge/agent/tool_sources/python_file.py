@@ -131,17 +131,30 @@ def _functions(module: ModuleType, path: Path) -> list[Callable[..., Any]]:
         functions: list[Callable[..., Any]] = [
             value
             for name, value in vars(module).items()
-            if inspect.isfunction(value)
+            if inspect.isfunction(inspect.unwrap(value))  # also what a decorator wraps, as a cache
             and value.__module__ == module.__name__
             and not name.startswith("_")
         ]
-    elif isinstance(listed, list | tuple) and all(map(callable, listed)):
+    elif isinstance(listed, list | tuple):
         functions = list(listed)
     else:
         raise ConfigError(f"{path}: tools must be a list of functions, got {listed!r:.60}")
+    for function in functions:
+        # A partial function, a lambda and an object that can be called have no name of their own.
+        named = str(getattr(function, "__name__", "")).isidentifier()
+        if not callable(function) or inspect.isclass(function) or not named:
+            raise ConfigError(
+                f"{path}: tools holds {_kind(function)}, which is not a function with a name; "
+                "write a def that calls it"
+            )
     if not functions:
         raise ConfigError(f"{path} holds no public function, and no tools = […]")
     return functions
+
+
+def _kind(value: Any) -> str:
+    name = getattr(value, "__name__", "")
+    return f"'{name}'" if name else f"an object of type {type(value).__name__}"
 
 
 def _name(function: Any) -> str:
