@@ -278,20 +278,21 @@ def system_turn(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, SpokenValue]:
     """Return values for the required arguments of a tool, and for some of the optional ones.
 
-    A schema's examples are taken half of the time, and names that its description quotes always.
+    A schema's examples are taken half of the time, and names that its description quotes or lists
+    always.
     """
     required = set(tool.parameters.get("required", ()))
     said: dict[str, SpokenValue] = {}
     # Where an argument holds the unit, a unit behind the number would be that argument's.
     has_unit = any(
         values.kind_of(name, schema) in ("unit", "currency", "enum")
-        or wording.quoted_options(str(schema.get("description", "")))
+        or wording.named_options(str(schema.get("description", "")))
         for name, schema in tool.parameters.get("properties", {}).items()
     )
     for name, schema in tool.parameters.get("properties", {}).items():
         if name not in required and generator.random() >= OPTIONAL_SHARE:
             continue
-        options = wording.quoted_options(str(schema.get("description", "")))
+        options = wording.named_options(str(schema.get("description", "")))
         examples = [one for one in schema.get("examples", ()) if isinstance(one, str | int | float)]
         kind = values.kind_of(name, schema)
         if options and kind not in ("enum", "integer", "number", "boolean"):

@@ -223,6 +223,24 @@ def test_a_docstrings_verb_is_brought_to_its_base_form(text: str, base: str) -> 
     assert wording.base_form(text) == base
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("'km' or 'miles'", ["km", "miles"]),
+        ("The currency. [Enum]: USD, EUR, New Taiwan", ["USD", "EUR", "New Taiwan"]),
+        ("One of: low, mid, or high.", ["low", "mid", "high"]),
+        ("Allowed values are: on/off", ["on", "off"]),
+        ("options: a and b (in words)", ["a", "b"]),
+        ("the options", []),
+        ("One of: any", []),
+        ("Options: see https://example.org, please", []),
+        ("one of the values, as text", []),
+    ],
+)
+def test_the_names_that_a_description_quotes_or_lists(text: str, options: list[str]) -> None:
+    assert wording.named_options(text) == options
+
+
 def test_the_wordings_of_a_users_tool_come_from_its_description_and_its_name() -> None:
     declaration = {
         "name": "getWeather",

@@ -254,9 +254,22 @@ def _natural(name: str) -> list[str]:
     return [form for word in words.split_words(name) for form in NATURAL.get(word, ())]
 
 
-def quoted_options(text: str) -> list[str]:
-    """Return the names that a description quotes, where it quotes two or more: "'km' or 'mi'"."""
+LISTING = re.compile(
+    r"\b(?:enum|one of|options|choices|(?:allowed|valid|possible) values)\]?\s*(?:are)?\s*:\s*"
+    r"([^.;:()\[\]\n]+)",
+    re.IGNORECASE,
+)
+
+
+def named_options(text: str) -> list[str]:
+    """Return the names that a description quotes, "'km' or 'mi'", or lists behind a colon,
+    "[Enum]: USD, EUR"; [] where there are fewer than two.
+    """
     options = re.findall(r"""['"`]([\w][\w .+-]{0,24})['"`]""", text)
+    listing = LISTING.search(text)
+    if len(options) < 2 and listing is not None:
+        parts = re.split(r"\s*(?:,\s*(?:and|or)\s|[,/|]|\b(?:and|or)\b)\s*", listing[1].strip())
+        options = parts if all(re.fullmatch(r"\w[\w .+-]{0,24}", part) for part in parts) else []
     return list(dict.fromkeys(options)) if len(options) > 1 else []
 
 
