@@ -47,6 +47,7 @@ from agent_forge.evaluate.scores import (
     cluster_numbers,
     cluster_sums,
     draw_from,
+    holm,
     paired_gain,
     split_hash,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "exact_match",
     "footprint",
     "generate_replies",
+    "holm",
     "item_pairs",
     "judge",
     "kept_by_domain",

@@ -220,6 +220,20 @@ def paired_gain(
     return sign * (other.mean - base.mean), float(np.sort(gains)[int(samples * (1 - confidence))])
 
 
+def holm(chances: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's step-down method.
+
+    A claim is made where the corrected value is at most the level; then any false claim at all is
+    made with at most that probability, whatever the tests share. Source: Holm 1979.
+    """
+    corrected, largest = [1.0] * len(chances), 0.0
+    order = sorted(range(len(chances)), key=chances.__getitem__)
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(chances) - rank) * chances[place]))
+        corrected[place] = largest
+    return corrected
+
+
 def require_pairs(parent: Scores, child: Scores) -> None:
     """Raise DataError unless both were scored by the same task on the same items."""
     ours, theirs = (

@@ -17,6 +17,7 @@ from agent_forge.evaluate import (
     Scores,
     bootstrap_interval,
     draw_from,
+    holm,
     judge,
     paired_gain,
     retention,
@@ -421,3 +422,17 @@ def test_bootstrap_draws_are_made_in_one_place() -> None:
     assert (draw_from(np.random.default_rng(3), 7, 5) == expected).all()
     with pytest.raises(DataError, match="nothing to resample"):
         draw_from(np.random.default_rng(3), 0, 5)
+
+
+def test_holm_corrects_as_its_paper_says_and_keeps_the_level_of_the_whole_family() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+    generator = np.random.default_rng(0)
+    chances = generator.random((4000, 15))
+    plain = (chances <= 0.05).any(1).mean()
+    corrected = np.mean([min(holm(list(row))) <= 0.05 for row in chances])
+    assert plain > 0.5
+    # 1 - (1 - .05 / 15) ** 15 = .0489, and four standard errors
+    assert corrected == pytest.approx(0.0489, abs=0.014)

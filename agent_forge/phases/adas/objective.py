@@ -9,7 +9,7 @@ Experiments, section 21. Drift is KL(input || candidate) on neutral text, a hard
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,10 @@ class Objective:
     def everything(self) -> Picks:
         """Return picks of every row."""
         return {kind: np.arange(len(rows)) for kind, rows in self.rows.items()}
+
+    def only(self, kind: str) -> "Objective":
+        """Return the same rows with all weight on one kind."""
+        return replace(self, weights={kind: 1.0})
 
     def gain(self, before: Losses, after: Losses) -> float:
         """Return the weighted mean gain in nats per token; positive is better."""

@@ -17,6 +17,7 @@ from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
 from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
+from agent_forge.phases.adas.opened import Opened, beyond_doubt
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
 from agent_forge.phases.adas.targets import find_matrices, within_budget
 from agent_forge.phases.adas.trust import State, TrustSearch, anywhere, around_incumbent
@@ -45,7 +46,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     drift = Drift(model, [encode(phase.tokenizer, text) for text in texts])
     runs = _search_all(phase, bench, objective, drift)
     winner = runs["adas"][1].incumbent
-    test = out.remember("test", lambda: _open_test(phase, bench, runs))
+    opened = out.remember("test", lambda: _open_test(phase, bench, runs))
+    test = opened["searches"]
     bench.put(winner)
     runtime_result = out.remember(
         "runtime", lambda: runtime_search.search_settings(phase, model, source.manifest.agent)
@@ -74,15 +76,16 @@ def run(phase: PhaseRun[Config]) -> Report:
             "test split, against baselines at equal budget": [
                 {"search": label, **row} for label, row in test.items()
             ],
+            "test split, every comparison": opened["family"],
             "scaffolds and decoders": runtime_result["rows"],
         },
-        baseline=_baseline(test),
+        baseline=_baseline(test, beyond_doubt(opened["family"], search.confidence)),
     )
 
 
-def _baseline(test: dict[str, dict[str, Any]]) -> str:
+def _baseline(test: dict[str, dict[str, Any]], better: list[str]) -> str:
     """Return the gains of the search and of its baselines in one phrase ("" where no baseline
-    ran).
+    ran), and where ours is better beyond doubt.
     """
     others = [
         f"{label} {entry['gain_nats']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
@@ -91,7 +94,8 @@ def _baseline(test: dict[str, dict[str, Any]]) -> str:
     ]
     ours = test["adas"]
     gain = f"{ours['gain_nats']:+.4f} [{ours['low']:+.4f}, {ours['high']:+.4f}]"
-    return f"gain in nats {gain} against {', '.join(others)}" if others else ""
+    claims = "; beyond doubt by Holm: " + (", ".join(better) or "nothing")
+    return f"gain in nats {gain} against {', '.join(others)}{claims}" if others else ""
 
 
 def _objective(phase: PhaseRun[Config], split: str, count: int, pool: int = 0) -> Objective:
@@ -180,27 +184,29 @@ def _search_all(
     return runs
 
 
-def _open_test(phase: PhaseRun[Config], bench: MergeBench, runs: Runs) -> dict[str, dict[str, Any]]:
-    """Score the winner of each search on the test split: its gain over the input in nats per token,
-    with bounds.
+def _open_test(phase: PhaseRun[Config], bench: MergeBench, runs: Runs) -> dict[str, Any]:
+    """Score the winner of each search on the test split: its gain over the input, and every
+    comparison of our search.
     """
     objective = _objective(phase, "test", phase.config.test_items)
     picks, real = objective.everything(), bench.bank
     bench.restore()
-    before = objective.losses(bench.model, picks)
-    results = {}
-    for label, (search, state, _, bank) in runs.items():
+    before, after = objective.losses(bench.model, picks), {}
+    for label, (_, state, _, bank) in runs.items():
         bench.bank = bank
         with bench.applied(state.incumbent) as model:
-            after = objective.losses(model, picks)
-        low, high = objective.bounds(before, after, picks, "test", label)
-        results[label] = {
-            "gain_nats": objective.gain(before, after), "low": low, "high": high,
-            "n": sum(len(part) for part in picks.values()), "rows_scored": search.rows_scored,
-            "accepted": sum(step["accepted"] for step in search.log), "items": objective.items_hash,
-        }  # fmt: skip
+            after[label] = objective.losses(model, picks)
     bench.bank = real
-    return results
+    opened = Opened(objective, picks, before, after)
+    searches = {
+        label: {
+            **gain, "rows_scored": runs[label][0].rows_scored,
+            "accepted": sum(step["accepted"] for step in runs[label][0].log),
+            "items": objective.items_hash,
+        }
+        for label, gain in opened.gains().items()
+    }  # fmt: skip
+    return {"searches": searches, "family": opened.family()}
 
 
 def _metrics(
