@@ -1,5 +1,6 @@
 """Objective task_thoughts: verified rationales, exact policy gradients, and the phase end to end."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -19,9 +20,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventLog
 from agent_forge.data.synthetic import rationales
 from agent_forge.evaluate.engine import last_word
-from agent_forge.phases import PhaseRun
-from agent_forge.phases.quietstar import Config
-from agent_forge.phases.quietstar.reinforce import (
+from agent_forge.learn.reward import (
     Questions,
     Reinforcement,
     Row,
@@ -29,6 +28,8 @@ from agent_forge.phases.quietstar.reinforce import (
     policy_loss,
     token_log_probs,
 )
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.quietstar import Config
 from agent_forge.phases.quietstar.run import run
 
 TINY = [
@@ -164,9 +165,12 @@ def test_reinforcement_raises_the_share_of_right_replies(
 ) -> None:  # fmt: skip
     task = config_for(data_config, tmp_path, tiny_checkpoint).task
     task = dataclasses.replace(task, samples=32, items=2, max_new_tokens=1, kl_weight=0.0)
-    loss_fn = EvenFirst(rationales.rows(4, "train", 0), tiny_tokenizer, tiny_llama, task, 0)
+    reference = copy.deepcopy(tiny_llama).eval()
+    loss_fn = EvenFirst(
+        rationales.rows(4, "train", 0), tiny_tokenizer, reference, task, seed=0, phase="quietstar"
+    )
     loss_fn.stops = []  # so that every reply has its token
-    questions = Questions(4, 2, 0)
+    questions = Questions(4, 2, 0, "quietstar")
     assert torch.equal(questions.batch(3)["input_ids"], questions.batch(3)["input_ids"])
     optimiser = torch.optim.Adam(tiny_llama.parameters(), lr=1e-2)
     rewards = []

@@ -16,18 +16,44 @@ from typing import Annotated
 from agent_forge.config import Flag, OptimConfig, Phase, PhaseConfig
 from agent_forge.config.limits import (
     ITEM_KINDS,
+    MANY,
     Count,
     CountOrNone,
     Fitness,
     LearningRate,
+    OneOf,
     PositiveShare,
     Range,
+    Share,
     TaskName,
     Text,
     Weight,
     Window,
 )
 from agent_forge.core.errors import ConfigError
+
+SVF_BY = ("cross_entropy", "policy")
+
+
+@dataclass(slots=True, kw_only=True)
+class PolicyConfig:
+    """How gains are trained by reward, and how often a model has to be right for that."""
+
+    items: Count
+    samples: Annotated[int, Range(2, MANY)]
+    max_new_tokens: Count
+    temperature: Annotated[float, Range(0, 100, above=True)]
+    probe_rows: Count
+    low: Share
+    high: Share
+
+    def validate(self) -> None:
+        """Raise ConfigError where no model could be right often enough."""
+        if self.low > self.high:
+            raise ConfigError(
+                f"experts.policy.low={self.low} is above experts.policy.high={self.high}, so no "
+                "model would learn by reward; swap them"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +67,8 @@ class ExpertsConfig:
     kl_weight: Weight
     svf_steps: CountOrNone
     svf_lr: LearningRate
+    svf_by: Annotated[str, OneOf(SVF_BY)]
+    policy: PolicyConfig
     task_steps: CountOrNone
     task_lr: LearningRate
     density: PositiveShare

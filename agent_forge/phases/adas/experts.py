@@ -3,11 +3,12 @@
 SVF: W' = W + U diag(S * g) V^T, the delta form of W' = U diag(S * z) V^T with g = z - 1, so g = 0
 is exactly W. Task vector: W' = W + D. Loss: cross-entropy on the domain plus KL(base || expert) at
 the same positions, so that an expert stays near the base. Reads a model and leaves it untouched;
-returns an ExpertBank. Sources: Transformer^2, arXiv:2501.06252 (we train by cross-entropy where it
-uses REINFORCE); arXiv:2212.04089.
+returns an ExpertBank. Sources: Transformer^2, arXiv:2501.06252, which trains the gains by REINFORCE;
+here that is `experts.svf_by=policy` (policy.py), beside cross-entropy; arXiv:2212.04089.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from agent_forge.anatomy.stack import Matrix
 from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config
+from agent_forge.phases.adas.policy import policy_of
 
 Tensors = dict[str, Tensor]
 
@@ -97,16 +99,35 @@ class Adapted(nn.Module):
             nn.Parameter(torch.zeros_like(shape)) for shape in shapes.values()
         )
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Return logits (B, T, V) with the changed matrices."""
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """Return what the model computes of (B, T) tokens with the changed matrices."""
+        every = {"input_ids": input_ids, "use_cache": False, **inputs}
+        return torch.func.functional_call(self.model, self.changed(), (), every)
+
+    def changed(self) -> Tensors:
+        """Return the changed matrices by name."""
         changed = {}
         for name, vector in zip(self.names, self.vectors, strict=True):
             delta = self.bank.spread(name, vector) if self.kind == "svf" else vector
             # Composed in float32 and cast once, so that small deltas are not lost in bfloat16.
             changed[name] = (self.bank.base[name] + delta).to(self.model.get_parameter(name).dtype)
-        return torch.func.functional_call(
-            self.model, changed, (), {"input_ids": input_ids, "use_cache": False}
-        ).logits
+        return changed
+
+    @contextmanager
+    def in_place(self) -> Iterator[PreTrainedModel]:
+        """Let the model itself have the changed matrices; afterwards it has its own again, bit for
+        bit.
+        """
+        own = {name: self.model.get_parameter(name).detach().clone() for name in self.names}
+        with torch.no_grad():
+            for name, weight in self.changed().items():
+                self.model.get_parameter(name).copy_(weight)
+        try:
+            yield self.model
+        finally:
+            with torch.no_grad():
+                for name, weight in own.items():
+                    self.model.get_parameter(name).copy_(weight)
 
     def tensors(self) -> Tensors:
         """Return the trained vectors by matrix name."""
@@ -127,7 +148,7 @@ def anchored_loss(kl_weight: float) -> learn.LossFn:
         step: int,  # noqa: ARG001 (every loss takes it)
     ) -> tuple[Tensor, dict[str, Tensor]]:
         has_label = batch["labels"][:, 1:] != -100
-        logits = adapted(batch["input_ids"])[:, :-1][has_label].float()
+        logits = adapted(batch["input_ids"]).logits[:, :-1][has_label].float()
         cross_entropy = functional.cross_entropy(logits, batch["labels"][:, 1:][has_label])
         if kl_weight == 0:
             return cross_entropy, {"cross_entropy": cross_entropy.detach()}
@@ -197,14 +218,39 @@ def train_bank(
 def _train_one(
     phase: PhaseRun[Config], model: PreTrainedModel, bank: ExpertBank, domain: str, kind: str
 ) -> tuple[Tensors, dict[str, Any]]:
-    config, experts = phase.config, phase.config.experts
+    experts = phase.config.experts
     steps, lr = (
         (experts.svf_steps, experts.svf_lr)
         if kind == "svf"
         else (experts.task_steps, experts.task_lr)
     )
+    row: dict[str, Any] = {"domain": domain, "kind": kind, "steps": steps}
     adapted = Adapted(model, bank, kind)
-    stage = f"expert-{domain}-{kind}"
+    is_gain = kind == "svf" and steps > 0
+    rewarded = policy_of(phase, model, domain, Adapted.in_place) if is_gain else None
+    if rewarded is not None:
+        policy, share = rewarded
+        _fit(phase, adapted, policy.batches, policy.loss, f"expert-{domain}-{kind}", (steps, lr))
+        with adapted.in_place() as changed:
+            after = policy.share_right(changed)
+        return adapted.tensors(), row | {
+            "kind": "svf by policy", "right_before": share, "right_after": after,
+        }  # fmt: skip
+    losses = [
+        record.metrics["cross_entropy"]
+        for record in _fit(
+            phase, adapted, _rows_of(phase, domain), anchored_loss(experts.kl_weight),
+            f"expert-{domain}-{kind}", (steps, lr),
+        )
+    ]  # fmt: skip
+    if losses:
+        row |= {"first_loss_nats": losses[0], "last_loss_nats": losses[-1]}
+    return adapted.tensors(), row
+
+
+def _rows_of(phase: PhaseRun[Config], domain: str) -> data.Mixture:
+    """Return batches of a domain's training rows."""
+    config, experts = phase.config, phase.config.experts
     source = data.source(
         domain,
         config.data,
@@ -213,25 +259,37 @@ def _train_one(
         seed_for(config.seed, "adas", "rows", domain),
         rows=experts.rows,
     )
-    batches = data.Mixture(
+    return data.Mixture(
         {domain: source}, {domain: 1.0}, rows=experts.batch_rows, length_tokens=experts.length_tokens,
         seed=seed_for(config.seed, "adas", "batches"), name=domain,
     )  # fmt: skip
+
+
+def _fit(
+    phase: PhaseRun[Config],
+    adapted: Adapted,
+    batches: learn.Batches,
+    loss_fn: learn.LossFn,
+    stage: str,
+    schedule: tuple[int, float],
+) -> list[learn.StepRecord]:
+    """Train the vectors of `adapted` for (steps, peak learning rate) in `schedule`."""
+    model, (steps, lr) = adapted.model, schedule
     # The model's weights are frozen, so that no gradient is computed for them.
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False)
     try:
-        records = learn.train(
+        return learn.train(
             adapted,
             learn.TrainRequest(
                 batches=batches,
-                loss_fn=anchored_loss(experts.kl_weight),
+                loss_fn=loss_fn,
                 stage=stage,
                 steps=steps,
-                optim=replace(experts.optim, lr=lr),
+                optim=replace(phase.config.experts.optim, lr=lr),
                 out=phase.out,
                 events=phase.events,
-                seed=config.seed,
+                seed=phase.config.seed,
                 parameters=list(adapted.vectors),
                 device=model.device,
             ),
@@ -239,12 +297,3 @@ def _train_one(
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
-    losses = [record.metrics["cross_entropy"] for record in records]
-    row = {
-        "domain": domain,
-        "kind": kind,
-        "steps": steps,
-        "first_loss_nats": losses[0],
-        "last_loss_nats": losses[-1],
-    }
-    return adapted.tensors(), row

@@ -22,10 +22,10 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data.sources import RowSource
 from agent_forge.data.synthetic import rationales
 from agent_forge.evaluate import Scores
+from agent_forge.learn.reward import Questions, Reinforcement
 from agent_forge.models.thought import ThoughtForCausalLM
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config
-from agent_forge.phases.quietstar.reinforce import Questions, Reinforcement
 
 TASK = "rationales"
 SPLIT = "validation"
@@ -128,8 +128,10 @@ def _reinforce(
     phase: PhaseRun[Config], model: PreTrainedModel, rows: list[dict[str, Any]]
 ) -> list[learn.StepRecord]:
     task = phase.config.task
-    loss = Reinforcement(rows, phase.tokenizer, model, task, phase.config.seed)
-    batches = Questions(len(rows), task.items, phase.config.seed)
+    reference = copy.deepcopy(model).requires_grad_(False).eval()
+    seed = phase.config.seed
+    loss = Reinforcement(rows, phase.tokenizer, reference, task, seed=seed, phase="quietstar")
+    batches = Questions(len(rows), task.items, seed, "quietstar")
     return _train(phase, model, batches, loss, REINFORCED, task.reinforce_steps, task.reinforce_lr)
 
 

@@ -1,29 +1,43 @@
 """Reinforce what the model itself answers rightly: sampled groups, verified answers, a small KL.
 
-Of each question `samples` replies are drawn; a reply is worth 1 where its last word is the answer,
-and else 0. Its advantage is its reward less the group's mean, over the group's deviation; a group in
-which too few or too many are right teaches nothing and is left out. Sources: group-relative
-advantages, arXiv:2402.03300; the estimate of the KL, Schulman 2020, "Approximating KL divergence".
+Of each question `samples` replies are drawn; a reply is worth 1 where it makes the row's calls, or,
+in a row without a call, where its last word is the answer; else 0. Its advantage is its reward less
+the group's mean, over the group's deviation; a group in which too few or too many are right teaches
+nothing and is left out. Sources: group-relative advantages, arXiv:2402.03300; the estimate of the
+KL, Schulman 2020, "Approximating KL divergence".
 
 Shape letters: I questions, S samples, R = I * S replies, T tokens.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import learn, models
+from agent_forge import agent, models
+from agent_forge.agent.turn import decode_reply
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data import encode_prompt, stop_ids, turn_end
-from agent_forge.evaluate.engine import last_word
-from agent_forge.phases.quietstar import TaskConfig
+from agent_forge.evaluate.engine import asked, last_word
+from agent_forge.learn.feed import on_host
 
 Row = Mapping[str, Any]
+Opened = Callable[[Any], AbstractContextManager[PreTrainedModel]]
+
+
+class RewardSettings(Protocol):
+    """How replies are drawn, and which groups teach: shares of right replies from low to high."""
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    low: float
+    high: float
+    kl_weight: float
 
 
 def group_advantages(rewards: Tensor, low: float, high: float) -> Tensor:
@@ -56,7 +70,7 @@ def policy_loss(
 
 
 def token_log_probs(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+    model: nn.Module, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of every token of each reply after its prompt, and the mask.
 
@@ -69,7 +83,8 @@ def token_log_probs(
         ids[row, : lengths[row]] = torch.tensor([*prompt, *reply])
         present[row, : lengths[row]] = 1
         mask[row, len(prompt) : lengths[row]] = 1
-    ids, present, mask = (part.to(model.device) for part in (ids, present, mask))
+    device = next(model.parameters()).device
+    ids, present, mask = (part.to(device) for part in (ids, present, mask))
     logits = model(input_ids=ids, attention_mask=present, use_cache=False).logits[:, :-1]
     chosen = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
     return chosen, mask[:, 1:]
@@ -77,16 +92,17 @@ def token_log_probs(
 
 @dataclass(frozen=True)
 class Questions:
-    """Batches of question numbers, a pure function of the step."""
+    """Batches of question numbers, a pure function of the step. phase: whose, in the seeds."""
 
     count: int
     items: int
     seed: int
+    phase: str
     pure = True
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return {"input_ids": (items,) numbers of questions}."""
-        generator = numpy_generator(self.seed, "quietstar", "questions", step)
+        generator = numpy_generator(self.seed, self.phase, "questions", step)
         chosen = generator.choice(self.count, min(self.items, self.count), replace=False)
         return {"input_ids": torch.from_numpy(chosen)}
 
@@ -96,29 +112,37 @@ class Questions:
 
 
 class Reinforcement:
-    """The loss function that learn.train calls: one step samples, verifies and learns."""
+    """The loss function that learn.train calls: one step samples, verifies and learns.
+
+    reference: the frozen model that the KL holds to. opened: turns what is trained into a model
+    that generates, while it samples. phase: whose, in the seeds.
+    """
 
     def __init__(
         self,
         rows: Sequence[Row],
         tokenizer: PreTrainedTokenizerFast,
-        model: PreTrainedModel,
-        config: TaskConfig,
+        reference: PreTrainedModel,
+        config: RewardSettings,
+        *,
         seed: int,
+        phase: str,
+        opened: Opened = nullcontext,
     ) -> None:
         self.rows, self.tokenizer, self.config, self.seed = rows, tokenizer, config, seed
         # As it was before reinforcement: the KL is towards the model that people know.
-        self.reference = copy.deepcopy(model).requires_grad_(False).eval()
-        self.stops = stop_ids(tokenizer, model)
+        self.reference, self.phase, self.opened = reference, phase, opened
+        self.stops = stop_ids(tokenizer, reference)
         # One token is enough to learn where to stop; the rest of the turn is the template.
         self.end = turn_end(tokenizer)[:1]
 
     def __call__(
-        self, model: PreTrainedModel, batch: Mapping[str, Tensor], step: int
+        self, model: nn.Module, batch: Mapping[str, Tensor], step: int
     ) -> tuple[Tensor, dict[str, Any]]:
         """Return the loss in nats per sampled token, and how many replies were right."""
-        rows = [self.rows[i] for i in learn.on_host(batch)["input_ids"].tolist()]
-        prompts, replies, rewards = self.sampled(model, rows, step)
+        rows = [self.rows[i] for i in on_host(batch)["input_ids"].tolist()]
+        with self.opened(model) as generating:
+            prompts, replies, rewards = self.sampled(generating, rows, step)
         advantages = group_advantages(rewards, self.config.low, self.config.high)
         with torch.no_grad():
             before, _ = token_log_probs(self.reference, prompts, replies)
@@ -138,7 +162,7 @@ class Reinforcement:
         """
         config = self.config
         prompts = [
-            encode_prompt(self.tokenizer, row["messages"][:1])
+            encode_prompt(self.tokenizer, asked(row["messages"]))
             for row in rows
             for _ in range(config.samples)
         ]
@@ -149,7 +173,7 @@ class Reinforcement:
                 max_new_tokens=config.max_new_tokens,
                 stop_ids=self.stops,
                 temperature=config.temperature,
-                seed=seed_for(self.seed, "quietstar", "replies", step),
+                seed=seed_for(self.seed, self.phase, "replies", step),
                 batch_rows=len(prompts),
             ),
         )
@@ -165,6 +189,12 @@ class Reinforcement:
         return prompts, replies, torch.tensor(rewards).view(len(rows), config.samples)
 
     def is_right(self, row: Row, reply: Sequence[int]) -> bool:
-        """Return whether the last word of a reply is the row's answer."""
-        text = str(self.tokenizer.decode(list(reply), skip_special_tokens=True))
+        """Return whether a reply makes the calls of the row's first answer, or else its last word
+        is the row's answer.
+        """
+        first = row["messages"][len(asked(row["messages"]))]
+        expected = agent.parse_calls(first["content"])
+        text = decode_reply(self.tokenizer, reply)
+        if expected:
+            return agent.parse_calls(text) == expected
         return last_word(text) == row["answer"]
