@@ -44,15 +44,19 @@ def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     return {**settings, **changes, **nested}
 
 
-def run_there(name: str, tiny_run: Path, place: Path) -> list[str]:
+def run_there(
+    name: str, tiny_run: Path, place: Path, more: dict[str, Any] | None = None
+) -> list[str]:
     """Run a phase on the pretend accelerator, from its parent in the finished run.
 
-    Return what it wrote.
+    Return what it wrote. more: settings beside those of CHANGES.
     """
     job = json.loads(
         (record_dir(tiny_run / f"{ORDER.index(name) + 1}-{name}") / "job.json").read_text()
     )
-    settings = changed(job["config"], {**CHANGES.get(name, {}), "out": str(place / name)})
+    settings = changed(
+        job["config"], {**CHANGES.get(name, {}), **(more or {}), "out": str(place / name)}
+    )
     settings["runtime"]["device"], settings["data"]["cache"] = "auto", str(place / "cache")
     config = to_typed(settings, phases()[name].config, name)
     sources = checkpoint.expand(config.sources)
@@ -63,11 +67,19 @@ def run_there(name: str, tiny_run: Path, place: Path) -> list[str]:
         return list(run(PhaseRun(config, sources, out, EventLog(None, name))).outputs)
 
 
+def test_pretend_accelerator_runs_the_objective_rlp(tiny_run: Path, tmp_path: Path) -> None:
+    opens_elsewhere(run_there("quietstar", tiny_run, tmp_path, {"objective": "rlp"}))
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_pretend_accelerator_runs_the_phase(name: str, tiny_run: Path, tmp_path: Path) -> None:
+    opens_elsewhere(run_there(name, tiny_run, tmp_path))
+
+
+def opens_elsewhere(paths: list[str]) -> None:
     from agent_forge import models
 
-    outputs = [checkpoint.open(path) for path in run_there(name, tiny_run, tmp_path)]
+    outputs = [checkpoint.open(path) for path in paths]
     assert outputs
     for output in outputs:
         model = models.load(output)  # The output opens without an accelerator.

@@ -115,6 +115,21 @@ def thoughts(device: torch.device) -> tuple[Any, Loss]:
     )
 
 
+def information_gain(device: torch.device) -> tuple[Any, Loss]:
+    from agent_forge.models.thought import ThoughtForCausalLM
+    from agent_forge.phases.quietstar import Config, rlp
+
+    model = ThoughtForCausalLM.wrap(
+        small_llama(torch.device("cpu")), start_ids=[1], end_ids=[2], thought_length=2
+    )
+    model = model.to(device)  # type: ignore[arg-type]
+    rlp.predicts_from_thoughts_alone(model)
+    rlp.remember(model, 2)
+    overrides = ["out=o", "sources=[s]", "positions=3", "thoughts=2", "objective=rlp"]
+    config = compose("quietstar", Config, overrides)
+    return model, rlp.RlpLoss(config, [list(model.base.parameters()), [model.start, model.end]])
+
+
 def baking(device: torch.device) -> tuple[Any, Loss]:
     from agent_forge.phases.bake import Config
     from agent_forge.phases.bake.lessons import joint_loss
@@ -152,7 +167,7 @@ def self_model(device: torch.device) -> tuple[Any, Loss]:
 
 KINDS = [
     cognate, recall, plain, of_any_model, distillation, distillation_of_layers,
-    distillation_of_logits, thoughts, baking, recovery, self_model,
+    distillation_of_logits, thoughts, information_gain, baking, recovery, self_model,
 ]  # fmt: skip
 
 

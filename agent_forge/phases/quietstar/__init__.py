@@ -9,8 +9,11 @@ leave-one-out baseline as in Kool et al. 2019, "Buy 4 REINFORCE samples". Reads 
 Hugging Face causal LM with full attention. Writes the thinking model around it (model type
 "thought").
 
-Objective `task_thoughts`: rationales in words before answers (`task_thoughts.py`); writes a model of
-the parent's kind.
+Objective `rlp`: the same thoughts, reinforced by how much likelier they make the next token than a
+slow average of the weights finds it without one (`rlp.py`, arXiv:2510.01265). Objective
+`task_thoughts`: rationales in words before answers (`task_thoughts.py`); writes a model of the
+parent's kind. On general text thoughts at every position have no public gain below 1.7 billion
+parameters, whichever of the two objectives teaches them.
 """
 
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ from agent_forge.config.limits import (
 )
 from agent_forge.core.errors import ConfigError
 
-OBJECTIVES = ("quiet_star", "task_thoughts")
+OBJECTIVES = ("quiet_star", "rlp", "task_thoughts")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +47,17 @@ class MeasureConfig:
     positions: Count
     samples: Count
     shown: CountOrNone
+
+
+@dataclass(slots=True, kw_only=True)
+class RlpConfig:
+    """How `rlp` reinforces thoughts."""
+
+    ema_decay: Annotated[float, Range(0, 1, below=True)]
+    clip: Annotated[float, Range(0, 1, above=True, below=True)]
+    updates: Count
+    thinking_weight: Weight
+    base_weight: Weight
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,6 +114,7 @@ class Config(PhaseConfig):
     group_clip_norm: Weight
     gate_shares: list[PositiveShare]
     optim: OptimConfig
+    rlp: RlpConfig
     task: TaskConfig
     measure: MeasureConfig
 
@@ -124,21 +139,28 @@ class Config(PhaseConfig):
             replies = task.reinforce_steps * task.items * task.samples * task.max_new_tokens
             scored = 4 * task.measure_items * task.max_new_tokens
             return tuned + 3 * replies + scored / 3
-        thought = self.thought_length + self.lookahead + 2
-        columns = self.positions * self.thoughts * thought
+        columns = self._thought_tokens()
         kinds = sum(weight > 0 for weight in self.mix.values())
         measured = self.measure.positions * self.thoughts * (self.thought_length + 3)
         passes = kinds * self.measure.windows * (3 * self.length_tokens + 2 * measured)
-        return self.steps * self.batch_rows * (self.length_tokens + columns * 4 / 3) + passes / 3
+        again = 0.0  # forward passes without a gradient: of the EMA, and of what samples
+        if self.objective == "rlp":
+            again = self.length_tokens + (self.rlp.updates > 1) * (self.length_tokens + columns)
+        return (
+            self.steps * self.batch_rows * (self.length_tokens + (columns * 4 + again) / 3)
+            + passes / 3
+        )
+
+    def _thought_tokens(self) -> int:
+        """Return the columns of a window's thoughts and of the true tokens after them."""
+        lookahead = 1 if self.objective == "rlp" else self.lookahead
+        return self.positions * self.thoughts * (self.thought_length + lookahead + 2)
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: its windows, and its thoughts with the true tokens after
         them.
         """
-        return self.batch_rows * (
-            self.length_tokens
-            + self.positions * self.thoughts * (self.thought_length + self.lookahead + 2)
-        )
+        return self.batch_rows * (self.length_tokens + self._thought_tokens())
 
 
 PHASE = Phase(

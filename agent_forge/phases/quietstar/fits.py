@@ -16,7 +16,7 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     not follow; rationales in words ask nothing of attention. Raises ConfigError for a model whose
     attention does not span its context.
     """
-    if config.objective != "quiet_star":
+    if config.objective == "task_thoughts":
         return []
     kinds = sorted(
         {kind for kind in model_config.get("layer_types") or () if kind != "full_attention"}

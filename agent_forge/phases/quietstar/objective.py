@@ -49,20 +49,36 @@ def outcome(thoughts: Thoughts, labels: Tensor, lookahead: int) -> ThoughtLosses
 
     labels: (B, T), not shifted; -100 is ignored.
     """
-    columns = thoughts.positions[:, :, None] + 1 + torch.arange(lookahead, device=labels.device)
+    targets = targets_after(thoughts.positions, labels, lookahead)
+    mixed = thoughts.mixed_logits()
+    spread = targets[:, :, None].expand(mixed.shape[:-1])
+    return ThoughtLosses(
+        base=cross_entropy(thoughts.base_logits, targets),
+        mixed=cross_entropy(mixed, spread),
+        counted=targets != IGNORE,
+    )
+
+
+def targets_after(positions: Tensor, labels: Tensor, lookahead: int) -> Tensor:
+    """Return the labels of the tokens after each position (B, P): (B, P, A), -100 past the end."""
+    columns = positions[:, :, None] + 1 + torch.arange(lookahead, device=labels.device)
     # Columns past the window repeat the last token for a fixed shape, and do not count.
     inside = columns < labels.shape[1]
     targets = labels.gather(1, columns.clamp_max(labels.shape[1] - 1).flatten(1)).reshape(
         columns.shape
     )
-    targets = targets.masked_fill(~inside, IGNORE)
-    mixed = thoughts.mixed_logits()
-    spread = targets[:, :, None].expand(mixed.shape[:-1])
-    return ThoughtLosses(
-        base=_cross_entropy(thoughts.base_logits, targets),
-        mixed=_cross_entropy(mixed, spread),
-        counted=targets != IGNORE,
-    )
+    return targets.masked_fill(~inside, IGNORE)
+
+
+def advantages(rewards: Tensor, normalise: bool) -> Tensor:
+    """Return the leave-one-out advantages (..., N) of rewards (..., N).
+
+    normalise: whether they are divided by their root mean square.
+    """
+    advantage = leave_one_out(rewards)
+    if normalise:
+        advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
+    return advantage
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -125,12 +141,9 @@ class QuietStarLoss:
         share = result.counted[:, :, None].expand_as(result.mixed)
         mixed = (result.mixed * share).sum() / share.sum().clamp_min(1)
         rewards = result.rewards()
-        advantage = leave_one_out(rewards)
-        if config.normalise_advantage:
-            advantage = advantage / (advantage.square().mean().sqrt() + 1e-6)
         # The reward is not differentiable through sampling, hence the policy gradient beside the
         # loss itself.
-        policy = policy_loss(thoughts.log_probs, advantage)
+        policy = policy_loss(thoughts.log_probs, advantages(rewards, config.normalise_advantage))
         loss = config.mixed_weight * mixed + config.policy_weight * policy
         if config.base_weight:
             base, _ = lm_loss(model, batch, step)
@@ -169,7 +182,7 @@ def clip_by_group(loss: Tensor, groups: Sequence[Sequence[nn.Parameter]], limit:
     return loss.detach() + (linear - linear.detach())
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy (...) of logits (..., V), 0 where the target is -100."""
     losses = functional.cross_entropy(
         logits.flatten(0, -2).float(), targets.flatten(), reduction="none", ignore_index=IGNORE

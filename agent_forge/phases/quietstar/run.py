@@ -2,6 +2,7 @@
 then write the model and report.
 """
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,17 @@ from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.seeds import seed_for
 from agent_forge.models.thought import ThoughtForCausalLM
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.quietstar import Config, measure, task_thoughts
+from agent_forge.phases.quietstar import Config, measure, rlp, task_thoughts
 from agent_forge.phases.quietstar.objective import QuietStarLoss
 
 STAGE = "think"
 TRAIN_ROWS = 4000  # generated rows per kind of data
 SHOWN_CONTEXT_TOKENS = 12
+# Settings that must not change while training is resumed.
+SHAPING = (
+    "objective", "thoughts", "thought_length", "lookahead", "temperature", "positions", "base_lr",
+    "policy_weight",
+)  # fmt: skip
 
 
 def run(phase: PhaseRun[Config]) -> Report:
@@ -92,6 +98,8 @@ def _wrapped(phase: PhaseRun[Config]) -> ThoughtForCausalLM:
             base, start_ids=ids["start_text"], end_ids=ids["end_text"], thought_length=config.thought_length,
             thoughts=config.generate_thoughts, temperature=config.temperature,
         )  # fmt: skip
+    if config.objective == "rlp":
+        rlp.predicts_from_thoughts_alone(model)
     return model.eval()
 
 
@@ -115,8 +123,9 @@ def _train(
     head, meta = list(model.mixing.parameters()), [model.start, model.end]
     base = [parameter for parameter in model.base.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": head, "lr_scale": 1.0},
-        {"params": meta, "lr_scale": 1.0},
+        {"params": part, "lr_scale": 1.0}
+        for part in (head, meta)
+        if any(parameter.requires_grad for parameter in part)
     ]
     if config.base_lr > 0:
         groups.append({"params": base, "lr_scale": config.base_lr / config.optim.lr})
@@ -126,32 +135,31 @@ def _train(
         _sources(phase, kinds, "train"), config.mix, rows=config.batch_rows,
         length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
     )  # fmt: skip
-    shaping = (
-        "thoughts",
-        "thought_length",
-        "lookahead",
-        "temperature",
-        "positions",
-        "base_lr",
-        "policy_weight",
+    request = learn.TrainRequest(
+        batches=mixture,
+        loss_fn=QuietStarLoss(config, [group["params"] for group in groups]),
+        stage=STAGE,
+        steps=config.steps,
+        optim=config.optim,
+        out=phase.out,
+        events=phase.events,
+        seed=config.seed,
+        parameters=groups,
+        device=phase.device,
+        dtype=phase.dtype,
+        settings={name: getattr(config, name) for name in SHAPING},
     )
-    return learn.train(
-        model,
-        learn.TrainRequest(
-            batches=mixture,
-            loss_fn=QuietStarLoss(config, [group["params"] for group in groups]),
-            stage=STAGE,
-            steps=config.steps,
-            optim=config.optim,
-            out=phase.out,
-            events=phase.events,
-            seed=config.seed,
-            parameters=groups,
-            device=phase.device,
-            dtype=phase.dtype,
-            settings={name: getattr(config, name) for name in shaping},
-        ),
-    )
+    if config.objective == "quiet_star":
+        return learn.train(model, request)
+    request.batches = rlp.Repeated(mixture, config.rlp.updates)
+    request.loss_fn = rlp.RlpLoss(config, [group["params"] for group in groups])
+    request.on_step = rlp.Follow(config)
+    request.settings = {**request.settings, **asdict(config.rlp)}
+    rlp.remember(model, config.rlp.updates)
+    try:
+        return learn.train(model, request)
+    finally:
+        rlp.forget(model)
 
 
 def _report(
