@@ -3,7 +3,7 @@ state.
 """
 
 from agent_forge.learn.feed import on_host, trained_tokens
-from agent_forge.learn.loop import train
+from agent_forge.learn.loop import last_weights, train
 from agent_forge.learn.losses import chunked_cross_entropy, distill_loss, lm_loss, next_token_loss
 from agent_forge.learn.optimisers import Optimisers, wsd
 from agent_forge.learn.records import Batches, LossFn, OnStep, StepRecord
@@ -18,6 +18,7 @@ __all__ = [
     "TrainRequest",
     "chunked_cross_entropy",
     "distill_loss",
+    "last_weights",
     "lm_loss",
     "next_token_loss",
     "on_host",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agent_forge.checkpoint.workspace import Workspace
 from agent_forge.config import RuntimeConfig
 from agent_forge.config.compose import default_runtime
 from agent_forge.core.device import keep_freed_memory
@@ -33,7 +34,7 @@ from agent_forge.learn.records import StageChoices, StepRecord
 from agent_forge.learn.request import TrainRequest
 from agent_forge.learn.schedule import StageSchedule
 from agent_forge.learn.speed import Compiler, garbage_at_intervals, no_memory_fill, recomputing
-from agent_forge.learn.trained import Trained, under
+from agent_forge.learn.trained import LAST, Trained, under
 
 LOSS, NORM = "", " "  # names that no metric has
 CONTROLS = {"lr_scale", "noise", "keep", "rollback"}
@@ -49,6 +50,15 @@ def train(model: nn.Module, request: TrainRequest) -> list[StepRecord]:
     """
     keep_freed_memory()
     return _Stage(model, request).trained_records(model)
+
+
+def last_weights(out: Workspace, stage: str, events: EventLog) -> dict[str, Tensor]:
+    """Return the weights of the last step of a finished stage, by name.
+
+    There are none where the stage averaged nothing, or ran without keep_last.
+    """
+    saved = states.newest(out.resume_dir(stage), stage, events)
+    return under(LAST, saved[0]) if saved is not None else {}
 
 
 def _runtime_of(request: TrainRequest) -> RuntimeConfig:
@@ -180,7 +190,7 @@ class _Stage:
         finally:
             compiler.stop()
             self.feed.close()
-        self.trained.finish()
+        self.trained.finish(keep_last=self.request.keep_last)
         self.save(states.FINAL)
 
     def _settle_dtype(self) -> None:

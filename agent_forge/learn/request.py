@@ -32,6 +32,7 @@ class TrainRequest:
     settings: further values that must not change on resume.
     optimiser_from: a finished stage, run with keep_optimiser=True, whose optimiser state this stage
         goes on from; "" starts afresh.
+    keep_last: an averaged stage also leaves the weights of its last step, for `last_weights`.
     runtime: how the work is run; None takes the settings of the phase, which `out` carries.
     """
 
@@ -51,4 +52,5 @@ class TrainRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     optimiser_from: str = ""
     keep_optimiser: bool = False
+    keep_last: bool = False
     runtime: RuntimeConfig | None = None

@@ -16,6 +16,8 @@ from agent_forge.learn.averaging import TailAverage
 from agent_forge.learn.distribution import whole
 from agent_forge.learn.optimisers import Optimisers
 
+LAST = "last/"  # what the names of the last step's weights begin with
+
 
 class Trained:
     """The model (or working copy) of a stage and what belongs to it."""
@@ -29,6 +31,7 @@ class Trained:
         self.buffers = {name: value for name, value in model.named_buffers() if name in stored}
         self.average = TailAverage(decay)
         self.remembered: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] = {}
 
     def keep(self) -> None:
         """Remember weights and optimiser as they are."""
@@ -38,8 +41,13 @@ class Trained:
         """Return to what `keep` remembered."""
         self._load(self.remembered)
 
-    def finish(self) -> None:
-        """Put the average in place, and drop all but weights and moments."""
+    def finish(self, *, keep_last: bool = False) -> None:
+        """Put the average in place, and drop all but weights and moments.
+
+        keep_last: also keep the weights of the last step, where an average takes their place.
+        """
+        if keep_last and self.average.tensors:
+            self.last = {name: weight.detach().clone() for name, weight in self.optimisers.named}
         self.average.put_into(self.optimisers.named)
         self.optimisers.zero_grad()
         self.remembered = {}
@@ -52,6 +60,7 @@ class Trained:
         named = self._live() if moments else self._weights()
         named |= {f"average/{key}": value for key, value in self.average.tensors.items()}
         named |= {f"kept/{key}": value for key, value in self.remembered.items()}
+        named |= {f"{LAST}{key}": value for key, value in self.last.items()}
         return {key: whole(value) for key, value in named.items()}
 
     def load(self, tensors: Mapping[str, Tensor], averaged_steps: int) -> None:

@@ -24,9 +24,8 @@ STAGE_SECONDS: Mapping[str, Mapping[str, float]] = {
     "quietstar": {"think": 88.0, **GATE},
     "bitnet": {"compensate": 10.0, "distil": 78.0, **GATE},
     "train": {
-        "adapt_1": 8.0, "adapt_2": 8.0, "adapt_3": 8.0, "chaos_1": 6.0, "chaos_2": 6.0,
-        "chaos_3": 6.0, "dream_1": 8.0, "dream_2": 8.0, "self_model": 6.0, "settle": 16.0,
-        "plain_settle": 8.0, **GATE,
+        "adapt_1": 7.0, "adapt_2": 7.0, "adapt_3": 7.0, "chaos_1": 5.0, "chaos_2": 5.0,
+        "chaos_3": 5.0, "dream_1": 7.0, "dream_2": 7.0, "self_model": 5.0, "settle": 33.0, **GATE,
     },
     "bake": {"traces": 25.0, "bake": 43.0, "plain": 20.0, **GATE},
     "adas": {

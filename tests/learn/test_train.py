@@ -20,7 +20,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import seed_for, torch_generator
-from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train, wsd
+from agent_forge.learn import StepRecord, TrainRequest, last_weights, lm_loss, train, wsd
 from agent_forge.learn import state as states
 from agent_forge.learn.optimisers import Optimisers
 
@@ -522,3 +522,30 @@ def test_a_stage_that_goes_on_from_another_is_the_same_as_one_long_stage(
     assert_same(weights(parts), weights(whole))
     with pytest.raises(PhaseError, match="no optimiser state of second"):
         go(parts, tmp_path / "parts", optim=optim, steps=1, stage="third", optimiser_from="second")
+
+
+def test_an_averaged_stage_can_leave_the_weights_of_its_last_step(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    """Bit for bit those of the same stage without an average, also after a restart."""
+
+    def trained(place: str, average: float, keep: bool) -> tuple[Any, Workspace]:
+        model, out = copy.deepcopy(tiny_llama), workspace(tmp_path / place)
+        request = TrainRequest(
+            batches=RandomTokens(), loss_fn=lm_loss, stage="s", steps=STEPS,
+            optim=replace(OPTIM, average_share=average), out=out, events=EventLog(None, "test"),
+            seed=0, keep_last=keep,
+        )  # fmt: skip
+        train(model, request)
+        train(model, request)  # The finished stage is restored.
+        return dict(model.named_parameters()), out
+
+    plain, _ = trained("plain", 0.0, True)
+    averaged, out = trained("averaged", 0.5, True)
+    last = last_weights(out, "s", EventLog(None, "test"))
+    assert set(last) == set(plain)
+    assert all(torch.equal(last[name], value) for name, value in plain.items())
+    assert not all(torch.equal(averaged[name], value) for name, value in plain.items())
+    for average, keep in ((0.0, True), (0.5, False)):
+        _, other = trained(f"none-{average}", average, keep)
+        assert last_weights(other, "s", EventLog(None, "test")) == {}

@@ -29,7 +29,7 @@ from agent_forge.data.synthetic import reasoning
 from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.train import Config, exponents, plain
+from agent_forge.phases.train import Config, StageSteps, average, exponents, plain
 from agent_forge.phases.train import run as run_module
 from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import CombinedController, ExponentControl, Rollback
@@ -43,6 +43,7 @@ from agent_forge.phases.train.dreams import (
 )
 from agent_forge.phases.train.exponents import depth_exponent, logit_sensitivity, twin_exponent
 from agent_forge.phases.train.measure import TrainBench
+from agent_forge.phases.train.replay import PREFIX, beside, replayed
 from agent_forge.phases.train.run import run
 from agent_forge.phases.train.self_model import SelfModel, rms_normalised
 from agent_forge.phases.train.stages import STAGES, Planner, mixture, plain_sources, stage_optim
@@ -613,6 +614,98 @@ def test_the_loss_on_real_text_is_the_models_mean_loss(tiny_llama: LlamaForCausa
     assert text_loss(tiny_llama, windows) == pytest.approx(expected, rel=1e-5)
 
 
+# Replay and the average
+
+
+def test_replay_has_exactly_its_share_and_both_sides_keep_their_proportions() -> None:
+    weights = beside({"text": 3.0, "tools": 1.0}, {"old": 1.0, "older": 4.0}, 0.4)
+    assert weights == pytest.approx({"text": 0.45, "tools": 0.15, "old": 0.08, "older": 0.32})
+    assert beside({"text": 2.0}, {"old": 1.0}, 0.0) == {"text": 2.0}
+
+
+def test_every_stage_replays_real_rows_and_the_plain_run_none(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    config = small_config(
+        data_config, "mix={text: 0, tools: 1, reasoning: 0, memory: 0}", "replay.share=0.5",
+        "replay.mix={text: 1.0}", "batch_rows=400",
+    )  # fmt: skip
+    sources = plain_sources(config, tiny_tokenizer)
+    bench = TrainBench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
+    out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
+    phase = PhaseRun(config, [], out, EventLog(None, "train"))
+    phase.tokenizer = tiny_tokenizer
+    planner = Planner(phase, bench, sources)
+    for stage in ("adapt_1", "chaos_1", "settle"):
+        batches: Any = planner.plan(stage, tiny_llama).batches
+        assert batches.names == ["tools", PREFIX + "text"]
+        # Running text is learned at every place, and a row of tools only in its answers.
+        whole = float((batches.batch(0)["labels"] != -100).all(1).float().mean())
+        assert abs(whole - 0.5) < 4 * (0.25 / 400) ** 0.5
+    assert config.steered_stages() == config.taken_stages()
+    assert replayed(small_config(data_config), tiny_tokenizer) == ({}, {})
+
+
+def test_dreams_take_the_place_that_replay_has(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, data_config: DataConfig,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The same share of the same windows, also where the mix holds no text."""
+    config = small_config(
+        data_config, "mix={text: 0, tools: 1, reasoning: 0, memory: 0}", "dream.enabled=true",
+        "dream.share=0.4", "dream.distinct_share=0",
+    )  # fmt: skip
+    sources = plain_sources(config, tiny_tokenizer)
+    bench = TrainBench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
+    out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
+    phase = PhaseRun(config, [], out, EventLog(None, "train"))
+    phase.tokenizer = tiny_tokenizer
+    guard: Any = Planner(phase, bench, sources).plan("dream_1", tiny_llama).batches
+    assert guard.with_dreams.names == ["tools", "dream"]
+    assert guard.with_dreams._weights == pytest.approx([0.6, 0.4])
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_average_stays_only_where_held_out_text_is_better(
+    better: bool, tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    """A model against a copy with noise in its weights, which is worse on every piece."""
+    config = small_config(data_config, "measure.text_items=12")
+    good = models.load(tiny_checkpoint)
+    tokenizer = models.load_tokenizer(tiny_checkpoint.path)
+    worse = {
+        name: value + 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(4))
+        for name, value in good.named_parameters()
+    }
+    clean = {name: value.detach().clone() for name, value in good.named_parameters()}
+    last = worse if better else clean
+    if not better:
+        average.put(good, worse)
+    sources = plain_sources(config, tokenizer)
+    bench = TrainBench(config, tokenizer, mixture(config, sources, config.mix, "bench"))
+    out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
+    phase = PhaseRun(config, [], out, EventLog(None, "train"))
+    row = average.choose(phase, bench, good, last)
+    assert row["kept"] == (average.AVERAGE if better else average.LAST_STEP)
+    assert (row["gain"] > 0) is better
+    assert all(torch.equal(value, clean[name]) for name, value in good.named_parameters())
+
+
+def test_half_of_every_shipped_run_cools_down() -> None:
+    import yaml
+
+    from agent_forge.config.compose import CONF
+
+    shipped = [compose("train", Config, ["out=o", "sources=[s]"]).steps]
+    for name in ("smollm2", "smollm2_gpu"):
+        content = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+        shipped.append(StageSteps(**content["train"]["steps"]))
+    for steps in shipped:
+        total = sum(getattr(steps, stage) for stage in STAGES)
+        assert steps.settle == total / 2
+
+
 # Self-model
 
 
@@ -758,9 +851,11 @@ def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
             data_config, "optim.average_share=1.0", "measure.twin_steps=0", *steered
         )
         report = go(config, tiny_checkpoint, tmp_path / str(number))
-        assert all(
-            torch.equal(trained[-1].state_dict()[name], value) for name, value in expected.items()
-        )
+        if not config.only_averages():
+            assert all(
+                torch.equal(trained[-1].state_dict()[name], value)
+                for name, value in expected.items()
+            )
         for row in report.tables["against plain training of equal tokens"]:
             task = row["task"]
             assert row["plain"] == off.metrics[task]["value"]
@@ -769,7 +864,8 @@ def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
             assert row["gain"] == pytest.approx(sign * (row["this phase"] - row["plain"]))
             assert row["low"] <= row["gain"] <= row["high"]
         assert report.baseline.startswith("gain over plain training of equal tokens: text ")
-    assert len(trained) == 3
+    # Beside an average alone nothing is trained: the weights of the last step are the plain run.
+    assert len(trained) == 2
 
 
 def test_without_the_baseline_the_report_says_that_none_ran(
@@ -780,7 +876,9 @@ def test_without_the_baseline_the_report_says_that_none_ran(
     assert report.baseline == plain.NOT_RUN
     assert list(report.tables) == ["stages"]
     assert config.work_tokens() == 10 * 2 * 48
-    assert replace(config, baseline=True).work_tokens() == 11 * 2 * 48
+    assert replace(config, baseline=True).work_tokens() == 10 * 2 * 48
+    noisy = small_config(data_config, "chaos.enabled=true", "average=uniform")
+    assert noisy.work_tokens() == (10 + 7) * 2 * 48
 
 
 def test_a_run_killed_in_any_stage_ends_in_the_same_checkpoint(
@@ -793,7 +891,8 @@ def test_a_run_killed_in_any_stage_ends_in_the_same_checkpoint(
         data_config, *ALL_ON, "steps.adapt_3=0", "steps.chaos_3=0", "measure.twin_steps=0", steps=2
     )
     whole = go(config, tiny_checkpoint, tmp_path / "whole")
-    assert all(row["on"] for row in whole.tables["stages"][1:])
+    stages = [row for row in whole.tables["stages"][1:] if row["stage"] != "last step"]
+    assert all(row["on"] for row in stages)
 
     class Killed(Exception):
         pass

@@ -2,15 +2,17 @@
 
 Stages 1-3 adapt it to the data (curriculum by measured success), 4-6 inject noise and learning rate
 (steered by a measured exponent), 7-8 mix in the model's own generations as replay ("dreams"), 9
-models its own activations, and 10 cools down and averages. Every mechanism has a switch of its own;
+models its own activations, and 10, half of the steps, cools down and averages. Rows of what the
+model learned before can be replayed in every stage; dreams are the same with the model's own text
+in the place of real rows. Every mechanism has a switch of its own;
 what no run of ours has shown to gain is off in conf/train.yaml, and its stages are then plain
 training with the same telemetry. A run that diverges goes back to kept weights. Sources:
-arXiv:2504.03380 (success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395
+arXiv:2603.04964 (replay), arXiv:2504.03380 (success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395
 (warm-up, stable, decay), Benettin et al. 1980 (renormalised tangent vectors). Reads sources[0], any
 Hugging Face causal LM (thinking or ternary ones too). Writes the trained model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from agent_forge.config import OptimConfig, Phase, PhaseConfig
@@ -102,6 +104,15 @@ class RollbackConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class ReplayConfig:
+    """Real rows of what the model learned before, in every stage, beside those of `mix`."""
+
+    share: Annotated[float, Range(0, 1, below=True)]
+    mix: DataMix
+    texts: str
+
+
+@dataclass(slots=True, kw_only=True)
 class DreamConfig:
     """The model's own generations as replay, guarded by diversity and by the loss on real text."""
 
@@ -153,10 +164,12 @@ class Config(PhaseConfig):
     curriculum: CurriculumConfig
     chaos: ChaosConfig
     rollback: RollbackConfig
+    replay: ReplayConfig
     dream: DreamConfig
     self_model: SelfModelConfig
     average: Annotated[str, OneOf(AVERAGES)]
     average_decay: Share
+    average_if_better: bool
     measure: MeasureConfig
     baseline: bool
 
@@ -181,9 +194,15 @@ class Config(PhaseConfig):
         """Return whether a mechanism is switched on."""
         if mechanism == "self_model":
             return self.self_model.weight > 0
+        if mechanism == "replay":
+            return self.replay.share > 0
         if mechanism == "average":
             return self.average != "none" and self.optim.average_share > 0
         return bool(getattr(self, mechanism).enabled)
+
+    def replayed_texts(self) -> str:
+        """Return the data set that is replayed, "" for none."""
+        return self.replay.texts if self.is_on("replay") else ""
 
     def steered_stages(self) -> list[str]:
         """Return the stages from the first in which a mechanism acts.
@@ -191,15 +210,25 @@ class Config(PhaseConfig):
         The list is empty when all stages are plain training.
         """
         stages = self.taken_stages()
+        if self.is_on("replay"):
+            return stages
         for i, stage in enumerate(stages):
             averaged = stage == stages[-1] and self.is_on("average")
             if averaged or (STAGES[stage] != "average" and self.is_on(STAGES[stage])):
                 return stages[i:]
         return []
 
+    def only_averages(self) -> bool:
+        """Return whether the average is the one mechanism that acts."""
+        alone = replace(self, average="none")
+        return bool(self.steered_stages()) and not alone.steered_stages()
+
     def work_tokens(self) -> float:
-        """Return the trained tokens of all stages, and of the plain run beside them."""
-        beside = self.steered_stages() if self.baseline else []
+        """Return the trained tokens of all stages, and of the plain run beside them.
+
+        Beside an average alone nothing is trained: the weights of the last step are the plain run.
+        """
+        beside = self.steered_stages() if self.baseline and not self.only_averages() else []
         steps = sum(getattr(self.steps, stage) for stage in [*self.taken_stages(), *beside])
         return float(steps * self.batch_rows * self.length_tokens)
 

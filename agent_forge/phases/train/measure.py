@@ -62,6 +62,14 @@ class TrainBench:
             for task, items in self.items.items()
         }
 
+    def searched(self, model: Any) -> dict[str, Any]:
+        """Return the score on text of the search split, by which weights may be chosen."""
+        items = evaluate.task_items("text", "search", self.config.measure.text_items, self.context)
+        scores = evaluate.score_items(
+            without_thinking(model), self.tokenizer, "text", items, "search", self.context
+        )
+        return {"scores": {"text": asdict(scores)}}
+
     def exponents(self, model: Any, stage: str) -> dict[str, float]:
         """Return the depth exponent and the logit sensitivity, and with measure.twin_steps the
         weight-twin exponent.

@@ -9,9 +9,10 @@ from agent_forge import evaluate, models
 from agent_forge.config import Report
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import seed_for
-from agent_forge.learn import StepRecord, TrainRequest, train
+from agent_forge.data import sets
+from agent_forge.learn import StepRecord, TrainRequest, last_weights, train
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.train import STAGES, Config, plain
+from agent_forge.phases.train import STAGES, Config, average, plain
 from agent_forge.phases.train.control import Rollback
 from agent_forge.phases.train.measure import TrainBench, scores_of
 from agent_forge.phases.train.stages import (
@@ -50,7 +51,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     steered = config.steered_stages()
     unsteered: Any = None
     for stage in stages:
-        if config.baseline and [stage] == steered[:1]:
+        if config.baseline and not config.only_averages() and [stage] == steered[:1]:
             unsteered = copy.deepcopy(model)
         plan = planner.plan(stage, model)
         records = _train_stage(phase, plan, stage, model)
@@ -59,12 +60,26 @@ def run(phase: PhaseRun[Config]) -> Report:
         phase.events.metrics(
             stage, {key: value for key, value in rows[-1].items() if value is not None}
         )
+    last = last_weights(out, stages[-1], phase.events) if config.is_on("average") else {}
+    if config.only_averages() and not last:
+        steered = []  # The stage is too short for an average, so all of it is plain training.
+    elif config.baseline and config.only_averages():
+        unsteered = copy.deepcopy(model)
+        average.put(unsteered, last)
+    elif unsteered is not None:
+        plain.train_plainly(phase, unsteered, kinds)
+    choice = average.choose(phase, bench, model, last) if last else None
+    if choice and choice["kept"] == average.LAST_STEP:
+        measured = out.remember("measured-last", partial(bench.everything, model, stages[-1]))
+        rows.append(_row("last step", measured, {"mechanism": "average", "on": False}))
     beside: list[dict[str, Any]] = []
     if unsteered is not None:
-        plain.train_plainly(phase, unsteered, kinds)
         scores = out.remember("measured-plain", lambda: bench.scores(unsteered))
         beside = plain.compared(measured["scores"], scores, config.seed)
     report = _write(phase, model, before, measured, rows)
+    if choice:
+        report.tables["the average against the last step (search split)"] = [choice]
+        report.summary += f"; {choice['kept']} was kept"
     if beside:
         report.tables["against plain training of equal tokens"] = beside
     report.baseline = plain.phrase(beside) if beside else plain.NOT_RUN if steered else plain.SAME
@@ -92,9 +107,14 @@ def _train_stage(
             device=phase.device,
             dtype=phase.dtype,
             average_decay=config.average_decay if config.average == "exponential" else 0.0,
-            settings={"mix": dict(config.mix), **mechanism_settings(config, STAGES[stage])},
+            settings={
+                "mix": dict(config.mix),
+                **mechanism_settings(config, STAGES[stage]),
+                **mechanism_settings(config, "replay"),
+            },
             optimiser_from=["", *stages][stages.index(stage)],
             keep_optimiser=stage != stages[-1],
+            keep_last=stage == stages[-1],
         ),
     )
 
@@ -164,6 +184,7 @@ def _write(
     written = phase.out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
+        extra={"benchmarks": sets.benchmarks_of(phase.config.replayed_texts())},
         deployable_bytes=models.deployable_bytes(model),
     )
     steps = sum(row["steps"] for row in rows)

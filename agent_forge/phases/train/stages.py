@@ -30,6 +30,7 @@ from agent_forge.phases.train.dreams import (
     text_loss,
 )
 from agent_forge.phases.train.measure import TrainBench, without_thinking
+from agent_forge.phases.train.replay import beside, replayed
 from agent_forge.phases.train.self_model import SelfModel
 
 HELD_OUT_WINDOWS = 16  # real windows that guard a dream stage
@@ -120,7 +121,10 @@ class Planner:
         self, phase: PhaseRun[Config], bench: TrainBench, sources: dict[str, Source]
     ) -> None:
         self.phase, self.config, self.events = phase, phase.config, phase.events
-        self.bench, self.sources = bench, sources
+        self.bench = bench
+        others, weights = replayed(self.config, phase.tokenizer)
+        self.sources = {**sources, **others}
+        self.weights = beside(self.config.mix, weights, self.config.replay.share)
         self.curriculum: Curriculum | None = None
         self.control = ExponentControl(self.config.chaos, bench.depth)
 
@@ -131,7 +135,7 @@ class Planner:
         if config.rollback.enabled:
             controllers["rollback"] = Rollback(config.rollback, stage, self.events)
         plan = StagePlan(
-            mixture(config, self.sources, config.mix, stage),
+            mixture(config, self.sources, self.weights, stage),
             controllers,
             active=config.is_on(mechanism),
         )
@@ -170,7 +174,7 @@ class Planner:
             }
             self.curriculum = Curriculum(config.curriculum, levels, self.bench.success, self.events)
         curriculum = self.curriculum
-        plan.batches = mixture(config, {**self.sources, **curriculum.sources}, config.mix, stage)
+        plan.batches = mixture(config, {**self.sources, **curriculum.sources}, self.weights, stage)
         plan.controllers["curriculum"] = curriculum
         plan.notes = lambda: {
             f"difficulty {k}": round(s.difficulty, 3) for k, s in curriculum.sources.items()
@@ -194,25 +198,16 @@ class Planner:
         # Relative to real windows of the same number and length, since the share of distinct
         # bigrams falls with both.
         share = distinct_bigrams(windows["dreams"]) / distinct_bigrams(windows["real"])
-        text_weight = config.mix.get("text", 0.0)
-        if share < settings.distinct_share or not text_weight:
+        if share < settings.distinct_share:
             plan.active = False
-            why = (
-                f"distinct bigrams {share:.2f} of real text"
-                if text_weight
-                else "no text in mix to replace"
-            )
             self.events.warning(
-                f"{stage}: dreams are not replayed ({why}); plain training", stage=stage
+                f"{stage}: dreams are not replayed (distinct bigrams {share:.2f} of real text); "
+                "plain training",
+                stage=stage,
             )
             plan.notes = lambda: {"distinct": round(share, 3)}
             return
-        # Dreams take their share from text alone; every other kind of data keeps its own.
-        weights = {
-            **config.mix,
-            "text": text_weight * (1 - settings.share),
-            "dream": text_weight * settings.share,
-        }
+        weights = beside(self.weights, {"dream": 1.0}, settings.share)
         sources = {**self.sources, "dream": DreamSource(windows["dreams"], settings.prompt_tokens)}
         held_out = self.bench.held_out_windows(HELD_OUT_WINDOWS)
         before = out.remember(f"real-text-{stage}", lambda: text_loss(plain, held_out))
