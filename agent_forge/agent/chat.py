@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,13 +26,15 @@ class Talk:
     """What is said to an agent, and how its answers are shown.
 
     message: None takes what is piped in, and converses on a terminal. once: leave after one answer,
-    on a terminal too. as_json: print each event as one JSON line (events.py).
+    on a terminal too. as_json: print each event as one JSON line (events.py). show_thoughts: show
+    thoughts from the start, and what a model that thinks between tokens thinks there, in brackets.
     """
 
     message: str | None = None
     once: bool = False
     as_json: bool = False
     show_calls: bool = True
+    show_thoughts: bool = False
     console: Console | None = None
 
 
@@ -60,10 +63,15 @@ def chat(
         own = load_tools(tools, stack) if tools else None
         agent = Agent.from_checkpoint(path, opening, own)
         stack.callback(agent.memory.close)
+        model: Any = agent.model
+        if talk.show_thoughts and getattr(model, "thinks", False):
+            model.keeps_thoughts = True
         display: Display = (
             JsonDisplay(console)
             if talk.as_json
-            else TextDisplay(console, shows_calls=talk.show_calls)
+            else TextDisplay(
+                console, shows_calls=talk.show_calls, shows_thoughts=talk.show_thoughts
+            )
         )
         _hold(Conversation(agent, console, display), str(path), message, talk.once)
 

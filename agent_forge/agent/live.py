@@ -134,10 +134,12 @@ class LiveTurn:
             count += 1
             usage.completion_tokens += 1
             usage.reasoning_tokens += speech.thinking
+            yield from self._silent_thoughts()
             yield from self._events(speech.push(stops.push(words.push(token))))
             if self._stopped or stops.matched:
                 break
         tokens.close()
+        yield from self._silent_thoughts()
         if self._stopped:
             return []
         yield from self._events(speech.push(stops.push(words.end()) + stops.end()))
@@ -152,6 +154,14 @@ class LiveTurn:
         calls = add_message(self.turn, text)
         self.said = ""
         return calls if limits.several_calls else calls[:1]
+
+    def _silent_thoughts(self) -> Iterator[AgentEvent]:
+        """Yield what a model that thinks between tokens thought before the last one, where it keeps
+        that.
+        """
+        if getattr(self.model, "keeps_thoughts", False):
+            for thought in self.model.kept_thoughts():
+                yield Thought(f"[{self.tokenizer.decode(thought)}]")
 
     def _events(self, pieces: Sequence[tuple[str, str]]) -> Iterator[AgentEvent]:
         for kind, text in pieces:

@@ -53,6 +53,10 @@ Once = Annotated[bool, typer.Option("--once", help="Leave after one answer, on a
 EventsAsJson = Annotated[
     bool, typer.Option("--json", help="Print each event (text, call, result, ...) as JSON.")
 ]
+ShowThoughts = Annotated[
+    bool,
+    typer.Option("--show-thoughts", help="Show what the model thinks (in a chat: /thoughts)."),
+]
 Temperature = Annotated[
     float | None, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")
 ]
@@ -90,6 +94,7 @@ def chat_command(
     allow: Allow = None,
     once: Once = False,
     as_json: EventsAsJson = False,
+    show_thoughts: ShowThoughts = False,
     temperature: Temperature = None,
     max_new_tokens: MaxNewTokens = None,
     verbose: Verbose = False,
@@ -115,7 +120,8 @@ def chat_command(
             engine=engine,
             settings={name: value for name, value in changes.items() if value is not None},
         )
-        chat(path, Talk(message=message, once=once, as_json=as_json), opening, tools or ())
+        talk = Talk(message=message, once=once, as_json=as_json, show_thoughts=show_thoughts)
+        chat(path, talk, opening, tools or ())
 
 
 def memory_file(memory: str, user: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from agent_forge import data
+from agent_forge import checkpoint, data, models
 from agent_forge.agent import Agent, AgentSettings, Call, Memory, Tool, format_call
 from agent_forge.agent.chat import Talk, chat
 from agent_forge.agent.conversation import COMMANDS, Conversation
@@ -278,6 +278,38 @@ def test_thoughts_are_shown_apart_or_not_at_all() -> None:
     hidden = printed(lambda c: show(TextDisplay(c), *said), terminal=True)
     assert hidden.count("thinking …") == 1
     assert "let" not in hidden
+
+
+def test_show_thoughts_shows_what_is_thought_between_tokens(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """One thought of two tokens before each of three tokens, at the same answer as without it."""
+    from agent_forge.models.thought import ThoughtForCausalLM
+
+    model = ThoughtForCausalLM.wrap(
+        tiny_llama, start_ids=[1], end_ids=[2], thought_length=2, gate_entropy_nats=0.0
+    )
+    thinker = checkpoint.write(
+        tmp_path / "thinks",
+        lambda directory: models.save(model, tiny_tokenizer, directory),
+        phase="quietstar", seed=0, config={}, name="t",
+    )  # fmt: skip
+
+    def answer(**more: bool) -> list[dict[str, Any]]:
+        opening = Opening(settings={"max_new_tokens": 3})
+        lines = printed(
+            lambda c: chat(
+                thinker.path, Talk(message="hi", as_json=True, console=c, **more), opening
+            )
+        )
+        return [json.loads(line) for line in lines.splitlines()]
+
+    silent, shown = answer(), answer(show_thoughts=True)
+    thoughts = [one["text"] for one in shown if one["event"] == "thought"]
+    assert not [one for one in silent if one["event"] == "thought"]
+    assert len(thoughts) - shown[-1]["usage"]["completion_tokens"] in (0, 1)
+    assert all(text[0] == "[" and text[-1] == "]" for text in thoughts)
+    assert [one for one in shown if one["event"] != "thought"] == silent
 
 
 def test_control_characters_do_nothing_on_a_terminal_and_pass_through_a_pipe() -> None:

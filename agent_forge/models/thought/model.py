@@ -56,6 +56,8 @@ class ThoughtConfig(PretrainedConfig):
     temperature: the temperature of thought tokens; 0 is greedy.
     gate_entropy_nats: generate() thinks where the base's next-token entropy is at least this; None
     never thinks, 0 always does.
+    thought_budget: most positions of a row at which one generate() thinks, the first that pass the
+    gate; None has no limit.
     """
 
     model_type = "thought"
@@ -68,6 +70,7 @@ class ThoughtConfig(PretrainedConfig):
     thoughts: int = 1
     temperature: float = 1.0
     gate_entropy_nats: float | None = None
+    thought_budget: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("base_config")
@@ -123,7 +126,11 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         self.end = nn.Parameter(torch.empty(width))
         self.mixing = MixingHead(width)
         self._thought_seed: int | None = None
+        self._budget: int | None = None
+        self._spent: Tensor | None = None  # (rows,): positions thought at, with a budget
         self._takes_masks = False
+        self.keeps_thoughts = False  # whether `kept_thoughts` has something to return
+        self._kept: list[Tensor] = []
         self.post_init()
 
     @property
@@ -348,10 +355,14 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         columns = [self.start.expand(meta), embed(flat), self.end.expand(meta), embed(true)]
         return torch.cat([embed(input_ids), torch.cat(columns, dim=1).flatten(1, 2)], dim=1)
 
-    def generate(self, *args: Any, thought_seed: int = 0, **kwargs: Any) -> Any:
+    def generate(
+        self, *args: Any, thought_seed: int = 0, thought_budget: int | None = None, **kwargs: Any
+    ) -> Any:
         """Generate as any model does, thinking before each token whose entropy passes the gate.
 
-        thought_seed: seed of the sampled thoughts.
+        thought_seed: seed of the sampled thoughts. thought_budget: as in ThoughtConfig, whose value
+        holds where it is None. A row costs one forward pass per token, and thought_length + 2 more
+        per position that it thinks at.
         Raises ConfigError for assisted decoding, which checks several tokens in one forward, while
         a thought follows a single one.
         """
@@ -362,25 +373,32 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if self.config.gate_entropy_nats is None or kwargs.get("use_cache") is False:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
-        with self.thinking(thought_seed):
+        with self.thinking(thought_seed, thought_budget):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
-    def thinking(self, seed: int = 0) -> Iterator[None]:
+    def thinking(self, seed: int = 0, budget: int | None = None) -> Iterator[None]:
         """Let forward passes on a cache think, as they do within `generate`.
 
-        seed: of the sampled thoughts. Raises PhaseError when the base cannot think. A shut gate
-        lets nothing think.
+        seed: of the sampled thoughts. budget: most positions per row; None: the config's. Raises
+        PhaseError when the base cannot think. A shut gate lets nothing think.
         """
         if self.config.gate_entropy_nats is None:
             yield
             return
         self._require_masks()
-        before, self._thought_seed = self._thought_seed, seed
+        before = (self._thought_seed, self._budget, self._spent)
+        self._thought_seed, self._spent = seed, None
+        self._budget = self.config.thought_budget if budget is None else budget
         try:
             yield
         finally:
-            self._thought_seed = before
+            self._thought_seed, self._budget, self._spent = before
+
+    def kept_thoughts(self) -> list[list[int]]:
+        """Return the thoughts of the first row since the last call, where keeps_thoughts is set."""
+        thoughts, self._kept = self._kept, []
+        return [thought for tokens in thoughts for thought in tokens.tolist()]
 
     @torch.no_grad()
     def _think_at_end(
@@ -399,7 +417,7 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         assert outputs.hidden_states is not None
         assert self._thought_seed is not None
         logits = outputs.logits[:, -1]
-        opened = entropy_nats(logits) >= self.config.gate_entropy_nats
+        opened = self._within_budget(entropy_nats(logits) >= self.config.gate_entropy_nats)
         if not opened.any():
             return outputs
         cache: Any = outputs.past_key_values
@@ -419,6 +437,8 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         tokens = chains.think(
             self.config.thought_length, self.config.temperature, self._thought_seed
         )
+        if self.keeps_thoughts and bool(opened[0]):
+            self._kept.append(tokens[0, 0])  # (N, L)
         chains.feed(self.base.get_input_embeddings()(tokens[..., -1].flatten(1)))
         after = chains.feed(self.end.expand(*chains.shape, -1))
         assert after.logits is not None
@@ -433,6 +453,16 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         last = torch.where(opened[:, None], mean, logits)
         outputs.logits = torch.cat([outputs.logits[:, :-1], last[:, None]], dim=1)
         return outputs
+
+    def _within_budget(self, opened: Tensor) -> Tensor:
+        """Return which of the rows whose gate is open may still think, (rows,); count them."""
+        if self._budget is None:
+            return opened
+        if self._spent is None or len(self._spent) != len(opened):
+            self._spent = torch.zeros_like(opened, dtype=torch.long)
+        opened = opened & (self._spent < self._budget)
+        self._spent = self._spent + opened
+        return opened
 
     @torch.no_grad()
     def _require_masks(self) -> None:

@@ -297,6 +297,41 @@ def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
     assert torch.equal(closed.generate(ids, **settings).logits[0], plain)
 
 
+@pytest.mark.parametrize(("budget", "thought_at"), [(None, 6), (2, 2), (0, 0)])
+def test_forward_passes_per_token_are_the_formula_within_the_budget(
+    budget: int | None, thought_at: int
+) -> None:
+    """One per token, and start, thought and end for each position that is thought at."""
+    model = thinker(weight=1.0)
+    passes: list[int] = []
+    model.base.register_forward_hook(lambda *_: passes.append(1))
+    ids = torch.arange(8).reshape(2, 4) + 5
+    settings = {"attention_mask": torch.ones_like(ids), "do_sample": False}
+    model._require_masks()
+    passes.clear()
+    out = model.generate(ids, max_new_tokens=6, thought_budget=budget, **settings)
+    assert len(passes) == 6 + thought_at * (model.config.thought_length + 2)
+    model.config.thought_budget = budget
+    assert torch.equal(model.generate(ids, max_new_tokens=6, **settings), out)
+    if budget == 0:
+        assert torch.equal(model.base.generate(ids, max_new_tokens=6, **settings), out)
+
+
+def test_thoughts_of_the_first_row_are_kept_where_that_is_asked_for() -> None:
+    model = thinker(weight=1.0)
+    ids = torch.arange(4)[None] + 5
+    settings = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3}
+    model.generate(ids, **settings)
+    assert model.kept_thoughts() == []
+    model.keeps_thoughts = True
+    out = model.generate(ids, thought_seed=6, **settings)
+    shown = model.kept_thoughts()
+    with torch.no_grad():
+        thoughts = model.think(out, seed=6).tokens[0, 3:6, 0]
+    assert shown == thoughts.tolist()
+    assert model.kept_thoughts() == []
+
+
 def test_the_cache_after_generation_holds_no_thought() -> None:
     ids = torch.arange(5)[None] + 5
     out = thinker(weight=1.0).generate(
