@@ -41,3 +41,26 @@ def test_the_command_line_wins_over_the_experiment() -> None:
 def test_an_experiment_that_says_nothing_of_a_phase_is_refused() -> None:
     with pytest.raises(ConfigError, match="'smollm2_tools' says nothing of compress"):
         compose("compress", Compress, ["experiment=smollm2_tools", "out=y"])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "suite"),
+    [("smollm2", "domains"), ("smollm2_gpu", "skills"), ("smollm2_tools", "domains")],
+)
+def test_real_models_are_gated_on_skills_at_every_step_and_over_the_chain(
+    experiment: str, suite: str
+) -> None:
+    phases = compose_run([f"experiment={experiment}"]).phases
+    if experiment == "smollm2_tools":
+        phases = {"bake": phases["bake"]}
+    for name, config in phases.items():
+        assert config.gate.tasks[suite] >= 0.9, name
+        assert config.gate.chain[suite] >= 0.85, name
+        assert "text" in config.gate.tasks, name
+
+
+def test_the_default_run_is_gated_on_its_four_tasks_alone() -> None:
+    for config in compose_run([]).phases.values():
+        assert set(config.gate.tasks) == set(config.gate.chain) == {
+            "text", "reasoning", "memory", "tools",
+        }  # fmt: skip
