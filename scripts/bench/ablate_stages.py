@@ -112,7 +112,10 @@ class Ablation:
 
     def trial(self, variant: str, seed: int, longer: float) -> dict[str, Any]:
         """Return losses and seconds of a variant, with `longer` times its steps."""
-        steps = trials.steps_of(trials.shipped_steps(self.options.scale * longer))
+        shipped = trials.shipped_steps(self.options.scale * longer)
+        if self.options.smoke:  # one stage per mechanism
+            shipped = {s: n for s, n in shipped.items() if not s.endswith(("_2", "_3"))}
+        steps = trials.steps_of(shipped)
 
         def compute() -> dict[str, Any]:
             child, seconds = self.trials.train(seed, [*overrides(variant), *steps])

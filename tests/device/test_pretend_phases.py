@@ -28,6 +28,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "chaos": {"enabled": True, "every_steps": 1},
         "dream": {"enabled": True, "windows": 2, "every_steps": 1},
         "self_model": {"weight": 0.1},
+        "replay": {"share": 0.25},
+        "optim": {"average_share": 1.0},
         "measure": {"tasks": ["reasoning"]},
     },
     "bake": {"training": {"steps": 1}},
