@@ -159,8 +159,9 @@ class LiveTurn:
         """Yield what a model that thinks between tokens thought before the last one, where it keeps
         that.
         """
-        if getattr(self.model, "keeps_thoughts", False):
-            for thought in self.model.kept_thoughts():
+        model: Any = self.model
+        if getattr(model, "keeps_thoughts", False):
+            for thought in model.kept_thoughts():
                 yield Thought(f"[{self.tokenizer.decode(thought)}]")
 
     def _events(self, pieces: Sequence[tuple[str, str]]) -> Iterator[AgentEvent]:
