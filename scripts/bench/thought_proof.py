@@ -194,11 +194,13 @@ class Proof:
         context = evaluate.EvalContext(data=self.config.data, seed=0, tokenizer=tokenizer)
         items = evaluate.task_items("rationales", "test", self.options.items, context)
         prompts = [encode_prompt(tokenizer, item["messages"][:1]) for item in items]
-        replies = models.generate(
-            model, [prompt for prompt in prompts for _ in range(votes)],
+        decoding = models.Decoding(
             max_new_tokens=self.config.task.max_new_tokens, stop_ids=stop_ids(tokenizer, model),
             temperature=0.0 if votes == 1 else 1.0, seed=seed_for(0, "bench", way),
         )  # fmt: skip
+        replies = models.generate(
+            model, [prompt for prompt in prompts for _ in range(votes)], decoding
+        )
         most = self.config.task.max_new_tokens
         words = [
             last_word(str(tokenizer.decode(r, skip_special_tokens=True))) if len(r) < most else ""
