@@ -233,6 +233,15 @@ def test_a_file_that_gives_no_tools_is_refused_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_tool_that_leaves_the_process_only_fails(tmp_path: Path) -> None:
+    path = tmp_path / "my_tools.py"
+    path.write_text("import sys\ndef leave(code: int) -> int:\n    sys.exit(code)\n")
+    box = Toolbox(load_tools([str(path)]))
+    result = box.run(Call("leave", {"code": 3}))
+    assert result.error
+    assert "leave failed: SystemExit: 3" in result.text
+
+
 def test_a_function_behind_a_decorator_is_a_tool_and_is_called_through_it(tmp_path: Path) -> None:
     path = tmp_path / "my_tools.py"
     path.write_text(

@@ -110,7 +110,7 @@ def _call(name: str, function: Callable[..., Any], arguments: dict[str, Any]) ->
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ToolError(f"{name}: '{where}': {first['msg']}") from error
-    except Exception as error:  # it is anybody's code: whatever it raises is shown to the model
+    except (Exception, SystemExit) as error:  # anybody's code: what it raises is shown to the model
         raise ToolError(f"{name} failed: {type(error).__name__}: {error}") from error
     return value if isinstance(value, str) else to_json(value, fallback=str).decode()
 
