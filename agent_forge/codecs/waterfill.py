@@ -139,8 +139,9 @@ def _coded(weight: Tensor, upper: Tensor, rows: Tensor, columns: Tensor) -> Tens
     """Return codes (rows, columns) int8, rounded column by column with each error fed back into the
     rest.
     """
-    # Columns are contiguous in this copy, because all steps below go along a column.
-    work = weight.T.contiguous()
+    # Columns are contiguous in this copy, because all steps below go along a column. `contiguous`
+    # would not copy a matrix of one row, and the errors fed back would change the caller's weights.
+    work = weight.T.clone(memory_format=torch.contiguous_format)
     codes = torch.empty_like(work, dtype=torch.int8)
     size = weight.square().mean().clamp_min(1e-30)
     # Variance of a weight in steps, as row times column: (σ/step)² = by_row · by_column.

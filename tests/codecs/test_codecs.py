@@ -57,6 +57,21 @@ def correlated_hessian(columns: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     return x, x.T @ x / len(x)
 
 
+@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 64), (6, 32)])
+def test_coding_leaves_the_callers_weight_as_it_was(case: str, shape: tuple[int, int]) -> None:
+    """A matrix of one row is contiguous however it is turned, so that a view of it is no copy."""
+    weight, (_, hessian) = gaussian(*shape), correlated_hessian(shape[1])
+    before = weight.clone()
+    for moments in (None, hessian):
+        try:
+            one = small(case, weight, moments)
+        except ConfigError:
+            continue
+        assert torch.equal(weight, before)
+        assert small(case, weight, moments).data == one.data
+
+
 def test_every_codec_is_found_by_its_file_name() -> None:
     assert codecs.names() == sorted({case.split()[0] for case in SMALL})
     with pytest.raises(ConfigError, match="no codec 'terary'; did you mean 'ternary'"):

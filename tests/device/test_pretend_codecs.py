@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from agent_forge import codecs
+from agent_forge.codecs.payload import Payload
+from agent_forge.core.errors import ConfigError
 from tests.pretend import KIND, pretend_accelerator
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
@@ -39,6 +42,31 @@ def test_pretend_accelerator_codes_to_the_bytes_of_the_cpu(
     hessian, importance = inputs.T @ inputs / 200, torch.rand(24, generator=generator) + 0.5
     extra = (hessian, importance / importance.mean()) if calibrated else (None, None)
     expected = codecs.encode(name, weight, settings, *extra)
+    _codes_alike(name, settings, weight, extra, expected)
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (3, 17), (65, 33)])
+def test_pretend_accelerator_codes_odd_shapes_and_zeros_as_the_cpu_does(
+    name: str, settings: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for weight in (torch.randn(shape, generator=generator).bfloat16(), torch.zeros(shape)):
+        weight = weight.float()
+        inputs = torch.randn(50, shape[1], generator=generator)
+        extra = (inputs.T @ inputs / 50, torch.ones(shape[0]))
+        try:
+            expected = codecs.encode(name, weight, settings, *extra)
+        except ConfigError as refusal:
+            with pretend_accelerator() as device, pytest.raises(ConfigError, match=str(refusal)):
+                codecs.encode(name, weight.to(device), settings, *(e.to(device) for e in extra))
+            continue
+        _codes_alike(name, settings, weight, extra, expected)
+
+
+def _codes_alike(
+    name: str, settings: dict[str, Any], weight: Tensor, extra: Any, expected: Payload
+) -> None:
     with pretend_accelerator() as device:
         there = [None if tensor is None else tensor.to(device) for tensor in extra]
         coded = codecs.encode(name, weight.to(device), settings, *there)

@@ -81,8 +81,10 @@ def _sweep(
 
     Works on transposed tensors, where a column is contiguous.
     """
-    # The slope of a column is its residual times H: what moving its codes would gain.
-    slope_CR, codes_CR = slope.T.contiguous(), codes.T.to(slope.dtype)
+    # The slope of a column is its residual times H: what moving its codes would gain. It is copied
+    # also where there is one row, which `contiguous` would not copy.
+    slope_CR = slope.T.clone(memory_format=torch.contiguous_format)
+    codes_CR = codes.T.to(slope.dtype)
     wide_CR = multiply_out(torch.ones_like(codes), scales, group_size).T.contiguous()
     wishes_CR = torch.empty_like(slope_CR)
     diagonal, size = hessian.diagonal(), group_size if group_size > 0 else COLUMNS
