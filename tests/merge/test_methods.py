@@ -466,6 +466,15 @@ def test_the_softmax_of_arcee_fusion_is_that_of_vector_units_rounding_for_roundi
         assert np.array_equal(softmax, torch.from_numpy(rows).softmax(-1).numpy())
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 16, 31, 64, 100, 577, 1536, 4099])
+def test_the_divergence_of_arcee_fusion_is_summed_in_the_order_of_torch(width: int) -> None:
+    rows = np.random.default_rng(width).normal(0, 1, (40, width)).astype(np.float32)
+    sums = arcee_fusion._cascade_sum(rows)
+    assert np.abs(sums - rows.sum(-1, dtype=np.float64)).max() < 1e-5 * width**0.5
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert np.array_equal(sums, torch.from_numpy(rows).sum(-1).numpy())
+
+
 def test_arcee_fusion_takes_the_lower_of_two_order_statistics() -> None:
     # One row, a model entry apart: importance is |X - B| times one number, so it orders the entries
     # as their distances do.

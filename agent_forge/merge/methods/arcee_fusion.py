@@ -4,8 +4,10 @@ Quartiles are the lower order statistics, sorted[int(q (n - 1))]. The divergence
 difference of large sums, so its rounding decides which of the entries at the threshold are taken
 over. Its softmax is therefore computed as on the vector units that other tools run on, rounding for
 rounding: with the exponential of SLEEF (Shibata and Petrogalli 2020, arXiv:2001.09258), with fused
-multiply-adds, summed in sixteen lanes. Here each step is taken in float64 and rounded to float32,
-so the result is the same on every processor.
+multiply-adds, summed in sixteen lanes, and the divergence is summed in the order of PyTorch. Here
+each step is taken in float64 and rounded to float32, so the result is the same on every processor.
+The logarithm alone is the nearest float32, where other tools' is off by one unit in the last place
+in 3.7% of the entries, as their vendor's library computes it.
 """
 
 import numpy as np
@@ -18,7 +20,9 @@ METHOD = Method(
     summary="take over the important changes only", base="required", models=(1, 1), rows=True
 )
 FLOOR = np.float32(1e-8)  # added to every probability
+# The softmax adds in 16 lanes, the divergence in 8, four columns of them and four levels.
 LANES = 16
+SUM_LANES, COLUMNS, LEVELS = 8, 4, 4
 # exp(x) is 2^k · exp(r) with |r| ≤ ln 2 / 2. ln 2 is split into a short and a small part, so that k
 # · LN2_HIGH is exact; the polynomial of exp(r) is in Horner's order, from r^7 down to r^2.
 LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.428606765330187045e-06)
@@ -48,8 +52,7 @@ def importance(inputs: Inputs) -> Array:
     )
     p, q = _softmax(other) + FLOOR, _softmax(base) + FLOOR
     terms = p * np.log((p / q).astype(np.float64)).astype(np.float32)
-    divergence = terms.sum(-1, keepdims=True, dtype=np.float64).astype(np.float32)
-    return np.asarray(np.abs(other - base) * divergence)
+    return np.asarray(np.abs(other - base) * _cascade_sum(terms)[..., None])
 
 
 def _softmax(rows: Array) -> Array:
@@ -92,6 +95,57 @@ def _lane_sum(rows: Array) -> Array:
         half = lanes.shape[-1] // 2
         lanes = lanes[..., :half] + lanes[..., half:]
     return lanes
+
+
+def _cascade_sum(rows: Array) -> Array:
+    """Return the float32 sums of rows, added in the order in which other tools add: shape (...).
+
+    Entries are added in eight lanes and four columns of these, which are added over four levels:
+    each takes what the one below has after sixteen steps or more. Rows of fewer than eight entries
+    have one lane. The order is that of PyTorch's sum (aten/src/ATen/native/cpu/SumKernel.cpp), on
+    processors with AVX2 and with AVX-512 alike.
+    """
+    width = rows.shape[-1]
+    lanes = SUM_LANES if width >= SUM_LANES else 1
+    steps = width // lanes
+    whole = steps // COLUMNS
+    stepped = np.ascontiguousarray(rows[..., : steps * lanes]).reshape(
+        *rows.shape[:-1], steps, lanes
+    )
+    blocks = stepped[..., : whole * COLUMNS, :].reshape(*rows.shape[:-1], whole, COLUMNS, lanes)
+    columns = _levels_sum(blocks)
+    first = columns[..., 0, :]
+    for step in range(whole * COLUMNS, steps):
+        first = first + stepped[..., step, :]
+    for column in range(1, COLUMNS):
+        first = first + columns[..., column, :]
+    total = np.zeros(rows.shape[:-1], np.float32)
+    for place in range(steps * lanes, width):
+        total = total + rows[..., place]
+    for lane in range(lanes):
+        total = total + first[..., lane]
+    return total
+
+
+def _levels_sum(blocks: Array) -> Array:
+    """Return the sums over the blocks (..., blocks, columns, lanes), level by level."""
+    count = blocks.shape[-3]
+    power = max(4, (count - 1).bit_length() // LEVELS if count > 1 else 0)
+    levels = [np.zeros(blocks.shape[:-3] + blocks.shape[-2:], np.float32) for _ in range(LEVELS)]
+    for step in range(count):
+        levels[0] = levels[0] + blocks[..., step, :, :]
+        done = step + 1
+        if done % (1 << power):
+            continue
+        for level in range(1, LEVELS):
+            levels[level] = levels[level] + levels[level - 1]
+            levels[level - 1] = np.zeros_like(levels[level - 1])
+            if done & (((1 << power) - 1) << (level * power)):
+                break
+    total = levels[0]
+    for level in levels[1:]:
+        total = total + level
+    return total
 
 
 def _order_statistic(values: Array, share: float) -> np.float32:
