@@ -113,7 +113,9 @@ def _estimate(name: str, config: PhaseConfig, shape: "ModelShape", sources: list
     phase = phase_named(name)
     device = pick_device(config.runtime.device)
     runtime = config.runtime
-    per_token = seconds_per_token(shape, str(device), runtime.dtype, runtime.threads)
+    # All phases share one timing on the CPU, where the size of a step changes little.
+    step = 0 if device.type == "cpu" else round(config.step_tokens() / runtime.accumulate)
+    per_token = seconds_per_token(shape, str(device), runtime.dtype, runtime.threads, step)
     tokens = config.work_tokens()
     gated = len(suites.limits(config.gate.tasks))
     scored = config.gate.items * gated * ITEM_TOKENS / 3 if config.gate.enabled else 0

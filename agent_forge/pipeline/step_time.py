@@ -12,13 +12,16 @@ from functools import cache
 import torch
 from torch import nn
 
-from agent_forge.core.device import has_bfloat16, pick_device, pick_dtype, set_threads
+from agent_forge.core.device import free_bytes, has_bfloat16, pick_device, pick_dtype, set_threads
 from agent_forge.learn.precision import LEAST_GAIN, measured_gain
 
 FEW, MORE = 1, 3  # layers of the two decoders
 HEAD_WIDTH = 64
 LENGTH = 128  # tokens per row
-MOST_ROWS = 8
+MOST_ROWS = 8  # The CPU gets no more.
+# An accelerator is timed with as many rows as the phase has, for its small steps are the launches
+# of kernels. Logits then take at most this share of its free memory, at this many bytes each.
+SHARE_OF_FREE, LOGIT_BYTES = 0.25, 16
 MOST_FLOP = 3e11  # a timed step has at most this many, where one row allows it
 TRIALS = 4
 MOST_SECONDS = 0.5  # seconds for the trials of a decoder, of which one always runs
@@ -41,19 +44,21 @@ class ModelShape:
 
 
 @cache
-def seconds_per_token(shape: ModelShape, device: str, dtype: str, threads: int) -> float:
+def seconds_per_token(
+    shape: ModelShape, device: str, dtype: str, threads: int, step_tokens: int = 0
+) -> float:
     """Return seconds per token, forward and backward.
 
     dtype: as in `runtime.dtype`; `auto` is what training would choose. threads: CPU threads, 0
-    means all.
+    means all. step_tokens: tokens of a step of the phase, which decide on an accelerator alone.
     """
     place, before = pick_device(device), torch.get_num_threads()
     used = set_threads(threads)
     # The best time of one thread is what a busy machine disturbs least.
     torch.set_num_threads(1)
     try:
-        few = _step_seconds(shape, FEW, place, dtype)
-        more = _step_seconds(shape, MORE, place, dtype)
+        few = _step_seconds(shape, FEW, place, dtype, step_tokens)
+        more = _step_seconds(shape, MORE, place, dtype, step_tokens)
     finally:
         torch.set_num_threads(before)
     # Timing noise must not make a layer cost nothing.
@@ -62,12 +67,13 @@ def seconds_per_token(shape: ModelShape, device: str, dtype: str, threads: int) 
     return (few + (shape.layers - FEW) * per_layer) / gain
 
 
-def _step_seconds(shape: ModelShape, layers: int, device: torch.device, dtype: str) -> float:
+def _step_seconds(
+    shape: ModelShape, layers: int, device: torch.device, dtype: str, step_tokens: int
+) -> float:
     """Return the least seconds per token of a step of a decoder with this many layers."""
     model = _decoder(shape, layers).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rows = int(MOST_FLOP / (FLOP_PER_PARAMETER_TOKEN * parameters * LENGTH))
-    rows = min(max(rows, 1), MOST_ROWS)
+    rows = _rows(parameters, shape.words, device, step_tokens)
     tokens = torch.arange(rows * LENGTH, device=device).remainder(shape.words).view(rows, LENGTH)
     products = _products(dtype, model, tokens.numel(), device)
     best, end = float("inf"), time.perf_counter() + MOST_SECONDS
@@ -83,6 +89,16 @@ def _step_seconds(shape: ModelShape, layers: int, device: torch.device, dtype: s
             if time.perf_counter() > end:
                 break
     return best / tokens.numel()
+
+
+def _rows(parameters: int, words: int, device: torch.device, step_tokens: int) -> int:
+    """Return the rows of a timed step."""
+    free = free_bytes(device)
+    if not free:
+        most = int(MOST_FLOP / (FLOP_PER_PARAMETER_TOKEN * parameters * LENGTH))
+        return min(max(most, 1), MOST_ROWS)
+    most = int(SHARE_OF_FREE * free / (LENGTH * words * LOGIT_BYTES))
+    return min(max(most, 1), max(step_tokens // LENGTH, MOST_ROWS))
 
 
 def _decoder(shape: ModelShape, layers: int) -> nn.Module:

@@ -772,3 +772,28 @@ def test_own_rows_and_pairs_alone_are_learned_by_adapters_that_are_kept(
     adapter_files.merge(merged, baked / "adapter")
     for name, value in models.load(baked).state_dict().items():
         assert torch.allclose(value, merged.state_dict()[name], atol=1e-6), name
+
+
+def test_the_work_of_the_phase_counts_traces_lessons_and_measuring(
+    settings: Callable[..., Config],
+) -> None:
+    """A token that is written is a trained one, a token that is read a third of one."""
+    overrides = [
+        "traces.calculator.count=100", "traces.memory.count=30", "traces.code.count=0",
+        "traces.retrieve.count=0", "training.steps=0", "measure.items=9", "measure.text_items=12",
+        "measure.max_new_tokens=40", "persona.enabled=false", "voice.prompts=0",
+    ]  # fmt: skip
+    talks, questions = 9 * (1 + 3), 32  # a question of memory has three conversations
+    measured = talks * (40 + questions / 3) + 12 * 100 / 3
+    filtered = 130 * 60  # each trace is read three times
+    config = settings(*overrides)
+    assert config.work_tokens() == pytest.approx(filtered + 2 * measured)
+    assert settings(*overrides, "baseline=true").work_tokens() == pytest.approx(
+        filtered + 3 * measured
+    )
+    own = settings(*overrides, "tools=[calculator]", "traces.own.count=20")
+    listed, bare = 4 * 9, 2 * 9
+    expected = (listed + bare) * (40 + questions / 3) + listed * 100 + 2 * 12 * 100 / 3
+    assert own.work_tokens() == pytest.approx(20 * 60 + expected)
+    spoken = settings(*overrides, "voice.prompts=5", "voice.heldout=3", "voice.reply_tokens=10")
+    assert spoken.work_tokens() - config.work_tokens() == pytest.approx(8 * (10 + (32 + 10) / 3))

@@ -30,6 +30,9 @@ from agent_forge.core.errors import ConfigError
 KINDS = ("calculator", "memory", "code", "retrieve")
 OWN = "own"  # the kind of traces of the user's own tools
 BUILTIN = ("auto", "on", "off")
+# For estimates, in tokens: a question, a trace, a listing of tools, a piece of held-out text.
+QUESTION_TOKENS, TRACE_TOKENS, LISTING_TOKENS, TEXT_ITEM_TOKENS = 32, 60, 300, 100
+CONVERSATIONS = {"memory": 3}  # per question of a kind, where there are several
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,8 +188,8 @@ class Config(PhaseConfig):
         return [*own, *(kind for kind in KINDS if getattr(self.traces, kind).count > 0)]
 
     def work_tokens(self) -> float:
-        """Return the trained tokens, the tokens of neutral text that the parent reads, and the
-        persona's answers.
+        """Return the trained tokens, the tokens of neutral text that the parent reads, and what
+        traces, lessons and measuring cost.
         """
         training, persona = self.training, self.persona
         rows = training.rows + 4 / 3 * training.neutral_rows
@@ -200,7 +203,43 @@ class Config(PhaseConfig):
         # A pair has two answers, which fill half of the longest length.
         pairs = self.preferences.pairs * self.preferences.length_tokens
         others = voice + (pairs if self.preferences.rows else 0)
-        return training.steps * (rows * training.length_tokens + answers + plain + others)
+        trained = training.steps * (rows * training.length_tokens + answers + plain + others)
+        return trained + self._lesson_tokens() + self._measured_tokens()
+
+    def _lesson_tokens(self) -> float:
+        """Return the cost of what is learned from: each trace is read three times by the filter,
+        and the parent writes the answers of personas and voice.
+        """
+        traces = sum(getattr(self.traces, kind).count for kind in self.kinds())
+        persona, voice = self.persona, self.voice
+        lessons = 0.0
+        if persona.enabled:
+            read = (QUESTION_TOKENS + persona.reply_tokens) / 3
+            questions = len(persona.traits) * (persona.prompts + persona.heldout)
+            checked = len(persona.traits) * persona.heldout
+            checks = self.training.steps // persona.check_every_steps
+            lessons += questions * (persona.reply_tokens + read) + checks * checked * read
+        if voice.prompts:
+            written = voice.reply_tokens + (QUESTION_TOKENS + voice.reply_tokens) / 3
+            lessons += (voice.prompts + voice.heldout) * written
+        return traces * TRACE_TOKENS + lessons
+
+    def _measured_tokens(self) -> float:
+        """Return the cost of measuring before and after, and after plain training.
+
+        A token that is written costs about as much as a trained one, because tokens are written
+        one after another; a token that is read costs a third.
+        """
+        measure, kinds, times = self.measure, self.kinds(), 3 if self.baseline else 2
+        talks = sum(CONVERSATIONS.get(kind, 1) for kind in kinds if kind != OWN) * measure.items
+        cost = talks * (measure.max_new_tokens + QUESTION_TOKENS / 3) * times
+        if OWN in kinds:
+            # As many questions that no tool answers; the parent answers with a listing or without.
+            listed = times * 2 * measure.items if measure.listed else 0
+            bare = (times - measure.listed) * 2 * measure.items
+            cost += (listed + bare) * (measure.max_new_tokens + QUESTION_TOKENS / 3)
+            cost += listed * LISTING_TOKENS / 3
+        return cost + times * measure.text_items * TEXT_ITEM_TOKENS / 3
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: traces, neutral text and answers."""
@@ -215,7 +254,7 @@ PHASE = Phase(
     summary="bake tools, memory use and persona into the weights",
     config=Config,
     several_processes=True,
-    effort=2.1,
+    effort=1.35,
     copies=6.0,
     example="tools=[my_tools.py]",
 )
