@@ -725,15 +725,16 @@ def test_settings_contradict_each_other_with_a_remedy() -> None:
 
 
 def test_the_work_of_the_phase_counts_each_measured_allocation_and_recovery() -> None:
-    """A pass without a gradient is a third of a trained token; recovery also runs the parent; four
-    kinds of data.
+    """A pass without a gradient is a third of a trained token; recovery also runs the parent; five
+    of the default's six kinds of data have a share.
     """
     overrides = [
         "out=x", "calibration.windows=8", "calibration.length_tokens=64",
         "measure.windows=6", "measure.length_tokens=32", "budget.search_steps=5", "recover.block_steps=7",
         "recover.steps=9", "recover.rows=3", "recover.length_tokens=16", "curve.bytes_ratios=[0.1,0.2]",
+        "calibration.mix.code=0",
     ]  # fmt: skip
-    measured, recovery = 6 * 32 * 4 / 3, 9 * 3 * 16 * 4 / 3 + 7 * 64
+    measured, recovery = 6 * 32 * 5 / 3, 9 * 3 * 16 * 4 / 3 + 7 * 64
     for curve_too, files in (("false", 0), ("true", 2)):
         config = compose("compress", Config, [*overrides, f"curve.enabled={curve_too}"])
         assert config.work_tokens() == pytest.approx(8 * 64 + (5 + 2 + files) * measured + recovery)

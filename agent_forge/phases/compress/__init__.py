@@ -140,7 +140,8 @@ class Config(PhaseConfig):
         in it.
         """
         calibration = self.calibration.windows * self.calibration.length_tokens
-        measured = self.measure.windows * self.measure.length_tokens * len(self.calibration.mix) / 3
+        kinds = sum(share > 0 for share in self.calibration.mix.values())
+        measured = self.measure.windows * self.measure.length_tokens * kinds / 3
         files = len(self.curve.bytes_ratios) if self.curve.enabled else 0
         recover = self.recover
         recovery = 4 / 3 * recover.steps * recover.rows * recover.length_tokens
