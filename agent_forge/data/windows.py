@@ -27,13 +27,15 @@ _log = logging.getLogger("agent_forge")
 
 
 def window_prefix(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """Return the ids that every context begins with: [BOS] where the tokenizer itself puts it
-    first, else [].
+    """Return the ids that every context begins with: what the tokenizer itself puts before a text.
+
+    That is [BOS] or nothing for most; some put a token there without naming it bos_token.
     """
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return []
-    return [bos] if tokenizer.encode("a", add_special_tokens=True)[:1] == [bos] else []
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    starts = range(len(whole) - len(plain) + 1)
+    before = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
+    return whole[:before]
 
 
 def text_start(tokenizer: "PreTrainedTokenizerFast") -> int:

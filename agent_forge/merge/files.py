@@ -6,6 +6,7 @@ needed.
 
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ IMPORTANCE = "fisher"  # subdirectory of a model with the measured importance of
 INDEX = "model.safetensors.index.json"
 # how the text begins that Git keeps in the place of a large file
 POINTER = b"version https://git-lfs"
+# Buffers that older versions of transformers stored; they follow from the config. A bias is one
+# where it is a mask, of four dimensions.
+OLD_BUFFERS = (
+    ".rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias", ".attn.bias",
+    ".attention.bias",
+)  # fmt: skip
 MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 Form = tuple[tuple[int, ...], DType]
 
@@ -84,6 +91,17 @@ class ModelFiles:
         """Take a tensor out of the model: one that only repeats another."""
         del self.forms[name], self._stored[name]
 
+    def drop_old_buffers(self) -> list[str]:
+        """Take out the buffers that follow from the model's config; return their names."""
+        names = [
+            name
+            for name, (shape, _) in self.forms.items()
+            if name.endswith(OLD_BUFFERS) and (len(shape) == 4 or not name.endswith(".bias"))
+        ]
+        for name in names:
+            self.drop(name)
+        return names
+
     def close(self) -> None:
         """Close the files."""
         if self.importance is not None:
@@ -106,15 +124,19 @@ class ModelFiles:
                     f"{file} is damaged: its header does not fit into the file; restore it from a "
                     "copy"
                 )
-            header = json.loads(os.pread(descriptor, length, 8))
+            header = json.loads(os.pread(descriptor, length, 8), object_pairs_hook=_unique)
         except OSError as error:
             raise CheckpointError(
                 f"{file} cannot be read: {error.strerror}; restore it from a copy"
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, _TwiceError) else "its header is not JSON"
+            raise CheckpointError(f"{file} is damaged: {reason}; restore it from a copy") from None
+        if not isinstance(header, dict):
             raise CheckpointError(
-                f"{file} is damaged: its header is not JSON; restore it from a copy"
-            ) from None
+                f"{file} is damaged: its header is a list or a number, not tensors by name; restore "
+                "it from a copy"
+            )
         opened = OpenFile(file, descriptor, 8 + length, size)
         for name, entry in header.items():
             if name != "__metadata__":
@@ -122,16 +144,23 @@ class ModelFiles:
 
     def _add(self, opened: OpenFile, name: str, entry: Mapping[str, Any]) -> None:
         file, origin = opened.path, opened.origin
-        dtype = BY_CODE.get(entry["dtype"])
+        try:
+            code, shape = entry["dtype"], tuple(map(operator.index, entry["shape"]))
+            begin, end = map(operator.index, entry["data_offsets"])
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                f"{file} is damaged: its header does not say type, shape and place of {name}; "
+                "restore it from a copy"
+            ) from None
+        dtype = BY_CODE.get(code)
         if dtype is None:
             raise CheckpointError(
-                f"{file}: {name} has dtype {entry['dtype']}, which is not read here; convert it to "
+                f"{file}: {name} has dtype {code}, which is not read here; convert it to "
                 "bfloat16 first"
             )
-        shape = tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
         if (
-            end - begin != math.prod(shape) * dtype.itemsize
+            any(side < 0 for side in shape)
+            or end - begin != math.prod(shape) * dtype.itemsize
             or not 0 <= begin <= end <= opened.size - origin
         ):
             raise CheckpointError(
@@ -157,6 +186,20 @@ class ModelFiles:
             return values
 
         self.put(name, Stored(shape, dtype, read))
+
+
+class _TwiceError(ValueError):
+    """A header that names a tensor twice: one of the two would be dropped."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the entries of a JSON object. Raises _TwiceError for a key that stands twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _TwiceError(f"its header names '{twice}' twice")
+    return entries
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -202,6 +245,8 @@ def _listed(directory: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index} is damaged; restore it from a copy") from None
+    if not names:
+        raise CheckpointError(f"{index} lists no file; restore it from a copy")
     here = [path.name for path in directory.iterdir()]
     for name in names:
         if name not in here:

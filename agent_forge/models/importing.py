@@ -29,7 +29,7 @@ from transformers import (
 from agent_forge import checkpoint
 from agent_forge.checkpoint import Checkpoint, atomic
 from agent_forge.core.errors import CheckpointError
-from agent_forge.merge.files import INDEX, WEIGHTS
+from agent_forge.merge.files import INDEX, OLD_BUFFERS, WEIGHTS
 from agent_forge.models import adapter_files, registration, source_check, storage, wrapped_names
 from agent_forge.models.gguf_format import reading
 
@@ -249,8 +249,8 @@ def _fill(model: PreTrainedModel, file: Path, unexpected: list[str]) -> set[str]
                 None,
             )
             if place is None:
-                if name.endswith(("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")):
-                    continue  # buffers that older versions stored
+                if name.endswith(OLD_BUFFERS):
+                    continue
                 unexpected.append(name)
                 continue
             value = tensors.get_tensor(name)

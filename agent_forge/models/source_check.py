@@ -66,7 +66,9 @@ def read_config(directory: Path) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} is not a config that transformers reads: {reason}") from None
     known = {*type(config)().to_dict(), *getattr(type(config), "attribute_map", {}), *ALSO_KNOWN}
-    unknown = sorted(set(_object(path)) - known)
+    unknown = sorted(
+        key for key, value in _object(path).items() if key not in known and value is not None
+    )
     if unknown:
         _log.warning(
             "%s: transformers has no field for %s: kept, but nothing is known to read it",
@@ -92,6 +94,20 @@ def check_files(directory: Path) -> None:
     """Raise CheckpointError for weights that are incomplete, damaged, misnamed or stored twice."""
     files = ModelFiles(directory, str(directory))
     files.close()
+    if files.files[0].name != WEIGHTS and (directory / INDEX).is_file():
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index.get("metadata"), dict):
+            raise CheckpointError(
+                f'{directory / INDEX} has no "metadata", which transformers reads; add '
+                '"metadata": {}'
+            )
+        if phantom := sorted(set(index["weight_map"]) - set(files.forms)):
+            _log.warning(
+                "%s lists %d weights that no file holds (%s, ...)",
+                directory / INDEX,
+                len(phantom),
+                phantom[0],
+            )
     if not any((directory / name).is_file() for name in (WEIGHTS, INDEX)):
         raise CheckpointError(
             f"{files.files[0]}: the weights of a model are called {WEIGHTS}; rename it"

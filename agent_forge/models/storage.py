@@ -6,6 +6,7 @@ writes config.json, model.safetensors, generation_config.json and the tokenizer'
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,11 @@ from agent_forge.core.errors import CheckpointError, PhaseError
 from agent_forge.data.windows import stored_positions
 from agent_forge.models import registration, wrapped_names
 
+# Settings of a generation config that only sampling reads.
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
+)  # fmt: skip
+_log = logging.getLogger("agent_forge")
 # Names of dtypes in a safetensors header; only their lengths matter here.
 _DTYPE_CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -73,7 +79,37 @@ def load(
                 f"({wrapped_names.explained(map(str, info[what]))}); config.json and "
                 "the weights do not belong together"
             )
+    _settle_sampling(directory, model)
     return model.to(device).eval()
+
+
+def _settle_sampling(directory: Path, model: Any) -> None:
+    """Take out settings of sampling from a generation config that does not sample.
+
+    They have no effect, and transformers refuses to save such a config. Raises CheckpointError for
+    a config that it refuses for another reason.
+    """
+    config = model.generation_config
+    if config is None or config.do_sample:
+        return
+    inert = [key for key in SAMPLING if getattr(config, key, None) is not None]
+    try:
+        config.validate(strict=True)
+        return
+    except ValueError:
+        for key in inert:
+            setattr(config, key, None)
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory / 'generation_config.json'}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    _log.warning(
+        "%s does not sample (do_sample), so it leaves out %s, which had no effect",
+        directory / "generation_config.json",
+        ", ".join(inert),
+    )
 
 
 def load_tokenizer(source: Checkpoint | Path | str) -> PreTrainedTokenizerFast:
@@ -170,6 +206,15 @@ def refuse_remote_code(directory: Path) -> None:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON ({error}); restore it from a copy") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{path} is a {type(content).__name__}, an object is expected; restore it from a "
+                "copy"
+            )
+        if "auto_map" in content and not content["auto_map"]:
+            raise CheckpointError(
+                f"{path} has an empty auto_map, which transformers cannot read; remove that entry"
+            )
         if "auto_map" in content:
             raise CheckpointError(
                 f"{path} asks to run code of its own (auto_map), which is never done here; "

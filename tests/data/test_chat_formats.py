@@ -317,3 +317,22 @@ def test_a_packed_model_stops_where_its_files_say(tmp_path: Any) -> None:
     packed = SimpleNamespace(shape=SimpleNamespace(longest=64, vocabulary=400))
     model = causal.PackedCausalLM(packed, talker.stored_ends(tmp_path))  # type: ignore[arg-type]
     assert {8, 9} <= set(data.stop_ids(qwen3(), model))
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_a_first_token_that_is_not_named_bos_begins_windows_and_chats_too(end: bool) -> None:
+    """Some tokenizers put the end of text before every text and name no bos_token."""
+    tok = gemma()
+    first = tok.convert_tokens_to_ids("<bos>")
+    pieces = "<bos> $A <eos>" if end else "<bos> $A"
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=pieces, special_tokens=[(name, tok.convert_tokens_to_ids(name)) for name in
+                                       ("<bos>", "<eos>")],
+    )  # fmt: skip
+    tok.bos_token, tok.chat_template = None, None
+    assert tok.bos_token_id is None
+    assert data.window_prefix(tok) == [first]
+    ids, mask = data.encode_chat(tok, TURNS)
+    assert ids[0] == first
+    assert ids.count(first) == 1
+    assert not mask[0]

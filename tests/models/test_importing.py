@@ -667,3 +667,71 @@ def test_a_gguf_file_gives_the_logits_of_the_model_it_was_made_from(
     text = "The people of district 12 sent a letter.<|im_end|>"
     assert models.load_tokenizer(imported).encode(text) == tiny_tokenizer.encode(text)
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_an_index_that_lists_nothing_is_refused_and_weights_that_no_file_holds_are_told(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (plain / "model.safetensors").rename(plain / "model-00001-of-00001.safetensors")
+    names = load_file(plain / "model-00001-of-00001.safetensors")
+    index = plain / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(CheckpointError, match="lists no file"):
+        import_model(plain, tmp_path / "out")
+    listed = dict.fromkeys([*names, "model.mtp.weight"], "model-00001-of-00001.safetensors")
+    index.write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(CheckpointError, match='has no "metadata"'):
+        import_model(plain, tmp_path / "out")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    import_model(plain, tmp_path / "out")
+    assert "lists 1 weights that no file holds (model.mtp.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"[]", "is a list or a number"),
+        (b'{"a": {}}', "does not say type, shape and place of a"),
+        (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}', "does not lie where"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'
+            b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+            "names 'a' twice",
+        ),
+    ],
+)
+def test_a_header_that_is_no_safetensors_header_is_refused(
+    plain: Path, tmp_path: Path, header: bytes, message: str
+) -> None:
+    content = len(header).to_bytes(8, "little") + header + b"1234"
+    (plain / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        import_model(plain, tmp_path / "out")
+
+
+def test_settings_of_sampling_beside_no_sampling_are_left_out_and_told(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many public models have them; transformers generates with them and refuses to save them."""
+    path = plain / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": False, "temperature": 0.6, "top_p": 0.9}))
+    written = import_model(plain, tmp_path / "out")
+    assert "leaves out temperature, top_p, which had no effect" in caplog.text
+    config = json.loads((written.path / "generation_config.json").read_text())
+    assert not {"temperature", "top_p"} & set(config)
+    path.write_text(json.dumps({"do_sample": True, "temperature": 0.6}))
+    sampling = models.load(import_model(plain, tmp_path / "sampling")).generation_config
+    assert (sampling.do_sample, sampling.temperature) == (True, 0.6)
+
+
+def test_keys_of_config_that_are_null_are_absent(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    nulls = dict.fromkeys(("sliding_window", "quantization_config", "rope_scaling", "head_dim"))
+    (plain / "config.json").write_text(json.dumps({**config, **nulls}))
+    import_model(plain, tmp_path / "out")
+    assert "no field" not in caplog.text
+    (plain / "config.json").write_text(json.dumps({**config, "auto_map": None}))
+    with pytest.raises(CheckpointError, match="empty auto_map"):
+        import_model(plain, tmp_path / "again")
