@@ -220,9 +220,10 @@ class _Builder:
         forms = [self.models[label].forms.get(name) for label, name in everyone]
         for (label, name), form in zip(everyone, forms, strict=True):
             if form is None:
+                owners = zip(everyone, forms, strict=True)
+                owner = next((other for (other, _), form in owners if form is not None), "another")
                 raise CheckpointError(
-                    f"{label} has no tensor {name}, which {everyone[0][0]} has; nothing is dropped "
-                    "silently"
+                    f"{label} has no tensor {name}, which {owner} has; nothing is dropped silently"
                 )
             if forms[0] is not None and form[0] != forms[0][0]:
                 raise CheckpointError(

@@ -71,6 +71,10 @@ def open_sources(paths: Mapping[str, Path], notes: list[str]) -> dict[str, Merge
             notes.append(
                 f"{label}: {', '.join(source.files.others)} is not read, the model is in {read}"
             )
+        if old := source.files.drop_old_buffers():
+            notes.append(
+                f"{label}: {len(old)} buffers that follow from its config are left out ({old[0]})"
+            )
     return sources
 
 

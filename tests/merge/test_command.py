@@ -532,6 +532,32 @@ def test_a_source_that_does_not_fit_its_manifest_stops_the_merge(family: Path) -
     assert not (family / "out").exists()
 
 
+def test_a_tensor_that_one_model_lacks_is_said_of_the_other(family: Path) -> None:
+    file = family / "m1" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    entries = [{"model": "m1"}, {"model": "m2"}]
+    with pytest.raises(
+        CheckpointError, match=r"m1 has no tensor model\.norm\.weight, which m2 has"
+    ):
+        merge(recipe(family, "linear", base_model=None, models=entries))
+
+
+def test_buffers_of_older_versions_are_left_out_and_told(family: Path) -> None:
+    entries = [{"model": "m1"}, {"model": "m2"}]
+    linear = recipe(family, "linear", base_model=None, models=entries)
+    expected = load_file(merge(linear, "plain").path / "model.safetensors")
+    old = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change(family / "m2", lambda weights: weights.update({old: torch.ones(4)}))
+    job = merge_job.prepare(linear)
+    assert any(f"m2: 1 buffers that follow from its config are left out ({old})" in note
+               for note in job.notes)  # fmt: skip
+    actual = load_file(merge(linear, "old").path / "model.safetensors")
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
 def test_damaged_headers_and_existing_targets_are_named(family: Path) -> None:
     (family / "out").mkdir()
     with pytest.raises(StorageError, match="already exists"):
