@@ -5,7 +5,8 @@ Every field is read, or refused by its name.
     chat       {"messages": [{"role", "content", "tool_calls", …}], "tools"}
     sharegpt   {"conversations": [{"from", "value"}], "system", "tools"}
     alpaca     {"instruction", "input", "output", "history", "system", "tools"}
-    pair       {"prompt", "completion"}, {"question", "answer"}, {"prompt", "response"}
+    pair       {"prompt", "completion"}, {"question", "answer"}, {"prompt", "response"}; of TRL
+               also two lists of messages, of which the completion is learned
 
 "chat" is OpenAI's and Hugging Face's form; "sharegpt" is used by ShareGPT, LLaMA-Factory and
 axolotl; "alpaca" is also Dolly's.
@@ -91,12 +92,14 @@ def messages(row: Mapping[str, Any], ignored: Collection[str] = ()) -> list[Mess
     row is of no known dialect, when a turn cannot be read, and for every key that is neither read
     nor known to have no effect.
     """
+    row = _with_messages(row)
     kind = dialect(row)
     if kind in ("chat", "sharegpt"):
         turns = _conversation(row, "messages" if kind == "chat" else "conversations", ignored)
     elif kind:
         turns = _exercise(row, ALPACA if kind == "alpaca" else PAIRS, ignored)
     else:
+        _refuse_wrong_types(row)
         raise DataError(
             f"a row with the keys {sorted(map(str, row))} is no conversation; known: messages "
             "(chat), conversations "
@@ -113,6 +116,36 @@ def messages(row: Mapping[str, Any], ignored: Collection[str] = ()) -> list[Mess
                 "row"
             )
     return turns
+
+
+def _with_messages(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row whose prompt and completion are lists of messages as one of messages.
+
+    The prompt's turns are not learned, unless their own marks or the row's say so.
+    """
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if not isinstance(prompt, list) or not isinstance(completion, list) or "messages" in row:
+        return row
+    rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    hidden = [
+        {**turn, "learn": False} if isinstance(turn, Mapping) and learns(turn) is None else turn
+        for turn in prompt
+    ]
+    return {
+        **rest,
+        "messages": [*(prompt if any(key in row for key in INPUT) else hidden), *completion],
+    }
+
+
+def _refuse_wrong_types(row: Mapping[str, Any]) -> None:
+    """Raise DataError where a row has a dialect's fields with values of another type."""
+    for key in ("messages", "conversations"):
+        if key in row:
+            raise DataError(f"'{key}' is a list of turns, got a {type(row[key]).__name__}")
+    for pair in (*ALPACA, *PAIRS):
+        wrong = next((key for key in pair if not isinstance(row.get(key, ""), str)), None)
+        if all(key in row for key in pair) and wrong:
+            raise DataError(f"'{wrong}' is text, got a {type(row[wrong]).__name__}")
 
 
 def _refuse_unknown(
@@ -227,6 +260,13 @@ def _turn(turn: object, number: int, ignored: Collection[str]) -> Message:
     content = _text(raw, where, ignored)
     calls = _calls(turn, where, ignored)
     unread = content is None and not (calls and raw in (None, []))
+    parts = raw if isinstance(raw, list) and all(isinstance(part, Mapping) for part in raw) else []
+    if role is not None and unread and parts:
+        kinds = sorted({str(part.get("type")) for part in parts})
+        raise DataError(
+            f"{where} has content in parts of type {', '.join(kinds)}; text alone is learned, as "
+            '{"type": "text", "text": ...}'
+        )
     if role is None or unread or all(key in turn for key in _CONTENT):
         kind = type(raw).__name__
         raise DataError(

@@ -224,7 +224,7 @@ def test_a_mark_that_is_no_yes_or_no_is_refused(key: str) -> None:
         ({**ALPACA, "history": [["a"]]}, "exchange 1 of 'history'"),
         ({**ALPACA, "images": ["a.png"]}, "has 'images': only text is learned"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "text": "x"}]}, SAID]},
-         "content of type list"),
+         "content in parts of type image"),
         ({"messages": [ASKED, {**SAID, "content": ["3"], "tool_calls": [CALL]}]},
          "content of type list"),
         ({**CHAT, "tools": "[{"}, "'tools' is no JSON"),
@@ -312,3 +312,38 @@ def test_absent_and_null_are_the_same_in_every_file_format(tmp_path: Path) -> No
     ]
     assert rows_read[0] == rows_read[1] == rows_read[2]
     assert [turn.get("learn") for turn in rows_read[2][1]] == [None, None, False, None]
+
+
+def test_a_prompt_and_a_completion_of_messages_are_one_conversation_whose_end_is_learned() -> None:
+    """TRL's conversational prompt and completion: turns of the prompt are not learned."""
+    row = {"prompt": [ASKED, SAID, ASKED], "completion": [SAID]}
+    turns = messages(row)
+    assert [turn["content"] for turn in turns] == ["1+2?", "3", "1+2?", "3"]
+    assert [turn.get("learn") for turn in turns] == [False, False, False, None]
+    marked = messages({**row, "prompt": [ASKED, {**SAID, "train": True}, ASKED]})
+    assert marked[1]["learn"] is True
+    assert messages({**row, "train_on_input": True})[0]["learn"] is True
+    with pytest.raises(DataError, match="unknown key 'score'"):
+        messages({**row, "score": 1})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": json.dumps(CHAT["messages"])}, "'messages' is a list of turns, got a str"),
+        ({"conversations": {"from": "gpt"}}, "'conversations' is a list of turns, got a dict"),
+        ({"question": "q", "answer": ["a", "b"]}, "'answer' is text, got a list"),
+        ({"instruction": 5, "output": "a"}, "'instruction' is text, got a int"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, SAID]},
+            "turn 1 has content in parts of type image_url; text alone is learned",
+        ),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": [{"type": "thinking"}]}]},
+            "turn 2 has content in parts of type thinking",
+        ),
+    ],
+)
+def test_a_field_of_another_type_is_named(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        messages(row)
