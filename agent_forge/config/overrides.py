@@ -201,15 +201,21 @@ class _Text:
                 self.at += 1
                 self._skip_spaces()
             elif self.text[self.at : self.at + 1] != end:
-                raise ConfigError(
-                    f"{self.key}: '{self.text}' ends without its '{end}' or lacks a comma; quote the whole setting for "
-                    f"the shell: '{self.key}={self.text.rstrip()}{end}'"
-                )
+                raise self._unclosed(end)
         self.at += 1
+
+    def _unclosed(self, end: str) -> ConfigError:
+        """Return the error of a list or mapping that does not end."""
+        return ConfigError(
+            f"{self.key}: '{self.text}' ends without its '{end}' or lacks a comma; quote the whole "
+            f"setting for the shell: '{self.key}={self.text.rstrip()}{end}'"
+        )
 
     def _pair(self, hint: Any) -> str:
         key = self._name()
         inner = hint_of(hint, checked_name(self.key, key)) if hint is not Any else Any
+        if not self.text[self.at :].strip():
+            raise self._unclosed("}")
         return f"{key}:{self._element(inner, ',}')}"
 
     def _name(self) -> str:

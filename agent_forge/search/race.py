@@ -14,10 +14,10 @@ from typing import Generic
 
 import numpy as np
 
-from agent_forge.core.errors import ConfigError
 from agent_forge.search.evaluator import Evaluator, SearchJob
 from agent_forge.search.journal import Journal
 from agent_forge.search.population import G, Individual, Space
+from agent_forge.search.settings import check_race
 
 Values = list[float]
 Order = Callable[[Sequence[Individual[G]]], list[Individual[G]]]  # best first
@@ -136,12 +136,7 @@ class Scorer(Generic[G]):
 
 def rung_borders(shares: Sequence[float], items: int) -> list[int]:
     """Return the item counts of a race's rungs. Raises ConfigError unless the shares rise to 1."""
-    rising = all(0 < a < b for a, b in pairwise(shares))
-    if not shares or shares[-1] != 1.0 or not rising:
-        raise ConfigError(
-            f"racing shares must rise to 1.0, got {list(shares)}; try [0.25, 0.5, 1.0], or [1.0] "
-            "for no race"
-        )
+    check_race(shares)
     # A set, because on few items two shares can round to the same border.
     return sorted({max(1, round(share * items)) for share in shares})
 

@@ -1,6 +1,8 @@
 """The settings of an evolution, as configs hold them. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated
 
 from agent_forge.config.limits import (
@@ -14,6 +16,16 @@ from agent_forge.config.limits import (
     Weight,
 )
 from agent_forge.core.errors import ConfigError
+
+
+def check_race(shares: Sequence[float]) -> None:
+    """Raise ConfigError unless the shares of a race rise to 1."""
+    rising = all(0 < a < b for a, b in pairwise(shares))
+    if not shares or shares[-1] != 1.0 or not rising:
+        raise ConfigError(
+            f"search.race must rise to 1.0, got {list(shares)}; try [0.25, 0.5, 1.0], or [1.0] for "
+            "no race"
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,3 +63,4 @@ class EvolveSettings:
                 f"search.elites={self.elites} exceeds search.population={self.population}; "
                 "lower elites"
             )
+        check_race(self.race)

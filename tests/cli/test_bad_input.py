@@ -222,6 +222,9 @@ def test_a_checkpoint_that_is_no_model_is_refused_by_chat_and_eval(
         ),
         ("adas.runtime_search.techniques=[rolle]", "did you mean 'role'?"),
         ("bitnet.linear.activation_bits=1", "activation_bits must be 0 (off) or 2 to 16, got 1"),
+        ("bake.tools=[calculater]", "no tool 'calculater'; did you mean 'calculator'?"),
+        ("adas.tools=[calculater]", "no tool 'calculater'; did you mean 'calculator'?"),
+        ("bitnet.gate.tasks={text:", "ends without its '}'"),
         ("train.optim.lr=1e30", "train.optim.lr must be in [0, 10], got 1e+30"),
     ],
 )
@@ -233,6 +236,22 @@ def test_a_wrong_setting_of_a_later_phase_ends_the_run_before_it_begins(
     )
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("no_child")
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+@pytest.mark.parametrize("key", ["bake.tools", "bake.preferences.rows", "adas.tools"])
+def test_files_of_a_later_phase_that_are_not_there_end_the_run_before_it_begins(
+    cli: Cli, tmp_path: Path, text_folder: Path, key: str, dry_run: list[str]
+) -> None:
+    name = tmp_path / ("no.py" if key.endswith("tools") else "no.jsonl")
+    result = cli(
+        "run-all", f"run_dir={tmp_path / 'run'}", f"data.text=[{text_folder}]", f"{key}=[{name}]",
+        *dry_run,
+    )  # fmt: skip
+    assert result.exit_code == 74, result.stderr
+    assert str(name) in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -100,6 +100,8 @@ def test_every_number_of_a_phase_refuses_nan_negative_and_huge_values_by_name(na
         ),
         ("quietstar.data.cache=", "quietstar.data.cache must be text that is not empty, got ''"),
         ("run_dir=", "run_dir must not be empty"),
+        ("evomerge.search.race=[1.0,0.5]", "race must rise to 1.0, got [1.0, 0.5]"),
+        ("evomerge.search.race=[0.5]", "race must rise to 1.0, got [0.5]"),
         ("bitnet.codec=x", "unknown key 'bitnet.codec'"),
     ],
 )
