@@ -60,7 +60,7 @@ def correlated_hessian(columns: int, seed: int = 1) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("case", SMALL)
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 64), (6, 32)])
 def test_coding_leaves_the_callers_weight_as_it_was(case: str, shape: tuple[int, int]) -> None:
-    """A matrix of one row is contiguous however it is turned, so that a view of it is no copy."""
+    """A matrix of one row is contiguous however it is turned, so a view of it is not a copy."""
     weight, (_, hessian) = gaussian(*shape), correlated_hessian(shape[1])
     before = weight.clone()
     for moments in (None, hessian):
