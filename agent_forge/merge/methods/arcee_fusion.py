@@ -131,7 +131,8 @@ def _levels_sum(blocks: Array) -> Array:
     """Return the sums over the blocks (..., blocks, columns, lanes), level by level."""
     count = blocks.shape[-3]
     power = max(4, (count - 1).bit_length() // LEVELS if count > 1 else 0)
-    levels = [np.zeros(blocks.shape[:-3] + blocks.shape[-2:], np.float32) for _ in range(LEVELS)]
+    empty: Array = np.zeros(blocks.shape[:-3] + blocks.shape[-2:], np.float32)
+    levels = [empty for _ in range(LEVELS)]
     for step in range(count):
         levels[0] = levels[0] + blocks[..., step, :, :]
         done = step + 1
@@ -139,12 +140,12 @@ def _levels_sum(blocks: Array) -> Array:
             continue
         for level in range(1, LEVELS):
             levels[level] = levels[level] + levels[level - 1]
-            levels[level - 1] = np.zeros_like(levels[level - 1])
+            levels[level - 1] = empty
             if done & (((1 << power) - 1) << (level * power)):
                 break
     total = levels[0]
-    for level in levels[1:]:
-        total = total + level
+    for higher in levels[1:]:
+        total = total + higher
     return total
 
 
