@@ -82,7 +82,7 @@ def entries(phase: str, text: str) -> list[Figure]:
     figures = []
     for entry in ENTRY.finditer(rest):
         gain = entry["value"].startswith(("+", "-"))
-        low, high = float(entry["low"]), float(entry["high"])
+        low, high = (float(entry[end]) + 0.0 for end in ("low", "high"))  # -0 becomes 0
         figures.append(
             Figure(
                 claim=f"{phase}, {head}: {entry['name']}", figure=float(entry["value"]),
