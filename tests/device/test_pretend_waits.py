@@ -195,7 +195,7 @@ def pairs(device: torch.device) -> tuple[Any, Loss]:
 
 KINDS = [
     cognate, recall, plain, of_any_model, distillation, distillation_of_layers,
-    distillation_of_logits, thoughts, information_gain, baking, recovery, self_model, expert, pairs,
+    distillation_of_logits, thoughts, information_gain, baking, recovery, self_model, pairs,
 ]  # fmt: skip
 
 

@@ -139,7 +139,7 @@ class Adapted(nn.Module):
 
 def anchored_loss(kl_weight: float) -> learn.LossFn:
     """Return a loss function: cross-entropy plus `kl_weight` * KL(base || expert), both over the
-    trained positions. On an accelerator, the host does not wait for it.
+    trained positions. On an accelerator no position is picked out.
     """
 
     def loss(
