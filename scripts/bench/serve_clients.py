@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.result import Figure, Result, bars_met, here
-from scripts.bench.serve_latency import Server, free_port, percentile, start
+from scripts.bench.serve_latency import BUSY, Server, free_port, percentile, pressure, start
 
 CLAIM = "No event is lost or repeated by 200 clients that come and go and a server that is killed"
 BAR = "every client has every number once; what happens while it listens within 2 s"
@@ -155,6 +155,7 @@ def run(arguments: Sequence[str]) -> Result:
     parser.add_argument("--steps", type=int, default=600, help="events of the job, 20 per second")
     parser.add_argument("--kills", type=int, default=2)
     chosen: Any = parser.parse_args(arguments)
+    waited = pressure()
     with tempfile.TemporaryDirectory(prefix="clients-") as place:
         listeners, servers = asyncio.run(
             follow(Path(place) / "state", chosen.clients, chosen.steps, chosen.kills)
@@ -166,6 +167,7 @@ def run(arguments: Sequence[str]) -> Result:
     count = f"{len(listeners)} clients, {visits:,} visits, {messages:,} messages, {last:,} events"
     delays = [delay for one in listeners for delay in one.delays]
     slowest, p99 = max(delays), percentile(delays, 0.99)
+    in_time = slowest < LIVE_SECONDS if waited <= BUSY else None
     print(f"clients with a gap or a repetition: {wrong}; {count}; {len(servers) - 1} kills; "
           f"{len(delays):,} messages live, p99 {p99:.2f} s, slowest {slowest:.2f} s")  # fmt: skip
     figures = [
@@ -173,10 +175,11 @@ def run(arguments: Sequence[str]) -> Result:
                n=count, bar="0", met=wrong == 0, key="broken_sequences"),
         Figure(claim="slowest message to a client that was there to hear it", figure=slowest,
                unit="s", n=f"{len(delays):,} messages, p99 {p99:.2f} s",
-               bar=f"< {LIVE_SECONDS:g} s", met=slowest < LIVE_SECONDS, key="live_delay"),
+               bar=f"< {LIVE_SECONDS:g} s", met=in_time, key="live_delay"),
     ]  # fmt: skip
     return Result(
         claim=CLAIM, bar=BAR, **bars_met(figures), topic="Service",
         **here("serve_clients", arguments), figures=figures,
-        note=f"The server was killed {len(servers) - 1} times and started again.",
+        note=f"The server was killed {len(servers) - 1} times and started again. Processors were "
+        f"waited for {waited:g}% of the time before it; above {BUSY:g}% delays are not judged.",
     )  # fmt: skip
