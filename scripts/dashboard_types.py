@@ -23,7 +23,7 @@ PROSE = ("summary", "description", "examples", "example")
 # The answers that the dashboard reads.
 READ = (
     "CheckpointAnswer", "FileAnswer", "JobAnswer", "JobState", "LineageAnswer", "PipelineAnswer",
-    "QueueAnswer", "ServiceAnswer", "ValidateAnswer",
+    "QueueAnswer", "RecordAnswer", "SeriesAnswer", "ServiceAnswer", "ValidateAnswer",
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from scripts import sample_run
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 READY_SECONDS = 300.0  # enough on a machine that is busy with trainings
-LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
+LOADED = "location.protocol !== 'about:' && document.readyState === 'complete'"
 POLL_SECONDS = 0.05
 TMUX_LINES = 60
 
@@ -91,33 +91,51 @@ class Browser:
 
     def open(self, page: Path) -> None:
         """Open a local page in a tab of its own and wait until it is loaded."""
-        target = self.call("Target.createTarget", url=page.resolve().as_uri())["targetId"]
+        self.visit(page.resolve().as_uri())
+
+    def visit(self, address: str) -> None:
+        """Open an address in a tab of its own and wait until it is loaded."""
+        self.session = ""
+        target = self.call("Target.createTarget", url=address)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
+        self.until(LOADED)  # a new tab begins as an empty page, complete at once
+
+    def until(self, condition: str) -> None:
+        """Wait until a condition in JavaScript holds. Raises RuntimeError when it does not."""
         end = time.monotonic() + READY_SECONDS
-        while not self._value(LOADED):  # a new tab begins as an empty page, complete at once
+        while not self.value(f"Boolean({condition})"):
             if time.monotonic() > end:
-                raise RuntimeError(f"{page} was not loaded in {READY_SECONDS:.0f} s")
+                raise RuntimeError(f"{condition} did not hold in {READY_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)
 
-    def _value(self, expression: str) -> Any:
+    def value(self, expression: str) -> Any:
+        """Return what an expression in JavaScript comes to."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         return result["result"].get("value")
 
-    def picture(self, view: View, *, whole: bool = False) -> bytes:
-        """Return a PNG of the page as `view` sees it. whole: to its end, not to the view's height."""
+    def picture(self, view: View, *, whole: bool = False, kind: str = "png") -> bytes:
+        """Return the page as `view` sees it. whole: to its end, not to the view's height.
+
+        kind: "png", or "webp", which takes a third of the bytes.
+        """
+        self.look(view)
+        height = self.value("document.documentElement.scrollHeight") if whole else view.height
+        clip = {"x": 0, "y": 0, "width": view.width, "height": height, "scale": 1}
+        taken = self.call(
+            "Page.captureScreenshot", format=kind, captureBeyondViewport=whole, clip=clip,
+            **({"quality": 85} if kind == "webp" else {}),
+        )  # fmt: skip
+        return base64.b64decode(taken["data"])
+
+    def look(self, view: View) -> None:
+        """Take a view's size, theme and medium."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=view.width, height=view.height, deviceScaleFactor=1, mobile=view.width < 500,
         )  # fmt: skip
         theme = [{"name": "prefers-color-scheme", "value": view.theme}]
         self.call("Emulation.setEmulatedMedia", media=view.medium, features=theme)
-        height = self._value("document.documentElement.scrollHeight") if whole else view.height
-        clip = {"x": 0, "y": 0, "width": view.width, "height": height, "scale": 1}
-        taken = self.call(
-            "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
-        )
-        return base64.b64decode(taken["data"])
 
     def overflow(self, width: int) -> int:
         """Return by how many pixels the page is wider than a screen of `width`."""
@@ -126,7 +144,7 @@ class Browser:
             width=width, height=800, deviceScaleFactor=1, mobile=width < 500,
         )  # fmt: skip
         self.call("Emulation.setEmulatedMedia", media="screen", features=[])
-        return int(self._value("document.documentElement.scrollWidth")) - width
+        return int(self.value("document.documentElement.scrollWidth")) - width
 
 
 def chromium() -> str:

@@ -91,7 +91,7 @@ def end_of(job: Job, token: str, exit_code: int | None, log: str, registry: Regi
 
     token: the attempt. log: the end of its standard error.
     """
-    outcomes = _outcomes(job)
+    outcomes = outcomes_of(job)
     last = outcomes[-1] if outcomes else None
     of_attempt = last is not None and (last.attempt == token or last.status in ("done", "rejected"))
     if exit_code is not None:
@@ -133,7 +133,7 @@ def _why(state: JobState, exit_code: int | None) -> str:
     return f"forge ended with exit code {exit_code}; the job's log says more"
 
 
-def _outcomes(job: Job) -> list[Outcome]:
+def outcomes_of(job: Job) -> list[Outcome]:
     """Return the outcomes in a job's record; a run's are in the order of its phases."""
     record = Path(job.record)
     if job.command != RUN_ALL:

@@ -101,13 +101,30 @@ def add_event(
     return cursor.lastrowid or 0
 
 
+# What is left of a job's events without the points of its curves; the newest of each phase stays,
+# for it says how far the phase is and holds its table.
+WITHOUT_POINTS = """ AND (kind != 'progress' OR seq IN (
+    SELECT max(seq) FROM event WHERE job_id = ? AND kind = 'progress' GROUP BY phase))"""
+
+
 def events(
-    connection: sqlite3.Connection, after: int, limit: int, job_id: str | None = None
+    connection: sqlite3.Connection,
+    after: int,
+    limit: int,
+    job_id: str | None = None,
+    *,
+    points: bool = True,
 ) -> list[StoredEvent]:
-    """Return up to `limit` events behind the number `after`, of one job or of all."""
+    """Return up to `limit` events behind the number `after`, of one job or of all.
+
+    points: whether those that are points of a job's curves are wanted too.
+    """
     where, values = "seq > ?", [after, limit]
     if job_id is not None:
         where, values = "seq > ? AND job_id = ?", [after, job_id, limit]  # type: ignore[list-item]
+        if not points:
+            where += WITHOUT_POINTS
+            values.insert(2, job_id)  # type: ignore[arg-type]
     rows = connection.execute(f"SELECT * FROM event WHERE {where} ORDER BY seq LIMIT ?", values)
     return [
         StoredEvent(

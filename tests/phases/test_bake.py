@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge import checkpoint, learn, models
 from agent_forge.agent import Call, Turn, parse_calls
+from agent_forge.agent.calls import BrokenCall
 from agent_forge.agent.tools import Result
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig, Report
@@ -410,6 +411,29 @@ def test_an_answer_counts_only_with_the_right_call(data_config: DataConfig) -> N
     assert not measure.is_right(trace, Turn(trace["answer"], [], [], True), box)
     assert not measure.is_right(trace, Turn("nope", [right], [], True), box)
     assert not measure.is_right(trace, Turn(trace["answer"], [right], [], False), box)
+
+
+def test_a_wrong_answer_says_how_it_went_wrong(data_config: DataConfig) -> None:
+    rows = traces.make("calculator", 80, "train", 0, data_config)
+    trace = next(t for t in rows if measure.wanted_call(t))
+    plain = next(t for t in rows if measure.wanted_call(t) is None)
+    target = measure.wanted_call(trace)
+    assert target is not None
+    spaced = Call(target.name, {"expression": " ".join(target.arguments["expression"])})
+    cases = [
+        (trace, [target], True, "right"),
+        (trace, [spaced], False, "right call, wrong answer"),
+        (trace, [Call(target.name, {"expression": "0+0"})], False, "wrong arguments"),
+        (trace, [Call("recall", {"query": "sea"})], False, "another tool"),
+        (trace, [BrokenCall("{", "no JSON")], False, "unreadable call"),
+        (trace, [], False, "no call"),
+        (plain, [target], False, "call that was not needed"),
+        (plain, [], False, "right call, wrong answer"),
+    ]
+    for one, calls, right, name in cases:
+        turn = Turn("x", [Result(call, "1") for call in calls], [], True)
+        assert measure.ending(one, turn, right) == name
+    assert {name for *_, name in cases} == set(measure.ENDINGS)
 
 
 def test_a_question_that_needs_no_tool_is_wrong_when_one_is_called(data_config: DataConfig) -> None:

@@ -1,11 +1,14 @@
 // Play one scene in Chromium and print what was seen as one line of JSON.
-// node browser.mjs SCENE URL KEY FOLDER-WITH-NODE_MODULES
+// node browser.mjs SCENE URL KEY FOLDER-WITH-NODE_MODULES [ARGUMENT]
 
-import { readFileSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 
-const [scene, url, key, home] = process.argv.slice(2);
+const [scene, givenUrl, givenKey, home, argument] = process.argv.slice(2);
+let [url, key] = [givenUrl, givenKey];
 const require = createRequire(join(home, "package.json"));
 const { chromium } = require("playwright-core");
 const PAGES = ["runs", "new?phase=bitnet", "models", "chat", "settings"];
@@ -54,6 +57,54 @@ const more = (page, count) =>
   page.waitForFunction(
     (least) => Number(document.querySelector(".chart-says")?.getAttribute("data-points")) > least, count,
   );
+
+/** The page has its data. */
+async function settled(page) {
+  await page.waitForSelector("main h1, main h2");
+  await page.waitForFunction(() => !document.body.innerText.includes("Loading"));
+}
+
+/** What axe finds at a page as it is now. */
+async function violations(page, where) {
+  if (!(await page.evaluate(() => "axe" in window))) {
+    await page.evaluate(readFileSync(require.resolve("axe-core/axe.min.js"), "utf8"));
+  }
+  const found = await page.evaluate(() => window.axe.run(document));
+  return found.violations.map((rule) => {
+    const places = rule.nodes.map((node) => node.target.join(" ")).slice(0, 3);
+    return `${where}: ${rule.id}: ${places.join(", ")}`;
+  });
+}
+
+/** The run that was recorded. */
+async function recorded() {
+  const jobs = await ask("GET", "/v1/jobs");
+  return jobs.find((job) => job.origin === "terminal").id;
+}
+
+async function ended(id) {
+  while ((await ask("GET", `/v1/jobs/${id}`)).ended === null) await new Promise((go) => setTimeout(go, 50));
+}
+
+/** The buttons of a run's phases. */
+async function picks(page) {
+  await page.locator(".pipeline .pick").nth(7).waitFor();
+  await settled(page);
+  return page.locator(".pipeline .pick").all();
+}
+
+const openAll = (page) =>
+  page.evaluate(() => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+
+/** Start the server that a scene may kill. */
+async function serve(command) {
+  const child = spawn(command[0], command.slice(1), { stdio: ["ignore", "pipe", "inherit"] });
+  const [line] = await Promise.race([
+    new Promise((go) => createInterface({ input: child.stdout }).once("line", (text) => go([text]))),
+    new Promise((_, fail) => child.once("exit", () => fail(new Error("the server ended")))),
+  ]);
+  return { child, ...JSON.parse(line) };
+}
 
 const scenes = {
   async flow() {
@@ -122,23 +173,24 @@ const scenes = {
 
   async axe() {
     const job = await start(["train.steps=20"]);
-    const source = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+    await ended(job.id);
     seen.violations = [];
     seen.looked_at = 0;
     for (const colorScheme of ["light", "dark"]) {
       const one = await context({ colorScheme });
       const page = await open(one, "settings");
-      await page.evaluate(source);
       for (const hash of [...PAGES, `runs/${job.id}`]) {
         await page.evaluate((target) => (location.hash = `#/${target}`), hash);
-        await page.waitForSelector("main h1, main h2");
-        await page.waitForFunction(() => !document.body.innerText.includes("Loading"));
-        const found = await page.evaluate(() => window.axe.run(document));
+        await settled(page);
+        seen.violations.push(...(await violations(page, `${colorScheme} ${hash}`)));
         seen.looked_at += 1;
-        for (const rule of found.violations) {
-          const where = rule.nodes.map((node) => node.target.join(" ")).slice(0, 3);
-          seen.violations.push(`${colorScheme} ${hash}: ${rule.id}: ${where.join(", ")}`);
-        }
+      }
+      await page.evaluate((target) => (location.hash = `#/${target}`), `runs/${await recorded()}`);
+      for (const pick of await picks(page)) {
+        await pick.click();
+        await openAll(page);
+        seen.violations.push(...(await violations(page, `${colorScheme} ${await pick.innerText()}`)));
+        seen.looked_at += 1;
       }
       await one.close();
     }
@@ -146,6 +198,7 @@ const scenes = {
 
   async narrow() {
     const job = await start(["train.steps=20"]);
+    await ended(job.id);
     const page = await open(await context({ viewport: { width: 360, height: 740 } }), "runs");
     seen.wide = [];
     for (const hash of [...PAGES, `runs/${job.id}`]) {
@@ -157,6 +210,113 @@ const scenes = {
       );
       if (over > 0) seen.wide.push(`${hash}: ${over} px`);
     }
+    await page.evaluate((target) => (location.hash = `#/${target}`), `runs/${await recorded()}`);
+    for (const pick of await picks(page)) {
+      await pick.click();
+      await openAll(page);
+      const over = await page.evaluate(
+        () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+      );
+      if (over > 0) seen.wide.push(`${await pick.innerText()}: ${over} px`);
+    }
+  },
+
+  async tabs() {
+    const one = await context();
+    const job = await start(["train.steps=300", "gate.samples=100"]);
+    const pages = [await open(one, `runs/${job.id}`), await open(one, `runs/${job.id}`)];
+    for (const page of pages) await more(page, 3);
+    await pages[0].getByRole("button", { name: "Cancel" }).click();
+    for (const page of pages) await until(page, "Cancelled");
+    seen.states = await Promise.all(pages.map(state));
+    await new Promise((go) => setTimeout(go, 1500));
+    seen.points = await Promise.all(pages.map(points));
+  },
+
+  async phases() {
+    const page = await open(await context(), `runs/${await recorded()}`);
+    seen.views = {};
+    for (const pick of await picks(page)) {
+      await pick.click();
+      await openAll(page);
+      const name = (await pick.innerText()).toLowerCase().replaceAll("-", "");
+      const card = page.locator("section.card").filter({ has: page.locator("h2", { hasText: "gate" }) });
+      seen.views[name] = {
+        title: await card.locator("h2").innerText(),
+        heads: await card.locator("h3").allInnerTexts(),
+        tables: await card.locator("table, .ranges").count(),
+        charts: await card.locator("svg.scatter").count(),
+        rows: await card.locator("tbody tr").count(),
+        thoughts: await card.locator(".thoughts li").count(),
+        conversations: await card.locator(".conversations li").count(),
+      };
+    }
+    seen.points = await points(page);
+  },
+
+  async killed() {
+    const command = JSON.parse(argument);
+    let server = await serve(command);
+    ({ url, key } = server);
+    const job = await start(["train.steps=600", "gate.samples=100"]);
+    const one = await context();
+    const page = await open(one, `runs/${job.id}`);
+    await more(page, 5);
+    seen.points_before = await points(page);
+    server.child.removeAllListeners("exit");
+    server.child.kill("SIGKILL");
+    await page.locator(".live.lost").waitFor();
+    seen.lost = await page.locator(".live").innerText();
+    server = await serve(command);
+    await page.locator(".live.live").waitFor();
+    await more(page, seen.points_before + 10);
+    seen.points_after = await points(page);
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await until(page, "Cancelled");
+    seen.cancelled = await state(page);
+    await new Promise((go) => setTimeout(go, 1500));
+    const fresh = await open(one, `runs/${job.id}`);
+    await more(fresh, seen.points_after - 1);
+    seen.points_of_both = [await points(page), await points(fresh)];
+    server.child.removeAllListeners("exit");
+    server.child.kill();
+  },
+
+  async chat() {
+    const models = await ask("GET", "/v1/models");
+    const ids = [...new Set(models.data.map((one) => one.id.replace(/:agent$/, "")))];
+    const page = await open(await context(), `chat?a=${ids[0]}&b=${ids[1]}`);
+    await page.getByLabel("Use its own tools and memory").check();
+    await page.getByRole("button", { name: "Precise" }).click();
+    seen.persona = await page.locator('.options button[aria-pressed="true"]').innerText();
+    const sides = page.locator(".side");
+    await page.getByLabel("Message", { exact: true }).fill("6*7?");
+    await page.keyboard.press("Enter");
+    await page.locator(".thought").nth(1).waitFor({ timeout: 200_000 });
+    seen.before_the_end = [];
+    for (const side of await sides.all()) {
+      seen.before_the_end.push((await side.locator(".turn.assistant [role=status]").count()) === 1);
+    }
+    writeFileSync(argument, "");
+    const send = page.getByRole("button", { name: "Send" });
+    await send.waitFor();
+    seen.sides = [];
+    for (const side of await sides.all()) {
+      seen.sides.push({
+        thoughts: await side.locator(".thought").count(),
+        tools: await side.locator(".tool .tag").allInnerTexts(),
+        said: await side.locator(".words").last().innerText(),
+        bold: await side.locator(".words b").count(),
+      });
+    }
+    await page.getByLabel("Message", { exact: true }).fill("Keep it.");
+    await page.keyboard.press("Enter");
+    await page.locator(".memory li").nth(1).waitFor();
+    await send.waitFor();
+    seen.memory = await page.locator(".memory li > span").allInnerTexts();
+    seen.violations = await violations(page, "chat");
+    await page.getByRole("button", { name: "Forget door" }).first().click();
+    seen.forgotten = await sides.first().locator(".memory li").count();
   },
 
   async keyboard() {
@@ -174,6 +334,12 @@ const scenes = {
 
 try {
   await scenes[scene]();
+} catch (error) {
+  for (const page of browser.contexts().flatMap((one) => one.pages())) {
+    console.error(page.url(), (await page.locator("body").innerText()).slice(0, 600));
+  }
+  console.error(seen);
+  throw error;
 } finally {
   await browser.close();
 }

@@ -2,7 +2,8 @@
 
 words.json lies beside the checkpoint and is read for each answer: a part of the last message -> what
 is said to it. "log" names a file that gets a line per token, and "end" when the answer is over.
-"gate" names a file that must be there before an answer goes on after its first tokens.
+"gate" names a file that must be there before an answer goes on after its first tokens, of which there
+are "gate_tokens".
 """
 
 import json
@@ -26,6 +27,7 @@ def dictate(agent: Agent, file: Path) -> None:
     def stream(_: Any, prompt: list[int], decoding: Any, *__: Any) -> Iterator[int]:
         words = json.loads(file.read_text())
         log, gate = Path(words.pop("log", os.devnull)), Path(words.pop("gate", "/"))
+        gate_tokens = int(words.pop("gate_tokens", TOKENS_BEFORE_THE_GATE))
 
         def note(line: str) -> None:
             with log.open("a") as lines:
@@ -39,7 +41,7 @@ def dictate(agent: Agent, file: Path) -> None:
             ):
                 note("token")
                 time.sleep(SECONDS_PER_TOKEN)
-                while number == TOKENS_BEFORE_THE_GATE and not gate.exists():
+                while number == gate_tokens and not gate.exists():
                     time.sleep(SECONDS_PER_TOKEN)
                 yield token
         finally:

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: a run from its start to its end, gaps, keys, themes, no request outside.
+"""The dashboard in a real browser: runs, the phases' own views, chat, keys, themes, no request outside.
 
 One Chromium and one server for the whole file; `browser.mjs` plays each scene in a fresh context and
 prints what it saw as JSON, which the tests here judge. Skipped where Node, its modules, the build or
@@ -11,28 +11,21 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
+from agent_forge import checkpoint
+from agent_forge.pipeline.catalogue import phases
 from agent_forge.server import pages
-from agent_forge.server.database import Database
-from agent_forge.server.doors import open_doors
-from agent_forge.server.launchers.local import LocalLauncher
-from agent_forge.server.live.hub import Hub
-from agent_forge.server.security.keys import KeyRing
-from agent_forge.server.security.rates import Rates
-from agent_forge.server.service import Service
-from agent_forge.server.serving import ServeSettings, application
-from agent_forge.server.supervisor import Supervisor
-from tests.server.conftest import end_jobs, quick_settings
+from agent_forge.server.openai import process as model_process
+from scripts import recorded_run
+from scripts.dashboard_server import DashboardServer as Server
 
 TRAINER = Path(__file__).with_name("stub_trainer.py")
+SPEAKER = Path(__file__).with_name("speaking_worker.py")
 SCENES = Path(__file__).with_name("browser.mjs")
 HOME = pages.DIST.parent
 SCENE_SECONDS = 240
@@ -61,71 +54,30 @@ pytestmark = [
 ]
 
 
-class Server:
-    """A server on a free port, in a thread, whose jobs are stubs that train."""
-
-    def __init__(self, state: Path) -> None:
-        self.database = Database(state / "forge.sqlite")
-        command = [sys.executable, str(TRAINER)]
-        self.supervisor = Supervisor(
-            self.database, state, LocalLauncher(command), settings=quick_settings()
-        )
-        self.supervisor.start()
-        self.ring = KeyRing(state)
-        self.key_id, self.key = self._new_key()
-        hub = Hub(self.supervisor, self.supervisor.subscribe)
-        service = Service(
-            state=state, supervisor=self.supervisor, ring=self.ring, hub=hub,
-            rates=Rates(100_000, 100),
-        )  # fmt: skip
-        app = application(service, ServeSettings(state=state), open_doors(service))
-        config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio")
-        self.server = uvicorn.Server(config)
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
-        self.hub = hub
-
-    def _new_key(self) -> tuple[str, str]:
-        key, token = self.ring.create("browser", ["admin"])
-        return key.id, token
-
-    def start(self) -> None:
-        """Serve, and wait until it does."""
-        self.thread.start()
-        end = time.monotonic() + 60
-        while not self.server.started:
-            assert time.monotonic() < end, "the server did not start"
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """End the jobs and the server."""
-        end_jobs(self.supervisor)
-        self.hub.stop_streams()
-        self.server.should_exit = True
-        self.thread.join(30)
-        self.listener.close()
-        self.supervisor.close()
-        self.database.close()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Return a server with no jobs yet."""
+    """Return a server that has one recorded run of a terminal, and no jobs of its own yet."""
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(TRAINER.parents[2]))
-    opened = Server(tmp_path_factory.mktemp("dashboard"))
+    place = tmp_path_factory.mktemp("dashboard")
+    recorded_run.write(place / "outputs" / "run_all")
+    program = [sys.executable, str(TRAINER)]
+    opened = Server(place / "state", program, watch=[place / "outputs"])
     opened.start()
     yield opened
     opened.stop()
     patch.undo()
 
 
-def play(server: Server, scene: str, key: str | None = None) -> dict[str, Any]:
+def play(server: Server | None, scene: str, key: str = "", *arguments: str) -> dict[str, Any]:
     """Return what a scene has seen. Fails with the browser's own words."""
-    environment = {**os.environ, "FORGE_CHROMIUM": chromium()}
+    environment = {
+        **os.environ, "FORGE_CHROMIUM": chromium(), "PYTHONPATH": str(TRAINER.parents[2])
+    }  # fmt: skip
+    url = server.url if server else ""
+    key = key or (server.key if server else "")
     done = subprocess.run(
-        ["node", str(SCENES), scene, server.url, server.key if key is None else key, str(HOME)],
+        ["node", str(SCENES), scene, url, key, str(HOME), *arguments],
         capture_output=True, text=True, timeout=SCENE_SECONDS, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -175,7 +127,7 @@ def test_a_link_signs_in_and_its_key_does_not_stay_in_the_address(server: Server
 def test_every_page_is_clean_for_axe_in_both_themes(server: Server) -> None:
     seen = play(server, "axe")
     assert seen["violations"] == []
-    assert seen["looked_at"] == 12
+    assert seen["looked_at"] == 2 * (6 + len(phases()))
 
 
 def test_no_page_is_wider_than_a_small_phone(server: Server) -> None:
@@ -184,3 +136,91 @@ def test_no_page_is_wider_than_a_small_phone(server: Server) -> None:
 
 def test_a_run_is_started_with_the_keyboard_alone(server: Server) -> None:
     assert play(server, "keyboard")["state"] in ("Running", "Waiting", "Done")
+
+
+def test_two_tabs_show_the_same_run(server: Server) -> None:
+    seen = play(server, "tabs")
+    assert seen["states"] == ["Cancelled", "Cancelled"]
+    assert seen["points"][0] == seen["points"][1] > 0
+
+
+def test_every_phase_shows_what_it_alone_has(server: Server) -> None:
+    seen = play(server, "phases")
+    views = seen["views"]
+    assert list(views) == list(phases())
+    for phase, view in views.items():
+        assert "passed its gate" in view["title"], phase
+        assert view["tables"] > 0, phase
+    charts = {phase for phase, view in views.items() if view["charts"]}
+    assert charts == {"evomerge", "quietstar", "train", "adas", "compress"}
+    assert "Population at the end" in views["evomerge"]["heads"]
+    assert views["quietstar"]["thoughts"] > 3
+    assert views["bake"]["conversations"] == 4
+    assert views["train"]["rows"] > 10
+    # The run had ended before the server found it: its curves come from its own files.
+    assert seen["points"] > 50
+
+
+def test_a_killed_server_loses_no_point_of_a_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "scripts.dashboard_server", str(tmp_path), str(port), str(TRAINER)
+    ]  # fmt: skip
+    seen = play(None, "killed", "", json.dumps(command))
+    assert seen["lost"].startswith("Connection lost")
+    assert seen["points_after"] > seen["points_before"] > 0
+    # The chart that saw both servers has what a fresh one reads.
+    assert seen["points_of_both"][0] == seen["points_of_both"][1]
+    assert seen["cancelled"] == "Cancelled"
+
+
+CALL = '<tool_call>{"name": "%s", "arguments": %s}</tool_call>'
+WORDS = {
+    "6*7?": "<think>First I need the product of both numbers, and then I say it.</think>"
+    + CALL % ("calculator", '{"expression": "6*7"}'),
+    "42": "It is <b>42</b>, and here is what I thought of it on the way.",
+    "Keep": CALL % ("remember", '{"about": "door", "fact": "4821"}'),
+    "stored": "I keep it.",
+}
+
+
+@pytest.fixture
+def speaking_server(
+    tiny_checkpoint: checkpoint.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """Return a server with two models whose words are dictated."""
+
+    def fill(folder: Path) -> None:
+        for name in tiny_checkpoint.manifest.files:
+            os.link(tiny_checkpoint.path / name, folder / name)
+
+    outputs = tmp_path / "outputs"
+    for seed, name in enumerate(("first", "second")):
+        checkpoint.write(
+            outputs / name, fill, phase="import", seed=seed, config={}, name=name,
+            agent={"tools": ["calculator", "remember"]},
+        )  # fmt: skip
+    words = {**WORDS, "gate": str(tmp_path / "gate"), "gate_tokens": 30}
+    (outputs / "words.json").write_text(json.dumps(words))
+    monkeypatch.setattr(model_process, "WORKER", [str(SPEAKER)])
+    opened = Server(tmp_path / "state", [sys.executable, str(TRAINER)], watch=[outputs])
+    opened.start()
+    yield opened
+    opened.stop()
+
+
+def test_two_models_think_call_and_remember_in_sight(
+    speaking_server: Server, tmp_path: Path
+) -> None:
+    seen = play(speaking_server, "chat", "", str(tmp_path / "gate"))
+    assert seen["before_the_end"] == [True, True]  # a thought is shown while the reply still comes
+    for side in seen["sides"]:
+        assert side["thoughts"] == 1
+        assert side["tools"] == ["calls calculator", "gets"]
+        assert "It is <b>42</b>" in side["said"]
+        assert side["bold"] == 0
+    assert seen["memory"] == ["door: 4821", "door: 4821"]
+    assert seen["forgotten"] == 0
+    assert seen["persona"] == "Precise"
+    assert seen["violations"] == []

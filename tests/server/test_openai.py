@@ -128,7 +128,7 @@ def dictated(
 
     checkpoint.write(
         place / "speaking", fill, phase="import", seed=0, config={}, name="speaking",
-        agent={"tools": ["calculator"]},
+        agent={"tools": ["calculator", "remember", "recall"]},
     )  # fmt: skip
     with served({"speaking": place / "speaking"}) as one:
         yield one, place / "words.json"
@@ -364,6 +364,33 @@ def test_a_call_that_cannot_be_forced_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=reason) as caught:
         worker._check_can_be_forced(tokenizer, [1])
     assert "\n" not in str(caught.value)
+
+
+def test_an_agent_begins_with_the_facts_of_its_client_and_tells_those_it_has(
+    speaking: Callable,
+) -> None:
+    def call(name: str, **arguments: str) -> str:
+        return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+    one = speaking({
+        "Keep": call("remember", about="door", fact="4821"), "stored": "Done.",
+        "Which": call("recall", query="door"), "4821": "It is 4821.",
+    })  # fmt: skip
+    facts = [{"about": "sea", "fact": "blue"}]
+    ask = {"model": "speaking:agent", "max_tokens": 80}
+    stored = one.ask(
+        messages=[{"role": "user", "content": "Keep it."}], extra_body={"agent_memory": facts},
+        **ask,
+    ).choices[0].message  # fmt: skip
+    assert stored.agent_memory == [*facts, {"about": "door", "fact": "4821"}]
+    question = [{"role": "user", "content": "Which one?"}]
+    body = {"agent_memory": stored.agent_memory}
+    chunks = list(one.ask(messages=question, stream=True, extra_body=body, **ask))
+    assert text_of(chunks) == "It is 4821."
+    assert chunks[-1].choices[0].delta.agent_memory == stored.agent_memory
+    assert one.ask(messages=question, **ask).choices[0].message.content != "It is 4821."
+    with pytest.raises(openai.BadRequestError, match="has no memory of its own"):
+        one.ask("speaking", messages=question, extra_body=body)
 
 
 def test_an_agent_runs_its_own_tools_here(speaking: Callable) -> None:

@@ -7,6 +7,7 @@ own. Any other answer counts when the tool ran and the reply is its result.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 Z_95 = 1.959963984540054
 ROUNDS = 3
+# How an answer to a held-out question may end, the best first.
+RIGHT, NO_CALL, NOT_NEEDED = "right", "no call", "call that was not needed"
+UNREADABLE, OTHER_TOOL, OTHER_ARGUMENTS = "unreadable call", "another tool", "wrong arguments"
+OTHER_ANSWER = "right call, wrong answer"
+ENDINGS = (RIGHT, OTHER_ANSWER, OTHER_ARGUMENTS, OTHER_TOOL, UNREADABLE, NO_CALL, NOT_NEEDED)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -74,6 +80,8 @@ def accuracy(
     figure: dict[str, Any] = {
         "value": sum(right) / len(right), "low": low, "high": high, "n": len(right),
     }  # fmt: skip
+    endings = Counter(map(ending, heldout, turns, right))
+    figure["endings"] = {name: endings[name] for name in ENDINGS if endings[name]}
     if kind == "calculator":
         figure["kinds"] = _by_digits(heldout, right)
     return figure, samples
@@ -114,6 +122,31 @@ def is_right(trace: traces.Trace, turn: Turn, box: Toolbox) -> bool:
             for call in calls
         )
     return expected.name in {call.name for call in calls} and expected.name in box.names
+
+
+def ending(trace: traces.Trace, turn: Turn, right: bool) -> str:
+    """Return how an answer ended: one of ENDINGS, which says what to mend where it is wrong."""
+    expected = wanted_call(trace)
+    calls = [result.call for result in turn.results]
+    readable = [call for call in calls if isinstance(call, Call)]
+    same_tool = [call for call in readable if expected and call.name == expected.name]
+    if right:
+        return RIGHT
+    if expected is None:
+        return NOT_NEEDED if calls else OTHER_ANSWER
+    if not calls:
+        return NO_CALL
+    if not readable:
+        return UNREADABLE
+    if not same_tool:
+        return OTHER_TOOL
+    is_same = any(_plain(call) == _plain(expected) for call in same_tool)
+    return OTHER_ANSWER if is_same else OTHER_ARGUMENTS
+
+
+def _plain(call: Call) -> dict[str, str]:
+    """Return a call's arguments as text without spaces, by which they are compared."""
+    return {name: str(value).replace(" ", "") for name, value in call.arguments.items()}
 
 
 def wanted_call(trace: traces.Trace) -> Call | None:

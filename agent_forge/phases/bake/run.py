@@ -82,6 +82,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         tables={
             "traces": table,
             "held-out tools": _tool_rows(before, after, plain, offered),
+            "how held-out answers ended": _ending_rows(after),
             **({"own tools": own_measure.table(before, after, plain)} if "own" in after else {}),
             "persona": traits.rows(reached),
             **({"own pairs, held out": [preferred]} if preferred is not None else {}),
@@ -324,6 +325,15 @@ def _metrics(
     metrics["text bits per byte before"] = before["text"]
     metrics["text bits per byte change"] = after["text"]["value"] / before["text"]["value"] - 1.0
     return metrics | {f"persona strength/{name}": value for name, value in reached.items()}
+
+
+def _ending_rows(after: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return per kind how many held-out answers were right, and how the others went wrong."""
+    return [
+        {"kind": kind, **{name: figure["endings"].get(name, 0) for name in measure.ENDINGS}}
+        for kind, figure in after["tools"].items()
+        if "endings" in figure
+    ]
 
 
 def _tool_rows(

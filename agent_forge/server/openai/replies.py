@@ -1,8 +1,8 @@
 """Events of an agent as OpenAI's objects: one whole completion, or the chunks of a stream.
 
 Thoughts are `reasoning` and `reasoning_content` (the two names that clients know). What an agent
-does with its own tools has no place in OpenAI's format: it is added as `agent_events`, which other
-clients pass over.
+does with its own tools has no place in OpenAI's format: it is added as `agent_events`, and what it
+remembers at the end as `agent_memory`; other clients pass over both.
 """
 
 import json
@@ -47,6 +47,8 @@ class Reply:
         own = [event for event in events if self._is_agents(event)]
         if own:
             message["agent_events"] = own
+        if done.get("memory"):
+            message["agent_memory"] = done["memory"]
         choice = {
             "index": 0, "message": message, "finish_reason": FINISH[done["finish"]],
             "logprobs": None,
@@ -72,7 +74,8 @@ class Reply:
         elif self._is_clients(event):
             yield self._chunk({"tool_calls": [{"index": event["number"], **_call(event)}]})
         elif kind == "done":
-            yield self._chunk({}, FINISH[event["finish"]])
+            memory = {"agent_memory": event["memory"]} if "memory" in event else {}
+            yield self._chunk(memory, FINISH[event["finish"]])
             if self.include_usage:
                 yield {
                     **self._head("chat.completion.chunk"), "choices": [],

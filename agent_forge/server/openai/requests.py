@@ -14,6 +14,7 @@ from agent_forge.core.errors import did_you_mean
 from agent_forge.data.calls import write_call, write_response
 
 MOST_STOPS = 4
+MOST_FACTS = 1000
 # Limits of fields that have no effect here: their only values are those that ask for none.
 Only0 = Annotated[float, Field(ge=0, le=0)]
 Only1 = Annotated[int, Field(ge=1, le=1)]
@@ -140,6 +141,13 @@ class TextFormat(_Strict):
     type: Literal["text"]
 
 
+class MemoryFact(_Strict):
+    """A fact that an agent has kept, and its subject ("" where it stands for itself)."""
+
+    fact: Annotated[str, Field(min_length=1, max_length=10_000)]
+    about: Annotated[str, Field(max_length=1000)] = ""
+
+
 class ChatRequest(_Strict):
     """The body of `/v1/chat/completions`."""
 
@@ -156,6 +164,8 @@ class ChatRequest(_Strict):
     tools: list[ClientTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
+    # What an agent remembers when the answer begins. Only here: OpenAI's API has no such field.
+    agent_memory: Annotated[list[MemoryFact], Field(max_length=MOST_FACTS)] | None = None
     # Names a user of the client's; it is written to the log.
     user: str | None = None
     n: Only1 | None = None
@@ -206,6 +216,7 @@ class ChatRequest(_Strict):
             "messages": [message.turn() for message in self.messages],
             "tools": [tool.schema_entry() for tool in offered or ()],
             "as_agent": as_agent,
+            "memory": [fact.model_dump() for fact in self.agent_memory or ()],
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -71,6 +71,11 @@ def router(
                 400, f"{body.model} runs its own tools; leave tools out, or name the model "
                 f"without {AGENT}", param="tools",
             )  # fmt: skip
+        if body.agent_memory and not as_agent:
+            raise OpenAIError(
+                400, f"{body.model} has no memory of its own; name {body.model}{AGENT}, or leave "
+                "agent_memory out", param="agent_memory",
+            )  # fmt: skip
         try:
             path = models.path_of(body.model.removesuffix(AGENT))
         except CheckpointError as error:

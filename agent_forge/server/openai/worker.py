@@ -121,7 +121,10 @@ class ServedAgent:
                     entry = {"event": "text", "text": call.text}
                 elif not job["tools"]:
                     entry = {"event": "text", "text": format_call(call)}
-            elif isinstance(event, Done) and not (job["tools"] or job["as_agent"]):
+            elif isinstance(event, Done) and job["as_agent"]:
+                facts = live.agent.memory.semantic.all()
+                entry["memory"] = [{"fact": one.content, "about": one.about} for one in facts]
+            elif isinstance(event, Done) and not job["tools"]:
                 entry["finish"] = "stop" if event.finish == "tool_calls" else event.finish
             yield entry
 
@@ -159,7 +162,11 @@ class ServedAgent:
         return LiveTurn(agent.model, agent.tokenizer, messages, tools, limits)
 
     def _agent_turn(self, job: Mapping[str, Any]) -> Any:
-        """Return a reply of the checkpoint's agent; its memory lives as long as the reply."""
+        """Return a reply of the checkpoint's agent.
+
+        Its memory lives as long as the reply: it begins with the job's facts, and its end tells
+        the facts that the next job of the conversation begins with.
+        """
         from agent_forge.agent import Agent, Memory
 
         agent = self.agent
@@ -172,7 +179,10 @@ class ServedAgent:
         )
         if settings.max_new_tokens >= self.context_tokens:
             raise self._too_long(0, settings.max_new_tokens)
-        one = Agent(agent.model, agent.tokenizer, memory=Memory(), settings=settings)
+        memory = Memory()
+        for fact in job["memory"]:
+            memory.semantic.remember(fact["fact"], fact["about"])
+        one = Agent(agent.model, agent.tokenizer, memory=memory, settings=settings)
         return one.live(job["messages"], stops=job["stops"])
 
     def _new_tokens(self, job: Mapping[str, Any], prompt_tokens: int) -> int:

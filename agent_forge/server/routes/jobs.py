@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
-from agent_forge.server import queueing
+from agent_forge.server import queueing, store
 from agent_forge.server.answers import (
     Identity,
     JobAnswer,
@@ -18,6 +18,7 @@ from agent_forge.server.answers import (
 )
 from agent_forge.server.jobs import JobState
 from agent_forge.server.live.messages import message_of
+from agent_forge.server.recorded import PhaseReport, past_messages, phase_reports
 from agent_forge.server.routes.protocol import Once
 from agent_forge.server.security.authentication import needs
 from agent_forge.server.series import LEAST_POINTS, Point, Series, job_series
@@ -65,6 +66,13 @@ class SeriesAnswer(BaseModel):
 
     after: int
     series: list[SeriesPart]
+
+
+class RecordAnswer(BaseModel):
+    """What a job's phases have written; events: messages as on the WebSocket, of a past run."""
+
+    phases: list[PhaseReport]
+    events: list[dict[str, Any]]
 
 
 class LogAnswer(BaseModel):
@@ -149,10 +157,17 @@ def _add_records(routes: APIRouter, service: Service) -> None:
     @routes.get(
         "/{job_id}/events", dependencies=READ, responses=errors(404), summary="Events of a job"
     )
-    def events(job_id: Identity, after: After = 0, limit: Count = 500) -> EventsAnswer:
-        """Return a block of a job's events; go on with the number that comes with it."""
+    def events(
+        job_id: Identity, after: After = 0, limit: Count = 500, points: bool = True
+    ) -> EventsAnswer:
+        """Return a block of a job's events; go on with the number that comes with it.
+
+        points=false leaves out the points of curves, which /series has thinned, but for the
+        newest of each phase.
+        """
         command = supervisor.get(job_id).command
-        rows = supervisor.events(after, limit, job_id)
+        with supervisor.database.read() as connection:
+            rows = store.events(connection, after, limit, job_id, points=points)
         messages = [message_of(row, command).content for row in rows]
         return EventsAnswer(after=rows[-1].seq if rows else after, events=messages)
 
@@ -169,6 +184,21 @@ def _add_records(routes: APIRouter, service: Service) -> None:
         with supervisor.database.read() as connection:
             last, curves = job_series(connection, job_id, after, points)
         return SeriesAnswer(after=last, series=[SeriesPart.of(curve) for curve in curves])
+
+    @routes.get(
+        "/{job_id}/record", dependencies=READ, responses=errors(404), summary="Reports of a job"
+    )
+    def record(job_id: Identity, events: bool = False) -> RecordAnswer:
+        """Return the tables, samples and plots of each phase that has ended.
+
+        events: also what the run's own files hold, thinned, for a run of a terminal that had ended
+        before the service found it; its events are not on /events.
+        """
+        job, registry = supervisor.get(job_id), supervisor.registry
+        return RecordAnswer(
+            phases=phase_reports(job, registry),
+            events=past_messages(job, registry) if events else [],
+        )
 
     @routes.get("/{job_id}/log", dependencies=READ, responses=errors(404), summary="Log of a job")
     def log(job_id: Identity, lines: Count = 50) -> LogAnswer:

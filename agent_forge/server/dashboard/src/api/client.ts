@@ -93,12 +93,40 @@ export async function send<T>(method: "POST" | "PUT", path: string, body?: unkno
   return (await request(path, { method, body: content })).json() as Promise<T>;
 }
 
-/** Download a file: the key travels in a header, which a link cannot carry. */
-export async function download(path: string, name: string): Promise<void> {
-  const blob = await (await request(path)).blob();
+const PART = 8_000_000; // bytes of one request
+const TRIES = 4;
+
+/**
+ * Download a file in parts; a part that breaks off is asked for again, and no other.
+ * The key travels in a header, which a link cannot carry. tell: gets the share that is there.
+ */
+export async function download(
+  path: string, name: string, size: number, tell: (share: number) => void,
+): Promise<void> {
+  const parts: Blob[] = [];
+  for (let start = 0; start < size; start += PART) {
+    parts.push(await part(path, start, Math.min(start + PART, size) - 1));
+    tell(Math.min(1, (start + PART) / size));
+  }
+  const blob = new Blob(parts);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
   window.setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+async function part(path: string, first: number, last: number): Promise<Blob> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      const answer = await request(path, { headers: { range: `bytes=${first}-${last}` } });
+      const blob = await answer.blob();
+      if (blob.size === last - first + 1) return blob;
+      throw new ApiError(0, `The server sent ${blob.size} bytes of ${last - first + 1}.`);
+    } catch (error) {
+      const isLost = error instanceof TypeError || (error instanceof ApiError && [0, 429, 503].includes(error.status));
+      if (!isLost || attempt === TRIES) throw error;
+      await new Promise((resolve) => window.setTimeout(resolve, 500 * 2 ** attempt));
+    }
+  }
 }

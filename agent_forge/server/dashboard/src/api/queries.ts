@@ -4,7 +4,7 @@ import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tansta
 import { get, send } from "./client";
 import type {
   Checkpoint, CheckpointFile, Job, Lineage, PhaseSummary, Pipeline, Queue, ServiceInfo,
-  SettingSchema, Validation,
+  RunRecord, SettingSchema, Validation,
 } from "./types";
 
 export const RUN_ALL = "run-all";
@@ -30,6 +30,14 @@ export const usePipeline = (id: string, enabled: boolean) =>
     queryKey: ["pipeline", id],
     queryFn: ({ signal }) => get<Pipeline>(`/v1/pipelines/${id}`, signal),
     enabled: enabled && id !== "",
+  });
+
+/** What the phases have written; `past`: the run had ended before the service found it. */
+export const useRecord = (id: string, past: boolean) =>
+  useQuery({
+    queryKey: ["record", id, past],
+    queryFn: ({ signal }) => get<RunRecord>(`/v1/jobs/${id}/record?events=${past}`, signal),
+    placeholderData: keepPreviousData,
   });
 
 export const useLog = (id: string, enabled: boolean) =>

@@ -63,6 +63,24 @@ export interface components {
             percent: number;
             state: string;
         };
+        PhaseReport: {
+            baseline: string;
+            phase: string;
+            plots: {
+                [key: string]: [
+                    number,
+                    number
+                ][];
+            };
+            samples: string[];
+            status: string;
+            summary: string;
+            tables: {
+                [key: string]: {
+                    [key: string]: unknown;
+                }[];
+            };
+        };
         PipelineAnswer: {
             attempt: number;
             command: string;
@@ -86,6 +104,27 @@ export interface components {
             continue_on_error: boolean;
             jobs: components["schemas"]["JobAnswer"][];
             paused: boolean;
+        };
+        RecordAnswer: {
+            events: {
+                [key: string]: unknown;
+            }[];
+            phases: components["schemas"]["PhaseReport"][];
+        };
+        SeriesAnswer: {
+            after: number;
+            series: components["schemas"]["SeriesPart"][];
+        };
+        SeriesPart: {
+            attempt: number[];
+            name: string;
+            phase: string;
+            seq: number[];
+            stage: string[];
+            step: number[];
+            time: number[];
+            total: number;
+            value: (number | null)[];
         };
         ServiceAnswer: {
             last_seq: number;

@@ -6,6 +6,10 @@ type Schemas = components["schemas"];
 
 export type Job = Schemas["JobAnswer"];
 export type JobState = Schemas["JobState"];
+export type PhaseReport = Schemas["PhaseReport"];
+export type RunRecord = Schemas["RecordAnswer"];
+export type SeriesAnswer = Schemas["SeriesAnswer"];
+export type SeriesPart = Schemas["SeriesPart"];
 export type Pipeline = Schemas["PipelineAnswer"];
 export type Queue = Schemas["QueueAnswer"];
 export type Checkpoint = Schemas["CheckpointAnswer"];

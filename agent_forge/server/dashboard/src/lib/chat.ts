@@ -8,6 +8,12 @@ export type Piece =
   | { kind: "call"; name: string; text: string }
   | { kind: "result"; text: string; failed: boolean };
 
+/** What an agent has kept. */
+export interface Fact {
+  fact: string;
+  about: string;
+}
+
 export interface Turn {
   role: "user" | "assistant";
   pieces: Piece[];
@@ -16,6 +22,8 @@ export interface Turn {
   error: string;
   tokens: number;
   seconds: number;
+  /** What the agent remembers at the end of this turn; null where it did not say. */
+  memory: Fact[] | null;
 }
 
 interface AgentEvent {
@@ -32,6 +40,7 @@ interface Delta {
   content?: string | null;
   reasoning?: string | null;
   agent_events?: AgentEvent[];
+  agent_memory?: Fact[];
   tool_calls?: { function: { name: string; arguments: string } }[];
 }
 
@@ -47,6 +56,8 @@ export interface ChatSettings {
   temperature: string;
   maxTokens: string;
   seed: string;
+  /** What the agent remembers when it begins. */
+  memory: Fact[];
 }
 
 export const textOf = (turn: Turn): string =>
@@ -54,6 +65,7 @@ export const textOf = (turn: Turn): string =>
 
 export const emptyTurn = (role: Turn["role"], text = ""): Turn => ({
   role, pieces: text ? [{ kind: "text", text }] : [], finish: "", error: "", tokens: 0, seconds: 0,
+  memory: null,
 });
 
 function bodyOf(settings: ChatSettings, turns: Turn[]): string {
@@ -68,6 +80,7 @@ function bodyOf(settings: ChatSettings, turns: Turn[]): string {
     stream_options: { include_usage: true },
     ...(settings.temperature ? { temperature: Number(settings.temperature) } : {}),
     ...(settings.maxTokens ? { max_tokens: Number(settings.maxTokens) } : {}),
+    ...(settings.memory.length ? { agent_memory: settings.memory } : {}),
     ...(settings.seed ? { seed: Number(settings.seed) } : {}),
   });
 }
@@ -113,7 +126,7 @@ async function* chunks(answer: Response): AsyncGenerator<Chunk> {
 function added(turn: Turn, chunk: Chunk): Turn {
   if (chunk.error) return { ...turn, error: chunk.error.message };
   const choice = chunk.choices?.[0];
-  const pieces = choice ? choice.delta : {};
+  const pieces: Delta = choice ? choice.delta : {};
   let list = turn.pieces;
   if (pieces.reasoning) list = grown(list, "thought", pieces.reasoning);
   if (pieces.content) list = grown(list, "text", pieces.content);
@@ -125,6 +138,7 @@ function added(turn: Turn, chunk: Chunk): Turn {
     ...turn,
     pieces: list,
     finish: choice?.finish_reason ?? turn.finish,
+    memory: pieces.agent_memory ?? turn.memory,
     tokens: chunk.usage?.completion_tokens ?? turn.tokens,
   };
 }

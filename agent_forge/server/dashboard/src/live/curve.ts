@@ -22,12 +22,13 @@ export function metricsOf(series: JobSeries, phase: string): string[] {
   const counts = new Map<string, number>();
   for (const segment of series.segments) {
     if (segment.phase !== phase || segment.stage.startsWith("gate")) continue;
-    for (const [name, column] of segment.values) {
-      counts.set(name, (counts.get(name) ?? 0) + column.length);
+    for (const [name, column] of segment.columns) {
+      counts.set(name, (counts.get(name) ?? 0) + column.count);
     }
   }
   const rank = (name: string) => (PREFERRED.includes(name) ? PREFERRED.indexOf(name) : 99);
-  return [...counts.keys()].sort((a, b) => rank(a) - rank(b) || (counts.get(b) ?? 0) - (counts.get(a) ?? 0));
+  const curves = [...counts.keys()].filter((name) => (counts.get(name) ?? 0) > 1 && name !== "steps");
+  return curves.sort((a, b) => rank(a) - rank(b) || (counts.get(b) ?? 0) - (counts.get(a) ?? 0));
 }
 
 export function curve(series: JobSeries, phase: string, metric: string): Curve {
@@ -36,25 +37,24 @@ export function curve(series: JobSeries, phase: string, metric: string): Curve {
   };
   let offset = 0;
   for (const segment of series.segments) {
-    const column = segment.values.get(metric);
+    const column = segment.columns.get(metric);
     if (segment.phase !== phase || segment.stage.startsWith("gate") || !column) continue;
     if (made.x.length) {
       made.x.push(offset + 1e-6);
       made.y.push(null);
     }
     made.stages.push({ x: offset, name: segment.stage });
-    column.forEach((value, index) => addPoint(made, offset + (segment.steps[index] ?? 0), value));
-    offset += Math.max(segment.total, segment.steps.at(-1) ?? 0);
+    column.values.forEach((value, index) => addPoint(made, offset + (column.steps[index] ?? 0), value));
+    made.points += column.count;
+    offset += Math.max(segment.total, segment.step);
   }
   return thinned(made);
 }
 
-function addPoint(made: Curve, x: number, value: number | null): void {
-  if (value === null) return;
+function addPoint(made: Curve, x: number, value: number): void {
   const finite = Number.isFinite(value);
   made.x.push(x);
   made.y.push(finite ? value : null);
-  made.points += 1;
   if (!finite) made.gaps.push(x);
   else {
     made.last = value;

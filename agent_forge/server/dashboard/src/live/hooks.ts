@@ -51,7 +51,7 @@ function apply(client: QueryClient, messages: Message[]): void {
     client.setQueriesData<Job>({ queryKey: ["job"] }, (job) => (job ? patch(job) : job));
   }
   if (changed) {
-    for (const name of ["jobs", "job", "queue", "pipeline", "checkpoints"]) {
+    for (const name of ["jobs", "job", "queue", "pipeline", "checkpoints", "record"]) {
       void client.invalidateQueries({ queryKey: [name] });
     }
   }

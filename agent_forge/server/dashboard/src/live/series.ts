@@ -1,19 +1,30 @@
-/** The points of one job, from its events: fetched once behind a number, then added as they come. */
+/** The points of one job: fetched once, thinned by the server, then added as they come. */
 
 import { get } from "../api/client";
-import type { Message, Verdict } from "../api/types";
+import type { Message, SeriesAnswer, SeriesPart, Verdict } from "../api/types";
 
 const PAGE = 1000;
+const POINTS = 1500; // of each curve, when a run is opened
 const MOST_NOTES = 500;
+const FEW = 4; // fewer points are read better in a table
 
-/** The points of one stage. A value is a number, NaN where the run wrote none, null where it is missing. */
+/** One metric of one stage. A value is NaN where the run wrote no number. */
+export interface Column {
+  steps: number[];
+  values: number[];
+  /** How many points there were before they were thinned. */
+  count: number;
+}
+
 export interface Segment {
   phase: string;
   stage: string;
   total: number;
-  steps: number[];
-  times: number[];
-  values: Map<string, (number | null)[]>;
+  /** The newest step, and when the stage began and spoke last. */
+  step: number;
+  began: number;
+  ended: number;
+  columns: Map<string, Column>;
 }
 
 export type Row = Record<string, unknown>;
@@ -27,6 +38,8 @@ export class JobSeries {
   readonly summaries = new Map<string, string>();
   /** Phase -> the newest table that came with its progress, such as a population. */
   readonly tables = new Map<string, { name: string; rows: Row[] }>();
+  /** Phase -> what it has measured, in order, such as the stages of train. */
+  readonly measures = new Map<string, Row[]>();
   readonly notes: Message[] = [];
   /** The newest progress message. */
   newest: Message | null = null;
@@ -35,6 +48,8 @@ export class JobSeries {
   loaded = false;
   version = 0;
   private after = 0;
+  /** The number of the newest event that the fetched curves hold. */
+  private last = 0;
   private loading: Promise<void> | null = null;
   private waiting: Message[] = [];
   private readonly listeners = new Set<() => void>();
@@ -58,12 +73,24 @@ export class JobSeries {
   }
 
   private async fetchAll(): Promise<void> {
+    const isFirst = this.after === 0;
+    if (isFirst) {
+      const answer = await get<SeriesAnswer>(`/v1/jobs/${this.id}/series?points=${POINTS}`);
+      answer.series.forEach((part) => this.addCurve(part));
+      this.segments.sort((a, b) => a.began - b.began);
+      this.last = answer.after;
+      this.changed();
+    }
     for (;;) {
-      const path = `/v1/jobs/${this.id}/events?after=${this.after}&limit=${PAGE}`;
+      const points = this.after < this.last ? "&points=false" : "";
+      const path = `/v1/jobs/${this.id}/events?after=${this.after}&limit=${PAGE}${points}`;
       const page = await get<{ after: number; events: Message[] }>(path);
       page.events.forEach((message) => this.add(message));
       this.changed();
-      if (page.events.length < PAGE) break;
+      if (page.events.length === PAGE) continue;
+      if (!points) break;
+      // What came behind the curves is read with its points.
+      this.after = Math.max(this.after, this.last);
     }
     this.loaded = true;
     const late = this.waiting;
@@ -81,14 +108,28 @@ export class JobSeries {
     }
   }
 
+  /** Take what the files of a run hold that had ended before the service found it. */
+  takePast(messages: Message[]): void {
+    if (!this.loaded || this.segments.length) return;
+    messages.forEach((message) => this.sort(message));
+    this.changed();
+  }
+
   private add(message: Message): void {
     if (message.seq <= this.after) return;
     this.after = message.seq;
+    this.sort(message);
+  }
+
+  private sort(message: Message): void {
     if (message.type === "progress") this.addPoint(message);
     else if (message.type === "gate") {
       this.verdicts.set(message.phase, message.metrics as unknown as Verdict);
     } else if (message.type === "complete" && message.results?.summary) {
       this.summaries.set(message.phase, message.results.summary);
+    } else if (message.type === "metrics") {
+      this.addMeasures(message);
+      this.measures.set(message.phase, [...(this.measures.get(message.phase) ?? []), message.metrics ?? {}]);
     } else if (message.type !== "state") {
       this.notes.push(message);
       if (this.notes.length > MOST_NOTES) this.notes.shift();
@@ -99,26 +140,51 @@ export class JobSeries {
     const { phase, stage = "", step = 0, total = 0, metrics = {} } = message;
     this.newest = message;
     this.keepPace(message);
-    const segment = this.segment(phase, stage, total);
-    rewind(segment, step);
+    const segment = this.segment(phase, stage, message.time);
     segment.total = Math.max(total, step);
-    segment.steps.push(step);
-    segment.times.push(message.time);
+    segment.step = step;
+    segment.ended = message.time;
     for (const [name, value] of Object.entries(metrics)) {
       if (Array.isArray(value)) this.tables.set(phase, { name, rows: value as Row[] });
       const point = numeric(value);
-      if (point === undefined) continue;
-      let column = segment.values.get(name);
-      if (!column) segment.values.set(name, (column = []));
-      while (column.length < segment.steps.length - 1) column.push(null);
-      column.push(point);
+      // A point that the curves hold already was only read for what else it says.
+      if (point !== undefined && message.seq > this.last) push(columnOf(segment, name), step, point);
     }
   }
 
-  private segment(phase: string, stage: string, total: number): Segment {
+  /** What a stage has measured at its end, such as exponents, is a point at its last step. */
+  private addMeasures({ phase, stage = "", time, metrics = {}, seq }: Message): void {
+    const segment = this.segment(phase, stage, time);
+    for (const [name, value] of Object.entries(metrics)) {
+      const point = numeric(value);
+      if (point !== undefined && seq > this.last) measure(segment, columnOf(segment, name), point);
+    }
+  }
+
+  /** Add a curve as the server has thinned it. */
+  private addCurve(part: SeriesPart): void {
+    const columns = new Set<Column>();
+    part.value.forEach((value, index) => {
+      const [step, time] = [part.step[index] ?? 0, part.time[index] ?? 0];
+      const segment = this.segment(part.phase, part.stage[index] ?? "", time);
+      segment.began = Math.min(segment.began, time);
+      segment.ended = Math.max(segment.ended, time);
+      segment.step = Math.max(segment.step, step);
+      segment.total = Math.max(segment.total, step);
+      const column = columnOf(segment, part.name);
+      columns.add(column);
+      // Only what a stage measures at its end comes without a step behind others.
+      if (step === 0 && segment.step > 0) measure(segment, column, value ?? NaN);
+      else push(column, step, value ?? NaN);
+    });
+    const kept = [...columns].reduce((sum, column) => sum + column.count, 0);
+    for (const column of columns) column.count = Math.round((column.count * part.total) / (kept || 1));
+  }
+
+  private segment(phase: string, stage: string, time: number): Segment {
     const known = this.segments.findLast((one) => one.phase === phase && one.stage === stage);
     if (known) return known;
-    const fresh = { phase, stage, total, steps: [], times: [], values: new Map() };
+    const fresh: Segment = { phase, stage, total: 0, step: 0, began: time, ended: time, columns: new Map() };
     this.segments.push(fresh);
     return fresh;
   }
@@ -138,6 +204,13 @@ export class JobSeries {
     return done >= 2 && taken >= 5 ? ((100 - (to.percent ?? 0)) * taken) / done : 0;
   }
 
+  /** Whether a phase has enough points for a curve; until they have come, it may. */
+  says(phase: string): boolean {
+    const own = this.segments.filter((one) => one.phase === phase && !one.stage.startsWith("gate"));
+    const most = Math.max(0, ...own.flatMap((one) => [...one.columns.values()].map((column) => column.count)));
+    return !this.loaded || most >= FEW;
+  }
+
   phases(): string[] {
     return [...new Set(this.segments.map((one) => one.phase))];
   }
@@ -153,15 +226,27 @@ export class JobSeries {
   }
 }
 
-/** Drop the points that a run has gone back behind, because it went on from a saved state. */
-function rewind(segment: Segment, step: number): void {
-  const last = segment.steps.at(-1);
-  if (last === undefined || step > last) return;
-  let keep = segment.steps.length;
-  while (keep > 0 && (segment.steps[keep - 1] ?? 0) >= step) keep -= 1;
-  segment.steps.length = keep;
-  segment.times.length = keep;
-  for (const column of segment.values.values()) column.length = Math.min(column.length, keep);
+function columnOf(segment: Segment, name: string): Column {
+  let column = segment.columns.get(name);
+  if (!column) segment.columns.set(name, (column = { steps: [], values: [], count: 0 }));
+  return column;
+}
+
+/** Add what was measured at a stage's end, unless its steps have told the same figure. */
+function measure(segment: Segment, column: Column, value: number): void {
+  if (!column.steps.length) push(column, segment.step, value);
+}
+
+/** Add a point; those that a run has gone back behind, because it went on from a saved state, go. */
+function push(column: Column, step: number, value: number): void {
+  while (column.steps.length && (column.steps.at(-1) ?? 0) >= step) {
+    column.steps.pop();
+    column.values.pop();
+    column.count -= 1;
+  }
+  column.steps.push(step);
+  column.values.push(value);
+  column.count += 1;
 }
 
 function numeric(value: unknown): number | undefined {

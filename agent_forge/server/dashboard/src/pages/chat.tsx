@@ -4,7 +4,7 @@ import { useEffect, useRef, useState, type FormEvent } from "react";
 import { useQuery } from "@tanstack/react-query";
 import { ApiError, get } from "../api/client";
 import { useCheckpoints } from "../api/queries";
-import { emptyTurn, reply, type ChatSettings, type Piece, type Turn } from "../lib/chat";
+import { emptyTurn, reply, type ChatSettings, type Fact, type Piece, type Turn } from "../lib/chat";
 import { number, phaseName } from "../lib/format";
 import { Command, Failure } from "../ui/parts";
 
@@ -25,6 +25,7 @@ export function Chat({ query }: { query: URLSearchParams }) {
   const [settings, setSettings] = useState({ system: "", temperature: "", maxTokens: "200", seed: "" });
   const [asAgent, setAsAgent] = useState(false);
   const [turns, setTurns] = useState<Turn[][]>([[], []]);
+  const [memories, setMemories] = useState<Fact[][]>([[], []]);
   const [text, setText] = useState("");
   const stop = useRef<AbortController | null>(null);
   const [busy, setBusy] = useState(false);
@@ -33,6 +34,13 @@ export function Chat({ query }: { query: URLSearchParams }) {
   const chosen = models.map((one) => one || ids[0] || "");
   const hasNoChat = served.error instanceof ApiError && served.error.status === 404;
   useEffect(() => () => stop.current?.abort(), []);
+
+  const keep = (side: number, facts: Fact[]) =>
+    setMemories((all) => all.map((list, index) => (index === side ? facts : list)));
+  const beginAgain = () => {
+    setTurns([[], []]);
+    setMemories([[], []]);
+  };
 
   const send = async (event: FormEvent) => {
     event.preventDefault();
@@ -45,10 +53,13 @@ export function Chat({ query }: { query: URLSearchParams }) {
     const asked = turns.map((list) => [...list, emptyTurn("user", said)]);
     setTurns(asked);
     const one = (side: number) => {
-      const from: ChatSettings = { ...settings, model: `${chosen[side] ?? ""}${asAgent ? ":agent" : ""}` };
+      const model = `${chosen[side] ?? ""}${asAgent ? ":agent" : ""}`;
+      const from: ChatSettings = { ...settings, model, memory: asAgent ? (memories[side] ?? []) : [] };
       const before = asked[side] ?? [];
-      return reply(from, before, control.signal, (turn) =>
-        setTurns((all) => all.map((list, index) => (index === side ? [...before, turn] : list))));
+      return reply(from, before, control.signal, (turn) => {
+        setTurns((all) => all.map((list, index) => (index === side ? [...before, turn] : list)));
+        if (turn.memory) keep(side, turn.memory);
+      });
     };
     await Promise.all(chosen.map((_, side) => one(side)));
     setBusy(false);
@@ -62,7 +73,7 @@ export function Chat({ query }: { query: URLSearchParams }) {
           <button type="button" aria-pressed={models.length > 1} onClick={() => setModels(models.length > 1 ? models.slice(0, 1) : [...models, ids[1] ?? ""])}>
             Two side by side
           </button>
-          <button type="button" onClick={() => setTurns([[], []])} disabled={busy}>Begin again</button>
+          <button type="button" onClick={beginAgain} disabled={busy}>Begin again</button>
         </div>
       </div>
       {hasNoChat ? <p className="warning">This server has no chat. In a terminal: <code>forge chat DIRECTORY</code></p> : <Failure error={served.error} />}
@@ -72,6 +83,7 @@ export function Chat({ query }: { query: URLSearchParams }) {
         {chosen.map((model, side) => (
           <Side
             key={side} ids={ids} model={model} turns={turns[side] ?? []}
+            memory={asAgent ? (memories[side] ?? []) : null} onMemory={(facts) => keep(side, facts)}
             onModel={(id) => setModels(models.map((old, index) => (index === side ? id : old)))}
           />
         ))}
@@ -99,28 +111,33 @@ function Options({ settings, set, asAgent, setAsAgent, hasAgents }: {
   setAsAgent: (value: boolean) => void;
   hasAgents: boolean;
 }) {
+  const persona = PERSONAS.find(([, words]) => words === settings.system)?.[0] ?? "Own";
   return (
-    <details className="options">
-      <summary>Persona, tools and sampling</summary>
-      <div className="fields">
-        <label className="field">
-          <span>Persona</span>
-          <select value={PERSONAS.find(([, words]) => words === settings.system)?.[0] ?? "Own"} onChange={(event) => set("system")(PERSONAS.find(([name]) => name === event.target.value)?.[1] ?? settings.system)}>
-            {[...PERSONAS.map(([name]) => name), "Own"].map((name) => <option key={name}>{name}</option>)}
-          </select>
-        </label>
-        <label className="field wide">
-          <span>First message (system)</span>
-          <input value={settings.system} onChange={(event) => set("system")(event.target.value)} />
-        </label>
-        <Small name="Temperature" value={settings.temperature} hint="the model's own" set={set("temperature")} />
-        <Small name="Tokens at most" value={settings.maxTokens} hint="the model's own" set={set("maxTokens")} />
-        <Small name="Seed" value={settings.seed} hint="a new one each time" set={set("seed")} />
+    <div className="options">
+      <div className="chips" role="group" aria-label="Persona">
+        <span className="quiet">Persona</span>
+        {PERSONAS.map(([name, words]) => (
+          <button key={name} type="button" aria-pressed={name === persona} onClick={() => set("system")(words)}>{name}</button>
+        ))}
         {hasAgents ? (
-          <label className="field"><span>Tools</span><span><input type="checkbox" checked={asAgent} onChange={(event) => setAsAgent(event.target.checked)} /> run its own tools here</span></label>
+          <label className="switch">
+            <input type="checkbox" checked={asAgent} onChange={(event) => setAsAgent(event.target.checked)} /> Use its own tools and memory
+          </label>
         ) : null}
       </div>
-    </details>
+      <details>
+        <summary>System message and sampling</summary>
+        <div className="fields">
+          <label className="field wide">
+            <span>First message (system)</span>
+            <input value={settings.system} onChange={(event) => set("system")(event.target.value)} />
+          </label>
+          <Small name="Temperature" value={settings.temperature} hint="the model's own" set={set("temperature")} />
+          <Small name="Tokens at most" value={settings.maxTokens} hint="the model's own" set={set("maxTokens")} />
+          <Small name="Seed" value={settings.seed} hint="a new one each time" set={set("seed")} />
+        </div>
+      </details>
+    </div>
   );
 }
 
@@ -130,15 +147,21 @@ function Small({ name, value, hint, set }: { name: string; value: string; hint: 
   );
 }
 
-function Side({ ids, model, turns, onModel }: {
+function Side({ ids, model, turns, memory, onMemory, onModel }: {
   ids: string[];
   model: string;
   turns: Turn[];
+  /** What the agent remembers; null where the model answers without its tools. */
+  memory: Fact[] | null;
+  onMemory: (facts: Fact[]) => void;
   onModel: (id: string) => void;
 }) {
   const known = useCheckpoints();
   const end = useRef<HTMLDivElement>(null);
-  useEffect(() => end.current?.scrollIntoView({ block: "nearest" }), [turns]);
+  useEffect(() => {
+    // In braces: browsers return a promise here, which React would take for a function that cleans up.
+    end.current?.scrollIntoView({ block: "nearest" });
+  }, [turns]);
   const name = (id: string) => {
     const one = known.data?.find((entry) => entry.id === id);
     return one ? `${one.name}, ${phaseName(one.phase)}, ${id.slice(0, 8)}` : id;
@@ -156,7 +179,40 @@ function Side({ ids, model, turns, onModel }: {
         {turns.map((turn, index) => <TurnView key={index} turn={turn} />)}
         <div ref={end} />
       </div>
+      {memory ? <MemoryPanel facts={memory} onChange={onMemory} /> : null}
     </section>
+  );
+}
+
+/** What the agent has kept in this conversation: it begins its next answer with these facts. */
+function MemoryPanel({ facts, onChange }: { facts: Fact[]; onChange: (facts: Fact[]) => void }) {
+  const [about, setAbout] = useState("");
+  const [fact, setFact] = useState("");
+  const add = () => {
+    onChange([...facts.filter((one) => !about.trim() || one.about !== about.trim()), { about: about.trim(), fact: fact.trim() }]);
+    setAbout("");
+    setFact("");
+  };
+  return (
+    <details className="memory" open>
+      <summary>Memory <span className="quiet">{facts.length ? `${facts.length} ${facts.length === 1 ? "fact" : "facts"}` : "empty"}</span></summary>
+      <ul>
+        {facts.map((one, index) => (
+          <li key={`${one.about} ${one.fact}`}>
+            <span>{one.about ? <strong>{one.about}: </strong> : null}{one.fact}</span>
+            <button type="button" onClick={() => onChange(facts.filter((_, place) => place !== index))}>
+              Forget<span className="off-screen"> {one.about || one.fact}</span>
+            </button>
+          </li>
+        ))}
+      </ul>
+      <form className="actions" onSubmit={(event) => { event.preventDefault(); if (fact.trim()) add(); }}>
+        <input aria-label="Subject of a fact" placeholder="subject" value={about} onChange={(event) => setAbout(event.target.value)} />
+        <input aria-label="Fact" placeholder="a fact to remember" value={fact} onChange={(event) => setFact(event.target.value)} />
+        <button type="submit" disabled={!fact.trim()}>Add</button>
+      </form>
+      <p className="quiet">The agent's own calls of remember and forget change this list. It lives as long as this page.</p>
+    </details>
   );
 }
 

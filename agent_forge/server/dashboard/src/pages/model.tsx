@@ -4,7 +4,7 @@ import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 import { download, request, send } from "../api/client";
 import { useCheckpoint, useFiles, useLineage, useManifest } from "../api/queries";
-import type { Checkpoint } from "../api/types";
+import type { Checkpoint, CheckpointFile } from "../api/types";
 import { bytes, moment, phaseName, words } from "../lib/format";
 import { go, link } from "../lib/route";
 import { Card, Command, Failure, Table, Waiting } from "../ui/parts";
@@ -35,7 +35,7 @@ export function Model({ id }: { id: string }) {
         </div>
         <p>
           {phaseName(one.phase)}{one.role ? `, ${words(one.role).toLowerCase()}` : ""} · {bytes(one.deployable_bytes)} as shipped
-          {parameters(one) ? ` · ${parameters(one)} parameters` : ""} · made {moment(one.time)} · seed {one.seed}
+          {parameters(one) ? ` · ${parameters(one)} parameters` : ""} · made {moment(one.time)} · seed {one.seed} · {one.encrypted ? "encrypted at rest" : "not encrypted"}
         </p>
         {one.status === "ok" ? null : <p className="failure">This checkpoint is {one.status}. {one.error}</p>}
         <Failure error={verify.error} />
@@ -94,10 +94,14 @@ function Export({ id }: { id: string }) {
 }
 
 function Files({ id }: { id: string }) {
+  const [share, setShare] = useState(0);
   const files = useFiles(id);
   const fetchFile = useMutation({
-    mutationFn: (name: string) =>
-      download(`/v1/checkpoints/${id}/files/${name.split("/").map(encodeURIComponent).join("/")}`, name.split("/").at(-1) ?? name),
+    mutationFn: (file: CheckpointFile) => {
+      const place = file.name.split("/").map(encodeURIComponent).join("/");
+      return download(`/v1/checkpoints/${id}/files/${place}`, file.name.split("/").at(-1) ?? file.name, file.bytes, setShare);
+    },
+    onMutate: () => setShare(0),
   });
   if (!files.data) return <Card title="Files"><Waiting error={files.error} what="the files" /></Card>;
   const rows = files.data.map((file) => ({
@@ -105,8 +109,8 @@ function Files({ id }: { id: string }) {
     cells: [
       file.name, bytes(file.bytes),
       <code key="h" title={file.sha256}>{file.sha256.slice(0, 12)}</code>,
-      <button key="d" type="button" disabled={fetchFile.isPending} onClick={() => fetchFile.mutate(file.name)}>
-        Download<span className="off-screen"> {file.name}</span>
+      <button key="d" type="button" disabled={fetchFile.isPending} onClick={() => fetchFile.mutate(file)}>
+        {fetchFile.isPending && fetchFile.variables.name === file.name ? `${Math.floor(100 * share)}%` : "Download"}<span className="off-screen"> {file.name}</span>
       </button>,
     ],
   }));
@@ -114,7 +118,7 @@ function Files({ id }: { id: string }) {
     <Card title={`Files (${files.data.length})`}>
       <Failure error={fetchFile.error} />
       <Table label="Files" head={["Name", "Size", "SHA-256", <span key="d" className="off-screen">Download</span>]} rows={rows} />
-      <p className="quiet">Large files go on after a break with <code>curl -C - -H "Authorization: Bearer …"</code>.</p>
+      <p className="quiet">Files come in parts of 8 MB; a part that breaks off is fetched again. In a terminal, <code>curl -C - -H "Authorization: Bearer …"</code> goes on after a break.</p>
     </Card>
   );
 }

@@ -54,7 +54,7 @@ function cells(one: Checkpoint, chosen: string[], toggle: (id: string) => void) 
     bytes(one.deployable_bytes),
     parameters(one),
     ago(one.time),
-    one.status === "ok" ? "whole" : <span key="s" className="bad">{one.status}{one.error ? `: ${one.error}` : ""}</span>,
+    one.status === "ok" ? (one.encrypted ? "whole, encrypted" : "whole") : <span key="s" className="bad">{one.status}{one.error ? `: ${one.error}` : ""}</span>,
   ];
 }
 

@@ -1,10 +1,11 @@
 /** One run: what it is, how far and how well, its chart, its settings, what it said. */
 
 import { useQuery } from "@tanstack/react-query";
-import { useState } from "react";
-import { ACTIVE, RUN_ALL, useJob, useJobs, useLog, usePipeline, useSchema, validate } from "../api/queries";
-import type { Job, PhaseResult, Results } from "../api/types";
-import { ago, bytes, moment, percent, phaseName, seconds } from "../lib/format";
+import { useEffect, useState } from "react";
+import { ACTIVE, RUN_ALL, useJob, useJobs, useLog, usePipeline, useRecord, useSchema, validate } from "../api/queries";
+import type { Job, Message, PhaseResult, Results } from "../api/types";
+import { ago, moment, percent, phaseName, seconds } from "../lib/format";
+import { headline } from "../lib/headline";
 import { link } from "../lib/route";
 import { differences, flatSettings, flatten, forgeCommand, written } from "../lib/settings";
 import { useSeries } from "../live/hooks";
@@ -25,8 +26,18 @@ function RunView({ job }: { job: Job }) {
   const series = useSeries(job.id);
   const pipeline = usePipeline(job.id, job.command === RUN_ALL);
   const steps = stepsOf(job, pipeline.data, series);
-  const phase = series.newest?.phase ?? job.command;
-  const left = ACTIVE.includes(job.state) ? series.secondsLeft() : 0;
+  const [picked, setPicked] = useState("");
+  const isActive = ACTIVE.includes(job.state);
+  const record = useRecord(job.id, job.origin === "terminal" && !isActive);
+  const past = record.data?.events;
+  const isLoaded = series.loaded;
+  useEffect(() => {
+    if (isLoaded && past?.length) series.takePast(past as unknown as Message[]);
+  }, [series, past, isLoaded]);
+  const newest = series.newest?.phase ?? "";
+  const phase = picked || (steps.some((one) => one.name === newest) ? newest : (steps[0]?.name ?? job.command));
+  const step = steps.find((one) => one.name === phase);
+  const left = isActive ? series.secondsLeft() : 0;
   const results = job.results as Results;
   const ends = results.phases ?? (results.phase ? [results as PhaseResult] : []);
   return (
@@ -38,28 +49,26 @@ function RunView({ job }: { job: Job }) {
           <Actions job={job} isLead />
         </div>
         {job.message && job.state !== "succeeded" ? <p className={job.state === "failed" ? "failure" : "said"}>{job.message}</p> : null}
+        {isActive ? null : <Made results={results} />}
         <div className="how-far">
-          <Progress value={job.progress} label="Progress of the run" />
-          <span className="big">{percent(job.progress)}</span>
+          {job.state === "succeeded" ? null : (
+            <>
+              <Progress value={job.progress} label="Progress of the run" />
+              <span className="big">{percent(job.progress)}</span>
+            </>
+          )}
           <span className="quiet">
             {left ? `about ${seconds(left)} left in this phase · ` : ""}
-            {job.started ? `began ${ago(job.started)}` : `queued ${ago(job.created)}`}
-            {job.ended && job.started ? ` · took ${seconds(job.ended - job.started)}` : ""}
+            {when(job, results)}
             {job.attempt > 1 ? ` · attempt ${job.attempt}` : ""}
           </span>
         </div>
-        <PipelineView steps={steps} />
-        {results.checkpoint_id ? (
-          <p className="actions">
-            <a className="button main" href={link("chat", "", { a: results.checkpoint_id })}>Chat with the result</a>
-            <a className="button" href={link("models", results.checkpoint_id)}>
-              Look at the model{results.deployable_bytes ? ` (${bytes(results.deployable_bytes)})` : ""}
-            </a>
-          </p>
-        ) : null}
+        <PipelineView steps={steps} picked={phase} onPick={steps.length > 1 ? setPicked : undefined} />
       </section>
-      <Card title="Live"><LiveChart series={series} phase={phase} /></Card>
-      <PhaseDetails series={series} ends={ends} steps={steps} />
+      {isActive || series.says(phase) ? (
+        <Card title={isActive ? "Live" : "Curves"}><LiveChart key={phase} series={series} phase={phase} /></Card>
+      ) : null}
+      {step ? <PhaseDetails job={job} step={step} series={series} ends={ends} reports={record.data?.phases ?? []} /> : null}
       <SettingsCard job={job} />
       <Story series={series} job={job} />
       <Card title="The same in a terminal">
@@ -68,6 +77,31 @@ function RunView({ job }: { job: Job }) {
       </Card>
     </div>
   );
+}
+
+/** What the run has made, and what to do with it. */
+function Made({ results }: { results: Results }) {
+  const text = headline(results);
+  if (!text && !results.checkpoint_id) return null;
+  return (
+    <>
+      {text ? <p className="made">{text}.</p> : null}
+      {results.checkpoint_id ? (
+        <p className="actions">
+          <a className="button main" href={link("chat", "", { a: results.checkpoint_id })}>Chat with the result</a>
+          <a className="button" href={link("models", results.checkpoint_id)}>Look at the model</a>
+        </p>
+      ) : null}
+    </>
+  );
+}
+
+/** When it began and how long it took; a run that was found later has only the times of its phases. */
+function when(job: Job, results: Results): string {
+  const worked = (results.phases ?? []).reduce((sum, one) => sum + (one.seconds ?? 0), 0);
+  if (job.ended && job.origin === "terminal") return worked ? `its phases took ${seconds(worked)}` : `ended ${ago(job.ended)}`;
+  const began = job.started ? `began ${ago(job.started)}` : `queued ${ago(job.created)}`;
+  return job.ended && job.started ? `${began} · took ${seconds(job.ended - job.started)}` : began;
 }
 
 const sourcesOf = (job: Job) => (job.sources.length ? [`sources=[${job.sources.join(",")}]`] : []);

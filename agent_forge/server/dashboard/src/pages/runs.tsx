@@ -6,7 +6,8 @@ import {
   ACTIVE, RESUMABLE, RUN_ALL, useJobAction, useJobs, usePipeline, useQueue,
 } from "../api/queries";
 import type { Job, Results } from "../api/types";
-import { ago, bytes, percent, phaseName, seconds } from "../lib/format";
+import { ago, percent, phaseName, seconds } from "../lib/format";
+import { headline } from "../lib/headline";
 import { link } from "../lib/route";
 import { useSeries } from "../live/hooks";
 import { Actions } from "../ui/actions";
@@ -94,7 +95,7 @@ function Now({ job }: { job: Job }) {
         <span className="big">{percent(job.progress)}</span>
         <span>
           {phase !== job.command ? `in ${phaseName(phase)}` : ""}
-          {series.newest?.stage ? `${phase !== job.command ? ", " : ""}${series.newest.stage}` : ""}
+          {series.newest?.stage ? `${phase !== job.command ? ", " : ""}${series.newest.stage.replaceAll("_", " ")}` : ""}
           {left ? ` · about ${seconds(left)} left in this phase` : ""}
           {job.started ? <span className="quiet"> · began {ago(job.started)}</span> : null}
         </span>
@@ -170,16 +171,15 @@ function RunTable({ jobs, label }: { jobs: Job[]; label: string }) {
     <ul className="runs" aria-label={label}>
       {jobs.map((job) => {
         const results = job.results as Results;
-        const size = results.deployable_bytes ?? 0;
         return (
           <li key={job.id}>
             <a className="name" href={link("runs", job.id)}>{phaseName(job.command)}</a>
             <State state={job.state} />
             <span className="what">
-              {job.state === "succeeded" ? results.summary || "" : job.message || results.summary || ""}
+              {job.state === "succeeded" ? headline(results) || results.summary || "" : job.message || results.summary || ""}
             </span>
             <span className="quiet">
-              {[bytes(size), job.ended ? ago(job.ended) : percent(job.progress), job.origin === "terminal" ? "terminal" : ""]
+              {[job.ended ? ago(job.ended) : percent(job.progress), job.origin === "terminal" ? "terminal" : ""]
                 .filter(Boolean)
                 .join(" · ")}
             </span>

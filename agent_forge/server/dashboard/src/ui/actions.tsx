@@ -10,6 +10,7 @@ const CANCELLABLE = ["queued", "running", "pausing", "paused", "interrupted"];
 export function Actions({ job, isLead = false }: { job: Job; isLead?: boolean }) {
   const act = useJobAction((verb: string) => send("POST", `/v1/jobs/${job.id}/${verb}`));
   if (job.origin === "terminal" && !RESUMABLE.includes(job.state)) {
+    if (job.ended) return <p className="quiet">Made in a terminal.</p>;
     return <p className="quiet">Started in a terminal: it is stopped there.</p>;
   }
   const button = (verb: string, text: string, look = "") => (

@@ -7,6 +7,8 @@ import { useDark } from "../lib/theme";
 import { curve, metricsOf, smoothed, type Curve } from "../live/curve";
 import type { JobSeries } from "../live/series";
 
+// Steps are whole numbers, and so are the ticks under them.
+const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((one) => one * 10 ** power));
 const SMOOTH_FROM = 60; // points; fewer are read as they are
 const UNITS: Record<string, string> = {
   loss: "nats per token", tokens_per_second: "tokens per second", grad_norm: "norm",
@@ -116,7 +118,7 @@ function options(
     cursor: { y: false, points: { size: 7 } },
     scales: { x: { time: false } },
     axes: [
-      { ...axis, label: "step", labelSize: 18, size: 34, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) },
+      { ...axis, label: "step", labelSize: 18, size: 34, incrs: WHOLE, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) },
       { ...axis, label, labelSize: 18, size: 56, values: (_, ticks) => ticks.map((tick) => number(tick, 3)) },
     ],
     series: [

@@ -1,62 +1,71 @@
-/** What a phase alone has to show: its population, its curve, its stages, its figures. */
+/** One phase of a run: its verdict and why, its figures, and what it alone has to show. */
 
-import type { PhaseResult } from "../api/types";
+import type { Job, PhaseReport, PhaseResult } from "../api/types";
 import { bytes, count, number, phaseName, seconds, words } from "../lib/format";
 import type { JobSeries } from "../live/series";
+import { PhaseView } from "../phases/view";
 import { Card, Interval, PlainTable } from "./parts";
 import { VerdictTable, type Step } from "./pipeline";
 
-export function PhaseDetails({ series, ends, steps }: {
+export function PhaseDetails({ job, step, series, ends, reports }: {
+  job: Job;
+  step: Step;
   series: JobSeries;
   ends: PhaseResult[];
-  steps: Step[];
+  reports: PhaseReport[];
 }) {
-  return steps.map((step) => {
-    const table = series.tables.get(step.name);
-    const stages = series.segments.filter(
-      (one) => one.phase === step.name && !one.stage.startsWith("gate"),
-    );
-    const end = ends.find((one) => one.phase === step.name && one.status !== "interrupted");
-    if (!table && stages.length < 2 && !end && !step.verdict) return null;
-    const judged = step.verdict ? (step.verdict.passed ? ": passed its gate" : ": refused by its gate") : "";
-    return (
-      <Card key={step.name} title={phaseName(step.name) + judged}>
-        {step.summary ? <p>{step.summary}</p> : null}
-        {step.verdict?.reasons.map((reason) => <p key={reason} className="failure">{reason}</p>)}
-        {end ? <Facts end={end} /> : null}
-        {table ? (
-          <>
-            <h3>{words(table.name)} now</h3>
-            <PlainTable rows={table.rows} label={words(table.name)} />
-          </>
-        ) : null}
-        {step.verdict ? <VerdictTable verdict={step.verdict} /> : null}
-        {end && hasFigures(end.metrics ?? {}) ? (
-          <details>
-            <summary>All figures</summary>
-            <Metrics metrics={end.metrics ?? {}} />
-          </details>
-        ) : null}
-        {stages.length > 1 ? (
-          <details>
-            <summary>{stages.length} stages</summary>
-            <PlainTable label="Stages" rows={stages.map(stageRow)} />
-          </details>
-        ) : null}
-      </Card>
-    );
-  });
+  const end = ends.find((one) => one.phase === step.name && one.status !== "interrupted");
+  const report = reports.find((one) => one.phase === step.name);
+  const stages = series.segments.filter(
+    (one) => one.phase === step.name && !one.stage.startsWith("gate"),
+  );
+  const judged = step.verdict ? (step.verdict.passed ? ": passed its gate" : ": refused by its gate") : "";
+  const isQuiet = !end && !report && !stages.length && !step.verdict;
+  return (
+    <Card title={phaseName(step.name) + judged}>
+      {isQuiet ? <p className="quiet">{job.state === "running" ? "Its turn comes later." : "It has not begun."}</p> : null}
+      {step.summary ? <Summary text={step.summary} /> : null}
+      {step.verdict?.reasons.map((reason) => <p key={reason} className="failure">{reason}</p>)}
+      {end ? <Facts end={end} /> : null}
+      <PhaseView phase={step.name} series={series} report={report} end={end} />
+      {step.verdict ? (
+        <>
+          <h3>What its gate measured</h3>
+          <VerdictTable verdict={step.verdict} />
+        </>
+      ) : null}
+      {report?.baseline ? <p className="quiet">Against a baseline: {report.baseline}</p> : null}
+      {end && hasFigures(end.metrics ?? {}) ? (
+        <details>
+          <summary>All figures</summary>
+          <Metrics metrics={end.metrics ?? {}} />
+        </details>
+      ) : null}
+      {stages.length > 1 ? (
+        <details>
+          <summary>Time and last values of {stages.length} stages</summary>
+          <PlainTable label="Stages" rows={stages.map(stageRow)} />
+        </details>
+      ) : null}
+    </Card>
+  );
+}
+
+/** A long summary is several sentences or parts: one line each. */
+function Summary({ text }: { text: string }) {
+  const parts = text.split("; ");
+  if (parts.length < 3) return <p>{text}</p>;
+  return <ul className="summary">{parts.map((part) => <li key={part}>{part}</li>)}</ul>;
 }
 
 function stageRow(stage: JobSeries["segments"][number]): Record<string, unknown> {
   const row: Record<string, unknown> = {
     stage: stage.stage,
-    steps: `${number(stage.steps.at(-1) ?? 0)} of ${number(stage.total)}`,
-    time: seconds((stage.times.at(-1) ?? 0) - (stage.times[0] ?? 0)),
+    steps: `${number(stage.step)} of ${number(stage.total)}`,
+    time: seconds(stage.ended - stage.began),
   };
-  for (const [name, column] of stage.values) {
-    const values = column.filter((value) => value !== null && Number.isFinite(value));
-    row[name] = values.at(-1);
+  for (const [name, column] of stage.columns) {
+    row[name] = column.values.findLast((value) => Number.isFinite(value));
   }
   return row;
 }

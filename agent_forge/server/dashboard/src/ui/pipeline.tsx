@@ -34,15 +34,24 @@ export function stepsOf(job: Job, pipeline: Pipeline | undefined, series: JobSer
   });
 }
 
-export function PipelineView({ steps }: { steps: Step[] }) {
+/** onPick: shows a phase; without it the phases cannot be chosen. */
+export function PipelineView({ steps, picked = "", onPick }: {
+  steps: Step[];
+  picked?: string;
+  onPick?: (name: string) => void;
+}) {
   return (
     <ol className={`pipeline of-${steps.length}`} aria-label="Phases">
       {steps.map((step) => (
-        <li key={step.name} className={step.state}>
+        <li key={step.name} className={`${step.state}${step.name === picked ? " picked" : ""}`}>
           <span className="number" aria-hidden="true">
             {PHASE_ORDER.indexOf(step.name) + 1 || "·"}
           </span>
-          <strong>{phaseName(step.name)}</strong>
+          {onPick ? (
+            <button type="button" className="pick" aria-pressed={step.name === picked} onClick={() => onPick(step.name)}>
+              {phaseName(step.name)}
+            </button>
+          ) : <strong>{phaseName(step.name)}</strong>}
           <State state={step.state} />
           {step.state === "running" ? (
             <span className="bar">
