@@ -251,6 +251,7 @@ const scenes = {
         conversations: await card.locator(".conversations li").count(),
       };
     }
+    await page.locator(".pipeline .pick").first().click();
     seen.points = await points(page);
   },
 

@@ -85,9 +85,11 @@ export class JobSeries {
       const points = this.after < this.last ? "&points=false" : "";
       const path = `/v1/jobs/${this.id}/events?after=${this.after}&limit=${PAGE}${points}`;
       const page = await get<{ after: number; events: Message[] }>(path);
-      page.events.forEach((message) => this.add(message));
+      // What is newer than the curves comes once more, with every point before it.
+      const known = points ? page.events.filter((one) => one.seq <= this.last) : page.events;
+      known.forEach((message) => this.add(message));
       this.changed();
-      if (page.events.length === PAGE) continue;
+      if (known.length === PAGE) continue;
       if (!points) break;
       // What came behind the curves is read with its points.
       this.after = Math.max(this.after, this.last);

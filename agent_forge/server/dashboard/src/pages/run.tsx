@@ -202,7 +202,7 @@ function Story({ series, job }: { series: JobSeries; job: Job }) {
   return (
     <Card title="What it said">
       {lines.length ? (
-        <ul className="story">
+        <ul className="story" tabIndex={0} aria-label="Messages">
           {lines.map((one) => (
             <li key={one.seq} className={one.type}>
               <time dateTime={new Date(one.time * 1000).toISOString()}>{new Date(one.time * 1000).toLocaleTimeString("en-GB")}</time>

@@ -17,7 +17,7 @@ export function TrainView({ series, report }: ViewProps) {
   return (
     <>
       <h3>Stages</h3>
-      <PlainTable rows={columns(rows, SHOWN).map((row) => ({ ...row, on: row.on === null ? "" : row.on }))} label="Stages" />
+      <PlainTable rows={columns(rows, SHOWN).map((row) => ({ ...row, on: row.on === null ? "" : row.on }))} label="What each stage has changed" />
       {measured.length > 1 ? (
         <figure>
           <Scatter
