@@ -48,7 +48,7 @@ class Album:
     def __init__(self, tab: Browser, server: DashboardServer, out: Path, kind: str) -> None:
         self.tab, self.server, self.out, self.kind = tab, server, out, kind
         tab.visit(f"{server.url}/#key={server.key}")
-        tab.until("document.querySelector('.live.live')")
+        tab.until("document.querySelector('.link-mark.live')")
 
     def take(
         self, name: str, place: str, size: tuple[int, int], theme: str = "light",

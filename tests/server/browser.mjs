@@ -163,9 +163,9 @@ const scenes = {
   async link() {
     const page = await (await context()).newPage();
     await page.goto(`${url}/#key=${key}`);
-    await page.locator(".live.live").waitFor();
+    await page.locator(".link-mark.live").waitFor();
     seen.address = page.url();
-    seen.live = await page.locator(".live").innerText();
+    seen.live = await page.locator(".link-mark").innerText();
     seen.in_local_storage = await page.evaluate(
       (value) => JSON.stringify(localStorage).includes(value), key,
     );
@@ -266,10 +266,10 @@ const scenes = {
     seen.points_before = await points(page);
     server.child.removeAllListeners("exit");
     server.child.kill("SIGKILL");
-    await page.locator(".live.lost").waitFor();
-    seen.lost = await page.locator(".live").innerText();
+    await page.locator(".link-mark.lost").waitFor();
+    seen.lost = await page.locator(".link-mark").innerText();
     server = await serve(command);
-    await page.locator(".live.live").waitFor();
+    await page.locator(".link-mark.live").waitFor();
     await more(page, seen.points_before + 10);
     seen.points_after = await points(page);
     await page.getByRole("button", { name: "Cancel" }).click();
@@ -286,6 +286,7 @@ const scenes = {
   async chat() {
     const models = await ask("GET", "/v1/models");
     const ids = [...new Set(models.data.map((one) => one.id.replace(/:agent$/, "")))];
+    if (ids.length !== 2) throw new Error(`the server lists ${ids.length} models, and not 2`);
     const page = await open(await context(), `chat?a=${ids[0]}&b=${ids[1]}`);
     await page.getByLabel("Use its own tools and memory").check();
     await page.getByRole("button", { name: "Precise" }).click();
@@ -293,7 +294,7 @@ const scenes = {
     const sides = page.locator(".side");
     await page.getByLabel("Message", { exact: true }).fill("6*7?");
     await page.keyboard.press("Enter");
-    await page.locator(".thought").nth(1).waitFor({ timeout: 200_000 });
+    await page.locator(".thought").nth(1).waitFor({ timeout: 2 * WAIT });
     seen.before_the_end = [];
     for (const side of await sides.all()) {
       seen.before_the_end.push((await side.locator(".turn.assistant [role=status]").count()) === 1);

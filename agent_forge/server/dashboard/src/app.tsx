@@ -94,7 +94,7 @@ const WORDS = {
 function LiveMark() {
   const state = useLink();
   return (
-    <span className={`live ${state}`} role="status">
+    <span className={`link-mark ${state}`} role="status">
       <span aria-hidden="true" className="dot" />
       {WORDS[state]}
     </span>
