@@ -190,15 +190,17 @@ def speaking_server(
     tiny_checkpoint: checkpoint.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
     """Return a server with two models whose words are dictated."""
-
-    def fill(folder: Path) -> None:
-        for name in tiny_checkpoint.manifest.files:
-            os.link(tiny_checkpoint.path / name, folder / name)
-
     outputs = tmp_path / "outputs"
-    for seed, name in enumerate(("first", "second")):
+    for name in ("first", "second"):
+
+        def fill(folder: Path, note: str = name) -> None:
+            for file in tiny_checkpoint.manifest.files:
+                os.link(tiny_checkpoint.path / file, folder / file)
+            # Checkpoints of the same content are one model, whatever their names are.
+            (folder / "note.txt").write_text(note)
+
         checkpoint.write(
-            outputs / name, fill, phase="import", seed=seed, config={}, name=name,
+            outputs / name, fill, phase="import", seed=0, config={}, name=name,
             agent={"tools": ["calculator", "remember"]},
         )  # fmt: skip
     words = {**WORDS, "gate": str(tmp_path / "gate"), "gate_tokens": 30}
