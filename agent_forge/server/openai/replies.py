@@ -47,7 +47,7 @@ class Reply:
         own = [event for event in events if self._is_agents(event)]
         if own:
             message["agent_events"] = own
-        if done.get("memory"):
+        if "memory" in done:
             message["agent_memory"] = done["memory"]
         choice = {
             "index": 0, "message": message, "finish_reason": FINISH[done["finish"]],
