@@ -422,13 +422,13 @@ def test_a_wrong_answer_says_how_it_went_wrong(data_config: DataConfig) -> None:
     spaced = Call(target.name, {"expression": " ".join(target.arguments["expression"])})
     cases = [
         (trace, [target], True, "right"),
-        (trace, [spaced], False, "right call, wrong answer"),
+        (trace, [spaced], False, "wrong answer"),
         (trace, [Call(target.name, {"expression": "0+0"})], False, "wrong arguments"),
         (trace, [Call("recall", {"query": "sea"})], False, "another tool"),
         (trace, [BrokenCall("{", "no JSON")], False, "unreadable call"),
         (trace, [], False, "no call"),
         (plain, [target], False, "call that was not needed"),
-        (plain, [], False, "right call, wrong answer"),
+        (plain, [], False, "wrong answer"),
     ]
     for one, calls, right, name in cases:
         turn = Turn("x", [Result(call, "1") for call in calls], [], True)

@@ -26,7 +26,7 @@ ROUNDS = 3
 # How an answer to a held-out question may end, the best first.
 RIGHT, NO_CALL, NOT_NEEDED = "right", "no call", "call that was not needed"
 UNREADABLE, OTHER_TOOL, OTHER_ARGUMENTS = "unreadable call", "another tool", "wrong arguments"
-OTHER_ANSWER = "right call, wrong answer"
+OTHER_ANSWER = "wrong answer"
 ENDINGS = (RIGHT, OTHER_ANSWER, OTHER_ARGUMENTS, OTHER_TOOL, UNREADABLE, NO_CALL, NOT_NEEDED)
 
 
