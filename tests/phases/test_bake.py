@@ -502,14 +502,15 @@ def test_only_tools_that_the_model_can_use_are_offered(settings: Callable[..., C
 # the phase
 
 
-def test_the_work_is_rows_and_answers_and_what_the_parent_reads() -> None:
+def test_the_work_of_training_is_rows_and_answers_and_what_the_parent_reads() -> None:
     """A parent's pass costs a third of a trained token; each answer stands after a question of
     about 32 tokens.
     """
     overrides = [
         "out=x", "training.steps=10", "training.rows=3", "training.length_tokens=20",
         "training.neutral_rows=2", "persona.rows=5", "persona.reply_tokens=8", "voice.rows=7",
-        "voice.reply_tokens=4", "preferences.pairs=2", "preferences.length_tokens=50",
+        "persona.check_every_steps=100", "voice.reply_tokens=4", "preferences.pairs=2",
+        "preferences.length_tokens=50",
     ]  # fmt: skip
     rows, neutral, answers = 3 * 20, 2 * 20 * 4 / 3, 5 * (8 + 32) * 3
     for more, extra in (
@@ -520,7 +521,9 @@ def test_the_work_is_rows_and_answers_and_what_the_parent_reads() -> None:
         (["persona.enabled=false", "preferences.rows=[pairs.jsonl]"], 2 * 50),
     ):
         config = compose("bake", Config, [*overrides, *more])
-        assert config.work_tokens() == pytest.approx(10 * (rows + neutral + extra))
+        untrained = compose("bake", Config, [*overrides, *more, "training.steps=0"])
+        trained = config.work_tokens() - untrained.work_tokens()
+        assert trained == pytest.approx(10 * (rows + neutral + extra))
 
 
 def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported(
