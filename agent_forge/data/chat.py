@@ -119,7 +119,13 @@ def _find_format(tokenizer: "PreTrainedTokenizerFast") -> ChatFormat:
         return ChatFormat(None, prefix, [marks[1]], control, "")  # type: ignore[list-item]
     template = Template(tokenizer)
     end = _token_id(tokenizer, template.end_of_turn())
-    return ChatFormat(template, prefix, [] if end is None else [end], control, "")
+    if end is not None:
+        return ChatFormat(template, prefix, [end], control, "")
+    note = (
+        "the model's chat template writes no special token after an answer, so no end is trained: "
+        f"an answer ends with {tokenizer.eos_token or 'its limit of tokens'}"
+    )
+    return ChatFormat(template, prefix, [], control, note)
 
 
 def _is_chatml(tokenizer: "PreTrainedTokenizerFast") -> bool:

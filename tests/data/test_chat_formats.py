@@ -203,6 +203,22 @@ def test_chatml_tokens_without_a_template_are_used_and_told(
     assert not chat_format(tok).note
 
 
+def test_a_template_that_ends_no_answer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    endless = (
+        "{%- for message in messages %}{{ message.role + ': ' + message.content + '\n' }}"
+        "{%- endfor %}"
+    )
+    tok = tokenizer(endless, ("</s>",), eos_token="</s>")
+    with caplog.at_level(logging.WARNING):
+        assert learned_text(tok, TURNS).strip() == "It is 2."
+        data.encode_chat(tok, TURNS)
+    assert [record.message for record in caplog.records] == [
+        "the model's chat template writes no special token after an answer, so no end is trained: "
+        "an answer ends with </s>"
+    ]
+    assert chat_format(llama2()).note == ""
+
+
 @pytest.mark.parametrize("template", [None, CHAT_TEMPLATE])
 def test_bos_stands_before_a_chat_where_the_tokenizer_puts_it(template: str | None) -> None:
     special = ("<s>", "<|im_start|>", "<|im_end|>")
