@@ -545,6 +545,13 @@ def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported
         assert (
             row["mean gain (nats)"] <= gain + 2e-3
         )  # the mean of minima is at most the minimum of means
+    held_out = {row["kind"]: row for row in report.tables["held-out tools"]}
+    # The dashboard reads this table by its name.
+    ends = {row.pop("kind"): row for row in report.tables["how held-out answers ended"]}
+    assert set(ends) == {"calculator", "memory"}
+    for kind, counts in ends.items():
+        assert sum(counts.values()) == held_out[kind]["n"]
+        assert counts["right"] == pytest.approx(held_out[kind]["after"] * held_out[kind]["n"])
     assert "filter overridden for calculator, memory" in report.summary
     assert "offered: no tool" in report.summary
     assert checkpoint.open(report.outputs[0]).manifest.agent["tools"] == []
