@@ -215,7 +215,9 @@ def test_a_build_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: 
     before = _indexed(out)
     assert 5 <= before < 120
     report = built(out, folder)
-    assert (report.unchanged, report.added) == (before, 120 - before)
+    # A file may have been committed, but not announced to readers that had opened the index before.
+    assert report.unchanged - before in (0, 1)
+    assert report.added == 120 - report.unchanged
     store = Store(out)
     assert store.rows("PRAGMA integrity_check") == [("ok",)]
     assert store.rows("SELECT COUNT(*), COUNT(DISTINCT document) FROM passages") == [

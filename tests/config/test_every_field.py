@@ -16,6 +16,7 @@ from agent_forge.config import DataConfig, GateConfig, OptimConfig, PhaseConfig,
 from agent_forge.config.compose import CONF, compose, groups
 from agent_forge.config.ternary import TernarySettings
 from agent_forge.phases.bake import OwnConfig
+from agent_forge.phases.quietstar import TaskConfig
 from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.run_all import compose_run, goal_line
 from agent_forge.search.settings import EvolveSettings
@@ -29,6 +30,7 @@ SHARED: dict[type, tuple[str, ...]] = {
     GateConfig: ("pipeline", "evaluate"),
     OptimConfig: ("learn",),
     OwnConfig: ("evaluate", "phases/bake"),
+    TaskConfig: ("learn", "phases/quietstar"),
     EvolveSettings: ("search", "phases/evomerge"),
     TernarySettings: ("models/ternary", "config"),
 }

@@ -38,7 +38,7 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
          r"column\.jsonl, row 1: a row with the keys \['foo'\] is no conversation; known:"),
         ("picture.jsonl",
          '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
-         r"content of type list"),
+         r"turn 1 has content in parts of type image; text alone is learned"),
         ("call.jsonl",
          '{"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}',
          "no JSON"),

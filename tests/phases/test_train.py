@@ -871,14 +871,19 @@ def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
 def test_without_the_baseline_the_report_says_that_none_ran(
     tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
 ) -> None:
-    config = small_config(data_config, "baseline=false", "measure.twin_steps=0", "average=uniform")
-    report = go(config, tiny_checkpoint, tmp_path)
+    short = ["baseline=false", "measure.twin_steps=0", "average=uniform"]
+    config = small_config(data_config, *short, "steps.settle=8")
+    report = go(config, tiny_checkpoint, tmp_path / "average")
     assert report.baseline == plain.NOT_RUN
-    assert list(report.tables) == ["stages"]
-    assert config.work_tokens() == 10 * 2 * 48
-    assert replace(config, baseline=True).work_tokens() == 10 * 2 * 48
+    assert list(report.tables) == ["stages", "the average against the last step (search split)"]
+    assert config.work_tokens() == (9 + 8) * 2 * 48
+    assert replace(config, baseline=True).work_tokens() == (9 + 8) * 2 * 48
     noisy = small_config(data_config, "chaos.enabled=true", "average=uniform")
     assert noisy.work_tokens() == (10 + 7) * 2 * 48
+    # One step is too short for an average, so nothing differs from plain training.
+    report = go(small_config(data_config, *short), tiny_checkpoint, tmp_path / "none")
+    assert report.baseline == plain.SAME
+    assert list(report.tables) == ["stages"]
 
 
 def test_a_run_killed_in_any_stage_ends_in_the_same_checkpoint(

@@ -15,6 +15,7 @@ from agent_forge.core.errors import GateError
 from agent_forge.core.events import EventLog
 from agent_forge.evaluate.scores import Scores, bootstrap_interval
 from agent_forge.phases import bitnet
+from agent_forge.phases.train import Config as TrainConfig
 from agent_forge.pipeline import gate as pipeline_gate
 from agent_forge.pipeline.report import read_run, to_html, to_markdown
 from agent_forge.pipeline.report.facts import gather
@@ -125,7 +126,11 @@ def test_stop_ends_the_run_with_the_reason(
     refused: Callable[..., PhaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunAll(
-        run_dir=tmp_path / "run", phases={"bitnet": refused("stop"), "train": refused("stop")}
+        run_dir=tmp_path / "run",
+        phases={
+            "bitnet": refused("stop"),
+            "train": compose("train", TrainConfig, [f"out={tmp_path / 'run' / '2-train'}"]),
+        },
     )
     with pytest.raises(
         GateError, match="bitnet: the gate refused the result: text keeps"

@@ -10,19 +10,17 @@ from scripts.bench import baselines
 def test_a_finished_phase_is_run_again_beside_its_baseline(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(tiny_run), "--out", str(tmp_path), "--phases", "train", "bake"]
-    result = baselines.run(arguments)
-    train, bake = capsys.readouterr().out.splitlines()
-    assert train.startswith("train: gain over plain training of equal tokens: text ")
+    result = baselines.run([str(tiny_run), "--out", str(tmp_path), "--phases", "bake"])
+    (bake,) = capsys.readouterr().out.splitlines()
     assert bake.startswith(
         "bake: against plain training on the same rows for as many steps: calculator "
     )
-    gains = [figure for figure in result.figures if figure.claim.startswith("train, ")]
-    beside = [figure for figure in result.figures if figure.claim.startswith("bake, ")]
-    assert len(gains) == train.count("(n=")
-    assert len(beside) == bake.count("(n=")
-    assert all(figure.bar == "above 0" and figure.met is not None for figure in gains)
-    assert all(figure.unit.startswith("against ") and not figure.bar for figure in beside)
+    assert len(result.figures) == bake.count("(n=")
+    assert all(figure.claim.startswith("bake, ") for figure in result.figures)
+    assert all(figure.unit.startswith("against ") and not figure.bar for figure in result.figures)
+    # The tiny run's stages are too short for an average, so train has nothing to compare.
+    with pytest.raises(ValueError, match=r"train: no figure .* no mechanism is on"):
+        baselines.run([str(tiny_run), "--out", str(tmp_path), "--phases", "train"])
 
 
 def test_the_figures_are_those_of_the_reports_line() -> None:
