@@ -65,17 +65,7 @@ def router(
     )  # fmt: skip
     async def complete(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of chunks."""
-        as_agent = body.model.endswith(AGENT)
-        if as_agent and body.tools:
-            raise OpenAIError(
-                400, f"{body.model} runs its own tools; leave tools out, or name the model "
-                f"without {AGENT}", param="tools",
-            )  # fmt: skip
-        if body.agent_memory and not as_agent:
-            raise OpenAIError(
-                400, f"{body.model} has no memory of its own; name {body.model}{AGENT}, or leave "
-                "agent_memory out", param="agent_memory",
-            )  # fmt: skip
+        as_agent = _is_for_an_agent(body)
         try:
             path = models.path_of(body.model.removesuffix(AGENT))
         except CheckpointError as error:
@@ -94,6 +84,22 @@ def router(
             raise
 
     return routes
+
+
+def _is_for_an_agent(body: ChatRequest) -> bool:
+    """Return whether the model runs its own tools. Raises OpenAIError for what it cannot take."""
+    as_agent = body.model.endswith(AGENT)
+    if as_agent and body.tools:
+        raise OpenAIError(
+            400, f"{body.model} runs its own tools; leave tools out, or name the model "
+            f"without {AGENT}", param="tools",
+        )  # fmt: skip
+    if body.agent_memory and not as_agent:
+        raise OpenAIError(
+            400, f"{body.model} has no memory of its own; name {body.model}{AGENT}, or leave "
+            "agent_memory out", param="agent_memory",
+        )  # fmt: skip
+    return as_agent
 
 
 class ClientGoneError(OpenAIError):
