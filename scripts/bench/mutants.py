@@ -30,6 +30,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("mutants", type=Path, help="what scripts/mutate.py --out wrote")
     parser.add_argument("--reasons", type=Path, default=REASONS, help="change -> why it survives")
+    parser.add_argument("--seed", type=int, default=0, help="that scripts/mutate.py had")
     args = parser.parse_args(arguments)
     mutants = json.loads(args.mutants.read_text(encoding="utf-8"))
     judged = [m for m in mutants if m["fate"]]
@@ -44,7 +45,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
     whole = killed(f"over {len(rooms)} rooms", judged, LEAST)
     left = len(mutants) - len(judged)
     return Result(
-        claim=CLAIM, topic="Tests", bar=BAR, n=f"{len(judged)} changes, seed 0",
+        claim=CLAIM, topic="Tests", bar=BAR, n=f"{len(judged)} changes, seed {args.seed}",
         **bars_met([whole, *figures]), figures=[whole, *figures],
         note=f"{left} further changes of the sample were not judged." if left else "",
         tables="\n".join(tables), **here("mutants", arguments),
