@@ -1,7 +1,7 @@
 """The default run as it was recorded: outcomes and events of all eight phases, thinned.
 
 Pictures of the dashboard and its tests in a browser need a run with real figures, and the default
-run takes a quarter of an hour. recorded_run.json is the run of results/run_all.json; long tables
+run takes a quarter of an hour. recorded_run.json is one of commit 5326dd4f; long tables
 are cut to their first rows, and two of three points of a stage are left out. Called like forge,
 
     python -m scripts.recorded_run run-all run_dir=DIR
