@@ -617,6 +617,16 @@ def test_the_loss_on_real_text_is_the_models_mean_loss(tiny_llama: LlamaForCausa
 # Replay and the average
 
 
+def planner_for(config: Config, tokenizer: PreTrainedTokenizerFast, path: Path) -> Planner:
+    """Return the planner of a phase that has no checkpoint to start from."""
+    sources = plain_sources(config, tokenizer)
+    bench = TrainBench(config, tokenizer, mixture(config, sources, config.mix, "bench"))
+    out = Workspace(path / "out", phase="train", seed=0, config=config)
+    phase = PhaseRun(config, [], out, EventLog(None, "train"))
+    phase.tokenizer = tokenizer
+    return Planner(phase, bench, sources)
+
+
 def test_replay_has_exactly_its_share_and_both_sides_keep_their_proportions() -> None:
     weights = beside({"text": 3.0, "tools": 1.0}, {"old": 1.0, "older": 4.0}, 0.4)
     assert weights == pytest.approx({"text": 0.45, "tools": 0.15, "old": 0.08, "older": 0.32})
@@ -631,12 +641,7 @@ def test_every_stage_replays_real_rows_and_the_plain_run_none(
         data_config, "mix={text: 0, tools: 1, reasoning: 0, memory: 0}", "replay.share=0.5",
         "replay.mix={text: 1.0}", "batch_rows=400",
     )  # fmt: skip
-    sources = plain_sources(config, tiny_tokenizer)
-    bench = TrainBench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
-    out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
-    phase = PhaseRun(config, [], out, EventLog(None, "train"))
-    phase.tokenizer = tiny_tokenizer
-    planner = Planner(phase, bench, sources)
+    planner = planner_for(config, tiny_tokenizer, tmp_path)
     for stage in ("adapt_1", "chaos_1", "settle"):
         batches: Any = planner.plan(stage, tiny_llama).batches
         assert batches.names == ["tools", PREFIX + "text"]
@@ -656,12 +661,8 @@ def test_dreams_take_the_place_that_replay_has(
         data_config, "mix={text: 0, tools: 1, reasoning: 0, memory: 0}", "dream.enabled=true",
         "dream.share=0.4", "dream.distinct_share=0",
     )  # fmt: skip
-    sources = plain_sources(config, tiny_tokenizer)
-    bench = TrainBench(config, tiny_tokenizer, mixture(config, sources, config.mix, "bench"))
-    out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
-    phase = PhaseRun(config, [], out, EventLog(None, "train"))
-    phase.tokenizer = tiny_tokenizer
-    guard: Any = Planner(phase, bench, sources).plan("dream_1", tiny_llama).batches
+    planner = planner_for(config, tiny_tokenizer, tmp_path)
+    guard: Any = planner.plan("dream_1", tiny_llama).batches
     assert guard.with_dreams.names == ["tools", "dream"]
     assert guard.with_dreams._weights == pytest.approx([0.6, 0.4])
 
