@@ -147,6 +147,7 @@ def _sandbox(out: Path) -> list[Check]:  # noqa: ARG001
 
 
 def _kernels(out: Path) -> list[Check]:  # noqa: ARG001
+    from agent_forge.core import compiled
     from agent_forge.core.errors import ForgeError
     from agent_forge.kernels import build
 
@@ -154,7 +155,7 @@ def _kernels(out: Path) -> list[Check]:  # noqa: ARG001
         kernels = build.in_use()
     except ForgeError as error:
         return [Check("kernels", "fail", str(error))]
-    if kernels == build.PORTABLE:
+    if kernels == compiled.PORTABLE:
         return [Check("kernels", "warn", "portable (numpy): install gcc for fast packed inference")]
     return [
         Check("kernels", "ok", f"{kernels}; this machine can run {', '.join(build.available())}")

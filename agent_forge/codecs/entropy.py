@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent_forge.codecs.range_decoder import open_stream
 from agent_forge.core.errors import CheckpointError
 
 Symbols = NDArray[np.uint8]
@@ -125,14 +126,21 @@ def _zstd_may_win(packed: bytes, best_bytes: int) -> bool:
     return len(tried) / SAMPLE_SYMBOLS < 1.05 * best_bytes / len(packed)
 
 
-def _model(levels: Symbols) -> Any:
-    from constriction import stream  # type: ignore[attr-defined]
-
-    # Only the stored levels enter, so that reader and writer have the same table.
+def _shares(levels: Symbols) -> NDArray[np.float32]:
+    """Return the frequencies that levels stand for; they alone enter, so that reader and writer have
+    the same table.
+    """
     weights = np.where(
         levels > 0, np.exp2((levels.astype(np.float64) - 255) / STEPS_PER_OCTAVE), 0.0
     )
-    return stream.model.Categorical((weights / weights.sum()).astype(np.float32), perfect=False)
+    shares: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    return shares
+
+
+def _model(levels: Symbols) -> Any:
+    from constriction import stream  # type: ignore[attr-defined]
+
+    return stream.model.Categorical(_shares(levels), perfect=False)
 
 
 def _levels(counts: NDArray[np.float64]) -> Symbols:
@@ -156,17 +164,13 @@ def _range_encode(symbols: Symbols, alphabet: int) -> bytes:
 
 
 def _range_decode(body: bytes, alphabet: int, count: int) -> Symbols:
-    from constriction import stream  # type: ignore[attr-defined]
-
     size = max(alphabet, 2)
     levels = np.frombuffer(body[:size], np.uint8)
-    if len(levels) < size or (len(body) - size) % 4:
+    if len(levels) < size:
         raise CheckpointError(
             "a range-coded stream is cut short; the file is damaged, restore it from a copy"
         )
-    decoder = stream.queue.RangeDecoder(np.frombuffer(body[size:], "<u4").astype(np.uint32))
-    decoded: Symbols = decoder.decode(_model(levels), count).astype(np.uint8)
-    return decoded
+    return open_stream(body[size:]).decode(_shares(levels), count)
 
 
 def size_classes(codes: NDArray[np.int8]) -> tuple[Symbols, Symbols]:
@@ -225,23 +229,17 @@ def expand_blocks(data: bytes, by_row: Symbols, by_column: Symbols) -> NDArray[n
 
     Raises CheckpointError when `data` cannot be theirs.
     """
-    from constriction import stream  # type: ignore[attr-defined]
-
     size = int.from_bytes(data[:4], "little")
-    tables, words = _read_tables(data[4 : 4 + size]), data[4 + size :]
-    if len(words) % 4:
-        raise CheckpointError(
-            "a range-coded stream is cut short; the file is damaged, restore it from a copy"
-        )
-    decoder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    tables = _read_tables(data[4 : 4 + size])
+    decoder = open_stream(data[4 + size :])
     codes = np.zeros((len(by_row), len(by_column)), np.int8)
     for key, rows, columns in _blocks(by_row, by_column):
         table = tables[key]
         if len(table) > 1:
-            block = decoder.decode(_model(_both_signs(table)), len(rows) * len(columns)) - (
-                len(table) - 1
-            )
-            codes[np.ix_(rows, columns)] = block.astype(np.int8).reshape(len(rows), len(columns))
+            block = decoder.decode(_shares(_both_signs(table)), len(rows) * len(columns))
+            # Modulo 256, as int8 reads bytes.
+            signed = (block - np.uint8(len(table) - 1)).view(np.int8)
+            codes[np.ix_(rows, columns)] = signed.reshape(len(rows), len(columns))
     return codes
 
 

@@ -1,35 +1,26 @@
 """Compile engine.c once for this machine, and tell which of its builds is in use.
 
-Reads the C files of this folder and writes a shared library to the user's cache, named by a hash of
-source, compiler and flags. FORGE_KERNELS names the build (avx512, avx2, plain, or portable: no
+Reads the C files of this folder. FORGE_KERNELS names the build (avx512, avx2, plain, or portable: no
 compiled code), CC the compiler.
 """
 
 import ctypes
-import hashlib
 import logging
 import os
-import shutil
 import subprocess
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from agent_forge.core.compiled import (
+    BUILD,
+    COMPILERS,
+    PORTABLE,
+    compile_file,
+    find_compiler,
+    reason,
+)
 from agent_forge.core.errors import ConfigError, did_you_mean
 
-BUILD = "FORGE_KERNELS"
-PORTABLE = "portable"
-COMPILERS = ("cc", "gcc", "clang")
-COMPILE_SECONDS = 300
-COMMON = (
-    "-O3",
-    "-std=gnu11",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-)
 # A build's place in this order is the level that level.c returns for it.
 BUILDS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -39,6 +30,7 @@ BUILDS: dict[str, tuple[str, ...]] = {
         "-mfma", "-mf16c", "-mprefer-vector-width=512",
     ),
 }  # fmt: skip
+FOLDER = Path(__file__).parent
 _log = logging.getLogger("agent_forge")
 _said: set[str] = set()
 
@@ -63,7 +55,7 @@ def available() -> list[str]:
 
     Without a compiler it is only the portable one.
     """
-    compiler = _compiler(os.environ.get("CC", ""))
+    compiler = find_compiler(os.environ.get("CC", ""))
     if compiler is None:
         return [PORTABLE]
     return [*reversed(list(BUILDS)[: _level(compiler) + 1]), PORTABLE]
@@ -78,7 +70,7 @@ def _library(build: str, compiler_wanted: str) -> ctypes.CDLL | None:
         )
     if build == PORTABLE:
         return None
-    compiler = _compiler(compiler_wanted)
+    compiler = find_compiler(compiler_wanted)
     if compiler is None:
         _say_portable(build, f"no C compiler (looked for {', '.join(COMPILERS)})")
         return None
@@ -89,12 +81,17 @@ def _library(build: str, compiler_wanted: str) -> ctypes.CDLL | None:
             f"{BUILD}={name}: this processor cannot run it; it can run {', '.join(available())}"
         )
     try:
-        loaded = ctypes.CDLL(str(_compiled(compiler, "engine.c", BUILDS[name])))
+        loaded = ctypes.CDLL(str(_library_file(compiler, BUILDS[name])))
     except (OSError, subprocess.SubprocessError) as error:
-        _say_portable(build, f"{compiler} cannot compile engine.c ({_reason(error)})")
+        _say_portable(build, f"{compiler} cannot compile engine.c ({reason(error)})")
         return None
     loaded.forge_build = name  # type: ignore[attr-defined]
     return loaded
+
+
+def _library_file(compiler: str, flags: tuple[str, ...]) -> Path:
+    headers = sorted(FOLDER.glob("*.h"))
+    return compile_file(compiler, FOLDER / "engine.c", headers=headers, flags=flags)
 
 
 def _say_portable(build: str, why: str) -> None:
@@ -112,63 +109,10 @@ def _say_portable(build: str, why: str) -> None:
         )  # fmt: skip
 
 
-def _compiler(name: str) -> str | None:
-    return shutil.which(name) if name else next(filter(None, map(shutil.which, COMPILERS)), None)
-
-
 @lru_cache
 def _level(compiler: str) -> int:
     """Return the level of the best build that the processor runs, 0 if level.c does not compile."""
     try:
-        return int(ctypes.CDLL(str(_compiled(compiler, "level.c", ()))).forge_level())
+        return int(ctypes.CDLL(str(compile_file(compiler, FOLDER / "level.c"))).forge_level())
     except (OSError, subprocess.SubprocessError):
         return 0
-
-
-def _compiled(compiler: str, source: str, flags: tuple[str, ...]) -> Path:
-    """Return the shared library of a C file of this folder; compile it unless the cache has it."""
-    path = Path(__file__).with_name(source)
-    sources = [path, *(sorted(path.parent.glob("*.h")) if source == "engine.c" else ())]
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS, check=True
-    ).stdout
-    key = hashlib.sha256(
-        b"\0".join(
-            [*(s.read_bytes() for s in sources), version, " ".join((*COMMON, *flags)).encode()]
-        )
-    ).hexdigest()[:24]
-    target = _cache() / f"{path.stem}-{key}.so"
-    if target.is_file():
-        return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        library_file = Path(scratch) / target.name
-        command = [compiler, *COMMON, *flags, str(path), "-o", str(library_file), "-lm"]
-        subprocess.run(command, capture_output=True, timeout=COMPILE_SECONDS, check=True)
-        library_file.replace(target)
-    return target
-
-
-def _cache() -> Path:
-    """Return the folder of compiled code.
-
-    It must belong to this user alone: what lies there is executed.
-    """
-    base = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-forge" / "kernels"
-    )
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = base.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise ConfigError(
-            f"{base} can be written by others; compiled code is not kept there: chmod 700 {base}"
-        )
-    return base
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of what the compiler said, or of the error."""
-    said = getattr(error, "stderr", None)
-    lines = (said.decode(errors="replace") if said else str(error)).strip().splitlines()
-    return next(
-        (line for line in lines if "error" in line), lines[0] if lines else type(error).__name__
-    )

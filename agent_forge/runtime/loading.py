@@ -7,8 +7,10 @@ memory-mapped as a whole and checked by CRC-32.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,29 +58,34 @@ def load(source: Checkpoint | Path | str, *, threads: int = 0) -> PackedModel:
     inner, prefix = unwrapped(config)
     shape = shape_of(inner)
     reader = _Reader(Tensors(path), config)
-    matrices = {"embedding": reader.matrix(f"{prefix}model.embed_tokens")}
     tied = reader.is_tied(f"{prefix}lm_head", shape)
-    matrices["head"] = matrices["embedding"] if tied else reader.matrix(f"{prefix}lm_head")
+    modules = {"embedding": f"{prefix}model.embed_tokens"}
+    modules |= {} if tied else {"head": f"{prefix}lm_head"}
     norms = {"final_norm": reader.tensors.floats(f"{prefix}model.norm.weight")}
     for index in range(shape.layers):
-        for name, module in MODULES.items():
-            matrices[f"{index}.{name}"] = reader.matrix(f"{prefix}model.layers.{index}.{module}")
+        layer = f"{prefix}model.layers.{index}"
+        modules |= {f"{index}.{name}": f"{layer}.{module}" for name, module in MODULES.items()}
         for name, module in LAYER_NORMS.items():
-            stored = f"{prefix}model.layers.{index}.{module}.weight"
+            stored = f"{layer}.{module}.weight"
             if stored in reader.tensors:
                 norms[f"{index}.{name}"] = reader.tensors.floats(stored)
+    # Unpacking and laying out take most of the time, and leave Python's lock free.
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        matrices = dict(zip(modules, pool.map(reader.matrix, modules.values()), strict=True))
+    matrices.setdefault("head", matrices["embedding"])
     _check_sizes(shape, matrices)
-    return PackedModel(shape, _sharing_columns(matrices), norms, threads, reader.notes)
+    notes = [reader.notes[module] for module in modules.values() if module in reader.notes]
+    return PackedModel(shape, _sharing_columns(matrices), norms, threads, notes)
 
 
 class _Reader:
-    """Packed matrices by module name, from the tensors of a checkpoint."""
+    """Packed matrices and notes by module name, from the tensors of a checkpoint."""
 
     def __init__(self, tensors: Tensors, config: Mapping[str, Any]) -> None:
         self.tensors = tensors
         self.quantization: dict[str, Any] = dict(config.get("quantization_config") or {})
         self.method = self.quantization.get("quant_method")
-        self.notes: list[str] = []
+        self.notes: dict[str, str] = {}
         if self.method not in (None, "forge_compressed", "forge_ternary"):
             raise UnsupportedModelError(
                 f"the packed engine does not read weights of {self.method}; use engine=torch"
@@ -111,7 +118,7 @@ class _Reader:
         coded = payloads.read(self.tensors.get(f"{module}.payload").tobytes(), module)
         if not packing.has_layout(coded):
             apart = " with outlier columns" if coded.codec == "vptq" else ""
-            self.notes.append(
+            self.notes[module] = (
                 f"{module}: {coded.codec}{apart} has no packed layout, kept as float16 "
                 "with one scale per row"
             )

@@ -437,7 +437,8 @@ def _last_lines(file: Path) -> bytes:
 
 
 def _store_head(path: Path, head: Head) -> None:
-    write_bytes(path.with_suffix(".head"), _head_line(head))
+    """Replace the head. One that is older than the log, as a power cut may leave it, is right too."""
+    write_bytes(path.with_suffix(".head"), _head_line(head), flush_entry=False)
 
 
 def _head_line(head: Head) -> bytes:

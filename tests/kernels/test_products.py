@@ -12,6 +12,7 @@ import torch
 
 from agent_forge import codecs
 from agent_forge.codecs import payload as payloads
+from agent_forge.core import compiled
 from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.kernels import build, matrix, native
 
@@ -35,7 +36,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(params=build.available())
 def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(build.BUILD, request.param)
+    monkeypatch.setenv(compiled.BUILD, request.param)
     return str(request.param)
 
 
@@ -335,7 +336,7 @@ def test_structures_lie_in_memory_as_the_compiler_lays_them(tmp_path: Path) -> N
 
 
 def test_an_unknown_build_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(build.BUILD, "avx51")
+    monkeypatch.setenv(compiled.BUILD, "avx51")
     with pytest.raises(ConfigError, match="did you mean 'avx512'"):
         build.library()
 
@@ -343,7 +344,7 @@ def test_an_unknown_build_is_refused_with_the_nearest(monkeypatch: pytest.Monkey
 def test_without_a_compiler_the_portable_path_is_taken_and_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delenv(build.BUILD, raising=False)
+    monkeypatch.delenv(compiled.BUILD, raising=False)
     monkeypatch.setenv("CC", "no-such-compiler")
     build._said.clear()
     assert build.library() is None
@@ -354,18 +355,20 @@ def test_without_a_compiler_the_portable_path_is_taken_and_named(
     assert "using the portable numpy path" in warnings[0]
 
 
-@pytest.mark.skipif(build.available() == [build.PORTABLE], reason="no C compiler here")
+@pytest.mark.skipif(build.available() == [compiled.PORTABLE], reason="no C compiler here")
 def test_compiled_code_is_kept_by_its_content_and_not_in_a_folder_that_others_write(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler = build._compiler("")
+    compiler = compiled.find_compiler("")
     assert compiler is not None
-    first = build._compiled(compiler, "level.c", ())
+    source = build.FOLDER / "level.c"
+    first = compiled.compile_file(compiler, source)
     stamp = first.stat().st_mtime_ns
-    assert build._compiled(compiler, "level.c", ()) == first
+    assert compiled.compile_file(compiler, source) == first
     assert first.stat().st_mtime_ns == stamp
-    assert build._compiled(compiler, "level.c", ("-g",)) != first
+    assert compiled.compile_file(compiler, source, flags=["-g"]) != first
+    assert compiled.compile_file(compiler, source, headers=[build.FOLDER / "vq.h"]) != first
     (tmp_path / "agent-forge" / "kernels").chmod(0o777)
     with pytest.raises(ConfigError, match="can be written by others"):
-        build._compiled(compiler, "level.c", ())
+        compiled.compile_file(compiler, source)

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from agent_forge import codecs, models, runtime
+from agent_forge.core import compiled
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.kernels import build
@@ -77,7 +78,7 @@ IDS = np.random.default_rng(0).integers(0, 96, 45).tolist()  # longer than one c
 
 @pytest.fixture(params=build.available())
 def each_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(build.BUILD, request.param)
+    monkeypatch.setenv(compiled.BUILD, request.param)
     return str(request.param)
 
 
@@ -416,7 +417,7 @@ def test_ids_outside_the_vocabulary_are_refused(compressed_llama: Path) -> None:
 
 
 @pytest.mark.skipif(
-    build.available() == [build.PORTABLE], reason="no C compiler here: auto takes torch"
+    build.available() == [compiled.PORTABLE], reason="no C compiler here: auto takes torch"
 )
 def test_auto_takes_the_packed_engine_only_where_it_is_meant(
     compressed_llama: Path, tmp_path: Path

@@ -192,6 +192,34 @@ def append_many(path: Path, name: str, count: int) -> None:
         log.append(name, "count", str(number))
 
 
+def test_a_head_that_a_power_cut_left_behind_the_log_is_caught_up_with(tmp_path: Path) -> None:
+    log = written(tmp_path)
+    file = log.path.with_suffix(".head")
+    older = file.read_bytes()
+    log.append("key-0", "phases.start")
+    file.write_bytes(older)
+    assert verify(log.path).intact
+    assert log.append("key-0", "phases.start").seq == RECORDS + 2
+    assert verify(log.path).intact
+
+
+def test_an_append_flushes_the_record_and_the_head_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each flush costs a client that starts something milliseconds."""
+    log = written(tmp_path)
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    log.append("key-0", "phases.start")
+    assert [name.partition("-")[0] for name in flushed] == ["audit.jsonl", ".tmp"]
+
+
 def test_writers_of_several_processes_keep_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     spawn = multiprocessing.get_context("spawn")
