@@ -7,6 +7,10 @@ that fails gives no trace, unless errors are to be learned too. Questions that n
 plain answer. Some traces list the tools on the system turn, among others as distractors; without a
 listing the tools are in the weights alone.
 
+A tool that answers nearly every drawn question alike ({"zipcode": "00000"} for all cities that it
+does not know) would teach that answer by heart. Half of such traces show another result of the same
+form to learn from, so that results are read; none of these is measured.
+
 A trace has also "calls", the right calls; "results", what they returned (None where
 nothing ran); and "prompt_turns", how many messages stand before the turn that is measured.
 """
@@ -26,7 +30,16 @@ from agent_forge.agent import load_tools as load
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data.documents import split_of
-from agent_forge.data.schemas import canonical, draw, listed, values, wording, words
+from agent_forge.data.schemas import (
+    asking,
+    canonical,
+    draw,
+    listed,
+    requests,
+    values,
+    wording,
+    words,
+)
 from agent_forge.data.schemas.values import SpokenValue, pick
 from agent_forge.data.synthetic import schemas
 from agent_forge.evaluate import calling
@@ -40,11 +53,19 @@ _log = logging.getLogger("agent_forge")
 KIND = "own"
 MISSES = 300  # draws without a new question after which a tool is taken to have no more
 PATIENCE = 60  # failing calls in a row after which a tool is taken to fail always
+JOINTS = ("Also, ", "And ", "Then ", "")
+CONSTANT_SHARE = 0.5  # a result that more of a tool's traces have is taken to be always the same
+REDRAWN_SHARE = 0.5  # of the traces with such a result, those that show another one
 DISTRACTORS = 3  # most other tools in a listing
 SHARES = {"single": 0.8, "parallel": 0.1, "missing": 0.1}  # kinds of question that need a tool
 OPTIONAL_SHARE = 0.35
 UNIT_SHARE = 0.35  # numbers with a unit behind them
-GENERAL_SHARE = 0.5
+WHOLE_SHARE = 0.6  # questions in a whole form, where the tool has one
+EVERYDAY_SHARE = 0.6  # numbers of few digits, among those without bounds
+GROUPED_SHARE = 0.1  # whole numbers of four digits and more that are written with commas
+# Of questions that no tool answers: small talk and knowledge, and other requests; the rest asks for
+# random tools.
+GENERAL_SHARE, REQUEST_SHARE = 0.3, 0.5
 
 
 class TraceSort(Protocol):
@@ -65,6 +86,7 @@ class Asked:
     tool: Tool
     actions: tuple[str, ...]
     phrases: Mapping[str, tuple[str, ...]]
+    whole: asking.WholeForms
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +100,18 @@ class _TraceDrawing:
 
     def question(self, one: Asked, said: Mapping[str, SpokenValue]) -> str:
         """Return a question for a tool with these values, in the words of the split."""
-        return wording.question(
-            self.generator, one.actions, one.phrases, said, held_out=self.split != "train"
-        )
+        held = self.split != "train"
+        if self.generator.random() < WHOLE_SHARE:
+            action = pick(self.generator, [text for text in one.actions if "{" not in text])
+            text = one.whole.question(self.generator, said, one.phrases, action, held_out=held)
+            if text is not None:
+                return text
+        return wording.question(self.generator, one.actions, one.phrases, said, held_out=held)
+
+    def dressed(self, question: str, said: Mapping[str, SpokenValue]) -> str:
+        """Return a question with what people write around it."""
+        kept = [value.text for value in said.values()]
+        return requests.dressed(self.generator, question, kept, held_out=self.split != "train")
 
 
 @lru_cache(maxsize=8)
@@ -145,7 +176,43 @@ def make(
             split,
             count,
         )
-    return traces
+    return _with_other_results(generator, traces) if split == "train" else traces
+
+
+def _with_other_results(generator: np.random.Generator, traces: list[Trace]) -> list[Trace]:
+    """Return the traces; where a tool answers nearly always the same, some show other results."""
+    counts: dict[str, Counter[str]] = {}
+    for trace in traces:
+        for call, result in zip(trace["calls"], trace["results"], strict=True):
+            if result is not None:
+                counts.setdefault(call["name"], Counter())[result] += 1
+    constant = {
+        (name, result)
+        for name, results in counts.items()
+        for result, count in results.most_common(1)
+        if count > CONSTANT_SHARE * results.total()
+    }
+    changed = []
+    for trace in traces:
+        pairs = [
+            (call["name"], result)
+            for call, result in zip(trace["calls"], trace["results"], strict=True)
+        ]
+        if len(pairs) == 1 and pairs[0] in constant and generator.random() < REDRAWN_SHARE:
+            trace = _showing(trace, values.like(generator, trace["results"][0]))
+        changed.append(trace)
+    return changed
+
+
+def _showing(trace: Trace, result: str) -> Trace:
+    """Return a trace of one call that shows another result."""
+    *before, _, _ = trace["messages"]
+    shown = {"role": "tool", "content": format_response(result)}
+    answer = say(result)
+    return {
+        **trace, "messages": [*before, shown, _assistant(answer)], "answer": answer,
+        "results": [result],
+    }  # fmt: skip
 
 
 def _count_failure(failures: dict[str, int], name: str, trace: Trace | None) -> None:
@@ -167,7 +234,7 @@ def asked_of(tool: Tool, verbs: Sequence[str]) -> Asked:
     # A verb alone names the tool only where no other tool has the same verb.
     own_verb = compact and verbs.count(compact[0].partition(" ")[0]) <= 1
     actions = (*wording.actions_of(declaration), *(2 * compact if own_verb else ()))
-    return Asked(tool, actions, wording.phrases_of(declaration))
+    return Asked(tool, actions, wording.phrases_of(declaration), asking.whole_forms(declaration))
 
 
 def _with_tool(drawing: _TraceDrawing, one: Asked, others: Sequence[Asked]) -> Trace | None:
@@ -182,9 +249,14 @@ def _with_tool(drawing: _TraceDrawing, one: Asked, others: Sequence[Asked]) -> T
     if kind == "parallel":
         other = pick(generator, others)
         more = draw_arguments(generator, other.tool)
-        question += f" Also, {wording.lower(drawing.question(other, more))}"
+        second = drawing.question(other, more)
+        if not question.endswith((".", "?", "!")):
+            question += "."
+        joint = pick(generator, JOINTS)
+        kept = [value.text for value in more.values()]
+        question += f" {joint}{requests.lower_start(second, kept) if joint else second}"
         calls.append(Call(other.tool.name, wording.arguments_of(more)))
-    return _ran(drawing, [_user(question)], calls)
+    return _ran(drawing, [_user(drawing.dressed(question, said))], calls)
 
 
 def _missing(drawing: _TraceDrawing, one: Asked, said: dict[str, SpokenValue]) -> Trace | None:
@@ -194,7 +266,7 @@ def _missing(drawing: _TraceDrawing, one: Asked, said: dict[str, SpokenValue]) -
     question = drawing.question(one, {k: v for k, v in said.items() if k != name})
     back = wording.clarify(one.phrases[name][0])
     value = pick(generator, ("{}", "{}.", "It is {}.")).format(said[name].text)
-    turns = [_user(question), _assistant(back), _user(value)]
+    turns = [_user(drawing.dressed(question, said)), _assistant(back), _user(value)]
     return _ran(drawing, turns, [Call(one.tool.name, wording.arguments_of(said))])
 
 
@@ -231,22 +303,45 @@ def _runs(tool: Tool, allow: Iterable[str]) -> bool:
 
 def _without_tool(generator: np.random.Generator, tools: Sequence[Tool], split: str) -> Trace:
     """Return a question that none of the tools answers, and a plain answer."""
-    if generator.random() < GENERAL_SHARE:
+    sort = generator.random()
+    asked = None
+    if sort < GENERAL_SHARE:
         inside = [one for one in schemas.GENERAL if split_of(f"own/general/{one[0]}") == split]
-        question, answer = pick(generator, inside or schemas.GENERAL)
-    else:
-        names = {canonical.name_key(tool.name) for tool in tools}
-        other = draw.tool(generator, split)
-        while canonical.name_key(other.declaration["name"]) in names:
-            other = draw.tool(generator, split)
-        said = schemas.arguments(generator, other)
-        held = split != "train"
-        question = wording.question(generator, other.actions, other.phrases, said, held_out=held)
-        answer = schemas.CANNOT.format(action=other.actions[0])
+        asked = pick(generator, inside or schemas.GENERAL)
+    elif sort < GENERAL_SHARE + REQUEST_SHARE:
+        asked = requests.draw(generator, split, _words_of(tools))
+    question, answer = asked or _of_random_tool(generator, tools, split)
+    if sort >= GENERAL_SHARE:
+        question = requests.dressed(generator, question, (), held_out=split != "train")
     return {
         "kind": KIND, "messages": [_user(question), _assistant(answer)], "answer": answer,
         "calls": [], "results": [], "filtered": False, "stages": [question], "prompt_turns": 1,
     }  # fmt: skip
+
+
+def _words_of(tools: Sequence[Tool]) -> set[str]:
+    """Return the words in which tools describe themselves."""
+    properties = [
+        text
+        for tool in tools
+        for name, schema in tool.parameters.get("properties", {}).items()
+        for text in (name, str(schema.get("description", "")))
+    ]
+    return requests.words_of(*(f"{tool.name} {tool.description}" for tool in tools), *properties)
+
+
+def _of_random_tool(
+    generator: np.random.Generator, tools: Sequence[Tool], split: str
+) -> tuple[str, str]:
+    """Return a question for a random tool that is not there, and a plain answer."""
+    names = {canonical.name_key(tool.name) for tool in tools}
+    other = draw.tool(generator, split)
+    while canonical.name_key(other.declaration["name"]) in names:
+        other = draw.tool(generator, split)
+    said = schemas.arguments(generator, other)
+    held = split != "train"
+    question = wording.question(generator, other.actions, other.phrases, said, held_out=held)
+    return question, schemas.CANNOT.format(action=other.actions[0])
 
 
 def _listed(
@@ -302,15 +397,40 @@ def draw_arguments(generator: np.random.Generator, tool: Tool) -> dict[str, Spok
             value = pick(generator, examples)
             said[name] = SpokenValue(value, value if isinstance(value, str) else json.dumps(value))
         else:
-            said[name] = values.draw(generator, kind, schema)
+            said[name] = _drawn(generator, kind, schema)
         if kind in ("integer", "number") and not has_unit:
-            said[name] = _with_unit(generator, name, said[name])
+            said[name] = _with_unit(generator, name, said[name], str(schema.get("description", "")))
     return said
 
 
-def _with_unit(generator: np.random.Generator, name: str, said: SpokenValue) -> SpokenValue:
-    """Return a number with a unit behind it, as people write it, in a share of the cases."""
-    units = [unit for word in words.split_words(name) for unit in words.UNITS.get(word, ())]
+def _drawn(generator: np.random.Generator, kind: str, schema: Mapping[str, Any]) -> SpokenValue:
+    """Return a value of a kind; most numbers without bounds are as short as those of every day."""
+    unbounded = "minimum" not in schema and "maximum" not in schema
+    if kind not in ("integer", "number") or not unbounded:
+        return values.draw(generator, kind, schema)
+    if generator.random() >= EVERYDAY_SHARE:
+        one = values.draw(generator, kind, schema)
+        if isinstance(one.value, int) and one.value > 999 and generator.random() < GROUPED_SHARE:
+            return SpokenValue(one.value, f"{one.value:,}")
+        return one
+    whole = int(generator.integers(1, pick(generator, (10, 100, 1000))))
+    places = int(generator.integers(3)) if kind == "number" else 0
+    if not places:
+        return SpokenValue(whole, str(whole))
+    tail = int(generator.integers(10 ** (places - 1), 10**places))
+    text = f"{whole}.{tail}".rstrip("0")
+    return SpokenValue(float(text), text)
+
+
+def _with_unit(
+    generator: np.random.Generator, name: str, said: SpokenValue, description: str = ""
+) -> SpokenValue:
+    """Return a number with a unit behind it, as people write it, in a share of the cases: the unit
+    that the description names, else one that fits the argument's name.
+    """
+    units = [
+        unit for word in words.split_words(description) for unit in words.SPOKEN_UNITS.get(word, ())
+    ] or [unit for word in words.split_words(name) for unit in words.UNITS.get(word, ())]
     if not units or generator.random() >= UNIT_SHARE:
         return said
     unit = pick(generator, units)

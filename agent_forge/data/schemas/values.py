@@ -5,6 +5,8 @@ text, a quoted string loses only its quotation marks. Kinds are finer than JSON 
 model that copies words may still not copy identifiers.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -223,6 +225,36 @@ def pooled(pool: str, generator: np.random.Generator) -> SpokenValue:
     """Return one of the names of a pool."""
     text = pick(generator, words.POOLS[pool])
     return SpokenValue(text, text)
+
+
+def like(generator: np.random.Generator, text: str) -> str:
+    """Return another result of the same form: its digits drawn anew, and words without digits made
+    up. Names of a structure stay.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return _like_text(generator, text)
+    return json.dumps(_like(generator, value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _like(generator: np.random.Generator, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _like(generator, inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_like(generator, inner) for inner in value]
+    if isinstance(value, str):
+        return _like_text(generator, value)
+    if isinstance(value, bool) or value is None:
+        return value
+    drawn = number(generator) if isinstance(value, float) else integer(generator)
+    return drawn.value
+
+
+def _like_text(generator: np.random.Generator, text: str) -> str:
+    if any(sign.isdigit() for sign in text):
+        return re.sub(r"\d", lambda _: str(int(generator.integers(10))), text)
+    return invented(generator).capitalize() if text.strip() else text
 
 
 Draw = Callable[[np.random.Generator], SpokenValue]

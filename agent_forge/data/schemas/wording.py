@@ -198,8 +198,17 @@ def actions_of(declaration: Declaration) -> tuple[str, ...]:
         spoken = r"\s+".join(map(re.escape, words.split_words(name)))
         pattern = rf"\b(?:an?|the|this|your)(?:\s+(?:given|specified|certain))?\s+{spoken}\b(?!')"
         slotted = re.sub(pattern, f"{{{name}}}", slotted, count=1, flags=re.IGNORECASE)
-    options = [described, slotted, slotted, by_name]
-    return tuple(options if slotted != described else [described, described, by_name])
+    options = [described, slotted, slotted] if slotted != described else [described, described]
+    return (*options, by_name) if _begins_with_verb(declaration) else tuple(options)
+
+
+def _begins_with_verb(declaration: Declaration) -> bool:
+    """Return whether a tool's name begins with a verb, as far as its description tells: that of
+    `gallon_to_liter` ("Converts gallons to liters") does not.
+    """
+    verb = words.split_words(declaration["name"].rpartition(".")[2])[0]
+    first = _described(declaration).partition(" ")[0].lower()
+    return not first or verb == first or verb in words.VERBS
 
 
 def _described(declaration: Declaration) -> str:
@@ -220,6 +229,8 @@ def compact_actions(declaration: Declaration) -> list[str]:
     ]
     verb, *rest = words.split_words(declaration["name"].rpartition(".")[2])
     if not required:
+        return []
+    if not _begins_with_verb(declaration) and verb not in NO_VERBS:
         return []
     check = CHECKING.match(_described(declaration))
     if check and len(required) == 1:

@@ -180,6 +180,14 @@ UNITS: dict[str, tuple[str, ...]] = {
     "years": ("years",), "minutes": ("minutes",), "hours": ("hours",), "days": ("days",),
     "seconds": ("seconds",), "duration": ("minutes", "hours"),
 }  # fmt: skip
+# A unit in a description -> how people write it behind a number.
+SPOKEN_UNITS: dict[str, tuple[str, ...]] = {
+    "kilograms": ("kg", "kilos"), "kg": ("kg", "kilos"), "pounds": ("pounds", "lbs"),
+    "meters": ("m", "meters"), "centimeters": ("cm",), "cm": ("cm",), "kilometers": ("km",),
+    "km": ("km", "kilometers"), "miles": ("miles",), "celsius": ("degrees", "°C"),
+    "dollars": ("dollars",), "euros": ("euros",), "liters": ("liters", "l"), "hours": ("hours",),
+    "minutes": ("minutes",), "seconds": ("seconds",), "days": ("days",), "percent": ("%", "percent"),
+}  # fmt: skip
 # Other words that name a pool.
 ALSO = {
     "currencies": "currency", "lang": "language", "units": "unit", "colour": "color",
@@ -202,6 +210,16 @@ CUES = {
     "quoted": ("message", "text", "title", "body", "note", "content", "sentence", "description",
     "comment"),
 }  # fmt: skip
+# First words of names that say what a tool does.
+VERBS = frozenset(
+    wording.partition(" ")[0] for wordings in ACTIONS for wording in wordings
+) | frozenset((
+    "get", "set", "compute", "calculate", "convert", "fetch", "retrieve", "return", "determine",
+    "look", "lookup", "tell", "give", "read", "write", "check", "search", "split", "run", "open",
+    "close", "turn", "play", "save", "load", "store", "remove", "reset", "replace", "reverse",
+    "validate", "generate", "query", "post", "put", "summarize", "draw", "remind", "turn", "wipe",
+    "is", "has", "can",
+))  # fmt: skip
 
 
 def split_words(text: str) -> list[str]:
